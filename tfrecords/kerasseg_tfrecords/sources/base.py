@@ -1,0 +1,120 @@
+"""The contract between `prepare` and the readers: a tree of files goes in, items come out, an item is read to slices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from kerasseg_tfrecords.errors import Problem
+
+if TYPE_CHECKING:
+    from kerasseg_tfrecords.slices import Reading
+    from kerasseg_tfrecords.sources.tree import Tree
+
+__all__ = ["Item", "LeftOut", "Listing", "Location", "Source", "SourceOptions"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Location:
+    """A file, on disk or inside archives. Cheap to pickle; `sources.tree` opens it.
+
+    Attributes:
+        path: The file on disk (the archive, for members).
+        members: Names down the archives: ("inner.zip", "1.mat") is `1.mat` in `inner.zip` in `path`; () for plain files.
+        name: As shown to users and written to `splits.csv`: relative to its input, POSIX slashes, `!` between archives.
+    """
+
+    path: Path
+    members: tuple[str, ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What the user may say about reading.
+
+    Attributes:
+        classes: Class names in label order; None for the built-in tumour classes and their spellings (`classes` module).
+        masks: False when only images are wanted (prediction): readers then leave `Slice.mask` None where there is none.
+        plane: Axis of a volume: "axial", "coronal" or "sagittal".
+        foreground: Label values that count as tumour in a volume's segmentation; None for every value but 0.
+        empty_share: Slices of a volume without tumour to keep, as a share of those with tumour (0.2: one for five).
+        patient_pattern: Regular expression whose group 1 (or whole match) in the item's name is its patient id; None for
+            what the format itself says.
+        max_pixels: Larger images are refused before they are decoded.
+        seed: For the choice of empty slices; each choice is derived from (seed, item name).
+    """
+
+    classes: tuple[str, ...] | None = None
+    masks: bool = True
+    plane: str = "axial"
+    foreground: tuple[int, ...] | None = None
+    empty_share: float = 0.2
+    patient_pattern: str | None = None
+    max_pixels: int = 64_000_000
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to read: a .mat file, an image with its mask, a volume with its segmentation. Holds no pixels, pickles.
+
+    Attributes:
+        format: Name of the source that reads it.
+        name: As shown to users; unique within its input.
+        files: What is read: the image first, then the mask where it is a file of its own.
+        label, patient, volume, slice_index: What the listing already knows (folder, file name, index CSV); "" and -1
+            where only reading will tell.
+    """
+
+    format: str
+    name: str
+    files: tuple[Location, ...]
+    label: str = ""
+    patient: str = ""
+    volume: str = ""
+    slice_index: int = -1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LeftOut:
+    """A file that is no slice and need not be one (`cvind.mat`, a licence, a preview); not an error."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source found in a tree.
+
+    Attributes:
+        items: In natural order of their names (`2.mat` before `10.mat`).
+        left_out: Files that are no slices, each with the reason.
+        problems: Bad files found while listing (a mask without image, an unknown class, ...).
+        notes: Sentences about the whole listing for the report.
+    """
+
+    items: tuple[Item, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """A format. Stateless; one instance each in the registry (`sources.__init__`)."""
+
+    name: str
+
+    def recognises(self, tree: Tree) -> float:
+        """How sure this source is that the tree is its format: 0 (not at all) to 1. Looks at content, not only names."""
+        ...
+
+    def list(self, tree: Tree, options: SourceOptions) -> Listing:
+        """Finds the items without decoding pixels."""
+        ...
+
+    def read(self, item: Item, options: SourceOptions) -> Reading:
+        """Reads one item. Raises `DataError` (path = the item's name) for anything wrong with it, and nothing else."""
+        ...
