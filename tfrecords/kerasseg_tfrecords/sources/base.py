@@ -111,7 +111,7 @@ class Source(Protocol):
         """How sure this source is that the tree is its format: 0 (not at all) to 1. Looks at content, not only names."""
         ...
 
-    def list(self, tree: Tree, options: SourceOptions) -> Listing:
+    def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
         """Finds the items without decoding pixels."""
         ...
 
