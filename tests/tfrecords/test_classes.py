@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from kerasseg_tfrecords.classes import (
     TUMOUR_CLASSES,
     class_code,
@@ -17,10 +16,30 @@ from kerasseg_tfrecords.classes import (
 )
 
 SPELLINGS = {
-    "meningioma": "Meningioma|MENINGIOMA|meningioma_tumor|Meningioma Tumour|meningiomas|1|1.0|01_meningioma".split("|"),
-    "glioma": "glioma|Glioma-Tumor|glioma_tumour|gliomas|LGG|hgg|Glioblastoma|2|02. Glioma".split("|"),
-    "pituitary": "pituitary|pituitary tumour|Pituitary_Tumor|pituitary adenoma|Pituitary Tumors|3".split("|"),
-    "no_tumor": "no_tumor|notumor|No Tumor|no-tumour|NoTumor|healthy|Normal|non-tumor|0|no tumors".split("|"),
+    "meningioma": [
+        "Meningioma",
+        "MENINGIOMA",
+        "meningioma_tumor",
+        "Meningioma Tumour",
+        "meningiomas",
+        "1",
+        "1.0",
+        "01_meningioma",
+    ],
+    "glioma": ["glioma", "Glioma-Tumor", "glioma_tumour", "gliomas", "LGG", "hgg", "Glioblastoma", "2", "02. Glioma"],
+    "pituitary": ["pituitary", "pituitary tumour", "Pituitary_Tumor", "pituitary adenoma", "Pituitary Tumors", "3"],
+    "no_tumor": [
+        "no_tumor",
+        "notumor",
+        "No Tumor",
+        "no-tumour",
+        "NoTumor",
+        "healthy",
+        "Normal",
+        "non-tumor",
+        "0",
+        "no tumors",
+    ],
 }
 
 
