@@ -19,13 +19,12 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg_tfrecords.classes import TUMOUR_CLASSES, class_name
+from kerasseg_tfrecords.classes import class_name, unknown_class
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources import hdf5
@@ -35,8 +34,8 @@ from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, read_bytes, su
 __all__ = ["FigshareSource"]
 
 _HEAD = 4096
-_IMAGE_SIDE = 16
-"""A 2-D variable at least this high and wide could be an image."""
+_PROBE = 64 * 2**20
+"""Larger files are not looked into to find out the format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,27 +125,17 @@ def _other_file(name: str) -> str:
 
 def _holds_cjdata(location: Location) -> bool:
     try:
-        limit = 64 * 2**20
-        source = read_bytes(location, limit=limit) if location.members else _head(location)
-        if hdf5.is_hdf5(source[:_HEAD]):
-            with hdf5.open_hdf5(source if location.members else location.path, location.name) as root:
+        data = read_bytes(location, limit=_PROBE)
+        if hdf5.is_hdf5(data[:_HEAD]):
+            with hdf5.open_hdf5(data, location.name) as root:
                 return hdf5.open_child(root, "cjdata", location.name) is not None
-        if _is_matlab5(source):
+        if _is_matlab5(data):
             from kerasseg_tfrecords.sources import matlab5
 
-            data = source if location.members else read_bytes(location, limit=limit)
-            return "cjdata" in matlab5.read_variables(data, location.name, limit=limit)
+            return "cjdata" in matlab5.read_variables(data, location.name, limit=_PROBE)
     except DataError:
         return False
     return False
-
-
-def _head(location: Location) -> bytes:
-    try:
-        with location.path.open("rb") as stream:
-            return stream.read(_HEAD)
-    except OSError as error:
-        raise DataError("cannot be read", path=location.name, found=error.strerror) from error
 
 
 def _is_matlab5(head: bytes) -> bool:
@@ -162,9 +151,7 @@ def _read_file(location: Location, name: str, options: SourceOptions) -> tuple[s
     data = read_bytes(location, limit=_byte_limit(options))
     digest = hashlib.sha256(data).hexdigest()
     if hdf5.is_hdf5(data[:_HEAD]):
-        # Ordinary files are opened by path again: HDF5 copies what it gets as bytes, which costs more.
-        source: Path | bytes = data if location.members else location.path
-        with hdf5.open_hdf5(source, name) as root:
+        with hdf5.open_hdf5(data, name) as root:
             return digest, _read_hdf5(root, name, options)
     if _is_matlab5(data):
         return digest, _read_matlab5(data, name, options)
@@ -318,29 +305,12 @@ def _binary(mask: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[np
 
 
 def _class(label: str | float | None, name: str, options: SourceOptions) -> str:
-    if label is None or label == "":
-        if not options.masks:  # to predict, nobody needs the class
-            return ""
-        raise DataError("cjdata has no label", path=name, expected=_known(options), kind="unknown-label")
-    if isinstance(label, str):
-        found = class_name(label, options.classes)
-    else:
-        found = class_name(int(label), options.classes) if math.isfinite(label) and label.is_integer() else None
-    if found is None and not options.masks:
-        return ""
-    if found is None:
-        value = f"{label:g}" if isinstance(label, float) else label
-        remedy = "Correct the label, or name the classes with --classes."
-        raise DataError("the label is unknown", path=name, found=value, expected=_known(options), remedy=remedy,
-                        kind="unknown-label")  # fmt: skip
-    return found
-
-
-def _known(options: SourceOptions) -> str:
-    if options.classes is not None:
-        return ", ".join(options.classes)
-    codes = {code: class_name(code, None) for code in range(len(TUMOUR_CLASSES) + 1)}
-    return ", ".join(f"{code} {text}" for code, text in codes.items() if text)
+    found = None if label is None or label == "" else class_name(label, options.classes)
+    if found is None and options.masks:
+        if label is None or label == "":
+            raise DataError("cjdata has no label", path=name, kind="unknown-label")
+        raise DataError(unknown_class(label, options.classes), path=name, kind="unknown-label")
+    return found or ""  # to predict, nobody needs the class
 
 
 def _patient(stored: str, name: str, options: SourceOptions) -> str:
