@@ -35,7 +35,9 @@ SURELY_SMALL = 60_000
 """Deflated bytes that cannot inflate to more than 62 MB, as deflate's ratio ends at 1,032."""
 _FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32"}
 _LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link into another file"}
-_LIBRARY_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, zlib.error, SystemError, MemoryError)
+_LIBRARY_ERRORS = (
+    OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, SystemError, MemoryError, zlib.error
+)  # fmt: skip
 _NUMBERS = {h5t.INTEGER, h5t.FLOAT, h5t.ENUM}
 
 
@@ -104,10 +106,9 @@ def open_child(group: Any, child: str, name: str) -> Any:
         DataError: It is a link, or neither a group nor a data set.
     """
     key = child.encode()
-    try:
-        link = group.links.get_info(key)
-    except KeyError:
+    if not group.links.exists(key):
         return None
+    link = group.links.get_info(key)
     if link.type != h5l.TYPE_HARD:
         found = _LINKS.get(link.type, f"a link of type {link.type}")
         expected = "data in the file itself"
