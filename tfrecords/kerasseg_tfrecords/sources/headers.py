@@ -56,6 +56,7 @@ def check_pixels(height: int, width: int, name: str, max_pixels: int) -> None:
             found=f"{height} x {width} pixels",
             expected=f"at most {max_pixels} pixels",
             remedy="No MRI slice is that large; check the file",
+            kind="too-large",
         )
 
 

@@ -63,7 +63,7 @@ def decode_picture(data: bytes, name: str, max_pixels: int) -> Picture:
         )
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         bad = int(np.count_nonzero(~np.isfinite(stored)))
-        raise DataError("the image holds NaN or infinite values", path=name, found=f"{bad} of them")
+        raise DataError("the image holds NaN or infinite values", path=name, found=f"{bad} of them", kind="not-finite")
     alpha = None
     if stored.ndim == 3 and stored.shape[2] == 4:
         alpha, stored = stored[..., 3], stored[..., :3]

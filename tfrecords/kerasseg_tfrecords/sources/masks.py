@@ -58,11 +58,15 @@ def binarise(
     if values.dtype == np.bool_:
         values = values.astype(np.uint8)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError("the mask holds NaN or infinite values", path=name, expected="0 and one value more")
+        raise DataError(
+            "the mask holds NaN or infinite values", path=name, expected="0 and one value more", kind="not-finite"
+        )
     levels = _levels(values)
     top = levels[-1].item()
     if levels[0] < 0:
-        raise DataError("the mask holds negative values", path=name, found=levels[0].item(), expected="0 or more")
+        raise DataError(
+            "the mask holds negative values", path=name, found=levels[0].item(), expected="0 or more", kind="bad-mask"
+        )
     if top == 0:
         return np.zeros(values.shape, np.bool_), ()
     nonzero = levels[levels > 0]
@@ -73,6 +77,7 @@ def binarise(
             found=f"lowest value {_number(levels[0])}, highest {_number(top)}",
             expected="0 outside the tumour",
             remedy="Check that this is a mask and not inverted",
+            kind="bad-mask",
         )
     if len(nonzero) == 1 and levels[0] == 0:
         notes = (
@@ -122,6 +127,7 @@ def _grey_levels(
             found=f"no value above {_number(top)}",
             expected="tumour near white",
             remedy="Write masks as PNG; as JPEG, a 0/1 mask cannot be told from noise",
+            kind="bad-mask",
         )
     grey = np.count_nonzero((values > top / _NEAR) & (values < top - top / _NEAR)) / values.size
     if grey > _MAX_GREY_SHARE:
@@ -131,6 +137,7 @@ def _grey_levels(
             found=f"{grey:.0%} of its pixels are grey",
             expected="black outside the tumour and white inside",
             remedy="Check that image and mask are not swapped",
+            kind="bad-mask",
         )
     cut = (top + 1) / 2 if values.dtype.kind in "iu" else top / 2
     note = f"the mask had {len(levels)} values ({_number(levels[0])} to {_number(top)}): cut at {_number(cut)}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from kerasseg_tfrecords.errors import DataError
-from kerasseg_tfrecords.sources.base import Location
+from kerasseg_tfrecords.sources.base import Location, SourceOptions
 from kerasseg_tfrecords.sources.tree import read_bytes
 
-__all__ = ["DICOM_MAGIC", "describe", "head", "is_dicom", "is_gzip", "is_picture"]
+__all__ = ["DICOM_SUFFIXES", "describe", "file_limit", "head", "is_dicom", "is_gzip", "is_picture"]
 
-DICOM_MAGIC = b"DICM"
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _HEAD = 1024
 _MEMBER_LIMIT = 1 << 28
 
@@ -40,7 +40,7 @@ def is_picture(data: bytes) -> bool:
 
 def is_dicom(data: bytes) -> bool:
     """Whether `data` starts like a DICOM file: 128 bytes of anything, then `DICM`."""
-    return data[128:132] == DICOM_MAGIC
+    return data[128:132] == b"DICM"
 
 
 def is_gzip(data: bytes) -> bool:
@@ -69,6 +69,11 @@ def describe(data: bytes) -> str:
     except UnicodeDecodeError:
         return "something else"
     return "a text file" if all(c.isprintable() or c in "\r\n\t\f" for c in text) else "something else"
+
+
+def file_limit(options: SourceOptions) -> int:
+    """Bytes that a file of one slice may have: 8 a pixel, and room for what headers carry."""
+    return 8 * options.max_pixels + (1 << 26)
 
 
 def head(location: Location) -> bytes:
