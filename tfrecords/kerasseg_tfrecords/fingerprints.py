@@ -92,12 +92,8 @@ class Fingerprint:
 
     def to_bytes(self) -> bytes:
         """The fingerprint as bytes of fixed length, for a cache file."""
-        return (
-            self.digest
-            + np.float32(self.variance).astype("<f4").tobytes()
-            + self.hash.tobytes()
-            + self.detail.tobytes()
-        )
+        arrays: tuple[bytes, bytes] = self.hash.tobytes(), self.detail.tobytes()
+        return b"".join((self.digest, struct.pack("<f", self.variance), *arrays))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Fingerprint:
