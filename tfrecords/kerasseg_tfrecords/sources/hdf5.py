@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 
-__all__ = ["is_hdf5", "members", "open_child", "open_hdf5", "read_numbers", "read_text"]
+__all__ = ["is_hdf5", "members", "number_text", "open_child", "open_hdf5", "read_numbers", "read_text"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_CHUNKS = 65_536
@@ -313,8 +313,17 @@ def read_text(dataset: Any, child: str, name: str, *, max_length: int = 1024) ->
         return codes.decode("utf-16-le", "backslashreplace").replace("\0", "").strip()
     if flat.size != 1:
         raise DataError(f"{child} is not one text or number", path=name, found=f"{flat.size} values of {flat.dtype}")
-    number = float(flat[0])
-    return str(int(number)) if number.is_integer() else str(number)
+    return number_text(flat[0])
+
+
+def number_text(value: Any) -> str:
+    """A number as a person writes it: `1` for 1.0.
+
+    >>> number_text(100360.0), number_text(1.5)
+    ('100360', '1.5')
+    """
+    number = float(value)
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else str(number)
 
 
 def _read_string(dataset: Any, child: str, name: str, max_length: int) -> str:
