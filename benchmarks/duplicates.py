@@ -18,7 +18,6 @@ import cv2
 import h5py
 import nibabel
 import numpy as np
-
 from kerasseg_tfrecords.duplicates import MIN_CORRELATION, Fingerprints, find_duplicates, fingerprint, overlap
 from kerasseg_tfrecords.fingerprints import ORIENTATIONS, turn_details, turn_hashes
 from kerasseg_tfrecords.patients import group_of
@@ -155,7 +154,7 @@ def print_copies(images: list[Image], prints: Fingerprints) -> None:
         )
 
 
-def print_strangers(names: list[str], groups: list[str], prints: Fingerprints) -> None:
+def print_strangers(groups: list[str], prints: Fingerprints) -> None:
     table = best_correlation(prints, prints)
     np.fill_diagonal(table, -1)
     same = np.array(groups)[:, None] == np.array(groups)[None]
@@ -165,9 +164,9 @@ def print_strangers(names: list[str], groups: list[str], prints: Fingerprints) -
         print(f"{title}: {len(values) // 2} pairs, largest correlation {values.max():.4f}; {counts}")
     report = find_duplicates(prints)
     print(
-        f"find_duplicates: {len(report.pairs)} pairs, {report.compared} compared, flattest {prints.variances.min():.0f}"
+        f"find_duplicates: {len(report.pairs)} pairs, {report.examined} hashes and "
+        f"{report.compared} details compared; flattest variance {prints.variances.min():.0f}"
     )
-    del names
 
 
 def print_neighbours() -> None:
@@ -222,10 +221,7 @@ def blobs(draw: np.random.Generator) -> Image:
 
 def print_cost(most: int) -> None:
     start = time.perf_counter()
-    rows = []
-    for image in bodies(most):
-        rows.append(fingerprint(image))
-    prints = Fingerprints.of(rows)
+    prints = Fingerprints.of(map(fingerprint, bodies(most)))
     print(f"{most} fingerprints with the bending: {time.perf_counter() - start:.0f} s")
     sizes = [most // 4, most // 2, most]
     for size in sizes:
@@ -234,8 +230,9 @@ def print_cost(most: int) -> None:
         report = find_duplicates(some)
         taken = time.perf_counter() - start
         print(
-            f"{size:7} slices: {taken:6.1f} s, {report.compared / size:.2f} pairs compared a slice "
-            f"({report.compared / (size * (size - 1) / 2):.1e} of all pairs), {len(report.pairs)} found"
+            f"{size:7} slices: {taken:6.1f} s, {report.examined / size:.0f} pairs of hashes examined "
+            f"and {report.compared / size:.2f} correlated a slice, {report.examined / size**2:.1e} of all, "
+            f"{len(report.pairs)} found"
         )
 
 
@@ -252,7 +249,7 @@ def main() -> None:
             fingerprint(image)
         print(f"fingerprint: {(time.perf_counter() - start) / len(images) * 1e3:.2f} ms a slice of 256 x 256")
         print_copies(images, prints)
-        print_strangers(names, groups, prints)
+        print_strangers(groups, prints)
         print_neighbours()
         print_brisc(names, prints)
     if arguments.slices:

@@ -1,31 +1,27 @@
 """Copies of a slice, found before the split: equal pixels, and the same picture re-encoded, resized or mirrored.
 
-Two stages. A search tree over the perceptual hashes gives candidates, a fraction of a pair for each slice instead of all
-pairs; the correlation of the two detail pictures, in the orientation that the hashes suggest, confirms them.
+Two stages. An index over the perceptual hashes gives candidates, about one pair for each slice instead of all pairs; the
+correlation of the two detail pictures, in the orientation that the hashes suggest, confirms them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from kerasseg_tfrecords.fingerprints import (
     ORIENTATIONS,
     Fingerprint,
     Fingerprints,
     fingerprint,
-    invariant,
     turn_details,
-    turn_hashes,
 )
+from kerasseg_tfrecords.hash_index import HashIndex
 
 __all__ = [
     "HASH_RADIUS",
@@ -60,12 +56,10 @@ noise and its border. The flattest of 2,271 Cheng slices has 469."""
 MAX_SHARE = 0.05
 """Share of all slices that a chain of copies must not exceed."""
 
-_NEAREST = 64
-"""Candidates looked at for a slice, nearest first. It bounds time and memory where thousands of slices look alike."""
-
 _CHUNK = 2048
 
 Kind = Literal["equal", "near"]
+T = TypeVar("T", int, str)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,13 +92,15 @@ class DuplicateReport:
         chains: Sets of slices that near-equal pairs connect but that were not merged, because they hold more than
             `MAX_SHARE` of the data without being copies of any one slice. Equal pixels within them are in `clusters`.
         left_out: Near-uniform slices, which were not compared.
-        compared: Candidate pairs whose correlation was taken; what the search costs.
+        examined: Pairs whose hashes were compared, which is what the search costs.
+        compared: Pairs whose correlation was taken then.
     """
 
     pairs: tuple[Pair, ...]
     clusters: tuple[tuple[int, ...], ...]
     chains: tuple[tuple[int, ...], ...]
     left_out: tuple[int, ...]
+    examined: int
     compared: int
 
 
@@ -115,11 +111,13 @@ class Overlap:
     Attributes:
         matches: For each slice of the first set that the second set holds too, its best match; sorted.
         left_out: Near-uniform slices of the first set, which were not compared.
-        compared: Candidate pairs whose correlation was taken.
+        examined: Pairs whose hashes were compared.
+        compared: Pairs whose correlation was taken then.
     """
 
     matches: tuple[Pair, ...]
     left_out: tuple[int, ...]
+    examined: int
     compared: int
 
 
@@ -147,8 +145,7 @@ def find_duplicates(
         max_share: In (0, 1].
 
     Returns:
-        The report, in indices into `prints`. The set of pairs does not depend on the order of the slices, but for more
-        than 64 look-alikes of one slice, of which the 64 nearest are compared.
+        The report, in indices into `prints`.
 
     Example:
         >>> import numpy as np
@@ -159,20 +156,21 @@ def find_duplicates(
     """
     usable = prints.variances >= min_variance
     copies = _equal_pixels(prints, np.flatnonzero(usable))
-    members = np.array(sorted(copies), np.intp)
-    points = invariant(prints.hashes[members])
-    left, right = _candidates(points, points, hash_radius)
-    # i names j and j names i, unless one of them has enough that are nearer.
-    once = np.unique(np.sort(np.stack([left, right], axis=1)[left != right], axis=1), axis=0)
-    judge = _Judge(prints, prints, min_correlation, hash_radius)
-    near = judge.confirm(members[once[:, 0]], members[once[:, 1]])
+    members = np.array(list(copies), np.int64)
+    chosen = prints.hashes[members]
+    found = HashIndex(chosen).near(chosen, hash_radius).once()
+    near = _confirm(prints, prints, members[found.first], members[found.second], found.orientation, min_correlation)
     equal = [Pair(first, other, "equal", 1.0, ORIENTATIONS[0]) for first, others in copies.items() for other in others]
 
     clusters: list[tuple[int, ...]] = []
     chains: list[tuple[int, ...]] = []
-    for component in _components(members, near):
+    for component in _components(copies, near):
         everyone = tuple(sorted(slice_ for first in component for slice_ in (first, *copies[first])))
-        if len(everyone) > max_share * len(prints) and len(component) > 2 and not _has_hub(component, near, judge):
+        if (
+            len(everyone) > max_share * len(prints)
+            and len(component) > 2
+            and not _has_hub(component, near, prints, min_correlation)
+        ):
             chains.append(everyone)
             clusters += [(first, *copies[first]) for first in component if copies[first]]
         elif len(everyone) > 1:
@@ -182,7 +180,8 @@ def find_duplicates(
         clusters=tuple(sorted(clusters)),
         chains=tuple(sorted(chains)),
         left_out=tuple(np.flatnonzero(~usable).tolist()),
-        compared=len(once),
+        examined=found.examined,
+        compared=len(found.first),
     )
 
 
@@ -214,15 +213,16 @@ def overlap(
     matches = [Pair(index, other, "equal", 1.0, ORIENTATIONS[0]) for index, other in equal.items() if other >= 0]
 
     rest = np.array([index for index, other in equal.items() if other < 0], np.intp)
-    left, right = _candidates(invariant(prints.hashes[rest]), invariant(others.hashes[theirs]), hash_radius)
-    near = _Judge(prints, others, min_correlation, hash_radius).confirm(rest[left], theirs[right])
+    found = HashIndex(others.hashes[theirs]).near(prints.hashes[rest], hash_radius)
+    near = _confirm(prints, others, rest[found.first], theirs[found.second], found.orientation, min_correlation)
     best: dict[int, Pair] = {}
     for pair in sorted(near, key=lambda pair: (pair.first, -pair.correlation, pair.second)):
         best.setdefault(pair.first, pair)
     return Overlap(
         matches=tuple(sorted([*matches, *best.values()])),
         left_out=tuple(np.flatnonzero(~(prints.variances >= min_variance)).tolist()),
-        compared=len(left),
+        examined=found.examined,
+        compared=len(found.first),
     )
 
 
@@ -240,18 +240,29 @@ def merge_groups(groups: Sequence[str], clusters: Iterable[Sequence[int]]) -> tu
         >>> merge_groups(["b", "b", "c", "a", "d"], [(1, 2), (2, 3)])
         ('a', 'a', 'a', 'a', 'd')
     """
-    parent = {group: group for group in groups}
-
-    def root(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = group = parent[parent[group]]
-        return group
-
+    joined = _Joined(groups)
     for cluster in clusters:
-        roots = sorted({root(groups[index]) for index in cluster})
-        for other in roots[1:]:
-            parent[other] = roots[0]
-    return tuple(root(group) for group in groups)
+        for index in cluster[1:]:
+            joined.join(groups[cluster[0]], groups[index])
+    return tuple(joined.name(group) for group in groups)
+
+
+class _Joined(Generic[T]):
+    """Sets that grow together (union-find); each is named after its smallest member."""
+
+    def __init__(self, members: Iterable[T]) -> None:
+        self._parent: dict[T, T] = {member: member for member in members}
+
+    def name(self, member: T) -> T:
+        parent = self._parent
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]
+            member = parent[member]
+        return member
+
+    def join(self, a: T, b: T) -> None:
+        low, high = sorted((self.name(a), self.name(b)))
+        self._parent[high] = low
 
 
 def _equal_pixels(prints: Fingerprints, indices: NDArray[np.intp]) -> dict[int, list[int]]:
@@ -268,59 +279,26 @@ def _equal_pixels(prints: Fingerprints, indices: NDArray[np.intp]) -> dict[int, 
     return copies
 
 
-def _candidates(
-    points: NDArray[np.float32], others: NDArray[np.float32], radius: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (place in `points`, place in `others`) within `radius`, at most `_NEAREST` for each of `points`."""
-    if not len(points) or not len(others):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    # Balanced trees spend their time on medians, which pays only where many more queries follow.
-    tree = cKDTree(others, balanced_tree=False)
-    # One more than asked for: in a search among themselves each point finds itself.
-    count = min(_NEAREST + 1, len(others))
-    left, right = [], []
-    for start in range(0, len(points), _CHUNK):
-        chunk = points[start : start + _CHUNK]
-        _, found = tree.query(chunk, k=np.arange(1, count + 1), distance_upper_bound=radius * (1 + 1e-6))
-        row, column = np.nonzero(found < len(others))
-        left.append(row + start)
-        right.append(found[row, column])
-    return np.concatenate(left).astype(np.int64), np.concatenate(right).astype(np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    """Confirms candidates: is `second`, in some orientation, the same picture as `first`?"""
-
-    prints: Fingerprints
-    others: Fingerprints
-    min_correlation: float
-    hash_radius: float
-
-    def confirm(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> list[Pair]:
-        pairs: list[Pair] = []
-        for start in range(0, len(first), _CHUNK):
-            pairs += self._confirm(first[start : start + _CHUNK], second[start : start + _CHUNK])
-        return pairs
-
-    def _confirm(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> list[Pair]:
-        best = np.full(len(first), -1.0)
-        how = np.zeros(len(first), np.intp)
-        target = self.prints.hashes[first].astype(np.int16)
-        for orientation in range(len(ORIENTATIONS)):
-            apart = target - turn_hashes(self.others.hashes[second], orientation)
-            rows = np.flatnonzero(np.linalg.norm(apart, axis=1) <= self.hash_radius * 127)
-            if not len(rows):
-                continue
-            value = _correlate(
-                self.prints.details[first[rows]], turn_details(self.others.details[second[rows]], orientation)
-            )
-            better = value > best[rows]
-            best[rows[better]], how[rows[better]] = value[better], orientation
-        return [
-            Pair(int(first[k]), int(second[k]), "near", round(float(best[k]), 6), ORIENTATIONS[how[k]])
-            for k in np.flatnonzero(best >= self.min_correlation)
-        ]
+def _confirm(
+    prints: Fingerprints,
+    others: Fingerprints,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    orientation: NDArray[np.int64],
+    min_correlation: float,
+) -> list[Pair]:
+    """Those candidates whose details correlate, each pair once with its best orientation."""
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    for how in range(len(ORIENTATIONS)):
+        rows = np.flatnonzero(orientation == how)
+        for start in range(0, len(rows), _CHUNK):
+            a, b = first[rows[start : start + _CHUNK]], second[rows[start : start + _CHUNK]]
+            values = _correlate(prints.details[a], turn_details(others.details[b], how))
+            for k in np.flatnonzero(values >= min_correlation):
+                pair, value = (int(a[k]), int(b[k])), round(float(values[k]), 6)
+                if value > best.get(pair, (-1.0, 0))[0]:
+                    best[pair] = value, how
+    return [Pair(a, b, "near", value, ORIENTATIONS[how]) for (a, b), (value, how) in best.items()]
 
 
 def _correlate(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -333,24 +311,31 @@ def _correlate(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.float64]:
     return np.einsum("ij,ij->i", x, y) / np.maximum(lengths, 1e-9)  # type: ignore[no-any-return]
 
 
-def _components(members: NDArray[np.intp], near: Sequence[Pair]) -> Iterator[list[int]]:
-    """Connected sets of `members`, single ones too; each sorted, in the order of their first."""
-    place = {int(member): k for k, member in enumerate(members)}
-    rows = [place[pair.first] for pair in near]
-    columns = [place[pair.second] for pair in near]
-    graph = coo_matrix((np.ones(len(near), np.int8), (rows, columns)), shape=(len(members), len(members)))
-    _, labels = connected_components(graph, directed=False)
-    order = np.argsort(labels, kind="stable")
-    cuts = np.flatnonzero(np.diff(labels[order])) + 1
-    for component in np.split(members[order], cuts):
-        if len(component):
-            yield component.tolist()
+def _components(members: Iterable[int], near: Sequence[Pair]) -> list[list[int]]:
+    """Connected sets of `members`, single ones too; each sorted."""
+    members = list(members)
+    joined = _Joined(members)
+    for pair in near:
+        joined.join(pair.first, pair.second)
+    sets: dict[int, list[int]] = {}
+    for member in members:
+        sets.setdefault(joined.name(member), []).append(member)
+    return list(sets.values())
 
 
-def _has_hub(component: Sequence[int], near: Sequence[Pair], judge: _Judge) -> bool:
+def _has_hub(component: Sequence[int], near: Sequence[Pair], prints: Fingerprints, min_correlation: float) -> bool:
     """Whether one slice is near-equal to all others: then they are its copies, and no chain."""
     inside = set(component)
     links = Counter(end for pair in near if pair.first in inside for end in (pair.first, pair.second))
     hub, _ = min(links.items(), key=lambda item: (-item[1], item[0]))
-    others = np.array([member for member in component if member != hub], np.intp)
-    return len(judge.confirm(np.full(len(others), hub, np.intp), others)) == len(others)
+    others = np.array([member for member in component if member != hub], np.int64)
+    ways = len(ORIENTATIONS)
+    copies = _confirm(
+        prints,
+        prints,
+        np.full(len(others) * ways, hub, np.int64),
+        np.repeat(others, ways),
+        np.tile(np.arange(ways), len(others)),
+        min_correlation,
+    )
+    return len(copies) == len(others)

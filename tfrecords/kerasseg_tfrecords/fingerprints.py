@@ -18,7 +18,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ORIENTATIONS", "Fingerprint", "Fingerprints", "fingerprint", "invariant", "turn_details", "turn_hashes"]
+__all__ = [
+    "HASH_SIZE",
+    "ORIENTATIONS",
+    "SIDE",
+    "Fingerprint",
+    "Fingerprints",
+    "fingerprint",
+    "turn_details",
+    "turn_hashes",
+]
 
 SIDE = 48
 """Side of the thumbnail, in pixels. At 48 re-encoding noise is averaged away and neighbouring slices still differ."""
@@ -29,8 +38,8 @@ _BLUR = 1.5
 Whole thumbnails of different patients correlate at up to 0.96, because all heads are bright ovals on black; their
 details at up to 0.79, and those of copies still at 0.99."""
 
-_RING = (6, 10)
-"""The DCT coefficients in the hash: those whose distance from the constant term is in [6, 10), cycles a half width.
+_RING = (6, 12)
+"""The DCT coefficients in the hash: those whose distance from the constant term is in [6, 12).
 
 Lower ones describe the oval that all heads share and select nothing; higher ones suffer from JPEG and resizing."""
 
@@ -241,20 +250,3 @@ def turn_details(details: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation & 2:
         details = details[:, ::-1]
     return details.transpose(0, 2, 1) if orientation & 4 else details
-
-
-def invariant(hashes: NDArray[np.int8]) -> NDArray[np.float32]:
-    """What all eight orientations of a slice have in common, as points for a search tree.
-
-    Absolute values forget the signs that mirroring changes, and each pair of transposed places is ordered. Both can only
-    bring points nearer together, so a search in this space misses none that are near in some orientation.
-
-    Args:
-        hashes: (n, HASH_SIZE) int8.
-
-    Returns:
-        (n, HASH_SIZE) float32 of length about 1.
-    """
-    values = np.abs(hashes.astype(np.float32)) / 127
-    partner = values[:, _PARTNER]
-    return np.where(_ROWS >= _COLUMNS, np.maximum(values, partner), np.minimum(values, partner))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.sources.base import Location
 from kerasseg_tfrecords.sources.naming import split_name, without_suffix
+from kerasseg_tfrecords.sources.roles import Named
 from kerasseg_tfrecords.sources.tree import read_bytes
 
 __all__ = ["Index", "Row", "read_index"]
@@ -74,31 +75,38 @@ def _key(name: str) -> str:
 class _Files:
     """The files that rows may name, found by path or by the last parts of a path."""
 
-    def __init__(self, locations: Iterable[Location]) -> None:
-        self._by_path = {_key(location.name): location for location in locations}
-        self._by_base: defaultdict[str, list[str]] = defaultdict(list)
+    def __init__(self, files: Iterable[Named]) -> None:
+        self._by_path = {_key(file.location.name): file for file in files}
+        self._by_end: defaultdict[str, list[str]] = defaultdict(list)
         for path in self._by_path:
             base = path.rsplit("/", 1)[-1]
-            self._by_base[base].append(path)
-            self._by_base[without_suffix(base)].append(path)
+            for end in {base, without_suffix(base)}:
+                self._by_end[end].append(path)
 
-    def find(self, written: str, folders: tuple[str, ...], exclude: Location | None = None) -> Location | None:
-        """The file that a cell means: relative to the table, to the input, or by as much of its path as is unique."""
+    def find(self, written: str, folders: tuple[str, ...], role: str) -> Location | None:
+        """The file that a cell means: relative to the table, to the input, or by as much of its path as is unique.
+
+        Args:
+            written: The cell.
+            folders: Where the table lies.
+            role: "image" or "mask"; by its end alone, no file of the other role is found.
+        """
         parts = [part for part in re.split(r"[\\/]+", unicodedata.normalize("NFC", written)) if part not in {"", "."}]
         for start in (folders, ()):
             path = _join(start, parts)
             if path is not None and path in self._by_path:
-                return self._by_path[path]
+                return self._by_path[path].location
         if not parts or ".." in parts:
             return None
         # Tables hold the paths of the machine that wrote them, or bare names and stems.
-        paths = [path for path in self._by_base.get(parts[-1], []) if self._by_path[path] != exclude]
-        for length in range(1, len(parts) + 1):
-            if len(paths) == 1:
-                return self._by_path[paths[0]]
-            tail = "/".join(parts[-length - 1 :])
-            paths = [path for path in paths if path.endswith("/" + tail) or without_suffix(path).endswith("/" + tail)]
-        return None
+        other = "mask" if role == "image" else "image"
+        paths = [path for path in self._by_end.get(parts[-1], []) if self._by_path[path].role != other]
+        for length in range(2, len(parts) + 1):
+            if len(paths) < 2:
+                break
+            tail = "/" + "/".join(parts[-length:])
+            paths = [path for path in paths if f"/{path}".endswith(tail) or f"/{without_suffix(path)}".endswith(tail)]
+        return self._by_path[paths[0]].location if len(paths) == 1 else None
 
 
 def _join(start: tuple[str, ...], parts: list[str]) -> str | None:
@@ -113,7 +121,7 @@ def _join(start: tuple[str, ...], parts: list[str]) -> str | None:
     return "/".join(path)
 
 
-def read_index(table: Location, pictures: Iterable[Location]) -> Index | None:
+def read_index(table: Location, pictures: Iterable[Named]) -> Index | None:
     """Reads a table if it is an index.
 
     Separated by comma, semicolon or tab, in UTF-8 or Latin-1. The columns go by many names (`image_path`, `filename`,
@@ -176,12 +184,12 @@ def _columns(header: list[str]) -> dict[str, int]:
 
 def _row(values: Mapping[str, str], where: str, folders: tuple[str, ...], files: _Files) -> Row | str:
     written = values["image"]
-    image = files.find(written, folders)
+    image = files.find(written, folders, "image")
     if image is None:
         return f"the image {written!r} is not there" if written else "no image is named"
     mask = None
     if values.get("mask"):
-        mask = files.find(values["mask"], folders, exclude=image)
+        mask = files.find(values["mask"], folders, "mask")
         if mask is None:
             return f"the mask {values['mask']!r} of {image.name} is not there"
         if mask == image:

@@ -28,7 +28,8 @@ def binarise(
     The rule, in this order, for a mask whose largest value is `M`:
 
     1. All 0: no tumour.
-    2. One value besides 0 (0/1, 0/255, 0/128, ...): every pixel that is not 0 is tumour.
+    2. One value besides 0 (0/1, 0/255, 0/128, ...): every pixel that is not 0 is tumour - unless `foreground` names labels
+       and the value is one of a label (31 or less): then rule 3.
     3. Whole numbers, none above 31 (0/1/2/4): labels. `foreground` names those that are tumour, None means all but 0.
     4. Not near-binary (a level between `M/8` and `7M/8`), yet at most 8 levels: regions drawn in shades of grey; tumour is
        all but 0, or what `foreground` names.
@@ -79,13 +80,12 @@ def binarise(
             remedy="Check that this is a mask and not inverted",
             kind="bad-mask",
         )
-    if len(nonzero) == 1 and levels[0] == 0:
-        notes = (
-            ()
-            if top in {1, 255, 65535}
-            else (f"the mask had the values 0 and {_number(top)}: {_number(top)} is tumour",)
-        )
-        return _checked(values > 0, notes)
+    if len(nonzero) == 1 and levels[0] == 0 and not (lossy and top < _DARK):
+        # Where the user names labels, a mask with one of them only is still a mask of labels.
+        if not lossy and foreground is not None and (top <= _MAX_LABEL or max(foreground, default=0) > _MAX_LABEL):
+            return _labels(values, nonzero, foreground)
+        odd = f"the mask had the values 0 and {_number(top)}: {_number(top)} is tumour"
+        return _checked(values > 0, () if top in {1, 255, 65535} else (odd,))
     whole = values.dtype.kind in "iu" or bool((levels == np.rint(levels)).all())
     near = bool(((levels <= top / _NEAR) | (levels >= top - top / _NEAR)).all())
     if not lossy and whole and (top <= _MAX_LABEL or (levels[0] == 0 and not near and len(nonzero) <= _FEW)):

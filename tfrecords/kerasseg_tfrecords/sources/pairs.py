@@ -31,6 +31,7 @@ from kerasseg_tfrecords.sources.labelling import label_files
 from kerasseg_tfrecords.sources.masks import mask_of_picture
 from kerasseg_tfrecords.sources.naming import patient_in_name, patient_of, split_name, stem_of, without_suffix
 from kerasseg_tfrecords.sources.pairing import name_files, pair_by_name
+from kerasseg_tfrecords.sources.roles import Named
 from kerasseg_tfrecords.sources.sniff import DICOM_SUFFIXES, file_limit, head, is_dicom, is_picture
 from kerasseg_tfrecords.sources.tree import Tree, natural_key, read_bytes
 
@@ -60,7 +61,8 @@ class PairsSource:
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
         """One item for each image; what has no partner or no class is a problem."""
         files = tree.with_suffix(*PICTURE_SUFFIXES, *DICOM_SUFFIXES)
-        indexes, left_out = _indexes(tree, files)
+        named = name_files(files)
+        indexes, left_out = _indexes(tree, named)
         problems = [problem for index in indexes for problem in index.problems]
         rows, doubled = _merge(indexes)
         problems += doubled
@@ -68,11 +70,11 @@ class PairsSource:
         if rows and any(index.names_masks for index in indexes):
             masks = {row.image: row.mask for row in rows.values()}
             problems += _shared_masks(masks)
-            named = {file for index in indexes for row in index.rows for file in (row.image, row.mask)}
-            left_out += [LeftOut(file.name, "not named in the index table") for file in files if file not in named]
+            used = {file for index in indexes for row in index.rows for file in (row.image, row.mask)}
+            left_out += [LeftOut(file.name, "not named in the index table") for file in files if file not in used]
             unused: Sequence[Location] = ()
         else:
-            pairing = pair_by_name(name_files(files))
+            pairing = pair_by_name(named)
             problems += pairing.problems
             masks = {**dict(pairing.pairs), **dict.fromkeys(pairing.alone)}
             unused = pairing.unused
@@ -166,10 +168,10 @@ def _read_mask(
     return mask, notes
 
 
-def _indexes(tree: Tree, files: Sequence[Location]) -> tuple[list[Index], list[LeftOut]]:
+def _indexes(tree: Tree, files: Sequence[Named]) -> tuple[list[Index], list[LeftOut]]:
     indexes = []
     left_out = []
-    known = set(files)
+    known = {file.location for file in files}
     for location in tree.locations:
         if location in known:
             continue

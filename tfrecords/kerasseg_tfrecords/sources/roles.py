@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kerasseg_tfrecords.sources.base import Location
 from kerasseg_tfrecords.sources.naming import split_name, without_suffix
@@ -47,6 +48,7 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
 
 
+@lru_cache(maxsize=4096)
 def folder_role(folder: str) -> tuple[str, str]:
     """The role that a folder gives to its files ("image", "mask" or ""), and what is left of its name without that word.
 

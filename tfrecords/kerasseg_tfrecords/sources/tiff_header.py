@@ -63,7 +63,7 @@ def read_tiff(data: bytes) -> list[Page]:
             tags, offset = _read_directory(data, offset, order, big)
             if not _first(tags, 254) & _REDUCED:
                 pages.append(_page(tags))
-    except struct.error:
+    except (struct.error, OverflowError):
         raise ValueError("the file is cut off") from None
     if not pages:
         raise ValueError("no page in it")
