@@ -56,6 +56,8 @@ def test_matlab_73(tmp_path: Path, user_block: bool, gzip: bool) -> None:
     (piece,) = slices(path)
     np.testing.assert_array_equal(piece.image, IMAGE)
     np.testing.assert_array_equal(piece.mask, MASK)
+    assert piece.image.flags.c_contiguous
+    assert piece.mask.flags.c_contiguous
     assert piece.image.dtype == np.int16
     assert piece.mask.dtype == bool
     assert (piece.slice_id, piece.source, piece.label, piece.patient) == ("104", "104.mat", "glioma", "MR040240B")
