@@ -77,17 +77,18 @@ def dump(rows: Iterable[SplitRow]) -> str:
         >>> dump([SplitRow("a,b", "b/1.mat", "00", "glioma", "p", "g", "train")])
         'slice_id,source,sha256,label,patient,group,split\n"a,b",b/1.mat,00,glioma,p,g,train\n'
     """
-    text = io.StringIO()
-    # The csv module quotes a carriage return only where it is part of the line end.
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(COLUMNS)
-    lines = []
-    for row in rows:
-        text.seek(0)
-        text.truncate()
-        writer.writerow([getattr(row, column) for column in COLUMNS])
-        lines.append(text.getvalue()[:-2])
-    return "\n".join([",".join(COLUMNS), *lines, ""])
+    lines = [",".join(COLUMNS)]
+    lines += [",".join(_quoted(getattr(row, column)) for column in COLUMNS) for row in rows]
+    return "\n".join([*lines, ""])
+
+
+def _quoted(value: str) -> str:
+    # Not the csv module's writer: which characters it quotes changed between Python versions, and the file is hashed.
+    return (
+        '"' + value.replace('"', '""') + '"'
+        if any(c in value for c in ',;\t"\r\n') or value != value.strip()
+        else value
+    )
 
 
 def load(path: str | Path) -> list[SplitRow]:
