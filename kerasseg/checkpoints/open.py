@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_keras
 from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg.checkpoints.provenance import Provenance, attach
+from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 
 __all__ = ["open_checkpoint"]
 
@@ -35,7 +37,9 @@ def open_checkpoint(
     Args:
         path: A `.keras` or `.h5` file, a SavedModel folder, `hf://owner/name[@revision]` or `https://...`. What it is is
             told by its content, not by its name.
-        architecture: For files that hold weights alone: the network they belong to.
+        architecture: For files that hold weights alone: the network they belong to, as a network (which is not changed),
+            `unet`, `unet(depth=3, normalization=group)`, the path of its configuration as JSON, or of another checkpoint of
+            it. Without it a U-Net of kerasseg is read off the shapes.
         allow_partial: For files that hold weights alone: take what fits and leave the rest as it was initialised.
         compare: For SavedModels: run the original beside the rebuilt network on random input.
 
@@ -56,7 +60,7 @@ def open_checkpoint(
         raise missing(file)
     if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
         file = file.parent
-    opened, record = _read(file, compare=compare)
+    opened, record = _read(file, _Options(architecture, allow_partial, compare))
     _check_purpose(opened.model, file)
     translated = (*opened.translated, *_thaw(opened.model))
     digest = sha256_of(file)
@@ -74,18 +78,33 @@ def open_checkpoint(
     return attach(opened.model, record)
 
 
-def _read(file: Path, *, compare: bool) -> tuple[OpenedModel, Provenance | None]:
+@dataclass(frozen=True)
+class _Options:
+    architecture: str | keras.Model | None
+    allow_partial: bool
+    compare: bool
+
+
+def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None]:
     match kind_of(file):
         case Kind.KERAS:
             return open_keras(file)
         case Kind.HDF5:
             with open_hdf5(file, file) as hdf5:
-                return open_h5(hdf5, file), None
+                if not is_weights_only(hdf5):
+                    return open_h5(hdf5, file), None
+                return open_weights(
+                    hdf5,
+                    file,
+                    architecture=options.architecture,
+                    allow_partial=options.allow_partial,
+                    open_other=open_checkpoint,
+                ), None
         case Kind.SAVED_MODEL:
             # Not above: it alone needs TensorFlow.
             from kerasseg.checkpoints.savedmodel import open_savedmodel  # type: ignore[import-not-found]
 
-            return open_savedmodel(file, compare=compare), None
+            return open_savedmodel(file, compare=options.compare), None
         case _:
             raise explain(file)
 

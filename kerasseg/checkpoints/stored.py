@@ -23,10 +23,14 @@ from kerasseg.checkpoints.hdf5 import attribute_texts, walk_datasets
 
 __all__ = [
     "LoadReport",
+    "Match",
     "StoredLayer",
     "assign",
     "leaves",
+    "match",
+    "read_all",
     "read_by_class",
+    "read_by_model",
     "read_by_name",
     "snake_case",
     "stored_numbers",
@@ -165,10 +169,50 @@ def read_by_class(group: h5py.Group, config: Mapping[str, Any], prefix: str = ""
         if entry["class_name"] in NETWORKS:
             layers |= read_by_class(child, entry, f"{prefix}{name}/")
             continue
-        values = dict(sorted(walk_datasets(child), key=lambda item: _natural(item[0])))
-        if values:
+        if values := _values(child):
             layers[f"{prefix}{name}"] = StoredLayer(f"{prefix}{name}", values)
     return layers
+
+
+def read_by_model(group: h5py.Group, model: keras.Model, prefix: str = "") -> dict[str, StoredLayer]:
+    """The layers of the new layout as `model` would look for them; what it does not look for is left out."""
+    container = next((group[c] for c in CONTAINERS if isinstance(group.get(c), h5py.Group)), None)
+    counts: dict[str, int] = {}
+    layers: dict[str, StoredLayer] = {}
+    for layer in model.layers:
+        stem = snake_case(type(layer).__name__)
+        number = counts.get(stem, 0)
+        counts[stem] = number + 1
+        child = None if container is None else container.get(f"{stem}_{number}" if number else stem)
+        if not isinstance(child, h5py.Group):
+            continue
+        if isinstance(layer, keras.Model):
+            layers |= read_by_model(child, layer, f"{prefix}{layer.name}/")
+        elif values := _values(child):
+            layers[f"{prefix}{layer.name}"] = StoredLayer(f"{prefix}{layer.name}", values)
+    return layers
+
+
+def read_all(group: h5py.Group, prefix: str = "") -> dict[str, StoredLayer]:
+    """Every layer of the new layout with weights, under its group (`layers/conv2d_1`), each class in its order."""
+    container = next((c for c in CONTAINERS if isinstance(group.get(c), h5py.Group)), None)
+    layers: dict[str, StoredLayer] = {}
+    for key in sorted(group[container] if container else (), key=_natural_name):
+        child, path = group[container][key], f"{prefix}{container}/{key}"
+        if any(isinstance(child.get(c), h5py.Group) for c in CONTAINERS):
+            layers |= read_all(child, f"{path}/")
+        elif values := _values(child):
+            layers[path] = StoredLayer(path, values)
+    return layers
+
+
+def _values(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    return dict(sorted(walk_datasets(group), key=lambda item: _natural(item[0])))
+
+
+def _natural_name(name: str) -> tuple[str, int]:
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if stem and number.isdigit() else (name, 0)
 
 
 def _natural(path: str) -> list[Any]:
@@ -186,24 +230,41 @@ def leaves(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.la
             yield f"{prefix}{layer.name}", layer
 
 
-def assign(
+@dataclass(frozen=True)
+class Match:
+    """Which stored weights belong to which layer, before any is put in place.
+
+    Attributes:
+        report: What fits and what does not.
+        values: For each layer that fits: the layer, and its weights in its order.
+    """
+
+    report: LoadReport
+    values: tuple[tuple[keras.layers.Layer, tuple[Any, ...]], ...]
+
+    def apply(self) -> LoadReport:
+        """Put the weights that fit into their layers, all of a layer or none."""
+        for layer, values in self.values:
+            for weight, value in zip(layer.weights, values, strict=True):
+                weight.assign(np.asarray(value))
+        return self.report
+
+
+def match(
     model: keras.Model, stored: Mapping[str, StoredLayer], *, adapters: Mapping[str, Adapter] | None = None
-) -> LoadReport:
-    """Put stored weights into the layers of the same path, all of a layer or none.
+) -> Match:
+    """Find the stored weights of each layer by its path.
 
     Args:
-        model: A built network.
+        model: A built network; it is not changed.
         stored: What `read_by_name` or `read_by_class` found.
         adapters: For translated layers, what makes the new weights from the old (see `translate`).
-
-    Returns:
-        What was loaded and what was not; nothing is raised for a partial match.
     """
     stored = _split_nested(model, dict(stored))
     loaded: list[str] = []
     missing: list[str] = []
     wrong: list[tuple[str, str, str]] = []
-    parameters = 0
+    pairs: list[tuple[keras.layers.Layer, tuple[Any, ...]]] = []
     for path, layer in leaves(model):
         weights = layer.weights
         if not weights:
@@ -214,19 +275,28 @@ def assign(
             continue
         adapter = (adapters or {}).get(path)
         try:
-            values = adapter(source.short) if adapter else list(_ordered(source, weights))
+            values = tuple(adapter(source.short) if adapter else _ordered(source, weights))
         except Untranslatable:
             missing.append(path)
             continue
         if [tuple(v.shape) for v in values] != [tuple(w.shape) for w in weights]:
             wrong.append((path, _shapes(weights), _shapes(values)))
             continue
-        for weight, value in zip(weights, values, strict=True):
-            array = np.asarray(value)
-            weight.assign(_unflipped(array) if source.flipped and "kernel" in weight.name else array)
-            parameters += array.size
+        if source.flipped:
+            values = tuple(
+                _unflipped(np.asarray(v)) if "kernel" in w.name else v for v, w in zip(values, weights, strict=True)
+            )
+        pairs.append((layer, values))
         loaded.append(path)
-    return LoadReport(tuple(loaded), tuple(missing), tuple(stored), tuple(wrong), parameters)
+    count = sum(int(np.prod(v.shape)) for _, values in pairs for v in values)
+    return Match(LoadReport(tuple(loaded), tuple(missing), tuple(stored), tuple(wrong), count), tuple(pairs))
+
+
+def assign(
+    model: keras.Model, stored: Mapping[str, StoredLayer], *, adapters: Mapping[str, Adapter] | None = None
+) -> LoadReport:
+    """`match`, and put what fits in place; nothing is raised for a partial match."""
+    return match(model, stored, adapters=adapters).apply()
 
 
 def _shapes(values: Iterable[Any]) -> str:
