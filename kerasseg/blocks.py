@@ -236,6 +236,10 @@ class _Reading:
             raise CheckpointError(
                 "a plain stack of layers: all its maps have the same resolution", found=found, expected=expected
             )
+        if max(areas) <= 1:
+            raise CheckpointError(
+                "a network that only raises the resolution: it never goes down", found=found, expected=expected
+            )
         if not any(self.risen[i] for i in maps):
             scale = _side(max(self.places[i].area for i in maps))
             raise CheckpointError(
@@ -327,7 +331,7 @@ class _Reading:
             # A layer used in several places belongs to the first.
             if step.layer is not None and id(step.layer) not in taken:
                 taken.add(id(step.layer))
-                members.setdefault(self.names[step.index], {})[step.index] = (step.layer, step.path)
+                members.setdefault(self._home(step), {})[step.index] = (step.layer, step.path)
         made = {name: self._block(name, list(found.values())) for name, found in members.items()}
         for name in ("bottleneck", "head", *(f"encoder_{k}" for k in range(1, len(self.levels) + 1))):
             made.setdefault(name, self._block(name, []))
@@ -339,6 +343,15 @@ class _Reading:
             head=made["head"],
             skips=self._skips(),
         )
+
+    def _home(self, step: Step) -> str:
+        """The block that lists a step's layer: its own, but pooling closes the block that it leaves."""
+        i = step.index
+        if i in self.down and not self.risen[i] and not step.weighted and len(step.parents) == 1:
+            above = step.parents[0]
+            if self.areas[above] < self.areas[i] and not self.graph.steps[above].is_input:
+                return self.names[above]
+        return self.names[i]
 
     def _block(self, name: str, found: list[tuple[keras.Layer, str]]) -> Block:
         inside = [s for s in self.graph.steps if self.names[s.index] == name]
