@@ -103,7 +103,7 @@ def draw(
         ...     head=Block("head", (), 1, 1, size=(64, 64)),
         ... )
         >>> print(draw(u, {"encoder_1"}, width=60, unicode=False).plain.splitlines()[4])
-        + encoder_1 * ------v+                ++-------- decoder_1 +
+        + encoder_1 * ----v+                    ++------ decoder_1 +
     """
     signs = _UNICODE if unicode else _ASCII
     marks = dict.fromkeys(partly, signs.partly) | dict.fromkeys(frozen, signs.frozen)

@@ -16,10 +16,10 @@ from kerasseg.blocks import Blocks, find_blocks
 from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
 from kerasseg.freezing import STRATEGIES, FreezeReport, freeze
 
-__all__ = ["Inspection", "Tensor", "inspect_checkpoint", "inspect_model", "layer_prefixes"]
+__all__ = ["Inspection", "Strategy", "Tensor", "inspect_checkpoint", "inspect_model", "layer_prefixes"]
 
 _FEW = 6  # entries that a part's list of names may have before it is shortened
-_NUMBERED = re.compile(r"^(.*?)(?:_(\d+))?$")
+_NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,25 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Strategy:
+    """What a strategy, or patterns, would freeze.
+
+    Attributes:
+        name: The strategy's name, or the patterns with commas between.
+        frozen_blocks: Blocks in which nothing would change.
+        trained: Numbers that the optimizer would move.
+        frozen: Numbers that would be held; the rest are BatchNorm statistics, which training keeps measuring.
+        share_trained: `trained` as a share (0..1) of what can be trained.
+    """
+
+    name: str
+    frozen_blocks: tuple[str, ...]
+    trained: int
+    frozen: int
+    share_trained: float
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What a checkpoint is.
 
@@ -54,8 +73,9 @@ class Inspection:
         blocks: The U; None where the network is none, `problem` then says what it is.
         prefixes: For `encoder`, `bottleneck`, `decoder` and `head` the names of their layers with weights, shortened:
             `conv2d .. conv2d_7`, `block1_*`.
-        strategies: What each strategy would train, by name.
+        strategies: What each strategy would train.
         chosen: The same for the strategy or the patterns that were asked for.
+        states: For each block what these would make of it: `frozen`, `trained`, `partly trained` or `no weights`.
         problem: Why it has no blocks.
     """
 
@@ -68,13 +88,13 @@ class Inspection:
     parameters: int
     blocks: Blocks | None = None
     prefixes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    strategies: Mapping[str, FreezeReport] = dataclasses.field(default_factory=dict)
-    chosen: FreezeReport | None = None
+    strategies: tuple[Strategy, ...] = ()
+    chosen: Strategy | None = None
+    states: Mapping[str, str] = dataclasses.field(default_factory=dict)
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values; `docs/blocks.md` describes them."""
-        states = {block.name: block.state for block in self.chosen.blocks} if self.chosen else {}
         blocks = None
         if self.blocks is not None:
             blocks = [
@@ -85,14 +105,14 @@ class Inspection:
                     "filters": block.filters,
                     "parameters": block.parameters,
                     "layers": list(block.paths),
-                    "state": states.get(block.name),
+                    "state": self.states.get(block.name),
                 }
                 for block in self.blocks
             ]
         return {
             "format": 1,
             "path": self.path,
-            "provenance": None if self.provenance is None else dataclasses.asdict(self.provenance),
+            "provenance": None if self.provenance is None else self.provenance.to_json(),
             "inputs": [dataclasses.asdict(t) for t in self.inputs],
             "outputs": [dataclasses.asdict(t) for t in self.outputs],
             "layers": self.layers,
@@ -101,21 +121,10 @@ class Inspection:
             "blocks": blocks,
             "skips": [dataclasses.asdict(s) for s in self.blocks.skips] if self.blocks else [],
             "prefixes": {part: list(names) for part, names in self.prefixes.items()},
-            "strategies": [_strategy(name, report) for name, report in self.strategies.items()],
-            "chosen": _strategy(", ".join(self.chosen.what), self.chosen) if self.chosen else None,
+            "strategies": [dataclasses.asdict(s) for s in self.strategies],
+            "chosen": dataclasses.asdict(self.chosen) if self.chosen else None,
             "problem": self.problem,
         }
-
-
-def _strategy(name: str, report: FreezeReport) -> dict[str, Any]:
-    return {
-        "name": name,
-        "frozen_blocks": list(report.frozen_blocks),
-        "parameters": report.parameters,
-        "trained": report.trained,
-        "not_trained": report.parameters - report.trained,
-        "share_trained": report.trained / report.parameters if report.parameters else 0.0,
-    }
 
 
 def inspect_checkpoint(path: str | Path, what: str | Sequence[str] | None = None) -> Inspection:
@@ -140,7 +149,7 @@ def inspect_model(model: keras.Model, *, path: str | Path = "", what: str | Sequ
         >>> import kerasseg
         >>> found = inspect_model(kerasseg.unet((32, 32, 1), filters=4, depth=2))
         >>> found.parameters, found.prefixes["encoder"], found.outputs[0].activation
-        (7565, ('encoder_*',), 'sigmoid')
+        (7637, ('encoder_*',), 'sigmoid')
     """
     about: dict[str, Any] = {
         "path": str(path),
@@ -156,9 +165,28 @@ def inspect_model(model: keras.Model, *, path: str | Path = "", what: str | Sequ
     except CheckpointError as error:
         return Inspection(**about, problem=str(error))
     with _kept(model):
-        strategies = {name: freeze(model, name) for name in STRATEGIES}
-        chosen = freeze(model, what) if what else None
-    return Inspection(**about, blocks=blocks, prefixes=layer_prefixes(blocks), strategies=strategies, chosen=chosen)
+        reports = {name: freeze(model, name) for name in STRATEGIES}
+        asked = None if what is None else freeze(model, what)
+    most = reports["aggressive"].trained
+    return Inspection(
+        **about,
+        blocks=blocks,
+        prefixes=layer_prefixes(blocks),
+        strategies=tuple(_strategy(report, most) for report in reports.values()),
+        chosen=_strategy(asked, most) if asked else None,
+        states={block.name: block.state for block in asked.blocks} if asked else {},
+    )
+
+
+def _strategy(report: FreezeReport, most: int) -> Strategy:
+    measured = sum(block.statistics for block in report.blocks)
+    return Strategy(
+        name=", ".join(report.what),
+        frozen_blocks=report.frozen_blocks,
+        trained=report.trained,
+        frozen=report.parameters - report.trained - measured,
+        share_trained=report.trained / max(1, most),
+    )
 
 
 class _kept:  # noqa: N801 - reads as a word in a with statement
@@ -215,9 +243,9 @@ def layer_prefixes(blocks: Blocks) -> dict[str, tuple[str, ...]]:
 
 
 def _split(name: str) -> tuple[str, int]:
-    match = _NUMBERED.match(name)
-    stem, number = match.groups() if match else (name, None)
-    return stem, -1 if number is None else int(number)
+    """A numbered name as its stem and number; a bare one comes before its numbered fellows, as Keras names them."""
+    match = _NUMBERED.fullmatch(name)
+    return (match[1], int(match[2])) if match else (f"{name}_", -1)
 
 
 def _runs(names: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -230,12 +258,12 @@ def _runs(names: Sequence[str], others: Sequence[str]) -> list[str]:
     made = []
     for stem, members in stems.items():
         run: list[tuple[int, str]] = []
-        for number, name in [*sorted(members), (-2, "")]:
+        for number, word in [*sorted(members), (-2, "")]:
             broken = run and any((stem, n) in foreign for n in range(run[-1][0], number))
-            if run and (broken or not name):
-                made.append(run[0][1] if len(run) == 1 else f"{run[0][1]} .. {run[-1][1]}")
+            if run and (broken or not word):
+                made += [name for _, name in run] if len(run) < 3 else [f"{run[0][1]} .. {run[-1][1]}"]
                 run = []
-            run.append((number, name))
+            run.append((number, word))
     return made
 
 

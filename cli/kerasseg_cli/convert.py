@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from kerasseg_tfrecords.errors import one_line
 
 __all__ = ["convert"]
 
@@ -43,5 +44,5 @@ def convert(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:
-        table.add_row(name, text)
-    Console(highlight=False).print(table)
+        table.add_row(name, one_line(text))
+    Console(highlight=False, markup=False, emoji=False).print(table)

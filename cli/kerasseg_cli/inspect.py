@@ -6,12 +6,13 @@ import json as json_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from kerasseg_tfrecords.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-    from kerasseg.freezing import FreezeReport
-    from kerasseg.inspection import Inspection, Tensor
+    from kerasseg.inspection import Inspection, Strategy, Tensor
 
 __all__ = ["inspect"]
 
@@ -32,8 +33,6 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead.")] = False,
 ) -> None:
     """Show what a checkpoint is: its origin, its U, and what each strategy would train."""
-    from kerasseg_tfrecords.errors import CheckpointError
-
     from kerasseg.inspection import inspect_checkpoint
 
     names = [part.strip() for part in strategy.split(",") if part.strip()] if strategy is not None else None
@@ -49,26 +48,22 @@ def inspect(
 
 
 def _show(found: Inspection) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from kerasseg.drawing import draw
 
-    console = Console(highlight=False)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, text in _facts(found):
-        facts.add_row(name, text)
-    console.print(facts)
+    # Names come from files of strangers: no markup, no emoji codes, and control characters are escaped.
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(_grid(_facts(found)))
     if found.blocks is None:
         return
-    chosen = found.chosen
     shape = found.inputs[0].shape[1:]
     drawing = draw(
         found.blocks,
-        chosen.frozen_blocks if chosen else (),
-        partly=[block.name for block in chosen.blocks if block.state == "partly trained"] if chosen else (),
+        [name for name, state in found.states.items() if state == "frozen"],
+        partly=[name for name, state in found.states.items() if state == "partly trained"],
         width=console.width,
         unicode=_unicode(console),
         source=shape if None not in shape else None,
@@ -76,14 +71,28 @@ def _show(found: Inspection) -> None:
     console.print()
     console.print(drawing, no_wrap=True, overflow="ignore", crop=False)
     console.print()
-    parts = Table.grid(padding=(0, 2))
-    parts.add_column(style="bold", no_wrap=True)
-    parts.add_column(overflow="fold")
-    for part, names in found.prefixes.items():
-        parts.add_row(part, ", ".join(names) or "no weights")
-    console.print(parts)
-    console.print()
-    console.print(_strategies(found))
+    console.print(_grid([(part, ", ".join(names) or "no weights") for part, names in found.prefixes.items()]))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("frozen blocks", overflow="fold")
+    for name in ("trained", "frozen", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for strategy in found.strategies:
+        table.add_row(*_row(strategy), style="cyan" if strategy == found.chosen else None)
+    if found.chosen is not None and found.chosen not in found.strategies:
+        table.add_row(*_row(found.chosen, name="as asked"), style="cyan")
+    console.print(table)
+
+
+def _grid(rows: list[tuple[str, str]]) -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in rows:
+        grid.add_row(name, one_line(text))
+    return grid
 
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:
@@ -116,30 +125,12 @@ def _unicode(console: Console) -> bool:
     return console.encoding.lower().startswith("utf") and not console.legacy_windows
 
 
-def _strategies(found: Inspection):  # type: ignore[no-untyped-def]  # rich is imported when something is shown
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("strategy")
-    table.add_column("frozen blocks")
-    for name in ("trained", "not trained", "share trained"):
-        table.add_column(name, justify="right")
-    reports: dict[str, FreezeReport] = dict(found.strategies)
-    if found.chosen is not None:
-        reports[", ".join(found.chosen.what)] = found.chosen
-    for name, report in reports.items():
-        mark = found.chosen is not None and report.what == found.chosen.what
-        table.add_row(
-            name,
-            ", ".join(report.frozen_blocks) or ("single layers" if _holds_layers(report) else "none"),
-            f"{report.trained:,}",
-            f"{report.parameters - report.trained:,}",
-            f"{report.trained / max(1, report.parameters):.1%}",
-            style="cyan" if mark else None,
-        )
-    return table
-
-
-def _holds_layers(report: FreezeReport) -> bool:
-    return any(block.frozen_layers for block in report.blocks)
+def _row(strategy: Strategy, *, name: str | None = None) -> tuple[str, ...]:
+    blocks = ", ".join(strategy.frozen_blocks) or ("single layers" if strategy.frozen else "none")
+    return (
+        name or strategy.name,
+        blocks,
+        f"{strategy.trained:,}",
+        f"{strategy.frozen:,}",
+        f"{strategy.share_trained:.1%}",
+    )
