@@ -14,11 +14,11 @@ from typing import Any
 
 import keras
 from keras import layers
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.detours import effective_areas
 from kerasseg.graph import Graph, Step, flatten
 from kerasseg.scales import Place, image_axes, measure
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["Block", "Blocks", "Skip", "find_blocks"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["Conversion", "convert_checkpoint"]
 

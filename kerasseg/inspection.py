@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.blocks import Blocks, find_blocks
 from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
 from kerasseg.freezing import STRATEGIES, FreezeReport, freeze
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Inspection", "Strategy", "Tensor", "inspect_checkpoint", "inspect_model", "layer_prefixes"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from kerasseg_tfrecords.errors import one_line
 
 __all__ = ["convert"]

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 import typer
-from kerasseg_tfrecords.errors import BadInputError, KerassegError, one_line
 
 from kerasseg_cli.console import errors, print_json
+from kerasseg_tfrecords.errors import BadInputError, KerassegError, one_line
 
 __all__ = ["guarded"]
 

@@ -6,6 +6,7 @@ import json as json_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from kerasseg_tfrecords.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import typer
 
 from kerasseg_cli.console import print_json, progress_bar, screen
 from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_tfrecords.errors import one_line
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.manifest import Manifest
@@ -185,11 +186,16 @@ def lines(manifest: Manifest) -> list[str]:
     said += manifest.notes
     if manifest.skipped:
         said.append(f"Skipped, {len(manifest.skipped)} bad:")
-        said += [f"  {name}: {message}" for name, _, message in manifest.skipped]
-    if manifest.left_out:
-        said.append(f"Left out, {len(manifest.left_out)} that are no slices:")
-        shown = manifest.left_out[:10]
-        said += [f"  {name}: {reason}" for name, reason in shown]
-        if len(manifest.left_out) > len(shown):
-            said.append(f"  and {len(manifest.left_out) - len(shown)} more, in the manifest")
+        said += [f"  {one_line(name)}: {one_line(message)}" for name, _, message in manifest.skipped]
+    said += _some(f"Left out, {len(manifest.left_out)} that are no slices", manifest.left_out)
+    said += _some(f"Remarks on slices, {len(manifest.remarks)}", manifest.remarks)
     return said
+
+
+def _some(heading: str, entries: tuple[tuple[str, str], ...], most: int = 5) -> list[str]:
+    """A heading and the first entries; the manifest has all."""
+    if not entries:
+        return []
+    lines = [f"  {one_line(name)}: {one_line(text)}" for name, text in entries[:most]]
+    more = [f"  and {len(entries) - most} more, in the manifest"] if len(entries) > most else []
+    return [f"{heading}:", *lines, *more]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from kerasseg_tfrecords.errors import UsageError, one_line
 
 if TYPE_CHECKING:

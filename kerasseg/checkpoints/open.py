@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.digest import sha256_of
 from kerasseg.checkpoints.h5 import open_h5
@@ -19,6 +18,7 @@ from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder
 from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg.checkpoints.provenance import Provenance, attach
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["open_checkpoint"]
 

@@ -8,20 +8,20 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-import architectures as build
 import keras
 import numpy as np
 import pytest
 import typer
-from kerasseg_cli.convert import convert
-from kerasseg_cli.inspect import _unicode, inspect
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 from rich.console import Console
 from typer.testing import CliRunner
 
+import architectures as build
 from kerasseg import freeze, open_checkpoint
 from kerasseg.blocks import Block, Blocks
 from kerasseg.inspection import inspect_model, layer_prefixes
+from kerasseg_cli.convert import convert
+from kerasseg_cli.inspect import _unicode, inspect
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 app = typer.Typer()
 app.command()(inspect)

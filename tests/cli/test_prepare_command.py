@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from factories import blob, write_figshare, write_mat
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

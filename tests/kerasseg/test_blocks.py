@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 
-import architectures as build
 import keras
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
+import architectures as build
 from kerasseg.blocks import Blocks, find_blocks
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 
 def assignment(blocks: Blocks) -> dict[str, str]:

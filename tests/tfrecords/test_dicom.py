@@ -13,12 +13,6 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from kerasseg_tfrecords.errors import DataError
-from kerasseg_tfrecords.sources import SourceOptions, detect, open_tree
-from kerasseg_tfrecords.sources.base import Listing
-from kerasseg_tfrecords.sources.dicom import SOURCE
-from kerasseg_tfrecords.sources.dicom_file import DicomSlice, read_dicom
-from kerasseg_tfrecords.sources.pairs import SOURCE as PAIRS
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
@@ -31,6 +25,13 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
+
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.sources import SourceOptions, detect, open_tree
+from kerasseg_tfrecords.sources.base import Listing
+from kerasseg_tfrecords.sources.dicom import SOURCE
+from kerasseg_tfrecords.sources.dicom_file import DicomSlice, read_dicom
+from kerasseg_tfrecords.sources.pairs import SOURCE as PAIRS
 
 PIXELS = (np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 5) % 1000
 PREDICT = SourceOptions(masks=False)

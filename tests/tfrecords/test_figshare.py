@@ -19,9 +19,10 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from factories import blob, write_cvind, write_figshare, write_mat, write_mat5
 from hypothesis import given
 from hypothesis import strategies as st
+
+from factories import blob, write_cvind, write_figshare, write_mat, write_mat5
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.slices import Slice
 from kerasseg_tfrecords.sources import find_items, open_tree, read_item

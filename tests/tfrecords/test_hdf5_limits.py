@@ -12,9 +12,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from factories import blob, write_mat
 from hypothesis import given
 from hypothesis import strategies as st
+
+from factories import blob, write_mat
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.parallel import ordered_map
 from kerasseg_tfrecords.sources import hdf5

@@ -12,9 +12,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from factories import blob, write_cvind, write_figshare, write_mat
 from hypothesis import given
 from hypothesis import strategies as st
+
+from factories import blob, write_cvind, write_figshare, write_mat
 from kerasseg_tfrecords.integrity import check_data, check_slice
 from kerasseg_tfrecords.slices import Slice
 

@@ -14,11 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.sources import SourceOptions, detect, open_tree
 from kerasseg_tfrecords.sources.base import Item, Listing
 from kerasseg_tfrecords.sources.pairs import SOURCE
-from numpy.typing import NDArray
 
 MASK = np.zeros((12, 16), np.uint8)
 MASK[3:7, 4:9] = 255

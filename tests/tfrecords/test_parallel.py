@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.parallel import ordered_map
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.sources import codecs
 from kerasseg_tfrecords.sources.headers import inspect
 from kerasseg_tfrecords.sources.images import Picture, decode_picture, to_slice
-from numpy.typing import NDArray
 
 PIXELS = 1_000_000
 GREY = (np.add.outer(np.arange(24) * 3, np.arange(32) * 4) % 251).astype(np.uint8)

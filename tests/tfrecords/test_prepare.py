@@ -17,6 +17,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+
 from factories import blob, write_cvind, write_figshare, write_mat
 from kerasseg_tfrecords import load_manifest, prepare, read_records, verify
 from kerasseg_tfrecords.errors import BadInputError, DataError, KerassegError, UsageError

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from factories import blob, write_cvind, write_figshare, write_mat
 from kerasseg_tfrecords import sources
 from kerasseg_tfrecords.errors import DataError, UsageError

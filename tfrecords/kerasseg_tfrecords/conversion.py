@@ -72,11 +72,13 @@ def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Co
         yield Failure(problems=(Problem(_text(f"{prefix}/{item.name}"), "unreadable", message),))
         return
     for piece in reading.slices:
-        errors = tuple(problem for problem in check_slice(piece) if problem.level == "error")
+        found = check_slice(piece)
+        errors = tuple(problem for problem in found if problem.level == "error")
         if errors:
             yield Failure(problems=tuple(_named(problem, prefix) for problem in errors))
         else:
-            yield convert_slice(piece, reading, conversion, prefix)
+            noted = replace(piece, notes=(*piece.notes, *(problem.message for problem in found)))
+            yield convert_slice(noted, reading, conversion, prefix)
 
 
 def convert_slice(piece: Slice, reading: Reading, conversion: Conversion, prefix: str) -> Converted:

@@ -162,6 +162,7 @@ class Manifest(_Model):
     overlap: tuple[Overlap, ...] = ()
     skipped: Annotated[tuple[tuple[str, str, str], ...], Field(description="name, kind, message")] = ()
     left_out: Annotated[tuple[tuple[str, str], ...], Field(description="name, reason")] = ()
+    remarks: Annotated[tuple[tuple[str, str], ...], Field(description="slice_id, what was decided or looks odd")] = ()
     notes: tuple[str, ...] = ()
 
     def shards_of(self, split: str) -> tuple[ShardFacts, ...]:

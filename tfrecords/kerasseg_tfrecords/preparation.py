@@ -389,6 +389,7 @@ def _manifest(
         overlap=arrangement.overlap,
         skipped=tuple((problem.name, problem.kind, problem.message) for problem in problems),
         left_out=tuple((entry.name, entry.reason) for entry in left_out),
+        remarks=tuple((piece.facts.slice_id, note) for piece in slices for note in piece.facts.notes),
         notes=(*(note for entry in listed for note in entry.notes), *arrangement.notes),
     )
 
