@@ -178,9 +178,10 @@ def read_bytes(location: Location, *, limit: int) -> bytes:
     try:
         with open(location.path, "rb", buffering=0) as stream:  # noqa: PTH123 - faster than Path.open, once a slice
             size = os.fstat(stream.fileno()).st_size
-            data = stream.read(limit + 1) if size <= limit else b""
+            # One byte more tells a file that grew. Not `limit`: read() sets aside what it is asked for.
+            data = stream.read(size + 1) if size <= limit else b""
             # One read gives all of an ordinary file; only very large or networked ones come in parts.
-            while len(data) < size <= limit and (more := stream.read(limit + 1 - len(data))):
+            while len(data) < size <= limit and (more := stream.read(size + 1 - len(data))):
                 data += more
     except OSError as error:
         raise DataError("cannot be read", path=location.name, found=error.strerror) from error
