@@ -260,3 +260,10 @@ def test_pillow_agrees() -> None:
     for data in (encode(".png", COLOUR), encode(".jpg", COLOUR), encode(".tif", COLOUR), encode(".png", GREY)):
         theirs = np.asarray(image.open(io.BytesIO(data)))
         assert np.abs(decoded(data).pixels.astype(int) - theirs).max() <= 2
+
+
+def test_check_sums_are_verified_before_decoding() -> None:
+    data = bytearray(png(4, 4, 2, 3, bytes([0, 0b00011011]) * 4, chunk(b"PLTE", bytes(12))))
+    data[data.find(b"PLTE") + 5] ^= 1
+    with pytest.raises(DataError, match="check sum of PLTE"):
+        inspect(bytes(data), "a", PIXELS)
