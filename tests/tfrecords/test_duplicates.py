@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kerasseg_tfrecords.duplicates import (
     HASH_RADIUS,
     MIN_CORRELATION,

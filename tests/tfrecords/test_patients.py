@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.patients import compile_pattern, group_of, groups_of
 

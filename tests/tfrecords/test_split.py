@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kerasseg_tfrecords import apportion as apportion_module
 from kerasseg_tfrecords.apportion import apportion, score
 from kerasseg_tfrecords.errors import DataError, UsageError

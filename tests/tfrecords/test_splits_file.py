@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kerasseg_tfrecords.errors import BadInputError, DataError
 from kerasseg_tfrecords.splits_file import COLUMNS, SplitRow, apply, dump, load, parse
 

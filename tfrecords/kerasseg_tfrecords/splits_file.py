@@ -17,9 +17,12 @@ from typing import Protocol
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, one_line
 from kerasseg_tfrecords.split import SPLITS
 
-__all__ = ["COLUMNS", "Identified", "SplitRow", "apply", "dump", "load", "parse"]
+__all__ = ["COLUMNS", "LEFT_OUT", "Identified", "SplitRow", "apply", "dump", "load", "parse"]
 
 _SHOWN = 10
+
+LEFT_OUT = "left_out"
+"""The split of slices that a balanced subset or an overlap excludes: the file then describes all of the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class SplitRow:
         label: Class name; "" where there are no classes.
         patient: Patient id as read; "" where unknown.
         group: What was kept together.
-        split: One of `split.SPLITS`.
+        split: One of `split.SPLITS`, or `LEFT_OUT`.
     """
 
     slice_id: str
@@ -164,8 +167,8 @@ def _row(values: Sequence[str], names: Sequence[str], at: Sequence[int], path: s
     row = SplitRow(*(values[index] for index in at))
     if not row.slice_id:
         raise DataError(f"line {line}: slice_id is empty", path=path)
-    if row.split not in SPLITS:
-        raise DataError(f"line {line}: split {row.split!r}", path=path, expected=", ".join(SPLITS))
+    if row.split not in (*SPLITS, LEFT_OUT):
+        raise DataError(f"line {line}: split {row.split!r}", path=path, expected=", ".join((*SPLITS, LEFT_OUT)))
     return row
 
 
@@ -183,7 +186,7 @@ def apply(
         path: The file's name, for messages.
 
     Returns:
-        One of `split.SPLITS` for each of `slices`, in their order.
+        One of `split.SPLITS`, or `LEFT_OUT`, for each of `slices`, in their order.
 
     Raises:
         BadInputError: The data do not fit: a slice is missing, additional, has other bytes or another label, or a group
@@ -233,7 +236,8 @@ def _crossing(rows: Sequence[SplitRow]) -> list[Problem]:
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         # Without a group a row stands for itself.
-        splits[row.group or f"slice:{row.slice_id}"].add(row.split)
+        if row.split != LEFT_OUT:
+            splits[row.group or f"slice:{row.slice_id}"].add(row.split)
     return [
         Problem(group, "group-crosses", f"stands in {' and '.join(s for s in SPLITS if s in seen)}")
         for group, seen in splits.items()
