@@ -18,6 +18,7 @@ from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder
 from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg.checkpoints.provenance import Provenance, attach
+from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 
 __all__ = ["open_checkpoint"]
@@ -119,9 +120,12 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
 
 def _thaw(model: keras.Model) -> tuple[str, ...]:
     """Make every layer trainable: what is frozen is decided by `freeze`, not by whoever saved the file."""
-    frozen = sum(not layer.trainable for layer in model.layers if layer.weights)
-    model.trainable = True
-    return (f"{frozen} layers were saved frozen and are trainable now",) if frozen else ()
+    frozen = [layer for _, layer in leaves(model) if not layer.trainable]
+    # One by one: set on a network, the flag does not reach the layers where the network has that value already.
+    for layer in (*nested(model), *frozen):
+        layer.trainable = True
+    count = sum(bool(layer.weights) for layer in frozen)
+    return (f"{count} layers were saved frozen and are trainable now",) if count else ()
 
 
 def _check_purpose(model: keras.Model, path: Path) -> None:
