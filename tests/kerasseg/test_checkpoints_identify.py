@@ -139,7 +139,7 @@ def test_an_unpacked_archive_opens(tmp_path: Path) -> None:
     model = keras.Model(inputs, keras.layers.Conv2D(1, 1)(inputs))
     model.save(tmp_path / "a.keras")
     with zipfile.ZipFile(tmp_path / "a.keras") as archive:
-        archive.extractall(tmp_path / "folder")  # noqa: S202 - our own
+        archive.extractall(tmp_path / "folder")
     x = np.ones((1, 8, 8, 1), "float32")
     np.testing.assert_array_equal(np.asarray(open_checkpoint(tmp_path / "folder")(x)), np.asarray(model(x)))
 
