@@ -27,7 +27,7 @@ __all__ = ["open_checkpoint"]
 def open_checkpoint(
     path: str | Path,
     *,
-    architecture: str | keras.Model | None = None,
+    architecture: str | Path | keras.Model | None = None,
     allow_partial: bool = False,
     compare: bool = True,
 ) -> keras.Model:
@@ -87,7 +87,7 @@ def open_checkpoint(
 
 @dataclass(frozen=True)
 class _Options:
-    architecture: str | keras.Model | None
+    architecture: str | Path | keras.Model | None
     allow_partial: bool
     compare: bool
 

@@ -62,7 +62,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", self.server.redirects[path])
             self.end_headers()
             return
-        if path in {"/api/models/me/unet", "/api/models/me/unet/revision/main", f"/api/models/me/unet/revision/{COMMIT}"}:
+        if path in {
+            "/api/models/me/unet",
+            "/api/models/me/unet/revision/main",
+            f"/api/models/me/unet/revision/{COMMIT}",
+        }:
             siblings = [{"rfilename": n, "size": len(d)} for n, d in self.server.files.items()]
             self.send(json.dumps({"id": "me/unet", "sha": COMMIT, "siblings": siblings}).encode(), body)
             return
@@ -124,7 +128,9 @@ def same(a: keras.Model, b: keras.Model) -> bool:
 # --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("address", ["hf://me/unet", "hf://me/unet@main", f"hf://me/unet@{COMMIT}", "hf://me/unet/unet.keras"])
+@pytest.mark.parametrize(
+    "address", ["hf://me/unet", "hf://me/unet@main", f"hf://me/unet@{COMMIT}", "hf://me/unet/unet.keras"]
+)
 def test_a_repository_opens_by_name(address: str, server: Server, network: keras.Model, file: bytes) -> None:
     server.files = {"README.md": b"hello", "unet.keras": file, "training.log": b"x" * 1000}
     model = open_checkpoint(address)
@@ -268,7 +274,7 @@ def test_offline_a_url_says_where_it_looked(server: Server) -> None:
     url = f"{server.address}/files/unet.keras"
     server.shutdown()
     server.server_close()
-    with pytest.raises(CheckpointError, match="an earlier copy in .*unet.keras"):
+    with pytest.raises(CheckpointError, match=r"an earlier copy in .*unet\.keras"):
         open_checkpoint(url)
 
 
@@ -300,7 +306,9 @@ def test_redirects_are_followed_only_to_where_they_may_lead(server: Server, file
             hub.fetch(f"{server.address}/{name}")
 
 
-@pytest.mark.parametrize("url", ["http://example.org/a.h5", "ftp://example.org/a.h5", "file:///etc/passwd", "s3://b/a.h5"])
+@pytest.mark.parametrize(
+    "url", ["http://example.org/a.h5", "ftp://example.org/a.h5", "file:///etc/passwd", "s3://b/a.h5"]
+)
 def test_other_schemes_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="does not fetch from"):
         open_checkpoint(url)
