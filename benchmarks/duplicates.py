@@ -18,6 +18,7 @@ import cv2
 import h5py
 import nibabel
 import numpy as np
+
 from kerasseg_tfrecords.duplicates import MIN_CORRELATION, Fingerprints, find_duplicates, fingerprint, overlap
 from kerasseg_tfrecords.fingerprints import ORIENTATIONS, turn_details, turn_hashes
 from kerasseg_tfrecords.patients import group_of

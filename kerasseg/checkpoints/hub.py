@@ -17,10 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
-
 from kerasseg.checkpoints.digest import sha256_of
 from kerasseg.checkpoints.hub_files import choose
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["Fetched", "HubAddress", "cache_folder", "fetch", "is_remote"]
 

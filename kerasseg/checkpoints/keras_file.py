@@ -9,8 +9,6 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from kerasseg_tfrecords.errors import CheckpointError
-
 from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
 from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
 from kerasseg.checkpoints.blueprint import build, check_size
@@ -21,6 +19,7 @@ from kerasseg.checkpoints.provenance import Provenance, recorded
 from kerasseg.checkpoints.stored import assign, read_by_class, stored_numbers
 from kerasseg.checkpoints.translate import translate
 from kerasseg.checkpoints.writers import is_keras_3, writer_name
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["check_archive", "is_keras_archive", "open_keras", "open_keras_folder"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.digest import sha256_of
 from kerasseg.checkpoints.h5 import open_h5
@@ -20,6 +19,7 @@ from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg.checkpoints.provenance import Provenance, attach
 from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["open_checkpoint"]
 

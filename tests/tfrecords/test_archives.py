@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.parallel import ordered_map
 from kerasseg_tfrecords.sources import archives

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kerasseg_tfrecords.classes import (
     TUMOUR_CLASSES,
     class_code,

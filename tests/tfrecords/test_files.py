@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.intensity import Window, fit_image, fit_mask, intensity_window, restore
-from numpy.typing import NDArray
 
 TYPES = [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64]
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.sources.images import Picture, decode_picture
 from kerasseg_tfrecords.sources.masks import binarise, mask_of_picture
-from numpy.typing import NDArray
 
 DISK = cv2.circle(np.zeros((40, 48), np.uint8), (20, 18), 9, 1, -1).astype(bool)
 

@@ -6,7 +6,9 @@ import io
 import os
 import random
 import struct
+import subprocess
 import zlib
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,11 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.sources import codecs
 from kerasseg_tfrecords.sources.headers import inspect
 from kerasseg_tfrecords.sources.images import Picture, decode_picture, to_slice
-from numpy.typing import NDArray
 
 PIXELS = 1_000_000
 GREY = (np.add.outer(np.arange(24) * 3, np.arange(32) * 4) % 251).astype(np.uint8)
@@ -144,15 +147,17 @@ def test_a_cut_file_is_always_refused(suffix: str, share: float) -> None:
         decoded(data[: int(len(data) * share)])
 
 
-@given(place=st.integers(0, 10**6), bit=st.integers(0, 7), interlaced=st.booleans())
-def test_a_flipped_bit_in_a_png_never_changes_the_picture(place: int, bit: int, interlaced: bool) -> None:
-    data = bytearray(encode(".png", GREY))
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7), palette=st.booleans())
+def test_a_flipped_bit_in_a_png_never_changes_the_picture(place: int, bit: int, palette: bool) -> None:
+    colours = chunk(b"PLTE", bytes(range(0, 240, 20)))
+    whole = png(4, 4, 2, 3, bytes([0, 0b00011011]) * 4, colours) if palette else encode(".png", GREY)
+    data = bytearray(whole)
     data[place % len(data)] ^= 1 << bit
     try:
         pixels = decoded(bytes(data)).pixels
     except DataError:
         return
-    np.testing.assert_array_equal(pixels, GREY)
+    np.testing.assert_array_equal(pixels, decoded(whole).pixels)
 
 
 def test_damage_is_never_printed(capfd: pytest.CaptureFixture[str]) -> None:
@@ -218,9 +223,9 @@ def test_stray_bytes_between_jpeg_segments_are_no_damage(capfd: pytest.CaptureFi
     assert capfd.readouterr() == ("", "")
 
 
-def test_tiffs_with_several_pages_are_refused() -> None:
-    ok, data = cv2.imencodemulti(".tif", [GREY, GREY])
-    assert ok
+def test_tiffs_with_several_pages_are_refused(tmp_path: Path) -> None:
+    assert cv2.imwritemulti(str(tmp_path / "a.tif"), [GREY, GREY])
+    data = (tmp_path / "a.tif").read_bytes()
     with pytest.raises(DataError, match=r"2 pages.*one slice a file"):
         decoded(bytes(data))
 
@@ -256,3 +261,38 @@ def test_pillow_agrees() -> None:
     for data in (encode(".png", COLOUR), encode(".jpg", COLOUR), encode(".tif", COLOUR), encode(".png", GREY)):
         theirs = np.asarray(image.open(io.BytesIO(data)))
         assert np.abs(decoded(data).pixels.astype(int) - theirs).max() <= 2
+
+
+def test_check_sums_are_verified_before_decoding() -> None:
+    data = bytearray(png(4, 4, 2, 3, bytes([0, 0b00011011]) * 4, chunk(b"PLTE", bytes(12))))
+    data[data.find(b"PLTE") + 5] ^= 1
+    with pytest.raises(DataError, match="check sum of PLTE"):
+        inspect(bytes(data), "a", PIXELS)
+
+
+FORK = """
+import os, sys, pathlib
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.sources.images import decode_picture
+good = pathlib.Path(sys.argv[1]).read_bytes()
+bad = good[: len(good) // 2] + bytes([255, 217])
+decode_picture(good, "a", 10**6)
+child = os.fork()
+wrong = 0
+for _ in range(300):
+    try:
+        decode_picture(bad if child else good, "a", 10**6)
+        wrong += bool(child)
+    except DataError:
+        wrong += not child
+if not child:
+    os._exit(min(wrong, 100))
+sys.exit(wrong or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_processes_hear_only_their_own_files(tmp_path: Path, python: str, child_environment: dict[str, str]) -> None:
+    # Forked and busy at the same time: a shared file would mix up what is said about good and about bad pictures.
+    (tmp_path / "a.jpg").write_bytes(encode(".jpg", cv2.resize(COLOUR, (320, 240))))
+    done = subprocess.run([python, "-c", FORK, str(tmp_path / "a.jpg")], env=child_environment, check=False)
+    assert done.returncode == 0

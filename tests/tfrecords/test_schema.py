@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.records import Payload, SliceFacts, pack_mask, pack_native_mask, unpack_mask, unpack_native_mask
 from kerasseg_tfrecords.schema import FEATURES, decode, encode, parse_batch

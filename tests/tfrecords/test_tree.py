@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kerasseg_tfrecords.errors import BadInputError, DataError
 from kerasseg_tfrecords.sources.tree import natural_key, open_tree, read_bytes, suffix_of
 
