@@ -14,7 +14,7 @@ __all__ = ["LINEAR", "VARIABLES", "View", "fold", "rewrite"]
 VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 """Operations that stand for a variable's value once reading is passed through."""
 
-LINEAR = frozenset({"Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative", "MatMul", "dense", "separable"})
+LINEAR = frozenset({"Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative", "Einsum", "MatMul", "dense", "separable"})
 """Operations with a kernel, to which a bias may belong."""
 
 _SHAPING = frozenset({"ExpandDims", "Reshape", "Squeeze"})
