@@ -47,7 +47,7 @@ def expand(view: View, tensor: Tensor, depth: int = 0) -> Polynomial | None:
         parts = [expand(view, t, depth + 1) for t in node.inputs] if node.op in _EXPANDED else []
         if parts and all(p is not None for p in parts):
             result = _combine(node.op, [p for p in parts if p is not None])
-            if result is not None and len(result) <= MAX_TERMS and _concerns(view, result):
+            if result is not None and len(result) <= MAX_TERMS and not (depth and _is_data(view, tensor, result)):
                 return result
         root = _root(view, tensor)
         if root is not None:
@@ -57,10 +57,18 @@ def expand(view: View, tensor: Tensor, depth: int = 0) -> Polynomial | None:
     return {(tensor,): 1.0}
 
 
-def _concerns(view: View, polynomial: Polynomial) -> bool:
-    """False for sums of plain data, such as a residual connection: they are what is normalised, not how."""
+def _is_data(view: View, tensor: Tensor, polynomial: Polynomial) -> bool:
+    """Whether a sum is what is normalised, such as a residual connection, and not part of how."""
     factors = [f for product in polynomial for f in product]
-    return not factors or any(isinstance(f, Root) or view.leaf(f) is not None or view.node(f).op == "Mean" for f in factors)
+    data = [f for f in factors if not isinstance(f, Root) and view.leaf(f) is None]
+    if not data:
+        return False
+    # The difference from a mean is part of a normalisation; so is what stands beside a root or a variable, unless others
+    # read it too, as they read the sums between blocks.
+    about_mean = any(view.node(f).op == "Mean" for f in data)
+    if len(data) == len(factors):
+        return not (about_mean and view.node(tensor).op in {"Mul", "Neg", "Sub"})
+    return not (about_mean or view.once(tensor))
 
 
 _EXPANDED = frozenset({"Add", "AddN", "AddV2", "BiasAdd", "Mul", "Neg", "Sub"})

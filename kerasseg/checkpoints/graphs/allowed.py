@@ -14,64 +14,72 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kerasseg.checkpoints.graphs.graphdef import CALLS, PASSED, Body, Program
 from kerasseg_tfrecords.errors import CheckpointError
 
+from kerasseg.checkpoints.graphs.graphdef import CALLS, PASSED, Body, Program
+
 __all__ = ["ELSEWHERE", "INITIALISER", "NETWORK", "check_operations"]
+
+
+def _words(*lines: str) -> frozenset[str]:
+    return frozenset(word for line in lines for word in line.split())
+
 
 NETWORK = (
     CALLS
     | PASSED
-    | frozenset(
+    | _words(
         # Sources. A variable's handle is read, never assigned to.
-        "Const NoOp Placeholder VarHandleOp Variable VariableV2 IdentityN "
+        "Const NoOp Placeholder VarHandleOp Variable VariableV2 IdentityN",
         # Linear layers.
-        "BiasAdd BiasAddV1 Conv2D Conv2DBackpropInput DepthwiseConv2dNative Einsum MatMul "
+        "BiasAdd BiasAddV1 Conv2D Conv2DBackpropInput DepthwiseConv2dNative Einsum MatMul",
         # Normalisation and pooling.
-        "AvgPool FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 MaxPool "
+        "AvgPool FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 MaxPool",
         # Activations.
-        "Elu LeakyRelu LogSoftmax Relu Relu6 Selu Sigmoid Softmax Softplus Softsign Tanh "
+        "Elu LeakyRelu LogSoftmax Relu Relu6 Selu Sigmoid Softmax Softplus Softsign Tanh",
         # Arithmetic.
-        "Abs Add AddN AddV2 Ceil ClipByValue Div DivNoNan Erf Erfc Exp Expm1 Floor FloorDiv FloorMod Inv Log Log1p "
-        "Maximum Minimum Mul Neg Pow RealDiv Reciprocal Round Rsqrt Sign Sqrt Square SquaredDifference Sub "
+        "Abs Add AddN AddV2 Ceil ClipByValue Cos Div DivNoNan Erf Erfc Exp Expm1 Floor FloorDiv FloorMod Inv Log Log1p",
+        "Maximum Minimum Mul Neg Pow RealDiv Reciprocal Round Rsqrt Sign Sin Sqrt Square SquaredDifference Sub",
         # Comparison and choice.
-        "Equal Greater GreaterEqual Less LessEqual LogicalAnd LogicalNot LogicalOr NotEqual Select SelectV2 "
+        "Equal Greater GreaterEqual Less LessEqual LogicalAnd LogicalNot LogicalOr NotEqual Select SelectV2",
         # Reduction.
-        "Max Mean Min Prod Sum "
+        "Max Mean Min Prod Sum",
         # Shape.
-        "BatchToSpaceND BroadcastTo Cast Concat ConcatV2 DepthToSpace ExpandDims Fill GatherV2 MirrorPad OnesLike Pack Pad "
-        "PadV2 Range Reshape Shape Slice SpaceToBatchND SpaceToDepth Split SplitV Squeeze StridedSlice Tile "
-        "Transpose Unpack ZerosLike "
+        "BatchToSpaceND BroadcastTo Cast Concat ConcatV2 DepthToSpace ExpandDims Fill GatherV2 MirrorPad OnesLike Pack",
+        "Pad PadV2 Range Reshape Shape Slice SpaceToBatchND SpaceToDepth Split SplitV Squeeze StridedSlice Tile",
+        "Transpose Unpack ZerosLike",
         # Resizing.
-        "ResizeBicubic ResizeBilinear ResizeNearestNeighbor".split()
+        "ResizeBicubic ResizeBilinear ResizeNearestNeighbor",
     )
 )
 """What a signature may use. Each computes its outputs from its inputs and touches nothing else."""
 
-INITIALISER = NETWORK | frozenset("Assign AssignVariableOp IsVariableInitialized VarIsInitializedOp".split())
+INITIALISER = NETWORK | _words("Assign AssignVariableOp IsVariableInitialized VarIsInitializedOp")
 """What an initialiser may use: Keras writes an empty one."""
 
-ELSEWHERE = INITIALISER | frozenset(
+ELSEWHERE = INITIALISER | _words(
     # Saving and restoring: never run here, values are read from the variables file itself.
-    "MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin "
+    "MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin",
     # Training: dropout, moving statistics, optimizers, metrics, losses.
-    "AssignAddVariableOp AssignSubVariableOp AssignAdd AssignSub BroadcastGradientArgs ConcatOffset DestroyResourceOp "
-    "DynamicStitch InvertPermutation L2Loss RandomStandardNormal RandomUniform RandomUniformInt StatelessRandomGetAlg "
-    "StatelessRandomGetKeyCounter StatelessRandomGetKeyCounterAlg StatelessRandomNormalV2 StatelessRandomUniform "
-    "StatelessRandomUniformV2 StatelessRandomUniformFullIntV2 StatelessTruncatedNormalV2 TruncatedNormal "
-    "RngReadAndSkip Bitcast BitwiseXor SparseSoftmaxCrossEntropyWithLogits SoftmaxCrossEntropyWithLogits Xdivy Xlogy "
-    "ApplyAdam ApplyGradientDescent ApplyMomentum ApplyRMSProp ResourceApplyAdam ResourceApplyGradientDescent "
-    "ResourceApplyKerasMomentum ResourceApplyMomentum ResourceApplyRMSProp ResourceApplyAdagradV2 "
-    "ResourceApplyAdaMax ResourceApplyAdamWithAmsgrad "
+    "AssignAddVariableOp AssignSubVariableOp AssignAdd AssignSub BroadcastGradientArgs ConcatOffset DestroyResourceOp",
+    "DynamicStitch InvertPermutation L2Loss RandomStandardNormal RandomUniform RandomUniformInt StatelessRandomGetAlg",
+    "StatelessRandomGetKeyCounter StatelessRandomGetKeyCounterAlg StatelessRandomNormalV2 StatelessRandomUniform",
+    "StatelessRandomUniformV2 StatelessRandomUniformFullIntV2 StatelessTruncatedNormalV2 TruncatedNormal",
+    "RngReadAndSkip Bitcast BitwiseXor SparseSoftmaxCrossEntropyWithLogits SoftmaxCrossEntropyWithLogits Xdivy Xlogy",
+    "ApplyAdam ApplyGradientDescent ApplyMomentum ApplyRMSProp ResourceApplyAdam ResourceApplyGradientDescent",
+    "ResourceApplyKerasMomentum ResourceApplyMomentum ResourceApplyRMSProp ResourceApplyAdagradV2",
+    "ResourceApplyAdaMax ResourceApplyAdamWithAmsgrad",
     # Gradients of what NETWORK holds.
-    "AvgPoolGrad BiasAddGrad Conv2DBackpropFilter DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput "
-    "EluGrad FusedBatchNormGrad FusedBatchNormGradV2 FusedBatchNormGradV3 LeakyReluGrad MaxPoolGrad MirrorPadGrad Relu6Grad "
-    "ReluGrad ResizeBilinearGrad ResizeNearestNeighborGrad RsqrtGrad SeluGrad SigmoidGrad SoftplusGrad SoftsignGrad SqrtGrad "
-    "StridedSliceGrad TanhGrad "
+    "AvgPoolGrad BiasAddGrad Conv2DBackpropFilter DepthwiseConv2dNativeBackpropFilter",
+    "DepthwiseConv2dNativeBackpropInput EluGrad FusedBatchNormGrad FusedBatchNormGradV2 FusedBatchNormGradV3",
+    "LeakyReluGrad MaxPoolGrad MirrorPadGrad Relu6Grad ReluGrad ResizeBilinearGrad ResizeNearestNeighborGrad RsqrtGrad",
+    "SeluGrad SigmoidGrad SoftplusGrad SoftsignGrad SqrtGrad StridedSliceGrad TanhGrad",
     # Branches and loops: what they run are functions of the library, which are judged as all others.
-    "Case If StatelessCase StatelessIf StatelessWhile While Merge Switch Enter Exit LoopCond NextIteration "
-    # Checks and odds and ends of losses and metrics.
-    "All Any ArgMax Assert BatchMatMulV2 Cumsum EnsureShape MulNoNan Rank Size TopKV2 Unique Where".split()
+    "Case If StatelessCase StatelessIf StatelessWhile While Merge Switch Enter Exit LoopCond NextIteration",
+    # Checks and odds and ends of losses, metrics and custom layers.
+    "Acos Acosh All Any ArgMax ArgMin Asin Asinh Assert Atan Atan2 Atanh BatchMatMulV2 Cosh Cumprod Cumsum Diag DiagPart",
+    "EnsureShape GatherNd IsFinite IsInf IsNan LinSpace MatrixBandPart MulNoNan OneHot Rank ReverseV2 ScatterNd Sinh",
+    "Size Tan TopKV2 Unique Where",
 )
 """What may stand where nothing of it is ever run."""
 
@@ -158,7 +166,7 @@ _OBJECT = "\0object "
 
 
 def reachable(meta_graph: Any, program: Program, roots: Iterable[str]) -> set[tuple[str, str]]:
-    """All nodes that roots of the main graph need, as (function, node): through data, control edges, calls and gradients."""
+    """All nodes that roots of the main graph need, as (function, node): through data, control, calls and gradients."""
     gradients: dict[str, set[str]] = {}
     for gradient in meta_graph.graph_def.library.gradient:
         gradients.setdefault(gradient.function_name, set()).add(gradient.gradient_func)

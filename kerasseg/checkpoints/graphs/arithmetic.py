@@ -94,7 +94,7 @@ def _cast(node: Node, x: np.ndarray) -> np.ndarray:
 
 def _range(_: Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> np.ndarray:
     _small([max(0, (limit - start) / delta)])
-    return np.arange(start, limit, delta, dtype=start.dtype)
+    return np.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
 
 def index(node: Node, begin: np.ndarray, end: np.ndarray, strides: np.ndarray) -> tuple[Any, ...]:

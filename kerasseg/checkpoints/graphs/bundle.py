@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.graphs.messages import type_name
-from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Stored", "read_index"]
 
@@ -28,7 +28,9 @@ _FOOTER = 48
 _TRAILER = 5
 
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-_SIZES |= {t: np.dtype(t).itemsize for t in ("int8", "uint8", "bool", "int16", "uint16", "int32", "uint32", "int64", "uint64")}
+_SIZES |= {
+    t: np.dtype(t).itemsize for t in ("int8", "uint8", "bool", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,9 @@ def _entry(name: str, entry: Any, available: int, prefix: Path) -> Stored:
     )
     if not fits or any(n < 0 or n > entry.size for n in shape if dtype not in _SIZES):
         raise CheckpointError(
-            f"the variable {name!r} has an absurd shape", path=prefix, found=f"{shape} of {dtype} in {entry.size:,} bytes"
+            f"the variable {name!r} has an absurd shape",
+            path=prefix,
+            found=f"{shape} of {dtype} in {entry.size:,} bytes",
         )
     return Stored(dtype, shape, entry.size)
 

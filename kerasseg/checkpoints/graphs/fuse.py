@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from kerasseg.checkpoints.graphs.fuse_activations import activation
-from kerasseg.checkpoints.graphs.fuse_norms import channelwise, fused_batch_norm, group_norm, normalisation, rescale
+from kerasseg.checkpoints.graphs.fuse_norms import (
+    channelwise,
+    fused_batch_norm,
+    fused_layer_norm,
+    group_norm,
+    normalisation,
+    rescale,
+    weighted_mean,
+    with_scale,
+)
 from kerasseg.checkpoints.graphs.graph import Graph, Node, Tensor, scope
 from kerasseg.checkpoints.graphs.patterns import LINEAR, View, fold, made, rewrite
 
@@ -13,8 +22,8 @@ __all__ = ["fuse"]
 
 # Activations that a convolution takes as its own, by a name that needs no further parameter.
 _OWN = frozenset(
-    "relu relu6 sigmoid tanh softmax elu selu softplus softsign silu hard_sigmoid hard_silu mish exponential gelu".split()
-)
+    {"relu", "relu6", "sigmoid", "tanh", "softmax", "elu", "selu", "softplus", "softsign", "silu", "hard_sigmoid"}
+) | {"hard_silu", "mish", "exponential", "gelu"}
 
 
 def fuse(graph: Graph) -> Graph:
@@ -25,11 +34,11 @@ def fuse(graph: Graph) -> Graph:
     """
     # Sizes and single numbers first; larger constants stay, because they may be the weights of a frozen network.
     graph = fold(graph, lambda a: a.ndim == 0 or a.dtype.kind in "iub")
-    graph = rewrite(graph, dilated, dense_over_last_axis)
+    graph = rewrite(graph, dilated, dense_over_last_axis, weighted_mean)
     graph = rewrite(graph, bias)
     graph = rewrite(graph, separable)
     graph = rewrite(graph, activation)
-    graph = rewrite(graph, fused_batch_norm, normalisation)
+    graph = rewrite(graph, fused_batch_norm, fused_layer_norm, with_scale, normalisation)
     graph = rewrite(graph, group_norm)
     graph = fold(graph, lambda a: a.dtype.kind in "fiub")
     graph = rewrite(graph, rescale)
@@ -50,10 +59,21 @@ def dilated(view: View, node: Node) -> Node | None:
     block, pads, crops = (view.array(t) for t in (outer.inputs[1], outer.inputs[2], node.inputs[2]))
     if block is None or block.shape != (2,):
         return None
-    # Padding beyond what is cropped again was asked for; sizes that are not known yet tell nothing and keep the usual.
-    padding = "SAME" if pads is None or crops is None or bool((pads.sum() - crops.sum()) > 0) else "VALID"
+    if pads is None or crops is None:
+        padding = "SAME" if any(_first_pads(view, outer.inputs[2])) else "VALID"
+    else:  # what was not cropped again was asked for, and is not only there to divide evenly
+        padding = "SAME" if pads.sum() > crops.sum() else "VALID"
     attrs = {**inner.attrs, "dilations": (1, int(block[0]), int(block[1]), 1), "padding": padding}
     return made(node, inner.op, (outer.inputs[0], inner.inputs[1]), attrs, inner.name)
+
+
+def _first_pads(view: View, tensor: Tensor) -> list[float]:
+    """What is added above and to the left, which is known even where the image's size is not."""
+    while view.made_by(tensor, "StridedSlice"):
+        tensor = view.node(tensor).inputs[0]
+    pairs = view.made_by(tensor, "Pack")
+    rows = [view.made_by(t, "Pack") for t in pairs.inputs] if pairs is not None else []
+    return [view.scalar(r.inputs[0]) or 0.0 for r in rows if r is not None]
 
 
 def dense_over_last_axis(view: View, node: Node) -> Node | None:
@@ -126,7 +146,11 @@ def repeated(view: View, node: Node) -> Node | None:
 def upsampled(view: View, node: Node) -> Node | None:
     """Rows and columns repeated -> `upsample`."""
     inner = view.made_by(node.inputs[0], "repeat") if node.op == "repeat" else None
-    if inner is None or (inner.attrs["axis"], node.attrs["axis"]) not in {(1, 2), (2, 1)} or not view.once(node.inputs[0]):
+    if (
+        inner is None
+        or (inner.attrs["axis"], node.attrs["axis"]) not in {(1, 2), (2, 1)}
+        or not view.once(node.inputs[0])
+    ):
         return None
     sizes = {n.attrs["axis"]: n.attrs["times"] for n in (inner, node)}
     # The operations lie one scope below the layer's own.
@@ -149,5 +173,3 @@ def _same_layer(first: str, second: str) -> bool:
     """Whether one scope holds both names, or the second lies within the scope of the first (`conv/Gelu/mul`)."""
     layer = scope(first)
     return bool(layer) and layer.count("/") >= 1 and (scope(second) == layer or second.startswith(layer + "/"))
-
-

@@ -157,7 +157,13 @@ def _scaled_elu(view: View, node: Node) -> Node | None:
     greater = view.made_by(test, "Greater")
     y, alpha = _times(view, below)
     x = _is(view, y, "elu")
-    if greater and x is not None and greater.inputs[0] == x and view.is_number(greater.inputs[1], 0) and above in {x, y}:
+    if (
+        greater
+        and x is not None
+        and greater.inputs[0] == x
+        and view.is_number(greater.inputs[1], 0)
+        and above in {x, y}
+    ):
         return _named(node, "elu", x, alpha=alpha)
     return None
 
@@ -217,5 +223,13 @@ def _softmax_over_other_axis(view: View, node: Node) -> Node | None:
     return _named(node, "softmax", before.inputs[0], axis=swapped[0])
 
 
-ACTIVATIONS = frozenset(_SINGLE.values()) | {"gelu", "hard_sigmoid", "hard_silu", "leaky_relu", "log_sigmoid", "mish", "silu"}
+ACTIVATIONS = frozenset(_SINGLE.values()) | {
+    "gelu",
+    "hard_sigmoid",
+    "hard_silu",
+    "leaky_relu",
+    "log_sigmoid",
+    "mish",
+    "silu",
+}
 """Names that an `activation` node may have."""

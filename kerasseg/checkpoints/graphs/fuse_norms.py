@@ -1,7 +1,8 @@
-"""Normalisations spelled out in arithmetic -> `batch_norm`, `group_norm`, `layer_norm`, `rms_norm`; numbers -> `rescale`."""
+"""Arithmetic that normalises -> `batch_norm`, `group_norm`, `moments_norm`, `rms_norm`; numbers -> `rescale`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,16 @@ from kerasseg.checkpoints.graphs.affine import Factor, Root, expand
 from kerasseg.checkpoints.graphs.graph import Node, Tensor, scope
 from kerasseg.checkpoints.graphs.patterns import View, made
 
-__all__ = ["channelwise", "fused_batch_norm", "group_norm", "normalisation", "rescale"]
+__all__ = [
+    "channelwise",
+    "fused_batch_norm",
+    "fused_layer_norm",
+    "group_norm",
+    "normalisation",
+    "rescale",
+    "weighted_mean",
+    "with_scale",
+]
 
 _ENDS = frozenset({"Add", "AddV2", "BiasAdd", "Sub", "Mul", "RealDiv", "AddN"})
 
@@ -117,7 +127,11 @@ def _variance_axes(view: View, variance: Tensor, form: _Form) -> tuple[int, ...]
     if squares.op == "SquaredDifference":
         return axes if set(squares.inputs) == {form.x, form.mean} else None
     difference = view.node(squares.inputs[0]) if squares.op == "Square" else None
-    return axes if difference is not None and difference.op == "Sub" and set(difference.inputs) == {form.x, form.mean} else None
+    return (
+        axes
+        if difference is not None and difference.op == "Sub" and set(difference.inputs) == {form.x, form.mean}
+        else None
+    )
 
 
 def _axes(view: View, tensor: Tensor) -> tuple[int, ...] | None:
@@ -134,14 +148,74 @@ def fused_batch_norm(view: View, node: Node) -> Node | None:
     center = not _all(view, beta, 0.0)
     extra = ((gamma,) if scale else ()) + ((beta,) if center else ())
     epsilon = float(node.attrs.get("epsilon") or 1e-4)
-    return made(
-        node, "batch_norm", (x, *extra, mean, variance), {"epsilon": epsilon, "scale": scale, "center": center}
-    )
+    return made(node, "batch_norm", (x, *extra, mean, variance), {"epsilon": epsilon, "scale": scale, "center": center})
 
 
 def _all(view: View, tensor: Tensor, value: float) -> bool:
     array = view.array(tensor)
     return array is not None and bool((array == value).all())
+
+
+def fused_layer_norm(view: View, node: Node) -> Node | None:
+    """Layer normalisation as Keras 2 computes it: by the batch normalisation of a reshaped tensor, in training mode."""
+    if node.op != "Reshape":
+        return None
+    fused = view.made_by(node.inputs[0], "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+    flat = view.made_by(fused.inputs[0], "Reshape") if fused is not None else None
+    if fused is None or flat is None or not fused.attrs.get("is_training", True):
+        return None
+    sizes = _sizes(view, flat.inputs[1])
+    unit = all(
+        view.node(t).op == "Fill" and view.is_number(view.node(t).inputs[1], v) for t, v in _scale_and_shift(fused)
+    )
+    if sizes is None or len(sizes) != 4 or (sizes[0], sizes[3]) != (1, 1) or not unit:
+        return None
+    epsilon = float(fused.attrs.get("epsilon") or 1e-4)
+    attrs = {"epsilon": epsilon, "scale": False, "center": False, "axes": (-1,)}
+    return made(node, "moments_norm", (flat.inputs[0],), attrs)
+
+
+def _scale_and_shift(fused: Node) -> Iterable[tuple[Tensor, float]]:
+    return zip(fused.inputs[1:3], (1.0, 0.0), strict=True)
+
+
+def with_scale(view: View, node: Node) -> Node | None:
+    """A scale or a shift after a normalisation that has none yet."""
+    if node.op not in {"Add", "AddV2", "Mul"}:
+        return None
+    part = "scale" if node.op == "Mul" else "center"
+    for x, other in view.pairs(node):
+        norm, leaf = view.made_by(x, "moments_norm"), view.per_channel(other)
+        if norm is not None and leaf is not None and view.once(x) and not norm.attrs["center"] and not norm.attrs[part]:
+            return made(node, norm.op, (*norm.inputs, leaf), {**norm.attrs, part: True}, norm.name)
+    return None
+
+
+def weighted_mean(view: View, node: Node) -> Node | None:
+    """A mean in which every number has the weight one, as Keras 2's GroupNormalization computes it -> `Mean`."""
+    if node.op != "DivNoNan":
+        return None
+    total, weights = (view.made_by(t, "Sum") for t in node.inputs)
+    product = view.made_by(total.inputs[0], "Mul") if total is not None else None
+    if total is None or weights is None or product is None or not _all_ones(view, weights.inputs[0]):
+        return None
+    axes = view.array(total.inputs[1])
+    if axes is None or not np.array_equal(axes, view.array(weights.inputs[1])):  # type: ignore[arg-type]
+        return None
+    for ones, x in view.pairs(product):
+        if _all_ones(view, ones):
+            return made(node, "Mean", (x, total.inputs[1]), {"keep_dims": bool(total.attrs.get("keep_dims"))})
+    return None
+
+
+def _all_ones(view: View, tensor: Tensor) -> bool:
+    """Ones in the shape of something: reshaped, or with zeros added."""
+    for first, second in view.pairs(view.made_by(tensor, "Add", "AddV2")):
+        if view.made_by(second, "ZerosLike"):
+            return _all_ones(view, first)
+    while view.made_by(tensor, "Reshape"):
+        tensor = view.node(tensor).inputs[0]
+    return view.node(tensor).op == "OnesLike"
 
 
 def group_norm(view: View, node: Node) -> Node | None:

@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kerasseg_tfrecords.errors import CheckpointError
+
 from kerasseg.checkpoints.graphs.graph import Graph, Node, Tensor
 from kerasseg.checkpoints.graphs.messages import FLOATS, attribute
-from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["CALLS", "MAX_NODES", "PASSED", "Body", "Program"]
 
@@ -173,7 +174,9 @@ class Program:
         starts = {name: self.main.parse(text)[0] for name, text in inputs.items()}
         for name, key in starts.items():
             if not self.main.nodes[key].op.startswith("Placeholder"):
-                raise CheckpointError(f"input {name!r} of the signature is {self.main.nodes[key].op}, not a placeholder")
+                raise CheckpointError(
+                    f"input {name!r} of the signature is {self.main.nodes[key].op}, not a placeholder"
+                )
         unfolding = _Unfolding(self, frozenset(starts.values()))
         wanted = [self.main.parse(text) for text in outputs.values()]
         found = unfolding.inline(self.main, [*((k, 0) for k in starts.values()), *wanted], [], "", ())
@@ -228,10 +231,10 @@ class _Unfolding:
                 raise CheckpointError(f"the graph is damaged: function {function!r} calls itself at {body.place(name)}")
             callee = self.program.body(function)
             if len(inputs) != len(callee.arguments):
-                raise CheckpointError(f"the graph is damaged: {body.place(name)} calls {function!r} with other arguments")
-            return self.inline(
-                callee, self.program.returns(function), inputs, f"{prefix}{name}/", (*stack, function)
-            )
+                raise CheckpointError(
+                    f"the graph is damaged: {body.place(name)} calls {function!r} with other arguments"
+                )
+            return self.inline(callee, self.program.returns(function), inputs, f"{prefix}{name}/", (*stack, function))
         if message.op in PASSED and inputs and not (not body.name and name in self.starts):
             return inputs[:1]
         if message.op == "IdentityN":

@@ -208,7 +208,6 @@ def _channelwise(b: Builder, node: Node) -> Any:
     x, kind = b.data(node), node.attrs["kind"]
     if len(x.shape) != 4:
         raise refuse(node, "a variable scales or shifts what is no image")
-    b.notes.append(f"the variable at {node.where} that scales or shifts channels is a depthwise convolution of 1x1 now")
     if kind == "scale":
         return b.layer(node, _L.DepthwiseConv2D, x, {"kernel": node.inputs[1]}, kernel_size=1, use_bias=False)
     sign = -1.0 if kind == "minus" else 1.0

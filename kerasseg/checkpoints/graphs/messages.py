@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["FLOATS", "TYPES", "attribute", "constant"]
@@ -109,7 +108,7 @@ def _listed(values: Any, count: int, stored: np.dtype, where: str) -> np.ndarray
     except (OverflowError, ValueError) as error:
         raise CheckpointError(f"the constant {where} does not fit its type", found=error) from None
     if array.size < count:
-        last = array[-1] if array.size else (b"" if stored == object else stored.type(0))
+        last = array[-1] if array.size else (b"" if stored.kind == "O" else stored.type(0))
         array = np.concatenate([array, np.full(count - array.size, last, stored)])
     return array
 

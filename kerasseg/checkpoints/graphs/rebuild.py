@@ -9,13 +9,13 @@ from typing import Any
 
 import keras
 import numpy as np
+from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.graphs.arithmetic import Dim, evaluate
 from kerasseg.checkpoints.graphs.graph import Graph, Node, Tensor, scope
 from kerasseg.checkpoints.graphs.names import Names
 from kerasseg.checkpoints.graphs.patterns import VARIABLES
 from kerasseg.checkpoints.graphs.variables import Variable
-from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Builder", "Rebuilt", "refuse"]
 
@@ -34,12 +34,19 @@ class Rebuilt:
         tensors: Node's key -> the symbolic tensor that stands for its first output.
         notes: What is not as it was, in words.
         used: Keys of the variables that found a place.
+        steps: Node's key -> the tensors of data it was computed from, for checking one step at a time.
     """
 
     model: keras.Model
     tensors: Mapping[str, Any]
     notes: tuple[str, ...]
     used: frozenset[str]
+    steps: Mapping[str, tuple[Tensor, ...]]
+    values: Mapping[Tensor, Any] = field(repr=False)
+
+    def step(self, key: str) -> keras.Model:
+        """The part of the model between the inputs of one step and its output."""
+        return keras.Model([self.values[t] for t in self.steps[key]], self.tensors[key])
 
 
 class Weight:
@@ -104,12 +111,24 @@ class Builder:
             if not isinstance(value, keras.KerasTensor):
                 raise CheckpointError(f"output {key!r} of the signature does not depend on its input")
             results.append(value)
+        loose = sum(n.op == "channelwise" for n in self.graph.nodes.values())
+        if loose:
+            self.notes.append(f"{loose} variables that scale or shift channels are depthwise convolutions of 1x1 now")
         args = next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs)
         model = keras.Model(args, results[0] if len(results) == 1 else results, name=name)
         for variable, value, where in self._pending.values():
             _assign(variable, value(), where)
         tensors = {t.node: v for t, v in self.values.items() if t.output == 0 and isinstance(v, keras.KerasTensor)}
-        return Rebuilt(model, tensors, tuple(self.notes), frozenset(self._used))
+        steps = {
+            key: sources
+            for key in tensors
+            if (sources := tuple(dict.fromkeys(t for t in self.graph.nodes[key].inputs if self._is_data(t))))
+        }
+        values = {t: v for t, v in self.values.items() if isinstance(v, keras.KerasTensor)}
+        return Rebuilt(model, tensors, tuple(self.notes), frozenset(self._used), steps, values)
+
+    def _is_data(self, tensor: Tensor) -> bool:
+        return isinstance(self.values[tensor], keras.KerasTensor)
 
     def _visit(self, node: Node) -> None:
         here = Tensor(node.key)
@@ -179,7 +198,12 @@ class Builder:
         return tuple(int(n) for n in array.flat)
 
     def layer(
-        self, node: Node, kind: Callable[..., Any], inputs: Any, weights: Mapping[str, Tensor] | None = None, **config: Any
+        self,
+        node: Node,
+        kind: Callable[..., Any],
+        inputs: Any,
+        weights: Mapping[str, Tensor] | None = None,
+        **config: Any,
     ) -> Any:
         """Make a layer, or take the one that these weights already have, and call it.
 
@@ -206,7 +230,9 @@ class Builder:
             self.assign(getattr(layer, attribute), tensor, f"{layer.name}/{attribute}")
         return output
 
-    def assign(self, variable: Any, tensor: Tensor, where: str, change: Callable[[np.ndarray], np.ndarray] = np.asarray) -> None:
+    def assign(
+        self, variable: Any, tensor: Tensor, where: str, change: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ) -> None:
         """Give a layer's variable the value of a tensor, once the model is built."""
         keys = self._variables_of(tensor)
         self._used.update(keys)

@@ -104,7 +104,7 @@ def _shape(b: Builder, node: Node) -> Any:
 def _reshape(b: Builder, node: Node) -> Any:
     x, target = b.data(node), list(np.atleast_1d(b.array(node, 1)))
     per_slice = math.prod(x.shape[1:]) if all(n is not None for n in x.shape[1:]) else None
-    sizes = [_known(b, x, i, n) for i, n in enumerate(target)]
+    sizes = [_known(n) for n in target]
     rest = sizes[1:]
     keeps_batch = isinstance(target[0], Dim) and target[0].axis == 0 and (target[0].factor, target[0].offset) == (1, 0)
     if sizes[0] == -1 and not keeps_batch:
@@ -120,7 +120,7 @@ def _reshape(b: Builder, node: Node) -> Any:
     return b.layer(node, _L.Reshape, x, target_shape=tuple(rest))
 
 
-def _known(b: Builder, x: Any, place: int, size: Any) -> int:
+def _known(size: Any) -> int:
     """An entry of a shape as a number; -1 for what is known only at run time."""
     return -1 if isinstance(size, Dim) else int(size)
 
@@ -169,7 +169,8 @@ def _slice(b: Builder, node: Node) -> Any:
     where = [np.asarray(b.integers(node, i)) for i in range(1, len(node.inputs))]
     if node.op == "Slice":
         key: tuple[Any, ...] = tuple(
-            slice(int(first) or None, None if size == -1 else int(first) + int(size)) for first, size in zip(*where, strict=True)
+            slice(int(first) or None, None if size == -1 else int(first) + int(size))
+            for first, size in zip(*where, strict=True)
         )
     else:
         key = index(node, *where)
@@ -215,7 +216,9 @@ def _resize(method: str) -> Callable[[Builder, Node], Any]:
         whole = all(t is not None for t in times)
         # Enlarged by whole numbers, the nearest pixel is the same for both conventions.
         if node.attrs.get("align_corners") or not (centred or (method == "nearest" and whole)):
-            raise refuse(node, "it samples at the corners of pixels, as TensorFlow 1 did; Keras samples at their centres")
+            raise refuse(
+                node, "it samples at the corners of pixels, as TensorFlow 1 did; Keras samples at their centres"
+            )
         if whole and method in {"nearest", "bilinear"}:
             return b.layer(node, _L.UpSampling2D, x, size=tuple(times), interpolation=method)
         if any(isinstance(s, Dim) for s in sizes):
@@ -278,6 +281,7 @@ PLAIN: Mapping[str, Callable[[Builder, Node], Any]] = {
     "ClipByValue": _clip,
     "Concat": _concat,
     "ConcatV2": _concat,
+    "Cos": _apply(ops.cos),
     "DepthToSpace": _blocks(ops.nn.depth_to_space),
     "Div": _merge(None, ops.divide),
     "DivNoNan": _merge(None, ops.divide_no_nan),
@@ -327,6 +331,7 @@ PLAIN: Mapping[str, Callable[[Builder, Node], Any]] = {
     "SelectV2": _apply(ops.where),
     "Shape": _shape,
     "Sign": _apply(ops.sign),
+    "Sin": _apply(ops.sin),
     "Slice": _slice,
     "SpaceToDepth": _blocks(ops.nn.space_to_depth),
     "Split": _split,

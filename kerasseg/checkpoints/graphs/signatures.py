@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kerasseg.checkpoints.graphs.messages import type_name
 from kerasseg_tfrecords.errors import CheckpointError
+
+from kerasseg.checkpoints.graphs.messages import type_name
 
 __all__ = ["Signature", "Slot", "check_assets", "choose_graph", "choose_signature", "keras_outputs", "writer_of"]
 
@@ -64,7 +65,9 @@ def choose_graph(saved_model: Any) -> Any:
     if len(graphs) == 1:
         return graphs[0]
     found = [sorted(g.meta_info_def.tags) for g in graphs]
-    raise CheckpointError("the SavedModel holds several graphs and none for inference", found=found, expected="['serve']")
+    raise CheckpointError(
+        "the SavedModel holds several graphs and none for inference", found=found, expected="['serve']"
+    )
 
 
 def choose_signature(meta_graph: Any) -> Signature:
@@ -114,7 +117,11 @@ def writer_of(meta_graph: Any, folder: Path) -> str:
         return f"Keras 2 SavedModel{suffix}"
     if objects and {"_all_variables", "_misc_assets"} & {c.local_name for c in objects[0].children}:
         return f"Keras 3 export{suffix}"
-    return f"TensorFlow 1 SavedModel{suffix}" if version.startswith("1.") or not objects else f"TensorFlow SavedModel{suffix}"
+    return (
+        f"TensorFlow 1 SavedModel{suffix}"
+        if version.startswith("1.") or not objects
+        else f"TensorFlow SavedModel{suffix}"
+    )
 
 
 def check_assets(meta_graph: Any) -> None:
@@ -127,7 +134,9 @@ def check_assets(meta_graph: Any) -> None:
     for name in names:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
-            raise CheckpointError("an asset of the SavedModel lies outside its folder", found=name, expected="a file name")
+            raise CheckpointError(
+                "an asset of the SavedModel lies outside its folder", found=name, expected="a file name"
+            )
 
 
 def keras_outputs(folder: Path) -> tuple[str, ...]:

@@ -61,21 +61,21 @@ def find_variables(program: Program, names: Mapping[str, str]) -> dict[str, Vari
 
 def _restored(program: Program) -> Iterator[tuple[str, str]]:
     """(variable's node in the main graph, key)."""
-    yield from ((node, key) for node, key in _assigned(program, program.main) if isinstance(node, str))
+    yield from ((node, key) for node, key in _assigned(program.main) if isinstance(node, str))
     for name in program.main.nodes:
         message = program.main.nodes[name]
         function = program.callee(message)
         if function is None or function not in program.functions:
             continue
         inputs = program.main.inputs(name)
-        for argument, key in _assigned(program, program.body(function)):
+        for argument, key in _assigned(program.body(function)):
             if isinstance(argument, int) and argument < len(inputs):
                 node = _through(program.main, inputs[argument][0])
                 if isinstance(node, str) and program.main.nodes[node].op in _VARIABLES:
                     yield node, key
 
 
-def _assigned(program: Program, body: Body) -> Iterator[tuple[str | int, str]]:
+def _assigned(body: Body) -> Iterator[tuple[str | int, str]]:
     """(variable, key) for each assignment of a restored value in a body; an argument's variable is its position."""
     keys: dict[str, Any] = {}
     for message in body.nodes.values():
