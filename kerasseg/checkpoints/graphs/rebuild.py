@@ -14,7 +14,7 @@ from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg.checkpoints.graphs.arithmetic import Dim, evaluate
 from kerasseg.checkpoints.graphs.graph import Graph, Node, Tensor, scope
 from kerasseg.checkpoints.graphs.names import Names
-from kerasseg.checkpoints.graphs.patterns import VARIABLES
+from kerasseg.checkpoints.graphs.patterns import LINEAR, VARIABLES
 from kerasseg.checkpoints.graphs.variables import Variable
 
 __all__ = ["Builder", "Rebuilt", "refuse"]
@@ -86,7 +86,7 @@ class Builder:
         scopes = []
         for node in self.graph.nodes.values():
             prefix = next((v.prefix for t in node.inputs if (v := self.variables.get(t.node)) is not None), "")
-            if prefix and scope(node.name):
+            if prefix and scope(node.name) and node.op in LINEAR:  # others write in scopes within their own
                 scopes.append((scope(node.name), prefix))
         self.names = Names((v.prefix for k, v in self.variables.items() if k in self.graph.nodes), scopes)
 
