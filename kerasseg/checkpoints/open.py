@@ -111,9 +111,10 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
                 ), None
         case Kind.SAVED_MODEL:
             # Not above: it alone needs TensorFlow.
-            from kerasseg.checkpoints.savedmodel import open_savedmodel  # type: ignore[import-not-found]
+            from kerasseg.checkpoints.savedmodel import open_savedmodel
 
-            return open_savedmodel(file, compare=options.compare), None
+            found = open_savedmodel(file, compare=options.compare)
+            return OpenedModel(found.model, found.writer, found.kind, found.translated, found.largest_difference), None
         case _:
             raise explain(file)
 

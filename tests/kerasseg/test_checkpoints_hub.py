@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 import keras
 import numpy as np
 import pytest
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.checkpoints import hub, open_checkpoint, provenance
 from kerasseg.checkpoints.hub_files import choose
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints import open_checkpoint
 from kerasseg.checkpoints.identify import Kind, explain, kind_of
+from kerasseg_tfrecords.errors import CheckpointError
 
 HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(range(256)) * 4
 

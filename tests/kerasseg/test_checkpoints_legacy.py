@@ -108,20 +108,23 @@ def test_upsampling_that_the_file_does_not_describe_is_said() -> None:
     assert any("does not say how UpSampling2D interpolates" in note for note in record.translated)
 
 
-@pytest.mark.parametrize(
-    "name", ["tf2.15.1-unet.h5", "keras2.3.1-bilinear.h5", "tf2.15.1-operations.h5", "tf2.15.1-nested.h5"]
-)
-def test_the_saved_copy_opens_without_kerasseg(name: str, tmp_path: Path, python: str) -> None:
-    images, expected = golden(FOLDER / name)
-    open_checkpoint(FOLDER / name).save(tmp_path / "copy.keras")
-    np.savez(tmp_path / "input.npz", input=images)
+@pytest.mark.slow
+def test_saved_copies_open_without_kerasseg(tmp_path: Path, python: str) -> None:
+    names = ["tf2.15.1-unet.h5", "keras2.3.1-bilinear.h5", "tf2.15.1-operations.h5", "tf2.15.1-nested.h5"]
+    for name in names:
+        images, expected = golden(FOLDER / name)
+        open_checkpoint(FOLDER / name).save(tmp_path / f"{name}.keras")
+        np.savez(tmp_path / f"{name}.npz", input=images, expected=expected)
     program = (
-        "import sys, numpy, keras; model = keras.saving.load_model('copy.keras');"
-        "numpy.save('output.npy', model.predict(numpy.load('input.npz')['input'], verbose=0));"
-        "assert not [m for m in sys.modules if m.startswith('kerasseg')]"
+        "import sys, numpy, keras\n"
+        f"for name in {names}:\n"
+        "    data = numpy.load(name + '.npz')\n"
+        "    answer = keras.saving.load_model(name + '.keras').predict(data['input'], verbose=0)\n"
+        "    assert abs(answer - data['expected']).max() <= 1e-6, name\n"
+        "assert not [m for m in sys.modules if m.startswith('kerasseg')]\n"
     )
-    subprocess.run([python, "-c", program], cwd=tmp_path, check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "output.npy"), expected, rtol=0, atol=1e-6)
+    done = subprocess.run([python, "-c", program], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_frozen_part_opens_trainable_and_says_so() -> None:

@@ -10,10 +10,10 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.stored import leaves
+from kerasseg_tfrecords.errors import CheckpointError
 
 pytestmark = pytest.mark.real
 
@@ -64,11 +64,31 @@ def test_what_is_no_network_is_explained(name: str, real: Path) -> None:
         assert words in str(caught.value)
 
 
+SAVED_MODELS = {"unet-lgg-savedmodel", "unet-keras2-savedmodel"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SAVED_MODELS))
+def test_saved_models_open_by_the_same_call(name: str, real: Path, tmp_path: Path) -> None:
+    folder = real / "checkpoints" / name
+    model = open_checkpoint(folder)
+    record = provenance(model)
+    assert record is not None
+    assert record.path == str(folder)
+    assert record.largest_difference is not None
+    assert record.largest_difference <= 1e-5
+    model.save(tmp_path / "copy.keras")
+    again = provenance(open_checkpoint(tmp_path / "copy.keras"))
+    assert again is not None
+    assert (again.sha256, again.largest_difference) == (record.sha256, record.largest_difference)
+
+
 def test_every_file_has_its_line_here(real: Path) -> None:
-    names = {p.name for p in (real / "checkpoints").iterdir() if p.is_file()}
-    assert names == set(NETWORKS) | set(OTHERS)
+    names = {p.name for p in (real / "checkpoints").iterdir()}
+    assert names == set(NETWORKS) | set(OTHERS) | SAVED_MODELS
 
 
+@pytest.mark.slow
 def test_weights_stripped_from_a_real_network_find_their_way_back(real: Path, tmp_path: Path) -> None:
     whole = real / "checkpoints" / "unet-lgg.keras"
     model = open_checkpoint(whole)

@@ -17,11 +17,11 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints import open_checkpoint
 from kerasseg.checkpoints.allowed import check_config
 from kerasseg.checkpoints.keras_file import check_archive
+from kerasseg_tfrecords.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.architecture import named_arguments
 from kerasseg.checkpoints.stored import assign, read_by_name
 from kerasseg.checkpoints.weights_only import PartialMatchError
 from kerasseg.network import unet
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "legacy"
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")
@@ -87,6 +87,7 @@ def test_what_shapes_leave_open_is_asked(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     depth=st.integers(1, 3),
