@@ -14,11 +14,11 @@ from typing import Any
 
 import keras
 from keras import layers
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.detours import effective_areas
 from kerasseg.graph import Graph, Step, flatten
 from kerasseg.scales import Place, image_axes, measure
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["Block", "Blocks", "Skip", "find_blocks"]
 
@@ -43,6 +43,7 @@ class Block:
         scale: Input pixels that a pixel of its maps spans: 1 is full resolution, 16 the bottleneck of a usual U-Net.
         filters: Channels of the map that it hands on.
         paths: For each layer its name below the names of the models that it is nested in, `backbone/conv1`.
+        size: Height and width in pixels of the map that it hands on; None where the model leaves them open.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Block:
     scale: int
     filters: int
     paths: tuple[str, ...] = ()
+    size: tuple[int | None, int | None] = (None, None)
 
     @property
     def parameters(self) -> int:
@@ -201,7 +203,7 @@ class _Reading:
         self.graph = graph
         self.places: list[Place] = measure(graph)
         self.areas: list[Fraction] = effective_areas(graph, self.places)
-        self.channels = image_axes(graph)[2]
+        self.axes = image_axes(graph)
         maps = [i for i in graph.outputs if self.places[i].spatial]
         self.useful = graph.ancestors(maps)
         self.risen = self._risen()
@@ -235,6 +237,10 @@ class _Reading:
         if len(areas) == 1:
             raise CheckpointError(
                 "a plain stack of layers: all its maps have the same resolution", found=found, expected=expected
+            )
+        if max(areas) <= 1:
+            raise CheckpointError(
+                "a network that only raises the resolution: it never goes down", found=found, expected=expected
             )
         if not any(self.risen[i] for i in maps):
             scale = _side(max(self.places[i].area for i in maps))
@@ -327,7 +333,7 @@ class _Reading:
             # A layer used in several places belongs to the first.
             if step.layer is not None and id(step.layer) not in taken:
                 taken.add(id(step.layer))
-                members.setdefault(self.names[step.index], {})[step.index] = (step.layer, step.path)
+                members.setdefault(self._home(step), {})[step.index] = (step.layer, step.path)
         made = {name: self._block(name, list(found.values())) for name, found in members.items()}
         for name in ("bottleneck", "head", *(f"encoder_{k}" for k in range(1, len(self.levels) + 1))):
             made.setdefault(name, self._block(name, []))
@@ -340,27 +346,39 @@ class _Reading:
             skips=self._skips(),
         )
 
+    def _home(self, step: Step) -> str:
+        """The block that lists a step's layer: its own, but pooling closes the block that it leaves."""
+        i = step.index
+        if i in self.down and not self.risen[i] and not step.weighted and len(step.parents) == 1:
+            above = step.parents[0]
+            if self.areas[above] < self.areas[i] and not self.graph.steps[above].is_input:
+                return self.names[above]
+        return self.names[i]
+
     def _block(self, name: str, found: list[tuple[keras.Layer, str]]) -> Block:
-        inside = [s for s in self.graph.steps if self.names[s.index] == name]
         kind, _, number = name.partition("_")
+        inside = [s for s in self.graph.steps if self.names[s.index] == name]
         if kind == "head":
             area = min((self.areas[s.index] for s in inside), default=self.levels[0])
         else:
-            area = self.levels[int(number) - 1] if number else max(self.areas[i] for i in self.useful)
+            area = self.levels[int(number) - 1] if number else max(self.areas[i] for i in self.bottom)
+        height, width, channels = self._handed_on(inside)
         return Block(
             name=name,
             layers=tuple(layer for layer, _ in found),
             scale=_side(area),
-            filters=self._filters(inside),
+            filters=channels or 0,
             paths=tuple(path for _, path in found),
+            size=(height, width),
         )
 
-    def _filters(self, inside: list[Step]) -> int:
+    def _handed_on(self, inside: list[Step]) -> tuple[int | None, int | None, int | None]:
+        """Height, width and channels of the last map that nothing inside the block takes."""
         maps = [s for s in inside if self.places[s.index].spatial and s.index in self.useful]
-        # The map handed on: the last one that nothing inside the block takes.
         own = {s.index for s in inside}
         ends = [s for s in maps if not own.intersection(self.graph.children[s.index])] or maps
-        return int(ends[-1].shape[self.channels] or 0) if ends else 0
+        height, width, channels = (ends[-1].shape[axis] if ends else None for axis in self.axes)
+        return height, width, channels
 
     def _skips(self) -> tuple[Skip, ...]:
         """Edges from the encoder's side into the decoder, at the same scale or a coarser one."""
@@ -372,7 +390,7 @@ class _Reading:
                 for source in self._sources(parent):
                     if source not in self.bottom and self.areas[source] <= self.areas[step.index]:
                         made = self.graph.steps[source]
-                        filters = int(made.shape[self.channels] or 0) if len(made.shape) == 4 else 0
+                        filters = int(made.shape[self.axes[2]] or 0) if len(made.shape) == 4 else 0
                         found[Skip(self.names[source], self.names[step.index], filters, made.path)] = None
         return tuple(sorted(found, key=lambda skip: (skip.source, skip.target)))
 

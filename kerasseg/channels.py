@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.graph import flatten
 from kerasseg.rebuild import Replacement
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["first_kernels"]
 

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 import keras
 import numpy as np
 from keras import ops
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.channels import first_kernels
 from kerasseg.heads import Head, Plan, Wish, plan_output
 from kerasseg.outputs import Output, deepest_scale, read_output, trial_size
 from kerasseg.rebuild import Replacement, rebuild
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["ChannelRule", "Fitted", "Head", "fit_to_task"]
 

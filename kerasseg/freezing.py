@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.blocks import Blocks, find_blocks
 from kerasseg.layertree import all_layers, fixed_weights, leaves, own_weights, restless, set_trainable, with_inner
+from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["STRATEGIES", "BlockReport", "FreezeReport", "freeze", "frozen_encoder_blocks"]
 

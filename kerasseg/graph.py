@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Graph", "Shape", "Step", "flatten"]

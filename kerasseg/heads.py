@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import keras
 from keras import layers, ops
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.outputs import Kind, Output, settle_by_test, tail
 from kerasseg.rebuild import Replacement
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["Head", "Plan", "Wish", "plan_output"]
 

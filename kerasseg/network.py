@@ -16,6 +16,7 @@ from zlib import crc32
 
 import keras
 from keras import layers
+
 from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["Normalization", "Upsampling", "unet"]

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import keras
 import numpy as np
 from keras import layers, ops
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.blocks import find_blocks
 from kerasseg.graph import Graph, Step, flatten
 from kerasseg.scales import Place, image_axes, measure
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["Kind", "Output", "deepest_scale", "read_output", "settle_by_test", "tail", "trial_size"]
 

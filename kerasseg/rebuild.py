@@ -13,9 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.layertree import own_weights, with_inner
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Replacement", "rebuild"]
 

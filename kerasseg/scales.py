@@ -98,7 +98,7 @@ def _place(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Plac
     if declared is not None and (source.spatial or _close(taken, source.size)):
         return _moved(source, declared)
     size = _size(step, source, parents, axes)
-    if size == (1, 1) and (not source.spatial or max(source.size) >= 3):
+    if size == (1.0, 1.0) and (not source.spatial or max(source.size) >= 3):
         return lost
     ratios = (source.size[0] / size[0], source.size[1] / size[1])
     if not 0.6 < ratios[0] / ratios[1] < 1.7:
@@ -197,8 +197,8 @@ def _symbolic(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> S
         spec = step.operation.compute_output_spec(*args, **kwargs)
     except Exception:  # an estimate that an operation refuses is no reason to refuse the model
         return None
-    shape = getattr(keras.tree.flatten(spec)[0], "shape", None)
-    return None if shape is None or len(shape) != 4 else tuple(shape)
+    made = getattr(keras.tree.flatten(spec)[0], "shape", None)
+    return None if made is None or len(made) != 4 else tuple(made)
 
 
 def _close(taken: Shape | None, size: tuple[float, float]) -> bool:

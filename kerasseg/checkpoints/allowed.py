@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["LAYERS", "NETWORKS", "check_config", "operation_module", "parse_config", "without_training"]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
 from kerasseg.checkpoints.blueprint import build, check_size
 from kerasseg.checkpoints.translate import translate
 from kerasseg.network import unet
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["named_arguments", "read_configuration"]
 

@@ -8,6 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 import keras
+
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["build", "check_size"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import h5py
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
 from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
@@ -16,6 +15,7 @@ from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg.checkpoints.stored import assign, read_by_name, stored_numbers
 from kerasseg.checkpoints.translate import Translation, translate
 from kerasseg.checkpoints.writers import is_keras_3, writer_name
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["open_h5"]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["attribute_texts", "open_hdf5", "text_attribute", "walk_datasets"]

@@ -9,8 +9,6 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from kerasseg_tfrecords.errors import CheckpointError
-
 from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
 from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
 from kerasseg.checkpoints.blueprint import build, check_size
@@ -20,8 +18,9 @@ from kerasseg.checkpoints.provenance import Provenance, recorded
 from kerasseg.checkpoints.stored import assign, read_by_class, stored_numbers
 from kerasseg.checkpoints.translate import translate
 from kerasseg.checkpoints.writers import is_keras_3, writer_name
+from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["check_archive", "is_keras_archive", "open_keras"]
+__all__ = ["check_archive", "is_keras_archive", "open_keras", "open_keras_folder"]
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ALWAYS_FINE = 1 << 26
@@ -104,6 +103,25 @@ def open_keras(path: Path) -> tuple[OpenedModel, Provenance | None]:
         raise CheckpointError(
             "the archive is damaged", path=str(path), found=str(error), remedy="Fetch it again and compare its size."
         ) from error
+    return _open(config, metadata, weights, path)
+
+
+def open_keras_folder(path: Path) -> tuple[OpenedModel, Provenance | None]:
+    """Open an unpacked `.keras` archive, as Keras writes it to the Hugging Face Hub; otherwise as `open_keras`."""
+    try:
+        if (path / _CONFIG).stat().st_size > _ALWAYS_FINE or (path / _METADATA).stat().st_size > _ALWAYS_FINE:
+            raise CheckpointError("the network's configuration is too long", path=str(path))
+        config = parse_config((path / _CONFIG).read_bytes(), path / _CONFIG)
+        metadata = json.loads((path / _METADATA).read_bytes())
+        weights = (path / _WEIGHTS).read_bytes()
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the folder cannot be read", path=str(path), found=error) from error
+    return _open(config, metadata, weights, path)
+
+
+def _open(
+    config: dict[str, object], metadata: object, weights: bytes, path: Path
+) -> tuple[OpenedModel, Provenance | None]:
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     version = version if isinstance(version, str) else None
     if is_keras_3(version):

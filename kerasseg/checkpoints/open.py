@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.digest import sha256_of
 from kerasseg.checkpoints.h5 import open_h5
 from kerasseg.checkpoints.hdf5 import open_hdf5
+from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
-from kerasseg.checkpoints.keras_file import open_keras
+from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder
 from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg.checkpoints.provenance import Provenance, attach
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["open_checkpoint"]
 
@@ -55,7 +56,12 @@ def open_checkpoint(
             ...
         kerasseg_tfrecords.errors.CheckpointError: no-such-file.keras: no such file ...
     """
-    file = Path(path)
+    source = str(path)
+    if is_remote(path):
+        fetched = fetch(source)
+        file, source = fetched.path, fetched.source
+    else:
+        file = Path(path)
     if not file.exists():
         raise missing(file)
     if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
@@ -66,7 +72,7 @@ def open_checkpoint(
     digest = sha256_of(file)
     if record is None:
         record = Provenance(
-            path=str(path),
+            path=source,
             sha256=digest,
             writer=opened.writer,
             kind=opened.kind,
@@ -74,7 +80,7 @@ def open_checkpoint(
             largest_difference=opened.largest_difference,
         )
     else:
-        record = dataclasses.replace(record, file=str(path), file_sha256=digest)
+        record = dataclasses.replace(record, file=source, file_sha256=digest)
     return attach(opened.model, record)
 
 
@@ -89,6 +95,8 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
     match kind_of(file):
         case Kind.KERAS:
             return open_keras(file)
+        case Kind.KERAS_FOLDER:
+            return open_keras_folder(file)
         case Kind.HDF5:
             with open_hdf5(file, file) as hdf5:
                 if not is_weights_only(hdf5):

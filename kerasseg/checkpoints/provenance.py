@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+
 from kerasseg_tfrecords._version import __version__
 
 __all__ = ["Provenance", "attach", "copy_provenance", "provenance", "recorded"]

@@ -15,11 +15,11 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.allowed import NETWORKS
 from kerasseg.checkpoints.graph import Adapter, Untranslatable
 from kerasseg.checkpoints.hdf5 import attribute_texts, walk_datasets
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = [
     "LoadReport",

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from kerasseg_tfrecords.errors import CheckpointError
-
 from kerasseg.checkpoints.addons import ADDONS, translate_addon
 from kerasseg.checkpoints.allowed import NETWORKS
 from kerasseg.checkpoints.graph import Adapter, Call, NewLayer, OldLayer, Ref, Untranslatable, layer_name, parse_call
 from kerasseg.checkpoints.keras2_layers import LEGACY_BILINEAR, translate_layer
 from kerasseg.checkpoints.tf_operations import OPERATION_CLASSES, translate_operation
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Translation", "samples_at_corners", "translate", "translate_config"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import h5py
 import keras
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.architecture import named_arguments, read_configuration
 from kerasseg.checkpoints.family import Family, NotOurFamily, build_family, ordered_like, read_family
@@ -27,6 +26,7 @@ from kerasseg.checkpoints.stored import (
 )
 from kerasseg.checkpoints.writers import writer_name
 from kerasseg.network import unet
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["PartialMatchError", "is_weights_only", "open_weights"]
 

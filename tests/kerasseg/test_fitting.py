@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import layers, ops
-from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 
 import kerasseg
 from kerasseg.fitting import Fitted, fit_to_task
 from kerasseg.network import unet
+from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 
 
 def small(**options: Any) -> keras.Model:

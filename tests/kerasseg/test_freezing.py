@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.freezing import STRATEGIES, BlockReport, freeze, frozen_encoder_blocks
 from kerasseg.network import unet
+from kerasseg_tfrecords.errors import UsageError
 
 BLOCKS = ["encoder_1", "encoder_2", "encoder_3", "encoder_4", "bottleneck"]
 BLOCKS += ["decoder_4", "decoder_3", "decoder_2", "decoder_1", "head"]

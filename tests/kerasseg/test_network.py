@@ -9,10 +9,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from kerasseg_tfrecords.errors import UsageError
 
 import kerasseg
 from kerasseg.network import unet
+from kerasseg_tfrecords.errors import UsageError
 
 SMALL = {"filters": 4, "depth": 2}
 
