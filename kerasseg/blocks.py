@@ -18,7 +18,7 @@ from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 from kerasseg.detours import effective_areas
 from kerasseg.graph import Graph, Step, flatten
-from kerasseg.scales import Place, image_axes, measure
+from kerasseg.scales import Place, image_axes, is_permutation, measure
 
 __all__ = ["Block", "Blocks", "Skip", "find_blocks"]
 
@@ -30,7 +30,7 @@ _NORMALISATIONS = (
     layers.RMSNormalization,
     layers.UnitNormalization,
 )
-_SUMS = {"Add", "Average", "Maximum", "Minimum", "Subtract"}
+_COMBINING = {"Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class _Reading:
         self.places: list[Place] = measure(graph)
         self.areas: list[Fraction] = effective_areas(graph, self.places)
         self.axes = image_axes(graph)
-        maps = [i for i in graph.outputs if self.places[i].spatial]
+        maps = [i for i in graph.outputs if self._is_map(i)]
         self.useful = graph.ancestors(maps)
         self.risen = self._risen()
         self._check(maps)
@@ -215,6 +215,19 @@ class _Reading:
         self.levels = self._levels(deepest)
         self.heads = self._heads()
         self.names = self._names()
+
+    def _is_map(self, i: int) -> bool:
+        """Whether an output is a map, if need be as a list of all its pixels."""
+        made = self.graph.steps[i].shape[1:]
+        while not self.places[i].spatial:
+            step = self.graph.steps[i]
+            if step.weighted or len(set(step.parents)) != 1 or None in made:
+                return False
+            i = step.parents[0]
+            taken = self.graph.steps[i].shape[1:]
+            if None in taken or math.prod(taken) != math.prod(made):  # type: ignore[arg-type]  # None is ruled out
+                return False
+        return True
 
     def _risen(self) -> list[bool]:
         """For each step, whether it comes after a rise: a finer map made from one that had been made coarser."""
@@ -286,9 +299,9 @@ class _Reading:
             i = waiting.pop()
             step = graph.steps[i]
             merges = len(set(step.parents)) > 1
-            if i in heads or step.is_input or i in self.down:
+            if i in heads or step.is_input or i in self.down - self.bottom:
                 continue
-            if merges and (step.weighted or type(step.operation).__name__ not in _SUMS):
+            if merges and (step.weighted or type(step.operation).__name__ not in _COMBINING):
                 continue
             heads.add(i)
             if not step.weighted or not _makes_values(step):
@@ -374,7 +387,7 @@ class _Reading:
 
     def _handed_on(self, inside: list[Step]) -> tuple[int | None, int | None, int | None]:
         """Height, width and channels of the last map that nothing inside the block takes."""
-        maps = [s for s in inside if self.places[s.index].spatial and s.index in self.useful]
+        maps = [s for s in inside if self.places[s.index].spatial and s.index in self.useful and not is_permutation(s)]
         own = {s.index for s in inside}
         ends = [s for s in maps if not own.intersection(self.graph.children[s.index])] or maps
         height, width, channels = (ends[-1].shape[axis] if ends else None for axis in self.axes)
