@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
-from keras import ops
 from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.blocks import Blocks, find_blocks
+from kerasseg.layertree import all_layers, fixed_weights, leaves, own_weights, restless, set_trainable, with_inner
 
 __all__ = ["STRATEGIES", "BlockReport", "FreezeReport", "freeze", "frozen_encoder_blocks"]
 
@@ -147,21 +147,21 @@ def freeze(model: keras.Model, what: str | Sequence[str], *, freeze_batchnorm: b
     blocks = find_blocks(model)
     patterns = (what,) if isinstance(what, str) else tuple(what)
     chosen = _chosen(model, blocks, patterns)
-    batchnorm = [layer for layer in _all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    batchnorm = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
     _refuse_restless(chosen)
 
     before = _frozen_layers(model)
-    _set_trainable([model], True)
-    _set_trainable(chosen, False)
+    set_trainable([model], True)
+    set_trainable(chosen, False)
     named = {id(layer) for layer in _frozen_layers(model)}
     if freeze_batchnorm:
-        _set_trainable(batchnorm, False)
+        set_trainable(batchnorm, False)
     frozen = {id(layer) for layer in _frozen_layers(model)}
     # A training step that was traced before would go on training what is frozen now, without a word.
     model.train_function = None
 
-    in_blocks = {id(layer) for block in blocks for layer in _with_inner(block.layers)}
-    other = [layer for layer in _leaves(model) if id(layer) not in in_blocks and layer.weights]
+    in_blocks = {id(layer) for block in blocks for layer in with_inner(block.layers)}
+    other = [layer for layer in leaves(model) if id(layer) not in in_blocks and layer.weights]
     groups = [(block.name, tuple(block.layers)) for block in blocks] + ([("other", tuple(other))] if other else [])
     return FreezeReport(
         what=patterns,
@@ -209,7 +209,7 @@ def _chosen(model: keras.Model, blocks: Blocks, patterns: tuple[str, ...]) -> li
     if not patterns:
         raise UsageError("no block or layer is named", remedy='Name some, or take "aggressive" to freeze nothing.')
     named = [(block.name, tuple(block.layers)) for block in blocks]
-    named += [(layer.name, (layer,)) for layer in _all_layers(model)]
+    named += [(layer.name, (layer,)) for layer in all_layers(model)]
     # Two nested models may repeat names: backbone/conv1 tells them apart.
     named += [
         (path, (layer,))
@@ -243,22 +243,10 @@ def _unknown(pattern: str, blocks: Blocks, names: list[str]) -> UsageError:
     )
 
 
-def _set_trainable(layers: Iterable[Any], value: bool) -> None:
-    """Set layers, all that is inside of them, and their weights.
-
-    `layer.trainable = value` alone is not enough: on the TensorFlow backend it does nothing where the layer has that value
-    already, even if layers inside or single weights have not.
-    """
-    for layer in _with_inner(layers):
-        layer.trainable = value
-        for v in layer._trainable_variables:
-            v.trainable = value
-
-
 def _refuse_restless(layers: Iterable[Any]) -> None:
     """Refuse layers that do not honour `trainable = False`, before anything is changed."""
-    for layer in _with_inner(layers):
-        if _restless(layer):
+    for layer in with_inner(layers):
+        if restless(layer):
             raise UsageError(
                 f"layer {layer.name!r} cannot be frozen: {type(layer).__name__} changes its state in training whether it "
                 "is trainable or not",
@@ -266,51 +254,14 @@ def _refuse_restless(layers: Iterable[Any]) -> None:
             )
 
 
-def _restless(layer: Any) -> bool:
-    """Whether a layer that is not trainable still changes a weight when it is called with `training=True`.
-
-    Found out by calling it, since no attribute tells. A layer whose weights are all trained by gradient cannot (unless it
-    is a wrapper: `SpectralNormalization` assigns to the kernel of the layer inside), and Keras' own BatchNormalization is
-    known to keep still.
-    """
-    state = layer.weights if isinstance(layer, keras.layers.Wrapper) else _fixed(layer)
-    nodes = getattr(layer, "_inbound_nodes", ())
-    if not state or not nodes or isinstance(layer, keras.Model) or type(layer) is keras.layers.BatchNormalization:
-        return False
-    kept = [(v, ops.convert_to_numpy(v), v.trainable) for v in layer.variables]
-    flags = [(inner, inner.trainable) for inner in _with_inner([layer])]
-    arguments = nodes[0].arguments
-    args, kwargs = keras.tree.map_structure(_probe, (arguments.args, arguments.kwargs))
-    if layer._call_has_training_arg:
-        kwargs["training"] = True
-    try:
-        _set_trainable([layer], False)
-        layer(*args, **kwargs)
-        watched = {id(v) for v in layer.weights}
-        return any((ops.convert_to_numpy(v) != value).any() for v, value, _ in kept if id(v) in watched)
-    finally:
-        for inner, trainable in flags:
-            inner._trainable = trainable
-        for v, value, trainable in kept:
-            v.assign(value)
-            v.trainable = trainable
-
-
-def _probe(argument: Any) -> Any:
-    """Ones in the shape of a symbolic tensor."""
-    if not isinstance(argument, keras.KerasTensor):
-        return argument
-    return ops.ones([2] + [size or 8 for size in argument.shape[1:]], dtype=argument.dtype)
-
-
 def _report(name: str, layers: Sequence[Any], frozen: set[int], only_batchnorm: set[int]) -> BlockReport:
     weights = _unique(v for layer in layers for v in layer.weights)
-    inner = [layer for layer in _with_inner(layers) if layer.weights]
+    inner = [layer for layer in with_inner(layers) if layer.weights]
     live = {
         id(v)
         for layer in inner
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-        for v in _fixed(layer)
+        for v in fixed_weights(layer)
     }
     held = [layer for layer in inner if id(layer) in frozen]
     return BlockReport(
@@ -325,41 +276,14 @@ def _report(name: str, layers: Sequence[Any], frozen: set[int], only_batchnorm: 
 
 def _frozen_layers(model: keras.Model) -> list[Any]:
     """Layers that own weights and are held; not the models around them."""
-    return [layer for layer in _all_layers(model) if not layer.trainable and _own(layer)]
-
-
-def _leaves(model: keras.Model) -> list[Any]:
-    found: dict[int, Any] = {}
-    for layer in model.layers:
-        for leaf in _leaves(layer) if isinstance(layer, keras.Model) else [layer]:
-            found[id(leaf)] = leaf
-    return list(found.values())
-
-
-def _all_layers(model: Any) -> list[Any]:
-    """Every layer and nested model below `model`, also those inside of wrappers and composed layers, each once."""
-    return list({id(layer): layer for layer in model._flatten_layers(include_self=False, recursive=True)}.values())
-
-
-def _with_inner(layers: Iterable[Any]) -> list[Any]:
-    return list({id(inner): inner for layer in layers for inner in [layer, *_all_layers(layer)]}.values())
-
-
-def _own(layer: Any) -> list[Any]:
-    """Weights of the layer itself; `layer.weights` has those of the layers inside too."""
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
-
-
-def _fixed(layer: Any) -> list[Any]:
-    """Weights that no gradient moves, whether the layer is trainable or not."""
-    return [v for inner in _with_inner([layer]) for v in inner._non_trainable_variables]
+    return [layer for layer in all_layers(model) if not layer.trainable and own_weights(layer)]
 
 
 def _freezable(layer: Any) -> bool:
     """Whether freezing makes a difference: weights to train, or statistics to keep."""
     return any(
         inner._trainable_variables or isinstance(inner, keras.layers.BatchNormalization)
-        for inner in _with_inner([layer])
+        for inner in with_inner([layer])
     )
 
 
