@@ -66,7 +66,11 @@ def write_mat(
             stored = np.ascontiguousarray(np.asarray(value).T)
             if stored.dtype == bool:
                 stored = stored.astype(np.uint8)
-            chunks = (max(stored.shape[0], 1), max(stored.shape[1] // 8, 1)) if gzip and stored.ndim == 2 else None
+            chunks = (
+                (max(stored.shape[0], 1), max(stored.shape[1] // 8, 1))
+                if gzip and stored.ndim == 2 and stored.size
+                else None
+            )
             struct.create_dataset(name, data=stored, chunks=chunks, compression=3 if chunks else None)
         if label is not None:
             struct["label"] = np.full((1, 1), label, np.float64)

@@ -22,11 +22,11 @@ from kerasseg_tfrecords.sources import hdf5
 LIMIT = 10**8
 
 
-def numbers(path: Path, key: str = "x", limit: int = LIMIT) -> np.ndarray[Any, Any]:
+def numbers(path: Path, key: str = "x", limit: int = LIMIT, **how: bool) -> np.ndarray[Any, Any]:
     with hdf5.open_hdf5(path.read_bytes(), path.name) as root:
         child = hdf5.open_child(root, key, path.name)
         assert child is not None
-        return hdf5.read_numbers(child, key, path.name, max_values=limit)
+        return hdf5.read_numbers(child, key, path.name, max_values=limit, **how)
 
 
 def text(path: Path, key: str = "x") -> str:
@@ -250,6 +250,9 @@ def test_equals_h5py(
     assert found.dtype.isnative
     assert found.dtype.newbyteorder("=") == expected.dtype.newbyteorder("=")
     np.testing.assert_array_equal(found, expected)
+    turned = numbers(path, transpose=True)
+    assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(turned, expected.T)
 
 
 def test_chunks_that_were_never_written_have_the_fill_value(tmp_path: Path) -> None:
@@ -259,6 +262,7 @@ def test_chunks_that_were_never_written_have_the_fill_value(tmp_path: Path) -> N
     expected = np.full((8, 8), 7)
     expected[:4, 4:] = 3
     np.testing.assert_array_equal(numbers(tmp_path / "1.mat"), expected)
+    np.testing.assert_array_equal(numbers(tmp_path / "1.mat", transpose=True), expected.T)
 
 
 def test_a_chunk_whose_filter_was_skipped(tmp_path: Path) -> None:

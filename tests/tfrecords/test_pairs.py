@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
+import subprocess
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -545,3 +547,36 @@ def test_items_are_read_alike_in_any_process(tmp_path: Path) -> None:
     again: Item = pickle.loads(pickle.dumps(item))
     assert again == item
     assert SOURCE.read(again, OPTIONS).sha256 == SOURCE.read(item, OPTIONS).sha256
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"images/1.png": True, "masks/1.png": True}, "pairs"),
+        ({"c/t1c.nii.gz": True, "c/seg.nii.gz": True, "preview.png": True}, "nifti"),
+        ({"1.nii": True, **{f"images/{n}.png": True for n in range(5)}}, "pairs"),
+        ({"images/1.png": False, "masks/1.png": False}, "pairs"),
+        ({"c/t1c.nii.gz": False}, "nifti"),
+    ],
+)
+def test_formats_are_told_apart(tmp_path: Path, files: dict[str, bool], expected: str) -> None:
+    volume = gzip.compress(bytes(344) + b"n+1\0" + bytes(100))
+    for name, real_content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = volume if ".nii" in name else bytes(cv2.imencode(".png", image())[1])
+        path.write_bytes(content if real_content else b"not what it seems")
+    assert detect(open_tree(tmp_path)).name == expected
+
+
+def test_reading_png_pairs_loads_neither_pydicom_nor_nibabel_nor_tensorflow(
+    tmp_path: Path, python: str, child_environment: dict[str, str]
+) -> None:
+    put(tmp_path, "images/1.png", "masks/1.png")
+    script = (
+        "import sys\nfrom kerasseg_tfrecords.sources import SourceOptions, find_items, open_tree, read_item\n"
+        f"item = find_items(open_tree({str(tmp_path)!r}), SourceOptions()).items[0]\nread_item(item, SourceOptions())\n"
+        "print(sorted({'pydicom', 'nibabel', 'tensorflow', 'keras', 'scipy', 'h5py'} & set(sys.modules)))"
+    )
+    done = subprocess.run([python, "-c", script], env=child_environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

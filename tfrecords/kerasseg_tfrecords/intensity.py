@@ -83,7 +83,8 @@ def fit_image(image: NDArray[Any], window: Window, size: int) -> NDArray[np.uint
     pixels = np.clip(image.astype(np.float32), np.float32(window.low), np.float32(window.high))
     small = cv2.resize(_square(pixels, window.low), (size, size), interpolation=cv2.INTER_AREA)
     scaled = (small - np.float32(window.low)) * np.float32(255.0 / (window.high - window.low))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8).reshape(size, size, channels)
+    whole: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return whole.reshape(size, size, channels)
 
 
 def fit_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

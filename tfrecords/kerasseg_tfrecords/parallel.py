@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
 from kerasseg_tfrecords.errors import DataError
 
-__all__ = ["ordered_map"]
+__all__ = ["available_cpus", "ordered_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(
@@ -63,23 +68,33 @@ def ordered_map(
                 results = (future or pool.submit(_work, function, group)).result()
             except BrokenProcessPool:
                 # Everything in flight is lost with the pool. The culprit is found by working alone.
-                pool.shutdown(wait=True, cancel_futures=True)
+                _end(pool)
                 waiting = deque((other, None) for other, _ in waiting)
                 results = [_alone(function, item, crashed) for item in group]
                 pool = _pool(jobs)
             yield from results
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        _end(pool)
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    # Not fork: the parent may hold threads (TensorFlow, OpenCV) whose locks a forked child would wait for for ever.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+def _end(pool: Executor) -> None:
+    pool.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]  # loky's own word
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _pool(jobs: int) -> Executor:
+    # Not fork: the parent may hold threads (TensorFlow, OpenCV) whose locks a forked child would wait for for ever. Not
+    # spawn either: it runs the caller's script again, so that one without `if __name__ == "__main__"` would fail.
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    pool: Executor = ProcessPoolExecutor(jobs, initializer=_start_worker)
+    return pool
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    import cv2
+
+    cv2.setNumThreads(1)  # one process a processor is parallel enough
 
 
 def _work(function: Callable[[T], R], group: list[T]) -> list[R]:

@@ -5,7 +5,7 @@
 | `image` | bytes | uint8, row-major, size x size x channels, after the intensity rule |
 | `mask` | bytes | size x size bits, row-major, most significant first, each row padded to a byte |
 | `mask_native` | bytes | PNG of 1 bit at the original height and width |
-| `label`, `height`, `width`, `slice_index` | int64 | class index in the manifest; original size; place in its volume or -1 |
+| `label`, `height`, `width`, `slice_index` | int64 | class index; original size; place in its volume or -1 |
 | `slice_id`, `patient`, `group`, `volume` | bytes | UTF-8; "" where unknown |
 | `spacing` | 2 float32 | millimetres a pixel, rows then columns; 0 where unknown |
 """
@@ -101,8 +101,14 @@ def decode(serialized: bytes, *, size: int, channels: int) -> Record:
         mask=unpack_mask(mask, size),
         mask_native=unpack_native_mask(native),
         spacing=(rows, columns),
-        **number,
-        **text,
+        label=number["label"],
+        height=number["height"],
+        width=number["width"],
+        slice_index=number["slice_index"],
+        slice_id=text["slice_id"],
+        patient=text["patient"],
+        group=text["group"],
+        volume=text["volume"],
     )
 
 

@@ -1,7 +1,7 @@
-"""`splits.csv`, the frozen split: written by `prepare`, read by people, and given back with `--splits`.
+r"""`splits.csv`, the frozen split: written by `prepare`, read by people, and given back with `--splits`.
 
-UTF-8, comma-separated, quoted as in RFC 4180 with `\\n` between lines. A file that went through a spreadsheet is read too:
-byte-order mark, `\\r\\n`, semicolons or tabs, other column order, additional columns, empty lines at the end.
+UTF-8, comma-separated, quoted as in RFC 4180 with `\n` between lines. A file that went through a spreadsheet is read too:
+byte-order mark, `\r\n`, semicolons or tabs, other column order, additional columns, empty lines at the end.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from typing import Protocol
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, one_line
 from kerasseg_tfrecords.split import SPLITS
 
-__all__ = ["COLUMNS", "Identified", "SplitRow", "apply", "dump", "load", "parse"]
+__all__ = ["COLUMNS", "LEFT_OUT", "Identified", "SplitRow", "apply", "dump", "load", "parse"]
 
 _SHOWN = 10
+
+LEFT_OUT = "left_out"
+"""The split of slices that a balanced subset or an overlap excludes: the file then describes all of the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class SplitRow:
         label: Class name; "" where there are no classes.
         patient: Patient id as read; "" where unknown.
         group: What was kept together.
-        split: One of `split.SPLITS`.
+        split: One of `split.SPLITS`, or `LEFT_OUT`.
     """
 
     slice_id: str
@@ -74,17 +77,18 @@ def dump(rows: Iterable[SplitRow]) -> str:
         >>> dump([SplitRow("a,b", "b/1.mat", "00", "glioma", "p", "g", "train")])
         'slice_id,source,sha256,label,patient,group,split\n"a,b",b/1.mat,00,glioma,p,g,train\n'
     """
-    text = io.StringIO()
-    # The csv module quotes a carriage return only where it is part of the line end.
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(COLUMNS)
-    lines = []
-    for row in rows:
-        text.seek(0)
-        text.truncate()
-        writer.writerow([getattr(row, column) for column in COLUMNS])
-        lines.append(text.getvalue()[:-2])
-    return "\n".join([",".join(COLUMNS), *lines, ""])
+    lines = [",".join(COLUMNS)]
+    lines += [",".join(_quoted(getattr(row, column)) for column in COLUMNS) for row in rows]
+    return "\n".join([*lines, ""])
+
+
+def _quoted(value: str) -> str:
+    # Not the csv module's writer: which characters it quotes changed between Python versions, and the file is hashed.
+    return (
+        '"' + value.replace('"', '""') + '"'
+        if any(c in value for c in ',;\t"\r\n') or value != value.strip()
+        else value
+    )
 
 
 def load(path: str | Path) -> list[SplitRow]:
@@ -163,8 +167,8 @@ def _row(values: Sequence[str], names: Sequence[str], at: Sequence[int], path: s
     row = SplitRow(*(values[index] for index in at))
     if not row.slice_id:
         raise DataError(f"line {line}: slice_id is empty", path=path)
-    if row.split not in SPLITS:
-        raise DataError(f"line {line}: split {row.split!r}", path=path, expected=", ".join(SPLITS))
+    if row.split not in (*SPLITS, LEFT_OUT):
+        raise DataError(f"line {line}: split {row.split!r}", path=path, expected=", ".join((*SPLITS, LEFT_OUT)))
     return row
 
 
@@ -182,7 +186,7 @@ def apply(
         path: The file's name, for messages.
 
     Returns:
-        One of `split.SPLITS` for each of `slices`, in their order.
+        One of `split.SPLITS`, or `LEFT_OUT`, for each of `slices`, in their order.
 
     Raises:
         BadInputError: The data do not fit: a slice is missing, additional, has other bytes or another label, or a group
@@ -232,7 +236,8 @@ def _crossing(rows: Sequence[SplitRow]) -> list[Problem]:
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         # Without a group a row stands for itself.
-        splits[row.group or f"slice:{row.slice_id}"].add(row.split)
+        if row.split != LEFT_OUT:
+            splits[row.group or f"slice:{row.slice_id}"].add(row.split)
     return [
         Problem(group, "group-crosses", f"stands in {' and '.join(s for s in SPLITS if s in seen)}")
         for group, seen in splits.items()

@@ -23,10 +23,19 @@ from kerasseg_tfrecords.errors import DataError
 
 __all__ = ["decode"]
 
-_CODEC = re.compile(r"Corrupt JPEG|Premature end|JPEG|libpng|TIFF|imgcodecs|grfmt_|imdecode", re.IGNORECASE)
-_DAMAGE = re.compile(r"Corrupt JPEG|Premature end|_Error|\bERROR:|libpng error|Unsupported marker", re.IGNORECASE)
+_CODEC = re.compile(
+    r"Corrupt JPEG|Premature end|JPEG|libpng|TIFF|imgcodecs|grfmt_|imdecode|^\[( INFO|DEBUG)", re.IGNORECASE
+)
+# What libtiff calls an error, OpenCV 4 calls a warning: there the words must tell.
+_DAMAGE = re.compile(
+    r"Corrupt JPEG|Premature end|libpng error|Unsupported marker|_Error|\bERROR:|Decod(e:|ing error)|not yet in table"
+    r"|Discarding [0-9]+ bytes|Not enough data|(Read|Seek) error",
+    re.IGNORECASE,
+)
 # Stray bytes between two segments cost no pixel, and many JPEGs in the wild have them.
 _HARMLESS = re.compile(r"extraneous bytes before marker")
+
+_DEBUG = 5  # the level of OpenCV's log at which all its versions pass on what libtiff says
 
 _lock = threading.Lock()
 
@@ -78,21 +87,25 @@ def decode(data: bytes, name: str, kind: str) -> NDArray[Any]:
         DataError: The file cannot be decoded, or the decoder found it damaged.
     """
     heard: list[str] = []
-    level = cv2.utils.logging.getLogLevel()
+    # OpenCV 5 has moved these two; the numbers are the same.
+    logs = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
+    level = logs.getLogLevel()
     with _standard_error(heard):
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)
+        logs.setLogLevel(_DEBUG)
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error as error:
             heard.append(f"{error.err}"[:200])
             pixels = None
         finally:
-            cv2.utils.logging.setLogLevel(level)
+            logs.setLogLevel(level)
     damage = [line for line in heard if _DAMAGE.search(line) and not _HARMLESS.search(line)]
     if pixels is None or damage:
         # OpenCV's own prefix holds the time and a line of its source.
         said = re.sub(
-            r"^\[.*?\] .*?(?:_Error|readData|imdecode_)\s*:?\s*", "", (damage or heard or ["no reason given"])[0]
+            r"^(?:\[.*?\] .*?(?:_Error|_Warning|readData|imdecode_)|OpenCV TIFF)\s*:?\s*",
+            "",
+            (damage or heard or ["no reason given"])[0],
         )
         raise DataError(
             f"a damaged {kind} file, or one of a kind that is not read",

@@ -114,15 +114,16 @@ def read_dicom(data: bytes, name: str, max_pixels: int) -> DicomSlice:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on odd values in tags that are not used here
             pixels = np.asarray(dataset.pixel_array)
+            stored_bits = min(max(1, int(dataset.get("BitsStored") or 64)), int(dataset.BitsAllocated))
     except Exception as error:  # pydicom raises what its decoders raise
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
     if pixels.shape != (header.rows, header.columns):
         raise _damaged(name, f"pixels of shape {pixels.shape}")
     notes: tuple[str, ...] = ()
     if header.inverted:
-        bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
-        low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if pixels.dtype.kind == "i" else (0, (1 << bits) - 1)
-        pixels = (low + high - pixels.astype(np.int64)).astype(np.int32 if bits < 31 else np.int64)
+        # Lowest and highest possible value add up to -1 with a sign and to the highest without.
+        turn = -1 if pixels.dtype.kind == "i" else (1 << stored_bits) - 1
+        pixels = (turn - pixels.astype(np.int64)).astype(np.int32 if stored_bits < 31 else np.int64)
         notes = ("MONOCHROME1 was turned round: large is bright",)
     if (header.slope, header.intercept) != (1.0, 0.0):
         pixels = (pixels * header.slope + header.intercept).astype(np.float32)
@@ -177,7 +178,8 @@ def _transfer_syntax(data: bytes, name: str) -> UID:
                 (length,) = struct.unpack_from("<I", data, position)
                 position += 4
             if element == 0x10:
-                return UID(data[position : position + length].decode("ascii").rstrip("\x00 "))
+                text = data[position : position + length].decode("ascii").rstrip("\x00 ")
+                return UID(text, validation_mode=pydicom.config.IGNORE)
             position += length
     except (struct.error, UnicodeDecodeError):
         pass
@@ -190,19 +192,18 @@ def _header(dataset: pydicom.Dataset, name: str, max_pixels: int) -> DicomHeader
             warnings.simplefilter("ignore")
             _check_kind(dataset, name)
             header = _parse(dataset)
+            bits, held = int(dataset.get("BitsAllocated") or 0), len(dataset.PixelData)
     except DataError:
         raise
     except Exception as error:  # values that are not what their tags say
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
     check_pixels(header.rows, header.columns, name, max_pixels)
-    bits = int(dataset.get("BitsAllocated") or 0)
     if bits not in {8, 16, 32}:
         raise DataError("a DICOM image of a kind that is not read", path=name, found=f"{bits} bits a pixel")
     if not np.isfinite([header.slope, header.intercept, *header.spacing]).all() or header.slope == 0:
         raise _damaged(name, f"rescale slope {header.slope:g}, spacing {header.spacing}")
     needed = header.rows * header.columns * bits // 8
-    held = len(dataset.PixelData)
-    if dataset.file_meta.TransferSyntaxUID != RLELossless and held < needed:
+    if dataset.file_meta.get("TransferSyntaxUID") != RLELossless and held < needed:
         raise _damaged(name, f"{held} bytes of pixels where {header.rows} x {header.columns} need {needed}")
     return header
 

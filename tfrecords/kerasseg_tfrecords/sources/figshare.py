@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.classes import class_name, unknown_class
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.slices import Reading, Slice
-from kerasseg_tfrecords.sources import hdf5
+from kerasseg_tfrecords.sources import hdf5, matlab5
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, Location, NotASlice, SourceOptions
 from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, read_bytes, suffix_of
 
@@ -88,10 +88,7 @@ class FigshareSource:
         return Listing(tuple(items), tuple(left_out), notes=notes)
 
     def read(self, item: Item, options: SourceOptions) -> Reading:
-        """Reads one .mat file.
-
-        The image and mask are views with MATLAB's memory order (`image.T` is contiguous): making them row-major costs
-        a tenth of the whole reading, and resizing does not need it.
+        """Reads one .mat file; image and mask are upright and row-major.
 
         Raises:
             NotASlice: A readable .mat file that holds vectors and texts only, as `cvind.mat` does.
@@ -114,7 +111,8 @@ SOURCE = FigshareSource()
 
 
 def _stem(name: str) -> str:
-    return re.split(r"[/!]", name)[-1].removesuffix(suffix_of(name)) if suffix_of(name) == ".mat" else name
+    base = re.split(r"[/!]", name)[-1]
+    return base[: -len(".mat")] if base.lower().endswith(".mat") else base
 
 
 def _other_file(name: str) -> str:
@@ -129,17 +127,11 @@ def _holds_cjdata(location: Location) -> bool:
         if hdf5.is_hdf5(data[:_HEAD]):
             with hdf5.open_hdf5(data, location.name) as root:
                 return hdf5.open_child(root, "cjdata", location.name) is not None
-        if _is_matlab5(data):
-            from kerasseg_tfrecords.sources import matlab5
-
+        if matlab5.is_matlab5(data):
             return "cjdata" in matlab5.read_variables(data, location.name, limit=_PROBE)
     except DataError:
         return False
     return False
-
-
-def _is_matlab5(head: bytes) -> bool:
-    return len(head) >= 128 and head[126:128] in {b"IM", b"MI"} and head[124:126] in {b"\x00\x01", b"\x01\x00"}
 
 
 def _byte_limit(options: SourceOptions) -> int:
@@ -153,7 +145,7 @@ def _read_file(location: Location, name: str, options: SourceOptions) -> tuple[s
     if hdf5.is_hdf5(data[:_HEAD]):
         with hdf5.open_hdf5(data, name) as root:
             return digest, _read_hdf5(root, name, options)
-    if _is_matlab5(data):
+    if matlab5.is_matlab5(data):
         return digest, _read_matlab5(data, name, options)
     raise _not_matlab(data, name)
 
@@ -183,59 +175,58 @@ def _read_hdf5(root: Any, name: str, options: SourceOptions) -> _Fields:
     mask = hdf5.open_child(struct, "tumorMask", name)
     label = hdf5.open_child(struct, "label", name)
     patient = hdf5.open_child(struct, "PID", name)
+    most = options.max_pixels
     if mask is None and options.masks:
         raise _missing("tumorMask", hdf5.members(struct), name)
     return _Fields(
-        image=_image(hdf5.read_numbers(image, "image", name, max_values=options.max_pixels), name).T,
-        mask=None if mask is None else hdf5.read_numbers(mask, "tumorMask", name, max_values=options.max_pixels).T,
+        image=_image(hdf5.read_numbers(image, "image", name, max_values=most, transpose=True), name),
+        mask=None if mask is None else hdf5.read_numbers(mask, "tumorMask", name, max_values=most, transpose=True),
         label=None if label is None else _label_text(hdf5.read_text(label, "label", name)),
         patient="" if patient is None else hdf5.read_text(patient, "PID", name),
     )
 
 
 def _read_matlab5(data: bytes, name: str, options: SourceOptions) -> _Fields:
-    # SciPy takes a third of a second to import, and hardly a file needs it.
-    from kerasseg_tfrecords.sources import matlab5
-
     variables = matlab5.read_variables(data, name, limit=_byte_limit(options))
     struct = variables.get("cjdata")
     if struct is None:
-        raise _without_cjdata({key: _array_shape(value) for key, value in variables.items()}, name)
-    names = getattr(getattr(struct, "dtype", None), "names", None)
-    if names is None:
+        shapes = {
+            key: None if value.text is None and value.array is None else value.shape for key, value in variables.items()
+        }
+        raise _without_cjdata(shapes, name)
+    if struct.fields is None:
         raise DataError("cjdata is not a struct", path=name, found="an array", kind="no-cjdata")
-    image, mask = matlab5.field(struct, "image"), matlab5.field(struct, "tumorMask")
-    if image is None:
-        raise _missing("image", names, name)
-    if mask is None and options.masks:
-        raise _missing("tumorMask", names, name)
-    for what, array in (("image", image), ("tumorMask", mask)):
-        if array is not None and array.dtype.kind not in "biuf":
-            raise DataError(
-                f"{what} holds no plain numbers", path=name, found=array.dtype, expected="integers or floats"
-            )
-        if array is not None and array.size > options.max_pixels:
-            found, expected = f"{array.size} pixels", f"at most {options.max_pixels}"
-            raise DataError(f"{what} is too large", path=name, found=found, expected=expected, kind="too-large")
-    label, patient = matlab5.field(struct, "label"), matlab5.field(struct, "PID")
+    fields = struct.fields
+    if "image" not in fields:
+        raise _missing("image", tuple(fields), name)
+    if "tumorMask" not in fields and options.masks:
+        raise _missing("tumorMask", tuple(fields), name)
     return _Fields(
-        image=_image(image, name),
-        mask=mask,
-        label=None if label is None else _label_text(_scalar_text(label, "label", name)),
-        patient="" if patient is None else _scalar_text(patient, "PID", name),
+        image=_image(_numbers(fields["image"], "image", name, options), name),
+        mask=_numbers(fields["tumorMask"], "tumorMask", name, options) if "tumorMask" in fields else None,
+        label=_label_text(_short_text(fields["label"], "label", name)) if "label" in fields else None,
+        patient=_short_text(fields["PID"], "PID", name) if "PID" in fields else "",
     )
 
 
-def _scalar_text(array: NDArray[Any], what: str, name: str) -> str:
-    if array.size == 0:
+def _numbers(variable: matlab5.Variable, what: str, name: str, options: SourceOptions) -> NDArray[Any]:
+    if variable.array is None:
+        found = "text" if variable.text is not None else "a cell, struct, sparse or complex array"
+        raise DataError(f"{what} holds no plain numbers", path=name, found=found, expected="a full numeric array")
+    if variable.array.size > options.max_pixels:
+        found, expected = f"{variable.array.size} pixels", f"at most {options.max_pixels}"
+        raise DataError(f"{what} is too large", path=name, found=found, expected=expected, kind="too-large")
+    return np.ascontiguousarray(variable.array)
+
+
+def _short_text(variable: matlab5.Variable, what: str, name: str) -> str:
+    if variable.text is not None and len(variable.text) <= 1024:
+        return variable.text.replace("\0", "").strip()
+    if math.prod(variable.shape) == 0:
         return ""
-    if array.size != 1 or array.dtype.kind not in "biufU":
-        found = f"an array of shape {array.shape}, {array.dtype}"
-        raise DataError(f"{what} is not one text or number", path=name, found=found)
-    value = array.reshape(-1)[0]
-    if array.dtype.kind == "U":
-        return str(value).replace("\0", "").strip()
-    return str(int(value)) if math.isfinite(value) and float(value).is_integer() else str(value)
+    if variable.array is None or variable.array.size != 1:
+        raise DataError(f"{what} is not one text or number", path=name, found=f"shape {variable.shape}")
+    return hdf5.number_text(variable.array.reshape(-1)[0])
 
 
 def _label_text(text: str) -> str | float:
@@ -248,10 +239,6 @@ def _label_text(text: str) -> str | float:
 def _hdf5_shape(root: Any, key: str, name: str) -> tuple[int, ...] | None:
     opened = hdf5.open_child(root, key, name)
     return None if hdf5.is_group(opened) else (opened.shape or ())
-
-
-def _array_shape(value: object) -> tuple[int, ...] | None:
-    return value.shape if isinstance(value, np.ndarray) and value.dtype.kind in "biufU" else None
 
 
 def _without_cjdata(shapes: dict[str, tuple[int, ...] | None], name: str) -> DataError:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 
-__all__ = ["is_hdf5", "members", "open_child", "open_hdf5", "read_numbers", "read_text"]
+__all__ = ["is_hdf5", "members", "number_text", "open_child", "open_hdf5", "read_numbers", "read_text"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_CHUNKS = 65_536
@@ -124,17 +124,19 @@ def is_group(opened: Any) -> bool:
     return isinstance(opened, h5g.GroupID)
 
 
-def read_numbers(dataset: Any, child: str, name: str, *, max_values: int) -> NDArray[Any]:
-    """All of a numeric data set, as HDF5 orders it (MATLAB's arrays come out transposed).
+def read_numbers(dataset: Any, child: str, name: str, *, max_values: int, transpose: bool = False) -> NDArray[Any]:
+    """All of a numeric data set, as HDF5 orders it: MATLAB's arrays come out transposed unless `transpose` is said.
 
     Args:
         dataset: From `open_child`.
         child: What errors call the data set.
         name: What errors call the file.
         max_values: More values than this are refused before anything is read.
+        transpose: Give the array with its axes reversed, row-major all the same. It costs less here, chunk by chunk, than
+            afterwards, and much less than what OpenCV makes of a transposed view.
 
     Returns:
-        A new array of the stored shape and type, in the machine's byte order.
+        A new, row-major array of the stored shape (reversed with `transpose`) and type, in the machine's byte order.
 
     Raises:
         DataError: It is no data set of numbers, too large, damaged, or wants other files or unknown filters.
@@ -151,7 +153,7 @@ def read_numbers(dataset: Any, child: str, name: str, *, max_values: int) -> NDA
         raise DataError(f"{child} holds no numbers", path=name, found=dataset.dtype, expected="a numeric array")
     shape, dtype = dataset.shape, dataset.dtype
     if shape is None or math.prod(shape) == 0:
-        return np.empty(shape or (0,), dtype)
+        return np.empty((shape or (0,))[:: -1 if transpose else 1], dtype)
     values = math.prod(shape)
     if values > max_values:
         found = f"{' x '.join(map(str, shape))} values of {dtype.itemsize} bytes"
@@ -160,22 +162,22 @@ def read_numbers(dataset: Any, child: str, name: str, *, max_values: int) -> NDA
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise DataError(f"{child} holds no plain numbers", path=name, found=dtype, expected="integers or floats")
     if layout == h5d.CHUNKED:
-        array = _read_chunked(dataset, plan, child, name, shape, dtype)
+        array = _read_chunked(dataset, plan, child, name, shape, dtype, transpose=transpose)
     elif dataset.get_storage_size() == 0:
         raise DataError(f"{child} is declared but was never written", path=name, found="no data", kind="empty-image")
     else:
-        array = _read_plain(dataset, shape, dtype)
+        array = _read_plain(dataset, shape, dtype, transpose=transpose)
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
-def _read_plain(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _read_plain(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *, transpose: bool) -> NDArray[Any]:
     array = np.empty(shape, dtype)
     dataset.read(h5s.ALL, h5s.ALL, array)
-    return array
+    return np.ascontiguousarray(array.T) if transpose else array
 
 
 def _read_chunked(
-    dataset: Any, plan: Any, child: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+    dataset: Any, plan: Any, child: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, transpose: bool
 ) -> NDArray[Any]:
     chunk = plan.get_chunk()
     size = math.prod(chunk) * dtype.itemsize
@@ -201,14 +203,18 @@ def _read_chunked(
             found = f"{length} bytes for a chunk of {size}"
             raise DataError(f"{child} has a chunk that is larger stored than read", path=name, found=found)
     if not filters:
-        return _read_plain(dataset, shape, dtype)
-    array = np.empty(shape, dtype) if len(stored) == pieces else _filled(plan, shape, dtype)
+        return _read_plain(dataset, shape, dtype, transpose=transpose)
+    fill = _fill_value(plan, dtype) if len(stored) < pieces else None
+    array = np.empty(shape[::-1] if transpose else shape, dtype)
+    if fill is not None:
+        array[...] = fill
+    as_stored = array.T if transpose else array
     inflate = _chunk_reader(filters, size, dtype.itemsize)
     for offset, skipped, _ in stored:
         raw = dataset.read_direct_chunk(offset)[1]
         block = np.frombuffer(inflate(raw, skipped), dtype).reshape(chunk)
         place = tuple(slice(start, start + step) for start, step in zip(offset, chunk, strict=True))
-        target = array[place]
+        target = as_stored[place]
         if target.shape == block.shape:
             target[...] = block
         else:  # the last chunk of a row or column stands over
@@ -227,11 +233,11 @@ def _stored_chunks(dataset: Any) -> list[tuple[tuple[int, ...], int, int]]:
     return stored
 
 
-def _filled(plan: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _fill_value(plan: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     fill = np.zeros((), dtype)
     if plan.fill_value_defined() != h5d.FILL_VALUE_UNDEFINED:
         plan.get_fill_value(fill)
-    return np.full(shape, fill, dtype)
+    return fill
 
 
 def _chunk_reader(filters: list[int], size: int, itemsize: int) -> Callable[[bytes, int], bytes]:
@@ -313,8 +319,17 @@ def read_text(dataset: Any, child: str, name: str, *, max_length: int = 1024) ->
         return codes.decode("utf-16-le", "backslashreplace").replace("\0", "").strip()
     if flat.size != 1:
         raise DataError(f"{child} is not one text or number", path=name, found=f"{flat.size} values of {flat.dtype}")
-    number = float(flat[0])
-    return str(int(number)) if number.is_integer() else str(number)
+    return number_text(flat[0])
+
+
+def number_text(value: Any) -> str:
+    """A number as a person writes it: `1` for 1.0.
+
+    >>> number_text(100360.0), number_text(1.5)
+    ('100360', '1.5')
+    """
+    number = float(value)
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else str(number)
 
 
 def _read_string(dataset: Any, child: str, name: str, max_length: int) -> str:

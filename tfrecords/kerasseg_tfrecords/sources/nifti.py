@@ -45,11 +45,12 @@ class NiftiSource:
     name = "nifti"
 
     def recognises(self, tree: Tree) -> float:
-        """The share of volumes in all that could be data, at most 0.9."""
+        """1 where nothing but volumes could be data, else 0.9 of their share."""
         files = tree.with_suffix(*NIFTI_SUFFIXES)
         if not files:
             return 0.0
-        share = 0.9 * len(files) / (len(files) + len(tree.with_suffix(*_OTHER_DATA)))
+        others = len(tree.with_suffix(*_OTHER_DATA))
+        share = 0.9 * len(files) / (len(files) + others) if others else 1.0
         real = any(is_nifti(head(location)) for location in files[:: max(1, len(files) // 4)])
         return share if real else share / 9
 

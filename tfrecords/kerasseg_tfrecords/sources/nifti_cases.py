@@ -25,9 +25,12 @@ _SEGMENTATION = re.compile(
 # Words that say more about a segmentation, and those that make it one of something else.
 _BESIDE = re.compile(r"tumou?r|lesion|whole|wt|manual|manuallycorrected|corrected|automated|approx|final|combined")
 _OTHER_MASK = re.compile(r"brain|brainmask|parenchyma|skull|head|tissue|wm|gm|csf|brainextractionmask|ventricles?")
-_CONTRAST = re.compile(r"t1(w|wi)?(c|ce|gd|cgd|post|km|contrast|postcontrast|postgd|gadolinium)|ct1|ce(t1)?|gd(t1)?")
+# Of the last words of a stem, joined by "_".
+_CONTRAST = re.compile(
+    r"t1(w|wi)?_?(c|ce|gd|cgd|post|km|contrast|postcontrast|postgd|gadolinium)|ct1|cet1|gdt1|(ce|gd)(_[a-z]+)?_t1w?"
+)
 _SEQUENCE = re.compile(
-    r"t1|t1n|t1w|t1pre|t1native|t2|t2w|t2f|t2flair|flair|fla|adc|dwi|swi|asl|pd|dti|dce|dsc|t2star|t1map|t2map|mra?"
+    r"t1|t1n|t1w|t1pre|t1native|t2|t2w|t2f|t2_?flair|flair|fla|adc|dwi|swi|asl|pd|dti|dce|dsc|t2star|t1map|t2map|mra?"
 )
 _PLAIN = re.compile(r"image|img|anat|scan|volume|vol")
 
@@ -140,8 +143,8 @@ def _read_name(location: Location, channels: Mapping[int, str]) -> tuple[str, tu
         return "other", folders, "", ""
     if role == "mask":
         return "mask", folders, "".join(pieces), ""
-    for length in (2, 1):  # `t1_ce` before `ce`
-        tail = "".join(words[-length:])
+    for length in (3, 2, 1):  # `t1_ce` before `ce`
+        tail = "_".join(words[-length:])
         if len(words) >= length and (_CONTRAST.fullmatch(tail) or _SEQUENCE.fullmatch(tail) or _PLAIN.fullmatch(tail)):
             rest = len(words) - length
             return "image", folders, "".join(pieces[: 2 * rest - 1]) if rest else "", tail

@@ -48,12 +48,13 @@ class PairsSource:
     name = "pairs"
 
     def recognises(self, tree: Tree) -> float:
-        """The share of pictures (and DICOM files among them) in all that could be data, at most 0.9."""
+        """1 where nothing but pictures (and DICOM files among them) could be data, else 0.9 of their share."""
         pictures = tree.with_suffix(*PICTURE_SUFFIXES)
         if not pictures:
             return 0.0
         files = len(pictures) + len(tree.with_suffix(*DICOM_SUFFIXES))
-        share = 0.9 * files / (files + len(tree.with_suffix(*_OTHER_DATA)))
+        others = len(tree.with_suffix(*_OTHER_DATA))
+        share = 0.9 * files / (files + others) if others else 1.0
         # A few files tell; a tree in which none of them is what its name says may still be meant as pictures.
         real = any(is_picture(head(location)) for location in pictures[:: max(1, len(pictures) // 8)])
         return share if real else share / 9
