@@ -544,6 +544,20 @@ def transposed_axes(size: int | None = 32) -> Built:
     return keras.Model(inputs, ops.transpose(p.head(x, 3), (0, 3, 1, 2))), p.truth
 
 
+def jumping() -> Built:
+    """The encoder pools by four, the decoder doubles twice: the step between goes with the next finer block."""
+    p = Plan()
+    inputs = keras.Input((64, 64, 1))
+    one = p.conv("encoder_1", inputs, 4, 4, strides=4)
+    two = p.convs("encoder_2", p.pool("encoder_1", one, 4), 4)
+    x = p.convs("bottleneck", p.pool("encoder_2", two), 8)
+    x = p.convs("decoder_2", p.concat("decoder_2", p.up("decoder_2", x, 4), two), 4)
+    x = p.convs("decoder_1", p.up("decoder_1", x, 4), 4)
+    x = p.convs("decoder_1", p.concat("decoder_1", p.up("decoder_1", x, 4), one), 4)
+    x = p.convs("decoder_1", p.up("decoder_1", p.up("decoder_1", x, 4), 4), 4)
+    return keras.Model(inputs, p.head(x)), p.truth
+
+
 def masked_image() -> Built:
     """The mask is multiplied onto the image: the network is no gate."""
     p = Plan()

@@ -68,7 +68,7 @@ def _show(found: Inspection) -> None:
         partly=[name for name, state in found.states.items() if state == "partly trained"],
         width=console.width,
         unicode=_unicode(console),
-        source=shape if None not in shape else None,
+        source=shape if len(shape) == 3 else None,
     )
     console.print()
     console.print(drawing, no_wrap=True, overflow="ignore", crop=False)

@@ -89,6 +89,7 @@ KINDS = {
     "adapter": (build.adapted, 1),
     "transposed axes": (build.transposed_axes, 1),
     "transposed axes, open size": (lambda: build.transposed_axes(None), 1),
+    "jumping": (build.jumping, 2),
     "masked image": (build.masked_image, 1),
     "list of pixels": (build.list_of_pixels, 1),
     "coarse classes": (build.coarse_classes, 2),
