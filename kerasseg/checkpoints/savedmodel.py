@@ -16,7 +16,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from kerasseg_tfrecords.errors import CheckpointError
 from tensorflow.core.protobuf import saved_model_pb2, tensor_bundle_pb2, trackable_object_graph_pb2
 
 from kerasseg.checkpoints.graphs.allowed import check_operations
@@ -40,6 +39,7 @@ from kerasseg.checkpoints.graphs.signatures import (
     writer_of,
 )
 from kerasseg.checkpoints.graphs.variables import Variable, find_variables
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Opened", "open_savedmodel"]
 

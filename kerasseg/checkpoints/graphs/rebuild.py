@@ -9,13 +9,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.graphs.arithmetic import Dim, evaluate
 from kerasseg.checkpoints.graphs.graph import Graph, Node, Tensor, scope
 from kerasseg.checkpoints.graphs.names import Names
 from kerasseg.checkpoints.graphs.patterns import LINEAR, VARIABLES
 from kerasseg.checkpoints.graphs.variables import Variable
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Builder", "Rebuilt", "refuse"]
 
