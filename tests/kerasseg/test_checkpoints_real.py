@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from pathlib import Path
 
+import cv2
 import h5py
 import keras
 import numpy as np
@@ -86,6 +87,43 @@ def test_saved_models_open_by_the_same_call(name: str, real: Path, tmp_path: Pat
 def test_every_file_has_its_line_here(real: Path) -> None:
     names = {p.name for p in (real / "checkpoints").iterdir()}
     assert names == set(NETWORKS) | set(OTHERS) | SAVED_MODELS
+
+
+def pooled_skips() -> keras.Model:
+    """The network of `tumour-weights-only.h5`, read off its list of layers: its skips are the *pooled* tensors."""
+    layers = keras.layers
+
+    def conv(x: object, filters: int) -> object:
+        return layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+
+    def norm(x: object) -> object:
+        return layers.ReLU()(layers.BatchNormalization()(x))
+
+    x = inputs = keras.Input((256, 256, 3))
+    skips = []
+    for filters, twice in ((8, True), (16, True), (32, True), (64, False)):
+        x = layers.Dropout(0.1)(conv(x, filters)) if twice else x
+        x = layers.AveragePooling2D(2)(norm(conv(x, filters)))
+        skips.append(x)
+    x = conv(x, 64)
+    for filters, skip in ((32, skips[2]), (16, skips[1]), (8, skips[0]), (4, None)):
+        x = layers.Conv2DTranspose(filters, 2, strides=2, padding="same", activation="relu")(x)
+        x = norm(x if skip is None else layers.Concatenate()([x, skip]))
+    return keras.Model(inputs, layers.Conv2D(1, 1, activation="sigmoid")(x))
+
+
+@pytest.mark.slow
+def test_weights_of_another_family_open_once_their_network_is_named(real: Path) -> None:
+    """Its BatchNorms saw in training what they see here: wiring, activations and order of the concatenations are right."""
+    model = open_checkpoint(real / "checkpoints" / "tumour-weights-only.h5", architecture=pooled_skips())
+    files = sorted((real / "figshare-png" / "images").iterdir())[::200]
+    grey = np.stack([cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in files]).astype("float32") / 255
+    images = np.repeat(grey[..., None], 3, -1)
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    seen = keras.Model(model.inputs, [layer.input for layer in norms]).predict(images, verbose=0)
+    for layer, values in zip(norms, seen, strict=True):
+        mean, variance = (np.asarray(w) for w in (layer.moving_mean, layer.moving_variance))
+        assert np.mean(np.abs(values.mean((0, 1, 2)) - mean) / np.sqrt(variance + 1e-3)) < 0.7, layer.name
 
 
 @pytest.mark.slow
