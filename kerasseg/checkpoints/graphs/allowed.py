@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kerasseg_tfrecords.errors import CheckpointError
-
 from kerasseg.checkpoints.graphs.graphdef import CALLS, PASSED, Body, Program
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["ELSEWHERE", "INITIALISER", "NETWORK", "check_operations"]
 

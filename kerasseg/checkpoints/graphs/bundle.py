@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.graphs.messages import type_name
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Stored", "read_index"]
 

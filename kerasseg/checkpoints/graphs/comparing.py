@@ -13,11 +13,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.graphs.graph import Graph, Tensor
 from kerasseg.checkpoints.graphs.rebuild import Rebuilt
 from kerasseg.checkpoints.graphs.signatures import Slot
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["TOLERANCE", "Agreement", "Original", "agreement", "difference", "random_inputs"]
 

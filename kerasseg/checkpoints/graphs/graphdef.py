@@ -10,10 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kerasseg_tfrecords.errors import CheckpointError
-
 from kerasseg.checkpoints.graphs.graph import Graph, Node, Tensor
 from kerasseg.checkpoints.graphs.messages import FLOATS, attribute
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["CALLS", "MAX_NODES", "PASSED", "Body", "Program"]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["FLOATS", "TYPES", "attribute", "constant"]

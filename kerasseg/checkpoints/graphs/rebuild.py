@@ -9,13 +9,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from kerasseg_tfrecords.errors import CheckpointError
 
 from kerasseg.checkpoints.graphs.arithmetic import Dim, evaluate
 from kerasseg.checkpoints.graphs.graph import Graph, Node, Tensor, scope
 from kerasseg.checkpoints.graphs.names import Names
 from kerasseg.checkpoints.graphs.patterns import LINEAR, VARIABLES
 from kerasseg.checkpoints.graphs.variables import Variable
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Builder", "Rebuilt", "refuse"]
 
@@ -113,7 +113,9 @@ class Builder:
             results.append(value)
         loose = sum(n.op == "channelwise" for n in self.graph.nodes.values())
         if loose:
-            self.notes.append(f"{loose} variables that scale or shift channels are depthwise convolutions of 1x1 now")
+            self.notes.append(
+                f"variables that scaled or shifted channels are depthwise convolutions of 1x1 now ({loose})"
+            )
         args = next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs)
         model = keras.Model(args, results[0] if len(results) == 1 else results, name=name)
         for variable, value, where in self._pending.values():

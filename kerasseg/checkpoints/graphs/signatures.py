@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kerasseg_tfrecords.errors import CheckpointError
-
 from kerasseg.checkpoints.graphs.messages import type_name
+from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Signature", "Slot", "check_assets", "choose_graph", "choose_signature", "keras_outputs", "writer_of"]
 
