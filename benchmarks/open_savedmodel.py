@@ -61,7 +61,7 @@ def main() -> None:
             what = "opened, and compared with the original" if how == "compare" else "opened without comparing"
             print(f"  {what}: {spread(opening)} s (budget {BUDGET_SECONDS})")
             print(
-                f"    peak memory {max(peak):,.0f} MB (budget {BUDGET_MEGABYTES:,}), of which imports {max(before):,.0f} MB"
+                f"    peak memory {max(peak):,.0f} MB (budget {BUDGET_MEGABYTES:,}), imports alone {max(before):,.0f} MB"
             )
             print(f"    importing TensorFlow and Keras, once a process: {spread(importing)} s")
             if how == "compare":

@@ -28,6 +28,7 @@ from kerasseg.checkpoints.graphs.layers import WEIGHTED
 from kerasseg.checkpoints.graphs.messages import FLOATS
 from kerasseg.checkpoints.graphs.names import clean
 from kerasseg.checkpoints.graphs.patterns import VARIABLES
+from kerasseg.checkpoints.graphs.plausible import check_arguments
 from kerasseg.checkpoints.graphs.rebuild import Builder, Rebuilt
 from kerasseg.checkpoints.graphs.shaping import PLAIN
 from kerasseg.checkpoints.graphs.signatures import (
@@ -103,6 +104,14 @@ def open_savedmodel(path: str | Path, *, compare: bool = True) -> Opened:
                 error.what, path=folder, found=error.found, expected=error.expected, remedy=error.remedy
             )
         raise error from error.__cause__
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # A file from a stranger can be wrong in more ways than are worth an own sentence each.
+        raise CheckpointError(
+            "the graph is damaged, or of a kind that is not known here",
+            path=folder,
+            found=f"{type(error).__name__}: {str(error).strip()[:200]}",
+            remedy="Copy or download the folder again; if that changes nothing, please report it",
+        ) from error
 
 
 def _open(folder: Path, *, compare: bool) -> Opened:
@@ -120,6 +129,7 @@ def _open(folder: Path, *, compare: bool) -> Opened:
     names = _names(stored, load)
     variables = find_variables(program, names)
     graph = program.unfold(_tensors(signature.inputs), _tensors(signature.outputs))
+    check_arguments(graph)
     graph = _with_shapes(graph, variables, stored)
 
     order = _output_order(signature, keras_outputs(folder))

@@ -113,7 +113,9 @@ class Builder:
             results.append(value)
         loose = sum(n.op == "channelwise" for n in self.graph.nodes.values())
         if loose:
-            self.notes.append(f"{loose} variables that scale or shift channels are depthwise convolutions of 1x1 now")
+            self.notes.append(
+                f"variables that scaled or shifted channels are depthwise convolutions of 1x1 now ({loose})"
+            )
         args = next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs)
         model = keras.Model(args, results[0] if len(results) == 1 else results, name=name)
         for variable, value, where in self._pending.values():
