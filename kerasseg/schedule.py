@@ -149,19 +149,26 @@ class PlateauSchedule(keras.callbacks.Callback):
             "thaw_patience": rule.thaw_patience,
         }
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> PlateauSchedule:
+        """A schedule with these arguments."""
+        return cls(**config)
+
     def _rule_at(self, rate: float) -> PlateauRule:
         return replace(self._rule, rate=rate)
 
     def _current_rate(self) -> float:
         optimizer = self.model.optimizer
-        # `learning_rate` computes the current value; the attribute behind it tells a schedule from a number.
-        if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        # `learning_rate` computes the current value; the attribute behind it tells a schedule from a number. Under
+        # mixed_float16 the optimizer stands within one that scales the loss.
+        behind = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+        if isinstance(behind, keras.optimizers.schedules.LearningRateSchedule):
             raise UsageError(
                 "two schedules want to set the rate",
-                found=type(optimizer._learning_rate).__name__,
+                found=type(behind).__name__,
                 expected="an optimizer with a plain learning rate",
             )
-        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        return float(optimizer.learning_rate)
 
     def _set_rate(self, rate: float) -> None:
         self._current_rate()
