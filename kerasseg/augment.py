@@ -100,9 +100,9 @@ def refuse(name: str) -> NoReturn:
 
 def _plain(name: str) -> str:
     """RandomVerticalFlip, vertical-flip -> vertical_flip."""
-    split = "".join(f"_{c}" if c.isupper() and i and not name[i - 1].isupper() else c for i, c in enumerate(name))
-    word = split.lower().replace("-", "_").replace(" ", "_").replace("__", "_").strip("_")
-    word = word.removeprefix("random_")
+    letters = "".join(c for c in name.lower() if c.isalnum()).removeprefix("random")
+    known = {key.replace("_", ""): key for key in (*REFUSED, *_SYNONYMS)}
+    word = known.get(letters, letters)
     return _SYNONYMS.get(word, word)
 
 

@@ -40,7 +40,8 @@ class DecayedAdam(keras.optimizers.AdamW):
     1e-4 * 1e-5 that is one part in 10^9 a step, next to nothing; `set_l2` is the way to a decay that shows.
 
     `keras.optimizers.AdamW` can leave variables out, but forgets which when a model is saved and opened again; here the
-    rule (`decays`) is part of the class, and holds for variables that are thawed later, too.
+    rule (`decays`) is part of the class, and holds for variables that are thawed later, too. Nor does it clip each
+    replica's gradients by themselves: limits are those of the whole batch, on one device and on several.
 
     Args:
         learning_rate: Rate > 0, or a `keras.optimizers.schedules.LearningRateSchedule`.
@@ -91,6 +92,19 @@ class DecayedAdam(keras.optimizers.AdamW):
         if not self.built:
             self.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
         super().build(variables)
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        # Keras clips what each replica has before summing it up: two replicas would take up to twice the step of one
+        # device. On TensorFlow, the only backend with replicas here, clipping waits for the sum.
+        return grads if self._sums_replicas() else super()._clip_gradients(grads)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        pairs = list(super()._all_reduce_sum_gradients(grads_and_vars))
+        clipped = super()._clip_gradients([gradient for gradient, _ in pairs])
+        return [(gradient, variable) for gradient, (_, variable) in zip(clipped, pairs, strict=True)]
+
+    def _sums_replicas(self) -> bool:
+        return hasattr(super(), "_all_reduce_sum_gradients")
 
 
 def set_l2(model: Any, strength: float) -> int:

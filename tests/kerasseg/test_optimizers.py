@@ -83,13 +83,20 @@ def test_exclusion_survives_saving(tmp_path):
     assert {v.path for v in again.trainable_variables if again.optimizer._use_weight_decay(v)} == KERNELS
 
 
-def test_clips_all_gradients_together():
+@pytest.mark.parametrize("limit", [1.0, 1e9])
+def test_clips_all_gradients_together(limit):
     model = network()
-    optimizer = DecayedAdam(1.0, 0, global_clipnorm=1.0)
-    optimizer.build(model.trainable_variables)
-    huge = [tf.fill(v.shape, 1e6) for v in model.trainable_variables]
-    clipped = optimizer._clip_gradients(huge)
-    assert float(tf.linalg.global_norm(clipped)) == pytest.approx(1, rel=1e-5)
+    before = [v.numpy() for v in model.trainable_variables]
+    rng = np.random.default_rng(1)
+    large = [[rng.normal(size=v.shape) * 10 ** (2 + t) for v in model.trainable_variables] for t in range(3)]
+    optimizer = DecayedAdam(1e-2, 0, global_clipnorm=limit, epsilon=0.1)
+    for step in large:
+        optimizer.apply([tf.constant(g, tf.float32) for g in step], model.trainable_variables)
+    norms = [np.sqrt(sum((g**2).sum() for g in step)) for step in large]
+    clipped = [[g * min(1, limit / norm) for g in step] for step, norm in zip(large, norms, strict=True)]
+    for i, v in enumerate(model.trainable_variables):
+        expected = adamw(before[i], [step[i] for step in clipped], 1e-2, 0, eps=0.1)
+        np.testing.assert_allclose(v.numpy(), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
