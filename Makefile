@@ -1,13 +1,15 @@
 # Everything a newcomer needs, on a machine with only Python (3.11 to 3.13) and make.
 #   make test        set up, then the whole suite           make lint    ruff, formatter, types
 #   make test-fast   set up, then what takes under 90 s     make bench   the benchmarks, as ratios
+#   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest -W error
+# Warnings are errors: pyproject.toml says so, and names the few that are not, which -W here would overrule.
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: test test-fast torture lint format bench clean
+.PHONY: test test-fast torture lint format bench docs clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -39,6 +41,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 __all__ = ["BadInputError", "CheckpointError", "DataError", "KerassegError", "Problem", "UsageError", "one_line"]
 
@@ -62,10 +63,11 @@ class KerassegError(Exception):
         self.found = None if found is None else str(found)
         self.expected = None if expected is None else str(expected)
         self.remedy = remedy
-        super().__init__(self._sentence())
+        super().__init__(self.sentence())
 
-    def _sentence(self) -> str:
-        text = self.what if self.path is None else f"{self.path}: {self.what}"
+    def sentence(self, *, with_path: bool = True) -> str:
+        """The message on one line, with or without the file's name before it."""
+        text = f"{self.path}: {self.what}" if with_path and self.path is not None else self.what
         details = [
             f"{word} {value}"
             for word, value in (("found", self.found), ("expected", self.expected))
@@ -85,7 +87,7 @@ class KerassegError(Exception):
 def _rebuild(kind: type[KerassegError], state: dict[str, object]) -> KerassegError:
     error = kind.__new__(kind)
     error.__dict__.update(state)
-    Exception.__init__(error, error._sentence())
+    Exception.__init__(error, error.sentence())
     return error
 
 
@@ -96,9 +98,31 @@ class UsageError(KerassegError):
 
 
 class DataError(KerassegError):
-    """Slices, shards or splits that are not what they should be."""
+    """Slices, shards or splits that are not what they should be.
+
+    Args:
+        what, path, found, expected, remedy: As in `KerassegError`.
+        kind: What `Problem.kind` is to say where this error becomes one entry of a report.
+
+    Example:
+        >>> DataError("the label is unknown", path="1.mat", found=7, kind="unknown-label").kind
+        'unknown-label'
+    """
 
     exit_code = 3
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        path: str | Path | None = None,
+        found: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+        kind: str = "unreadable",
+    ) -> None:
+        self.kind = kind
+        super().__init__(what, path=path, found=found, expected=expected, remedy=remedy)
 
 
 class CheckpointError(KerassegError):
@@ -114,11 +138,22 @@ class Problem:
             archives.
         kind: A short stable word for machines, for instance `unreadable`, `size-mismatch`, `unknown-label`.
         message: The sentence for the user, without the name: what was found, expected, and what to do.
+        level: "error" (the input cannot be used) or "warning" (it can, and somebody ought to look at it).
     """
 
     name: str
     kind: str
     message: str
+    level: Literal["error", "warning"] = "error"
+
+    @classmethod
+    def of(cls, error: DataError, name: str | None = None) -> Problem:
+        """The entry for `error`, under `name` or the path that the error itself names.
+
+        >>> print(Problem.of(DataError("not a MATLAB file", path="1.mat", found="text")))
+        1.mat: not a MATLAB file (found text)
+        """
+        return cls(name if name is not None else error.path or "", error.kind, error.sentence(with_path=False))
 
     def __str__(self) -> str:
         """The one line that a report shows."""

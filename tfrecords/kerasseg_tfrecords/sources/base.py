@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kerasseg_tfrecords.errors import Problem
+from kerasseg_tfrecords.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.slices import Reading
     from kerasseg_tfrecords.sources.tree import Tree
 
-__all__ = ["Item", "LeftOut", "Listing", "Location", "Source", "SourceOptions"]
+__all__ = ["Item", "LeftOut", "Listing", "Location", "NotASlice", "Source", "SourceOptions"]
+
+
+class NotASlice(DataError):  # noqa: N818 - it is news, not a fault
+    """Raised by `Source.read` for a readable file that holds no slice and need not (`cvind.mat`).
+
+    Only reading tells, and opening every file while listing would cost as much as converting it; `prepare` and
+    `integrity.check_data` therefore turn this into a `LeftOut` whose reason is `what`, and go on.
+    """
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -66,6 +74,8 @@ class Item:
         files: What is read: the image first, then the mask where it is a file of its own.
         label, patient, volume, slice_index: What the listing already knows (folder, file name, index CSV); "" and -1
             where only reading will tell.
+        slice_id: Id of its slice (`104` for `104.mat`), unique within the input; "" where the source makes it while
+            reading.
     """
 
     format: str
@@ -75,6 +85,7 @@ class Item:
     patient: str = ""
     volume: str = ""
     slice_index: int = -1
+    slice_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -116,5 +127,10 @@ class Source(Protocol):
         ...
 
     def read(self, item: Item, options: SourceOptions) -> Reading:
-        """Reads one item. Raises `DataError` (path = the item's name) for anything wrong with it, and nothing else."""
+        """Reads one item.
+
+        Raises:
+            NotASlice: It is readable, no slice, and need not be one.
+            DataError: Anything wrong with it (path = the item's name), and nothing else.
+        """
         ...

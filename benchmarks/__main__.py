@@ -1,0 +1,9 @@
+"""All benchmarks, one after another."""
+
+from __future__ import annotations
+
+from benchmarks import prepare, startup
+
+if __name__ == "__main__":
+    for part in (startup, prepare):
+        part.main()

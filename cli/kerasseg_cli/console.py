@@ -1,0 +1,75 @@
+"""The screen: rich where it is a terminal, plain lines where it is a pipe, one JSON document where a machine asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+__all__ = ["RateColumn", "Report", "errors", "print_json", "progress_bar", "screen"]
+
+Report = Callable[[str, int, int], None]
+
+STAGES = {
+    "read": "Reading slices",
+    "compare": "Comparing slices",
+    "write": "Writing shards",
+    "verify": "Verifying records",
+    "check": "Checking slices",
+}
+
+
+def screen() -> Console:
+    """Standard output. rich itself honours NO_COLOR, and leaves colour out where the output is no terminal."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def errors() -> Console:
+    """Standard error."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """One document on standard output, unstyled, whatever the width."""
+    import sys
+
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+class RateColumn(ProgressColumn):
+    """Steps a second."""
+
+    def render(self, task: Task) -> Text:
+        """For instance `312/s`."""
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s")
+
+
+@contextmanager
+def progress_bar(*, quiet: bool) -> Iterator[Report | None]:
+    """A bar for each stage with count, rate and remaining time; None where nobody watches."""
+    console = errors()
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        known: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in known:
+                known[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
+            bars.update(known[stage], completed=done, total=total)
+
+        yield report

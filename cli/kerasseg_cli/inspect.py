@@ -1,0 +1,137 @@
+"""`kerasseg inspect`: what a checkpoint is, drawn as its U."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kerasseg_tfrecords.errors import CheckpointError, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kerasseg.inspection import Inspection, Strategy, Tensor
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A .keras or .h5 file, a SavedModel folder, weights, hf://owner/name or https://...")
+    ],
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy",
+            "-s",
+            help="Mark what this would freeze: conservative, moderate, aggressive, or names of blocks and layers with * "
+            "and ?, separated by commas (encoder_1,decoder_*).",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead.")] = False,
+) -> None:
+    """Show what a checkpoint is: its origin, its U, and what each strategy would train."""
+    from kerasseg.inspection import inspect_checkpoint
+
+    names = [part.strip() for part in strategy.split(",") if part.strip()] if strategy is not None else None
+    found = inspect_checkpoint(checkpoint, names)
+    if json:
+        typer.echo(json_module.dumps(found.to_json(), indent=2))
+        if found.problem is not None:
+            raise typer.Exit(CheckpointError.exit_code)
+        return
+    _show(found)
+    if found.problem is not None:
+        raise CheckpointError(found.problem, path=checkpoint)
+
+
+def _show(found: Inspection) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from kerasseg.drawing import draw
+
+    # Names come from files of strangers: no markup, no emoji codes, and control characters are escaped.
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(_grid(_facts(found)))
+    if found.blocks is None:
+        return
+    shape = found.inputs[0].shape[1:]
+    drawing = draw(
+        found.blocks,
+        [name for name, state in found.states.items() if state == "frozen"],
+        partly=[name for name, state in found.states.items() if state == "partly trained"],
+        width=console.width,
+        unicode=_unicode(console),
+        source=shape if None not in shape else None,
+    )
+    console.print()
+    console.print(drawing, no_wrap=True, overflow="ignore", crop=False)
+    console.print()
+    console.print(_grid([(part, ", ".join(names) or "no weights") for part, names in found.prefixes.items()]))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("frozen blocks", overflow="fold")
+    for name in ("trained", "frozen", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for strategy in found.strategies:
+        table.add_row(*_row(strategy), style="cyan" if strategy == found.chosen else None)
+    if found.chosen is not None and found.chosen not in found.strategies:
+        table.add_row(*_row(found.chosen, name="as asked"), style="cyan")
+    console.print(table)
+
+
+def _grid(rows: list[tuple[str, str]]) -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in rows:
+        grid.add_row(name, one_line(text))
+    return grid
+
+
+def _facts(found: Inspection) -> list[tuple[str, str]]:
+    origin = found.provenance
+    rows = [("checkpoint", found.path)]
+    if origin is not None:
+        if origin.path != found.path:
+            rows.append(("made from", origin.path))
+        rows += [("kind", origin.kind), ("written by", origin.writer), ("SHA-256", origin.file_sha256 or origin.sha256)]
+        rows += [("translated", text) for text in origin.translated]
+        rows += [("changed", text) for text in origin.changes]
+        if origin.intensity is not None:
+            rows.append(("intensity", origin.intensity))
+        if origin.largest_difference is not None:
+            rows.append(
+                ("comparison", f"outputs differ from the original's by at most {origin.largest_difference:.2g}")
+            )
+    rows += [("input", _tensor(t)) for t in found.inputs]
+    rows += [("output", _tensor(t)) for t in found.outputs]
+    rows.append(("weights", f"{found.parameters:,} parameters in {found.variables} variables of {found.layers} layers"))
+    return rows
+
+
+def _tensor(tensor: Tensor) -> str:
+    extent = " x ".join("any" if n is None else str(n) for n in tensor.shape[1:])
+    return ", ".join(x for x in (extent, tensor.dtype, tensor.activation) if x)
+
+
+def _unicode(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf") and not console.legacy_windows
+
+
+def _row(strategy: Strategy, *, name: str | None = None) -> tuple[str, ...]:
+    blocks = ", ".join(strategy.frozen_blocks) or ("single layers" if strategy.frozen else "none")
+    return (
+        name or strategy.name,
+        blocks,
+        f"{strategy.trained:,}",
+        f"{strategy.frozen:,}",
+        f"{strategy.share_trained:.1%}",
+    )

@@ -1,0 +1,105 @@
+"""`kerasseg verify`: are shards, or raw data, what they should be?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kerasseg_tfrecords.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from kerasseg_tfrecords.integrity import IntegrityReport
+
+from kerasseg_cli.console import print_json, progress_bar, screen
+from kerasseg_cli.options import Debug, Json, Quiet
+
+__all__ = ["verify"]
+
+
+def verify(
+    shards: Annotated[
+        Path | None, typer.Argument(metavar="[SHARDS]", help="A shard directory; ./shards where nothing is said.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Check raw data before any conversion; may be repeated.")
+    ] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Of the raw data, instead of looking.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes for --data.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
+) -> None:
+    """Check shards (hashes, counts, records, masks, leaks), or raw data with --data."""
+    if data and shards:
+        raise UsageError("name a shard directory or --data, not both")
+    if data:
+        _verify_data(data, format_, jobs, as_json=as_json, quiet=quiet)
+    else:
+        _verify_shards(shards or Path("shards"), as_json=as_json, quiet=quiet)
+
+
+def _verify_shards(folder: Path, *, as_json: bool, quiet: bool) -> None:
+    from kerasseg_tfrecords.verification import verify as run
+
+    with progress_bar(quiet=quiet or as_json) as progress:
+        found = run(folder, progress=progress)
+    if as_json:
+        print_json(
+            {
+                "sound": found.sound,
+                "records": found.records,
+                "shards": found.shards,
+                "errors": list(found.errors),
+                "warnings": list(found.warnings),
+            }
+        )
+    else:
+        _say(found.errors, found.warnings, quiet=quiet)
+        if found.sound and not quiet:
+            screen().print(f"Sound: {found.records:,} records in {found.shards:,} shards.", markup=False)
+        elif not found.sound:
+            screen().print(f"{len(found.errors)} things are wrong with {folder}. Prepare it again.", markup=False)
+    if not found.sound:
+        raise typer.Exit(3)
+
+
+def _verify_data(inputs: list[Path], format_: str | None, jobs: int | None, *, as_json: bool, quiet: bool) -> None:
+    from kerasseg_tfrecords.integrity import check_data
+    from kerasseg_tfrecords.parallel import available_cpus
+
+    with progress_bar(quiet=quiet or as_json) as progress:
+        found = check_data(
+            inputs,
+            format_name=format_,
+            jobs=jobs or available_cpus(),
+            progress=None if progress is None else lambda done, total: progress("check", done, total),
+        )
+    if as_json:
+        print_json({"sound": found.ok, **asdict(found)})
+    else:
+        _say(tuple(map(str, found.problems)), (*map(str, found.warnings), *found.notes), quiet=quiet)
+        if not quiet:
+            screen().print(_sentence(found), markup=False)
+    if not found.ok:
+        raise typer.Exit(3)
+
+
+def _sentence(found: IntegrityReport) -> str:
+    classes = ", ".join(f"{count:,} {label or 'without class'}" for label, count in found.labels.items())
+    people = f"{found.patients:,} patient ids"
+    if found.slices_without_patient:
+        people += f", {found.slices_without_patient:,} slices without"
+    verdict = "Sound" if found.ok else f"{len(found.problems)} bad"
+    return f"{verdict}: {found.slices:,} slices in {found.items:,} items ({classes or 'none'}; {people})."
+
+
+def _say(wrong: tuple[str, ...], warnings: tuple[str, ...], *, quiet: bool) -> None:
+    console = screen()
+    for line in wrong:
+        console.print(f"wrong    {one_line(line)}", markup=False, soft_wrap=True)
+    if not quiet:
+        for line in warnings:
+            console.print(f"warning  {one_line(line)}", markup=False, soft_wrap=True)

@@ -1,0 +1,262 @@
+"""The gate that every network configuration passes before Keras sees it.
+
+A configuration is a tree of `{"module": ..., "class_name": ..., "config": ...}`, and Keras looks classes up by these names.
+Nothing is looked up here: names are compared with lists. What is not on a list is refused by name, so a new way of
+smuggling code in through a new class is refused without anybody having thought of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = ["LAYERS", "NETWORKS", "check_config", "operation_module", "parse_config", "without_training"]
+
+_MOST_BYTES = 1 << 26  # of a configuration; that of EfficientNetB7 has 1.5 MB
+_DEEPEST = 200
+_LARGEST_NUMBER = 1 << 31  # no count, size or number of filters of a real network comes near
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+NETWORKS = frozenset({"Functional", "Model", "Sequential"})
+
+#: Layers of Keras that image networks are made of. Not among them, on purpose: Lambda (Python byte code), TFSMLayer,
+#: TorchModuleWrapper, JaxLayer, FlaxLayer (foreign programs), StringLookup, TextVectorization and their kin (they read
+#: files that the configuration names), MelSpectrogram (allocates what the configuration asks for).
+LAYERS = frozenset(
+    _words("""
+    Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
+    AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AdditiveAttention AlphaDropout Attention
+    Average AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization CenterCrop Concatenate Conv1D
+    Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D Cropping2D Cropping3D Dense
+    DepthwiseConv1D DepthwiseConv2D Dot Dropout ELU EinsumDense Embedding Flatten GaussianDropout GaussianNoise
+    GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D
+    GlobalMaxPooling3D GroupNormalization GroupQueryAttention Identity InputLayer LayerNormalization LeakyReLU
+    Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum MultiHeadAttention Multiply Normalization PReLU
+    Permute RMSNormalization RandomBrightness RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation
+    RandomZoom ReLU RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D Softmax SpatialDropout1D
+    SpatialDropout2D SpatialDropout3D SpectralNormalization Subtract TimeDistributed UnitNormalization UpSampling1D
+    UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    """)
+)
+
+#: `keras.ops` that a functional network may hold as nodes, by the module they are kept in. Those that take a Python
+#: function (map, scan, cond, ...) are not among them.
+_OPERATIONS = {
+    "numpy": """
+        Abs Absolute Add Amax Amin Append Average BroadcastTo Ceil Clip Concatenate Copy Cos Divide DivideNoNan Dot
+        Einsum Equal Exp ExpandDims Expm1 Flip Floor FullLike GetItem Greater GreaterEqual Less LessEqual Linspace Log
+        Log10 Log1p Log2 LogicalAnd LogicalNot LogicalOr Matmul Max Maximum Mean Min Minimum Moveaxis Multiply Negative
+        NotEqual OnesLike Pad Power Prod Reciprocal Repeat Reshape Rot90 Round Sign Sin Split Sqrt Square Squeeze Stack
+        Std Subtract Sum Swapaxes Tanh Tile Transpose TrueDivide Var Where ZerosLike
+        """,
+    "nn": """
+        AveragePool BatchNorm Celu Conv ConvTranspose DepthToSpace DepthwiseConv Elu Gelu Glu HardShrink HardSigmoid
+        HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid LogSoftmax MaxPool Moments Normalize PixelShuffle Relu Relu6
+        RMSNorm Selu SeparableConv Sigmoid Silu SoftShrink Softmax Softplus Softsign SpaceToDepth SparsePlus
+        SparseSigmoid Sparsemax Squareplus TanhShrink Threshold
+        """,
+    "image": """
+        AffineTransform CropImages ExtractPatches GaussianBlur HSVToRGB MapCoordinates PadImages PerspectiveTransform
+        RGBToGrayscale RGBToHSV Resize
+        """,
+    "core": "Cast SliceUpdate Slice Scatter ScatterUpdate Shape StopGradient Unstack",
+    "math": "Erf Logsumexp Rsqrt TopK InTopK SegmentMax SegmentSum",
+}
+_OPERATION_MODULES = {f"keras.src.ops.{module}": frozenset(_words(names)) for module, names in _OPERATIONS.items()}
+
+_MODULES: dict[str, frozenset[str]] = {
+    "keras.layers": LAYERS,
+    "keras": NETWORKS | {"DTypePolicy", "FloatDTypePolicy"},
+    "keras.models": NETWORKS,
+    "keras.src.models.functional": frozenset({"Functional"}),
+    "keras.src.models.sequential": frozenset({"Sequential"}),
+    "keras.src.models.model": frozenset({"Model"}),
+    "keras.src.engine.functional": frozenset({"Functional"}),
+    **_OPERATION_MODULES,
+}
+#: Harmless helpers inside a layer's configuration: every public class of these modules computes numbers only.
+_HELPERS = frozenset(
+    {
+        "keras.initializers",
+        "keras.regularizers",
+        "keras.constraints",
+        "keras.dtype_policies",
+        "keras.activations",
+        "keras.src.dtype_policies.dtype_policy",
+        "builtins",
+    }
+)
+_VALUES = frozenset({"__tensor__", "__numpy__", "__keras_tensor__", "__ellipsis__", "__slice__", "__bytes__"})
+_IDENTITIES = frozenset({"shared_object_id", "seed"})  # any number will do
+_CODE = frozenset({"__lambda__", "__typespec__", "__function__", "__method__"})
+
+_WHY = {
+    "Lambda": "a Lambda layer holds Python byte code, which kerasseg does not run",
+    "TFSMLayer": "it runs a foreign TensorFlow graph that the file names",
+    "TorchModuleWrapper": "it holds a pickled PyTorch module, and a pickle is a program",
+    "JaxLayer": "it holds a foreign program",
+    "FlaxLayer": "it holds a foreign program",
+}
+_REMEDY = "Rebuild the network with Keras' own layers, or register your class with keras.saving before opening"
+
+
+def operation_module(name: str) -> str | None:
+    """The module in which Keras keeps the operation `name`, or None where it is not on the list."""
+    return next((module for module, names in _OPERATION_MODULES.items() if name in names), None)
+
+
+def without_training(config: Any) -> Any:
+    """A copy of a configuration without its optimizers, losses and metrics, which opening a network has no use for."""
+    if isinstance(config, dict):
+        return {k: without_training(v) for k, v in config.items() if k != "compile_config"}
+    return [without_training(v) for v in config] if isinstance(config, list) else config
+
+
+def parse_config(text: bytes | str, path: object) -> dict[str, Any]:
+    """The configuration as a dictionary.
+
+    Raises:
+        CheckpointError: If it is no JSON object, too long or nested too deeply.
+    """
+    if len(text) > _MOST_BYTES:
+        raise CheckpointError(
+            "the network's configuration is too long",
+            path=str(path),
+            found=f"{len(text)} bytes",
+            expected=f"at most {_MOST_BYTES}",
+        )
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            "the network's configuration is no readable JSON", path=str(path), found=type(error).__name__
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
+        raise CheckpointError(
+            "the network's configuration describes no network", path=str(path), expected="an object with `class_name`"
+        )
+    return config
+
+
+def check_config(config: Mapping[str, Any], path: object, *, custom: Iterable[str] = ()) -> None:
+    """Refuse a configuration that names anything but known, harmless classes.
+
+    Args:
+        config: A Keras 3 configuration: a network's `{"module", "class_name", "config"}`.
+        path: The checkpoint, for the message.
+        custom: Registered names that are allowed besides; those that this process has registered with
+            `keras.saving.register_keras_serializable` are allowed anyhow, since its own program put them there.
+
+    Raises:
+        CheckpointError: Naming the class and the layer it stands in.
+
+    Example:
+        >>> check_config({"module": "os", "class_name": "system", "config": {}}, "x.keras")
+        Traceback (most recent call last):
+            ...
+        kerasseg_tfrecords.errors.CheckpointError: x.keras: refused: it asks for the unknown class `os.system`. ...
+    """
+    gate = _Gate(str(path), frozenset(custom) | frozenset(keras.saving.get_custom_objects()))
+    gate.walk(config, "", 0)
+
+
+class _Gate:
+    def __init__(self, path: str, custom: frozenset[str]) -> None:
+        self.path = path
+        self.custom = custom
+
+    def walk(self, node: Any, where: str, depth: int) -> None:
+        if depth > _DEEPEST:
+            self.refuse("its configuration is nested too deeply", where)
+        if isinstance(node, Mapping):
+            if "class_name" in node and "config" in node:
+                where = self.named(node, where)
+            elif {"module", "registered_name"} <= node.keys():
+                self.refuse("its configuration names a class without describing it", where)
+            for call in node.get("inbound_nodes") or []:
+                # A layer called on nothing but constants would compute while the network is being read.
+                if "__keras_tensor__" not in json.dumps(call):
+                    self.refuse("it calls a layer on constants alone", str(node.get("name", where)))
+            for key, value in node.items():
+                # Keras switches safe mode by an argument; a file that tries to is either broken or hostile.
+                if key in {"safe_mode", "enable_unsafe_deserialization"}:
+                    self.refuse(f"its configuration tries to set `{key}`", where)
+                if key not in _IDENTITIES:
+                    self.walk(value, where, depth + 1)
+        elif isinstance(node, list | tuple):
+            for value in node:
+                self.walk(value, where, depth + 1)
+        elif isinstance(node, int | float) and not isinstance(node, bool) and abs(node) >= _LARGEST_NUMBER:
+            if not isinstance(node, float):
+                self.refuse(f"its configuration holds the absurd number {node}", where)
+        elif isinstance(node, str) and len(node) > _MOST_BYTES >> 6:
+            self.refuse("its configuration holds an absurdly long text", where)
+
+    def named(self, node: Mapping[str, Any], where: str) -> str:
+        """Check one `{"module", "class_name", "config", "registered_name"}`; returns the name of the layer it is."""
+        name, module, registered = node["class_name"], node.get("module"), node.get("registered_name")
+        if not isinstance(name, str) or not isinstance(module, str | None) or not isinstance(registered, str | None):
+            self.refuse("its configuration names a class by something that is no text", where)
+        config = node["config"]
+        if isinstance(config, Mapping) and isinstance(config.get("name"), str):
+            where = config["name"]
+        if name in _VALUES:
+            return where
+        if name in _CODE:
+            self.refuse("it holds Python code, which kerasseg does not run", where)
+        if name == "function":
+            self.function(node, where)
+            return where
+        if registered in self.custom or (module is None and name in self.custom):
+            return where
+        if name in _WHY:
+            self.refuse(f"it holds a layer of class `{name}`: {_WHY[name]}", where)
+        # Keras looks a registered name up first: one that hides behind a built-in class is a trick.
+        if registered is not None and registered not in {name, ""} and ">" not in registered:
+            self.refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
+        if module is None or module not in _MODULES:
+            if module in _HELPERS and self.helper(str(module), name):
+                return where
+            full = registered if registered and ">" in registered else f"{module}.{name}" if module else name
+            self.refuse(f"it asks for the unknown class `{full}`", where, _REMEDY)
+        elif name not in _MODULES[module]:
+            self.refuse(
+                f"it asks for the class `{module}.{name}`, which image networks have no use for", where, _REMEDY
+            )
+        elif registered is not None and ">" in registered:
+            self.refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
+        return where
+
+    def helper(self, module: str, name: str) -> bool:
+        if module == "builtins":
+            return False
+        home = {
+            "keras.initializers": keras.initializers,
+            "keras.regularizers": keras.regularizers,
+            "keras.constraints": keras.constraints,
+            "keras.activations": keras.activations,
+        }.get(module, keras.dtype_policies)
+        return name.isidentifier() and isinstance(getattr(home, name, None), type)
+
+    def function(self, node: Mapping[str, Any], where: str) -> None:
+        name, module = node["config"], node.get("module")
+        if not isinstance(name, str):
+            self.refuse("its configuration names a function by something that is no text", where)
+        if name in self.custom:
+            return
+        known = name.isidentifier() and callable(getattr(keras.activations, name, None)) and not name.startswith("_")
+        if not known or name in {"get", "serialize", "deserialize"} or module not in {"builtins", "keras.activations"}:
+            self.refuse(f"it asks for the unknown function `{module}.{name}`", where, _REMEDY)
+
+    def refuse(self, what: str, where: str, remedy: str = "Do not trust this file") -> None:
+        at = f" (in `{where}`)" if where else ""
+        raise CheckpointError(f"refused: {what}{at}", path=self.path, remedy=f"{remedy}.")

@@ -1,0 +1,158 @@
+"""Read off the shapes of its weights which `kerasseg.unet` a file belongs to.
+
+The shapes tell depth, filters, channels, classes, normalisation, biases and the kind of upsampling. They do not tell the
+activation, the image size, dropout, nor whether a two-parameter normalisation is by group or by instance; what is assumed
+of these is said, and where it cannot be assumed the user is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kerasseg.checkpoints.stored import StoredLayer
+from kerasseg.network import unet
+
+__all__ = ["Family", "NotOurFamily", "ordered_like", "read_family"]
+
+_ACTIVATIONS = ("activation", "re_lu", "leaky_re_lu", "elu", "p_re_lu", "selu", "softmax")
+
+
+class NotOurFamily(Exception):  # noqa: N818 - control flow inside this package; users see CheckpointError
+    """The weights are not those of a `kerasseg.unet`; the message is a sentence about what does not fit."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A U-Net read off its weights.
+
+    Attributes:
+        arguments: What `kerasseg.unet` has to be called with.
+        assumed: What the shapes do not tell, by argument, one sentence each.
+        ambiguous: What the shapes leave open and nobody should guess, or None.
+    """
+
+    arguments: Mapping[str, Any]
+    assumed: Mapping[str, str]
+    ambiguous: str | None = None
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """The layers of a file by what they are, each kind in the file's order."""
+
+    wide: tuple[StoredLayer, ...]
+    narrow: tuple[StoredLayer, ...]
+    up: tuple[StoredLayer, ...]
+    batch: tuple[StoredLayer, ...]
+    affine: tuple[StoredLayer, ...]
+
+
+def _sort(stored: Sequence[StoredLayer]) -> _Sorted:
+    kinds: dict[str, list[StoredLayer]] = {k: [] for k in ("wide", "narrow", "up", "batch", "affine")}
+    for layer in stored:
+        kinds[_kind(layer)].append(layer)
+    return _Sorted(**{k: tuple(v) for k, v in kinds.items()})
+
+
+def _kind(layer: StoredLayer) -> str:
+    shapes = layer.shapes
+    first = shapes[0]
+    if len(first) == 5:
+        raise NotOurFamily(f"`{layer.path}` has a 3-D kernel: this is a 3-D network")
+    if len(first) == 4 and len(shapes) <= 2:
+        if first[:2] == (3, 3):
+            return "wide"
+        if first[:2] == (1, 1):
+            return "narrow"
+        if first[:2] == (2, 2) and (first[2] < first[3] or "transpose" in layer.path):
+            return "up"
+        raise NotOurFamily(f"`{layer.path}` has a kernel of {'x'.join(map(str, first))}")
+    if all(len(s) == 1 and s == first for s in shapes) and len(shapes) in {2, 4}:
+        return "batch" if len(shapes) == 4 else "affine"
+    if len(first) == 2:
+        raise NotOurFamily(f"`{layer.path}` is a dense layer, as classifiers have")
+    raise NotOurFamily(f"`{layer.path}` has weights of shapes {', '.join(map(str, shapes))}")
+
+
+def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -> Family:
+    """The U-Net that these weights belong to.
+
+    Args:
+        stored: The layers with weights, each class of layers in the network's order.
+        every_name: The names of all layers in the file, also those without weights, where it keeps them.
+
+    Raises:
+        NotOurFamily: Saying what does not fit.
+    """
+    kinds = _sort(stored)
+    depth = len(kinds.up) or len(kinds.narrow) - 1
+    if depth < 1 or len(kinds.wide) != 4 * depth + 2 or len(kinds.narrow) != (1 if kinds.up else depth + 1):
+        raise NotOurFamily(
+            f"it has {len(kinds.wide)} 3x3, {len(kinds.narrow)} 1x1 and {len(kinds.up)} transposed 2x2 convolutions; "
+            "a U-Net of kerasseg with n levels has 4 n + 2, one, and n"
+        )
+    kernels = [layer.shapes[0] for layer in kinds.wide]
+    filters = [kernels[2 * level][3] for level in range(depth + 1)]
+    expected = [kernels[0][2]]
+    for level in range(depth + 1):
+        expected += [filters[level], filters[level]]
+    expected.pop()
+    for level in reversed(range(depth)):
+        expected += [2 * filters[level], filters[level]]
+    if [k[2] for k in kernels] != expected:
+        raise NotOurFamily("its convolutions do not take the channels that those of a U-Net with one skip a level take")
+    norms = len(kinds.batch) + len(kinds.affine)
+    if norms not in {0, len(kinds.wide)} or (kinds.batch and kinds.affine):
+        raise NotOurFamily(f"it has {norms} normalisations for {len(kinds.wide)} convolutions")
+    shown = [n for n in every_name if _stem(n) in _ACTIVATIONS or "_act_" in n]
+    if norms and every_name and not shown:
+        raise NotOurFamily("its activations stand inside the convolutions, before the normalisation and not after it")
+    bias = len(kinds.wide[0].shapes) == 2
+    arguments = {
+        "input_shape": (256, 256, kernels[0][2]),
+        "classes": kinds.narrow[-1].shapes[0][3],
+        "depth": depth,
+        "filters": filters,
+        "normalization": "batch" if kinds.batch else "group" if kinds.affine else "none",
+        "upsampling": "transposed" if kinds.up else "bilinear",
+        "bias": bias,
+    }
+    assumed = {
+        "input_shape": "the weights do not tell the image size: 256x256 is assumed",
+        "activation": "the weights do not tell the activation: relu is assumed",
+    }
+    ambiguous = "whether its normalisation is `group` or `instance`" if kinds.affine else None
+    return Family(arguments, assumed, ambiguous)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].rstrip("0123456789").rstrip("_")
+
+
+def ordered_like(model: keras.Model, stored: Sequence[StoredLayer]) -> dict[str, StoredLayer]:
+    """The stored layers under the names of `model`, kind by kind in order; `model` is a U-Net that they were read as."""
+    layers = [layer for layer in model.layers if layer.weights]
+    kinds = _sort(stored)
+    result: dict[str, StoredLayer] = {}
+    for ours, theirs in (
+        ([n for n in layers if _is(n, "Conv2D") and n.kernel_size == (3, 3)], kinds.wide),
+        ([n for n in layers if _is(n, "Conv2D") and n.kernel_size == (1, 1)], kinds.narrow),
+        ([n for n in layers if _is(n, "Conv2DTranspose")], kinds.up),
+        ([n for n in layers if _is(n, "BatchNormalization")], kinds.batch),
+        ([n for n in layers if _is(n, "GroupNormalization")], kinds.affine),
+    ):
+        result |= {layer.name: source for layer, source in zip(ours, theirs, strict=False)}
+    return result
+
+
+def _is(layer: keras.layers.Layer, name: str) -> bool:
+    return type(layer).__name__ == name
+
+
+def build_family(family: Family) -> keras.Model:
+    """The U-Net itself, with fresh weights."""
+    return unet(**family.arguments)

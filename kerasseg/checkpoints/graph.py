@@ -1,0 +1,138 @@
+"""The small language in which old network configurations are rewritten.
+
+A layer that is read is an `OldLayer`: its name, class, configuration and its calls, with every tensor as a `Ref`. A rule
+turns it into a list of `NewLayer`: the first takes its place, the rest follow it in a row, and whoever referred to the
+old layer refers to the last of them afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+__all__ = ["Adapter", "Call", "NewLayer", "OldLayer", "Ref", "Untranslatable", "after", "native", "parse_call"]
+
+#: Makes the weights of the new layer, in its order, from those of the old one, by their names in the file.
+Adapter = Callable[[Mapping[str, Any]], list[Any]]
+
+
+class Untranslatable(Exception):  # noqa: N818 - a control flow word inside this package; users see CheckpointError
+    """A layer that no Keras 3 layer computes; the message is a sentence about it."""
+
+
+class Ref(NamedTuple):
+    """A tensor: the output number `tensor` of call number `node` of layer `layer`."""
+
+    layer: str
+    node: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer: what it was given, `Ref`s among plain values."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[Ref]:
+        """The tensors it was given by position, flat."""
+        return [r for a in self.args for r in (a if isinstance(a, list) else [a]) if isinstance(r, Ref)]
+
+
+@dataclass(frozen=True)
+class OldLayer:
+    """A layer as the old file describes it."""
+
+    name: str
+    class_name: str
+    config: dict[str, Any]
+    calls: tuple[Call, ...]
+
+    @property
+    def call(self) -> Call:
+        """Its only call; operations that TensorFlow wrote down have one each.
+
+        Raises:
+            Untranslatable: If it was called several times in different ways.
+        """
+        if any(c.kwargs != self.calls[0].kwargs for c in self.calls):
+            raise Untranslatable("it is called several times with different arguments")
+        return self.calls[0]
+
+
+@dataclass(frozen=True)
+class NewLayer:
+    """A layer as Keras 3 will read it. `calls` is None where it follows the layer before it in a row."""
+
+    class_name: str
+    config: dict[str, Any]
+    module: str = "keras.layers"
+    registered_name: str | None = None
+    calls: tuple[Call, ...] | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.config["name"])
+
+
+def native(old: OldLayer, class_name: str, *, module: str = "keras.layers", **config: Any) -> NewLayer:
+    """A Keras layer in the place of `old`: same name, same type of numbers, same calls without their keywords."""
+    base: dict[str, Any] = {k: old.config[k] for k in ("trainable", "dtype") if k in old.config}
+    calls = tuple(dataclasses.replace(c, kwargs={}) for c in old.calls)
+    return NewLayer(class_name, {"name": layer_name(old.name), **base, **config}, module=module, calls=calls)
+
+
+def after(first: NewLayer, suffix: str, class_name: str, **config: Any) -> NewLayer:
+    """A layer that follows `first`, named after it."""
+    base = {"dtype": first.config["dtype"]} if "dtype" in first.config else {}
+    return NewLayer(class_name, {"name": f"{first.name}_{suffix}", **base, **config})
+
+
+def layer_name(name: str) -> str:
+    """`name` as Keras 3 allows it: TensorFlow's operations carry dots, which are fine, and slashes, which are not."""
+    return name.replace("/", "_")
+
+
+def parse_call(node: Any, names: frozenset[str]) -> Call:
+    """One inbound node of Keras 2: `[["conv", 0, 0, {}], ...]`, or `["conv", 0, 0, {"y": 2.0}]` for an operation.
+
+    Raises:
+        Untranslatable: If it is neither.
+    """
+
+    def value(v: Any) -> Any:
+        if _is_ref(v, names):
+            return Ref(v[0], v[1], v[2])
+        if isinstance(v, list):
+            return [value(w) for w in v]
+        return v
+
+    try:
+        if isinstance(node[0], str):  # an operation: one tensor or constant, the rest as keywords
+            kwargs = node[3] if len(node) > 3 else {}
+            first = node[2] if node[0] == "_CONSTANT_VALUE" else Ref(node[0], node[1], node[2])
+            return Call((first,), {k: value(v) for k, v in kwargs.items() if k != "name"})
+        tensors = [Ref(item[0], item[1], item[2]) for item in node]
+        kwargs = {k: value(v) for item in node if len(item) > 3 for k, v in item[3].items()}
+        kwargs = {k: v for k, v in kwargs.items() if k != "name" and not (k == "mask" and v is None)}
+        if not all(isinstance(t.layer, str) and isinstance(t.node, int) for t in tensors):
+            raise Untranslatable("its inputs are not described in a known way")
+        return Call((tensors[0] if len(tensors) == 1 else tensors,), kwargs)
+    except (TypeError, IndexError, KeyError, AttributeError) as error:
+        raise Untranslatable("its inputs are not described in a known way") from error
+
+
+def _is_ref(v: Any, names: frozenset[str]) -> bool:
+    return (
+        isinstance(v, Sequence)
+        and not isinstance(v, str)
+        and len(v) in {3, 4}
+        and isinstance(v[0], str)
+        and v[0] in names
+        and all(isinstance(n, int) for n in v[1:3])
+    )

@@ -1,0 +1,65 @@
+"""Whole-model HDF5 files: the legacy format of Keras 3, and those of tf.keras and of Keras 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+
+from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
+from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
+from kerasseg.checkpoints.blueprint import build, check_size
+from kerasseg.checkpoints.hdf5 import text_attribute
+from kerasseg.checkpoints.modern import add_modules
+from kerasseg.checkpoints.opened import OpenedModel
+from kerasseg.checkpoints.stored import assign, read_by_name, stored_numbers
+from kerasseg.checkpoints.translate import Translation, translate
+from kerasseg.checkpoints.writers import is_keras_3, writer_name
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = ["open_h5"]
+
+
+def open_h5(file: h5py.File, path: Path) -> OpenedModel:
+    """Open a whole-model HDF5 file.
+
+    Args:
+        file: The file, as `open_hdf5` yields it.
+        path: What to call it in messages.
+
+    Raises:
+        CheckpointError: If its configuration is refused or has no counterpart in Keras 3, or its weights do not fit.
+    """
+    text = text_attribute(file, "model_config")
+    weights = file.get("model_weights")
+    if text is None or not isinstance(weights, h5py.Group):
+        raise CheckpointError(
+            "the HDF5 file holds no whole network",
+            path=str(path),
+            found=", ".join([*file.keys(), *(f"attribute {a}" for a in file.attrs)][:8]) or "nothing",
+            expected="the attribute model_config and the group model_weights",
+        )
+    version = text_attribute(file, "keras_version") or text_attribute(weights, "keras_version")
+    config = without_training(parse_config(text, path))
+    if (version or "1").startswith("1."):
+        raise CheckpointError(
+            "the file was written by Keras 1, which described networks differently",
+            path=str(path),
+            found=writer_name(version),
+            expected="Keras 2 or later",
+            remedy="Open and save it once with Keras 2.0 to 2.2, which convert such files.",
+        )
+    modern = is_keras_3(version)
+    translation = Translation(add_modules(config), ()) if modern else translate(config, writer=version or "", path=path)
+    check_config(translation.config, path)
+    check_size(translation.config, stored_numbers(weights), path)
+    model = build(translation.config, path)
+    report = assign(model, read_by_name(weights, path), adapters=translation.adapters)
+    if not report.complete:
+        raise CheckpointError(
+            "the weights do not fit the network that the file describes",
+            path=str(path),
+            found="; ".join(report.lines()),
+        )
+    kind = "Keras 3 HDF5 (legacy)" if modern else "Keras 2 HDF5"
+    return OpenedModel(model, writer_name(version), kind, translation.notes)

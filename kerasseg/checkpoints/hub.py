@@ -1,0 +1,292 @@
+"""Checkpoints from the Hugging Face Hub (`hf://owner/name[@revision]`) and from the web (`https://...`).
+
+What is fetched is kept and fetched once: by the Hub's own cache, or by pooch under its folder for kerasseg. Beside it
+stands a record of the hashes; a file that no longer has its hash is not opened. Only the files that make up the checkpoint
+are fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from kerasseg.checkpoints.digest import sha256_of
+from kerasseg.checkpoints.hub_files import choose
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
+
+__all__ = ["Fetched", "HubAddress", "cache_folder", "fetch", "is_remote"]
+
+_MOST_BYTES = 8 << 30  # the 31-million-parameter U-Net with its optimizer has 0.4 GB
+_TIMEOUT = 30.0  # seconds without an answer
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A checkpoint that lies on this machine now.
+
+    Attributes:
+        path: The file or folder.
+        source: Where it came from, exactly: `hf://owner/name@<commit>[/file]`, or the URL.
+    """
+
+    path: Path
+    source: str
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """`hf://owner/name[@revision][/path/inside]` in its parts.
+
+    Example:
+        >>> HubAddress.parse("hf://me/unet@v1.0/models/best.keras")
+        HubAddress(repository='me/unet', revision='v1.0', inside='models/best.keras')
+    """
+
+    repository: str
+    revision: str | None = None
+    inside: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubAddress:
+        """The parts of an address.
+
+        Raises:
+            UsageError: If it is none.
+        """
+        found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?", text, re.ASCII)
+        inside = PurePosixPath(found[3] or "") if found else PurePosixPath()
+        if found is None or ".." in inside.parts or ".." in found[1].split("/"):
+            raise UsageError(
+                f"`{text}` is no address on the Hugging Face Hub", expected="hf://owner/name[@revision][/file]"
+            )
+        return cls(found[1], found[2], str(inside) if found[3] else None)
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether `path` is an address to fetch from and not a path.
+
+    >>> is_remote("hf://me/unet"), is_remote("https://example.org/a.h5"), is_remote("C:/a.h5")
+    (True, True, False)
+    """
+    return isinstance(path, str) and re.match(r"[a-z][a-z0-9+]+://", path, re.IGNORECASE) is not None
+
+
+def cache_folder() -> Path:
+    """Where fetched files and the records of their hashes are kept: `KERASSEG_CACHE`, or the user's cache folder."""
+    import pooch  # heavy, and only wanted when something is fetched
+
+    return Path(os.environ.get("KERASSEG_CACHE") or pooch.os_cache("kerasseg"))
+
+
+def fetch(address: str, *, endpoint: str | None = None, most_bytes: int = _MOST_BYTES) -> Fetched:
+    """Fetch a checkpoint, or find it where it was fetched to before.
+
+    Args:
+        address: `hf://owner/name[@revision][/path/inside]` or `https://...`.
+        endpoint: Address of the Hub; by default `HF_ENDPOINT` or the public one.
+        most_bytes: Nothing larger is fetched.
+
+    Raises:
+        CheckpointError: If it cannot be fetched and was not before, is too large, or changed since.
+        UsageError: If it is no such address.
+    """
+    if address.startswith("hf://"):
+        return _fetch_hub(HubAddress.parse(address), endpoint, most_bytes)
+    _check_url(address, address)
+    return _fetch_url(address, most_bytes)
+
+
+def _check_url(url: str, original: str) -> None:
+    parts = urlsplit(url)
+    local = parts.hostname in _LOCAL and urlsplit(original).hostname in _LOCAL
+    if parts.scheme == "https" or (parts.scheme == "http" and local):
+        return
+    if url == original:
+        raise UsageError(f"kerasseg does not fetch from `{parts.scheme}://`", expected="hf://owner/name or https://...")
+    raise CheckpointError(
+        "refused: the server sends elsewhere",
+        path=original,
+        found=f"{parts.scheme}://{parts.netloc}",
+        expected="https://",
+    )
+
+
+# --- the web ---------------------------------------------------------------------------------------------------------
+
+
+def _fetch_url(url: str, most_bytes: int) -> Fetched:
+    import pooch
+
+    name = PurePosixPath(urlsplit(url).path).name or "checkpoint"
+    folder = cache_folder() / "web"
+    tidy = re.sub(r"[^\w.-]", "_", name)[-80:]
+    file = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{tidy}"
+    record = file.with_name(file.name + ".json")
+    if file.exists():
+        known = _read_record(record).get("sha256", {}).get(file.name)
+        _check_hash(file, known, url)
+        return Fetched(file, url)
+    try:
+        pooch.get_logger().setLevel("WARNING")
+        pooch.retrieve(url, known_hash=None, fname=file.name, path=folder, downloader=_downloader(most_bytes))
+    except CheckpointError:
+        raise
+    except Exception as error:  # requests' errors, and whatever its transports let through
+        raise _unreachable(url, error, [str(file)]) from error
+    _write_record(record, {"address": url, "sha256": {file.name: sha256_of(file)}})
+    return Fetched(file, url)
+
+
+def _downloader(most_bytes: int) -> Callable[[str, Any, Any], None]:
+    def download(url: str, output: Any, _: Any) -> None:
+        import requests
+
+        def check(response: Any, *_args: Any, **_kwargs: Any) -> None:
+            if response.is_redirect:
+                _check_url(urljoin(response.url, response.headers["location"]), url)
+
+        with requests.get(url, stream=True, timeout=_TIMEOUT, hooks={"response": check}) as response:
+            response.raise_for_status()
+            _check_size(int(response.headers.get("content-length") or 0), most_bytes, url)
+            done = 0
+            with Path(output).open("wb") as file:
+                for piece in response.iter_content(1 << 20):
+                    done += len(piece)
+                    _check_size(done, most_bytes, url)  # a server need not say how long its answer is
+                    file.write(piece)
+
+    return download
+
+
+def _check_size(size: int, most_bytes: int, address: str) -> None:
+    if size > most_bytes:
+        raise CheckpointError(
+            "refused: it is too large for a checkpoint",
+            path=address,
+            found=f"{size} bytes",
+            expected=f"{most_bytes} at most",
+        )
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fetched:
+    import huggingface_hub as hub  # heavy, and only wanted here
+
+    name = f"hf://{address.repository}" + (f"@{address.revision}" if address.revision else "")
+    key = json.dumps([endpoint or hub.constants.ENDPOINT, address.repository, address.revision, address.inside])
+    record = cache_folder() / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    try:
+        info = hub.HfApi(endpoint=endpoint).model_info(
+            address.repository, revision=address.revision, files_metadata=True, timeout=_TIMEOUT
+        )
+    except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError) as error:
+        raise CheckpointError(
+            "the Hub has no such repository or revision, or it is private",
+            path=name,
+            found=_first_line(error),
+            remedy="Check the name; for a private or gated one log in with `hf auth login`.",
+        ) from error
+    except Exception as error:  # no network in its many forms: what was fetched before will do
+        return _from_cache(address, record, name, error)
+    sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or ()}
+    chosen = choose(tuple(sizes), address.inside, name)
+    _check_size(sum(sizes[file] for file in chosen.files), most_bytes, name)
+    commit = str(info.sha)
+    known = _read_record(record)
+    try:
+        paths = {file: _hub_file(address.repository, file, commit, endpoint=endpoint) for file in chosen.files}
+    except Exception as error:
+        raise _unreachable(name, error, [hub.constants.HF_HUB_CACHE]) from error
+    hashes = known["sha256"] if known.get("commit") == commit else {}
+    for file, path in paths.items():
+        _check_hash(path, hashes.get(file), name)
+    kept = {"address": name, "commit": commit, "entry": chosen.entry}
+    _write_record(
+        record, {**kept, "sha256": {file: hashes.get(file) or sha256_of(path) for file, path in paths.items()}}
+    )
+    return _hub_result(address, commit, chosen.entry, paths)
+
+
+def _from_cache(address: HubAddress, record: Path, name: str, error: Exception) -> Fetched:
+    import huggingface_hub as hub
+
+    known = _read_record(record)
+    try:
+        commit = str(known["commit"])
+        paths = {f: _hub_file(address.repository, f, commit, local_files_only=True) for f in known["sha256"]}
+    except Exception:
+        raise _unreachable(name, error, [str(record), str(hub.constants.HF_HUB_CACHE)]) from error
+    for file, path in paths.items():
+        _check_hash(path, known["sha256"][file], name)
+    return _hub_result(address, commit, str(known["entry"]), paths)
+
+
+def _hub_file(repository: str, file: str, commit: str, **options: Any) -> Path:
+    import huggingface_hub as hub
+
+    return Path(hub.hf_hub_download(repository, file, revision=commit, **options))
+
+
+def _hub_result(address: HubAddress, commit: str, entry: str, paths: dict[str, Path]) -> Fetched:
+    file, path = next(iter(paths.items()))
+    root = path
+    for _ in PurePosixPath(file).parts:
+        root = root.parent
+    inside = f"/{entry}" if entry != "." else ""
+    return Fetched(root / entry, f"hf://{address.repository}@{commit}{inside}")
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and isinstance(known.get("sha256"), dict) else {}
+
+
+def _write_record(record: Path, content: dict[str, Any]) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    draft = record.with_name(f"{record.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(record)
+
+
+def _check_hash(file: Path, known: object, address: str) -> None:
+    if known is not None and sha256_of(file) != known:
+        raise CheckpointError(
+            "the file in the cache is not the one that was fetched",
+            path=str(file),
+            expected=f"SHA-256 {known}, from {address}",
+            remedy="Delete it to fetch it again.",
+        )
+
+
+def _unreachable(address: str, error: Exception, looked: list[str]) -> CheckpointError:
+    return CheckpointError(
+        "it cannot be fetched, and it was not fetched before",
+        path=address,
+        found=_first_line(error),
+        expected=f"the network, or an earlier copy in {' or '.join(looked)}",
+        remedy="Fetch it on a machine with a network and give its path, or carry the cache over.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")

@@ -1,0 +1,239 @@
+"""What a file is, told by its first bytes, never by its name and never by loading it."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = ["Kind", "explain", "kind_of", "missing"]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_OPENABLE = "a .keras or .h5 file, a SavedModel folder, hf://owner/name or https://..."
+
+
+class Kind(enum.Enum):
+    """Which reader a checkpoint is for."""
+
+    KERAS = "a .keras archive"
+    KERAS_FOLDER = "an unpacked .keras archive"
+    HDF5 = "an HDF5 file"
+    SAVED_MODEL = "a SavedModel"
+    OTHER = "something else"
+
+
+def kind_of(path: Path) -> Kind:
+    """Which reader the file or folder at `path` is for."""
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
+            return Kind.SAVED_MODEL
+        return Kind.KERAS_FOLDER if _is_keras_folder(path) else Kind.OTHER
+    head = _head(path)
+    if _has_hdf5_signature(head):
+        return Kind.HDF5
+    if head.startswith(b"PK\x03\x04") and _is_keras_archive(_members(path)):
+        return Kind.KERAS
+    return Kind.OTHER
+
+
+def _head(path: Path, size: int = 4096) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def _has_hdf5_signature(head: bytes) -> bool:
+    # The signature stands at 0 or, after a user block, at 512, 1024, 2048, ...
+    return head.startswith(_HDF5) or any(head[at : at + 8] == _HDF5 for at in (512, 1024, 2048))
+
+
+def _members(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return []
+
+
+def _is_keras_archive(names: list[str]) -> bool:
+    return "config.json" in names and any(name.startswith("model.weights") for name in names)
+
+
+def _is_keras_folder(path: Path) -> bool:
+    return all((path / name).is_file() for name in ("config.json", "metadata.json", "model.weights.h5"))
+
+
+def missing(path: Path) -> CheckpointError:
+    """The error for a path that is not there, with names that are near it."""
+    folder = path.parent
+    if not folder.is_dir():
+        return CheckpointError("no such file", path=str(path), found=f"no folder {folder}", expected=_OPENABLE)
+    names = [p.name for p in folder.iterdir()]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    near += [n for n in names if n not in near and Path(n).stem == path.stem][:3]
+    remedy = f"Did you mean {' or '.join(str(folder / n) for n in near)}?" if near else None
+    return CheckpointError("no such file", path=str(path), expected=_OPENABLE, remedy=remedy)
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """First bytes by which a format is known."""
+
+    pattern: re.Pattern[bytes]
+    what: str
+    remedy: str
+
+
+def _sign(pattern: bytes, what: str, remedy: str) -> _Sign:
+    return _Sign(re.compile(pattern, re.DOTALL | re.IGNORECASE), what, remedy)
+
+
+_FETCH = "Fetch the file again, in binary mode."
+_TORCH = (
+    "kerasseg does not unpickle: a pickle is a program. Export the network with PyTorch to a format of numbers, rebuild "
+    "it in Keras and copy the weights."
+)
+_SIGNS = (
+    _sign(rb"\xef\xbf\xbdHDF", "an HDF5 file that was damaged by being read as text (its bytes became U+FFFD)", _FETCH),
+    _sign(
+        rb"\x89HDF(\n\x1a\n|\r\r\n|\r\n\x1a\r\n)", "an HDF5 file that was damaged by a conversion of line ends", _FETCH
+    ),
+    _sign(rb"\x89?HDF", "a damaged HDF5 file: its signature is broken", _FETCH),
+    _sign(
+        rb"\s*(<!doctype html|<html|<\?xml[^>]*>\s*<html)",
+        "a web page, not the file itself",
+        "Use the link of the raw file.",
+    ),
+    _sign(
+        rb"\s*<\?xml|\s*<Error>", "an XML message of a file server", "Look into it: it says why the download failed."
+    ),
+    _sign(rb"\x80\x02\x8a\x0al\xfc\x9cF\xf9", "a PyTorch checkpoint (the old format, a pickle)", _TORCH),
+    _sign(rb"\x80[\x02-\x05]", "a Python pickle", "kerasseg does not unpickle: a pickle is a program."),
+    _sign(
+        rb".{4}TFL3",
+        "a TensorFlow Lite model",
+        "It is made for inference and cannot be trained: use the Keras model it was made of.",
+    ),
+    _sign(
+        rb"model_checkpoint_path:",
+        "the index of a TensorFlow checkpoint",
+        "Weights without a network: see `architecture`.",
+    ),
+    _sign(rb"\x93NUMPY", "a NumPy array", "Give the network it belongs to."),
+    _sign(rb"\x1f\x8b", "a gzip archive", "Unpack it and give what is inside."),
+    _sign(rb"BZh[1-9]|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed archive", "Unpack it and give what is inside."),
+    _sign(
+        rb"\x89PNG|\xff\xd8\xff|II\*\0|MM\0\*|GIF8", "an image", "Give the checkpoint; images are what it is used on."
+    ),
+)
+
+
+def explain(path: Path) -> CheckpointError:
+    """What the file or folder at `path` is, and what to do, as an error to raise.
+
+    Only the first bytes and the names in an archive are looked at; nothing is unpickled, unpacked or run.
+    """
+    if path.is_dir():
+        return _explain_folder(path)
+    size = path.stat().st_size
+    head = _head(path)
+    if size == 0:
+        return _error(path, "the file is empty", "Fetch it again.")
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return _explain_pointer(path, head)
+    for sign in _SIGNS:
+        if sign.pattern.match(head):
+            return _error(path, f"this is {sign.what}", sign.remedy)
+    if head.startswith(b"PK"):
+        return _explain_zip(path)
+    if len(head) > 9 and int.from_bytes(head[:8], "little") < size and head[8:9] == b"{":
+        return _error(path, "this is a safetensors file: weights without a network", "Give the network it belongs to.")
+    if head[257:262] == b"ustar":
+        return _error(path, "this is a tar archive", "Unpack it and give what is inside.")
+    name = path.name.lower()
+    if name.endswith(".onnx") or re.match(rb"\x08[\x01-\x20]\x12.{1,64}(\x1a|\x3a|\x22)", head, re.DOTALL):
+        return _error(path, "this is an ONNX model", "Use the Keras model that it was exported from.")
+    if name.endswith((".index", ".meta", ".ckpt")) or ".data-0" in name:
+        return _error(
+            path,
+            "this is a part of a TensorFlow 1 checkpoint: variables without a network",
+            "Give the SavedModel, .keras or .h5 file of the same network.",
+        )
+    if name.endswith((".pb", ".pbtxt")) or re.match(rb"\x0a.{1,3}\x0a.{1,80}\x12.{1,40}", head, re.DOTALL):
+        return _error(
+            path,
+            "this is a frozen TensorFlow graph, or a saved_model.pb without its folder",
+            "Give the folder that holds saved_model.pb and variables/; a frozen graph has no weights that can be trained.",
+        )
+    return _explain_text(path, head) or _error(path, f"this is no checkpoint that kerasseg knows ({size} bytes)", None)
+
+
+def _error(path: Path, what: str, remedy: str | None) -> CheckpointError:
+    return CheckpointError(what, path=str(path), expected=_OPENABLE, remedy=remedy)
+
+
+def _explain_pointer(path: Path, head: bytes) -> CheckpointError:
+    text = head.decode("utf-8", "replace")
+    size = re.search(r"^size (\d+)", text, re.MULTILINE)
+    return CheckpointError(
+        "this is a Git LFS pointer: the file itself was not fetched",
+        path=str(path),
+        found=f"a pointer to {size[1]} bytes" if size else "a pointer",
+        expected=_OPENABLE,
+        remedy=f'In its repository run: git lfs pull --include="{path.name}"',
+    )
+
+
+def _explain_zip(path: Path) -> CheckpointError:
+    names = _members(path)
+    if not names:
+        return _error(path, "this is a damaged zip archive: its end is missing", "Fetch it again and compare its size.")
+    if any(n.endswith(("/data.pkl", "/constants.pkl")) or n == "data.pkl" for n in names):
+        return _error(path, "this is a PyTorch checkpoint", _TORCH)
+    if all(n.endswith(".npy") for n in names):
+        return _error(path, "this is a NumPy archive", "Give the network it belongs to.")
+    inside = [n for n in names if n.endswith(("saved_model.pb", ".keras", ".h5", ".hdf5"))]
+    if inside:
+        return _error(path, f"this is a zip archive with {inside[0]} in it", "Unpack it and give what is inside.")
+    return _error(path, f"this is a zip archive, but no .keras file (it holds {', '.join(names[:5])})", None)
+
+
+def _explain_text(path: Path, head: bytes) -> CheckpointError | None:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    if text.lstrip().startswith("{"):
+        try:
+            config = json.loads(path.read_bytes()) if path.stat().st_size < (1 << 26) else None
+        except (ValueError, RecursionError):
+            config = None
+        if isinstance(config, dict) and "class_name" in config:
+            return _error(
+                path, "this is a network's configuration without weights", "Give its weights, and this as architecture."
+            )
+        return _error(path, "this is a JSON file", "Look into it: it may say why a download failed.")
+    if "\0" in text:
+        return None
+    first = text.strip().splitlines()[0][:60] if text.strip() else ""
+    return _error(path, f"this is a text file that begins `{first}`", "Look into it: it may say why a download failed.")
+
+
+def _explain_folder(path: Path) -> CheckpointError:
+    names = sorted(p.name + ("/" if p.is_dir() else "") for p in path.iterdir())
+    inside = [
+        p
+        for p in sorted(path.iterdir())
+        if (p.is_dir() and kind_of(p) is Kind.SAVED_MODEL) or (p.is_file() and p.suffix in {".keras", ".h5", ".hdf5"})
+    ]
+    has = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+    remedy = f"Give {' or '.join(str(p) for p in inside[:3])}." if inside else None
+    what = "the folder is empty" if not names else "the folder holds no saved_model.pb"
+    if "keras_metadata.pb" in names or "variables/" in names:
+        what = "the folder is a part of a SavedModel: its saved_model.pb is missing"
+    return CheckpointError(what, path=str(path), found=has, expected=_OPENABLE, remedy=remedy)

@@ -1,0 +1,172 @@
+"""`.keras` archives: of Keras 3 in safe mode, of Keras 2 (tf-keras) translated first."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
+from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
+from kerasseg.checkpoints.blueprint import build, check_size
+from kerasseg.checkpoints.hdf5 import open_hdf5
+from kerasseg.checkpoints.opened import OpenedModel
+from kerasseg.checkpoints.provenance import Provenance, recorded
+from kerasseg.checkpoints.stored import assign, read_by_class, stored_numbers
+from kerasseg.checkpoints.translate import translate
+from kerasseg.checkpoints.writers import is_keras_3, writer_name
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = ["check_archive", "is_keras_archive", "open_keras", "open_keras_folder"]
+
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_ALWAYS_FINE = 1 << 26
+_MOST_EXPANSION = 200  # times the bytes stored; Keras stores without compression, float32 weights shrink to 90 %
+_MOST_MEMBERS = 10_000
+
+
+def check_archive(archive: zipfile.ZipFile, path: object) -> None:
+    """Refuse archives that climb out of their folder, hold links, name a member twice or would fill the disk.
+
+    Raises:
+        CheckpointError: Naming the member.
+    """
+    names: set[str] = set()
+    total = 0
+    if len(archive.infolist()) > _MOST_MEMBERS:
+        raise CheckpointError("refused: too many members in the archive", path=str(path))
+    for info in archive.infolist():
+        name = info.orig_filename
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if not parts or name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
+            raise CheckpointError(
+                "refused: a member of the archive climbs out of its folder",
+                path=str(path),
+                found=name,
+                remedy="Do not trust this file.",
+            )
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise CheckpointError("refused: a member of the archive is a link", path=str(path), found=name)
+        if info.filename in names:
+            raise CheckpointError("refused: the archive names a member twice", path=str(path), found=name)
+        if info.flag_bits & 1:
+            raise CheckpointError("the archive is encrypted", path=str(path), found=name)
+        names.add(info.filename)
+        total += info.file_size
+        if info.file_size > max(_ALWAYS_FINE, _MOST_EXPANSION * info.compress_size):
+            raise CheckpointError(
+                "refused: a member of the archive unpacks to far more than it stores",
+                path=str(path),
+                found=f"{name}: {info.file_size} bytes from {info.compress_size}",
+            )
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    with archive.open(name) as member:
+        data = member.read(size + 1)  # a header that lies about the size gains nothing
+    if len(data) != size:
+        raise zipfile.BadZipFile(f"{name} has another size than declared")
+    return data
+
+
+def open_keras(path: Path) -> tuple[OpenedModel, Provenance | None]:
+    """Open a `.keras` archive.
+
+    Args:
+        path: The file, whatever its suffix.
+
+    Returns:
+        The network, and the record of where it came from that kerasseg wrote into the file, if it did.
+
+    Raises:
+        CheckpointError: If the archive, its configuration or its weights are refused or damaged.
+    """
+    try:
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            check_archive(archive, path)
+            names = set(archive.namelist())
+            if _CONFIG not in names or _WEIGHTS not in names:
+                raise CheckpointError(
+                    "the archive is no `.keras` file",
+                    path=str(path),
+                    found=", ".join(sorted(names)[:8]) or "nothing in it",
+                    expected=f"{_CONFIG}, {_METADATA} and {_WEIGHTS}",
+                )
+            config = parse_config(_read(archive, _CONFIG), path)
+            metadata = json.loads(_read(archive, _METADATA)) if _METADATA in names else {}
+            weights = _read(archive, _WEIGHTS)
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError) as error:
+        raise CheckpointError(
+            "the archive is damaged", path=str(path), found=str(error), remedy="Fetch it again and compare its size."
+        ) from error
+    return _open(config, metadata, weights, path)
+
+
+def open_keras_folder(path: Path) -> tuple[OpenedModel, Provenance | None]:
+    """Open an unpacked `.keras` archive, as Keras writes it to the Hugging Face Hub; otherwise as `open_keras`."""
+    try:
+        if (path / _CONFIG).stat().st_size > _ALWAYS_FINE or (path / _METADATA).stat().st_size > _ALWAYS_FINE:
+            raise CheckpointError("the network's configuration is too long", path=str(path))
+        config = parse_config((path / _CONFIG).read_bytes(), path / _CONFIG)
+        metadata = json.loads((path / _METADATA).read_bytes())
+        weights = (path / _WEIGHTS).read_bytes()
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the folder cannot be read", path=str(path), found=error) from error
+    return _open(config, metadata, weights, path)
+
+
+def _open(
+    config: dict[str, object], metadata: object, weights: bytes, path: Path
+) -> tuple[OpenedModel, Provenance | None]:
+    version = metadata.get("keras_version") if isinstance(metadata, dict) else None
+    version = version if isinstance(version, str) else None
+    if is_keras_3(version):
+        return _open_keras_3(config, weights, version, path), recorded(config)
+    return _open_keras_2(config, weights, version, path), None
+
+
+def _open_keras_3(config: dict[str, object], weights: bytes, version: str | None, path: Path) -> OpenedModel:
+    config = without_training(config)
+    check_config(config, path)
+    with open_hdf5(weights, f"{path}!{_WEIGHTS}") as file:
+        check_size(config, stored_numbers(file), path)
+    model = build(config, path)
+    # Keras' own reader, as layers may keep their weights as they like; from a copy of the bytes that were looked over.
+    with tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
+        copy = Path(folder, _WEIGHTS)
+        copy.write_bytes(weights)
+        try:
+            model.load_weights(copy)
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            raise CheckpointError(
+                "the weights do not fit the network that the file describes",
+                path=str(path),
+                found=" ".join(str(error).split())[:300],
+            ) from error
+    return OpenedModel(model, writer_name(version), "Keras 3 archive (.keras)")
+
+
+def _open_keras_2(config: dict[str, object], weights: bytes, version: str | None, path: Path) -> OpenedModel:
+    old = without_training(config)
+    translation = translate(old, writer=version or "", path=path)
+    check_config(translation.config, path)
+    with open_hdf5(weights, f"{path}!{_WEIGHTS}") as file:
+        check_size(translation.config, stored_numbers(file), path)
+        model = build(translation.config, path)
+        report = assign(model, read_by_class(file, old), adapters=translation.adapters)
+    if not report.complete:
+        raise CheckpointError(
+            "the weights do not fit the network that the file describes",
+            path=str(path),
+            found="; ".join(report.lines()),
+        )
+    return OpenedModel(model, writer_name(version), "Keras 2 archive (.keras)", translation.notes)
+
+
+def is_keras_archive(names: list[str]) -> bool:
+    """Whether an archive with these members is a `.keras` file."""
+    return _CONFIG in names and any(name.startswith("model.weights") for name in names)

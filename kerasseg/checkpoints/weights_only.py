@@ -1,0 +1,206 @@
+"""Files that hold weights and no network: `.weights.h5` and `save_weights` `.h5`, in the old layout and the new."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import h5py
+import keras
+
+from kerasseg.checkpoints.architecture import named_arguments, read_configuration
+from kerasseg.checkpoints.family import Family, NotOurFamily, build_family, ordered_like, read_family
+from kerasseg.checkpoints.hdf5 import attribute_texts, text_attribute
+from kerasseg.checkpoints.opened import OpenedModel
+from kerasseg.checkpoints.stored import (
+    CONTAINERS,
+    LoadReport,
+    Match,
+    StoredLayer,
+    match,
+    read_all,
+    read_by_model,
+    read_by_name,
+    stored_numbers,
+)
+from kerasseg.checkpoints.writers import writer_name
+from kerasseg.network import unet
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = ["PartialMatchError", "is_weights_only", "open_weights"]
+
+_MOST_LINES = 12
+
+
+class PartialMatchError(CheckpointError):
+    """The weights do not fill the network, or the network does not use all weights.
+
+    Attributes:
+        report: What was loaded, missing, unexpected and of wrong shape, layer by layer.
+    """
+
+    report: LoadReport
+
+
+def is_weights_only(file: h5py.File) -> bool:
+    """Whether an HDF5 file has the layout of Keras weights and no network beside them."""
+    if "model_config" in file.attrs:
+        return False
+    return attribute_texts(file, "layer_names") is not None or _is_new_layout(file)
+
+
+def _is_new_layout(file: h5py.File) -> bool:
+    return any(isinstance(file.get(c), h5py.Group) for c in CONTAINERS)
+
+
+def open_weights(
+    file: h5py.File,
+    path: Path,
+    *,
+    architecture: str | keras.Model | None,
+    allow_partial: bool,
+    open_other: Callable[[str], keras.Model],
+) -> OpenedModel:
+    """Open a file of weights.
+
+    Args:
+        file: The file, as `open_hdf5` yields it.
+        path: What to call it in messages.
+        architecture: The network it belongs to: a network (which is not changed), `unet`, `unet(depth=3, ...)`, a JSON
+            file or another checkpoint; None to read a U-Net of kerasseg off the shapes.
+        allow_partial: Whether to take what fits and leave the rest as it was initialised.
+        open_other: Opens the checkpoint that `architecture` names.
+
+    Raises:
+        PartialMatchError: If the match is partial and that is not allowed.
+        CheckpointError: If the weights are not those of a U-Net of kerasseg and no architecture is given.
+    """
+    new = _is_new_layout(file)
+    stored = read_all(file) if new else read_by_name(file, path)
+    if not stored:
+        raise CheckpointError("the file of weights is empty: it holds no layer with weights", path=str(path))
+    names = attribute_texts(file, "layer_names") or _names(file)
+    notes: tuple[str, ...]
+    if isinstance(architecture, keras.Model):
+        model, notes = keras.models.clone_model(architecture), ("the architecture was given as a network",)
+    else:
+        arguments = named_arguments(architecture) if architecture else {}
+        if arguments is None:
+            model, notes = _named_by_file(str(architecture), stored_numbers(file), open_other)
+        else:
+            model, notes = _family(stored, names, arguments, path, asked=bool(architecture))
+    best = _best_match(model, file, stored, path)
+    report = best.report
+    if not report.loaded or not (report.complete or allow_partial):
+        raise _partial(report, path)
+    best.apply()
+    if not report.complete:
+        notes = (*notes, *report.lines())
+    kind = f"Keras weights ({'new' if new else 'old'} layout)"
+    return OpenedModel(
+        model, writer_name(text_attribute(file, "keras_version")) if not new else _writer(file), kind, notes
+    )
+
+
+def _writer(file: h5py.File) -> str:
+    # The new layout does not say who wrote it; only Keras 3 names the layers.
+    return "Keras 3" if _names(file) else "Keras 3 or tf-keras"
+
+
+def _names(file: h5py.Group) -> list[str]:
+    """The layer names that Keras 3 notes beside the variables, with the groups' own names where it does not."""
+    names: list[str] = []
+
+    def note(path: str, item: object) -> None:
+        if isinstance(item, h5py.Group) and path.rpartition("/")[2] == "vars" and path.count("/") >= 2:
+            named = text_attribute(item, "name")
+            if named:
+                names.append(named)
+
+    file.visititems(note)
+    return names
+
+
+def _family(
+    stored: Mapping[str, StoredLayer], names: list[str], arguments: Mapping[str, object], path: Path, *, asked: bool
+) -> tuple[keras.Model, tuple[str, ...]]:
+    try:
+        family: Family | None = read_family(list(stored.values()), names)
+        problem = ""
+    except NotOurFamily as error:
+        family, problem = None, str(error)
+    if family is None:
+        if asked and {"depth", "filters"} <= set(arguments):
+            return unet(**arguments), ("the architecture was named, not read off the shapes",)  # type: ignore[arg-type]
+        raise CheckpointError(
+            "the file holds weights and no network, and they are not those of a U-Net of kerasseg",
+            path=str(path),
+            found=f"{len(stored)} layers; {problem}",
+            remedy="Name the network with --architecture: a JSON file of its configuration, or a checkpoint of it.",
+        )
+    if family.ambiguous and "normalization" not in arguments:
+        raise CheckpointError(
+            "the file holds weights and no network",
+            path=str(path),
+            found=f"a U-Net, but not {family.ambiguous}",
+            remedy="Say it with --architecture 'unet(normalization=group)' or 'unet(normalization=instance)'.",
+        )
+    family = dataclasses.replace(family, arguments={**family.arguments, **arguments})
+    read = ", ".join(f"{k}={v}" for k, v in family.arguments.items())
+    assumed = [sentence for argument, sentence in family.assumed.items() if argument not in arguments]
+    return build_family(family), (f"the architecture was read off the shapes: unet({read})", *assumed)
+
+
+def _named_by_file(
+    architecture: str, stored: int, open_other: Callable[[str], keras.Model]
+) -> tuple[keras.Model, tuple[str, ...]]:
+    if architecture.endswith(".json"):
+        return read_configuration(Path(architecture), stored), (f"the architecture was read from {architecture}",)
+    return open_other(architecture), (f"the architecture is that of {architecture}",)
+
+
+def _best_match(model: keras.Model, file: h5py.File, stored: Mapping[str, StoredLayer], path: Path) -> Match:
+    """By name, by class or in order: whichever fills most of the network."""
+    candidates = [match(model, stored)]
+    if _is_new_layout(file):
+        found = read_by_model(file, model)
+        used = {next(iter(layer.values.values())).name for layer in found.values()}
+        rest = {p: s for p, s in stored.items() if next(iter(s.values.values())).name not in used}
+        candidates.append(match(model, found | rest))
+    else:
+        candidates.append(match(model, read_by_name(file, path)))
+        with_weights = [layer.name for layer in model.layers if layer.weights]
+        renamed = dict(zip(with_weights, stored.values(), strict=False))
+        rest = dict(list(stored.items())[len(with_weights) :])
+        candidates.append(match(model, renamed | {f"{p} (in order)": s for p, s in rest.items()}))
+    try:
+        by_kind = ordered_like(model, list(stored.values()))
+    except (NotOurFamily, AttributeError):
+        by_kind = {}
+    used_paths = {s.path for s in by_kind.values()}
+    candidates.append(
+        match(model, by_kind | {p: s for p, s in stored.items() if p not in used_paths and p not in by_kind})
+    )
+    return max(candidates, key=lambda m: (m.report.complete, m.report.parameters))
+
+
+def _partial(report: LoadReport, path: Path) -> PartialMatchError:
+    lines = report.lines()
+    shown = lines[: _MOST_LINES + 1] + (
+        [f"and {len(lines) - _MOST_LINES - 1} more"] if len(lines) > _MOST_LINES + 1 else []
+    )
+    error = PartialMatchError(
+        "the weights do not fit the network"
+        if report.loaded
+        else "no layer of the network has its weights in the file",
+        path=str(path),
+        found="; ".join(shown),
+        remedy=(
+            "Name the right network with --architecture, or take what fits with --allow-partial."
+            if report.loaded
+            else "Name the right network with --architecture."
+        ),
+    )
+    error.report = report
+    return error

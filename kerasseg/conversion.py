@@ -1,0 +1,147 @@
+"""A checkpoint of any kind as a Keras 3 file: `convert_checkpoint`. `kerasseg convert` shows the comparison."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
+
+__all__ = ["Conversion", "convert_checkpoint"]
+
+_LIMIT = 1e-5
+"""Outputs of the written file may differ by this much, relative to the largest output (float32 rounding)."""
+_OPEN_SIZE = 64  # pixels, where the network takes any size
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was written, and how it compares.
+
+    Attributes:
+        source: The checkpoint, as it was given.
+        out: The file that was written.
+        bytes: Its size.
+        parameters: How many numbers it holds.
+        provenance: Where the network came from; `largest_difference` in it compares the original with the opened network.
+        compared: Shape of the random input on which the opened network and the file were compared.
+        largest_difference: Largest absolute difference of their outputs.
+        weights_equal: Whether every weight is the same, bit for bit.
+    """
+
+    source: str
+    out: Path
+    bytes: int
+    parameters: int
+    provenance: Provenance | None
+    compared: tuple[tuple[int, ...], ...]
+    largest_difference: float
+    weights_equal: bool
+
+
+def convert_checkpoint(source: str | Path, out: str | Path, *, overwrite: bool = False, seed: int = 0) -> Conversion:
+    """Write the opened network as a `.keras` file, which plain `keras.saving.load_model` opens.
+
+    The file appears only when it is complete: it is written beside its place, opened again, compared on random input, and
+    moved there.
+
+    Args:
+        source: Whatever `open_checkpoint` takes.
+        out: Where to; ends in `.keras`.
+        overwrite: Whether `out` may be replaced.
+        seed: Of the random input.
+
+    Raises:
+        UsageError: `out` has another ending, exists, is the source, or its folder does not exist.
+        CheckpointError: `source` cannot be opened, or the written file does not give the same outputs.
+    """
+    target = Path(out)
+    _check_target(source, target, overwrite=overwrite)
+    model = open_checkpoint(source)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=".keras", dir=target.parent)
+    os.close(descriptor)
+    draft = Path(name)
+    try:
+        model.save(draft)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        again = keras.saving.load_model(draft, compile=False)
+        inputs = _random_inputs(model, seed)
+        expected, found = _outputs(model, inputs), _outputs(again, inputs)
+        difference = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(expected, found, strict=True))
+        size = max(float(np.max(np.abs(a), initial=0.0)) for a in expected)
+        # `not <=` rather than `>`: NaN is a difference too.
+        if not difference <= _LIMIT * max(1.0, size):
+            raise CheckpointError(
+                "the written network does not give the outputs of the opened one, so nothing was written",
+                path=source,
+                found=f"difference {difference:g}",
+                expected=f"at most {_LIMIT * max(1.0, size):g}",
+            )
+        equal = len(model.weights) == len(again.weights) and all(
+            np.array_equal(_numpy(a), _numpy(b)) for a, b in zip(model.weights, again.weights, strict=True)
+        )
+        # mkstemp makes files private; a checkpoint is as readable as any file that the user makes.
+        draft.chmod(0o666 & ~_umask())
+        bytes_ = draft.stat().st_size
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return Conversion(
+        source=str(source),
+        out=target,
+        bytes=bytes_,
+        parameters=model.count_params(),
+        provenance=provenance(model),
+        compared=tuple(x.shape for x in inputs),
+        largest_difference=difference,
+        weights_equal=equal,
+    )
+
+
+def _check_target(source: str | Path, target: Path, *, overwrite: bool) -> None:
+    if target.suffix != ".keras":
+        raise UsageError(
+            "a Keras 3 file has the ending .keras",
+            path=target,
+            found=target.suffix or "no ending",
+            remedy=f"Write to {target.with_suffix('.keras').name}.",
+        )
+    if not target.parent.is_dir():
+        raise UsageError("the folder does not exist", path=target.parent, remedy="Make it first.")
+    if target.is_dir():
+        raise UsageError("is a folder", path=target, expected="the name of a file")
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise UsageError(
+            "the checkpoint would be written over itself", path=target, remedy="Give another name to the output."
+        )
+    if target.exists() and not overwrite:
+        raise UsageError("exists already", path=target, remedy="Replace it with --overwrite, or give another name.")
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _random_inputs(model: keras.Model, seed: int) -> list[np.ndarray[Any, Any]]:
+    random = np.random.default_rng(seed)
+    shapes = [tuple(n or _OPEN_SIZE for n in tensor.shape[1:]) for tensor in model.inputs]
+    return [random.random((2, *shape), dtype=np.float32) for shape in shapes]
+
+
+def _outputs(model: keras.Model, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    made = model(inputs[0] if len(inputs) == 1 else inputs, training=False)
+    return [_numpy(x) for x in keras.tree.flatten(made)]
+
+
+def _numpy(x: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(keras.ops.convert_to_numpy(x), dtype=np.float64)

@@ -1,0 +1,90 @@
+"""Layers inside of layers: walking them, holding them still, and finding those that do not keep still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+__all__ = ["all_layers", "fixed_weights", "leaves", "own_weights", "restless", "set_trainable", "with_inner"]
+
+
+def set_trainable(layers: Iterable[Any], value: bool) -> None:
+    """Set layers, all that is inside of them, and their weights.
+
+    `layer.trainable = value` alone is not enough: on the TensorFlow backend it does nothing where the layer has that value
+    already, even if layers inside or single weights have not.
+    """
+    for layer in with_inner(layers):
+        layer.trainable = value
+        for v in layer._trainable_variables:
+            v.trainable = value
+
+
+def leaves(model: keras.Model) -> list[Any]:
+    """The layers of a model with nested models opened up, each once."""
+    found: dict[int, Any] = {}
+    for layer in model.layers:
+        for leaf in leaves(layer) if isinstance(layer, keras.Model) else [layer]:
+            found[id(leaf)] = leaf
+    return list(found.values())
+
+
+def all_layers(model: Any) -> list[Any]:
+    """Every layer and nested model below `model`, also those inside of wrappers and composed layers, each once."""
+    return list({id(layer): layer for layer in model._flatten_layers(include_self=False, recursive=True)}.values())
+
+
+def with_inner(layers: Iterable[Any]) -> list[Any]:
+    """`layers` and all that is inside of them, each once."""
+    return list({id(inner): inner for layer in layers for inner in [layer, *all_layers(layer)]}.values())
+
+
+def own_weights(layer: Any) -> list[Any]:
+    """Weights of the layer itself; `layer.weights` has those of the layers inside too."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def fixed_weights(layer: Any) -> list[Any]:
+    """Weights that no gradient moves, whether the layer is trainable or not."""
+    return [v for inner in with_inner([layer]) for v in inner._non_trainable_variables]
+
+
+def restless(layer: Any) -> bool:
+    """Whether a layer that is not trainable still changes a weight when it is called with `training=True`.
+
+    Found out by calling it, since no attribute tells. A layer whose weights are all trained by gradient cannot (unless it
+    is a wrapper: `SpectralNormalization` assigns to the kernel of the layer inside), and Keras' own BatchNormalization is
+    known to keep still.
+    """
+    state = layer.weights if isinstance(layer, keras.layers.Wrapper) else fixed_weights(layer)
+    nodes = getattr(layer, "_inbound_nodes", ())
+    if not state or not nodes or isinstance(layer, keras.Model) or type(layer) is keras.layers.BatchNormalization:
+        return False
+    kept = [(v, np.array(ops.convert_to_numpy(v)), v.trainable) for v in layer.variables]
+    flags = [(inner, inner.trainable) for inner in with_inner([layer])]
+    arguments = nodes[0].arguments
+    args, kwargs = keras.tree.map_structure(_probe, (arguments.args, arguments.kwargs))
+    if layer._call_has_training_arg:
+        kwargs["training"] = True
+    try:
+        set_trainable([layer], False)
+        layer(*args, **kwargs)
+        watched = {id(v) for v in layer.weights}
+        return any((ops.convert_to_numpy(v) != value).any() for v, value, _ in kept if id(v) in watched)
+    finally:
+        for inner, trainable in flags:
+            inner._trainable = trainable
+        for v, value, trainable in kept:
+            v.assign(value)
+            v.trainable = trainable
+
+
+def _probe(argument: Any) -> Any:
+    """Ones in the shape of a symbolic tensor."""
+    if not isinstance(argument, keras.KerasTensor):
+        return argument
+    return ops.ones([2] + [size or 8 for size in argument.shape[1:]], dtype=argument.dtype)

@@ -1,0 +1,82 @@
+"""Work in several processes: in order, bounded, interruptible, and one crash costs one item."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.parallel import ordered_map
+
+
+def slow_square(number: int) -> int:
+    time.sleep(0.01 * (number % 3))
+    return number * number
+
+
+def square_or_die(number: int) -> int:
+    if number % 10 == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def raise_on_3(number: int) -> int:
+    if number == 3:
+        raise DataError("three", path="3.mat", found=3, kind="odd")
+    return number
+
+
+def touch(path: Path) -> int:
+    path.touch()
+    time.sleep(0.01)
+    return os.getpid()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_in_order(jobs: int) -> None:
+    assert list(ordered_map(slow_square, range(40), jobs=jobs, batch=3)) == [n * n for n in range(40)]
+    assert list(ordered_map(slow_square, [], jobs=jobs)) == []
+
+
+@pytest.mark.slow
+def test_a_crash_costs_one_item() -> None:
+    found = list(ordered_map(square_or_die, range(20), jobs=2, batch=4, crashed=lambda number: -number))
+    assert found == [-n if n % 10 == 7 else n * n for n in range(20)]
+
+
+@pytest.mark.slow
+def test_a_crash_names_its_item() -> None:
+    with pytest.raises(DataError, match="7: the process that worked on it ended"):
+        list(ordered_map(square_or_die, range(20), jobs=2, batch=4))
+
+
+def test_errors_come_through_whole() -> None:
+    with pytest.raises(DataError) as caught:
+        list(ordered_map(raise_on_3, range(8), jobs=2, batch=2))
+    assert (caught.value.kind, caught.value.path, str(caught.value)) == ("odd", "3.mat", "3.mat: three (found 3)")
+
+
+def test_little_is_done_ahead_and_nothing_after_closing(tmp_path: Path) -> None:
+    results = ordered_map(touch, [tmp_path / str(n) for n in range(1000)], jobs=2, batch=2, ahead=2)
+    assert isinstance(results, Iterator)
+    workers = {next(results)}
+    time.sleep(0.3)
+    done = len(list(tmp_path.iterdir()))
+    assert done <= 2 * 2 * 2, "the results that wait are bounded"
+    results.close()
+    assert len(list(tmp_path.iterdir())) <= done + 4
+    for worker in workers - {os.getpid()}:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+
+
+def test_one_job_is_lazy_and_in_this_process(tmp_path: Path) -> None:
+    results = ordered_map(touch, [tmp_path / str(n) for n in range(5)])
+    assert list(tmp_path.iterdir()) == []
+    assert next(results) == os.getpid()
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,95 @@
+"""Writing files so that a reader sees the old one or the new one, and nothing between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kerasseg_tfrecords.errors import KerassegError
+
+__all__ = ["explain_os_error", "lock", "sync_folder", "write_atomically"]
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Writes `data` to `path`: temporary file in the same folder, flush, fsync, rename.
+
+    Args:
+        path: The file; an existing one is replaced.
+        data: Bytes, or text that is written as UTF-8.
+        durable: False leaves out the fsync: a killed process still leaves the old or the new file, a power cut may not.
+
+    Raises:
+        KerassegError: Where the disk is full or the folder cannot be written; the earlier file is then untouched.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    temporary: str | None = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+            os.fchmod(stream.fileno(), 0o644)
+        os.replace(temporary, path)  # noqa: PTH105 - the word that the design uses for it
+        if durable:
+            sync_folder(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise explain_os_error(error, path) from error
+    except BaseException:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def explain_os_error(error: OSError, path: Path) -> KerassegError:
+    """`error`, which came of writing `path`, as a sentence with a remedy."""
+    remedies = {
+        errno.ENOSPC: ("no space left on the disk", "Free some space and run the same command again: it continues."),
+        errno.EDQUOT: ("the disk quota is used up", "Free some space and run the same command again: it continues."),
+        errno.EFBIG: ("the file grew over the system's limit", "Raise the limit (ulimit -f) and run again."),
+        errno.EACCES: ("no permission to write", "Choose another folder with --out, or change its permissions."),
+        errno.EPERM: ("no permission to write", "Choose another folder with --out, or change its permissions."),
+        errno.EROFS: ("the file system is read-only", "Choose another folder with --out."),
+    }
+    what, remedy = remedies.get(error.errno or 0, (f"cannot be written: {error.strerror or error}", None))
+    return KerassegError(what, path=path, remedy=remedy)
+
+
+@contextlib.contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Holds an exclusive lock on the file `path` while the block runs; it ends with the process, however that ends.
+
+    Args:
+        path: A file for the lock alone; created where it is missing.
+        what: What is locked, for the message ("shards").
+
+    Raises:
+        KerassegError: Where another process holds it.
+    """
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise KerassegError(
+                f"another process is writing these {what}",
+                path=path.parent,
+                remedy="Wait for it, or choose another --out.",
+            ) from None
+        yield

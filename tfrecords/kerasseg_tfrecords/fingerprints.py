@@ -1,0 +1,248 @@
+"""What is kept of a slice to find its copies: a digest, a perceptual hash and a small picture of its detail.
+
+Copies of a slice travel under other names, as JPEG instead of PNG, at another size, brighter, and turned or mirrored
+(every slice that BRISC 2025 took from the Cheng set is a mirror image of the original). All of that leaves the fingerprint
+comparable; `duplicates` does the comparing. The figures behind the choices here are in docs/split.md, and
+`python -m benchmarks.duplicates` prints them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "HASH_SIZE",
+    "ORIENTATIONS",
+    "SIDE",
+    "Fingerprint",
+    "Fingerprints",
+    "fingerprint",
+    "turn_details",
+    "turn_hashes",
+]
+
+SIDE = 48
+"""Side of the thumbnail, in pixels. At 48 re-encoding noise is averaged away and neighbouring slices still differ."""
+
+_BLUR = 1.5
+"""Standard deviation, in thumbnail pixels, of the blur that is taken off to leave the detail.
+
+Whole thumbnails of different patients correlate at up to 0.96, because all heads are bright ovals on black; their
+details at up to 0.79, and those of copies still at 0.99."""
+
+_RING = (6, 12)
+"""The DCT coefficients in the hash: those whose distance from the constant term is in [6, 12).
+
+Lower ones describe the oval that all heads share and select nothing; higher ones suffer from JPEG and resizing."""
+
+ORIENTATIONS = (
+    "same",
+    "mirrored",
+    "upside down",
+    "turned by 180",
+    "transposed",
+    "turned by 90",
+    "turned by 270",
+    "anti-transposed",
+)
+"""The eight ways in which a picture can lie. Bit 0: columns reversed; bit 1: rows reversed; bit 2: then transposed."""
+
+_DIGEST = 16
+
+
+def _ring() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    rows, columns = np.mgrid[: _RING[1], : _RING[1]]
+    radius = np.hypot(rows, columns)
+    return np.nonzero((radius >= _RING[0]) & (radius < _RING[1]))  # type: ignore[return-value]
+
+
+_ROWS, _COLUMNS = _ring()
+HASH_SIZE = len(_ROWS)
+"""Coefficients in the hash, one signed byte each."""
+# Where the coefficient of the transposed picture stands: the ring is symmetric, so it is always in it.
+_PARTNER = np.array(
+    [int(np.flatnonzero((c == _ROWS) & (r == _COLUMNS))[0]) for r, c in zip(_ROWS, _COLUMNS, strict=True)]
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fingerprint:
+    """One slice's fingerprint (about 2.4 KB).
+
+    Attributes:
+        digest: 16 bytes of a SHA-256; equal for equal pixels (and equal shape).
+        hash: (HASH_SIZE,) int8, 127 times the ring of DCT coefficients of the thumbnail, scaled to length 1. Mirroring
+            changes signs and transposing swaps places, so one hash serves all eight orientations.
+        detail: (SIDE, SIDE) int8, the thumbnail without its blur, scaled so that the largest value is 127.
+        variance: Variance of the thumbnail, in grey levels squared (0 to 16,256).
+    """
+
+    digest: bytes
+    hash: NDArray[np.int8]
+    detail: NDArray[np.int8]
+    variance: float
+
+    def to_bytes(self) -> bytes:
+        """The fingerprint as bytes of fixed length, for a cache file."""
+        arrays: tuple[bytes, bytes] = self.hash.tobytes(), self.detail.tobytes()
+        return b"".join((self.digest, struct.pack("<f", self.variance), *arrays))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Fingerprint:
+        """The opposite of `to_bytes`.
+
+        Raises:
+            ValueError: `data` has another length than a fingerprint.
+        """
+        expected = _DIGEST + 4 + HASH_SIZE + SIDE * SIDE
+        if len(data) != expected:
+            msg = f"a fingerprint has {expected} bytes. Received: {len(data)}"
+            raise ValueError(msg)
+        tail = np.frombuffer(data, np.int8, offset=_DIGEST + 4)
+        return cls(
+            digest=data[:_DIGEST],
+            variance=struct.unpack_from("<f", data, _DIGEST)[0],
+            hash=tail[:HASH_SIZE],
+            detail=tail[HASH_SIZE:].reshape(SIDE, SIDE),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fingerprints:
+    """Many fingerprints as columns, in the order of the slices.
+
+    Attributes:
+        digests: (n,) bytes of length 16, type `V16`.
+        hashes: (n, HASH_SIZE) int8.
+        details: (n, SIDE, SIDE) int8.
+        variances: (n,) float32.
+    """
+
+    digests: NDArray[np.void]
+    hashes: NDArray[np.int8]
+    details: NDArray[np.int8]
+    variances: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Number of slices."""
+        return len(self.digests)
+
+    @classmethod
+    def of(cls, prints: Iterable[Fingerprint]) -> Fingerprints:
+        """Columns from single fingerprints."""
+        rows = list(prints)
+        details = np.empty((len(rows), SIDE, SIDE), np.int8)
+        hashes = np.empty((len(rows), HASH_SIZE), np.int8)
+        for k, row in enumerate(rows):
+            details[k], hashes[k] = row.detail, row.hash
+        return cls(
+            digests=np.frombuffer(b"".join(row.digest for row in rows), dtype=f"V{_DIGEST}"),
+            hashes=hashes,
+            details=details,
+            variances=np.array([row.variance for row in rows], np.float32),
+        )
+
+    def take(self, indices: Sequence[int] | NDArray[np.intp]) -> Fingerprints:
+        """The fingerprints at `indices`, in that order."""
+        at = np.asarray(indices, np.intp)
+        return Fingerprints(self.digests[at], self.hashes[at], self.details[at], self.variances[at])
+
+
+def fingerprint(image: NDArray[Any]) -> Fingerprint:
+    """The fingerprint of one prepared slice.
+
+    Pass the uint8 image as it stands in the shards, so that data sets which came in different formats can be compared.
+    Size and aspect are free, but a copy is found only if it shows the same field of view: padding that is no letterbox,
+    or a crop to the head, make another picture. (A thumbnail of the bounding box of the head was tried and finds
+    fewer copies, not more: see docs/split.md.)
+
+    Args:
+        image: (height, width) or (height, width, channels) uint8; channels are averaged.
+
+    Returns:
+        The fingerprint; takes about 0.2 ms for 256 x 256 pixels.
+
+    Raises:
+        ValueError: The image is not uint8, not 2-D or 3-D, or empty.
+
+    Example:
+        >>> import numpy as np
+        >>> picture = np.arange(64, dtype=np.uint8).reshape(8, 8)
+        >>> fingerprint(picture).digest == fingerprint(picture.copy()).digest
+        True
+    """
+    if image.dtype != np.uint8 or image.ndim not in {2, 3} or image.size == 0:
+        msg = f"fingerprint needs a uint8 image of 2 or 3 dimensions. Received: {image.dtype} {image.shape}"
+        raise ValueError(msg)
+    pixels = np.ascontiguousarray(image)
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(pixels.data)
+    thumb = _thumbnail(pixels)
+    return Fingerprint(
+        digest=digest.digest()[:_DIGEST],
+        hash=_hash(thumb),
+        detail=_detail(thumb),
+        variance=float(np.float32(thumb.var())),
+    )
+
+
+def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    # float32 before averaging: in a dark slice with one hot pixel the head spans a few grey levels, and rounding the
+    # average to whole levels would be most of its detail.
+    thumb: NDArray[np.float32] = cv2.resize(pixels.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    if thumb.ndim == 3:
+        thumb = thumb.mean(axis=2)
+    return thumb
+
+
+def _hash(thumb: NDArray[np.float32]) -> NDArray[np.int8]:
+    ring = cv2.dct(thumb)[_ROWS, _COLUMNS]
+    length = float(np.linalg.norm(ring))
+    return _bytes(ring * (127 / length if length > 1e-3 else 0))
+
+
+def _detail(thumb: NDArray[np.float32]) -> NDArray[np.int8]:
+    detail = thumb - cv2.GaussianBlur(thumb, (0, 0), _BLUR)
+    detail -= detail.mean()
+    largest = float(np.abs(detail).max())
+    return _bytes(detail * (127 / largest if largest > 1e-3 else 0))
+
+
+def _bytes(values: NDArray[np.float32]) -> NDArray[np.int8]:
+    return np.rint(values).astype(np.int8)
+
+
+def turn_hashes(hashes: NDArray[np.int8], orientation: int) -> NDArray[np.int8]:
+    """The hashes that the slices would have if they lay in another orientation.
+
+    Args:
+        hashes: (n, HASH_SIZE) int8.
+        orientation: Index into `ORIENTATIONS`.
+
+    Returns:
+        (n, HASH_SIZE) int8: `turn_hashes(hash of x, k)` is the hash of `turn_details(x, k)`.
+    """
+    signs = np.ones(HASH_SIZE, np.int8)
+    if orientation & 1:
+        signs[_COLUMNS % 2 == 1] *= -1
+    if orientation & 2:
+        signs[_ROWS % 2 == 1] *= -1
+    turned = hashes * signs
+    return turned[:, _PARTNER] if orientation & 4 else turned
+
+
+def turn_details(details: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Pictures (n, side, side) laid in one of the `ORIENTATIONS`."""
+    if orientation & 1:
+        details = details[:, :, ::-1]
+    if orientation & 2:
+        details = details[:, ::-1]
+    return details.transpose(0, 2, 1) if orientation & 4 else details

@@ -1,0 +1,113 @@
+"""A function over many items in several processes: in order, in bounded memory, and not stopped by one that crashes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+from kerasseg_tfrecords.errors import DataError
+
+__all__ = ["available_cpus", "ordered_map"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_map(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    jobs: int = 1,
+    batch: int = 8,
+    ahead: int = 4,
+    crashed: Callable[[T], R] | None = None,
+) -> Iterator[R]:
+    """Yields `function(item)` for each item, in the order of the items whatever `jobs` is.
+
+    Args:
+        function: Can be pickled (module-level, or a `functools.partial` of such); its results too.
+        items: What to work on.
+        jobs: Processes. 1 works in this process, lazily, one item when it is asked for.
+        batch: Items that travel to a process together.
+        ahead: Batches that wait for each process. Not more than `batch * ahead * jobs` results are ever held.
+        crashed: What to yield for an item that ends its process (a fault in a C library, no memory left).
+
+    Raises:
+        DataError: An item ended its process, and there is no `crashed`.
+
+    Example:
+        >>> list(ordered_map(abs, [-2, 1]))
+        [2, 1]
+    """
+    if jobs <= 1:
+        yield from map(function, items)
+        return
+    rest = iter(items)
+    # Batches in flight with the future of each; None where a crash took the future away.
+    waiting: deque[tuple[list[T], Future[list[R]] | None]] = deque()
+    pool = _pool(jobs)
+    try:
+        while True:
+            while len(waiting) < jobs * ahead and (group := list(islice(rest, batch))):
+                waiting.append((group, pool.submit(_work, function, group)))
+            if not waiting:
+                return
+            group, future = waiting.popleft()
+            try:
+                results = (future or pool.submit(_work, function, group)).result()
+            except BrokenProcessPool:
+                # Everything in flight is lost with the pool. The culprit is found by working alone.
+                _end(pool)
+                waiting = deque((other, None) for other, _ in waiting)
+                results = [_alone(function, item, crashed) for item in group]
+                pool = _pool(jobs)
+            yield from results
+    finally:
+        _end(pool)
+
+
+def _end(pool: Executor) -> None:
+    pool.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]  # loky's own word
+
+
+def _pool(jobs: int) -> Executor:
+    # Not fork: the parent may hold threads (TensorFlow, OpenCV) whose locks a forked child would wait for for ever. Not
+    # spawn either: it runs the caller's script again, so that one without `if __name__ == "__main__"` would fail.
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    pool: Executor = ProcessPoolExecutor(jobs, initializer=_start_worker)
+    return pool
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    import cv2
+
+    cv2.setNumThreads(1)  # one process a processor is parallel enough
+
+
+def _work(function: Callable[[T], R], group: list[T]) -> list[R]:
+    return [function(item) for item in group]
+
+
+def _alone(function: Callable[[T], R], item: T, crashed: Callable[[T], R] | None) -> R:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_work, function, [item]).result()[0]
+        except BrokenProcessPool as error:
+            if crashed is not None:
+                return crashed(item)
+            name = str(getattr(item, "name", item))
+            remedy = "Check the file, the free memory, or use fewer --jobs."
+            raise DataError("the process that worked on it ended", path=name, remedy=remedy, kind="crashed") from error

@@ -1,0 +1,307 @@
+"""Jun Cheng's brain tumour data set (figshare 1512427): one MATLAB file a slice, with everything about it in `cjdata`.
+
+| field        | in MATLAB              | in MATLAB 7.3 files, as HDF5 shows it                            |
+| ------------ | ---------------------- | ---------------------------------------------------------------- |
+| `image`      | 512x512 int16          | transposed, for MATLAB stores columns; maxima 538 to 12,728      |
+| `tumorMask`  | 512x512 logical        | transposed as well; uint8                                        |
+| `label`      | 1, 2 or 3              | float64 (1, 1)                                                   |
+| `PID`        | text                   | uint16 codes, (length, 1)                                        |
+| `tumorBorder`| x, y, x, y, ...        | not read: the mask says the same                                 |
+
+Source: J. Cheng et al., "Enhanced performance of brain tumor classification via tumor region augmentation and
+partition", PLoS ONE 10(10), 2015.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.classes import class_name, unknown_class
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.slices import Reading, Slice
+from kerasseg_tfrecords.sources import hdf5, matlab5
+from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, Location, NotASlice, SourceOptions
+from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, read_bytes, suffix_of
+
+__all__ = ["FigshareSource"]
+
+_HEAD = 4096
+_PROBE = 64 * 2**20
+"""Larger files are not looked into to find out the format."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """What one file holds; arrays as MATLAB sees them (upright)."""
+
+    image: NDArray[Any]
+    mask: NDArray[Any] | None
+    label: str | float | None
+    patient: str
+
+
+class FigshareSource:
+    """Reads the figshare data set: folders of .mat files, its zip, and the zips in it."""
+
+    name = "figshare"
+
+    def recognises(self, tree: Tree) -> float:
+        """1 where some .mat files hold `cjdata` (0.5 among more images), 0.3 where none of them does, 0 without any."""
+        files = tree.with_suffix(".mat")
+        if not files:
+            return 0.0
+        # Spread over the list: what is no slice (cvind.mat) or damaged stands anywhere.
+        sample = {files[round(place * (len(files) - 1) / 15)] for place in range(16)}
+        if not any(_holds_cjdata(location) for location in sorted(sample)):
+            return 0.3
+        images = sum(count for suffix, count in tree.suffixes().items() if suffix in IMAGE_SUFFIXES)
+        return 1.0 if len(files) >= images else 0.5
+
+    def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
+        """One item for each .mat file; whether it holds a slice only reading tells (`NotASlice`)."""
+        del options
+        files = tree.with_suffix(".mat")
+        stems = [_stem(location.name) for location in files]
+        shared = {stem for stem, count in Counter(stems).items() if count > 1}
+        paths = Counter(
+            location.name[: -len(".mat")] for location, stem in zip(files, stems, strict=True) if stem in shared
+        )
+        items: list[Item] = []
+        for location, stem in zip(files, stems, strict=True):
+            if stem in shared:
+                path = location.name[: -len(".mat")]
+                stem = path if paths[path] == 1 else location.name
+            items.append(Item(self.name, location.name, (location,), slice_id=stem))
+        chosen = set(files)
+        left_out = [LeftOut(loc.name, _other_file(loc.name)) for loc in tree.locations if loc not in chosen]
+        notes: tuple[str, ...] = ()
+        if shared:
+            notes = (f"{len(shared)} file names stand in several folders; those slices are named by folder and file",)
+        return Listing(tuple(items), tuple(left_out), notes=notes)
+
+    def read(self, item: Item, options: SourceOptions) -> Reading:
+        """Reads one .mat file; image and mask are upright and row-major.
+
+        Raises:
+            NotASlice: A readable .mat file that holds vectors and texts only, as `cvind.mat` does.
+            DataError: Anything else that is not a slice with a known class and a fitting mask.
+        """
+        location = item.files[0]
+        digest, fields = _read_file(location, item.name, options)
+        slice_ = Slice(
+            image=fields.image,
+            mask=None if fields.mask is None else _binary(fields.mask, fields.image.shape, item.name),
+            slice_id=item.slice_id or _stem(item.name),
+            source=location.name,
+            label=item.label or _class(fields.label, item.name, options),
+            patient=item.patient or _patient(fields.patient, item.name, options),
+        )
+        return Reading((slice_,), sha256=digest)
+
+
+SOURCE = FigshareSource()
+
+
+def _stem(name: str) -> str:
+    base = re.split(r"[/!]", name)[-1]
+    return base[: -len(".mat")] if base.lower().endswith(".mat") else base
+
+
+def _other_file(name: str) -> str:
+    if suffix_of(name) in {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz"}:
+        return "an archive that is not read in place (only zips are); unpack it if it holds slices"
+    return "not a .mat file"
+
+
+def _holds_cjdata(location: Location) -> bool:
+    try:
+        data = read_bytes(location, limit=_PROBE)
+        if hdf5.is_hdf5(data[:_HEAD]):
+            with hdf5.open_hdf5(data, location.name) as root:
+                return hdf5.open_child(root, "cjdata", location.name) is not None
+        if matlab5.is_matlab5(data):
+            return "cjdata" in matlab5.read_variables(data, location.name, limit=_PROBE)
+    except DataError:
+        return False
+    return False
+
+
+def _byte_limit(options: SourceOptions) -> int:
+    """Bytes that a file may have: twice what an image of the largest allowed size takes as float64."""
+    return 16 * options.max_pixels + 2**20
+
+
+def _read_file(location: Location, name: str, options: SourceOptions) -> tuple[str, _Fields]:
+    data = read_bytes(location, limit=_byte_limit(options))
+    digest = hashlib.sha256(data).hexdigest()
+    if hdf5.is_hdf5(data[:_HEAD]):
+        with hdf5.open_hdf5(data, name) as root:
+            return digest, _read_hdf5(root, name, options)
+    if matlab5.is_matlab5(data):
+        return digest, _read_matlab5(data, name, options)
+    raise _not_matlab(data, name)
+
+
+def _not_matlab(data: bytes, name: str) -> DataError:
+    if not data:
+        return DataError("the file is empty", path=name, expected="a MATLAB file with cjdata", kind="empty")
+    if data.startswith(b"version https://git-lfs"):
+        remedy = "Run git lfs pull."
+        return DataError("a Git LFS pointer stands in the file's place", path=name, remedy=remedy)
+    if data.startswith(b"MATLAB"):
+        remedy = "Download or copy it again."
+        return DataError("the MATLAB file is cut off or damaged", path=name, found=f"{len(data)} bytes", remedy=remedy)
+    found = f"a file that begins with {data[:16]!r}"
+    return DataError("not a MATLAB file", path=name, found=found, expected="MATLAB 7.3 or MATLAB 5, with cjdata")
+
+
+def _read_hdf5(root: Any, name: str, options: SourceOptions) -> _Fields:
+    struct = hdf5.open_child(root, "cjdata", name)
+    if struct is None:
+        raise _without_cjdata({key: _hdf5_shape(root, key, name) for key in hdf5.members(root)}, name)
+    if not hdf5.is_group(struct):
+        raise DataError("cjdata is not a struct", path=name, found="an array", kind="no-cjdata")
+    image = hdf5.open_child(struct, "image", name)
+    if image is None:
+        raise _missing("image", hdf5.members(struct), name)
+    mask = hdf5.open_child(struct, "tumorMask", name)
+    label = hdf5.open_child(struct, "label", name)
+    patient = hdf5.open_child(struct, "PID", name)
+    most = options.max_pixels
+    if mask is None and options.masks:
+        raise _missing("tumorMask", hdf5.members(struct), name)
+    return _Fields(
+        image=_image(hdf5.read_numbers(image, "image", name, max_values=most, transpose=True), name),
+        mask=None if mask is None else hdf5.read_numbers(mask, "tumorMask", name, max_values=most, transpose=True),
+        label=None if label is None else _label_text(hdf5.read_text(label, "label", name)),
+        patient="" if patient is None else hdf5.read_text(patient, "PID", name),
+    )
+
+
+def _read_matlab5(data: bytes, name: str, options: SourceOptions) -> _Fields:
+    variables = matlab5.read_variables(data, name, limit=_byte_limit(options))
+    struct = variables.get("cjdata")
+    if struct is None:
+        shapes = {
+            key: None if value.text is None and value.array is None else value.shape for key, value in variables.items()
+        }
+        raise _without_cjdata(shapes, name)
+    if struct.fields is None:
+        raise DataError("cjdata is not a struct", path=name, found="an array", kind="no-cjdata")
+    fields = struct.fields
+    if "image" not in fields:
+        raise _missing("image", tuple(fields), name)
+    if "tumorMask" not in fields and options.masks:
+        raise _missing("tumorMask", tuple(fields), name)
+    return _Fields(
+        image=_image(_numbers(fields["image"], "image", name, options), name),
+        mask=_numbers(fields["tumorMask"], "tumorMask", name, options) if "tumorMask" in fields else None,
+        label=_label_text(_short_text(fields["label"], "label", name)) if "label" in fields else None,
+        patient=_short_text(fields["PID"], "PID", name) if "PID" in fields else "",
+    )
+
+
+def _numbers(variable: matlab5.Variable, what: str, name: str, options: SourceOptions) -> NDArray[Any]:
+    if variable.array is None:
+        found = "text" if variable.text is not None else "a cell, struct, sparse or complex array"
+        raise DataError(f"{what} holds no plain numbers", path=name, found=found, expected="a full numeric array")
+    if variable.array.size > options.max_pixels:
+        found, expected = f"{variable.array.size} pixels", f"at most {options.max_pixels}"
+        raise DataError(f"{what} is too large", path=name, found=found, expected=expected, kind="too-large")
+    return np.ascontiguousarray(variable.array)
+
+
+def _short_text(variable: matlab5.Variable, what: str, name: str) -> str:
+    if variable.text is not None and len(variable.text) <= 1024:
+        return variable.text.replace("\0", "").strip()
+    if math.prod(variable.shape) == 0:
+        return ""
+    if variable.array is None or variable.array.size != 1:
+        raise DataError(f"{what} is not one text or number", path=name, found=f"shape {variable.shape}")
+    return hdf5.number_text(variable.array.reshape(-1)[0])
+
+
+def _label_text(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _hdf5_shape(root: Any, key: str, name: str) -> tuple[int, ...] | None:
+    opened = hdf5.open_child(root, key, name)
+    return None if hdf5.is_group(opened) else (opened.shape or ())
+
+
+def _without_cjdata(shapes: dict[str, tuple[int, ...] | None], name: str) -> DataError:
+    """Left out where all variables are vectors, numbers or texts (`cvind.mat`); else a slice that is not as it should be.
+
+    Args:
+        shapes: Shape of each variable; None for a struct or something else that could hold an image.
+        name: The file.
+    """
+    listed = ", ".join(
+        f"{key} ({'struct' if shape is None else ' x '.join(map(str, shape)) or 'one value'})"
+        for key, shape in list(shapes.items())[:6]
+    )
+    if shapes and all(shape is not None and sum(length > 1 for length in shape) <= 1 for shape in shapes.values()):
+        return NotASlice(f"no slice: a MATLAB file that holds only {listed}", path=name, kind="not-a-slice")
+    found = listed or "no variables"
+    expected = "a struct cjdata with image, tumorMask, label and PID"
+    return DataError("there is no cjdata in it", path=name, found=found, expected=expected, kind="no-cjdata")
+
+
+def _missing(field: str, present: tuple[str, ...], name: str) -> DataError:
+    found = ", ".join(sorted(present)) or "no fields"
+    kind = "missing-mask" if field == "tumorMask" else "no-cjdata"
+    return DataError(f"cjdata has no {field}", path=name, found=found, kind=kind)
+
+
+def _image(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """The image if it is one: two-dimensional, not empty, finite."""
+    if array.ndim != 2 or array.size == 0:
+        found = f"an array of shape {array.shape}"
+        raise DataError("the image is no slice", path=name, found=found, expected="height x width", kind="empty-image")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        count = int(np.count_nonzero(~np.isfinite(array)))
+        remedy = "Replace them where the file was made."
+        raise DataError("the image holds NaN or infinite values", path=name, found=f"{count} pixels", remedy=remedy,
+                        kind="not-finite")  # fmt: skip
+    return array
+
+
+def _binary(mask: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
+    if mask.shape != shape:
+        found, expected = " x ".join(map(str, mask.shape)), " x ".join(map(str, shape))
+        raise DataError(
+            "mask and image differ in size", path=name, found=found, expected=expected, kind="size-mismatch"
+        )
+    if mask.dtype == np.uint8 and mask.max() <= 1:
+        return mask.view(np.bool_)
+    if mask.dtype.kind == "f" and not np.isfinite(mask).all():
+        raise DataError("the mask holds NaN or infinite values", path=name, kind="not-finite")
+    return np.asarray(mask > 0)
+
+
+def _class(label: str | float | None, name: str, options: SourceOptions) -> str:
+    found = None if label is None or label == "" else class_name(label, options.classes)
+    if found is None and options.masks:
+        if label is None or label == "":
+            raise DataError("cjdata has no label", path=name, kind="unknown-label")
+        raise DataError(unknown_class(label, options.classes), path=name, kind="unknown-label")
+    return found or ""  # to predict, nobody needs the class
+
+
+def _patient(stored: str, name: str, options: SourceOptions) -> str:
+    if options.patient_pattern is None:
+        return stored
+    found = re.search(options.patient_pattern, name)
+    return (found.group(1) if found.re.groups else found.group()) if found else stored

@@ -1,0 +1,347 @@
+"""HDF5 files from strangers: opened and read so that a small file cannot make the reader open others or fill the memory.
+
+HDF5 follows links into other files, keeps data in external files, maps data sets onto other files, and inflates a chunk
+for as long as its stream goes on. None of it is needed for slices, so each is refused before anything is read:
+
+* only hard links are followed (no soft, no external ones);
+* data sets must be numbers, of few enough values, stored contiguously or in chunks of the file itself;
+* chunks are inflated here, and must give the bytes that the chunk declares: HDF5 1.14 inflates however much there is,
+  and where it is less it reads behind the end of its buffer, which can end the process.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t, h5z
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.errors import DataError
+
+__all__ = ["is_hdf5", "members", "number_text", "open_child", "open_hdf5", "read_numbers", "read_text"]
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+MAX_CHUNKS = 65_536
+"""A data set in more pieces than this is refused; MATLAB writes a 512x512 image in 8."""
+SURELY_SMALL = 60_000
+"""Deflated bytes that cannot inflate to more than 62 MB, as deflate's ratio ends at 1,032."""
+_FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32"}
+_LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link into another file"}
+_LIBRARY_ERRORS = (
+    OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, SystemError, MemoryError, zlib.error
+)  # fmt: skip
+_NUMBERS = {h5t.INTEGER, h5t.FLOAT, h5t.ENUM}
+
+
+def is_hdf5(head: bytes) -> bool:
+    """Whether a file that begins with `head` is HDF5, behind a user block of 0, 512, 1024, ... bytes."""
+    places = [0, *(2**power for power in range(9, max(len(head).bit_length(), 9)))]
+    return any(head[place : place + 8] == SIGNATURE for place in places)
+
+
+@contextmanager
+def open_hdf5(data: bytes, name: str) -> Iterator[Any]:
+    """The root group of an HDF5 file, closed with everything that was opened from it at the end of the block.
+
+    Whatever the HDF5 library raises inside the block about a damaged file leaves it as a `DataError`.
+
+    Args:
+        data: The file. It is read once, for its hash and by HDF5: what is hashed is what is decoded, members of archives
+            need no file of their own, and it costs no more than letting HDF5 open the path.
+        name: What errors call it.
+    """
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    # The driver reads through BytesIO, which shares the bytes; HDF5's own in-memory files copy them twice.
+    access.set_fileobj_driver(h5fd.fileobj_driver, io.BytesIO(data))
+    try:
+        file = h5f.open(b"bytes in memory", h5f.ACC_RDONLY, access)
+    except _LIBRARY_ERRORS as error:
+        raise _damaged(name, error) from error
+    try:
+        yield h5g.open(file, b"/")
+    except DataError:
+        raise
+    except _LIBRARY_ERRORS as error:
+        raise _damaged(name, error) from error
+    finally:
+        file.close()
+
+
+def _damaged(name: str, error: Exception) -> DataError:
+    text = str(error)
+    if "truncated file" in text:
+        what, found = "the file is cut off", text[text.find("eof") :].rstrip(")")
+    else:
+        what, found = "the file is damaged", f"{type(error).__name__}: {text}"
+    return DataError(what, path=name, found=found, remedy="Download or copy it again.")
+
+
+def members(group: Any) -> tuple[str, ...]:
+    """Names in a group, at most 100, MATLAB's own (`#refs#`) left out."""
+    names: list[str] = []
+
+    def collect(name: bytes) -> bool | None:
+        text = name.decode("utf-8", "backslashreplace")
+        if not text.startswith("#"):
+            names.append(text)
+        return True if len(names) >= 100 else None
+
+    group.links.iterate(collect)
+    return tuple(sorted(names))
+
+
+def open_child(group: Any, child: str, name: str) -> Any:
+    """The group or data set `child` of `group`, None where there is none.
+
+    Raises:
+        DataError: It is a link, or neither a group nor a data set.
+    """
+    key = child.encode()
+    if not group.links.exists(key):
+        return None
+    link = group.links.get_info(key)
+    if link.type != h5l.TYPE_HARD:
+        found = _LINKS.get(link.type, f"a link of type {link.type}")
+        expected = "data in the file itself"
+        raise DataError(f"{child} is {found}; it was not followed", path=name, expected=expected, kind="unsafe-link")
+    opened = h5o.open(group, key)
+    if not isinstance(opened, h5d.DatasetID | h5g.GroupID):
+        raise DataError(f"{child} is neither a group nor a data set", path=name, kind="unreadable")
+    return opened
+
+
+def is_group(opened: Any) -> bool:
+    """Whether what `open_child` gave is a group."""
+    return isinstance(opened, h5g.GroupID)
+
+
+def read_numbers(dataset: Any, child: str, name: str, *, max_values: int, transpose: bool = False) -> NDArray[Any]:
+    """All of a numeric data set, as HDF5 orders it: MATLAB's arrays come out transposed unless `transpose` is said.
+
+    Args:
+        dataset: From `open_child`.
+        child: What errors call the data set.
+        name: What errors call the file.
+        max_values: More values than this are refused before anything is read.
+        transpose: Give the array with its axes reversed, row-major all the same. It costs less here, chunk by chunk, than
+            afterwards, and much less than what OpenCV makes of a transposed view.
+
+    Returns:
+        A new, row-major array of the stored shape (reversed with `transpose`) and type, in the machine's byte order.
+
+    Raises:
+        DataError: It is no data set of numbers, too large, damaged, or wants other files or unknown filters.
+    """
+    if not isinstance(dataset, h5d.DatasetID):
+        raise DataError(f"{child} is not an array", path=name, found="a group", expected="a numeric array")
+    plan = dataset.get_create_plist()
+    layout = plan.get_layout()
+    # Before the shape is asked for: that of a virtual data set is found by opening the files it is mapped onto.
+    if layout == h5d.VIRTUAL or plan.get_external_count():
+        what = f"{child} keeps its data in other files; they were not read"
+        raise DataError(what, path=name, expected="data in the file itself", kind="unsafe-link")
+    if dataset.get_type().get_class() not in _NUMBERS:
+        raise DataError(f"{child} holds no numbers", path=name, found=dataset.dtype, expected="a numeric array")
+    shape, dtype = dataset.shape, dataset.dtype
+    if shape is None or math.prod(shape) == 0:
+        return np.empty((shape or (0,))[:: -1 if transpose else 1], dtype)
+    values = math.prod(shape)
+    if values > max_values:
+        found = f"{' x '.join(map(str, shape))} values of {dtype.itemsize} bytes"
+        raise DataError(f"{child} is too large", path=name, found=found, expected=f"at most {max_values} values",
+                        kind="too-large")  # fmt: skip
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise DataError(f"{child} holds no plain numbers", path=name, found=dtype, expected="integers or floats")
+    if layout == h5d.CHUNKED:
+        array = _read_chunked(dataset, plan, child, name, shape, dtype, transpose=transpose)
+    elif dataset.get_storage_size() == 0:
+        raise DataError(f"{child} is declared but was never written", path=name, found="no data", kind="empty-image")
+    else:
+        array = _read_plain(dataset, shape, dtype, transpose=transpose)
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def _read_plain(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *, transpose: bool) -> NDArray[Any]:
+    array = np.empty(shape, dtype)
+    dataset.read(h5s.ALL, h5s.ALL, array)
+    return np.ascontiguousarray(array.T) if transpose else array
+
+
+def _read_chunked(
+    dataset: Any, plan: Any, child: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, transpose: bool
+) -> NDArray[Any]:
+    chunk = plan.get_chunk()
+    size = math.prod(chunk) * dtype.itemsize
+    grid = [range(0, length, step) for length, step in zip(shape, chunk, strict=True)]
+    pieces = math.prod(len(places) for places in grid)
+    # A chunk is read whole, so one that is far larger than the array is as bad as a large array.
+    if pieces > MAX_CHUNKS or size > 4 * math.prod(shape) * dtype.itemsize + 2**20:
+        found = f"{pieces} chunks of {size} bytes"
+        raise DataError(f"{child} is stored in absurd chunks", path=name, found=found, kind="too-large")
+    filters = [plan.get_filter(place)[0] for place in range(plan.get_nfilters())]
+    unknown = [code for code in filters if code not in _FILTERS]
+    if unknown or filters.count(h5z.FILTER_DEFLATE) > 1:
+        expected = "deflate, shuffle or none"
+        found = f"filters {', '.join(_FILTERS.get(code, str(code)) for code in filters)}"
+        remedy = "Store it again with MATLAB's own save -v7.3."
+        raise DataError(f"{child} is compressed in a way that is not read", path=name, found=found, expected=expected,
+                        remedy=remedy)  # fmt: skip
+    stored = _stored_chunks(dataset)
+    if not stored:
+        raise DataError(f"{child} is declared but was never written", path=name, found="no data", kind="empty-image")
+    for _, _, length in stored:
+        if length > size + size // 64 + 1024:
+            found = f"{length} bytes for a chunk of {size}"
+            raise DataError(f"{child} has a chunk that is larger stored than read", path=name, found=found)
+    if not filters:
+        return _read_plain(dataset, shape, dtype, transpose=transpose)
+    fill = _fill_value(plan, dtype) if len(stored) < pieces else None
+    array = np.empty(shape[::-1] if transpose else shape, dtype)
+    if fill is not None:
+        array[...] = fill
+    as_stored = array.T if transpose else array
+    inflate = _chunk_reader(filters, size, dtype.itemsize)
+    for offset, skipped, _ in stored:
+        raw = dataset.read_direct_chunk(offset)[1]
+        block = np.frombuffer(inflate(raw, skipped), dtype).reshape(chunk)
+        place = tuple(slice(start, start + step) for start, step in zip(offset, chunk, strict=True))
+        target = as_stored[place]
+        if target.shape == block.shape:
+            target[...] = block
+        else:  # the last chunk of a row or column stands over
+            target[...] = block[tuple(slice(0, length) for length in target.shape)]
+    return array
+
+
+def _stored_chunks(dataset: Any) -> list[tuple[tuple[int, ...], int, int]]:
+    """(offset, mask of filters that were skipped, stored bytes) of each chunk that was written."""
+    stored: list[tuple[tuple[int, ...], int, int]] = []
+
+    def collect(info: Any) -> None:
+        stored.append((info.chunk_offset, info.filter_mask, info.size))
+
+    dataset.chunk_iter(collect)
+    return stored
+
+
+def _fill_value(plan: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    fill = np.zeros((), dtype)
+    if plan.fill_value_defined() != h5d.FILL_VALUE_UNDEFINED:
+        plan.get_fill_value(fill)
+    return fill
+
+
+def _chunk_reader(filters: list[int], size: int, itemsize: int) -> Callable[[bytes, int], bytes]:
+    """A function that undoes `filters`, given a chunk's stored bytes and the mask of filters that were skipped."""
+
+    def undo(raw: bytes, skipped: int) -> bytes:
+        data = raw
+        for place in range(len(filters) - 1, -1, -1):
+            if skipped >> place & 1:
+                continue
+            if filters[place] == h5z.FILTER_DEFLATE:
+                data = _inflated(data, size)
+            elif filters[place] == h5z.FILTER_SHUFFLE:
+                data = _unshuffled(data, itemsize)
+            else:
+                data = _checked(data)
+        if len(data) != size:
+            raise ValueError(f"a chunk has {len(data)} bytes instead of {size}")
+        return data
+
+    return undo
+
+
+def _inflated(data: bytes, size: int) -> bytes:
+    """A zlib stream that should hold `size` bytes, inflated, without ever holding much more than that."""
+    if len(data) <= SURELY_SMALL:
+        # Without a limit, but with the right buffer from the start: a tenth faster, and most chunks are small.
+        return zlib.decompress(data, bufsize=size)
+    stream = zlib.decompressobj()
+    # Four bytes more for a checksum that lies within; the stream must end inside them.
+    inflated = stream.decompress(data, size + 5)
+    if not stream.eof:
+        raise ValueError(f"a chunk of {size} bytes inflates to more, or is cut off")
+    return inflated
+
+
+def _unshuffled(data: bytes, itemsize: int) -> bytes:
+    if itemsize == 1 or len(data) % itemsize:
+        return data
+    return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
+
+
+def _checked(data: bytes) -> bytes:
+    """Takes HDF5's Fletcher-32 checksum off the end of `data`, and compares it."""
+    body, stored = data[:-4], int.from_bytes(data[-4:], "little")
+    words = np.frombuffer(body[: len(body) // 2 * 2], ">u2").astype(np.uint64)
+    if len(body) % 2:
+        words = np.append(words, np.uint64(body[-1] << 8))
+    low, high = 0, 0
+    for start, stop in pairwise([*range(0, len(words), 2**15), len(words)]):
+        part = words[start:stop]
+        # sum over prefix sums, as weights that count down
+        high = (high + low * len(part) + int((part * np.arange(len(part), 0, -1, dtype=np.uint64)).sum())) % 65_535
+        low = (low + int(part.sum())) % 65_535
+    if (stored & 0xFFFF) % 65_535 != low or (stored >> 16) % 65_535 != high:
+        raise ValueError("a chunk does not match its checksum")
+    return body
+
+
+def read_text(dataset: Any, child: str, name: str, *, max_length: int = 1024) -> str:
+    """A short text: MATLAB's array of UTF-16 codes, a string of HDF5, or a number written out; "" for an empty one.
+
+    Args:
+        dataset: From `open_child`.
+        child: What errors call it.
+        name: What errors call the file.
+        max_length: A longer text is a `DataError`.
+    """
+    if not isinstance(dataset, h5d.DatasetID):
+        raise DataError(f"{child} is not a text", path=name, found="a group", expected="text or a number")
+    if dataset.get_type().get_class() == h5t.STRING:
+        return _read_string(dataset, child, name, max_length)
+    values = read_numbers(dataset, child, name, max_values=max_length)
+    if values.size == 0 or h5py.h5a.exists(dataset, b"MATLAB_empty"):
+        return ""
+    flat = values.ravel()
+    if flat.dtype.kind == "u" and flat.dtype.itemsize <= 2:
+        codes = flat.astype("<u2").tobytes()
+        return codes.decode("utf-16-le", "backslashreplace").replace("\0", "").strip()
+    if flat.size != 1:
+        raise DataError(f"{child} is not one text or number", path=name, found=f"{flat.size} values of {flat.dtype}")
+    return number_text(flat[0])
+
+
+def number_text(value: Any) -> str:
+    """A number as a person writes it: `1` for 1.0.
+
+    >>> number_text(100360.0), number_text(1.5)
+    ('100360', '1.5')
+    """
+    number = float(value)
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else str(number)
+
+
+def _read_string(dataset: Any, child: str, name: str, max_length: int) -> str:
+    plan = dataset.get_create_plist()
+    if plan.get_layout() == h5d.VIRTUAL or plan.get_external_count():
+        raise DataError(f"{child} keeps its data in other files; they were not read", path=name, kind="unsafe-link")
+    shape = dataset.shape
+    if shape is None or math.prod(shape) != 1 or dataset.get_type().get_size() > max_length:
+        raise DataError(f"{child} is not one short text", path=name, found=f"an array of texts, shape {shape}")
+    value = h5py.Dataset(dataset)[()]
+    value = value.reshape(-1)[0] if isinstance(value, np.ndarray) else value
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    if len(text) > max_length:
+        raise DataError(f"{child} is too long", path=name, found=f"{len(text)} characters", kind="too-large")
+    return text.strip("\0").strip()

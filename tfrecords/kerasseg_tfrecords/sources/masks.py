@@ -1,0 +1,185 @@
+"""Makes masks binary by one stated rule, and says what it did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.sources.images import Picture
+
+__all__ = ["binarise", "mask_of_picture"]
+
+_MAX_LABEL = 31  # whole numbers up to here are labels, larger ones grey levels
+_FEW = 8  # at most so many levels besides 0 may be regions of their own
+_NEAR = 8  # levels within 1/8 of black or white are noise of these two
+_DARK = 64  # a lossy mask must be brighter: below, 0/1 masks and noise cannot be told apart
+_MAX_GREY_SHARE = 0.25  # more grey pixels than this, and it is a picture
+_MAX_TUMOUR_SHARE = 0.5  # more than this, and the mask is probably inverted
+
+
+def binarise(
+    values: NDArray[Any], name: str, *, foreground: tuple[int, ...] | None = None, lossy: bool = False
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """The pixels of a mask that are tumour.
+
+    The rule, in this order, for a mask whose largest value is `M`:
+
+    1. All 0: no tumour.
+    2. One value besides 0 (0/1, 0/255, 0/128, ...): every pixel that is not 0 is tumour - unless `foreground` names labels
+       and the value is one of a label (31 or less): then rule 3.
+    3. Whole numbers, none above 31 (0/1/2/4): labels. `foreground` names those that are tumour, None means all but 0.
+    4. Not near-binary (a level between `M/8` and `7M/8`), yet at most 8 levels: regions drawn in shades of grey; tumour is
+       all but 0, or what `foreground` names.
+    5. Else grey levels around black and white, as JPEG (1-7 and 248-255) and resizing (soft edges) leave them: tumour is
+       what lies above half of `M` (128 and more for `M` = 255).
+
+    Masks stored as JPEG hold no labels: after 1 and 2 comes 5, and a largest value below 64 is refused.
+
+    Args:
+        values: (height, width), any real type.
+        name: For messages.
+        foreground: Label values that are tumour, for rules 3 and 4.
+        lossy: Whether the mask was stored as JPEG.
+
+    Returns:
+        (height, width) bool; notes on what was decided, none for plain 0/1, 0/255 and 0/65535 masks.
+
+    Raises:
+        DataError: Not a mask: NaN, negative values, no background, mostly grey, or a JPEG too dark to tell.
+
+    Example:
+        >>> noisy = np.array([[0, 3, 5], [250, 255, 252]], np.uint8)
+        >>> mask, notes = binarise(noisy, "a.png")
+        >>> mask.astype(int).tolist(), notes
+        ([[0, 0, 0], [1, 1, 1]], ('the mask had 6 values (0 to 255): cut at 128',))
+    """
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError(
+            "the mask holds NaN or infinite values", path=name, expected="0 and one value more", kind="not-finite"
+        )
+    levels = _levels(values)
+    top = levels[-1].item()
+    if levels[0] < 0:
+        raise DataError(
+            "the mask holds negative values", path=name, found=levels[0].item(), expected="0 or more", kind="bad-mask"
+        )
+    if top == 0:
+        return np.zeros(values.shape, np.bool_), ()
+    nonzero = levels[levels > 0]
+    if len(levels) == 1 or (levels[0] != 0 and _has_no_background(levels, lossy)):
+        raise DataError(
+            "the mask has no background",
+            path=name,
+            found=f"lowest value {_number(levels[0])}, highest {_number(top)}",
+            expected="0 outside the tumour",
+            remedy="Check that this is a mask and not inverted",
+            kind="bad-mask",
+        )
+    if len(nonzero) == 1 and levels[0] == 0 and not (lossy and top < _DARK):
+        # Where the user names labels, a mask with one of them only is still a mask of labels.
+        if not lossy and foreground is not None and (top <= _MAX_LABEL or max(foreground, default=0) > _MAX_LABEL):
+            return _labels(values, nonzero, foreground)
+        odd = f"the mask had the values 0 and {_number(top)}: {_number(top)} is tumour"
+        return _checked(values > 0, () if top in {1, 255, 65535} else (odd,))
+    whole = values.dtype.kind in "iu" or bool((levels == np.rint(levels)).all())
+    near = bool(((levels <= top / _NEAR) | (levels >= top - top / _NEAR)).all())
+    if not lossy and whole and (top <= _MAX_LABEL or (levels[0] == 0 and not near and len(nonzero) <= _FEW)):
+        return _labels(values, nonzero, foreground)
+    return _grey_levels(values, levels, name, lossy)
+
+
+def _levels(values: NDArray[Any]) -> NDArray[Any]:
+    """The values that occur, ascending. Counting is an order faster than sorting for the types that masks have."""
+    if values.dtype in (np.uint8, np.uint16):
+        return np.flatnonzero(np.bincount(values.ravel())).astype(values.dtype)
+    return np.unique(values)
+
+
+def _has_no_background(levels: NDArray[Any], lossy: bool) -> bool:
+    """Whether even the lowest level is tumour: labels that start at 1, or grey levels that start bright."""
+    top = levels[-1]
+    return bool(not lossy and top <= _MAX_LABEL) or bool(levels[0] > top / _NEAR)
+
+
+def _labels(
+    values: NDArray[Any], nonzero: NDArray[Any], foreground: tuple[int, ...] | None
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    found = ", ".join(_number(value) for value in nonzero)
+    if foreground is None:
+        return _checked(values > 0, (f"the mask had the labels {found}: all of them are tumour",))
+    wanted = ", ".join(str(value) for value in foreground)
+    return _checked(np.isin(values, foreground), (f"the mask had the labels {found}: {wanted} are tumour",))
+
+
+def _grey_levels(
+    values: NDArray[Any], levels: NDArray[Any], name: str, lossy: bool
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    top = levels[-1].item()
+    if lossy and top < _DARK:
+        raise DataError(
+            "the mask is a JPEG that is nearly black",
+            path=name,
+            found=f"no value above {_number(top)}",
+            expected="tumour near white",
+            remedy="Write masks as PNG; as JPEG, a 0/1 mask cannot be told from noise",
+            kind="bad-mask",
+        )
+    grey = np.count_nonzero((values > top / _NEAR) & (values < top - top / _NEAR)) / values.size
+    if grey > _MAX_GREY_SHARE:
+        raise DataError(
+            "not a mask",
+            path=name,
+            found=f"{grey:.0%} of its pixels are grey",
+            expected="black outside the tumour and white inside",
+            remedy="Check that image and mask are not swapped",
+            kind="bad-mask",
+        )
+    cut = (top + 1) / 2 if values.dtype.kind in "iu" else top / 2
+    note = f"the mask had {len(levels)} values ({_number(levels[0])} to {_number(top)}): cut at {_number(cut)}"
+    return _checked(values >= cut, (note,))
+
+
+def _checked(mask: NDArray[np.bool_], notes: tuple[str, ...]) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    share = float(mask.mean())
+    if share > _MAX_TUMOUR_SHARE:
+        notes = (*notes, f"the mask covers {share:.0%} of the image; is it inverted?")
+    return mask, notes
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def mask_of_picture(
+    picture: Picture, name: str, *, foreground: tuple[int, ...] | None = None
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """The tumour in a mask that was stored as a picture.
+
+    Colour masks count by their brightest channel. Transparent pixels are background; where the colours are the same all
+    over the picture, the opacity itself is the mask.
+
+    Args:
+        picture: As `decode_picture` gives it.
+        name: For messages.
+        foreground: As in `binarise`.
+
+    Returns:
+        As `binarise`.
+    """
+    values = picture.pixels
+    notes: tuple[str, ...] = ()
+    if values.ndim == 3:
+        values, notes = values.max(axis=2), ("the mask was in colour: its brightest channel counts",)
+    if picture.alpha is not None:
+        if (values == values.flat[0]).all():
+            values = picture.alpha
+        else:
+            values = np.where(picture.alpha > 0, values, 0).astype(values.dtype)
+        notes = (*notes, "the mask had transparent pixels: they are background")
+    mask, more = binarise(values, name, foreground=foreground, lossy=picture.lossy)
+    return mask, notes + more

@@ -1,0 +1,127 @@
+"""The tables of a TIFF file: how many pages, how large, and whether all their pixels are there."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+__all__ = ["Page", "read_tiff"]
+
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_MAX_PAGES = 10_000
+_REDUCED = 1  # bit of tag 254: a thumbnail of another page
+_JPEG = {6, 7}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page.
+
+    Attributes:
+        height, width: In pixels.
+        samples: Values a pixel.
+        bits: Bits a value.
+        palette: Whether the values point into a colour table.
+        inverted: Whether 0 is white.
+        lossy: Whether the pixels are JPEG inside the TIFF.
+        tile_pixels: Pixels of a tile; 0 for strips.
+        stored_end: Where the last strip or tile ends in the file.
+        stored_bytes: Bytes in all strips or tiles.
+        needed_bytes: Bytes that the pixels must have where they are not compressed; 0 where they are.
+    """
+
+    height: int
+    width: int
+    samples: int
+    bits: int
+    palette: bool
+    inverted: bool
+    lossy: bool
+    tile_pixels: int
+    stored_end: int
+    stored_bytes: int
+    needed_bytes: int
+
+
+def read_tiff(data: bytes) -> list[Page]:
+    """The full-size pages of a (Big)TIFF file; at least one.
+
+    Raises:
+        ValueError: The tables lie outside the file or make no sense.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in {b"+\x00", b"\x00+"}
+    try:
+        (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+        pages = []
+        seen: set[int] = set()
+        while offset:
+            if offset in seen or len(seen) >= _MAX_PAGES:
+                raise ValueError("its page table runs in a circle")
+            seen.add(offset)
+            tags, offset = _read_directory(data, offset, order, big)
+            if not _first(tags, 254) & _REDUCED:
+                pages.append(_page(tags))
+    except (struct.error, OverflowError):
+        raise ValueError("the file is cut off") from None
+    if not pages:
+        raise ValueError("no page in it")
+    return pages
+
+
+def _read_directory(data: bytes, offset: int, order: str, big: bool) -> tuple[dict[int, tuple[int, ...]], int]:
+    count_code, entry, inline = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
+    (count,) = struct.unpack_from(order + count_code, data, offset)
+    if count > 4096:
+        raise ValueError("an impossible page table")
+    position = offset + struct.calcsize(order + count_code)
+    tags: dict[int, tuple[int, ...]] = {}
+    for _ in range(count):
+        tag, kind, number = struct.unpack_from(order + entry, data, position)
+        place = position + struct.calcsize(order + entry)
+        position = place + inline
+        if kind not in _CODES or tag not in _WANTED:
+            continue
+        size = _SIZES[kind] * number
+        if size > inline:
+            (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
+        if place + size > len(data):
+            raise ValueError("the file is cut off")
+        tags[tag] = struct.unpack_from(f"{order}{number}{_CODES[kind]}", data, place)
+    (following,) = struct.unpack_from(order + ("Q" if big else "I"), data, position)
+    return tags, following
+
+
+_WANTED = {254, 256, 257, 258, 259, 262, 273, 277, 279, 284, 322, 323, 324, 325}
+
+
+def _first(tags: dict[int, tuple[int, ...]], tag: int, default: int = 0) -> int:
+    values = tags.get(tag, ())
+    return values[0] if values else default
+
+
+def _page(tags: dict[int, tuple[int, ...]]) -> Page:
+    height, width = _first(tags, 257), _first(tags, 256)
+    samples, bits = _first(tags, 277, 1), _first(tags, 258, 1)
+    compression, photometric = _first(tags, 259, 1), _first(tags, 262, 1)
+    offsets = tags.get(324) or tags.get(273, ())
+    lengths = tags.get(325) or tags.get(279, ())
+    if not offsets:
+        raise ValueError("no pixels in it")
+    # Old writers leave the lengths out; then only the decoder can tell.
+    ends = [offset + length for offset, length in zip(offsets, lengths, strict=False)] or list(offsets)
+    plain = compression == 1 and bool(lengths) and photometric != 6 and 324 not in tags
+    return Page(
+        height=height,
+        width=width,
+        samples=samples,
+        bits=bits,
+        palette=photometric == 3,
+        inverted=photometric == 0,
+        lossy=compression in _JPEG,
+        tile_pixels=_first(tags, 322) * _first(tags, 323),
+        stored_end=max(ends),
+        stored_bytes=sum(lengths) if lengths else 0,
+        needed_bytes=height * ((width * samples * bits + 7) // 8) if plain else 0,
+    )
