@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -188,8 +189,21 @@ def lines(manifest: Manifest) -> list[str]:
         said.append(f"Skipped, {len(manifest.skipped)} bad:")
         said += [f"  {one_line(name)}: {one_line(message)}" for name, _, message in manifest.skipped]
     said += _some(f"Left out, {len(manifest.left_out)} that are no slices", manifest.left_out)
-    said += _some(f"Remarks on slices, {len(manifest.remarks)}", manifest.remarks)
+    said += _some("Remarks on slices", _together(manifest.remarks))
     return said
+
+
+def _together(remarks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Equal remarks once, with their number and the first slice; the most frequent first."""
+    first: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for name, text in remarks:
+        first.setdefault(text, name)
+        times[text] += 1
+    return tuple(
+        (first[text] if count == 1 else f"{count} slices, for instance {first[text]}", text)
+        for text, count in times.most_common()
+    )
 
 
 def _some(heading: str, entries: tuple[tuple[str, str], ...], most: int = 5) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import blob, write_cvind, write_figshare, write_mat
+from kerasseg_tfrecords import integrity
 from kerasseg_tfrecords.integrity import check_data, check_slice
 from kerasseg_tfrecords.slices import Slice
+from kerasseg_tfrecords.sources.base import Listing
 
 IMAGE, MASK = blob(3, 96)
 
@@ -150,6 +153,20 @@ def test_problems_of_the_listing_are_in_the_report(tmp_path: Path) -> None:
     write_figshare(tmp_path, 1, 1)
     (tmp_path / "2.mat").symlink_to(tmp_path / "gone")
     assert [problem.kind for problem in check_data([tmp_path]).problems] == ["missing-file"]
+
+
+def test_two_slices_with_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No folder of .mat files can have them; an index table can.
+    original = integrity.find_items
+
+    def find_items(*arguments: Any) -> Listing:
+        listing = original(*arguments)
+        return replace(listing, items=tuple(replace(item, slice_id="7") for item in listing.items))
+
+    monkeypatch.setattr(integrity, "find_items", find_items)
+    (problem,) = check_data([write_figshare(tmp_path, 1, 2)]).problems
+    assert (problem.name, problem.kind) == ("2.mat", "duplicate-id")
+    assert "'7' is also that of 1.mat" in problem.message
 
 
 def test_inputs_may_share_ids(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -224,6 +225,21 @@ def test_all_bad_files_are_listed_at_once_and_nothing_is_written(raw: Path, tmp_
     manifest = prepare(folder, tmp_path / "out", SMALL.model_copy(update={"skip_bad": True}), jobs=2)
     assert [name for name, _, _ in manifest.skipped] == [f"scans/{n}.mat" for n in (3, 4, 8, 9)]
     assert sum(entry.slices for entry in manifest.counts) == 86
+
+
+def test_bad_members_of_archives_are_not_passed_over(raw: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "scans.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(raw.glob("*.mat")):
+            file.write(path, path.name)
+        file.writestr("../outside.mat", b"climbs out")
+    with pytest.raises(BadInputError) as caught:
+        prepare(archive, tmp_path / "out", SMALL, jobs=1)
+    assert ["outside.mat" in problem.name for problem in caught.value.problems] == [True]
+    manifest = prepare(archive, tmp_path / "out", SMALL.model_copy(update={"skip_bad": True}), jobs=1)
+    assert len(manifest.skipped) == 1
+    assert {record.slice_id for record in read_records(tmp_path / "out")} >= {"scans/1", "scans/2"}
+    assert not (tmp_path / "outside.mat").exists()
 
 
 def test_two_slices_with_one_id(tmp_path: Path) -> None:

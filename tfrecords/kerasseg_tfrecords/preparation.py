@@ -36,7 +36,7 @@ from kerasseg_tfrecords.manifest import (
 )
 from kerasseg_tfrecords.parallel import available_cpus, ordered_map
 from kerasseg_tfrecords.records import Payload
-from kerasseg_tfrecords.sources import detect, source_for
+from kerasseg_tfrecords.sources import find_items
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import open_tree
 from kerasseg_tfrecords.split import SPLITS
@@ -172,28 +172,34 @@ def source_options(options: PrepareOptions) -> SourceOptions:
 
 def _list_inputs(roots: Sequence[Path], options: PrepareOptions, hidden: Iterable[Path]) -> list[_Input]:
     """Finds the items of every input; whatever lies in the shard directory itself is not input."""
-    own = [path.resolve() for path in hidden]
     names = _input_names(roots)
     listed = []
     for root, name in zip(roots, names, strict=True):
         tree = open_tree(root)
-        outside = tuple(
-            location
-            for location in tree.locations
-            if not any(location.path.resolve().is_relative_to(folder) for folder in own)
-        )
-        if len(outside) < len(tree.locations):
+        inside = [
+            path.resolve().relative_to(root.resolve()).as_posix() + "/"
+            for path in hidden
+            if path.resolve().is_relative_to(root.resolve())
+        ]
+        if inside:
+            outside = tuple(place for place in tree.locations if not place.name.startswith(tuple(inside)))
             tree = replace(tree, locations=outside)
-        source = source_for(options.format) if options.format else detect(tree)
-        found = source.find_items(tree, source_options(options))
+        found = find_items(tree, source_options(options), options.format)
         listed.append(
             _Input(
                 name=name,
-                format=source.name,
+                format=options.format or (found.items[0].format if found.items else ""),
                 items=found.items,
-                problems=tuple(replace(problem, name=f"{name}/{problem.name}") for problem in found.problems),
+                problems=tuple(
+                    replace(problem, name=f"{name}/{problem.name}")
+                    for problem in found.problems
+                    if problem.level == "error"
+                ),
                 left_out=tuple(replace(entry, name=f"{name}/{entry.name}") for entry in found.left_out),
-                notes=tuple(f"{name}: {note}" for note in found.notes),
+                notes=(
+                    *(f"{name}/{problem}" for problem in found.problems if problem.level == "warning"),
+                    *(f"{name}: {note}" for note in found.notes),
+                ),
             )
         )
     return listed
