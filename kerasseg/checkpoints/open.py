@@ -110,7 +110,7 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
                 ), None
         case Kind.SAVED_MODEL:
             # Not above: it alone needs TensorFlow.
-            from kerasseg.checkpoints.savedmodel import open_savedmodel  # type: ignore[import-not-found]
+            from kerasseg.checkpoints.savedmodel import open_savedmodel
 
             return open_savedmodel(file, compare=options.compare), None
         case _:
