@@ -7,6 +7,7 @@ unfolded, without functions, control edges and variables - is run beside the reb
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,10 +37,12 @@ from kerasseg.checkpoints.graphs.signatures import (
     check_assets,
     choose_graph,
     choose_signature,
+    frozen_variables,
     keras_outputs,
     writer_of,
 )
 from kerasseg.checkpoints.graphs.variables import Variable, find_variables
+from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Opened", "open_savedmodel"]
@@ -52,27 +55,16 @@ _INTEGERS = frozenset({"uint8", "int8", "uint16", "int16", "int32", "int64", "bo
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A SavedModel as a Keras model, and how it became one.
+class Opened(OpenedModel):
+    """A SavedModel as a Keras model, and how it became one. All layers are in float32 and trainable.
 
     Attributes:
-        model: Native Keras layers in float32, all trainable. Outputs are in the order of the signature.
-        writer: For instance `Keras 3 export (TensorFlow 2.21.0)`.
-        translated: What is not as it was in the file, one sentence each.
-        largest_difference: Largest absolute difference between the outputs of the file's network and of `model` on random
-            input; None if it was not asked for.
-        signature: The signature that was rebuilt.
+        signature: The signature that was rebuilt; the model's outputs are in its order.
         unused: Variables of the file that the signature does not use, such as an optimizer's.
-        kind: What the checkpoint is.
     """
 
-    model: keras.Model
-    writer: str
-    translated: tuple[str, ...]
-    largest_difference: float | None
-    signature: str
-    unused: tuple[str, ...]
-    kind: str = "SavedModel"
+    signature: str = ""
+    unused: tuple[str, ...] = ()
 
 
 def open_savedmodel(path: str | Path, *, compare: bool = True) -> Opened:
@@ -132,10 +124,10 @@ def _open(folder: Path, *, compare: bool) -> Opened:
     check_arguments(graph)
     graph = _with_shapes(graph, variables, stored)
 
-    order = _output_order(signature, keras_outputs(folder))
+    order, named = _output_order(signature, keras_outputs(folder))
     builder = Builder(fuse(graph), variables, lambda key: _float(load(key)), {**PLAIN, **WEIGHTED})
     inputs = {name: _input(name, signature, graph) for name in signature.inputs}
-    rebuilt = builder.build(inputs, order, clean(folder.resolve().name) or "savedmodel")
+    rebuilt = builder.build(inputs, order, clean(folder.resolve().name) or "savedmodel", named=named)
 
     notes = [*rebuilt.notes, *_notes(chosen, variables, rebuilt, graph)]
     found = None
@@ -147,7 +139,8 @@ def _open(folder: Path, *, compare: bool) -> Opened:
     used = {variables[k].name for k in rebuilt.used}
     unused = sorted({names.get(k, k) for k in stored if k != _OBJECT_GRAPH} - used)
     largest = None if found is None else found.outputs
-    return Opened(rebuilt.model, writer_of(chosen, folder), tuple(notes), largest, signature.name, tuple(unused))
+    writer = writer_of(chosen, folder)
+    return Opened(rebuilt.model, writer, "SavedModel", tuple(notes), largest, signature.name, tuple(unused))
 
 
 def _read(folder: Path) -> Any:
@@ -256,9 +249,12 @@ def _input(name: str, signature: Signature, graph: Graph) -> Any:
     return keras.Input(sizes, dtype=dtype, name=clean(name) or "input")
 
 
-def _output_order(signature: Signature, preferred: Sequence[str]) -> list[str]:
+def _output_order(signature: Signature, preferred: Sequence[str]) -> tuple[list[str], bool]:
+    """Outputs in order, and whether the model gave them by name: Keras 3 calls those of a list `output_0`, `output_1`."""
     names = list(signature.outputs)
-    return list(preferred) if sorted(preferred) == sorted(names) else names
+    if sorted(preferred) == sorted(names):
+        return list(preferred), False
+    return names, len(names) > 1 and not all(re.fullmatch(r"output_\d+", n) for n in names)
 
 
 def _notes(meta_graph: Any, variables: Mapping[str, Variable], rebuilt: Rebuilt, graph: Graph) -> list[str]:
@@ -267,8 +263,7 @@ def _notes(meta_graph: Any, variables: Mapping[str, Variable], rebuilt: Rebuilt,
     half = sorted({str(n.attrs[k]) for n in graph.nodes.values() for k in ("T", "dtype") if n.attrs.get(k) in _HALF})
     if half:
         notes.append(f"computed in {' and '.join(half)}; rebuilt, and compared, in float32")
-    saved = [n.variable for n in meta_graph.object_graph_def.nodes if n.WhichOneof("kind") == "variable"]
-    fixed = {v.name.removesuffix(":0") for v in saved if not v.trainable}
+    fixed = frozen_variables(meta_graph)
     statistics = ("moving_mean", "moving_variance")
     frozen = sorted({v.prefix for k in rebuilt.used if (v := variables[k]).name in fixed and v.role not in statistics})
     if frozen:
@@ -307,7 +302,17 @@ def _compare(
         for name, slot in signature.inputs.items()
     }
     original = _Original(graph, weights, load, versions)
-    return agreement(graph, slots, order, rebuilt, original)
+    return agreement(graph, slots, order, rebuilt, original, _forward)
+
+
+def _forward(model: keras.Model, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    # As one graph: called eagerly, Keras keeps what every layer gives until the end, which costs 400 MB for 31 million
+    # parameters. As a concrete function: TensorFlow warns of functions that it traces again and again.
+    specifications = [tf.TensorSpec(i.shape, i.dtype) for i in images]
+    with tf.device("/CPU:0"):
+        call = tf.function(lambda *values: model(list(values), training=False), autograph=False)
+        found = call.get_concrete_function(*specifications)(*(tf.constant(i) for i in images))
+    return [np.asarray(t) for t in (found if isinstance(found, (list, tuple)) else [found])]
 
 
 class _Original:

@@ -27,6 +27,9 @@ TOLERANCE = 1e-5
 Original = Callable[[Sequence[Tensor], Mapping[str, np.ndarray]], list[np.ndarray]]
 """Wanted tensors of the file's network, for inputs by their signature's names."""
 
+Forward = Callable[[keras.Model, Sequence[np.ndarray]], list[np.ndarray]]
+"""Outputs of a model in inference mode, on the CPU, where float32 means float32."""
+
 _INSIDE = 12
 _INSIDE_ELEMENTS = 1 << 20
 _AT_ONCE = 1 << 26  # elements of tensors that are held at one time when each step is checked
@@ -55,7 +58,12 @@ class Agreement:
 
 
 def agreement(
-    graph: Graph, slots: Mapping[str, Slot], order: Sequence[str], rebuilt: Rebuilt, original: Original
+    graph: Graph,
+    slots: Mapping[str, Slot],
+    order: Sequence[str],
+    rebuilt: Rebuilt,
+    original: Original,
+    forward: Forward,
 ) -> Agreement:
     """Compare a network with the one that was rebuilt from it.
 
@@ -65,6 +73,7 @@ def agreement(
         order: Its outputs, in the model's order.
         rebuilt: The model.
         original: Runs the file's network.
+        forward: Runs a model.
 
     Raises:
         CheckpointError: They disagree, or the file's network does not run.
@@ -72,11 +81,10 @@ def agreement(
     outputs = [graph.outputs[n] for n in order]
     inside = _inside(graph, rebuilt, [t.node for t in outputs])
     wanted = [*outputs, *(Tensor(k) for k in inside)]
-    probe = keras.Model(rebuilt.model.inputs, [*rebuilt.model.outputs, *(rebuilt.tensors[k] for k in inside)])
+    results = [rebuilt.values[t] for t in outputs]
+    probe = keras.Model(rebuilt.model.inputs, [*results, *(rebuilt.tensors[k] for k in inside)])
     images, theirs = _first_that_runs(slots, lambda images: original(wanted, images))
-    with keras.device("cpu:0"):  # where float32 means float32
-        ours = probe.predict_on_batch([images[n] for n in slots])
-    found = difference(theirs, ours if isinstance(ours, list) else [ours], len(order))
+    found = difference(theirs, forward(probe, [images[n] for n in slots]), len(order))
     if found.relative <= TOLERANCE:
         return found
     worst, where = _worst_step(graph, rebuilt, images, original)

@@ -93,7 +93,7 @@ def dense_over_last_axis(view: View, node: Node) -> Node | None:
         source = turned.inputs[0]
     if view.leaf(product.inputs[1]) is None or scope(flat.name) != scope(product.name):
         return None
-    return made(node, "dense", (source, product.inputs[1]), {}, product.name)
+    return made(node, "dense", (source, product.inputs[1]), {})
 
 
 def bias(view: View, node: Node) -> Node | None:

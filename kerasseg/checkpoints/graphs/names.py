@@ -11,6 +11,9 @@ __all__ = ["Names", "clean"]
 
 _LONGEST = 100
 
+# Scopes that TensorFlow's own functions open within the scope of a layer.
+_INNER = frozenset({"Gelu", "LogSigmoid", "Repeat", "Tensordot", "clip_by_value", "moments", "resize"})
+
 
 def clean(text: str) -> str:
     """A name that Keras, file formats and terminals can bear.
@@ -47,7 +50,10 @@ class Names:
 
     def for_node(self, name: str, default: str) -> str:
         """The name for a layer without variables, from its node's name."""
-        layer = scope(name).rpartition("/")[2]
+        path = scope(name)
+        while "/" in path and re.sub(r"_\d+$", "", path.rpartition("/")[2]) in _INNER:
+            path = scope(path)
+        layer = path.rpartition("/")[2]
         if self._numbered:
             layer = re.sub(r"_\d+$", "", layer)
         return self._free(clean(layer) or default, reserved=True)

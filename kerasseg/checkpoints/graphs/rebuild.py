@@ -90,13 +90,14 @@ class Builder:
                 scopes.append((scope(node.name), prefix))
         self.names = Names((v.prefix for k, v in self.variables.items() if k in self.graph.nodes), scopes)
 
-    def build(self, inputs: Mapping[str, Any], outputs: Sequence[str], name: str) -> Rebuilt:
+    def build(self, inputs: Mapping[str, Any], outputs: Sequence[str], name: str, *, named: bool = False) -> Rebuilt:
         """Build the model.
 
         Args:
             inputs: Signature name -> `keras.Input` tensor.
             outputs: Signature names in the order in which the model shall return them.
             name: The model's name.
+            named: Whether several outputs are returned by name.
 
         Raises:
             CheckpointError: An operation has no Keras layer, or a weight does not fit.
@@ -117,7 +118,8 @@ class Builder:
                 f"variables that scaled or shifted channels are depthwise convolutions of 1x1 now ({loose})"
             )
         args = next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs)
-        model = keras.Model(args, results[0] if len(results) == 1 else results, name=name)
+        gives: Any = dict(zip(outputs, results, strict=True)) if named else results
+        model = keras.Model(args, results[0] if len(results) == 1 else gives, name=name)
         for variable, value, where in self._pending.values():
             _assign(variable, value(), where)
         tensors = {t.node: v for t, v in self.values.items() if t.output == 0 and isinstance(v, keras.KerasTensor)}

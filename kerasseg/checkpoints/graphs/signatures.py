@@ -12,7 +12,16 @@ from typing import Any
 from kerasseg.checkpoints.graphs.messages import type_name
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Signature", "Slot", "check_assets", "choose_graph", "choose_signature", "keras_outputs", "writer_of"]
+__all__ = [
+    "Signature",
+    "Slot",
+    "check_assets",
+    "choose_graph",
+    "choose_signature",
+    "frozen_variables",
+    "keras_outputs",
+    "writer_of",
+]
 
 _PREFERRED = ("serving_default", "serve")
 _MAX_METADATA = 64 << 20
@@ -120,6 +129,22 @@ def writer_of(meta_graph: Any, folder: Path) -> str:
         f"TensorFlow 1 SavedModel{suffix}"
         if version.startswith("1.") or not objects
         else f"TensorFlow SavedModel{suffix}"
+    )
+
+
+def frozen_variables(meta_graph: Any) -> frozenset[str]:
+    """Names of the variables that Keras listed as not trainable, moving statistics among them."""
+    nodes = meta_graph.object_graph_def.nodes
+    lists = {c.local_name: c.node_id for c in nodes[0].children} if nodes else {}
+    if not {"variables", "trainable_variables"} <= lists.keys():
+        return frozenset()
+
+    def members(name: str) -> set[int]:
+        return {c.node_id for c in nodes[lists[name]].children}
+
+    fixed = members("variables") - members("trainable_variables")
+    return frozenset(
+        nodes[i].variable.name.removesuffix(":0") for i in fixed if nodes[i].WhichOneof("kind") == "variable"
     )
 
 
