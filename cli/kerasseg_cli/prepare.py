@@ -10,7 +10,7 @@ import typer
 
 from kerasseg_cli.console import print_json, progress_bar, screen
 from kerasseg_cli.options import Debug, Json, Quiet
-from kerasseg_tfrecords.errors import one_line
+from kerasseg_tfrecords.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.manifest import Manifest
@@ -127,8 +127,8 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is no list of whole numbers such as 1,4", param_hint="--foreground"
+        raise UsageError(
+            f"--foreground cannot be {text!r}", expected="whole numbers with commas, such as 1,4"
         ) from None
 
 
