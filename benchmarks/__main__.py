@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import prepare, startup
+from benchmarks import augmentation, prepare, startup
 
 if __name__ == "__main__":
-    for part in (startup, prepare):
+    for part in (startup, prepare, augmentation):
         part.main()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from kerasseg_tfrecords.errors import UsageError
 from numpy.typing import ArrayLike, NDArray
 
 from kerasseg.randomness import permutation, uniforms
+from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["stratified_batches"]
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import keras
 import numpy as np
 from keras import ops
-from kerasseg_tfrecords.errors import UsageError
 from numpy.typing import ArrayLike, NDArray
+
+from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["DiceBCELoss", "as_pair", "class_weights"]
 
@@ -24,7 +25,7 @@ class DiceBCELoss(keras.losses.Loss):
         bce  = mean(w * (-g * log(p) - (1 - g) * log(1 - p))),   w = positive_weight where g = 1, else 1
         loss = dice_weight * (1 - dice) + bce_weight * bce
 
-    The Dice term is that of V-Net (Milletari, Navab, Ahmadi, 3DV 2016, equation 4; there with squares in the
+    The Dice term is that of V-Net (Milletari, Navab, Ahmadi, 3DV 2016; there with squares in the
     denominator, which `squared=True` gives) and follows overlap whatever the size of the tumour; the cross-entropy adds
     a well-behaved gradient to every pixel, and to slices without tumour, where the Dice term alone gives next to none
     (the sum of both is the nnU-Net loss, Isensee et al., Nature Methods 2021).

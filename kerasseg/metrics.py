@@ -20,9 +20,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import keras
 import numpy as np
 from keras import ops
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.losses import as_pair
+from kerasseg_tfrecords.errors import UsageError
 
 __all__ = [
     "MEASURES",

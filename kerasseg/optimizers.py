@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+
 from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["DecayedAdam", "decays", "set_l2"]
@@ -17,7 +18,7 @@ def decays(variable: Any) -> bool:
     """Whether weight decay applies to a variable: to kernels, not to biases and normalisation.
 
     Pulling a bias or a normalisation's scale towards 0 shifts what a layer puts out and regularises nothing (Goyal et
-    al., "Accurate, large minibatch SGD", 2017, section 5.3; He et al., "Bag of tricks", CVPR 2019). They are told by
+    al., "Accurate, large minibatch SGD", 2017; He et al., "Bag of tricks", CVPR 2019). They are told by
     their shape, at most one axis longer than 1 (so also `Addons>InstanceNormalization` and the like), or by their name.
 
     Args:

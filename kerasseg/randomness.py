@@ -6,8 +6,9 @@ import zlib
 from typing import Any
 
 import numpy as np
-from kerasseg_tfrecords.errors import UsageError
 from numpy.typing import NDArray
+
+from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["permutation", "uniforms"]
 

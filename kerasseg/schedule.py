@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import keras
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.plateau import RECIPE_STAGES, Drop, Event, PlateauRule, PlateauState, Stop, Thaw
+from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["PlateauSchedule"]
 

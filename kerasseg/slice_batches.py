@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-from kerasseg_tfrecords.errors import UsageError
 from numpy.typing import ArrayLike, NDArray
 
 from kerasseg.augment import SafeAugmentation
 from kerasseg.batches import stratified_batches
+from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["SliceBatches"]
 

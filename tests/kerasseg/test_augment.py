@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.augment import COLUMNS, REFUSED, SafeAugmentation, refuse
 from kerasseg.randomness import permutation, uniforms
+from kerasseg_tfrecords.errors import UsageError
 
 NOTHING = np.array([0, 0, 1, 1], np.float32)
 # OpenCV 4 rounds the position of a sample to 1/32 pixel; OpenCV 5 does not.

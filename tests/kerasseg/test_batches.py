@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.batches import stratified_batches
+from kerasseg_tfrecords.errors import UsageError
 
 counts_of_classes = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 sizes = st.integers(1, 17)

@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.losses import DiceBCELoss, class_weights
+from kerasseg_tfrecords.errors import UsageError
 
 
 def plain(mask, p, dice=1.0, bce=1.0, smooth=1.0, positive=1.0, squared=False):

@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.losses import DiceBCELoss
 from kerasseg.metrics import (
@@ -23,6 +22,7 @@ from kerasseg.metrics import (
     SoftDice,
     slice_scores,
 )
+from kerasseg_tfrecords.errors import UsageError
 
 METRICS = (DiceScore, SoftDice, IoU, Precision, Recall)
 

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.optimizers import DecayedAdam, decays, set_l2
+from kerasseg_tfrecords.errors import UsageError
 
 
 def network(seed=0):

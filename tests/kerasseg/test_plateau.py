@@ -6,9 +6,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.plateau import Drop, PlateauRule, PlateauState, Stop, Thaw
+from kerasseg_tfrecords.errors import UsageError
 
 
 def timeline(rule, scores, baseline=None):

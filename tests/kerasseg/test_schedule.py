@@ -5,10 +5,10 @@ import json
 import keras
 import numpy as np
 import pytest
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.plateau import Drop, Stop
 from kerasseg.schedule import PlateauSchedule
+from kerasseg_tfrecords.errors import UsageError
 
 
 class Scripted(keras.callbacks.Callback):

@@ -3,13 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from kerasseg_tfrecords.errors import UsageError
 
 from kerasseg.augment import SafeAugmentation
 from kerasseg.batches import stratified_batches
 from kerasseg.losses import DiceBCELoss
 from kerasseg.metrics import DiceScore
 from kerasseg.slice_batches import SliceBatches
+from kerasseg_tfrecords.errors import UsageError
 
 
 def arrays(n=20):
