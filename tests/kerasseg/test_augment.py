@@ -1,6 +1,8 @@
 """Augmentation: what is drawn, what it does, and that the fast way equals the reference."""
 
 import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import keras
@@ -256,6 +258,71 @@ def test_refuses_shapes():
         augmentation.apply_numpy(np.repeat(images, 2, axis=-1), masks, strong())
     with pytest.raises(ValueError, match="1 or 3 channels"):
         augmentation.apply_numpy(np.repeat(images, 3, axis=-1), masks, strong(), channels=1)
+
+
+def test_results_stay_what_they_are_while_anybody_holds_them():
+    images, masks = batch(4, 16, 16)
+    augmentation = SafeAugmentation()
+    held, expected = [], []
+    for epoch in range(30):
+        got, got_masks = augmentation.apply_numpy(images, masks, augmentation.parameters(0, epoch, np.arange(4)))
+        expected.append(got.copy())
+        # Whole, a view of a view, a tensor: all of them hold the memory; the masks are let go.
+        held.append([got, got[1:][:2], tf.constant(got)][epoch % 3])
+        if epoch % 3 == 1:
+            expected[-1] = expected[-1][1:3]
+        del got, got_masks
+    for a, b in zip(held, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_tensorflow_holds_the_memory_of_its_tensors():
+    images, masks = batch(4, 32, 32)
+    augmentation = SafeAugmentation()
+    tables = np.stack([augmentation.parameters(0, epoch, np.arange(4)) for epoch in range(60)])
+    expected = [tuple(a.copy() for a in SafeAugmentation().apply_numpy(images, masks, t)) for t in tables]
+
+    def fast(table):
+        return tf.numpy_function(lambda t: augmentation.apply_numpy(images, masks, t), [table], [tf.float32] * 2)
+
+    data = tf.data.Dataset.from_tensor_slices(tables).map(fast, num_parallel_calls=3).prefetch(4)
+    held = []
+    for number, found in enumerate(data):
+        held = [*held[-5:], (number, found)]
+        for i, (image, mask) in held:
+            np.testing.assert_array_equal(image, expected[i][0])
+            np.testing.assert_array_equal(mask, expected[i][1])
+
+
+def test_memory_is_used_again_and_does_not_pile_up():
+    images, masks = batch(2, 64, 64)
+    augmentation, table = SafeAugmentation(), strong(2)
+    places = set()
+    for _ in range(10):
+        got, got_masks = augmentation.apply_numpy(images, masks, table)
+        places |= {got.ctypes.data, got_masks.ctypes.data}
+        assert all(place % 64 == 0 for place in places)
+        del got, got_masks
+    assert len(places) <= 4
+    held = [augmentation.apply_numpy(images[:n], masks[:n], table[:n]) for n in (1, 2) * 30]
+    assert len({a.ctypes.data for pair in held for a in pair}) == 120
+    assert len(augmentation._fast._results.kept) <= 16
+
+
+def test_many_threads_get_what_one_gets():
+    images, masks = batch(6, 64, 64, 3)
+    augmentation = SafeAugmentation()
+    tables = [augmentation.parameters(1, epoch, np.arange(6)) for epoch in range(40)]
+    expected = [tuple(a.copy() for a in SafeAugmentation().apply_numpy(images, masks, t)) for t in tables]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda t: augmentation.apply_numpy(images, masks, t), tables))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+
+
+def test_can_be_sent_to_worker_processes():
+    assert pickle.loads(pickle.dumps(SafeAugmentation(zoom=0.2))) == SafeAugmentation(zoom=0.2)
 
 
 def test_empty_batch():

@@ -52,6 +52,18 @@ def test_proportional(counts, size, seed, epoch):
     assert within_whole_numbers(each.cumsum(axis=0), k * share, n).all()  # and so all batches so far
 
 
+@pytest.mark.parametrize(("counts", "size"), [([4, 4, 5, 5], 3), ([6, 6, 3, 7, 7], 4)])
+def test_mixes_for_which_the_earliest_deadline_alone_does_not_do(counts, size):
+    # Found by search: the first needs the first of the rules that break ties, the second also the second.
+    labels, n = labels_of(counts), sum(counts)
+    for seed in range(40):
+        batches = stratified_batches(labels, size, seed=seed)
+        each = per_batch(labels, batches, len(counts))
+        k = np.arange(1, len(batches) + 1)[:, None]
+        assert within_whole_numbers(each, size * np.array(counts), n).all()
+        assert within_whole_numbers(each.cumsum(axis=0), k * size * np.array(counts), n).all()
+
+
 @given(counts=counts_of_classes, size=sizes, seed=st.integers(0, 99))
 def test_balanced(counts, size, seed):
     labels, classes = labels_of(counts), len(counts)
