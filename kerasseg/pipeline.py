@@ -214,7 +214,8 @@ def load_split(
 
     Example:
         >>> train = load_split("shards", "train", batch_size=8, channels=3)  # doctest: +SKIP
-        >>> model.fit(train, validation_data=load_split("shards", "val", channels=3), epochs=20)  # doctest: +SKIP
+        >>> validation = load_split("shards", "val", channels=3)  # doctest: +SKIP
+        >>> model.fit(train, validation_data=validation, epochs=20, shuffle=False)  # doctest: +SKIP
     """
     worker = (0, 1) if input_context is None else (input_context.input_pipeline_id, input_context.num_input_pipelines)
     if split == "train":

@@ -7,6 +7,7 @@ are read by several threads at once.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,7 @@ class FileSlices:
     scheduler with a limit would kill what only looks large. The system caches either way.
 
     Args:
-        path: The file; it stays open, so that it may be removed while it is in use.
+        path: The file; it stays open as long as this object lives, so that it may be removed while it is in use.
         count: How many slices it holds.
         layout: Of its rows.
 
@@ -193,7 +194,8 @@ class FileSlices:
 
     def __init__(self, path: Path, count: int, layout: RowLayout) -> None:
         self.path, self.layout, self._count = path, layout, count
-        self._stream = path.open("rb", buffering=0)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
         """How many slices there are."""
@@ -210,7 +212,7 @@ class FileSlices:
         for row, number in zip(rows, numbers.tolist(), strict=True):
             done = 0
             while done < width:  # one call reads at most 2 GB, and may be interrupted
-                got = os.preadv(self._stream.fileno(), [row[done:].data], number * width + done)
+                got = os.preadv(self._descriptor, [row[done:].data], number * width + done)
                 if got == 0:
                     raise DataError(
                         "the cache of slices is shorter than it was",
@@ -219,7 +221,3 @@ class FileSlices:
                     )
                 done += got
         return rows
-
-    def close(self) -> None:
-        """Gives the file back."""
-        self._stream.close()

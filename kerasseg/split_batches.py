@@ -8,13 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg.augment import SafeAugmentation
 from kerasseg.batches import stratified_batches
-from kerasseg.buffers import Buffers
 from kerasseg.losses import class_weights
 from kerasseg.slice_sources import Progress
 from kerasseg.split_slices import MEMORY_BUDGET, CacheChoice, Caching, SplitSlices, open_split
@@ -120,7 +118,6 @@ class TrainingBatches:
         self.channels = _channels(self.slices, channels)
         self.batch_size, self.balance, self.seed = batch_size, balance, seed
         self.augmentation, self.with_labels = augmentation, with_labels
-        self._finish = _Finish(self.channels, augmentation)
         self.numbers = np.flatnonzero(self.slices.with_tumour()) if positives_only else np.arange(len(self.slices))
         self.labels = self.slices.labels
         self._check_content(positives_only)
@@ -157,7 +154,10 @@ class TrainingBatches:
         plan = self._plan(epoch)
         numbers = plan.batches[step, first : first + count]
         images, masks = self.slices.pixels(numbers)
-        image, mask = self._finish(images, masks, None if plan.table is None else plan.table[numbers])
+        if plan.table is None or self.augmentation is None:
+            image, mask = _plain(images, self.channels), masks.astype(np.float32)
+        else:
+            image, mask = self.augmentation.apply_numpy(images, masks, plan.table[numbers], self.channels)
         return Batch(image, mask, self._weights[numbers], self.labels[numbers], numbers)
 
     def _make_plan(self, epoch: int) -> _Plan:
@@ -238,7 +238,6 @@ class EvaluationBatches:
         self.channels = _channels(self.slices, channels)
         self.batch_size, self.pad, self.with_labels = batch_size, pad, with_labels
         self.labels = self.slices.labels
-        self._finish = _Finish(self.channels)
         self.steps = -(-len(self.slices) // batch_size)
 
     @property
@@ -269,54 +268,19 @@ class EvaluationBatches:
         # The filling is the last slice once more, so that it is an image like others.
         safe = np.minimum(numbers, len(self.slices) - 1)
         images, masks = self.slices.pixels(safe)
-        image, mask = self._finish(images, masks)
         return Batch(
-            image,
-            mask,
+            _plain(images, self.channels),
+            masks.astype(np.float32),
             there.astype(np.float32),
             self.labels[safe],
             np.where(there, numbers, -1),
         )
 
 
-class _Finish:
-    """The last steps of every batch: augmentation, float32, channels.
-
-    Args:
-        channels: Of the result.
-        augmentation: None for none.
-    """
-
-    def __init__(self, channels: int, augmentation: SafeAugmentation | None = None) -> None:
-        self._channels, self._augmentation = channels, augmentation
-        self._buffers = Buffers()
-
-    def __call__(
-        self, images: NDArray[np.uint8], masks: NDArray[np.uint8], table: NDArray[np.float32] | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Images and masks of a batch as the network takes them.
-
-        Args:
-            images: (n, size, size, 1 or 3), 0 to 255.
-            masks: (n, size, size, 1), 0 and 1.
-            table: (n, 4) parameters of the augmentation.
-        """
-        out = self._buffers.empty((*images.shape[:3], self._channels))
-        out_masks = self._buffers.empty(masks.shape)
-        if self._augmentation is None or table is None:
-            np.divide(images, np.float32(255), out=out)
-            out_masks[...] = masks
-            return out, out_masks
-        # Slice by slice: what lies between the steps stays in the processor's cache.
-        for i in range(len(images)):
-            one = slice(i, i + 1)
-            image, mask = self._augmentation.apply_numpy(images[one], masks[one], table[one])
-            if image.shape[3] == self._channels:
-                out[i] = image[0]
-            else:
-                cv2.cvtColor(image[0], cv2.COLOR_GRAY2RGB, dst=out[i])
-            out_masks[i] = mask[0]
-        return out, out_masks
+def _plain(images: NDArray[np.uint8], channels: int) -> NDArray[np.float32]:
+    """Images as the network takes them, without augmentation."""
+    scaled = images.astype(np.float32) / np.float32(255)
+    return scaled if images.shape[3] == channels else np.repeat(scaled, channels, axis=3)
 
 
 def _channels(slices: SplitSlices, channels: int | None) -> int:
