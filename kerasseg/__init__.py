@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kerasseg.metrics import ClassScores, DiceScore, IoU, Precision, Recall, SliceScores, SoftDice, slice_scores
     from kerasseg.network import unet
     from kerasseg.optimizers import DecayedAdam, set_l2
+    from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
@@ -33,6 +34,7 @@ _HOMES = {
     "DecayedAdam": "kerasseg.optimizers",
     "DiceBCELoss": "kerasseg.losses",
     "DiceScore": "kerasseg.metrics",
+    "EvaluationData": "kerasseg.pipeline",
     "FreezeReport": "kerasseg.freezing",
     "IoU": "kerasseg.metrics",
     "PlateauRule": "kerasseg.plateau",
@@ -45,10 +47,12 @@ _HOMES = {
     "SliceBatches": "kerasseg.slice_batches",
     "SliceScores": "kerasseg.metrics",
     "SoftDice": "kerasseg.metrics",
+    "TrainingData": "kerasseg.pipeline",
     "class_weights": "kerasseg.losses",
     "find_blocks": "kerasseg.blocks",
     "fit_to_task": "kerasseg.fitting",
     "freeze": "kerasseg.freezing",
+    "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
     "provenance": "kerasseg.checkpoints",
     "set_l2": "kerasseg.optimizers",
@@ -64,6 +68,7 @@ __all__ = [
     "DecayedAdam",
     "DiceBCELoss",
     "DiceScore",
+    "EvaluationData",
     "FreezeReport",
     "IoU",
     "PlateauRule",
@@ -76,11 +81,13 @@ __all__ = [
     "SliceBatches",
     "SliceScores",
     "SoftDice",
+    "TrainingData",
     "__version__",
     "class_weights",
     "find_blocks",
     "fit_to_task",
     "freeze",
+    "load_split",
     "open_checkpoint",
     "provenance",
     "set_l2",
