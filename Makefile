@@ -1,4 +1,5 @@
 # Everything a newcomer needs, on a machine with only Python (3.11 to 3.13) and make.
+#   make demo        set up, then what works today, on synthetic slices
 #   make test        set up, then the whole suite           make lint    ruff, formatter, types
 #   make test-fast   set up, then what takes under 90 s     make bench   the benchmarks, as ratios
 #   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.installed
 # Two processes halve the time on two cores; tests that go together (module fixtures) stay together.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-.PHONY: test test-fast torture lint format bench docs clean
+.PHONY: demo test test-fast torture lint format bench docs clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -30,6 +31,9 @@ test-fast: $(STAMP)
 
 torture: $(STAMP)
 	KERASSEG_TORTURE=20 $(PYTEST) -m slow -k "kill"
+
+demo: $(STAMP)
+	$(BIN)/python docs/examples/demo.py demo-output
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

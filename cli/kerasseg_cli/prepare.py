@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,7 +146,8 @@ def show(manifest: Manifest, out: Path) -> None:
     millimetres = all(entry.tumour_mm2 is not None for entry in manifest.counts if entry.slices)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("class")
-    for heading in ("split", "slices", "%", "patients", "empty", f"mean tumour {'mm²' if millimetres else 'px'}"):
+    who = "groups" if manifest.split.slices_without_patient else "patients"
+    for heading in ("split", "slices", "%", who, "empty", f"mean tumour {'mm²' if millimetres else 'px'}"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     of_class = {name: sum(c.slices for c in manifest.counts if c.label == name) for name in manifest.classes}
     for name in manifest.classes:
@@ -194,15 +196,16 @@ def lines(manifest: Manifest) -> list[str]:
 
 
 def _together(remarks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Equal remarks once, with their number and the first slice; the most frequent first."""
-    first: dict[str, str] = {}
+    """Remarks that differ in numbers alone once, with their count and the first slice; the most frequent first."""
+    first: dict[str, tuple[str, str]] = {}
     times: Counter[str] = Counter()
     for name, text in remarks:
-        first.setdefault(text, name)
-        times[text] += 1
+        kind = re.sub(r"\d+", "#", text)
+        first.setdefault(kind, (name, text))
+        times[kind] += 1
     return tuple(
-        (first[text] if count == 1 else f"{count} slices, for instance {first[text]}", text)
-        for text, count in times.most_common()
+        (first[kind][0] if count == 1 else f"{count} slices, for instance {first[kind][0]}", first[kind][1])
+        for kind, count in times.most_common()
     )
 
 

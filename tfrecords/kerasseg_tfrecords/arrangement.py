@@ -143,6 +143,12 @@ def _families(slices: Sequence[Spooled], options: PrepareOptions) -> tuple[tuple
         # The readers have taken patients from file names by it; such ids need not match it once more.
         if any(patients) and not any(pattern.fullmatch(patient) for patient in patients if patient):
             pattern = None
+        if not any(patients):
+            raise UsageError(
+                f"--patient-pattern {options.patient_pattern!r} finds no patient in any name or id",
+                found=f"names such as {facts[0].source!r}",
+                remedy="Write a pattern that occurs in them; brackets mark the patient.",
+            )
     by: Literal["patient", "id"] = "id" if options.split_by == "id" else "patient"
     found = groups_of(
         patients, [piece.slice_id for piece in facts], [piece.volume for piece in facts], by=by, pattern=pattern

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -101,8 +103,16 @@ def _pool(jobs: int) -> Executor:
     return pool
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone: a killed parent tells its workers nothing, and they would wait on."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     import cv2
 
     cv2.setNumThreads(1)  # one process a processor is parallel enough

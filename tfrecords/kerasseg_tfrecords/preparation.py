@@ -112,9 +112,16 @@ def prepare(
         chunks = _convert(listed, options, work / "spool", jobs or available_cpus(), progress)
         slices, problems, left_out = _collect(listed, chunks)
         if problems and not options.skip_bad:
-            raise BadInputError(problems)
+            remedy = (
+                f"Mend or remove them, or leave them out with --skip-bad. What was read is kept in {_partial(target)}."
+            )
+            raise BadInputError(problems, remedy=remedy)
         if not slices:
-            raise BadInputError(problems, "not one good slice") if problems else DataError("not one slice in the input")
+            raise (
+                BadInputError(problems, "not one good slice", remedy="Mend the files.")
+                if problems
+                else DataError("not one slice in the input")
+            )
         arrangement = arrange(slices, options, splits=splits, exclude_overlap=exclude_overlap, progress=progress)
         shards = _write_shards(arrangement, options, work, progress)
         manifest = _manifest(arrangement, options, listed, slices, shards, problems, left_out)
@@ -191,7 +198,7 @@ def _list_inputs(roots: Sequence[Path], options: PrepareOptions, hidden: Iterabl
                 format=options.format or (found.items[0].format if found.items else ""),
                 items=found.items,
                 problems=tuple(
-                    replace(problem, name=f"{name}/{problem.name}")
+                    replace(problem, name=name if problem.name == "." else f"{name}/{problem.name}")
                     for problem in found.problems
                     if problem.level == "error"
                 ),

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.files import explain_os_error
 from kerasseg_tfrecords.manifest import Manifest, ShardFacts, load_manifest
 from kerasseg_tfrecords.records import Record
 from kerasseg_tfrecords.schema import decode
+from kerasseg_tfrecords.split import SPLITS
 
 __all__ = ["family_names", "file_sha256", "read_records", "read_shard", "shard_paths", "write_family"]
 
@@ -146,7 +147,7 @@ def read_shard(path: Path, *, size: int, channels: int) -> Iterator[Record]:
         count += 1
 
 
-def read_records(folder: Path | str, splits: Sequence[str] = ("train", "val", "test")) -> Iterator[Record]:
+def read_records(folder: Path | str, splits: str | Sequence[str] = SPLITS) -> Iterator[Record]:
     """All records of the named splits of a shard directory, as NumPy arrays, file by file.
 
     Example:
@@ -154,6 +155,10 @@ def read_records(folder: Path | str, splits: Sequence[str] = ("train", "val", "t
         ...     print(record.slice_id, record.image.shape, record.mask.mean())
     """
     manifest = load_manifest(folder)
-    for split in splits:
+    wanted = [splits] if isinstance(splits, str) else list(splits)
+    unknown = [split for split in wanted if split not in (*SPLITS, "validation")]
+    if unknown:
+        raise UsageError("unknown split", found=", ".join(unknown), expected=", ".join(SPLITS))
+    for split in wanted:
         for path in shard_paths(folder, split, manifest):
             yield from read_shard(path, size=manifest.size, channels=manifest.channels)

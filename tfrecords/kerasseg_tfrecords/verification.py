@@ -176,9 +176,15 @@ def _check_crossings(manifest: Manifest, state: _State) -> None:
         say = state.warnings
     known = {frozenset(chain) for chain in manifest.unmerged_chains}
     excused = {name for chain in known for name in chain}
+    chained = []
     for pair in find_duplicates(Fingerprints.of(state.prints)).pairs:
         first, second = state.ids[pair.first], state.ids[pair.second]
         if state.splits[pair.first] == state.splits[pair.second]:
             continue
         line = f"{first} ({state.splits[pair.first]}) and {second} ({state.splits[pair.second]}) show the same image"
-        (state.warnings if first in excused and second in excused else say).append(line)
+        (chained if first in excused and second in excused else say).append(line)
+    if chained:
+        state.warnings.append(
+            f"{len(chained)} look-alikes of chains that prepare did not merge (see the manifest) stand on two sides, for "
+            f"instance {chained[0]}"
+        )
