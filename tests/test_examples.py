@@ -54,6 +54,7 @@ EXPORT = """
 import kerasseg
 kerasseg.unet((32, 32, 3), filters=4, seed=0).export("unet-export", verbose=False)
 kerasseg.unet((32, 32, 3), filters=4, seed=0).save("unet.keras")
+kerasseg.unet((32, 32, 3), filters=4, seed=0).save("unet.h5")
 """
 
 

@@ -176,7 +176,7 @@ def _check_crossings(manifest: Manifest, state: _State) -> None:
         say = state.warnings
     known = {frozenset(chain) for chain in manifest.unmerged_chains}
     excused = {name for chain in known for name in chain}
-    chained = []
+    chained: list[str] = []
     for pair in find_duplicates(Fingerprints.of(state.prints)).pairs:
         first, second = state.ids[pair.first], state.ids[pair.second]
         if state.splits[pair.first] == state.splits[pair.second]:
