@@ -154,7 +154,7 @@ def test_which_signature(by_hand: Path) -> None:
     assert open_savedmodel(by_hand, compare=False).signature == "serving_default"
     with edited(by_hand) as message:
         message.meta_graphs[0].signature_def.clear()
-    with pytest.raises(CheckpointError, match=r"has no signature to call \(found none"):
+    with pytest.raises(CheckpointError, match=r"has no signature to call"):
         open_savedmodel(by_hand)
 
 
