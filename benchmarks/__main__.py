@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks import open_savedmodel, prepare, startup
+import importlib
+
+PARTS = ("startup", "prepare", "duplicates", "freezing", "open_savedmodel", "augmentation")
 
 if __name__ == "__main__":
-    for part in (startup, prepare, open_savedmodel):
-        part.main()
+    for part in PARTS:
+        print(f"== {part}")
+        importlib.import_module(f"benchmarks.{part}").main()

@@ -3,7 +3,7 @@
     python -m benchmarks.prepare [--slices 3000] [--data FOLDER] [--rounds 3]
 
 Without --data it makes slices like the figshare ones; with it, the .mat files there are linked under new names until there
-are enough. Start-up (imports, worker processes) is shown apart: it is the time of the same command over 8 files.
+are enough. Start-up (imports, worker processes) is shown apart: it is the time of the same command over 64 files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from pathlib import Path
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.manifest import PrepareOptions
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]), Path(sys.argv[3]), PrepareOptions(split="80/10/10"), jobs=int(sys.argv[2]), overwrite=True)
+    prepare(Path(sys.argv[1]), Path(sys.argv[3]), PrepareOptions(split_by="slice"), jobs=int(sys.argv[2]), overwrite=True)
 """
 
 
@@ -72,13 +72,13 @@ def main() -> None:
         loop, script = work / "loop.py", work / "run.py"
         loop.write_text(LOOP)
         script.write_text(PREPARE)
-        folders = {count: work / f"slices{count}" for count in (8, 300, asked.slices)}
+        folders = {count: work / f"slices{count}" for count in (64, 300, asked.slices)}
         for count, folder in folders.items():
             if asked.data:
                 link(asked.data, folder, count)
             else:
                 make_slices(folder, count)
-        many, few, out = folders[asked.slices], folders[8], work / "out"
+        many, few, out = folders[asked.slices], folders[64], work / "out"
         run(loop, many, 1)  # warm the page cache
         net: dict[tuple[str, int], list[float]] = {}
         for _ in range(asked.rounds):
@@ -90,7 +90,7 @@ def main() -> None:
                     net.setdefault((f"{label} start-up", jobs), []).append(start)
         print(f"prepare, {asked.slices} .mat files, start-up taken off")
         for (label, jobs), times in net.items():
-            rate = "" if "start" in label else f", {asked.slices / statistics.median(times):.0f} slices/s"
+            rate = "" if "start" in label else f", {(asked.slices - 64) / statistics.median(times):.0f} slices/s"
             print(f"  {label}, {jobs} process(es): seconds {spread(times)}{rate}")
         for jobs in (1, 2):
             ratios = [p / q for p, q in zip(net["prepare", jobs], net["loop", jobs], strict=True)]

@@ -12,36 +12,87 @@ from typing import TYPE_CHECKING, Any
 from kerasseg_tfrecords._version import __version__
 
 if TYPE_CHECKING:
+    from kerasseg.augment import SafeAugmentation
+    from kerasseg.batches import stratified_batches
     from kerasseg.blocks import Block, Blocks, find_blocks
     from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
     from kerasseg.fitting import fit_to_task
     from kerasseg.freezing import FreezeReport, freeze
+    from kerasseg.losses import DiceBCELoss, class_weights
+    from kerasseg.metrics import ClassScores, DiceScore, IoU, Precision, Recall, SliceScores, SoftDice, slice_scores
     from kerasseg.network import unet
+    from kerasseg.optimizers import DecayedAdam, set_l2
+    from kerasseg.pipeline import EvaluationData, TrainingData, load_split
+    from kerasseg.plateau import PlateauRule, PlateauState
+    from kerasseg.schedule import PlateauSchedule
+    from kerasseg.slice_batches import SliceBatches
 
 _HOMES = {
     "Block": "kerasseg.blocks",
     "Blocks": "kerasseg.blocks",
+    "ClassScores": "kerasseg.metrics",
+    "DecayedAdam": "kerasseg.optimizers",
+    "DiceBCELoss": "kerasseg.losses",
+    "DiceScore": "kerasseg.metrics",
+    "EvaluationData": "kerasseg.pipeline",
     "FreezeReport": "kerasseg.freezing",
+    "IoU": "kerasseg.metrics",
+    "PlateauRule": "kerasseg.plateau",
+    "PlateauSchedule": "kerasseg.schedule",
+    "PlateauState": "kerasseg.plateau",
+    "Precision": "kerasseg.metrics",
     "Provenance": "kerasseg.checkpoints",
+    "Recall": "kerasseg.metrics",
+    "SafeAugmentation": "kerasseg.augment",
+    "SliceBatches": "kerasseg.slice_batches",
+    "SliceScores": "kerasseg.metrics",
+    "SoftDice": "kerasseg.metrics",
+    "TrainingData": "kerasseg.pipeline",
+    "class_weights": "kerasseg.losses",
     "find_blocks": "kerasseg.blocks",
     "fit_to_task": "kerasseg.fitting",
     "freeze": "kerasseg.freezing",
+    "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
     "provenance": "kerasseg.checkpoints",
+    "set_l2": "kerasseg.optimizers",
+    "slice_scores": "kerasseg.metrics",
+    "stratified_batches": "kerasseg.batches",
     "unet": "kerasseg.network",
 }
 
 __all__ = [
     "Block",
     "Blocks",
+    "ClassScores",
+    "DecayedAdam",
+    "DiceBCELoss",
+    "DiceScore",
+    "EvaluationData",
     "FreezeReport",
+    "IoU",
+    "PlateauRule",
+    "PlateauSchedule",
+    "PlateauState",
+    "Precision",
     "Provenance",
+    "Recall",
+    "SafeAugmentation",
+    "SliceBatches",
+    "SliceScores",
+    "SoftDice",
+    "TrainingData",
     "__version__",
+    "class_weights",
     "find_blocks",
     "fit_to_task",
     "freeze",
+    "load_split",
     "open_checkpoint",
     "provenance",
+    "set_l2",
+    "slice_scores",
+    "stratified_batches",
     "unet",
 ]
 

@@ -9,28 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Any
 
 import keras
-from keras import layers
 
-from kerasseg.detours import effective_areas
-from kerasseg.graph import Graph, Step, flatten
-from kerasseg.scales import Place, image_axes, measure
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
+from kerasseg.graph import Step, flatten
+from kerasseg.levels import Layout, side
+from kerasseg.scales import is_permutation
+from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["Block", "Blocks", "Skip", "find_blocks"]
-
-_NORMALISATIONS = (
-    layers.Normalization,
-    layers.BatchNormalization,
-    layers.LayerNormalization,
-    layers.GroupNormalization,
-    layers.RMSNormalization,
-    layers.UnitNormalization,
-)
-_SUMS = {"Add", "Average", "Maximum", "Minimum", "Subtract"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,247 +162,85 @@ def find_blocks(model: keras.Model) -> Blocks:
         >>> blocks.of("joined").name, blocks["bottleneck"].scale
         ('decoder_1', 2)
     """
-    graph = flatten(model)
-    _check_input(graph)
-    return _Reading(graph).blocks()
+    return _assemble(Layout(flatten(model)))
 
 
-def _check_input(graph: Graph) -> None:
-    shapes = [graph.steps[i].shape for i in graph.inputs]
-    if len(shapes) != 1:
-        raise CheckpointError(
-            f"the network takes {len(shapes)} inputs", found=", ".join(map(str, shapes)), expected="one image input"
-        )
-    rank = len(shapes[0])
-    if rank != 4:
-        kinds = {5: "a 3-D network (volumes)", 3: "a network for sequences", 2: "a network for vectors"}
-        raise CheckpointError(
-            f"{kinds.get(rank, 'a network for something else than images')}, no 2-D encoder-decoder",
-            found=f"input {shapes[0]}",
-            expected="input (batch, height, width, channels)",
-        )
+def _assemble(layout: Layout) -> Blocks:
+    """What was read, as blocks."""
+    members: dict[str, dict[int, tuple[keras.Layer, str]]] = {}
+    taken: set[int] = set()
+    for step in layout.graph.steps:
+        # A layer used in several places belongs to the first.
+        if step.layer is not None and id(step.layer) not in taken:
+            taken.add(id(step.layer))
+            members.setdefault(layout.home(step), {})[step.index] = (step.layer, step.path)
+    made = {name: _block(layout, name, list(found.values())) for name, found in members.items()}
+    for name in ("bottleneck", "head", *(f"encoder_{k}" for k in range(1, len(layout.levels) + 1))):
+        made.setdefault(name, _block(layout, name, []))
+    numbers = range(1, len(layout.levels) + 1)
+    return Blocks(
+        encoder=tuple(made[f"encoder_{k}"] for k in numbers),
+        bottleneck=made["bottleneck"],
+        decoder=tuple(made[f"decoder_{k}"] for k in reversed(numbers) if f"decoder_{k}" in made),
+        head=made["head"],
+        skips=_skips(layout),
+    )
 
 
-class _Reading:
-    """One pass over a graph; each attribute is settled by the method that fills it."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.places: list[Place] = measure(graph)
-        self.areas: list[Fraction] = effective_areas(graph, self.places)
-        self.axes = image_axes(graph)
-        maps = [i for i in graph.outputs if self.places[i].spatial]
-        self.useful = graph.ancestors(maps)
-        self.risen = self._risen()
-        self._check(maps)
-        deepest = max(self.areas[i] for i in self.useful)
-        self.bottom = {i for i in self.useful if self.areas[i] == deepest}
-        self._check_single(deepest)
-        self.down = graph.ancestors(self.bottom)
-        self.levels = self._levels(deepest)
-        self.heads = self._heads()
-        self.names = self._names()
-
-    def _risen(self) -> list[bool]:
-        """For each step, whether it comes after a rise: a finer map made from one that had been made coarser."""
-        risen: list[bool] = []
-        finest: list[Fraction] = []
-        for step in self.graph.steps:
-            area = self.areas[step.index]
-            risen.append(any(risen[p] or area < self.areas[p] > finest[p] for p in step.parents))
-            finest.append(min([area, *(finest[p] for p in step.parents)]))
-        return risen
-
-    def _check(self, maps: list[int]) -> None:
-        """Refuse what does not go down and up again."""
-        outputs = [self.graph.steps[i].shape for i in self.graph.outputs]
-        found = f"output {', '.join(map(str, outputs))}"
-        expected = "an encoder-decoder, which goes down to coarse maps and up again"
-        if not maps:
-            raise CheckpointError("a classifier or regressor: its output is no map", found=found, expected=expected)
-        areas = {self.areas[i] for i in self.useful}
-        if len(areas) == 1:
-            raise CheckpointError(
-                "a plain stack of layers: all its maps have the same resolution", found=found, expected=expected
-            )
-        if max(areas) <= 1:
-            raise CheckpointError(
-                "a network that only raises the resolution: it never goes down", found=found, expected=expected
-            )
-        if not any(self.risen[i] for i in maps):
-            scale = _side(max(self.places[i].area for i in maps))
-            raise CheckpointError(
-                f"an encoder alone: it goes down to 1/{scale} of the resolution and never up",
-                found=found,
-                expected=expected,
-            )
-
-    def _check_single(self, deepest: Fraction) -> None:
-        again = [self.graph.steps[i].path for i in sorted(self.bottom) if self.risen[i]]
-        if again:
-            raise CheckpointError(
-                "several encoder-decoders in one network: it goes down to its deepest level again after coming up",
-                found=f"{again[0]!r} at 1/{_side(deepest)} of the resolution",
-                expected="one way down and one way up",
-            )
-
-    def _levels(self, deepest: Fraction) -> list[Fraction]:
-        """Areas of the levels above the bottleneck that have layers of their own, finest first."""
-        found = {
-            self.areas[i] for i in self.down - self.bottom if not self.risen[i] and _makes_level(self.graph.steps[i])
-        }
-        levels = sorted(area for area in found if area < deepest)
-        if not levels:
-            raise CheckpointError(
-                "no encoder: nothing with weights stands above the deepest level",
-                found=f"a single level at 1/{_side(deepest)} of the resolution",
-                expected="an encoder-decoder with at least one level above its bottleneck",
-            )
-        return levels
-
-    def _level(self, area: Fraction) -> int:
-        """Number (from 1) of the level at or just above (finer than) a scale."""
-        return max([k for k, level in enumerate(self.levels, 1) if level <= area], default=1)
-
-    def _heads(self) -> set[int]:
-        """The last layers before each output, back to the convolution that makes its channels."""
-        graph = self.graph
-        heads: set[int] = set()
-        waiting = [i for i in graph.outputs if self.risen[i] or i not in self.useful]
-        while waiting:
-            i = waiting.pop()
-            step = graph.steps[i]
-            merges = len(set(step.parents)) > 1
-            if i in heads or step.is_input or i in self.down:
-                continue
-            if merges and (step.weighted or type(step.operation).__name__ not in _SUMS):
-                continue
-            heads.add(i)
-            if not step.weighted or not _makes_values(step):
-                waiting.extend(step.parents)
-        # A step that also feeds the decoder, or no convolution at its end, is none of the head's.
-        for step in reversed(graph.steps):
-            if step.index in heads and not heads.issuperset(graph.children[step.index]):
-                heads.discard(step.index)
-        return heads
-
-    def _names(self) -> list[str]:
-        """The block of every step."""
-        names = [""] * len(self.graph.steps)
-        for step in reversed(self.graph.steps):
-            i = step.index
-            if i in self.heads:
-                names[i] = "head"
-            elif self.risen[i]:
-                names[i] = f"decoder_{self._level(self.areas[i])}"
-            elif i in self.bottom:
-                names[i] = "bottleneck"
-            elif i in self.down:
-                names[i] = f"encoder_{self._level(self.areas[i])}"
-            else:
-                # On the way from the encoder to one user: part of what it serves.
-                names[i] = self._served(i, names)
-        return names
-
-    def _served(self, i: int, names: list[str]) -> str:
-        """The block that a step on a skip, or an auxiliary output, is computed for: that at its own scale if several."""
-        users = [names[c] for c in self.graph.children[i]]
-        if not users:
-            return "head"
-        own = f"decoder_{self._level(self.areas[i])}"
-        return own if own in users else users[0]
-
-    def blocks(self) -> Blocks:
-        """What was read, as blocks."""
-        members: dict[str, dict[int, tuple[keras.Layer, str]]] = {}
-        taken: set[int] = set()
-        for step in self.graph.steps:
-            # A layer used in several places belongs to the first.
-            if step.layer is not None and id(step.layer) not in taken:
-                taken.add(id(step.layer))
-                members.setdefault(self._home(step), {})[step.index] = (step.layer, step.path)
-        made = {name: self._block(name, list(found.values())) for name, found in members.items()}
-        for name in ("bottleneck", "head", *(f"encoder_{k}" for k in range(1, len(self.levels) + 1))):
-            made.setdefault(name, self._block(name, []))
-        numbers = range(1, len(self.levels) + 1)
-        return Blocks(
-            encoder=tuple(made[f"encoder_{k}"] for k in numbers),
-            bottleneck=made["bottleneck"],
-            decoder=tuple(made[f"decoder_{k}"] for k in reversed(numbers) if f"decoder_{k}" in made),
-            head=made["head"],
-            skips=self._skips(),
-        )
-
-    def _home(self, step: Step) -> str:
-        """The block that lists a step's layer: its own, but pooling closes the block that it leaves."""
-        i = step.index
-        if i in self.down and not self.risen[i] and not step.weighted and len(step.parents) == 1:
-            above = step.parents[0]
-            if self.areas[above] < self.areas[i] and not self.graph.steps[above].is_input:
-                return self.names[above]
-        return self.names[i]
-
-    def _block(self, name: str, found: list[tuple[keras.Layer, str]]) -> Block:
-        kind, _, number = name.partition("_")
-        inside = [s for s in self.graph.steps if self.names[s.index] == name]
-        if kind == "head":
-            area = min((self.areas[s.index] for s in inside), default=self.levels[0])
-        else:
-            area = self.levels[int(number) - 1] if number else max(self.areas[i] for i in self.bottom)
-        height, width, channels = self._handed_on(inside)
-        return Block(
-            name=name,
-            layers=tuple(layer for layer, _ in found),
-            scale=_side(area),
-            filters=channels or 0,
-            paths=tuple(path for _, path in found),
-            size=(height, width),
-        )
-
-    def _handed_on(self, inside: list[Step]) -> tuple[int | None, int | None, int | None]:
-        """Height, width and channels of the last map that nothing inside the block takes."""
-        maps = [s for s in inside if self.places[s.index].spatial and s.index in self.useful]
-        own = {s.index for s in inside}
-        ends = [s for s in maps if not own.intersection(self.graph.children[s.index])] or maps
-        height, width, channels = (ends[-1].shape[axis] if ends else None for axis in self.axes)
-        return height, width, channels
-
-    def _skips(self) -> tuple[Skip, ...]:
-        """Edges from the encoder's side into the decoder, at the same scale or a coarser one."""
-        found: dict[Skip, None] = {}
-        for step in self.graph.steps:
-            if not self.risen[step.index] or step.index in self.heads:
-                continue
-            for parent in step.parents:
-                for source in self._sources(parent):
-                    if source not in self.bottom and self.areas[source] <= self.areas[step.index]:
-                        made = self.graph.steps[source]
-                        filters = int(made.shape[self.axes[2]] or 0) if len(made.shape) == 4 else 0
-                        found[Skip(self.names[source], self.names[step.index], filters, made.path)] = None
-        return tuple(sorted(found, key=lambda skip: (skip.source, skip.target)))
-
-    def _sources(self, i: int) -> list[int]:
-        """The encoder's steps that a step outside the decoder comes from."""
-        if self.risen[i] or self.graph.steps[i].is_input:
-            return []
-        if i in self.down:
-            return [i]
-        return [source for parent in self.graph.steps[i].parents for source in self._sources(parent)]
+def _block(layout: Layout, name: str, found: list[tuple[keras.Layer, str]]) -> Block:
+    kind, _, number = name.partition("_")
+    inside = [s for s in layout.graph.steps if layout.names[s.index] == name]
+    if kind == "head":
+        area = min((layout.areas[s.index] for s in inside), default=layout.levels[0])
+    else:
+        area = layout.levels[int(number) - 1] if number else layout.deepest
+    height, width, channels = _handed_on(layout, inside)
+    return Block(
+        name=name,
+        layers=tuple(layer for layer, _ in found),
+        scale=side(area),
+        filters=channels or 0,
+        paths=tuple(path for _, path in found),
+        size=(height, width),
+    )
 
 
-def _makes_values(step: Step) -> bool:
-    """Whether a step's weights mix channels (a convolution) rather than scale them (normalisation, PReLU)."""
-    return not isinstance(step.layer, (*_NORMALISATIONS, layers.PReLU))
+def _handed_on(layout: Layout, inside: list[Step]) -> tuple[int | None, int | None, int | None]:
+    """Height, width and channels of the last map that nothing inside the block takes."""
+    maps = [s for s in inside if layout.places[s.index].spatial and s.index in layout.useful and not is_permutation(s)]
+    own = {s.index for s in inside}
+    ends = [s for s in maps if not own.intersection(layout.graph.children[s.index])] or maps
+    height, width, channels = (ends[-1].shape[axis] if ends else None for axis in layout.axes)
+    return height, width, channels
 
 
-def _makes_level(step: Step) -> bool:
-    """Whether a step is a level's own: weights that look at neighbours, or a dense mixing; no change of channels alone."""
-    if not step.weighted or not _makes_values(step):
-        return False
-    kernel: Any = getattr(step.layer, "kernel_size", None)
-    return kernel is None or set(kernel) != {1}
+def _skips(layout: Layout) -> tuple[Skip, ...]:
+    """Edges from the encoder's side into the decoder, at the same scale or a coarser one."""
+    found: dict[Skip, None] = {}
+    for step in layout.graph.steps:
+        if not layout.risen[step.index] or step.index in layout.heads:
+            continue
+        for parent in step.parents:
+            for source in _sources(layout, parent):
+                if source not in layout.bottom and layout.areas[source] <= layout.areas[step.index]:
+                    made = layout.graph.steps[source]
+                    filters = int(made.shape[layout.axes[2]] or 0) if len(made.shape) == 4 else 0
+                    found[Skip(layout.names[source], layout.names[step.index], filters, made.path)] = None
+    return tuple(sorted(found, key=lambda skip: (skip.source, skip.target)))
 
 
-def _side(area: Fraction) -> int:
-    """The length of a pixel of that many input pixels."""
-    return max(1, round(math.sqrt(area)))
+def _sources(layout: Layout, start: int) -> list[int]:
+    """The encoder's steps that a step outside the decoder comes from."""
+    found: list[int] = []
+    waiting, seen = [start], {start}
+    while waiting:
+        i = waiting.pop()
+        if layout.risen[i] or layout.graph.steps[i].is_input:
+            continue
+        if i in layout.down:
+            found.append(i)
+            continue
+        new = set(layout.graph.steps[i].parents) - seen
+        seen |= new
+        waiting.extend(sorted(new))
+    return found

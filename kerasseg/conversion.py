@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from dataclasses import dataclass
@@ -45,8 +46,26 @@ class Conversion:
     largest_difference: float
     weights_equal: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return record | {
+            "format": 1,
+            "out": str(self.out),
+            "provenance": None if self.provenance is None else self.provenance.to_json(),
+            "compared": [list(shape) for shape in self.compared],
+        }
 
-def convert_checkpoint(source: str | Path, out: str | Path, *, overwrite: bool = False, seed: int = 0) -> Conversion:
+
+def convert_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    architecture: str | keras.Model | None = None,
+    allow_partial: bool = False,
+    seed: int = 0,
+) -> Conversion:
     """Write the opened network as a `.keras` file, which plain `keras.saving.load_model` opens.
 
     The file appears only when it is complete: it is written beside its place, opened again, compared on random input, and
@@ -56,6 +75,8 @@ def convert_checkpoint(source: str | Path, out: str | Path, *, overwrite: bool =
         source: Whatever `open_checkpoint` takes.
         out: Where to; ends in `.keras`.
         overwrite: Whether `out` may be replaced.
+        architecture: As for `open_checkpoint`.
+        allow_partial: As for `open_checkpoint`.
         seed: Of the random input.
 
     Raises:
@@ -64,7 +85,7 @@ def convert_checkpoint(source: str | Path, out: str | Path, *, overwrite: bool =
     """
     target = Path(out)
     _check_target(source, target, overwrite=overwrite)
-    model = open_checkpoint(source)
+    model = open_checkpoint(source, architecture=architecture, allow_partial=allow_partial)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=".keras", dir=target.parent)
     os.close(descriptor)
     draft = Path(name)

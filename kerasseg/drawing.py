@@ -89,7 +89,7 @@ def draw(
         partly: Names of the blocks in which only some layers are frozen.
         width: Columns at hand; 60 are needed, more than 110 are not used.
         unicode: Whether box-drawing characters can be shown; else plain ASCII, with `*` for the snowflake.
-        source: Height, width and channels of the input, where they are to be shown.
+        source: Height, width and channels of the input (None where open), if they are to be shown.
 
     Returns:
         The drawing with its styles; `.plain` is the bare text. Lines are never longer than `width` (or 60).
@@ -122,10 +122,9 @@ def draw(
     decoder = {block.name: block for block in blocks.decoder}
 
     pen.box(width - box, 0, box, "head", texts["head"], right=True)
+    pen.canvas.put(2, 1, "input", "bold")
     if source is not None:
-        shown = _extent((source[0], source[1]), source[2], 1, signs)
-        pen.canvas.put(2, 1, "input", "bold")
-        pen.canvas.put(2, 2, shown)
+        pen.canvas.put(2, 2, _extent((source[0], source[1]), source[2], 1, signs))
     pen.canvas.put(box - 2, 3, signs.down, _LINES)
     for k in range(1, levels + 1):
         x, y = (k - 1) * step, _ROWS * k

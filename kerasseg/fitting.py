@@ -239,6 +239,7 @@ def _try(new: keras.Model, name: str) -> None:
 
 
 def _hand_on_provenance(old: keras.Model, new: keras.Model, changes: tuple[str, ...]) -> None:
+    # Here, since the package that it belongs to brings the readers of all checkpoint formats with it.
     from kerasseg.checkpoints.provenance import copy_provenance
 
     copy_provenance(old, new, changes=changes)

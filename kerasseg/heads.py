@@ -9,6 +9,7 @@ from typing import Any, Literal
 import keras
 from keras import layers, ops
 
+from kerasseg.graph import flatten
 from kerasseg.outputs import Kind, Output, settle_by_test, tail
 from kerasseg.rebuild import Replacement
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -205,7 +206,7 @@ def _fresh_head(model: keras.Model, output: Output, seed: int | None, changes: l
     # Activations and normalisations behind the old convolution belong to its channels; what moves pixels stays.
     behind = [step for step in steps[:-1] if type(step.operation).__name__ not in _MOVING]
     moving = len(behind) < len(steps) - 1
-    names = {operation.name for operation in model.operations} - {last.name}
+    names = {step.operation.name for step in flatten(model).steps} - {last.name}
     name = _free("head", names)
     width = "units" if isinstance(last, layers.Dense) else "filters"
     settings = {

@@ -127,18 +127,26 @@ class Inspection:
         }
 
 
-def inspect_checkpoint(path: str | Path, what: str | Sequence[str] | None = None) -> Inspection:
+def inspect_checkpoint(
+    path: str | Path,
+    what: str | Sequence[str] | None = None,
+    *,
+    architecture: str | keras.Model | None = None,
+    allow_partial: bool = False,
+) -> Inspection:
     """Open a checkpoint and tell what it is.
 
     Args:
         path: Whatever `open_checkpoint` takes.
         what: A strategy or patterns, as `freeze` takes them, to show what they would freeze.
+        architecture: As for `open_checkpoint`.
+        allow_partial: As for `open_checkpoint`.
 
     Raises:
         CheckpointError: No network can be made of the file. (A network that is no U-Net is an answer, not an error.)
         UsageError: `what` names nothing in the network.
     """
-    model = open_checkpoint(path)
+    model = open_checkpoint(path, architecture=architecture, allow_partial=allow_partial)
     return inspect_model(model, path=path, what=what)
 
 

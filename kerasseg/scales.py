@@ -17,7 +17,7 @@ from keras import layers
 
 from kerasseg.graph import Graph, Shape, Step
 
-__all__ = ["Place", "image_axes", "measure"]
+__all__ = ["Place", "image_axes", "is_permutation", "measure"]
 
 _STRIDED = (
     layers.Conv2D,
@@ -79,23 +79,30 @@ def measure(graph: Graph) -> list[Place]:
     places: list[Place] = []
     for step in graph.steps:
         if step.is_input:
-            height, width = (step.shape[a] if len(step.shape) == 4 else None for a in axes[:2])
+            height, width = (step.shape[a] if len(step.shape) == 4 else None for a in _input_axes(step.shape, axes)[:2])
             places.append(Place((Fraction(1), Fraction(1)), (height or _TYPICAL, width or _TYPICAL)))
         else:
             places.append(_place(step, [places[p] for p in step.parents], axes))
     return places
 
 
+def _input_axes(shape: Shape, axes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Those of the input: networks translated from other frameworks take channels first and transpose at once."""
+    if len(shape) == 4 and (shape[1] or 9) <= 4 and all(n is None or n > 4 for n in shape[2:]):
+        return _axes("channels_first")
+    return axes
+
+
 def _place(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Place:
     data_format = getattr(step.operation, "data_format", None)
     if data_format in {"channels_first", "channels_last"}:
         axes = _axes(data_format)
-    source, taken = _source(step, parents, axes)
+    source = _source(step, parents, axes)
     lost = Place(source.scale, source.size, spatial=False)
     if len(step.shape) != 4 or isinstance(step.operation, _GLOBAL):
         return lost
     declared = _stride(step, source, axes)
-    if declared is not None and (source.spatial or _close(taken, source.size)):
+    if declared is not None and source.spatial:
         return _moved(source, declared)
     size = _size(step, source, parents, axes)
     if size == (1.0, 1.0) and (not source.spatial or max(source.size) >= 3):
@@ -110,8 +117,8 @@ def _place(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Plac
     )
 
 
-def _source(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> tuple[Place, Shape | None]:
-    """The argument whose pixels the result has, and its height and width as declared."""
+def _source(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Place:
+    """The argument whose pixels the result has."""
 
     def extent(shape: Shape) -> Shape | None:
         return tuple(shape[a] for a in axes[:2]) if len(shape) == 4 else None
@@ -123,7 +130,7 @@ def _source(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> tup
         (not place.spatial, made is not None and taken != made, place.area, i)
         for i, (place, taken) in enumerate(candidates)
     ]
-    return candidates[min(order)[-1]]
+    return candidates[min(order)[-1]][0]
 
 
 def _stride(step: Step, source: Place, axes: tuple[int, int, int]) -> tuple[Fraction, Fraction] | None:
@@ -145,7 +152,7 @@ def _stride(step: Step, source: Place, axes: tuple[int, int, int]) -> tuple[Frac
     if isinstance(operation, layers.UpSampling2D):
         down, across = _pair(operation.size)
         return Fraction(1, down), Fraction(1, across)
-    if isinstance(operation, _SAME) or _is_crop(step):
+    if isinstance(operation, _SAME) or _is_crop(step) or is_permutation(step):
         return Fraction(1), Fraction(1)
     return None
 
@@ -163,6 +170,11 @@ def _is_crop(step: Step) -> bool:
     key = step.arguments.args[1]
     key = key if isinstance(key, tuple) else (key,)
     return all(part is Ellipsis or (isinstance(part, slice) and part.step in {None, 1}) for part in key)
+
+
+def is_permutation(step: Step) -> bool:
+    """Whether a step only reorders axes, for instance channels first to channels last."""
+    return type(step.operation).__name__ in {"Permute", "Transpose"}
 
 
 def _moved(source: Place, factor: tuple[Fraction, Fraction]) -> Place:
@@ -199,12 +211,6 @@ def _symbolic(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> S
         return None
     made = getattr(keras.tree.flatten(spec)[0], "shape", None)
     return None if made is None or len(made) != 4 else tuple(made)
-
-
-def _close(taken: Shape | None, size: tuple[float, float]) -> bool:
-    return taken is not None and all(
-        t is not None and t > 1 and 0.75 < t / s < 1.34 for t, s in zip(taken, size, strict=True)
-    )
 
 
 def _whole(ratio: float) -> Fraction:

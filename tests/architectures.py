@@ -87,10 +87,10 @@ def unet(depth: int = 3, *, size: int | None = 32, up: str = "transpose", seed: 
     return keras.Model(inputs, p.head(x)), p.truth
 
 
-def shuffled(depth: int = 2, *, by_hand: bool = False) -> Built:
+def shuffled(depth: int = 2, *, by_hand: bool = False, size: int | None = 32) -> Built:
     """Upsampling by a convolution and depth-to-space: as one operation, or by reshaping and transposing."""
     p = Plan()
-    inputs = x = keras.Input((32, 32, 3))
+    inputs = x = keras.Input((size, size, 3))
     skips = []
     for k in range(1, depth + 1):
         x = p.convs(f"encoder_{k}", x, 4)
@@ -239,7 +239,7 @@ def squeezed(depth: int = 2, *, size: int | None = 32) -> Built:
     return keras.Model(inputs, p.head(x)), p.truth
 
 
-def aspp() -> Built:
+def aspp(pooling: str = "mean") -> Built:
     """DeepLab's atrous pyramid with image pooling at the bottom, and a decoder with one projected skip."""
     p = Plan()
     inputs = x = keras.Input((64, 64, 3))
@@ -249,7 +249,10 @@ def aspp() -> Built:
         skips.append(x)
         x = p.pool(f"encoder_{k}", x)
     x = p.convs("bottleneck", x, 8)
-    image = ops.mean(x, axis=(1, 2), keepdims=True)
+    if pooling == "mean":
+        image = ops.mean(x, axis=(1, 2), keepdims=True)
+    else:
+        image = layers.AveragePooling2D(8, name=p.name("bottleneck"))(x)
     image = layers.UpSampling2D(8, interpolation="bilinear")(p.conv("bottleneck", image, 4, 1))
     arms = [p.conv("bottleneck", x, 4, 3, dilation_rate=rate) for rate in (1, 2, 3)]
     x = p.conv("bottleneck", p.concat("bottleneck", image, *arms), 8, 1)
@@ -289,7 +292,8 @@ def pyramid(pooling: str = "average") -> Built:
 def valid(depth: int = 2) -> Built:
     """The original U-Net's unpadded convolutions with cropped skips: no size halves exactly."""
     p = Plan()
-    inputs = x = keras.Input((76, 76, 1))
+    # So small that cropping looks like a stride: 16 to 8 pixels at level 2, 40 to 8 at level 1.
+    inputs = x = keras.Input((44, 44, 1))
     skips = []
     for k in range(1, depth + 1):
         x = p.convs(f"encoder_{k}", x, 4, padding="valid")
@@ -491,19 +495,98 @@ def dense_connections() -> Built:
     return keras.Model(inputs, p.head(x)), p.truth
 
 
-def focus_stem() -> Built:
+def focus_stem(size: int | None = 32) -> Built:
     """Space-to-depth by strided slices in front, and its inverse before the head: no level at full resolution."""
     p = Plan()
-    inputs = keras.Input((32, 32, 1))
+    inputs = keras.Input((size, size, 1))
     parts = [inputs[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
     one = p.convs("encoder_1", ops.concatenate(parts, axis=-1), 4)
     two = p.convs("encoder_2", ops.space_to_depth(one, 2), 4)
-    x = p.convs("bottleneck", p.pool("encoder_2", two, 3, padding="same"), 4)
-    x = p.up("decoder_2", x, 4, "nearest", size=3)[:, :8, :8]
+    x = p.convs("bottleneck", p.pool("encoder_2", two, 2 if size is None else 3, padding="same"), 4)
+    x = p.up("decoder_2", x, 4) if size is None else p.up("decoder_2", x, 4, "nearest", size=3)[:, :8, :8]
     x = p.convs("decoder_2", p.concat("decoder_2", x, two), 4)
     x = p.convs("decoder_1", p.concat("decoder_1", p.up("decoder_1", x, 4), one), 4)
     x = p.convs("decoder_1", ops.depth_to_space(x, 2), 4)
     return keras.Model(inputs, p.head(x)), p.truth
+
+
+def enlarged_first() -> Built:
+    """The input is enlarged before the first convolution: that is no decoder yet."""
+    p = Plan()
+    inputs = keras.Input((16, 16, 1))
+    one = p.convs("encoder_1", layers.UpSampling2D(2, name=p.name("encoder_1"))(inputs), 4)
+    two = p.convs("encoder_2", p.pool("encoder_1", one), 4)
+    x = p.convs("bottleneck", p.pool("encoder_2", two), 4)
+    x = p.convs("decoder_2", p.concat("decoder_2", p.up("decoder_2", x, 4), two), 4)
+    x = p.convs("decoder_1", p.concat("decoder_1", p.up("decoder_1", x, 4), one), 4)
+    return keras.Model(inputs, p.head(x)), p.truth
+
+
+def adapted() -> Built:
+    """One channel made three by a 1x1 convolution before a stem that halves: the adapter is no level."""
+    p = Plan()
+    inputs = keras.Input((32, 32, 1))
+    x = p.conv("encoder_1", p.norm("encoder_1", inputs), 3, 1)
+    one = p.conv("encoder_1", layers.ZeroPadding2D(1)(x), 4, strides=2, padding="valid")
+    x = p.conv("bottleneck", one, 8, strides=2)
+    x = p.concat("decoder_1", p.up("decoder_1", x, 4), one)
+    x = p.convs("decoder_1", p.up("decoder_1", x, 4, "bilinear"), 4)
+    return keras.Model(inputs, p.head(x)), p.truth
+
+
+def transposed_axes(size: int | None = 32) -> Built:
+    """Channels first outside, channels last inside, as translators write it."""
+    p = Plan()
+    inputs = keras.Input((3, size, size))
+    one = p.convs("encoder_1", layers.Permute((2, 3, 1))(inputs), 4)
+    x = p.convs("bottleneck", p.pool("encoder_1", one), 8)
+    x = p.convs("decoder_1", p.concat("decoder_1", p.up("decoder_1", x, 4), one), 4)
+    return keras.Model(inputs, ops.transpose(p.head(x, 3), (0, 3, 1, 2))), p.truth
+
+
+def jumping() -> Built:
+    """The encoder pools by four, the decoder doubles twice: the step between goes with the next finer block."""
+    p = Plan()
+    inputs = keras.Input((64, 64, 1))
+    one = p.conv("encoder_1", inputs, 4, 4, strides=4)
+    two = p.convs("encoder_2", p.pool("encoder_1", one, 4), 4)
+    x = p.convs("bottleneck", p.pool("encoder_2", two), 8)
+    x = p.convs("decoder_2", p.concat("decoder_2", p.up("decoder_2", x, 4), two), 4)
+    x = p.convs("decoder_1", p.up("decoder_1", x, 4), 4)
+    x = p.convs("decoder_1", p.concat("decoder_1", p.up("decoder_1", x, 4), one), 4)
+    x = p.convs("decoder_1", p.up("decoder_1", p.up("decoder_1", x, 4), 4), 4)
+    return keras.Model(inputs, p.head(x)), p.truth
+
+
+def masked_image() -> Built:
+    """The mask is multiplied onto the image: the network is no gate."""
+    p = Plan()
+    inputs = keras.Input((32, 32, 1))
+    one = p.convs("encoder_1", inputs, 4)
+    x = p.convs("bottleneck", p.pool("encoder_1", one), 8)
+    x = p.convs("decoder_1", p.concat("decoder_1", p.up("decoder_1", x, 4), one), 4)
+    return keras.Model(inputs, layers.Multiply()([inputs, p.head(x)])), p.truth
+
+
+def list_of_pixels() -> Built:
+    """SegNet's output: pixels in a row, softmax over the classes; and two class maps side by side."""
+    p = Plan()
+    inputs = keras.Input((32, 32, 1))
+    one = p.convs("encoder_1", inputs, 4)
+    x = p.convs("bottleneck", p.pool("encoder_1", one), 8)
+    x = p.convs("decoder_1", p.concat("decoder_1", p.up("decoder_1", x, 4), one), 4)
+    x = ops.concatenate([p.conv("head", x, 1, 1, activation=None), p.conv("head", x, 2, 1)], axis=-1)
+    return keras.Model(inputs, layers.Softmax()(layers.Reshape((32 * 32, 3))(x))), p.truth
+
+
+def coarse_classes() -> Built:
+    """FCN-32s: classes at the deepest level, enlarged at once: there is no decoder, and the classes are the head."""
+    p = Plan()
+    inputs = keras.Input((32, 32, 1))
+    x = p.convs("encoder_1", inputs, 4)
+    x = p.convs("encoder_2", p.pool("encoder_1", x), 4)
+    x = p.convs("bottleneck", p.pool("encoder_2", x), 4)
+    return keras.Model(inputs, layers.UpSampling2D(4)(p.head(x, 3))), p.truth
 
 
 # ---- encoders of keras.applications ------------------------------------------------------------------------------------

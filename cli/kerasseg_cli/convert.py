@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kerasseg_tfrecords.errors import one_line
+from kerasseg_cli.console import print_json, screen
+from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Debug, Json, Quiet
+
+if TYPE_CHECKING:
+    from kerasseg.conversion import Conversion
 
 __all__ = ["convert"]
 
 
 def convert(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A .keras or .h5 file, a SavedModel folder, weights, hf://owner/name or https://...")
-    ],
+    checkpoint: Checkpoint,
     out: Annotated[Path, typer.Argument(help="The file to write; ends in .keras.", metavar="OUT.keras")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.keras where it exists.")] = False,
+    architecture: Architecture = None,
+    allow_partial: AllowPartial = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Write a checkpoint as a Keras 3 file and show how it compares."""
-    from rich.console import Console
-    from rich.table import Table
-
     from kerasseg.conversion import convert_checkpoint
 
-    made = convert_checkpoint(checkpoint, out, overwrite=overwrite)
+    made = convert_checkpoint(
+        checkpoint, out, overwrite=overwrite, architecture=architecture, allow_partial=allow_partial
+    )
+    if as_json:
+        print_json(made.to_json())
+    elif not quiet:
+        _show(made)
+
+
+def _show(made: Conversion) -> None:
+    from kerasseg_cli.inspect import facts_table
+
     rows = [("written", f"{made.out} ({made.bytes / 1e6:.1f} MB, {made.parameters:,} parameters)")]
     origin = made.provenance
     if origin is not None:
@@ -35,15 +50,6 @@ def convert(
             rows.append(("original, opened", f"outputs differ by at most {origin.largest_difference:.2g}"))
     shapes = ", ".join(" x ".join(map(str, shape)) for shape in made.compared)
     equal = "all weights equal" if made.weights_equal else "weights differ"
-    rows.append(
-        (
-            "opened, written",
-            f"outputs differ by at most {made.largest_difference:.2g} on random input {shapes}; {equal}",
-        )
-    )
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(name, one_line(text))
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    difference = f"outputs differ by at most {made.largest_difference:.2g} on random input {shapes}; {equal}"
+    rows.append(("opened, written", difference))
+    screen().print(facts_table(rows))

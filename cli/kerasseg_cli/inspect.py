@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kerasseg_cli.console import print_json, screen
+from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Debug, Json
 from kerasseg_tfrecords.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
@@ -19,27 +20,29 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A .keras or .h5 file, a SavedModel folder, weights, hf://owner/name or https://...")
-    ],
+    checkpoint: Checkpoint,
     strategy: Annotated[
         str | None,
         typer.Option(
             "--strategy",
             "-s",
-            help="Mark what this would freeze: conservative, moderate, aggressive, or names of blocks and layers with * "
-            "and ?, separated by commas (encoder_1,decoder_*).",
+            metavar="S",
+            help="Mark what S freezes: conservative, moderate, aggressive, or names of blocks and layers with * and ?, "
+            "separated by commas (encoder_1,decoder_*).",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead.")] = False,
+    architecture: Architecture = None,
+    allow_partial: AllowPartial = False,
+    as_json: Json = False,
+    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Show what a checkpoint is: its origin, its U, and what each strategy would train."""
     from kerasseg.inspection import inspect_checkpoint
 
     names = [part.strip() for part in strategy.split(",") if part.strip()] if strategy is not None else None
-    found = inspect_checkpoint(checkpoint, names)
-    if json:
-        typer.echo(json_module.dumps(found.to_json(), indent=2))
+    found = inspect_checkpoint(checkpoint, names, architecture=architecture, allow_partial=allow_partial)
+    if as_json:
+        print_json(found.to_json())
         if found.problem is not None:
             raise typer.Exit(CheckpointError.exit_code)
         return
@@ -50,14 +53,12 @@ def inspect(
 
 def _show(found: Inspection) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from kerasseg.drawing import draw
 
-    # Names come from files of strangers: no markup, no emoji codes, and control characters are escaped.
-    console = Console(highlight=False, markup=False, emoji=False)
-    console.print(_grid(_facts(found)))
+    console = screen()
+    console.print(facts_table(_facts(found)))
     if found.blocks is None:
         return
     shape = found.inputs[0].shape[1:]
@@ -67,12 +68,12 @@ def _show(found: Inspection) -> None:
         partly=[name for name, state in found.states.items() if state == "partly trained"],
         width=console.width,
         unicode=_unicode(console),
-        source=shape if None not in shape else None,
+        source=shape if len(shape) == 3 else None,
     )
     console.print()
     console.print(drawing, no_wrap=True, overflow="ignore", crop=False)
     console.print()
-    console.print(_grid([(part, ", ".join(names) or "no weights") for part, names in found.prefixes.items()]))
+    console.print(facts_table([(part, ", ".join(names) or "no weights") for part, names in found.prefixes.items()]))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("strategy", no_wrap=True)
     table.add_column("frozen blocks", overflow="fold")
@@ -85,14 +86,17 @@ def _show(found: Inspection) -> None:
     console.print(table)
 
 
-def _grid(rows: list[tuple[str, str]]) -> Table:
+def facts_table(rows: list[tuple[str, str]]) -> Table:
+    """Names in bold and what is to be said about them, wrapped beside."""
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, text in rows:
-        grid.add_row(name, one_line(text))
+        # Names come from files of strangers: as `Text` they are no markup, and control characters are escaped.
+        grid.add_row(name, Text(one_line(text)))
     return grid
 
 

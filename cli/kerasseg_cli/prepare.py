@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from kerasseg_cli.console import print_json, progress_bar, screen
 from kerasseg_cli.options import Debug, Json, Quiet
-from kerasseg_tfrecords.errors import one_line
+from kerasseg_tfrecords.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.manifest import Manifest
@@ -126,8 +127,8 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is no list of whole numbers such as 1,4", param_hint="--foreground"
+        raise UsageError(
+            f"--foreground cannot be {text!r}", expected="whole numbers with commas, such as 1,4"
         ) from None
 
 
@@ -188,8 +189,21 @@ def lines(manifest: Manifest) -> list[str]:
         said.append(f"Skipped, {len(manifest.skipped)} bad:")
         said += [f"  {one_line(name)}: {one_line(message)}" for name, _, message in manifest.skipped]
     said += _some(f"Left out, {len(manifest.left_out)} that are no slices", manifest.left_out)
-    said += _some(f"Remarks on slices, {len(manifest.remarks)}", manifest.remarks)
+    said += _some("Remarks on slices", _together(manifest.remarks))
     return said
+
+
+def _together(remarks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Equal remarks once, with their number and the first slice; the most frequent first."""
+    first: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for name, text in remarks:
+        first.setdefault(text, name)
+        times[text] += 1
+    return tuple(
+        (first[text] if count == 1 else f"{count} slices, for instance {first[text]}", text)
+        for text, count in times.most_common()
+    )
 
 
 def _some(heading: str, entries: tuple[tuple[str, str], ...], most: int = 5) -> list[str]:

@@ -2,5 +2,6 @@
 
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.provenance import Provenance, provenance
+from kerasseg.checkpoints.weights_only import PartialMatchError
 
-__all__ = ["Provenance", "open_checkpoint", "provenance"]
+__all__ = ["PartialMatchError", "Provenance", "open_checkpoint", "provenance"]

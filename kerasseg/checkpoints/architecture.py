@@ -42,7 +42,7 @@ def named_arguments(architecture: str) -> Mapping[str, Any] | None:
         return None
     try:
         call = ast.parse(text, mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
             raise ValueError("only keyword arguments")
         arguments = {
             str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)

@@ -9,6 +9,7 @@ import h5py
 from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
 from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
 from kerasseg.checkpoints.blueprint import build, check_size
+from kerasseg.checkpoints.ends import with_bare_ends
 from kerasseg.checkpoints.hdf5 import text_attribute
 from kerasseg.checkpoints.modern import add_modules
 from kerasseg.checkpoints.opened import OpenedModel
@@ -50,7 +51,11 @@ def open_h5(file: h5py.File, path: Path) -> OpenedModel:
             remedy="Open and save it once with Keras 2.0 to 2.2, which convert such files.",
         )
     modern = is_keras_3(version)
-    translation = Translation(add_modules(config), ()) if modern else translate(config, writer=version or "", path=path)
+    translation = (
+        Translation(with_bare_ends(add_modules(config)), ())
+        if modern
+        else translate(config, writer=version or "", path=path)
+    )
     check_config(translation.config, path)
     check_size(translation.config, stored_numbers(weights), path)
     model = build(translation.config, path)

@@ -183,7 +183,9 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
     import huggingface_hub as hub  # heavy, and only wanted here
 
     name = f"hf://{address.repository}" + (f"@{address.revision}" if address.revision else "")
-    key = json.dumps([endpoint or hub.constants.ENDPOINT, address.repository, address.revision, address.inside])
+    # Said at every call: the library's own default is fixed when it is imported, and in more than one place.
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT
+    key = json.dumps([endpoint, address.repository, address.revision, address.inside])
     record = cache_folder() / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     try:
         info = hub.HfApi(endpoint=endpoint).model_info(

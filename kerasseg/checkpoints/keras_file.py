@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
 from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
 from kerasseg.checkpoints.blueprint import build, check_size
+from kerasseg.checkpoints.ends import with_bare_ends
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg.checkpoints.provenance import Provenance, recorded
@@ -130,7 +131,7 @@ def _open(
 
 
 def _open_keras_3(config: dict[str, object], weights: bytes, version: str | None, path: Path) -> OpenedModel:
-    config = without_training(config)
+    config = with_bare_ends(without_training(config))
     check_config(config, path)
     with open_hdf5(weights, f"{path}!{_WEIGHTS}") as file:
         check_size(config, stored_numbers(file), path)

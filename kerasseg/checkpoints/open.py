@@ -17,6 +17,7 @@ from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder
 from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg.checkpoints.provenance import Provenance, attach
+from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 from kerasseg_tfrecords.errors import CheckpointError
 
@@ -26,7 +27,7 @@ __all__ = ["open_checkpoint"]
 def open_checkpoint(
     path: str | Path,
     *,
-    architecture: str | keras.Model | None = None,
+    architecture: str | Path | keras.Model | None = None,
     allow_partial: bool = False,
     compare: bool = True,
 ) -> keras.Model:
@@ -86,7 +87,7 @@ def open_checkpoint(
 
 @dataclass(frozen=True)
 class _Options:
-    architecture: str | keras.Model | None
+    architecture: str | Path | keras.Model | None
     allow_partial: bool
     compare: bool
 
@@ -112,16 +113,20 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
             # Not above: it alone needs TensorFlow.
             from kerasseg.checkpoints.savedmodel import open_savedmodel
 
-            return open_savedmodel(file, compare=options.compare), None
+            found = open_savedmodel(file, compare=options.compare)
+            return OpenedModel(found.model, found.writer, found.kind, found.translated, found.largest_difference), None
         case _:
             raise explain(file)
 
 
 def _thaw(model: keras.Model) -> tuple[str, ...]:
     """Make every layer trainable: what is frozen is decided by `freeze`, not by whoever saved the file."""
-    frozen = sum(not layer.trainable for layer in model.layers if layer.weights)
-    model.trainable = True
-    return (f"{frozen} layers were saved frozen and are trainable now",) if frozen else ()
+    frozen = [layer for _, layer in leaves(model) if not layer.trainable]
+    # One by one: set on a network, the flag does not reach the layers where the network has that value already.
+    for layer in (*nested(model), *frozen):
+        layer.trainable = True
+    count = sum(bool(layer.weights) for layer in frozen)
+    return (f"{count} layers were saved frozen and are trainable now",) if count else ()
 
 
 def _check_purpose(model: keras.Model, path: Path) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "assign",
     "leaves",
     "match",
+    "nested",
     "read_all",
     "read_by_class",
     "read_by_model",
@@ -228,6 +229,14 @@ def leaves(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.la
             yield from leaves(layer, f"{prefix}{layer.name}/")
         else:
             yield f"{prefix}{layer.name}", layer
+
+
+def nested(model: keras.Model) -> Iterator[keras.Model]:
+    """A network and the networks nested in it, outermost first."""
+    yield model
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from nested(layer)
 
 
 @dataclass(frozen=True)

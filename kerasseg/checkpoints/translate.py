@@ -13,6 +13,7 @@ from typing import Any
 
 from kerasseg.checkpoints.addons import ADDONS, translate_addon
 from kerasseg.checkpoints.allowed import NETWORKS
+from kerasseg.checkpoints.ends import one_end
 from kerasseg.checkpoints.graph import Adapter, Call, NewLayer, OldLayer, Ref, Untranslatable, layer_name, parse_call
 from kerasseg.checkpoints.keras2_layers import LEGACY_BILINEAR, translate_layer
 from kerasseg.checkpoints.tf_operations import OPERATION_CLASSES, translate_operation
@@ -156,8 +157,8 @@ class _Translator:
             name=config["name"],
             trainable=config.get("trainable", True),
             layers=layers,
-            input_layers=ends(config["input_layers"]),
-            output_layers=ends(config["output_layers"]),
+            input_layers=one_end(ends(config["input_layers"])),
+            output_layers=one_end(ends(config["output_layers"])),
         )
 
     def sequential(self, config: Any, prefix: str) -> dict[str, Any]:

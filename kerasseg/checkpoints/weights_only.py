@@ -58,7 +58,7 @@ def open_weights(
     file: h5py.File,
     path: Path,
     *,
-    architecture: str | keras.Model | None,
+    architecture: str | Path | keras.Model | None,
     allow_partial: bool,
     open_other: Callable[[str], keras.Model],
 ) -> OpenedModel:
@@ -85,7 +85,7 @@ def open_weights(
     if isinstance(architecture, keras.Model):
         model, notes = keras.models.clone_model(architecture), ("the architecture was given as a network",)
     else:
-        arguments = named_arguments(architecture) if architecture else {}
+        arguments = named_arguments(str(architecture)) if architecture else {}
         if arguments is None:
             model, notes = _named_by_file(str(architecture), stored_numbers(file), open_other)
         else:

@@ -373,6 +373,14 @@ def test_a_head_that_upsamples_keeps_its_place() -> None:
         assert fitted.changes == ("head 'last' (6 channels) replaced by a fresh binary head 'head'",)
 
 
+def test_a_sequential_model_gets_one_too() -> None:
+    x, y = layers.Conv2D(4, 3, padding="same"), layers.Conv2D(3, 3, padding="same", name="head")
+    model = keras.Sequential([keras.Input((16, 16, 3)), x, layers.MaxPooling2D(), layers.UpSampling2D(), y])
+    fitted = fit_to_task(model, head="binary")
+    assert fitted.model.output_shape == (None, 16, 16, 1)
+    assert fitted.changes == ("head 'head' (3 channels) replaced by a fresh binary head 'head'",)
+
+
 def test_a_head_that_cannot_be_found_is_said() -> None:
     model = tailed(lambda z: layers.Average()([ops.sigmoid(z), layers.Activation("sigmoid")(z)]))
     with pytest.raises(CheckpointError, match="no last convolution is found"):

@@ -405,7 +405,7 @@ def test_a_folder_without_any_mask_is_one_problem(tmp_path: Path) -> None:
     found = listing(tmp_path / "scans")
     assert found.items == ()
     assert len(found.problems) == 1
-    assert str(found.problems[0]).startswith("scans: 30 images and no masks")
+    assert str(found.problems[0]).startswith(".: 30 images and no masks")  # the input itself
 
 
 def test_a_mask_of_another_size_names_both_files(tmp_path: Path) -> None:

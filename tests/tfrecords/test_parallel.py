@@ -80,3 +80,14 @@ def test_one_job_is_lazy_and_in_this_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert next(results) == os.getpid()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_ending_needs_no_program_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Slim containers have no `pgrep`, and Ctrl-C kills it: loky then leaves its workers, and Python waits for them."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    results = ordered_map(touch, [tmp_path / str(n) for n in range(20)], jobs=2, batch=1)
+    workers = {next(results), next(results)}
+    results.close()
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)

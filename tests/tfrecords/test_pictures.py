@@ -6,6 +6,7 @@ import io
 import os
 import random
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,31 @@ def test_check_sums_are_verified_before_decoding() -> None:
     data[data.find(b"PLTE") + 5] ^= 1
     with pytest.raises(DataError, match="check sum of PLTE"):
         inspect(bytes(data), "a", PIXELS)
+
+
+FORK = """
+import os, sys, pathlib
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.sources.images import decode_picture
+good = pathlib.Path(sys.argv[1]).read_bytes()
+bad = good[: len(good) // 2] + bytes([255, 217])
+decode_picture(good, "a", 10**6)
+child = os.fork()
+wrong = 0
+for _ in range(300):
+    try:
+        decode_picture(bad if child else good, "a", 10**6)
+        wrong += bool(child)
+    except DataError:
+        wrong += not child
+if not child:
+    os._exit(min(wrong, 100))
+sys.exit(wrong or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_processes_hear_only_their_own_files(tmp_path: Path, python: str, child_environment: dict[str, str]) -> None:
+    # Forked and busy at the same time: a shared file would mix up what is said about good and about bad pictures.
+    (tmp_path / "a.jpg").write_bytes(encode(".jpg", cv2.resize(COLOUR, (320, 240))))
+    done = subprocess.run([python, "-c", FORK, str(tmp_path / "a.jpg")], env=child_environment, check=False)
+    assert done.returncode == 0

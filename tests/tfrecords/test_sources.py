@@ -107,3 +107,16 @@ def test_items_are_in_natural_order(tmp_path: Path) -> None:
         write_mat(tmp_path / f"{number}.mat", *blob(size=8))
     names = [item.name for item in find_items(open_tree(tmp_path), SourceOptions()).items]
     assert names == ["1.mat", "2.mat", "10.mat"]
+
+
+def test_a_folder_of_several_formats_says_what_was_not_read(tmp_path: Path) -> None:
+    write_figshare(tmp_path / "mat", patients=3, slices_each=1, size=32)
+    image, mask = blob(1, 32)
+    for kind, picture in (("images", image), ("masks", mask.astype(np.uint8) * 255)):
+        (tmp_path / "png" / kind).mkdir(parents=True)
+        for number in range(5):
+            cv2.imwrite(str(tmp_path / "png" / kind / f"{number}.png"), picture.astype(np.uint8))
+    listing = find_items(open_tree(tmp_path), SourceOptions())
+    assert len(listing.items) == 5
+    assert any("3 .mat files look like figshare and were not read" in note for note in listing.notes)
+    assert not any("not read" in note for note in find_items(open_tree(tmp_path / "mat"), SourceOptions()).notes)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from kerasseg_tfrecords.classes import TUMOUR_CLASSES
 from kerasseg_tfrecords.duplicates import find_duplicates, merge_groups, overlap
-from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.fingerprints import Fingerprint, Fingerprints, fingerprint
 from kerasseg_tfrecords.manifest import DuplicatePair, Overlap, PrepareOptions, SplitFacts, load_manifest
 from kerasseg_tfrecords.patients import compile_pattern, groups_of
@@ -252,6 +252,12 @@ def check_request(
         DataError: `splits` or `exclude_overlap` cannot be read.
     """
     Shares.parse(options.split)
+    if options.classes is not None and len(set(options.classes)) != max(1, len(options.classes)):
+        raise UsageError(
+            "--classes needs names, each once",
+            found=", ".join(options.classes) or "none",
+            expected="such as lesion,oedema",
+        )
     if options.patient_pattern is not None:
         compile_pattern(options.patient_pattern)
     if splits is not None:

@@ -30,20 +30,26 @@ IntensityRule = Literal["minmax", "percentile", "zscore"]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Stored values `low` and below become 0, `high` and above 255."""
+    """Stored values `low` and below become 0, `high` and above 255.
+
+    Attributes:
+        low, high: In stored values.
+        holds_all: True where no pixel lies outside, so that nothing need be clipped.
+    """
 
     low: float
     high: float
+    holds_all: bool = False
 
 
 def intensity_window(pixels: NDArray[Any], rule: IntensityRule) -> Window:
     """The window of `rule` for these pixels (a slice, or a whole volume).
 
     >>> intensity_window(np.array([[0, 10], [20, 40]]), "minmax")
-    Window(low=0.0, high=40.0)
+    Window(low=0.0, high=40.0, holds_all=True)
     """
     if rule == "minmax":
-        return Window(float(pixels.min()), float(pixels.max()))
+        return Window(float(pixels.min()), float(pixels.max()), holds_all=True)
     if rule == "percentile":
         low, high = np.percentile(pixels, (0.5, 99.5))
         return Window(float(low), float(high))
@@ -80,10 +86,13 @@ def fit_image(image: NDArray[Any], window: Window, size: int) -> NDArray[np.uint
     if window.high <= window.low:
         return np.zeros((size, size, channels), np.uint8)
     # Clipping does not commute with interpolation, so it comes first; the linear map does, and is cheaper afterwards.
-    pixels = np.clip(image.astype(np.float32), np.float32(window.low), np.float32(window.high))
+    pixels = image.astype(np.float32)
+    if not window.holds_all:
+        np.clip(pixels, np.float32(window.low), np.float32(window.high), out=pixels)
     small = cv2.resize(_square(pixels, window.low), (size, size), interpolation=cv2.INTER_AREA)
-    scaled = (small - np.float32(window.low)) * np.float32(255.0 / (window.high - window.low))
-    whole: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    small -= np.float32(window.low)
+    small *= np.float32(255.0 / (window.high - window.low))
+    whole: NDArray[np.uint8] = np.clip(np.rint(small, out=small), 0, 255, out=small).astype(np.uint8)
     return whole.reshape(size, size, channels)
 
 

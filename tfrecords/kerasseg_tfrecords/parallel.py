@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from kerasseg_tfrecords.errors import DataError
@@ -78,6 +80,15 @@ def ordered_map(
 
 
 def _end(pool: Executor) -> None:
+    # Ended here, not by loky: without psutil it asks `pgrep`, which slim containers lack and which Ctrl-C kills as well;
+    # it then gives up with the workers alive, and Python waits for them for ever.
+    workers: dict[int, BaseProcess] = pool._processes or {}  # type: ignore[attr-defined]
+    while workers:
+        _, worker = workers.popitem()
+        if worker.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
     pool.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]  # loky's own word
 
 

@@ -11,6 +11,7 @@ from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["Grouping", "compile_pattern", "group_of", "groups_of"]
 
+_TCGA = re.compile(r"TCGA[-_][A-Za-z0-9]{2}[-_][A-Za-z0-9]{4}", re.IGNORECASE)
 _CHENG = re.compile(r"((?:MR)?[0-9]+)[A-Za-z]+")
 
 
@@ -45,7 +46,8 @@ def group_of(patient: str, pattern: re.Pattern[str] | None = None) -> str:
     In the Cheng data (figshare 1512427) `MR040240`, `MR040240B` and `MR040240C` are one head before surgery and at later
     scans: 233 ids are 209 people, and 15 of the 18 such families cross the author's own five folds. A split by id as it
     stands therefore trains and tests on the same heads. The group of such an id (`MR` and digits, or digits) is the id
-    without its trailing letters; any other id is its own group.
+    without its trailing letters. TCGA bar codes are written with hyphens and with underscores: both are one. Any other
+    id is its own group.
 
     Args:
         patient: Patient id as read, not empty.
@@ -53,10 +55,12 @@ def group_of(patient: str, pattern: re.Pattern[str] | None = None) -> str:
 
     Example:
         >>> [group_of(p) for p in ("MR040240B", "MR040240", "100416", "TCGA_CS_4943")]
-        ['MR040240', 'MR040240', '100416', 'TCGA_CS_4943']
+        ['MR040240', 'MR040240', '100416', 'TCGA-CS-4943']
     """
     if pattern is not None and (match := pattern.fullmatch(patient)) and match[1]:
         return match[1]
+    if _TCGA.fullmatch(patient):
+        return patient.upper().replace("_", "-")  # one head, whether a data set writes its bar code with - or _
     cheng = _CHENG.fullmatch(patient)
     return cheng[1] if cheng else patient
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.records import Payload, Record, SliceFacts, unpack_mask, unpack_native_mask
 
-__all__ = ["FEATURES", "FORMAT_VERSION", "decode", "encode", "parse_batch"]
+__all__ = ["FEATURES", "FORMAT_VERSION", "decode", "decode_pixels", "encode", "parse_batch"]
 
 FORMAT_VERSION = 1
 
@@ -110,6 +110,33 @@ def decode(serialized: bytes, *, size: int, channels: int) -> Record:
         group=text["group"],
         volume=text["volume"],
     )
+
+
+def decode_pixels(serialized: bytes, *, size: int, channels: int) -> tuple[bytes, bytes, int]:
+    """Image and mask of one record as they are stored, and its label; the rest is passed over.
+
+    Args:
+        serialized: One Example.
+        size: Side of the images, from the manifest.
+        channels: 1 or 3, from the manifest.
+
+    Returns:
+        size * size * channels bytes of image, size * ceil(size / 8) bytes of packed mask, class index.
+
+    Raises:
+        DataError: Where one is missing or has another length.
+    """
+    try:
+        feature = tf.train.Example.FromString(serialized).features.feature
+        image: bytes = feature["image"].bytes_list.value[0]
+        mask: bytes = feature["mask"].bytes_list.value[0]
+        label = int(feature["label"].int64_list.value[0])
+    except Exception as error:  # protobuf raises its own DecodeError, missing features an IndexError
+        raise DataError("a record that is not in the format of kerasseg", found=type(error).__name__) from error
+    found, expected = (len(image), len(mask)), (size * size * channels, size * ((size + 7) // 8))
+    if found != expected:
+        raise DataError("image or mask has the wrong length", found=f"{found} bytes", expected=f"{expected} bytes")
+    return image, mask, label
 
 
 def parse_batch(serialized: Any, *, size: int, channels: int) -> dict[str, Any]:

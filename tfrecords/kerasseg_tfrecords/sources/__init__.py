@@ -11,7 +11,7 @@ A format's module is imported when it is first needed: a worker that reads .mat 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import cast
 
@@ -134,11 +134,30 @@ def find_items(tree: Tree, options: SourceOptions, format_name: str | None = Non
     if tree.problems:
         problems = (*tree.problems, *listing.problems)
         listing = Listing(listing.items, listing.left_out, problems, listing.notes)
+    listing = replace(listing, notes=(*listing.notes, *_passed_over(tree, source)))
     if not listing.items and not listing.problems:
         found = f"{len(tree.locations)} files, none of them {source.name}"
         remedy = "Name another --format, or none, so that it is detected."
         raise DataError("nothing to read", path=tree.root, found=found, remedy=remedy, kind="empty")
     return listing
+
+
+_SIGNS = {"figshare": (".mat",), "nifti": (".nii", ".nii.gz"), "dicom": (".dcm",)}
+"""Endings that only the named format has; pairs takes .dcm as images too, and its own are previews elsewhere."""
+
+
+def _passed_over(tree: Tree, source: Source) -> tuple[str, ...]:
+    """A folder of folders in several formats is read in one of them: say what was not."""
+    counts = tree.suffixes()
+    notes = []
+    for name, endings in _SIGNS.items():
+        count = sum(counts.get(ending, 0) for ending in endings)
+        if count and name != source.name and not (name == "dicom" and source.name == "pairs"):
+            notes.append(
+                f"read as {source.name}; {count} {endings[0]} files look like {name} and were not read: name their folder "
+                "as an input of its own"
+            )
+    return tuple(notes)
 
 
 def read_item(item: Item, options: SourceOptions) -> Reading:

@@ -13,7 +13,9 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,29 +39,48 @@ _HARMLESS = re.compile(r"extraneous bytes before marker")
 
 _DEBUG = 5  # the level of OpenCV's log at which all its versions pass on what libtiff says
 
-_lock = threading.Lock()
 
-
+@dataclass(slots=True)
 class _Catcher:
-    """One temporary file a process, made when it is first needed."""
+    """Where standard error goes meanwhile: a file in memory, one a process, for a forked child must not share its parent's.
 
-    file: IO[bytes] | None = None
+    Attributes:
+        process: Whose it is.
+        descriptor: The file; -1 where none could be made, and nothing is caught then.
+        lock: There is only one standard error.
+    """
+
+    process: int
+    descriptor: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@lru_cache(maxsize=1)
+def _catcher(process: int) -> _Catcher:
+    try:
+        if hasattr(os, "memfd_create"):
+            return _Catcher(process, os.memfd_create("codec-messages"))
+        with tempfile.TemporaryFile() as file:
+            return _Catcher(process, os.dup(file.fileno()))
+    except OSError:
+        return _Catcher(process, -1)
 
 
 @contextmanager
 def _standard_error(heard: list[str]) -> Iterator[None]:
     """Appends to `heard` what is written to file descriptor 2 meanwhile, if it comes from a codec."""
-    with _lock:
-        if _Catcher.file is None:
-            _Catcher.file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        caught = _Catcher.file.fileno()
-        os.lseek(caught, 0, os.SEEK_SET)
-        os.ftruncate(caught, 0)
+    catcher = _catcher(os.getpid())
+    caught = catcher.descriptor
+    with catcher.lock:
         try:
-            before = os.dup(2)
-        except OSError:  # standard error is closed: nobody can be disturbed, and nothing can be heard
+            before = os.dup(2) if caught >= 0 else -1
+        except OSError:  # standard error is closed: nobody can be disturbed
+            before = -1
+        if before < 0:
             yield
             return
+        os.lseek(caught, 0, os.SEEK_SET)
+        os.ftruncate(caught, 0)
         os.dup2(caught, 2)
         try:
             yield

@@ -60,7 +60,7 @@ class DicomSource:
                 f"{len(headers)} DICOM slices and no masks. Put PNG masks with equal stems beside them (1.dcm and "
                 "1_mask.png, or folders images/ and masks/): both are then read together"
             )
-            problems.insert(0, Problem(tree.root.name or str(tree.root), "no-masks", message))
+            problems.insert(0, Problem(".", "no-masks", message))
             headers = {}
         items = sorted(_items(headers, options), key=lambda item: natural_key(item.name))
         return Listing(tuple(items), tuple(left_out), tuple(problems))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -23,6 +22,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t, h5z
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng as zlib
 
 from kerasseg_tfrecords.errors import DataError
 
@@ -35,8 +35,9 @@ SURELY_SMALL = 60_000
 """Deflated bytes that cannot inflate to more than 62 MB, as deflate's ratio ends at 1,032."""
 _FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32"}
 _LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link into another file"}
-_LIBRARY_ERRORS = (
-    OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, SystemError, MemoryError, zlib.error
+_ZLIB_ERROR: Any = zlib.error  # the library declares it as an instance
+_LIBRARY_ERRORS: tuple[type[Exception], ...] = (
+    OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, SystemError, MemoryError, _ZLIB_ERROR
 )  # fmt: skip
 _NUMBERS = {h5t.INTEGER, h5t.FLOAT, h5t.ENUM}
 

@@ -229,7 +229,7 @@ def _items(
         message = (
             f"{len(names)} images and no masks. Put masks into a folder masks/ beside images/, or beside the images"
         )
-        problem = Problem(tree.root.name or str(tree.root), "no-masks", f"{message} as NAME_mask.png")
+        problem = Problem(".", "no-masks", f"{message} as NAME_mask.png")
         return [], [problem], ()
     volumes = _volumes(names)
     stems = Counter(stem_of(name) for name in names)

@@ -1,0 +1,104 @@
+"""Augmentation: batches in OpenCV against the usual per-example `tf.image` map, in turn in one run.
+
+`python -m benchmarks.augmentation`: 256x256 slices, all four augmentations, out comes what the network takes (float32,
+three channels, and the mask). Both read the same uint8 slices from memory, in a `tf.data` pipeline with as many parallel
+calls as TensorFlow sees fit.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.measure import spread
+from kerasseg.augment import SafeAugmentation
+
+SIZE = 256
+
+
+def slices(count: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    images = (rng.random((count, SIZE, SIZE, channels)) * 255).astype(np.uint8)
+    masks = np.zeros((count, SIZE, SIZE, 1), np.uint8)
+    masks[:, 100:140, 90:150] = 1
+    return images, masks
+
+
+def per_example(images: np.ndarray, masks: np.ndarray, batch: int) -> tf.data.Dataset:
+    """What a careful user writes with tf.image: stateless ops, one slice at a time."""
+
+    def augment(image, mask, i):
+        image = tf.cast(image, tf.float32) / 255.0
+        mask = tf.cast(mask, tf.float32)
+        draw = tf.random.stateless_uniform([4], tf.stack([i, 0]))
+        if draw[0] < 0.5:
+            image, mask = tf.image.flip_left_right(image), tf.image.flip_left_right(mask)
+        half = 0.5 / (0.95 + 0.1 * draw[3])
+        box = tf.reshape(tf.stack([0.5 - half, 0.5 - half, 0.5 + half, 0.5 + half]), [1, 4])
+        image = tf.image.crop_and_resize(image[None], box, [0], [SIZE, SIZE])[0]
+        mask = tf.image.crop_and_resize(mask[None], box, [0], [SIZE, SIZE], method="nearest")[0]
+        image = tf.image.adjust_contrast(image, 0.9 + 0.2 * draw[2])
+        image = tf.image.adjust_brightness(image, 0.2 * draw[1] - 0.1)
+        image = tf.clip_by_value(image, 0.0, 1.0)
+        return (tf.image.grayscale_to_rgb(image) if image.shape[-1] == 1 else image), mask
+
+    data = tf.data.Dataset.from_tensor_slices((images, masks, np.arange(len(images))))
+    return data.repeat().map(augment, tf.data.AUTOTUNE).batch(batch).prefetch(2)
+
+
+def batched(images: np.ndarray, masks: np.ndarray, batch: int, *, reference: bool) -> tf.data.Dataset:
+    augmentation = SafeAugmentation()
+    table = augmentation.parameters(0, 0, np.arange(len(images)))
+
+    def fast(image, mask, row):
+        return tf.numpy_function(
+            lambda i, m, t: augmentation.apply_numpy(i, m, t, 3), [image, mask, row], [tf.float32, tf.float32]
+        )
+
+    def slow(image, mask, row):
+        image, mask = augmentation.apply(image, mask, row)
+        return (tf.image.grayscale_to_rgb(image) if image.shape[-1] == 1 else image), mask
+
+    data = tf.data.Dataset.from_tensor_slices((images, masks, table))
+    return data.repeat().batch(batch).map(slow if reference else fast, tf.data.AUTOTUNE).prefetch(2)
+
+
+def cost(data: tf.data.Dataset, batch: int, seconds: float) -> tuple[float, float]:
+    """Seconds and processor seconds a slice."""
+    source = iter(data)
+    for _ in range(4):
+        next(source)
+    seen, start, used = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - start < seconds:
+        next(source)
+        seen += batch
+    return (time.perf_counter() - start) / seen, (time.process_time() - used) / seen
+
+
+def main(seconds: float = 1.0, rounds: int = 5) -> None:
+    cv2.setNumThreads(1)  # tf.data runs several batches at once
+    for channels in (1, 3):
+        images, masks = slices(64, channels)
+        for batch in (8, 32):
+            usual = per_example(images, masks, batch)
+            reference = batched(images, masks, batch, reference=True)
+            fast = batched(images, masks, batch, reference=False)
+            found = [[cost(data, batch, seconds) for data in (usual, reference, fast)] for _ in range(rounds)]
+            speeds = [1 / statistics.median(one[way][0] for one in found) for way in range(3)]
+            ratios = [[one[0][kind] / one[2][kind] for one in found] for kind in range(2)]
+            print(
+                f"augmentation, {channels} channel{'s' * (channels > 1)}, batch {batch}: slices/s "
+                f"tf.image {speeds[0]:,.0f}, keras.ops {speeds[1]:,.0f}, OpenCV {speeds[2]:,.0f}; "
+                f"OpenCV over tf.image in time {spread(ratios[0])}, in processor time {spread(ratios[1])}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Every example runs: doctests of all modules, Python blocks and `kerasseg` lines of README and docs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from factories import write_figshare
+
+ROOT = Path(__file__).resolve().parents[1]
+HOUSES = {"kerasseg_cli": ROOT / "cli", "kerasseg": ROOT, "kerasseg_tfrecords": ROOT / "tfrecords"}
+MODULES = sorted(
+    ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+    for package, base in HOUSES.items()
+    for path in (base / package).rglob("*.py")
+    if path.stem != "__main__" and ">>> " in path.read_text()
+)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    outcome = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert outcome.failed == 0
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of each fenced block."""
+    return re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def python_of(page: Path) -> str:
+    return "\n".join(text for language, text in blocks(page) if language == "python")
+
+
+def commands_of(page: Path) -> list[str]:
+    """Lines that begin with `kerasseg`, without what a reader puts in and the comment behind."""
+    lines = [line for language, text in blocks(page) if not language for line in text.splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.startswith("kerasseg ")]
+
+
+WITH_PYTHON = [page for page in PAGES if python_of(page)]
+WITH_COMMANDS = [page for page in PAGES if commands_of(page)]
+
+EXPORT = """
+import kerasseg
+kerasseg.unet((32, 32, 3), filters=4, seed=0).export("unet-export", verbose=False)
+kerasseg.unet((32, 32, 3), filters=4, seed=0).save("unet.keras")
+"""
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory, python: str, child_environment: dict[str, str]) -> Path:
+    """A folder as a reader of the documentation has it: raw data, an exported network, and shards."""
+    folder = tmp_path_factory.mktemp("desk")
+    write_figshare(folder / "data", patients=30, slices_each=2, size=48)
+    subprocess.run([python, "-c", EXPORT], cwd=folder, env=child_environment, check=True, capture_output=True)
+    command = [python, "-m", "kerasseg_cli", "prepare", "data", "--quiet"]
+    subprocess.run(command, cwd=folder, env=child_environment, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_python_of_a_page(desk: Path, page: Path, python: str, child_environment: dict[str, str]) -> None:
+    """All blocks of a page in one process, one after another, as a reader would type them."""
+    code = python_of(page).replace('prepare("data", "shards"', f'prepare("data", "shards-{page.stem}"')
+    done = subprocess.run(
+        [python, "-c", code], cwd=desk, env=child_environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_of_a_page(desk: Path, page: Path, python: str, child_environment: dict[str, str]) -> None:
+    for line in commands_of(page):
+        words = shlex.split(line.replace("CHECKPOINT", "unet-export"))
+        if any("/" in word and word.startswith(("hf:", "https:")) for word in words) or any(w.isupper() for w in words):
+            continue  # a name to put in, or a place on the net, which tests do not reach
+        if words[1] == "prepare":
+            words += ["--overwrite"]
+        if words[1] == "convert":
+            words += ["--overwrite"]
+        done = subprocess.run(
+            [python, "-m", "kerasseg_cli", *words[1:]],
+            cwd=desk,
+            env=child_environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+def test_the_pages_show_what_they_should() -> None:
+    """Nothing that is looked for above has silently gone."""
+    assert {page.name for page in WITH_COMMANDS} >= {"README.md", "data.md"}
+    assert {page.name for page in WITH_PYTHON} >= {"README.md", "data.md"}
+    assert "kerasseg prepare data/" in commands_of(ROOT / "README.md")
+    assert len(MODULES) > 20
