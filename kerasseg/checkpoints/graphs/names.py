@@ -12,7 +12,7 @@ __all__ = ["Names", "clean"]
 _LONGEST = 100
 
 # Scopes that TensorFlow's own functions open within the scope of a layer.
-_INNER = frozenset({"Gelu", "LogSigmoid", "Repeat", "Tensordot", "clip_by_value", "moments", "resize"})
+_INNER = frozenset({"Gelu", "LogSigmoid", "Repeat", "Tensordot", "batchnorm", "clip_by_value", "moments", "resize"})
 
 
 def clean(text: str) -> str:

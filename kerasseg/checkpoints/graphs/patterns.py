@@ -94,10 +94,19 @@ class View:
 Pattern = Callable[[View, Node], Node | None]
 
 
-def rewrite(graph: Graph, *patterns: Pattern) -> Graph:
-    """Replace each node for which a pattern gives another, inputs first, and drop what is no longer read."""
+def rewrite(graph: Graph, *patterns: Pattern, everywhere: bool = False) -> Graph:
+    """Replace each node for which a pattern gives another, inputs first, and drop what is no longer read.
+
+    Only nodes that depend on the network's input are looked at, unless `everywhere`: what is computed from weights alone is
+    a number, not a layer.
+    """
     view = View(graph)
-    for key in graph.nodes:
+    data: set[str] = set()
+    for key, node in graph.nodes.items():
+        if node.op.startswith("Placeholder") or any(t.node in data for t in node.inputs):
+            data.add(key)
+        elif not everywhere:
+            continue
         for pattern in patterns:
             found = pattern(view, view.nodes[key])
             if found is not None:
@@ -120,7 +129,7 @@ def fold(graph: Graph, wanted: Callable[[np.ndarray], bool]) -> Graph:
             return None
         return made(node, "Const", (), {"value": results[0]})
 
-    return rewrite(graph, compute)
+    return rewrite(graph, compute, everywhere=True)
 
 
 def made(node: Node, op: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], name: str | None = None) -> Node:

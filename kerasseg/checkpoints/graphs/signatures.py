@@ -90,12 +90,18 @@ def choose_signature(meta_graph: Any) -> Signature:
         if not name.startswith("__") and message.inputs and message.outputs
     }
     name = next((n for n in _PREFERRED if n in usable), next(iter(usable)) if len(usable) == 1 else None)
+    if name is None and not usable:
+        raise CheckpointError(
+            "the SavedModel has no signature to call",
+            found="weights without a network, as Keras 2 writes with save_traces=False",
+            remedy="Save the model again with model.export(path), or as a .keras file",
+        )
     if name is None:
         raise CheckpointError(
-            "the SavedModel has no signature to call" if not usable else "the SavedModel has several signatures",
-            found=", ".join(usable) or "none",
+            "the SavedModel has several signatures",
+            found=", ".join(usable),
             expected=" or ".join(_PREFERRED),
-            remedy="Save the model with model.export(path) or with signatures={'serving_default': ...}",
+            remedy="Save it with the wanted one alone: signatures={'serving_default': ...}",
         )
     message = usable[name]
     inputs = {k: _slot(name, k, v) for k, v in sorted(message.inputs.items())}
