@@ -159,7 +159,8 @@ def test_version(kerasseg: Run) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(python: str, child_environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_says_how_to_go_on(python: str, child_environment: dict[str, str], tmp_path: Path, presses: int) -> None:
     folder = write_figshare(tmp_path / "scans", patients=200, slices_each=3, size=64)
     command = [python, "-m", "kerasseg_cli", "prepare", str(folder), "--jobs", "2"]
     child = subprocess.Popen(
@@ -174,7 +175,9 @@ def test_ctrl_c_says_how_to_go_on(python: str, child_environment: dict[str, str]
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("shards.partial/spool/*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: everybody in the group
+    for _ in range(presses):
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does: everybody in the group
+        time.sleep(0.02)
     _, said = child.communicate(timeout=60)
     assert child.returncode == 130, said
     assert "Interrupted. Run the same command again to go on." in said

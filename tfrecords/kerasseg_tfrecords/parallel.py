@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -84,14 +84,28 @@ def ordered_map(
 def _end(pool: Executor) -> None:
     # Ended here, not by loky: without psutil it asks `pgrep`, which slim containers lack and which Ctrl-C kills as well;
     # it then gives up with the workers alive, and Python waits for them for ever.
-    workers: dict[int, BaseProcess] = pool._processes or {}  # type: ignore[attr-defined]
-    while workers:
-        _, worker = workers.popitem()
-        if worker.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
-        worker.join()
-    pool.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]  # loky's own word
+    with _undisturbed():
+        workers: dict[int, BaseProcess] = pool._processes or {}  # type: ignore[attr-defined]
+        while workers:
+            _, worker = workers.popitem()
+            if worker.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+        pool.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]  # loky's own word
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C pressed once more while the workers are ended would leave some of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is ever interrupted, and only it may set handlers
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
 
 
 def _pool(jobs: int) -> Executor:
