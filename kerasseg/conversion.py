@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
+from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 
 __all__ = ["Conversion", "convert_checkpoint"]
 
@@ -81,11 +81,37 @@ def convert_checkpoint(
 
     Raises:
         UsageError: `out` has another ending, exists, is the source, or its folder does not exist.
-        CheckpointError: `source` cannot be opened, or the written file does not give the same outputs.
+        CheckpointError: `source` cannot be opened, gives no finite numbers, or the written file not the same outputs.
+        KerassegError: `out` cannot be written.
     """
     target = Path(out)
     _check_target(source, target, overwrite=overwrite)
     model = open_checkpoint(source, architecture=architecture, allow_partial=allow_partial)
+    try:
+        inputs, difference, equal, size = _write(model, source, target, seed)
+    except OSError as error:
+        raise KerassegError(
+            "it cannot be written, and nothing was changed",
+            path=target,
+            found=error.strerror or error,
+            remedy="Look to the rights and the free space of its folder, or write elsewhere.",
+        ) from error
+    return Conversion(
+        source=str(source),
+        out=target,
+        bytes=size,
+        parameters=model.count_params(),
+        provenance=provenance(model),
+        compared=tuple(x.shape for x in inputs),
+        largest_difference=difference,
+        weights_equal=equal,
+    )
+
+
+def _write(
+    model: keras.Model, source: str | Path, target: Path, seed: int
+) -> tuple[list[np.ndarray[Any, Any]], float, bool, int]:
+    """Write, open again, compare, and move into place; returns the random input, the difference, equality, and size."""
     descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=".keras", dir=target.parent)
     os.close(descriptor)
     draft = Path(name)
@@ -96,35 +122,33 @@ def convert_checkpoint(
         again = keras.saving.load_model(draft, compile=False)
         inputs = _random_inputs(model, seed)
         expected, found = _outputs(model, inputs), _outputs(again, inputs)
+        if not all(np.isfinite(x).all() for x in expected):
+            raise CheckpointError(
+                "the opened network does not give numbers, so nothing was written",
+                path=source,
+                found="NaN or infinite outputs on random input",
+                remedy="Its weights are damaged, as by a training that diverged: take an earlier checkpoint.",
+            )
         difference = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(expected, found, strict=True))
-        size = max(float(np.max(np.abs(a), initial=0.0)) for a in expected)
+        largest = max(float(np.max(np.abs(a), initial=0.0)) for a in expected)
         # `not <=` rather than `>`: NaN is a difference too.
-        if not difference <= _LIMIT * max(1.0, size):
+        if not difference <= _LIMIT * max(1.0, largest):
             raise CheckpointError(
                 "the written network does not give the outputs of the opened one, so nothing was written",
                 path=source,
                 found=f"difference {difference:g}",
-                expected=f"at most {_LIMIT * max(1.0, size):g}",
+                expected=f"at most {_LIMIT * max(1.0, largest):g}",
             )
         equal = len(model.weights) == len(again.weights) and all(
             np.array_equal(_numpy(a), _numpy(b)) for a, b in zip(model.weights, again.weights, strict=True)
         )
         # mkstemp makes files private; a checkpoint is as readable as any file that the user makes.
         draft.chmod(0o666 & ~_umask())
-        bytes_ = draft.stat().st_size
+        size = draft.stat().st_size
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
-    return Conversion(
-        source=str(source),
-        out=target,
-        bytes=bytes_,
-        parameters=model.count_params(),
-        provenance=provenance(model),
-        compared=tuple(x.shape for x in inputs),
-        largest_difference=difference,
-        weights_equal=equal,
-    )
+    return inputs, difference, equal, size
 
 
 def _check_target(source: str | Path, target: Path, *, overwrite: bool) -> None:

@@ -233,6 +233,12 @@ def _chosen(model: keras.Model, blocks: Blocks, patterns: tuple[str, ...]) -> li
 
 
 def _unknown(pattern: str, blocks: Blocks, names: list[str]) -> UsageError:
+    if pattern in STRATEGIES:
+        return UsageError(
+            f"{pattern!r} is a strategy, and stands alone",
+            found="other names beside it",
+            remedy="Name the blocks that it freezes instead, for instance encoder_1.",
+        )
     near = get_close_matches(pattern, [*STRATEGIES, *dict.fromkeys(names)], n=1, cutoff=0.6)
     there = [block.name for block in blocks]
     layers = [name for name in dict.fromkeys(names) if name not in there]

@@ -88,6 +88,7 @@ def unet(
     shape = _checked_shape(input_shape, depth)
     widths = _checked_filters(filters, depth)
     _check_rest(classes, normalization, upsampling, dropout, activation)
+    _check_settings(bias, seed, name)
     plan = _Plan(
         normalization=normalization,
         upsampling=upsampling,
@@ -187,7 +188,7 @@ class _Plan:
 def _checked_shape(input_shape: Sequence[int | None], depth: int) -> tuple[int | None, int | None, int]:
     if not _whole(depth) or not 1 <= depth <= 10:
         raise UsageError("depth is no number of encoder blocks", found=depth, expected="1 to 10")
-    shape = tuple(input_shape)
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
     if len(shape) != 3 or not all(size is None or _whole(size) for size in shape) or shape[2] is None:
         raise UsageError("input_shape is no shape of an image", found=shape, expected="(height, width, channels)")
     step = 2**depth
@@ -205,7 +206,7 @@ def _checked_shape(input_shape: Sequence[int | None], depth: int) -> tuple[int |
 
 
 def _checked_filters(filters: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    if isinstance(filters, int):
+    if _whole(filters):
         widths = tuple(filters * 2**level for level in range(depth + 1))
     else:
         widths = tuple(filters) if isinstance(filters, Sequence) else ()
@@ -229,7 +230,7 @@ def _check_rest(classes: int, normalization: str, upsampling: str, dropout: floa
     ):
         if value not in get_args(kind):
             raise UsageError(f"unknown {what} {value!r}", expected=" or ".join(get_args(kind)))
-    if not 0 <= dropout < 1:
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise UsageError("dropout is no fraction", found=dropout, expected="0 up to but without 1")
     try:
         known = isinstance(activation, str) and callable(keras.activations.get(activation))
@@ -239,6 +240,15 @@ def _check_rest(classes: int, normalization: str, upsampling: str, dropout: floa
         raise UsageError(
             f"unknown activation {activation!r}", expected="the name of a Keras activation, for instance 'relu'"
         )
+
+
+def _check_settings(bias: bool | None, seed: int | None, name: str) -> None:
+    if bias is not None and not isinstance(bias, bool):
+        raise UsageError("bias is no yes or no", found=bias, expected="True, False or None")
+    if seed is not None and not _whole(seed):
+        raise UsageError("seed is no whole number", found=seed, expected="a whole number or None")
+    if not isinstance(name, str) or not name or "/" in name:
+        raise UsageError("name is no name of a model", found=name or "nothing", expected="a text without /")
 
 
 def _whole(value: object) -> bool:

@@ -68,7 +68,9 @@ def _kind(layer: StoredLayer) -> str:
             return "wide"
         if first[:2] == (1, 1):
             return "narrow"
-        if first[:2] == (2, 2) and (first[2] < first[3] or "transpose" in layer.path):
+        # More filters below than above, or the name, tell it from an ordinary 2x2 convolution: levels may be equally wide.
+        named = "transpose" in layer.path or layer.path.endswith("_up")
+        if first[:2] == (2, 2) and (first[2] < first[3] or named):
             return "up"
         raise NotOurFamily(f"`{layer.path}` has a kernel of {'x'.join(map(str, first))}")
     if all(len(s) == 1 and s == first for s in shapes) and len(shapes) in {2, 4}:

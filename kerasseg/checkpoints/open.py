@@ -63,11 +63,16 @@ def open_checkpoint(
         file, source = fetched.path, fetched.source
     else:
         file = Path(path)
-    if not file.exists():
-        raise missing(file)
-    if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
-        file = file.parent
-    opened, record = _read(file, _Options(architecture, allow_partial, compare))
+    try:
+        if not file.exists():
+            raise missing(file)
+        if not (file.is_file() or file.is_dir()):  # reading a pipe would wait for ever
+            raise CheckpointError("this is a pipe or a device", path=source, expected="a file or a folder")
+        if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
+            file = file.parent
+        opened, record = _read(file, _Options(architecture, allow_partial, compare))
+    except OSError as error:
+        raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
     _check_purpose(opened.model, file)
     translated = (*opened.translated, *_thaw(opened.model))
     digest = sha256_of(file)

@@ -21,7 +21,7 @@ from kerasseg.blocks import Block, Blocks
 from kerasseg.inspection import inspect_model, layer_prefixes
 from kerasseg_cli.convert import convert
 from kerasseg_cli.inspect import _unicode, inspect
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
+from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 
 app = typer.Typer()
 app.command()(inspect)
@@ -249,6 +249,27 @@ def test_convert_into_no_folder(plain: Path, tmp_path: Path) -> None:
     assert "does not exist" in str(result.exception)
 
 
+def test_convert_says_that_it_may_not_write(plain: Path, tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("kerasseg.conversion.tempfile.mkstemp", refuse)
+    result = run("convert", plain, tmp_path / "out.keras")
+    assert isinstance(result.exception, KerassegError)
+    assert "out.keras: it cannot be written" in str(result.exception)
+    assert "Permission denied" in str(result.exception)
+
+
+def test_convert_names_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    model = build.unet(1)[0]
+    model.weights[0].assign(np.full(model.weights[0].shape, np.nan))
+    model.save(tmp_path / "nan.keras")
+    result = run("convert", tmp_path / "nan.keras", tmp_path / "out.keras")
+    assert isinstance(result.exception, CheckpointError)
+    assert "NaN or infinite" in str(result.exception)
+    assert not (tmp_path / "out.keras").exists()
+
+
 @pytest.mark.parametrize("when", ["saving", "comparing"])
 def test_a_failed_conversion_leaves_what_was_there(plain: Path, tmp_path: Path, monkeypatch, when: str) -> None:
     out = tmp_path / "out.keras"
@@ -259,7 +280,7 @@ def test_a_failed_conversion_leaves_what_was_there(plain: Path, tmp_path: Path, 
 
     if when == "saving":
         monkeypatch.setattr(keras.Model, "save", fail)
-        expected: type[Exception] = OSError
+        expected: type[Exception] = KerassegError
     else:
         read = keras.saving.load_model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -119,6 +120,22 @@ def test_a_missing_file_brings_suggestions(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "unet-best.h5")
     with pytest.raises(CheckpointError, match="no folder"):
         open_checkpoint(tmp_path / "nowhere" / "x.keras")
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="pipe: this is a pipe or a device"):
+        open_checkpoint(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="it cannot be read .*too long"):
+        open_checkpoint("x" * 5000)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "secret.keras").touch()
+    monkeypatch.setattr("kerasseg.checkpoints.open.kind_of", refuse)
+    with pytest.raises(CheckpointError, match="secret.keras: it cannot be read .*Permission denied"):
+        open_checkpoint(tmp_path / "secret.keras")
 
 
 def test_folders_are_explained(tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ def test_our_unet_is_read_off_the_shapes(normalization: Any, upsampling: Any, la
     assert record.translated[0].startswith("the architecture was read off the shapes: unet(")
 
 
+@pytest.mark.parametrize("filters", [(4, 4, 4), (6, 4, 3)])
+def test_levels_may_be_equally_wide(filters: tuple[int, ...], tmp_path: Path) -> None:
+    model = filled(unet((32, 32, 1), filters=filters, depth=2))
+    opened = open_checkpoint(old_layout(model, tmp_path / "w.h5"))
+    assert same_weights(opened, model)
+
+
 def test_what_shapes_cannot_tell_is_said(tmp_path: Path) -> None:
     path = tmp_path / "w.weights.h5"
     filled(unet((32, 32, 1), filters=4, depth=1)).save_weights(path)

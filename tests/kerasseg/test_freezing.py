@@ -139,6 +139,7 @@ def test_a_model_that_was_saved_frozen_is_thawed_and_says_so(tmp_path: Path) -> 
         (["encoder_3"], r"fits 'encoder_3' .*a block \(encoder_1, encoder_2, bottleneck, decoder_2, decoder_1, head\)"),
         (["encoder_1", "conv2d_19"], r"no block or layer fits 'conv2d_19'"),
         (["ENCODER_1"], r"no block or layer fits 'ENCODER_1'"),
+        (["conservative", "head"], r"'conservative' is a strategy, and stands alone"),
         (["bottlneck"], r"Did you mean 'bottleneck'\?"),
         (
             ["encoder_1_act_*"],
