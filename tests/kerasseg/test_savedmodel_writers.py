@@ -225,3 +225,29 @@ def test_statistics_move_when_the_opened_network_trains(tmp_path: Path) -> None:
     before = np.asarray(norm.moving_mean)
     model(np.full((2, 8, 8, 1), 5, "f"), training=True)
     np.testing.assert_array_equal(before, np.asarray(norm.moving_mean))
+
+
+class Wrapped(tf.Module):
+    """A Keras 3 network in somebody's own module, as people wrap one to serve it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = kerasseg.unet((32, 32, 3), filters=2, depth=1, seed=0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 3], name="picture")])
+    def serve(self, picture: Any) -> dict[str, Any]:
+        return {"tumour": self.network(picture / 255.0)}
+
+
+def test_a_keras_network_saved_inside_a_module(tmp_path: Path) -> None:
+    """Its restore function fills variables of its own; the ones that are served are found by their names."""
+    wrapped = Wrapped()
+    tf.saved_model.save(wrapped, str(tmp_path / "model"), signatures={"serving_default": wrapped.serve})
+    opened = open_savedmodel(tmp_path / "model")
+    assert {w.path: w.shape for w in opened.model.trainable_weights} == {
+        w.path: w.shape for w in wrapped.network.trainable_weights
+    }
+    picture = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    given = opened.model(picture)
+    given = given["tumour"] if isinstance(given, dict) else given
+    np.testing.assert_allclose(given, wrapped.serve(picture)["tumour"], atol=1e-5)

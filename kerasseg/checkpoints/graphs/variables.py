@@ -56,7 +56,25 @@ def find_variables(program: Program, names: Mapping[str, str]) -> dict[str, Vari
         shared = attribute(message.attr["shared_name"], node) or node
         name = names.get(key) or (shared if key.endswith("VARIABLE_VALUE") else key)
         found.setdefault(node, Variable(key, name.removesuffix(":0")))
+    for node, variable in _by_name(program, names):
+        found.setdefault(node, variable)
     return found
+
+
+def _by_name(program: Program, names: Mapping[str, str]) -> Iterator[tuple[str, Variable]]:
+    """Variables that the restore function does not reach, found by the name that graph and file both give them.
+
+    `tf.saved_model.save` of a module that holds a Keras 3 network restores into variables of its own in the main graph
+    (`Variable_33`), beside those that the signature reads (`encoder_1_conv_1/kernel`).
+    """
+    keys: dict[str, list[str]] = {}
+    for key, name in names.items():
+        keys.setdefault(name.removesuffix(":0"), []).append(key)
+    for node, message in program.main.nodes.items():
+        if message.op in _VARIABLES:
+            name = (attribute(message.attr["shared_name"], node) or node).removesuffix(":0")
+            if len(keys.get(name, ())) == 1:  # a name that two variables have tells nothing
+                yield node, Variable(keys[name][0], name)
 
 
 def _restored(program: Program) -> Iterator[tuple[str, str]]:
