@@ -306,6 +306,10 @@ def _compare(
 
 
 def _forward(model: keras.Model, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    if keras.backend.backend() != "tensorflow":
+        with keras.device("cpu:0"):
+            found = model(list(images), training=False)
+        return [keras.ops.convert_to_numpy(t) for t in (found if isinstance(found, (list, tuple)) else [found])]
     # As one graph: called eagerly, Keras keeps what every layer gives until the end, which costs 400 MB for 31 million
     # parameters. As a concrete function: TensorFlow warns of functions that it traces again and again.
     specifications = [tf.TensorSpec(i.shape, i.dtype) for i in images]

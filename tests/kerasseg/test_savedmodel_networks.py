@@ -152,6 +152,18 @@ def test_a_saved_copy_opens_without_kerasseg(tmp_path: Path, python: str) -> Non
     subprocess.run([python, "-c", code], check=True, cwd=tmp_path)
 
 
+@pytest.mark.slow
+def test_it_opens_on_jax_too(python: str, child_environment: dict[str, str]) -> None:
+    pytest.importorskip("jax")
+    code = (
+        "import sys, keras; from kerasseg.checkpoints.savedmodel import open_savedmodel;"
+        "opened = open_savedmodel(sys.argv[1]); assert keras.backend.backend() == 'jax';"
+        "assert 0 <= opened.largest_difference <= 1e-5"
+    )
+    command = [python, "-c", code, str(LEGACY / "tf2.15.1-layers-savedmodel")]
+    subprocess.run(command, check=True, env={**child_environment, "KERAS_BACKEND": "jax"})
+
+
 # -- Files that other libraries wrote.
 
 
