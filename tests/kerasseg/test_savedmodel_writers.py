@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 from keras import layers as L  # noqa: N812
 
+import kerasseg
 from kerasseg.checkpoints.savedmodel import open_savedmodel
 from kerasseg_tfrecords.errors import CheckpointError
 from tests.savedmodels import edited
