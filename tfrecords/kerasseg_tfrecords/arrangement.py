@@ -17,12 +17,13 @@ from kerasseg_tfrecords.split import SPLITS, Shares, Split, leaks, split_by_grou
 from kerasseg_tfrecords.splits_file import LEFT_OUT, SplitRow, apply, load
 from kerasseg_tfrecords.spool import Spooled
 
-__all__ = ["ONE_CLASS", "Arrangement", "arrange", "check_request"]
+__all__ = ["ONE_CLASS", "Arrangement", "Progress", "arrange", "check_request"]
 
 ONE_CLASS = "tumor"
 """The class of slices whose data set names none."""
 
 Progress = Callable[[str, int, int], None]
+"""Called with the stage (`read`, `compare`, `write`), how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
