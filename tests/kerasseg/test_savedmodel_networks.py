@@ -168,8 +168,8 @@ def test_it_opens_on_jax_too(python: str, child_environment: dict[str, str]) -> 
 
 
 def test_a_savedmodel_by_real_keras_2() -> None:
-    golden = np.load(LEGACY / "tf2.15.1-bilinear.npz")
-    opened = open_savedmodel(LEGACY / "tf2.15.1-bilinear-savedmodel")
+    golden = np.load(LEGACY / "tf2.15.1-small.npz")
+    opened = open_savedmodel(LEGACY / "tf2.15.1-small-savedmodel")
     assert opened.writer == "Keras 2 SavedModel (TensorFlow 2.15.1)"
     np.testing.assert_allclose(outputs(opened.model, golden["input"])[0], golden["output"], rtol=0, atol=1e-5)
 

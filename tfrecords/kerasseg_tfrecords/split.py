@@ -13,7 +13,6 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from kerasseg_tfrecords.apportion import apportion
 from kerasseg_tfrecords.errors import DataError, UsageError
@@ -242,6 +241,9 @@ def split_by_slice(labels: Sequence[str], shares: Shares, seed: int, ids: Sequen
 
 
 def _stratified(labels: Sequence[str], shares: Shares, seed: int) -> list[list[int]]:
+    # Here, because it takes a second to import, and who only reads shards or a frozen split need not wait for it.
+    from sklearn.model_selection import train_test_split
+
     positions = list(range(len(labels)))
     # Whole numbers, because 2100 * (1 - 0.8) is not 420 in floating point and scikit-learn rounds it up.
     held_out = round(len(labels) * (shares.val + shares.test))
