@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from zlib_ng import zlib_ng as zlib
 
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.conversion import Conversion, Converted, Failure, convert_item
