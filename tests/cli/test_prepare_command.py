@@ -39,6 +39,7 @@ def kerasseg(python: str, child_environment: dict[str, str], tmp_path: Path) -> 
     return run
 
 
+@pytest.mark.slow
 def test_prepare_then_verify(kerasseg: Run, raw: Path, tmp_path: Path) -> None:
     done = kerasseg("prepare", raw, "--size", 32, "--split", "60/20/20", "--jobs", 1)
     assert done.returncode == 0, done.stderr
@@ -71,6 +72,7 @@ def test_prepare_then_verify(kerasseg: Run, raw: Path, tmp_path: Path) -> None:
     assert any(shard.name in line for line in document["errors"])
 
 
+@pytest.mark.slow
 def test_json_is_one_document(kerasseg: Run, raw: Path) -> None:
     done = kerasseg("prepare", raw, "--size", 32, "--json", "--jobs", 1)
     assert done.returncode == 0, done.stderr
@@ -80,6 +82,7 @@ def test_json_is_one_document(kerasseg: Run, raw: Path) -> None:
     assert sum(entry["slices"] for entry in document["counts"]) == 60
 
 
+@pytest.mark.slow
 def test_bad_files_are_all_named_with_exit_code_3(kerasseg: Run, raw: Path, tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     shutil.copytree(raw, folder)
@@ -105,6 +108,7 @@ def test_bad_files_are_all_named_with_exit_code_3(kerasseg: Run, raw: Path, tmp_
     assert "Skipped, 3 bad" in skipped.stdout
 
 
+@pytest.mark.slow
 def test_raw_data_are_checked_before_any_conversion(kerasseg: Run, raw: Path, tmp_path: Path) -> None:
     good = kerasseg("verify", "--data", raw)
     assert good.returncode == 0, good.stdout + good.stderr
@@ -119,6 +123,7 @@ def test_raw_data_are_checked_before_any_conversion(kerasseg: Run, raw: Path, tm
     assert not (tmp_path / "shards").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -148,6 +153,7 @@ def test_mistakes_get_one_clear_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(kerasseg: Run) -> None:
     assert "Traceback" in kerasseg("verify", "nowhere", "--debug").stderr
 
@@ -187,6 +193,7 @@ def test_ctrl_c_says_how_to_go_on(python: str, child_environment: dict[str, str]
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_bar_and_the_table_fit_a_terminal(
     python: str, child_environment: dict[str, str], raw: Path, tmp_path: Path, width: int

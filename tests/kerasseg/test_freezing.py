@@ -214,6 +214,7 @@ def test_frozen_blocks_keep_every_bit_and_all_others_change(normalization: str, 
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_frozen_block_runs_in_inference_mode() -> None:
     model = small()
     x, _ = data()

@@ -57,6 +57,7 @@ def test_steps_equal_numpy_and_only_kernels_decay():
         np.testing.assert_allclose(v.numpy(), expected, atol=2e-6, err_msg=v.path)
 
 
+@pytest.mark.slow
 def test_frozen_variables_stay():
     model = network()
     model.get_layer("conv").trainable = False
@@ -67,6 +68,7 @@ def test_frozen_variables_stay():
     assert (model.get_layer("conv").kernel.numpy() == before).all()
 
 
+@pytest.mark.slow
 def test_exclusion_survives_saving(tmp_path):
     model = network()
     model.compile(DecayedAdam(1e-3, weight_decay=0.5, global_clipnorm=2.0), "mse")

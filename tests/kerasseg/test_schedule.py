@@ -37,6 +37,7 @@ def fit(network, script, schedule, epochs=40, **kwargs):
     return network.fit(data, data[:, :1], epochs=epochs, verbose=0, callbacks=[script, schedule], **kwargs)
 
 
+@pytest.mark.slow
 def test_recipe_in_fit():
     script, schedule = Scripted([0.5] * 40), PlateauSchedule(baseline=0.6)
     history = fit(model(), script, schedule)
@@ -46,6 +47,7 @@ def test_recipe_in_fit():
     assert (schedule.state.best, schedule.state.best_epoch) == (0.6, 0)
 
 
+@pytest.mark.slow
 def test_a_second_fit_and_a_resumed_one_keep_the_counters():
     undisturbed = Scripted([0.5] * 40)
     fit(model(), undisturbed, PlateauSchedule(baseline=0.6))

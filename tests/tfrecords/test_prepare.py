@@ -443,6 +443,7 @@ def rewritten(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.mark.slow
 def test_verify_finds_each_kind_of_damage(prepared: tuple[Path, Manifest], tmp_path: Path) -> None:
     out, manifest = prepared
     shard = manifest.shards[0].path
