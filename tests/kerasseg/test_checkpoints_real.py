@@ -16,7 +16,7 @@ from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.stored import leaves
 from kerasseg_tfrecords.errors import CheckpointError
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 NETWORKS = {
     "unet-lgg.keras": ("Keras 3.15.1", (256, 256, 3), (256, 256, 1)),

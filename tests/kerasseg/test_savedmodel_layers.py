@@ -14,6 +14,8 @@ from keras.src.activations import ALL_OBJECTS_DICT
 from kerasseg.checkpoints.savedmodel import open_savedmodel
 from tests.savedmodels import all_weights, export, images, outputs, trainable
 
+pytestmark = pytest.mark.slow
+
 
 def network(*parts, shape=(8, 10, 4)) -> keras.Model:
     """Layers side by side on one input: each output shows one of them, and one export serves them all."""

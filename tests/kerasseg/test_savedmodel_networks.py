@@ -17,6 +17,8 @@ from kerasseg.checkpoints.savedmodel import open_savedmodel
 from tests import architectures
 from tests.savedmodels import all_weights, export, images, outputs, trainable
 
+pytestmark = pytest.mark.slow
+
 LEGACY = Path(__file__).parents[1] / "fixtures" / "legacy"
 
 
