@@ -130,6 +130,15 @@ def test_same_numbers_on_every_machine():
     assert stratified_batches([0, 0, 0, 0, 1, 1], 4, seed=7, epoch=3).tolist() == [[0, 2, 1, 4], [2, 5, 0, 3]]
 
 
+def test_large_sets_are_covered_like_small_ones():
+    """100,000 slices of 7 classes: each once, in the mix of the whole; work that grows with the square would not end."""
+    labels = np.arange(100_000) % 7
+    table = stratified_batches(labels, 8)
+    assert table.shape == (12_500, 8)
+    assert np.array_equal(np.sort(table, axis=None), np.arange(100_000))
+    assert all(len(set(labels[batch].tolist())) == 7 for batch in table[::500])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
