@@ -17,7 +17,10 @@ TENSORFLOW_ALLOWED = {
     "kerasseg_tfrecords.schema",
     "kerasseg_tfrecords.shards",
     "kerasseg.pipeline",
-    "kerasseg.training",
+    "kerasseg.training.devices",
+    "kerasseg.training.engine",
+    "kerasseg.training.memory",
+    "kerasseg.training.session",
     "kerasseg.checkpoints.savedmodel",
     "kerasseg.export",
 }

@@ -9,10 +9,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from kerasseg_tfrecords.errors import KerassegError
 
-__all__ = ["explain_os_error", "lock", "sync_folder", "write_atomically"]
+__all__ = ["explain_os_error", "lock", "open_atomically", "sync_folder", "write_atomically"]
 
 
 def sync_folder(folder: Path) -> None:
@@ -35,12 +36,26 @@ def write_atomically(path: Path, data: bytes | str, *, durable: bool = True) -> 
     Raises:
         KerassegError: Where the disk is full or the folder cannot be written; the earlier file is then untouched.
     """
-    content = data.encode() if isinstance(data, str) else data
+    with open_atomically(path, durable=durable) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A stream whose content becomes the file `path` when the block ends well, and nothing when it does not.
+
+    Args:
+        path: The file; an existing one is replaced.
+        durable: As in `write_atomically`.
+
+    Raises:
+        KerassegError: As `write_atomically`.
+    """
     temporary: str | None = None
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
@@ -73,12 +88,14 @@ def explain_os_error(error: OSError, path: Path) -> KerassegError:
 
 
 @contextlib.contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str, *, busy: str | None = None, remedy: str | None = None) -> Iterator[None]:
     """Holds an exclusive lock on the file `path` while the block runs; it ends with the process, however that ends.
 
     Args:
         path: A file for the lock alone; created where it is missing.
         what: What is locked, for the message ("shards").
+        busy: The message where another process holds it.
+        remedy: What to do then.
 
     Raises:
         KerassegError: Where another process holds it.
@@ -88,8 +105,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise KerassegError(
-                f"another process is writing these {what}",
+                busy or f"another process is writing these {what}",
                 path=path.parent,
-                remedy="Wait for it, or choose another --out.",
+                remedy=remedy or "Wait for it, or choose another --out.",
             ) from None
         yield

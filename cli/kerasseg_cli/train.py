@@ -1,0 +1,315 @@
+"""`kerasseg train`: shards and a checkpoint -> a fine-tuned network, and a run that can be repeated or gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_tfrecords.errors import UsageError
+
+if TYPE_CHECKING:
+    from kerasseg.training.settings import TrainSettings
+
+__all__ = ["train"]
+
+WHAT, RECIPE, SCHEDULE, DATA, MACHINE, RUN = (
+    "What is trained",
+    "Recipe",
+    "Schedule",
+    "Data",
+    "Machine",
+    "The run",
+)
+
+
+_TYPED = ("COMMANDLINE", "ENVIRONMENT")
+
+
+def train(
+    context: typer.Context,
+    shards: Annotated[Path, typer.Option(help="The shard directory.", rich_help_panel=DATA)] = Path("shards"),
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="A .keras or .h5 file, a SavedModel folder, hf://owner/name or https://...; without it the network that "
+            "the recipe was made for is fetched.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="conservative (freezes the first half of the encoder), moderate (a quarter), aggressive (nothing, rate "
+            "1e-5), progressive (thaws block by block), auto (conservative, then moderate, the better is kept), scratch.",
+            rich_help_panel=WHAT,
+        ),
+    ] = "conservative",
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="Blocks or layers to freeze instead, such as 'encoder_*'.", rich_help_panel=WHAT),
+    ] = None,
+    freeze_batchnorm: Annotated[
+        bool, typer.Option("--freeze-batchnorm", help="Hold every BatchNorm layer.", rich_help_panel=WHAT)
+    ] = False,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="For files that hold weights alone: the network they belong to.", rich_help_panel=WHAT),
+    ] = None,
+    head: Annotated[
+        str, typer.Option(help="The last layer: auto, keep, or binary (a fresh one).", rich_help_panel=WHAT)
+    ] = "auto",
+    filters: Annotated[
+        int | None, typer.Option(help="Of encoder_1, for scratch without a checkpoint.", rich_help_panel=WHAT)
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Encoder blocks, for scratch without a checkpoint.", rich_help_panel=WHAT)
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Of the first epoch; 1e-4, aggressive 1e-5, scratch 1e-3.", rich_help_panel=RECIPE),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Slices in a batch, all devices.", rich_help_panel=RECIPE)] = 8,
+    epochs: Annotated[int, typer.Option(help="At most.", rich_help_panel=RECIPE)] = 20,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps an epoch at most, for short runs.", rich_help_panel=RECIPE)
+    ] = None,
+    weight_decay: Annotated[
+        float, typer.Option(help="Decoupled; next to nothing at these rates, see --l2.", rich_help_panel=RECIPE)
+    ] = 1e-5,
+    l2: Annotated[float, typer.Option(help="L2 on kernels, in the loss.", rich_help_panel=RECIPE)] = 0.0,
+    clipnorm: Annotated[
+        float | None, typer.Option(help="Limit of the norm of all gradients.", rich_help_panel=RECIPE)
+    ] = None,
+    dice_weight: Annotated[float, typer.Option(help="Of Dice in the loss.", rich_help_panel=RECIPE)] = 1.0,
+    bce_weight: Annotated[float, typer.Option(help="Of cross-entropy in the loss.", rich_help_panel=RECIPE)] = 1.0,
+    smooth: Annotated[float, typer.Option(help="Pixels that smooth Dice in the loss.", rich_help_panel=RECIPE)] = 1.0,
+    positive_weight: Annotated[
+        float, typer.Option(help="Of a tumour pixel in cross-entropy.", rich_help_panel=RECIPE)
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of every random choice.", rich_help_panel=RECIPE)] = 42,
+    stages: Annotated[
+        str, typer.Option(help="EPOCHS:RATE,...: flat epochs, and the rate that follows.", rich_help_panel=SCHEDULE)
+    ] = "5:1e-5,3:1e-6",
+    stop_after: Annotated[
+        int, typer.Option(min=0, help="Epochs without a gain until the stop; 0 never stops.", rich_help_panel=SCHEDULE)
+    ] = 7,
+    stop_counter: Annotated[
+        str,
+        typer.Option(help="stage (counts anew at each drop) or total (from the best epoch).", rich_help_panel=SCHEDULE),
+    ] = "stage",
+    guard: Annotated[
+        bool,
+        typer.Option(
+            "--guard", help="Where training falls clearly below epoch 0: go back, rate / 10.", rich_help_panel=SCHEDULE
+        ),
+    ] = False,
+    balance: Annotated[
+        str, typer.Option(help="Batches: proportional, or balanced (equal classes).", rich_help_panel=DATA)
+    ] = "proportional",
+    flip: Annotated[float, typer.Option(help="Share that is mirrored, 0 to 1.", rich_help_panel=DATA)] = 0.5,
+    brightness: Annotated[float, typer.Option(help="Largest shift.", rich_help_panel=DATA)] = 0.1,
+    contrast: Annotated[float, typer.Option(help="Largest relative change.", rich_help_panel=DATA)] = 0.1,
+    zoom: Annotated[float, typer.Option(help="Largest relative change.", rich_help_panel=DATA)] = 0.05,
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these of flip, brightness, contrast, zoom; or none.", rich_help_panel=DATA),
+    ] = None,
+    class_weight: Annotated[
+        str | None, typer.Option(help="balanced, or glioma=2,meningioma=1,...", rich_help_panel=DATA)
+    ] = None,
+    train_on_positives: Annotated[
+        bool, typer.Option("--train-on-positives", help="Leave out slices without tumour.", rich_help_panel=DATA)
+    ] = False,
+    cache: Annotated[str, typer.Option(help="auto, memory, disk or none.", rich_help_panel=DATA)] = "auto",
+    memory_budget: Annotated[str, typer.Option(help="Memory that the slices may take.", rich_help_panel=DATA)] = "2GB",
+    precision: Annotated[
+        str, typer.Option(help="auto, float32, mixed_float16 or mixed_bfloat16.", rich_help_panel=MACHINE)
+    ] = "auto",
+    devices: Annotated[str | None, typer.Option(help="Such as GPU:0,GPU:1; all GPUs.", rich_help_panel=MACHINE)] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Same seed, same weights, bit for bit.", rich_help_panel=MACHINE),
+    ] = False,
+    xla: Annotated[
+        bool | None, typer.Option("--xla/--no-xla", help="Compile with XLA; on a single GPU.", rich_help_panel=MACHINE)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The run's folder; runs/<date-time-strategy>.", rich_help_panel=RUN),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out, or the latest one.", rich_help_panel=RUN),
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Replay an earlier run's config.json; other options win over it.", rich_help_panel=RUN),
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Save the state every so many steps, too.", rich_help_panel=RUN)
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
+) -> None:
+    """Fine-tune a U-Net on the shards, and keep the best weights by validation Dice."""
+    # By its name: typer brings the class along from a click of its own.
+    given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") in _TYPED}
+    if resume:
+        _refuse_others(given - {"resume", "out", "as_json", "quiet", "debug"})
+        _go_on(out, as_json=as_json, quiet=quiet)
+        return
+
+    asked: dict[str, Any] = {
+        "shards": str(shards),
+        "checkpoint": checkpoint,
+        "architecture": architecture,
+        "head": head,
+        "strategy": strategy,
+        "freeze": tuple(name for text in freeze or () for name in text.split(",") if name),
+        "freeze_batchnorm": freeze_batchnorm,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "l2": l2,
+        "clipnorm": clipnorm,
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "balance": balance,
+        "class_weight": _weights(class_weight),
+        "train_on_positives": train_on_positives,
+        "guard": guard,
+        "seed": seed,
+        "precision": precision,
+        "devices": tuple(part.strip() for part in (devices or "").split(",") if part.strip()),
+        "deterministic": deterministic,
+        "xla": xla,
+        "save_every": save_every,
+        "cache": cache,
+        "memory_budget": _bytes(memory_budget),
+    }
+    # Fields of a field: those that were typed win over the file's, the others stay the file's.
+    parts: dict[str, dict[str, Any]] = {
+        "loss": {
+            "dice_weight": dice_weight,
+            "bce_weight": bce_weight,
+            "smooth": smooth,
+            "positive_weight": positive_weight,
+        },
+        "schedule": {"stages": _stages(stages), "stop_after": stop_after or None, "stop_counter": stop_counter},
+        "augmentation": {"flip": flip, "brightness": brightness, "contrast": contrast, "zoom": zoom},
+        "network": {name: value for name, value in (("filters", filters), ("depth", depth)) if value is not None},
+    }
+    settings = _settings(asked, parts, given, config, augment)
+
+    from kerasseg.training.session import train as run
+
+    _show(lambda observer: run(settings, out, [observer]), as_json=as_json, quiet=quiet)
+
+
+def _settings(
+    asked: dict[str, Any],
+    parts: dict[str, dict[str, Any]],
+    given: set[str],
+    config: Path | None,
+    augment: list[str] | None,
+) -> TrainSettings:
+    from kerasseg.training.settings import parse_settings
+
+    values: dict[str, Any] = {}
+    if config is not None:
+        from kerasseg.runs.config import settings_from
+
+        values = settings_from(config)
+        asked = {name: value for name, value in asked.items() if name in given}
+        parts = {field: {name: value for name, value in part.items() if name in given} for field, part in parts.items()}
+    values |= asked
+    for field, part in parts.items():
+        if part:
+            values[field] = (values.get(field) or {}) | part
+    chosen = _augmentations(augment)
+    if chosen is not None:
+        amounts = values.get("augmentation") or {}
+        off = {name: 0.0 for name in ("flip", "brightness", "contrast", "zoom") if name not in chosen}
+        values["augmentation"] = (amounts | off) if chosen else None
+    return parse_settings(None, **values)
+
+
+def _go_on(out: Path | None, *, as_json: bool, quiet: bool) -> None:
+    from kerasseg.runs.directory import RunDirectory
+
+    found = RunDirectory.find(out)
+    from kerasseg.training.session import resume
+
+    _show(lambda observer: resume(found, [observer]), as_json=as_json, quiet=quiet)
+
+
+def _show(run: Any, *, as_json: bool, quiet: bool) -> None:
+    """Runs with somebody watching, and ends as the run ended."""
+    from kerasseg_cli.train_display import summary, watching
+
+    with watching(as_json=as_json, quiet=quiet) as observer:
+        ended, directory = run(observer)
+    summary(ended, directory, as_json=as_json, quiet=quiet)
+    if ended.reason == "interrupted":
+        raise typer.Exit(130)
+
+
+def _refuse_others(names: set[str]) -> None:
+    if names:
+        options = ", ".join("--" + name.replace("_", "-") for name in sorted(names))
+        raise UsageError(
+            "a run goes on as it was begun",
+            found=f"--resume with {options}",
+            remedy="Leave these out, or begin a new run: --config RUN/config.json and what is to change.",
+        )
+
+
+def _augmentations(names: list[str] | None) -> set[str] | None:
+    """The augmentations that stay on; None for all. Unsafe ones are refused by name, with the reason."""
+    if names is None:
+        return None
+    chosen = {part.strip() for name in names for part in name.split(",") if part.strip()}
+    if chosen == {"none"}:
+        return set()
+    from kerasseg.augment import COLUMNS, refuse
+
+    for name in sorted(chosen - set(COLUMNS)):
+        refuse(name)
+    return chosen
+
+
+def _stages(text: str) -> list[tuple[int, float]]:
+    try:
+        pairs = [part.split(":") for part in text.split(",") if part.strip()]
+        return [(int(patience), float(rate)) for patience, rate in pairs]
+    except ValueError:
+        raise UsageError(f"--stages cannot be {text!r}", expected="EPOCHS:RATE,... such as 5:1e-5,3:1e-6") from None
+
+
+def _weights(text: str | None) -> str | dict[str, float] | None:
+    if text is None or text == "balanced":
+        return text
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {name.strip(): float(weight) for name, weight in pairs}
+    except ValueError:
+        raise UsageError(
+            f"--class-weight cannot be {text!r}", expected="balanced, or CLASS=WEIGHT,... such as glioma=2,meningioma=1"
+        ) from None
+
+
+def _bytes(text: str) -> int:
+    units = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+    number = text.strip().upper().rstrip("BKMGI ")
+    unit = text.strip().upper()[len(number) :].strip()
+    try:
+        value = float(number) * units[unit]
+        if not 0 <= value < 1 << 62:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise UsageError(f"--memory-budget cannot be {text!r}", expected="such as 512MB or 2GB") from None
+    return int(value)

@@ -1,0 +1,250 @@
+"""What one sees while a network is trained: a line an epoch and, on a terminal, a bar for the epoch under way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kerasseg_cli.console import errors, print_json, screen
+
+if TYPE_CHECKING:
+    from kerasseg.runs.directory import RunDirectory
+    from kerasseg.statistics import Interval
+    from kerasseg.training.events import Began, Ended, EpochRow, Event, Message, Step
+
+__all__ = ["Watcher", "summary", "watching"]
+
+_PATIENCE = 30.0
+"""Seconds between lines within an epoch where there is no terminal."""
+
+
+@contextmanager
+def watching(*, as_json: bool, quiet: bool) -> Iterator[Callable[[Event], None]]:
+    """An observer for the time of a run; what it shows goes to standard error, so that results stay apart."""
+    console = errors()
+    if as_json or quiet:
+        yield Watcher(console, None, warnings_only=True)
+        return
+    if not console.is_terminal:
+        yield Watcher(console, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
+        yield Watcher(bar.console, bar)
+
+
+class Watcher:
+    """Turns events into lines.
+
+    Args:
+        console: Where they go.
+        bar: For the epoch under way; None where there is no terminal.
+        warnings_only: No progress, only what the user must know.
+    """
+
+    def __init__(self, console: Console, bar: Progress | None, *, warnings_only: bool = False) -> None:
+        self._console, self._bar, self._warnings_only = console, bar, warnings_only
+        self._task: Any = None
+        self._began: Began | None = None
+        self._first = self._best = float("nan")
+        self._spoke = time.monotonic()
+        self._header = False
+        self._phase = ""
+
+    def __call__(self, event: Event) -> None:
+        """Shows an event."""
+        from kerasseg.training.events import Began, Evaluated, Message, Step
+
+        match event:
+            case Began():
+                self._begin(event)
+            case Message():
+                self._say(event)
+            case Evaluated(row=row):
+                self._line(row)
+            case Step():
+                self._step(event)
+            case _:
+                return
+
+    def _begin(self, event: Began) -> None:
+        self._began = event
+        if self._warnings_only:
+            return
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, text in event.facts.items():
+            table.add_row(label, text)
+        self._console.print(table)
+        if event.resumed is not None:
+            epoch, step = event.resumed
+            within = f", step {step}" if step else ""
+            self._console.print(f"Going on after epoch {epoch}{within}.", markup=False)
+
+    def _say(self, event: Message) -> None:
+        if self._warnings_only and event.level != "warning":
+            return
+        word = "Warning: " if event.level == "warning" else ""
+        self._console.print(word + event.text, markup=False, style="yellow" if word else None)
+
+    def _line(self, row: EpochRow) -> None:
+        if row.epoch == 0:
+            self._first = row.val_dice
+        if row.best:
+            self._best = row.val_dice
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        self._spoke = time.monotonic()
+        if self._warnings_only:
+            return
+        if row.phase != self._phase:
+            self._phase, self._header = row.phase, False
+        if not self._header:
+            self._header = True
+            self._console.print(
+                "epoch    rate    loss   Dice  val Dice  to epoch 0    time", style="bold", markup=False
+            )
+        gain = row.val_dice - self._first
+        cells = [
+            f"{row.epoch:>5}",
+            f"{row.learning_rate:>8.0e}" if row.epoch else " " * 8,
+            f"{row.loss:>8.4f}" if not math.isnan(row.loss) else " " * 8,
+            f"{row.dice:>7.4f}" if not math.isnan(row.dice) else " " * 7,
+            f"{row.val_dice:>9.4f} ",
+            f"{gain:>+10.4f} " if row.epoch else " " * 11,
+            f"{_time(row.seconds):>7}",
+            " best" if row.best and row.epoch else "",
+            f" {row.event}" if row.event else "",
+        ]
+        self._console.print("".join(cells), markup=False, overflow="ignore", crop=True)
+
+    def _step(self, event: Step) -> None:
+        if self._warnings_only:
+            return
+        if self._bar is None:
+            if time.monotonic() - self._spoke > _PATIENCE and event.kind == "train":
+                self._spoke = time.monotonic()
+                text = f"epoch {event.epoch}, step {event.step} of {event.steps}: loss {event.loss:.4f}"
+                self._console.print(text, markup=False)
+            return
+        name = "epoch 0" if event.epoch == 0 else f"epoch {event.epoch}"
+        if self._began is not None and event.epoch:
+            name += f" of {self._began.epochs}"
+        if event.kind == "validation":
+            name += ", validation"
+        if self._task is None:
+            self._task = self._bar.add_task(name, total=event.steps, figures="")
+        figures = f"Dice {event.dice:.3f}"
+        if event.kind == "train":
+            figures = f"loss {event.loss:.3f} {figures} rate {event.rate:.0e}"
+        if self._console.width >= 100 and not math.isnan(self._best):
+            figures += f"  best {self._best:.3f} (epoch 0: {self._first:.3f})"
+        if event.step == 1:
+            self._bar.reset(self._task, total=event.steps, description=name, figures=figures)
+        self._bar.update(self._task, completed=event.step, total=event.steps, description=name, figures=figures)
+
+
+def summary(ended: Ended, run: RunDirectory, *, as_json: bool, quiet: bool) -> None:
+    """The table at the end, and what to type next; one JSON document where a machine asked."""
+    if as_json:
+        print_json(_document(ended, run))
+        return
+    console = screen()
+    if ended.reason == "interrupted":
+        errors().print(f"Stopped and saved. Go on with: kerasseg train --resume --out {run.root}", markup=False)
+    if quiet:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column("validation Dice")
+    for heading in ("epoch 0", f"best (epoch {ended.best.epoch})", "gain"):
+        table.add_column(heading, justify="right")
+    table.add_column("95 % interval, over patients")
+    table.add_row("all slices", f"{ended.first.val_dice:.4f}", f"{ended.best.val_dice:.4f}", *_gain(ended.gain))
+    for name, before in ended.first.classes.items():
+        after = ended.best.classes.get(name, float("nan"))
+        table.add_row(name, f"{before:.4f}", f"{after:.4f}", *_gain(ended.class_gains.get(name)))
+    console.print()
+    console.print(table)
+    for line in _lines(ended, run):
+        console.print(line, markup=False)
+
+
+def _lines(ended: Ended, run: RunDirectory) -> list[str]:
+    trained = sum(row.epoch > 0 for row in ended.history)
+    lines = []
+    if ended.best.epoch == 0 and trained:
+        lines.append("No epoch beat the untouched checkpoint: it is what model.keras holds.")
+    elif len({row.phase for row in ended.history}) > 1:
+        lines.append(f"The better strategy on validation: {ended.best.phase}.")
+        lines += [
+            f"  {phase}: {max(row.val_dice for row in ended.history if row.phase == phase and row.epoch):.4f}"
+            for phase in dict.fromkeys(row.phase for row in ended.history if row.epoch)
+        ]
+    if ended.gain is not None and ended.gain.few:
+        lines.append(f"Validation has only {ended.gain.groups} patients: the true interval is wider.")
+    memory = max(row.memory_mb for row in ended.history)
+    lines.append(
+        f"{trained} epochs in {_time(ended.seconds)}, peak memory {memory / 1000:.1f} GB. "
+        f"{ended.text[:1].upper()}{ended.text[1:]}."
+    )
+    lines.append("Tuned on validation alone; the test split was not looked at.")
+    lines.append(f"Best weights: {run.model_file}    curves: {run.curves_file}    history: {run.history_file}")
+    if ended.reason == "interrupted":
+        lines.append(f"Next: kerasseg train --resume --out {run.root}")
+    return lines
+
+
+def _gain(interval: Interval | None) -> tuple[str, str]:
+    if interval is None:
+        return "", ""
+    if math.isnan(interval.low):
+        return f"{interval.estimate:+.4f}", "one patient: none can be given"
+    return f"{interval.estimate:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _document(ended: Ended, run: RunDirectory) -> dict[str, Any]:
+    from kerasseg.runs.history import rows_to_json
+
+    def interval(found: Interval | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        limits = {"low": found.low, "high": found.high}
+        plain = {name: None if math.isnan(value) else value for name, value in limits.items()}
+        return {"gain": found.estimate, **plain, "slices": found.slices, "patients": found.groups}
+
+    first, best = rows_to_json([ended.first, ended.best])
+    return {
+        "run": str(run.root),
+        "reason": ended.reason,
+        "text": ended.text,
+        "seconds": ended.seconds,
+        "epoch_0": first,
+        "best": best,
+        "gain": interval(ended.gain),
+        "class_gains": {name: interval(gain) for name, gain in ended.class_gains.items()},
+        "history": rows_to_json(ended.history),
+        "model": str(run.model_file),
+        "baseline": str(run.baseline_file),
+    }

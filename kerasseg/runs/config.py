@@ -1,0 +1,165 @@
+"""`config.json`: everything that was asked of a run and what was resolved from it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kerasseg.training.settings import TrainSettings, parse_settings
+from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
+
+__all__ = ["FORMAT_VERSION", "Resolved", "RunConfig", "new_config", "read_config", "settings_from"]
+
+FORMAT_VERSION = 1
+
+_PACKAGES = ("keras", "tensorflow", "numpy", "opencv-python-headless", "h5py")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resolved(_Model):
+    """What the settings came to on this machine, with these shards and this checkpoint.
+
+    Attributes:
+        checkpoint: As it was opened; None for a fresh network.
+        provenance: Of the checkpoint, see `kerasseg.Provenance`; None where there is none.
+        changes: What was changed to fit it to the task.
+        precision, precision_reason: Computed in, and why.
+        devices: In words.
+        phases: Strategies trained one after the other.
+        rates: Learning rate of the first epoch of each phase.
+        frozen: Names of the blocks that the first phase froze.
+        parameters, trained: Numbers in the network, and those the first phase moved.
+        steps: Steps an epoch.
+        fingerprint: Of the data set, see the manifest.
+        intensity, size, channels, classes: Of the shards.
+        input_channels: Of the network.
+        slices: Split -> class -> slices, for training and validation.
+    """
+
+    checkpoint: str | None
+    provenance: dict[str, Any] | None
+    changes: tuple[str, ...]
+    precision: str
+    precision_reason: str
+    devices: str
+    phases: tuple[str, ...]
+    rates: tuple[float, ...]
+    frozen: tuple[str, ...]
+    parameters: int
+    trained: int
+    steps: int
+    fingerprint: str
+    intensity: str
+    size: int
+    channels: int
+    classes: tuple[str, ...]
+    input_channels: int
+    slices: dict[str, dict[str, int]]
+
+
+class RunConfig(_Model):
+    """The whole file. `format_version` rises when a reader of an earlier version could misread the run."""
+
+    format_version: int
+    kerasseg: str
+    software: dict[str, str]
+    created: str
+    settings: TrainSettings
+    resolved: Resolved
+
+
+def new_config(settings: TrainSettings, resolved: Resolved) -> RunConfig:
+    """The configuration of a run that begins now."""
+    software = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            software[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return RunConfig(
+        format_version=FORMAT_VERSION,
+        kerasseg=__version__,
+        software=software,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        settings=settings,
+        resolved=resolved,
+    )
+
+
+def read_config(path: Path) -> RunConfig:
+    """Reads the `config.json` of a run.
+
+    Raises:
+        DataError: It is missing or damaged.
+        KerassegError: It is of a newer version.
+    """
+    document = _document(path)
+    _refuse_newer(document, path)
+    try:
+        return RunConfig.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            "the configuration of the run is damaged", path=path, found=f"{where}: {first['msg']}"
+        ) from None
+
+
+def settings_from(path: Path) -> dict[str, Any]:
+    """The settings that a file asks for, to replay a run: a run's `config.json`, or plain settings as JSON.
+
+    Args:
+        path: The file, or the folder of a run.
+
+    Returns:
+        Fields of `TrainSettings`, checked.
+
+    Raises:
+        DataError: A file that cannot be read.
+        UsageError: A field that is not known, or a value that cannot be used.
+        KerassegError: A run of a newer version.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    document = _document(file)
+    _refuse_newer(document, file)
+    asked = document.get("settings", document) if isinstance(document, dict) else None
+    if not isinstance(asked, dict):
+        raise DataError("no settings in this file", path=file, expected="a run's config.json, or settings as JSON")
+    for name in asked:
+        if name not in TrainSettings.model_fields:
+            near = get_close_matches(name, TrainSettings.model_fields, n=1)
+            remedy = f"Did you mean {near[0]!r}?" if near else None
+            raise UsageError(f"unknown setting {name!r}", path=file, remedy=remedy)
+    return parse_settings(file, **asked).model_dump(exclude_unset=True)
+
+
+def _document(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError("no such file", path=path) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError("this is no configuration", path=path, found=str(error), expected="JSON") from None
+
+
+def _refuse_newer(document: Any, path: Path) -> None:
+    found = document.get("format_version", FORMAT_VERSION) if isinstance(document, dict) else FORMAT_VERSION
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        raise KerassegError(
+            "this run was written by a newer version of kerasseg",
+            path=path,
+            found=f"format version {found}",
+            expected=f"at most {FORMAT_VERSION}",
+            remedy="Update kerasseg: pip install --upgrade kerasseg",
+        )

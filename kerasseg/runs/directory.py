@@ -1,0 +1,289 @@
+"""A run's folder: where each file lies, how it comes to be, and how a command finds the run it is meant to use."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+
+import keras
+
+from kerasseg.runs.config import RunConfig, read_config
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
+from kerasseg_tfrecords.files import lock, open_atomically, sync_folder, write_atomically
+
+__all__ = ["RUNS", "RunDirectory"]
+
+RUNS = Path("runs")
+"""Where runs lie by default."""
+
+_CONFIG, _LATEST, _LOCK, _STATE = "config.json", "latest", ".lock", "state"
+
+
+class RunDirectory:
+    """The folder of one run; `docs/runs.md` describes its files.
+
+    Use `create`, `open` or `find`.
+
+    Attributes:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # --- finding ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, root: Path | None, strategy: str) -> RunDirectory:
+        """A new run's folder, still without configuration.
+
+        Args:
+            root: The folder; None for `runs/<date-time-strategy>`.
+            strategy: For the name.
+
+        Raises:
+            UsageError: A run is there already, or something else.
+            KerassegError: The folder cannot be made.
+        """
+        if root is None:
+            name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{strategy}"
+            root = RUNS / name
+            number = 2
+            while root.exists():
+                root = RUNS / f"{name}-{number}"
+                number += 1
+        if (root / _CONFIG).exists():
+            raise UsageError(
+                "a run is there already",
+                path=root,
+                remedy=f"Go on with it: kerasseg train --resume --out {root}. Or choose another --out.",
+            )
+        # A run that was killed before its first state left nothing worth keeping, and may be begun anew.
+        strange = [p.name for p in root.iterdir() if p.name not in _BEFORE_CONFIG] if root.is_dir() else []
+        if strange or (root.exists() and not root.is_dir()):
+            found = ", ".join(sorted(strange)[:3]) or "a file"
+            raise UsageError(
+                "the folder of a run must be new or empty", path=root, found=found, remedy="Choose another --out."
+            )
+        try:
+            (root / _STATE).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            found = error.strerror or str(error)
+            raise KerassegError("the folder of the run cannot be made", path=root, found=found) from error
+        return cls(root)
+
+    @classmethod
+    def open(cls, root: Path | str) -> RunDirectory:
+        """An existing run.
+
+        Raises:
+            DataError: It is none.
+        """
+        run = cls(Path(root))
+        if not run.config_file.is_file():
+            raise DataError("this is no run", path=root, expected=f"a folder with {_CONFIG}", remedy=_how_to_begin())
+        return run
+
+    @classmethod
+    def find(cls, name: str | Path | None = None, runs: Path = RUNS) -> RunDirectory:
+        """The run that is meant.
+
+        Args:
+            name: A folder, the name of one below `runs`, or "latest" (also None): the one that was begun last.
+            runs: Where runs lie.
+
+        Raises:
+            DataError: No such run; the message names those there are.
+        """
+        if name is not None and str(name) != _LATEST:
+            for root in (Path(name), runs / name):
+                if (root / _CONFIG).is_file():
+                    return cls(root)
+            known = _names(runs)
+            near = get_close_matches(str(name), known, n=1)
+            remedy = f"Did you mean {near[0]!r}?" if near else _how_to_begin() if not known else None
+            raise DataError("no such run", path=name, expected=_listed(known), remedy=remedy)
+        try:
+            root = runs / (runs / _LATEST).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            raise DataError("there is no run yet", path=runs, remedy=_how_to_begin()) from None
+        if not (root / _CONFIG).is_file():
+            remedy = "Name a run." if _names(runs) else _how_to_begin()
+            raise DataError("the latest run is gone", path=root, expected=_listed(_names(runs)), remedy=remedy)
+        return cls(root)
+
+    def point_latest(self) -> None:
+        """Makes this the run that later commands use by default."""
+        RUNS.mkdir(parents=True, exist_ok=True)
+        write_atomically(RUNS / _LATEST, os.path.relpath(self.root.absolute(), RUNS.absolute()) + "\n")
+
+    # --- files -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def config_file(self) -> Path:
+        """What was asked and resolved."""
+        return self.root / _CONFIG
+
+    @property
+    def model_file(self) -> Path:
+        """Best weights so far."""
+        return self.root / "model.keras"
+
+    @property
+    def baseline_file(self) -> Path:
+        """The checkpoint as it was opened and fitted, before any step."""
+        return self.root / "baseline.keras"
+
+    @property
+    def threshold_file(self) -> Path:
+        """The rule from probabilities to masks."""
+        return self.root / "threshold.json"
+
+    @property
+    def history_file(self) -> Path:
+        """A line an epoch."""
+        return self.root / "history.csv"
+
+    @property
+    def curves_file(self) -> Path:
+        """The curves as a picture."""
+        return self.root / "training.png"
+
+    @property
+    def validation_file(self) -> Path:
+        """Dice of every validation slice, at epoch 0 and at its best."""
+        return self.root / "validation.csv"
+
+    @property
+    def log_file(self) -> Path:
+        """What was told, a JSON object a line."""
+        return self.root / "log.jsonl"
+
+    @property
+    def events_folder(self) -> Path:
+        """For TensorBoard."""
+        return self.root / "events"
+
+    @property
+    def state_folder(self) -> Path:
+        """What going on needs."""
+        return self.root / _STATE
+
+    def config(self) -> RunConfig:
+        """Reads the configuration; see `read_config`."""
+        return read_config(self.config_file)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Writes the configuration: from now on the folder is a run."""
+        write_atomically(self.config_file, config.model_dump_json(indent=1) + "\n")
+
+    # --- one process at a time -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process from training in this run while the block runs; clears what a killed one left.
+
+        Raises:
+            KerassegError: Another process trains in it.
+        """
+        remedy = "Wait for it, or choose another --out."
+        with lock(self.root / _LOCK, "run", busy="another process is training in this run", remedy=remedy):
+            for folder in (self.root, self.state_folder):
+                for left in folder.glob(".tmp-*"):
+                    left.unlink(missing_ok=True)
+            yield
+
+    def is_running(self) -> bool:
+        """Whether a process is training in this run now."""
+        if not (self.root / _LOCK).exists():
+            return False
+        try:
+            with lock(self.root / _LOCK, "run"):
+                return False
+        except KerassegError:
+            return True
+
+    # --- networks --------------------------------------------------------------------------------------------------------
+
+    def save_model(self, model: keras.Model, path: Path) -> None:
+        """Writes a network as a `.keras` file without its training, whole or not at all.
+
+        Raises:
+            KerassegError: The disk is full, or the folder cannot be written; an earlier file is as it was.
+        """
+        # Keras writes by name and only to names that end so; the bytes then go the way of all files.
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
+            copy = Path(folder) / "model.keras"
+            try:
+                keras.saving.save_model(model, copy)
+                with copy.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+                os.replace(copy, path)  # noqa: PTH105 - the word that the design uses for it
+                sync_folder(path.parent)
+            except OSError as error:
+                raise _full(error, path) from error
+
+    def best_file(self, tag: str) -> Path:
+        """The best weights under a name of their own, so that each state can name the ones it belongs to."""
+        return self.state_folder / f"best-{tag}.keras"
+
+    def use_best(self, tag: str) -> None:
+        """Makes `model.keras` the network that was kept under this tag: the same file under a second name.
+
+        Raises:
+            KerassegError: It cannot be written.
+        """
+        source, temporary = self.best_file(tag), self.root / f".tmp-model-{os.getpid()}"
+        try:
+            if self.model_file.exists() and self.model_file.samefile(source):
+                return
+            temporary.unlink(missing_ok=True)
+            try:
+                temporary.hardlink_to(source)
+            except OSError as error:
+                # Some file systems (FAT, network drives) know no second names.
+                if error.errno == errno.ENOENT:
+                    raise
+                with source.open("rb") as old, open_atomically(temporary) as new:
+                    shutil.copyfileobj(old, new)
+            os.replace(temporary, self.model_file)  # noqa: PTH105
+            sync_folder(self.root)
+        except OSError as error:
+            raise _full(error, self.model_file) from error
+
+    def prune_best(self, tags: Collection[str]) -> None:
+        """Deletes the best weights of states that are no more."""
+        keep = {self.best_file(tag).name for tag in tags}
+        for path in self.state_folder.glob("best-*.keras"):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+
+
+_BEFORE_CONFIG = frozenset({_STATE, _LOCK, "baseline.keras"})
+
+
+def _full(error: OSError, path: Path) -> KerassegError:
+    from kerasseg_tfrecords.files import explain_os_error
+
+    return explain_os_error(error, path)
+
+
+def _names(runs: Path) -> list[str]:
+    return sorted(p.parent.name for p in runs.glob(f"*/{_CONFIG}"))
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    if not names:
+        return "a run"
+    return ", ".join(names[-most:]) + (f" or one of {len(names) - most} more" if len(names) > most else "")
+
+
+def _how_to_begin() -> str:
+    return "Begin one: kerasseg train --shards shards --checkpoint FILE"

@@ -1,0 +1,155 @@
+"""The state of a run, two generations of it: whatever happens while one is written, the other can be read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.files import open_atomically
+
+__all__ = ["FORMAT_VERSION", "SavedState", "StateStore"]
+
+FORMAT_VERSION = 1
+
+_NAME = re.compile(r"state-(\d{8})\.npz")
+_FACTS = "facts.json"
+_EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedState:
+    """What a generation holds.
+
+    Attributes:
+        generation: Its number; later ones are higher.
+        facts: JSON values.
+        arrays: Name -> array.
+        skipped: A sentence for each later generation that could not be read.
+    """
+
+    generation: int
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+    skipped: tuple[str, ...] = ()
+
+
+class StateStore:
+    """Saves the state of a run, and finds the newest that can be read.
+
+    A generation is one `.npz` file (a zip of `.npy` arrays, uncompressed, nothing pickled) with the facts as JSON and a
+    SHA-256 over all of it beside the zip's own CRCs. It is written to a temporary file in the same folder, forced to the
+    disk and renamed; only then is the generation before the last one deleted.
+
+    Args:
+        folder: Made where it is missing.
+
+    Example:
+        >>> import tempfile
+        >>> store = StateStore(Path(tempfile.mkdtemp()))
+        >>> _ = store.save({"epoch": 3}, {"kernel": np.ones((2, 2), "float32")})
+        >>> store.newest().facts, store.newest().arrays["kernel"].sum()
+        ({'epoch': 3}, np.float32(4.0))
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Path:
+        """Writes a new generation.
+
+        Args:
+            facts: JSON values.
+            arrays: Name -> array of numbers.
+
+        Returns:
+            The file.
+
+        Raises:
+            KerassegError: The disk is full, or the folder cannot be written; earlier generations are as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there = self._generations()
+        path = self.folder / f"state-{(there[-1][0] if there else 0) + 1:08d}.npz"
+        document = {"format_version": FORMAT_VERSION, "facts": dict(facts), "sha256": _digest(facts, arrays)}
+        with (
+            open_atomically(path) as stream,
+            zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        ):
+            archive.writestr(zipfile.ZipInfo(_FACTS, _EPOCH_OF_ZIP), json.dumps(document))
+            for name, array in arrays.items():
+                with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH_OF_ZIP), "w", force_zip64=True) as member:
+                    npy.write_array(cast(Any, member), np.asarray(array, order="C"), allow_pickle=False)
+        for _, old in there[:-1]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest(self) -> SavedState | None:
+        """The newest generation that can be read; None where nothing was saved.
+
+        Raises:
+            KerassegError: None of them can be read, or it is of a newer version of kerasseg.
+        """
+        skipped: list[str] = []
+        for generation, path in reversed(self._generations()):
+            try:
+                facts, arrays = _read(path)
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+                skipped.append(f"{path}: damaged ({error}); the state before it is used.")
+                continue
+            return SavedState(generation, facts, arrays, tuple(skipped))
+        if skipped:
+            raise KerassegError(
+                "no saved state can be read",
+                path=self.folder,
+                found=f"{len(skipped)} damaged",
+                remedy="The best weights are in model.keras: start a new run with --checkpoint and that file.",
+            )
+        return None
+
+    def _generations(self) -> list[tuple[int, Path]]:
+        if not self.folder.is_dir():
+            return []
+        found = [(match, path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+        return sorted((int(match[1]), path) for match, path in found)
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]:
+    with zipfile.ZipFile(path) as archive:
+        document = json.loads(archive.read(_FACTS))
+        if document["format_version"] > FORMAT_VERSION:
+            raise KerassegError(
+                "this run was written by a newer version of kerasseg",
+                path=path,
+                found=f"state version {document['format_version']}",
+                expected=f"at most {FORMAT_VERSION}",
+                remedy="Update kerasseg: pip install --upgrade kerasseg",
+            )
+        arrays = {}
+        for info in archive.infolist():
+            if info.filename != _FACTS:
+                with archive.open(info) as member:
+                    arrays[info.filename.removesuffix(".npy")] = npy.read_array(cast(Any, member), allow_pickle=False)
+    if _digest(document["facts"], arrays) != document["sha256"]:
+        msg = "its content does not fit its SHA-256"
+        raise ValueError(msg)
+    return document["facts"], arrays
+
+
+def _digest(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

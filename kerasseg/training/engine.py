@@ -1,0 +1,410 @@
+"""One step of training, one pass of validation: compiled, on one device or many, in whole batches or in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+from numpy.typing import NDArray
+
+from kerasseg.losses import DiceBCELoss
+from kerasseg.metrics import slice_scores
+from kerasseg.training.devices import Devices, synchronized_batchnorm
+from kerasseg.training.events import Message
+from kerasseg.training.memory import more_parts, out_of_memory
+from kerasseg.training.slice_table import SliceTable
+from kerasseg_tfrecords.errors import KerassegError, UsageError
+
+__all__ = ["Engine", "StepResult"]
+
+_COLUMNS = ("slice", "label", "loss", "dice", "soft_dice", "iou", "precision", "recall", "tumour")
+_WHOLE = {"slice": np.int64, "label": np.int64}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """What a step of training did.
+
+    Attributes:
+        loss: Mean over the global batch, weighted by class weights, L2 included; NaN where the network is broken.
+        dice: (batch,) Dice at 0.5 of each augmented slice, in training mode, before the weights moved.
+        slices: (batch,) numbers of the slices.
+    """
+
+    loss: float
+    dice: NDArray[np.float32]
+    slices: NDArray[np.int64]
+
+
+class Engine:
+    """Trains and evaluates a network, step by step.
+
+    The loss is the sum over the global batch of weight * loss, divided by the batch, plus L2: what `model.fit` computes,
+    and the same on one device and on several. When memory runs out in a step, the batch is divided in two (four, ...)
+    and the gradients of the parts are added up before the weights move, so that the effective batch stays. The step that
+    failed leaves no trace. BatchNorm then measures parts instead of batches, which is the one thing that changes.
+
+    Args:
+        model: A built network, probabilities (batch, height, width, 1); made under `devices.scope()`.
+        optimizer: Made there, too; a `LossScaleOptimizer` under float16.
+        loss: With one value a slice; a `keras.losses.Loss` whose `call` gives more is averaged over the other axes.
+        devices: What it runs on; None for TensorFlow's default.
+        batch_size: Slices in a global batch.
+        parts: Into how many parts a batch is divided from the start.
+        xla: None: on a single GPU. True compiles with XLA, which no strategy allows.
+        deterministic: Never chooses XLA by itself.
+        on_message: Told when a batch is divided.
+
+    Attributes:
+        parts: As it is now.
+
+    Raises:
+        UsageError: XLA under a strategy, or a batch that cannot be divided into parts.
+
+    Example:
+        >>> import kerasseg
+        >>> from kerasseg.training.devices import choose_devices
+        >>> model = kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=1)
+        >>> engine = Engine(model, kerasseg.DecayedAdam(1e-3), devices=choose_devices(["CPU:0"], 2), batch_size=2)
+        >>> image, mask = np.ones((2, 16, 16, 1), "float32"), np.ones((2, 16, 16, 1), "float32")
+        >>> batch = {"image": image, "mask": mask, "weight": np.ones(2, "float32")}
+        >>> result = engine.train_step(batch | {"label": np.zeros(2, int), "slice": np.arange(2)})
+        >>> result.slices.tolist(), result.dice.shape
+        ([0, 1], (2,))
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        loss: keras.losses.Loss | None = None,
+        *,
+        devices: Devices | None = None,
+        batch_size: int,
+        parts: int = 1,
+        xla: bool | None = None,
+        deterministic: bool = False,
+        on_message: Callable[[Message], None] | None = None,
+    ) -> None:
+        self.model, self.loss = model, DiceBCELoss() if loss is None else loss
+        self._devices = Devices(None, None, "default") if devices is None else devices
+        self._strategy = self._devices.distribution
+        self.batch_size = batch_size
+        self._share = batch_size // self._devices.replicas
+        if xla and self._strategy is not None:
+            raise UsageError("XLA does not work under a strategy of several devices", remedy="Leave --xla out.")
+        if self._share % parts:
+            raise UsageError(
+                "a batch cannot be divided into these parts", found=parts, expected=f"a divisor of {self._share}"
+            )
+        self._xla = (self._devices.gpu and self._strategy is None and not deterministic) if xla is None else xla
+        self._xla_asked = bool(xla)
+        self._tell = on_message or (lambda _: None)
+        self.parts = parts
+        self._evaluation_parts = 1
+        self.rebuild(optimizer)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate in force."""
+        return float(self.optimizer.learning_rate)
+
+    def set_rate(self, rate: float) -> None:
+        """Sets the learning rate; the optimizer's averages stay."""
+        with self._devices.scope():
+            self.optimizer.learning_rate = rate
+
+    def rebuild(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Takes up which weights are trained now, with an optimizer that has seen none of them."""
+        self.optimizer = optimizer
+        self._trained = list(self.model.trainable_variables)
+        synchronized_batchnorm(self.model, self._devices.replicas)
+        with self._devices.scope():
+            optimizer.build(self._trained)
+        # What a forward pass changes: BatchNorm statistics and the seeds of dropout.
+        self._moving = [v for v in self.model.variables if not v.trainable]
+        self._accumulated: list[Any] | None = None
+        self._compile()
+
+    # --- training ------------------------------------------------------------------------------------------------------
+
+    def batches(self, data: Any, epoch: int, start_step: int = 0) -> Iterable[Mapping[str, Any]]:
+        """The batches of an epoch from a step on, spread over the devices.
+
+        Args:
+            data: `TrainingData` with labels, or what has its `epoch` method.
+            epoch: Counted from 0.
+            start_step: The first batch.
+        """
+        return self._spread(lambda context: data.epoch(epoch, start_step, input_context=context))
+
+    def train_step(self, batch: Mapping[str, Any]) -> StepResult:
+        """One step of the optimizer.
+
+        Args:
+            batch: image, mask, weight, label, slice, from `batches` or, on one device, any arrays.
+
+        Raises:
+            KerassegError: No memory even for one slice at a time, or none on one of several machines.
+        """
+        while True:
+            # Reading shares the memory until somebody writes, so this costs next to nothing.
+            before = [tf.identity(v.value) for v in self._moving] if self._strategy is None else self._moving_values()
+            try:
+                rows = self._whole(batch) if self.parts == 1 else self._in_parts(batch)
+            except tf.errors.OpError as error:
+                if self._without_xla(error):
+                    continue
+                if not out_of_memory(error):
+                    raise
+                self._restore_moving(before)
+                self._halve(error)
+                continue
+            return StepResult(
+                loss=float(rows[:, 1].sum() / self.batch_size + rows[0, 3]),
+                dice=rows[:, 2].astype(np.float32),
+                slices=rows[:, 0].astype(np.int64),
+            )
+
+    def _whole(self, batch: Mapping[str, Any]) -> NDArray[np.float64]:
+        return self._collect(self._run(self._train_function, batch))
+
+    def _in_parts(self, batch: Mapping[str, Any]) -> NDArray[np.float64]:
+        if self._accumulated is None:
+            self._make_accumulators()
+        for total in self._accumulated or []:
+            total.assign(tf.zeros_like(total))
+        # One after the other: within one function TensorFlow could run them side by side, and need the memory of all.
+        parts = [self._collect(self._run(self._part_function, batch, tf.constant(k))) for k in range(self.parts)]
+        self._run(self._apply_function)
+        rows = np.concatenate(parts)
+        rows[:, 3] = sum(part[0, 3] for part in parts)
+        return rows
+
+    def _halve(self, error: Exception) -> None:
+        more = more_parts(self.parts, self._share)
+        if self._devices.worker[1] > 1:
+            raise KerassegError(
+                "out of memory on one of several machines",
+                found=f"batches of {self.batch_size}",
+                remedy="Start again with a smaller --batch-size, or --precision mixed_bfloat16.",
+            ) from error
+        if more is None:
+            raise KerassegError(
+                "out of memory even with one slice at a time",
+                remedy="Prepare smaller slices (kerasseg prepare --size 128), or take a smaller network.",
+            ) from error
+        self.parts = more
+        fits = self.batch_size // more
+        text = (
+            f"Out of memory: batches of {self.batch_size} are computed in {more} parts of {fits}, with the same effect."
+        )
+        self._tell(Message("note", f"batch-in-{more}-parts", text))
+        self._compile()
+
+    # --- validation ----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, data: Any, on_batch: Callable[[int, int, SliceTable], None] | None = None) -> SliceTable:
+        """Scores of every slice, in inference mode.
+
+        Args:
+            data: `EvaluationData` with labels and `pad`, or what has `dataset` and `steps`.
+            on_batch: Told (step from 1, steps, scores of the batch).
+
+        Returns:
+            The same table on every machine; slices that only fill up the last batch are left out.
+
+        Raises:
+            KerassegError: No memory even for one slice at a time.
+        """
+        tables = []
+        for step, batch in enumerate(self._spread(lambda context: data.dataset(input_context=context)), 1):
+            table = SliceTable.joined([_table(self._evaluate_batch(batch))])
+            tables.append(table)
+            if on_batch is not None:
+                on_batch(step, data.steps, table)
+        return SliceTable.joined(tables)
+
+    def _evaluate_batch(self, batch: Mapping[str, Any]) -> NDArray[np.float64]:
+        while True:
+            parts = self._evaluation_parts
+            try:
+                return np.concatenate(
+                    [self._collect(self._run(self._evaluate_function, batch, tf.constant(k))) for k in range(parts)]
+                )
+            except tf.errors.OpError as error:
+                more = more_parts(parts, self._share)
+                if not out_of_memory(error) or more is None or self._devices.worker[1] > 1:
+                    raise
+                self._evaluation_parts = more
+                self._compile()
+
+    # --- all that a resumed run needs ------------------------------------------------------------------------------------
+
+    def variables(self) -> dict[str, NDArray[Any]]:
+        """Copies of the weights, BatchNorm statistics, seeds of dropout and the optimizer's variables, by unique names."""
+        return {name: np.array(ops.convert_to_numpy(v)) for name, v in self._named().items()}
+
+    def restore(self, variables: Mapping[str, NDArray[Any]]) -> None:
+        """Puts back what `variables` gave.
+
+        Raises:
+            KerassegError: Variables of another network or optimizer.
+        """
+        named = self._named()
+        missing, foreign = sorted(set(named) - set(variables)), sorted(set(variables) - set(named))
+        shapes = [name for name in set(named) & set(variables) if tuple(named[name].shape) != variables[name].shape]
+        if missing or foreign or shapes:
+            raise KerassegError(
+                "the saved state belongs to another network",
+                found=f"{len(foreign)} unknown, {len(missing)} missing, {len(shapes)} of another shape",
+                expected=f"{len(named)} variables",
+            )
+        with self._devices.scope():
+            for name, variable in named.items():
+                variable.assign(variables[name])
+
+    def _named(self) -> dict[str, Any]:
+        return {
+            f"{kind}/{i:04d}/{v.name}": v
+            for kind, owner in (("model", self.model), ("optimizer", self.optimizer))
+            for i, v in enumerate(owner.variables)
+        }
+
+    # --- compiled functions ----------------------------------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        """Functions that are traced when first called. Made anew when a trait changes that a trace has fixed."""
+        parts, compiled = self.parts, {"jit_compile": True} if self._xla else {"jit_compile": False}
+
+        def whole(batch: Mapping[str, Any]) -> Any:
+            gradients, rows = self._gradients(batch, 1)
+            self._move(gradients)
+            return rows
+
+        def part(batch: Mapping[str, Any], k: Any) -> Any:
+            gradients, rows = self._gradients(self._cut(batch, k, parts), parts)
+            for total, gradient in zip(self._accumulated or [], gradients, strict=True):
+                total.assign_add(gradient)
+            return rows
+
+        def apply() -> None:
+            self._move([tf.convert_to_tensor(total) for total in self._accumulated or []])
+
+        def evaluate(batch: Mapping[str, Any], k: Any) -> Any:
+            piece = self._cut(batch, k, self._evaluation_parts)
+            predicted = self.model(piece["image"], training=False)
+            scores = slice_scores(piece["mask"], predicted)
+            values = (self._loss_values(piece["mask"], predicted), *(getattr(scores, n) for n in _COLUMNS[3:]))
+            return self._rows(piece, ("slice", "label"), values)
+
+        self._train_function = tf.function(whole, **compiled)
+        self._part_function = tf.function(part, **compiled)
+        self._apply_function = tf.function(apply, **compiled)
+        self._evaluate_function = tf.function(evaluate, **compiled)
+
+    def _gradients(self, batch: Mapping[str, Any], parts: int) -> tuple[list[Any], Any]:
+        """Gradients of this device's part of the loss, and rows (slice, weighted loss, Dice, L2)."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([v.value for v in self._trained])
+            predicted = self.model(batch["image"], training=True)
+            values = self._loss_values(batch["mask"], predicted) * ops.cast(batch["weight"], "float32")
+            other = ops.cast(sum(self.model.losses) if self.model.losses else 0.0, "float32")
+            share = other / (self._devices.replicas * parts)
+            total = ops.sum(values) / self.batch_size + share
+            scaled = self.optimizer.scale_loss(total)
+        gradients = tape.gradient(scaled, [v.value for v in self._trained])
+        gradients = [
+            tf.zeros_like(v.value) if g is None else tf.convert_to_tensor(g)
+            for g, v in zip(gradients, self._trained, strict=True)
+        ]
+        # Memory may run out in the last of them, when the first could have moved their weights already.
+        with tf.control_dependencies(gradients):
+            gradients = [tf.identity(g) for g in gradients]
+        dice = slice_scores(batch["mask"], predicted).dice
+        whole = ops.broadcast_to(share * self._devices.replicas, ops.shape(dice))
+        return gradients, self._rows(batch, ("slice",), (values, dice, whole))
+
+    def _loss_values(self, mask: Any, predicted: Any) -> Any:
+        values = ops.cast(self.loss.call(mask, ops.cast(predicted, "float32")), "float32")
+        return ops.mean(values, axis=tuple(range(1, len(values.shape)))) if len(values.shape) > 1 else values
+
+    def _move(self, gradients: list[Any]) -> None:
+        self.optimizer.apply(gradients, self._trained)
+
+    def _rows(self, batch: Mapping[str, Any], whole: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+        """One table: numbers of slices need more digits than float32 has."""
+        columns = [tf.cast(batch[name], tf.float64) for name in whole] + [tf.cast(v, tf.float64) for v in values]
+        return tf.stack(columns, axis=1)
+
+    def _cut(self, batch: Mapping[str, Any], k: Any, parts: int) -> Mapping[str, Any]:
+        if parts == 1:
+            return batch
+        size = self._share // parts
+        pieces = {name: tensor[k * size : (k + 1) * size] for name, tensor in batch.items()}
+        return {name: tf.ensure_shape(piece, (size, *piece.shape[1:])) for name, piece in pieces.items()}
+
+    def _make_accumulators(self) -> None:
+        with self._devices.scope():
+            self._accumulated = [
+                tf.Variable(
+                    tf.zeros(v.shape, v.dtype),
+                    trainable=False,
+                    # Each device adds up its own; the optimizer adds those of all.
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.SUM,
+                )
+                for v in self._trained
+            ]
+
+    # --- devices ---------------------------------------------------------------------------------------------------------
+
+    def _spread(self, dataset: Callable[[Any], tf.data.Dataset]) -> Iterable[Mapping[str, Any]]:
+        if self._strategy is None:
+            return dataset(None)
+        return self._strategy.distribute_datasets_from_function(dataset)
+
+    def _run(self, function: Any, *args: Any) -> Any:
+        if self._strategy is None:
+            with self._devices.scope():
+                return function(*args)
+        return self._strategy.run(function, args=args)
+
+    def _collect(self, rows: Any) -> NDArray[np.float64]:
+        """Rows of all devices, in the order of the global batch."""
+        if self._strategy is None:
+            return np.asarray(rows.numpy())
+        if self._devices.worker[1] > 1:
+            return np.asarray(self._strategy.gather(rows, axis=0).numpy())
+        return np.concatenate([r.numpy() for r in self._strategy.experimental_local_results(rows)])
+
+    def _moving_values(self) -> list[Any]:
+        return [ops.convert_to_numpy(v) for v in self._moving]
+
+    def _restore_moving(self, before: list[Any]) -> None:
+        with self._devices.scope():
+            for variable, value in zip(self._moving, before, strict=True):
+                variable.assign(value)
+
+    def _without_xla(self, error: Exception) -> bool:
+        """Falls back where XLA was our own idea and cannot compile this network."""
+        if not self._xla or self._xla_asked or out_of_memory(error):
+            return False
+        if not isinstance(
+            error, tf.errors.InvalidArgumentError | tf.errors.UnimplementedError | tf.errors.InternalError
+        ):
+            return False
+        self._xla = False
+        self._tell(Message("note", "no-xla", "XLA cannot compile this network: training goes on without it."))
+        self._compile()
+        return True
+
+
+def _table(rows: NDArray[np.float64]) -> SliceTable:
+    columns: dict[str, Any] = {name: rows[:, i].astype(_WHOLE.get(name, np.float32)) for i, name in enumerate(_COLUMNS)}
+    return SliceTable(**columns)

@@ -1,0 +1,55 @@
+"""Ctrl-C and the queue's SIGTERM: the first asks to stop at the end of the step, the second stops at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+__all__ = ["StopFlag", "stop_on_signals"]
+
+
+class StopFlag:
+    """Whether somebody asked to stop; call it to ask.
+
+    >>> flag = StopFlag(); flag()
+    False
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def stop_on_signals(on_first: Callable[[str], None]) -> Iterator[StopFlag]:
+    """While the block runs, SIGINT and SIGTERM set the flag; a second one raises KeyboardInterrupt.
+
+    Outside of the main thread, where Python allows no handlers, the flag is never set.
+
+    Args:
+        on_first: Told the signal's name, to tell people. Called between two byte codes of whatever runs.
+    """
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if flag.signal is not None:
+            raise KeyboardInterrupt
+        flag.signal = number
+        on_first(signal.Signals(number).name)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,452 @@
+"""A run from its settings to its end, and the way back into it: shards, checkpoint, devices, run directory and loop.
+
+`train` and `resume` are what the command line calls. The loop itself is `kerasseg.training.trainer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasseg.augment import SafeAugmentation
+from kerasseg.checkpoints import open_checkpoint, provenance
+from kerasseg.fitting import fit_to_task
+from kerasseg.losses import DiceBCELoss
+from kerasseg.network import unet
+from kerasseg.pipeline import EvaluationData, TrainingData
+from kerasseg.runs.config import Resolved, new_config
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.state import StateStore
+from kerasseg.training.advice import check_intensity, few_slices_message
+from kerasseg.training.devices import Devices, choose_devices, compute_capability, peak_memory_mb, plain_batchnorm
+from kerasseg.training.engine import Engine
+from kerasseg.training.events import Ended, Message, Observer
+from kerasseg.training.interrupts import StopFlag, stop_on_signals
+from kerasseg.training.keeper import Keeper, Nothing
+from kerasseg.training.phases import phases_of
+from kerasseg.training.precision import Choice, as_float32, choose_precision, compute_in
+from kerasseg.training.progress import Progress
+from kerasseg.training.record import VARIABLES, RunKeeper, log_to, validation_csv
+from kerasseg.training.settings import TrainSettings
+from kerasseg.training.trainer import Plan, Trainer, Validation
+from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
+from kerasseg_tfrecords.files import write_atomically
+from kerasseg_tfrecords.manifest import Manifest, load_manifest
+
+__all__ = ["DEFAULT_CHECKPOINT", "resume", "train"]
+
+DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
+"""The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` names another."""
+
+_LOSS_OF_PRECISION = 0.002
+"""Dice that a faster precision may cost on the untouched network before float32 is taken instead."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Network:
+    """A network that fits the task, as float32, and where it came from."""
+
+    model: keras.Model
+    source: str | None
+    changes: tuple[str, ...]
+
+
+def train(
+    settings: TrainSettings, out: Path | str | None = None, observers: Iterable[Observer] = ()
+) -> tuple[Ended, RunDirectory]:
+    """Trains by the settings, into a new run directory.
+
+    Args:
+        settings: What is asked.
+        out: The run's folder; None for `runs/<date-time-strategy>`.
+        observers: Who is told what happens.
+
+    Returns:
+        How it ended, and the run.
+
+    Raises:
+        KerassegError: Shards, checkpoint, devices or options that cannot be used; a loss that is no number; no memory or no
+            space left. What was saved before stays good.
+    """
+    manifest = load_manifest(settings.shards)
+    devices = choose_devices(settings.devices, settings.batch_size)
+    _seed(settings)
+    with devices.scope():
+        network = _open(settings, manifest)
+    sitting = _Sitting(settings, manifest, devices, network, tuple(observers))
+    # Whatever is wrong with shards, blocks or options is found before anything is written.
+    sitting.load()
+    if not devices.chief:
+        return sitting.begin(None), RunDirectory(Path(os.devnull))
+    run = RunDirectory.create(None if out is None else Path(out), settings.strategy)
+    with run.locked():
+        with as_saved(network.model):
+            run.save_model(network.model, run.baseline_file)
+        run.write_config(new_config(settings, sitting.resolved))
+        run.point_latest()
+        return sitting.begin(run), run
+
+
+def resume(run: RunDirectory, observers: Iterable[Observer] = ()) -> tuple[Ended, RunDirectory]:
+    """Goes on with a run from its last saved state, as if it had never stopped.
+
+    Args:
+        run: The run.
+        observers: Who is told what happens.
+
+    Raises:
+        UsageError: The run is over.
+        KerassegError: As `train`; or another process trains in the run, or its shards have changed.
+    """
+    config = run.config()
+    settings = config.settings
+    manifest = load_manifest(settings.shards)
+    if manifest.fingerprint != config.resolved.fingerprint:
+        raise DataError(
+            "the shards are not those that the run was begun with",
+            path=settings.shards,
+            found=f"fingerprint {manifest.fingerprint[:12]}",
+            expected=config.resolved.fingerprint[:12],
+            remedy="Prepare them again with the same options, or begin a new run.",
+        )
+    devices = choose_devices(settings.devices, settings.batch_size)
+    _seed(settings)
+    with run.locked() if devices.chief else contextlib.nullcontext():
+        saved = StateStore(run.state_folder).newest()
+        progress = None if saved is None else Progress.from_saved(saved.facts, saved.arrays)
+        if progress is not None and progress.finished:
+            raise UsageError(
+                "the run is over: there is nothing to go on with",
+                path=run.root,
+                found=progress.text,
+                remedy=f"Begin a new one, from its weights if you like: --checkpoint {run.model_file}",
+            )
+        with devices.scope():
+            model = open_checkpoint(run.baseline_file)
+        network = _Network(model, config.resolved.checkpoint, config.resolved.changes)
+        sitting = _Sitting(settings, manifest, devices, network, tuple(observers))
+        sitting.load(Choice(config.resolved.precision, config.resolved.precision_reason))
+        if saved is None or progress is None:
+            return sitting.begin(run), run
+        for sentence in saved.skipped:
+            sitting.say(Message("warning", "damaged-state", sentence))
+        variables = {n.removeprefix(VARIABLES): a for n, a in saved.arrays.items() if n.startswith(VARIABLES)}
+        best = open_checkpoint(run.best_file(progress.best_tag)).get_weights() if any(progress.best) else None
+        return sitting.begin(run, (progress, variables, best)), run
+
+
+class _Sitting:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        manifest: Manifest,
+        devices: Devices,
+        network: _Network,
+        observers: tuple[Observer, ...],
+    ) -> None:
+        self.settings, self.manifest, self.devices, self.network = settings, manifest, devices, network
+        self.observers: tuple[Observer, ...] = observers if devices.chief else ()
+        self.flag = StopFlag()
+
+    def say(self, message: Message) -> None:
+        """Tells the observers."""
+        for observer in self.observers:
+            observer(message)
+
+    def load(self, precision: Choice | None = None) -> None:
+        """Opens the data, freezes and chooses the precision; nothing is written.
+
+        Args:
+            precision: Of the run that is gone on with; None chooses.
+        """
+        settings, model = self.settings, self.network.model
+        self._data()
+        self.phases = phases_of(settings, model)
+        report = self.phases[0].freeze(model)
+        choice = self._precision() if precision is None else precision
+        # Baseline and best weights are saved as float32, see `as_saved`.
+        compute_in(model, choice.name)
+        self.resolved = Resolved(
+            checkpoint=self.network.source,
+            provenance=_provenance(model),
+            changes=self.network.changes,
+            precision=choice.name,
+            precision_reason=choice.reason,
+            devices=self.devices.description,
+            phases=tuple(phase.strategy for phase in self.phases),
+            rates=tuple(phase.rule.rate for phase in self.phases),
+            frozen=report.frozen_blocks,
+            parameters=report.parameters,
+            trained=report.trained,
+            steps=min(self.training.steps, settings.steps or self.training.steps),
+            fingerprint=self.manifest.fingerprint,
+            intensity=self.manifest.intensity,
+            size=self.manifest.size,
+            channels=self.manifest.channels,
+            classes=self.manifest.classes,
+            input_channels=int(model.inputs[0].shape[-1]),
+            slices={"train": self._counts(self.training), "val": self._counts(self.validation.data)},
+        )
+
+    def begin(self, run: RunDirectory | None, saved: tuple[Progress, Any, Any] | None = None) -> Ended:
+        """Trains to the end, with Ctrl-C and SIGTERM waiting for the end of a step.
+
+        Args:
+            run: Where files are written; None where another machine does that.
+            saved: What `Trainer.restore` takes; None for a fresh start.
+        """
+        settings = self.settings
+        keeper: Keeper = Nothing()
+        if run is not None and self.devices.chief:
+            keeper = RunKeeper(run, as_saved, None if saved is None else saved[0].best_tag)
+            self.observers = (*self.observers, log_to(run))
+        if saved is None:
+            self._first_words()
+        plan = Plan(
+            phases=self.phases,
+            epochs=settings.epochs,
+            steps=settings.steps,
+            guard=settings.guard,
+            save_every=settings.save_every,
+            scales_loss=self.resolved.precision == "mixed_float16",
+            title=f"{settings.strategy}, {_short(self.network.source) or 'a fresh U-Net'}",
+            facts=tuple(_facts(self.resolved, settings, run).items()),
+        )
+        trainer = Trainer(
+            self.network.model,
+            self._engine,
+            self.training,
+            self.validation,
+            plan,
+            keeper,
+            self.observers,
+            scope=self.devices.scope,
+            interrupted=lambda: self.flag(),
+            memory=lambda: peak_memory_mb(self.devices),
+        )
+        if saved is not None:
+            trainer.restore(*saved)
+        if self.devices.worker[1] > 1:
+            # Several machines cannot stop at different steps: there a signal ends the process, and --resume goes on.
+            return self._run(trainer, run)
+
+        def first(name: str) -> None:
+            text = f"{name}: finishing this step and saving. Once more stops at once, without saving."
+            self.say(Message("note", "interrupt", text))
+
+        with stop_on_signals(first) as self.flag:
+            return self._run(trainer, run)
+
+    def _run(self, trainer: Trainer, run: RunDirectory | None) -> Ended:
+        try:
+            ended = trainer.run()
+        except tf.errors.OpError as error:
+            raise _translated(error, self.devices) from error
+        progress = trainer.progress
+        if run is not None and progress.first_table is not None and progress.best_table is not None:
+            text = validation_csv(self.slices, progress.first_table, progress.best_table)
+            write_atomically(run.validation_file, text)
+        return ended
+
+    # --- parts -----------------------------------------------------------------------------------------------------------
+
+    def _data(self) -> None:
+        settings, channels = self.settings, int(self.network.model.inputs[0].shape[-1])
+        amounts = settings.augmentation
+        self.training = TrainingData(
+            settings.shards,
+            batch_size=settings.batch_size,
+            channels=channels,
+            balance=settings.balance,
+            augmentation=None
+            if amounts is None
+            else SafeAugmentation(amounts.flip, amounts.brightness, amounts.contrast, amounts.zoom),
+            seed=settings.seed,
+            cache=settings.cache,
+            memory_budget=settings.memory_budget,
+            positives_only=settings.train_on_positives,
+            class_weight=settings.class_weight,
+            with_labels=True,
+            worker=self.devices.worker,
+        )
+        data = EvaluationData(
+            settings.shards,
+            "val",
+            batch_size=settings.batch_size,
+            channels=channels,
+            pad=True,
+            memory_budget=settings.memory_budget,
+            with_labels=True,
+            worker=self.devices.worker,
+        )
+        if not data.slices.with_tumour().any():
+            raise DataError(
+                "no slice of the validation split has a tumour: nothing can be measured",
+                path=settings.shards,
+                remedy="Prepare again with a larger share for validation.",
+            )
+        self.slices = _slices(data, self.manifest)
+        groups = np.array([group for _, _, group, _ in self.slices])
+        self.validation = Validation(data, self.manifest.classes, groups)
+
+    def _precision(self) -> Choice:
+        """What is fastest here, unless it costs the untouched network Dice."""
+        choice = choose_precision(
+            self.settings.precision,
+            gpu=self.devices.gpu,
+            capability=compute_capability() if self.devices.gpu else None,
+        )
+        if self.settings.precision != "auto" or choice.name == "float32":
+            return choice
+        model, scores = self.network.model, []
+        for name in ("float32", choice.name):
+            compute_in(model, name)
+            with self.devices.scope():
+                optimizer = keras.optimizers.SGD(0.0)
+            engine = self._engine(model, optimizer, 1)
+            scores.append(engine.evaluate(self.validation.data).mean("dice"))
+        if scores[1] >= scores[0] - _LOSS_OF_PRECISION:
+            return choice
+        text = f"{choice.name} cost {scores[0] - scores[1]:.4f} of Dice before training"
+        return Choice("float32", text)
+
+    def _engine(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, parts: int) -> Engine:
+        return Engine(
+            model,
+            optimizer,
+            DiceBCELoss(**self.settings.loss.model_dump()),
+            devices=self.devices,
+            batch_size=self.settings.batch_size,
+            parts=parts,
+            xla=self.settings.xla,
+            deterministic=self.settings.deterministic,
+            on_message=self.say,
+        )
+
+    def _counts(self, data: Any) -> dict[str, int]:
+        found = Counter(data.labels[data.numbers].tolist() if hasattr(data, "numbers") else data.labels.tolist())
+        return {name: found.get(i, 0) for i, name in enumerate(self.manifest.classes)}
+
+    def _first_words(self) -> None:
+        few = few_slices_message(self.settings.strategy, self.resolved.slices["train"])
+        if few is not None:
+            self.say(few)
+        if self.network.source is not None and self.settings.strategy != "scratch":
+            recorded = None if self.resolved.provenance is None else self.resolved.provenance["intensity"]
+            unknown = check_intensity(self.manifest.intensity, recorded, checkpoint=self.network.source)
+            if unknown is not None:
+                self.say(unknown)
+
+
+# --- the network ---------------------------------------------------------------------------------------------------------
+
+
+def _open(settings: TrainSettings, manifest: Manifest) -> _Network:
+    """The checkpoint, fitted to the shards; for "scratch" the same network with fresh weights."""
+    source = settings.checkpoint
+    if source is None and settings.strategy == "scratch":
+        size = manifest.size
+        arguments: dict[str, Any] = {"input_shape": (size, size, manifest.channels), "seed": settings.seed}
+        try:
+            return _Network(unet(**(arguments | settings.network)), None, ())
+        except TypeError as error:
+            raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
+    if source is None:
+        source = os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT
+    try:
+        model = open_checkpoint(source, architecture=settings.architecture)
+    except CheckpointError as error:
+        if settings.checkpoint is not None:
+            raise
+        raise CheckpointError(
+            "no checkpoint was named, and the default one cannot be fetched",
+            path=source,
+            found=error.what,
+            remedy="Give one: --checkpoint FILE (.keras, .h5 or a SavedModel folder) or hf://owner/name; set "
+            "KERASSEG_CHECKPOINT for good; or train a fresh network with --strategy scratch.",
+        ) from error
+    if settings.strategy != "scratch":
+        record = provenance(model)
+        # Refused before anything is written.
+        check_intensity(manifest.intensity, None if record is None else record.intensity, checkpoint=str(source))
+    fitted = fit_to_task(model, size=manifest.size, channels=manifest.channels, head=settings.head, seed=settings.seed)
+    if settings.strategy == "scratch":
+        fresh = keras.models.clone_model(fitted.model)
+        return _Network(fresh, str(source), (*fitted.changes, "all weights are fresh"))
+    return _Network(fitted.model, str(source), fitted.changes)
+
+
+def _provenance(model: keras.Model) -> dict[str, Any] | None:
+    record = provenance(model)
+    return None if record is None else record.to_json()
+
+
+@contextlib.contextmanager
+def as_saved(model: keras.Model) -> Iterator[None]:
+    """While the block runs, the network is as it is to be saved: float32, its BatchNorm for one device."""
+    with plain_batchnorm(model), as_float32(model):
+        yield
+
+
+# --- small things --------------------------------------------------------------------------------------------------------
+
+
+def _seed(settings: TrainSettings) -> None:
+    """Fresh weights and dropout are drawn from Keras' global generators; order and augmentation have their own."""
+    keras.utils.set_random_seed(settings.seed)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def _slices(data: EvaluationData, manifest: Manifest) -> list[tuple[str, str, str, str]]:
+    """(slice_id, patient, group, class) of each slice."""
+    records = (data.slices.record(number) for number in range(len(data.slices)))
+    return [(r.slice_id, r.patient, r.group, manifest.classes[r.label]) for r in records]
+
+
+def _short(source: str | None) -> str | None:
+    return None if source is None else source.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None) -> dict[str, str]:
+    """What people want to see before it begins, in order."""
+    train, val = (sum(resolved.slices[split].values()) for split in ("train", "val"))
+    stages = ", ".join(f"{epochs} flat epochs -> {rate:g}" for epochs, rate in settings.schedule.stages)
+    facts = {
+        "checkpoint": resolved.checkpoint or "none: fresh weights",
+        "strategy": " then ".join(resolved.phases),
+        "frozen": ", ".join(resolved.frozen) or "nothing",
+        "trained": f"{resolved.trained:,} of {resolved.parameters:,} parameters",
+        "slices": f"{train:,} for training, {val:,} for validation",
+        "batches": f"{resolved.steps:,} of {settings.batch_size} slices an epoch",
+        "rate": f"{' then '.join(f'{rate:g}' for rate in resolved.rates)}; {stages or 'never lowered'}",
+        "precision": f"{resolved.precision}: {resolved.precision_reason}",
+        "device": resolved.devices,
+        "run": "written by the chief" if run is None else str(run.root),
+    }
+    return facts | ({"changed": "; ".join(resolved.changes)} if resolved.changes else {})
+
+
+def _translated(error: tf.errors.OpError, devices: Devices) -> KerassegError:
+    if devices.worker[1] > 1:
+        return KerassegError(
+            "another machine of this run does not answer any more",
+            found=str(error.message).splitlines()[0][:200] if error.message else type(error).__name__,
+            remedy="The last saved state is good: start the same command with --resume on all machines.",
+        )
+    return KerassegError(
+        "TensorFlow gave up",
+        found=str(error.message).splitlines()[0][:300] if error.message else type(error).__name__,
+        remedy="The last saved state is good: kerasseg train --resume. With --debug the whole message is shown.",
+    )

@@ -1,0 +1,466 @@
+"""The loop: epoch 0, then epochs of training and validation, phase by phase, until the schedule or somebody says stop.
+
+It knows nothing of files, screens or devices: what it must not lose goes to a `Keeper`, what it tells to an observer, and
+what is computed is the `Engine`'s. Where a run stands is a value (`Progress`), so that a run that was killed goes on from
+the last saved one as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.plateau import Drop, Stop, Thaw
+from kerasseg.plateau import Event as PlateauEvent
+from kerasseg.statistics import Interval, paired_interval
+from kerasseg.training.advice import clearly_below, overfitting_message, sunk_message
+from kerasseg.training.events import Began, Ended, EpochRow, Evaluated, Event, Message, Observer, Saved, Step
+from kerasseg.training.keeper import Keeper
+from kerasseg.training.phases import Phase
+from kerasseg.training.progress import EpochSums, Progress
+from kerasseg.training.slice_table import SliceTable
+from kerasseg_tfrecords.errors import KerassegError
+
+__all__ = ["BrokenTrainingError", "Plan", "Trainer", "Validation"]
+
+_WATCHED = 3
+"""Epochs after the first step in which validation is held against epoch 0: forgetting shows at once or not at all."""
+
+_GUARDS = 2
+"""How often the guard divides the rate: after a hundredth of it the fault lies elsewhere."""
+
+
+class BrokenTrainingError(KerassegError):
+    """The loss, or what the network puts out, is no number any more."""
+
+
+class _Interrupted(Exception):  # noqa: N818 - no error: somebody asked
+    """Somebody asked to stop; everything is at a step's end."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Validation:
+    """What is validated on.
+
+    Attributes:
+        data: `EvaluationData` with labels, or the like.
+        classes: Names; a label is an index into them.
+        groups: (slices,) patient group of each slice, for the intervals.
+    """
+
+    data: Any
+    classes: tuple[str, ...]
+    groups: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        phases: One after the other, each from the untouched network.
+        epochs: At most, a phase.
+        steps: Steps an epoch at most; None for all.
+        guard: Whether to act where training falls clearly below epoch 0.
+        save_every: Steps between saved states within an epoch; None for none.
+        scales_loss: Whether the loss is scaled (float16).
+        title: For people.
+        facts: For people, see `Began`.
+    """
+
+    phases: tuple[Phase, ...]
+    epochs: int
+    steps: int | None = None
+    guard: bool = False
+    save_every: int | None = None
+    scales_loss: bool = False
+    title: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+
+
+class Trainer:
+    """Trains a network by a plan.
+
+    Args:
+        model: The untouched network, in the precision of the training; changed in place. In the end it holds the best
+            weights.
+        make_engine: Gives an `Engine` for the network and an optimizer, for so many parts a batch.
+        training: `TrainingData` with labels, or the like.
+        validation: What the schedule goes by.
+        plan: What is to be done.
+        keeper: Where the state is kept.
+        observers: Who is told.
+        scope: Gives the block within which optimizers are made, see `Devices.scope`.
+        interrupted: Asked after each step whether to stop.
+        memory: Peak memory so far, in MB.
+
+    Attributes:
+        progress: Where the run stands.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        make_engine: Callable[[keras.Model, keras.optimizers.Optimizer, int], Any],
+        training: Any,
+        validation: Validation,
+        plan: Plan,
+        keeper: Keeper,
+        observers: Iterable[Observer] = (),
+        *,
+        scope: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        interrupted: Callable[[], bool] = lambda: False,
+        memory: Callable[[], float] = lambda: float("nan"),
+    ) -> None:
+        self.model, self.training, self.validation, self.plan = model, training, validation, plan
+        self.progress = Progress()
+        self.steps = min(training.steps, plan.steps or training.steps)
+        self._make_engine, self._keeper, self._observers = make_engine, keeper, tuple(observers)
+        self._scope, self._interrupted, self._memory = scope, interrupted, memory
+        self._untouched = model.get_weights()
+        self._best_weights = self._untouched
+        self._engine: Any = None
+        self._since = time.monotonic()
+        self._last_saved: tuple[int, int, int] | None = None
+
+    # --- going on ----------------------------------------------------------------------------------------------------
+
+    def restore(
+        self, progress: Progress, variables: dict[str, NDArray[Any]], best_weights: list[NDArray[Any]] | None
+    ) -> None:
+        """Goes on from a saved state.
+
+        Args:
+            progress: Where the run stood.
+            variables: What `Keeper.save` was given with it.
+            best_weights: Of the best network so far; None where that is the untouched one.
+        """
+        self.progress = progress
+        if best_weights is not None:
+            self._best_weights = best_weights
+        if not progress.finished and progress.plateau is not None:
+            self._open_phase()
+            self._engine.restore(variables)
+
+    def run(self) -> Ended:
+        """Trains until the end, an interruption, or an error.
+
+        Raises:
+            BrokenTrainingError: The loss is no number; the last saved state is still good.
+            KerassegError: What else goes wrong: no memory even for one slice, no space on the disk, ...
+        """
+        self._since = time.monotonic()
+        resumed = (self.progress.epoch, self.progress.sums.steps) if self.progress.history else None
+        plan = self.plan
+        self._tell(
+            Began(plan.title, plan.epochs, self.steps, self.training.batch_size, dict(plan.facts), resumed=resumed)
+        )
+        try:
+            self._train()
+        except _Interrupted:
+            self._save()
+            self._back_to_best()
+            return self._end("interrupted", "stopped on request")
+        self._back_to_best()
+        return self._end("stopped" if self.progress.finished == "stopped" else "finished", self.progress.text)
+
+    def _train(self) -> None:
+        if self._engine is None:
+            self._open_phase()
+        if self.progress.first_table is None:
+            self._epoch_zero()
+        while not self.progress.finished:
+            if self.progress.epoch >= self.plan.epochs:
+                self._close_phase("finished", f"all {self.plan.epochs} epochs are done")
+                continue
+            self._epoch()
+
+    # --- phases ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _phase(self) -> Phase:
+        return self.plan.phases[self.progress.phase]
+
+    def _open_phase(self) -> None:
+        """Freezes, makes the optimizer and compiles what there is; the weights are left as they are."""
+        plateau = self.progress.plateau
+        rate, thawed = (self._phase.rule.rate, 0) if plateau is None else (plateau.rate, plateau.thawed)
+        self._phase.freeze(self.model, thawed)
+        optimizer = self._optimizer(rate)
+        if self._engine is None:
+            self._engine = self._make_engine(self.model, optimizer, self.progress.parts)
+        else:
+            self._engine.rebuild(optimizer)
+
+    def _optimizer(self, rate: float) -> keras.optimizers.Optimizer:
+        with self._scope():
+            return self._phase.optimizer(rate, scales_loss=self.plan.scales_loss)
+
+    def _close_phase(self, reason: str, text: str) -> None:
+        """Ends the phase; the next one begins at the untouched network again."""
+        if self.progress.phase + 1 == len(self.plan.phases):
+            self._set(finished=reason, text=text)
+            self._save()
+            return
+        self._say(Message("note", "phase", f"{self._phase.strategy}: {text}. Next: {self._next_strategy()}."))
+        self.model.set_weights(self._untouched)
+        self._set(phase=self.progress.phase + 1, epoch=0, sums=EpochSums(), plateau=None, guarded=0)
+        self._open_phase()
+        self._set(plateau=self._phase.rule.begin(self._first_dice()))
+        self._save()
+
+    def _next_strategy(self) -> str:
+        return self.plan.phases[self.progress.phase + 1].strategy
+
+    # --- epochs ------------------------------------------------------------------------------------------------------
+
+    def _epoch_zero(self) -> None:
+        """The untouched network on validation: what every epoch is held against."""
+        began = time.monotonic()
+        table = self._validate(0)
+        row = self._row(table, 0, EpochSums(), seconds=time.monotonic() - began, best=True)
+        self._set(history=(row,), first_table=table, best_table=table)
+        self._set(plateau=self._phase.rule.begin(self._first_dice()))
+        self._keeper.keep_best(self.progress.best_tag, self.model)
+        self._save()
+        self._tell(Evaluated(row, table, self.progress.history))
+
+    def _epoch(self) -> None:
+        """One epoch of training, from the step where it stands, its validation, and what follows from it."""
+        self._train_steps()
+        began = time.monotonic()
+        number = self.progress.epoch + 1
+        table = self._validate(number)
+        if np.isnan(table.dice).all():
+            raise BrokenTrainingError(
+                f"after epoch {number} the network puts out no numbers (NaN)",
+                remedy=_remedy(self.progress.plateau.rate if self.progress.plateau else 0.0),
+            )
+        sums = self.progress.sums
+        dice = table.mean("dice")
+        plateau = self.progress.plateau
+        if plateau is None:
+            msg = "an epoch without a schedule"
+            raise RuntimeError(msg)
+        rule = replace(self._phase.rule, rate=plateau.rate)
+        best_table = self.progress.best_table
+        best = best_table is None or dice > best_table.mean("dice")
+        new, events = rule.step(plateau, dice)
+        row = self._row(table, number, sums, seconds=sums.seconds + time.monotonic() - began, best=best)
+        row = replace(row, event=_in_words(events), learning_rate=plateau.rate)
+        self._set(epoch=number, sums=EpochSums(), plateau=new, history=(*self.progress.history, row))
+        if best:
+            self._set(best=(self.progress.phase, number), best_table=table)
+            self._best_weights = self.model.get_weights()
+            self._keeper.keep_best(self.progress.best_tag, self.model)
+        self._tell(Evaluated(row, table, self.progress.history))
+        stopped = self._follow(events)
+        self._advise(table)
+        if stopped is not None:
+            self._close_phase("stopped", stopped)
+        else:
+            self._save()
+
+    def _train_steps(self) -> None:
+        start = self.progress.sums.steps
+        if start >= self.steps:
+            return
+        epoch = self.progress.epoch
+        for step, batch in enumerate(self._engine.batches(self.training, epoch, start), start + 1):
+            began = time.monotonic()
+            result = self._engine.train_step(batch)
+            if not math.isfinite(result.loss):
+                raise self._broken(result, epoch + 1, step)
+            self._set(sums=self.progress.sums.with_step(result.loss, result.dice, time.monotonic() - began))
+            if self._engine.parts != self.progress.parts:
+                self._set(parts=self._engine.parts)
+            sums = self.progress.sums
+            self._tell(
+                Step(
+                    "train", epoch + 1, step, self.steps, sums.mean_loss, sums.mean_dice, self._rate(), len(result.dice)
+                )
+            )
+            self._stop_if_asked()
+            if step >= self.steps:
+                break
+            if self.plan.save_every and step % self.plan.save_every == 0:
+                self._save()
+
+    def _validate(self, epoch: int) -> SliceTable:
+        seen, total = 0, 0.0
+
+        def on_batch(step: int, steps: int, table: SliceTable) -> None:
+            nonlocal seen, total
+            seen, total = seen + len(table), total + float(table.dice.astype(np.float64).sum())
+            mean = total / seen if seen else float("nan")
+            self._tell(Step("validation", epoch, step, steps, float("nan"), mean, self._rate(), len(table)))
+            self._stop_if_asked()
+
+        table: SliceTable = self._engine.evaluate(self.validation.data, on_batch)
+        return table
+
+    # --- what follows from an epoch ------------------------------------------------------------------------------------
+
+    def _follow(self, events: tuple[PlateauEvent, ...]) -> str | None:
+        """Does what the schedule says; the reason where it says stop."""
+        for event in events:
+            match event:
+                case Drop(rate):
+                    self._engine.set_rate(rate)
+                case Thaw(depth):
+                    report = self._phase.freeze(self.model, depth)
+                    # Adam's correction of its young averages counts steps: weights that join late need a fresh count,
+                    # or their first steps would be three times too long.
+                    self._engine.rebuild(self._optimizer(self._rate()))
+                    still = ", ".join(report.frozen_blocks) or "nothing"
+                    self._say(Message("note", f"thaw-{depth}", f"No gain: one block more is trained. Frozen: {still}."))
+                case Stop(reason):
+                    return reason
+        return None
+
+    def _advise(self, table: SliceTable) -> None:
+        """Says what the figures say: below epoch 0 (and acts where asked to), or overfitting."""
+        progress = self.progress
+        if progress.first_table is None or progress.plateau is None:
+            return
+        below = clearly_below(progress.first_table, table, self.validation.groups)
+        if below and self.plan.guard and progress.guarded < _GUARDS and progress.plateau.best_epoch == 0:
+            rate = progress.plateau.rate / 10
+            self.model.set_weights(self._untouched)
+            self._set(plateau=self._phase.rule.lower(progress.plateau, rate), guarded=progress.guarded + 1)
+            self._engine.rebuild(self._optimizer(rate))
+            text = (
+                f"Guard: validation Dice {table.mean('dice'):.4f} is clearly below epoch 0 ({self._first_dice():.4f}): "
+                f"back to the untouched weights, learning rate {rate:g}."
+            )
+            self._say(Message("warning", f"guard-{self.progress.phase}-{self.progress.guarded}", text))
+        elif below and progress.epoch <= _WATCHED and not self.plan.guard:
+            self._say(sunk_message(progress.first_table, table, self._rate()))
+        message = overfitting_message([row for row in progress.history if row.phase == self._phase.strategy])
+        if message is not None:
+            self._say(message)
+
+    # --- small things ------------------------------------------------------------------------------------------------
+
+    def _row(self, table: SliceTable, epoch: int, sums: EpochSums, *, seconds: float, best: bool) -> EpochRow:
+        return EpochRow(
+            phase=self._phase.strategy,
+            epoch=epoch,
+            learning_rate=self._rate(),
+            loss=sums.mean_loss,
+            dice=sums.mean_dice,
+            val_loss=table.mean("loss"),
+            val_dice=table.mean("dice"),
+            val_soft_dice=table.mean("soft_dice"),
+            val_iou=table.mean("iou"),
+            val_precision=table.mean("precision"),
+            val_recall=table.mean("recall"),
+            val_dice_tumour=table.mean("dice", subset="tumour"),
+            classes=table.by_class("dice", self.validation.classes),
+            seconds=seconds,
+            slices_per_second=sums.slices / sums.seconds if sums.seconds else float("nan"),
+            memory_mb=self._memory(),
+            thawed=self.progress.plateau.thawed if self.progress.plateau else 0,
+            parts=self.progress.parts,
+            best=best,
+        )
+
+    def _broken(self, result: Any, epoch: int, step: int) -> BrokenTrainingError:
+        names = ", ".join(self.training.slices.slice_ids(result.slices))
+        return BrokenTrainingError(
+            f"the loss is no number any more (NaN or infinite), in epoch {epoch}, step {step}",
+            found=f"in a batch of the slices {names}",
+            expected="a finite loss",
+            remedy=f"The last saved state is good. {_remedy(self._rate())}",
+        )
+
+    def _first_dice(self) -> float:
+        return self.progress.history[0].val_dice
+
+    def _rate(self) -> float:
+        return self.progress.plateau.rate if self.progress.plateau else self._phase.rule.rate
+
+    def _set(self, **changes: Any) -> None:
+        self.progress = replace(self.progress, **changes)
+
+    def _tell(self, event: Event) -> None:
+        for observer in self._observers:
+            observer(event)
+
+    def _say(self, message: Message) -> None:
+        """Each kind of message once a run."""
+        if message.kind not in self.progress.said:
+            self._set(said=self.progress.said | {message.kind})
+            self._tell(message)
+
+    def _stop_if_asked(self) -> None:
+        if self._interrupted():
+            raise _Interrupted
+
+    def _save(self) -> None:
+        place = (self.progress.phase, self.progress.epoch, self.progress.sums.steps)
+        if self.progress.first_table is None:
+            return  # nothing to go on from that a fresh start would not give
+        now = time.monotonic()
+        self._set(seconds=self.progress.seconds + now - self._since)
+        self._since = now
+        self._keeper.save(self.progress, self._engine.variables())
+        self._keeper.write_history(self.progress.history)
+        self._last_saved = place
+        self._tell(Saved(self.progress.epoch, self.progress.sums.steps))
+
+    def _back_to_best(self) -> None:
+        self.model.set_weights(self._best_weights)
+
+    def _end(self, reason: Any, text: str) -> Ended:
+        progress = self.progress
+        first, best = progress.first_table, progress.best_table
+        history = progress.history
+        row = history[0] if history else None
+        if row is None or first is None or best is None:
+            msg = "stopped before the untouched network was evaluated: nothing was trained"
+            raise KerassegError(msg, remedy="Run the same command again.")
+        winner = next(
+            (r for r in history if r.best and r.epoch == progress.best[1] and r.phase == self._strategy_of_best()), row
+        )
+        gain, gains = None, dict[str, Interval]()
+        if len(history) > 1:
+            gain = paired_interval(first.dice, best.dice, self.validation.groups)
+            for i, name in enumerate(self.validation.classes):
+                rows = first.label == i
+                if rows.any():
+                    gains[name] = paired_interval(first.dice[rows], best.dice[rows], self.validation.groups[rows])
+        seconds = progress.seconds + time.monotonic() - self._since
+        ended = Ended(reason, text, history, row, winner, gain, gains, seconds)
+        self._tell(ended)
+        return ended
+
+    def _strategy_of_best(self) -> str:
+        return self.plan.phases[self.progress.best[0]].strategy
+
+
+def _in_words(events: tuple[PlateauEvent, ...]) -> str:
+    words = []
+    for event in events:
+        match event:
+            case Drop(rate):
+                words.append(f"rate {rate:g}")
+            case Thaw(depth):
+                words.append(f"thaw {depth}")
+            case Stop():
+                words.append("stop")
+    return ", ".join(words)
+
+
+def _remedy(rate: float) -> str:
+    lower = f"--learning-rate {rate / 10:g}" if rate > 0 else "a lower --learning-rate"
+    return f"Try {lower}, --clipnorm 1, --precision float32, and look at these slices with kerasseg verify."
