@@ -1,0 +1,302 @@
+"""What a network puts out for every slice of a split, beside what it should, at the network's size and at native size."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import keras
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kerasseg.split_batches import EvaluationBatches
+from kerasseg.split_slices import MEMORY_BUDGET, SplitSlices
+from kerasseg_tfrecords.errors import KerassegError, UsageError
+from kerasseg_tfrecords.intensity import restore
+
+__all__ = ["ArrayPredictions", "Case", "Predictions", "Resolution", "SplitPredictions", "predict_split"]
+
+Resolution = Literal["native", "model"]
+"""Of figures: the slice's own height and width, or the square that the network sees."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """What is known of one slice.
+
+    Attributes:
+        slice_id: Unique.
+        patient: As read; "" where unknown.
+        group: Patient group that the split kept together; "" where unknown.
+        volume: The volume it belongs to; "" for single slices.
+        label: Index into the classes.
+        spacing: Millimetres a pixel, rows then columns, at the resolution of `mask`; (0, 0) where unknown.
+        mask: (height, width) bool, the reference.
+    """
+
+    slice_id: str
+    patient: str
+    group: str
+    volume: str
+    label: int
+    spacing: tuple[float, float]
+    mask: NDArray[np.bool_]
+
+
+class Predictions(Protocol):
+    """Slices by number, 0 to `len - 1`, each with its probabilities and its reference.
+
+    Attributes:
+        classes: Names; a label is an index into them.
+        labels: (slices,) int64 class of each slice.
+    """
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Slices."""
+
+    def case(self, number: int, resolution: Resolution = "native") -> Case:
+        """Facts and reference of a slice."""
+
+    def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:
+        """(height, width) in [0, 1], the same shape as the case's mask."""
+
+    def image(self, number: int) -> NDArray[np.uint8]:
+        """(size, size, channels) what the network saw, at the network's size."""
+
+
+class SplitPredictions:
+    """Predictions for a split of a shard directory.
+
+    Args:
+        slices: The split.
+        probabilities: (slices, size, size) float32, or a file mapped into memory.
+
+    Attributes:
+        classes, labels: As in `Predictions`.
+    """
+
+    def __init__(self, slices: SplitSlices, probabilities: NDArray[np.float32]) -> None:
+        self.slices, self.probabilities = slices, probabilities
+        self.classes, self.labels = slices.manifest.classes, slices.labels
+
+    def __len__(self) -> int:
+        """Slices."""
+        return len(self.slices)
+
+    def case(self, number: int, resolution: Resolution = "native") -> Case:
+        """Facts and reference of a slice; read from the shards each time."""
+        record = self.slices.record(number)
+        side = max(record.height, record.width)
+        scale = 1.0 if resolution == "native" else side / self.slices.manifest.size
+        return Case(
+            slice_id=record.slice_id,
+            patient=record.patient,
+            group=record.group,
+            volume=record.volume,
+            label=record.label,
+            spacing=(record.spacing[0] * scale, record.spacing[1] * scale),
+            mask=record.mask_native if resolution == "native" else record.mask,
+        )
+
+    def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:
+        """(height, width) in [0, 1]; native: padding cut off, bilinearly resized."""
+        values = self.probabilities[number]
+        if resolution == "model":
+            return np.asarray(values)
+        record = self.slices.record(number)
+        return restore(values, record.height, record.width)
+
+    def image(self, number: int) -> NDArray[np.uint8]:
+        """(size, size, channels) as stored in the shards."""
+        return self.slices.pixels(np.array([number]))[0][0]
+
+
+class ArrayPredictions:
+    """Predictions from plain arrays; the network's size and the slice's own are one here.
+
+    Args:
+        probabilities: (slices, height, width) or (slices, height, width, 1), in [0, 1]; slices of several sizes as a list.
+        masks: The same shapes; above 0.5 is tumour.
+        labels: (slices,) index into `classes`; None: one class.
+        groups: (slices,) patient of each; None: each slice is its own.
+        classes: Names; None: "all", or the labels as text.
+        spacing: Millimetres a pixel, rows then columns; None where unknown.
+        images: (slices, height, width, channels) uint8 for pictures; None for none.
+
+    Raises:
+        UsageError: Shapes that do not fit, or values outside of [0, 1].
+
+    Example:
+        >>> predictions = ArrayPredictions(np.zeros((2, 8, 8)), np.zeros((2, 8, 8)))
+        >>> len(predictions), predictions.classes, predictions.case(1).slice_id
+        (2, ('all',), '1')
+    """
+
+    def __init__(
+        self,
+        probabilities: ArrayLike | Sequence[ArrayLike],
+        masks: ArrayLike | Sequence[ArrayLike],
+        labels: ArrayLike | None = None,
+        groups: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        spacing: tuple[float, float] | None = None,
+        images: Sequence[ArrayLike] | None = None,
+    ) -> None:
+        self._probabilities = [_plane(p, "probabilities") for p in _each(probabilities)]
+        self._masks = [_plane(m, "masks") > 0.5 for m in _each(masks)]
+        count = len(self._probabilities)
+        if [p.shape for p in self._probabilities] != [m.shape for m in self._masks]:
+            found = f"{count} and {len(self._masks)} slices" if count != len(self._masks) else "other shapes"
+            raise UsageError("probabilities and masks do not fit", found=found, expected="the same shapes")
+        for number, values in enumerate(self._probabilities):
+            if values.size and not (np.nanmin(values) >= 0 and np.nanmax(values) <= 1):
+                found = f"{np.nanmin(values):g} to {np.nanmax(values):g} in slice {number}"
+                raise UsageError(
+                    "these are no probabilities",
+                    found=found,
+                    expected="values in [0, 1]",
+                    remedy="Where a network puts out logits, apply a sigmoid first.",
+                )
+        self.labels = np.zeros(count, np.int64) if labels is None else np.asarray(labels, np.int64)
+        if classes is None:
+            names = ["all"] if labels is None else [str(i) for i in range(int(self.labels.max(initial=0)) + 1)]
+        else:
+            names = list(classes)
+        self.classes = tuple(names)
+        inside = not count or (int(self.labels.min()) >= 0 and int(self.labels.max()) < len(names))
+        if self.labels.shape != (count,) or not inside or (groups is not None and len(groups) != count):
+            raise UsageError(
+                "labels or groups do not fit the slices",
+                found=f"{count} slices, labels {self.labels.shape}, {None if groups is None else len(groups)} groups",
+                expected=f"one a slice, labels 0 to {len(names) - 1}",
+            )
+        self._groups = None if groups is None else [str(group) for group in groups]
+        self._spacing = (0.0, 0.0) if spacing is None else spacing
+        self._images = None if images is None else [np.asarray(image, np.uint8) for image in images]
+
+    def __len__(self) -> int:
+        """Slices."""
+        return len(self._masks)
+
+    def case(self, number: int, resolution: Resolution = "native") -> Case:  # noqa: ARG002 - there is one
+        """Facts and reference of a slice."""
+        group = "" if self._groups is None else self._groups[number]
+        label = int(self.labels[number])
+        return Case(str(number), group, group, "", label, self._spacing, self._masks[number])
+
+    def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:  # noqa: ARG002
+        """(height, width) in [0, 1]."""
+        return self._probabilities[number]
+
+    def image(self, number: int) -> NDArray[np.uint8]:
+        """(height, width, channels); black where none was given."""
+        if self._images is None:
+            return np.zeros((*self._masks[number].shape, 1), np.uint8)
+        return self._images[number]
+
+
+def predict_split(
+    model: keras.Model,
+    shards: Path | str,
+    split: str,
+    *,
+    batch_size: int = 8,
+    memory_budget: int = MEMORY_BUDGET,
+    on_batch: Callable[[int, int], None] | None = None,
+    transform: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]] | None = None,
+) -> SplitPredictions:
+    """One pass of a network over a split, in inference mode.
+
+    Args:
+        model: Takes (batch, size, size, 1 or 3) float32 in [0, 1], gives probabilities (batch, size, size, 1).
+        shards: The shard directory.
+        split: "val" (or "validation"), "test" or "train".
+        batch_size: Slices at once.
+        memory_budget: Bytes of memory that probabilities may take; beyond it they lie in a temporary file.
+        on_batch: Told (batches done, batches).
+        transform: Changes images before the network sees them, given (images, numbers of the slices).
+
+    Raises:
+        UsageError: A network of another size, or one that puts out no probabilities.
+        KerassegError: The network puts out NaN.
+        DataError: Shards that are missing or damaged.
+    """
+    size, channels = _input_of(model)
+    data = EvaluationBatches(
+        shards, split, batch_size=batch_size, channels=channels, pad=True, memory_budget=memory_budget
+    )
+    if size is not None and size != data.manifest.size:
+        raise UsageError(
+            "the network and the shards disagree on the size of slices",
+            path=shards,
+            found=f"slices of {data.manifest.size}x{data.manifest.size}",
+            expected=f"{size}x{size}",
+            remedy=f"Prepare them with --size {size}.",
+        )
+    count, side = len(data.slices), data.manifest.size
+    probabilities = _space((count, side, side), memory_budget)
+    for step in range(data.steps):
+        batch = data.batch(step)
+        there = batch.slice >= 0
+        images = batch.image if transform is None else transform(batch.image, batch.slice)
+        values = _checked(model.predict_on_batch(images), len(images), side)
+        probabilities[batch.slice[there]] = values[there]
+        if on_batch is not None:
+            on_batch(step + 1, data.steps)
+    return SplitPredictions(data.slices, probabilities)
+
+
+def _input_of(model: keras.Model) -> tuple[int | None, int]:
+    shape = model.inputs[0].shape
+    return None if shape[1] is None else int(shape[1]), int(shape[-1])
+
+
+def _checked(values: Any, count: int, side: int) -> NDArray[np.float32]:
+    found = np.asarray(keras.ops.convert_to_numpy(values), np.float32)
+    if found.shape != (count, side, side, 1):
+        raise UsageError(
+            "the network does not put out one probability a pixel",
+            found=f"shape {found.shape}",
+            expected=f"{(count, side, side, 1)}",
+            remedy="Fit it to the task: kerasseg.fit_to_task(model).",
+        )
+    if np.isnan(found).any():
+        raise KerassegError("the network puts out NaN", remedy="Train again with a lower --learning-rate.")
+    low, high = float(found.min()), float(found.max())
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise UsageError(
+            "the network does not put out probabilities",
+            found=f"values from {low:.3g} to {high:.3g}",
+            expected="0 to 1",
+            remedy="It seems to put out logits: kerasseg.fit_to_task(model) appends a sigmoid.",
+        )
+    return np.clip(found[..., 0], 0, 1)
+
+
+def _space(shape: tuple[int, int, int], budget: int) -> NDArray[np.float32]:
+    """Room for the probabilities: memory, or a file without a name that the system deletes with the process."""
+    if 4 * shape[0] * shape[1] * shape[2] <= budget:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile(prefix="kerasseg-") as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def _each(values: Any) -> Sequence[Any]:
+    if len(values) != 0 and np.ndim(values[0]) < 2:
+        raise UsageError("slices have two dimensions", found=f"{np.ndim(values[0])}", expected="(height, width)")
+    return list(values)
+
+
+def _plane(values: Any, what: str) -> NDArray[np.float32]:
+    array = np.asarray(values, np.float32)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim != 2:
+        raise UsageError(f"{what} cannot be used", found=f"shape {array.shape}", expected="(height, width) a slice")
+    return array
