@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerasseg_tfrecords import apportion as apportion_module
-from kerasseg_tfrecords.apportion import apportion, score
+from kerasseg_tfrecords.apportion import apportion, rows_of, score
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.patients import groups_of
 from kerasseg_tfrecords.split import (
@@ -132,7 +132,7 @@ def random_groups(seed: int, groups: int) -> np.ndarray:
 
 
 def brute_force(counts: np.ndarray, asked: np.ndarray) -> float:
-    rows = np.column_stack([counts, counts.sum(1)]).astype(float)
+    rows = rows_of(counts)
     least = np.inf
     for choice in product(range(len(asked)), repeat=len(counts)):
         held = np.stack([rows[np.array(choice) == k].sum(0) for k in range(len(asked))], -1)
@@ -141,7 +141,7 @@ def brute_force(counts: np.ndarray, asked: np.ndarray) -> float:
 
 
 def score_of(counts: np.ndarray, where: np.ndarray, asked: np.ndarray) -> float:
-    rows = np.column_stack([counts, counts.sum(1)]).astype(float)
+    rows = rows_of(counts)
     return float(score(np.stack([rows[where == k].sum(0) for k in range(len(asked))], -1), asked))
 
 
@@ -297,6 +297,19 @@ def test_every_cheng_class_is_within_two_points(real: Path, text: str, seed: int
     assert leaks(groups, split.assignment) == 0
     assert plain_worst(labels, split.assignment, shares) == pytest.approx(split.worst)
     assert split.worst < 0.2
+
+
+@pytest.mark.real
+def test_heads_are_shared_out_as_slices_are(real: Path) -> None:
+    """Intervals are over heads: a tenth of the slices from two heads of fifty would say little."""
+    labels, patients, ids = cheng(real)
+    groups = groups_of(patients, ids).groups
+    split = split_by_group(labels, groups, EIGHTY, 42)
+    for name in set(labels):
+        heads = {group for group, label in zip(groups, labels, strict=True) if label == name}
+        for part in ("val", "test"):
+            own = {g for g, where in zip(groups, split.assignment, strict=True) if where == part} & heads
+            assert len(own) >= int(0.1 * len(heads))
 
 
 @pytest.mark.real
