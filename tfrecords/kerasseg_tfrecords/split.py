@@ -152,7 +152,8 @@ def split_by_group(labels: Sequence[str], groups: Sequence[str], shares: Shares,
 
     Best is, in this order: no split lacks a class (nor is empty) if that can be helped; the smallest largest deviation
     from the asked shares over all classes, all splits and all classes together, weighed against how many groups a split
-    is short of; the smallest mean square of the deviations. With few groups all assignments are tried; otherwise a search from several random beginnings (see `apportion`).
+    is short of; the smallest mean square of the deviations. With few groups all assignments are tried; otherwise a search
+    from several random beginnings (see `apportion`).
 
     The result depends on the sets of slices, the shares and the seed, and not on the order of the slices.
 
