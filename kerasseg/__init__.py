@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from kerasseg.optimizers import DecayedAdam, set_l2
     from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
+    from kerasseg.postprocessing import apply_rule, postprocess
+    from kerasseg.rule import MaskRule
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
+    from kerasseg.thresholds import ThresholdSweep, sweep_thresholds
 
 _HOMES = {
     "Block": "kerasseg.blocks",
@@ -37,6 +40,7 @@ _HOMES = {
     "EvaluationData": "kerasseg.pipeline",
     "FreezeReport": "kerasseg.freezing",
     "IoU": "kerasseg.metrics",
+    "MaskRule": "kerasseg.rule",
     "PlateauRule": "kerasseg.plateau",
     "PlateauSchedule": "kerasseg.schedule",
     "PlateauState": "kerasseg.plateau",
@@ -47,17 +51,21 @@ _HOMES = {
     "SliceBatches": "kerasseg.slice_batches",
     "SliceScores": "kerasseg.metrics",
     "SoftDice": "kerasseg.metrics",
+    "ThresholdSweep": "kerasseg.thresholds",
     "TrainingData": "kerasseg.pipeline",
+    "apply_rule": "kerasseg.postprocessing",
     "class_weights": "kerasseg.losses",
     "find_blocks": "kerasseg.blocks",
     "fit_to_task": "kerasseg.fitting",
     "freeze": "kerasseg.freezing",
     "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
+    "postprocess": "kerasseg.postprocessing",
     "provenance": "kerasseg.checkpoints",
     "set_l2": "kerasseg.optimizers",
     "slice_scores": "kerasseg.metrics",
     "stratified_batches": "kerasseg.batches",
+    "sweep_thresholds": "kerasseg.thresholds",
     "unet": "kerasseg.network",
 }
 
@@ -71,6 +79,7 @@ __all__ = [
     "EvaluationData",
     "FreezeReport",
     "IoU",
+    "MaskRule",
     "PlateauRule",
     "PlateauSchedule",
     "PlateauState",
@@ -81,18 +90,22 @@ __all__ = [
     "SliceBatches",
     "SliceScores",
     "SoftDice",
+    "ThresholdSweep",
     "TrainingData",
     "__version__",
+    "apply_rule",
     "class_weights",
     "find_blocks",
     "fit_to_task",
     "freeze",
     "load_split",
     "open_checkpoint",
+    "postprocess",
     "provenance",
     "set_l2",
     "slice_scores",
     "stratified_batches",
+    "sweep_thresholds",
     "unet",
 ]
 
