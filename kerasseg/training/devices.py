@@ -116,6 +116,7 @@ def _several_machines() -> Devices:
         workers, task = told["cluster"]["worker"], told["task"]
         number, count = int(task["index"]), len(workers)
         usable = task["type"] == "worker" and set(told["cluster"]) == {"worker"} and 0 <= number < count
+        usable = usable and isinstance(workers, list) and all(isinstance(address, str) for address in workers)
     except (ValueError, KeyError, TypeError):
         usable = False
     if not usable:

@@ -324,9 +324,6 @@ class Engine:
             tf.zeros_like(v.value) if g is None else tf.convert_to_tensor(g)
             for g, v in zip(gradients, self._trained, strict=True)
         ]
-        # Memory may run out in the last of them, when the first could have moved their weights already.
-        with tf.control_dependencies(gradients):
-            gradients = [tf.identity(g) for g in gradients]
         dice = slice_scores(batch["mask"], predicted).dice
         whole = ops.broadcast_to(share * self._devices.replicas, ops.shape(dice))
         return gradients, self._rows(batch, ("slice",), (values, dice, whole))
@@ -336,7 +333,10 @@ class Engine:
         return ops.mean(values, axis=tuple(range(1, len(values.shape)))) if len(values.shape) > 1 else values
 
     def _move(self, gradients: list[Any]) -> None:
-        self.optimizer.apply(gradients, self._trained)
+        # Memory may run out in the last of them, when the first could have moved their weights already; and decay and the
+        # count of steps would wait for none. Under a strategy this waits for the gradients of all devices.
+        with tf.control_dependencies(gradients):
+            self.optimizer.apply(gradients, self._trained)
 
     def _rows(self, batch: Mapping[str, Any], whole: tuple[str, ...], values: tuple[Any, ...]) -> Any:
         """One table: numbers of slices need more digits than float32 has."""
