@@ -97,7 +97,7 @@ def keep(name, own, done):
 def keep_evaluation(name, own):
     # 13 slices: the second device has nothing but filling at the end of the last batch.
     seen = []
-    table = own.evaluate(Data(np.r_[np.arange(13), [-1] * 3]), lambda step, _, part: seen.append(len(part)))
+    table = own.evaluate(Data(np.r_[np.arange(13), [-1] * 3]), lambda _step, _steps, part: seen.append(len(part)))
     assert seen == [8, 5]
     results.update({f"{name}/{column}": values for column, values in table.arrays().items()})
 
