@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kerasseg_cli.options import Debug, Json, Quiet
-from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from kerasseg.training.settings import TrainSettings
@@ -241,7 +242,13 @@ def _settings(
 def _go_on(out: Path | None, *, as_json: bool, quiet: bool) -> None:
     from kerasseg.runs.directory import RunDirectory
 
-    found = RunDirectory.find(out)
+    try:
+        found = RunDirectory.find(out)
+    except DataError as error:
+        if not os.environ.get("TF_CONFIG"):
+            raise
+        remedy = "Of several machines each reads the run: --out names a folder that all of them see."
+        raise DataError(error.what, path=error.path, expected=error.expected, remedy=remedy) from None
     from kerasseg.training.session import resume
 
     _show(lambda observer: resume(found, [observer]), as_json=as_json, quiet=quiet)

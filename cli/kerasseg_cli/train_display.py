@@ -159,10 +159,21 @@ class Watcher:
         self._bar.update(self._task, completed=event.step, total=event.steps, description=name, figures=figures)
 
 
-def summary(ended: Ended, run: RunDirectory, *, as_json: bool, quiet: bool) -> None:
-    """The table at the end, and what to type next; one JSON document where a machine asked."""
+def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: bool) -> None:
+    """The table at the end, and what to type next; one JSON document where a machine asked.
+
+    Args:
+        ended: How the run ended.
+        run: Its folder; None on a machine that is not the chief, where one line is enough.
+        as_json: Whether a machine asked.
+        quiet: Whether nobody did.
+    """
     if as_json:
         print_json(_document(ended, run))
+        return
+    if run is None:
+        if not quiet:
+            errors().print(f"{ended.text[:1].upper()}{ended.text[1:]}. The chief has written the run.", markup=False)
         return
     console = screen()
     if ended.reason == "interrupted":
@@ -224,7 +235,7 @@ def _time(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def _document(ended: Ended, run: RunDirectory) -> dict[str, Any]:
+def _document(ended: Ended, run: RunDirectory | None) -> dict[str, Any]:
     from kerasseg.runs.history import rows_to_json
 
     def interval(found: Interval | None) -> dict[str, Any] | None:
@@ -236,7 +247,7 @@ def _document(ended: Ended, run: RunDirectory) -> dict[str, Any]:
 
     first, best = rows_to_json([ended.first, ended.best])
     return {
-        "run": str(run.root),
+        "run": None if run is None else str(run.root),
         "reason": ended.reason,
         "text": ended.text,
         "seconds": ended.seconds,
@@ -245,6 +256,6 @@ def _document(ended: Ended, run: RunDirectory) -> dict[str, Any]:
         "gain": interval(ended.gain),
         "class_gains": {name: interval(gain) for name, gain in ended.class_gains.items()},
         "history": rows_to_json(ended.history),
-        "model": str(run.model_file),
-        "baseline": str(run.baseline_file),
+        "model": None if run is None else str(run.model_file),
+        "baseline": None if run is None else str(run.baseline_file),
     }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasseg.layertree import all_layers
@@ -20,6 +22,7 @@ from kerasseg_tfrecords.errors import UsageError
 
 __all__ = [
     "Devices",
+    "agree",
     "choose_devices",
     "compute_capability",
     "peak_memory_mb",
@@ -64,9 +67,9 @@ class Devices:
 def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
     """The devices to train on. Call it before anything has touched a device.
 
-    With `TF_CONFIG` set the machines that it names train together (`MultiWorkerMirroredStrategy`). Otherwise all GPUs
-    (`MirroredStrategy`), the only GPU, or the processor. Weights, loss and metrics do not depend on the choice, but for
-    rounding.
+    With `TF_CONFIG` set the machines that it names train together (`MultiWorkerMirroredStrategy`), each with all its GPUs
+    or its processor; this waits for the last of them. Otherwise all GPUs (`MirroredStrategy`), the only GPU, or the
+    processor. Weights, loss and metrics do not depend on the choice, but for rounding.
 
     Args:
         names: Devices to use, such as "GPU:0", or "CPU:0"; none: as above.
@@ -77,7 +80,12 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
     """
     if os.environ.get("TF_CONFIG"):
         if names:
-            raise UsageError("--devices and TF_CONFIG name devices both", remedy="Give one of them.")
+            raise UsageError(
+                "--devices and TF_CONFIG name devices both",
+                found=", ".join(names),
+                remedy="Leave --devices out: each machine takes all its GPUs, or those of CUDA_VISIBLE_DEVICES. "
+                "Or unset TF_CONFIG.",
+            )
         devices = _several_machines()
     else:
         gpus = tf.config.list_logical_devices("GPU") if _grow_memory() else []
@@ -108,6 +116,7 @@ def _several_machines() -> Devices:
         workers, task = told["cluster"]["worker"], told["task"]
         number, count = int(task["index"]), len(workers)
         usable = task["type"] == "worker" and set(told["cluster"]) == {"worker"} and 0 <= number < count
+        usable = usable and isinstance(workers, list) and all(isinstance(address, str) for address in workers)
     except (ValueError, KeyError, TypeError):
         usable = False
     if not usable:
@@ -123,6 +132,37 @@ def _several_machines() -> Devices:
     replicas = strategy.num_replicas_in_sync
     text = f"{count} machines, {replicas} devices; this one is worker {number}"
     return Devices(strategy, None, text, replicas, (number, count), gpu)
+
+
+def agree(devices: Devices, facts: Mapping[str, str]) -> None:
+    """Makes sure that several machines were told the same; otherwise they would wait for each other, or differ silently.
+
+    Args:
+        devices: With one machine nothing is asked.
+        facts: Name, for people -> what must be the same everywhere. The names are the same on all machines.
+
+    Raises:
+        UsageError: On all machines, where a fact differs.
+    """
+    if devices.worker[1] == 1:
+        return
+    digests = [hashlib.sha256(value.encode()).digest()[:8] for value in facts.values()]
+    row = np.array([[int.from_bytes(digest, "big", signed=True) for digest in digests]], np.int64)
+
+    @tf.function
+    def gathered() -> Any:
+        return tf.distribute.get_replica_context().all_gather(tf.constant(row), axis=0)
+
+    strategy = devices.distribution
+    rows = strategy.experimental_local_results(strategy.run(gathered))[0].numpy()
+    different = [name for name, column in zip(facts, rows.T, strict=True) if len(set(column.tolist())) > 1]
+    if different:
+        raise UsageError(
+            "the machines of this run were not told the same",
+            found=f"not everywhere the same: {', '.join(different)}",
+            remedy="Type the same command on all of them, with the same shards and checkpoint; --resume needs a run "
+            "directory that all of them see.",
+        )
 
 
 def _grow_memory() -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -323,9 +324,6 @@ class Engine:
             tf.zeros_like(v.value) if g is None else tf.convert_to_tensor(g)
             for g, v in zip(gradients, self._trained, strict=True)
         ]
-        # Memory may run out in the last of them, when the first could have moved their weights already.
-        with tf.control_dependencies(gradients):
-            gradients = [tf.identity(g) for g in gradients]
         dice = slice_scores(batch["mask"], predicted).dice
         whole = ops.broadcast_to(share * self._devices.replicas, ops.shape(dice))
         return gradients, self._rows(batch, ("slice",), (values, dice, whole))
@@ -335,12 +333,19 @@ class Engine:
         return ops.mean(values, axis=tuple(range(1, len(values.shape)))) if len(values.shape) > 1 else values
 
     def _move(self, gradients: list[Any]) -> None:
-        self.optimizer.apply(gradients, self._trained)
+        # Memory may run out in the last of them, when the first could have moved their weights already; and decay and the
+        # count of steps would wait for none. Under a strategy this waits for the gradients of all devices.
+        with tf.control_dependencies(gradients):
+            self.optimizer.apply(gradients, self._trained)
 
     def _rows(self, batch: Mapping[str, Any], whole: tuple[str, ...], values: tuple[Any, ...]) -> Any:
         """One table: numbers of slices need more digits than float32 has."""
         columns = [tf.cast(batch[name], tf.float64) for name in whole] + [tf.cast(v, tf.float64) for v in values]
-        return tf.stack(columns, axis=1)
+        rows = tf.stack(columns, axis=1)
+        if self._devices.worker[1] == 1:
+            return rows
+        # Here and not outside, where TensorFlow would compile the gathering anew each time.
+        return tf.distribute.get_replica_context().all_gather(rows, axis=0)
 
     def _cut(self, batch: Mapping[str, Any], k: Any, parts: int) -> Mapping[str, Any]:
         if parts == 1:
@@ -365,9 +370,23 @@ class Engine:
     # --- devices ---------------------------------------------------------------------------------------------------------
 
     def _spread(self, dataset: Callable[[Any], tf.data.Dataset]) -> Iterable[Mapping[str, Any]]:
-        if self._strategy is None:
-            return dataset(None)
-        return self._strategy.distribute_datasets_from_function(dataset)
+        return dataset(None) if self._strategy is None else self._shares(dataset)
+
+    def _shares(self, dataset: Callable[[Any], tf.data.Dataset]) -> Iterator[Mapping[str, Any]]:
+        """Batches of this machine's devices, each device with its part.
+
+        The strategy's own distributed datasets ask all machines before each batch whether there is another one, and stall
+        for half a minute when a loop leaves them early. Here all machines know how many batches there are.
+        """
+        number, machines = self._devices.worker
+        here = self._devices.replicas // machines
+        parts = iter(dataset(tf.distribute.InputContext(machines, number, self._devices.replicas)))
+        while group := list(itertools.islice(parts, here)):
+
+            def part(context: Any, group: list[Mapping[str, Any]] = group) -> Mapping[str, Any]:
+                return group[context.replica_id_in_sync_group - number * here]
+
+            yield self._strategy.experimental_distribute_values_from_function(part)
 
     def _run(self, function: Any, *args: Any) -> Any:
         if self._strategy is None:
@@ -379,9 +398,9 @@ class Engine:
         """Rows of all devices, in the order of the global batch."""
         if self._strategy is None:
             return np.asarray(rows.numpy())
-        if self._devices.worker[1] > 1:
-            return np.asarray(self._strategy.gather(rows, axis=0).numpy())
-        return np.concatenate([r.numpy() for r in self._strategy.experimental_local_results(rows)])
+        found = [r.numpy() for r in self._strategy.experimental_local_results(rows)]
+        # Of several machines each device has the rows of all already.
+        return np.concatenate(found) if self._devices.worker[1] == 1 else np.asarray(found[0])
 
     def _moving_values(self) -> list[Any]:
         return [ops.convert_to_numpy(v) for v in self._moving]

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,11 +29,19 @@ from kerasseg.runs.config import Resolved, new_config
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.state import StateStore
 from kerasseg.training.advice import check_intensity, few_slices_message
-from kerasseg.training.devices import Devices, choose_devices, compute_capability, peak_memory_mb, plain_batchnorm
+from kerasseg.training.devices import (
+    Devices,
+    agree,
+    choose_devices,
+    compute_capability,
+    peak_memory_mb,
+    plain_batchnorm,
+)
 from kerasseg.training.engine import Engine
 from kerasseg.training.events import Ended, Message, Observer
 from kerasseg.training.interrupts import StopFlag, stop_on_signals
 from kerasseg.training.keeper import Keeper, Nothing
+from kerasseg.training.memory import out_of_memory
 from kerasseg.training.phases import phases_of
 from kerasseg.training.precision import Choice, as_float32, choose_precision, compute_in
 from kerasseg.training.progress import Progress
@@ -50,6 +60,9 @@ DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
 _LOSS_OF_PRECISION = 0.002
 """Dice that a faster precision may cost on the untouched network before float32 is taken instead."""
 
+_NODES = re.compile(r"\{\{.*?\}\}")
+_EMPTY_WORDS = ("Graph execution error", "Detected at node", "File ", "<stack traces unavailable>", "node ")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Network:
@@ -62,8 +75,11 @@ class _Network:
 
 def train(
     settings: TrainSettings, out: Path | str | None = None, observers: Iterable[Observer] = ()
-) -> tuple[Ended, RunDirectory]:
+) -> tuple[Ended, RunDirectory | None]:
     """Trains by the settings, into a new run directory.
+
+    With `TF_CONFIG` set this is one of several machines, on each of which the same is called. The chief (worker 0) alone
+    writes and tells what happens.
 
     Args:
         settings: What is asked.
@@ -71,33 +87,35 @@ def train(
         observers: Who is told what happens.
 
     Returns:
-        How it ended, and the run.
+        How it ended, and the run; None for it where another machine writes.
 
     Raises:
         KerassegError: Shards, checkpoint, devices or options that cannot be used; a loss that is no number; no memory or no
             space left. What was saved before stays good.
     """
     manifest = load_manifest(settings.shards)
-    devices = choose_devices(settings.devices, settings.batch_size)
-    _seed(settings)
-    with devices.scope():
-        network = _open(settings, manifest)
-    sitting = _Sitting(settings, manifest, devices, network, tuple(observers))
-    # Whatever is wrong with shards, blocks or options is found before anything is written.
-    sitting.load()
-    if not devices.chief:
-        return sitting.begin(None), RunDirectory(Path(os.devnull))
-    run = RunDirectory.create(None if out is None else Path(out), settings.strategy)
-    with run.locked():
-        with as_saved(network.model):
-            run.save_model(network.model, run.baseline_file)
-        run.write_config(new_config(settings, sitting.resolved))
-        run.point_latest()
-        return sitting.begin(run), run
+    with _machines(settings, manifest, observers) as devices:
+        with devices.scope():
+            network = _open(settings, manifest)
+        sitting = _Sitting(settings, manifest, devices, network, tuple(observers))
+        # Whatever is wrong with shards, blocks or options is found before anything is written.
+        sitting.load()
+        if not devices.chief:
+            return sitting.begin(None), None
+        run = RunDirectory.create(None if out is None else Path(out), settings.strategy)
+        with run.locked():
+            with as_saved(network.model):
+                run.save_model(network.model, run.baseline_file)
+            run.write_config(new_config(settings, sitting.resolved))
+            run.point_latest()
+            return sitting.begin(run), run
 
 
-def resume(run: RunDirectory, observers: Iterable[Observer] = ()) -> tuple[Ended, RunDirectory]:
+def resume(run: RunDirectory, observers: Iterable[Observer] = ()) -> tuple[Ended, RunDirectory | None]:
     """Goes on with a run from its last saved state, as if it had never stopped.
+
+    It need not be on the devices that it was begun on. On several machines each reads the run directory, which therefore
+    lies on a file system that all of them see; the chief alone writes.
 
     Args:
         run: The run.
@@ -118,9 +136,10 @@ def resume(run: RunDirectory, observers: Iterable[Observer] = ()) -> tuple[Ended
             expected=config.resolved.fingerprint[:12],
             remedy="Prepare them again with the same options, or begin a new run.",
         )
-    devices = choose_devices(settings.devices, settings.batch_size)
-    _seed(settings)
-    with run.locked() if devices.chief else contextlib.nullcontext():
+    with (
+        _machines(settings, manifest, observers) as devices,
+        run.locked() if devices.chief else contextlib.nullcontext(),
+    ):
         saved = StateStore(run.state_folder).newest()
         progress = None if saved is None else Progress.from_saved(saved.facts, saved.arrays)
         if progress is not None and progress.finished:
@@ -135,13 +154,39 @@ def resume(run: RunDirectory, observers: Iterable[Observer] = ()) -> tuple[Ended
         network = _Network(model, config.resolved.checkpoint, config.resolved.changes)
         sitting = _Sitting(settings, manifest, devices, network, tuple(observers))
         sitting.load(Choice(config.resolved.precision, config.resolved.precision_reason))
+        written = run if devices.chief else None
+        # Before the chief can have gone on, so that all read one and the same state.
+        agree(devices, {"the saved state": "none" if saved is None else str(saved.generation)})
         if saved is None or progress is None:
-            return sitting.begin(run), run
+            return sitting.begin(written), written
         for sentence in saved.skipped:
             sitting.say(Message("warning", "damaged-state", sentence))
         variables = {n.removeprefix(VARIABLES): a for n, a in saved.arrays.items() if n.startswith(VARIABLES)}
         best = open_checkpoint(run.best_file(progress.best_tag)).get_weights() if any(progress.best) else None
-        return sitting.begin(run, (progress, variables, best)), run
+        return sitting.begin(written, (progress, variables, best)), written
+
+
+@contextlib.contextmanager
+def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[Observer]) -> Iterator[Devices]:
+    """The devices to train on; while the block runs, what TensorFlow raises becomes an error for people."""
+    told = os.environ.get("TF_CONFIG")
+    if told:
+        for observer in observers:
+            observer(Message("note", "waiting", "Waiting for the other machines that TF_CONFIG names."))
+    devices = None
+    try:
+        devices = choose_devices(settings.devices, settings.batch_size)
+        # Where things lie may differ from machine to machine.
+        options = settings.model_dump_json(exclude={"shards", "checkpoint", "cache", "memory_budget"})
+        agree(devices, {"the options": options, "the shards": manifest.fingerprint})
+        if not devices.chief:
+            text = f"{devices.description}. Worker 0, the chief, shows how it goes, and writes."
+            for observer in observers:
+                observer(Message("note", "worker", text))
+        _seed(settings)
+        yield devices
+    except tf.errors.OpError as error:
+        raise _translated(error, several=bool(told) if devices is None else devices.worker[1] > 1) from error
 
 
 class _Sitting:
@@ -208,7 +253,7 @@ class _Sitting:
         """
         settings = self.settings
         keeper: Keeper = Nothing()
-        if run is not None and self.devices.chief:
+        if run is not None:
             keeper = RunKeeper(run, as_saved, None if saved is None else saved[0].best_tag)
             self.observers = (*self.observers, log_to(run))
         if saved is None:
@@ -237,6 +282,7 @@ class _Sitting:
         )
         if saved is not None:
             trainer.restore(*saved)
+        agree(self.devices, {"the checkpoint's weights": _digest(self.network.model)})
         if self.devices.worker[1] > 1:
             # Several machines cannot stop at different steps: there a signal ends the process, and --resume goes on.
             return self._run(trainer, run)
@@ -249,10 +295,7 @@ class _Sitting:
             return self._run(trainer, run)
 
     def _run(self, trainer: Trainer, run: RunDirectory | None) -> Ended:
-        try:
-            ended = trainer.run()
-        except tf.errors.OpError as error:
-            raise _translated(error, self.devices) from error
+        ended = trainer.run()
         progress = trainer.progress
         if run is not None and progress.first_table is not None and progress.best_table is not None:
             text = validation_csv(self.slices, progress.first_table, progress.best_table)
@@ -307,7 +350,10 @@ class _Sitting:
             gpu=self.devices.gpu,
             capability=compute_capability() if self.devices.gpu else None,
         )
-        if self.settings.precision != "auto" or choice.name == "float32":
+        if self.settings.precision != "auto":
+            return choice
+        agree(self.devices, {f"--precision auto ({choice.name} here)": choice.name})
+        if choice.name == "float32":
             return choice
         model, scores = self.network.model, []
         for name in ("float32", choice.name):
@@ -438,15 +484,37 @@ def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None
     return facts | ({"changed": "; ".join(resolved.changes)} if resolved.changes else {})
 
 
-def _translated(error: tf.errors.OpError, devices: Devices) -> KerassegError:
-    if devices.worker[1] > 1:
+def _digest(model: keras.Model) -> str:
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
+
+
+def _translated(error: tf.errors.OpError, *, several: bool) -> KerassegError:
+    found = _gist(error)
+    if out_of_memory(error):
+        return KerassegError(
+            "out of memory",
+            found=found,
+            remedy="Take a smaller --batch-size, --precision mixed_bfloat16, or smaller slices (kerasseg prepare --size).",
+        )
+    if several:
         return KerassegError(
             "another machine of this run does not answer any more",
-            found=str(error.message).splitlines()[0][:200] if error.message else type(error).__name__,
-            remedy="The last saved state is good: start the same command with --resume on all machines.",
+            found=found,
+            remedy="What it says itself tells why. The last saved state is good: once all machines are back, start "
+            "kerasseg train --resume on each of them.",
         )
     return KerassegError(
         "TensorFlow gave up",
-        found=str(error.message).splitlines()[0][:300] if error.message else type(error).__name__,
+        found=found,
         remedy="The last saved state is good: kerasseg train --resume. With --debug the whole message is shown.",
     )
+
+
+def _gist(error: tf.errors.OpError) -> str:
+    """The first line that says something, without names of nodes."""
+    lines = [_NODES.sub("", line).strip() for line in str(error.message or "").splitlines()]
+    telling = [line for line in lines if line and not line.startswith(_EMPTY_WORDS)]
+    return telling[0][:200] if telling else type(error).__name__
