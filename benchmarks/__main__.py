@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import importlib
 
-PARTS = ("startup", "prepare", "duplicates", "freezing", "open_savedmodel", "augmentation", "thresholds")
+PARTS = (
+    "startup",
+    "prepare",
+    "duplicates",
+    "freezing",
+    "open_savedmodel",
+    "augmentation",
+    "pipeline",
+    "training",
+    "thresholds",
+    "distances",
+)
 
 if __name__ == "__main__":
     for part in PARTS:
