@@ -147,7 +147,7 @@ class _Reading(NamedTuple):
         return cls(scale_x, middle_x - scale_x * middle_x, scale_y, middle_y - scale_y * middle_y)
 
     def within(self, first: int, top: int, x: int, y: int) -> _Reading:
-        """The same for a part of the result, from (first, top) on, that is read from a part of the image, from (x, y) on."""
+        """The same for a part of the result, from (first, top) on, read from a part of the image, from (x, y) on."""
         start_x, start_y = self.start_x + self.scale_x * first - x, self.start_y + self.scale_y * top - y
         return _Reading(self.scale_x, start_x, self.scale_y, start_y)
 
