@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,74 +40,128 @@ class FastAugmenter:
             channels: Those of the images, or 3 to repeat grey.
         """
         unit = 1.0 if images.dtype.kind == "f" else 1.0 / 255.0
+        whole = images.dtype == np.uint8
         if images.dtype not in (np.uint8, np.float32):
             images = images.astype(np.float32)
         out = self._results.take((*images.shape[:3], channels))
         out_masks = self._results.take((*images.shape[:3], 1))
         for i, (flip, brightness, contrast, zoom) in enumerate(rows.tolist()):
-            moved = self._geometry(images[i], bool(flip), zoom)
-            _move_mask(masks[i, ..., 0], bool(flip), zoom, out_masks[i, ..., 0])
-            self._colours(moved, contrast, brightness, unit, out[i])
+            read = _Reading.of(images.shape[1:3], bool(flip), zoom)
+            _move_mask(masks[i, ..., 0], read, out_masks[i, ..., 0])
+            if images.shape[3] == 3:
+                self._move_colours(images[i], read, out[i])
+                _shade(out[i], contrast, brightness, unit, whole=whole)
+                continue
+            moved = out[i, ..., 0] if channels == 1 else self._scratch.get("moved", images.shape[1:3])
+            self._move_grey(images[i, ..., 0], read, moved)
+            _shade(moved, contrast, brightness, unit, whole=whole)
+            if channels == 3:
+                cv2.cvtColor(moved, cv2.COLOR_GRAY2RGB, dst=out[i])
         return out, out_masks
 
-    def _geometry(self, image: NDArray[Any], flip: bool, zoom: float) -> NDArray[np.float32]:
-        """Step 1 for one image: (height, width) where it is grey, else (height, width, 4) with a last channel to ignore."""
+    def _move_grey(self, image: NDArray[Any], read: _Reading, out: NDArray[np.float32]) -> None:
+        """Step 1 for an image (height, width)."""
+        if read.whole_pixels:
+            np.copyto(out, self._flipped(image) if read.flip else image)
+            return
+        plane = self._scratch.get("plane", image.shape)
+        np.copyto(plane, image)
+        _warp(plane, read.matrix, image.shape, out)
+
+    def _move_colours(self, image: NDArray[Any], read: _Reading, out: NDArray[np.float32]) -> None:
+        """Step 1 for an image (height, width, 3)."""
+        if read.whole_pixels:
+            np.copyto(out, self._flipped(image) if read.flip else image)
+            return
+        # OpenCV moves four channels in less than half the time of three.
         size = image.shape[:2]
-        if image.shape[2] == 1:
-            plane = self._scratch.get("plane", size)
-            np.copyto(plane, image[..., 0])
-        else:
-            # OpenCV moves four channels in less than half the time of three.
-            plane = self._scratch.get("plane", (*size, 4))
-            narrow = plane if image.dtype == np.float32 else self._scratch.get("narrow", plane.shape, np.uint8)
-            cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2RGBA, dst=narrow)
-            if narrow is not plane:
-                np.copyto(plane, narrow)
-        moved = self._scratch.get("moved", plane.shape)
-        if zoom != 1.0:
-            return _warp(plane, _matrix(size, flip, zoom), size, moved)
-        return cv2.flip(plane, 1, dst=moved) if flip else plane
+        plane, moved = self._scratch.get("plane", (*size, 4)), self._scratch.get("moved", (*size, 4))
+        narrow = plane if image.dtype == np.float32 else self._scratch.get("narrow", plane.shape, np.uint8)
+        cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2RGBA, dst=narrow)
+        if narrow is not plane:
+            np.copyto(plane, narrow)
+        _warp(plane, read.matrix, size, moved)
+        # Three again before anything else: what follows then has a quarter less to do.
+        cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB, dst=out)
 
-    def _colours(
-        self, values: NDArray[np.float32], contrast: float, brightness: float, unit: float, out: NDArray[np.float32]
-    ) -> None:
-        """Steps 2 and 3, and into the result."""
-        colours = 1 if values.ndim == 2 else 3
-        mean = sum(cv2.mean(values)[:colours]) / colours * unit
-        cv2.addWeighted(values, contrast * unit, values, 0.0, mean * (1.0 - contrast) + brightness, dst=values)
+    def _flipped(self, image: NDArray[Any]) -> NDArray[Any]:
+        return cv2.flip(image, 1, dst=self._scratch.get("flipped", image.shape, image.dtype))
+
+
+def _shade(values: NDArray[np.float32], contrast: float, brightness: float, unit: float, *, whole: bool) -> None:
+    """Steps 2 and 3, in place: one multiplication, one addition, and what is left of the clipping.
+
+    Args:
+        values: (height, width) or (height, width, 3).
+        contrast: Factor.
+        brightness: Shift, on the scale [0, 1].
+        unit: What makes the values a number in [0, 1].
+        whole: Whether the values were uint8: then it is known how far they can reach.
+    """
+    channels = 1 if values.ndim == 2 else 3
+    scale = contrast * unit
+    shift = sum(cv2.mean(values)[:channels]) / channels * unit * (1.0 - contrast) + brightness
+    cv2.addWeighted(values, scale, values, 0.0, shift, dst=values)
+    if not whole:
         np.clip(values, 0.0, 1.0, out=values)
-        if out.shape[2] == 3:
-            cv2.cvtColor(values, cv2.COLOR_GRAY2RGB if colours == 1 else cv2.COLOR_RGBA2RGB, dst=out)
-        else:
-            np.copyto(out[..., 0], values)
+        return
+    # A bright slice does not reach 0 and a dark one does not reach 1; the margin is for rounding.
+    if shift < 1e-6:
+        cv2.threshold(values, 0.0, 0.0, cv2.THRESH_TOZERO, dst=values)
+    if 255.0 * scale + shift > 1.0 - 1e-6:
+        cv2.threshold(values, 1.0, 0.0, cv2.THRESH_TRUNC, dst=values)
 
 
-def _move_mask(mask: NDArray[Any], flip: bool, zoom: float, out: NDArray[np.float32]) -> None:
+def _move_mask(mask: NDArray[Any], read: _Reading, out: NDArray[np.float32]) -> None:
     """Step 1 for a mask; only the box around its tumour, beyond which all is 0 before and after."""
-    out[...] = 0
-    x, y, box_width, box_height = cv2.boundingRect(np.ascontiguousarray(mask, np.uint8))
-    if not box_width:
+    out.fill(0)
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask, np.uint8))
+    if not width:
         return
     # The pixels of the result that read from within one pixel of the box.
-    matrix = _matrix(mask.shape, flip, zoom)
-    first, last = _reach(matrix[0, 0], matrix[0, 2], x, box_width, mask.shape[1])
-    top, bottom = _reach(matrix[1, 1], matrix[1, 2], y, box_height, mask.shape[0])
-    matrix[:, 2] += matrix[:, :2] @ (first, top) - (x, y)
-    box = np.ascontiguousarray(mask[y : y + box_height, x : x + box_width], np.float32)
-    out[top:bottom, first:last] = _warp(box, matrix, (bottom - top, last - first)) > 0.5
+    first, last = _reach(read.scale_x, read.start_x, x, width, mask.shape[1])
+    top, bottom = _reach(read.scale_y, read.start_y, y, height, mask.shape[0])
+    inside = read.within(first, top, x, y)
+    box = mask[y : y + height, x : x + width].astype(np.float32)
+    np.greater(_warp(box, inside.matrix, (bottom - top, last - first)), 0.5, out=out[top:bottom, first:last])
 
 
-def _reach(scale: float, offset: float, start: int, length: int, size: int) -> tuple[int, int]:
-    ends = sorted(((start - 1 - offset) / scale, (start + length - offset) / scale))
+def _reach(scale: float, start: float, first: int, length: int, size: int) -> tuple[int, int]:
+    ends = sorted(((first - 1 - start) / scale, (first + length - start) / scale))
     return max(0, math.floor(ends[0])), min(size, math.ceil(ends[1]) + 1)
 
 
-def _matrix(size: tuple[int, ...], flip: bool, zoom: float) -> NDArray[np.float64]:
-    """Where a pixel (x, y) of the result is read."""
-    middle_x, middle_y = (size[1] - 1) / 2, (size[0] - 1) / 2
-    scale_y = 1.0 / zoom
-    scale_x = -scale_y if flip else scale_y
-    return np.array([[scale_x, 0, middle_x - scale_x * middle_x], [0, scale_y, middle_y - scale_y * middle_y]])
+class _Reading(NamedTuple):
+    """Where pixel (x, y) of a result is read: at (start_x + scale_x * x, start_y + scale_y * y)."""
+
+    scale_x: float
+    start_x: float
+    scale_y: float
+    start_y: float
+
+    @classmethod
+    def of(cls, size: tuple[int, ...], flip: bool, zoom: float) -> _Reading:
+        middle_x, middle_y = (size[1] - 1) / 2, (size[0] - 1) / 2
+        scale_y = 1.0 / zoom
+        scale_x = -scale_y if flip else scale_y
+        return cls(scale_x, middle_x - scale_x * middle_x, scale_y, middle_y - scale_y * middle_y)
+
+    def within(self, first: int, top: int, x: int, y: int) -> _Reading:
+        """The same for a part of the result, from (first, top) on, read from a part of the image, from (x, y) on."""
+        start_x, start_y = self.start_x + self.scale_x * first - x, self.start_y + self.scale_y * top - y
+        return _Reading(self.scale_x, start_x, self.scale_y, start_y)
+
+    @property
+    def flip(self) -> bool:
+        return self.scale_x < 0
+
+    @property
+    def whole_pixels(self) -> bool:
+        return self.scale_y == 1.0
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        return np.array([(self.scale_x, 0.0, self.start_x), (0.0, self.scale_y, self.start_y)])
 
 
 def _warp(

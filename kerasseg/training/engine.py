@@ -154,8 +154,9 @@ class Engine:
             KerassegError: No memory even for one slice at a time, or none on one of several machines.
         """
         while True:
-            # Reading shares the memory until somebody writes, so this costs next to nothing.
-            before = [tf.identity(v.value) for v in self._moving] if self._strategy is None else self._moving_values()
+            # Reading shares the memory until somebody writes, so this costs next to nothing; in one call, since dozens of
+            # small ones cost as much as starting the step.
+            before = self._run(self._read_moving) if self._strategy is None else self._moving_values()
             try:
                 rows = self._whole(batch) if self.parts == 1 else self._in_parts(batch)
             except tf.errors.OpError as error:
@@ -304,6 +305,7 @@ class Engine:
             values = (self._loss_values(piece["mask"], predicted), *(getattr(scores, n) for n in _COLUMNS[3:]))
             return self._rows(piece, ("slice", "label"), values)
 
+        self._read_moving = tf.function(lambda: [tf.identity(v.value) for v in self._moving])
         self._train_function = tf.function(whole, **compiled)
         self._part_function = tf.function(part, **compiled)
         self._apply_function = tf.function(apply, **compiled)
