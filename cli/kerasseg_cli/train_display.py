@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from kerasseg_cli.console import errors, print_json, screen
 
@@ -23,6 +25,23 @@ __all__ = ["Watcher", "summary", "watching"]
 
 _PATIENCE = 30.0
 """Seconds between lines within an epoch where there is no terminal."""
+
+_NARROW, _WIDE, _WIDEST = 70, 100, 120
+"""Columns of the terminal below which figures are left out, and from which more are shown."""
+
+
+class SpeedColumn(ProgressColumn):
+    """Slices a second, on wide terminals."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        """For instance `312 slices/s`."""
+        if self._console.width < _WIDEST or not task.speed:
+            return Text("")
+        return Text(f"{task.speed * task.fields['slices']:,.3g} slices/s")
 
 
 @contextmanager
@@ -40,6 +59,7 @@ def watching(*, as_json: bool, quiet: bool) -> Iterator[Callable[[Event], None]]
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
+        SpeedColumn(console),
         TextColumn("{task.fields[figures]}"),
     )
     with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
@@ -84,12 +104,18 @@ class Watcher:
         self._began = event
         if self._warnings_only:
             return
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for label, text in event.facts.items():
-            table.add_row(label, text)
-        self._console.print(table)
+        if self._console.is_terminal:
+            table = Table(box=None, show_header=False, pad_edge=False)
+            table.add_column(style="bold", no_wrap=True)
+            table.add_column(overflow="fold")
+            for label, text in event.facts.items():
+                table.add_row(label, Text(text))
+            self._console.print(table, soft_wrap=False)
+        else:
+            # One fact a line, however long: a log is searched.
+            width = max(map(len, event.facts), default=0)
+            for label, text in event.facts.items():
+                self._console.print(f"{label:<{width}}  {text}", markup=False)
         if event.resumed is not None:
             epoch, step = event.resumed
             within = f", step {step}" if step else ""
@@ -99,7 +125,9 @@ class Watcher:
         if self._warnings_only and event.level != "warning":
             return
         word = "Warning: " if event.level == "warning" else ""
-        self._console.print(word + event.text, markup=False, style="yellow" if word else None)
+        # A terminal would break in the middle of words.
+        soft = not self._console.is_terminal
+        self._console.print(word + event.text, markup=False, style="yellow" if word else None, soft_wrap=soft)
 
     def _line(self, row: EpochRow) -> None:
         if row.epoch == 0:
@@ -114,24 +142,24 @@ class Watcher:
             return
         if row.phase != self._phase:
             self._phase, self._header = row.phase, False
+        timed = not self._console.is_terminal or self._console.width >= _NARROW
         if not self._header:
             self._header = True
-            self._console.print(
-                "epoch    rate    loss   Dice  val Dice  to epoch 0    time", style="bold", markup=False
-            )
+            header = "epoch   rate    loss   Dice  val Dice    gain" + ("    time" if timed else "")
+            self._console.print(header, style="bold", markup=False)
         gain = row.val_dice - self._first
         cells = [
             f"{row.epoch:>5}",
-            f"{row.learning_rate:>8.0e}" if row.epoch else " " * 8,
+            f"{row.learning_rate:>7.0e}" if row.epoch else " " * 7,
             f"{row.loss:>8.4f}" if not math.isnan(row.loss) else " " * 8,
             f"{row.dice:>7.4f}" if not math.isnan(row.dice) else " " * 7,
-            f"{row.val_dice:>9.4f} ",
-            f"{gain:>+10.4f} " if row.epoch else " " * 11,
-            f"{_time(row.seconds):>7}",
-            " best" if row.best and row.epoch else "",
-            f" {row.event}" if row.event else "",
+            f"{row.val_dice:>10.4f}",
+            f"{gain:>+8.4f}" if row.epoch else " " * 8,
+            f"{_time(row.seconds):>8}" if timed else "",
+            "  best" if row.best and row.epoch else "",
+            f"  {row.event}" if row.event else "",
         ]
-        self._console.print("".join(cells), markup=False, overflow="ignore", crop=True)
+        self._console.print("".join(cells).rstrip(), markup=False)
 
     def _step(self, event: Step) -> None:
         if self._warnings_only:
@@ -142,20 +170,20 @@ class Watcher:
                 text = f"epoch {event.epoch}, step {event.step} of {event.steps}: loss {event.loss:.4f}"
                 self._console.print(text, markup=False)
             return
-        name = "epoch 0" if event.epoch == 0 else f"epoch {event.epoch}"
-        if self._began is not None and event.epoch:
-            name += f" of {self._began.epochs}"
+        name = "epoch 0" if event.epoch == 0 or self._began is None else f"epoch {event.epoch}/{self._began.epochs}"
         if event.kind == "validation":
-            name += ", validation"
+            name += " validation"
         if self._task is None:
-            self._task = self._bar.add_task(name, total=event.steps, figures="")
+            self._task = self._bar.add_task(name, total=event.steps, figures="", slices=event.slices)
         figures = f"Dice {event.dice:.3f}"
         if event.kind == "train":
-            figures = f"loss {event.loss:.3f} {figures} rate {event.rate:.0e}"
-        if self._console.width >= 100 and not math.isnan(self._best):
+            figures = f"loss {event.loss:.3f} {figures}"
+            if self._console.width >= _NARROW:
+                figures += f" rate {event.rate:.0e}"
+        if self._console.width >= _WIDE and not math.isnan(self._best):
             figures += f"  best {self._best:.3f} (epoch 0: {self._first:.3f})"
         if event.step == 1:
-            self._bar.reset(self._task, total=event.steps, description=name, figures=figures)
+            self._bar.reset(self._task, total=event.steps, description=name, figures=figures, slices=event.slices)
         self._bar.update(self._task, completed=event.step, total=event.steps, description=name, figures=figures)
 
 
@@ -175,29 +203,44 @@ def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: boo
         if not quiet:
             errors().print(f"{ended.text[:1].upper()}{ended.text[1:]}. The chief has written the run.", markup=False)
         return
-    console = screen()
-    if ended.reason == "interrupted":
-        errors().print(f"Stopped and saved. Go on with: kerasseg train --resume --out {run.root}", markup=False)
     if quiet:
+        if ended.reason == "interrupted":
+            errors().print(f"Stopped and saved. Go on with: {_next(ended, run)}", markup=False)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("validation Dice")
-    for heading in ("epoch 0", f"best (epoch {ended.best.epoch})", "gain"):
-        table.add_column(heading, justify="right")
-    table.add_column("95 % interval, over patients")
+    console = screen()
+    best = f"epoch {ended.best.epoch}"
+    if len({row.phase for row in ended.history}) > 1:
+        best = f"{ended.best.phase}, {best}"
+    console.print()
+    console.print(f"Validation Dice, epoch 0 and the best ({best})", style="bold", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", overflow="fold")
+    for heading in ("epoch 0", "best", "gain"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
     table.add_row("all slices", f"{ended.first.val_dice:.4f}", f"{ended.best.val_dice:.4f}", *_gain(ended.gain))
     for name, before in ended.first.classes.items():
         after = ended.best.classes.get(name, float("nan"))
-        table.add_row(name, f"{before:.4f}", f"{after:.4f}", *_gain(ended.class_gains.get(name)))
-    console.print()
+        table.add_row(Text(name), f"{before:.4f}", f"{after:.4f}", *_gain(ended.class_gains.get(name)))
     console.print(table)
-    for line in _lines(ended, run):
+    for line in _sentences(ended):
         console.print(line, markup=False)
+    # Not wrapped, so that paths and commands can be copied whole.
+    for label, text in _places(ended, run):
+        console.print(f"{label:<13} {text}" if label else text, markup=False, soft_wrap=True)
 
 
-def _lines(ended: Ended, run: RunDirectory) -> list[str]:
+def _sentences(ended: Ended) -> list[str]:
     trained = sum(row.epoch > 0 for row in ended.history)
     lines = []
+    if ended.gain is not None:
+        lines.append("Intervals of the gain are over patients.")
+        few = [name for name, gain in ended.class_gains.items() if math.isnan(gain.low)]
+        if few:
+            lines.append(f"One patient alone gives none ({', '.join(few)}).")
+        if ended.gain.few:
+            patients = f"{ended.gain.groups} patient{'s' if ended.gain.groups != 1 else ''}"
+            lines.append(f"Validation has only {patients}: the true interval is wider.")
     if ended.best.epoch == 0 and trained:
         lines.append("No epoch beat the untouched checkpoint: it is what model.keras holds.")
     elif len({row.phase for row in ended.history}) > 1:
@@ -206,25 +249,38 @@ def _lines(ended: Ended, run: RunDirectory) -> list[str]:
             f"  {phase}: {max(row.val_dice for row in ended.history if row.phase == phase and row.epoch):.4f}"
             for phase in dict.fromkeys(row.phase for row in ended.history if row.epoch)
         ]
-    if ended.gain is not None and ended.gain.few:
-        lines.append(f"Validation has only {ended.gain.groups} patients: the true interval is wider.")
     memory = max(row.memory_mb for row in ended.history)
+    epochs = f"{trained} epoch{'s' if trained != 1 else ''}"
     lines.append(
-        f"{trained} epochs in {_time(ended.seconds)}, peak memory {memory / 1000:.1f} GB. "
+        f"{epochs} in {_time(ended.seconds)}, peak memory {memory / 1000:.1f} GB. "
         f"{ended.text[:1].upper()}{ended.text[1:]}."
     )
     lines.append("Tuned on validation alone; the test split was not looked at.")
-    lines.append(f"Best weights: {run.model_file}    curves: {run.curves_file}    history: {run.history_file}")
-    if ended.reason == "interrupted":
-        lines.append(f"Next: kerasseg train --resume --out {run.root}")
     return lines
+
+
+def _places(ended: Ended, run: RunDirectory) -> list[tuple[str, str]]:
+    return [
+        ("Best weights:", str(run.model_file)),
+        ("Curves:", str(run.curves_file)),
+        ("History:", str(run.history_file)),
+        ("", f"Next: {_next(ended, run)}"),
+    ]
+
+
+def _next(ended: Ended, run: RunDirectory) -> str:
+    """The command to type next; it names the run only where that is not the latest."""
+    named = "" if run.is_latest() else shlex.quote(str(run.root))
+    if ended.reason == "interrupted":
+        return "kerasseg train --resume" + (f" --out {named}" if named else "")
+    return f"kerasseg tune-threshold {named}".rstrip()
 
 
 def _gain(interval: Interval | None) -> tuple[str, str]:
     if interval is None:
         return "", ""
     if math.isnan(interval.low):
-        return f"{interval.estimate:+.4f}", "one patient: none can be given"
+        return f"{interval.estimate:+.4f}", "none"
     return f"{interval.estimate:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
@@ -258,4 +314,5 @@ def _document(ended: Ended, run: RunDirectory | None) -> dict[str, Any]:
         "history": rows_to_json(ended.history),
         "model": None if run is None else str(run.model_file),
         "baseline": None if run is None else str(run.baseline_file),
+        "next": None if run is None else _next(ended, run),
     }

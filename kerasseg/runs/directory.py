@@ -23,7 +23,7 @@ __all__ = ["RUNS", "RunDirectory"]
 RUNS = Path("runs")
 """Where runs lie by default."""
 
-_CONFIG, _LATEST, _LOCK, _STATE = "config.json", "latest", ".lock", "state"
+_CONFIG, _LATEST, _LOCK, _STATE, _TEMPORARY = "config.json", "latest", ".lock", "state", ".tmp-"
 
 
 class RunDirectory:
@@ -66,7 +66,7 @@ class RunDirectory:
                 remedy=f"Go on with it: kerasseg train --resume --out {root}. Or choose another --out.",
             )
         # A run that was killed before its first state left nothing worth keeping, and may be begun anew.
-        strange = [p.name for p in root.iterdir() if p.name not in _BEFORE_CONFIG] if root.is_dir() else []
+        strange = [p.name for p in root.iterdir() if not _before_config(p.name)] if root.is_dir() else []
         if strange or (root.exists() and not root.is_dir()):
             found = ", ".join(sorted(strange)[:3]) or "a file"
             raise UsageError(
@@ -123,6 +123,13 @@ class RunDirectory:
         """Makes this the run that later commands use by default."""
         RUNS.mkdir(parents=True, exist_ok=True)
         write_atomically(RUNS / _LATEST, os.path.relpath(self.root.absolute(), RUNS.absolute()) + "\n")
+
+    def is_latest(self) -> bool:
+        """Whether commands that are given no run use this one."""
+        try:
+            return RunDirectory.find().root.samefile(self.root)
+        except (KerassegError, OSError):
+            return False
 
     # --- files -----------------------------------------------------------------------------------------------------------
 
@@ -196,8 +203,11 @@ class RunDirectory:
         remedy = "Wait for it, or choose another --out."
         with lock(self.root / _LOCK, "run", busy="another process is training in this run", remedy=remedy):
             for folder in (self.root, self.state_folder):
-                for left in folder.glob(".tmp-*"):
-                    left.unlink(missing_ok=True)
+                for left in folder.glob(f"{_TEMPORARY}*"):
+                    if left.is_dir():
+                        shutil.rmtree(left, ignore_errors=True)
+                    else:
+                        left.unlink(missing_ok=True)
             yield
 
     def is_running(self) -> bool:
@@ -219,16 +229,16 @@ class RunDirectory:
             KerassegError: The disk is full, or the folder cannot be written; an earlier file is as it was.
         """
         # Keras writes by name and only to names that end so; the bytes then go the way of all files.
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
-            copy = Path(folder) / "model.keras"
-            try:
+        try:
+            with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as folder:
+                copy = Path(folder) / "model.keras"
                 keras.saving.save_model(model, copy)
                 with copy.open("rb+") as stream:
                     os.fsync(stream.fileno())
                 os.replace(copy, path)  # noqa: PTH105 - the word that the design uses for it
                 sync_folder(path.parent)
-            except OSError as error:
-                raise _full(error, path) from error
+        except OSError as error:
+            raise _full(error, path) from error
 
     def best_file(self, tag: str) -> Path:
         """The best weights under a name of their own, so that each state can name the ones it belongs to."""
@@ -240,7 +250,7 @@ class RunDirectory:
         Raises:
             KerassegError: It cannot be written.
         """
-        source, temporary = self.best_file(tag), self.root / f".tmp-model-{os.getpid()}"
+        source, temporary = self.best_file(tag), self.root / f"{_TEMPORARY}model-{os.getpid()}"
         try:
             if self.model_file.exists() and self.model_file.samefile(source):
                 return
@@ -266,7 +276,9 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
 
-_BEFORE_CONFIG = frozenset({_STATE, _LOCK, "baseline.keras"})
+def _before_config(name: str) -> bool:
+    """Whether a run may have left this before its configuration was written."""
+    return name in {_STATE, _LOCK, "baseline.keras"} or name.startswith(_TEMPORARY)
 
 
 def _full(error: OSError, path: Path) -> KerassegError:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.errors import KerassegError, one_line
 from kerasseg_tfrecords.files import open_atomically
 
 __all__ = ["FORMAT_VERSION", "SavedState", "StateStore"]
@@ -24,6 +24,7 @@ FORMAT_VERSION = 1
 
 _NAME = re.compile(r"state-(\d{8})\.npz")
 _FACTS = "facts.json"
+_Content = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
 _EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
 
 
@@ -49,7 +50,7 @@ class StateStore:
 
     A generation is one `.npz` file (a zip of `.npy` arrays, uncompressed, nothing pickled) with the facts as JSON and a
     SHA-256 over all of it beside the zip's own CRCs. It is written to a temporary file in the same folder, forced to the
-    disk and renamed; only then is the generation before the last one deleted.
+    disk and renamed; only then are the others deleted but for the last one that can be read.
 
     Args:
         folder: Made where it is missing.
@@ -64,6 +65,7 @@ class StateStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._good: Path | None = None
 
     def save(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Path:
         """Writes a new generation.
@@ -80,6 +82,8 @@ class StateStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         there = self._generations()
+        if self._good is None:
+            self._good = next((path for _, path, _ in self._readable([])), None)
         path = self.folder / f"state-{(there[-1][0] if there else 0) + 1:08d}.npz"
         document = {"format_version": FORMAT_VERSION, "facts": dict(facts), "sha256": _digest(facts, arrays)}
         with (
@@ -90,8 +94,10 @@ class StateStore:
             for name, array in arrays.items():
                 with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH_OF_ZIP), "w", force_zip64=True) as member:
                     npy.write_array(cast(Any, member), np.asarray(array, order="C"), allow_pickle=False)
-        for _, old in there[:-1]:
-            old.unlink(missing_ok=True)
+        for _, old in there:
+            if old != self._good:
+                old.unlink(missing_ok=True)
+        self._good = path
         return path
 
     def newest(self) -> SavedState | None:
@@ -101,12 +107,8 @@ class StateStore:
             KerassegError: None of them can be read, or it is of a newer version of kerasseg.
         """
         skipped: list[str] = []
-        for generation, path in reversed(self._generations()):
-            try:
-                facts, arrays = _read(path)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-                skipped.append(f"{path}: damaged ({error}); the state before it is used.")
-                continue
+        for generation, path, (facts, arrays) in self._readable(skipped):
+            self._good = path
             return SavedState(generation, facts, arrays, tuple(skipped))
         if skipped:
             raise KerassegError(
@@ -117,6 +119,19 @@ class StateStore:
             )
         return None
 
+    def _readable(self, skipped: list[str]) -> Iterator[tuple[int, Path, _Content]]:
+        """Generations that can be read, the newest first; a sentence for each that cannot is added to `skipped`."""
+        for generation, path in reversed(self._generations()):
+            try:
+                content = _read(path)
+            except KerassegError:
+                raise
+            # A damaged zip raises whatever the damaged byte leads to: errors of zlib, of memory, of types.
+            except Exception as error:
+                skipped.append(f"{path}: damaged ({one_line(error)}); the state before it is used.")
+                continue
+            yield generation, path, content
+
     def _generations(self) -> list[tuple[int, Path]]:
         if not self.folder.is_dir():
             return []
@@ -124,7 +139,7 @@ class StateStore:
         return sorted((int(match[1]), path) for match, path in found)
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]:
+def _read(path: Path) -> _Content:
     with zipfile.ZipFile(path) as archive:
         document = json.loads(archive.read(_FACTS))
         if document["format_version"] > FORMAT_VERSION:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections import deque
@@ -82,7 +83,10 @@ def validation_csv(slices: Sequence[tuple[str, str, str, str]], first: SliceTabl
 
 
 def log_to(run: RunDirectory) -> Callable[[Event], None]:
-    """A listener that writes what is told into `log.jsonl`, steps left out."""
+    """A listener that writes what is told into `log.jsonl`, steps left out.
+
+    A line that cannot be written costs nothing else: where the disk is full, the next saved state says so.
+    """
 
     def listen(event: Event) -> None:
         entry: dict[str, Any]
@@ -95,6 +99,7 @@ def log_to(run: RunDirectory) -> Callable[[Event], None]:
                 entry = {"reason": reason, "text": text, "seconds": seconds}
             case Step() | Saved():
                 return
-        append_log(run.log_file, {"event": type(event).__name__.lower(), **entry})
+        with contextlib.suppress(OSError):
+            append_log(run.log_file, {"event": type(event).__name__.lower(), **entry})
 
     return listen

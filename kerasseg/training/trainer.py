@@ -30,7 +30,7 @@ from kerasseg.training.progress import EpochSums, Progress
 from kerasseg.training.slice_table import SliceTable
 from kerasseg_tfrecords.errors import KerassegError
 
-__all__ = ["BrokenTrainingError", "Plan", "Trainer", "Validation"]
+__all__ = ["BrokenTrainingError", "NothingTrainedError", "Plan", "Trainer", "Validation"]
 
 _WATCHED = 3
 """Epochs after the first step in which validation is held against epoch 0: forgetting shows at once or not at all."""
@@ -41,6 +41,12 @@ _GUARDS = 2
 
 class BrokenTrainingError(KerassegError):
     """The loss, or what the network puts out, is no number any more."""
+
+
+class NothingTrainedError(KerassegError):
+    """Somebody asked to stop before there was anything to keep."""
+
+    exit_code = 130
 
 
 class _Interrupted(Exception):  # noqa: N818 - no error: somebody asked
@@ -130,7 +136,8 @@ class Trainer:
         self._best_weights = self._untouched
         self._engine: Any = None
         self._since = time.monotonic()
-        self._last_saved: tuple[int, int, int] | None = None
+        self._last_slices: NDArray[np.int64] | None = None
+        self._written = 0
 
     # --- going on ----------------------------------------------------------------------------------------------------
 
@@ -227,6 +234,12 @@ class Trainer:
         """The untouched network on validation: what every epoch is held against."""
         began = time.monotonic()
         table = self._validate(0)
+        if np.isnan(table.dice).all():
+            raise BrokenTrainingError(
+                "the network puts out no numbers (NaN), before the first step",
+                expected="finite probabilities",
+                remedy="Take another checkpoint, or --precision float32; kerasseg inspect shows what is in a file.",
+            )
         row = self._row(table, 0, EpochSums(), seconds=time.monotonic() - began, best=True)
         self._set(history=(row,), first_table=table, best_table=table)
         self._set(plateau=self._phase.rule.begin(self._first_dice()))
@@ -241,10 +254,7 @@ class Trainer:
         number = self.progress.epoch + 1
         table = self._validate(number)
         if np.isnan(table.dice).all():
-            raise BrokenTrainingError(
-                f"after epoch {number} the network puts out no numbers (NaN)",
-                remedy=_remedy(self.progress.plateau.rate if self.progress.plateau else 0.0),
-            )
+            raise self._broken(f"after epoch {number} the network puts out no numbers (NaN)", self._last_slices)
         sums = self.progress.sums
         dice = table.mean("dice")
         plateau = self.progress.plateau
@@ -253,7 +263,8 @@ class Trainer:
             raise RuntimeError(msg)
         rule = replace(self._phase.rule, rate=plateau.rate)
         best_table = self.progress.best_table
-        best = best_table is None or dice > best_table.mean("dice")
+        # Written so that an epoch 0 with a NaN among its scores can be beaten.
+        best = not math.isnan(dice) and (best_table is None or not dice <= best_table.mean("dice"))
         new, events = rule.step(plateau, dice)
         row = self._row(table, number, sums, seconds=sums.seconds + time.monotonic() - began, best=best)
         row = replace(row, event=_in_words(events), learning_rate=plateau.rate)
@@ -264,7 +275,7 @@ class Trainer:
             self._keeper.keep_best(self.progress.best_tag, self.model)
         self._tell(Evaluated(row, table, self.progress.history))
         stopped = self._follow(events)
-        self._advise(table)
+        self._advise(table, stopping=stopped is not None)
         if stopped is not None:
             self._close_phase("stopped", stopped)
         else:
@@ -279,7 +290,9 @@ class Trainer:
             began = time.monotonic()
             result = self._engine.train_step(batch)
             if not math.isfinite(result.loss):
-                raise self._broken(result, epoch + 1, step)
+                what = f"the loss is no number any more (NaN or infinite), in epoch {epoch + 1}, step {step}"
+                raise self._broken(what, result.slices)
+            self._last_slices = result.slices
             self._set(sums=self.progress.sums.with_step(result.loss, result.dice, time.monotonic() - began))
             if self._engine.parts != self.progress.parts:
                 self._set(parts=self._engine.parts)
@@ -327,13 +340,14 @@ class Trainer:
                     return reason
         return None
 
-    def _advise(self, table: SliceTable) -> None:
-        """Says what the figures say: below epoch 0 (and acts where asked to), or overfitting."""
+    def _advise(self, table: SliceTable, *, stopping: bool) -> None:
+        """Says what the figures say: below epoch 0 (and acts where asked to and training goes on), or overfitting."""
         progress = self.progress
         if progress.first_table is None or progress.plateau is None:
             return
         below = clearly_below(progress.first_table, table, self.validation.groups)
-        if below and self.plan.guard and progress.guarded < _GUARDS and progress.plateau.best_epoch == 0:
+        guarding = self.plan.guard and not stopping and progress.guarded < _GUARDS
+        if below and guarding and progress.plateau.best_epoch == 0:
             rate = progress.plateau.rate / 10
             self.model.set_weights(self._untouched)
             self._set(plateau=self._phase.rule.lower(progress.plateau, rate), guarded=progress.guarded + 1)
@@ -343,7 +357,7 @@ class Trainer:
                 f"back to the untouched weights, learning rate {rate:g}."
             )
             self._say(Message("warning", f"guard-{self.progress.phase}-{self.progress.guarded}", text))
-        elif below and progress.epoch <= _WATCHED and not self.plan.guard:
+        elif below and progress.epoch <= _WATCHED and not progress.guarded:
             self._say(sunk_message(progress.first_table, table, self._rate()))
         message = overfitting_message([row for row in progress.history if row.phase == self._phase.strategy])
         if message is not None:
@@ -374,13 +388,16 @@ class Trainer:
             best=best,
         )
 
-    def _broken(self, result: Any, epoch: int, step: int) -> BrokenTrainingError:
-        names = ", ".join(self.training.slices.slice_ids(result.slices))
+    def _broken(self, what: str, slices: NDArray[np.int64] | None) -> BrokenTrainingError:
+        """The error that names the slices of the batch it happened in, where there was one."""
+        names = None if slices is None else ", ".join(self.training.slices.slice_ids(slices))
+        rate = self._rate()
         return BrokenTrainingError(
-            f"the loss is no number any more (NaN or infinite), in epoch {epoch}, step {step}",
-            found=f"in a batch of the slices {names}",
-            expected="a finite loss",
-            remedy=f"The last saved state is good. {_remedy(self._rate())}",
+            what,
+            found=None if names is None else f"in a batch of the slices {names}",
+            expected="finite numbers",
+            remedy=f"The last saved state is good. Begin a new run with --learning-rate {rate / 10:g}, --clipnorm 1 or "
+            "--precision float32, and look at these slices: kerasseg verify.",
         )
 
     def _first_dice(self) -> float:
@@ -407,15 +424,19 @@ class Trainer:
             raise _Interrupted
 
     def _save(self) -> None:
-        place = (self.progress.phase, self.progress.epoch, self.progress.sums.steps)
         if self.progress.first_table is None:
             return  # nothing to go on from that a fresh start would not give
+        variables = self._engine.variables()
+        # The loss of a step is that of the weights before it: the step that broke them had a good one.
+        if any(name.startswith("model/") and not np.isfinite(array).all() for name, array in variables.items()):
+            raise self._broken("weights of the network are no numbers any more (NaN or infinite)", self._last_slices)
         now = time.monotonic()
         self._set(seconds=self.progress.seconds + now - self._since)
         self._since = now
-        self._keeper.save(self.progress, self._engine.variables())
-        self._keeper.write_history(self.progress.history)
-        self._last_saved = place
+        self._keeper.save(self.progress, variables)
+        if len(self.progress.history) != self._written:
+            self._written = len(self.progress.history)
+            self._keeper.write_history(self.progress.history)
         self._tell(Saved(self.progress.epoch, self.progress.sums.steps))
 
     def _back_to_best(self) -> None:
@@ -428,7 +449,7 @@ class Trainer:
         row = history[0] if history else None
         if row is None or first is None or best is None:
             msg = "stopped before the untouched network was evaluated: nothing was trained"
-            raise KerassegError(msg, remedy="Run the same command again.")
+            raise NothingTrainedError(msg, remedy="Begin it with: kerasseg train --resume")
         winner = next(
             (r for r in history if r.best and r.epoch == progress.best[1] and r.phase == self._strategy_of_best()), row
         )
@@ -459,8 +480,3 @@ def _in_words(events: tuple[PlateauEvent, ...]) -> str:
             case Stop():
                 words.append("stop")
     return ", ".join(words)
-
-
-def _remedy(rate: float) -> str:
-    lower = f"--learning-rate {rate / 10:g}" if rate > 0 else "a lower --learning-rate"
-    return f"Try {lower}, --clipnorm 1, --precision float32, and look at these slices with kerasseg verify."
