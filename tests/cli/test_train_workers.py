@@ -22,8 +22,8 @@ from kerasseg.runs import StateStore
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.manifest import PrepareOptions
 
-EPOCHS = 8
-OPTIONS = ("--strategy", "scratch", "--filters", 2, "--depth", 2, "--precision", "float32", "--batch-size", 4)
+EPOCHS = 7
+OPTIONS = ("--strategy", "scratch", "--filters", 2, "--depth", 1, "--precision", "float32", "--batch-size", 4)
 OPTIONS = (*OPTIONS, "--epochs", EPOCHS, "--stop-after", 0)
 COMPARED = ("loss", "val_loss", "val_soft_dice", "learning_rate")
 PATIENCE = 240
