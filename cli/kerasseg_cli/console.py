@@ -21,6 +21,12 @@ STAGES = {
     "write": "Writing shards",
     "verify": "Verifying records",
     "check": "Checking slices",
+    "predict model": "Network: predicting",
+    "sweep model": "Network: thresholds",
+    "search model": "Network: rules",
+    "predict baseline": "Baseline: predicting",
+    "sweep baseline": "Baseline: thresholds",
+    "search baseline": "Baseline: rules",
 }
 
 
