@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kerasseg.plateau import PlateauRule, PlateauState
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
+    from kerasseg.training.fine_tune import FineTuned, fine_tune
 
 _HOMES = {
     "Block": "kerasseg.blocks",
@@ -35,6 +36,7 @@ _HOMES = {
     "DiceBCELoss": "kerasseg.losses",
     "DiceScore": "kerasseg.metrics",
     "EvaluationData": "kerasseg.pipeline",
+    "FineTuned": "kerasseg.training.fine_tune",
     "FreezeReport": "kerasseg.freezing",
     "IoU": "kerasseg.metrics",
     "PlateauRule": "kerasseg.plateau",
@@ -50,6 +52,7 @@ _HOMES = {
     "TrainingData": "kerasseg.pipeline",
     "class_weights": "kerasseg.losses",
     "find_blocks": "kerasseg.blocks",
+    "fine_tune": "kerasseg.training.fine_tune",
     "fit_to_task": "kerasseg.fitting",
     "freeze": "kerasseg.freezing",
     "load_split": "kerasseg.pipeline",
@@ -69,6 +72,7 @@ __all__ = [
     "DiceBCELoss",
     "DiceScore",
     "EvaluationData",
+    "FineTuned",
     "FreezeReport",
     "IoU",
     "PlateauRule",
@@ -85,6 +89,7 @@ __all__ = [
     "__version__",
     "class_weights",
     "find_blocks",
+    "fine_tune",
     "fit_to_task",
     "freeze",
     "load_split",

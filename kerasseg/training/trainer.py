@@ -168,9 +168,9 @@ class Trainer:
             self._train()
         except _Interrupted:
             self._save()
-            self._back_to_best()
+            self.back_to_best()
             return self._end("interrupted", "stopped on request")
-        self._back_to_best()
+        self.back_to_best()
         return self._end("stopped" if self.progress.finished == "stopped" else "finished", self.progress.text)
 
     def _train(self) -> None:
@@ -418,7 +418,8 @@ class Trainer:
         self._last_saved = place
         self._tell(Saved(self.progress.epoch, self.progress.sums.steps))
 
-    def _back_to_best(self) -> None:
+    def back_to_best(self) -> None:
+        """Gives the network the best weights so far."""
         self.model.set_weights(self._best_weights)
 
     def _end(self, reason: Any, text: str) -> Ended:
