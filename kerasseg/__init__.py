@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
     from kerasseg.thresholds import ThresholdSweep, sweep_thresholds
+    from kerasseg.training.fine_tune import FineTuned, fine_tune
 
 _HOMES = {
     "Block": "kerasseg.blocks",
@@ -40,6 +41,7 @@ _HOMES = {
     "DiceBCELoss": "kerasseg.losses",
     "DiceScore": "kerasseg.metrics",
     "EvaluationData": "kerasseg.pipeline",
+    "FineTuned": "kerasseg.training.fine_tune",
     "FreezeReport": "kerasseg.freezing",
     "IoU": "kerasseg.metrics",
     "MaskRule": "kerasseg.rule",
@@ -60,6 +62,7 @@ _HOMES = {
     "class_weights": "kerasseg.losses",
     "dice": "kerasseg.overlap",
     "find_blocks": "kerasseg.blocks",
+    "fine_tune": "kerasseg.training.fine_tune",
     "fit_to_task": "kerasseg.fitting",
     "freeze": "kerasseg.freezing",
     "hd95": "kerasseg.distances",
@@ -83,6 +86,7 @@ __all__ = [
     "DiceBCELoss",
     "DiceScore",
     "EvaluationData",
+    "FineTuned",
     "FreezeReport",
     "IoU",
     "MaskRule",
@@ -104,6 +108,7 @@ __all__ = [
     "class_weights",
     "dice",
     "find_blocks",
+    "fine_tune",
     "fit_to_task",
     "freeze",
     "hd95",

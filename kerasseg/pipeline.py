@@ -114,7 +114,7 @@ class TrainingData(TrainingBatches):
             first = share.first(int(place) % share.replicas)
             return _as_tuple(self.part(int(epoch), int(place) // share.replicas, first, share.size))
 
-        shape = _Shape(self.slices.manifest.size, self.channels, share.size)
+        shape = _Shape(*self.slices.shape[:2], self.channels, share.size)
         return _batches(pairs, make, shape, weighted=self.weighted, with_labels=self.with_labels)
 
 
@@ -150,7 +150,7 @@ class EvaluationData(EvaluationBatches):
             return _as_tuple(self.part(int(place) // share.replicas, first, share.size))
 
         uniform = self.pad or len(self.slices) % self.batch_size == 0
-        shape = _Shape(self.manifest.size, self.channels, share.size if uniform else None)
+        shape = _Shape(*self.slices.shape[:2], self.channels, share.size if uniform else None)
         places = tf.data.Dataset.range(self.steps * share.replicas)
         return _batches(places, make, shape, weighted=self.pad, with_labels=self.with_labels)
 
@@ -284,7 +284,8 @@ class _Share:
 class _Shape:
     """Static shape of a batch; `batch` is None where the last one is smaller."""
 
-    size: int
+    height: int
+    width: int
     channels: int
     batch: int | None
 
@@ -298,7 +299,8 @@ def _batches(
     with_labels: bool,
 ) -> tf.data.Dataset:
     types = (tf.float32, tf.float32, tf.float32, tf.int64, tf.int64)
-    image, mask = (shape.batch, shape.size, shape.size, shape.channels), (shape.batch, shape.size, shape.size, 1)
+    size = (shape.height, shape.width)
+    image, mask = (shape.batch, *size, shape.channels), (shape.batch, *size, 1)
 
     def element(*place: Any) -> Any:
         values = tf.numpy_function(make, place, types)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasseg.array_slices import ArraySlices
 from kerasseg.augment import SafeAugmentation
 from kerasseg.batches import stratified_batches
 from kerasseg.losses import class_weights
@@ -57,7 +58,8 @@ class TrainingBatches:
     machines see the same global batches.
 
     Args:
-        shards: A shard directory, written by `prepare`.
+        shards: A shard directory, written by `prepare`; or slices in memory (`ArraySlices`), for which `cache` and what
+            follows up to `cache_folder`, `worker`, `check` and `progress` have no meaning.
         batch_size: Slices in a global batch, over all replicas.
         channels: What the network takes, 1 or 3; None for what the shards hold. Grey is repeated to three, last of all.
         balance: "proportional" (each slice once an epoch) or "balanced" (equal classes); see `stratified_batches`.
@@ -95,7 +97,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        shards: Path | str,
+        shards: Path | str | ArraySlices,
         *,
         batch_size: int = 8,
         channels: int | None = None,
@@ -113,8 +115,12 @@ class TrainingBatches:
         progress: Progress | None = None,
     ) -> None:
         _check_batch_size(batch_size)
-        caching = Caching(cache, memory_budget, cache_folder)
-        self.slices = open_split(shards, "train", caching, worker=worker, check=check, progress=progress)
+        self.slices: SplitSlices | ArraySlices
+        if isinstance(shards, ArraySlices):
+            self.slices = shards
+        else:
+            caching = Caching(cache, memory_budget, cache_folder)
+            self.slices = open_split(shards, "train", caching, worker=worker, check=check, progress=progress)
         self.channels = _channels(self.slices, channels)
         self.batch_size, self.balance, self.seed = batch_size, balance, seed
         self.augmentation, self.with_labels = augmentation, with_labels
@@ -129,8 +135,12 @@ class TrainingBatches:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the shards."""
-        return self.slices.manifest
+        """Of the shards.
+
+        Raises:
+            UsageError: The slices were given as arrays.
+        """
+        return _manifest(self.slices)
 
     @property
     def cache(self) -> Literal["none", "memory", "disk"]:
@@ -171,8 +181,7 @@ class TrainingBatches:
 
     def _check_content(self, positives_only: bool) -> None:
         there = np.unique(self.labels[self.numbers])
-        somewhere = {shard.label for shard in self.manifest.shards if shard.records}
-        missing = somewhere - {self.manifest.classes[i] for i in there}
+        missing = self.slices.classes_to_expect() - {self.slices.classes[i] for i in there}
         kind = "slices with tumour" if positives_only else "slices"
         if not len(self.numbers) or (missing and not positives_only):
             raise DataError(
@@ -194,7 +203,7 @@ class EvaluationBatches:
     """The slices of a split in the order of the shards, as they are, for validation, test and prediction.
 
     Args:
-        shards: A shard directory, written by `prepare`.
+        shards: A shard directory, written by `prepare`; or slices in memory, as in `TrainingBatches`.
         split: "val" or "validation", "test", or "train".
         batch_size: Slices in a global batch, over all replicas.
         channels: What the network takes, 1 or 3; None for what the shards hold.
@@ -218,7 +227,7 @@ class EvaluationBatches:
 
     def __init__(
         self,
-        shards: Path | str,
+        shards: Path | str | ArraySlices,
         split: str = "val",
         *,
         batch_size: int = 8,
@@ -233,8 +242,12 @@ class EvaluationBatches:
         progress: Progress | None = None,
     ) -> None:
         _check_batch_size(batch_size)
-        caching = Caching(cache, memory_budget, cache_folder)
-        self.slices = open_split(shards, split, caching, worker=worker, check=check, progress=progress)
+        self.slices: SplitSlices | ArraySlices
+        if isinstance(shards, ArraySlices):
+            self.slices = shards
+        else:
+            caching = Caching(cache, memory_budget, cache_folder)
+            self.slices = open_split(shards, split, caching, worker=worker, check=check, progress=progress)
         self.channels = _channels(self.slices, channels)
         self.batch_size, self.pad, self.with_labels = batch_size, pad, with_labels
         self.labels = self.slices.labels
@@ -242,8 +255,12 @@ class EvaluationBatches:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the shards."""
-        return self.slices.manifest
+        """Of the shards.
+
+        Raises:
+            UsageError: The slices were given as arrays.
+        """
+        return _manifest(self.slices)
 
     @property
     def cache(self) -> Literal["none", "memory", "disk"]:
@@ -277,38 +294,46 @@ class EvaluationBatches:
         )
 
 
-def _plain(images: NDArray[np.uint8], channels: int) -> NDArray[np.float32]:
+def _manifest(slices: SplitSlices | ArraySlices) -> Manifest:
+    if isinstance(slices, ArraySlices):
+        raise UsageError("slices that were given as arrays have no manifest")
+    return slices.manifest
+
+
+def _plain(images: NDArray[Any], channels: int) -> NDArray[np.float32]:
     """Images as the network takes them, without augmentation."""
-    scaled = images.astype(np.float32) / np.float32(255)
+    scaled = images.astype(np.float32) / np.float32(1 if images.dtype.kind == "f" else 255)
     return scaled if images.shape[3] == channels else np.repeat(scaled, channels, axis=3)
 
 
-def _channels(slices: SplitSlices, channels: int | None) -> int:
-    held = slices.manifest.channels
+def _channels(slices: SplitSlices | ArraySlices, channels: int | None) -> int:
+    held = slices.shape[2]
     if channels is None or channels == held:
         return held
     if channels not in (1, 3):
         raise UsageError("number of channels cannot be used", found=channels, expected="1 or 3")
-    if held == 3:
+    if held != 1:
         raise UsageError(
-            "the slices have colour, or three sequences, and the network takes one channel",
+            "the slices have colour, or several sequences, and the network takes another number of channels",
             path=slices.root,
-            found="3 channels",
-            expected="1",
+            found=f"{held} channels",
+            expected=channels,
             remedy="Take a network with three, or prepare grey slices.",
         )
     return channels
 
 
 def _weights(
-    slices: SplitSlices, numbers: NDArray[np.int64], asked: Mapping[str, float] | Literal["balanced"] | None
+    slices: SplitSlices | ArraySlices,
+    numbers: NDArray[np.int64],
+    asked: Mapping[str, float] | Literal["balanced"] | None,
 ) -> NDArray[np.float32]:
     weights = np.ones(len(slices), np.float32)
     if asked is not None:
-        names = np.array(slices.manifest.classes)[slices.labels[numbers]]
-        unknown = [] if isinstance(asked, str) else sorted(set(asked) - set(slices.manifest.classes))
+        names = np.array(slices.classes)[slices.labels[numbers]]
+        unknown = [] if isinstance(asked, str) else sorted(set(asked) - set(slices.classes))
         if unknown:
-            known = ", ".join(slices.manifest.classes)
+            known = ", ".join(slices.classes)
             raise UsageError("weight of an unknown class", found=", ".join(unknown), expected=known)
         weights[numbers] = class_weights(names, asked)
     return weights

@@ -70,6 +70,20 @@ class SplitSlices:
         return len(self.labels)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names; a label is an index into them."""
+        return self.manifest.classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of a slice, as in the shards."""
+        return self.manifest.size, self.manifest.size, self.manifest.channels
+
+    def classes_to_expect(self) -> set[str]:
+        """Names of the classes that have slices in any split."""
+        return {shard.label for shard in self.manifest.shards if shard.records}
+
+    @property
     def cache(self) -> Literal["none", "memory", "disk"]:
         """Where the slices are kept."""
         return self.source.kind

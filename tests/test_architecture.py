@@ -17,10 +17,12 @@ TENSORFLOW_ALLOWED = {
     "kerasseg_tfrecords.schema",
     "kerasseg_tfrecords.shards",
     "kerasseg.pipeline",
+    "kerasseg.training.datasets",  # other people's tf.data
     "kerasseg.training.devices",
     "kerasseg.training.engine",
     "kerasseg.training.memory",
     "kerasseg.training.session",
+    "kerasseg.training.tensorboard",  # event files are TensorFlow's records of its own messages
     "kerasseg.checkpoints.savedmodel",
     "kerasseg.export",
 }

@@ -104,6 +104,26 @@ def test_commands_of_a_page(desk: Path, page: Path, python: str, child_environme
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.slow
+def test_our_parts_in_somebodys_own_fit(tmp_path: Path, python: str, child_environment: dict[str, str]) -> None:
+    """The script ends, gains, and the best network opened again, compiled as it was saved, scores what it scored."""
+    command = [
+        python,
+        "-W",
+        "error::UserWarning",
+        str(ROOT / "docs" / "examples" / "own_fit.py"),
+        str(tmp_path / "own"),
+    ]
+    environment = {**child_environment, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    scores = re.search(r"Dice ([\d.]+) before, ([\d.]+) at best\n.*opened again: ([\d.]+)", done.stdout)
+    assert scores is not None, done.stdout
+    before, best, again = (float(text) for text in scores.groups())
+    assert best > before
+    assert again == pytest.approx(best, abs=0.0011)
+
+
 def test_the_pages_show_what_they_should() -> None:
     """Nothing that is looked for above has silently gone."""
     assert {page.name for page in WITH_COMMANDS} >= {"README.md", "data.md"}

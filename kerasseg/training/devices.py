@@ -25,6 +25,7 @@ __all__ = [
     "agree",
     "choose_devices",
     "compute_capability",
+    "enable_determinism",
     "peak_memory_mb",
     "plain_batchnorm",
     "synchronized_batchnorm",
@@ -185,6 +186,11 @@ def _checked(name: str, known: Sequence[str]) -> str:
     if short not in known:
         raise UsageError("no such device", found=name, expected=" or ".join(known))
     return short
+
+
+def enable_determinism() -> None:
+    """From now on this process computes the same from the same, bit for bit, where that costs speed."""
+    tf.config.experimental.enable_op_determinism()
 
 
 def compute_capability() -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """A run from its settings to its end, and the way back into it: shards, checkpoint, devices, run directory and loop.
 
-`train` and `resume` are what the command line calls. The loop itself is `kerasseg.training.trainer`.
+`train` and `resume` are what the command line calls; `kerasseg.fine_tune` brings a network and slices of its own to the
+same `Sitting`. The loop itself is `kerasseg.training.trainer`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from kerasseg.augment import SafeAugmentation
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.fitting import fit_to_task
 from kerasseg.losses import DiceBCELoss
 from kerasseg.network import unet
-from kerasseg.pipeline import EvaluationData, TrainingData
 from kerasseg.runs.config import Resolved, new_config
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.state import StateStore
@@ -34,6 +33,7 @@ from kerasseg.training.devices import (
     agree,
     choose_devices,
     compute_capability,
+    enable_determinism,
     peak_memory_mb,
     plain_batchnorm,
 )
@@ -47,12 +47,14 @@ from kerasseg.training.precision import Choice, as_float32, choose_precision, co
 from kerasseg.training.progress import Progress
 from kerasseg.training.record import VARIABLES, RunKeeper, log_to, validation_csv
 from kerasseg.training.settings import TrainSettings
-from kerasseg.training.trainer import Plan, Trainer, Validation
+from kerasseg.training.task import Task, examples_of, task_from_shards
+from kerasseg.training.tensorboard import EventWriter
+from kerasseg.training.trainer import Plan, Trainer
 from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.manifest import Manifest, load_manifest
 
-__all__ = ["DEFAULT_CHECKPOINT", "resume", "train"]
+__all__ = ["DEFAULT_CHECKPOINT", "Network", "Sitting", "in_new_run", "resume", "train"]
 
 DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
 """The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` names another."""
@@ -65,7 +67,7 @@ _EMPTY_WORDS = ("Graph execution error", "Detected at node", "File ", "<stack tr
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Network:
+class Network:
     """A network that fits the task, as float32, and where it came from."""
 
     model: keras.Model
@@ -97,18 +99,30 @@ def train(
     with _machines(settings, manifest, observers) as devices:
         with devices.scope():
             network = _open(settings, manifest)
-        sitting = _Sitting(settings, manifest, devices, network, tuple(observers))
+        task = task_from_shards(settings, manifest, _input_channels(network.model), devices.worker)
+        sitting = Sitting(settings, task, devices, network, tuple(observers))
         # Whatever is wrong with shards, blocks or options is found before anything is written.
         sitting.load()
         if not devices.chief:
             return sitting.begin(None), None
-        run = RunDirectory.create(None if out is None else Path(out), settings.strategy)
-        with run.locked():
-            with as_saved(network.model):
-                run.save_model(network.model, run.baseline_file)
-            run.write_config(new_config(settings, sitting.resolved))
-            run.point_latest()
-            return sitting.begin(run), run
+        return in_new_run(sitting, None if out is None else Path(out))
+
+
+def in_new_run(sitting: Sitting, out: Path | None) -> tuple[Ended, RunDirectory]:
+    """Trains into a new run directory.
+
+    Args:
+        sitting: Loaded.
+        out: The run's folder; None for `runs/<date-time-strategy>`.
+    """
+    model, settings = sitting.network.model, sitting.settings
+    run = RunDirectory.create(out, settings.strategy)
+    with run.locked():
+        with as_saved(model):
+            run.save_model(model, run.baseline_file)
+        run.write_config(new_config(settings, sitting.resolved))
+        run.point_latest()
+        return sitting.begin(run), run
 
 
 def resume(run: RunDirectory, observers: Iterable[Observer] = ()) -> tuple[Ended, RunDirectory | None]:
@@ -151,8 +165,9 @@ def resume(run: RunDirectory, observers: Iterable[Observer] = ()) -> tuple[Ended
             )
         with devices.scope():
             model = open_checkpoint(run.baseline_file)
-        network = _Network(model, config.resolved.checkpoint, config.resolved.changes)
-        sitting = _Sitting(settings, manifest, devices, network, tuple(observers))
+        network = Network(model, config.resolved.checkpoint, config.resolved.changes)
+        task = task_from_shards(settings, manifest, _input_channels(model), devices.worker)
+        sitting = Sitting(settings, task, devices, network, tuple(observers))
         sitting.load(Choice(config.resolved.precision, config.resolved.precision_reason))
         written = run if devices.chief else None
         # Before the chief can have gone on, so that all read one and the same state.
@@ -189,18 +204,34 @@ def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[O
         raise _translated(error, several=bool(told) if devices is None else devices.worker[1] > 1) from error
 
 
-class _Sitting:
-    """One process's part of a run."""
+class Sitting:
+    """One process's part of a training.
+
+    Args:
+        settings: What is asked.
+        task: The slices.
+        devices: What it runs on.
+        network: Made under `devices.scope()`.
+        observers: Who is told what happens.
+        loss: Instead of the one that the settings describe.
+
+    Attributes:
+        resolved: What the settings came to; after `load`.
+        trainer: The loop; after `begin`.
+    """
 
     def __init__(
         self,
         settings: TrainSettings,
-        manifest: Manifest,
+        task: Task,
         devices: Devices,
-        network: _Network,
+        network: Network,
         observers: tuple[Observer, ...],
+        loss: keras.losses.Loss | None = None,
     ) -> None:
-        self.settings, self.manifest, self.devices, self.network = settings, manifest, devices, network
+        self._loss = DiceBCELoss(**settings.loss.model_dump()) if loss is None else loss
+        self.settings, self.task, self.devices, self.network = settings, task, devices, network
+        self.trainer: Trainer | None = None
         self.observers: tuple[Observer, ...] = observers if devices.chief else ()
         self.flag = StopFlag()
 
@@ -210,13 +241,12 @@ class _Sitting:
             observer(message)
 
     def load(self, precision: Choice | None = None) -> None:
-        """Opens the data, freezes and chooses the precision; nothing is written.
+        """Freezes and chooses the precision; nothing is written.
 
         Args:
             precision: Of the run that is gone on with; None chooses.
         """
-        settings, model = self.settings, self.network.model
-        self._data()
+        settings, task, model = self.settings, self.task, self.network.model
         self.phases = phases_of(settings, model)
         report = self.phases[0].freeze(model)
         choice = self._precision() if precision is None else precision
@@ -234,14 +264,14 @@ class _Sitting:
             frozen=report.frozen_blocks,
             parameters=report.parameters,
             trained=report.trained,
-            steps=min(self.training.steps, settings.steps or self.training.steps),
-            fingerprint=self.manifest.fingerprint,
-            intensity=self.manifest.intensity,
-            size=self.manifest.size,
-            channels=self.manifest.channels,
-            classes=self.manifest.classes,
-            input_channels=int(model.inputs[0].shape[-1]),
-            slices={"train": self._counts(self.training), "val": self._counts(self.validation.data)},
+            steps=min(task.training.steps, settings.steps or task.training.steps),
+            fingerprint=task.fingerprint,
+            intensity=task.intensity,
+            size=task.size,
+            channels=task.channels,
+            classes=task.validation.classes,
+            input_channels=_input_channels(model),
+            slices={split: dict(counts) for split, counts in task.counts.items()},
         )
 
     def begin(self, run: RunDirectory | None, saved: tuple[Progress, Any, Any] | None = None) -> Ended:
@@ -255,7 +285,8 @@ class _Sitting:
         keeper: Keeper = Nothing()
         if run is not None:
             keeper = RunKeeper(run, as_saved, None if saved is None else saved[0].best_tag)
-            self.observers = (*self.observers, log_to(run))
+            events = EventWriter(run.events_folder, examples_of(self.task, settings.seed), self._predict, self.say)
+            self.observers = (*self.observers, log_to(run), events)
         if saved is None:
             self._first_words()
         plan = Plan(
@@ -265,14 +296,14 @@ class _Sitting:
             guard=settings.guard,
             save_every=settings.save_every,
             scales_loss=self.resolved.precision == "mixed_float16",
-            title=f"{settings.strategy}, {_short(self.network.source) or 'a fresh U-Net'}",
+            title=f"{settings.strategy}, {_short(self.network.source) or _unnamed(settings)}",
             facts=tuple(_facts(self.resolved, settings, run).items()),
         )
-        trainer = Trainer(
+        self.trainer = trainer = Trainer(
             self.network.model,
             self._engine,
-            self.training,
-            self.validation,
+            self.task.training,
+            self.task.validation,
             plan,
             keeper,
             self.observers,
@@ -298,50 +329,11 @@ class _Sitting:
         ended = trainer.run()
         progress = trainer.progress
         if run is not None and progress.first_table is not None and progress.best_table is not None:
-            text = validation_csv(self.slices, progress.first_table, progress.best_table)
+            text = validation_csv(self.task.rows, progress.first_table, progress.best_table)
             write_atomically(run.validation_file, text)
         return ended
 
     # --- parts -----------------------------------------------------------------------------------------------------------
-
-    def _data(self) -> None:
-        settings, channels = self.settings, int(self.network.model.inputs[0].shape[-1])
-        amounts = settings.augmentation
-        self.training = TrainingData(
-            settings.shards,
-            batch_size=settings.batch_size,
-            channels=channels,
-            balance=settings.balance,
-            augmentation=None
-            if amounts is None
-            else SafeAugmentation(amounts.flip, amounts.brightness, amounts.contrast, amounts.zoom),
-            seed=settings.seed,
-            cache=settings.cache,
-            memory_budget=settings.memory_budget,
-            positives_only=settings.train_on_positives,
-            class_weight=settings.class_weight,
-            with_labels=True,
-            worker=self.devices.worker,
-        )
-        data = EvaluationData(
-            settings.shards,
-            "val",
-            batch_size=settings.batch_size,
-            channels=channels,
-            pad=True,
-            memory_budget=settings.memory_budget,
-            with_labels=True,
-            worker=self.devices.worker,
-        )
-        if not data.slices.with_tumour().any():
-            raise DataError(
-                "no slice of the validation split has a tumour: nothing can be measured",
-                path=settings.shards,
-                remedy="Prepare again with a larger share for validation.",
-            )
-        self.slices = _slices(data, self.manifest)
-        groups = np.array([group for _, _, group, _ in self.slices])
-        self.validation = Validation(data, self.manifest.classes, groups)
 
     def _precision(self) -> Choice:
         """What is fastest here, unless it costs the untouched network Dice."""
@@ -361,7 +353,7 @@ class _Sitting:
             with self.devices.scope():
                 optimizer = keras.optimizers.SGD(0.0)
             engine = self._engine(model, optimizer, 1)
-            scores.append(engine.evaluate(self.validation.data).mean("dice"))
+            scores.append(engine.evaluate(self.task.validation.data).mean("dice"))
         if scores[1] >= scores[0] - _LOSS_OF_PRECISION:
             return choice
         text = f"{choice.name} cost {scores[0] - scores[1]:.4f} of Dice before training"
@@ -371,7 +363,7 @@ class _Sitting:
         return Engine(
             model,
             optimizer,
-            DiceBCELoss(**self.settings.loss.model_dump()),
+            self._loss,
             devices=self.devices,
             batch_size=self.settings.batch_size,
             parts=parts,
@@ -380,9 +372,10 @@ class _Sitting:
             on_message=self.say,
         )
 
-    def _counts(self, data: Any) -> dict[str, int]:
-        found = Counter(data.labels[data.numbers].tolist() if hasattr(data, "numbers") else data.labels.tolist())
-        return {name: found.get(i, 0) for i, name in enumerate(self.manifest.classes)}
+    def _predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities, outside of any compiled step: for a few slices only."""
+        with self.devices.scope():
+            return np.asarray(keras.ops.convert_to_numpy(self.network.model(images, training=False)))
 
     def _first_words(self) -> None:
         few = few_slices_message(self.settings.strategy, self.resolved.slices["train"])
@@ -390,7 +383,7 @@ class _Sitting:
             self.say(few)
         if self.network.source is not None and self.settings.strategy != "scratch":
             recorded = None if self.resolved.provenance is None else self.resolved.provenance["intensity"]
-            unknown = check_intensity(self.manifest.intensity, recorded, checkpoint=self.network.source)
+            unknown = check_intensity(self.task.intensity, recorded, checkpoint=self.network.source)
             if unknown is not None:
                 self.say(unknown)
 
@@ -398,14 +391,14 @@ class _Sitting:
 # --- the network ---------------------------------------------------------------------------------------------------------
 
 
-def _open(settings: TrainSettings, manifest: Manifest) -> _Network:
+def _open(settings: TrainSettings, manifest: Manifest) -> Network:
     """The checkpoint, fitted to the shards; for "scratch" the same network with fresh weights."""
     source = settings.checkpoint
     if source is None and settings.strategy == "scratch":
         size = manifest.size
         arguments: dict[str, Any] = {"input_shape": (size, size, manifest.channels), "seed": settings.seed}
         try:
-            return _Network(unet(**(arguments | settings.network)), None, ())
+            return Network(unet(**(arguments | settings.network)), None, ())
         except TypeError as error:
             raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
     if source is None:
@@ -429,8 +422,8 @@ def _open(settings: TrainSettings, manifest: Manifest) -> _Network:
     fitted = fit_to_task(model, size=manifest.size, channels=manifest.channels, head=settings.head, seed=settings.seed)
     if settings.strategy == "scratch":
         fresh = keras.models.clone_model(fitted.model)
-        return _Network(fresh, str(source), (*fitted.changes, "all weights are fresh"))
-    return _Network(fitted.model, str(source), fitted.changes)
+        return Network(fresh, str(source), (*fitted.changes, "all weights are fresh"))
+    return Network(fitted.model, str(source), fitted.changes)
 
 
 def _provenance(model: keras.Model) -> dict[str, Any] | None:
@@ -452,17 +445,20 @@ def _seed(settings: TrainSettings) -> None:
     """Fresh weights and dropout are drawn from Keras' global generators; order and augmentation have their own."""
     keras.utils.set_random_seed(settings.seed)
     if settings.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        enable_determinism()
 
 
-def _slices(data: EvaluationData, manifest: Manifest) -> list[tuple[str, str, str, str]]:
-    """(slice_id, patient, group, class) of each slice."""
-    records = (data.slices.record(number) for number in range(len(data.slices)))
-    return [(r.slice_id, r.patient, r.group, manifest.classes[r.label]) for r in records]
+def _input_channels(model: keras.Model) -> int:
+    return int(model.inputs[0].shape[-1])
 
 
 def _short(source: str | None) -> str | None:
     return None if source is None else source.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _unnamed(settings: TrainSettings) -> str:
+    """A network that comes from no file."""
+    return "fresh weights" if settings.strategy == "scratch" else "the network as it was given"
 
 
 def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None) -> dict[str, str]:
@@ -470,7 +466,7 @@ def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None
     train, val = (sum(resolved.slices[split].values()) for split in ("train", "val"))
     stages = ", ".join(f"{epochs} flat epochs -> {rate:g}" for epochs, rate in settings.schedule.stages)
     facts = {
-        "checkpoint": resolved.checkpoint or "none: fresh weights",
+        "checkpoint": resolved.checkpoint or _unnamed(settings),
         "strategy": " then ".join(resolved.phases),
         "frozen": ", ".join(resolved.frozen) or "nothing",
         "trained": f"{resolved.trained:,} of {resolved.parameters:,} parameters",

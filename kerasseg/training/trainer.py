@@ -175,9 +175,9 @@ class Trainer:
             self._train()
         except _Interrupted:
             self._save()
-            self._back_to_best()
+            self.back_to_best()
             return self._end("interrupted", "stopped on request")
-        self._back_to_best()
+        self.back_to_best()
         return self._end("stopped" if self.progress.finished == "stopped" else "finished", self.progress.text)
 
     def _train(self) -> None:
@@ -439,7 +439,8 @@ class Trainer:
             self._keeper.write_history(self.progress.history)
         self._tell(Saved(self.progress.epoch, self.progress.sums.steps))
 
-    def _back_to_best(self) -> None:
+    def back_to_best(self) -> None:
+        """Gives the network the best weights so far."""
         self.model.set_weights(self._best_weights)
 
     def _end(self, reason: Any, text: str) -> Ended:

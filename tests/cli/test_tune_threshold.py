@@ -106,7 +106,7 @@ def edit(run: RunDirectory, change: Callable[[dict[str, Any]], None]) -> None:
 
 def validation(shards: Path) -> list[Record]:
     manifest = load_manifest(shards)
-    return [r for r in read_records(shards, "val", manifest)]
+    return list(read_records(shards, "val", manifest))
 
 
 def test_it_is_what_a_plain_computation_finds(tuned: RunDirectory, shards: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_test_split_cannot_be_named(copy: RunDirectory) -> None:
         load_threshold(copy)
 
 
-# --- a run that is not what it should be -----------------------------------------------------------------------------------
+# --- a run that is not what it should be ---
 
 
 def test_a_run_without_network_or_without_rule(copy: RunDirectory) -> None:
@@ -248,7 +248,7 @@ def test_after_more_training_the_rule_is_refused(copy: RunDirectory) -> None:
     assert tune_run(copy) == load_threshold(copy)
 
 
-# --- a hand that edits -----------------------------------------------------------------------------------------------------
+# --- a hand that edits ---
 
 
 @pytest.mark.parametrize(

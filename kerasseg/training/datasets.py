@@ -1,0 +1,224 @@
+"""Somebody's own `tf.data`, with the surface of `TrainingData` and `EvaluationData`: what `fine_tune` makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.errors import DataError, UsageError
+
+__all__ = ["DatasetTraining", "DatasetValidation", "is_dataset"]
+
+_KEYS = ("image", "mask", "weight", "label")
+
+
+def is_dataset(value: Any) -> bool:
+    """Whether it is a `tf.data.Dataset`."""
+    return isinstance(value, tf.data.Dataset)
+
+
+class DatasetTraining:
+    """A dataset of training batches, iterated once an epoch.
+
+    Batches go on as they come, in batches of one size: a smaller last one is left out, as a partial batch would count its
+    slices more. Whether the next epoch has another order and other augmentation is the dataset's own affair;
+    `kerasseg.load_split` sees to both.
+
+    Args:
+        dataset: Batches (image, mask), (image, mask, weight), or dictionaries with these names: (batch, height, width,
+            channels) in [0, 1], (batch, height, width, 1) of 0 and 1, (batch,).
+        channels: Of the network; grey is repeated.
+        steps: Batches an epoch, for one that never ends.
+
+    Attributes:
+        batch_size: Slices in a batch: the dataset's, or where batches differ the largest. To find the latter, it is
+            iterated once.
+        steps: Batches in an epoch.
+        count: Slices in an epoch; those of the steps, where the dataset never ends.
+        shape: (height, width, channels) of a slice; None where the dataset does not tell.
+
+    Raises:
+        UsageError: Elements of another form; a dataset without end and without steps.
+        DataError: No full batch.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, channels: int, steps: int | None = None) -> None:
+        self._dataset, self._channels = dataset, channels
+        self.shape, size = _form(dataset, "training")
+        known = int(dataset.cardinality())
+        if known == tf.data.INFINITE_CARDINALITY and steps is None:
+            raise UsageError(
+                "the training dataset never ends", expected="a finite one", remedy="Give steps=, batches an epoch."
+            )
+        if known == tf.data.INFINITE_CARDINALITY and size is None:
+            raise UsageError(
+                "the training dataset never ends, and its batches are of unknown size",
+                remedy="Batch it with drop_remainder=True.",
+            )
+        if size is not None and known >= 0:
+            self.batch_size, self.steps, self.count = size, known, size * known
+        elif size is not None and known == tf.data.INFINITE_CARDINALITY:
+            self.batch_size, self.steps, self.count = size, int(steps or 0), size * int(steps or 0)
+        else:
+            sizes = [int(_parts(element)["image"].shape[0]) for element in dataset]
+            self.batch_size, self.count = max(sizes, default=0), sum(sizes)
+            self.steps = self.count // self.batch_size if self.batch_size else 0
+        if not self.steps:
+            raise DataError("the training dataset holds no batch")
+        # What has one size already is not cut and joined anew.
+        even = dataset if size is not None else dataset.rebatch(self.batch_size, drop_remainder=True)
+        self._rows = even.enumerate().map(self._row, num_parallel_calls=1)
+
+    def _row(self, step: Any, element: Any) -> dict[str, Any]:
+        parts = _tensors(element, self._channels)
+        numbers = step * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
+        return {**parts, "slice": numbers}
+
+    def epoch(
+        self,
+        epoch: int,  # noqa: ARG002 - whose turn it is, the dataset knows
+        start_step: int = 0,
+        *,
+        input_context: tf.distribute.InputContext | None = None,
+    ) -> tf.data.Dataset:
+        """The next epoch, from a step on, as dictionaries; see `TrainingData.epoch`."""
+        rows = self._rows.skip(start_step) if start_step else self._rows
+        return _shared(rows, self.batch_size, input_context).prefetch(1)
+
+    def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
+        """Names of some slices, for messages."""
+        return [f"slice {number} of the epoch" for number in np.asarray(numbers).tolist()]
+
+    @property
+    def slices(self) -> DatasetTraining:
+        """What knows the names of slices."""
+        return self
+
+
+class DatasetValidation:
+    """A dataset of validation batches: all its slices, in the order in which they come.
+
+    It is iterated once here, to count and check, and once an epoch.
+
+    Args:
+        dataset: As in `DatasetTraining`, finite. Rows of weight 0 only fill a batch up and are left out; other weights
+            have no effect.
+        channels: Of the network; grey is repeated.
+        batch_size: In which it is evaluated.
+
+    Attributes:
+        steps: Batches.
+        labels: (slices,) int64; 0 where the dataset has none.
+        has_tumour: Whether any mask has a pixel.
+        shape: As in `DatasetTraining`.
+
+    Raises:
+        UsageError: Elements of another form, or no end.
+        DataError: Values out of their range.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, channels: int, batch_size: int) -> None:
+        self._channels, self.batch_size = channels, batch_size
+        self.shape, _ = _form(dataset, "validation")
+        if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+            raise UsageError("the validation dataset never ends", expected="a finite one")
+        labels, rows, self.has_tumour = [np.zeros(0, np.int64)], 0, False
+        for element in dataset:
+            parts = {name: part.numpy() for name, part in _tensors(element, channels).items()}
+            real = parts["weight"] > 0
+            rows += len(real)
+            labels.append(parts["label"][real])
+            self.has_tumour |= bool(parts["mask"][real].any())
+            _check_values(parts["image"], parts["mask"])
+        self.labels = np.concatenate(labels)
+        self.steps = -(-rows // batch_size)
+        self._rows = (
+            dataset.rebatch(batch_size, drop_remainder=False)
+            .scan(np.int64(0), self._row)
+            .map(self._filled, num_parallel_calls=1)
+        )
+
+    def _row(self, before: Any, element: Any) -> tuple[Any, dict[str, Any]]:
+        """Numbers the slices through, those that only fill up left out."""
+        parts = _tensors(element, self._channels)
+        real = tf.cast(parts["weight"] > 0, tf.int64)
+        numbers = tf.where(real > 0, before + tf.cumsum(real) - 1, -1)
+        return before + tf.reduce_sum(real), {**parts, "slice": numbers}
+
+    def _filled(self, row: dict[str, Any]) -> dict[str, Any]:
+        missing = self.batch_size - tf.shape(row["slice"])[0]
+
+        def fill(name: str, tensor: Any) -> Any:
+            edges = [[0, missing], *[[0, 0]] * (len(tensor.shape) - 1)]
+            filled = tf.pad(tensor, edges, constant_values=tf.constant(-1 if name == "slice" else 0, tensor.dtype))
+            return tf.ensure_shape(filled, (self.batch_size, *tensor.shape[1:]))
+
+        return {name: fill(name, tensor) for name, tensor in row.items()}
+
+    def dataset(self, *, input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+        """All slices once, as dictionaries in batches of one size; see `EvaluationData.dataset`."""
+        return _shared(self._rows, self.batch_size, input_context).prefetch(1)
+
+
+def _parts(element: Any) -> dict[str, Any]:
+    """Image, mask and what else there is by name."""
+    if isinstance(element, dict):
+        return {name: element[name] for name in _KEYS if name in element}
+    parts = tuple(element) if isinstance(element, tuple | list) else (element,)
+    return dict(zip(_KEYS, parts, strict=False)) if 2 <= len(parts) <= 3 else {}
+
+
+def _form(dataset: tf.data.Dataset, what: str) -> tuple[tuple[int | None, int | None, int | None] | None, int | None]:
+    """Shape of a slice and size of a batch, as far as they are known."""
+    parts = _parts(dataset.element_spec)
+    ranks = {name: spec.shape.rank for name, spec in parts.items() if isinstance(spec, tf.TensorSpec)}
+    if ranks.get("image", 0) not in (4, None) or ranks.get("mask", 0) not in (3, 4, None):
+        raise UsageError(
+            f"elements of the {what} dataset cannot be used",
+            found=str(dataset.element_spec),
+            expected="batches (image, mask) or (image, mask, weight): (batch, height, width, channels), "
+            "(batch, height, width, 1), (batch,)",
+            remedy="Call .batch(8) on a dataset of single slices.",
+        )
+    shape = parts["image"].shape
+    return (None, None) if shape.rank is None else (tuple(shape[1:]), shape[0])
+
+
+def _tensors(element: Any, channels: int) -> dict[str, Any]:
+    """image, mask, weight and label of a batch, in the types that the engine wants."""
+    parts = _parts(element)
+    image = parts["image"]
+    scale = 1.0 if image.dtype.is_floating else 255.0
+    image = tf.cast(image, tf.float32) / scale
+    if image.shape[-1] == 1 and channels != 1:
+        image = tf.repeat(image, channels, axis=-1)
+    mask = tf.cast(parts["mask"], tf.float32)
+    mask = mask[..., None] if mask.shape.rank == 3 else mask
+    many = tf.shape(image)[0]
+    weight = parts.get("weight")
+    label = parts.get("label")
+    return {
+        "image": image,
+        "mask": mask,
+        "weight": tf.ones([many]) if weight is None else tf.reshape(tf.cast(weight, tf.float32), [-1]),
+        "label": tf.zeros([many], tf.int64) if label is None else tf.cast(label, tf.int64),
+    }
+
+
+def _shared(rows: tf.data.Dataset, batch_size: int, context: tf.distribute.InputContext | None) -> tf.data.Dataset:
+    """Batches as one device takes them: the parts of a global batch one after the other."""
+    replicas = 1 if context is None else context.num_replicas_in_sync
+    return rows if replicas == 1 else rows.rebatch(batch_size // replicas)
+
+
+def _check_values(image: NDArray[np.float32], mask: NDArray[np.float32]) -> None:
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):  # also catches NaN
+        raise DataError(
+            "images of the validation dataset are out of their range", found=f"{low:g} to {high:g}", expected="0 to 1"
+        )
+    if not np.isin(mask, (0, 1)).all():
+        raise DataError("masks of the validation dataset hold other values than 0 and 1")

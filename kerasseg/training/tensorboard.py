@@ -1,0 +1,188 @@
+"""What TensorBoard shows of a run: the figures of each epoch, and a few validation slices with mask and prediction."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from kerasseg.training.events import Ended, EpochRow, Evaluated, Event, Message
+from kerasseg.training.examples import MASK_COLOUR, PREDICTION_COLOUR, Example, draw_outlines
+from kerasseg_tfrecords.files import sync_folder
+
+__all__ = ["EventWriter", "scalars"]
+
+# A Summary is all that TensorBoard's files are made of. `tf.summary` would write the same and needs the package
+# tensorboard for it, which TensorFlow does not bring along; whoever only trains, or trains where nobody looks, needs none.
+_Event, _Summary = tf.compat.v1.Event, tf.compat.v1.Summary
+_START = tf.compat.v1.SessionLog.START
+
+_VERSION = "brain.Event:2"
+
+
+class EventWriter:
+    """A listener that writes event files for `tensorboard --logdir`.
+
+    The step is the line of `history.csv`, from 0 for the untouched network: the epoch, where there is one phase. Each
+    process writes a file of its own. One that goes on with a run first cuts off what an earlier one told of epochs that
+    were lost with it, so that no step is there twice.
+
+    A folder that cannot be written, or a full disk, ends the writing and not the training.
+
+    Args:
+        folder: Where the files go; made where it is missing.
+        examples: Slices to look at.
+        predict: Gives probabilities (n, height, width, 1) for images (n, height, width, channels).
+        on_message: Told when writing has to end.
+
+    Example:
+        >>> import tempfile
+        >>> from kerasseg.training.slice_table import SliceTable
+        >>> row = EpochRow("conservative", 0, 1e-4, *[math.nan] * 2, *[0.5] * 7, {"glioma": 0.5}, 1.0, math.nan, 100.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     listen = EventWriter(Path(folder))
+        ...     listen(Evaluated(row, SliceTable(*[np.zeros(1)] * 9), (row,)))
+        ...     [path.name[:19] for path in Path(folder).iterdir()]
+        ['events.out.tfevents']
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        examples: Sequence[Example] = (),
+        predict: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+        on_message: Callable[[Message], None] | None = None,
+    ) -> None:
+        self._folder, self._examples, self._predict = folder, tuple(examples), predict
+        self._tell = on_message or (lambda _: None)
+        self._writer: Any = None
+        self._broken = False
+
+    def __call__(self, event: Event) -> None:
+        """Writes what an epoch brought; other events are passed over."""
+        if self._broken:
+            return
+        try:
+            match event:
+                case Evaluated(row=row, history=history):
+                    self._write(row, len(history) - 1)
+                case Ended():
+                    self._close()
+                case _:
+                    return
+        except (OSError, tf.errors.OpError) as error:
+            self._broken = True
+            text = f"TensorBoard's files in {self._folder} cannot be written any more ({error}). Training goes on."
+            self._tell(Message("warning", "no-events", text))
+
+    def _write(self, row: EpochRow, step: int) -> None:
+        if self._writer is None:
+            self._open(step)
+        values = [_Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row).items()]
+        values += [_picture(example.name, drawn) for example, drawn in self._drawn()]
+        self._add(step, summary=_Summary(value=values))
+        self._writer.flush()
+
+    def _drawn(self) -> Iterator[tuple[Example, NDArray[np.uint8]]]:
+        if self._predict is None:
+            return
+        for example in self._examples:
+            # One by one: the memory of a whole batch may be what the device does not have.
+            predicted = self._predict(example.image[None])[0, :, :, 0] >= 0.5
+            outlines = [(example.mask, MASK_COLOUR), (predicted, PREDICTION_COLOUR)]
+            yield example, draw_outlines(example.image, outlines)
+
+    # --- files -----------------------------------------------------------------------------------------------------------
+
+    def _open(self, step: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob(".tmp-*"):
+            left.unlink(missing_ok=True)
+        for path in sorted(self._folder.glob("events.out.tfevents.*")):
+            _cut(path, step)
+        # TensorBoard reads the files of a folder in the order of their names.
+        number = time.time_ns() // 1_000_000
+        name = f"events.out.tfevents.{number:015d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = tf.io.TFRecordWriter(str(self._folder / name))
+        self._add(0, file_version=_VERSION)
+        # A TensorBoard that is open has read what was cut off: this tells it to forget the steps from here on.
+        self._add(step, session_log=tf.compat.v1.SessionLog(status=_START))
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.write(_Event(wall_time=time.time(), step=step, **content).SerializeToString())
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def scalars(row: EpochRow) -> dict[str, float]:
+    """Tag -> value of an epoch's figures; those that are no numbers are left out.
+
+    >>> row = EpochRow("conservative", 0, 1e-4, *[math.nan] * 2, *[0.5] * 7, {"glioma": 0.25}, 1.0, math.nan, 100.0)
+    >>> scalars(row)["dice_by_class/glioma"], "loss/train" in scalars(row)
+    (0.25, False)
+    """
+    values = {
+        "loss/train": row.loss,
+        "loss/validation": row.val_loss,
+        "dice/train": row.dice,
+        "dice/validation": row.val_dice,
+        "dice/validation_tumour_slices": row.val_dice_tumour,
+        "soft_dice/validation": row.val_soft_dice,
+        "iou/validation": row.val_iou,
+        "precision/validation": row.val_precision,
+        "recall/validation": row.val_recall,
+        **_by_class(row.classes),
+        "learning_rate": row.learning_rate,
+        "speed/slices_per_second": row.slices_per_second,
+        "speed/memory_mb": row.memory_mb,
+    }
+    return {tag: value for tag, value in values.items() if math.isfinite(value)}
+
+
+def _by_class(scores: Mapping[str, float]) -> dict[str, float]:
+    return {f"dice_by_class/{name}": score for name, score in scores.items()}
+
+
+def _picture(name: str, drawn: NDArray[np.uint8]) -> Any:
+    done, png = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    if not done:
+        msg = f"{name} cannot be written as PNG"
+        raise OSError(msg)
+    height, width = drawn.shape[:2]
+    image = _Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png.tobytes())
+    return _Summary.Value(tag=f"validation/{name}", image=image)
+
+
+def _cut(path: Path, step: int) -> None:
+    """Takes the events of a step and later ones out of a file, and a record that a kill has torn."""
+    kept, whole = [], True
+    try:
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = _Event.FromString(record)
+            if event.step < step or event.HasField("file_version"):
+                kept.append(record)
+            else:
+                whole = False
+    except tf.errors.DataLossError:
+        whole = False
+    if whole:
+        return
+    # Without "tfevents" in its name, or a TensorBoard that is open would read it.
+    temporary = path.with_name(f".tmp-{os.getpid()}")
+    with tf.io.TFRecordWriter(str(temporary)) as writer:
+        for record in kept:
+            writer.write(record)
+    temporary.replace(path)
+    sync_folder(path.parent)
