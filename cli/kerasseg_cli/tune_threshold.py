@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kerasseg.runs.threshold_file import ThresholdFile
     from kerasseg.tuned import Tuned, TuningStep
 
-__all__ = ["tune_threshold"]
+__all__ = ["show", "tune_threshold"]
 
 
 def tune_threshold(
@@ -54,10 +54,11 @@ def tune_threshold(
         print_json({"file": str(directory.threshold_file), **found.model_dump(mode="json")})
     elif not quiet:
         named = "" if run == "latest" else f" {run}"
-        _show(found, directory.threshold_file, f"kerasseg evaluate{named} --threshold auto")
+        show(found, directory.threshold_file, f"kerasseg evaluate{named} --threshold auto")
 
 
-def _show(found: ThresholdFile, path: Path, following: str) -> None:
+def show(found: ThresholdFile, path: Path, following: str) -> None:
+    """The summary: what each step brought, how sure that is, the baseline, and what to type next."""
     console = screen()
     tuned = found.model
     console.print(_table(tuned, console.width))
