@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from kerasseg.batches import stratified_batches
     from kerasseg.blocks import Block, Blocks, find_blocks
     from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
+    from kerasseg.distances import SurfaceDistances, hd95, surface_distances
     from kerasseg.fitting import fit_to_task
     from kerasseg.freezing import FreezeReport, freeze
     from kerasseg.losses import DiceBCELoss, class_weights
     from kerasseg.metrics import ClassScores, DiceScore, IoU, Precision, Recall, SliceScores, SoftDice, slice_scores
     from kerasseg.network import unet
     from kerasseg.optimizers import DecayedAdam, set_l2
+    from kerasseg.overlap import dice
     from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
     from kerasseg.schedule import PlateauSchedule
@@ -47,17 +49,21 @@ _HOMES = {
     "SliceBatches": "kerasseg.slice_batches",
     "SliceScores": "kerasseg.metrics",
     "SoftDice": "kerasseg.metrics",
+    "SurfaceDistances": "kerasseg.distances",
     "TrainingData": "kerasseg.pipeline",
     "class_weights": "kerasseg.losses",
+    "dice": "kerasseg.overlap",
     "find_blocks": "kerasseg.blocks",
     "fit_to_task": "kerasseg.fitting",
     "freeze": "kerasseg.freezing",
+    "hd95": "kerasseg.distances",
     "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
     "provenance": "kerasseg.checkpoints",
     "set_l2": "kerasseg.optimizers",
     "slice_scores": "kerasseg.metrics",
     "stratified_batches": "kerasseg.batches",
+    "surface_distances": "kerasseg.distances",
     "unet": "kerasseg.network",
 }
 
@@ -81,18 +87,22 @@ __all__ = [
     "SliceBatches",
     "SliceScores",
     "SoftDice",
+    "SurfaceDistances",
     "TrainingData",
     "__version__",
     "class_weights",
+    "dice",
     "find_blocks",
     "fit_to_task",
     "freeze",
+    "hd95",
     "load_split",
     "open_checkpoint",
     "provenance",
     "set_l2",
     "slice_scores",
     "stratified_batches",
+    "surface_distances",
     "unet",
 ]
 

@@ -161,12 +161,10 @@ def read_csv(path: Path) -> list[SliceRow]:
 
 
 def _row(cells: dict[str, str]) -> SliceRow:
-    facts = {field.name: _value(cells[field.name], str(field.type)) for field in _FACTS}
-    stages = {
-        stage: StageScores(**{f.name: _value(cells[f"{stage}_{f.name}"], str(f.type)) for f in _SCORES})
-        for stage in STAGES
-    }
-    return SliceRow(**facts, **stages)
+    values: dict[str, Any] = {field.name: _value(cells[field.name], str(field.type)) for field in _FACTS}
+    for stage in STAGES:
+        values[stage] = StageScores(**{f.name: _value(cells[f"{stage}_{f.name}"], str(f.type)) for f in _SCORES})
+    return SliceRow(**values)
 
 
 def _cell(value: str | int | float) -> str:
