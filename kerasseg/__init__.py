@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from kerasseg.overlap import dice
     from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
+    from kerasseg.postprocessing import apply_rule, postprocess
+    from kerasseg.rule import MaskRule
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
+    from kerasseg.thresholds import ThresholdSweep, sweep_thresholds
 
 _HOMES = {
     "Block": "kerasseg.blocks",
@@ -39,6 +42,7 @@ _HOMES = {
     "EvaluationData": "kerasseg.pipeline",
     "FreezeReport": "kerasseg.freezing",
     "IoU": "kerasseg.metrics",
+    "MaskRule": "kerasseg.rule",
     "PlateauRule": "kerasseg.plateau",
     "PlateauSchedule": "kerasseg.schedule",
     "PlateauState": "kerasseg.plateau",
@@ -50,7 +54,9 @@ _HOMES = {
     "SliceScores": "kerasseg.metrics",
     "SoftDice": "kerasseg.metrics",
     "SurfaceDistances": "kerasseg.distances",
+    "ThresholdSweep": "kerasseg.thresholds",
     "TrainingData": "kerasseg.pipeline",
+    "apply_rule": "kerasseg.postprocessing",
     "class_weights": "kerasseg.losses",
     "dice": "kerasseg.overlap",
     "find_blocks": "kerasseg.blocks",
@@ -59,11 +65,13 @@ _HOMES = {
     "hd95": "kerasseg.distances",
     "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
+    "postprocess": "kerasseg.postprocessing",
     "provenance": "kerasseg.checkpoints",
     "set_l2": "kerasseg.optimizers",
     "slice_scores": "kerasseg.metrics",
     "stratified_batches": "kerasseg.batches",
     "surface_distances": "kerasseg.distances",
+    "sweep_thresholds": "kerasseg.thresholds",
     "unet": "kerasseg.network",
 }
 
@@ -77,6 +85,7 @@ __all__ = [
     "EvaluationData",
     "FreezeReport",
     "IoU",
+    "MaskRule",
     "PlateauRule",
     "PlateauSchedule",
     "PlateauState",
@@ -88,8 +97,10 @@ __all__ = [
     "SliceScores",
     "SoftDice",
     "SurfaceDistances",
+    "ThresholdSweep",
     "TrainingData",
     "__version__",
+    "apply_rule",
     "class_weights",
     "dice",
     "find_blocks",
@@ -98,11 +109,13 @@ __all__ = [
     "hd95",
     "load_split",
     "open_checkpoint",
+    "postprocess",
     "provenance",
     "set_l2",
     "slice_scores",
     "stratified_batches",
     "surface_distances",
+    "sweep_thresholds",
     "unet",
 ]
 
