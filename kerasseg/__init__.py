@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kerasseg.blocks import Block, Blocks, find_blocks
     from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
     from kerasseg.distances import SurfaceDistances, hd95, surface_distances
+    from kerasseg.evaluation.arrays import EvaluationResult, evaluate
     from kerasseg.fitting import fit_to_task
     from kerasseg.freezing import FreezeReport, freeze
     from kerasseg.losses import DiceBCELoss, class_weights
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from kerasseg.rule import MaskRule
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
+    from kerasseg.statistics import Interval, bootstrap_interval, paired_interval
     from kerasseg.thresholds import ThresholdSweep, sweep_thresholds
 
 _HOMES = {
@@ -40,7 +42,9 @@ _HOMES = {
     "DiceBCELoss": "kerasseg.losses",
     "DiceScore": "kerasseg.metrics",
     "EvaluationData": "kerasseg.pipeline",
+    "EvaluationResult": "kerasseg.evaluation.arrays",
     "FreezeReport": "kerasseg.freezing",
+    "Interval": "kerasseg.statistics",
     "IoU": "kerasseg.metrics",
     "MaskRule": "kerasseg.rule",
     "PlateauRule": "kerasseg.plateau",
@@ -57,14 +61,17 @@ _HOMES = {
     "ThresholdSweep": "kerasseg.thresholds",
     "TrainingData": "kerasseg.pipeline",
     "apply_rule": "kerasseg.postprocessing",
+    "bootstrap_interval": "kerasseg.statistics",
     "class_weights": "kerasseg.losses",
     "dice": "kerasseg.overlap",
+    "evaluate": "kerasseg.evaluation.arrays",
     "find_blocks": "kerasseg.blocks",
     "fit_to_task": "kerasseg.fitting",
     "freeze": "kerasseg.freezing",
     "hd95": "kerasseg.distances",
     "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
+    "paired_interval": "kerasseg.statistics",
     "postprocess": "kerasseg.postprocessing",
     "provenance": "kerasseg.checkpoints",
     "set_l2": "kerasseg.optimizers",
@@ -83,7 +90,9 @@ __all__ = [
     "DiceBCELoss",
     "DiceScore",
     "EvaluationData",
+    "EvaluationResult",
     "FreezeReport",
+    "Interval",
     "IoU",
     "MaskRule",
     "PlateauRule",
@@ -101,14 +110,17 @@ __all__ = [
     "TrainingData",
     "__version__",
     "apply_rule",
+    "bootstrap_interval",
     "class_weights",
     "dice",
+    "evaluate",
     "find_blocks",
     "fit_to_task",
     "freeze",
     "hd95",
     "load_split",
     "open_checkpoint",
+    "paired_interval",
     "postprocess",
     "provenance",
     "set_l2",
