@@ -114,13 +114,16 @@ def _ghosting(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _motion_blur(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    length = max(2, round(strength * max(image.shape)))
-    side = length if length % 2 else length + 1
+    length = strength * max(image.shape)
     angle = rng.uniform(0, np.pi)
-    kernel = np.zeros((side, side), np.float32)
-    for step in np.linspace(-(length - 1) / 2, (length - 1) / 2, 4 * side):
-        row, column = (side // 2 + round(step * f) for f in (float(np.sin(angle)), float(np.cos(angle))))
-        kernel[row, column] += 1
+    half = int(np.ceil(length / 2)) + 1
+    kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
+    # Points along the way, each shared out over the four pixels around it, so that less than a pixel is a movement, too.
+    for step in np.linspace(-length / 2, length / 2, 8 * kernel.shape[0] + 1):
+        row, column = half + step * np.sin(angle), half + step * np.cos(angle)
+        top, left = int(row), int(column)
+        down, right = row - top, column - left
+        kernel[top : top + 2, left : left + 2] += np.outer((1 - down, down), (1 - right, right)).astype(np.float32)
     return _single(cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE))
 
 
