@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kerasseg_cli import convert, inspect, prepare, train, verify
+from kerasseg_cli import compare, convert, inspect, prepare, train, verify
 from kerasseg_cli.chatter import without_chatter
 from kerasseg_cli.errors import guarded
 
@@ -40,7 +40,15 @@ def _build() -> typer.Typer:
     ) -> None:
         """Fine-tune a pretrained U-Net for brain-tumour segmentation on MRI slices. Not for clinical use."""
 
-    for command in (prepare.prepare, verify.verify, inspect.inspect, convert.convert, train.train):
+    commands = (
+        prepare.prepare,
+        verify.verify,
+        inspect.inspect,
+        convert.convert,
+        train.train,
+        compare.compare,
+    )
+    for command in commands:
         application.command()(guarded(command))
     return application
 
