@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kerasseg_cli import compare, convert, inspect, prepare, train, verify
+from kerasseg_cli import compare, convert, cross_validate, inspect, prepare, train, verify
 from kerasseg_cli.chatter import without_chatter
 from kerasseg_cli.errors import guarded
 
@@ -47,6 +47,7 @@ def _build() -> typer.Typer:
         convert.convert,
         train.train,
         compare.compare,
+        cross_validate.cross_validate,
     )
     for command in commands:
         application.command()(guarded(command))
