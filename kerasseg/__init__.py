@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kerasseg.blocks import Block, Blocks, find_blocks
     from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
     from kerasseg.distances import SurfaceDistances, hd95, surface_distances
+    from kerasseg.ensembles import ensemble
+    from kerasseg.evaluation.arrays import EvaluationResult, evaluate
     from kerasseg.fitting import fit_to_task
     from kerasseg.freezing import FreezeReport, freeze
     from kerasseg.losses import DiceBCELoss, class_weights
@@ -26,8 +28,13 @@ if TYPE_CHECKING:
     from kerasseg.overlap import dice
     from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
+    from kerasseg.postprocessing import apply_rule, postprocess
+    from kerasseg.report import write_report
+    from kerasseg.rule import MaskRule
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
+    from kerasseg.statistics import Interval, bootstrap_interval, paired_interval
+    from kerasseg.thresholds import ThresholdSweep, sweep_thresholds
 
 _HOMES = {
     "Block": "kerasseg.blocks",
@@ -37,8 +44,11 @@ _HOMES = {
     "DiceBCELoss": "kerasseg.losses",
     "DiceScore": "kerasseg.metrics",
     "EvaluationData": "kerasseg.pipeline",
+    "EvaluationResult": "kerasseg.evaluation.arrays",
     "FreezeReport": "kerasseg.freezing",
+    "Interval": "kerasseg.statistics",
     "IoU": "kerasseg.metrics",
+    "MaskRule": "kerasseg.rule",
     "PlateauRule": "kerasseg.plateau",
     "PlateauSchedule": "kerasseg.schedule",
     "PlateauState": "kerasseg.plateau",
@@ -50,21 +60,30 @@ _HOMES = {
     "SliceScores": "kerasseg.metrics",
     "SoftDice": "kerasseg.metrics",
     "SurfaceDistances": "kerasseg.distances",
+    "ThresholdSweep": "kerasseg.thresholds",
     "TrainingData": "kerasseg.pipeline",
+    "apply_rule": "kerasseg.postprocessing",
+    "bootstrap_interval": "kerasseg.statistics",
     "class_weights": "kerasseg.losses",
     "dice": "kerasseg.overlap",
+    "ensemble": "kerasseg.ensembles",
+    "evaluate": "kerasseg.evaluation.arrays",
     "find_blocks": "kerasseg.blocks",
     "fit_to_task": "kerasseg.fitting",
     "freeze": "kerasseg.freezing",
     "hd95": "kerasseg.distances",
     "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
+    "paired_interval": "kerasseg.statistics",
+    "postprocess": "kerasseg.postprocessing",
     "provenance": "kerasseg.checkpoints",
     "set_l2": "kerasseg.optimizers",
     "slice_scores": "kerasseg.metrics",
     "stratified_batches": "kerasseg.batches",
     "surface_distances": "kerasseg.distances",
+    "sweep_thresholds": "kerasseg.thresholds",
     "unet": "kerasseg.network",
+    "write_report": "kerasseg.report",
 }
 
 __all__ = [
@@ -75,8 +94,11 @@ __all__ = [
     "DiceBCELoss",
     "DiceScore",
     "EvaluationData",
+    "EvaluationResult",
     "FreezeReport",
+    "Interval",
     "IoU",
+    "MaskRule",
     "PlateauRule",
     "PlateauSchedule",
     "PlateauState",
@@ -88,22 +110,31 @@ __all__ = [
     "SliceScores",
     "SoftDice",
     "SurfaceDistances",
+    "ThresholdSweep",
     "TrainingData",
     "__version__",
+    "apply_rule",
+    "bootstrap_interval",
     "class_weights",
     "dice",
+    "ensemble",
+    "evaluate",
     "find_blocks",
     "fit_to_task",
     "freeze",
     "hd95",
     "load_split",
     "open_checkpoint",
+    "paired_interval",
+    "postprocess",
     "provenance",
     "set_l2",
     "slice_scores",
     "stratified_batches",
     "surface_distances",
+    "sweep_thresholds",
     "unet",
+    "write_report",
 ]
 
 

@@ -6,7 +6,6 @@ difference, slice by slice. It is computed from what `kerasseg evaluate` left in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,9 +14,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from kerasseg.evaluation.document import Evaluation, Mean, StageName, read_evaluation
+from kerasseg.evaluation.figures import as_mean, clusters
 from kerasseg.evaluation.rows import SliceRow, read_csv
 from kerasseg.runs.directory import RunDirectory
-from kerasseg.statistics import Interval, bootstrap_interval, paired_interval
+from kerasseg.statistics import bootstrap_interval, paired_interval
 from kerasseg_tfrecords.errors import DataError, UsageError
 
 __all__ = ["TIE", "Change", "Comparison", "Difference", "Evaluated", "compare", "evaluated"]
@@ -131,22 +131,34 @@ def evaluated(run: RunDirectory, split: str = "test") -> Evaluated:
 
     Args:
         run: The run.
-        split: "test", "val" (or "validation"), "train" or "all".
+        split: "test", "val" (or "validation"), "train", or "all" for another shard directory (if there are several, its
+            folder's name in the run's `evaluation/`).
 
     Raises:
         DataError: The run was not evaluated on this split, or its files are damaged.
+        UsageError: "all", where several other shard directories are there.
     """
     name = "val" if split == "validation" else split
-    folder = run.root / "evaluation" / name
-    if not (folder / "metrics.json").is_file() or not (folder / "per_slice.csv").is_file():
-        there = sorted(path.parent.name for path in (run.root / "evaluation").glob("*/metrics.json"))
-        word = "validation" if name == "val" else name
-        raise DataError(
-            f"the run was not evaluated on its {word} slices",
+    there = sorted(path.parent for path in (run.root / "evaluation").glob("*/metrics.json"))
+    # Other shard directories each have a folder that begins so.
+    meant = [path for path in there if path.name == name or (name == "all" and path.name.startswith("all-"))]
+    if len(meant) > 1:
+        raise UsageError(
+            "the run was evaluated on several other shard directories",
             path=run.root,
-            found=f"figures of {', '.join(there)}" if there else None,
-            remedy=f"Evaluate it: kerasseg evaluate {run.root} --split {word}",
+            found=", ".join(path.name for path in meant),
+            remedy="Name one: --split " + meant[0].name,
         )
+    if not meant:
+        word = "validation" if name == "val" else name
+        asked = "--shards OTHER" if name.startswith("all") else f"--split {word}"
+        raise DataError(
+            f"the run was not evaluated on {'other' if name.startswith('all') else f'its {word}'} slices",
+            path=run.root,
+            found=f"figures of {', '.join(path.name for path in there)}" if there else None,
+            remedy=f"Evaluate it: kerasseg evaluate {run.root} {asked}",
+        )
+    (folder,) = meant
     figures = read_evaluation(folder / "metrics.json")
     return Evaluated(run=run.root, figures=figures, rows=tuple(read_csv(folder / "per_slice.csv")))
 
@@ -225,34 +237,21 @@ def _identity(row: SliceRow) -> tuple[str, str, int, int, int]:
 def _difference(
     pairs: Sequence[tuple[SliceRow, SliceRow]], stages: tuple[StageName, StageName], confidence: float
 ) -> Difference:
-    groups = [x.group or x.patient for x, _ in pairs]
+    groups = clusters([x for x, _ in pairs])
     scores = [(x.stage(stages[0]), y.stage(stages[1])) for x, y in pairs]
     first, second = np.array([x.dice for x, _ in scores]), np.array([y.dice for _, y in scores])
     change = second - first
     distance = paired_interval([x.hd95 for x, _ in scores], [y.hd95 for _, y in scores], groups, confidence=confidence)
     return Difference(
-        first=_mean(bootstrap_interval(first, groups, confidence=confidence)),
-        second=_mean(bootstrap_interval(second, groups, confidence=confidence)),
-        dice=_mean(paired_interval(first, second, groups, confidence=confidence)),
-        hd95=_mean(distance),
+        first=as_mean(bootstrap_interval(first, groups, confidence=confidence)),
+        second=as_mean(bootstrap_interval(second, groups, confidence=confidence)),
+        dice=as_mean(paired_interval(first, second, groups, confidence=confidence)),
+        hd95=as_mean(distance),
         wins=int((change >= TIE).sum()),
         losses=int((change <= -TIE).sum()),
         ties=int((np.abs(change) < TIE).sum()),
         missed_first=sum(x.missed(stages[0]) for x, _ in pairs),
         missed_second=sum(y.missed(stages[1]) for _, y in pairs),
-    )
-
-
-def _mean(interval: Interval) -> Mean:
-    def plain(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return Mean(
-        mean=plain(interval.estimate),
-        low=plain(interval.low),
-        high=plain(interval.high),
-        slices=interval.slices,
-        patients=interval.groups,
     )
 
 

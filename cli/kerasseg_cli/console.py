@@ -21,6 +21,12 @@ STAGES = {
     "write": "Writing shards",
     "verify": "Verifying records",
     "check": "Checking slices",
+    "overlap": "Comparing with the training data",
+    "predict": "Predicting",
+    "baseline": "Predicting, before training",
+    "score": "Scoring",
+    "robustness": "Corrupting and predicting",
+    "speed": "Timing",
 }
 
 

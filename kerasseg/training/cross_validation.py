@@ -13,7 +13,6 @@ import contextlib
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +25,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kerasseg.checkpoints import open_checkpoint
 from kerasseg.ensembles import ensemble
 from kerasseg.evaluation.document import Mean
+from kerasseg.evaluation.figures import as_mean
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RUNS, RunDirectory
 from kerasseg.runs.state import StateStore
 from kerasseg.split_slices import Caching, open_split
-from kerasseg.statistics import Interval, bootstrap_interval, paired_interval
+from kerasseg.statistics import bootstrap_interval, paired_interval
 from kerasseg.training.events import Message, Observer
 from kerasseg.training.progress import Progress
 from kerasseg.training.session import resume, train
@@ -366,15 +366,10 @@ def _scores(entries: Sequence[_Entry]) -> Scores:
     before, after = [entry.before for entry in entries], [entry.after for entry in entries]
     groups = [entry.group or entry.patient for entry in entries]
     return Scores(
-        before=_mean(bootstrap_interval(before, groups)),
-        after=_mean(bootstrap_interval(after, groups)),
-        gain=_mean(paired_interval(before, after, groups)),
+        before=as_mean(bootstrap_interval(before, groups)),
+        after=as_mean(bootstrap_interval(after, groups)),
+        gain=as_mean(paired_interval(before, after, groups)),
     )
-
-
-def _mean(interval: Interval) -> Mean:
-    plain = [None if math.isnan(value) else value for value in (interval.estimate, interval.low, interval.high)]
-    return Mean(mean=plain[0], low=plain[1], high=plain[2], slices=interval.slices, patients=interval.groups)
 
 
 def _csv(table: Sequence[_Entry]) -> str:

@@ -1,0 +1,181 @@
+"""Dice at every threshold at once: a histogram of the probabilities of each slice, and sums from its upper end.
+
+A pixel is tumour where its probability, as float32, is at least the threshold, as float32: what NumPy, Keras and
+`kerasseg.apply_rule` do with `probability >= 0.3`. The thresholds are k / 1000 for k = 1 to 1000. A probability falls into
+bin k where it reaches k / 1000 and not the next one, so that the number of pixels at threshold k is the sum of the bins
+from k upwards, whole numbers throughout: the Dice of each slice is exactly what one threshold after the other would give.
+
+| mask | prediction | Dice |
+| --- | --- | --- |
+| empty | empty | 1 |
+| empty | something | 0 |
+| tumour | empty | 0 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kerasseg_tfrecords.errors import UsageError
+
+if TYPE_CHECKING:
+    from kerasseg.evaluation.predictions import Predictions, Resolution
+
+__all__ = ["THRESHOLDS", "ThresholdSweep", "best_threshold", "dice_at_all", "sweep_thresholds"]
+
+_STEPS = 1000
+
+THRESHOLDS: NDArray[np.float64] = np.arange(1, _STEPS + 1) / _STEPS
+"""0.001, 0.002, ..., 1."""
+THRESHOLDS.flags.writeable = False
+
+_EDGES = np.concatenate([[0.0], THRESHOLDS]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ThresholdSweep:
+    """Dice at every threshold.
+
+    Attributes:
+        thresholds: (1000,) 0.001 to 1.
+        mean: (1000,) mean over slices of Dice at each.
+        dice: (slices, 1000) float32 Dice of each slice; None where only the mean was asked for.
+        slices: How many.
+        best: The threshold with the highest mean; of several, the one nearest to 0.5.
+        best_dice: The mean there.
+    """
+
+    thresholds: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    dice: NDArray[np.float32] | None
+    slices: int
+    best: float
+    best_dice: float
+
+    def at(self, threshold: float) -> float:
+        """Mean Dice at the nearest of the thresholds.
+
+        >>> sweep = sweep_thresholds(np.full((1, 4, 4), 0.3), np.ones((1, 4, 4)))
+        >>> sweep.at(0.3), sweep.at(0.301)
+        (1.0, 0.0)
+        """
+        return float(self.mean[np.abs(self.thresholds - threshold).argmin()])
+
+
+def sweep_thresholds(
+    probabilities: ArrayLike | Sequence[ArrayLike] | Predictions,
+    masks: ArrayLike | Sequence[ArrayLike] | None = None,
+    *,
+    resolution: Resolution = "native",
+    keep_slices: bool = True,
+) -> ThresholdSweep:
+    """Mean over slices of Dice, at all thresholds k / 1000 at once; see the module for the edge cases.
+
+    Args:
+        probabilities: (slices, height, width) or (slices, height, width, 1), in [0, 1]; slices of several sizes as a list;
+            or predictions, such as `predict_split` gives.
+        masks: The same shapes, bool, or numbers of which those above 0.5 are tumour; None with predictions, which know
+            theirs.
+        resolution: Of predictions: at the slice's own size, or the network's.
+        keep_slices: Whether the Dice of each slice is kept (4 kB a slice), or the mean alone.
+
+    Raises:
+        UsageError: No slices, shapes that do not fit, or values that are no probabilities.
+
+    Example:
+        >>> masks = np.zeros((2, 4, 4), bool); masks[:, :2] = True
+        >>> probabilities = np.where(masks, 0.4, 0.1); probabilities[1, 3] = 0.35
+        >>> sweep = sweep_thresholds(probabilities, masks)
+        >>> sweep.best, sweep.best_dice, sweep.at(0.2)
+        (0.4, 1.0, 0.9)
+    """
+    total = np.zeros(_STEPS)
+    kept: list[NDArray[np.float32]] = []
+    count = 0
+    for probability, mask in _pairs(probabilities, masks, resolution):
+        dice = dice_at_all(probability, mask)
+        total += dice
+        count += 1
+        if keep_slices:
+            kept.append(dice.astype(np.float32))
+    if not count:
+        raise UsageError("there is no slice to look for a threshold on", found="0 slices", expected="at least one")
+    mean = total / count
+    best = best_threshold(THRESHOLDS, mean)
+    return ThresholdSweep(
+        THRESHOLDS, mean, np.stack(kept) if keep_slices else None, count, float(THRESHOLDS[best]), float(mean[best])
+    )
+
+
+def dice_at_all(probability: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(1000,) Dice of one slice at each of `THRESHOLDS`.
+
+    Args:
+        probability: float32 in [0, 1], any shape.
+        mask: The same shape.
+    """
+    # Most pixels lie below the lowest threshold and count nowhere.
+    there = np.flatnonzero(probability.ravel() >= _EDGES[1])
+    values, tumour = probability.ravel().take(there), mask.ravel().take(there)
+    # The nearest edge in float32 arithmetic, which is off by far less than half a bin; the comparison with the edge itself
+    # then decides as the comparison with a threshold would.
+    bins = np.rint(values * np.float32(_STEPS)).astype(np.intp)
+    bins -= values < _EDGES.take(bins)
+    # Background and tumour in one count, one behind the other.
+    bins += tumour * (_STEPS + 1)
+    counts = np.bincount(bins, minlength=2 * (_STEPS + 1)).reshape(2, -1)
+    outside, overlap = counts[:, :0:-1].cumsum(1)[:, ::-1]
+    sizes = outside + overlap + np.count_nonzero(mask)
+    return np.divide(2 * overlap, sizes, out=np.ones(_STEPS), where=sizes > 0)
+
+
+def best_threshold(thresholds: NDArray[np.float64], mean: NDArray[np.float64]) -> int:
+    """Index of the highest mean; of several, the one nearest to 0.5, and of two as near, the lower.
+
+    >>> int(best_threshold(np.array([0.2, 0.4, 0.9]), np.array([0.7, 0.7, 0.7])))
+    1
+    """
+    # Means that differ in the last bits alone, from the order of summing up, are the same.
+    top = np.flatnonzero(mean >= mean.max() - 1e-12)
+    return int(top[np.abs(thresholds[top] - 0.5).argmin()])
+
+
+def _pairs(
+    probabilities: Any, masks: Any, resolution: Resolution
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    if hasattr(probabilities, "probability"):
+        for number in range(len(probabilities)):
+            yield probabilities.probability(number, resolution), probabilities.case(number, resolution).mask
+        return
+    if masks is None or len(probabilities) != len(masks):
+        found = "no masks" if masks is None else f"{len(probabilities)} and {len(masks)} slices"
+        raise UsageError("probabilities and masks do not fit", found=found, expected="the same shapes")
+    for number, (values, reference) in enumerate(zip(probabilities, masks, strict=True)):
+        probability, mask = _plane(np.asarray(values, np.float32)), _plane(np.asarray(reference))
+        if probability.shape != mask.shape:
+            raise UsageError(
+                f"probabilities and masks of slice {number} do not fit",
+                found=f"{probability.shape} and {mask.shape}",
+                expected="the same shapes",
+            )
+        # A NaN fails both comparisons.
+        if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
+            raise UsageError(
+                "these are no probabilities",
+                found=f"{probability.min():g} to {probability.max():g} in slice {number}",
+                expected="values in [0, 1]",
+                remedy="Where a network puts out logits, apply a sigmoid first.",
+            )
+        yield probability, mask if mask.dtype == np.bool_ else mask > 0.5
+
+
+def _plane(array: NDArray[Any]) -> NDArray[Any]:
+    plane = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if plane.ndim != 2:
+        raise UsageError("a slice has two dimensions", found=f"shape {array.shape}", expected="(height, width)")
+    return plane
