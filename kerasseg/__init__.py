@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kerasseg.blocks import Block, Blocks, find_blocks
     from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
     from kerasseg.distances import SurfaceDistances, hd95, surface_distances
+    from kerasseg.ensembles import ensemble
     from kerasseg.evaluation.arrays import EvaluationResult, evaluate
     from kerasseg.fitting import fit_to_task
     from kerasseg.freezing import FreezeReport, freeze
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
     from kerasseg.postprocessing import apply_rule, postprocess
+    from kerasseg.report import write_report
     from kerasseg.rule import MaskRule
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
@@ -64,6 +66,7 @@ _HOMES = {
     "bootstrap_interval": "kerasseg.statistics",
     "class_weights": "kerasseg.losses",
     "dice": "kerasseg.overlap",
+    "ensemble": "kerasseg.ensembles",
     "evaluate": "kerasseg.evaluation.arrays",
     "find_blocks": "kerasseg.blocks",
     "fit_to_task": "kerasseg.fitting",
@@ -80,6 +83,7 @@ _HOMES = {
     "surface_distances": "kerasseg.distances",
     "sweep_thresholds": "kerasseg.thresholds",
     "unet": "kerasseg.network",
+    "write_report": "kerasseg.report",
 }
 
 __all__ = [
@@ -113,6 +117,7 @@ __all__ = [
     "bootstrap_interval",
     "class_weights",
     "dice",
+    "ensemble",
     "evaluate",
     "find_blocks",
     "fit_to_task",
@@ -129,6 +134,7 @@ __all__ = [
     "surface_distances",
     "sweep_thresholds",
     "unet",
+    "write_report",
 ]
 
 

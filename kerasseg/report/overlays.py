@@ -41,7 +41,12 @@ def outlined(
 
 
 def close_up(
-    image: NDArray[np.uint8], reference: NDArray[np.bool_], prediction: NDArray[np.bool_], describe: str
+    image: NDArray[np.uint8],
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+    describe: str,
+    *,
+    around: NDArray[np.bool_] | None = None,
 ) -> Markup:
     """The part around both masks, with hits, misses and false alarms filled; the whole slice where both are empty.
 
@@ -50,8 +55,9 @@ def close_up(
         reference: As in `outlined`.
         prediction: As in `outlined`.
         describe: As in `outlined`.
+        around: (height, width) what is to be seen, so that several close-ups show the same part; None for both masks.
     """
-    rows, columns = _around(reference | prediction)
+    rows, columns = _around(reference | prediction if around is None else around)
     scale = _SIDE / max(reference[rows, columns].shape)
     shown, found = reference[rows, columns], prediction[rows, columns]
     areas = (("hit", shown & found), ("miss", shown & ~found), ("alarm", ~shown & found))

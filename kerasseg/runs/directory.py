@@ -266,7 +266,8 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
 
-_BEFORE_CONFIG = frozenset({_STATE, _LOCK, "baseline.keras"})
+# The shards of a fold lie in its run from the beginning.
+_BEFORE_CONFIG = frozenset({_STATE, _LOCK, "baseline.keras", "shards"})
 
 
 def _full(error: OSError, path: Path) -> KerassegError:
