@@ -60,6 +60,29 @@ def test_bytes_masks_with_channels_and_a_network_for_colour() -> None:
     assert [row.dice for row in other.rows] == pytest.approx([row.dice for row in plain.rows], abs=0.02)
 
 
+def test_a_data_set_is_the_arrays_in_batches() -> None:
+    images, masks = slices()
+    model = brightness_network(24)
+    labels = np.array([0, 1] * 3)
+    plain = kerasseg.evaluate(model, images, masks, labels=labels, rule=0.7, resamples=50)
+    pairs = [(images[:4], masks[:4]), (images[4:], masks[4:])]
+    # What only fills a batch up does not count.
+    weighted = [
+        (images[[0, 1, 2]], masks[[0, 1, 2]], [1, 1, 1]),
+        (images[[3, 4, 5, 5]], masks[[3, 4, 5, 5]], [1, 1, 1, 0]),
+    ]
+    parts = (slice(0, 3), slice(3, 6))
+    named = [{"image": images[part], "mask": masks[part], "label": labels[part]} for part in parts]
+    for data in (pairs, weighted, iter(pairs), named):
+        found = kerasseg.evaluate(model, data, rule=0.7, resamples=50)
+        assert [row.dice for row in found.rows] == [row.dice for row in plain.rows]
+    assert found.figures.classes == plain.figures.classes == ("0", "1")
+    with pytest.raises(UsageError, match="masks are missing"):
+        kerasseg.evaluate(model, images)
+    with pytest.raises(UsageError, match="without batches"):
+        kerasseg.evaluate(model, [])
+
+
 def test_a_rule_with_post_processing_has_all_stages() -> None:
     images, masks = slices()
     result = kerasseg.evaluate(brightness_network(24), images, masks, rule=MaskRule(keep_largest=True), resamples=50)
