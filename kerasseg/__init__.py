@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kerasseg.blocks import Block, Blocks, find_blocks
     from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
     from kerasseg.distances import SurfaceDistances, hd95, surface_distances
+    from kerasseg.ensembles import ensemble
+    from kerasseg.evaluation.arrays import EvaluationResult, evaluate
     from kerasseg.fitting import fit_to_task
     from kerasseg.freezing import FreezeReport, freeze
     from kerasseg.losses import DiceBCELoss, class_weights
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
     from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
     from kerasseg.postprocessing import apply_rule, postprocess
+    from kerasseg.report import write_report
     from kerasseg.rule import MaskRule
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
+    from kerasseg.statistics import Interval, bootstrap_interval, paired_interval
     from kerasseg.thresholds import ThresholdSweep, sweep_thresholds
     from kerasseg.training.fine_tune import FineTuned, fine_tune
 
@@ -41,8 +45,10 @@ _HOMES = {
     "DiceBCELoss": "kerasseg.losses",
     "DiceScore": "kerasseg.metrics",
     "EvaluationData": "kerasseg.pipeline",
+    "EvaluationResult": "kerasseg.evaluation.arrays",
     "FineTuned": "kerasseg.training.fine_tune",
     "FreezeReport": "kerasseg.freezing",
+    "Interval": "kerasseg.statistics",
     "IoU": "kerasseg.metrics",
     "MaskRule": "kerasseg.rule",
     "PlateauRule": "kerasseg.plateau",
@@ -59,8 +65,11 @@ _HOMES = {
     "ThresholdSweep": "kerasseg.thresholds",
     "TrainingData": "kerasseg.pipeline",
     "apply_rule": "kerasseg.postprocessing",
+    "bootstrap_interval": "kerasseg.statistics",
     "class_weights": "kerasseg.losses",
     "dice": "kerasseg.overlap",
+    "ensemble": "kerasseg.ensembles",
+    "evaluate": "kerasseg.evaluation.arrays",
     "find_blocks": "kerasseg.blocks",
     "fine_tune": "kerasseg.training.fine_tune",
     "fit_to_task": "kerasseg.fitting",
@@ -68,6 +77,7 @@ _HOMES = {
     "hd95": "kerasseg.distances",
     "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
+    "paired_interval": "kerasseg.statistics",
     "postprocess": "kerasseg.postprocessing",
     "provenance": "kerasseg.checkpoints",
     "set_l2": "kerasseg.optimizers",
@@ -76,6 +86,7 @@ _HOMES = {
     "surface_distances": "kerasseg.distances",
     "sweep_thresholds": "kerasseg.thresholds",
     "unet": "kerasseg.network",
+    "write_report": "kerasseg.report",
 }
 
 __all__ = [
@@ -86,8 +97,10 @@ __all__ = [
     "DiceBCELoss",
     "DiceScore",
     "EvaluationData",
+    "EvaluationResult",
     "FineTuned",
     "FreezeReport",
+    "Interval",
     "IoU",
     "MaskRule",
     "PlateauRule",
@@ -105,8 +118,11 @@ __all__ = [
     "TrainingData",
     "__version__",
     "apply_rule",
+    "bootstrap_interval",
     "class_weights",
     "dice",
+    "ensemble",
+    "evaluate",
     "find_blocks",
     "fine_tune",
     "fit_to_task",
@@ -114,6 +130,7 @@ __all__ = [
     "hd95",
     "load_split",
     "open_checkpoint",
+    "paired_interval",
     "postprocess",
     "provenance",
     "set_l2",
@@ -122,6 +139,7 @@ __all__ = [
     "surface_distances",
     "sweep_thresholds",
     "unet",
+    "write_report",
 ]
 
 

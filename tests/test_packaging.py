@@ -39,6 +39,9 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
         base = {"kerasseg": ROOT, "kerasseg_cli": ROOT / "cli", "kerasseg_tfrecords": ROOT / "tfrecords"}[package]
         modules = {path.relative_to(base).as_posix() for path in (base / package).rglob("*.py")}
         assert modules <= set(names)
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "kerasseg").rglob("*.j2")}
+    assert templates
+    assert templates <= set(names)
 
 
 def interpreter(version: str) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kerasseg_cli import convert, inspect, prepare, train, tune_threshold, verify
+from kerasseg_cli import compare, convert, cross_validate, evaluate, inspect, prepare, train, tune_threshold, verify
 from kerasseg_cli.chatter import without_chatter
 from kerasseg_cli.errors import guarded
 
@@ -47,6 +47,9 @@ def _build() -> typer.Typer:
         convert.convert,
         train.train,
         tune_threshold.tune_threshold,
+        evaluate.evaluate,
+        compare.compare,
+        cross_validate.cross_validate,
     )
     for command in commands:
         application.command()(guarded(command))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 if TYPE_CHECKING:
     from kerasseg.training.settings import TrainSettings
 
-__all__ = ["train"]
+__all__ = ["given", "refuse_others", "settings_of", "train"]
 
 WHAT, RECIPE, SCHEDULE, DATA, MACHINE, RUN = (
     "What is trained",
@@ -27,6 +28,13 @@ WHAT, RECIPE, SCHEDULE, DATA, MACHINE, RUN = (
 
 
 _TYPED = ("COMMANDLINE", "ENVIRONMENT")
+
+_AS_TYPED = (
+    *("checkpoint", "architecture", "head", "strategy", "freeze_batchnorm", "learning_rate", "weight_decay", "l2"),
+    *("clipnorm", "epochs", "steps", "batch_size", "balance", "train_on_positives", "guard", "seed", "precision"),
+    *("deterministic", "xla", "save_every", "cache"),
+)
+"""Options that are settings as they stand."""
 
 
 def train(
@@ -154,61 +162,54 @@ def train(
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
+    debug: Debug = False,
 ) -> None:
     """Fine-tune a U-Net on the shards, and keep the best weights by validation Dice."""
-    # By its name: typer brings the class along from a click of its own.
-    given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") in _TYPED}
+    # All of them by their names, so that `cross-validate`, which has the same, resolves them alike.
+    options = dict(locals())
     if resume:
-        _refuse_others(given - {"resume", "out", "as_json", "quiet", "debug"})
+        refuse_others(given(context) - {"resume", "out", "as_json", "quiet", "debug"})
         _go_on(out, as_json=as_json, quiet=quiet)
         return
-
-    asked: dict[str, Any] = {
-        "shards": str(shards),
-        "checkpoint": checkpoint,
-        "architecture": architecture,
-        "head": head,
-        "strategy": strategy,
-        "freeze": tuple(name for text in freeze or () for name in text.split(",") if name),
-        "freeze_batchnorm": freeze_batchnorm,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "l2": l2,
-        "clipnorm": clipnorm,
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "balance": balance,
-        "class_weight": _weights(class_weight),
-        "train_on_positives": train_on_positives,
-        "guard": guard,
-        "seed": seed,
-        "precision": precision,
-        "devices": tuple(part.strip() for part in (devices or "").split(",") if part.strip()),
-        "deterministic": deterministic,
-        "xla": xla,
-        "save_every": save_every,
-        "cache": cache,
-        "memory_budget": _bytes(memory_budget),
-    }
-    # Fields of a field: those that were typed win over the file's, the others stay the file's.
-    parts: dict[str, dict[str, Any]] = {
-        "loss": {
-            "dice_weight": dice_weight,
-            "bce_weight": bce_weight,
-            "smooth": smooth,
-            "positive_weight": positive_weight,
-        },
-        "schedule": {"stages": _stages(stages), "stop_after": stop_after or None, "stop_counter": stop_counter},
-        "augmentation": {"flip": flip, "brightness": brightness, "contrast": contrast, "zoom": zoom},
-        "network": {name: value for name, value in (("filters", filters), ("depth", depth)) if value is not None},
-    }
-    settings = _settings(asked, parts, given, config, augment)
+    settings = settings_of(context, options)
 
     from kerasseg.training.session import train as run
 
     _show(lambda observer: run(settings, out, [observer]), as_json=as_json, quiet=quiet)
+
+
+def given(context: typer.Context) -> set[str]:
+    """Names of the options that were typed, or set in the environment."""
+    # By its name: typer brings the class along from a click of its own.
+    return {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") in _TYPED}
+
+
+def settings_of(context: typer.Context, options: Mapping[str, Any]) -> TrainSettings:
+    """Settings from the options of `train`, by their names there.
+
+    Raises:
+        UsageError: One that cannot be meant.
+    """
+    asked: dict[str, Any] = {
+        **{name: options[name] for name in _AS_TYPED},
+        "shards": str(options["shards"]),
+        "freeze": tuple(name for text in options["freeze"] or () for name in text.split(",") if name),
+        "class_weight": _weights(options["class_weight"]),
+        "devices": tuple(part.strip() for part in (options["devices"] or "").split(",") if part.strip()),
+        "memory_budget": _bytes(options["memory_budget"]),
+    }
+    # Fields of a field: those that were typed win over the file's, the others stay the file's.
+    parts: dict[str, dict[str, Any]] = {
+        "loss": {name: options[name] for name in ("dice_weight", "bce_weight", "smooth", "positive_weight")},
+        "schedule": {
+            "stages": _stages(options["stages"]),
+            "stop_after": options["stop_after"] or None,
+            "stop_counter": options["stop_counter"],
+        },
+        "augmentation": {name: options[name] for name in ("flip", "brightness", "contrast", "zoom")},
+        "network": {name: options[name] for name in ("filters", "depth") if options[name] is not None},
+    }
+    return _settings(asked, parts, given(context), options["config"], options["augment"])
 
 
 def _settings(
@@ -265,7 +266,8 @@ def _show(run: Any, *, as_json: bool, quiet: bool) -> None:
         raise typer.Exit(130)
 
 
-def _refuse_others(names: set[str]) -> None:
+def refuse_others(names: set[str]) -> None:
+    """Refuses options beside `--resume`."""
     if names:
         options = ", ".join("--" + name.replace("_", "-") for name in sorted(names))
         raise UsageError(

@@ -17,7 +17,15 @@ from kerasseg.split_slices import MEMORY_BUDGET, SplitSlices
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.intensity import restore
 
-__all__ = ["ArrayPredictions", "Case", "Predictions", "Resolution", "SplitPredictions", "predict_split"]
+__all__ = [
+    "ArrayPredictions",
+    "Case",
+    "Predictions",
+    "Resolution",
+    "SplitPredictions",
+    "check_probabilities",
+    "predict_split",
+]
 
 Resolution = Literal["native", "model"]
 """Of figures: the slice's own height and width, or the square that the network sees."""
@@ -245,7 +253,7 @@ def predict_split(
         batch = data.batch(step)
         there = batch.slice >= 0
         images = batch.image if transform is None else transform(batch.image, batch.slice)
-        values = _checked(model.predict_on_batch(images), len(images), side)
+        values = check_probabilities(model.predict_on_batch(images), (len(images), side, side))
         probabilities[batch.slice[there]] = values[there]
         if on_batch is not None:
             on_batch(step + 1, data.steps)
@@ -257,13 +265,23 @@ def _input_of(model: keras.Model) -> tuple[int | None, int]:
     return None if shape[1] is None else int(shape[1]), int(shape[-1])
 
 
-def _checked(values: Any, count: int, side: int) -> NDArray[np.float32]:
+def check_probabilities(values: Any, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """What a network put out for a batch, as probabilities.
+
+    Args:
+        values: Array or tensor (batch, height, width, 1).
+        shape: Expected (batch, height, width).
+
+    Raises:
+        UsageError: Another shape, or values outside of [0, 1].
+        KerassegError: NaN.
+    """
     found = np.asarray(keras.ops.convert_to_numpy(values), np.float32)
-    if found.shape != (count, side, side, 1):
+    if found.shape != (*shape, 1):
         raise UsageError(
             "the network does not put out one probability a pixel",
             found=f"shape {found.shape}",
-            expected=f"{(count, side, side, 1)}",
+            expected=f"{(*shape, 1)}",
             remedy="Fit it to the task: kerasseg.fit_to_task(model).",
         )
     if np.isnan(found).any():

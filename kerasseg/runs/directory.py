@@ -278,7 +278,8 @@ class RunDirectory:
 
 def _before_config(name: str) -> bool:
     """Whether a run may have left this before its configuration was written."""
-    return name in {_STATE, _LOCK, "baseline.keras"} or name.startswith(_TEMPORARY)
+    # The shards of a fold lie in its run from the beginning.
+    return name in {_STATE, _LOCK, "baseline.keras", "shards"} or name.startswith(_TEMPORARY)
 
 
 def _full(error: OSError, path: Path) -> KerassegError:

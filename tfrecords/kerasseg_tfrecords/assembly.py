@@ -36,7 +36,7 @@ from kerasseg_tfrecords.split import SPLITS
 from kerasseg_tfrecords.splits_file import dump
 from kerasseg_tfrecords.spool import Spooled, SpoolReader
 
-__all__ = ["make_manifest", "put_in_place", "write_shards"]
+__all__ = ["make_manifest", "put_in_place", "shuffle_key", "write_shards"]
 
 
 def write_shards(
@@ -75,7 +75,7 @@ def write_shards(
 
         for (split, label), members in chosen.items():
             # A fixed shuffle: a reader that takes shards from the front sees no order of patients or files.
-            order = sorted(members, key=lambda i: _shuffle_key(options.seed, arrangement.slices[i].facts.slice_id))
+            order = sorted(members, key=lambda i: shuffle_key(options.seed, arrangement.slices[i].facts.slice_id))
             shards += write_family(
                 root,
                 split,
@@ -88,7 +88,8 @@ def write_shards(
     return shards
 
 
-def _shuffle_key(seed: int, slice_id: str) -> bytes:
+def shuffle_key(seed: int, slice_id: str) -> bytes:
+    """Where a slice stands in its family of shards: sorted by it, slices are shuffled alike on every machine."""
     return hashlib.sha256(f"{seed} {slice_id}".encode()).digest()
 
 

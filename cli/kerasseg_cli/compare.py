@@ -1,0 +1,126 @@
+"""`kerasseg compare`: two runs on the same slices, paired."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_tfrecords.errors import KerassegError, one_line
+
+if TYPE_CHECKING:
+    from kerasseg.comparison import Comparison, Difference, Evaluated
+    from kerasseg.evaluation.document import Mean
+    from kerasseg.evaluation.run_pictures import NetworkPictures
+
+__all__ = ["compare"]
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="What is compared with: a run's folder or name.")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="What is compared.")],
+    split: Annotated[
+        str, typer.Option(help="Slices that both were evaluated on: test, validation, train, or all.")
+    ] = "test",
+    most: Annotated[int, typer.Option(min=0, help="Slices to show, those that changed most.")] = 8,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Predict the slices that changed most, and show them.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page; compare-RUN_A-RUN_B.html beside RUN_B.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
+) -> None:
+    """Compare two evaluated runs slice by slice: differences with intervals, wins, losses, and pictures."""
+    from kerasseg.comparison import compare as run
+    from kerasseg.comparison import evaluated
+    from kerasseg.report import write_comparison
+    from kerasseg.runs import RunDirectory
+
+    one, other = (evaluated(RunDirectory.find(name), split) for name in (first, second))
+    found = run(one, other, most=most)
+    shown = None
+    if pictures and found.changed:
+        try:
+            shown = _pictures(one), _pictures(other)
+        except KerassegError as error:
+            # Runs may have come from another machine without their shards: the figures are still worth showing.
+            errors().print(f"Warning: the page has no pictures: {error}", markup=False, style="yellow")
+    page = out or other.run.parent / f"compare-{found.first}-{found.second}.html"
+    write_comparison(found, shown, page)
+    if as_json:
+        print_json({**json.loads(found.model_dump_json()), "verdict": found.verdict, "page": str(page)})
+    elif not quiet:
+        _show(found, page)
+
+
+def _pictures(run: Evaluated) -> NetworkPictures:
+    from kerasseg.checkpoints import open_checkpoint
+    from kerasseg.evaluation.run_pictures import NetworkPictures
+    from kerasseg.runs import RunDirectory
+
+    model = open_checkpoint(RunDirectory(run.run).model_file)
+    return NetworkPictures(model, run.figures.final_stage().rule, run.figures.shards, run.figures.split)
+
+
+def _show(found: Comparison, page: Path) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Dice", no_wrap=True)
+    for heading in (found.first, found.second, "difference"):
+        table.add_column(_plain(heading), justify="right", overflow="fold")
+    table.add_column(f"{100 * found.confidence:g} % interval, over patients")
+    table.add_column("better / worse / same", justify="right")
+    table.add_column("missed", justify="right", no_wrap=True)
+    for name, difference in {"all slices": found.all, **found.classes}.items():
+        table.add_row(_plain(name), *_cells(difference))
+    console = screen()
+    console.print(table)
+    console.print()
+    console.print(found.verdict, markup=False)
+    for text in found.remarks:
+        console.print(text, markup=False)
+    if found.changed:
+        changed = Table(box=None, pad_edge=False, header_style="bold")
+        changed.add_column("changed most", overflow="fold")
+        changed.add_column("class")
+        for heading in ("before", "now", "change"):
+            changed.add_column(heading, justify="right")
+        for change in found.changed:
+            scores = f"{change.first:.3f}", f"{change.second:.3f}", f"{change.dice:+.3f}"
+            changed.add_row(_plain(change.slice_id), _plain(change.label), *scores)
+        console.print()
+        console.print(changed)
+    console.print()
+    console.print(f"Pictures: {page}", markup=False)
+
+
+def _cells(difference: Difference) -> tuple[str, ...]:
+    gain = difference.dice
+    limits = "one patient: none can be given" if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
+    return (
+        _number(difference.first),
+        _number(difference.second),
+        "-" if gain.mean is None else f"{gain.mean:+.4f}",
+        limits,
+        f"{difference.wins} / {difference.losses} / {difference.ties}",
+        f"{difference.missed_first} / {difference.missed_second}",
+    )
+
+
+def _number(mean: Mean) -> str:
+    return "-" if mean.mean is None else f"{mean.mean:.4f}"
+
+
+def _plain(text: str) -> str:
+    """As rich is to print it: brackets of a name are no markup."""
+    from rich.markup import escape
+
+    return escape(one_line(text))

@@ -1,0 +1,127 @@
+"""`kerasseg cross-validate`: `train` once for each fold, with the same options."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
+from kerasseg_tfrecords.errors import DataError
+
+if TYPE_CHECKING:
+    from kerasseg.training.cross_validation import CrossValidation, Scores
+    from kerasseg.training.settings import TrainSettings
+
+__all__ = ["cross_validate"]
+
+_Folds = Annotated[int, typer.Option(min=2, help="How many; groups of patients stay together.", rich_help_panel=RUN)]
+_Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The folder; runs/<date-time-cv-strategy>.", rich_help_panel=RUN)
+]
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the one in --out, or the latest one.", rich_help_panel=RUN)
+]
+
+
+def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> None:
+    """Train once for each fold of the training and validation slices; the test split stays closed."""
+    out: Path | None = options["out"]
+    settings: TrainSettings
+    if options["resume"]:
+        refuse_others(given(context) - {"resume", "out", "as_json", "quiet", "debug"})
+        out, settings, folds = _begun(out)
+    else:
+        settings = settings_of(context, options)
+
+    from kerasseg.training.cross_validation import cross_validate as run
+    from kerasseg_cli.train_display import watching
+
+    as_json, quiet = options["as_json"], options["quiet"]
+    with watching(as_json=as_json, quiet=quiet) as observer:
+        found, root = run(settings, folds, out, [observer])
+    if found.out_of_fold is None:
+        text = f"Stopped and saved. Go on with: kerasseg cross-validate --resume --out {root}"
+        errors().print(text, markup=False, soft_wrap=True)
+        raise typer.Exit(130)
+    if as_json:
+        print_json({**json.loads(found.model_dump_json()), "folder": str(root)})
+    elif not quiet:
+        _show(found, root)
+
+
+def _with_options_of_train() -> inspect.Signature:
+    """The signature that typer reads: everything that `train` has, with folds first and its own folder and resume."""
+    own = {"out": _Out, "resume": _Resume}
+    parameters = [
+        parameter.replace(annotation=own.get(name, parameter.annotation))
+        for name, parameter in inspect.signature(train, eval_str=True, locals={"Any": Any}).parameters.items()
+    ]
+    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    folds = inspect.Parameter("folds", keyword, default=5, annotation=_Folds)
+    return inspect.Signature([parameters[0], folds, *parameters[1:]], return_annotation=None)
+
+
+cross_validate.__signature__ = _with_options_of_train()  # type: ignore[attr-defined]
+
+
+def _begun(out: Path | None) -> tuple[Path, TrainSettings, int]:
+    from kerasseg.runs.directory import RUNS
+    from kerasseg.training.cross_validation import FILE, read_cross_validation
+
+    if out is None:
+        known = sorted(RUNS.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+        if not known:
+            remedy = "Begin one: kerasseg cross-validate --folds 5 --checkpoint FILE"
+            raise DataError("there is no cross-validation yet", path=RUNS, remedy=remedy)
+        out = known[-1].parent
+    found = read_cross_validation(out)
+    return out, found.settings, found.folds
+
+
+def _show(found: CrossValidation, root: Path) -> None:
+    from rich.table import Table
+
+    figures = found.out_of_fold
+    if figures is None:
+        return
+    console = screen()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("out-of-fold Dice")
+    for heading in ("slices", "epoch 0", "best epochs", "gain"):
+        table.add_column(heading, justify="right")
+    table.add_column("95 % interval of the gain, over patients")
+    sets = {"all slices": figures.all, "tumour slices": figures.tumour, **figures.classes}
+    for name, scores in sets.items():
+        table.add_row(name, *_cells(scores))
+    console.print()
+    console.print(table)
+    console.print()
+    for fold in figures.folds:
+        text = (
+            f"{fold.name}: {fold.after:.4f} over {fold.slices:,} slices, best epoch {fold.best_epoch} of {fold.epochs}"
+        )
+        console.print(text, markup=False)
+    low, high = figures.all.after.low, figures.all.after.high
+    if low is not None and high is not None:
+        console.print(f"Dice {figures.all.after.mean:.4f}, 95 % interval {low:.4f} to {high:.4f}.", markup=False)
+    console.print(f"Standard deviation over folds: {figures.spread:.4f}.", markup=False)
+    console.print("Each fold's best epoch was chosen on the slices it held out, which flatters a little.", markup=False)
+    console.print("The test split was not looked at.", markup=False)
+    console.print(
+        f"Ensemble of the folds: {root / 'ensemble'}    every slice: {root / 'out-of-fold.csv'}", markup=False
+    )
+
+
+def _cells(scores: Scores) -> tuple[str, ...]:
+    def number(value: float | None, form: str = ".4f") -> str:
+        return "-" if value is None else f"{value:{form}}"
+
+    gain = scores.gain
+    interval = "-" if gain.low is None else f"{number(gain.low, '+.4f')} to {number(gain.high, '+.4f')}"
+    means = number(scores.before.mean), number(scores.after.mean), number(gain.mean, "+.4f")
+    return f"{gain.slices:,}", *means, interval

@@ -1,0 +1,226 @@
+"""The summary of an evaluation on the screen: the verdict first, and all of it on one page."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from kerasseg_cli.console import screen
+
+if TYPE_CHECKING:
+    from kerasseg.evaluation.document import Evaluation, Figures, Mean, Stage, Target
+
+__all__ = ["summary"]
+
+_SPLITS = {"test": "Test", "val": "Validation", "train": "Training", "all": "External"}
+_SHARES = {"IoU": "iou", "precision": "precision", "recall": "recall"}
+_ROOM = 100
+"""Columns from which intervals stand beside all figures; below, beside those that the verdict is about."""
+
+
+def summary(evaluation: Evaluation, folder: Path | None = None, console: Console | None = None) -> None:
+    """Prints it.
+
+    Args:
+        evaluation: The figures.
+        folder: Where the report lies; None for none.
+        console: Where to; None for standard output.
+    """
+    out = console or screen()
+    final = evaluation.final_stage()
+    dice = final.all.measures["dice"]
+    out.print(
+        f"{_SPLITS[evaluation.split]} Dice {_share(dice.mean, 4)}{_within(dice, evaluation.confidence)}, "
+        f"{_count(final.all.slices, 'slice')} of {_count(final.all.patients, 'patient')}",
+        style="bold",
+        markup=False,
+    )
+    for line in _goals(evaluation):
+        out.print(line, markup=False)
+    out.print()
+    out.print(_stages(evaluation, out.width))
+    out.print()
+    out.print(_groups(evaluation, final, out.width))
+    out.print()
+    for line in _lines(evaluation, final, folder):
+        out.print(line, markup=False)
+
+
+def _goals(evaluation: Evaluation) -> list[str]:
+    """A line a goal; those of the classes with the same goal share one."""
+    lines: list[str] = []
+    by_class: dict[tuple[float, bool], list[Target]] = {}
+    for target in evaluation.targets:
+        if target.name.startswith("Dice of "):
+            by_class.setdefault((target.goal, target.stretch), []).append(target)
+            continue
+        name = "stated baseline" if "stated" in target.name else "stretch" if target.stretch else "goal"
+        lines.append(f"  {name} {target.goal:.4g}: {_verdict(target)}")
+    for (goal, stretch), targets in by_class.items():
+        said = ", ".join(f"{t.name.removeprefix('Dice of ')} {t.verdict}" for t in targets)
+        lines.append(f"  {'stretch, ' if stretch else ''}classes {goal:.4g}: {said}")
+    return lines
+
+
+def _verdict(target: Target) -> str:
+    if target.value.low is None:
+        return "open: one patient gives no interval" if target.value.mean is not None else "open: nothing to measure"
+    if target.verdict == "open":
+        return f"open: the interval holds it, the mean lies {'above' if target.reached else 'below'}"
+    return "met: the whole interval lies above" if target.verdict == "met" else "missed: the whole interval lies below"
+
+
+def _stages(evaluation: Evaluation, width: int) -> Table:
+    baseline = evaluation.baseline
+    table = _table("Dice, stage by stage", ["network"] + (["before training", "gain, paired"] if baseline else []))
+    roomy = width >= _ROOM
+    for i, stage in enumerate(evaluation.model.stages):
+        cells = [_stage_name(stage), _cell(stage.all.measures["dice"], roomy)]
+        if baseline is not None:
+            cells.append(_cell(baseline.stages[i].all.measures["dice"], roomy))
+            cells.append(_cell(evaluation.gain.get(stage.name), width >= 75, sign=True))
+        table.add_row(*cells)
+    return table
+
+
+def _groups(evaluation: Evaluation, final: Stage, width: int) -> Table:
+    roomy = width >= _ROOM
+    gain = bool(evaluation.gain)
+    unit = _unit(final.all)
+    headings = ["slices", "Dice", *(["gain"] if gain else []), f"HD95, {'mm' if unit == 'mm' else 'px'}", "missed"]
+    if width >= 75:
+        headings.insert(1, "patients")
+    table = _table("Final masks", headings)
+
+    def row(name: str, figures: Figures, over: Mean | None) -> None:
+        cells = [name, str(figures.slices)]
+        if width >= 75:
+            cells.append(str(figures.patients))
+        cells.append(_cell(figures.measures["dice"], roomy or (width >= 75 and not gain)))
+        if gain:
+            cells.append(_cell(over, roomy, sign=True))
+        cells += [_distance(figures, unit), f"{figures.missed} of {figures.with_tumour}"]
+        table.add_row(*cells)
+
+    row("all slices", final.all, evaluation.gain.get(evaluation.final))
+    if len(final.classes) > 1:
+        for name, figures in final.classes.items():
+            row(name, figures, evaluation.gain_classes.get(name))
+    for name, figures in final.sizes.items():
+        row(name, figures, None)
+    return table
+
+
+def _lines(evaluation: Evaluation, final: Stage, folder: Path | None) -> list[str]:
+    everything = final.all
+    shares = ", ".join(f"{name} {_value(everything, key)}" for name, key in _SHARES.items())
+    alarms = f"; {everything.false_alarms} of {_count(everything.empty, 'empty slice')} with a false alarm"
+    missed = f"{everything.missed} of {_count(everything.with_tumour, 'tumour')}"
+    lines = [
+        f"Tumour slices: Dice {_value(everything, 'dice_tumour')}. Over all slices: {shares}.",
+        f"Missed {missed}{alarms if everything.empty else ''}; average surface distance {_surface(everything)}.",
+    ]
+    if final.volumes is not None:
+        lines.append(f"Pooled within {_count(final.volumes.slices, 'volume')}: Dice {_share(final.volumes.mean)}.")
+    beside = []
+    if evaluation.calibration is not None:
+        beside.append(f"calibration error {_share(evaluation.calibration.error)}")
+    if evaluation.robustness is not None:
+        kept = evaluation.robustness.kept
+        beside.append(f"under corruption {'-' if kept is None else f'{100 * kept:.0f} %'} of Dice is kept")
+    if beside:
+        text = "; ".join(beside)
+        lines.append(f"{text[0].upper()}{text[1:]}.")
+    if evaluation.second_reader is not None:
+        second = evaluation.second_reader
+        lines.append(
+            f"Two annotators agree at Dice {_share(second.agreement.mean)} on {_count(second.slices, 'slice')}; there the "
+            f"network has {_share(second.network.mean)} against the first and {_share(second.network_second.mean)} against "
+            "the second."
+        )
+    if evaluation.speed is not None:
+        lines.append(_speed(evaluation))
+    if everything.patients < 10:
+        lines.append(f"Only {_count(everything.patients, 'patient')}: the true intervals are wider.")
+    if evaluation.test_looks:
+        times = "once" if evaluation.test_looks == 1 else f"{evaluation.test_looks} times"
+        lines.append(f"The test slices of these shards have been looked at {times}, this time included.")
+    else:
+        lines.append("The test split was not looked at.")
+    if folder is not None:
+        lines.append(f"Report: {folder / 'report.html'} (beside it: metrics.json, per_slice.csv)")
+    return lines
+
+
+def _speed(evaluation: Evaluation) -> str:
+    speed = evaluation.speed
+    assert speed is not None  # noqa: S101 - asked for by the caller
+    parts = []
+    for batch, milliseconds in speed.milliseconds_a_slice.items():
+        before = speed.baseline_milliseconds_a_slice.get(batch)
+        than = "" if before is None else f" (before training {before:.3g})"
+        parts.append(f"{milliseconds:.3g} ms a slice at batch {batch}{than}")
+    return f"Speed: {', '.join(parts)}."
+
+
+def _table(title: str, headings: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(title, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _stage_name(stage: Stage) -> str:
+    if stage.name == "raw":
+        return "threshold 0.5"
+    if stage.name == "postprocessing":
+        return "+ post-processing" if stage.rule.postprocesses else "+ post-processing (none helped)"
+    return "by class" if stage.rule.class_thresholds else f"threshold {stage.rule.threshold:g}"
+
+
+def _cell(mean: Mean | None, interval: bool, *, sign: bool = False) -> str:
+    if mean is None or mean.mean is None:
+        return "-"
+    form = "+.3f" if sign else ".3f"
+    text = f"{mean.mean:{form}}"
+    if interval and mean.low is not None and mean.high is not None:
+        text += f" ({mean.low:{form}} to {mean.high:{form}})"
+    return text
+
+
+def _within(mean: Mean, confidence: float) -> str:
+    if mean.low is None or mean.high is None:
+        return ""
+    return f" ({100 * confidence:g} %: {mean.low:.3f} to {mean.high:.3f})"
+
+
+def _unit(figures: Figures) -> str:
+    metric = figures.measures.get("hd95_mm")
+    return "pixels" if metric is None or metric.mean is None else "mm"
+
+
+def _distance(figures: Figures, unit: str) -> str:
+    return _value(figures, "hd95_mm" if unit == "mm" else "hd95", 1)
+
+
+def _surface(figures: Figures) -> str:
+    unit = _unit(figures)
+    return f"{_value(figures, 'asd_mm' if unit == 'mm' else 'asd', 1)} {unit}"
+
+
+def _value(figures: Figures, name: str, digits: int = 3) -> str:
+    mean = figures.measures.get(name)
+    return _share(None if mean is None else mean.mean, digits)
+
+
+def _share(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _count(number: int, one: str) -> str:
+    return f"{number:,} {one if number == 1 else one + 's'}"

@@ -1,0 +1,253 @@
+"""From scores of slices to the figures of a set of slices: means, counts, intervals, and paired gains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.evaluation.document import MEASURES, Figures, Mean, NetworkFigures, Stage, StageName
+from kerasseg.evaluation.rows import SliceRow
+from kerasseg.rule import MaskRule
+from kerasseg.statistics import Interval, bootstrap_interval, group_numbers, paired_interval
+
+__all__ = [
+    "USUAL",
+    "Resampling",
+    "as_mean",
+    "clusters",
+    "figures_of",
+    "gain_classes",
+    "gains",
+    "network_figures",
+    "size_groups",
+    "tuning_gain",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How intervals are made.
+
+    Attributes:
+        confidence: In (0, 1).
+        resamples: Draws of patients.
+        seed: Of the draws.
+    """
+
+    confidence: float = 0.95
+    resamples: int = 10_000
+    seed: int = 0
+
+    def of(self, values: NDArray[np.float64], people: NDArray[np.int64]) -> Mean:
+        """The mean of values that are not NaN, with its interval."""
+        return as_mean(bootstrap_interval(values, people, **self._options()))  # type: ignore[arg-type]
+
+    def paired(self, before: NDArray[np.float64], after: NDArray[np.float64], people: NDArray[np.int64]) -> Mean:
+        """The mean of `after - before`, with its interval."""
+        return as_mean(paired_interval(before, after, people, **self._options()))  # type: ignore[arg-type]
+
+    def _options(self) -> dict[str, float | int]:
+        return {"confidence": self.confidence, "resamples": self.resamples, "seed": self.seed}
+
+
+USUAL = Resampling()
+"""As everywhere else."""
+
+
+def as_mean(interval: Interval) -> Mean:
+    """The form of `metrics.json`: None where there is no number."""
+    numbers = (None if math.isnan(x) else x for x in (interval.estimate, interval.low, interval.high))
+    mean, low, high = numbers
+    return Mean(mean=mean, low=low, high=high, slices=interval.slices, patients=interval.groups)
+
+
+def clusters(rows: Sequence[SliceRow]) -> NDArray[np.int64]:
+    """(slices,) whole numbers, equal for slices of one patient: of one id, or of one group of the split.
+
+    Both count, because a split by slice groups no patients, and a group may hold several ids of one head. A slice without
+    either is a patient of its own.
+
+    Example:
+        >>> from kerasseg.evaluation.scoring import mask_scores
+        >>> empty = mask_scores(np.zeros((2, 2), bool), np.zeros((2, 2), bool))
+        >>> ids = [("p1", "g1"), ("p2", "g1"), ("p2", "g2"), ("", ""), ("", "")]
+        >>> clusters([SliceRow("s", p, g, "", "a", 2, 2, 0, 0, 0, empty, empty, empty) for p, g in ids]).tolist()
+        [0, 0, 0, 1, 2]
+    """
+    above: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while above.setdefault(name, name) != name:
+            name = above[name]
+        return name
+
+    for row in rows:
+        if row.patient and row.group:
+            above[top(f"patient {row.patient}")] = top(f"group {row.group}")
+    names = []
+    for row in rows:
+        own = f"group {row.group}" if row.group else f"patient {row.patient}" if row.patient else ""
+        names.append(top(own) if own else "")
+    return group_numbers(names)
+
+
+def size_groups(rows: Sequence[SliceRow]) -> dict[str, NDArray[np.bool_]]:
+    """Thirds of the tumours by size: words -> (slices,) which belong there; the smallest first.
+
+    The size is the diameter of a disk of the same area: in millimetres where every slice with tumour has its spacing, in
+    pixels where all slices have one size, and in percent of the slice's longer side otherwise. Slices whose reference is
+    empty belong nowhere.
+    """
+    tumour = np.array([row.reference_pixels > 0 for row in rows], bool)
+    if not tumour.any():
+        return {}
+    area = np.array([row.reference_pixels for row in rows], np.float64)
+    pixel = np.array([row.spacing_rows * row.spacing_columns for row in rows], np.float64)
+    sides = np.array([max(row.height, row.width) for row in rows], np.float64)
+    diameter = 2 * np.sqrt(area / math.pi)
+    if (pixel[tumour] > 0).all():
+        diameter, unit = diameter * np.sqrt(pixel), "mm"
+    elif len(set(sides[tumour].tolist())) == 1:
+        unit = "pixels"
+    else:
+        diameter, unit = 100 * diameter / sides, "% of the width"
+    # Rounded before they divide, so that the words are exact.
+    low, high = (round(float(bound), 1) for bound in np.percentile(diameter[tumour], [100 / 3, 200 / 3]))
+    groups = {
+        f"up to {low:g} {unit}": tumour & (diameter <= low),
+        f"{low:g} to {high:g} {unit}": tumour & (diameter > low) & (diameter <= high),
+        f"over {high:g} {unit}": tumour & (diameter > high),
+    }
+    return {name: chosen for name, chosen in groups.items() if chosen.any()}
+
+
+def figures_of(
+    rows: Sequence[SliceRow],
+    stage: StageName,
+    people: NDArray[np.int64],
+    resampling: Resampling = USUAL,
+) -> Figures:
+    """Everything about a set of slices at one stage.
+
+    Args:
+        rows: The set.
+        stage: Which masks.
+        people: (slices,) from `clusters`.
+        resampling: Of the intervals.
+    """
+    scores = [row.stage(stage) for row in rows]
+    true = np.array([row.reference_pixels for row in rows], np.int64)
+    found = np.array([score.predicted_pixels for score in scores], np.int64)
+    overlap = np.array([score.overlap_pixels for score in scores], np.int64)
+    columns = {
+        name: np.array([getattr(score, name) for score in scores], np.float64)
+        for name in MEASURES
+        if name not in ("dice_tumour", "hd95_with_misses")
+    }
+    columns["dice_tumour"] = np.where((true > 0) | (found > 0), columns["dice"], np.nan)
+    diagonal = np.array([math.hypot(row.height, row.width) for row in rows], np.float64)
+    columns["hd95_with_misses"] = np.where((true > 0) != (found > 0), diagonal, columns["hd95"])
+    return Figures(
+        slices=len(rows),
+        patients=len(np.unique(people)),
+        with_tumour=int((true > 0).sum()),
+        missed=int(((true > 0) & (found == 0)).sum()),
+        untouched=int(((true > 0) & (overlap == 0)).sum()),
+        empty=int((true == 0).sum()),
+        false_alarms=int(((true == 0) & (found > 0)).sum()),
+        measures={name: resampling.of(columns[name], people) for name in MEASURES},
+    )
+
+
+def network_figures(
+    rows: Sequence[SliceRow],
+    classes: Sequence[str],
+    rules: Mapping[StageName, MaskRule],
+    resampling: Resampling = USUAL,
+) -> NetworkFigures:
+    """The figures of a network at every stage: all slices, each class, each range of sizes, and volumes.
+
+    Args:
+        rows: Of all slices.
+        classes: Names, in order; those without slices are left out.
+        rules: What was applied at each stage.
+        resampling: Of the intervals.
+    """
+    people = clusters(rows)
+    labels = np.array([row.label for row in rows])
+    sets = {name: labels == name for name in classes if (labels == name).any()}
+    sizes = size_groups(rows)
+
+    def part(chosen: NDArray[np.bool_], stage: StageName) -> Figures:
+        return figures_of(
+            [row for row, there in zip(rows, chosen, strict=True) if there], stage, people[chosen], resampling
+        )
+
+    stages = []
+    for stage, rule in rules.items():
+        stages.append(
+            Stage(
+                name=stage,
+                rule=rule,
+                all=figures_of(rows, stage, people, resampling),
+                classes={name: part(chosen, stage) for name, chosen in sets.items()},
+                sizes={name: part(chosen, stage) for name, chosen in sizes.items()},
+                volumes=_volumes(rows, stage, people, resampling),
+            )
+        )
+    return NetworkFigures(stages=tuple(stages))
+
+
+def gains(rows: Sequence[SliceRow], stages: Sequence[StageName], resampling: Resampling = USUAL) -> dict[str, Mean]:
+    """Stage -> paired gain in Dice over the baseline, all slices; rows from `with_baseline`."""
+    people = clusters(rows)
+    return {stage: _gain(rows, stage, people, resampling) for stage in stages}
+
+
+def gain_classes(
+    rows: Sequence[SliceRow], classes: Sequence[str], stage: StageName, resampling: Resampling = USUAL
+) -> dict[str, Mean]:
+    """Class -> paired gain in Dice over the baseline at one stage; classes without slices are left out."""
+    people = clusters(rows)
+    found = {}
+    for name in classes:
+        chosen = [i for i, row in enumerate(rows) if row.label == name]
+        if chosen:
+            found[name] = _gain([rows[i] for i in chosen], stage, people[chosen], resampling)
+    return found
+
+
+def tuning_gain(rows: Sequence[SliceRow], final: StageName, resampling: Resampling = USUAL) -> Mean:
+    """Paired gain in Dice of the final stage over the raw one, of one network."""
+    before, after = (np.array([row.stage(stage).dice for row in rows], np.float64) for stage in ("raw", final))
+    return resampling.paired(before, after, clusters(rows))
+
+
+def _gain(rows: Sequence[SliceRow], stage: StageName, people: NDArray[np.int64], resampling: Resampling) -> Mean:
+    before = np.array([row.stage(stage).baseline_dice for row in rows], np.float64)
+    after = np.array([row.stage(stage).dice for row in rows], np.float64)
+    return resampling.paired(before, after, people)
+
+
+def _volumes(
+    rows: Sequence[SliceRow], stage: StageName, people: NDArray[np.int64], resampling: Resampling
+) -> Mean | None:
+    """Mean over volumes of Dice pooled within each; None without volumes."""
+    members: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.volume:
+            members.setdefault(row.volume, []).append(i)
+    if not members:
+        return None
+    dice, whose = [], []
+    for numbers in members.values():
+        scores = [rows[i].stage(stage) for i in numbers]
+        overlap = sum(score.overlap_pixels for score in scores)
+        both = sum(score.predicted_pixels for score in scores) + sum(rows[i].reference_pixels for i in numbers)
+        dice.append(2 * overlap / both if both else 1.0)
+        whose.append(people[numbers[0]])
+    return resampling.of(np.array(dice, np.float64), np.array(whose, np.int64))

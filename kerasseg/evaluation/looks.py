@@ -1,0 +1,123 @@
+"""How often anybody has looked at a test split: a line a look, beside the shards and in the run.
+
+Each look at test figures spends a little of what they are worth, because the next choice is made knowing them. Nothing can
+forbid it; so it is counted, and every report says how often.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.files import explain_os_error
+
+__all__ = ["LOOKS", "Look", "count_looks", "record_look"]
+
+LOOKS = "test-looks.jsonl"
+"""Name of the file, in the shard directory and in the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look.
+
+    Attributes:
+        look: Unique: the same look stands in two files.
+        time: ISO 8601, UTC.
+        run, run_id: Whose network looked.
+        fingerprint: Of the data set.
+        split: "test", or "all" for the whole of another shard directory.
+        by: The command.
+    """
+
+    look: str
+    time: str
+    run: str
+    run_id: str
+    fingerprint: str
+    split: str
+    by: str
+
+
+def record_look(
+    shards: Path, run: Path | None, *, run_id: str, fingerprint: str, split: str = "test", by: str = "evaluate"
+) -> int:
+    """Appends a look to the file beside the shards and to the run's, and counts.
+
+    Args:
+        shards: The shard directory; where it cannot be written, the run's file alone has the line.
+        run: The run's folder; None for a network without a run.
+        run_id: See `Look`.
+        fingerprint: Of the data set.
+        split: "test", or "all".
+        by: The command.
+
+    Returns:
+        Looks at the test split of this data set that are known of, this one included.
+
+    Raises:
+        KerassegError: The run's folder cannot be written: a look that is not counted is not had.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> [record_look(folder, None, run_id="", fingerprint="f") for _ in range(2)]
+        [1, 2]
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    look = Look(uuid.uuid4().hex, now, "" if run is None else str(run), run_id, fingerprint, split, by)
+    line = json.dumps(asdict(look), ensure_ascii=False) + "\n"
+    if run is not None:
+        _append(run / LOOKS, line)
+    try:
+        _append(shards / LOOKS, line)
+    except KerassegError:
+        if run is None:
+            raise
+    return count_looks([shards / LOOKS] + ([] if run is None else [run / LOOKS]), fingerprint)
+
+
+def count_looks(files: Iterable[Path], fingerprint: str) -> int:
+    """Different looks at a data set that the files hold; a line that cannot be read counts as one.
+
+    Args:
+        files: Those that are not there hold none.
+        fingerprint: Of the data set.
+    """
+    seen: set[str] = set()
+    for file in files:
+        try:
+            lines = file.read_bytes().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                mine, name = entry["fingerprint"] == fingerprint, str(entry["look"])
+            except (ValueError, KeyError, TypeError):
+                # Someone's disk was full, or someone wrote by hand. It was a look all the same.
+                mine, name = True, line.decode("utf-8", "replace")
+            if mine:
+                seen.add(name)
+    return len(seen)
+
+
+def _append(path: Path, line: str) -> None:
+    """One write at the end of the file: lines of several processes do not mix."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode("utf-8", "surrogateescape"))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise explain_os_error(error, path) from error

@@ -1,0 +1,106 @@
+"""Which slices a page shows: the best, the median and the worst of each class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from kerasseg.evaluation.document import StageName
+from kerasseg.evaluation.pictures import Pictures, SlicePicture
+from kerasseg.evaluation.rows import SliceRow
+from kerasseg.report.overlays import close_up, outlined
+from kerasseg.report.wording import share
+from kerasseg_tfrecords.errors import one_line
+
+__all__ = ["Example", "Examples", "choose", "examples", "in_words"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A slice on the page.
+
+    Attributes:
+        place: "best", "median" or "worst".
+        slice_id: Of the slice.
+        said: Its figures in words.
+        whole, near: The pictures.
+    """
+
+    place: str
+    slice_id: str
+    said: str
+    whole: Markup
+    near: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Of one class."""
+
+    name: str
+    slices: tuple[Example, ...]
+
+
+def choose(rows: Sequence[SliceRow], stage: StageName = "postprocessing") -> list[tuple[str, SliceRow]]:
+    """(place, row) of the best, the median and the worst slice by Dice; fewer where there are fewer.
+
+    Slices without tumour in reference and prediction say nothing and are left out where others are there.
+
+    Args:
+        rows: Of one class.
+        stage: That is compared.
+    """
+    telling = [row for row in rows if row.reference_pixels or row.stage(stage).predicted_pixels] or list(rows)
+    # The id decides between equals, so that the same figures give the same page.
+    ordered = sorted(telling, key=lambda row: (-row.stage(stage).dice, row.slice_id))
+    if len(ordered) < 3:
+        return list(zip(("best", "worst"), ordered, strict=False))
+    return [("best", ordered[0]), ("median", ordered[len(ordered) // 2]), ("worst", ordered[-1])]
+
+
+def examples(
+    rows: Sequence[SliceRow], pictures: Pictures, classes: Sequence[str], stage: StageName = "postprocessing"
+) -> tuple[Examples, ...]:
+    """The chosen slices of every class, in pictures.
+
+    Args:
+        rows: Of all slices.
+        pictures: Where slices come from.
+        classes: Names, in order.
+        stage: That is shown.
+    """
+    found = []
+    for name in classes:
+        chosen = choose([row for row in rows if row.label == name], stage)
+        if chosen:
+            shown = tuple(_example(place, row, stage, pictures.picture(row.slice_id)) for place, row in chosen)
+            found.append(Examples(name, shown))
+    return tuple(found)
+
+
+def in_words(row: SliceRow, stage: StageName) -> str:
+    """The figures of a slice."""
+    scores = row.stage(stage)
+    if row.missed(stage):
+        return "the tumour was missed, Dice 0"
+    if row.false_alarm(stage):
+        return "a false alarm on a slice without tumour, Dice 0"
+    if not row.reference_pixels:
+        return "without tumour, and none was found"
+    return f"Dice {share(scores.dice)}" + ("" if math.isnan(scores.hd95) else f", HD95 {scores.hd95:.1f} pixels")
+
+
+def _example(place: str, row: SliceRow, stage: StageName, picture: SlicePicture) -> Example:
+    said = in_words(row, stage)
+    about = f"{place} slice of {row.label}, {said}"
+    parts = picture.image, picture.reference, picture.prediction
+    return Example(
+        place=place,
+        slice_id=one_line(row.slice_id),
+        said=said,
+        whole=outlined(*parts, f"{about}: the whole slice with the outlines of reference and network"),
+        near=close_up(*parts, f"{about}: close-up with hits, misses and false alarms"),
+    )

@@ -1,0 +1,51 @@
+"""Pages from templates: one file each, everything inside it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.files import write_atomically
+
+__all__ = ["render", "write_page"]
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("kerasseg.report"),
+        # Names of slices, classes and files come from strangers: whatever they hold is text on the page.
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """The text of a page.
+
+    Args:
+        template: Name of a file in `templates`.
+        context: What it shows; text is escaped, `markupsafe.Markup` is not.
+    """
+    return _environment().get_template(template).render(version=__version__, **context)
+
+
+def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
+    """Writes a page, whole or not at all.
+
+    Args:
+        path: The file; an existing one is replaced.
+        template: As in `render`.
+        context: As in `render`.
+
+    Raises:
+        KerassegError: It cannot be written.
+    """
+    # A name that is no UTF-8 stands in the data as surrogates, which no file can hold.
+    write_atomically(path, render(template, context).encode("utf-8", "replace"))
