@@ -263,6 +263,17 @@ class EvaluationBatches:
         return _manifest(self.slices)
 
     @property
+    def records(self) -> SplitSlices:
+        """The slices with all that their shards know of them.
+
+        Raises:
+            UsageError: They are in memory, where nothing more is known.
+        """
+        if isinstance(self.slices, ArraySlices):
+            raise UsageError("slices in memory have no records", expected="a shard directory")
+        return self.slices
+
+    @property
     def cache(self) -> Literal["none", "memory", "disk"]:
         """Where the slices are kept."""
         return self.slices.cache

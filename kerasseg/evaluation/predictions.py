@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import keras
 import numpy as np
@@ -257,7 +257,7 @@ def predict_split(
         probabilities[batch.slice[there]] = values[there]
         if on_batch is not None:
             on_batch(step + 1, data.steps)
-    return SplitPredictions(cast(SplitSlices, data.slices), probabilities)
+    return SplitPredictions(data.records, probabilities)
 
 
 def _input_of(model: keras.Model) -> tuple[int | None, int]:

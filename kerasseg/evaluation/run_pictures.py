@@ -49,12 +49,12 @@ class NetworkPictures:
         """
         if not self._places:
             self._places = {
-                data.slices.record(number).slice_id: (data, number)
+                data.records.record(number).slice_id: (data, number)
                 for data in self._data
                 for number in range(len(data.slices))
             }
         data, number = self._places[slice_id]
-        record = data.slices.record(number)
+        record = data.records.record(number)
         found = self._model.predict_on_batch(data.batch(number).image)
         probability = np.asarray(keras.ops.convert_to_numpy(found), np.float32)[0, ..., 0]
         name = data.manifest.classes[record.label]
