@@ -372,7 +372,11 @@ def test_a_broken_network_stops_and_names_the_slices(
     assert "NaN" in done.stderr
     named = re.search(r"in a batch of the slices ([^)]+?), expected", done.stderr.replace("\n", " "))
     assert named is not None, done.stderr
-    known = {row["slice_id"] for row in csv.DictReader((shards / "splits.csv").open()) if row["split"] == "train"}
+    known = {
+        row["slice_id"]
+        for row in csv.DictReader((shards / "splits.csv").read_text().splitlines())
+        if row["split"] == "train"
+    }
     assert len(set(named[1].split(", ")) & known) > 1
     run = tmp_path / "run"
     assert all(np.isfinite(np.frombuffer(w, "float32")).all() for w in weights(run))
