@@ -65,7 +65,8 @@ def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
                 axis.axvline(i - 0.5, color=_FIRST, linewidth=1)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in (axes[0, 0], axes[0, 1], axes[1, 0]):
-        axis.legend(fontsize=8, framealpha=0.7)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, framealpha=0.7)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
     phases = list(dict.fromkeys(row.phase for row in history))

@@ -40,9 +40,14 @@ KINDS |= {name: st.integers(0, 99) for name in ("epoch", "thawed", "parts")}
 
 
 def rows_of(classes):
+    def named(values):
+        return dict(zip(classes, values, strict=True))
+
     kinds = {f.name: KINDS.get(f.name, NUMBERS) for f in fields(EpochRow)}
     return st.lists(
-        st.builds(EpochRow, **kinds | {"classes": st.fixed_dictionaries(dict.fromkeys(classes, NUMBERS))}), max_size=4
+        # The order of the classes is the same in all lines.
+        st.builds(EpochRow, **kinds | {"classes": st.tuples(*[NUMBERS] * len(classes)).map(named)}),
+        max_size=4,
     )
 
 
@@ -108,7 +113,7 @@ def test_progress_comes_back():
                     np.array_equal(a, b) for a, b in zip(one.arrays().values(), other.arrays().values(), strict=True)
                 )
             else:
-                assert repr(one) == repr(other)
+                assert one == other or repr(one) == repr(other)  # a NaN is not equal to itself
     assert progress.best_tag == "1-00002"
     assert all(getattr(progress, f.name) != getattr(Progress(), f.name) for f in fields(Progress))
 
@@ -264,7 +269,7 @@ def test_curves_are_drawn(tmp_path):
     draw_curves(story(), path)
     picture = cv2.imread(str(path))
     assert picture.shape[:2] == (770, 1210)
-    for colour in ("0072B2", "D55E00", "009E73"):  # training, validation, the thaw
+    for colour in ("0072B2", "D55E00"):  # training and validation
         blue_green_red = [int(colour[i : i + 2], 16) for i in (4, 2, 0)]
         assert (np.abs(picture.astype(int) - blue_green_red).sum(-1) < 12).sum() > 100, colour
     small = len(path.read_bytes())

@@ -312,13 +312,15 @@ def essence(made: Fake, ended: Ended):
     """All of a run but its clock."""
     history = [replace(row, seconds=0, slices_per_second=0, memory_mb=0) for row in ended.history]
     progress = made.trainer.progress
-    progress = replace(progress, history=(), first_table=None, best_table=None, seconds=0)
+    said = sorted(progress.said)
+    progress = replace(progress, history=(), first_table=None, best_table=None, seconds=0, said=frozenset())
     _, variables, _ = made.keeper.saved()
     return (
         ended.reason,
         ended.text,
         [repr(row) for row in history],
         repr(progress),
+        said,
         ended.gain,
         made.network.weights.tolist(),
         {name: array.tolist() for name, array in variables.items()},
