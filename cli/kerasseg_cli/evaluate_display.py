@@ -19,7 +19,7 @@ __all__ = ["summary"]
 
 _SPLITS = {"test": "Test", "val": "Validation", "train": "Training", "all": "External"}
 _SHARES = {"IoU": "iou", "precision": "precision", "recall": "recall"}
-_ROOM = 100
+_ROOM = 112
 """Columns from which intervals stand beside all figures; below, beside those that the verdict is about."""
 
 
