@@ -134,7 +134,7 @@ def _label(step: TuningStep, tuned: Tuned) -> str:
         "fill_holes": "fill holes",
         "keep_largest": "keep the largest",
         "open_radius": f"open {_length(rule.open_radius, tuned)}",
-        "settled": f"threshold again {rule.threshold:g}",
+        "settled": f"threshold -> {rule.threshold:g}",
         "class_thresholds": "threshold a class",
     }
     return labels[step.name]

@@ -234,6 +234,16 @@ def test_slices_of_several_sizes_have_lengths_of_their_own() -> None:
     assert tuned.width == 72
 
 
+def test_of_very_many_slices_post_processing_sees_some_and_the_figures_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerasseg.tuning._SEARCHED", 9)
+    pair = scene(40, inside=0.3, specks=0.6)
+    tuned = tune(predictions(pair))
+    assert 0 < tuned.searched <= 18 < tuned.slices == 40
+    assert tuned.rule.min_diameter > 0
+    assert tuned.dice.mean == pytest.approx(mean_by_hand(pair, tuned.rule))
+    assert tuned.dice.slices == 40
+
+
 # --- odd predictions ------------------------------------------------------------------------------------------------------
 
 
