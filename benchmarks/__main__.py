@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-PARTS = ("startup", "prepare", "duplicates", "freezing", "open_savedmodel", "augmentation", "thresholds")
+PARTS = ("startup", "prepare", "duplicates", "freezing", "open_savedmodel", "augmentation", "distances", "thresholds")
 
 if __name__ == "__main__":
     for part in PARTS:

@@ -226,8 +226,8 @@ def _distances(border: NDArray[np.bool_], other: NDArray[np.bool_], steps: tuple
 
 
 def _summary(ascending: NDArray[np.float64]) -> DirectedDistances:
-    # numpy.percentile gives the same, in more time than the distance maps take.
+    # numpy.percentile gives the same, in more time than a distance map takes.
     count = len(ascending)
     rank, part = divmod(0.95 * (count - 1), 1)
     low, high = float(ascending[int(rank)]), float(ascending[min(int(rank) + 1, count - 1)])
-    return DirectedDistances(count, float(ascending.mean()), low + part * (high - low), float(ascending[-1]))
+    return DirectedDistances(count, float(ascending.sum()) / count, low + part * (high - low), float(ascending[-1]))

@@ -122,6 +122,15 @@ class RuleSearch:
             self._known[key] = self._of(np.arange(len(self.held.slices)), rule, names)
         return self._known[key]
 
+    def dice_of(self, numbers: NDArray[np.int64], rule: MaskRule) -> NDArray[np.float64]:
+        """Dice of some slices.
+
+        Args:
+            numbers: Of the held slices.
+            rule: To be tried; without thresholds of classes.
+        """
+        return self._of(numbers, rule, None)
+
     def race(self, rule: MaskRule, standing: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """(n,) Dice of every slice; None where a third of them shows that the rule is clearly behind.
 

@@ -28,7 +28,7 @@ from kerasseg.rule import MaskRule
 from kerasseg.rule_search import RuleSearch, hold
 from kerasseg.statistics import Interval, bootstrap_interval
 from kerasseg.threshold_choice import MOST_NOISE, Choice, best_of_resamples, choose
-from kerasseg.thresholds import THRESHOLDS
+from kerasseg.thresholds import THRESHOLDS, best_threshold
 from kerasseg.tuned import Curve, StepName, Tuned, TuningStep
 from kerasseg.tuning_survey import Survey, survey
 from kerasseg_tfrecords.errors import UsageError
@@ -106,15 +106,17 @@ def tune(
     seen = survey(predictions, resolution, progress)
     numbers = _sample(seen.groups)
     choice = choose(THRESHOLDS, *seen.by_patient())
-    grid = _grid(seen, choice, _COARSE)
-    with RuleSearch(hold(predictions, numbers, seen.groups, resolution, min(grid)), jobs) as search:
+    grid = _grid(seen.mean())
+    ranges = {name: _grid(seen.mean(name)) for name in seen.classes} if per_class and not seen.constant else {}
+    lowest = min(map(min, [grid, *ranges.values()]))
+    with RuleSearch(hold(predictions, numbers, seen.groups, resolution, lowest), jobs) as search:
         tuner = _Tuner(seen, search, predictions, progress)
         tuner.threshold(choice)
         if not seen.constant:
             tuner.postprocessing(grid)
         with_steps = tuner.settle(grid) if tuner.rule.postprocesses else None
-        if per_class and not seen.constant:
-            tuner.per_class(grid)
+        if ranges:
+            tuner.per_class(ranges)
     rule = tuner.rule
     final = _dice_of_all(predictions, seen, rule, resolution, jobs)
 
@@ -171,14 +173,15 @@ class _Tuner:
 
     def threshold(self, choice: Choice) -> None:
         """The threshold alone, from the curve over all slices."""
-        mean, half = self._seen.mean(), nearest(0.5)
+        mean, half = self._seen.mean(), int(np.abs(THRESHOLDS - 0.5).argmin())
         self._note("raw", self.rule, float(mean[half]), self._seen.class_means(half), kept=True)
         chosen = half if self._seen.constant or mean[half] >= mean[choice.chosen] else choice.chosen
         rule = MaskRule(threshold=float(THRESHOLDS[chosen]))
-        reason = "" if chosen != half else "0.5 is as good as the best within noise"
-        self._note(
-            "threshold", rule, float(mean[chosen]), self._seen.class_means(chosen), kept=not reason, reason=reason
-        )
+        flat = "all are the same" if self._seen.constant else "0.5 is as good as the best within noise"
+        reason = "" if chosen != half else flat
+        found, classes = float(mean[chosen]), self._seen.class_means(chosen)
+        self._note("threshold", rule, found, classes, found - float(mean[half]), kept=not reason, reason=reason)
+        self._plain = self.rule
 
     # --- post-processing -------------------------------------------------------------------------------------------------
 
@@ -261,18 +264,25 @@ class _Tuner:
                 self._add("settled", rule, dice, standing)
         return thresholds, sums, counts, choice
 
-    def per_class(self, grid: list[float]) -> None:
-        """A threshold for each class whose slices gain by it."""
-        thresholds = self._fine(grid)
-        table, standing = self._table(thresholds), self._search.dice(self.rule)
+    def per_class(self, ranges: Mapping[str, list[float]]) -> None:
+        """A threshold for each class whose slices gain by it.
+
+        Args:
+            ranges: Class -> thresholds, of which the first and the last are the ends of what is tried.
+        """
+        standing = self._search.dice(self.rule)
         own: dict[str, float] = {}
-        for name in self._seen.classes:
+        for name, grid in ranges.items():
             members = np.flatnonzero(self._labels == self._names.index(name))
             if not members.size:
                 continue
-            choice = choose(thresholds, *_by_group(table[members], self._groups[members]))
-            if table[members, choice.chosen].mean() - standing[members].mean() >= _LEAST_GAIN:
-                own[name] = float(thresholds[choice.chosen])
+            thresholds, sums, counts = THRESHOLDS, *self._seen.by_patient(name)
+            if self.rule.postprocesses:
+                thresholds = self._fine(grid)
+                sums, counts = _by_group(self._table(thresholds, members), self._groups[members])
+            chosen = thresholds[[choose(thresholds, sums, counts).chosen]]
+            if (self._table(chosen, members).mean() - standing[members].mean()) >= _LEAST_GAIN:
+                own[name] = float(chosen[0])
         rule = self.rule.model_copy(update={"class_thresholds": own})
         dice = self._search.dice(rule, self._names)
         reason = "" if own else "no class gains by a threshold of its own"
@@ -284,9 +294,11 @@ class _Tuner:
         spread = np.linspace(min(grid), max(grid), _FINE).round(3)
         return np.unique([*spread, self.rule.threshold])
 
-    def _table(self, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(slices, thresholds) Dice with the steps that were kept."""
+    def _table(self, thresholds: NDArray[np.float64], members: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """(slices, thresholds) Dice with the steps that were kept, of some slices or all."""
         rules = [self.rule.model_copy(update={"threshold": float(t)}) for t in thresholds]
+        if members is not None:
+            return np.stack([self._search.dice_of(members, rule) for rule in rules], axis=1)
         return np.stack([self._search.dice(rule) for rule in rules], axis=1)
 
     def _classes(self, dice: NDArray[np.float64]) -> dict[str, float]:
@@ -323,20 +335,14 @@ class _Tuner:
             self.rule = rule
 
 
-def nearest(threshold: float) -> int:
-    """Index of the nearest in `THRESHOLDS`."""
-    return int(np.abs(THRESHOLDS - threshold).argmin())
-
-
-def _grid(seen: Survey, choice: Choice, count: int) -> list[float]:
+def _grid(mean: NDArray[np.float64]) -> list[float]:
     """Thresholds that post-processing is tried at: the unbroken range around the best where the curve is still high."""
-    mean = seen.mean()
-    good = mean >= mean[choice.best] - _WORTH_TRYING
-    below, above = np.flatnonzero(~good[: choice.best]), np.flatnonzero(~good[choice.best :])
+    best = best_threshold(THRESHOLDS, mean)
+    good = mean >= mean[best] - _WORTH_TRYING
+    below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
     low = int(below[-1]) + 1 if below.size else 0
-    high = choice.best + int(above[0]) - 1 if above.size else len(good) - 1
-    # Mean Dice may be as high at 1 as anywhere, where many slices are empty; but few networks mean it.
-    spread = THRESHOLDS[np.linspace(low, high, count).round().astype(int)]
+    high = best + int(above[0]) - 1 if above.size else len(good) - 1
+    spread = THRESHOLDS[np.linspace(low, high, _COARSE).round().astype(int)]
     return sorted({0.5, *spread.tolist()})
 
 

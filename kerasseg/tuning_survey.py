@@ -84,10 +84,13 @@ class Survey:
             notes.append(f"The network puts out {self.highest:.3g} for every pixel: no rule helps, and 0.5 stays.")
         elif self.highest < 0.5:
             notes.append(f"No probability reaches 0.5 (the highest is {self.highest:.2g}): at 0.5 every mask is empty.")
-        if self.patients < 10:
+        elif self.mean().argmax() == 0:
             notes.append(
-                f"Tuned on only {self.patients} patients: the rule may not suit others, and the intervals are too narrow."
+                "The best threshold is 0.001, the lowest there is: the network is far from sure of any tumour."
             )
+        if self.patients < 10:
+            count = f"{self.patients} patient{'s' * (self.patients > 1)}"
+            notes.append(f"Tuned on only {count}: the rule may not suit others, and the intervals are too narrow.")
         return tuple(notes)
 
 

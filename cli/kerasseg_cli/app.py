@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kerasseg_cli import compare, convert, cross_validate, evaluate, inspect, prepare, train, verify
+from kerasseg_cli import compare, convert, cross_validate, evaluate, inspect, prepare, train, tune_threshold, verify
 from kerasseg_cli.chatter import without_chatter
 from kerasseg_cli.errors import guarded
 
@@ -46,6 +46,7 @@ def _build() -> typer.Typer:
         inspect.inspect,
         convert.convert,
         train.train,
+        tune_threshold.tune_threshold,
         evaluate.evaluate,
         compare.compare,
         cross_validate.cross_validate,

@@ -27,6 +27,12 @@ STAGES = {
     "score": "Scoring",
     "robustness": "Corrupting and predicting",
     "speed": "Timing",
+    "predict model": "Network: predicting",
+    "sweep model": "Network: thresholds",
+    "search model": "Network: rules",
+    "predict baseline": "Baseline: predicting",
+    "sweep baseline": "Baseline: thresholds",
+    "search baseline": "Baseline: rules",
 }
 
 

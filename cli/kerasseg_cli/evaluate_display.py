@@ -59,10 +59,10 @@ def _goals(evaluation: Evaluation) -> list[str]:
             by_class.setdefault((target.goal, target.stretch), []).append(target)
             continue
         name = "stated baseline" if "stated" in target.name else "stretch" if target.stretch else "goal"
-        lines.append(f"  {name} {target.goal:g}: {_verdict(target)}")
+        lines.append(f"  {name} {target.goal:.4g}: {_verdict(target)}")
     for (goal, stretch), targets in by_class.items():
         said = ", ".join(f"{t.name.removeprefix('Dice of ')} {t.verdict}" for t in targets)
-        lines.append(f"  {'stretch, ' if stretch else ''}classes {goal:g}: {said}")
+        lines.append(f"  {'stretch, ' if stretch else ''}classes {goal:.4g}: {said}")
     return lines
 
 
@@ -90,11 +90,11 @@ def _stages(evaluation: Evaluation, width: int) -> Table:
 def _groups(evaluation: Evaluation, final: Stage, width: int) -> Table:
     roomy = width >= _ROOM
     gain = bool(evaluation.gain)
-    headings = ["slices", "Dice", *(["gain"] if gain else []), "HD95", "missed"]
+    unit = _unit(final.all)
+    headings = ["slices", "Dice", *(["gain"] if gain else []), f"HD95, {'mm' if unit == 'mm' else 'px'}", "missed"]
     if width >= 75:
         headings.insert(1, "patients")
-    unit = _unit(final.all)
-    table = _table(f"Final masks; HD95 in {unit}", headings)
+    table = _table("Final masks", headings)
 
     def row(name: str, figures: Figures, over: Mean | None) -> None:
         cells = [name, str(figures.slices)]
@@ -117,12 +117,11 @@ def _groups(evaluation: Evaluation, final: Stage, width: int) -> Table:
 
 def _lines(evaluation: Evaluation, final: Stage, folder: Path | None) -> list[str]:
     everything = final.all
-    measures = everything.measures
-    shares = ", ".join(f"{name} {_share(measures[key].mean)}" for name, key in _SHARES.items())
+    shares = ", ".join(f"{name} {_value(everything, key)}" for name, key in _SHARES.items())
     alarms = f"; {everything.false_alarms} of {_count(everything.empty, 'empty slice')} with a false alarm"
     missed = f"{everything.missed} of {_count(everything.with_tumour, 'tumour')}"
     lines = [
-        f"Tumour slices: Dice {_share(measures['dice_tumour'].mean)}. Over all slices: {shares}.",
+        f"Tumour slices: Dice {_value(everything, 'dice_tumour')}. Over all slices: {shares}.",
         f"Missed {missed}{alarms if everything.empty else ''}; average surface distance {_surface(everything)}.",
     ]
     if final.volumes is not None:
@@ -201,18 +200,22 @@ def _within(mean: Mean, confidence: float) -> str:
 
 
 def _unit(figures: Figures) -> str:
-    return "mm" if figures.measures["hd95_mm"].mean is not None else "pixels"
+    metric = figures.measures.get("hd95_mm")
+    return "pixels" if metric is None or metric.mean is None else "mm"
 
 
 def _distance(figures: Figures, unit: str) -> str:
-    found = figures.measures["hd95_mm" if unit == "mm" else "hd95"].mean
-    return "-" if found is None else f"{found:.1f}"
+    return _value(figures, "hd95_mm" if unit == "mm" else "hd95", 1)
 
 
 def _surface(figures: Figures) -> str:
     unit = _unit(figures)
-    found = figures.measures["asd_mm" if unit == "mm" else "asd"].mean
-    return "-" if found is None else f"{found:.1f} {unit}"
+    return f"{_value(figures, 'asd_mm' if unit == 'mm' else 'asd', 1)} {unit}"
+
+
+def _value(figures: Figures, name: str, digits: int = 3) -> str:
+    mean = figures.measures.get(name)
+    return _share(None if mean is None else mean.mean, digits)
 
 
 def _share(value: float | None, digits: int = 3) -> str:

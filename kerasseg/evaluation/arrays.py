@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import keras
 import numpy as np
@@ -47,8 +48,8 @@ class EvaluationResult:
 
 def evaluate(
     model: keras.Model,
-    images: ArrayLike,
-    masks: ArrayLike,
+    images: ArrayLike | Iterable[Any],
+    masks: ArrayLike | None = None,
     *,
     labels: ArrayLike | None = None,
     groups: Sequence[str] | None = None,
@@ -66,7 +67,9 @@ def evaluate(
     Args:
         model: Takes (batch, height, width, channels), gives probabilities (batch, height, width, 1).
         images: (slices, height, width, channels) as the network takes them, usually float32 in [0, 1]; uint8 is divided by
-            255. Grey images may leave the last axis out, and are repeated where the network takes three channels.
+            255. Grey images may leave the last axis out, and are repeated where the network takes three channels. Or,
+            without `masks`, a data set that ends: batches (images, masks) or (images, masks, weights), of which rows of
+            weight 0 are left out, or dictionaries with "image", "mask", "weight", "label", as `load_split` gives them.
         masks: (slices, height, width) or (slices, height, width, 1); above 0.5 is tumour.
         labels: (slices,) index into `classes`; None: one class.
         groups: (slices,) patient of each, for the intervals; "" where unknown; None: every slice is a patient of its own,
@@ -100,6 +103,9 @@ def evaluate(
     final = stage_of_rule(chosen)
     rules = stage_rules(chosen, final)
     resampling = Resampling(confidence, resamples, seed)
+    if masks is None:
+        images, masks, found = _gathered(images)
+        labels = found if labels is None else labels
     pictures = _images(images, model)
     predictions = _predictions(model, pictures, masks, labels, groups, classes, spacing, batch_size)
     rows = score_slices(predictions, rules)
@@ -169,7 +175,32 @@ def _threshold(value: float) -> MaskRule:
     return MaskRule(threshold=float(value))
 
 
-def _images(images: ArrayLike, model: keras.Model) -> NDArray[np.float32]:
+def _gathered(dataset: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64] | None]:
+    """Images, masks and, where they are told, labels of all batches of a data set."""
+    if isinstance(dataset, np.ndarray):
+        raise UsageError("masks are missing", found="images alone", expected="images and masks, or a data set of both")
+    # Keras' own data sets are sequences that do not say where they end.
+    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]] = []
+    for batch in (dataset[i] for i in range(len(dataset))) if indexed else dataset:
+        named = isinstance(batch, Mapping)
+        image, mask, *more = (batch["image"], batch["mask"]) if named else batch
+        weight = batch.get("weight") if named else more[0] if more else None
+        label = batch.get("label") if named else None
+        there = slice(None) if weight is None else np.asarray(weight).reshape(-1) > 0
+        values = (np.asarray(image)[there], np.asarray(mask)[there])
+        parts.append((*values, None if label is None else np.asarray(label).reshape(-1)[there]))
+    if not parts:
+        raise UsageError("there is nothing to evaluate", found="a data set without batches", expected="at least one")
+    labels = [label for _, _, label in parts if label is not None]
+    return (
+        np.concatenate([image for image, _, _ in parts]),
+        np.concatenate([mask for _, mask, _ in parts]),
+        np.concatenate(labels).astype(np.int64) if len(labels) == len(parts) else None,
+    )
+
+
+def _images(images: Any, model: keras.Model) -> NDArray[np.float32]:
     given = np.asarray(images)
     values = given.astype(np.float32) / np.float32(255) if given.dtype == np.uint8 else given.astype(np.float32)
     if values.ndim == 3:

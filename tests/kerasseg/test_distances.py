@@ -103,6 +103,17 @@ def test_cross_of_metrics_reloaded():
 
 
 @pytest.mark.parametrize(
+    ("prediction", "masd", "assd"), [(square((6, 8), (6, 8)), 1.07, 1.10), (square((4, 10), (4, 10)), 1.04, 1.05)]
+)
+def test_squares_of_metrics_reloaded(prediction, masd, assd):
+    """Supplementary figure 2.10 of the pitfalls: the same width of error inwards and outwards."""
+    found = surface_distances(prediction, square((5, 9), (5, 9)))
+    assert found.hd == pytest.approx(1.41, abs=0.005)
+    assert found.masd == pytest.approx(masd, abs=0.005)
+    assert found.assd == pytest.approx(assd, abs=0.005)
+
+
+@pytest.mark.parametrize(
     ("prediction", "reference", "expected"),
     [
         (disk(36, 128, 128), disk(40, 128, 131), 7.000),

@@ -1,0 +1,199 @@
+"""`kerasseg tune-threshold`: a run -> the best rule from its probabilities to masks, found on validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kerasseg_cli.console import print_json, progress_bar, screen
+from kerasseg_cli.options import Debug, Json, Quiet
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kerasseg.evaluation.document import Mean
+    from kerasseg.rule import MaskRule
+    from kerasseg.runs.threshold_file import ThresholdFile
+    from kerasseg.tuned import Tuned, TuningStep
+
+__all__ = ["show", "tune_threshold"]
+
+
+def tune_threshold(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="[RUN]", help="A run's folder, its name below runs/, or latest.", show_default=False),
+    ] = "latest",
+    per_class: Annotated[
+        bool,
+        typer.Option(
+            "--per-class",
+            help="A threshold for each class as well. It can be used only where the class is known before the mask.",
+        ),
+    ] = False,
+    shards: Annotated[
+        Path | None, typer.Option(help="Where the run's shards lie now, if they were moved.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Slices that the network sees at once.")] = 8,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
+) -> None:
+    """Find the best threshold and post-processing on validation, for a run's network and its baseline."""
+    from kerasseg.runs.directory import RunDirectory
+
+    # A run that is not there is named before TensorFlow is loaded.
+    directory = RunDirectory.find(run)
+    from kerasseg.tuning_run import tune_run
+
+    with progress_bar(quiet=quiet or as_json) as progress:
+        found = tune_run(directory, per_class=per_class, shards=shards, batch_size=batch_size, progress=progress)
+    if as_json:
+        print_json({"file": str(directory.threshold_file), **found.model_dump(mode="json")})
+    elif not quiet:
+        named = "" if run == "latest" else f" {run}"
+        show(found, directory.threshold_file, f"kerasseg evaluate{named} --threshold auto")
+
+
+def show(found: ThresholdFile, path: Path, following: str) -> None:
+    """The summary: what each step brought, how sure that is, the baseline, and what to type next."""
+    console = screen()
+    tuned = found.model
+    console.print(_table(tuned, console.width))
+    console.print()
+    for line in (
+        _gain("Network", tuned),
+        f"Rule: {_rule(tuned.rule, tuned)}.",
+        _certainty(tuned),
+        _curve(tuned),
+        _gain("Baseline", found.baseline) + f" Rule: {_rule(found.baseline.rule, found.baseline)}.",
+    ):
+        console.print(line, markup=False)
+    if tuned.rule.class_thresholds:
+        console.print("Thresholds of classes need the class at prediction time; without it the one for all holds.")
+    said = dict.fromkeys(
+        [*tuned.notes, *(f"Baseline: {note}" for note in found.baseline.notes if note not in tuned.notes)]
+    )
+    for note in said:
+        console.print(f"Note: {note}", markup=False)
+    console.print(f"Written: {path}", markup=False, soft_wrap=True)
+    console.print(f"Next: {following}", markup=False, soft_wrap=True)
+
+
+def _table(tuned: Tuned, width: int) -> Table:
+    """What each step brought; without the classes where the screen is narrow."""
+    from rich.table import Table
+
+    classes = list(tuned.steps[0].classes) if width >= 76 and len(tuned.steps[0].classes) > 1 else []
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column("step")
+    table.add_column("Dice", justify="right", no_wrap=True)
+    table.add_column("change", justify="right", no_wrap=True)
+    for name in classes:
+        short = name if width >= 100 or len(name) <= 8 else f"{name[:7]}."
+        table.add_column(short, justify="right", no_wrap=True)
+    table.add_column("")
+    last: TuningStep | None = None
+    for step in tuned.steps:
+        dice = "" if step.dice is None else f"{step.dice:.4f}"
+        gain = "" if step.gain is None else _signed(step.gain)
+        changes = [_change(step, last, name) for name in classes]
+        table.add_row(_label(step, tuned), dice, gain, *changes, _verdict(step), style=None if step.kept else "dim")
+        last = step if step.kept else last
+    return table
+
+
+def _verdict(step: TuningStep) -> str:
+    if step.name == "raw":
+        return ""
+    if step.name == "settled" and step.gain is not None and step.gain < 0:
+        return "kept: nearer to 0.5"
+    return "kept" if step.kept else step.reason
+
+
+def _change(step: TuningStep, last: TuningStep | None, name: str) -> str:
+    if name not in step.classes:
+        return ""
+    return f"{step.classes[name]:.4f}" if last is None else _signed(step.classes[name] - last.classes[name])
+
+
+def _signed(change: float) -> str:
+    text = f"{change:+.4f}"
+    return "0" if text in ("+0.0000", "-0.0000") else text
+
+
+def _label(step: TuningStep, tuned: Tuned) -> str:
+    rule = step.rule
+    labels = {
+        "raw": "at 0.5",
+        "threshold": f"threshold {rule.threshold:g}",
+        "min_diameter": f"remove < {_length(rule.min_diameter, tuned)}",
+        "close_radius": f"close {_length(rule.close_radius, tuned)}",
+        "fill_holes": "fill holes",
+        "keep_largest": "keep the largest",
+        "open_radius": f"open {_length(rule.open_radius, tuned)}",
+        "settled": f"threshold again {rule.threshold:g}",
+        "class_thresholds": "threshold a class",
+    }
+    return labels[step.name]
+
+
+def _length(share: float, tuned: Tuned) -> str:
+    """In pixels of the slices, and in millimetres where they know their size."""
+    pixels = share * tuned.width
+    text = f"{pixels:.0f} px" if pixels >= 10 else f"{pixels:.1f} px"
+    return text if tuned.spacing is None else f"{text} ({pixels * tuned.spacing:.1f} mm)"
+
+
+def _rule(rule: MaskRule, tuned: Tuned) -> str:
+    """For instance `threshold 0.3, remove objects below 10 px across, fill holes`."""
+    parts = [f"threshold {rule.threshold:g}"]
+    parts += [f"{value:g} for {name}" for name, value in rule.class_thresholds.items()]
+    if rule.min_diameter:
+        parts.append(f"remove objects below {_length(rule.min_diameter, tuned)} across")
+    if rule.close_radius:
+        parts.append(f"close with radius {_length(rule.close_radius, tuned)}")
+    if rule.fill_holes:
+        parts.append("fill holes")
+    if rule.keep_largest:
+        parts.append("keep the largest object")
+    if rule.open_radius:
+        parts.append(f"open with radius {_length(rule.open_radius, tuned)}")
+    return ", ".join(parts)
+
+
+def _gain(name: str, tuned: Tuned) -> str:
+    return (
+        f"{name}: validation Dice {tuned.raw.mean:.4f} -> {tuned.dice.mean:.4f}, {_interval(tuned.gain, tuned)}; "
+        f"{tuned.slices:,} slices, {tuned.patients:,} patients."
+    )
+
+
+def _interval(gain: Mean, tuned: Tuned) -> str:
+    if gain.mean is None or gain.low is None or gain.high is None:
+        return f"gain {gain.mean:+.4f}"
+    return f"gain {gain.mean:+.4f} ({100 * tuned.confidence:g} % {gain.low:+.4f} to {gain.high:+.4f})"
+
+
+def _certainty(tuned: Tuned) -> str:
+    flat = f"As good within noise: {tuned.flat_low:g} to {tuned.flat_high:g}, the nearest to 0.5 is taken"
+    text = f"{flat}; best {tuned.best:g}"
+    if tuned.threshold_low is None or tuned.threshold_high is None:
+        return f"{text}."
+    share = f"{100 * tuned.confidence:g} %"
+    return f"{text}, on other patients {tuned.threshold_low:g} to {tuned.threshold_high:g} ({share})."
+
+
+def _curve(tuned: Tuned) -> str:
+    """The curve at five places."""
+    curve = tuned.curve_with_steps or tuned.curve
+    low, high = (0.1, 0.9) if tuned.curve_with_steps is None else (curve.thresholds[0], curve.thresholds[-1])
+    points = {}
+    for k in range(5):
+        place = low + (high - low) * k / 4
+        threshold, dice = min(zip(curve.thresholds, curve.dice, strict=True), key=lambda one: abs(one[0] - place))
+        points[threshold] = dice
+    listed = ", ".join(f"{threshold:g}: {dice:.3f}" for threshold, dice in points.items())
+    return f"Dice by threshold: {listed}."
