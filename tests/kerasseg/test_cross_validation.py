@@ -17,7 +17,7 @@ from kerasseg.ensembles import ensemble
 from kerasseg.runs import RunDirectory
 from kerasseg.training.cross_validation import CrossValidation, cross_validate, read_cross_validation
 from kerasseg.training.events import Event, Message, Saved
-from kerasseg.training.settings import TrainSettings
+from kerasseg.training.settings import LossSettings, TrainSettings
 from kerasseg_cli.app import app
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.errors import DataError, UsageError
@@ -37,13 +37,20 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(desk: Path) -> TrainSettings:
+    # A network that finds nothing at first, and tumour nearly everywhere after a few steps: there is something to gain.
+    network = kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=0)
+    *weights, bias = network.get_weights()
+    network.set_weights([*weights, bias - 1])
+    network.save(desk / "timid.keras")
     return TrainSettings(
         shards=str(desk / "shards"),
-        strategy="scratch",
-        network={"filters": 2, "depth": 1},
+        checkpoint=str(desk / "timid.keras"),
+        strategy="aggressive",
+        freeze_batchnorm=True,
+        loss=LossSettings(positive_weight=100.0),
         epochs=2,
-        learning_rate=0.03,
-        batch_size=4,
+        learning_rate=0.1,
+        batch_size=2,
         precision="float32",
     )
 
@@ -106,6 +113,8 @@ def test_figures_are_those_of_slices_that_each_fold_held_out(done: tuple[CrossVa
         assert mine.keys() == own.keys()
         for name, row in mine.items():
             assert (row["dice_epoch_0"], row["dice_best"]) == (own[name]["dice_epoch_0"], own[name]["dice_best"])
+    assert figures.all.before.mean == 0
+    assert all(fold.best_epoch > 0 for fold in figures.folds)
     after, before = (np.array([float(row[name]) for row in rows]) for name in ("dice_best", "dice_epoch_0"))
     assert figures.all.after.mean == pytest.approx(after.mean())
     assert figures.all.gain.mean == pytest.approx((after - before).mean())
