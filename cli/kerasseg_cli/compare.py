@@ -99,7 +99,7 @@ def _show(found: Comparison, page: Path) -> None:
         console.print()
         console.print(changed)
     console.print()
-    console.print(f"Pictures: {page}", markup=False)
+    console.print(f"Page: {page}", markup=False)
 
 
 def _cells(difference: Difference) -> tuple[str, ...]:

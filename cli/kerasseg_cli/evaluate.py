@@ -32,7 +32,7 @@ def evaluate(
     ] = "auto",
     split: Annotated[
         str | None,
-        typer.Option(help="test, validation or train; test. A look at test is counted.", rich_help_panel=WHAT),
+        typer.Option(help="test (the default), validation or train; a look at test is counted.", rich_help_panel=WHAT),
     ] = None,
     shards: Annotated[
         Path | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kerasseg_cli.console import screen
 
@@ -18,7 +19,7 @@ __all__ = ["summary"]
 
 _SPLITS = {"test": "Test", "val": "Validation", "train": "Training", "all": "External"}
 _SHARES = {"IoU": "iou", "precision": "precision", "recall": "recall"}
-_ROOM = 100
+_ROOM = 112
 """Columns from which intervals stand beside all figures; below, beside those that the verdict is about."""
 
 
@@ -97,7 +98,7 @@ def _groups(evaluation: Evaluation, final: Stage, width: int) -> Table:
     table = _table("Final masks", headings)
 
     def row(name: str, figures: Figures, over: Mean | None) -> None:
-        cells = [name, str(figures.slices)]
+        cells: list[str | Text] = [Text(name), str(figures.slices)]  # a name is no markup
         if width >= 75:
             cells.append(str(figures.patients))
         cells.append(_cell(figures.measures["dice"], roomy or (width >= 75 and not gain)))

@@ -463,6 +463,9 @@ def _write(
 ) -> None:
     from kerasseg.report import ThresholdCurve, write_report
 
+    figures = folder / "metrics.json"
+    # Gone first and written last: figures are there only where all the rest belongs to them.
+    figures.unlink(missing_ok=True)
     to_csv(rows, folder / "per_slice.csv")
     curve = None
     if rules.evidence is not None:
@@ -476,5 +479,4 @@ def _write(
         )
     pictures = PredictionPictures(predictions, [row.slice_id for row in rows], rules.model)
     write_report(evaluation, rows, pictures, folder / "report.html", threshold_curve=curve)
-    # Last, so that figures are there only where all the rest is.
-    write_atomically(folder / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
+    write_atomically(figures, evaluation.model_dump_json(indent=1) + "\n")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kerasseg import statistics
 from kerasseg.evaluation.calibration import calibrate
 from kerasseg.evaluation.document import MEASURES, Mean, Stage
 from kerasseg.evaluation.figures import (
@@ -170,6 +171,18 @@ def test_gains_are_paired(rows: list[SliceRow]) -> None:
     assert same(gain_classes(rows, CLASSES, "postprocessing", FEW)["glioma"], expected)
     tuned = [row.dice - row.raw.dice for row in rows]
     assert same(tuning_gain(rows, "postprocessing", FEW), plain_interval(tuned, people))
+
+
+def test_intervals_of_many_patients_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a few million draws they are made piece by piece: the same draws, the same limits."""
+    values = np.random.default_rng(1).random(50)
+    whole = statistics.bootstrap_interval(values, resamples=400)
+    monkeypatch.setattr(statistics, "_CHUNK", 50 * 400 - 1)
+    parts = statistics.bootstrap_interval(values, resamples=400)
+    monkeypatch.setattr(statistics, "_CHUNK", 1)
+    assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=1e-12)
+    single = statistics.bootstrap_interval(values, resamples=400)
+    assert (single.low, single.high) == pytest.approx((whole.low, whole.high), abs=1e-12)
 
 
 # --- edge cases -----------------------------------------------------------------------------------------------------------
