@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kerasseg.checkpoints import open_checkpoint
-from kerasseg.evaluation.predictions import SplitPredictions, predict_split
+from kerasseg.evaluation.predictions import Predictions, SplitPredictions, predict_split
+from kerasseg.evaluation.slices import JoinedPredictions
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
 from kerasseg.tuning import tune
@@ -29,7 +30,9 @@ def tune_run(
 ) -> ThresholdFile:
     """Tunes the rule of a run's network, and in the same way that of its baseline, on validation; writes both.
 
-    The split is not to be chosen: what was tuned on the test split says nothing about new slices.
+    The split is not to be chosen: what was tuned on the test split says nothing about new slices. The networks of an
+    ensemble of folds have learnt from validation slices; its rule is tuned out of fold, on what each fold's network says of
+    the slices that it held out.
 
     Args:
         run: A run that is not being trained.
@@ -60,13 +63,14 @@ def tune_run(
 
     def tuned(name: str, file: Path) -> NetworkRule:
         digest = network_sha256(file)
-        predictions = _predict(file, folder, batch_size, _named(progress, name))
+        predictions = _predictions(run, file.name, folder, batch_size, _named(progress, name))
         found = tune(predictions, per_class=per_class, progress=_named(progress, name))
         if network_sha256(file) != digest:
             raise KerassegError("the network was replaced while it was tuned", path=file, remedy="Run this again.")
         return NetworkRule(**dict(found), network=file.name, sha256=digest)
 
     result = ThresholdFile(
+        folds=len(run.folds),
         shards=str(folder),
         fingerprint=manifest.fingerprint,
         classes=manifest.classes,
@@ -75,6 +79,19 @@ def tune_run(
     )
     save_threshold(run, result)
     return result
+
+
+def _predictions(
+    run: RunDirectory, network: str, shards: Path, batch_size: int, progress: Progress | None
+) -> Predictions:
+    """Of slices that the network, or the fold of it that speaks, has not learnt from."""
+    if not run.folds:
+        return _predict(run.root / network, shards, batch_size, progress)
+    parts = []
+    for fold in run.folds:
+        settings = fold.config().settings
+        parts.append(_predict(fold.root / network, Path(settings.shards), batch_size, progress))
+    return JoinedPredictions(parts)
 
 
 def _predict(file: Path, shards: Path, batch_size: int, progress: Progress | None) -> SplitPredictions:

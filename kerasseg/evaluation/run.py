@@ -145,7 +145,7 @@ def evaluate_run(
     fixed = None if threshold == "auto" else _fixed(threshold)
     data = _data(config, split, shards_other)
     second = None if extras.reference_2 is None else open_second(extras.reference_2)
-    warnings = _about_the_run(directory, data, config)
+    warnings = _about_the_run(directory, data)
     if not directory.model_file.is_file():
         raise DataError(
             "this run has no network yet",
@@ -399,7 +399,7 @@ def _scored(
 # --- what people must know ----------------------------------------------------------------------------------------------
 
 
-def _about_the_run(run: RunDirectory, data: _Data, config: RunConfig) -> list[str]:
+def _about_the_run(run: RunDirectory, data: _Data) -> list[str]:
     if run.is_running():
         if data.split in ("test", "all"):
             raise KerassegError(
@@ -408,16 +408,19 @@ def _about_the_run(run: RunDirectory, data: _Data, config: RunConfig) -> list[st
                 remedy="Wait for it, or look at the validation split: --split validation",
             )
         return ["The run is still being trained: these are the figures of its best weights so far."]
-    del config
+    if data.external:
+        return []
+    if data.split == "train" or (run.folds and data.split == "val"):
+        return ["The network was trained on these slices: the figures flatter."]
+    if data.split == "val":
+        return ["The best epoch was chosen on these slices: the figures flatter."]
     return []
 
 
 def _about_tuning(rules: _Rules, data: _Data) -> list[str]:
     found = []
     if not data.external and data.split == "val":
-        found.append("Epoch, threshold and post-processing were chosen on these slices: the figures flatter.")
-    if not data.external and data.split == "train":
-        found.append("The network was trained on these slices: the figures flatter.")
+        found.append("Threshold and post-processing were tuned on these slices: the figures flatter.")
     if rules.model.class_thresholds:
         found.append(
             "The rule has a threshold for each class: these figures hold only where the class is known beforehand."

@@ -23,6 +23,7 @@ __all__ = ["RUNS", "RunDirectory"]
 RUNS = Path("runs")
 """Where runs lie by default."""
 
+_ENSEMBLE, _FOLDS = "ensemble", "cross-validation.json"
 _CONFIG, _LATEST, _LOCK, _STATE, _TEMPORARY = "config.json", "latest", ".lock", "state", ".tmp-"
 
 
@@ -132,6 +133,14 @@ class RunDirectory:
             return False
 
     # --- files -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def folds(self) -> tuple[RunDirectory, ...]:
+        """The runs of a cross-validation whose networks this one averages, in order; none for an ordinary run."""
+        parent = self.root.absolute().parent
+        if self.root.absolute().name != _ENSEMBLE or not (parent / _FOLDS).is_file():
+            return ()
+        return tuple(RunDirectory(p) for p in sorted(parent.glob("fold-*"), key=lambda p: (len(p.name), p.name)))
 
     @property
     def config_file(self) -> Path:

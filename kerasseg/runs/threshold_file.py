@@ -45,6 +45,7 @@ class ThresholdFile(BaseModel):
         format_version: Rises when a reader of an earlier version could misread it.
         kerasseg, created: What wrote it, and when (ISO 8601, UTC).
         split: Always validation: the test split is for the end.
+        folds: Of a cross-validation, whose networks each spoke of the slices that they held out; 0 for a single network.
         shards: The shard directory, as it was named.
         fingerprint: Of the data set.
         classes: Names.
@@ -58,6 +59,7 @@ class ThresholdFile(BaseModel):
     kerasseg: str = __version__
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     split: Literal["val"] = "val"
+    folds: Annotated[int, Field(ge=0)] = 0
     shards: str
     fingerprint: str
     classes: tuple[str, ...]

@@ -357,7 +357,7 @@ class Trainer:
                 f"back to the untouched weights, learning rate {rate:g}."
             )
             self._say(Message("warning", f"guard-{self.progress.phase}-{self.progress.guarded}", text))
-        elif below and progress.epoch <= _WATCHED and not progress.guarded:
+        elif below and progress.epoch <= _WATCHED and not progress.guarded and self._phase.strategy != "scratch":
             self._say(sunk_message(progress.first_table, table, self._rate()))
         message = overfitting_message([row for row in progress.history if row.phase == self._phase.strategy])
         if message is not None:

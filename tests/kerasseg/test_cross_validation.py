@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 import kerasseg
 from factories import write_figshare
 from kerasseg.ensembles import ensemble
+from kerasseg.evaluation.predictions import predict_split
 from kerasseg.runs import RunDirectory
 from kerasseg.training.cross_validation import CrossValidation, cross_validate, read_cross_validation
 from kerasseg.training.events import Event, Message, Saved
 from kerasseg.training.settings import LossSettings, TrainSettings
+from kerasseg.tuning_run import tune_run
 from kerasseg_cli.app import app
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.errors import DataError, UsageError
@@ -151,6 +153,24 @@ def test_networks_that_do_not_fit_are_no_ensemble() -> None:
         ensemble([])
     images = np.random.default_rng(0).random((2, 16, 16, 1), np.float32)
     np.testing.assert_array_equal(ensemble([small]).predict_on_batch(images), small.predict_on_batch(images))
+
+
+def test_the_rule_of_the_ensemble_is_tuned_on_what_each_fold_held_out(done: tuple[CrossValidation, Path]) -> None:
+    root = done[1]
+    run = RunDirectory.find(root / "ensemble")
+    assert [fold.root.name for fold in run.folds] == ["fold-1", "fold-2"]
+    found = tune_run(run)
+    assert found.folds == 2
+    held_out, probabilities, masks = 0, [], []
+    for k in (1, 2):
+        model = kerasseg.open_checkpoint(root / f"fold-{k}" / "model.keras")
+        own = predict_split(model, root / f"fold-{k}" / "shards", "val")
+        held_out += len(own)
+        probabilities += [own.probability(i) for i in range(len(own))]
+        masks += [own.case(i).mask for i in range(len(own))]
+    assert found.model.slices == held_out
+    plain = [kerasseg.dice(p >= 0.5, m) for p, m in zip(probabilities, masks, strict=True)]
+    assert found.model.raw.mean == pytest.approx(float(np.mean(plain)), abs=1e-6)
 
 
 class Killed(BaseException):
