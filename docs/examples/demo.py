@@ -1,4 +1,4 @@
-"""What works today, on slices and a network made here: check, prepare, verify, inspect, convert.
+"""What works today, on slices and a network made here: check, prepare, inspect, train, tune, evaluate.
 
     python docs/examples/demo.py FOLDER
 
@@ -88,6 +88,10 @@ def main() -> None:
     type_command(folder, "verify", "shards")
     type_command(folder, "inspect", "unet-export", "--strategy", "conservative")
     type_command(folder, "convert", "unet-export", "unet.keras")
+    # The network has learnt nothing yet, so there is nothing to preserve: all of it is trained, at the rate of fresh ones.
+    type_command(folder, "train", "--strategy", "scratch", "--checkpoint", "unet-export", "--epochs", "10")
+    type_command(folder, "tune-threshold")
+    type_command(folder, "evaluate", "--threshold", "auto")
     sys.stdout.write(f"\nEverything lies in {folder}. Next: the same with your own slices and checkpoint.\n")
 
 
