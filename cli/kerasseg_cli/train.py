@@ -30,7 +30,8 @@ WHAT, RECIPE, SCHEDULE, DATA, MACHINE, RUN = (
 _TYPED = ("COMMANDLINE", "ENVIRONMENT")
 
 _AS_TYPED = (
-    *("checkpoint", "architecture", "head", "strategy", "freeze_batchnorm", "learning_rate", "weight_decay", "l2"),
+    *("checkpoint", "architecture", "head", "strategy", "freeze_batchnorm"),
+    *("batchnorm_momentum", "learning_rate", "weight_decay", "l2"),
     *("clipnorm", "epochs", "steps", "batch_size", "balance", "train_on_positives", "guard", "seed", "precision"),
     *("deterministic", "xla", "save_every", "cache"),
 )
@@ -63,6 +64,12 @@ def train(
     freeze_batchnorm: Annotated[
         bool, typer.Option("--freeze-batchnorm", help="Hold every BatchNorm layer.", rich_help_panel=WHAT)
     ] = False,
+    batchnorm_momentum: Annotated[
+        float | None,
+        typer.Option(
+            help="Of BatchNorm in training; lowered by itself where epochs are short.", rich_help_panel=RECIPE
+        ),
+    ] = None,
     architecture: Annotated[
         str | None,
         typer.Option(help="For files that hold weights alone: the network they belong to.", rich_help_panel=WHAT),

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.layertree import all_layers
+from kerasseg.training.batchnorm import batchnorms
 from kerasseg_tfrecords.errors import UsageError
 
 __all__ = [
@@ -214,7 +214,7 @@ def peak_memory_mb(devices: Devices) -> float:
 @contextlib.contextmanager
 def plain_batchnorm(model: keras.Model) -> Iterator[None]:
     """While the block runs, no BatchNorm is synchronized: as a network is saved, for a machine with one device."""
-    layers = [layer for layer in _batchnorms(model) if layer.synchronized]
+    layers = [layer for layer in batchnorms(model) if layer.synchronized]
     for layer in layers:
         layer.synchronized = False
     try:
@@ -237,11 +237,7 @@ def synchronized_batchnorm(model: keras.Model, replicas: int) -> int:
         How many layers are synchronized.
     """
     count = 0
-    for layer in _batchnorms(model):
+    for layer in batchnorms(model):
         layer.synchronized = replicas > 1 and layer.trainable
         count += layer.synchronized
     return count
-
-
-def _batchnorms(model: keras.Model) -> list[Any]:
-    return [layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]

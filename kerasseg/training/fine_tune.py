@@ -50,6 +50,7 @@ class Recipe(TypedDict, total=False):
 
     freeze: Sequence[str]
     freeze_batchnorm: bool
+    batchnorm_momentum: float | None
     learning_rate: float | None
     weight_decay: float
     l2: float

@@ -28,6 +28,7 @@ from kerasseg.runs.config import Resolved, new_config
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.state import StateStore
 from kerasseg.training.advice import check_intensity, few_slices_message
+from kerasseg.training.batchnorm import momenta, pace, with_momenta
 from kerasseg.training.devices import (
     Devices,
     agree,
@@ -281,10 +282,24 @@ class Sitting:
             run: Where files are written; None where another machine does that.
             saved: What `Trainer.restore` takes; None for a fresh start.
         """
+        model = self.network.model
+        own = momenta(model)
+        with with_momenta(model, pace(own, self.resolved.steps, self.settings.batchnorm_momentum)):
+            return self._begin(run, saved, own)
+
+    def _begin(
+        self, run: RunDirectory | None, saved: tuple[Progress, Any, Any] | None, own: tuple[float, ...]
+    ) -> Ended:
         settings = self.settings
+
+        @contextlib.contextmanager
+        def as_it_came(model: keras.Model) -> Iterator[None]:
+            with with_momenta(model, own), as_saved(model):
+                yield
+
         keeper: Keeper = Nothing()
         if run is not None:
-            keeper = RunKeeper(run, as_saved, None if saved is None else saved[0].best_tag)
+            keeper = RunKeeper(run, as_it_came, None if saved is None else saved[0].best_tag)
             events = EventWriter(run.events_folder, examples_of(self.task, settings.seed), self._predict, self.say)
             self.observers = (*self.observers, log_to(run), events)
         if saved is None:

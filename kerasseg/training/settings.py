@@ -84,6 +84,8 @@ class TrainSettings(_Settings):
         strategy: What is frozen, and the rate that goes with it.
         freeze: Blocks or layers to freeze instead of the strategy's.
         freeze_batchnorm: Hold every BatchNorm layer.
+        batchnorm_momentum: Of every BatchNorm layer while it is trained, [0, 1); None: the network's own, or less where
+            an epoch has too few steps for it, see `kerasseg.training.batchnorm`.
         learning_rate: Of the first epoch, > 0; None: 1e-4, "aggressive" 1e-5, "scratch" 1e-3.
         weight_decay: Decoupled, on kernels alone.
         l2: Strength of L2 in the loss, on kernels alone; 0 for none.
@@ -116,6 +118,7 @@ class TrainSettings(_Settings):
     strategy: Strategy = "conservative"
     freeze: tuple[str, ...] = ()
     freeze_batchnorm: bool = False
+    batchnorm_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     learning_rate: float | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     l2: Annotated[float, Field(ge=0)] = 0.0
