@@ -174,7 +174,7 @@ def sitting(asked: str, scores: dict[str, float], computed: list[str]) -> Any:
         settings=TrainSettings(precision=asked),
         devices=Devices(None, None, ""),
         network=SimpleNamespace(model=model),
-        validation=SimpleNamespace(data=None),
+        task=SimpleNamespace(validation=SimpleNamespace(data=None)),
         _engine=engine,
     )
 
@@ -188,7 +188,7 @@ def test_auto_gives_a_faster_precision_up_that_costs_dice(
     monkeypatch.setattr(session, "choose_precision", lambda *_, **__: Choice("mixed_bfloat16", "the processor has it"))
     computed: list[str] = []
     scores = {"float32": 0.8, "mixed_bfloat16": faster}
-    choice = session._Sitting._precision(sitting("auto", scores, computed))
+    choice = session.Sitting._precision(sitting("auto", scores, computed))
     assert computed == ["float32", "mixed_bfloat16"]
     assert choice.name == expected
     if expected == "float32":
@@ -198,5 +198,5 @@ def test_auto_gives_a_faster_precision_up_that_costs_dice(
 @pytest.mark.parametrize("asked", ["float32", *MIXED])
 def test_what_is_asked_for_is_not_measured(asked: str) -> None:
     computed: list[str] = []
-    assert session._Sitting._precision(sitting(asked, {}, computed)).name == asked
+    assert session.Sitting._precision(sitting(asked, {}, computed)).name == asked
     assert not computed
