@@ -346,7 +346,9 @@ def _weights(
         if unknown:
             known = ", ".join(slices.classes)
             raise UsageError("weight of an unknown class", found=", ".join(unknown), expected=known)
-        weights[numbers] = class_weights(names, asked)
+        # Classes that are not named weigh 1.
+        whole = asked if isinstance(asked, str) else dict.fromkeys(slices.classes, 1.0) | dict(asked)
+        weights[numbers] = class_weights(names, whole)
     return weights
 
 

@@ -175,8 +175,8 @@ def train(
     # All of them by their names, so that `cross-validate`, which has the same, resolves them alike.
     options = dict(locals())
     if resume:
-        refuse_others(given(context) - {"resume", "out", "as_json", "quiet", "debug"})
-        _go_on(out, as_json=as_json, quiet=quiet)
+        refuse_others(given(context) - {"resume", "out", "shards", "as_json", "quiet", "debug"})
+        _go_on(out, shards if "shards" in given(context) else None, as_json=as_json, quiet=quiet)
         return
     settings = settings_of(context, options)
 
@@ -247,7 +247,7 @@ def _settings(
     return parse_settings(None, **values)
 
 
-def _go_on(out: Path | None, *, as_json: bool, quiet: bool) -> None:
+def _go_on(out: Path | None, shards: Path | None, *, as_json: bool, quiet: bool) -> None:
     from kerasseg.runs.directory import RunDirectory
 
     try:
@@ -259,7 +259,7 @@ def _go_on(out: Path | None, *, as_json: bool, quiet: bool) -> None:
         raise DataError(error.what, path=error.path, expected=error.expected, remedy=remedy) from None
     from kerasseg.training.session import resume
 
-    _show(lambda observer: resume(found, [observer]), as_json=as_json, quiet=quiet)
+    _show(lambda observer: resume(found, [observer], shards=shards), as_json=as_json, quiet=quiet)
 
 
 def _show(run: Any, *, as_json: bool, quiet: bool) -> None:

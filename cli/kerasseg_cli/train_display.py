@@ -102,6 +102,7 @@ class Watcher:
 
     def _begin(self, event: Began) -> None:
         self._began = event
+        self._first, self._best = event.first, event.best
         if self._warnings_only:
             return
         if self._console.is_terminal:
@@ -219,6 +220,9 @@ def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: boo
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
     table.add_row("all slices", f"{ended.first.val_dice:.4f}", f"{ended.best.val_dice:.4f}", *_gain(ended.gain))
+    if _holds_empty(ended):
+        before, after = ended.first.val_dice_tumour, ended.best.val_dice_tumour
+        table.add_row("tumour slices", f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}", "")
     for name, before in ended.first.classes.items():
         after = ended.best.classes.get(name, float("nan"))
         table.add_row(Text(name), f"{before:.4f}", f"{after:.4f}", *_gain(ended.class_gains.get(name)))
@@ -238,11 +242,14 @@ def _sentences(ended: Ended) -> list[str]:
         few = [name for name, gain in ended.class_gains.items() if math.isnan(gain.low)]
         if few:
             lines.append(f"One patient alone gives none ({', '.join(few)}).")
-        if ended.gain.few:
+        if _holds_empty(ended):
+            lines.append("All slices: those without tumour in mask and prediction count 1.")
+        if ended.gain.few and ended.gain.groups > 1:
             patients = f"{ended.gain.groups} patient{'s' if ended.gain.groups != 1 else ''}"
             lines.append(f"Validation has only {patients}: the true interval is wider.")
     if ended.best.epoch == 0 and trained:
-        lines.append("No epoch beat the untouched checkpoint: it is what model.keras holds.")
+        untouched = "fresh network" if ended.first.phase == "scratch" else "untouched checkpoint"
+        lines.append(f"No epoch beat the {untouched}: it is what model.keras holds.")
     elif len({row.phase for row in ended.history}) > 1:
         lines.append(f"The better strategy on validation: {ended.best.phase}.")
         lines += [
@@ -257,6 +264,14 @@ def _sentences(ended: Ended) -> list[str]:
     )
     lines.append("Tuned on validation alone; the test split was not looked at.")
     return lines
+
+
+def _holds_empty(ended: Ended) -> bool:
+    """Whether slices without tumour lift the mean over all slices."""
+    return any(
+        not math.isnan(row.val_dice_tumour) and row.val_dice > row.val_dice_tumour + 1e-9
+        for row in (ended.first, ended.best)
+    )
 
 
 def _places(ended: Ended, run: RunDirectory) -> list[tuple[str, str]]:

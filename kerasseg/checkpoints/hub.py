@@ -181,17 +181,18 @@ def _check_size(size: int, most_bytes: int, address: str) -> None:
 
 def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fetched:
     import huggingface_hub as hub  # heavy, and only wanted here
+    from huggingface_hub import constants, errors  # modules that the package loads by itself only now and then
 
     name = f"hf://{address.repository}" + (f"@{address.revision}" if address.revision else "")
     # Said at every call: the library's own default is fixed when it is imported, and in more than one place.
-    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     key = json.dumps([endpoint, address.repository, address.revision, address.inside])
     record = cache_folder() / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     try:
         info = hub.HfApi(endpoint=endpoint).model_info(
             address.repository, revision=address.revision, files_metadata=True, timeout=_TIMEOUT
         )
-    except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError) as error:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise CheckpointError(
             "the Hub has no such repository or revision, or it is private",
             path=name,
@@ -208,7 +209,7 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
     try:
         paths = {file: _hub_file(address.repository, file, commit, endpoint=endpoint) for file in chosen.files}
     except Exception as error:
-        raise _unreachable(name, error, [hub.constants.HF_HUB_CACHE]) from error
+        raise _unreachable(name, error, [constants.HF_HUB_CACHE]) from error
     hashes = known["sha256"] if known.get("commit") == commit else {}
     for file, path in paths.items():
         _check_hash(path, hashes.get(file), name)
@@ -220,14 +221,14 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
 
 
 def _from_cache(address: HubAddress, record: Path, name: str, error: Exception) -> Fetched:
-    import huggingface_hub as hub
+    from huggingface_hub import constants
 
     known = _read_record(record)
     try:
         commit = str(known["commit"])
         paths = {f: _hub_file(address.repository, f, commit, local_files_only=True) for f in known["sha256"]}
     except Exception:
-        raise _unreachable(name, error, [str(record), str(hub.constants.HF_HUB_CACHE)]) from error
+        raise _unreachable(name, error, [str(record), str(constants.HF_HUB_CACHE)]) from error
     for file, path in paths.items():
         _check_hash(path, known["sha256"][file], name)
     return _hub_result(address, commit, str(known["entry"]), paths)

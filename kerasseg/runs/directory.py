@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -60,6 +61,21 @@ class RunDirectory:
             while root.exists():
                 root = RUNS / f"{name}-{number}"
                 number += 1
+        cls.check_free(root)
+        try:
+            (root / _STATE).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            found = error.strerror or str(error)
+            raise KerassegError("the folder of the run cannot be made", path=root, found=found) from error
+        return cls(root)
+
+    @staticmethod
+    def check_free(root: Path) -> None:
+        """Whether a new run can be made in a folder, before anything long is begun.
+
+        Raises:
+            UsageError: A run is there already, or something else.
+        """
         if (root / _CONFIG).exists():
             raise UsageError(
                 "a run is there already",
@@ -73,12 +89,6 @@ class RunDirectory:
             raise UsageError(
                 "the folder of a run must be new or empty", path=root, found=found, remedy="Choose another --out."
             )
-        try:
-            (root / _STATE).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            found = error.strerror or str(error)
-            raise KerassegError("the folder of the run cannot be made", path=root, found=found) from error
-        return cls(root)
 
     @classmethod
     def open(cls, root: Path | str) -> RunDirectory:
@@ -223,11 +233,13 @@ class RunDirectory:
         """Whether a process is training in this run now."""
         if not (self.root / _LOCK).exists():
             return False
-        try:
-            with lock(self.root / _LOCK, "run"):
-                return False
-        except KerassegError:
-            return True
+        # For reading, so that a finished run in a folder that cannot be written is not taken for one that runs.
+        with (self.root / _LOCK).open("rb") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     # --- networks --------------------------------------------------------------------------------------------------------
 

@@ -57,12 +57,13 @@ def clearly_below(first: SliceTable, now: SliceTable, groups: ArrayLike) -> bool
     return mean + 2 * error < 0
 
 
-def sunk_message(first: SliceTable, now: SliceTable, rate: float) -> Message:
+def sunk_message(first: SliceTable, now: SliceTable, rate: float, strategy: str = "") -> Message:
     """Training fell below where it began: pretrained features are being forgotten."""
+    more = "--freeze-batchnorm" if strategy == "conservative" else "--strategy conservative, --freeze-batchnorm"
     text = (
         f"Validation Dice fell to {now.mean('dice'):.4f}, clearly below the untouched checkpoint's "
         f"{first.mean('dice'):.4f}: it is forgetting what it knew. Lower the rate (--learning-rate {rate / 10:g}), freeze "
-        "more (--strategy conservative, --freeze-batchnorm), or let --guard act on it."
+        f"more ({more}), or let --guard act on it."
     )
     return Message("warning", "below-epoch-0", text)
 

@@ -68,6 +68,9 @@ class DatasetTraining:
             self.steps = self.count // self.batch_size if self.batch_size else 0
         if not self.steps:
             raise DataError("the training dataset holds no batch")
+        # One batch tells 0..255 from 0..1; to look at all of them would cost an epoch.
+        first = _tensors(next(iter(dataset)), channels)
+        _check_values(first["image"].numpy(), first["mask"].numpy(), "training")
         # What has one size already is not cut and joined anew.
         even = dataset if size is not None else dataset.rebatch(self.batch_size, drop_remainder=True)
         self._rows = even.enumerate().map(self._row, num_parallel_calls=1)
@@ -214,11 +217,11 @@ def _shared(rows: tf.data.Dataset, batch_size: int, context: tf.distribute.Input
     return rows if replicas == 1 else rows.rebatch(batch_size // replicas)
 
 
-def _check_values(image: NDArray[np.float32], mask: NDArray[np.float32]) -> None:
+def _check_values(image: NDArray[np.float32], mask: NDArray[np.float32], what: str = "validation") -> None:
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise DataError(
-            "images of the validation dataset are out of their range", found=f"{low:g} to {high:g}", expected="0 to 1"
+            f"images of the {what} dataset are out of their range", found=f"{low:g} to {high:g}", expected="0 to 1"
         )
     if not np.isin(mask, (0, 1)).all():
-        raise DataError("masks of the validation dataset hold other values than 0 and 1")
+        raise DataError(f"masks of the {what} dataset hold other values than 0 and 1")

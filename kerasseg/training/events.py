@@ -24,6 +24,7 @@ class Began:
         batch_size: Slices in a global batch.
         facts: What was resolved, label -> text, in the order to show it: strategy, frozen blocks, rate, precision, ...
         resumed: (epoch, step) where an earlier run is taken up; None for a fresh one.
+        first, best: Validation Dice of epoch 0 and the best so far, of a run that is taken up; NaN for a fresh one.
     """
 
     title: str
@@ -32,6 +33,8 @@ class Began:
     batch_size: int
     facts: Mapping[str, str] = field(default_factory=dict)
     resumed: tuple[int, int] | None = None
+    first: float = float("nan")
+    best: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True)

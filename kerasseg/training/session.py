@@ -96,6 +96,9 @@ def train(
         KerassegError: Shards, checkpoint, devices or options that cannot be used; a loss that is no number; no memory or no
             space left. What was saved before stays good.
     """
+    if out is not None:
+        RunDirectory.check_free(Path(out))
+    settings = _anywhere(settings)
     manifest = load_manifest(settings.shards)
     with _machines(settings, manifest, observers) as devices:
         with devices.scope():
@@ -126,7 +129,9 @@ def in_new_run(sitting: Sitting, out: Path | None) -> tuple[Ended, RunDirectory]
         return sitting.begin(run), run
 
 
-def resume(run: RunDirectory, observers: Iterable[Observer] = ()) -> tuple[Ended, RunDirectory | None]:
+def resume(
+    run: RunDirectory, observers: Iterable[Observer] = (), *, shards: Path | str | None = None
+) -> tuple[Ended, RunDirectory | None]:
     """Goes on with a run from its last saved state, as if it had never stopped.
 
     It need not be on the devices that it was begun on. On several machines each reads the run directory, which therefore
@@ -135,21 +140,36 @@ def resume(run: RunDirectory, observers: Iterable[Observer] = ()) -> tuple[Ended
     Args:
         run: The run.
         observers: Who is told what happens.
+        shards: Where the run's shards lie now; None for where they lay. They must hold the same data.
 
     Raises:
         UsageError: The run is over.
         KerassegError: As `train`; or another process trains in the run, or its shards have changed.
     """
     config = run.config()
-    settings = config.settings
-    manifest = load_manifest(settings.shards)
+    settings = config.settings if shards is None else config.settings.model_copy(update={"shards": str(shards)})
+    try:
+        manifest = load_manifest(settings.shards)
+    except DataError as error:
+        raise DataError(
+            "the shards that this run was begun with cannot be read",
+            path=run.root,
+            found=error.sentence().removesuffix(f". {error.remedy}"),
+            remedy="Say where they lie now: --shards FOLDER",
+        ) from None
     if manifest.fingerprint != config.resolved.fingerprint:
         raise DataError(
             "the shards are not those that the run was begun with",
             path=settings.shards,
             found=f"fingerprint {manifest.fingerprint[:12]}",
             expected=config.resolved.fingerprint[:12],
-            remedy="Prepare them again with the same options, or begin a new run.",
+            remedy="Say where the run's own lie now (--shards FOLDER), or prepare them again with the same options.",
+        )
+    if not run.baseline_file.is_file():
+        raise DataError(
+            "the run lacks the network that it began with",
+            path=run.baseline_file,
+            remedy="Put it back, or begin a new run.",
         )
     with (
         _machines(settings, manifest, observers) as devices,
@@ -418,6 +438,12 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
             raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
     if source is None:
         source = os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT
+    if settings.network:
+        raise UsageError(
+            "filters and depth are of a fresh network, and a checkpoint has its own",
+            found=", ".join(settings.network),
+            remedy="Leave them out, or --checkpoint with --strategy scratch.",
+        )
     try:
         model = open_checkpoint(source, architecture=settings.architecture)
     except CheckpointError as error:
@@ -453,6 +479,14 @@ def as_saved(model: keras.Model) -> Iterator[None]:
         yield
 
 
+def _anywhere(settings: TrainSettings) -> TrainSettings:
+    """Paths in full, so that a run can be gone on with, tuned and evaluated from any folder."""
+    full = {"shards": str(Path(settings.shards).absolute())}
+    if settings.checkpoint is not None and Path(settings.checkpoint).exists():
+        full["checkpoint"] = str(Path(settings.checkpoint).absolute())
+    return settings.model_copy(update=full)
+
+
 # --- small things --------------------------------------------------------------------------------------------------------
 
 
@@ -479,7 +513,10 @@ def _unnamed(settings: TrainSettings) -> str:
 def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None) -> dict[str, str]:
     """What people want to see before it begins, in order."""
     train, val = (sum(resolved.slices[split].values()) for split in ("train", "val"))
-    stages = ", ".join(f"{epochs} flat epochs -> {rate:g}" for epochs, rate in settings.schedule.stages)
+    # Rates never rise: stages at or above the first rate are passed over.
+    stages = ", ".join(
+        f"{epochs} flat epochs -> {rate:g}" for epochs, rate in settings.schedule.stages if rate < max(resolved.rates)
+    )
     facts = {
         "checkpoint": resolved.checkpoint or _unnamed(settings),
         "strategy": " then ".join(resolved.phases),

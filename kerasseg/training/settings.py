@@ -147,7 +147,7 @@ class TrainSettings(_Settings):
     @classmethod
     def _positive(cls, value: float | None) -> float | None:
         if value is not None and not (math.isfinite(value) and value > 0):
-            msg = "expected a number > 0"
+            msg = "a number > 0"
             raise ValueError(msg)
         return value
 
@@ -155,6 +155,9 @@ class TrainSettings(_Settings):
     def _consistent(self) -> TrainSettings:
         if self.freeze and self.strategy in ("progressive", "auto", "scratch"):
             msg = f"strategy {self.strategy} decides itself what is frozen, and freeze= names blocks too: give one of them"
+            raise ValueError(msg)
+        if self.deterministic and self.xla:
+            msg = "XLA has no deterministic kernels for these networks: give deterministic or xla, not both"
             raise ValueError(msg)
         return self
 

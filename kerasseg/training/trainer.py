@@ -169,7 +169,16 @@ class Trainer:
         resumed = (self.progress.epoch, self.progress.sums.steps) if self.progress.history else None
         plan = self.plan
         self._tell(
-            Began(plan.title, plan.epochs, self.steps, self.training.batch_size, dict(plan.facts), resumed=resumed)
+            Began(
+                plan.title,
+                plan.epochs,
+                self.steps,
+                self.training.batch_size,
+                dict(plan.facts),
+                resumed=resumed,
+                first=self._first_dice() if resumed else float("nan"),
+                best=max(row.val_dice for row in self.progress.history) if resumed else float("nan"),
+            )
         )
         try:
             self._train()
@@ -187,7 +196,7 @@ class Trainer:
             self._epoch_zero()
         while not self.progress.finished:
             if self.progress.epoch >= self.plan.epochs:
-                self._close_phase("finished", f"all {self.plan.epochs} epochs are done")
+                self._close_phase("finished", _all_done(self.plan.epochs))
                 continue
             self._epoch()
 
@@ -345,7 +354,9 @@ class Trainer:
         progress = self.progress
         if progress.first_table is None or progress.plateau is None:
             return
-        below = clearly_below(progress.first_table, table, self.validation.groups)
+        # Fresh weights know nothing that could be forgotten, or gone back to.
+        fresh = self._phase.strategy == "scratch"
+        below = not fresh and clearly_below(progress.first_table, table, self.validation.groups)
         guarding = self.plan.guard and not stopping and progress.guarded < _GUARDS
         if below and guarding and progress.plateau.best_epoch == 0:
             rate = progress.plateau.rate / 10
@@ -357,8 +368,8 @@ class Trainer:
                 f"back to the untouched weights, learning rate {rate:g}."
             )
             self._say(Message("warning", f"guard-{self.progress.phase}-{self.progress.guarded}", text))
-        elif below and progress.epoch <= _WATCHED and not progress.guarded and self._phase.strategy != "scratch":
-            self._say(sunk_message(progress.first_table, table, self._rate()))
+        elif below and progress.epoch <= _WATCHED and not progress.guarded:
+            self._say(sunk_message(progress.first_table, table, self._rate(), self._phase.strategy))
         message = overfitting_message([row for row in progress.history if row.phase == self._phase.strategy])
         if message is not None:
             self._say(message)
@@ -468,6 +479,10 @@ class Trainer:
 
     def _strategy_of_best(self) -> str:
         return self.plan.phases[self.progress.best[0]].strategy
+
+
+def _all_done(epochs: int) -> str:
+    return "the one epoch is done" if epochs == 1 else f"all {epochs} epochs are done"
 
 
 def _in_words(events: tuple[PlateauEvent, ...]) -> str:

@@ -15,6 +15,8 @@ from kerasseg_tfrecords.errors import KerassegError
 
 __all__ = ["explain_os_error", "lock", "open_atomically", "sync_folder", "write_atomically"]
 
+_FREE = "Free some space and run the same command again: it continues (kerasseg train: with --resume)."
+
 
 def sync_folder(folder: Path) -> None:
     """Makes renames inside `folder` survive a power cut."""
@@ -76,8 +78,14 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 def explain_os_error(error: OSError, path: Path) -> KerassegError:
     """`error`, which came of writing `path`, as a sentence with a remedy."""
     remedies = {
-        errno.ENOSPC: ("no space left on the disk", "Free some space and run the same command again: it continues."),
-        errno.EDQUOT: ("the disk quota is used up", "Free some space and run the same command again: it continues."),
+        errno.ENOSPC: (
+            "no space left on the disk",
+            "Free some space and run the same command again: it continues (kerasseg train: with --resume).",
+        ),
+        errno.EDQUOT: (
+            "the disk quota is used up",
+            "Free some space and run the same command again: it continues (kerasseg train: with --resume).",
+        ),
         errno.EFBIG: ("the file grew over the system's limit", "Raise the limit (ulimit -f) and run again."),
         errno.EACCES: ("no permission to write", "Choose another folder with --out, or change its permissions."),
         errno.EPERM: ("no permission to write", "Choose another folder with --out, or change its permissions."),
@@ -100,7 +108,11 @@ def lock(path: Path, what: str, *, busy: str | None = None, remedy: str | None =
     Raises:
         KerassegError: Where another process holds it.
     """
-    with path.open("a") as stream:
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(path.open("a"))
+        except OSError as error:
+            raise explain_os_error(error, path.parent) from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
