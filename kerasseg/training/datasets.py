@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 
-__all__ = ["DatasetTraining", "DatasetValidation", "is_dataset"]
+__all__ = ["DatasetTraining", "DatasetValidation", "explained", "is_dataset"]
 
+_RANGE = "images of the training dataset are out of their range"
+_BINARY = "masks of the training dataset hold other values than 0 and 1"
 _KEYS = ("image", "mask", "weight", "label")
 
 
@@ -68,15 +72,17 @@ class DatasetTraining:
             self.steps = self.count // self.batch_size if self.batch_size else 0
         if not self.steps:
             raise DataError("the training dataset holds no batch")
-        # One batch tells 0..255 from 0..1; to look at all of them would cost an epoch.
-        first = _tensors(next(iter(dataset)), channels)
-        _check_values(first["image"].numpy(), first["mask"].numpy(), "training")
         # What has one size already is not cut and joined anew.
         even = dataset if size is not None else dataset.rebatch(self.batch_size, drop_remainder=True)
         self._rows = even.enumerate().map(self._row, num_parallel_calls=1)
 
     def _row(self, step: Any, element: Any) -> dict[str, Any]:
         parts = _tensors(element, self._channels)
+        # Within the iteration: to look beforehand would use up an epoch of a dataset that counts its epochs.
+        inside = tf.reduce_all((parts["image"] >= 0) & (parts["image"] <= 1))
+        binary = tf.reduce_all((parts["mask"] == 0) | (parts["mask"] == 1))
+        with tf.control_dependencies([tf.debugging.Assert(inside, [_RANGE]), tf.debugging.Assert(binary, [_BINARY])]):
+            parts = {name: tf.identity(tensor) for name, tensor in parts.items()}
         numbers = step * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
         return {**parts, "slice": numbers}
 
@@ -217,11 +223,23 @@ def _shared(rows: tf.data.Dataset, batch_size: int, context: tf.distribute.Input
     return rows if replicas == 1 else rows.rebatch(batch_size // replicas)
 
 
-def _check_values(image: NDArray[np.float32], mask: NDArray[np.float32], what: str = "validation") -> None:
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """While the block runs, what is found wrong with a training batch becomes an error for people."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        for what in (_RANGE, _BINARY):
+            if what in str(error):
+                raise DataError(what, expected="0 to 1") from None
+        raise
+
+
+def _check_values(image: NDArray[np.float32], mask: NDArray[np.float32]) -> None:
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise DataError(
-            f"images of the {what} dataset are out of their range", found=f"{low:g} to {high:g}", expected="0 to 1"
+            "images of the validation dataset are out of their range", found=f"{low:g} to {high:g}", expected="0 to 1"
         )
     if not np.isin(mask, (0, 1)).all():
-        raise DataError(f"masks of the {what} dataset hold other values than 0 and 1")
+        raise DataError("masks of the validation dataset hold other values than 0 and 1")

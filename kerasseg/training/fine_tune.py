@@ -22,7 +22,7 @@ from kerasseg.outputs import read_output
 from kerasseg.pipeline import EvaluationData, TrainingData
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.training.advice import check_intensity
-from kerasseg.training.datasets import DatasetTraining, DatasetValidation, is_dataset
+from kerasseg.training.datasets import DatasetTraining, DatasetValidation, explained, is_dataset
 from kerasseg.training.devices import Devices, choose_devices, enable_determinism
 from kerasseg.training.events import Ended, Event, Message, Observer
 from kerasseg.training.session import Network, Sitting, in_new_run
@@ -183,10 +183,11 @@ def fine_tune(
         run = None
         try:
             sitting.load()
-            if out is None:
-                ended = sitting.begin(None)
-            else:
-                ended, run = in_new_run(sitting, Path(out))
+            with explained():
+                if out is None:
+                    ended = sitting.begin(None)
+                else:
+                    ended, run = in_new_run(sitting, Path(out))
         finally:
             if sitting.trainer is not None:
                 sitting.trainer.back_to_best()

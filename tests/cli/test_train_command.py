@@ -222,6 +222,32 @@ def test_a_second_process_is_refused(undisturbed: Path, type_here: Callable[...,
 
 
 @pytest.mark.slow
+def test_shards_that_moved_are_asked_for_and_taken(
+    undisturbed: Path, shards: Path, type_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(undisturbed, run)
+    config = json.loads((run / "config.json").read_text())
+    assert Path(config["settings"]["shards"]).is_absolute()  # a run goes on from any folder
+    config["settings"]["shards"] = str(tmp_path / "gone")
+    (run / "config.json").write_text(json.dumps(config))
+    asked = type_here("--resume", "--out", run)
+    assert asked.exit_code == 3
+    assert "Say where they lie now: --shards FOLDER" in asked.stderr
+    taken = type_here("--resume", "--out", run, "--shards", shards)
+    assert "the run is over" in taken.stderr  # past the shards
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_taken_is_refused_before_anything_is_opened(
+    undisturbed: Path, type_here: Callable[..., Any]
+) -> None:
+    done = type_here("--checkpoint", "nothing.keras", "--out", undisturbed)
+    assert done.exit_code == 2
+    assert "a run is there already" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_damaged_state_falls_back_to_the_one_before(undisturbed: Path, children: Children, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)

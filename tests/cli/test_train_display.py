@@ -49,6 +49,15 @@ def story() -> Iterator[Event]:
     yield WARNING
 
 
+def test_a_run_that_goes_on_is_still_shown_against_epoch_0() -> None:
+    text = io.StringIO()
+    watcher = Watcher(Console(file=text, width=100), None)
+    watcher(Began("conservative, unet", 20, 140, 8, FACTS, resumed=(2, 0), first=0.61, best=0.69))
+    watcher(Evaluated(HISTORY[3], None, HISTORY))  # type: ignore[arg-type]
+    assert "+0.1023" in text.getvalue()
+    assert "nan" not in text.getvalue()
+
+
 def ended(reason: Any = "stopped", history: Any = HISTORY, best: int = 3, **gains: Interval) -> Ended:
     text = "no better score for 7 epochs since the last gain or fresh chance"
     return Ended(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -312,3 +313,30 @@ def test_redirects_are_followed_only_to_where_they_may_lead(server: Server, file
 def test_other_schemes_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="does not fetch from"):
         open_checkpoint(url)
+
+
+LAZY = """
+import os
+os.environ.pop("HF_ENDPOINT", None)
+import huggingface_hub
+from kerasseg.checkpoints.hub import fetch
+from kerasseg_tfrecords.errors import CheckpointError
+
+def unreachable(*_, **__):
+    raise OSError("no network")
+
+huggingface_hub.HfApi.model_info = unreachable
+try:
+    fetch("hf://nobody/nothing")
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_the_default_address_of_the_hub_needs_nothing_imported_before(
+    python: str, child_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The package loads `constants` by itself only where something else has; a first command has not."""
+    environment = {**child_environment, "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([python, "-c", LAZY], env=environment, capture_output=True, text=True, check=False)
+    assert "hf://nobody/nothing" in done.stdout, done.stderr

@@ -284,6 +284,7 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
         (pairs().take(0), pairs(), {}, DataError, "holds no batch"),
         (pairs(), pairs().take(0), {}, DataError, "no slice of the validation"),
         (pairs(), pairs(IMAGES * 2), {}, DataError, "out of their range"),
+        (pairs(IMAGES * 255), pairs(), {}, DataError, "images of the training dataset are out of their range"),
         (pairs(), pairs(IMAGES[:, :8], MASKS[:, :8]), {}, UsageError, "validation slices are of another size"),
         ("nowhere", None, {}, DataError, "nowhere"),
     ],

@@ -195,8 +195,9 @@ def test_labels_weights_and_numbers(shards):
     assert [tuple(part.shape) for part in triple] == [(8, 32, 32, 1), (8, 32, 32, 1), (8,)]
     with pytest.raises(UsageError, match="unknown class"):
         TrainingData(shards, class_weight=weights | {"lesion": 1.0})
-    with pytest.raises(UsageError, match="no weight"):
-        TrainingData(shards, class_weight={names[0]: 1.0})
+    some = TrainingData(shards, class_weight={names[0]: 2.0}, with_labels=True)
+    every = TrainingData(shards, class_weight=dict.fromkeys(names, 1.0) | {names[0]: 2.0}, with_labels=True)
+    np.testing.assert_array_equal(some.batch(0, 0).weight, every.batch(0, 0).weight)  # classes not named weigh 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
