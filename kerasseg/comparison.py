@@ -274,7 +274,15 @@ def _remarks(first: Evaluated, second: Evaluated, common: int) -> tuple[str, ...
             f"{common:,} slices are in both; {left[0]:,} of the first run and {left[1]:,} of the second are left out."
         )
     if a.final != b.final:
-        said.append(f"The final stages differ: {a.final} and {b.final}.")
+        said.append(
+            f"The final stages differ ({a.final} and {b.final}): this compares rules as much as networks. "
+            "Evaluate both with the same --threshold."
+        )
+    if a.split in ("train", "val"):
+        said.append("Networks and rules were chosen on these slices or learnt from them: the figures flatter both.")
+    patients = a.final_stage().all.patients
+    if patients < 10:
+        said.append(f"Only {patients} patients: the true intervals are wider.")
     if a.split == "test":
         said.append(
             "To choose between networks use the validation slices: a choice by test slices flatters the chosen one."

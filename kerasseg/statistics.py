@@ -94,6 +94,12 @@ def bootstrap_interval(
     if members.shape != numbers.shape:
         found = f"{len(numbers)} values, {len(members)} groups"
         raise UsageError("values and groups do not fit", found=found, expected="one group a value")
+    if np.isinf(numbers).any():
+        raise UsageError(
+            "an interval of infinite values cannot be given",
+            found=f"{int(np.isinf(numbers).sum())} of {numbers.size}",
+            remedy="Report misses as a number, or take the finite variant (hd95_or_diagonal).",
+        )
     counted = ~np.isnan(numbers)
     numbers, members = numbers[counted], members[counted]
     if not numbers.size:
@@ -154,7 +160,9 @@ def group_numbers(groups: ArrayLike) -> NDArray[np.int64]:
     >>> group_numbers(["a", "", "a", ""]).tolist()
     [0, 1, 0, 2]
     """
-    names = np.asarray(groups).astype(str)
+    # None and NaN are what tables have where nothing is known.
+    given = np.asarray(groups, object).ravel().tolist()
+    names = np.array(["" if g is None or g != g else str(g) for g in given], str)
     known: dict[str, int] = {}
     found = np.empty(len(names), np.int64)
     fresh = 0

@@ -147,11 +147,13 @@ def _lines(evaluation: Evaluation, final: Stage, folder: Path | None) -> list[st
         lines.append(_speed(evaluation))
     if everything.patients < 10:
         lines.append(f"Only {_count(everything.patients, 'patient')}: the true intervals are wider.")
-    if evaluation.test_looks:
-        times = "once" if evaluation.test_looks == 1 else f"{evaluation.test_looks} times"
-        lines.append(f"The test slices of these shards have been looked at {times}, this time included.")
+    times = "once" if evaluation.test_looks == 1 else f"{evaluation.test_looks} times"
+    if evaluation.split in ("train", "val"):
+        so_far = f"; {times} so far" if evaluation.test_looks else ""
+        lines.append(f"The test split was not looked at{so_far}.")
     else:
-        lines.append("The test split was not looked at.")
+        what = "All slices" if evaluation.split == "all" else "The test slices"
+        lines.append(f"{what} of these shards have been looked at {times}, this time included.")
     if folder is not None:
         lines.append(f"Report: {folder / 'report.html'} (beside it: metrics.json, per_slice.csv)")
     return lines

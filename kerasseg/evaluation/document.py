@@ -272,7 +272,7 @@ class Evaluation(_Model):
         targets: Goals.
         calibration, speed, robustness, second_reader: Where they were asked for.
         data: How the data were split.
-        test_looks: How often anybody has looked at the test split of these shards, this time included.
+        test_looks: How often anybody has looked at the test split of these shards, this time included where it was one.
         warnings: Sentences for people.
     """
 

@@ -16,7 +16,7 @@ from kerasseg.evaluation.arrays import software
 from kerasseg.evaluation.calibration import calibrate
 from kerasseg.evaluation.document import Evaluation, Robustness, SplitFacts, StageName
 from kerasseg.evaluation.figures import USUAL, Resampling, gain_classes, gains, network_figures, tuning_gain
-from kerasseg.evaluation.looks import record_look
+from kerasseg.evaluation.looks import LOOKS, count_looks, record_look
 from kerasseg.evaluation.overlap_check import seen_in_training
 from kerasseg.evaluation.predictions import Predictions, Resolution
 from kerasseg.evaluation.robustness import Transform, measure_robustness
@@ -193,15 +193,6 @@ def evaluate_run(
         )
 
     predictions = predict(model, "predict")
-    looks = 0
-    if data.split in ("test", "all"):
-        looks = record_look(
-            data.root,
-            directory.root,
-            run_id=run_id(config),
-            fingerprint=data.manifest.fingerprint,
-            split=data.split,
-        )
     stages = stage_rules(rules.model, rules.final)
     rows = _scored(predictions, stages, resolution, "score", progress)
     before: list[SliceRow] | None = None
@@ -248,6 +239,18 @@ def evaluate_run(
         speed = measure_speed(model, baseline, size=data.manifest.size)
         if progress is not None:
             progress("speed", 1, 1)
+    goals_met = targets_of(final, wanted)
+    # Counted as soon as figures can be seen, and not before: a goal that cannot be meant shows none.
+    if data.split in ("test", "all"):
+        looks = record_look(
+            data.root,
+            directory.root,
+            run_id=run_id(config),
+            fingerprint=data.manifest.fingerprint,
+            split=data.split,
+        )
+    else:
+        looks = count_looks([data.root / LOOKS, directory.root / LOOKS], data.manifest.fingerprint)
     evaluation = Evaluation(
         kerasseg=__version__,
         software=software(),
@@ -269,7 +272,7 @@ def evaluate_run(
         gain={} if before is None else gains(rows, tuple(stages), resampling),
         gain_classes={} if before is None else gain_classes(rows, classes, rules.final, resampling),
         tuning_gain=None if rules.final == "raw" else tuning_gain(rows, rules.final, resampling),
-        targets=targets_of(final, wanted),
+        targets=goals_met,
         calibration=calibrate(predictions, resolution=resolution) if extras.calibration else None,
         speed=speed,
         robustness=robustness,
@@ -412,15 +415,13 @@ def _about_the_run(run: RunDirectory, data: _Data) -> list[str]:
         return []
     if data.split == "train" or (run.folds and data.split == "val"):
         return ["The network was trained on these slices: the figures flatter."]
-    if data.split == "val":
-        return ["The best epoch was chosen on these slices: the figures flatter."]
     return []
 
 
 def _about_tuning(rules: _Rules, data: _Data) -> list[str]:
     found = []
     if not data.external and data.split == "val":
-        found.append("Threshold and post-processing were tuned on these slices: the figures flatter.")
+        found.append("Epoch, threshold and post-processing were chosen on these slices: the figures flatter.")
     if rules.model.class_thresholds:
         found.append(
             "The rule has a threshold for each class: these figures hold only where the class is known beforehand."

@@ -163,7 +163,7 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 def _looks(evaluation: Evaluation) -> str:
     looks = evaluation.test_looks
-    if evaluation.split != "test":
+    if evaluation.split in ("train", "val"):
         return f"{looks:,} so far, not for this page"
     if looks <= 1:
         return "1: this is the first"

@@ -51,6 +51,7 @@ class ThresholdFile(BaseModel):
         classes: Names.
         model: The rule for `model.keras`.
         baseline: For `baseline.keras`, tuned in the same way, so that the two are compared fairly.
+        digest: SHA-256 over all the rest, so that what a hand changes is noticed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -65,6 +66,11 @@ class ThresholdFile(BaseModel):
     classes: tuple[str, ...]
     model: NetworkRule
     baseline: NetworkRule
+    digest: str = ""
+
+    def own_digest(self) -> str:
+        """What `digest` ought to be."""
+        return hashlib.sha256(self.model_dump_json(exclude={"digest", "created"}).encode()).hexdigest()
 
 
 def save_threshold(run: RunDirectory, file: ThresholdFile) -> None:
@@ -73,7 +79,8 @@ def save_threshold(run: RunDirectory, file: ThresholdFile) -> None:
     Raises:
         KerassegError: It cannot be written; an earlier one is as it was.
     """
-    write_atomically(run.threshold_file, file.model_dump_json(indent=1) + "\n")
+    sealed = file.model_copy(update={"digest": file.own_digest()})
+    write_atomically(run.threshold_file, sealed.model_dump_json(indent=1) + "\n")
 
 
 def load_threshold(run: RunDirectory) -> ThresholdFile:
@@ -94,6 +101,11 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
         given = "" if first["type"] in ("value_error", "missing") else f", it is {_short(first['input'])}"
         remedy = f"{again}. For a threshold of your own: kerasseg evaluate --threshold 0.4"
         raise DataError("the rule cannot be used", path=path, found=f"{where}: {what}{given}", remedy=remedy) from None
+    own = "For a threshold of your own: kerasseg evaluate --threshold 0.4"
+    if file.digest != file.own_digest():
+        raise DataError(
+            "the rule was changed by hand", path=path, found="a digest that does not fit", remedy=f"{again}. {own}"
+        )
     for rule in (file.model, file.baseline):
         network = run.root / rule.network
         if not network.is_file():
