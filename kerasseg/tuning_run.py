@@ -77,8 +77,7 @@ def tune_run(
         model=tuned("model", run.model_file),
         baseline=tuned("baseline", run.baseline_file),
     )
-    save_threshold(run, result)
-    return result
+    return save_threshold(run, result)
 
 
 def _predictions(

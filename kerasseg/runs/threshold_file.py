@@ -73,14 +73,15 @@ class ThresholdFile(BaseModel):
         return hashlib.sha256(self.model_dump_json(exclude={"digest", "created"}).encode()).hexdigest()
 
 
-def save_threshold(run: RunDirectory, file: ThresholdFile) -> None:
-    """Writes the file, whole or not at all.
+def save_threshold(run: RunDirectory, file: ThresholdFile) -> ThresholdFile:
+    """Writes the file, whole or not at all, with its digest; gives what was written.
 
     Raises:
         KerassegError: It cannot be written; an earlier one is as it was.
     """
     sealed = file.model_copy(update={"digest": file.own_digest()})
     write_atomically(run.threshold_file, sealed.model_dump_json(indent=1) + "\n")
+    return sealed
 
 
 def load_threshold(run: RunDirectory) -> ThresholdFile:
