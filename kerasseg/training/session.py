@@ -442,7 +442,7 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
         raise UsageError(
             "filters and depth are of a fresh network, and a checkpoint has its own",
             found=", ".join(settings.network),
-            remedy="Leave them out, or --checkpoint with --strategy scratch.",
+            remedy="Leave them out; or leave --checkpoint out and take --strategy scratch.",
         )
     try:
         model = open_checkpoint(source, architecture=settings.architecture)
