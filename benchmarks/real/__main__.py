@@ -2,7 +2,7 @@
 
     python -m benchmarks.real [--part few|many|long|page ...] [--data DIR] [--checkpoint FILE] [--work DIR] [--quick]
 
-`few`: 308 slices at 128x128; every strategy, three seeds of the best two and of scratch, cross-validations.
+`few`: 308 slices at 128x128; every strategy; three seeds and a cross-validation of the best two, the recipe and scratch.
 `many`: 2,271 slices at 128x128; which rate, and what a slice-wise split would have claimed.
 `long`: the best of `many` at 256x256, 5 to 8 minutes an epoch on 2 cores.
 `page`: the figures on the test split, the pictures and the page, from the runs that are there.
@@ -39,7 +39,7 @@ class Effort:
 
     Attributes:
         small, large: Pixels.
-        seeds: The first is everybody's, the others are for the best two and for scratch.
+        seeds: The first is everybody's, the others are for the best two, the recipe and scratch.
         folds: Of the cross-validations.
         trials: Of those on each data set, so many.
         options: Of every training.
@@ -57,15 +57,16 @@ QUICK = Effort(64, 80, (42, 1), 2, 3, ("--epochs", "2", "--steps", "1"))
 
 
 def train_few(shop: Workshop, effort: Effort) -> None:
-    """All strategies and rates, seeds of the best two and of scratch, cross-validations."""
+    """All strategies and rates; seeds and cross-validations of the best two, the recipe and scratch."""
     trials = trials_on_few(effort.small)[: effort.trials]
     for trial in trials:
         shop.train(trial)
     scratch, recipe = trials[0], trials[1]
     best = best_tuned(shop, trials)[:2]
-    for trial, seed in itertools.product([scratch, *best], effort.seeds[1:]):
+    compared = list(dict.fromkeys((scratch, recipe, *best)))
+    for trial, seed in itertools.product(compared, effort.seeds[1:]):
         shop.train(trial.with_seed(seed))
-    for trial in dict.fromkeys((scratch, recipe, *best)):
+    for trial in compared:
         shop.cross_validate(trial, effort.folds)
 
 
