@@ -178,7 +178,7 @@ def _paint_tumour(
     if kind == "glioma":
         paint("oedema", brain & (relative < 1.2 + 0.25 * person.field(6, len(depth))) & (depth > 0.05))
         paint("rim", mask)
-        paint("core", brain & (relative < hollow))
+        paint("core", mask & (relative < hollow))
     else:
         paint("tumour", mask)
     return mask
