@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shlex
 import shutil
 import sys
@@ -54,8 +55,8 @@ class _Plan:
     tune: int
 
 
-_WHOLE = _Plan(patients=60, slices=3, pixels=128, size=96, depth=4, pretrain=25, tune=25)
-_FAST = _Plan(patients=30, slices=2, pixels=64, size=64, depth=3, pretrain=14, tune=8)
+_WHOLE = _Plan(patients=60, slices=3, pixels=128, size=96, depth=4, pretrain=16, tune=20)
+_FAST = _Plan(patients=30, slices=3, pixels=64, size=64, depth=3, pretrain=14, tune=14)
 
 
 def demo(
@@ -70,6 +71,8 @@ def demo(
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Show the whole job on synthetic slices of two scanners: a few minutes, no data, no GPU."""
+    # A dozen networks in one process: TensorFlow takes that for a mistake in a loop, and says so at length.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     started = time.monotonic()
     root = _folder(keep)
     stage = _Stage(silent=quiet or as_json)
