@@ -76,46 +76,18 @@ def _field(values: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return np.asarray(cv2.resize(2 * values.reshape(cells, cells) - 1, (side, side), interpolation=cv2.INTER_CUBIC))
 
 
-_A = Scanner(
-    signal={
-        "air": 0.0,
-        "scalp": 0.78,
-        "skull": 0.06,
-        "csf": 0.14,
-        "grey": 0.36,
-        "white": 0.52,
-        "oedema": 0.32,
-        "tumour": 0.92,
-        "rim": 0.85,
-        "core": 0.36,
-    },
-    spread=0.06,
-    texture=0.08,
-    blur=0.004,
-    bias=0.1,
-    noise=0.02,
-    unit=2600,
-)
-_B = Scanner(
-    signal={
-        "air": 0.0,
-        "scalp": 1.0,
-        "skull": 0.08,
-        "csf": 0.12,
-        "grey": 0.36,
-        "white": 0.46,
-        "oedema": 0.3,
-        "tumour": 0.7,
-        "rim": 0.68,
-        "core": 0.3,
-    },
-    spread=0.06,
-    texture=0.1,
-    blur=0.008,
-    bias=0.28,
-    noise=0.035,
-    unit=900,
-)
+# In the order of TISSUES: air, scalp, skull, csf, grey, white, oedema, tumour, rim, core.
+_SIGNALS_A = (0.0, 0.78, 0.06, 0.14, 0.36, 0.52, 0.32, 0.92, 0.85, 0.36)
+_SIGNALS_B = (0.0, 1.0, 0.08, 0.12, 0.36, 0.46, 0.3, 0.7, 0.68, 0.3)
+
+
+def _signal(values: tuple[float, ...]) -> Mapping[str, float]:
+    return MappingProxyType(dict(zip(TISSUES, values, strict=True)))
+
+
+_A = Scanner(_signal(_SIGNALS_A), spread=0.06, texture=0.08, blur=0.004, bias=0.1, noise=0.02, unit=2600)
+_B = Scanner(_signal(_SIGNALS_B), spread=0.06, texture=0.1, blur=0.008, bias=0.28, noise=0.035, unit=900)
+
 SCANNERS: Mapping[str, Scanner] = MappingProxyType({"A": _A, "B": _B})
 """Two protocols after contrast agent. A is sharp and even; B is blurred, noisy, brightest where its coil lies, and shows
 tumours less."""
