@@ -3,6 +3,7 @@
 #   make test        set up, then the whole suite           make lint    ruff, formatter, types
 #   make test-fast   set up, then what takes under 90 s     make bench   the benchmarks, as ratios
 #   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
+#   make results     the job on real slices: hours; goes on where it was stopped
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 # Two processes halve the time on two cores; tests that go together (module fixtures) stay together.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-.PHONY: demo test test-fast torture lint format bench docs clean
+.PHONY: demo test test-fast torture lint format bench results docs clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -44,6 +45,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+results: $(STAMP)
+	$(BIN)/python -m benchmarks.real
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -20,6 +20,7 @@ from kerasseg.runs.history import read_history, rows_from_json, rows_to_json, to
 from kerasseg.training.advice import (
     check_intensity,
     clearly_below,
+    far_message,
     few_slices_message,
     overfitting_message,
     sunk_message,
@@ -243,6 +244,25 @@ def test_aggressive_with_few_slices(strategy, counts, named):
         assert named in message.text
         assert "pituitary" not in message.text
         assert "likely to overfit" in message.text
+
+
+@pytest.mark.parametrize(
+    ("dice", "rate", "strategy", "said"),
+    [
+        (0.02, 1e-4, "conservative", True),
+        (0.29, 1e-5, "aggressive", True),
+        (0.30, 1e-4, "conservative", False),
+        (0.02, 1e-3, "conservative", False),
+        (0.02, 1e-4, "scratch", False),
+    ],
+)
+def test_a_checkpoint_that_hardly_knows_the_task(dice, rate, strategy, said):
+    message = far_message(dice, rate, strategy)
+    assert (message is not None) is said
+    if message is not None:
+        assert message.level == "note"
+        assert f"{dice:.3f}" in message.text
+        assert "--learning-rate 1e-3" in message.text
 
 
 def test_intensity_rules_must_agree():
