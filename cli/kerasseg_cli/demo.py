@@ -125,7 +125,7 @@ def _scanner_b(stage: _Stage, plan: _Plan, seed: int) -> None:
     stage.command("evaluate", "--threshold", "auto")
     stage.title("New slices come in")
     _write(stage, "new-slices", plan, "B", seed, first=plan.patients, patients=3, slices=1)
-    stage.command("predict", "new-slices")
+    stage.command("predict", "new-slices", "--out", "predicted", "--overlay")
 
 
 def _write(
