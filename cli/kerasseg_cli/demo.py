@@ -118,7 +118,8 @@ def _scanner_b(stage: _Stage, plan: _Plan, seed: int) -> None:
     """The user's work: the same network meets scanner B."""
     stage.title("You have slices of scanner B, and that SavedModel")
     stage.command("prepare", "scanner-B", "--split", "60/20/20", "--size", str(plan.size))
-    stage.command("inspect", "pretrained-unet", "--strategy", "conservative")
+    if not stage.silent:  # it shows, and does nothing else
+        stage.command("inspect", "pretrained-unet", "--strategy", "conservative")
     epochs = ("--epochs", str(plan.tune))
     stage.command("train", "--strategy", "conservative", "--checkpoint", "pretrained-unet", *epochs)
     stage.command("tune-threshold")
@@ -171,21 +172,21 @@ class _Stage:
     """
 
     def __init__(self, *, silent: bool) -> None:
-        self._silent = silent
+        self.silent = silent
 
     def say(self, text: str) -> None:
         """A line of our own."""
-        if not self._silent:
+        if not self.silent:
             screen().print(text, markup=False, soft_wrap=True)
 
     def title(self, text: str) -> None:
         """A heading, after a blank line."""
-        if not self._silent:
+        if not self.silent:
             screen().print(f"\n{text}\n{'=' * len(text)}", markup=False, style="bold")
 
     def typed(self, text: str, prompt: str = "$ ") -> None:
         """What one would type."""
-        if not self._silent:
+        if not self.silent:
             screen().print(f"\n{prompt}{text}", markup=False, style="bold cyan", soft_wrap=True)
             sys.stdout.flush()
 
@@ -198,7 +199,7 @@ class _Stage:
         from kerasseg_cli.app import app
 
         self.typed(f"kerasseg {shlex.join(words)}")
-        code = app([*words, *(["--quiet"] if self._silent else [])], standalone_mode=False)
+        code = app([*words, *(["--quiet"] if self.silent else [])], standalone_mode=False)
         sys.stdout.flush()
         if code == 130:
             raise KeyboardInterrupt

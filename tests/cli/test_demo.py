@@ -47,6 +47,12 @@ def test_ctrl_c_says_what_is_left(typed: Typed, tmp_path: Path) -> None:
     assert Path.cwd() == tmp_path
 
 
+def test_quiet_is_quiet(typed: Typed) -> None:
+    assert "$ cd demo-output" in run().stdout
+    assert run("--quiet").stdout == ""
+    assert run("--json").stdout == ""
+
+
 def test_an_earlier_demonstration_is_replaced_and_nothing_else(typed: Typed, tmp_path: Path) -> None:
     run("--keep", "here")
     (tmp_path / "here" / "old").write_text("of the demonstration before")
