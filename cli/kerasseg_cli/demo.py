@@ -287,5 +287,7 @@ def _inside(root: Path) -> Iterator[None]:
         with contextlib.chdir(root):
             yield
     except KeyboardInterrupt:
-        errors().print(f"The demonstration was stopped. What it has made lies in {root}.", markup=False)
+        errors().print(
+            f"The demonstration was stopped. What it made lies in {root}; run again, it begins anew.", markup=False
+        )
         raise typer.Exit(130) from None
