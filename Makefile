@@ -1,5 +1,5 @@
 # Everything a newcomer needs, on a machine with only Python (3.11 to 3.13) and make.
-#   make demo        set up, then what works today, on synthetic slices
+#   make demo        set up, then the whole job on synthetic slices (kerasseg demo)
 #   make test        set up, then the whole suite           make lint    ruff, formatter, types
 #   make test-fast   set up, then what takes under 90 s     make bench   the benchmarks, as ratios
 #   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
@@ -30,11 +30,12 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(PYTEST) -m "not slow"
 
+# DEMO=--fast makes it short.
+demo: $(STAMP)
+	$(BIN)/kerasseg demo $(DEMO)
+
 torture: $(STAMP)
 	KERASSEG_TORTURE=20 $(PYTEST) -m slow -k "kill"
-
-demo: $(STAMP)
-	$(BIN)/python docs/examples/demo.py demo-output
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

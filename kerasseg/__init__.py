@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kerasseg.network import unet
     from kerasseg.optimizers import DecayedAdam, set_l2
     from kerasseg.overlap import dice
+    from kerasseg.phantom import phantom_slices, write_phantoms
     from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
     from kerasseg.postprocessing import apply_rule, postprocess
@@ -78,6 +79,7 @@ _HOMES = {
     "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
     "paired_interval": "kerasseg.statistics",
+    "phantom_slices": "kerasseg.phantom",
     "postprocess": "kerasseg.postprocessing",
     "provenance": "kerasseg.checkpoints",
     "set_l2": "kerasseg.optimizers",
@@ -86,6 +88,7 @@ _HOMES = {
     "surface_distances": "kerasseg.distances",
     "sweep_thresholds": "kerasseg.thresholds",
     "unet": "kerasseg.network",
+    "write_phantoms": "kerasseg.phantom",
     "write_report": "kerasseg.report",
 }
 
@@ -131,6 +134,7 @@ __all__ = [
     "load_split",
     "open_checkpoint",
     "paired_interval",
+    "phantom_slices",
     "postprocess",
     "provenance",
     "set_l2",
@@ -139,6 +143,7 @@ __all__ = [
     "surface_distances",
     "sweep_thresholds",
     "unet",
+    "write_phantoms",
     "write_report",
 ]
 
