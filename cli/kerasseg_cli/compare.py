@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, screen
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Json, Quiet
 from kerasseg_tfrecords.errors import KerassegError, one_line
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ __all__ = ["compare"]
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="RUN_A", help="What is compared with: a run's folder or name.")],
-    second: Annotated[str, typer.Argument(metavar="RUN_B", help="What is compared.")],
+    first: Annotated[
+        str, typer.Argument(metavar="RUN_A", help="What is compared with: a run's folder or name.", autocompletion=runs)
+    ],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="What is compared.", autocompletion=runs)],
     split: Annotated[
         str, typer.Option(help="Slices that both were evaluated on: test, validation, train, or all.")
     ] = "test",
@@ -35,7 +38,6 @@ def compare(
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Compare two evaluated runs slice by slice: differences with intervals, wins, losses, and pictures."""
     from kerasseg.comparison import compare as run

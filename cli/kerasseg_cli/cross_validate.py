@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_cli.options import COMMON
 from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
 from kerasseg_tfrecords.errors import DataError
 
@@ -33,7 +34,7 @@ def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> No
     out: Path | None = options["out"]
     settings: TrainSettings
     if options["resume"]:
-        refuse_others(given(context) - {"resume", "out", "as_json", "quiet", "debug"})
+        refuse_others(given(context) - {"resume", "out", *COMMON})
         out, settings, folds = _begun(out)
     else:
         settings = settings_of(context, options)

@@ -44,8 +44,8 @@ class Complaint:
 
     Attributes:
         where: Names from the outermost to the innermost, with dots; "" for the whole.
-        kind: "unknown" for a field that is not known, "missing" for one that is not there, "judged" where a check of our own
-            speaks (`expected` is what it says), "wrong" for the rest.
+        kind: "unknown" for a field that is not known, "missing" for one that is not there, "judged" where a check of our
+            own speaks (`expected` is what it says), "wrong" for the rest.
         found: What is there, as Python writes it, shortened; None where nothing is.
         expected: What may be there; None where nothing may.
         remedy: A name that is near; None where none is.
