@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from kerasseg_cli import compare, convert, cross_validate, evaluate, inspect, prepare, train, tune_threshold, verify
+from kerasseg_cli import (
+    compare,
+    convert,
+    cross_validate,
+    evaluate,
+    fetch,
+    inspect,
+    prepare,
+    train,
+    tune_threshold,
+    verify,
+)
 from kerasseg_cli.chatter import without_chatter
 from kerasseg_cli.commands import Commands
 from kerasseg_cli.errors import guarded
@@ -55,6 +66,7 @@ def _build() -> typer.Typer:
             raise typer.BadParameter(f"--json stands behind the command: {typed}")
 
     commands = (
+        fetch.fetch,
         prepare.prepare,
         verify.verify,
         inspect.inspect,
