@@ -12,6 +12,7 @@ from kerasseg_cli import (
     compare,
     convert,
     cross_validate,
+    doctor,
     evaluate,
     fetch,
     inspect,
@@ -76,6 +77,7 @@ def _build() -> typer.Typer:
         evaluate.evaluate,
         compare.compare,
         cross_validate.cross_validate,
+        doctor.doctor,
     )
     for command in commands:
         application.command()(guarded(command))

@@ -20,11 +20,23 @@ from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.validation import complaint
 
-__all__ = ["FORMAT_VERSION", "NetworkRule", "ThresholdFile", "load_threshold", "network_sha256", "save_threshold"]
+__all__ = [
+    "FORMAT_VERSION",
+    "NetworkRule",
+    "StaleRuleError",
+    "ThresholdFile",
+    "load_threshold",
+    "network_sha256",
+    "save_threshold",
+]
 
 FORMAT_VERSION = 1
 
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class StaleRuleError(DataError):
+    """The rule was tuned for other weights than the run holds now."""
 
 
 class NetworkRule(Tuned):
@@ -110,7 +122,7 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
             continue  # the weights may have been left elsewhere; whoever opens them says so
         found = network_sha256(network)
         if found != rule.sha256:
-            raise DataError(
+            raise StaleRuleError(
                 "the rule was tuned for other weights: the network was trained on, or replaced",
                 path=path,
                 found=f"{rule.network} {found[:12]}",
