@@ -332,7 +332,7 @@ def _run(root: Path) -> Finding:
     if network is not None:
         return network
     rule = _rule(run)
-    return rule or _data(run, config.settings.shards, config.resolved.fingerprint)
+    return rule or _data(run, root.parent.parent / config.settings.shards, config.resolved.fingerprint)
 
 
 def _network(run: Any) -> Finding | None:
@@ -361,7 +361,7 @@ def _rule(run: Any) -> Finding | None:
     return None
 
 
-def _data(run: Any, shards: str, fingerprint: str) -> Finding:
+def _data(run: Any, shards: Path, fingerprint: str) -> Finding:
     from kerasseg_tfrecords.manifest import load_manifest
 
     name = run.root.name
