@@ -43,7 +43,7 @@ def _show(found: Diagnosis, *, quiet: bool) -> None:
     shown = [f for f in found.findings if not quiet or f.verdict == "bad"]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold", max_width=28)
+    table.add_column(overflow="fold", max_width=30)
     table.add_column(overflow="fold")
     marks = _MARKS if wants_unicode(console) else {**_MARKS, "ok": "+", "note": "-", "bad": "x"}
     topic = None

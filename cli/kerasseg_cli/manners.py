@@ -46,11 +46,17 @@ def behaving(asked: Manners) -> Iterator[None]:
     if "KERASSEG_DEBUG" in os.environ:
         asked = replace(asked, debug=True)
     token = _ASKED.set(asked)
+    # Beside what its C++ writes (see `chatter`) TensorFlow warns through Python, of its own inner workings.
+    tensorflow = logging.getLogger("tensorflow")
+    level = tensorflow.level
+    if not asked.debug:
+        tensorflow.setLevel(logging.ERROR)
     with _log_shown() if asked.verbose else contextlib.nullcontext():
         try:
             yield
         finally:
             _ASKED.reset(token)
+            tensorflow.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ def show(manifest: Manifest, out: Path) -> None:
     console.print(table)
     for line in lines(manifest):
         console.print(line, markup=False)
-    console.print(f"\nShards: {out}    next: kerasseg verify {out}", markup=False)
+    console.print(f"\nShards: {out}    next: kerasseg verify {out}", markup=False, soft_wrap=True)
 
 
 def lines(manifest: Manifest) -> list[str]:
