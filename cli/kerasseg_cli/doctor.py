@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 _MARKS = {"ok": "✓", "note": "·", "warning": "!", "bad": "✗"}
+_NAME = 30
 _STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "bad": "red"}
 
 
@@ -43,7 +44,9 @@ def _show(found: Diagnosis, *, quiet: bool) -> None:
     shown = [f for f in found.findings if not quiet or f.verdict == "bad"]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold", max_width=30)
+    # Names of runs (date, time, strategy) stay whole, very long ones are folded.
+    whole = max((len(f.name) for f in shown), default=0) <= _NAME
+    table.add_column(overflow="fold", no_wrap=whole, max_width=_NAME)
     table.add_column(overflow="fold")
     marks = _MARKS if wants_unicode(console) else {**_MARKS, "ok": "+", "note": "-", "bad": "x"}
     topic = None
