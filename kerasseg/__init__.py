@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kerasseg.batches import stratified_batches
     from kerasseg.blocks import Block, Blocks, find_blocks
     from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
+    from kerasseg.datasets import FetchedDataset, fetch_dataset
     from kerasseg.distances import SurfaceDistances, hd95, surface_distances
     from kerasseg.ensembles import ensemble
     from kerasseg.evaluation.arrays import EvaluationResult, evaluate
@@ -47,6 +48,7 @@ _HOMES = {
     "DiceScore": "kerasseg.metrics",
     "EvaluationData": "kerasseg.pipeline",
     "EvaluationResult": "kerasseg.evaluation.arrays",
+    "FetchedDataset": "kerasseg.datasets",
     "FineTuned": "kerasseg.training.fine_tune",
     "FreezeReport": "kerasseg.freezing",
     "Interval": "kerasseg.statistics",
@@ -71,6 +73,7 @@ _HOMES = {
     "dice": "kerasseg.overlap",
     "ensemble": "kerasseg.ensembles",
     "evaluate": "kerasseg.evaluation.arrays",
+    "fetch_dataset": "kerasseg.datasets",
     "find_blocks": "kerasseg.blocks",
     "fine_tune": "kerasseg.training.fine_tune",
     "fit_to_task": "kerasseg.fitting",
@@ -101,6 +104,7 @@ __all__ = [
     "DiceScore",
     "EvaluationData",
     "EvaluationResult",
+    "FetchedDataset",
     "FineTuned",
     "FreezeReport",
     "Interval",
@@ -126,6 +130,7 @@ __all__ = [
     "dice",
     "ensemble",
     "evaluate",
+    "fetch_dataset",
     "find_blocks",
     "fine_tune",
     "fit_to_task",

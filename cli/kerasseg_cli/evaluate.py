@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, progress_bar
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Json, Quiet, one_of
 from kerasseg_tfrecords.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ WHAT, JUDGE, BESIDES = "What is evaluated", "Verdict", "Besides"
 
 
 def evaluate(
-    run: Annotated[str | None, typer.Argument(help="The run's folder or name; the latest one.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="The run's folder or name; the latest one.", autocompletion=runs)
+    ] = None,
     threshold: Annotated[
         str,
         typer.Option(
@@ -73,15 +76,13 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the corruptions.", rich_help_panel=BESIDES)] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Evaluate the best weights of a run beside the checkpoint they came from: tables, pictures, and a verdict."""
-    if resolution not in ("native", "model"):
-        raise UsageError(f"--resolution cannot be {resolution!r}", expected="native or model")
+    one_of("--resolution", resolution, ("native", "model"))
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise UsageError(f"--fail-under cannot be {fail_under:g}", expected="a Dice in [0, 1]")
-    if split not in (None, "test", "validation", "val", "train"):
-        raise UsageError(f"--split cannot be {split!r}", expected="test, validation or train")
+    if split not in (None, "val"):
+        one_of("--split", str(split), ("test", "validation", "train"))
     asked = _threshold(threshold)
 
     from kerasseg.evaluation.run import Extras, evaluate_run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["open_checkpoint"]
+
+_LOG = logging.getLogger("kerasseg")
 
 
 def open_checkpoint(
@@ -87,6 +90,7 @@ def open_checkpoint(
         )
     else:
         record = dataclasses.replace(record, file=source, file_sha256=digest)
+    _LOG.info("opened %s: %s, written by %s", source, record.kind, record.writer)
     return attach(opened.model, record)
 
 

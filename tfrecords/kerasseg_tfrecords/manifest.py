@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.splits_file import SplitRow
+from kerasseg_tfrecords.validation import complaint
 
 __all__ = [
     "MANIFEST",
@@ -210,9 +211,7 @@ def load_manifest(folder: Path | str) -> Manifest:
     try:
         return Manifest.model_validate(state)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError("the manifest is damaged", path=path, found=f"{where}: {first['msg']}", remedy=remedy) from None
+        raise DataError("the manifest is damaged", path=path, found=complaint(error), remedy=remedy) from None
 
 
 def parse_options(**values: object) -> PrepareOptions:
@@ -224,9 +223,8 @@ def parse_options(**values: object) -> PrepareOptions:
     try:
         return PrepareOptions.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "options"
+        wrong = complaint(error)
+        name = wrong.where.partition(".")[0] or "options"
         raise UsageError(
-            f"--{name.replace('_', '-')} cannot be {first['input']!r}",
-            expected=first["msg"].replace("Input should be ", ""),
+            f"--{name.replace('_', '-')} cannot be {wrong.found}", expected=wrong.expected, remedy=wrong.remedy
         ) from None

@@ -19,6 +19,7 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.slices import Reading
 from kerasseg_tfrecords.sources.base import Item, Listing, Location, NotASlice, Source, SourceOptions
 from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree, read_bytes
+from kerasseg_tfrecords.validation import did_you_mean
 
 __all__ = [
     "SOURCES",
@@ -89,7 +90,8 @@ def source_for(name: str) -> Source:
         'figshare'
     """
     if name not in _ENTRIES:
-        raise UsageError("unknown format", found=name, expected=", ".join(_ENTRIES))
+        near = did_you_mean(name, list(_ENTRIES))
+        raise UsageError("unknown format", found=name, expected=", ".join(_ENTRIES), remedy=near)
     return SOURCES[name]
 
 
