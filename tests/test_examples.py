@@ -21,12 +21,23 @@ MODULES = sorted(
     for path in (base / package).rglob("*.py")
     if path.stem != "__main__" and ">>> " in path.read_text()
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.fixture(scope="session")
+def doctest_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the examples of docstrings run: `data`, 36 slices of 18 patients, and `shards` made of them."""
+    from kerasseg_tfrecords import PrepareOptions, prepare
+
+    folder = tmp_path_factory.mktemp("doctests")
+    write_figshare(folder / "data", patients=18, slices_each=2, size=48)
+    prepare(folder / "data", folder / "shards", PrepareOptions(size=32), jobs=1)
+    return folder
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_doctests(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_doctests(name: str, doctest_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(doctest_folder)
     module = importlib.import_module(name)
     outcome = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert outcome.failed == 0
