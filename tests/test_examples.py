@@ -5,10 +5,14 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from factories import write_figshare
@@ -133,6 +137,54 @@ def test_our_parts_in_somebodys_own_fit(tmp_path: Path, python: str, child_envir
     before, best, again = (float(text) for text in scores.groups())
     assert best > before
     assert again == pytest.approx(best, abs=0.0011)
+
+
+Script = Callable[..., str]
+
+
+@pytest.fixture
+def script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Runs an example with arguments, in this process: TensorFlow has been imported long since. Gives what it prints."""
+
+    def run(name: str, *words: object) -> str:
+        path = ROOT / "docs" / "examples" / name
+        monkeypatch.setattr("sys.argv", [str(path), *map(str, words)])
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_shards_in_plain_tensorflow(script: Script, tmp_path: Path) -> None:
+    """It learns; and the same folder of shards serves it again, with the same figures."""
+    outputs = [script("plain_tensorflow.py", tmp_path / "out", *words) for words in ([], [tmp_path / "out" / "shards"])]
+    first, again = ([float(text) for text in re.findall(r"validation Dice ([\d.]+)", output)] for output in outputs)
+    assert len(first) == 4
+    assert first[-1] > first[0] + 0.2
+    assert again == pytest.approx(first, abs=0.005)
+
+
+def test_masks_of_another_program(script: Script, tmp_path: Path) -> None:
+    """The drawn masks, then NIfTI volumes in millimetres, against figures computed by hand."""
+    drawn = script("score_masks.py")
+    assert re.search(r"24 slices with tumour, 12 patients\n.*\n.*pixels .* 1 missed\n", drawn)
+    for patient in range(3):
+        true = np.zeros((20, 20, 3), np.uint8)
+        true[5:10, 5:15, 1] = 1
+        found = true.copy()
+        found[5, :, 1] = 0  # one row of five: Dice 2 * 40 / (40 + 50), and that row is 1.5 mm away
+        for name, mask in (("true", true), ("found", found)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            image = nibabel.Nifti1Image(mask, np.diag([1.5, 0.5, 4, 1]))
+            nibabel.save(image, tmp_path / name / f"case_{patient}.nii.gz")
+    text = script("score_masks.py", tmp_path / "found", tmp_path / "true")
+    assert "3 slices with tumour, 3 patients" in text
+    assert re.search(r"Dice +0\.889 ", text)
+    assert re.search(r"HD95 of found, mm +1\.500 .* 0 missed", text)
+    (tmp_path / "found" / "case_1.nii.gz").unlink()
+    with pytest.raises(SystemExit, match=r"case_1\.nii\.gz: no prediction for a reference"):
+        script("score_masks.py", tmp_path / "found", tmp_path / "true")
 
 
 def test_the_pages_show_what_they_should() -> None:
