@@ -3,7 +3,7 @@
 A border pixel belongs to the mask and has a neighbour above, below, left or right that does not; beyond the image there
 is no mask. From each border pixel of one mask the distance to the nearest border pixel of the other is measured, centre
 to centre, exactly and in both directions. HD95 is the larger of the two directed 95th percentiles (Metrics Reloaded:
-Maier-Hein et al., Nature Methods 21, 2024; the same in MONAI). `docs/hd95.md` says what others call by that name.
+Maier-Hein et al., Nature Methods 21, 2024; the same in MONAI). `docs/decisions/hd95.md` says what others call by that name.
 
 | reference | prediction | `outcome` | distances | `..._or_diagonal` |
 | --- | --- | --- | --- | --- |

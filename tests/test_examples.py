@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from children import Children
 from factories import write_figshare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,57 +66,59 @@ def commands_of(page: Path) -> list[str]:
 WITH_PYTHON = [page for page in PAGES if python_of(page)]
 WITH_COMMANDS = [page for page in PAGES if commands_of(page)]
 
-EXPORT = """
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+CHECKPOINTS = """
 import kerasseg
-kerasseg.unet((32, 32, 3), filters=4, seed=0).export("unet-export", verbose=False)
-kerasseg.unet((32, 32, 3), filters=4, seed=0).save("unet.keras")
-kerasseg.unet((32, 32, 3), filters=4, seed=0).save("unet.h5")
+for network in (kerasseg.unet((32, 32, 3), filters=4, seed=0),):
+    network.export("unet-export", verbose=False)
+    network.save("unet.keras")
+    network.save("unet.h5")
 """
+
+UNREACHABLE = ("fetch",)
+"""Commands that need the net, which tests do not reach."""
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, python: str, child_environment: dict[str, str]) -> Path:
-    """A folder as a reader of the documentation has it: raw data, an exported network, and shards."""
+def children(tmp_path_factory: pytest.TempPathFactory) -> Children:
+    """Types commands in a folder as a reader of the documentation has it: raw data, an exported network, and shards."""
     folder = tmp_path_factory.mktemp("desk")
     write_figshare(folder / "data", patients=30, slices_each=2, size=48)
-    subprocess.run([python, "-c", EXPORT], cwd=folder, env=child_environment, check=True, capture_output=True)
-    command = [python, "-m", "kerasseg_cli", "prepare", "data", "--quiet"]
-    subprocess.run(command, cwd=folder, env=child_environment, check=True, capture_output=True)
-    return folder
+    (folder / "figshare").symlink_to("data")
+    found = Children(folder)
+    done = found.python(CHECKPOINTS)
+    assert done.returncode == 0, done.stderr
+    done = found.run("prepare", "data", "--quiet")
+    assert done.returncode == 0, done.stderr
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
-def test_python_of_a_page(desk: Path, page: Path, python: str, child_environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=named)
+def test_python_of_a_page(children: Children, page: Path) -> None:
     """All blocks of a page in one process, one after another, as a reader would type them."""
-    code = python_of(page).replace('prepare("data", "shards"', f'prepare("data", "shards-{page.stem}"')
-    done = subprocess.run(
-        [python, "-c", code], cwd=desk, env=child_environment, capture_output=True, text=True, check=False
-    )
+    done = children.python(python_of(page).replace('prepare("data", "shards"', f'prepare("data", "shards-{page.stem}"'))
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
-def test_commands_of_a_page(desk: Path, page: Path, python: str, child_environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=named)
+def test_commands_of_a_page(children: Children, page: Path) -> None:
     for line in commands_of(page):
         words = shlex.split(line.replace("CHECKPOINT", "unet-export"))
         if any("/" in word and word.startswith(("hf:", "https:")) for word in words) or any(w.isupper() for w in words):
-            continue  # a name to put in, or a place on the net, which tests do not reach
-        if words[1] == "prepare":
-            words += ["--overwrite"]
-        if words[1] == "convert":
+            continue  # a name to put in, or a place on the net
+        if words[1] in UNREACHABLE:
+            continue
+        if words[1] in {"prepare", "convert"}:
             words += ["--overwrite"]
         if words[1] == "train":
             words += ["--epochs", "1", "--steps", "1"]  # what it does is shown elsewhere
-        done = subprocess.run(
-            [python, "-m", "kerasseg_cli", *words[1:]],
-            cwd=desk,
-            env=child_environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = children.run(*words[1:])
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
