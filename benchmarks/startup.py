@@ -1,5 +1,6 @@
-"""Time of `kerasseg --help` (goal: under 0.3 s), beside that of Python itself; and of `import kerasseg` (goal: at most 0.3 s)
-behind that of TensorFlow and Keras.
+"""Time of `kerasseg --help` (goal: under 0.3 s), beside that of Python itself.
+
+And of `import kerasseg` (goal: at most 0.3 s), behind that of TensorFlow and Keras.
 """
 
 from __future__ import annotations

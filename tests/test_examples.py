@@ -92,7 +92,7 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Children:
     found = Children(folder)
     done = found.python(CHECKPOINTS)
     assert done.returncode == 0, done.stderr
-    done = found.run("prepare", "data", "--quiet")
+    done = found.run("prepare", "data", "--quiet", "--size", 32)
     assert done.returncode == 0, done.stderr
     return found
 
@@ -116,6 +116,8 @@ def test_commands_of_a_page(children: Children, page: Path) -> None:
             continue
         if words[1] in {"prepare", "convert"}:
             words += ["--overwrite"]
+        if words[1] == "prepare" and "--size" not in words:
+            words += ["--size", "32"]  # the usual 256 shows nothing more, and takes long
         if words[1] == "train":
             words += ["--epochs", "1", "--steps", "1"]  # what it does is shown elsewhere
         done = children.run(*words[1:])

@@ -25,7 +25,7 @@ def reference() -> str:
     from kerasseg_cli.app import app
 
     group: Any = get_command(app)
-    context = typer.Context(group, info_name="kerasseg")
+    context = typer.Context(group, info_name="kerasseg", **group.context_settings)
     commands = [(name, group.get_command(context, name)) for name in group.list_commands(context)]
     parts = [_section("kerasseg", group, context)]
     parts += [_section(f"kerasseg {name}", command, context) for name, command in commands if not command.hidden]
@@ -35,8 +35,13 @@ def reference() -> str:
 def _section(name: str, command: Any, parent: Any) -> str:
     import typer
 
-    context = typer.Context(command, info_name=name.split()[-1], parent=None if name == "kerasseg" else parent)
-    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    context = parent if name == "kerasseg" else typer.Context(command, info_name=name.split()[-1], parent=parent)
+    given = [
+        _metavar(parameter) if parameter.required else f"[{_metavar(parameter)}]"
+        for parameter in command.get_params(context)
+        if parameter.param_type_name == "argument"
+    ]
+    usage = " ".join([name, "[OPTIONS]", *(given or ["COMMAND ..."] * (name == "kerasseg"))])
     lines = [f"## `{name}`", "", _plain(command.help or ""), "", "```text", usage, "```", ""]
     panels: dict[str, list[Any]] = {}
     for parameter in command.get_params(context):
@@ -45,7 +50,12 @@ def _section(name: str, command: Any, parent: Any) -> str:
             kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panels.setdefault(panel or kind, []).append(parameter)
     for panel, parameters in panels.items():
-        lines += [f"**{panel}**", "", "| | | default |", "| --- | --- | --- |"]
+        lines += [
+            f"**{panel}**",
+            "",
+            f"| {panel.rstrip('s').lower() if panel in ('Arguments', 'Options') else 'option'} | meaning | default |",
+            "| --- | --- | --- |",
+        ]
         lines += [row for parameter in parameters for row in _rows(parameter)]
         lines.append("")
     return "\n".join(lines)
@@ -53,12 +63,16 @@ def _section(name: str, command: Any, parent: Any) -> str:
 
 def _rows(parameter: Any) -> Iterator[str]:
     if parameter.param_type_name == "argument":
-        names = f"`{parameter.metavar or parameter.name.upper()}`"
+        names = f"`{_metavar(parameter)}`"
     else:
         names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
     default = parameter.default
     shown = "required" if parameter.required else "" if _nothing(default) else f"`{_text(default)}`"
     yield f"| {names} | {_plain(parameter.help or '')} | {shown} |"
+
+
+def _metavar(argument: Any) -> str:
+    return str(argument.metavar or argument.name.upper())
 
 
 def _nothing(default: Any) -> bool:
@@ -72,6 +86,8 @@ def _nothing(default: Any) -> bool:
 
 
 def _text(default: Any) -> str:
+    if default is True:
+        return "on"
     return " ".join(map(str, default)) if isinstance(default, tuple | list) else str(getattr(default, "value", default))
 
 
