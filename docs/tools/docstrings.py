@@ -11,6 +11,7 @@ import griffe
 def readable(text: str) -> str:
     """The docstring as Griffe takes it: examples in a section, or in a fence where they stand between paragraphs."""
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+    text = re.sub(r"^Call arguments:$", "Other args: Call arguments:", text, flags=re.MULTILINE)
     return re.sub(r"^>>> .*(?:\n(?!\n).+)*", lambda found: f"```pycon\n{found[0]}\n```", text, flags=re.MULTILINE)
 
 
