@@ -55,6 +55,11 @@ def open_checkpoint(
         CheckpointError: Saying what the file is, if it is no network that can be opened.
 
     Example:
+        >>> import kerasseg
+        >>> kerasseg.unet((16, 16, 1), filters=2, depth=1).save("unet.keras")
+        >>> model = open_checkpoint("unet.keras")
+        >>> model.output_shape, kerasseg.provenance(model).kind
+        ((None, 16, 16, 1), 'Keras 3 archive (.keras)')
         >>> open_checkpoint("no-such-file.keras")
         Traceback (most recent call last):
             ...

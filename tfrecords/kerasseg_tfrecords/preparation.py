@@ -67,9 +67,9 @@ def prepare(
         KerassegError: A full disk, no permission, another process at work on `out`.
 
     Example:
-        >>> manifest = prepare("data", "shards", PrepareOptions(split="70/15/15"))  # doctest: +SKIP
-        >>> manifest.slices_in("train")  # doctest: +SKIP
-        2145
+        >>> manifest = prepare("data", "three-parts", PrepareOptions(size=32, split="60/20/20"), jobs=1)
+        >>> [manifest.slices_in(split) for split in ("train", "val", "test")]
+        [24, 6, 6]
     """
     options = options or PrepareOptions()
     roots = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(entry) for entry in inputs]

@@ -100,6 +100,11 @@ def detect(tree: Tree) -> Source:
 
     Raises:
         DataError: No source knows it; the message counts what lies there and lists the layouts that are read.
+
+    Example:
+        >>> from kerasseg_tfrecords import open_tree
+        >>> detect(open_tree("data")).name
+        'figshare'
     """
     present = set(tree.suffixes())
     best: tuple[float, Source] | None = None
@@ -169,6 +174,14 @@ def read_item(item: Item, options: SourceOptions) -> Reading:
         NotASlice: It is readable, no slice, and need not be one.
         DataError: Anything wrong with it. Also what a library raised that no reader foresaw: one bad file must not cost
             the others.
+
+    Example:
+        >>> from kerasseg_tfrecords import SourceOptions, open_tree
+        >>> options, tree = SourceOptions(), open_tree("data")
+        >>> for item in find_items(tree, options).items[:2]:
+        ...     print([(s.source, s.label, s.patient) for s in read_item(item, options).slices])
+        [('1.mat', 'meningioma', '100000')]
+        [('2.mat', 'meningioma', '100000')]
     """
     try:
         return SOURCES[item.format].read(item, options)
