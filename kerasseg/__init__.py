@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kerasseg.distances import SurfaceDistances, hd95, surface_distances
     from kerasseg.ensembles import ensemble
     from kerasseg.evaluation.arrays import EvaluationResult, evaluate
+    from kerasseg.export import Exported, ExportMetadata, export_model
     from kerasseg.fitting import fit_to_task
     from kerasseg.freezing import FreezeReport, freeze
     from kerasseg.losses import DiceBCELoss, class_weights
@@ -46,6 +47,8 @@ _HOMES = {
     "DiceScore": "kerasseg.metrics",
     "EvaluationData": "kerasseg.pipeline",
     "EvaluationResult": "kerasseg.evaluation.arrays",
+    "ExportMetadata": "kerasseg.export",
+    "Exported": "kerasseg.export",
     "FineTuned": "kerasseg.training.fine_tune",
     "FreezeReport": "kerasseg.freezing",
     "Interval": "kerasseg.statistics",
@@ -70,6 +73,7 @@ _HOMES = {
     "dice": "kerasseg.overlap",
     "ensemble": "kerasseg.ensembles",
     "evaluate": "kerasseg.evaluation.arrays",
+    "export_model": "kerasseg.export",
     "find_blocks": "kerasseg.blocks",
     "fine_tune": "kerasseg.training.fine_tune",
     "fit_to_task": "kerasseg.fitting",
@@ -98,6 +102,8 @@ __all__ = [
     "DiceScore",
     "EvaluationData",
     "EvaluationResult",
+    "ExportMetadata",
+    "Exported",
     "FineTuned",
     "FreezeReport",
     "Interval",
@@ -123,6 +129,7 @@ __all__ = [
     "dice",
     "ensemble",
     "evaluate",
+    "export_model",
     "find_blocks",
     "fine_tune",
     "fit_to_task",

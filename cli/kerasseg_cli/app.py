@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from kerasseg_cli import compare, convert, cross_validate, evaluate, inspect, prepare, train, tune_threshold, verify
+from kerasseg_cli import (
+    compare,
+    convert,
+    cross_validate,
+    evaluate,
+    export,
+    inspect,
+    prepare,
+    train,
+    tune_threshold,
+    verify,
+)
 from kerasseg_cli.chatter import without_chatter
 from kerasseg_cli.errors import guarded
 
@@ -48,6 +59,7 @@ def _build() -> typer.Typer:
         train.train,
         tune_threshold.tune_threshold,
         evaluate.evaluate,
+        export.export,
         compare.compare,
         cross_validate.cross_validate,
     )
