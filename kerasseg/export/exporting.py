@@ -378,14 +378,14 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
     if job.form == "onnx":
         from kerasseg.export.onnx_format import open_onnx, write_onnx
 
-        write_onnx(serving_model(job.model, threshold), folder, _notes(job))
+        write_onnx(serving_model(job.model, job.config.resolved.size, threshold), folder, _notes(job))
         return lambda: open_onnx(folder)
     from kerasseg.export.litert_format import open_litert, write_litert
 
     images = None
     if job.int8 and job.shards is not None:
         images = network_images(calibration_images(job.shards, job.calibration), job.channels)
-    write_litert(serving_model(job.model, threshold), folder, images)
+    write_litert(serving_model(job.model, job.config.resolved.size, threshold), folder, images)
     return lambda: open_litert(folder)
 
 
@@ -397,7 +397,7 @@ def _int8(job: _Job, folder: Path, target: Path, network: Network, exported: Net
         raise AssertionError(msg)
     beside = folder / "float32"
     beside.mkdir()
-    write_litert(serving_model(job.model, None), beside, None)
+    write_litert(serving_model(job.model, job.config.resolved.size, None), beside, None)
     size = (beside / FILE).stat().st_size
     shutil.rmtree(beside)
     return measure_int8(

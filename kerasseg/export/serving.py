@@ -23,9 +23,15 @@ BATCH = 4
 """Slices at once in comparisons."""
 
 
-def serving_model(model: keras.Model, threshold: float | None) -> keras.Model:
-    """The same network with an input "image" and outputs "probability" and, with a threshold, "mask" (uint8)."""
-    image = keras.Input(tuple(model.inputs[0].shape[1:]), name="image", dtype="float32")
+def serving_model(model: keras.Model, size: int, threshold: float | None) -> keras.Model:
+    """The same network with an input "image" and outputs "probability" and, with a threshold, "mask" (uint8).
+
+    Args:
+        model: The network.
+        size: Of its input, which it may leave open: runtimes are quicker, and some work only, where it is known.
+        threshold: None for no mask.
+    """
+    image = keras.Input((size, size, int(model.inputs[0].shape[-1])), name="image", dtype="float32")
     probability = model(image, training=False)
     outputs = {"probability": probability}
     if threshold is not None:
