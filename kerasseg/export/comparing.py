@@ -141,12 +141,14 @@ def check(found: Comparison, path: Path) -> None:
             remedy=remedy,
         )
     shares = [share for share in (found.equal_pixels, found.raw_equal_pixels) if share is not None]
-    if found.least_equal_pixels is not None and not min(shares) >= found.least_equal_pixels:
+    least = found.least_equal_pixels
+    lacking = [share for share in shares if least is not None and not share >= least]
+    if lacking:
         raise KerassegError(
             "the masks of the export are not those of the network",
             path=path,
-            found=f"{100 * min(shares):.4f} % of the pixels equal",
-            expected=f"at least {100 * found.least_equal_pixels:g} %",
+            found=f"{100 * lacking[0]:.4f} % of the pixels equal",
+            expected=f"at least {100 * (least or 0):g} %",
             remedy=remedy,
         )
 
