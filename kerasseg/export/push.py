@@ -77,7 +77,7 @@ def push(folder: Path, address: HubAddress, *, private: bool = False, endpoint: 
 
 def _fail(name: str, folder: Path, what: str, error: Exception, remedy: str | None) -> NoReturn:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    kept = f"The export itself is done and lies in {folder}"
+    kept = f"The export itself is done and lies in {folder}; to push again, add --overwrite"
     raise KerassegError(
         f"{what}: it was not pushed",
         path=name,
