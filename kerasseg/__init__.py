@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kerasseg.distances import SurfaceDistances, hd95, surface_distances
     from kerasseg.ensembles import ensemble
     from kerasseg.evaluation.arrays import EvaluationResult, evaluate
+    from kerasseg.export import Exported, ExportMetadata, export_model
     from kerasseg.fitting import fit_to_task
     from kerasseg.freezing import FreezeReport, freeze
     from kerasseg.losses import DiceBCELoss, class_weights
@@ -84,6 +85,8 @@ _HOMES = {
     "EvaluationData": "kerasseg.pipeline",
     "EvaluationResult": "kerasseg.evaluation.arrays",
     "FetchedDataset": "kerasseg.datasets",
+    "ExportMetadata": "kerasseg.export",
+    "Exported": "kerasseg.export",
     "FineTuned": "kerasseg.training.fine_tune",
     "FreezeReport": "kerasseg.freezing",
     "IntegrityReport": "kerasseg_tfrecords",
@@ -123,6 +126,7 @@ _HOMES = {
     "ensemble": "kerasseg.ensembles",
     "evaluate": "kerasseg.evaluation.arrays",
     "fetch_dataset": "kerasseg.datasets",
+    "export_model": "kerasseg.export",
     "find_blocks": "kerasseg.blocks",
     "fine_tune": "kerasseg.training.fine_tune",
     "fit_to_task": "kerasseg.fitting",
@@ -168,6 +172,8 @@ __all__ = [
     "DiceScore",
     "EvaluationData",
     "EvaluationResult",
+    "ExportMetadata",
+    "Exported",
     "FetchedDataset",
     "FineTuned",
     "FreezeReport",
@@ -208,6 +214,7 @@ __all__ = [
     "dice",
     "ensemble",
     "evaluate",
+    "export_model",
     "fetch_dataset",
     "find_blocks",
     "fine_tune",

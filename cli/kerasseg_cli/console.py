@@ -23,6 +23,7 @@ STAGES = {
     "write": "Writing shards",
     "verify": "Verifying records",
     "check": "Checking slices",
+    "int8": "What 8 bits cost",
     "overlap": "Comparing with the training data",
     "predict": "Predicting",
     "baseline": "Predicting, before training",

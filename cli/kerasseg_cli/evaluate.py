@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kerasseg.evaluation.document import Evaluation
     from kerasseg.evaluation.predictions import Resolution
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "threshold_of"]
 
 WHAT, JUDGE, BESIDES = "What is evaluated", "Verdict", "Besides"
 
@@ -83,7 +83,7 @@ def evaluate(
         raise UsageError(f"--fail-under cannot be {fail_under:g}", expected="a Dice in [0, 1]")
     if split not in (None, "val"):
         one_of("--split", str(split), ("test", "validation", "train"))
-    asked = _threshold(threshold)
+    asked = threshold_of(threshold)
 
     from kerasseg.evaluation.run import Extras, evaluate_run
     from kerasseg.evaluation.targets import parse_goal
@@ -129,7 +129,12 @@ def _fail_under(evaluation: Evaluation, least: float | None, *, as_json: bool) -
     raise typer.Exit(4)
 
 
-def _threshold(text: str) -> Literal["auto"] | float:
+def threshold_of(text: str) -> Literal["auto"] | float:
+    """What `--threshold` says.
+
+    Raises:
+        UsageError: It is neither "auto" nor a probability in (0, 1].
+    """
     if text == "auto":
         return "auto"
     try:

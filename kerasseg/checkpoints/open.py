@@ -17,7 +17,7 @@ from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder
 from kerasseg.checkpoints.opened import OpenedModel
-from kerasseg.checkpoints.provenance import Provenance, attach
+from kerasseg.checkpoints.provenance import Provenance, attach, recorded_beside
 from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 from kerasseg_tfrecords.errors import CheckpointError
@@ -128,7 +128,8 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
             from kerasseg.checkpoints.savedmodel import open_savedmodel
 
             found = open_savedmodel(file, compare=options.compare)
-            return OpenedModel(found.model, found.writer, found.kind, found.translated, found.largest_difference), None
+            opened = OpenedModel(found.model, found.writer, found.kind, found.translated, found.largest_difference)
+            return opened, recorded_beside(file)
         case _:
             raise explain(file)
 
