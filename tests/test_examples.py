@@ -117,8 +117,9 @@ def test_commands_of_a_page(children: Children, page: Path) -> None:
             continue
         if words[1] in {"prepare", "convert"}:
             words += ["--overwrite"]
-        if words[1] == "prepare" and "--size" not in words:
-            words += ["--size", "32"]  # the usual 256 shows nothing more, and takes long
+        if words[1] == "prepare":
+            # The usual size and several processes show nothing more, and take long.
+            words += ["--jobs", "1"] + ["--size", "32"] * ("--size" not in words)
         if words[1] == "train":
             # What it does is shown elsewhere; of several on a page the later ones only begin.
             words += ["--epochs", "0"] if trained else ["--epochs", "1", "--steps", "1"]
