@@ -53,10 +53,13 @@ def open_litert(folder: Path) -> Network:
     with warnings.catch_warnings():
         # It is to move into a package of its own, ai-edge-litert; it is the same interpreter.
         warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated", UserWarning)
-        interpreter = tf.lite.Interpreter(str(folder / FILE))
-    runner = interpreter.get_signature_runner()
+        with convertible("LiteRT"):
+            runner = tf.lite.Interpreter(str(folder / FILE)).get_signature_runner()
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        return {name: values[..., 0].copy() for name, values in runner(image=images).items()}
+        # Some networks are converted and then refused by the runtime.
+        with convertible("LiteRT"):
+            found = runner(image=images)
+        return {name: values[..., 0].copy() for name, values in found.items()}
 
     return call

@@ -56,7 +56,8 @@ def open_onnx(folder: Path) -> Network:
     """Opens it with ONNX Runtime on the processor."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+    with convertible("ONNX"):
+        session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
