@@ -77,6 +77,11 @@ class FetchedDataset:
         folder: Where; `kerasseg prepare` reads it as it is.
         fetched: Names of the files that were fetched now.
         present: Names of those that were there, and are what was published.
+
+    Example:
+        >>> there = FetchedDataset(DATASETS["figshare"], Path("data"), ("cvind.mat",), ())
+        >>> there.fetched, there.dataset.licence
+        (('cvind.mat',), 'CC BY 4.0')
     """
 
     dataset: Dataset
@@ -137,8 +142,8 @@ def fetch_dataset(
             kept.
 
     Example:
-        >>> fetch_dataset("figshare", "data").folder  # doctest: +SKIP
-        PosixPath('data')
+        `fetch_dataset("figshare", "data").folder` is where they lie then. What is fetched:
+
         >>> DATASETS["figshare"].licence, round(DATASETS["figshare"].bytes / 1e9, 2)
         ('CC BY 4.0', 0.88)
     """

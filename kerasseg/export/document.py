@@ -292,6 +292,12 @@ class ExportMetadata(_Model):
         tuning: Evidence for the rule, on validation: mean Dice, and its gain over 0.5; None where it was not tuned.
         provenance: The record that `kerasseg.open_checkpoint` gives to what it opens from here.
         warnings: Sentences for people.
+
+    Example:
+        Other programs find its schema so:
+
+        >>> ExportMetadata.model_json_schema()["properties"]["format"]["enum"]
+        ['keras', 'savedmodel', 'onnx', 'litert']
     """
 
     kind: Literal["kerasseg-export"] = Field(default="kerasseg-export", alias="schema")

@@ -64,6 +64,12 @@ class Exported:
         folder: The export: the network's files, `README.md`, `metadata.json`.
         metadata: What `metadata.json` holds.
         pushed: Where it lies on the Hub; None where it was not pushed.
+
+    Example:
+        `export_model(...)` makes them:
+
+        >>> sorted(name for name in vars(Exported) if not name.startswith("_"))
+        ['bytes', 'folder', 'metadata', 'pushed']
     """
 
     folder: Path
@@ -164,9 +170,12 @@ def export_model(
             be written, or not pushed.
 
     Example:
-        >>> made = export_model("runs/latest", "onnx")  # doctest: +SKIP
-        >>> made.metadata.comparison.largest_difference  # doctest: +SKIP
-        1.3e-07
+        `export_model("my-run", "onnx").metadata.comparison.largest_difference` is of the order of 1e-6. What cannot be done
+        is said before anything is computed:
+
+        >>> export_model("my-run", "pickle")
+        Traceback (most recent call last):
+        kerasseg_tfrecords.errors.UsageError: ...
     """
     form = _format(format, int8=int8, with_postprocessing=with_postprocessing)
     address = None if push_to is None else parse_address(push_to)
