@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kerasseg.ensembles import ensemble
     from kerasseg.evaluation.arrays import EvaluationResult, evaluate
     from kerasseg.fitting import fit_to_task
+    from kerasseg.folding import fold_batchnorm
     from kerasseg.freezing import FreezeReport, freeze
     from kerasseg.losses import DiceBCELoss, class_weights
     from kerasseg.metrics import ClassScores, DiceScore, IoU, Precision, Recall, SliceScores, SoftDice, slice_scores
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from kerasseg.plateau import PlateauRule, PlateauState
     from kerasseg.postprocessing import apply_rule, postprocess
     from kerasseg.report import write_report
+    from kerasseg.prediction.arrays import predict_masks
+    from kerasseg.prediction.files import PredictionReport, predict_files
     from kerasseg.rule import MaskRule
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches
@@ -55,6 +58,7 @@ _HOMES = {
     "PlateauSchedule": "kerasseg.schedule",
     "PlateauState": "kerasseg.plateau",
     "Precision": "kerasseg.metrics",
+    "PredictionReport": "kerasseg.prediction.files",
     "Provenance": "kerasseg.checkpoints",
     "Recall": "kerasseg.metrics",
     "SafeAugmentation": "kerasseg.augment",
@@ -73,12 +77,15 @@ _HOMES = {
     "find_blocks": "kerasseg.blocks",
     "fine_tune": "kerasseg.training.fine_tune",
     "fit_to_task": "kerasseg.fitting",
+    "fold_batchnorm": "kerasseg.folding",
     "freeze": "kerasseg.freezing",
     "hd95": "kerasseg.distances",
     "load_split": "kerasseg.pipeline",
     "open_checkpoint": "kerasseg.checkpoints",
     "paired_interval": "kerasseg.statistics",
     "postprocess": "kerasseg.postprocessing",
+    "predict_files": "kerasseg.prediction.files",
+    "predict_masks": "kerasseg.prediction.arrays",
     "provenance": "kerasseg.checkpoints",
     "set_l2": "kerasseg.optimizers",
     "slice_scores": "kerasseg.metrics",
@@ -107,6 +114,7 @@ __all__ = [
     "PlateauSchedule",
     "PlateauState",
     "Precision",
+    "PredictionReport",
     "Provenance",
     "Recall",
     "SafeAugmentation",
@@ -126,12 +134,15 @@ __all__ = [
     "find_blocks",
     "fine_tune",
     "fit_to_task",
+    "fold_batchnorm",
     "freeze",
     "hd95",
     "load_split",
     "open_checkpoint",
     "paired_interval",
     "postprocess",
+    "predict_files",
+    "predict_masks",
     "provenance",
     "set_l2",
     "slice_scores",

@@ -61,7 +61,7 @@ class NiftiSource:
         labels = label_files([case.image.name for case in found.cases], options.classes, root=tree.root.name)
         items = []
         for case in found.cases:
-            label = labels.by_name.get(case.image.name)
+            label = labels.by_name.get(case.image.name, None if options.masks else "")
             if label is None:
                 continue
             volume = case.name or without_suffix(tree.root.name)
@@ -80,7 +80,7 @@ class NiftiSource:
         return Listing(
             tuple(sorted(items, key=lambda item: natural_key(item.name))),
             tuple(sorted(left_out)),
-            tuple(sorted((*found.problems, *labels.problems))),
+            tuple(sorted((*found.problems, *(labels.problems if options.masks else ())))),
             (*found.notes, *labels.notes),
         )
 
