@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
     from kerasseg.postprocessing import apply_rule, postprocess
-    from kerasseg.report import write_report
     from kerasseg.prediction.arrays import predict_masks
     from kerasseg.prediction.files import PredictionReport, predict_files
+    from kerasseg.report import write_report
     from kerasseg.rule import MaskRule
     from kerasseg.schedule import PlateauSchedule
     from kerasseg.slice_batches import SliceBatches

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from kerasseg_cli import compare, convert, cross_validate, evaluate, inspect, prepare, train, tune_threshold, verify
+from kerasseg_cli import (
+    compare,
+    convert,
+    cross_validate,
+    evaluate,
+    inspect,
+    predict,
+    prepare,
+    train,
+    tune_threshold,
+    verify,
+)
 from kerasseg_cli.chatter import without_chatter
 from kerasseg_cli.errors import guarded
 
@@ -50,6 +61,7 @@ def _build() -> typer.Typer:
         evaluate.evaluate,
         compare.compare,
         cross_validate.cross_validate,
+        predict.predict,
     )
     for command in commands:
         application.command()(guarded(command))

@@ -119,7 +119,9 @@ def _open(path: Path) -> Tree:
     except DataError as error:
         if error.kind != "empty":
             raise
-        raise DataError("there are no images in it", path=path, found=error.what, expected=_EXPECTED, kind="empty") from None
+        raise DataError(
+            "there are no images in it", path=path, found=error.what, expected=_EXPECTED, kind="empty"
+        ) from None
 
 
 def _without(tree: Tree, hidden: Path | None) -> Tree:
@@ -173,9 +175,7 @@ def _list_one(tree: Tree, name: str, options: SourceOptions, formats: Sequence[s
     known = {item.files[0] for item in items} | dicom
     seen = {entry.name for entry in left_out} | {problem.name for problem in problems}
     left_out += [
-        LeftOut(place.name, "not an image")
-        for place in tree.locations
-        if place not in known and place.name not in seen
+        LeftOut(place.name, "not an image") for place in tree.locations if place not in known and place.name not in seen
     ]
     return ImageInput(name, tree.root, tuple(items), tuple(problems), tuple(left_out), tuple(notes))
 

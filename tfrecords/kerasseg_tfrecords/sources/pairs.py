@@ -204,9 +204,7 @@ def _merge(indexes: Iterable[Index]) -> tuple[dict[Location, Row], list[Problem]
     return {image: row for image, row in rows.items() if image.name not in bad}, problems
 
 
-def _every_image(
-    named: Sequence[Named], masks: Mapping[Location, Location | None]
-) -> dict[Location, Location | None]:
+def _every_image(named: Sequence[Named], masks: Mapping[Location, Location | None]) -> dict[Location, Location | None]:
     """All files that are no masks, with the mask that goes with each where that is known."""
     reference = set(masks.values())
     return {
