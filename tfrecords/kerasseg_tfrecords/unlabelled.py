@@ -169,6 +169,7 @@ def _list_one(tree: Tree, name: str, options: SourceOptions, formats: Sequence[s
             images = {item.files[0] for item in listing.items}
             dicom -= {place for place in dicom if _belongs(place, "pairs") and place not in images}
         items += [replace(item, files=item.files[:1]) for item in chosen]
+        left_out += [LeftOut(mask.name, "a mask") for item in chosen for mask in item.files[1:]]
         problems += listing.problems
         left_out += listing.left_out
         notes += [note for note in listing.notes if "class" not in note and "slices are" not in note]
