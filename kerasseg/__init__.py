@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kerasseg.evaluation.arrays import EvaluationResult, evaluate
     from kerasseg.export import Exported, ExportMetadata, export_model
     from kerasseg.fitting import fit_to_task
+    from kerasseg.folding import fold_batchnorm
     from kerasseg.freezing import FreezeReport, freeze
     from kerasseg.losses import DiceBCELoss, class_weights
     from kerasseg.metrics import ClassScores, DiceScore, IoU, Precision, Recall, SliceScores, SoftDice, slice_scores
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from kerasseg.pipeline import EvaluationData, TrainingData, load_split
     from kerasseg.plateau import PlateauRule, PlateauState
     from kerasseg.postprocessing import apply_rule, postprocess
+    from kerasseg.prediction.arrays import predict_masks
+    from kerasseg.prediction.files import PredictionReport, predict_files
     from kerasseg.report import write_report
     from kerasseg.rule import MaskRule
     from kerasseg.schedule import PlateauSchedule
@@ -101,6 +104,7 @@ _HOMES = {
     "Precision": "kerasseg.metrics",
     "PrepareOptions": "kerasseg_tfrecords",
     "Problem": "kerasseg_tfrecords",
+    "PredictionReport": "kerasseg.prediction.files",
     "Provenance": "kerasseg.checkpoints",
     "Reading": "kerasseg_tfrecords",
     "Recall": "kerasseg.metrics",
@@ -130,6 +134,7 @@ _HOMES = {
     "find_blocks": "kerasseg.blocks",
     "fine_tune": "kerasseg.training.fine_tune",
     "fit_to_task": "kerasseg.fitting",
+    "fold_batchnorm": "kerasseg.folding",
     "freeze": "kerasseg.freezing",
     "hd95": "kerasseg.distances",
     "load_manifest": "kerasseg_tfrecords",
@@ -141,6 +146,8 @@ _HOMES = {
     "parse_batch": "kerasseg_tfrecords",
     "postprocess": "kerasseg.postprocessing",
     "prepare": "kerasseg_tfrecords",
+    "predict_files": "kerasseg.prediction.files",
+    "predict_masks": "kerasseg.prediction.arrays",
     "provenance": "kerasseg.checkpoints",
     "read_item": "kerasseg_tfrecords",
     "read_records": "kerasseg_tfrecords",
@@ -187,6 +194,7 @@ __all__ = [
     "PlateauSchedule",
     "PlateauState",
     "Precision",
+    "PredictionReport",
     "PrepareOptions",
     "Problem",
     "Provenance",
@@ -219,6 +227,7 @@ __all__ = [
     "find_blocks",
     "fine_tune",
     "fit_to_task",
+    "fold_batchnorm",
     "freeze",
     "hd95",
     "load_manifest",
@@ -229,6 +238,8 @@ __all__ = [
     "parse_batch",
     "phantom_slices",
     "postprocess",
+    "predict_files",
+    "predict_masks",
     "prepare",
     "provenance",
     "read_item",

@@ -12,7 +12,7 @@ from kerasseg_tfrecords.sources import find_items
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import open_tree
 
-__all__ = ["ListedInput", "list_inputs", "source_options"]
+__all__ = ["ListedInput", "input_names", "list_inputs", "source_options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def source_options(options: PrepareOptions) -> SourceOptions:
 
 def list_inputs(roots: Sequence[Path], options: PrepareOptions, hidden: Iterable[Path]) -> list[ListedInput]:
     """Finds the items of every input; whatever lies in the shard directory itself is not input."""
-    names = _input_names(roots)
+    names = input_names(roots)
     listed = []
     for root, name in zip(roots, names, strict=True):
         tree = open_tree(root)
@@ -74,7 +74,7 @@ def list_inputs(roots: Sequence[Path], options: PrepareOptions, hidden: Iterable
     return listed
 
 
-def _input_names(roots: Sequence[Path]) -> list[str]:
+def input_names(roots: Sequence[Path]) -> list[str]:
     """A short name for each input, unique: the folder's, with a number where two are alike."""
     names: list[str] = []
     for root in roots:

@@ -44,7 +44,8 @@ class SourceOptions:
 
     Attributes:
         classes: Class names in label order; None for the built-in tumour classes and their spellings (`classes` module).
-        masks: False when only images are wanted (prediction): readers then leave `Slice.mask` None where there is none.
+        masks: False when only images are wanted (prediction): no mask and no class is needed then, none that is bad is a
+            problem, and readers leave `Slice.mask` None where they have none.
         plane: Axis of a volume: "axial", "coronal" or "sagittal".
         foreground: Label values that count as tumour in a volume's segmentation; None for every value but 0.
         empty_share: Slices of a volume without tumour to keep, as a share of those with tumour (0.2: one for five).

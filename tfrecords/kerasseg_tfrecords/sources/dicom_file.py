@@ -50,6 +50,9 @@ class DicomHeader:
         spacing: Millimetres a pixel, rows then columns; (0, 0) where unknown.
         slope, intercept: Of the rescaling to the scanner's units; 1 and 0 where there is none.
         inverted: Whether small values are bright (MONOCHROME1).
+        origin: Centre of the first pixel in millimetres (left, back, head); None where the header does not tell.
+        axes: Unit vectors along a row and down a column, in the same space; None likewise.
+        thickness: Millimetres from this slice to the next, or of the slice itself; 0 where unknown.
     """
 
     rows: int
@@ -62,6 +65,9 @@ class DicomHeader:
     slope: float
     intercept: float
     inverted: bool
+    origin: tuple[float, ...] | None = None
+    axes: tuple[float, ...] | None = None
+    thickness: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,13 +255,29 @@ def _parse(dataset: pydicom.Dataset) -> DicomHeader:
         slope=1.0 if slope is None else float(slope),
         intercept=float(dataset.get("RescaleIntercept") or 0.0),
         inverted=str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1",
+        origin=_numbers(dataset.get("ImagePositionPatient"), 3),
+        axes=_numbers(dataset.get("ImageOrientationPatient"), 6),
+        thickness=_thickness(dataset),
     )
 
 
 def _position(dataset: pydicom.Dataset) -> float | None:
-    place, axes = dataset.get("ImagePositionPatient"), dataset.get("ImageOrientationPatient")
-    if not place or not axes or len(place) != 3 or len(axes) != 6:
+    place, axes = _numbers(dataset.get("ImagePositionPatient"), 3), _numbers(dataset.get("ImageOrientationPatient"), 6)
+    if place is None or axes is None:
         return None
-    across, down = np.array(axes[:3], dtype=np.float64), np.array(axes[3:], dtype=np.float64)
-    position = float(np.dot(np.cross(across, down), np.array(place, dtype=np.float64)))
-    return position if np.isfinite(position) else None
+    return float(np.dot(np.cross(axes[:3], axes[3:]), place))
+
+
+def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
+    if not value or len(value) != count:
+        return None
+    numbers = tuple(float(number) for number in value)
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def _thickness(dataset: pydicom.Dataset) -> float:
+    for tag in ("SpacingBetweenSlices", "SliceThickness"):
+        value = float(dataset.get(tag) or 0.0)
+        if np.isfinite(value) and value > 0:
+            return value
+    return 0.0

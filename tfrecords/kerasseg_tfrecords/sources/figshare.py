@@ -172,7 +172,8 @@ def _read_hdf5(root: Any, name: str, options: SourceOptions) -> _Fields:
     image = hdf5.open_child(struct, "image", name)
     if image is None:
         raise _missing("image", hdf5.members(struct), name)
-    mask = hdf5.open_child(struct, "tumorMask", name)
+    # Where nobody asks for masks, a bad one is no reason not to read the image.
+    mask = hdf5.open_child(struct, "tumorMask", name) if options.masks else None
     label = hdf5.open_child(struct, "label", name)
     patient = hdf5.open_child(struct, "PID", name)
     most = options.max_pixels
@@ -203,7 +204,7 @@ def _read_matlab5(data: bytes, name: str, options: SourceOptions) -> _Fields:
         raise _missing("tumorMask", tuple(fields), name)
     return _Fields(
         image=_image(_numbers(fields["image"], "image", name, options), name),
-        mask=_numbers(fields["tumorMask"], "tumorMask", name, options) if "tumorMask" in fields else None,
+        mask=_numbers(fields["tumorMask"], "tumorMask", name, options) if options.masks else None,
         label=_label_text(_short_text(fields["label"], "label", name)) if "label" in fields else None,
         patient=_short_text(fields["PID"], "PID", name) if "PID" in fields else "",
     )

@@ -29,7 +29,7 @@ from kerasseg_tfrecords.sources.nifti_file import Volume, is_nifti, read_volume
 from kerasseg_tfrecords.sources.sniff import head
 from kerasseg_tfrecords.sources.tree import Tree, natural_key, read_bytes
 
-__all__ = ["PLANES", "SOURCE", "NiftiSource", "cut"]
+__all__ = ["PLANES", "SOURCE", "NiftiSource", "cut", "stack"]
 
 PLANES = ("axial", "coronal", "sagittal")
 _OTHER_DATA = (".mat", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
@@ -61,7 +61,7 @@ class NiftiSource:
         labels = label_files([case.image.name for case in found.cases], options.classes, root=tree.root.name)
         items = []
         for case in found.cases:
-            label = labels.by_name.get(case.image.name)
+            label = labels.by_name.get(case.image.name, None if options.masks else "")
             if label is None:
                 continue
             volume = case.name or without_suffix(tree.root.name)
@@ -80,7 +80,7 @@ class NiftiSource:
         return Listing(
             tuple(sorted(items, key=lambda item: natural_key(item.name))),
             tuple(sorted(left_out)),
-            tuple(sorted((*found.problems, *labels.problems))),
+            tuple(sorted((*found.problems, *(labels.problems if options.masks else ())))),
             (*found.notes, *labels.notes),
         )
 
@@ -161,6 +161,26 @@ def cut(volume: Volume, plane: str) -> Planes:
     left, back, up = volume.spacing
     spacing = {"axial": (back, left), "coronal": (up, left), "sagittal": (up, back)}[plane]
     return Planes(_planes(volume.voxels, plane), spacing)
+
+
+def stack(slices: NDArray[Any], plane: str) -> NDArray[Any]:
+    """Upright pictures as a volume: the way back of `cut`.
+
+    Args:
+        slices: (slices, rows, columns).
+        plane: "axial", "coronal" or "sagittal".
+
+    Returns:
+        (left, back, head), a view.
+
+    Example:
+        >>> voxels = np.arange(24).reshape(2, 3, 4)
+        >>> all((stack(_planes(voxels, plane), plane) == voxels).all() for plane in PLANES)
+        True
+    """
+    if plane == "axial":
+        return slices.transpose(2, 1, 0)
+    return slices.transpose((2, 0, 1) if plane == "coronal" else (0, 2, 1))[:, :, ::-1]
 
 
 def _planes(voxels: NDArray[Any], plane: str) -> NDArray[Any]:

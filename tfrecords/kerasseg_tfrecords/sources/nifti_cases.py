@@ -112,6 +112,8 @@ def find_cases(tree: Tree, *, masks: bool) -> Cases:
         if masks and not group.segmentations:
             _without_segmentation(group, groups, left_out, problems)
             continue
+        if not masks:
+            del group.segmentations[1:]  # nobody reads them: it need not be known which is the right one
         case = _choose(group, problems)
         if case is not None:
             cases.append(case)

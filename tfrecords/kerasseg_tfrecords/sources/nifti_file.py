@@ -6,6 +6,7 @@ check sum at the end of the gzip stream. Here the stream is always read to its e
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 import zlib
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.sources.sniff import describe, is_gzip
 
-__all__ = ["Volume", "is_nifti", "read_volume"]
+__all__ = ["Volume", "is_nifti", "read_header", "read_volume", "write_like"]
 
 _HEADER = 540  # of NIfTI-2; NIfTI-1 has 348
 _SLACK = 1 << 20  # bytes that may follow the voxels
@@ -67,12 +68,7 @@ def read_volume(data: bytes, name: str, max_voxels: int) -> Volume:
     Raises:
         DataError: No NIfTI file, damaged (check sums included), too large, more than three dimensions, no numbers.
     """
-    start = _unpack(data, name, _HEADER, to_the_end=False) if is_gzip(data) else data[:_HEADER]
-    if not is_nifti(start):
-        raise DataError(
-            "not a NIfTI file", path=name, found=describe(start), expected=".nii or .nii.gz", remedy=_REMEDY
-        )
-    header = _parse(start, name)
+    header = read_header(data, name)
     shape, dtype = _layout(header, name, max_voxels)
     offset = int(header["vox_offset"]) or int(header["sizeof_hdr"]) + 4
     needed = offset + math.prod(shape) * dtype.itemsize
@@ -82,6 +78,46 @@ def read_volume(data: bytes, name: str, max_voxels: int) -> Volume:
     stored = np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape, order="F")
     voxels = _scaled(stored, header, name)
     return _upright(voxels, header, name)
+
+
+def read_header(data: bytes, name: str) -> Any:
+    """The header of a .nii or .nii.gz file, as nibabel has it.
+
+    Args:
+        data: The file.
+        name: For messages.
+
+    Raises:
+        DataError: No NIfTI file, or a damaged one.
+    """
+    start = _unpack(data, name, _HEADER, to_the_end=False) if is_gzip(data) else data[:_HEADER]
+    if not is_nifti(start):
+        raise DataError(
+            "not a NIfTI file", path=name, found=describe(start), expected=".nii or .nii.gz", remedy=_REMEDY
+        )
+    return _parse(start, name)
+
+
+def write_like(voxels: NDArray[Any], header: Any) -> bytes:
+    """A .nii.gz file that lies where another one does: the way back of `read_volume`.
+
+    Args:
+        voxels: (left, back, head), as many as the other file has.
+        header: Of the other file; orientation, affine and shape are its own, bit by bit, the type is that of `voxels`.
+
+    Returns:
+        The file; the same for the same voxels.
+    """
+    stored_axes = orientations.io_orientation(header.get_best_affine())
+    change = orientations.ornt_transform(orientations.axcodes2ornt(("L", "P", "S")), stored_axes)
+    stored = orientations.apply_orientation(voxels, change).reshape(header.get_data_shape())
+    new = header.copy()
+    new.set_data_dtype(voxels.dtype)
+    new.set_slope_inter(1, 0)
+    new["cal_min"] = new["cal_max"] = 0  # a window for the image's grey levels
+    new.extensions.clear()
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    return gzip.compress(kind(stored, None, new).to_bytes(), mtime=0)
 
 
 def _damaged(name: str, detail: str) -> DataError:

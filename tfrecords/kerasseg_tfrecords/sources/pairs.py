@@ -82,9 +82,13 @@ class PairsSource:
             if rows:
                 left_out += [LeftOut(file.name, "not named in the index table") for file in masks if file not in rows]
                 masks = {image: mask for image, mask in masks.items() if image in rows}
+        if not options.masks:
+            # What is wrong with masks, classes and the table that names them does not concern the images.
+            masks, problems = _every_image(named, masks), []
+            left_out = [entry for entry in left_out if entry.name not in {image.name for image in masks}]
         items, more, notes = _items(masks, rows, options, tree)
-        problems += more
         if options.masks:
+            problems += more
             problems += [Problem(mask.name, "missing-partner", "a mask without its image") for mask in unused]
         else:
             left_out += [LeftOut(mask.name, "a mask without its image") for mask in unused]
@@ -200,6 +204,16 @@ def _merge(indexes: Iterable[Index]) -> tuple[dict[Location, Row], list[Problem]
     return {image: row for image, row in rows.items() if image.name not in bad}, problems
 
 
+def _every_image(named: Sequence[Named], masks: Mapping[Location, Location | None]) -> dict[Location, Location | None]:
+    """All files that are no masks, with the mask that goes with each where that is known."""
+    reference = set(masks.values())
+    return {
+        file.location: masks.get(file.location)
+        for file in named
+        if file.role != "mask" and file.location not in reference
+    }
+
+
 def _shared_masks(masks: dict[Location, Location | None]) -> list[Problem]:
     """Takes images that share a mask out of `masks`, and reports them."""
     users: defaultdict[Location, list[Location]] = defaultdict(list)
@@ -237,7 +251,7 @@ def _items(
     empty = 0
     unmatched = 0
     for image, mask in masks.items():
-        label = labels.by_name.get(image.name)
+        label = labels.by_name.get(image.name, None if options.masks else "")
         if label is None:
             continue
         if mask is None and options.masks:
