@@ -63,11 +63,27 @@ def plain(prediction: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _lengths() -> np.ndarray:
-    """Length of the border in a square of 2x2 pixels, by its code of 4 bits: surface-distance's table for two dimensions."""
+    """Length of the border in a square of 2x2 pixels, by its code of 4 bits: surface-distance's table."""
     half, straight = np.sqrt(2) / 2, 1.0
     return np.array(
-        [0, half, half, straight, half, straight, 2 * half, half]
-        + [half, 2 * half, straight, half, straight, half, half, 0]
+        (
+            0,
+            half,
+            half,
+            straight,
+            half,
+            straight,
+            2 * half,
+            half,
+            half,
+            2 * half,
+            straight,
+            half,
+            straight,
+            half,
+            half,
+            0,
+        )
     )
 
 

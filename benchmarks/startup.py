@@ -1,4 +1,4 @@
-"""Start-up: `kerasseg --help` and `import kerasseg` beside Python itself, and the first step of training beside plain Keras'."""
+"""Start-up: `kerasseg --help` and `import kerasseg` beside Python alone, the first step of training beside plain Keras."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ model = kerasseg.unet((128, 128, 3), filters=8, seed=0)
 engine = Engine(model, kerasseg.DecayedAdam(1e-4), batch_size=8)
 image = np.zeros((8, 128, 128, 3), "float32")
 ones = np.ones(8, "float32")
-engine.train_step({"image": image, "mask": image[..., :1], "weight": ones, "label": ones.astype(int), "slice": np.arange(8)})
+numbers = np.arange(8)
+engine.train_step({"image": image, "mask": image[..., :1], "weight": ones, "label": numbers, "slice": numbers})
 """
 
 

@@ -1,4 +1,4 @@
-"""Thresholds: the sweep against 99 thresholds one by one; the whole search for a rule; post-processing against SciPy and scikit-image.
+"""Thresholds against 99 one by one, the whole search for a rule, post-processing against SciPy and scikit-image.
 
 210 synthetic slices at 256x256 and 512x512, as a network that is fairly sure of itself
 puts them out: a tumour with a soft and wavy edge, false alarms, and next to nothing elsewhere. "One by one" is the loop

@@ -1,7 +1,7 @@
 """A step of training against plain Keras and PyTorch, in the precision that is fastest here, with peak memory.
 
-256x256x3, batch 8, 31 million parameters (with `--quick` 1.9). Plain Keras is `model.train_on_batch` on the same network with
-everything trainable, the same loss and Dice as its metric, in float32 (what stock Keras does) and in the precision that
+256x256x3, batch 8, 31 million parameters (with `--quick` 1.9). Plain Keras is `model.train_on_batch` on the same
+network, with everything trainable, the same loss and Dice as its metric, in float32 (what stock Keras does) and in the precision that
 `auto` chooses here. PyTorch is the same network, layer for layer, with the same loss and optimizer, everything trainable.
 Each contender is a process of its own; between its turns it sleeps. Slower peers stand in `benchmarks.training_others`.
 """
@@ -128,9 +128,11 @@ def steps(filters: int, rounds: int) -> list[Result]:
     pair = found["conservative"], found["aggressive"]
     lines.append(compared("training", f"conservative, {what}", "aggressive", *pair, remark=remark))
     peaks = {name: one.peak for name, one in running.items()}
-    for name in names[1:]:
-        if name in peaks:
-            lines.append(sized("training", f"peak memory, aggressive, {what}", name, peaks["aggressive"], peaks[name]))
+    lines += [
+        sized("training", f"peak memory, aggressive, {what}", name, peaks["aggressive"], peaks[name])
+        for name in names[1:]
+        if name in peaks
+    ]
     return lines
 
 

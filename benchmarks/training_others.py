@@ -1,7 +1,7 @@
 """The rest about steps of training: float32 peers, the moderate strategy, fixed costs, and what `--deterministic` costs.
 
-The peers here take half a minute a step and are not the best. Each is compared with our step by itself, so that few networks
-are in memory at once.
+The peers here take half a minute a step and are not the best. Each is compared with our step by itself, so that few
+networks are in memory at once.
 """
 
 from __future__ import annotations
