@@ -1,8 +1,8 @@
 """A step of training against plain Keras and PyTorch, in the precision that is fastest here, with peak memory.
 
-256x256x3, batch 8, 31 million parameters (with `--quick` 1.9). Plain Keras is `model.train_on_batch` on the same
-network, with everything trainable, the same loss and Dice as its metric, in float32 (what stock Keras does) and in the precision that
-`auto` chooses here. PyTorch is the same network, layer for layer, with the same loss and optimizer, everything trainable.
+256x256x3, batch 8, 31 million parameters (with `--quick` 1.9). Plain Keras is `model.train_on_batch` on the same network,
+with everything trainable, the same loss and Dice as its metric, in the precision that `auto` chooses here. PyTorch is the
+same network, layer for layer, with the same loss and optimizer, everything trainable.
 Each contender is a process of its own; between its turns it sleeps. Slower peers stand in `benchmarks.training_others`.
 """
 

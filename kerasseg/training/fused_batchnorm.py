@@ -81,4 +81,6 @@ def _call(layer: Any, inputs: Any, training: bool | None = None, mask: Any = Non
         variance *= (pixels - 1.0) / pixels
         for moving, new in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
             moving.assign(moving * layer.momentum + new * (1.0 - layer.momentum))
-    return outputs
+    # TensorFlow would join the kernel with a ReLU behind it, and that makes 0 of NaN: a broken network would look whole. It
+    # does not join across an operation, even one that does nothing.
+    return tf.raw_ops.EnsureShape(input=outputs, shape=inputs.shape)

@@ -84,6 +84,23 @@ def test_it_is_really_used_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None
     assert "call" not in vars(model.get_layer("norm"))
 
 
+@pytest.mark.parametrize("trainable", [True, False])
+def test_what_is_broken_stays_broken_behind_a_relu(trainable: bool) -> None:
+    image = keras.Input((16, 16, 8))
+    layer = keras.layers.BatchNormalization()
+    model = keras.Model(image, keras.layers.ReLU()(layer(image)))
+    layer.trainable = trainable
+
+    @tf.function
+    def run(x: Any) -> Any:
+        with fused_batchnorm(model), tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(model(x, training=True))
+        return total, tape.gradient(total, x)
+
+    assert np.isnan(run(tf.fill((4, 16, 16, 8), float("nan")))[0])
+
+
 def test_what_the_kernel_cannot_do_stays_with_keras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.raw_ops, "FusedBatchNormV3", lambda **_: pytest.fail("not for the kernel"))
 
