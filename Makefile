@@ -1,8 +1,9 @@
 # Everything a newcomer needs, on a machine with only Python (3.11 to 3.13) and make.
-#   make demo        set up, then what works today, on synthetic slices
+#   make demo        set up, then the whole job on synthetic slices (kerasseg demo)
 #   make test        set up, then the whole suite           make lint    ruff, formatter, types
 #   make test-fast   set up, then what takes under 90 s     make bench   the benchmarks, as ratios
 #   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
+#   make results     the job on real slices: hours; goes on where it was stopped
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 # Two processes halve the time on two cores; tests that go together (module fixtures) stay together.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-.PHONY: demo test test-fast torture lint format bench docs clean
+.PHONY: demo test test-fast torture lint format bench results docs clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -29,11 +30,12 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(PYTEST) -m "not slow"
 
+# DEMO=--fast makes it short.
+demo: $(STAMP)
+	$(BIN)/kerasseg demo $(DEMO)
+
 torture: $(STAMP)
 	KERASSEG_TORTURE=20 $(PYTEST) -m slow -k "kill"
-
-demo: $(STAMP)
-	$(BIN)/python docs/examples/demo.py demo-output
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -43,6 +45,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+results: $(STAMP)
+	$(BIN)/python -m benchmarks.real
 
 # Its peers (PyTorch, MONAI, ...) are no dependencies: they live in an environment of their own. QUICK=--quick for few rounds.
 BENCH := .venv-bench
@@ -55,7 +60,6 @@ bench: $(BENCH)/.installed
 	$(BENCH)/bin/python -m benchmarks $(PARTS) $(QUICK)
 
 docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:

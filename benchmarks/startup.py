@@ -1,7 +1,15 @@
+<<<<<<< HEAD
 """Start-up: `kerasseg --help` and `import kerasseg` beside Python alone, the first step of training beside plain Keras."""
+=======
+"""Time of `kerasseg --help` (goal: under 0.3 s), beside that of Python itself.
+
+And of `import kerasseg` (goal: at most 0.3 s), behind that of TensorFlow and Keras.
+"""
+>>>>>>> main
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -28,16 +36,37 @@ numbers = np.arange(8)
 engine.train_step({"image": image, "mask": image[..., :1], "weight": ones, "label": numbers, "slice": numbers})
 """
 
+_IMPORTS = """
+import json, time
+moments = [time.perf_counter()]
+import tensorflow, keras
+moments.append(time.perf_counter())
+import kerasseg
+moments.append(time.perf_counter())
+for name in kerasseg.__all__:
+    getattr(kerasseg, name)
+moments.append(time.perf_counter())
+print(json.dumps([after - before for before, after in zip(moments, moments[1:])]))
+"""
 
+
+<<<<<<< HEAD
 def run(*arguments: str) -> Cost:
     return children_costs(
         lambda: subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True)
     )
+=======
+def main() -> None:
+    def run(*arguments: str) -> str:
+        done = subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True, text=True)
+        return done.stdout
+>>>>>>> main
 
 
 def results(*, quick: bool) -> list[Result]:
     lines = []
     run("-m", "kerasseg_cli", "--help")
+<<<<<<< HEAD
     light = {
         "Python alone": lambda: run("-c", "pass"),
         "kerasseg --help": lambda: run("-m", "kerasseg_cli", "--help"),
@@ -52,6 +81,14 @@ def results(*, quick: bool) -> list[Result]:
     what = "from nothing to the end of the first step (0.5 million parameters, 128x128)"
     lines.append(compared("startup", what, "plain Keras", found["ours"], found["theirs"]))
     return lines
+=======
+    rounds = in_turn(lambda: run("-c", "pass"), lambda: run("-m", "kerasseg_cli", "--help"), 7)
+    print(f"kerasseg --help: seconds {spread([b for _, b in rounds])}; Python alone {spread([a for a, _ in rounds])}")
+    # In one process, one behind the other: between two processes TensorFlow's own import varies by more than ours takes.
+    imports = list(zip(*(json.loads(run("-c", _IMPORTS)) for _ in range(5)), strict=True))
+    framework, ours, names = (spread(list(part)) for part in imports)
+    print(f"import kerasseg: seconds {ours} behind TensorFlow and Keras {framework}; all its names {names}")
+>>>>>>> main
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from kerasseg.augment_fast import FastAugmenter
 from kerasseg.randomness import uniforms
 from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.validation import did_you_mean
 
 __all__ = ["COLUMNS", "REFUSED", "SafeAugmentation", "refuse"]
 
@@ -94,7 +95,9 @@ def refuse(name: str) -> NoReturn:
     reason = REFUSED.get(_plain(name))
     remedy = f"Safe ones are {', '.join(COLUMNS)}."
     if reason is None:
-        raise UsageError(f"augmentation {name!r} is not one of the safe ones", remedy=remedy)
+        near = did_you_mean(_plain(name), COLUMNS)
+        what = f"augmentation {name!r} is not one of the safe ones"
+        raise UsageError(what, remedy=f"{near} {remedy}" if near else remedy)
     raise UsageError(f"augmentation {name!r} is refused: {reason}", remedy=remedy)
 
 

@@ -31,6 +31,12 @@ class Block:
         filters: Channels of the map that it hands on.
         paths: For each layer its name below the names of the models that it is nested in, `backbone/conv1`.
         size: Height and width in pixels of the map that it hands on; None where the model leaves them open.
+
+    Example:
+        >>> from kerasseg import find_blocks, unet
+        >>> block = find_blocks(unet((16, 16, 1), filters=2, depth=1))["bottleneck"]
+        >>> block.scale, block.filters, block.size, block.parameters
+        (2, 4, (8, 8), 248)
     """
 
     name: str
@@ -73,6 +79,12 @@ class Blocks:
         decoder: `decoder_n` to `decoder_1`; a number without layers is left out.
         head: What turns the last decoder map into classes.
         skips: Connections from encoder to decoder; empty for an autoencoder.
+
+    Example:
+        >>> from kerasseg import find_blocks, unet
+        >>> blocks = find_blocks(unet((16, 16, 1), filters=2, depth=1))
+        >>> blocks.names, "encoder_2" in blocks, blocks.of("decoder_1_up").name
+        (('encoder_1', 'bottleneck', 'decoder_1', 'head'), False, 'decoder_1')
     """
 
     encoder: tuple[Block, ...]

@@ -3,7 +3,7 @@
 A border pixel belongs to the mask and has a neighbour above, below, left or right that does not; beyond the image there
 is no mask. From each border pixel of one mask the distance to the nearest border pixel of the other is measured, centre
 to centre, exactly and in both directions. HD95 is the larger of the two directed 95th percentiles (Metrics Reloaded:
-Maier-Hein et al., Nature Methods 21, 2024; the same in MONAI). `docs/hd95.md` says what others call by that name.
+Maier-Hein et al., Nature Methods 21, 2024; the same in MONAI). `docs/decisions/hd95.md` says what others call by that name.
 
 | reference | prediction | `outcome` | distances | `..._or_diagonal` |
 | --- | --- | --- | --- | --- |
@@ -68,6 +68,15 @@ class SurfaceDistances:
         to_reference: From the prediction's border to the reference's.
         to_prediction: From the reference's border to the prediction's.
         diagonal: Corner to corner of the image, its pixels' own extent included.
+
+    Example:
+        >>> reference = np.zeros((3, 4)); reference[1, :2] = 1
+        >>> found = surface_distances(reference, reference)
+        >>> found.outcome, found.hd95, found.diagonal
+        ('compared', 0.0, 5.0)
+        >>> missed = surface_distances(np.zeros((3, 4)), reference)
+        >>> missed.outcome, missed.hd95, missed.hd95_or_diagonal
+        ('missed', inf, 5.0)
     """
 
     outcome: Outcome
@@ -157,12 +166,22 @@ def surface_distances(
 
 
 def hd95(prediction: ArrayLike, reference: ArrayLike, spacing: Sequence[float] = (1.0, 1.0)) -> float:
-    """The larger of the two directed 95th percentiles; arguments and errors as in `surface_distances`.
+    """The larger of the two directed 95th percentiles over border pixels.
 
-    Infinite where one mask is empty, 0 where both are.
+    Args:
+        prediction: (height, width) mask; above 0 is tumour.
+        reference: Likewise.
+        spacing: Millimetres a pixel, rows then columns; 1, 1 for a result in pixels.
 
-    >>> hd95(np.eye(5), np.eye(5, k=2))
-    2.0
+    Returns:
+        Pixels or millimetres; infinite where one mask is empty, 0 where both are.
+
+    Raises:
+        UsageError: As in `surface_distances`.
+
+    Example:
+        >>> hd95(np.eye(5), np.eye(5, k=2)), hd95(np.eye(5), np.zeros((5, 5)))
+        (2.0, inf)
     """
     return surface_distances(prediction, reference, spacing).hd95
 

@@ -69,6 +69,12 @@ class FreezeReport:
         held_batchnorm: How many of them keep their statistics.
         thawed: Layers that were frozen before and are trained now, for instance because the checkpoint was saved frozen.
         recompile: The model was compiled before; compile it again, since an optimizer serves the weights it was built for.
+
+    Example:
+        >>> import kerasseg
+        >>> report = kerasseg.freeze(kerasseg.unet((16, 16, 1), filters=2, depth=1), "conservative")
+        >>> report.frozen_blocks, report.held_batchnorm, report.batchnorm
+        (('encoder_1',), 2, 6)
     """
 
     what: tuple[str, ...]

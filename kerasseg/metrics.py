@@ -50,6 +50,13 @@ class SliceScores(NamedTuple):
         precision: Share of the predicted pixels that are tumour.
         recall: Share of the tumour's pixels that are predicted.
         tumour: 1 where mask or prediction holds a tumour pixel, 0 where both are empty.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.zeros((2, 4, 4, 1), "float32"); mask[0, 0] = 1  # the second slice has no tumour
+        >>> scores = slice_scores(mask, mask)
+        >>> [np.asarray(value).tolist() for value in (scores.dice, scores.tumour)]
+        [[1.0, 1.0], [1.0, 0.0]]
     """
 
     dice: Any
@@ -194,6 +201,12 @@ class SoftDice(_SliceMean):
 
     Nothing is added for smoothness, unlike in the loss: a missed one-pixel tumour would otherwise score 0.5. The
     threshold only decides which predictions are empty.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.ones((1, 2, 2, 1), "float32")
+        >>> round(float(SoftDice()(mask, 0.6 * mask)), 3), float(DiceScore()(mask, 0.6 * mask))
+        (0.75, 1.0)
     """
 
     measure = "soft_dice"
@@ -201,21 +214,45 @@ class SoftDice(_SliceMean):
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class IoU(_SliceMean):
-    """Mean over slices of intersection over union (Jaccard) at a threshold; arguments as in `DiceScore`."""
+    """Mean over slices of intersection over union (Jaccard) at a threshold; arguments as in `DiceScore`.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.array([1, 1, 0, 0], "float32").reshape(1, 2, 2, 1)
+        >>> found = np.array([1, 0, 0, 0], "float32").reshape(1, 2, 2, 1)
+        >>> float(IoU()(mask, found))
+        0.5
+    """
 
     measure = "iou"
 
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class Precision(_SliceMean):
-    """Mean over slices of the share of predicted pixels that are tumour; arguments as in `DiceScore`."""
+    """Mean over slices of the share of predicted pixels that are tumour; arguments as in `DiceScore`.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.array([1, 1, 0, 0], "float32").reshape(1, 2, 2, 1)
+        >>> found = np.array([1, 0, 0, 0], "float32").reshape(1, 2, 2, 1)
+        >>> float(Precision()(mask, found))
+        1.0
+    """
 
     measure = "precision"
 
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class Recall(_SliceMean):
-    """Mean over slices of the share of tumour pixels that are predicted; arguments as in `DiceScore`."""
+    """Mean over slices of the share of tumour pixels that are predicted; arguments as in `DiceScore`.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.array([1, 1, 0, 0], "float32").reshape(1, 2, 2, 1)
+        >>> found = np.array([1, 0, 0, 0], "float32").reshape(1, 2, 2, 1)
+        >>> float(Recall()(mask, found))
+        0.5
+    """
 
     measure = "recall"
 

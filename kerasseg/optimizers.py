@@ -117,7 +117,7 @@ def set_l2(model: Any, strength: float) -> int:
 
     Args:
         model: A built `keras.Model` or layer.
-        strength: >= 0; 0 takes regularisation off again.
+        strength: 0 or more; 0 takes regularisation off again.
 
     Returns:
         Number of kernels that have it, frozen ones included.

@@ -64,6 +64,11 @@ class PlateauState:
         flat: Epochs since the last better score, drop or thaw.
         thawed: Blocks thawed so far.
         stopped: Whether the last step said `Stop`.
+
+    Example:
+        >>> state = PlateauState(rate=1e-4, epoch=3, best=0.7, best_epoch=2, flat=1)
+        >>> PlateauState.from_json(state.to_json()) == state
+        True
     """
 
     rate: float

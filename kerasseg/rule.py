@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.validation import complaint
 
 __all__ = ["MaskRule"]
 
 _Length = Annotated[float, Field(ge=0, le=1)]
 _Threshold = Annotated[float, Field(gt=0, le=1)]
+
+
+class RuleError(UsageError, ValueError):
+    """A rule that cannot be meant; a ValueError too, so that a file which holds such a rule is called damaged."""
 
 
 class MaskRule(BaseModel):
@@ -27,6 +34,9 @@ class MaskRule(BaseModel):
         keep_largest: Whether only the largest object stays.
         open_radius: Of the disk that opens (removes thin parts); 0 for none.
 
+    Raises:
+        UsageError: A name that is not known, or a number out of its range.
+
     Example:
         >>> MaskRule(threshold=0.4, min_diameter=0.02).without_postprocessing()
         MaskRule(threshold=0.4)
@@ -41,6 +51,17 @@ class MaskRule(BaseModel):
     fill_holes: bool = False
     keep_largest: bool = False
     open_radius: _Length = 0.0
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            wrong = complaint(error, list(MaskRule.model_fields))
+            if wrong.kind == "unknown":
+                raise RuleError(f"a rule has no {wrong.where!r}", remedy=wrong.remedy) from None
+            raise RuleError(
+                f"{wrong.where} of a rule cannot be used", found=wrong.found, expected=wrong.expected
+            ) from None
 
     def without_postprocessing(self) -> MaskRule:
         """The thresholds alone."""

@@ -90,9 +90,9 @@ class TrainingBatches:
         KerassegError: The cache on disk cannot be written.
 
     Example:
-        >>> data = TrainingBatches("shards", channels=3)  # doctest: +SKIP
-        >>> data.batch(epoch=3, step=17).image.shape  # doctest: +SKIP
-        (8, 256, 256, 3)
+        >>> data = TrainingBatches("shards", batch_size=8, channels=3)
+        >>> data.batch(epoch=3, step=2).image.shape
+        (8, 32, 32, 3)
     """
 
     def __init__(
@@ -221,8 +221,8 @@ class EvaluationBatches:
         DataError, UsageError, KerassegError: As `TrainingBatches`.
 
     Example:
-        >>> data = EvaluationBatches("shards", "val", channels=3)  # doctest: +SKIP
-        >>> masks = [data.batch(step).mask for step in range(data.steps)]  # doctest: +SKIP
+        >>> data = EvaluationBatches("shards", "val", channels=3)
+        >>> masks = [data.batch(step).mask for step in range(data.steps)]
     """
 
     def __init__(

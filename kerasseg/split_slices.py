@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,8 @@ from kerasseg_tfrecords.schema import decode
 from kerasseg_tfrecords.shards import shard_paths
 
 __all__ = ["MEMORY_BUDGET", "CacheChoice", "Caching", "SplitSlices", "open_split"]
+
+_LOG = logging.getLogger("kerasseg")
 
 MEMORY_BUDGET = 2 * 1024**3
 """Bytes of memory that one split may take by default: 29,000 grey slices of 256 x 256."""
@@ -147,6 +150,8 @@ def open_split(
     if not len(records):
         held = ", ".join(f"{manifest.slices_in(other)} in {other}" for other in SPLITS if other != name)
         raise DataError(f"the split {name} holds no slices", path=root, found=held, remedy="Prepare with other shares.")
+
+    _LOG.info("%s of %s: %d slices in %d shards", name, root, len(records), len(records.shards))
 
     def verify() -> None:
         if check:

@@ -34,6 +34,11 @@ class Interval:
         confidence: Share of intervals that hold the true mean, such as 0.95.
         slices: Slices that count.
         groups: Patients (groups) that they come from.
+
+    Example:
+        >>> gain = Interval(0.033, 0.012, 0.051, slices=200, groups=24)
+        >>> print(gain, gain.above_zero, gain.few)
+        0.033 (95 % 0.012 to 0.051) True False
     """
 
     estimate: float

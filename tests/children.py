@@ -88,6 +88,13 @@ class Children:
         process.start()
         return Child(process, self.folder, self._count)
 
+    def python(self, code: str) -> Child:
+        """What `python -c CODE` does, to its end."""
+        self._count += 1
+        process = self._context.Process(target=_execute, args=(self.folder, self._count, code))
+        process.start()
+        return Child(process, self.folder, self._count).wait()
+
     def run(self, *arguments: object, **environment: str) -> Child:
         """Types `kerasseg ARGUMENTS` and waits for the end."""
         return self.start(*arguments, **environment).wait()
@@ -95,11 +102,7 @@ class Children:
 
 def _type(folder: Path, number: int, arguments: list[str], environment: Mapping[str, str]) -> None:
     """In the child: what the console script does."""
-    os.chdir(folder)
-    for descriptor, suffix in ((1, "out"), (2, "err")):
-        file = os.open(folder / f"{number}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(file, descriptor)
-    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))
+    _settle(folder, number)
     os.environ.update({"COLUMNS": "120", **environment})
     sys.argv = ["kerasseg", *arguments]
     try:
@@ -114,3 +117,25 @@ def _type(folder: Path, number: int, arguments: list[str], environment: Mapping[
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _execute(folder: Path, number: int, code: str) -> None:
+    """In the child: what the interpreter does."""
+    _settle(folder, number)
+    try:
+        exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})  # noqa: S102 - code of our own pages
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _settle(folder: Path, number: int) -> None:
+    """In the child: its folder, and files for what it prints."""
+    os.chdir(folder)
+    for descriptor, suffix in ((1, "out"), (2, "err")):
+        file = os.open(folder / f"{number}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))

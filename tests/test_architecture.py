@@ -25,7 +25,10 @@ TENSORFLOW_ALLOWED = {
     "kerasseg.training.session",
     "kerasseg.training.tensorboard",  # event files are TensorFlow's records of its own messages
     "kerasseg.checkpoints.savedmodel",
-    "kerasseg.export",
+    "kerasseg.export.intensity_graph",
+    "kerasseg.export.litert_format",
+    "kerasseg.export.mask_graph",
+    "kerasseg.export.savedmodel_format",
 }
 
 

@@ -8,9 +8,26 @@ from typing import Annotated
 
 import typer
 
-from kerasseg_cli import compare, convert, cross_validate, evaluate, inspect, prepare, train, tune_threshold, verify
+from kerasseg_cli import (
+    compare,
+    convert,
+    cross_validate,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    fetch,
+    inspect,
+    prepare,
+    train,
+    tune_threshold,
+    verify,
+)
 from kerasseg_cli.chatter import without_chatter
+from kerasseg_cli.commands import Commands
 from kerasseg_cli.errors import guarded
+from kerasseg_cli.options import Json
+from kerasseg_cli.start import start
 
 __all__ = ["app", "main"]
 
@@ -26,7 +43,8 @@ def _show_version(asked: bool) -> None:
 def _build() -> typer.Typer:
     application = typer.Typer(
         name="kerasseg",
-        no_args_is_help=True,
+        cls=Commands,
+        invoke_without_command=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,13 +52,24 @@ def _build() -> typer.Typer:
 
     @application.callback()
     def kerasseg(
+        context: typer.Context,
         _version: Annotated[
             bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
         ] = False,
+        as_json: Json = False,
     ) -> None:
-        """Fine-tune a pretrained U-Net for brain-tumour segmentation on MRI slices. Not for clinical use."""
+        """Fine-tune a pretrained U-Net for brain-tumour segmentation on MRI slices. Not for clinical use.
+
+        Alone it shows the way through and where this folder is on it.
+        """
+        if context.invoked_subcommand is None:
+            guarded(start)(as_json=as_json, quiet=False, verbose=False, debug=False)
+        elif as_json:
+            typed = f"kerasseg {context.invoked_subcommand} --json"
+            raise typer.BadParameter(f"--json stands behind the command: {typed}")
 
     commands = (
+        fetch.fetch,
         prepare.prepare,
         verify.verify,
         inspect.inspect,
@@ -48,8 +77,11 @@ def _build() -> typer.Typer:
         train.train,
         tune_threshold.tune_threshold,
         evaluate.evaluate,
+        export.export,
         compare.compare,
         cross_validate.cross_validate,
+        demo.demo,
+        doctor.doctor,
     )
     for command in commands:
         application.command()(guarded(command))

@@ -24,6 +24,8 @@ _CHATTER = re.compile(
     | WARNING:\ All\ log\ messages\ before\ absl::InitializeLog.*
     | To\ enable\ the\ following\ instructions:.*
     | .*failed\ call\ to\ cuInit.*      # "error" is what it calls a machine without a GPU
+    | INFO:\ Created\ TensorFlow\ Lite\ .*\ delegate\ for\ CPU\.
+    | fully_quantize:\ .*               # the LiteRT converter, of its own settings
     | \s*
     """,
     re.VERBOSE,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, screen
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Json, Quiet
 from kerasseg_tfrecords.errors import KerassegError, one_line
 
 if TYPE_CHECKING:
@@ -19,10 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
+_ROOM, _NARROW = 100, 84
+"""Columns below which runs are called A and B, and below which counts are left out."""
+_LONG = 16
+"""Letters of a run's name that stand as a heading."""
+_LIMITS = len("+0.1000 to +0.2000")
+
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="RUN_A", help="What is compared with: a run's folder or name.")],
-    second: Annotated[str, typer.Argument(metavar="RUN_B", help="What is compared.")],
+    first: Annotated[
+        str, typer.Argument(metavar="RUN_A", help="What is compared with: a run's folder or name.", autocompletion=runs)
+    ],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="What is compared.", autocompletion=runs)],
     split: Annotated[
         str, typer.Option(help="Slices that both were evaluated on: test, validation, train, or all.")
     ] = "test",
@@ -35,7 +44,6 @@ def compare(
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Compare two evaluated runs slice by slice: differences with intervals, wins, losses, and pictures."""
     from kerasseg.comparison import compare as run
@@ -72,16 +80,26 @@ def _pictures(run: Evaluated) -> NetworkPictures:
 def _show(found: Comparison, page: Path) -> None:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("Dice", no_wrap=True)
-    for heading in (found.first, found.second, "difference"):
-        table.add_column(_plain(heading), justify="right", overflow="fold")
-    table.add_column(f"{100 * found.confidence:g} % interval, over patients")
-    table.add_column("better / worse / same", justify="right")
-    table.add_column("missed", justify="right", no_wrap=True)
-    for name, difference in {"all slices": found.all, **found.classes}.items():
-        table.add_row(_plain(name), *_cells(difference))
     console = screen()
+    names = {"A": found.first, "B": found.second}
+    # Long names leave no room for figures.
+    short = console.width < _ROOM or max(map(len, names.values())) > _LONG
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Dice", overflow="fold")
+    for letter, name in names.items():
+        table.add_column(letter if short else _plain(name), justify="right", no_wrap=True)
+    table.add_column("difference", justify="right", no_wrap=True)
+    # The heading may wrap, the limits may not.
+    table.add_column(f"{100 * found.confidence:g} % interval, over patients", min_width=_LIMITS)
+    if console.width >= _NARROW:
+        table.add_column("better / worse / same", justify="right", min_width=len("9,999 / 9,999 / 9,999"))
+        table.add_column("missed", justify="right", no_wrap=True)
+    for name, difference in {"all slices": found.all, **found.classes}.items():
+        table.add_row(_plain(name), *_cells(difference)[: len(table.columns) - 1])
+    if short:
+        for letter, name in names.items():
+            console.print(f"{letter}: {one_line(name)}", markup=False, soft_wrap=True)
+        console.print()
     console.print(table)
     console.print()
     console.print(found.verdict, markup=False)
@@ -90,21 +108,21 @@ def _show(found: Comparison, page: Path) -> None:
     if found.changed:
         changed = Table(box=None, pad_edge=False, header_style="bold")
         changed.add_column("changed most", overflow="fold")
-        changed.add_column("class")
+        changed.add_column("class", overflow="fold")
         for heading in ("before", "now", "change"):
-            changed.add_column(heading, justify="right")
+            changed.add_column(heading, justify="right", no_wrap=True)
         for change in found.changed:
             scores = f"{change.first:.3f}", f"{change.second:.3f}", f"{change.dice:+.3f}"
             changed.add_row(_plain(change.slice_id), _plain(change.label), *scores)
         console.print()
         console.print(changed)
     console.print()
-    console.print(f"Page: {page}", markup=False)
+    console.print(f"Page: {page}", markup=False, soft_wrap=True)
 
 
 def _cells(difference: Difference) -> tuple[str, ...]:
     gain = difference.dice
-    limits = "one patient: none can be given" if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
+    limits = "none: one patient" if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
     return (
         _number(difference.first),
         _number(difference.second),

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["RateColumn", "Report", "errors", "print_json", "progress_bar", "screen"]
+from kerasseg_cli.manners import manners
+
+__all__ = ["RateColumn", "Report", "errors", "print_json", "progress_bar", "screen", "wants_unicode"]
 
 Report = Callable[[str, int, int], None]
 
@@ -21,6 +23,7 @@ STAGES = {
     "write": "Writing shards",
     "verify": "Verifying records",
     "check": "Checking slices",
+    "int8": "What 8 bits cost",
     "overlap": "Comparing with the training data",
     "predict": "Predicting",
     "baseline": "Predicting, before training",
@@ -37,13 +40,22 @@ STAGES = {
 
 
 def screen() -> Console:
-    """Standard output. rich itself honours NO_COLOR, and leaves colour out where the output is no terminal."""
-    return Console(highlight=False, soft_wrap=False)
+    """Standard output, or nothing where one JSON document is all that may stand there.
+
+    rich itself honours NO_COLOR, and leaves colour out where the output is no terminal.
+    """
+    asked = manners()
+    return Console(highlight=False, soft_wrap=False, quiet=asked.silent or asked.as_json)
 
 
 def errors() -> Console:
     """Standard error."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def wants_unicode(console: Console) -> bool:
+    """Whether marks and drawings beyond ASCII can be shown."""
+    return console.encoding.lower().startswith("utf") and not console.legacy_windows
 
 
 def print_json(document: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kerasseg_cli.console import print_json, screen
-from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Debug, Json, Quiet
+from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Json, Quiet
 
 if TYPE_CHECKING:
     from kerasseg.conversion import Conversion
@@ -24,7 +24,6 @@ def convert(
     allow_partial: AllowPartial = False,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Write a checkpoint as a Keras 3 file and show how it compares."""
     from kerasseg.conversion import convert_checkpoint

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_cli.options import COMMON
 from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
 from kerasseg_tfrecords.errors import DataError
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from kerasseg.training.settings import TrainSettings
 
 __all__ = ["cross_validate"]
+
+_ROOM = 96
+"""Columns below which headings are short and counts are left out."""
 
 _Folds = Annotated[int, typer.Option(min=2, help="How many; groups of patients stay together.", rich_help_panel=RUN)]
 _Out = Annotated[
@@ -33,7 +37,7 @@ def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> No
     out: Path | None = options["out"]
     settings: TrainSettings
     if options["resume"]:
-        refuse_others(given(context) - {"resume", "out", "as_json", "quiet", "debug"})
+        refuse_others(given(context) - {"resume", "out", *COMMON})
         out, settings, folds = _begun(out)
     else:
         settings = settings_of(context, options)
@@ -85,19 +89,21 @@ def _begun(out: Path | None) -> tuple[Path, TrainSettings, int]:
 
 def _show(found: CrossValidation, root: Path) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     figures = found.out_of_fold
     if figures is None:
         return
     console = screen()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("out-of-fold Dice")
-    for heading in ("slices", "epoch 0", "best epochs", "gain"):
-        table.add_column(heading, justify="right")
-    table.add_column("95 % interval of the gain, over patients")
+    roomy = console.width >= _ROOM
+    table.add_column("out-of-fold Dice", overflow="fold")
+    headings = ["slices", "epoch 0", "best epochs", "gain", "95 % interval of the gain, over patients"]
+    for heading in headings if roomy else ["epoch 0", "best", "gain", "95 % interval"]:
+        table.add_column(heading, justify="left" if heading[0] == "9" else "right", no_wrap=True)
     sets = {"all slices": figures.all, "tumour slices": figures.tumour, **figures.classes}
     for name, scores in sets.items():
-        table.add_row(name, *_cells(scores))
+        table.add_row(Text(name), *_cells(scores)[0 if roomy else 1 :])
     console.print()
     console.print(table)
     console.print()
@@ -112,9 +118,8 @@ def _show(found: CrossValidation, root: Path) -> None:
     console.print(f"Standard deviation over folds: {figures.spread:.4f}.", markup=False)
     console.print("Each fold's best epoch was chosen on the slices it held out, which flatters a little.", markup=False)
     console.print("The test split was not looked at.", markup=False)
-    console.print(
-        f"Ensemble of the folds: {root / 'ensemble'}    every slice: {root / 'out-of-fold.csv'}", markup=False
-    )
+    for label, path in (("Ensemble of the folds", root / "ensemble"), ("Every slice", root / "out-of-fold.csv")):
+        console.print(f"{label}: {path}", markup=False, soft_wrap=True)
 
 
 def _cells(scores: Scores) -> tuple[str, ...]:

@@ -1,82 +1,126 @@
-"""From exceptions to one clear line and an exit code. No traceback reaches the terminal without --debug.
+"""From exceptions to one clear line, or one JSON document, and an exit code; `docs/command-line.md` lists the codes.
 
-| exit code | meaning |
-| --- | --- |
-| 0 | done |
-| 1 | failed |
-| 2 | usage: an option or argument that cannot be meant |
-| 3 | the data are bad |
-| 4 | a target was missed |
-| 130 | interrupted by Ctrl-C |
+No traceback reaches the terminal without --debug.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any
 
 import typer
 
 from kerasseg_cli.console import errors, print_json
-from kerasseg_tfrecords.errors import BadInputError, KerassegError, one_line
+from kerasseg_cli.manners import Manners, behaving, manners
+from kerasseg_cli.options import COMMON
+from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, UsageError, one_line
 
-__all__ = ["guarded"]
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "complain", "guarded"]
 
-P = ParamSpec("P")
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+_KINDS: tuple[tuple[type[KerassegError], str], ...] = (
+    (UsageError, "usage"),
+    (DataError, "data"),
+    (CheckpointError, "checkpoint"),
+    (KerassegError, "failed"),
+)
 
 
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Wraps a command so that errors become messages and exit codes."""
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that every command has, and makes its errors messages and exit codes.
+
+    A common option that the command's function names reaches it too; the others work without it knowing of them.
+    """
+    # Annotations are resolved in the command's own module.
+    signature = inspect.signature(command, eval_str=True)
+    own = signature.parameters
+    common = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in COMMON.items()
+    ]
+    rest = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in own.values()
+        if parameter.name not in COMMON and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    takes = {name for name in COMMON if name in own}
 
     @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        as_json = bool(kwargs.get("json") or kwargs.get("as_json"))
-        debug = bool(kwargs.get("debug") or os.environ.get("KERASSEG_DEBUG"))
-        try:
-            command(*args, **kwargs)
-        except (typer.Exit, typer.Abort):
-            raise
-        except KerassegError as error:
-            if debug:
-                traceback.print_exc()
-            _show(error, as_json=as_json)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            _plain("Interrupted. Run the same command again to go on.")
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader of our output has gone (`| head`): nothing to say, and nobody to say it to.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        except Exception as error:
-            if debug:
-                traceback.print_exc()
-            _plain(f"Error: {one_line(error) or type(error).__name__} ({type(error).__name__}).")
-            _plain("This is a fault of kerasseg: please report it with the output of the same command and --debug.")
-            raise typer.Exit(1) from None
+    def run(**values: Any) -> None:
+        asked = {name: bool(values[name] if name in takes else values.pop(name)) for name in COMMON}
+        with behaving(Manners(**asked, silent=asked["quiet"] and "quiet" not in takes)):
+            _guard(command, values)
 
+    run.__signature__ = inspect.Signature([*rest, *common])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*rest, *common)}
     return run
 
 
-def _plain(text: str) -> None:
-    errors().print(text, markup=False)
+def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
+    try:
+        command(**values)
+    except (typer.Exit, typer.Abort):
+        raise
+    except KerassegError as error:
+        _show_traceback()
+        _show(error)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        complain("Interrupted. Run the same command again to go on.", kind="interrupted", exit_code=INTERRUPTED)
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(FAILED) from None
+    except Exception as error:
+        _show_traceback()
+        text = f"{one_line(error) or type(error).__name__} ({type(error).__name__})."
+        fault = "This is a fault of kerasseg: please report it with the output of the same command and --debug."
+        complain(f"Error: {text}", fault, kind="fault", exit_code=FAILED)
+        raise typer.Exit(FAILED) from None
 
 
-def _show(error: KerassegError, *, as_json: bool) -> None:
-    problems = error.problems if isinstance(error, BadInputError) else ()
-    if as_json:
-        print_json(
-            {
-                "error": str(error),
-                "exit_code": error.exit_code,
-                "problems": [{"name": p.name, "kind": p.kind, "message": p.message} for p in problems],
-            }
-        )
+def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None, **more: Any) -> None:
+    """Says what went wrong: lines on standard error, or one document on standard output where a machine asked.
+
+    Args:
+        *lines: For people; the first is the message.
+        kind: A short stable word for machines.
+        exit_code: With which the process is going to end.
+        as_json: Whether a machine asked; None where the command that runs knows.
+        **more: Further JSON values.
+    """
+    if manners().as_json if as_json is None else as_json:
+        text = lines[0].removeprefix("Error: ")
+        print_json({"error": text, "kind": kind, "exit_code": exit_code, "problems": [], **more})
         return
-    for problem in problems:
-        _plain(f"  {problem}")
-    _plain(f"Error: {error}")
+    for line in lines:
+        errors().print(line, markup=False)
+
+
+def _show(error: KerassegError) -> None:
+    problems = error.problems if isinstance(error, BadInputError) else ()
+    if not manners().as_json:
+        for problem in problems:
+            errors().print(f"  {problem}", markup=False)
+    complain(
+        f"Error: {error}",
+        kind=next(word for kind, word in _KINDS if isinstance(error, kind)),
+        exit_code=error.exit_code,
+        path=error.path,
+        found=error.found,
+        expected=error.expected,
+        remedy=error.remedy,
+        problems=[{"name": p.name, "kind": p.kind, "message": p.message} for p in problems],
+    )
+
+
+def _show_traceback() -> None:
+    if manners().debug:
+        traceback.print_exc()

@@ -7,21 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, progress_bar
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Json, Quiet, one_of
 from kerasseg_tfrecords.errors import UsageError
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.document import Evaluation
     from kerasseg.evaluation.predictions import Resolution
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "threshold_of"]
 
 WHAT, JUDGE, BESIDES = "What is evaluated", "Verdict", "Besides"
 
 
 def evaluate(
-    run: Annotated[str | None, typer.Argument(help="The run's folder or name; the latest one.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="The run's folder or name; the latest one.", autocompletion=runs)
+    ] = None,
     threshold: Annotated[
         str,
         typer.Option(
@@ -73,16 +76,14 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the corruptions.", rich_help_panel=BESIDES)] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Evaluate the best weights of a run beside the checkpoint they came from: tables, pictures, and a verdict."""
-    if resolution not in ("native", "model"):
-        raise UsageError(f"--resolution cannot be {resolution!r}", expected="native or model")
+    one_of("--resolution", resolution, ("native", "model"))
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise UsageError(f"--fail-under cannot be {fail_under:g}", expected="a Dice in [0, 1]")
-    if split not in (None, "test", "validation", "val", "train"):
-        raise UsageError(f"--split cannot be {split!r}", expected="test, validation or train")
-    asked = _threshold(threshold)
+    if split not in (None, "val"):
+        one_of("--split", str(split), ("test", "validation", "train"))
+    asked = threshold_of(threshold)
 
     from kerasseg.evaluation.run import Extras, evaluate_run
     from kerasseg.evaluation.targets import parse_goal
@@ -128,7 +129,12 @@ def _fail_under(evaluation: Evaluation, least: float | None, *, as_json: bool) -
     raise typer.Exit(4)
 
 
-def _threshold(text: str) -> Literal["auto"] | float:
+def threshold_of(text: str) -> Literal["auto"] | float:
+    """What `--threshold` says.
+
+    Raises:
+        UsageError: It is neither "auto" nor a probability in (0, 1].
+    """
     if text == "auto":
         return "auto"
     try:

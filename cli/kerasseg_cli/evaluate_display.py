@@ -47,8 +47,11 @@ def summary(evaluation: Evaluation, folder: Path | None = None, console: Console
     out.print()
     out.print(_groups(evaluation, final, out.width))
     out.print()
-    for line in _lines(evaluation, final, folder):
+    for line in _lines(evaluation, final):
         out.print(line, markup=False)
+    if folder is not None:
+        # Not wrapped, so that the path can be copied whole.
+        out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def _goals(evaluation: Evaluation) -> list[str]:
@@ -116,7 +119,7 @@ def _groups(evaluation: Evaluation, final: Stage, width: int) -> Table:
     return table
 
 
-def _lines(evaluation: Evaluation, final: Stage, folder: Path | None) -> list[str]:
+def _lines(evaluation: Evaluation, final: Stage) -> list[str]:
     everything = final.all
     shares = ", ".join(f"{name} {_value(everything, key)}" for name, key in _SHARES.items())
     alarms = f"; {everything.false_alarms} of {_count(everything.empty, 'empty slice')} with a false alarm"
@@ -154,8 +157,6 @@ def _lines(evaluation: Evaluation, final: Stage, folder: Path | None) -> list[st
     else:
         what = "All slices" if evaluation.split == "all" else "The test slices"
         lines.append(f"{what} of these shards have been looked at {times}, this time included.")
-    if folder is not None:
-        lines.append(f"Report: {folder / 'report.html'} (beside it: metrics.json, per_slice.csv)")
     return lines
 
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kerasseg_cli.console import print_json, screen
-from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Debug, Json
+from kerasseg_cli.completion import strategies_and_blocks
+from kerasseg_cli.console import print_json, screen, wants_unicode
+from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Json
 from kerasseg_tfrecords.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from kerasseg.inspection import Inspection, Strategy, Tensor
@@ -29,12 +29,12 @@ def inspect(
             metavar="S",
             help="Mark what S freezes: conservative, moderate, aggressive, or names of blocks and layers with * and ?, "
             "separated by commas (encoder_1,decoder_*).",
+            autocompletion=strategies_and_blocks,
         ),
     ] = None,
     architecture: Architecture = None,
     allow_partial: AllowPartial = False,
     as_json: Json = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Show what a checkpoint is: its origin, its U, and what each strategy would train."""
     from kerasseg.inspection import inspect_checkpoint
@@ -67,7 +67,7 @@ def _show(found: Inspection) -> None:
         [name for name, state in found.states.items() if state == "frozen"],
         partly=[name for name, state in found.states.items() if state == "partly trained"],
         width=console.width,
-        unicode=_unicode(console),
+        unicode=wants_unicode(console),
         source=shape if len(shape) == 3 else None,
     )
     console.print()
@@ -124,10 +124,6 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
 def _tensor(tensor: Tensor) -> str:
     extent = " x ".join("any" if n is None else str(n) for n in tensor.shape[1:])
     return ", ".join(x for x in (extent, tensor.dtype, tensor.activation) if x)
-
-
-def _unicode(console: Console) -> bool:
-    return console.encoding.lower().startswith("utf") and not console.legacy_windows
 
 
 def _row(strategy: Strategy, *, name: str | None = None) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kerasseg_cli.completion import FORMATS, proposing
 from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Json, Quiet, one_of
 from kerasseg_tfrecords.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -31,7 +32,12 @@ def prepare(
     ),
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="figshare, pairs, nifti or dicom, instead of looking.", rich_help_panel=READ),
+        typer.Option(
+            "--format",
+            help="figshare, pairs, nifti or dicom, instead of looking.",
+            rich_help_panel=READ,
+            autocompletion=proposing(FORMATS),
+        ),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Class names in label order, with commas.", rich_help_panel=READ)
@@ -79,9 +85,10 @@ def prepare(
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Turn raw MRI slices into TFRecord shards with a frozen, leak-free split."""
+    if format_ is not None:
+        one_of("--format", format_, FORMATS)
     from kerasseg_tfrecords.manifest import parse_options
     from kerasseg_tfrecords.preparation import prepare as run
 
@@ -168,7 +175,7 @@ def show(manifest: Manifest, out: Path) -> None:
     console.print(table)
     for line in lines(manifest):
         console.print(line, markup=False)
-    console.print(f"\nShards: {out}    next: kerasseg verify {out}", markup=False)
+    console.print(f"\nShards: {out}    next: kerasseg verify {out}", markup=False, soft_wrap=True)
 
 
 def lines(manifest: Manifest) -> list[str]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.completion import AUGMENTATIONS, BLOCKS, STRATEGIES, listed, proposing
+from kerasseg_cli.options import COMMON, Json, Quiet
 from kerasseg_tfrecords.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -55,11 +56,16 @@ def train(
             help="conservative (freezes the first half of the encoder), moderate (a quarter), aggressive (nothing, rate "
             "1e-5), progressive (thaws block by block), auto (conservative, then moderate, the better is kept), scratch.",
             rich_help_panel=WHAT,
+            autocompletion=proposing(STRATEGIES),
         ),
     ] = "conservative",
     freeze: Annotated[
         list[str] | None,
-        typer.Option(help="Blocks or layers to freeze instead, such as 'encoder_*'.", rich_help_panel=WHAT),
+        typer.Option(
+            help="Blocks or layers to freeze instead, such as 'encoder_*'.",
+            rich_help_panel=WHAT,
+            autocompletion=listed(BLOCKS),
+        ),
     ] = None,
     freeze_batchnorm: Annotated[
         bool, typer.Option("--freeze-batchnorm", help="Hold every BatchNorm layer.", rich_help_panel=WHAT)
@@ -131,7 +137,11 @@ def train(
     zoom: Annotated[float, typer.Option(help="Largest relative change.", rich_help_panel=DATA)] = 0.05,
     augment: Annotated[
         list[str] | None,
-        typer.Option(help="Only these of flip, brightness, contrast, zoom; or none.", rich_help_panel=DATA),
+        typer.Option(
+            help="Only these of flip, brightness, contrast, zoom; or none.",
+            rich_help_panel=DATA,
+            autocompletion=listed(AUGMENTATIONS),
+        ),
     ] = None,
     class_weight: Annotated[
         str | None, typer.Option(help="balanced, or glioma=2,meningioma=1,...", rich_help_panel=DATA)
@@ -169,13 +179,12 @@ def train(
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Fine-tune a U-Net on the shards, and keep the best weights by validation Dice."""
     # All of them by their names, so that `cross-validate`, which has the same, resolves them alike.
     options = dict(locals())
     if resume:
-        refuse_others(given(context) - {"resume", "out", "shards", "as_json", "quiet", "debug"})
+        refuse_others(given(context) - {"resume", "out", "shards", *COMMON})
         _go_on(out, shards if "shards" in given(context) else None, as_json=as_json, quiet=quiet)
         return
     settings = settings_of(context, options)

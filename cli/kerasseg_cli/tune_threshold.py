@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kerasseg_cli.completion import runs
 from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Json, Quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +25,12 @@ __all__ = ["show", "tune_threshold"]
 def tune_threshold(
     run: Annotated[
         str,
-        typer.Argument(metavar="[RUN]", help="A run's folder, its name below runs/, or latest.", show_default=False),
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run's folder, its name below runs/, or latest.",
+            show_default=False,
+            autocompletion=runs,
+        ),
     ] = "latest",
     per_class: Annotated[
         bool,
@@ -39,7 +45,6 @@ def tune_threshold(
     batch_size: Annotated[int, typer.Option(min=1, help="Slices that the network sees at once.")] = 8,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Find the best threshold and post-processing on validation, for a run's network and its baseline."""
     from kerasseg.runs.directory import RunDirectory

@@ -13,8 +13,9 @@ from kerasseg_tfrecords.errors import UsageError, one_line
 if TYPE_CHECKING:
     from kerasseg_tfrecords.integrity import IntegrityReport
 
+from kerasseg_cli.completion import FORMATS, proposing
 from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Json, Quiet, one_of
 
 __all__ = ["verify"]
 
@@ -26,13 +27,17 @@ def verify(
     data: Annotated[
         list[Path] | None, typer.Option("--data", help="Check raw data before any conversion; may be repeated.")
     ] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="Of the raw data, instead of looking.")] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Of the raw data, instead of looking.", autocompletion=proposing(FORMATS)),
+    ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes for --data.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
-    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
     """Check shards (hashes, counts, records, masks, leaks), or raw data with --data."""
+    if format_ is not None:
+        one_of("--format", format_, FORMATS)
     if data and shards:
         raise UsageError("name a shard directory or --data, not both")
     if data:

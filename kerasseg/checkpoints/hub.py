@@ -11,21 +11,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from kerasseg.checkpoints.digest import sha256_of
 from kerasseg.checkpoints.hub_files import choose
-from kerasseg_tfrecords.errors import CheckpointError, UsageError
+from kerasseg.downloads import BrokenDownloadError, check_url, first_line, retrieve
+from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 
 __all__ = ["Fetched", "HubAddress", "cache_folder", "fetch", "is_remote"]
 
 _MOST_BYTES = 8 << 30  # the 31-million-parameter U-Net with its optimizer has 0.4 GB
 _TIMEOUT = 30.0  # seconds without an answer
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
@@ -100,31 +99,14 @@ def fetch(address: str, *, endpoint: str | None = None, most_bytes: int = _MOST_
     """
     if address.startswith("hf://"):
         return _fetch_hub(HubAddress.parse(address), endpoint, most_bytes)
-    _check_url(address, address)
+    check_url(address, address)
     return _fetch_url(address, most_bytes)
-
-
-def _check_url(url: str, original: str) -> None:
-    parts = urlsplit(url)
-    local = parts.hostname in _LOCAL and urlsplit(original).hostname in _LOCAL
-    if parts.scheme == "https" or (parts.scheme == "http" and local):
-        return
-    if url == original:
-        raise UsageError(f"kerasseg does not fetch from `{parts.scheme}://`", expected="hf://owner/name or https://...")
-    raise CheckpointError(
-        "refused: the server sends elsewhere",
-        path=original,
-        found=f"{parts.scheme}://{parts.netloc}",
-        expected="https://",
-    )
 
 
 # --- the web ---------------------------------------------------------------------------------------------------------
 
 
 def _fetch_url(url: str, most_bytes: int) -> Fetched:
-    import pooch
-
     name = PurePosixPath(urlsplit(url).path).name or "checkpoint"
     folder = cache_folder() / "web"
     tidy = re.sub(r"[^\w.-]", "_", name)[-80:]
@@ -135,35 +117,13 @@ def _fetch_url(url: str, most_bytes: int) -> Fetched:
         _check_hash(file, known, url)
         return Fetched(file, url)
     try:
-        pooch.get_logger().setLevel("WARNING")
-        pooch.retrieve(url, known_hash=None, fname=file.name, path=folder, downloader=_downloader(most_bytes))
-    except CheckpointError:
-        raise
-    except Exception as error:  # requests' errors, and whatever its transports let through
-        raise _unreachable(url, error, [str(file)]) from error
+        retrieve(url, file, most_bytes=most_bytes)
+    except BrokenDownloadError as error:
+        raise _unreachable(url, error.found or first_line(error), [str(file)]) from error
+    except KerassegError as error:
+        raise CheckpointError(error.what, path=url, found=error.found, expected=error.expected) from error
     _write_record(record, {"address": url, "sha256": {file.name: sha256_of(file)}})
     return Fetched(file, url)
-
-
-def _downloader(most_bytes: int) -> Callable[[str, Any, Any], None]:
-    def download(url: str, output: Any, _: Any) -> None:
-        import requests
-
-        def check(response: Any, *_args: Any, **_kwargs: Any) -> None:
-            if response.is_redirect:
-                _check_url(urljoin(response.url, response.headers["location"]), url)
-
-        with requests.get(url, stream=True, timeout=_TIMEOUT, hooks={"response": check}) as response:
-            response.raise_for_status()
-            _check_size(int(response.headers.get("content-length") or 0), most_bytes, url)
-            done = 0
-            with Path(output).open("wb") as file:
-                for piece in response.iter_content(1 << 20):
-                    done += len(piece)
-                    _check_size(done, most_bytes, url)  # a server need not say how long its answer is
-                    file.write(piece)
-
-    return download
 
 
 def _check_size(size: int, most_bytes: int, address: str) -> None:
@@ -196,7 +156,7 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
         raise CheckpointError(
             "the Hub has no such repository or revision, or it is private",
             path=name,
-            found=_first_line(error),
+            found=first_line(error),
             remedy="Check the name; for a private or gated one log in with `hf auth login`.",
         ) from error
     except Exception as error:  # no network in its many forms: what was fetched before will do
@@ -209,7 +169,7 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
     try:
         paths = {file: _hub_file(address.repository, file, commit, endpoint=endpoint) for file in chosen.files}
     except Exception as error:
-        raise _unreachable(name, error, [constants.HF_HUB_CACHE]) from error
+        raise _unreachable(name, first_line(error), [constants.HF_HUB_CACHE]) from error
     hashes = known["sha256"] if known.get("commit") == commit else {}
     for file, path in paths.items():
         _check_hash(path, hashes.get(file), name)
@@ -228,7 +188,7 @@ def _from_cache(address: HubAddress, record: Path, name: str, error: Exception) 
         commit = str(known["commit"])
         paths = {f: _hub_file(address.repository, f, commit, local_files_only=True) for f in known["sha256"]}
     except Exception:
-        raise _unreachable(name, error, [str(record), str(constants.HF_HUB_CACHE)]) from error
+        raise _unreachable(name, first_line(error), [str(record), str(constants.HF_HUB_CACHE)]) from error
     for file, path in paths.items():
         _check_hash(path, known["sha256"][file], name)
     return _hub_result(address, commit, str(known["entry"]), paths)
@@ -280,16 +240,11 @@ def _check_hash(file: Path, known: object, address: str) -> None:
         )
 
 
-def _unreachable(address: str, error: Exception, looked: list[str]) -> CheckpointError:
+def _unreachable(address: str, found: str, looked: list[str]) -> CheckpointError:
     return CheckpointError(
         "it cannot be fetched, and it was not fetched before",
         path=address,
-        found=_first_line(error),
+        found=found,
         expected=f"the network, or an earlier copy in {' or '.join(looked)}",
         remedy="Fetch it on a machine with a network and give its path, or carry the cache over.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")

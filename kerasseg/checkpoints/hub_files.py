@@ -11,7 +11,7 @@ from kerasseg_tfrecords.errors import CheckpointError
 __all__ = ["Choice", "choose"]
 
 _UNPACKED = ("config.json", "metadata.json", "model.weights.h5")
-_SAVED_MODEL = ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb", "variables/")
+_SAVED_MODEL = ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb", "metadata.json", "variables/")
 
 
 @dataclass(frozen=True)

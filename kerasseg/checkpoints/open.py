@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder
 from kerasseg.checkpoints.opened import OpenedModel
-from kerasseg.checkpoints.provenance import Provenance, attach
+from kerasseg.checkpoints.provenance import Provenance, attach, recorded_beside
 from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["open_checkpoint"]
+
+_LOG = logging.getLogger("kerasseg")
 
 
 def open_checkpoint(
@@ -52,6 +55,11 @@ def open_checkpoint(
         CheckpointError: Saying what the file is, if it is no network that can be opened.
 
     Example:
+        >>> import kerasseg
+        >>> kerasseg.unet((16, 16, 1), filters=2, depth=1).save("unet.keras")
+        >>> model = open_checkpoint("unet.keras")
+        >>> model.output_shape, kerasseg.provenance(model).kind
+        ((None, 16, 16, 1), 'Keras 3 archive (.keras)')
         >>> open_checkpoint("no-such-file.keras")
         Traceback (most recent call last):
             ...
@@ -87,6 +95,7 @@ def open_checkpoint(
         )
     else:
         record = dataclasses.replace(record, file=source, file_sha256=digest)
+    _LOG.info("opened %s: %s, written by %s", source, record.kind, record.writer)
     return attach(opened.model, record)
 
 
@@ -119,7 +128,8 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
             from kerasseg.checkpoints.savedmodel import open_savedmodel
 
             found = open_savedmodel(file, compare=options.compare)
-            return OpenedModel(found.model, found.writer, found.kind, found.translated, found.largest_difference), None
+            opened = OpenedModel(found.model, found.writer, found.kind, found.translated, found.largest_difference)
+            return opened, recorded_beside(file)
         case _:
             raise explain(file)
 

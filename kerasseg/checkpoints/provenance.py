@@ -20,7 +20,7 @@ import keras
 
 from kerasseg_tfrecords._version import __version__
 
-__all__ = ["Provenance", "attach", "copy_provenance", "provenance", "recorded"]
+__all__ = ["Provenance", "attach", "copy_provenance", "provenance", "recorded", "recorded_beside"]
 
 _KEY = "kerasseg"
 _ATTRIBUTE = "_kerasseg_provenance"
@@ -45,6 +45,11 @@ class Provenance:
         kerasseg: The version of kerasseg that opened it.
         file: The saved copy that was opened, where that is not `path` itself; None otherwise.
         file_sha256: SHA-256 of that copy.
+
+    Example:
+        >>> record = Provenance("unet.h5", "00", "Keras 2.3.1", "Keras 2 HDF5", translated=("groups=1 dropped",))
+        >>> record.writer, record.translated, record.largest_difference
+        ('Keras 2.3.1', ('groups=1 dropped',), None)
     """
 
     path: str
@@ -124,6 +129,18 @@ def recorded(config: object) -> Provenance | None:
     """The record inside the configuration of a `.keras` file, if there is a valid one."""
     build = config.get("build_config") if isinstance(config, Mapping) else None
     return Provenance.from_json(build.get(_KEY)) if isinstance(build, Mapping) else None
+
+
+def recorded_beside(folder: Path) -> Provenance | None:
+    """The record that `kerasseg export` left beside a SavedModel, in `metadata.json`, if there is a valid one."""
+    path = folder / "metadata.json"
+    try:
+        state = json.loads(path.read_bytes()) if path.stat().st_size < (1 << 26) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(state, Mapping) or state.get("schema") != "kerasseg-export":
+        return None
+    return Provenance.from_json(state.get("provenance"))
 
 
 def attach(model: keras.Model, record: Provenance) -> keras.Model:

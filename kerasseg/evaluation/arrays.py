@@ -35,6 +35,13 @@ class EvaluationResult:
     Attributes:
         figures: Everything, in the form of `metrics.json`.
         rows: The scores of each slice, in the order of the arrays.
+
+    Example:
+        >>> import kerasseg
+        >>> images = np.random.default_rng(0).random((4, 16, 16, 1), "float32")
+        >>> done = kerasseg.evaluate(kerasseg.unet((16, 16, 1), filters=2, depth=1), images, images > 0.5)
+        >>> len(done.rows), done.dice.slices, 0 <= done.dice.mean <= 1
+        (4, 4, True)
     """
 
     figures: Evaluation

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kerasseg.rule import MaskRule
 from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg_tfrecords.validation import complaint
 
 __all__ = [
     "FORMAT_VERSION",
@@ -332,6 +333,4 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         return Evaluation.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError("the figures are damaged", path=path, found=f"{where}: {first['msg']}") from None
+        raise DataError("the figures are damaged", path=path, found=complaint(error)) from None

@@ -49,9 +49,13 @@ def write_report(
         KerassegError: The file cannot be written.
 
     Example:
-        >>> from kerasseg.evaluation.document import read_evaluation
-        >>> figures = read_evaluation(Path("runs/a/evaluation/test/metrics.json"))  # doctest: +SKIP
-        >>> write_report(figures, (), None, "figures-only.html")  # doctest: +SKIP
+        >>> import numpy as np
+        >>> import kerasseg
+        >>> images = np.random.default_rng(0).random((4, 16, 16, 1), "float32")
+        >>> done = kerasseg.evaluate(kerasseg.unet((16, 16, 1), filters=2, depth=1), images, images > 0.5)
+        >>> write_report(done.figures, done.rows, None, "report.html")
+        >>> Path("report.html").read_text()[:15]
+        '<!doctype html>'
     """
     write_page(Path(path), "evaluation.html.j2", _context(evaluation, rows, pictures, threshold_curve))
 

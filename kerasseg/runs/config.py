@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kerasseg.training.settings import TrainSettings, parse_settings
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
+from kerasseg_tfrecords.validation import complaint, did_you_mean
 
 __all__ = ["FORMAT_VERSION", "Resolved", "RunConfig", "new_config", "read_config", "settings_from"]
 
@@ -109,11 +109,7 @@ def read_config(path: Path) -> RunConfig:
     try:
         return RunConfig.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            "the configuration of the run is damaged", path=path, found=f"{where}: {first['msg']}"
-        ) from None
+        raise DataError("the configuration of the run is damaged", path=path, found=complaint(error)) from None
 
 
 def settings_from(path: Path) -> dict[str, Any]:
@@ -138,8 +134,7 @@ def settings_from(path: Path) -> dict[str, Any]:
         raise DataError("no settings in this file", path=file, expected="a run's config.json, or settings as JSON")
     for name in asked:
         if name not in TrainSettings.model_fields:
-            near = get_close_matches(name, TrainSettings.model_fields, n=1)
-            remedy = f"Did you mean {near[0]!r}?" if near else None
+            remedy = did_you_mean(name, list(TrainSettings.model_fields))
             raise UsageError(f"unknown setting {name!r}", path=file, remedy=remedy)
     return parse_settings(file, **asked).model_dump(exclude_unset=True)
 

@@ -18,12 +18,25 @@ from kerasseg.tuned import Tuned
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.files import write_atomically
+from kerasseg_tfrecords.validation import complaint
 
-__all__ = ["FORMAT_VERSION", "NetworkRule", "ThresholdFile", "load_threshold", "network_sha256", "save_threshold"]
+__all__ = [
+    "FORMAT_VERSION",
+    "NetworkRule",
+    "StaleRuleError",
+    "ThresholdFile",
+    "load_threshold",
+    "network_sha256",
+    "save_threshold",
+]
 
 FORMAT_VERSION = 1
 
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class StaleRuleError(DataError):
+    """The rule was tuned for other weights than the run holds now."""
 
 
 class NetworkRule(Tuned):
@@ -96,12 +109,8 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
     try:
         file = ThresholdFile.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = str(first["msg"]).removeprefix("Value error, ")
-        given = "" if first["type"] in ("value_error", "missing") else f", it is {_short(first['input'])}"
         remedy = f"{again}. For a threshold of your own: kerasseg evaluate --threshold 0.4"
-        raise DataError("the rule cannot be used", path=path, found=f"{where}: {what}{given}", remedy=remedy) from None
+        raise DataError("the rule cannot be used", path=path, found=complaint(error), remedy=remedy) from None
     own = "For a threshold of your own: kerasseg evaluate --threshold 0.4"
     if file.digest != file.own_digest():
         raise DataError(
@@ -113,7 +122,7 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
             continue  # the weights may have been left elsewhere; whoever opens them says so
         found = network_sha256(network)
         if found != rule.sha256:
-            raise DataError(
+            raise StaleRuleError(
                 "the rule was tuned for other weights: the network was trained on, or replaced",
                 path=path,
                 found=f"{rule.network} {found[:12]}",
@@ -157,8 +166,3 @@ def _document(path: Path, run: RunDirectory) -> Any:
             remedy="Update kerasseg: pip install --upgrade kerasseg",
         )
     return document
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -15,6 +15,7 @@ from kerasseg_tfrecords.errors import UsageError
 __all__ = [
     "check_intensity",
     "clearly_below",
+    "far_message",
     "few_slices_message",
     "overfitting_message",
     "sunk_message",
@@ -31,6 +32,36 @@ _TREND = 3
 
 _ENOUGH = 1000
 """Training slices a class below which the recipe advises against training everything."""
+
+
+_KNOWS = 0.3
+"""Validation Dice of a checkpoint that has learned something like this task. The recipe's own begins at 0.70; those in
+docs/results.md that began below 0.2 learned more at ten times the recipe's rate."""
+
+_CAREFUL = 1e-4
+"""The recipe's rate for fine-tuning."""
+
+
+def far_message(dice: float, rate: float, strategy: str) -> Message | None:
+    """The checkpoint knows next to nothing of these slices: a rate that spares what it knows spares nothing worth it.
+
+    Args:
+        dice: Of the untouched network, on validation.
+        rate: That training begins with.
+        strategy: What is trained; scratch begins with nothing, and is no news.
+
+    Example:
+        >>> far_message(0.7, 1e-4, "conservative") is None
+        True
+    """
+    if strategy == "scratch" or dice >= _KNOWS or rate > _CAREFUL:
+        return None
+    text = (
+        f"The untouched checkpoint has Dice {dice:.3f} on validation: it hardly knows this task. A learning rate of "
+        f"{rate:g} is meant for a checkpoint that does (Dice above {_KNOWS}); this one may need a higher one: "
+        "--learning-rate 1e-3. Compare the two."
+    )
+    return Message("note", "far-checkpoint", text)
 
 
 def clearly_below(first: SliceTable, now: SliceTable, groups: ArrayLike) -> bool:

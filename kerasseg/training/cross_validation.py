@@ -40,6 +40,7 @@ from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.folds import write_folds
 from kerasseg_tfrecords.manifest import load_manifest
+from kerasseg_tfrecords.validation import complaint
 
 __all__ = ["CrossValidation", "FoldResult", "OutOfFold", "Scores", "cross_validate", "read_cross_validation"]
 
@@ -205,9 +206,7 @@ def read_cross_validation(root: Path) -> CrossValidation:
     try:
         return CrossValidation.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError("the cross-validation is damaged", path=path, found=f"{where}: {first['msg']}") from None
+        raise DataError("the cross-validation is damaged", path=path, found=complaint(error)) from None
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------------

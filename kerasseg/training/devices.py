@@ -26,6 +26,7 @@ __all__ = [
     "choose_devices",
     "compute_capability",
     "enable_determinism",
+    "gpu_names",
     "peak_memory_mb",
     "plain_batchnorm",
     "synchronized_batchnorm",
@@ -200,6 +201,13 @@ def compute_capability() -> tuple[int, int] | None:
         return None
     found = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
     return None if found is None else (int(found[0]), int(found[1]))
+
+
+def gpu_names() -> list[str]:
+    """What TensorFlow calls the GPUs that it can use, for people."""
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return [str(found.get("device_name") or _short(gpu.name)) for gpu, found in zip(gpus, details, strict=True)]
 
 
 def peak_memory_mb(devices: Devices) -> float:

@@ -21,6 +21,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasseg.checkpoints import open_checkpoint, provenance
+from kerasseg.checkpoints.provenance import copy_provenance
 from kerasseg.fitting import fit_to_task
 from kerasseg.losses import DiceBCELoss
 from kerasseg.network import unet
@@ -303,6 +304,9 @@ class Sitting:
             saved: What `Trainer.restore` takes; None for a fresh start.
         """
         model = self.network.model
+        if self.task.intensity:
+            # What is saved from here on knows these grey values, whatever the checkpoint said of itself.
+            copy_provenance(model, model, intensity=self.task.intensity)
         own = momenta(model)
         with with_momenta(model, pace(own, self.resolved.steps, self.settings.batchnorm_momentum)):
             return self._begin(run, saved, own)

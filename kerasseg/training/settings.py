@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kerasseg.plateau import RECIPE_STAGES
 from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.validation import complaint
 
 __all__ = [
     "AugmentationSettings",
@@ -191,21 +192,33 @@ def parse_settings(path: Path | None = None, /, **values: Any) -> TrainSettings:
         strategy cannot be used (found 'timid', expected conservative, moderate, aggressive, progressive, auto or scratch)
     """
     try:
-        return TrainSettings(**values)
+        settings = TrainSettings(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if not _is_type_tag(part))
-        expected = str(first["msg"]).removeprefix("Value error, ")
-        if first["loc"] == ("strategy",):
-            *names, last = get_args(Strategy)
-            expected = f"{', '.join(names)} or {last}"
-        if first["type"] == "extra_forbidden":
-            raise UsageError(f"unknown setting {where!r}", path=path) from None
-        if not where:
-            raise UsageError(expected, path=path) from None
-        raise UsageError(f"{where} cannot be used", path=path, found=repr(first["input"]), expected=expected) from None
+        wrong = complaint(error, list(TrainSettings.model_fields))
+        if wrong.kind == "unknown":
+            raise UsageError(f"unknown setting {wrong.where!r}", path=path, remedy=wrong.remedy) from None
+        if not wrong.where:
+            raise UsageError(str(wrong.expected), path=path) from None
+        raise UsageError(
+            f"{wrong.where} cannot be used", path=path, found=wrong.found, expected=wrong.expected, remedy=wrong.remedy
+        ) from None
+    _refuse_rising_rates(settings, path)
+    return settings
 
 
-def _is_type_tag(part: object) -> bool:
-    """Where a field may have several types pydantic names the one it tried: `literal['balanced']`, `dict[str,float]`."""
-    return isinstance(part, str) and "[" in part
+def _refuse_rising_rates(settings: TrainSettings, path: Path | None) -> None:
+    """Stages that somebody wrote; the recipe's own are skipped where training begins at their rate or below.
+
+    Here and not in the model, so that runs which were begun before can still be read.
+    """
+    stages = settings.schedule.stages
+    first = max(settings.rate_of(phase) for phase in settings.phases)
+    above = [rate for _, rate in stages if rate > first * (1 + 1e-6)]
+    if above and stages != RECIPE_STAGES:
+        raise UsageError(
+            "a stage of the schedule would raise the rate",
+            path=path,
+            found=f"{above[0]:g} after a first rate of {first:g}",
+            expected="rates below the first, falling",
+            remedy="Change --stages, or begin higher with --learning-rate.",
+        )

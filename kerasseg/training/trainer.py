@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kerasseg.plateau import Drop, Stop, Thaw
 from kerasseg.plateau import Event as PlateauEvent
 from kerasseg.statistics import Interval, paired_interval
-from kerasseg.training.advice import clearly_below, overfitting_message, sunk_message
+from kerasseg.training.advice import clearly_below, far_message, overfitting_message, sunk_message
 from kerasseg.training.events import Began, Ended, EpochRow, Evaluated, Event, Message, Observer, Saved, Step
 from kerasseg.training.keeper import Keeper
 from kerasseg.training.phases import Phase
@@ -255,6 +255,9 @@ class Trainer:
         self._keeper.keep_best(self.progress.best_tag, self.model)
         self._save()
         self._tell(Evaluated(row, table, self.progress.history))
+        message = far_message(self._first_dice(), self._rate(), self._phase.strategy)
+        if message is not None:
+            self._say(message)
 
     def _epoch(self) -> None:
         """One epoch of training, from the step where it stands, its validation, and what follows from it."""

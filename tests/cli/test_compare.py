@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,28 @@ def test_what_is_missing_is_said(typed, arguments: tuple[str, ...], code: int, m
     assert done.exit_code == code
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("columns", [60, 80, 99, 200])
+@pytest.mark.parametrize("name", ["b", "20260101-000000-conservative"])
+def test_no_figure_is_cut_at_any_width(
+    typed,  # type: ignore[no-untyped-def]
+    desk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: int,
+    name: str,
+) -> None:
+    if not (desk / "runs" / name).exists():
+        shutil.copytree(desk / "runs" / "b", desk / "runs" / name)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    done = typed("a", name, "--no-pictures", "--out", "p.html")
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines())) <= columns
+    assert "…" not in done.stdout
+    figures = json.loads(typed("a", name, "--no-pictures", "--out", "p.html", "--json").stdout)
+    for difference in (figures["all"], *figures["classes"].values()):
+        gain = difference["dice"]
+        limits = "none: one patient" if gain["low"] is None else f"{gain['low']:+.4f} to {gain['high']:+.4f}"
+        means = f"{difference['first']['mean']:.4f}", f"{difference['second']['mean']:.4f}", f"{gain['mean']:+.4f}"
+        assert re.search(r"\s+".join(map(re.escape, (*means, limits))), done.stdout)
+    assert name in done.stdout

@@ -19,8 +19,9 @@ import architectures as build
 from kerasseg import freeze, open_checkpoint
 from kerasseg.blocks import Block, Blocks
 from kerasseg.inspection import inspect_model, layer_prefixes
+from kerasseg_cli.console import wants_unicode
 from kerasseg_cli.convert import convert
-from kerasseg_cli.inspect import _unicode, inspect
+from kerasseg_cli.inspect import inspect
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 
 app = typer.Typer()
@@ -140,8 +141,8 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 
 
 def test_ascii_terminals_get_ascii() -> None:
-    assert not _unicode(Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii")))
-    assert _unicode(Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8")))
+    assert not wants_unicode(Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii")))
+    assert wants_unicode(Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8")))
 
 
 def test_inspecting_leaves_the_network_as_it_was() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import kerasseg
 from children import Child, Children
 from factories import write_figshare
 from kerasseg.runs import RunDirectory, StateStore
@@ -329,6 +330,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = keras.layers.Conv2D(1, 3, strides=2, padding="same", activation="sigmoid")(image)
     keras.Model(image, small).save(folder / "half.keras")
     return folder
+
+
+@pytest.mark.slow
+def test_what_was_trained_knows_its_grey_values(
+    type_here: Callable[..., Any], checkpoints: Path, tmp_path: Path
+) -> None:
+    """So that shards of another intensity rule are refused for it later."""
+    options = ("--checkpoint", checkpoints / "unet.keras", "--epochs", 1, "--steps", 1, "--precision", "float32")
+    done = type_here(*options, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.stderr
+    records = [kerasseg.provenance(tmp_path / "run" / name) for name in ("model.keras", "baseline.keras")]
+    assert [None if record is None else record.intensity for record in records] == ["minmax", None]
 
 
 def test_an_unknown_block_is_said_with_the_known_ones(type_here: Callable[..., Any], checkpoints: Path) -> None:

@@ -255,3 +255,26 @@ def test_the_command_goes_on_with_what_is_finished(done: tuple[CrossValidation, 
     assert "goes on as it was begun" in said
     code, shown, said = typed("--folds", 1)
     assert code == 2
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_no_figure_is_cut_at_any_width(
+    done: tuple[CrossValidation, Path],
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from kerasseg_cli.cross_validate import _show
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _show(done[0], Path("runs/cv"))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "…" not in shown
+    figures = done[0].out_of_fold
+    assert figures is not None
+    for scores in (figures.all, figures.tumour, *figures.classes.values()):
+        gain = scores.gain
+        limits = "-" if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
+        cells = f"{scores.before.mean:.4f}", f"{scores.after.mean:.4f}", f"{gain.mean:+.4f}", limits
+        assert re.search(r"\s+".join(map(re.escape, cells)), shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 
 from fake_training import GROUPS, row, table
 from kerasseg.plateau import PlateauState
+from kerasseg.rule import MaskRule
 from kerasseg.runs.config import settings_from
 from kerasseg.runs.history import read_history, rows_from_json, rows_to_json, to_csv
 from kerasseg.training.advice import (
     check_intensity,
     clearly_below,
+    far_message,
     few_slices_message,
     overfitting_message,
     sunk_message,
@@ -245,6 +248,25 @@ def test_aggressive_with_few_slices(strategy, counts, named):
         assert "likely to overfit" in message.text
 
 
+@pytest.mark.parametrize(
+    ("dice", "rate", "strategy", "said"),
+    [
+        (0.02, 1e-4, "conservative", True),
+        (0.29, 1e-5, "aggressive", True),
+        (0.30, 1e-4, "conservative", False),
+        (0.02, 1e-3, "conservative", False),
+        (0.02, 1e-4, "scratch", False),
+    ],
+)
+def test_a_checkpoint_that_hardly_knows_the_task(dice, rate, strategy, said):
+    message = far_message(dice, rate, strategy)
+    assert (message is not None) is said
+    if message is not None:
+        assert message.level == "note"
+        assert f"{dice:.3f}" in message.text
+        assert "--learning-rate 1e-3" in message.text
+
+
 def test_intensity_rules_must_agree():
     assert check_intensity("minmax", "minmax", checkpoint="x") is None
     assert check_intensity("minmax", None, checkpoint="x").kind == "intensity-unknown"
@@ -277,3 +299,38 @@ def test_curves_are_drawn(tmp_path):
     assert 0 < len(path.read_bytes()) < small, "epoch 0 alone can be drawn, too, over the earlier picture"
     draw_curves([replace(r, val_dice=math.nan, classes={}) for r in story()], path)
     assert [p.name for p in Path(tmp_path).iterdir()] == ["training.png"]
+
+
+# --- the schedule --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"schedule": {"stages": [(5, 1e-3)]}}, "0.001 after a first rate of 0.0001"),
+        ({"learning_rate": 1e-6, "schedule": {"stages": [(2, 1e-5), (2, 1e-7)]}}, "1e-05 after a first rate of 1e-06"),
+        ({"strategy": "aggressive", "schedule": {"stages": [(2, 5e-5)]}}, "5e-05 after a first rate of 1e-05"),
+    ],
+)
+def test_a_stage_that_would_raise_the_rate_is_refused(values, found) -> None:
+    with pytest.raises(UsageError, match=re.escape(found)):
+        parse_settings(**values)
+
+
+def test_the_recipes_own_stages_are_passed_over() -> None:
+    assert parse_settings(strategy="aggressive").schedule.stages == parse_settings(learning_rate=1e-7).schedule.stages
+    assert parse_settings(schedule={"stages": [(3, 1e-4)]}).schedule.stages == ((3, 1e-4),)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"threshold": 0}, "threshold of a rule cannot be used .found 0, expected more than 0"),
+        ({"min_diameter": "big"}, "min_diameter of a rule cannot be used .found 'big', expected a number"),
+        ({"class_thresholds": {"glioma": 2}}, "class_thresholds.glioma of a rule .*found 2, expected at most 1"),
+        ({"treshold": 0.4}, "no 'treshold'.*Did you mean 'threshold'"),
+    ],
+)
+def test_a_rule_that_cannot_be_meant_is_a_usage_error(values, words) -> None:
+    with pytest.raises(UsageError, match=words):
+        MaskRule(**values)

@@ -90,15 +90,16 @@ __all__ = [
     "verify",
 ]
 
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for one that this gives
 
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        msg = f"module 'kerasseg_tfrecords' has no attribute {name!r}"
-        raise AttributeError(msg)
-    value = getattr(import_module(f"kerasseg_tfrecords.{home}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        home = _HOMES.get(name)
+        if home is None:
+            msg = f"module 'kerasseg_tfrecords' has no attribute {name!r}"
+            raise AttributeError(msg)
+        value = getattr(import_module(f"kerasseg_tfrecords.{home}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -92,7 +92,13 @@ def _rebuild(kind: type[KerassegError], state: dict[str, object]) -> KerassegErr
 
 
 class UsageError(KerassegError):
-    """An option or argument that cannot be meant."""
+    """An option or argument that cannot be meant; arguments as in `KerassegError`.
+
+    Example:
+        >>> error = UsageError("no such strategy", found="careful", expected="conservative, moderate, aggressive")
+        >>> print(error, error.exit_code)
+        no such strategy (found careful, expected conservative, moderate, aggressive) 2
+    """
 
     exit_code = 2
 
@@ -126,7 +132,12 @@ class DataError(KerassegError):
 
 
 class CheckpointError(KerassegError):
-    """A checkpoint that cannot be opened; the message says what the file is instead."""
+    """A checkpoint that cannot be opened; the message says what the file is instead.
+
+    Example:
+        >>> print(CheckpointError("this is a pickle, which is a program", path="unet.pt", remedy="Export it to Keras."))
+        unet.pt: this is a pickle, which is a program. Export it to Keras.
+    """
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -139,6 +150,10 @@ class Problem:
         kind: A short stable word for machines, for instance `unreadable`, `size-mismatch`, `unknown-label`.
         message: The sentence for the user, without the name: what was found, expected, and what to do.
         level: "error" (the input cannot be used) or "warning" (it can, and somebody ought to look at it).
+
+    Example:
+        >>> print(Problem("7.mat", "size-mismatch", "the mask has another size than the image (found 256 x 256)"))
+        7.mat: the mask has another size than the image (found 256 x 256)
     """
 
     name: str
@@ -165,6 +180,11 @@ class BadInputError(DataError):
 
     Attributes:
         problems: One entry for each bad input.
+
+    Example:
+        >>> error = BadInputError([Problem("7.mat", "unreadable", "not a MATLAB file")])
+        >>> print(error, len(error.problems))
+        1 bad input file. Mend or remove them, or leave them out with --skip-bad. 1
     """
 
     def __init__(self, problems: Sequence[Problem], what: str | None = None, *, remedy: str | None = None) -> None:

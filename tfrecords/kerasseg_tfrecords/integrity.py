@@ -176,6 +176,11 @@ class IntegrityReport:
         warnings: Everything of level "warning".
         left_out: Files that are no slices, with the reason.
         notes: What the readers remarked about whole inputs.
+
+    Example:
+        >>> report = check_data(["data"])
+        >>> report.ok, report.inputs, report.slices, report.patients
+        (True, (('data', 'figshare'),), 36, 18)
     """
 
     inputs: tuple[tuple[str, str], ...]

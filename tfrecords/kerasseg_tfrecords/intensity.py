@@ -119,6 +119,10 @@ def restore(values: NDArray[np.floating[Any]], height: int, width: int) -> NDArr
 
     Returns:
         (height, width) float32, bilinearly interpolated; threshold it afterwards.
+
+    Example:
+        >>> restore(np.ones((32, 32), np.float32), height=48, width=40).shape
+        (48, 40)
     """
     side = max(height, width)
     square = np.ascontiguousarray(values, dtype=np.float32)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.splits_file import SplitRow
+from kerasseg_tfrecords.validation import complaint
 
 __all__ = [
     "MANIFEST",
@@ -55,6 +56,11 @@ class PrepareOptions(_Model):
         find_duplicates: Keep equal and near-equal slices in one group.
         skip_bad: Leave bad files out instead of stopping.
         records_per_shard: Upper bound.
+
+    Example:
+        >>> options = PrepareOptions(split="70/15/15", intensity="percentile")
+        >>> options.size, options.split_by, options.seed
+        (256, 'patient', 42)
     """
 
     format: str | None = None
@@ -140,7 +146,25 @@ class SplitFacts(_Model):
 
 
 class Manifest(_Model):
-    """The whole file. `format_version` rises when a reader of an earlier version could misread the shards."""
+    """The whole file. `format_version` rises when a reader of an earlier version could misread the shards.
+
+    Attributes:
+        kerasseg, software: The versions that wrote it.
+        options: What was asked.
+        size, channels: Of the stored images: side in pixels; 1 or 3.
+        intensity: The rule by which grey values went onto 0-255.
+        classes: Names in the order of the labels.
+        counts: Slices and patients of each class in each split.
+        shards: Name, SHA-256 and number of records of each file.
+        fingerprint: SHA-256 of the data set: equal for equal slices, options and split.
+        duplicates, unmerged_chains, overlap: Copies that were found.
+        skipped, left_out, remarks, notes: What was not read, why, and what readers had to decide.
+
+    Example:
+        >>> manifest = load_manifest("shards")
+        >>> manifest.classes, manifest.size, manifest.slices_in("train"), len(manifest.shards_of("val"))
+        (('meningioma', 'glioma', 'pituitary'), 32, 24, 3)
+    """
 
     format_version: int
     kerasseg: str
@@ -185,8 +209,15 @@ def dataset_fingerprint(rows: Iterable[SplitRow], options: PrepareOptions) -> st
 def load_manifest(folder: Path | str) -> Manifest:
     """Reads and checks `manifest.json` of a shard directory.
 
+    Args:
+        folder: The shard directory.
+
     Raises:
         DataError: Where there is none, it is damaged, or of a newer version.
+
+    Example:
+        >>> load_manifest("shards").intensity
+        'minmax'
     """
     path = Path(folder) / MANIFEST
     remedy = "Make one with: kerasseg prepare INPUT --out " + str(folder)
@@ -210,9 +241,7 @@ def load_manifest(folder: Path | str) -> Manifest:
     try:
         return Manifest.model_validate(state)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError("the manifest is damaged", path=path, found=f"{where}: {first['msg']}", remedy=remedy) from None
+        raise DataError("the manifest is damaged", path=path, found=complaint(error), remedy=remedy) from None
 
 
 def parse_options(**values: object) -> PrepareOptions:
@@ -224,9 +253,8 @@ def parse_options(**values: object) -> PrepareOptions:
     try:
         return PrepareOptions.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "options"
+        wrong = complaint(error)
+        name = wrong.where.partition(".")[0] or "options"
         raise UsageError(
-            f"--{name.replace('_', '-')} cannot be {first['input']!r}",
-            expected=first["msg"].replace("Input should be ", ""),
+            f"--{name.replace('_', '-')} cannot be {wrong.found}", expected=wrong.expected, remedy=wrong.remedy
         ) from None

@@ -7,6 +7,7 @@ split needs all slices, so the shards are written from the spool afterwards, in 
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from kerasseg_tfrecords.sources.base import LeftOut
 from kerasseg_tfrecords.spool import Chunk, Spooled, Task, run_task, tasks
 
 __all__ = ["Progress", "prepare"]
+
+_LOG = logging.getLogger("kerasseg")
 
 
 def prepare(
@@ -64,9 +67,9 @@ def prepare(
         KerassegError: A full disk, no permission, another process at work on `out`.
 
     Example:
-        >>> manifest = prepare("data", "shards", PrepareOptions(split="70/15/15"))  # doctest: +SKIP
-        >>> manifest.slices_in("train")  # doctest: +SKIP
-        2145
+        >>> manifest = prepare("data", "three-parts", PrepareOptions(size=32, split="60/20/20"), jobs=1)
+        >>> [manifest.slices_in(split) for split in ("train", "val", "test")]
+        [24, 6, 6]
     """
     options = options or PrepareOptions()
     roots = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(entry) for entry in inputs]
@@ -74,6 +77,8 @@ def prepare(
     _check_target(target, roots, overwrite=overwrite)
     check_request(options, splits, exclude_overlap)
     listed = list_inputs(roots, options, hidden=(target, _partial(target)))
+    for root, entry in zip(roots, listed, strict=True):
+        _LOG.info("%s: %d items, read as %s", root, len(entry.items), entry.format or "nothing")
     with _work_folder(target) as work:
         _check_target(target, roots, overwrite=overwrite)  # again, now that nobody else can be writing it
         chunks = _convert(listed, options, work / "spool", jobs or available_cpus(), progress)
@@ -93,6 +98,7 @@ def prepare(
         shards = write_shards(arrangement, options, work, progress)
         manifest = make_manifest(arrangement, options, listed, slices, shards, problems, left_out)
         put_in_place(work, target, manifest, arrangement)
+    _LOG.info("%s: %d shards, data set %s", target, len(manifest.shards), manifest.fingerprint[:12])
     return manifest
 
 

@@ -73,6 +73,12 @@ class Record:
         label: Index into the manifest's classes.
         group: What the split kept together.
         Others: As in `SliceFacts`.
+
+    Example:
+        >>> from kerasseg_tfrecords import read_records
+        >>> record = next(iter(read_records("shards", "test")))
+        >>> record.mask.dtype, record.mask_native.shape == (record.height, record.width)
+        (dtype('bool'), True)
     """
 
     image: NDArray[np.uint8]

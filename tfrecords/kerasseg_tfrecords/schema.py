@@ -150,6 +150,14 @@ def parse_batch(serialized: Any, *, size: int, channels: int) -> dict[str, Any]:
     Returns:
         `image` (batch, size, size, channels) uint8, `mask` (batch, size, size, 1) uint8 of 0 and 1, and the other features
         (`mask_native` still as PNG).
+
+    Example:
+        >>> from kerasseg_tfrecords import load_manifest, shard_paths
+        >>> manifest = load_manifest("shards")
+        >>> records = tf.data.TFRecordDataset([str(path) for path in shard_paths("shards", "train")]).batch(8)
+        >>> batch = next(iter(records.map(lambda x: parse_batch(x, size=manifest.size, channels=manifest.channels))))
+        >>> batch["image"].shape, batch["mask"].shape
+        (TensorShape([8, 32, 32, 1]), TensorShape([8, 32, 32, 1]))
     """
     parsed: dict[str, Any] = tf.io.parse_example(serialized, FEATURES)
     image = tf.io.decode_raw(parsed["image"], tf.uint8)

@@ -105,8 +105,17 @@ def _explain_write(error: Exception, path: Path) -> Exception:
 def shard_paths(folder: Path | str, split: str, manifest: Manifest | None = None) -> list[Path]:
     """Files of a split in the manifest's order, checked to exist with their size.
 
+    Args:
+        folder: A shard directory.
+        split: "train", "val" (or "validation"), "test".
+        manifest: Where it has been read already.
+
     Raises:
         DataError: Where a file is missing or has another size than the manifest says.
+
+    Example:
+        >>> [path.name for path in shard_paths("shards", "train")][0]
+        'meningioma-00000-of-00001.tfrecord'
     """
     root = Path(folder)
     listed = (manifest or load_manifest(root)).shards_of(split)
@@ -150,9 +159,17 @@ def read_shard(path: Path, *, size: int, channels: int) -> Iterator[Record]:
 def read_records(folder: Path | str, splits: str | Sequence[str] = SPLITS) -> Iterator[Record]:
     """All records of the named splits of a shard directory, as NumPy arrays, file by file.
 
+    Args:
+        folder: A shard directory.
+        splits: "train", "val", "test"; one or several.
+
+    Raises:
+        DataError: A file is missing or damaged; the records before it have been given.
+
     Example:
-        >>> for record in read_records("shards", ["train"]):  # doctest: +SKIP
-        ...     print(record.slice_id, record.image.shape, record.mask.mean())
+        >>> record = next(iter(read_records("shards", ["train"])))
+        >>> record.image.shape, record.image.dtype, record.mask.shape, record.mask_native.shape
+        ((32, 32, 1), dtype('uint8'), (32, 32), (48, 48))
     """
     manifest = load_manifest(folder)
     wanted = [splits] if isinstance(splits, str) else list(splits)

@@ -28,6 +28,12 @@ class Slice:
         slice_index: Place in the volume, counted from 0; -1 where it is a single slice.
         spacing: Millimetres a pixel, rows then columns; (0, 0) where unknown.
         notes: What the reader had to decide, for the report ("mask had 12 values, cut at 128").
+
+    Example:
+        >>> image = np.zeros((48, 40), np.int16)
+        >>> one = Slice(image, image > 0, "104", "104.mat", label="glioma", patient="MR040240", spacing=(0.5, 0.5))
+        >>> one.label, one.slice_index
+        ('glioma', -1)
     """
 
     image: NDArray[Any]
@@ -51,6 +57,14 @@ class Reading:
         scope: The pixels over which the intensity rule takes its statistics: the whole volume for slices of a volume,
             None for single slices (each is then normalised by itself).
         sha256: Hex digest of the bytes that were read (image then mask file), for `splits.csv`.
+
+    Example:
+        >>> from kerasseg_tfrecords import SourceOptions, detect, open_tree, read_item
+        >>> tree = open_tree("data")
+        >>> item = detect(tree).find_items(tree, SourceOptions()).items[0]
+        >>> reading = read_item(item, SourceOptions())
+        >>> reading.slices[0].image.shape, reading.slices[0].label, reading.scope is None
+        ((48, 48), 'meningioma', True)
     """
 
     slices: tuple[Slice, ...]

@@ -40,6 +40,10 @@ class Shares:
         train: Share in [0, 1]; more than 0.
         val: Share in [0, 1].
         test: Share in [0, 1].
+
+    Example:
+        >>> Shares.parse("70/15/15").val
+        Fraction(3, 20)
     """
 
     train: Fraction
@@ -215,6 +219,11 @@ def split_by_slice(labels: Sequence[str], shares: Shares, seed: int, ids: Sequen
     Raises:
         DataError: There are no slices, or two have one id.
         UsageError: There are fewer slices than splits.
+
+    Example:
+        >>> split = split_by_slice(["a"] * 10, Shares.parse("60/20/20"), seed=0, ids=list("0123456789"))
+        >>> [split.assignment.count(name) for name in ("train", "val", "test")]
+        [6, 2, 2]
     """
     _check_lengths(labels=labels, ids=ids)
     _check_unique(ids)

@@ -13,6 +13,7 @@ from kerasseg.checkpoints.graphs.messages import type_name
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = [
+    "NETWORK_SIGNATURE",
     "Signature",
     "Slot",
     "check_assets",
@@ -23,7 +24,10 @@ __all__ = [
     "writer_of",
 ]
 
-_PREFERRED = ("serving_default", "serve")
+NETWORK_SIGNATURE = "kerasseg_network"
+"""In our own exports: the network alone, where `serving_default` takes stored slices and gives masks."""
+
+_PREFERRED = (NETWORK_SIGNATURE, "serving_default", "serve")
 _MAX_METADATA = 64 << 20
 
 
@@ -100,7 +104,7 @@ def choose_signature(meta_graph: Any) -> Signature:
         raise CheckpointError(
             "the SavedModel has several signatures",
             found=", ".join(usable),
-            expected=" or ".join(_PREFERRED),
+            expected=" or ".join(_PREFERRED[1:]),
             remedy="Save it with the wanted one alone: signatures={'serving_default': ...}",
         )
     message = usable[name]

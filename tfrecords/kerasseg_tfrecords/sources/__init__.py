@@ -19,6 +19,7 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.slices import Reading
 from kerasseg_tfrecords.sources.base import Item, Listing, Location, NotASlice, Source, SourceOptions
 from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree, read_bytes
+from kerasseg_tfrecords.validation import did_you_mean
 
 __all__ = [
     "SOURCES",
@@ -89,7 +90,8 @@ def source_for(name: str) -> Source:
         'figshare'
     """
     if name not in _ENTRIES:
-        raise UsageError("unknown format", found=name, expected=", ".join(_ENTRIES))
+        near = did_you_mean(name, list(_ENTRIES))
+        raise UsageError("unknown format", found=name, expected=", ".join(_ENTRIES), remedy=near)
     return SOURCES[name]
 
 
@@ -98,6 +100,11 @@ def detect(tree: Tree) -> Source:
 
     Raises:
         DataError: No source knows it; the message counts what lies there and lists the layouts that are read.
+
+    Example:
+        >>> from kerasseg_tfrecords import open_tree
+        >>> detect(open_tree("data")).name
+        'figshare'
     """
     present = set(tree.suffixes())
     best: tuple[float, Source] | None = None
@@ -167,6 +174,14 @@ def read_item(item: Item, options: SourceOptions) -> Reading:
         NotASlice: It is readable, no slice, and need not be one.
         DataError: Anything wrong with it. Also what a library raised that no reader foresaw: one bad file must not cost
             the others.
+
+    Example:
+        >>> from kerasseg_tfrecords import SourceOptions, open_tree
+        >>> options, tree = SourceOptions(), open_tree("data")
+        >>> for item in find_items(tree, options).items[:2]:
+        ...     print([(s.source, s.label, s.patient) for s in read_item(item, options).slices])
+        [('1.mat', 'meningioma', '100000')]
+        [('2.mat', 'meningioma', '100000')]
     """
     try:
         return SOURCES[item.format].read(item, options)

@@ -52,6 +52,11 @@ class SourceOptions:
             what the format itself says.
         max_pixels: Larger images are refused before they are decoded.
         seed: For the choice of empty slices; each choice is derived from (seed, item name).
+
+    Example:
+        >>> options = SourceOptions(plane="coronal", foreground=(1, 4))
+        >>> options.empty_share, options.masks
+        (0.2, True)
     """
 
     classes: tuple[str, ...] | None = None

@@ -1,0 +1,242 @@
+"""What the runs found, read from their files into one document that the page is made from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.real.plan import Trial
+from kerasseg.evaluation.document import Evaluation, Mean, read_evaluation
+from kerasseg.evaluation.figures import as_mean
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.history import read_history
+from kerasseg.statistics import paired_interval
+from kerasseg.training.cross_validation import OutOfFold, read_cross_validation
+
+__all__ = [
+    "CrossFigures",
+    "Figures",
+    "Judged",
+    "Paired",
+    "TrialFigures",
+    "counts",
+    "dice_by_slice",
+    "looks",
+    "of_cross_validation",
+    "of_trial",
+    "paired",
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Judged(_Model):
+    """A split, by stage: raw at 0.5, at the tuned threshold, with post-processing as well.
+
+    Attributes:
+        slices, patients: In the split.
+        stages: Stage -> mean Dice with its interval over patients.
+        classes: Class -> mean Dice of the last stage.
+        baseline: The untouched checkpoint at its own tuned threshold and post-processing.
+        gain: Over it, paired.
+        missed: Tumours without any pixel found, last stage.
+        looks: At this test split so far, by whomever; None for validation.
+    """
+
+    slices: int
+    patients: int
+    stages: dict[str, Mean]
+    classes: dict[str, Mean]
+    baseline: Mean
+    gain: Mean
+    missed: int
+    looks: int | None = None
+
+
+class TrialFigures(_Model):
+    """One training.
+
+    Attributes:
+        name: Of the run.
+        label: As the page calls it.
+        data: Data set.
+        strategy, seed: Of the training.
+        rate: Of its first epoch.
+        epochs, best_epoch: Trained; the best of them.
+        seconds: Of all epochs, validation included.
+        memory_mb: Peak.
+        epoch_0, best: Validation Dice at 0.5, untouched and at the best epoch.
+        train_dice: Of the last epoch.
+        first_rate_epochs: Epochs before the rate dropped.
+        gain: Of best over epoch 0, paired over patients.
+        validation, test: Figures by stage; None where not evaluated.
+    """
+
+    name: str
+    label: str
+    data: str
+    strategy: str
+    seed: int
+    rate: float
+    epochs: int
+    best_epoch: int
+    seconds: float
+    memory_mb: float
+    epoch_0: float
+    best: float
+    train_dice: float
+    first_rate_epochs: int
+    gain: Mean
+    validation: Judged | None = None
+    test: Judged | None = None
+
+
+class CrossFigures(_Model):
+    """A cross-validation: every slice of training and validation from the network that never saw it."""
+
+    label: str
+    data: str
+    figures: OutOfFold
+
+
+class Paired(_Model):
+    """Two of these on the same slices.
+
+    Attributes:
+        first, second: Labels.
+        difference: Mean Dice of the second less the first, interval over patients.
+    """
+
+    first: str
+    second: str
+    difference: Mean
+
+
+class Figures(_Model):
+    """The whole document.
+
+    Attributes:
+        machine: In words.
+        software: Package -> version.
+        date: ISO 8601.
+        quick: Whether it is a trial of the machinery, whose figures say nothing.
+        counts: Data set -> split -> class -> (slices, patients).
+        trials: In the order of training.
+        crossed: Cross-validations.
+        compared: Their differences.
+        looks: Data set -> looks at its test split.
+    """
+
+    machine: str
+    software: dict[str, str]
+    date: str
+    quick: bool
+    counts: dict[str, dict[str, dict[str, tuple[int, int]]]] = {}
+    trials: tuple[TrialFigures, ...] = ()
+    crossed: tuple[CrossFigures, ...] = ()
+    compared: tuple[Paired, ...] = ()
+    looks: dict[str, int] = {}
+
+
+def of_trial(root: Path, trial: Trial) -> TrialFigures:
+    """Everything that the run's files say."""
+    run = RunDirectory(root)
+    history = read_history(run.history_file)
+    first, trained = history[0], [row for row in history if row.epoch > 0]
+    best = max(history, key=lambda row: (row.best, row.epoch))
+    with run.validation_file.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    before, after = ([float(row[key]) for row in rows] for key in ("dice_epoch_0", "dice_best"))
+    groups = [row["group"] or row["patient"] for row in rows]
+    return TrialFigures(
+        name=trial.name,
+        label=trial.label,
+        data=trial.data.name,
+        strategy=trial.strategy,
+        seed=trial.seed,
+        rate=trained[0].learning_rate,
+        epochs=len(trained),
+        best_epoch=best.epoch,
+        seconds=sum(row.seconds for row in trained),
+        memory_mb=max(row.memory_mb for row in history if not math.isnan(row.memory_mb)),
+        epoch_0=first.val_dice,
+        best=float(np.mean(after)),
+        train_dice=trained[-1].dice,
+        first_rate_epochs=sum(row.learning_rate == trained[0].learning_rate for row in trained),
+        gain=as_mean(paired_interval(before, after, groups)),
+        validation=_judged(root, "val"),
+        test=_judged(root, "test"),
+    )
+
+
+def _judged(root: Path, split: Literal["val", "test"]) -> Judged | None:
+    path = root / "evaluation" / split / "metrics.json"
+    if not path.exists():
+        return None
+    found: Evaluation = read_evaluation(path)
+    assert found.baseline is not None
+    last = found.model.stages[-1]
+    return Judged(
+        slices=last.all.slices,
+        patients=last.all.patients,
+        stages={stage.name: stage.all.measures["dice"] for stage in found.model.stages},
+        classes={name: figures.measures["dice"] for name, figures in last.classes.items()},
+        baseline=found.baseline.stages[-1].all.measures["dice"],
+        gain=found.gain["postprocessing"],
+        missed=last.all.missed,
+        looks=found.test_looks if split == "test" else None,
+    )
+
+
+def of_cross_validation(root: Path, trial: Trial) -> CrossFigures:
+    """What `cross-validation.json` says."""
+    found = read_cross_validation(root).out_of_fold
+    assert found is not None
+    return CrossFigures(label=trial.label, data=trial.data.name, figures=found)
+
+
+def dice_by_slice(root: Path) -> dict[str, tuple[float, str]]:
+    """Slice -> (Dice, patient group), out of fold."""
+    with (root / "out-of-fold.csv").open(newline="") as stream:
+        return {
+            row["slice_id"]: (float(row["dice_best"]), row["group"] or row["patient"]) for row in csv.DictReader(stream)
+        }
+
+
+def paired(first: str, roots: Sequence[Path], second: str) -> Paired:
+    """The second cross-validation against the first."""
+    one, other = (dice_by_slice(root) for root in roots)
+    shared = sorted(one.keys() & other.keys())
+    difference = paired_interval(
+        [one[s][0] for s in shared], [other[s][0] for s in shared], [one[s][1] for s in shared]
+    )
+    return Paired(first=first, second=second, difference=as_mean(difference))
+
+
+def counts(shards: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Split -> class -> (slices, patients)."""
+    with (shards / "splits.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    slices = Counter((row["split"], row["label"]) for row in rows)
+    heads = {(row["split"], row["label"], row["group"] or row["patient"]) for row in rows}
+    patients = Counter((split, label) for split, label, _ in heads)
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for (split, label), number in sorted(slices.items()):
+        found.setdefault(split, {})[label] = (number, patients[split, label])
+    return found
+
+
+def looks(shards: Path) -> int:
+    """At the test split, by anything that has evaluated on it."""
+    file = shards / "test-looks.jsonl"
+    return len({json.loads(line)["look"] for line in file.read_text().splitlines()}) if file.exists() else 0

@@ -1,0 +1,71 @@
+"""docs/results.md and benchmarks/real.json: nothing stands in the page that is not in the document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from benchmarks.real.figures import Figures, TrialFigures
+from kerasseg.evaluation.document import Mean
+from kerasseg_tfrecords.files import write_atomically
+
+__all__ = ["write_page"]
+
+
+def write_page(found: Figures, page: Path, document: Path, shown: TrialFigures | None) -> None:
+    """Writes both.
+
+    Args:
+        found: All figures.
+        page: Markdown.
+        document: JSON.
+        shown: Whose slices are in the picture.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701 - Markdown, from our own figures
+    )
+    environment.filters.update(share=share, mean=mean, gain=gain, minutes=minutes)
+    text = environment.get_template("results.md.j2").render(found=found, shown=shown, groups=_groups(found))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, text)
+    write_atomically(document, found.model_dump_json(indent=1) + "\n")
+
+
+def share(value: float | None) -> str:
+    """0.714; or a dash."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def mean(value: Mean) -> str:
+    """0.714 (0.61 to 0.80)."""
+    if value.low is None or value.high is None:
+        return share(value.mean)
+    return f"{share(value.mean)} ({value.low:.2f} to {value.high:.2f})"
+
+
+def gain(value: Mean) -> str:
+    """+0.550 (+0.45 to +0.64)."""
+    middle = "-" if value.mean is None else f"{value.mean:+.3f}"
+    return middle if value.low is None or value.high is None else f"{middle} ({value.low:+.2f} to {value.high:+.2f})"
+
+
+def minutes(seconds: float) -> str:
+    """4 min."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _groups(found: Figures) -> dict[str, list[TrialFigures]]:
+    """Kind of table -> its trainings."""
+    groups: dict[str, list[TrialFigures]] = {"few": [], "many": [], "long": [], "leak": []}
+    sizes: dict[str, Any] = {}
+    for trial in found.trials:
+        kind = "leak" if trial.data.endswith("-by-slice") else "few" if trial.data.startswith("mat") else "many"
+        sizes.setdefault(kind, trial.data)
+        groups[kind if trial.data == sizes[kind] else "long"].append(trial)
+    return groups

@@ -1,0 +1,70 @@
+"""What the shell proposes behind an option; quick, so nothing heavy is imported and no checkpoint is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+__all__ = ["AUGMENTATIONS", "BLOCKS", "FORMATS", "STRATEGIES", "listed", "proposing", "runs", "strategies_and_blocks"]
+
+STRATEGIES = {
+    "conservative": "freezes the first half of the encoder",
+    "moderate": "freezes a quarter of the encoder",
+    "aggressive": "freezes nothing, rate 1e-5",
+    "progressive": "thaws block by block",
+    "auto": "conservative, then moderate; the better is kept",
+    "scratch": "fresh weights",
+}
+_FREEZING = ("conservative", "moderate", "aggressive")
+# Of networks of the usual depth; deeper ones have more, which still can be typed.
+BLOCKS = (
+    "encoder_*",
+    *(f"encoder_{k}" for k in range(1, 6)),
+    "bottleneck",
+    *(f"decoder_{k}" for k in range(5, 0, -1)),
+    "decoder_*",
+    "head",
+)
+FORMATS = ("figshare", "pairs", "nifti", "dicom")
+AUGMENTATIONS = ("flip", "brightness", "contrast", "zoom", "none")
+
+
+def proposing(values: Iterable[str] | dict[str, str]) -> Callable[[str], list[tuple[str, str]]]:
+    """Proposes these values; with what they mean where that is known.
+
+    >>> proposing(["native", "model"])("n")
+    [('native', '')]
+    """
+    known = values if isinstance(values, dict) else dict.fromkeys(values, "")
+
+    def propose(incomplete: str) -> list[tuple[str, str]]:
+        return [(name, help_) for name, help_ in known.items() if name.startswith(incomplete)]
+
+    return propose
+
+
+def listed(values: Iterable[str]) -> Callable[[str], list[str]]:
+    """Proposes values for a list with commas: the last of them is completed, those before it are not proposed again.
+
+    >>> listed(["encoder_1", "encoder_2"])("encoder_1,enc")
+    ['encoder_1,encoder_2']
+    """
+    known = tuple(values)
+
+    def propose(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in known if name.startswith(last) and name not in before.split(",")]
+
+    return propose
+
+
+strategies_and_blocks = listed((*_FREEZING, *BLOCKS))
+"""For `inspect --strategy`."""
+
+
+def runs(incomplete: str) -> list[str]:
+    """Names of the runs below `runs`, the newest first, and `latest`."""
+    from kerasseg.overview import RUNS, run_names
+
+    names = run_names(Path(RUNS))[::-1]
+    return [name for name in ("latest", *names) if names and name.startswith(incomplete)]

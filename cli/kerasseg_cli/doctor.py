@@ -1,0 +1,82 @@
+"""`kerasseg doctor`: is all well here, and what to do where it is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from kerasseg_cli.console import print_json, screen, wants_unicode
+from kerasseg_cli.errors import FAILED
+from kerasseg_cli.options import Json, Quiet
+from kerasseg_tfrecords.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    from kerasseg.doctor import Diagnosis, Finding
+
+__all__ = ["doctor"]
+
+_MARKS = {"ok": "✓", "note": "·", "warning": "!", "bad": "✗"}
+_NAME = 30
+_STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "bad": "red"}
+
+
+def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Look at versions, devices, memory, and the shards and runs in this folder; say what to do."""
+    from kerasseg.doctor import examine
+
+    found = examine()
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _show(found, quiet=quiet)
+    if found.data_bad:
+        raise typer.Exit(DataError.exit_code)
+    if found.installation_bad:
+        raise typer.Exit(FAILED)
+
+
+def _show(found: Diagnosis, *, quiet: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = screen()
+    shown = [f for f in found.findings if not quiet or f.verdict == "bad"]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    # Names of runs (date, time, strategy) stay whole, very long ones are folded.
+    whole = max((len(f.name) for f in shown), default=0) <= _NAME
+    table.add_column(overflow="fold", no_wrap=whole, max_width=_NAME)
+    table.add_column(overflow="fold")
+    marks = _MARKS if wants_unicode(console) else {**_MARKS, "ok": "+", "note": "-", "bad": "x"}
+    topic = None
+    for finding in shown:
+        if finding.topic != topic:
+            if topic is not None:
+                table.add_row("", "", "")
+            topic = finding.topic
+        # Texts, so that nothing of a file's or folder's name is markup.
+        mark = Text(marks[finding.verdict], style=_STYLES[finding.verdict])
+        table.add_row(mark, Text(one_line(finding.name), style="bold"), _text(finding))
+    if shown:
+        console.print(table)
+    if quiet:
+        return
+    console.print()
+    console.print(_verdict(found), style="bold", markup=False)
+
+
+def _text(finding: Finding) -> str:
+    from rich.markup import escape
+
+    text = escape(one_line(finding.value))
+    return text if not finding.advice else f"{text}\n[dim]{escape(one_line(finding.advice))}[/]"
+
+
+def _verdict(found: Diagnosis) -> str:
+    counts = {verdict: sum(f.verdict == verdict for f in found.findings) for verdict in ("bad", "warning")}
+    if counts["bad"]:
+        return f"{counts['bad']} {'thing is' if counts['bad'] == 1 else 'things are'} broken."
+    if counts["warning"]:
+        return f"Sound, with {counts['warning']} {'thing' if counts['warning'] == 1 else 'things'} to look at."
+    return "All is well."

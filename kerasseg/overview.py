@@ -1,0 +1,278 @@
+"""Where somebody is on the way from raw slices to masks, read off the files in a folder, in milliseconds.
+
+Only the standard library is used: nothing here checks a file as its own reader does (`kerasseg doctor` does that).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["Overview", "Step", "look_around", "newest_facts", "run_names"]
+
+SHARDS, RUNS, PREDICTIONS = "shards", "runs", "predictions.csv"
+State = Literal["done", "open", "old", "unfinished", "damaged", "any time"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the way.
+
+    Attributes:
+        name: The command.
+        purpose: What it is for, for whoever has not done it.
+        state: "done"; "open"; "old" (made for an earlier state of what it is about); "unfinished"; "damaged"; "any time".
+        when: Local time at which it was done; None where it was not.
+        figure: The main figure, in words; "" without one.
+    """
+
+    name: str
+    purpose: str
+    state: State
+    when: datetime | None = None
+    figure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What there is in a folder.
+
+    Attributes:
+        steps: In the order in which they are done.
+        run: Name of the run that commands use by default; None without one.
+        next: The command to type next.
+        runs: How many runs there are.
+    """
+
+    steps: tuple[Step, ...]
+    run: str | None
+    next: str
+    runs: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; times in ISO 8601."""
+        steps = [
+            asdict(step) | {"when": None if step.when is None else step.when.isoformat(timespec="seconds")}
+            for step in self.steps
+        ]
+        return {"run": self.run, "runs": self.runs, "next": self.next, "steps": steps}
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a step left behind."""
+
+    state: State = "open"
+    when: datetime | None = None
+    figure: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def look_around(folder: Path | str = ".") -> Overview:
+    """What was done in a folder, and what comes next.
+
+    Args:
+        folder: Where `shards` and `runs` lie.
+
+    Example:
+        >>> import tempfile
+        >>> found = look_around(tempfile.mkdtemp())
+        >>> [step.state for step in found.steps]
+        ['open', 'any time', 'open', 'open', 'open', 'open']
+        >>> found.next
+        'kerasseg fetch figshare'
+    """
+    here = Path(folder)
+    run = _latest(here / RUNS)
+    shards = _shards(here / SHARDS)
+    train = _training(run) if run is not None else _Found()
+    tuned = _threshold(run) if run is not None else _Found()
+    evaluated = _evaluation(run, tuned) if run is not None else _Found()
+    predicted = _predictions(here)
+    parts = {
+        "prepare": ("raw slices become shards with a frozen split", shards),
+        "inspect": ("what a checkpoint is, and what each strategy would train", _Found("any time")),
+        "train": ("fine-tune the checkpoint on the shards", train),
+        "tune-threshold": ("the best rule from probabilities to masks, on validation", tuned),
+        "evaluate": ("figures on the test split, beside the checkpoint", evaluated),
+        "predict": ("masks for new slices", predicted),
+    }
+    steps = tuple(Step(name, purpose, f.state, f.when, f.figure) for name, (purpose, f) in parts.items())
+    name = None if run is None else run.name
+    return Overview(steps, name, _next(here, {step.name: step.state for step in steps}), len(run_names(here / RUNS)))
+
+
+def run_names(runs: Path) -> list[str]:
+    """Names of the runs below a folder, sorted.
+
+    Example:
+        >>> run_names(Path("nowhere"))
+        []
+    """
+    return sorted(path.parent.name for path in runs.glob("*/config.json"))
+
+
+def newest_facts(state: Path) -> dict[str, Any] | None:
+    """The facts of the newest saved state of a run that can be read; None without one. Nothing else of it is loaded.
+
+    Args:
+        state: The run's folder `state`.
+    """
+    for path in sorted(state.glob("state-*.npz"), reverse=True):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                facts = json.loads(archive.read("facts.json"))["facts"]
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            continue
+        if isinstance(facts, dict):
+            return facts
+    return None
+
+
+def _latest(runs: Path) -> Path | None:
+    """As `RunDirectory.find` has it."""
+    try:
+        run = runs / (runs / "latest").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return run.resolve() if (run / "config.json").is_file() else None
+
+
+def _shards(folder: Path) -> _Found:
+    found = _document(folder / "manifest.json")
+    if found.state != "done":
+        return found
+    try:
+        counts = found.facts["counts"]
+        each = {split: sum(c["slices"] for c in counts if c["split"] == split) for split in ("train", "val", "test")}
+        classes = len(found.facts["classes"])
+    except (KeyError, TypeError):
+        return _Found("damaged", found.when)
+    split = " + ".join(f"{number:,}" for number in each.values())
+    found.figure = f"{split} slices (train, val, test), {classes} class{'es' if classes != 1 else ''}"
+    return found
+
+
+def _training(run: Path) -> _Found:
+    found = _document(run / "config.json")
+    rows = list(_rows(run / "history.csv"))
+    if found.state != "done" or not rows:
+        # An ensemble has no history of its own.
+        if found.state == "done" and not (run / "model.keras").is_file():
+            found.state = "unfinished"
+        return found
+    best = max(rows, key=lambda row: row["val_dice"])
+    trained = max(row["epoch"] for row in rows)
+    found.figure = f"Dice {rows[0]['val_dice']:.3f} -> {best['val_dice']:.3f} on validation, epoch {best['epoch']:.0f}"
+    found.when = _time(run / "history.csv") or found.when
+    facts = newest_facts(run / "state")
+    if facts is not None and not facts.get("finished"):
+        found.state = "unfinished"
+        found.figure += f", stopped after {trained:.0f}"
+    return found
+
+
+def _rows(path: Path) -> Iterable[dict[str, float]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                yield {"epoch": float(row["epoch"]), "val_dice": float(row["val_dice"])}
+    except (OSError, KeyError, ValueError, TypeError):
+        return
+
+
+def _threshold(run: Path) -> _Found:
+    found = _document(run / "threshold.json")
+    if found.state != "done":
+        return found
+    try:
+        tuned = found.facts["model"]
+        before, after = tuned["raw"]["mean"], tuned["dice"]["mean"]
+        found.figure = f"threshold {tuned['rule']['threshold']:g}, Dice {before:.3f} -> {after:.3f} on validation"
+        if _is_other(run / tuned["network"], run / "threshold.json", tuned["sha256"]):
+            found.state = "old"
+    except (KeyError, TypeError, ValueError):
+        return _Found("damaged", found.when)
+    return found
+
+
+def _is_other(network: Path, written: Path, sha256: str) -> bool:
+    """Whether the network is not the one with this hash; it is read only where it is younger than what was written."""
+    try:
+        if network.stat().st_mtime <= written.stat().st_mtime:
+            return False
+        with network.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() != sha256
+    except OSError:
+        return False
+
+
+def _evaluation(run: Path, tuned: _Found) -> _Found:
+    found = _document(run / "evaluation" / "test" / "metrics.json")
+    if found.state != "done":
+        return found
+    try:
+        figures = found.facts
+        final = next(stage for stage in figures["model"]["stages"] if stage["name"] == figures["final"])
+        dice = final["all"]["measures"]["dice"]
+        found.figure = f"Dice {dice['mean']:.3f} on test"
+        if dice["low"] is not None:
+            found.figure += f" ({dice['low']:.3f} to {dice['high']:.3f})"
+        ruled = str(tuned.facts.get("created", ""))
+        # Times of the files would not outlive a copy; these do. Both are ISO 8601, UTC.
+        if figures["threshold"] == "auto" and (tuned.state == "old" or str(figures["created"]) < ruled):
+            found.state = "old"
+    except (KeyError, TypeError, ValueError, StopIteration):
+        return _Found("damaged", found.when)
+    return found
+
+
+def _predictions(here: Path) -> _Found:
+    tables = sorted(here.glob(f"*/{PREDICTIONS}"), key=lambda path: path.stat().st_mtime)
+    if not tables:
+        return _Found()
+    return _Found("done", _time(tables[-1]), f"in {tables[-1].parent.name}/")
+
+
+def _document(path: Path) -> _Found:
+    try:
+        facts = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return _Found()
+    except (OSError, ValueError, RecursionError):
+        return _Found("damaged", _time(path))
+    if not isinstance(facts, dict):
+        return _Found("damaged", _time(path))
+    return _Found("done", _time(path), facts=facts)
+
+
+def _time(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+    except OSError:
+        return None
+
+
+def _next(here: Path, states: dict[str, State]) -> str:
+    if states["prepare"] == "damaged":
+        return "kerasseg verify"
+    if "damaged" in states.values():
+        return "kerasseg doctor"
+    if states["train"] == "unfinished":
+        return "kerasseg train --resume"
+    if states["prepare"] == "open" and states["train"] == "open":
+        return "kerasseg prepare data/" if (here / "data").is_dir() else "kerasseg fetch figshare"
+    if states["train"] == "open":
+        return "kerasseg train --checkpoint FILE"
+    if states["tune-threshold"] != "done":
+        return "kerasseg tune-threshold"
+    if states["evaluate"] != "done":
+        return "kerasseg evaluate --threshold auto"
+    return "kerasseg predict INPUT --out predictions"

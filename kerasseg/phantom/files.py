@@ -1,0 +1,103 @@
+"""Synthetic slices as MATLAB 7.3 files, field by field as the figshare data set stores them: `write_phantoms`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.phantom.anatomy import CLASSES
+from kerasseg.phantom.slices import phantom_slices
+from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.files import explain_os_error, write_atomically
+from kerasseg_tfrecords.slices import Slice
+
+__all__ = ["mat_bytes", "write_phantoms"]
+
+# The date is that of the first figshare file: the same slices are the same bytes on any day.
+_HEADER = b"MATLAB 7.3 MAT-file, Platform: PCWIN64, Created on: Mon Aug 03 21:51:33 2015 HDF5 schema 1.00 ."
+
+
+def write_phantoms(
+    folder: str | Path,
+    patients: int = 30,
+    slices: int = 3,
+    *,
+    scanner: str = "A",
+    size: int = 128,
+    seed: int = 0,
+    first: int = 0,
+) -> list[Path]:
+    """Write synthetic slices as `kerasseg prepare` reads the figshare brain tumour data: `1.mat`, `2.mat`, ...
+
+    Args:
+        folder: Made where it is missing.
+        patients: As in `phantom_slices`, like the others.
+        slices: Of each patient.
+        scanner: `"A"` or `"B"`.
+        size: Pixels of a side.
+        seed: Whole number >= 0; the same one writes the same bytes.
+        first: Number of the first patient.
+
+    Returns:
+        The files.
+
+    Raises:
+        UsageError: An argument that cannot be meant.
+        KerassegError: The folder holds files already, or cannot be written.
+
+    Example:
+        >>> import kerasseg
+        >>> [path.name for path in kerasseg.write_phantoms("phantoms", patients=1, slices=2, size=48)]
+        ['1.mat', '2.mat']
+    """
+    root = Path(folder)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise KerassegError("the folder is not empty", path=root, remedy="Name another, or remove it.")
+    except OSError as error:
+        raise explain_os_error(error, root) from error
+    made = []
+    found = phantom_slices(patients, slices, scanner=scanner, size=size, seed=seed, first=first)
+    for number, one in enumerate(found, 1):
+        path = root / f"{number}.mat"
+        write_atomically(path, mat_bytes(one), durable=False)
+        made.append(path)
+    return made
+
+
+def mat_bytes(one: Slice) -> bytes:
+    """A slice as the bytes of a MATLAB 7.3 file: a header of 512 bytes, then HDF5.
+
+    Args:
+        one: With a mask; its label is meningioma, glioma or pituitary.
+    """
+    assert one.mask is not None  # noqa: S101 - phantoms have one
+    # In memory: a full disk is then seen by `write_atomically`, which can say so.
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", userblock_size=512) as file:
+        struct = file.create_group("cjdata")
+        struct.attrs["MATLAB_class"] = np.bytes_("struct")
+        # MATLAB stores columns: HDF5 shows its arrays transposed.
+        for name, plane, kind in (("image", one.image, "int16"), ("tumorMask", one.mask.astype(np.uint8), "logical")):
+            chunks = (plane.shape[1], max(plane.shape[0] // 8, 1))
+            data = struct.create_dataset(name, data=np.ascontiguousarray(plane.T), chunks=chunks, compression=3)
+            data.attrs["MATLAB_class"] = np.bytes_(kind)
+        struct["label"] = np.full((1, 1), 1.0 + CLASSES.index(one.label))
+        struct["PID"] = np.array([[ord(character)] for character in one.patient], np.uint16)
+        struct["tumorBorder"] = _border(one.mask)
+        for name, kind in (("label", "double"), ("PID", "char"), ("tumorBorder", "double")):
+            struct[name].attrs["MATLAB_class"] = np.bytes_(kind)
+    return _HEADER.ljust(124) + b"\x00\x02IM" + memory.getvalue()[128:]
+
+
+def _border(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Points around the tumour as (1, 2 n): x, y, x, y, ..., counted from 1 as in MATLAB."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    longest = max(contours, key=len)
+    return np.asarray(longest[:, 0] + 1.0, np.float64).reshape(1, -1)

@@ -1,0 +1,136 @@
+"""`kerasseg demo`: the whole job ends with a gain, and the folder it works in is never somebody else's."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from kerasseg_cli import demo
+from kerasseg_cli.app import app
+
+Typed = list[tuple[str, ...]]
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, ["demo", "--fast", *map(str, words)])
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Typed:
+    """What is typed up to the first `evaluate`, where the demonstration is stopped as by Ctrl-C; nothing is trained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_FAST", demo._Plan(3, 1, 32, 32, 1, 1, 1))
+    seen: Typed = []
+
+    def command(_: object, *words: str) -> None:
+        seen.append(words)
+        if words[0] == "evaluate":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo._Stage, "command", command)
+    return seen
+
+
+def test_ctrl_c_says_what_is_left(typed: Typed, tmp_path: Path) -> None:
+    stopped = run()
+    assert stopped.exit_code == 130
+    assert "was stopped" in stopped.stderr
+    assert "demo-output" in stopped.stderr
+    assert [words[0] for words in typed] == ["prepare", "train", "evaluate"]
+    assert len(list((tmp_path / "demo-output" / "scanner-B").iterdir())) == 3
+    assert Path.cwd() == tmp_path
+
+
+def test_quiet_is_quiet(typed: Typed) -> None:
+    assert "$ cd demo-output" in run().stdout
+    assert run("--quiet").stdout == ""
+    assert run("--json").stdout == ""
+
+
+def test_an_earlier_demonstration_is_replaced_and_nothing_else(typed: Typed, tmp_path: Path) -> None:
+    run("--keep", "here")
+    (tmp_path / "here" / "old").write_text("of the demonstration before")
+    assert run("--keep", "here").exit_code == 130
+    assert not (tmp_path / "here" / "old").exists()
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("three years")
+    refused = run("--keep", "mine")
+    assert refused.exit_code == 2
+    assert "something else than an earlier demonstration" in refused.stderr
+    assert "--keep" in refused.stderr
+    assert (mine / "thesis.txt").read_text() == "three years"
+    blocked = run("--keep", "mine/thesis.txt")
+    assert blocked.exit_code == 1
+    assert "thesis.txt" in blocked.stderr
+    assert "Traceback" not in blocked.stderr
+
+
+def test_a_full_disk_is_seen_before_anything_is_made(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(demo.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
+    refused = run()
+    assert refused.exit_code == 1
+    assert "too little space" in refused.stderr
+    assert "1 MB free" in refused.stderr
+    assert not typed
+
+
+def test_a_command_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_write", lambda *_, **__: None)  # there are no slices to prepare
+    refused = run()
+    assert refused.exit_code == 1
+    assert "scanner-A" in refused.stderr  # what `prepare` itself says
+    assert "`kerasseg prepare` ended with exit code 3" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_job(tmp_path: Path, python: str, child_environment: dict[str, str]) -> None:
+    """As CI and a newcomer type it: every command shows up with its output, and fine-tuning gains."""
+    done = subprocess.run(
+        [python, "-m", "kerasseg_cli", "demo", "--fast", "--keep", "shown"],
+        cwd=tmp_path,
+        env={**child_environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ kerasseg ")]
+    yours = ["prepare", "inspect", "train", "tune-threshold", "evaluate", "predict"]
+    assert commands == ["prepare", "train", "evaluate", *yours]
+    assert ">>> keras.models.load_model(" in done.stdout
+    assert "❄ frozen" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "tf.function retracing" not in done.stderr
+    figure = r"{}\s+([+-]?[\d.]+)  ([+-]?[\d.]+) to ([+-]?[\d.]+)"
+    own, before, after, gain = (
+        re.search(figure.format(re.escape(name)), done.stdout)
+        for name in (
+            "pretrained network, its own scanner A",
+            "pretrained network, scanner B",
+            "fine-tuned network, scanner B",
+            "gain by fine-tuning",
+        )
+    )
+    assert own and before and after and gain  # noqa: PT018
+    assert float(own[1]) > 0.6
+    assert float(before[1]) < float(own[1]) - 0.2
+    assert float(gain[1]) > 0
+    assert float(gain[1]) == pytest.approx(float(after[1]) - float(before[1]), abs=0.0016)
+    report = re.search(r"^Report: (.*)$", done.stdout, flags=re.MULTILINE)
+    assert report is not None
+    assert Path(report[1]).is_file()
+    # What the table says is what the evaluation says.
+    document = json.loads((Path(report[1]).parent / "metrics.json").read_text())
+    assert document["gain"][document["final"]]["mean"] == pytest.approx(float(gain[1]), abs=0.0006)

@@ -1,0 +1,245 @@
+"""Every command behaves alike: the same options, one JSON document, exit codes, suggestions, completion."""
+
+from __future__ import annotations
+
+import inspect as introspection
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from kerasseg.training.settings import Strategy
+from kerasseg_cli import completion
+from kerasseg_cli.app import app
+from kerasseg_cli.commands import Commands
+from kerasseg_cli.errors import guarded
+from kerasseg_cli.manners import manners
+from kerasseg_cli.options import COMMON
+from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, Problem, UsageError
+
+GROUP: Any = get_command(app)
+NAMES = sorted(GROUP.commands)
+
+
+def run(*typed: str, columns: int = 100, **environment: str) -> Any:
+    return CliRunner().invoke(app, list(typed), env={"COLUMNS": str(columns), "NO_COLOR": "1", **environment})
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- the same options everywhere -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_the_common_options(name: str) -> None:
+    declared = {
+        frozenset(parameter.opts): (parameter.help, parameter.default)
+        for parameter in GROUP.commands[name].params
+        if parameter.param_type_name == "option"
+    }
+    for annotation in COMMON.values():
+        option = annotation.__metadata__[0]
+        assert declared[frozenset((option.default, *option.param_decls))] == (option.help, False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_help_fits_the_terminal(name: str, columns: int) -> None:
+    shown = run(name, "-h", columns=columns)
+    assert shown.exit_code == 0
+    assert shown.output == run(name, "--help", columns=columns).output
+    assert max(map(len, shown.output.splitlines())) <= columns
+    assert "\x1b" not in shown.output
+
+
+def test_version() -> None:
+    from kerasseg_tfrecords._version import __version__
+
+    assert run("--version").output == f"kerasseg {__version__}\n"
+
+
+# --- a command of one's own ----------------------------------------------------------------------------------------------
+
+
+def made(*commands: Any) -> typer.Typer:
+    """An application with these commands, registered as the real one registers its own."""
+    application = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    application.callback()(lambda: None)
+    for command in commands:
+        application.command()(guarded(command))
+    return application
+
+
+def plain(number: int = 3) -> None:
+    """Knows nothing of common options."""
+    from kerasseg_cli.console import screen
+
+    logging.getLogger("kerasseg").info("the number is %d", number)
+    screen().print(f"number {number}, {manners()}")
+
+
+def type_into(application: typer.Typer, *typed: str) -> Any:
+    return CliRunner().invoke(application, list(typed), env={"COLUMNS": "400", "NO_COLOR": "1"})
+
+
+def test_a_new_command_gets_them_without_knowing() -> None:
+    application = made(plain)
+    shown = type_into(application, "plain", "--number", "4", "--debug")
+    assert shown.exit_code == 0
+    assert "number 4" in shown.stdout
+    assert "debug=True" in shown.stdout
+    for option in ("--quiet", "-q", "--json"):
+        assert type_into(application, "plain", option).output == ""
+    assert introspection.signature(guarded(plain)).parameters.keys() == {"number", *COMMON}
+
+
+def test_verbose_shows_what_the_library_logs_and_nothing_else_does() -> None:
+    application = made(plain)
+    assert "the number is" not in type_into(application, "plain").output
+    told = type_into(application, "plain", "--verbose", "--json")
+    assert told.stdout == ""
+    assert told.stderr.endswith("the number is 3\n")
+    assert not logging.getLogger("kerasseg").handlers
+    assert logging.getLogger("kerasseg").level == logging.NOTSET
+
+
+ENDS = [
+    (KerassegError("it failed", remedy="Wait."), 1, "failed"),
+    (UsageError("that cannot be meant", found=3, expected=4), 2, "usage"),
+    (DataError("these are bad", path="x.mat"), 3, "data"),
+    (BadInputError([Problem("1.mat", "unreadable", "cut off")]), 3, "data"),
+    (CheckpointError("it is a picture"), 1, "checkpoint"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+    (ZeroDivisionError("a [bold]fault"), 1, "fault"),
+    (typer.Exit(4), 4, None),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "kind"), ENDS, ids=[type(e).__name__ for e, _, _ in ENDS])
+def test_every_kind_of_end_has_its_exit_code(error: BaseException, code: int, kind: str | None) -> None:
+    def fails() -> None:
+        raise error
+
+    application = made(fails)
+    shown = type_into(application, "fails")
+    assert (shown.exit_code, shown.stdout) == (code, "")
+    assert "Traceback" not in shown.stderr
+    machine = type_into(application, "fails", "--json")
+    assert (machine.exit_code, machine.stderr) == (code, "")
+    if kind is None:
+        return
+    assert shown.stderr
+    document = json.loads(machine.stdout)
+    assert (document["exit_code"], document["kind"]) == (code, kind)
+    if isinstance(error, KerassegError):
+        assert document["error"] == str(error)
+        assert document["remedy"] == error.remedy
+    if isinstance(error, BadInputError):
+        assert document["problems"] == [{"name": "1.mat", "kind": "unreadable", "message": "cut off"}]
+        assert "  1.mat: cut off" in shown.stderr
+    if kind == "fault":
+        assert "a [bold]fault" in shown.stderr
+        assert "Traceback" in type_into(application, "fails", "--debug").stderr
+
+
+def test_the_page_lists_the_exit_codes() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "command-line.md").read_text()
+    for code in (0, 1, 2, 3, 4, 130):
+        assert f"| {code} |" in page
+
+
+# --- what is mistyped ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "--epoch", "3"], "Did you mean --epochs?"),
+        (["train", "--strategy", "agressive"], "Did you mean 'aggressive'?"),
+        (["train", "--augment", "flipp"], "Did you mean 'flip'?"),
+        (["train", "--precision", "mixed_float61"], "Did you mean 'mixed_float16'?"),
+        (["cross-validate", "--strategy", "moderat"], "Did you mean 'moderate'?"),
+        (["prepare", ".", "--intensity", "minmx"], "Did you mean 'minmax'?"),
+        (["prepare", ".", "--format", "figshar"], "Did you mean 'figshare'?"),
+        (["evaluate", "--resolution", "nativ"], "Did you mean 'native'?"),
+        (["evaluate", "--split", "tests"], "Did you mean 'test'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_slip_is_met_with_what_is_near(typed: list[str], near: str, empty: Path) -> None:
+    shown = run(*typed)
+    assert shown.exit_code == 2
+    assert near in shown.stderr
+    assert shown.stdout == ""
+    machine = run(*typed, "--json")
+    assert (machine.exit_code, machine.stderr) == (2, "")
+    document = json.loads(machine.stdout)
+    assert (document["kind"], document["exit_code"]) == ("usage", 2)
+    assert near in document["error"]
+
+
+def test_values_of_the_wrong_kind_are_usage(empty: Path) -> None:
+    for typed in (["train", "--epochs", "many"], ["prepare"], ["compare", "one"]):
+        shown = run(*typed)
+        assert shown.exit_code == 2, typed
+        assert shown.stderr.startswith("Error: "), typed
+    misplaced = run("--json", "train")
+    assert misplaced.exit_code == 2
+    assert "kerasseg train --json" in json.loads(misplaced.stdout)["error"]
+
+
+# --- completion ----------------------------------------------------------------------------------------------------------
+
+
+def proposed(*typed: str) -> list[str]:
+    """What bash is told for the last word."""
+    environment = {
+        "_KERASSEG_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(("kerasseg", *typed)),
+        "COMP_CWORD": str(len(typed)),
+    }
+    shown = CliRunner().invoke(app, [], prog_name="kerasseg", env=environment)
+    return shown.output.split()
+
+
+def test_completion_proposes(empty: Path) -> None:
+    for name in ("20260101-000000-moderate", "20260102-000000-auto"):
+        (empty / "runs" / name).mkdir(parents=True)
+        (empty / "runs" / name / "config.json").write_text("{}")
+    assert proposed("tu") == ["tune-threshold"]
+    assert proposed("train", "--strategy", "a") == ["aggressive", "auto"]
+    assert proposed("train", "--freeze", "encoder_1,dec")[0] == "encoder_1,decoder_5"
+    assert "bottleneck" in proposed("train", "--freeze", "b")
+    assert proposed("inspect", "x.keras", "--strategy", "cons") == ["conservative"]
+    assert proposed("evaluate", "") == ["latest", "20260102-000000-auto", "20260101-000000-moderate"]
+    assert proposed("tune-threshold", "20260101") == ["20260101-000000-moderate"]
+    assert proposed("compare", "latest", "20260102") == ["20260102-000000-auto"]
+    assert proposed("prepare", ".", "--format", "n") == ["nifti"]
+
+
+def test_the_shells_script_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
+    shown = CliRunner().invoke(app, ["--show-completion"], prog_name="kerasseg")
+    assert shown.exit_code == 0
+    assert "_KERASSEG_COMPLETE=complete_bash" in shown.output
+
+
+def test_what_is_proposed_is_what_the_library_knows() -> None:
+    from typing import get_args
+
+    from kerasseg.augment import COLUMNS
+    from kerasseg_tfrecords.sources import SOURCES
+
+    assert tuple(completion.STRATEGIES) == get_args(Strategy)
+    assert set(completion.AUGMENTATIONS) == {*COLUMNS, "none"}
+    assert set(completion.FORMATS) == set(SOURCES)
