@@ -129,8 +129,8 @@ def medpy_score() -> tuple[str, Score]:
 
 def peers() -> dict[str, Score]:
     found: dict[str, Score] = {
-        "the definition with SciPy, on whole images": plain,
-        "surface-distance": surface_distance,
+        "the definition (Metrics Reloaded) in SciPy": plain,
+        "surface-distance, its formulae": surface_distance,
     }
     for make in (monai_score, medpy_score):
         try:

@@ -1,11 +1,4 @@
-<<<<<<< HEAD
 """Start-up: `kerasseg --help` and `import kerasseg` beside Python alone, the first step of training beside plain Keras."""
-=======
-"""Time of `kerasseg --help` (goal: under 0.3 s), beside that of Python itself.
-
-And of `import kerasseg` (goal: at most 0.3 s), behind that of TensorFlow and Keras.
-"""
->>>>>>> main
 
 from __future__ import annotations
 
@@ -36,37 +29,33 @@ numbers = np.arange(8)
 engine.train_step({"image": image, "mask": image[..., :1], "weight": ones, "label": numbers, "slice": numbers})
 """
 
-_IMPORTS = """
+
+# In one process, one behind the other: between two processes TensorFlow's own import varies by more than ours takes.
+IMPORTS = """
 import json, time
-moments = [time.perf_counter()]
-import tensorflow, keras
-moments.append(time.perf_counter())
-import kerasseg
-moments.append(time.perf_counter())
-for name in kerasseg.__all__:
-    getattr(kerasseg, name)
-moments.append(time.perf_counter())
-print(json.dumps([after - before for before, after in zip(moments, moments[1:])]))
+def took(action):
+    start, used = time.perf_counter(), time.process_time()
+    action()
+    return time.perf_counter() - start, time.process_time() - used
+def framework():
+    import tensorflow, keras
+def ours():
+    import kerasseg
+    for name in kerasseg.__all__:
+        getattr(kerasseg, name)
+print(json.dumps([took(framework), took(ours)]))
 """
 
 
-<<<<<<< HEAD
 def run(*arguments: str) -> Cost:
     return children_costs(
         lambda: subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True)
     )
-=======
-def main() -> None:
-    def run(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True, text=True)
-        return done.stdout
->>>>>>> main
 
 
 def results(*, quick: bool) -> list[Result]:
     lines = []
     run("-m", "kerasseg_cli", "--help")
-<<<<<<< HEAD
     light = {
         "Python alone": lambda: run("-c", "pass"),
         "kerasseg --help": lambda: run("-m", "kerasseg_cli", "--help"),
@@ -76,19 +65,19 @@ def results(*, quick: bool) -> list[Result]:
     for name in list(light)[1:]:
         remark = "goal: under 0.3 s in all" if name == "kerasseg --help" else ""
         lines.append(compared("startup", name, "Python alone", found[name], found["Python alone"], remark=remark))
+    pairs = []
+    for _ in range(1 if quick else 5):
+        command = [sys.executable, "-c", IMPORTS]
+        done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+        pairs.append([Cost(*cost) for cost in json.loads(done.stdout.splitlines()[-1])])
+    what = "import kerasseg and all its names, behind TensorFlow and Keras"
+    framework, ours = zip(*pairs, strict=True)
+    lines.append(compared("startup", what, "TensorFlow and Keras themselves", ours, framework))
     first = {"ours": lambda: run("-c", OURS), "theirs": lambda: run("-c", KERAS)}
     found = rounds_of(first, 1 if quick else 3)
     what = "from nothing to the end of the first step (0.5 million parameters, 128x128)"
     lines.append(compared("startup", what, "plain Keras", found["ours"], found["theirs"]))
     return lines
-=======
-    rounds = in_turn(lambda: run("-c", "pass"), lambda: run("-m", "kerasseg_cli", "--help"), 7)
-    print(f"kerasseg --help: seconds {spread([b for _, b in rounds])}; Python alone {spread([a for a, _ in rounds])}")
-    # In one process, one behind the other: between two processes TensorFlow's own import varies by more than ours takes.
-    imports = list(zip(*(json.loads(run("-c", _IMPORTS)) for _ in range(5)), strict=True))
-    framework, ours, names = (spread(list(part)) for part in imports)
-    print(f"import kerasseg: seconds {ours} behind TensorFlow and Keras {framework}; all its names {names}")
->>>>>>> main
 
 
 if __name__ == "__main__":
