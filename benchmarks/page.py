@@ -55,6 +55,7 @@ REASONS: dict[tuple[str, str], str] = {
     ): "reading is the bound: we resize, normalise, search for duplicates, write and hash besides.",
     ("peak memory, aggressive", "conservative"): "ourselves, with fewer gradients to keep.",
     ("peak memory, aggressive", "PyTorch"): "not explained yet; TensorFlow's and Keras' own import is part of it.",
+    ("3 channels, cache in memory", "tf.data"): "OpenCV moves three channels at the cost of four; not mended.",
     ("whole search", "99 thresholds"): "the search tries post-processing rules after the threshold; the loop does not.",
 }
 
