@@ -49,11 +49,18 @@ format: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python -m benchmarks.real
 
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+# Its peers (PyTorch, MONAI, ...) are no dependencies: they live in an environment of their own. QUICK=--quick for few rounds.
+BENCH := .venv-bench
+$(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt --editable .
+	touch $@
+
+bench: $(BENCH)/.installed
+	$(BENCH)/bin/python -m benchmarks $(PARTS) $(QUICK)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(BENCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

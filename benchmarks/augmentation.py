@@ -1,6 +1,6 @@
 """Augmentation: batches in OpenCV against the usual per-example `tf.image` map, in turn in one run.
 
-`python -m benchmarks.augmentation`: 256x256 slices, all four augmentations, out comes what the network takes (float32,
+256x256 slices, all four augmentations, out comes what the network takes (float32,
 three channels, and the mask). Both read the same uint8 slices from memory, in a `tf.data` pipeline with as many parallel
 calls as TensorFlow sees fit.
 """
@@ -8,7 +8,6 @@ calls as TensorFlow sees fit.
 from __future__ import annotations
 
 import os
-import statistics
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,7 +16,8 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.measure import spread
+from benchmarks.measure import Cost, rounds_of
+from benchmarks.result import Result, compared, show
 from kerasseg.augment import SafeAugmentation
 
 SIZE = 256
@@ -70,8 +70,8 @@ def batched(images: np.ndarray, masks: np.ndarray, batch: int, *, reference: boo
     return data.repeat().batch(batch).map(slow if reference else fast, tf.data.AUTOTUNE).prefetch(2)
 
 
-def cost(data: tf.data.Dataset, batch: int, seconds: float) -> tuple[float, float]:
-    """Seconds and processor seconds a slice."""
+def cost(data: tf.data.Dataset, batch: int, seconds: float) -> Cost:
+    """Of a slice."""
     source = iter(data)
     for _ in range(4):
         next(source)
@@ -79,26 +79,29 @@ def cost(data: tf.data.Dataset, batch: int, seconds: float) -> tuple[float, floa
     while time.perf_counter() - start < seconds:
         next(source)
         seen += batch
-    return (time.perf_counter() - start) / seen, (time.process_time() - used) / seen
+    return Cost(time.perf_counter() - start, time.process_time() - used).each(seen)
 
 
-def main(seconds: float = 1.0, rounds: int = 5) -> None:
+def results(*, quick: bool) -> list[Result]:
     cv2.setNumThreads(1)  # tf.data runs several batches at once
+    lines = []
     for channels in (1, 3):
         images, masks = slices(64, channels)
         for batch in (8, 32):
-            usual = per_example(images, masks, batch)
-            reference = batched(images, masks, batch, reference=True)
-            fast = batched(images, masks, batch, reference=False)
-            found = [[cost(data, batch, seconds) for data in (usual, reference, fast)] for _ in range(rounds)]
-            speeds = [1 / statistics.median(one[way][0] for one in found) for way in range(3)]
-            ratios = [[one[0][kind] / one[2][kind] for one in found] for kind in range(2)]
-            print(
-                f"augmentation, {channels} channel{'s' * (channels > 1)}, batch {batch}: slices/s "
-                f"tf.image {speeds[0]:,.0f}, keras.ops {speeds[1]:,.0f}, OpenCV {speeds[2]:,.0f}; "
-                f"OpenCV over tf.image in time {spread(ratios[0])}, in processor time {spread(ratios[1])}"
+            ways = {
+                "tf.image, slice by slice": per_example(images, masks, batch),
+                "keras.ops, the reference": batched(images, masks, batch, reference=True),
+                "ours": batched(images, masks, batch, reference=False),
+            }
+            found = rounds_of(
+                {name: lambda d=data, b=batch: cost(d, b, 1.0) for name, data in ways.items()}, 2 if quick else 5
             )
+            what = f"OpenCV, {channels} channel{'s' * (channels > 1)}, batch {batch}"
+            lines += [
+                compared("augmentation", what, name, found["ours"], found[name], slices=1) for name in list(ways)[:2]
+            ]
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    show(results)

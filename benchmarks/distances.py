@@ -1,20 +1,15 @@
-"""HD95 of 256x256 slices: ours against MONAI's, in turn in one run, after it is shown that the values are the same.
+"""HD95 of 256x256 slices against the libraries that one would take, after it is shown how far the values are the same.
 
-`python -m benchmarks.distances`. MONAI is no dependency: where it and PyTorch cannot be imported, ours is measured against
-the same definition written in a few lines of SciPy on whole images. An environment for the comparison:
-
-    python -m venv peers && peers/bin/pip install torch monai numpy scipy opencv-python-headless h5py
-    PYTHONPATH=.:tfrecords peers/bin/python -m benchmarks.distances
-
-Two ratios are printed: of wall clocks with the libraries as they come, and of processor time on one thread each. On so few
-pixels further threads only wait for one another, in MONAI more than in OpenCV, so that the second ratio is the smaller one.
+Ours, MONAI's and Metrics Reloaded's have one definition; the last is on no package index and stands here as that definition
+written down with SciPy. MedPy pools both directions and surface-distance weighs border elements: the values differ by
+definition, and it is said by how much. DeepMind's surface-distance is written here from its formulae, with
+SciPy: its package index release fails on empty masks and current NumPy. Ratios are those of the libraries as they come; in
+processor time on one thread each, MONAI's, which has most to lose from further threads, is smaller.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 
@@ -22,12 +17,14 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.measure import spread
+from benchmarks.measure import costs, rounds_of
+from benchmarks.result import Result, compared, show
 from kerasseg.distances import hd95
 
 SIZE, RADIUS, PAIRS = 256, 20, 20
 
 Pair = tuple[np.ndarray, np.ndarray]
+Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 def pairs() -> list[Pair]:
@@ -65,16 +62,57 @@ def plain(prediction: np.ndarray, reference: np.ndarray) -> float:
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
-def monai() -> tuple[str, Callable[[np.ndarray, np.ndarray], float]] | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import monai
-            import torch
-            from monai.metrics import compute_hausdorff_distance
-    except ImportError as missing:
-        print(f"distances: without MONAI ({missing})")
-        return None
+def _lengths() -> np.ndarray:
+    """Length of the border in a square of 2x2 pixels, by its code of 4 bits: surface-distance's table."""
+    half, straight = np.sqrt(2) / 2, 1.0
+    return np.array(
+        (
+            0,
+            half,
+            half,
+            straight,
+            half,
+            straight,
+            2 * half,
+            half,
+            half,
+            2 * half,
+            straight,
+            half,
+            straight,
+            half,
+            half,
+            0,
+        )
+    )
+
+
+_LENGTHS = _lengths()
+
+
+def surface_distance(prediction: np.ndarray, reference: np.ndarray) -> float:
+    """DeepMind's: border elements between pixels, each with its length, and percentiles of length."""
+    rows, columns = np.nonzero(prediction | reference)
+    box = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
+    codes = [
+        ndimage.correlate(np.pad(mask[box], (0, 1)).astype(np.uint8), np.array([[8, 4], [2, 1]]), mode="constant")
+        for mask in (prediction, reference)
+    ]
+    borders = [(code != 0) & (code != 15) for code in codes]
+    found = []
+    for border, other, code in zip(borders, borders[::-1], codes, strict=True):
+        distances = ndimage.distance_transform_edt(~other)[border]
+        order = np.argsort(distances)
+        lengths = np.cumsum(_LENGTHS[code[border][order]])
+        place = np.searchsorted(lengths / lengths[-1], 0.95)
+        found.append(distances[order][min(place, len(distances) - 1)])
+    return float(max(found))
+
+
+def monai_score() -> tuple[str, Score]:
+    import monai
+    import torch
+    from monai.metrics import compute_hausdorff_distance
 
     def theirs(prediction: np.ndarray, reference: np.ndarray) -> float:
         one, other = (torch.from_numpy(mask)[None, None] for mask in (prediction, reference))
@@ -83,41 +121,72 @@ def monai() -> tuple[str, Callable[[np.ndarray, np.ndarray], float]] | None:
     return f"MONAI {monai.__version__}", theirs
 
 
-def cost(score: Callable[[np.ndarray, np.ndarray], float], made: list[Pair]) -> tuple[float, float]:
-    """Milliseconds and processor milliseconds a pair."""
-    start, used = time.perf_counter(), time.process_time()
-    for pair in made:
-        score(*pair)
-    return 1000 * (time.perf_counter() - start) / len(made), 1000 * (time.process_time() - used) / len(made)
+def medpy_score() -> tuple[str, Score]:
+    from medpy.metric.binary import hd95 as theirs
+
+    return "MedPy", lambda prediction, reference: float(theirs(prediction, reference))
 
 
-def one_thread() -> None:
+def peers() -> dict[str, Score]:
+    found: dict[str, Score] = {
+        "the definition (Metrics Reloaded) in SciPy": plain,
+        "surface-distance, its formulae": surface_distance,
+    }
+    for make in (monai_score, medpy_score):
+        try:
+            name, score = make()
+        except ImportError as missing:
+            print(f"distances: without {missing.name}")
+        else:
+            found[name] = score
+    return found
+
+
+def agreement(theirs: Score, made: list[Pair]) -> str:
+    """In words: whether all values are equal, or how far they are apart."""
+    apart = np.array([abs(hd95(*pair) - theirs(*pair)) for pair in made])
+    # MONAI's distances and ranks between them are single precision.
+    same = int((apart < 1e-4).sum())
+    if same == len(made):
+        return f"the same values on {len(made)} pairs"
+    return f"another definition: equal on {same} of {len(made)} pairs, at most {apart.max():.2f} pixels apart"
+
+
+def results(*, quick: bool) -> list[Result]:
+    warnings.simplefilter("ignore")  # MONAI warns of its own calls
+    made, rounds = pairs(), 3 if quick else 15
+    scores = {"ours": hd95, **peers()}
+    said = {name: agreement(score, [*made, *specks()]) for name, score in scores.items()}
+    for name in said:
+        # A definition that is ours and values that are not would be a defect.
+        assert "MONAI" not in name or said[name].startswith("the same"), said[name]
+
+    def once(score: Score) -> Callable[[], object]:
+        return lambda: [score(*pair) for pair in made]
+
+    found = rounds_of({name: lambda s=score: costs(once(s)) for name, score in scores.items()}, rounds)
     cv2.setNumThreads(1)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-
-
-def main(rounds: int = 15) -> None:
-    made = pairs()
-    peers = [("SciPy on whole images", plain)]
-    if (found := monai()) is not None:
-        peers.append(found)
-    warnings.simplefilter("ignore")  # MONAI warns of its own calls
-    for name, theirs in peers:
-        for pair in (*made, *specks()):
-            # MONAI's distances and ranks between them are single precision.
-            assert np.isclose(hd95(*pair), theirs(*pair), rtol=0, atol=1e-4), (name, hd95(*pair), theirs(*pair))
-    for kind, way in enumerate(("as they come", "processor time on one thread")):
-        if kind:
-            one_thread()
-        for name, theirs in peers:
-            measured = [(cost(theirs, made)[kind], cost(hd95, made)[kind]) for _ in range(rounds)]
-            each = [statistics.median(one[side] for one in measured) for side in range(2)]
-            print(
-                f"distances, HD95 of a {SIZE}x{SIZE} pair, {way}: {name} {each[0]:.2f} ms, ours {each[1]:.3f} ms, the same "
-                f"values; {name} over ours {spread([a / b for a, b in measured])}"
+    single = rounds_of({name: lambda s=score: costs(once(s)) for name, score in scores.items()}, rounds)
+    lines = []
+    for name in list(scores)[1:]:
+        for way, measured in (("", found), (", one thread", single)):
+            lines.append(
+                compared(
+                    "distances",
+                    f"HD95 of a pair{way}",
+                    name,
+                    measured["ours"],
+                    measured[name],
+                    unit="ms",
+                    scale=1000 / len(made),
+                    goal=1.0,
+                    remark="" if way else said[name],
+                )
             )
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    show(results)

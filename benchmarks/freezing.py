@@ -1,4 +1,4 @@
-"""What freezing saves of a training step: multiply-adds counted, and seconds measured in turn.
+"""What freezing saves of a training step, in multiply-adds counted; `benchmarks.training` measures it in seconds.
 
 A frozen block is still run forward. It saves the gradients of its weights, and those of its input where nothing that is
 trained stands before it.
@@ -7,8 +7,9 @@ trained stands before it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from benchmarks.measure import in_turn, spread
+from benchmarks.result import Result, show, sized
 
 
 def multiply_adds(model: object) -> tuple[int, int]:
@@ -33,40 +34,35 @@ def multiply_adds(model: object) -> tuple[int, int]:
     return forward, backward
 
 
-def main() -> None:
-    import keras
-    import numpy as np
+def counted_saving(strategy: str | Sequence[str], model: object = None) -> float:
+    """Share of a step's multiply-adds that a strategy saves, of the default network where no other is given."""
+    import kerasseg
 
+    model = kerasseg.unet() if model is None else model
+    kerasseg.freeze(model, "aggressive")
+    forward, backward = multiply_adds(model)
+    kerasseg.freeze(model, strategy)
+    return (backward - multiply_adds(model)[1]) / (forward + backward)
+
+
+def results(*, quick: bool) -> list[Result]:  # noqa: ARG001
     import kerasseg
 
     model = kerasseg.unet()
     kerasseg.freeze(model, "aggressive")
-    forward, backward = multiply_adds(model)
-    print(
-        f"31-million-parameter U-Net, 256x256x3: {forward / 1e9:.1f} G multiply-adds forward, {backward / 1e9:.1f} back"
-    )
-    for strategy in ("aggressive", "moderate", "conservative", ["encoder_*"], ["encoder_*", "bottleneck"]):
-        report = kerasseg.freeze(model, strategy)
-        _, less = multiply_adds(model)
-        saved = (backward - less) / (forward + backward)
-        name = strategy if isinstance(strategy, str) else " + ".join(strategy)
-        print(f"  {name:24} trains {report.trained / 1e6:5.1f} M weights, saves {saved:6.1%} of a step (counted)")
-
-    x = np.random.default_rng(0).random((4, 128, 128, 3), "float32")
-    y = (x[..., :1] > 0.5).astype("float32")
-    steps = {}
-    for strategy in ("aggressive", "conservative"):
-        small = kerasseg.unet((128, 128, 3), filters=16, seed=0)
-        kerasseg.freeze(small, strategy)
-        small.compile(keras.optimizers.Adam(1e-5), "binary_crossentropy", jit_compile=False)
-        small.train_on_batch(x, y)
-        steps[strategy] = small
-    rounds = in_turn(
-        lambda: steps["aggressive"].train_on_batch(x, y), lambda: steps["conservative"].train_on_batch(x, y), 15
-    )
-    ratios = [b / a for a, b in rounds]
-    print(f"16 filters, 128x128, batch 4: step with conservative freezing to step without: {spread(ratios)}")
+    whole = sum(multiply_adds(model)) / 1e9
+    lines = []
+    for strategy in ("moderate", "conservative", ["encoder_*"], ["encoder_*", "bottleneck"]):
+        trained = kerasseg.freeze(model, strategy).trained
+        saved = counted_saving(strategy, model)
+        name = strategy if isinstance(strategy, str) else "frozen: " + ", ".join(strategy)
+        remark = f"trains {trained / 1e6:.1f} M weights, saves {saved:.1%} of a step"
+        unit = "G multiply-adds a slice"
+        lines.append(
+            sized("freezing", f"{name}, counted", "aggressive", whole * (1 - saved), whole, unit=unit, remark=remark)
+        )
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    show(results)

@@ -7,8 +7,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -22,11 +23,46 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def costs(action: Callable[[], object]) -> tuple[float, float]:
+class Cost(NamedTuple):
     """Seconds, and processor seconds of this process: what others do on the machine disturbs the second less."""
+
+    time: float
+    processor: float
+
+    def each(self, count: int) -> Cost:
+        return Cost(self.time / count, self.processor / count)
+
+
+def costs(action: Callable[[], object]) -> Cost:
     start, used = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - start, time.process_time() - used
+    return Cost(time.perf_counter() - start, time.process_time() - used)
+
+
+def children_costs(action: Callable[[], object]) -> Cost:
+    """As `costs`, with the processor seconds of the processes that the action starts and waits for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    time_ = seconds(action)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Cost(time_, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def rounds_of(
+    actions: Mapping[str, Callable[[], Cost]], rounds: int, once: Collection[str] = ()
+) -> dict[str, list[Cost]]:
+    """What each cost in each round; in every round they take turns.
+
+    Args:
+        actions: By name.
+        rounds: How many.
+        once: Names of those that take part in the first alone: much slower ones, of which nobody doubts it.
+    """
+    found: dict[str, list[Cost]] = {name: [] for name in actions}
+    for number in range(rounds):
+        for name, action in actions.items():
+            if number == 0 or name not in once:
+                found[name].append(action())
+    return found
 
 
 def in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> list[tuple[float, float]]:

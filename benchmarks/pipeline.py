@@ -1,22 +1,17 @@
-"""Training batches from `kerasseg.pipeline` against the usual per-example `tf.image` map, in turn in one run.
-
-    python -m benchmarks.pipeline [--slices 400] [--rounds 7] [--filters 16 64]
+"""Training batches from `kerasseg.pipeline` against a per-example `tf.image` map, a `keras.utils.PyDataset`, and MONAI.
 
 256x256, slices of one channel (repeated to the three that the network takes) and of three, all four augmentations, batch 8.
 Both read the same shards and have them in memory when the clock starts (epochs after the first). The usual one is what a
 careful user writes: parse, cache, shuffle, map over single slices with as many parallel calls as TensorFlow sees fit,
-batch, prefetch. Beside them, what a step of training consumes: the conservative
-strategy in the precision that `auto` chooses.
+batch, prefetch. The PyDataset (once `keras.utils.Sequence`) augments NumPy arrays in memory with OpenCV, in two threads, as
+`fit` reads it; MONAI has the same arrays in a `CacheDataset`, in a process of its own. Beside them, what a step of training
+consumes: the conservative strategy in the precision that `auto` chooses.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,13 +21,16 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.measure import make_slices, seconds, spread
+from benchmarks.measure import Cost, costs, make_slices, rounds_of
+from benchmarks.peers.sequence import sequence_epochs
+from benchmarks.result import Result, compared, show
 from benchmarks.training import BATCH, our_step
+from benchmarks.turns import contenders
 from kerasseg.pipeline import TrainingData
 from kerasseg_tfrecords import parse_batch, prepare, shard_paths
 from kerasseg_tfrecords.manifest import PrepareOptions
 
-SIZE, EPOCHS = 256, 4
+SIZE, EPOCHS = 256, 2
 
 
 def augment(slice_: dict[str, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -74,18 +72,23 @@ def make_colour(folder: Path, count: int, distinct: int = 60) -> None:
         cv2.imwrite(str(mask), cv2.circle(np.zeros((SIZE, SIZE), np.uint8), (x, y), radius, 255, -1))
 
 
-def cost(data: tf.data.Dataset) -> tuple[float, float]:
-    """Seconds and processor seconds a slice, without the first batch: it pays for the graph."""
+def cost(data: tf.data.Dataset) -> Cost:
+    """Of a slice, without the first batch: it pays for the graph."""
     batches = iter(data)
     next(batches)
-    start, used = time.perf_counter(), time.process_time()
-    seen = sum(1 for _ in batches) * BATCH
-    return (time.perf_counter() - start) / seen, (time.process_time() - used) / seen
+    seen = 0
+
+    def rest() -> None:
+        nonlocal seen
+        seen = sum(1 for _ in batches) * BATCH
+
+    whole = costs(rest)
+    return whole.each(seen)
 
 
-def compare(work: Path, channels: int, asked: argparse.Namespace, steps: dict[int, Callable[[], object]]) -> None:
-    """Prints the pipeline from each kind of cache over the usual one, and over what a step consumes."""
-    (make_slices if channels == 1 else make_colour)(work / "raw", asked.slices)
+def compare(work: Path, channels: int, count: int, rounds: int) -> list[Result]:
+    """The pipeline from each kind of cache against what others do, and what a step consumes."""
+    (make_slices if channels == 1 else make_colour)(work / "raw", count)
     # All slices are linked copies of a few: a search for duplicates would put them into one group.
     options = PrepareOptions(size=SIZE, split="80/10/10", split_by="slice", find_duplicates=False)
     prepare(work / "raw", work / "shards", options)
@@ -94,45 +97,50 @@ def compare(work: Path, channels: int, asked: argparse.Namespace, steps: dict[in
         kind: TrainingData(work / "shards", channels=3, cache=kind, cache_folder=work / "cache")
         for kind in ("memory", "disk", "none")
     }
-    cost(other)
-    found: dict[str, list[tuple[float, float]]] = {}
-    consumed: dict[int, list[float]] = {}
-    for round_ in range(asked.rounds):
-        found.setdefault("tf.image", []).append(cost(other))
-        for kind, data in ours.items():
-            found.setdefault(kind, []).append(cost(data.epochs(round_, EPOCHS)))
-        for filters, step in steps.items():
-            consumed.setdefault(filters, []).append(seconds(step) / BATCH)
+    kept = max(BATCH, ours["memory"].steps * BATCH)
+    epoch = iter(range(1_000_000))
+    actions = {
+        "tf.image": lambda: cost(other),
+        "PyDataset": sequence_epochs(kept, SIZE, channels, BATCH, EPOCHS),
+        **{kind: lambda d=data: cost(d.epochs(next(epoch), EPOCHS)) for kind, data in ours.items()},
+    }
+    step = our_step(16)
+    peer = ("benchmarks.peers.monai_input:epochs", kept, SIZE, channels, BATCH, EPOCHS)
+    with contenders({"MONAI": peer}) as running:
+        actions["step"] = lambda: costs(step).each(BATCH)
+        for name, ask in running.items():
+            actions[name] = lambda a=ask: a().each(kept * EPOCHS)
+        found = rounds_of(actions, rounds)
     words = "grey to 3 channels" if channels == 1 else "3 channels"
-    print(f"pipeline, {SIZE}x{SIZE}, {words}, batch {BATCH}, after the first epoch")
-    for kind, costs in found.items():
-        speed = 1 / statistics.median(cost[0] for cost in costs)
-        ratios = [[a[i] / b[i] for a, b in zip(found["tf.image"], costs, strict=True)] for i in (0, 1)]
-        print(
-            f"  {kind:8}: {speed:6,.0f} slices/s; times as fast as tf.image: {spread(ratios[0])}, "
-            f"by processor time {spread(ratios[1])}" + ("   (goal: at least 3)" if kind == "memory" else "")
-        )
-    for filters, costs in consumed.items():
-        ratios = [a / b[0] for a, b in zip(costs, found["memory"], strict=True)]
-        print(
-            f"  a step of the {filters}-filter network takes {1 / statistics.median(costs):.1f} slices/s; "
-            f"pipeline over step: {spread(ratios)}   (goal: at least 5)"
-        )
+    names = {
+        "tf.image": "tf.data, a tf.image map over slices",
+        "PyDataset": "keras PyDataset, NumPy and OpenCV, 2 threads",
+        "MONAI": "MONAI CacheDataset, DataLoader, 2 workers",
+    }
+    lines = []
+    for key, title in names.items():
+        for kind in ("memory", "disk", "none") if key == "tf.image" else ("memory",):
+            if key in found:
+                goal = 3.0 if (key, kind) == ("tf.image", "memory") else None
+                # Its workers' processor time is not in the one process that is asked.
+                pair = [found[kind], found[key] if key != "MONAI" else [Cost(c.time, 0.0) for c in found[key]]]
+                lines.append(
+                    compared("pipeline", f"{words}, cache in {kind}", title, *pair, slices=1, goal=goal)
+                )  # fmt: skip
+    remark = "what training takes of the pipeline"
+    title = "a step of the 1.9-million network"
+    pair = found["memory"], found["step"]
+    lines.append(compared("pipeline", f"{words}, cache in memory", title, *pair, slices=1, goal=5.0, remark=remark))
+    return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slices", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--filters", type=int, nargs="*", default=[16], help="16: 1.9 million parameters; 64: 31 million"
-    )
-    asked = parser.parse_args()
-    steps = {filters: our_step(filters) for filters in asked.filters}
+def results(*, quick: bool) -> list[Result]:
+    lines = []
     for channels in (1, 3):
         with tempfile.TemporaryDirectory(prefix="kerasseg-bench-") as name:
-            compare(Path(name), channels, asked, steps)
+            lines += compare(Path(name), channels, 200 if quick else 400, 2 if quick else 5)
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    show(results)

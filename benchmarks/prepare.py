@@ -1,22 +1,18 @@
-"""`prepare` against a loop that only opens the same files with h5py and reads image and mask.
+"""`prepare` against only reading the same .mat files with h5py, and against loading and stacking all, as scripts do.
 
-    python -m benchmarks.prepare [--slices 3000] [--data FOLDER] [--rounds 3]
-
-Without --data it makes slices like the figshare ones; with it, the .mat files there are linked under new names until there
-are enough. Start-up (imports, worker processes) is shown apart: it is the time of the same command over 64 files.
+The slices are made like the figshare ones. Start-up (imports, worker processes) is taken off: it is the time of the same
+command over 64 files.
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import ROOT, make_slices, seconds, spread
+from benchmarks.measure import ROOT, Cost, children_costs, make_slices
+from benchmarks.result import Result, compared, show, sized
 
 LOOP = """
 import sys, h5py
@@ -47,8 +43,30 @@ if __name__ == "__main__":
 """
 
 
-def run(script: Path, *arguments: object) -> None:
-    subprocess.run([sys.executable, str(script), *map(str, arguments)], check=True, cwd=ROOT)
+STACK = """
+import sys, cv2, h5py
+import numpy as np
+from pathlib import Path
+
+images, masks = [], []
+for path in sorted(Path(sys.argv[1]).glob("*.mat")):
+    with h5py.File(path) as file:
+        image, mask = file["cjdata/image"][()].T.astype("float32"), file["cjdata/tumorMask"][()].T
+    image = (image - image.min()) / (image.max() - image.min())
+    images.append(cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA)[..., None])
+    masks.append(cv2.resize(mask, (256, 256), interpolation=cv2.INTER_NEAREST)[..., None].astype("float32"))
+images, masks = np.stack(images), np.stack(masks)
+order = np.random.default_rng(0).permutation(len(images))
+cut = len(order) * 8 // 10
+for name, rows in (("train", order[:cut]), ("test", order[cut:])):
+    np.savez(f"{sys.argv[3]}-{name}.npz", image=images[rows], mask=masks[rows])
+"""
+PART = "prepare"
+
+
+def run(script: Path, *arguments: object) -> Cost:
+    command = [sys.executable, str(script), *map(str, arguments)]
+    return children_costs(lambda: subprocess.run(command, check=True, cwd=ROOT))
 
 
 def peak(script: Path, *arguments: object) -> float:
@@ -61,60 +79,44 @@ def peak(script: Path, *arguments: object) -> float:
     return int(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1]) / 1024
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slices", type=int, default=3000)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+def results(*, quick: bool) -> list[Result]:
+    count, rounds = (300, 1) if quick else (1000, 3)
     with tempfile.TemporaryDirectory(prefix="kerasseg-bench-") as name:
         work = Path(name)
-        loop, script = work / "loop.py", work / "run.py"
-        loop.write_text(LOOP)
-        script.write_text(PREPARE)
-        folders = {count: work / f"slices{count}" for count in (64, 300, asked.slices)}
-        for count, folder in folders.items():
-            if asked.data:
-                link(asked.data, folder, count)
-            else:
-                make_slices(folder, count)
-        many, few, out = folders[asked.slices], folders[64], work / "out"
-        run(loop, many, 1)  # warm the page cache
-        net: dict[tuple[str, int], list[float]] = {}
-        for _ in range(asked.rounds):
-            for jobs in (1, 2):
-                for label, command in (("loop", (loop,)), ("prepare", (script,))):
-                    start = seconds(lambda c=command, j=jobs: run(*c, few, j, out))
-                    whole = seconds(lambda c=command, j=jobs: run(*c, many, j, out))
-                    net.setdefault((label, jobs), []).append(whole - start)
-                    net.setdefault((f"{label} start-up", jobs), []).append(start)
-        print(f"prepare, {asked.slices} .mat files, start-up taken off")
-        for (label, jobs), times in net.items():
-            rate = "" if "start" in label else f", {(asked.slices - 64) / statistics.median(times):.0f} slices/s"
-            print(f"  {label}, {jobs} process(es): seconds {spread(times)}{rate}")
+        scripts = {"loop": LOOP, "prepare": PREPARE, "stack": STACK}
+        for key, text in scripts.items():
+            (work / f"{key}.py").write_text(text)
+        folders = {number: work / f"slices{number}" for number in (64, 300, count)}
+        for number, folder in folders.items():
+            make_slices(folder, number)
+        run(work / "loop.py", folders[count], 1)  # warm the page cache
+        net: dict[tuple[str, int], list[Cost]] = {}
+        for _ in range(rounds):
+            for key, jobs in (("loop", 1), ("prepare", 1), ("stack", 1), ("loop", 2), ("prepare", 2)):
+                few, many = (run(work / f"{key}.py", folders[n], jobs, work / "out") for n in (64, count))
+                whole = Cost(many.time - few.time, many.processor - few.processor)
+                net.setdefault((key, jobs), []).append(whole)
+        lines = []
         for jobs in (1, 2):
-            ratios = [p / q for p, q in zip(net["prepare", jobs], net["loop", jobs], strict=True)]
-            print(f"  time of prepare / time of the loop, --jobs {jobs}: {spread(ratios)}   (goal: at most 1.5)")
-        ratios = [p / q for p, q in zip(net["prepare", 1], net["prepare", 2], strict=True)]
-        print(f"  speed of --jobs 2 / --jobs 1: {spread(ratios)}   (goal: at least 1.6)")
-        low, high = peak(script, folders[300], 2, out), peak(script, many, 2, out)
-        print(
-            f"  peak memory: {low:.0f} MB for 300, {high:.0f} MB for {asked.slices}: +{high - low:.0f} MB (goal: < 50)"
-        )
-        shutil.rmtree(out, ignore_errors=True)
-
-
-def link(source: Path, folder: Path, count: int) -> None:
-    """The files of `source` under as many names as are asked for, copied where the file system knows no links."""
-    folder.mkdir(parents=True)
-    files = sorted(source.glob("*.mat"))
-    for number in range(count):
-        origin, path = files[number % len(files)], folder / f"{number + 1}.mat"
-        if number < len(files):
-            shutil.copyfile(origin, path)
-        else:
-            path.hardlink_to(folder / f"{number % len(files) + 1}.mat")
+            what = f"prepare --jobs {jobs}, start-up taken off"
+            pair = net["prepare", jobs], net["loop", jobs]
+            # The goal is on the clock: at most one and a half times what reading takes.
+            lines.append(compared(PART, what, "only reading", *pair, slices=count - 64, goal=round(1 / 1.5, 2)))
+        for jobs in (1, 2):
+            pair = net["prepare", jobs], net["stack", 1]
+            what = f"prepare --jobs {jobs}, start-up taken off"
+            lines.append(compared(PART, what, "load all, np.stack, savez", *pair, slices=count - 64))
+        pair = net["prepare", 2], net["prepare", 1]
+        lines.append(compared(PART, "prepare --jobs 2", "--jobs 1", *pair, slices=count - 64))
+        high = {key: peak(work / f"{key}.py", folders[count], 2, work / "out") for key in ("prepare", "stack")}
+        low = {key: peak(work / f"{key}.py", folders[64], 2, work / "out") for key in ("prepare", "stack")}
+        remark = "the largest process"
+        peer = "load all, np.stack, savez"
+        lines.append(sized(PART, f"peak memory, {count} slices", peer, high["prepare"], high["stack"], remark=remark))
+        grown = {key: max(high[key] - low[key], 0.1) for key in high}
+        lines.append(sized(PART, f"memory that {count - 64} more slices take", peer, grown["prepare"], grown["stack"]))
+        return lines
 
 
 if __name__ == "__main__":
-    main()
+    show(results)

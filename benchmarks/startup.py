@@ -1,7 +1,4 @@
-"""Time of `kerasseg --help` (goal: under 0.3 s), beside that of Python itself.
-
-And of `import kerasseg` (goal: at most 0.3 s), behind that of TensorFlow and Keras.
-"""
+"""Start-up: `kerasseg --help` and `import kerasseg` beside Python alone, the first step of training beside plain Keras."""
 
 from __future__ import annotations
 
@@ -9,35 +6,79 @@ import json
 import subprocess
 import sys
 
-from benchmarks.measure import ROOT, in_turn, spread
+from benchmarks.measure import ROOT, Cost, children_costs, rounds_of
+from benchmarks.result import Result, compared, show
 
-_IMPORTS = """
-import json, time
-moments = [time.perf_counter()]
-import tensorflow, keras
-moments.append(time.perf_counter())
+KERAS = """
+import keras, numpy as np
 import kerasseg
-moments.append(time.perf_counter())
-for name in kerasseg.__all__:
-    getattr(kerasseg, name)
-moments.append(time.perf_counter())
-print(json.dumps([after - before for before, after in zip(moments, moments[1:])]))
+model = kerasseg.unet((128, 128, 3), filters=8, seed=0)
+model.compile(keras.optimizers.AdamW(1e-4), kerasseg.DiceBCELoss(), metrics=[kerasseg.DiceScore(name="dice")])
+image = np.zeros((8, 128, 128, 3), "float32")
+model.train_on_batch(image, image[..., :1])
+"""
+OURS = """
+import numpy as np
+import kerasseg
+from kerasseg.training.engine import Engine
+model = kerasseg.unet((128, 128, 3), filters=8, seed=0)
+engine = Engine(model, kerasseg.DecayedAdam(1e-4), batch_size=8)
+image = np.zeros((8, 128, 128, 3), "float32")
+ones = np.ones(8, "float32")
+numbers = np.arange(8)
+engine.train_step({"image": image, "mask": image[..., :1], "weight": ones, "label": numbers, "slice": numbers})
 """
 
 
-def main() -> None:
-    def run(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True, text=True)
-        return done.stdout
+# In one process, one behind the other: between two processes TensorFlow's own import varies by more than ours takes.
+IMPORTS = """
+import json, time
+def took(action):
+    start, used = time.perf_counter(), time.process_time()
+    action()
+    return time.perf_counter() - start, time.process_time() - used
+def framework():
+    import tensorflow, keras
+def ours():
+    import kerasseg
+    for name in kerasseg.__all__:
+        getattr(kerasseg, name)
+print(json.dumps([took(framework), took(ours)]))
+"""
 
+
+def run(*arguments: str) -> Cost:
+    return children_costs(
+        lambda: subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True)
+    )
+
+
+def results(*, quick: bool) -> list[Result]:
+    lines = []
     run("-m", "kerasseg_cli", "--help")
-    rounds = in_turn(lambda: run("-c", "pass"), lambda: run("-m", "kerasseg_cli", "--help"), 7)
-    print(f"kerasseg --help: seconds {spread([b for _, b in rounds])}; Python alone {spread([a for a, _ in rounds])}")
-    # In one process, one behind the other: between two processes TensorFlow's own import varies by more than ours takes.
-    imports = list(zip(*(json.loads(run("-c", _IMPORTS)) for _ in range(5)), strict=True))
-    framework, ours, names = (spread(list(part)) for part in imports)
-    print(f"import kerasseg: seconds {ours} behind TensorFlow and Keras {framework}; all its names {names}")
+    light = {
+        "Python alone": lambda: run("-c", "pass"),
+        "kerasseg --help": lambda: run("-m", "kerasseg_cli", "--help"),
+        "import kerasseg": lambda: run("-c", "import kerasseg"),
+    }
+    found = rounds_of(light, 2 if quick else 7)
+    for name in list(light)[1:]:
+        remark = "goal: under 0.3 s in all" if name == "kerasseg --help" else ""
+        lines.append(compared("startup", name, "Python alone", found[name], found["Python alone"], remark=remark))
+    pairs = []
+    for _ in range(1 if quick else 5):
+        command = [sys.executable, "-c", IMPORTS]
+        done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+        pairs.append([Cost(*cost) for cost in json.loads(done.stdout.splitlines()[-1])])
+    what = "import kerasseg and all its names, behind TensorFlow and Keras"
+    framework, ours = zip(*pairs, strict=True)
+    lines.append(compared("startup", what, "TensorFlow and Keras themselves", ours, framework))
+    first = {"ours": lambda: run("-c", OURS), "theirs": lambda: run("-c", KERAS)}
+    found = rounds_of(first, 1 if quick else 3)
+    what = "from nothing to the end of the first step (0.5 million parameters, 128x128)"
+    lines.append(compared("startup", what, "plain Keras", found["ours"], found["theirs"]))
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    show(results)

@@ -1,6 +1,6 @@
-"""Thresholds: the sweep against 99 thresholds one by one, in turn in one run; and the whole search for a rule.
+"""Thresholds against 99 one by one, the whole search for a rule, post-processing against SciPy and scikit-image.
 
-`python -m benchmarks.thresholds`: 210 synthetic slices at 256x256 and 512x512, as a network that is fairly sure of itself
+210 synthetic slices at 256x256 and 512x512, as a network that is fairly sure of itself
 puts them out: a tumour with a soft and wavy edge, false alarms, and next to nothing elsewhere. "One by one" is the loop
 that one writes first (`found = p >= t`, sums); "counted" the fastest loop that was found (`np.count_nonzero`, slice by
 slice). "Soft" is a network that puts out more than 0.001 everywhere, which is the slowest case.
@@ -8,13 +8,18 @@ slice). "Soft" is a network that puts out more than 0.001 everywhere, which is t
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
-from benchmarks.measure import in_turn, own_peak_memory, seconds, spread
+from benchmarks.measure import costs, own_peak_memory, rounds_of
+from benchmarks.result import Result, compared, show
 from kerasseg.evaluation.predictions import ArrayPredictions
+from kerasseg.postprocessing import postprocess
+from kerasseg.rule import MaskRule
 from kerasseg.thresholds import sweep_thresholds
 from kerasseg.tuning import tune
 
@@ -64,33 +69,77 @@ def counted(probabilities: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return dice.mean(0)
 
 
-def main(rounds: int = 3) -> None:
-    for size in (256, 512):
+RULE = MaskRule(min_diameter=0.03, fill_holes=True, keep_largest=True)
+
+
+def straightforward(masks: np.ndarray) -> list[np.ndarray]:
+    """The same three steps as one writes them with SciPy and scikit-image, on whole slices."""
+    from skimage.measure import label
+    from skimage.morphology import remove_small_objects
+
+    out = []
+    for mask in masks:
+        area = np.pi / 4 * (RULE.min_diameter * mask.shape[1]) ** 2
+        # It removes what is as large as the limit, too.
+        tidy = remove_small_objects(mask, max_size=int(np.ceil(area)) - 1, connectivity=2)
+        tidy = ndimage.binary_fill_holes(tidy)
+        regions = label(tidy, connectivity=2)
+        if regions.max() > 1:
+            tidy = regions == np.argmax(np.bincount(regions.ravel())[1:]) + 1
+        out.append(tidy)
+    return out
+
+
+def postprocessing(rounds: int) -> list[Result]:
+    masks = slices(256)[0] >= 0.3
+    try:
+        theirs = straightforward(masks)
+    except ImportError as missing:
+        print(f"thresholds: without {missing.name}")
+        return []
+    same = sum(np.array_equal(a, postprocess(b, RULE)) for a, b in zip(theirs, masks, strict=True))
+    found = in_turn(
+        ours=lambda: [postprocess(mask, RULE) for mask in masks], peer=lambda: straightforward(masks), rounds=rounds
+    )
+    what, peer = "small objects, holes, largest object, 256x256", "scikit-image and SciPy"
+    remark = f"the same masks on {same} of {len(masks)} slices"
+    return [compared("thresholds", what, peer, *found, slices=len(masks), goal=1.0, remark=remark)]
+
+
+def in_turn(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> tuple[list[Any], list[Any]]:
+    found = rounds_of({"ours": lambda: costs(ours), "peer": lambda: costs(peer)}, rounds)
+    return found["ours"], found["peer"]
+
+
+def results(*, quick: bool) -> list[Result]:
+    rounds, lines = 1 if quick else 5, []
+    for size in (256,) if quick else (256, 512):
         for soft in (False, True):
             probabilities, masks = slices(size, soft=soft)
             swept = sweep_thresholds(probabilities, masks)
             assert np.allclose(swept.mean[9:990:10], one_by_one(probabilities, masks), atol=1e-12)
             for name, loop in (("one by one", one_by_one), ("counted", counted)):
                 found = in_turn(
-                    lambda p=probabilities, m=masks, loop=loop: loop(p, m),
-                    lambda p=probabilities, m=masks: sweep_thresholds(p, m),
-                    rounds,
+                    ours=lambda p=probabilities, m=masks: sweep_thresholds(p, m),
+                    peer=lambda p=probabilities, m=masks, loop=loop: loop(p, m),
+                    rounds=rounds,
                 )
-                ours = statistics.median(b for _, b in found)
-                print(
-                    f"thresholds, {COUNT} slices of {size}x{size}, {'soft' if soft else 'sure'}: 99 {name} over 1000 at "
-                    f"once in time {spread([a / b for a, b in found])}; the sweep takes {ours:.2f} s"
-                )
+                what = f"1,000 thresholds, {COUNT} slices of {size}x{size}, {'soft' if soft else 'sure'}"
+                lines.append(compared("thresholds", what, f"99 {name}", *found, goal=1.0))
             if not soft:
                 predictions = ArrayPredictions(
                     probabilities, masks, np.arange(COUNT) % 3, [str(i // 7) for i in range(COUNT)], list("abc")
                 )
-                took = [seconds(lambda p=predictions: tune(p)) for _ in range(rounds)]
-                print(
-                    f"search for a rule, {COUNT} slices of {size}x{size}: seconds {spread(took)}, "
-                    f"peak memory {own_peak_memory():,.0f} MB"
+                found = in_turn(
+                    ours=lambda p=predictions: tune(p),
+                    peer=lambda p=probabilities, m=masks: one_by_one(p, m),
+                    rounds=rounds,
                 )
+                what = f"whole search for a rule, post-processing included, {COUNT} slices of {size}x{size}"
+                remark = f"peak memory {own_peak_memory():,.0f} MB"
+                lines.append(compared("thresholds", what, "99 thresholds one by one alone", *found, remark=remark))
+    return lines + postprocessing(rounds)
 
 
 if __name__ == "__main__":
-    main()
+    show(results)

@@ -1,18 +1,14 @@
-"""A step of training: the strategies against plain Keras, and what `--deterministic` costs, in turn in one run.
+"""A step of training against plain Keras and PyTorch, in the precision that is fastest here, with peak memory.
 
-    python -m benchmarks.training [--filters 16] [--rounds 7]
-
-256x256x3, batch 8. Plain Keras is `model.train_on_batch` on the same network with everything trainable, the same loss and
-Dice as its metric, in float32 (what stock Keras does) and in the precision that `auto` chooses here.
+256x256x3, batch 8, 31 million parameters (with `--quick` 1.9). Plain Keras is `model.train_on_batch` on the same network,
+with everything trainable, the same loss and Dice as its metric, in the precision that `auto` chooses here. PyTorch is the
+same network, layer for layer, with the same loss and optimizer, everything trainable.
+Each contender is a process of its own; between its turns it sleeps. Slower peers stand in `benchmarks.training_others`.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +16,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from benchmarks.measure import ROOT, costs, spread
+from benchmarks.freezing import counted_saving
+from benchmarks.measure import Cost, rounds_of
+from benchmarks.result import Result, Spread, compared, show, sized
+from benchmarks.turns import contenders
 
 SIZE, BATCH = 256, 8
 STRATEGIES = ("conservative", "moderate", "aggressive")
+PYTORCH = (
+    "PyTorch, bfloat16, channels-last",
+    "PyTorch, bfloat16, channels-last, torch.compile",
+)
 
 
 def batch(size: int = SIZE) -> dict[str, np.ndarray]:
@@ -89,92 +92,57 @@ def keras_step(filters: int, name: str, size: int = SIZE) -> Callable[[], object
     return lambda: model.train_on_batch(data["image"], data["mask"])
 
 
-def compare(filters: int, rounds: int) -> None:
-    """Prints steps of every strategy, ours over those of Keras."""
-    name = precision()
-    references = {f"Keras, {p}": keras_step(filters, p) for p in dict.fromkeys(("float32", name))}
-    ours = {strategy: our_step(filters, strategy) for strategy in STRATEGIES}
-    found = [{key: costs(step) for key, step in (references | ours).items()} for _ in range(rounds)]
-    print(f"training, {filters} filters, {SIZE}x{SIZE}x3, batch {BATCH}, ours in {name}: time of a step")
-    for key in (*references, *ours):
-        print(f"  {key}: {statistics.median(one[key][0] for one in found):.2f} s")
-        for other in references if key in ours else ():
-            print(f"    over {other}: {_ratios([(one[other], one[key]) for one in found])}")
+def maker_of(filters: int, name: str) -> tuple[Any, ...]:
+    """What makes a contender: a strategy, "plain Keras, <precision>" or one of the PyTorch variants."""
+    if name.startswith("plain Keras"):
+        return "benchmarks.training:keras_step", filters, name.removeprefix("plain Keras, ")
+    if name.startswith("PyTorch"):
+        layout = "channels-last" if "channels-last" in name else "contiguous"
+        options = "bfloat16" in name, "torch.compile" in name
+        return "benchmarks.peers.pytorch:step", filters, layout, *options, SIZE, BATCH
+    return "benchmarks.training:our_step", filters, name
 
 
-def _ratios(pairs: list[tuple[tuple[float, float], tuple[float, float]]]) -> str:
-    """Second over first."""
-    time, processor = ([second[kind] / first[kind] for first, second in pairs] for kind in (0, 1))
-    return f"{spread(time)}, in processor time {spread(processor)}"
+def title(filters: int) -> str:
+    size = {64: "31 million", 16: "1.9 million"}.get(filters, "few")
+    return f"step of {size} parameters, {precision()}"
 
 
-def overhead(rounds: int) -> None:
-    """Prints what a step costs beyond arithmetic: a network so small that nothing else is left."""
-    ours, theirs = our_step(2, "aggressive", 16), keras_step(2, "float32", 16)
-    pairs = [(costs(theirs), costs(ours)) for _ in range(30 * rounds)]
-    print(f"  fixed cost of a step (2 filters, 16x16), ours over Keras': {_ratios(pairs)}")
-
-
-def determinism(filters: int, rounds: int) -> None:
-    """Prints the cost of `--deterministic`. It cannot be switched off again: two processes take turns."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.training", "--filters", str(filters), "--serve", *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for options in ([], ["--deterministic"])
+def steps(filters: int, rounds: int) -> list[Result]:
+    """Two strategies against plain Keras and PyTorch in the same precision, time and memory."""
+    keras = f"plain Keras, {precision()}"
+    names = ("aggressive", "conservative", keras, *PYTORCH)
+    with contenders({name: maker_of(filters, name) for name in names}) as running:
+        found = rounds_of(running, rounds)
+    what = title(filters)
+    best = min((name for name in PYTORCH if name in found), key=lambda name: _median(found[name]), default="")
+    lines = []
+    for strategy in ("aggressive", "conservative"):
+        for name in names[2:]:
+            if name in found:
+                goal, remark = (1.0, "PyTorch's best here") if name == best else (None, "")
+                pair = found[strategy], found[name]
+                lines.append(compared("training", f"{strategy}, {what}", name, *pair, goal=goal, remark=remark))
+    ratio = 1 / (1 - counted_saving("conservative"))
+    remark = f"counting the multiply-adds that the frozen blocks' backward pass saves gives {ratio:.3f}"
+    pair = found["conservative"], found["aggressive"]
+    lines.append(compared("training", f"conservative, {what}", "aggressive", *pair, remark=remark))
+    peaks = {name: one.peak for name, one in running.items()}
+    lines += [
+        sized("training", f"peak memory, aggressive, {what}", name, peaks["aggressive"], peaks[name])
+        for name in names[1:]
+        if name in peaks
     ]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        found = [[_ask(process) for process in processes] for _ in range(rounds)]
-    finally:
-        for process in processes:
-            process.communicate()
-    print(f"  a step with --deterministic over one without: {_ratios([(a, b) for a, b in found])}")
+    return lines
 
 
-def _ask(process: subprocess.Popen[str]) -> tuple[float, float]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("step\n")
-    process.stdin.flush()
-    time, processor = process.stdout.readline().split()
-    return float(time), float(processor)
+def _median(costs: list[Cost]) -> float:
+    return Spread.of([cost.time for cost in costs]).median
 
 
-def serve(filters: int, *, deterministic: bool) -> None:
-    """Does a step for each line it reads, and says how long it took."""
-    import keras
-    import tensorflow as tf
-
-    keras.utils.set_random_seed(0)
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
-    step = our_step(filters, deterministic=deterministic)
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        print(*costs(step), flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--filters", type=int, default=16, help="16: 1.9 million parameters; 64: 31 million")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--deterministic", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.serve:
-        serve(asked.filters, deterministic=asked.deterministic)
-        return
-    compare(asked.filters, asked.rounds)
-    overhead(asked.rounds)
-    determinism(asked.filters, asked.rounds)
+def results(*, quick: bool) -> list[Result]:
+    return steps(16 if quick else 64, 2 if quick else 3)
 
 
 if __name__ == "__main__":
-    main()
+    show(results)

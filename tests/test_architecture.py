@@ -20,6 +20,7 @@ TENSORFLOW_ALLOWED = {
     "kerasseg.training.datasets",  # other people's tf.data
     "kerasseg.training.devices",
     "kerasseg.training.engine",
+    "kerasseg.training.fused_batchnorm",
     "kerasseg.training.memory",
     "kerasseg.training.session",
     "kerasseg.training.tensorboard",  # event files are TensorFlow's records of its own messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from kerasseg.losses import DiceBCELoss
 from kerasseg.metrics import slice_scores
 from kerasseg.training.devices import Devices, synchronized_batchnorm
 from kerasseg.training.events import Message
+from kerasseg.training.fused_batchnorm import fused_batchnorm
 from kerasseg.training.memory import more_parts, out_of_memory
 from kerasseg.training.slice_table import SliceTable
 from kerasseg_tfrecords.errors import KerassegError, UsageError
@@ -315,7 +317,8 @@ class Engine:
         """Gradients of this device's part of the loss, and rows (slice, weighted loss, Dice, L2)."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in self._trained])
-            predicted = self.model(batch["image"], training=True)
+            with contextlib.nullcontext() if self._devices.gpu else fused_batchnorm(self.model):
+                predicted = self.model(batch["image"], training=True)
             values = self._loss_values(batch["mask"], predicted) * ops.cast(batch["weight"], "float32")
             other = ops.cast(sum(self.model.losses) if self.model.losses else 0.0, "float32")
             share = other / (self._devices.replicas * parts)

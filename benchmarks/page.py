@@ -1,0 +1,126 @@
+"""`docs/benchmarks.md`, made from `benchmarks/results.json`: it holds only figures that were printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.result import Result, figure
+
+TITLES = {
+    "startup": "Start-up",
+    "prepare": "Prepare",
+    "pipeline": "Input",
+    "freezing": "What freezing saves, counted",
+    "training": "A step of training",
+    "training_others": "A step of training: slower peers, fixed costs",
+    "prediction": "Prediction",
+    "thresholds": "Thresholds and post-processing",
+    "distances": "Distances",
+    "scale": "Scale",
+    "augmentation": "Augmentation alone",
+}
+INTRODUCTIONS = {
+    "startup": "New processes, from the start to the end.",
+    "prepare": "`kerasseg prepare` against a loop that only opens and reads the same .mat files, and against a script "
+    "that reads everything, resizes it and calls `np.stack`.",
+    "pipeline": "Augmented batches of 8 slices, 256x256, after the first epoch, against what people write.",
+    "freezing": "Frozen blocks are still run forward; only gradients are saved.",
+    "training": "The default U-Net, 256x256x3, batch 8. Plain Keras and PyTorch train everything, on the same network, "
+    "with the same loss and optimizer. Each is a process of its own.",
+    "training_others": "As above; where half a minute goes into a step, there are fewer rounds.",
+    "thresholds": "Synthetic slices, as a network that is fairly sure of itself, or not (soft), puts them out.",
+    "distances": "HD95 of tumours of radius 20 in 256x256. surface-distance is written from its formulae; Metrics "
+    "Reloaded is on no package index, and its definition stands here in SciPy.",
+    "scale": "The cost of a slice where there are many more of them. The peer is ourselves with few slices: flat is a "
+    "ratio near 1.",
+}
+_HEAD = """# Benchmarks
+
+`make bench` prints every figure of this page, in an environment of its own (`benchmarks/requirements.txt`), and
+writes it and `benchmarks/results.json`. `.venv-bench/bin/python -m benchmarks training distances` measures parts of
+it again.
+
+**How to read it.** Ours and the peer take turns in one run; the ratio is the peer's cost over ours, the median (and
+the range) of the rounds: above 1 we are cheaper. Where others work on a machine at the same time, wall clocks of one
+round differ several fold, and so the ratio is given in processor time, too, which is disturbed less. A line that is
+measured below its goal, or below 1 where a peer does the same, is **bold**, and stands again in the list at the end.
+"""
+# Why a peer is ahead, by how the line begins and whom it is compared with.
+REASONS: dict[tuple[str, str], str] = {
+    ("kerasseg --help", "Python alone"): "an interpreter that does nothing is the bound, not a peer.",
+    ("import kerasseg", "Python alone"): "an interpreter that does nothing is the bound, not a peer.",
+    (
+        "prepare",
+        "only reading",
+    ): "reading is the bound: we resize, normalise, search for duplicates, write and hash besides.",
+    ("peak memory, aggressive", "conservative"): "ourselves, with fewer gradients to keep.",
+    ("peak memory, aggressive", "PyTorch"): "not explained yet; TensorFlow's and Keras' own import is part of it.",
+    ("3 channels, cache in memory", "tf.data"): "OpenCV moves three channels at the cost of four; not mended.",
+    ("whole search", "99 thresholds"): "the search tries post-processing rules after the threshold; the loop does not.",
+}
+
+
+def page(document: dict[str, Any]) -> str:
+    """The page.
+
+    Args:
+        document: What `results.json` holds.
+    """
+    blocks, behind = [_HEAD], []
+    for part, found in document["parts"].items():
+        results = [Result.read(item) for item in found["results"]]
+        blocks.append(f"## {TITLES[part]}\n")
+        if part in INTRODUCTIONS:
+            blocks.append(INTRODUCTIONS[part] + "\n")
+        blocks.append("\n".join(_table(results)) + "\n")
+        blocks.append(_machine(found["machine"]) + "\n")
+        behind += [result for result in results if slower(result)]
+    blocks.append("## Where we are behind\n")
+    blocks.append("\n".join(_reason(result) for result in behind) + "\n" if behind else "Nowhere, by these figures.\n")
+    if missing := [title for part, title in TITLES.items() if part not in document["parts"]]:
+        blocks.append(f"Not measured yet, so that nothing is claimed: {', '.join(missing)}.\n")
+    return "\n".join(blocks)
+
+
+def slower(result: Result) -> bool:
+    """Whether a peer, or a goal, is ahead of us: by processor time where the line has it."""
+    ratio = (result.processor or result.ratio).median
+    return ratio < (0.97 if result.goal is None else result.goal)
+
+
+def _table(results: list[Result]) -> list[str]:
+    lines = [
+        "| what | ours | against | peer | peer / ours, time | in processor time | rounds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        mark = "**" if slower(result) else ""
+        goal = "" if result.goal in (None, 1.0) else f" (goal {result.goal:g})"
+        remark = f" ({result.remark})" if result.remark else ""
+        lines.append(
+            f"| {result.name}{remark} | {figure(result.ours)} {result.unit} | {result.peer_name} | "
+            f"{figure(result.peer)} {result.unit} | {mark}{result.ratio}{mark}{goal} | {result.processor or ''} | "
+            f"{result.rounds} |"
+        )
+    return lines
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])}), "
+        f"{machine['memory_gib']} GiB, load {machine['load']} at the end; {machine['system']}; {versions}."
+    )
+
+
+def _reason(result: Result) -> str:
+    reason = next(
+        (
+            why
+            for (name, peer), why in REASONS.items()
+            if result.name.startswith(name) and result.peer_name.startswith(peer)
+        ),
+        "",
+    )
+    ratio = result.processor or result.ratio
+    return f"- {result.name}, against {result.peer_name}: {ratio}" + (f"; {reason}" if reason else "")

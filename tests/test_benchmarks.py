@@ -1,0 +1,67 @@
+"""The page of benchmarks holds what was printed, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.__main__ import PAGE, RESULTS
+from benchmarks.measure import Cost, rounds_of
+from benchmarks.page import page, slower
+from benchmarks.result import Result, compared, sized
+
+
+def test_the_page_is_made_from_the_results() -> None:
+    assert PAGE.read_text() == page(json.loads(RESULTS.read_text()))
+
+
+def test_a_ratio_is_taken_a_round_and_not_of_medians() -> None:
+    ours = [Cost(1, 1), Cost(4, 1), Cost(2, 2)]
+    peer = [Cost(2, 3), Cost(4, 4), Cost(10, 10)]
+    result = compared("training", "step", "peer", ours, peer, slices=8)
+    assert (result.ratio.low, result.ratio.median, result.ratio.high) == (1, 2, 5)
+    assert result.processor is not None
+    assert (result.processor.low, result.processor.median, result.processor.high) == (3, 4, 5)
+    assert (result.ours, result.peer, result.unit) == (4, 2, "slices/s")
+    assert Result.read(json.loads(json.dumps(result.document()))) == result
+
+
+@pytest.mark.parametrize(
+    ("time", "processor", "goal", "behind"),
+    [(2, 2, None, False), (2, 0.5, None, True), (0.5, 2, None, False), (0.5, 0, None, True), (2, 2, 3.0, True)],
+)
+def test_processor_time_says_who_is_behind(time: float, processor: float, goal: float | None, behind: bool) -> None:
+    result = compared("training", "step", "peer", [Cost(1, 1)], [Cost(time, processor)], goal=goal)
+    assert slower(result) is behind
+
+
+def test_a_line_behind_is_named_at_the_end_of_the_page() -> None:
+    machine = {
+        "date": "2026-01-01",
+        "processor": "P",
+        "cores": 2,
+        "instruction_sets": ["avx2"],
+        "memory_gib": 8,
+        "load": 0.1,
+        "system": "S",
+        "versions": {"keras": "3.15"},
+    }
+    results = [sized("training", "fine", "peer", 1, 2), sized("training", "bad", "peer", 2, 1)]
+    made = page({"parts": {"training": {"machine": machine, "results": [r.document() for r in results]}}})
+    end = made.split("## Where we are behind")[1]
+    assert "bad, against peer" in end
+    assert "fine" not in end
+    assert "2026-01-01: P, 2 cores (avx2), 8 GiB, load 0.1 at the end; S; keras 3.15." in made
+
+
+def test_contenders_take_turns_and_slow_ones_come_once() -> None:
+    order: list[str] = []
+
+    def action(name: str) -> Cost:
+        order.append(name)
+        return Cost(1, 1)
+
+    found = rounds_of({name: lambda n=name: action(n) for name in "abc"}, 3, once="b")
+    assert order == list("abcacac")
+    assert [len(found[name]) for name in "abc"] == [3, 1, 3]
