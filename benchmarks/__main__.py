@@ -15,6 +15,7 @@ PARTS = (
     "training",
     "thresholds",
     "distances",
+    "prediction",
 )
 
 if __name__ == "__main__":
