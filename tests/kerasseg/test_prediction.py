@@ -594,6 +594,8 @@ def test_masks_of_two_makings_are_not_mixed(bright: keras.Model, folder: Path, t
         predict_files(bright, folder, out)
     with pytest.raises(UsageError, match=r"made differently \(found rule .*threshold"):
         predict_files(bright, folder, out, threshold=0.3, go_on=True)
+    with pytest.raises(UsageError, match=r"made differently \(found network"):
+        predict_files(brightness_network(SIZE, at=0.7), folder, out, go_on=True)
     assert predict_files(bright, folder, out, threshold=0.3, overwrite=True).earlier == 0
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "2_mask.png").write_bytes(b"drawn by hand")
