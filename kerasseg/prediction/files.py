@@ -103,7 +103,7 @@ class PredictionReport:
 
 
 def predict_files(
-    network: Source | Sequence[Source] | None,
+    network: Source | Sequence[Source] | Network | None,
     inputs: Sequence[Path | str] | Path | str,
     out: Path | str,
     *,
@@ -131,7 +131,8 @@ def predict_files(
 
     Args:
         network: A run (its folder or name, "latest"), a checkpoint of any kind, a Keras model, or several of these, whose
-            probabilities are averaged; None for the latest run.
+            probabilities are averaged; None for the latest run. What `open_network` gave is taken as it is, with the rule
+            and options that it was opened with.
         inputs: Folders, zips, files or patterns of anything that `prepare` reads. Masks among them are passed over.
         out: The output folder; made where it is missing.
         threshold: Instead of the run's rule, in (0, 1], without post-processing.
@@ -188,15 +189,17 @@ def predict_files(
     check_folder(folder, listed)
     units = plan_units(listed)
     _check_empty(folder, units, go_on=go_on, overwrite=overwrite)
-    asked = open_network(
-        network,
-        threshold=threshold,
-        rule=rule,
-        intensity=intensity,
-        precision=precision,
-        batch_size=batch_size,
-        flip_average=flip_average,
-    )
+    asked = network
+    if not isinstance(asked, Network):
+        asked = open_network(
+            asked,
+            threshold=threshold,
+            rule=rule,
+            intensity=intensity,
+            precision=precision,
+            batch_size=batch_size,
+            flip_average=flip_average,
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -225,7 +228,7 @@ def predict_files(
         intensity=asked.intensity,
         size=asked.size,
         precision=asked.precision,
-        flip_average=flip_average,
+        flip_average=asked.flip_average,
         files=tuple(_predicted(unit, journal.done[unit.name]) for unit in units if unit.name in journal.done),
         earlier=earlier,
         total=len(units),

@@ -100,8 +100,8 @@ class Journal:
                 "rows": [asdict(row) for row in done.rows],
                 "notes": done.notes,
             }
-            # One write of a whole line: a process that is killed leaves all of it or a part without end.
-            with self._path.open("ab", buffering=0) as stream:
+            # At the end of the file: a process that is killed, or a full disk, leaves a part without end at most.
+            with self._path.open("ab") as stream:
                 stream.write((json.dumps(line) + "\n").encode())
         except OSError as error:
             raise explain_os_error(error, self._path) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Network:
 
     Attributes:
         names: Of the members, as they were given.
-        sha256: Of their files; "" for a network in memory.
+        sha256: Of their files; of the weights for a network in memory; "" where it is unknown.
         size: Side of the square that they take, pixels.
         channels: That they take, 1 or 3.
         grey: Whether they were trained on grey images.
@@ -199,7 +200,7 @@ def check_averaging(names: Sequence[str]) -> bool:
 
 def _open(source: Source | None, *, needs_rule: bool) -> _Member:
     if isinstance(source, keras.Model):
-        return _from_model(source, "the network", "")
+        return _from_model(source, "the network", _digest(source))
     if source is None or isinstance(source, RunDirectory):
         return _from_run(source if source is not None else RunDirectory.find(), needs_rule=needs_rule)
     text, path = str(source), Path(source)
@@ -212,6 +213,13 @@ def _open(source: Source | None, *, needs_rule: bool) -> _Member:
         known = provenance(opened)
         return _from_model(opened, text, "" if known is None else known.sha256)
     return _from_run(RunDirectory.find(text), needs_rule=needs_rule)
+
+
+def _digest(model: keras.Model) -> str:
+    digest = hashlib.sha256()
+    for weights in model.get_weights():
+        digest.update(np.ascontiguousarray(weights).tobytes())
+    return digest.hexdigest()
 
 
 def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:

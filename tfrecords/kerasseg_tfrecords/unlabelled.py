@@ -57,7 +57,7 @@ def list_images(
         inputs: Folders, zips, files, or patterns with `*`, `?` and `**`. Files of one folder are one input.
         options: For the readers; masks are never read.
         format_name: One format alone; None for all.
-        hidden: Files below this folder are no input (the output of an earlier time).
+        hidden: Files below this folder are no input (the output of an earlier time), unless it is an input itself.
 
     Returns:
         One entry for each input, those without images too as long as another has some.
@@ -125,9 +125,11 @@ def _open(path: Path) -> Tree:
 
 
 def _without(tree: Tree, hidden: Path | None) -> Tree:
-    if hidden is None or not hidden.resolve().is_relative_to(tree.root.resolve()):
+    if hidden is None:
         return tree
-    inside = hidden.resolve()
+    inside, root = hidden.resolve(), tree.root.resolve()
+    if inside == root or not inside.is_relative_to(root):
+        return tree
     kept = tuple(place for place in tree.locations if not place.path.resolve().is_relative_to(inside))
     return replace(tree, locations=kept)
 
