@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.machine import describe
 from benchmarks.measure import ROOT
 from benchmarks.real import figures as read
-from benchmarks.real.machine import machine
 from benchmarks.real.page import write_page
 from benchmarks.real.pictures import draw_examples
 from benchmarks.real.plan import Trial, leaking, long, trials_on_few, trials_on_many
@@ -101,9 +101,10 @@ def collect(shop: Workshop, effort: Effort) -> read.Figures:
         read.paired(crossed[0].label, (roots[0], root), trial.label)
         for trial, root in zip(crossed[1:], roots[1:], strict=True)
     ]
+    found = describe()
     sets = {trial.data.name: shop.folder / trial.data.name for trial in trials}
     return read.Figures(
-        machine=machine(),
+        machine=f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB, no GPU used",
         software={name: importlib.metadata.version(name) for name in SOFTWARE},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         quick=effort == QUICK,
