@@ -83,6 +83,15 @@ class PredictionReport:
         notes: Sentences for people.
         interrupted: Whether it was stopped before the end.
         seconds: From the first slice to the last file.
+
+    Example:
+        `predict_files` makes them. Nothing is lost where no file is among the problems:
+
+        >>> from kerasseg.rule import MaskRule
+        >>> asked = (Path("masks"), ("unet",), MaskRule(), "minmax", 256, "float32", False)
+        >>> report = PredictionReport(*asked, (), 0, 0, (), (), (), False, 0.0)
+        >>> len(report.files) + len(report.problems) == report.total
+        True
     """
 
     out: Path
