@@ -1,43 +1,53 @@
-"""Slices a second of `kerasseg predict` against a loop over the original SavedModel, in turn in one run.
+"""Slices a second of `kerasseg predict` against what people write instead, in turn in one run.
 
-    python -m benchmarks.prediction
+    python -m benchmarks.prediction [--quick]
 
-The loop is what one writes first: `tf.saved_model.load`, then for each file read, resize, call the signature, write the
-mask. Both read the same files, put out the same masks, and start when the network is in memory. `KERASSEG_REAL_DATA` names
-the SavedModel (`checkpoints/unet-lgg-savedmodel`) and the slices; without it, a synthetic network of the same shape and
-synthetic slices are taken.
+The peers read, resize, ask, and write the mask, one after another, as one writes it first: the original SavedModel's
+signature a slice at a time; Keras' `model.predict` and ONNX Runtime with batches of 8. All read the same files, and start
+when the network is in memory. `KERASSEG_REAL_DATA` names the SavedModel (`checkpoints/unet-lgg-savedmodel`) and the slices;
+without it, a synthetic network of the same shape and synthetic slices are taken.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import os
-import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
 import numpy as np
 
-from benchmarks.measure import make_slices, seconds, spread
+from benchmarks.measure import ROOT, costs, make_slices, rounds_of
+from benchmarks.result import Result, compared, show
 
-ROUNDS, COUNT = 5, 48
+ROUNDS, COUNT, BATCH = 5, 48, 8
 GOAL = 1.2
 
+Answer = Callable[[np.ndarray], np.ndarray]
 
-def loop(signature: object, files: list[Path], out: Path) -> None:
-    import tensorflow as tf
 
+def write_masks(answer: Answer, files: list[Path], out: Path, batch: int) -> None:
+    """What one writes first; `answer` takes (batch, 256, 256, 3) and gives probabilities (batch, 256, 256, 1)."""
     out.mkdir(parents=True, exist_ok=True)
-    (name,) = signature.structured_input_signature[1]  # type: ignore[attr-defined]
-    for path in files:
-        with h5py.File(path) as file:
-            image = np.asarray(file["cjdata/image"]).T.astype(np.float32)
-        image = (image - image.min()) / max(float(image.max() - image.min()), 1e-6)
-        small = cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA)
-        answer = signature(**{name: tf.constant(np.repeat(small[None, ..., None], 3, axis=3))})  # type: ignore[operator]
-        probability = cv2.resize(next(iter(answer.values())).numpy()[0, ..., 0], image.shape[::-1])
-        cv2.imwrite(str(out / f"{path.stem}_mask.png"), (probability >= 0.5).astype(np.uint8) * 255)
+    for start in range(0, len(files), batch):
+        part = files[start : start + batch]
+        images = [read(path) for path in part]
+        small = np.stack([cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA) for image in images])
+        found = answer(np.repeat(small[..., None], 3, axis=3))
+        for path, image, probability in zip(part, images, found, strict=True):
+            whole = cv2.resize(probability[..., 0], image.shape[::-1])
+            cv2.imwrite(str(out / f"{path.stem}_mask.png"), (whole >= 0.5).astype(np.uint8) * 255)
+
+
+def read(path: Path) -> np.ndarray:
+    with h5py.File(path) as file:
+        image = np.asarray(file["cjdata/image"]).T.astype(np.float32)
+    return (image - image.min()) / max(float(image.max() - image.min()), 1e-6)
 
 
 def equal_pixels(one: Path, other: Path) -> tuple[float, float]:
@@ -50,14 +60,40 @@ def equal_pixels(one: Path, other: Path) -> tuple[float, float]:
     return same / total, both / either if either else 1.0
 
 
-def main() -> None:
+def peers(savedmodel: Path, network: Any, folder: Path) -> dict[str, tuple[Answer, int]]:
+    """Name -> how to ask it, and how many slices at once."""
     import tensorflow as tf
 
+    signature = tf.saved_model.load(str(savedmodel)).signatures["serving_default"]
+    (name,) = signature.structured_input_signature[1]
+
+    def by_signature(batch: np.ndarray) -> np.ndarray:
+        return np.asarray(next(iter(signature(**{name: tf.constant(batch)}).values())))
+
+    def by_keras(batch: np.ndarray) -> np.ndarray:
+        return np.asarray(network.predict(batch, verbose=0))
+
+    found: dict[str, tuple[Answer, int]] = {
+        "the SavedModel's signature in a loop": (by_signature, 1),
+        "Keras model.predict, batches": (by_keras, BATCH),
+    }
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("tf2onnx"):
+        import onnxruntime
+
+        network(np.zeros((1, 256, 256, 3), np.float32))  # Keras exports what has been called
+        network.export(str(folder / "network.onnx"), format="onnx", verbose=False)
+        session = onnxruntime.InferenceSession(str(folder / "network.onnx"))
+        entry = session.get_inputs()[0].name
+        found["ONNX Runtime, batches"] = (lambda batch: np.asarray(session.run(None, {entry: batch})[0]), BATCH)
+    return found
+
+
+def results(*, quick: bool) -> list[Result]:
     import kerasseg
     from kerasseg.prediction.networks import open_network
     from kerasseg.training.precision import processor_has_bfloat16
 
-    real = Path(os.environ.get("KERASSEG_REAL_DATA", "../shared/data"))
+    real = Path(os.environ.get("KERASSEG_REAL_DATA", ROOT.parent / "shared" / "data"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         savedmodel, slices = real / "checkpoints" / "unet-lgg-savedmodel", real / "figshare-mat"
@@ -65,39 +101,45 @@ def main() -> None:
             savedmodel, slices = folder / "network", folder / "slices"
             kerasseg.unet((256, 256, 3), filters=16, seed=0).export(str(savedmodel), verbose=False)
             make_slices(slices, COUNT)
-        files = sorted(slices.glob("*.mat"))[:COUNT]
-        signature = tf.saved_model.load(str(savedmodel)).signatures["serving_default"]
+        files = sorted(slices.glob("*.mat"))[: BATCH if quick else COUNT]
         network = kerasseg.open_checkpoint(savedmodel, compare=False)
-        number = iter(range(1000))
+        others = peers(savedmodel, network, folder)
+        precisions = ["float32", *(["mixed_bfloat16"] if processor_has_bfloat16() else [])]
+        opened = {p: open_network(network, threshold=0.5, intensity="minmax", precision=p) for p in precisions}
+        number = itertools.count()
 
         def predict(precision: str) -> Path:
             out = folder / f"out-{next(number)}"
             kerasseg.predict_files(opened[precision], files, out)
             return out
 
-        precisions = ["float32", *(["mixed_bfloat16"] if processor_has_bfloat16() else [])]
-        opened = {
-            precision: open_network(network, threshold=0.5, intensity="minmax", precision=precision)
-            for precision in precisions
-        }
-        loop(signature, files[:2], folder / "loop")
+        def ask(peer: str) -> None:
+            write_masks(others[peer][0], files, folder / "peer", others[peer][1])
+
         made = {precision: predict(precision) for precision in precisions}
-        loop(signature, files, folder / "loop")
-        print(f"{len(files)} slices of 512x512, a network of {network.count_params():,} parameters at 256x256")
-        for precision, out in made.items():
-            share, dice = equal_pixels(folder / "loop", out)
-            print(f"  masks in {precision} and the loop's: {share:.6%} of pixels equal, Dice {dice:.5f}")
-        times: dict[str, list[float]] = {precision: [] for precision in ["loop", *precisions]}
-        for _ in range(ROUNDS):
-            times["loop"].append(seconds(lambda: loop(signature, files, folder / "loop")))
-            for precision in precisions:
-                times[precision].append(seconds(lambda precision=precision: predict(precision)))  # type: ignore[misc]
-        for name_, values in times.items():
-            print(f"  {name_}: {len(files) / statistics.median(values):.1f} slices/s")
-        for precision in precisions:
-            ratios = [a / b for a, b in zip(times["loop"], times[precision], strict=True)]
-            print(f"  {precision} is {spread(ratios)} times as fast as the loop (goal {GOAL})")
+        for peer in reversed(others):  # warm; the loop's masks remain
+            ask(peer)
+        same = {precision: equal_pixels(folder / "peer", out) for precision, out in made.items()}
+        actions = {peer: lambda peer=peer: costs(lambda: ask(peer)) for peer in others}
+        actions |= {p: lambda p=p: costs(lambda: predict(p)) for p in precisions}
+        times = rounds_of(actions, 2 if quick else ROUNDS)
+        return [
+            compared(
+                "prediction",
+                f"predict, {precision}",
+                peer,
+                times[precision],
+                times[peer],
+                slices=len(files),
+                goal=GOAL if place == 0 else 1.0,
+                remark=f"{same[precision][0]:.4%} of pixels and Dice {same[precision][1]:.4f} with the loop's masks"
+                if place == 0
+                else "",
+            )
+            for precision in precisions
+            for place, peer in enumerate(others)
+        ]
 
 
 if __name__ == "__main__":
-    main()
+    show(results)
