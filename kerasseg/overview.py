@@ -260,6 +260,15 @@ def _time(path: Path) -> datetime | None:
         return None
 
 
+def _holds_data(folder: Path) -> bool:
+    """Whether there is something in it, and no download that has broken off."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return False
+    return any(not name.startswith(".") for name in names) and not any(name.endswith(".part") for name in names)
+
+
 def _next(here: Path, states: dict[str, State]) -> str:
     if states["prepare"] == "damaged":
         return "kerasseg verify"
@@ -268,7 +277,7 @@ def _next(here: Path, states: dict[str, State]) -> str:
     if states["train"] == "unfinished":
         return "kerasseg train --resume"
     if states["prepare"] == "open" and states["train"] == "open":
-        return "kerasseg prepare data/" if (here / "data").is_dir() else "kerasseg fetch figshare"
+        return "kerasseg prepare data/" if _holds_data(here / "data") else "kerasseg fetch figshare"
     if states["train"] == "open":
         return "kerasseg train --checkpoint FILE"
     if states["tune-threshold"] != "done":

@@ -18,6 +18,7 @@ import typer
 from kerasseg_cli.console import errors, print_json, screen
 from kerasseg_cli.options import Debug, Json, Quiet
 from kerasseg_tfrecords.errors import KerassegError, UsageError
+from kerasseg_tfrecords.files import lock
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.document import Evaluation, Mean
@@ -26,6 +27,8 @@ __all__ = ["demo"]
 
 _MARK = ".kerasseg-demo"
 """The file by which an earlier demonstration's folder is known: only such a folder is ever replaced."""
+
+_BUSY = "another demonstration is running in this folder"
 
 _ROOM = 200_000_000
 """Bytes that all of it takes, with air."""
@@ -65,7 +68,7 @@ def demo(
         Path,
         typer.Option("--keep", metavar="DIR", help="The folder in which everything is made, and stays."),
     ] = Path("demo-output"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the heads and of everything else.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the heads; the commands keep their own seeds.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`
@@ -76,7 +79,7 @@ def demo(
     started = time.monotonic()
     root = _folder(keep)
     stage = _Stage(silent=quiet or as_json)
-    with _inside(root):
+    with lock(root / _MARK, "demonstration", busy=_BUSY), _inside(root):
         _scanner_a(stage, _FAST if fast else _WHOLE, seed, keep)
         _scanner_b(stage, _FAST if fast else _WHOLE, seed)
         own, new = _figures("pretrained"), _figures(Path("runs/latest").read_text().strip())
@@ -263,7 +266,8 @@ def _folder(keep: Path) -> Path:
                     path=keep,
                     remedy="Name another with --keep, or remove it.",
                 )
-            shutil.rmtree(keep)
+            with lock(keep / _MARK, "demonstration", busy=_BUSY):
+                shutil.rmtree(keep)
         keep.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(keep).free
         if free < _ROOM:

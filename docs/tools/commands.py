@@ -92,7 +92,7 @@ def _text(default: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """One paragraph that Markdown takes as it is: help texts hold `*`, `|` and `<`."""
-    for character in "|*_<>":
+    """One paragraph that Markdown takes as it is: help texts hold `*`, `|`, `<` and `[`."""
+    for character in "|*_<>[]":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

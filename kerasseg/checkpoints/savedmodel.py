@@ -8,6 +8,9 @@ unfolded, without functions, control edges and variables - is run beside the reb
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,7 +183,7 @@ def _values(prefix: Path, meta_graph: Any) -> tuple[Mapping[str, Stored], Load]:
     def load(key: str) -> Any:
         try:
             if not reader:
-                reader.append(tf.train.load_checkpoint(str(prefix)))
+                reader.append(tf.train.load_checkpoint(str(_plainly_named(prefix, load))))
             return reader[0].get_tensor(key)
         except (tf.errors.OpError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -191,6 +194,17 @@ def _values(prefix: Path, meta_graph: Any) -> tuple[Mapping[str, Stored], Load]:
             ) from error
 
     return stored, load
+
+
+def _plainly_named(prefix: Path, owner: object) -> Path:
+    """TensorFlow takes `[` in a path for a pattern: then another way to the same files, for as long as `owner` lives."""
+    if "[" not in str(prefix):
+        return prefix
+    folder = tempfile.mkdtemp(prefix="kerasseg-")
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    link = Path(folder) / "variables"
+    link.symlink_to(prefix.parent.resolve(), target_is_directory=True)
+    return link / prefix.name
 
 
 def _has_variables(meta_graph: Any) -> bool:

@@ -25,7 +25,7 @@ from kerasseg.prediction.networks import Network, Source, check_averaging, open_
 from kerasseg.prediction.overlays import draw_overlay, grey_levels
 from kerasseg.prediction.reading import OpenedUnit, open_unit
 from kerasseg.prediction.rows import FoundTumour, describe, to_csv
-from kerasseg.prediction.units import Unit, check_folder, plan_units
+from kerasseg.prediction.units import Unit, check_folder, check_inputs, check_name, plan_units
 from kerasseg.rule import MaskRule
 from kerasseg.training.interrupts import StopFlag
 from kerasseg_tfrecords.errors import DataError, KerassegError, Problem, UsageError
@@ -194,7 +194,8 @@ def predict_files(
     if folder.exists() and not folder.is_dir():
         raise UsageError("the output folder is a file", path=folder, remedy="Choose another --out.")
     options = SourceOptions(masks=False)
-    listed = list_images(given, options, format_name=format_name, hidden=folder)
+    check_inputs(folder, given)
+    listed = list_images(given, options, format_name=format_name, hidden=(folder, *_earlier(given)))
     check_folder(folder, listed)
     units = plan_units(listed)
     _check_empty(folder, units, go_on=go_on, overwrite=overwrite)
@@ -278,24 +279,35 @@ def _how(network: Network, wants: _Wants) -> dict[str, Any]:
     }
 
 
+def _earlier(given: Sequence[Path | str]) -> list[Path]:
+    """Folders below the inputs that hold predictions: their overlays and masks are no images."""
+    folders = [Path(entry) for entry in given if Path(entry).is_dir()]
+    return [path.parent for folder in folders for path in folder.rglob(JOURNAL) if path.parent != folder]
+
+
 def _check_empty(folder: Path, units: Sequence[Unit], *, go_on: bool, overwrite: bool) -> None:
-    if go_on or overwrite or not folder.is_dir():
+    if not folder.is_dir():
         return
     if (folder / JOURNAL).exists():
-        found = "predictions of an earlier time"
-    else:
-        endings = ("_mask.png", "_mask.nii.gz")
-        there = (unit.stem + ending for unit in units for ending in endings if (folder / (unit.stem + ending)).exists())
-        first = next(there, None)
-        if first is None:
+        if go_on or overwrite:
             return
-        found = first
-    raise UsageError(
-        "the output folder is not empty",
-        path=folder,
-        found=found,
-        remedy="Go on with --continue, make all anew with --overwrite, or choose another --out.",
-    )
+        raise UsageError(
+            "the output folder is not empty",
+            path=folder,
+            found="predictions of an earlier time",
+            remedy="Go on with --continue, make all anew with --overwrite, or choose another --out.",
+        )
+    endings = ("_mask.png", "_mask.nii.gz", "_seg.dcm", "_overlay.png", "_probabilities.png", "_probabilities.nii.gz")
+    there = (unit.stem + ending for unit in units for ending in endings if (folder / (unit.stem + ending)).exists())
+    found = TABLE if (folder / TABLE).exists() else next(there, None)
+    if found is not None:
+        # Somebody's own masks, perhaps the only ones: no option of ours replaces what no prediction of ours has written.
+        raise UsageError(
+            "files that no prediction wrote would be replaced",
+            path=folder,
+            found=found,
+            remedy="Choose another --out, or move them away.",
+        )
 
 
 @contextlib.contextmanager
@@ -382,6 +394,7 @@ class _Job:
 
     def _slices(self, unit: Unit) -> Iterator[_Prepared]:
         start = time.perf_counter()
+        check_name(unit)
         stamp = unit.stamp
         opened = open_unit(unit, self.network.intensity, self.wants.options, self.wants.plane)
         work = _Work(unit, stamp, opened)
@@ -431,7 +444,7 @@ class _Job:
             with work.lock:
                 work.overlays.append(name)
         place = None if unit.kind == "picture" else one.place
-        file = unit.name if unit.kind != "series" else unit.items[one.place].name
+        file = unit.name if unit.kind != "series" else unit.prefix + unit.items[one.place].name
         row = describe(
             file,
             place,
@@ -505,6 +518,7 @@ def _predicted(unit: Unit, done: Done) -> PredictedFile:
 
 def _write_table(folder: Path, units: Sequence[Unit], journal: Journal) -> None:
     rows = [row for unit in units if unit.name in journal.done for row in journal.done[unit.name].rows]
+    rows += [row for done in journal.others.values() for row in done.rows]
     write_atomically(folder / TABLE, to_csv(rows))
 
 

@@ -40,8 +40,8 @@ class Done:
 class Journal:
     """The journal of an output folder; use `begin`."""
 
-    def __init__(self, out: Path, done: dict[str, Done]) -> None:
-        self.out, self.done = out, done
+    def __init__(self, out: Path, done: dict[str, Done], others: dict[str, Done]) -> None:
+        self.out, self.done, self.others = out, done, others
         self._path = out / JOURNAL
 
     @classmethod
@@ -71,14 +71,17 @@ class Journal:
         known = {unit.name: unit for unit in units}
         kept: list[dict[str, Any]] = []
         done: dict[str, Done] = {}
+        others: dict[str, Done] = {}
         for line in lines[1:]:
-            unit = known.get(line.get("name", ""))
-            if unit is not None and line["stamp"] and line["stamp"] == unit.stamp and _are_there(out, line["sizes"]):
+            name, unit = line.get("name", ""), known.get(line.get("name", ""))
+            # What was made of other inputs stays in the table while its files are there.
+            as_it_was = unit is None or (line["stamp"] and line["stamp"] == unit.stamp)
+            if as_it_was and _are_there(out, line["sizes"]):
                 rows = tuple(FoundTumour(**row) for row in line["rows"])
-                done[unit.name] = Done(line["files"], rows, tuple(line["notes"]))
+                (others if unit is None else done)[name] = Done(line["files"], rows, tuple(line["notes"]))
                 kept.append(line)
         write_atomically(out / JOURNAL, "".join(json.dumps(line) + "\n" for line in [{"how": how}, *kept]))
-        return cls(out, done)
+        return cls(out, done, others)
 
     def add(self, unit: Unit, stamp: list[list[int]], done: Done) -> None:
         """Notes that a unit is done.
@@ -120,7 +123,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict):
+        if isinstance(line, dict) and (
+            "how" in line or line.keys() >= {"name", "stamp", "sizes", "files", "rows", "notes"}
+        ):
             lines.append(line)
     return lines
 

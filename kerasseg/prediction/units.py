@@ -6,17 +6,17 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.sources.base import Item
 from kerasseg_tfrecords.sources.naming import split_name, without_suffix
-from kerasseg_tfrecords.sources.tree import natural_key
+from kerasseg_tfrecords.sources.tree import natural_key, suffix_of
 from kerasseg_tfrecords.unlabelled import ImageInput
 
-__all__ = ["Unit", "check_folder", "plan_units"]
+__all__ = ["Unit", "check_folder", "check_inputs", "check_name", "plan_units"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,14 @@ class Unit:
         kind: A picture, a volume in one file, or a DICOM series of one file a slice.
         items: One; of a series its slices in order.
         stem: Where its files go: a path below the output folder, without ending.
+        prefix: What stands before the names of its items where there are several inputs.
     """
 
     name: str
     kind: Literal["picture", "volume", "series"]
     items: tuple[Item, ...]
     stem: str
+    prefix: str = ""
 
     @property
     def stamp(self) -> list[list[int]]:
@@ -66,25 +68,90 @@ def plan_units(inputs: Sequence[ImageInput]) -> list[Unit]:
                 units.append(Unit(prefix + item.name, kind, (item,), _stem(prefix + item.name)))
         units += _series(series, prefix, entry)
     units.sort(key=lambda unit: natural_key(unit.name))
+    units = _told_apart(units)
     _check_names(units)
     return units
 
 
-def check_folder(out: Path, inputs: Iterable[ImageInput]) -> None:
-    """Whether the output folder is one of the inputs.
+def check_inputs(out: Path, given: Iterable[Path | str]) -> None:
+    """Whether what was typed can be meant, before anything is listed.
 
     Raises:
-        UsageError: It is: the next time, masks and overlays would be taken for images.
+        UsageError: An input is the output folder or lies right in it, or is a run.
+    """
+    for path in map(Path, given):
+        _refuse_same(out, path if path.is_dir() else path.parent)
+        if (path / "config.json").is_file() and (path / "model.keras").is_file():
+            raise UsageError(
+                "this is a run, and no folder of images",
+                path=path,
+                remedy="A run is named with --run; several networks with --ensemble A --ensemble B, or --ensemble A,B.",
+            )
+
+
+def check_folder(out: Path, inputs: Sequence[ImageInput]) -> None:
+    """Whether masks would be written into one of the inputs.
+
+    Raises:
+        UsageError: They would: the next time, masks and overlays would be taken for images.
     """
     for entry in inputs:
         root = entry.root if entry.root.is_dir() else entry.root.parent
-        if out.exists() and root.is_dir() and os.path.samefile(out, root):  # noqa: PTH121 - as the file system sees it
-            raise UsageError(
-                "the output folder is the input folder",
-                path=out,
-                expected="another folder",
-                remedy=f"The next time, masks would be taken for images. For instance --out {out / 'predictions'}",
-            )
+        _refuse_same(out, root)
+        if len(inputs) > 1:
+            _refuse_same(out / entry.name, root)
+
+
+def check_name(unit: Unit) -> None:
+    """Whether files can be named after a unit.
+
+    Raises:
+        DataError: Its name is too long for what is written beside it.
+    """
+    longest = len(f"{unit.stem.rsplit('/', 1)[-1]}_probabilities.nii.gz".encode())
+    if longest > _NAME:
+        raise DataError(
+            "the name is too long: masks are named after it",
+            path=unit.name,
+            expected=f"{longest - _NAME} bytes less",
+            remedy="Rename the file.",
+            kind="name",
+        )
+
+
+_NAME = 240
+"""Bytes of a file name: 255 is what file systems take, and files are written under a longer name first."""
+
+
+def _refuse_same(out: Path, root: Path) -> None:
+    if out.exists() and root.is_dir() and os.path.samefile(out, root):  # noqa: PTH121 - as the file system sees it
+        raise UsageError(
+            "the output folder is the input folder",
+            path=out,
+            expected="another folder",
+            remedy=f"The next time, masks would be taken for images. For instance --out {out / 'predictions'}",
+        )
+
+
+def _told_apart(units: Sequence[Unit]) -> list[Unit]:
+    """`1.png` beside `1.jpg`: masks are named after the endings as well where names alone do not tell files apart."""
+    groups: defaultdict[tuple[str, bool], list[Unit]] = defaultdict(list)
+    for unit in units:
+        groups[_place(unit)].append(unit)
+    found = []
+    for unit in units:
+        alike = groups[_place(unit)]
+        endings = {suffix_of(one.items[0].name) for one in alike}
+        single = all(len(one.items) == 1 for one in alike)
+        if len(alike) > 1 and single and len(endings) == len(alike):
+            unit = replace(unit, stem=f"{unit.stem}-{suffix_of(unit.items[0].name).lstrip('.')}")
+        found.append(unit)
+    return found
+
+
+def _place(unit: Unit) -> tuple[str, bool]:
+    # Some file systems do not tell cases apart. Masks of pictures and of volumes have other endings.
+    return unit.stem.casefold(), unit.kind == "picture"
 
 
 def _stem(name: str) -> str:
@@ -105,21 +172,22 @@ def _series(series: dict[str, list[Item]], prefix: str, entry: ImageInput) -> li
     for folder, members in named.items():
         for uid, items in members:
             if len(items) == 1:
-                units.append(Unit(prefix + items[0].name, "series", tuple(items), _stem(prefix + items[0].name)))
+                units.append(
+                    Unit(prefix + items[0].name, "series", tuple(items), _stem(prefix + items[0].name), prefix)
+                )
                 continue
             base = _stem(prefix + folder) if folder else prefix + (entry.root.resolve().stem or "series")
             if len(members) > 1:
                 base = f"{base}-{uid.rsplit('.', 1)[-1]}"
             name = f"{prefix}{items[0].name} and {len(items) - 1} more"
-            units.append(Unit(name, "series", tuple(items), base))
+            units.append(Unit(name, "series", tuple(items), base, prefix))
     return units
 
 
 def _check_names(units: Sequence[Unit]) -> None:
-    taken: dict[str, Unit] = {}
+    taken: dict[tuple[str, bool], Unit] = {}
     for unit in units:
-        # Some file systems do not tell cases apart.
-        other = taken.setdefault(unit.stem.casefold(), unit)
+        other = taken.setdefault(_place(unit), unit)
         if other is not unit:
             raise UsageError(
                 "two inputs would be written to the same file",

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from kerasseg_cli import demo
 from kerasseg_cli.app import app
+from kerasseg_tfrecords.files import lock
 
 Typed = list[tuple[str, ...]]
 
@@ -58,6 +59,12 @@ def test_an_earlier_demonstration_is_replaced_and_nothing_else(typed: Typed, tmp
     (tmp_path / "here" / "old").write_text("of the demonstration before")
     assert run("--keep", "here").exit_code == 130
     assert not (tmp_path / "here" / "old").exists()
+
+    with lock(tmp_path / "here" / ".kerasseg-demo", "demonstration"):
+        second = run("--keep", "here")
+    assert second.exit_code == 1
+    assert "another demonstration is running" in second.stderr
+    assert (tmp_path / "here" / ".kerasseg-demo").exists()
 
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -149,6 +149,7 @@ def other_shards(here: Path) -> None:
     [
         (lambda p: run_of(p).config_file.write_text("{}"), "is damaged", "Begin a new run", "bad"),
         (lambda p: run_of(p).model_file.unlink(), "model.keras is missing", "Copy it back", "bad"),
+        (lambda p: flip(run_of(p).model_file), "model.keras is damaged", "Copy it back", "bad"),
         (lambda p: run_of(p).baseline_file.write_bytes(b"PK"), "baseline.keras is damaged", "Copy it back", "bad"),
         (unreadable_states, "no saved state can be read", "--checkpoint", "bad"),
         (unfinished, "interrupted after epoch 2", "kerasseg train --resume --out", "warning"),

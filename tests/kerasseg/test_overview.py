@@ -88,6 +88,11 @@ def figures(folder: Path) -> dict[str, str]:
 def test_each_place_on_the_way(tmp_path: Path) -> None:
     assert (states(tmp_path), look_around(tmp_path).next) == ({}, "kerasseg fetch figshare")
     (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ".fetch.lock").touch()
+    (tmp_path / "data" / "1.zip").touch()
+    (tmp_path / "data" / "2.zip.part").touch()  # a download that broke off: a part of the data is not the data
+    assert look_around(tmp_path).next == "kerasseg fetch figshare"
+    (tmp_path / "data" / "2.zip.part").unlink()
     assert look_around(tmp_path).next == "kerasseg prepare data/"
     prepared(tmp_path)
     assert states(tmp_path) == {"prepare": "done"}

@@ -484,9 +484,59 @@ def test_the_output_folder_is_no_input(bright: keras.Model, folder: Path, tmp_pa
 
 def test_two_inputs_of_one_name(bright: keras.Model, folder: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(folder / "1.jpg"), np.zeros((8, 8), np.uint8))
-    with pytest.raises(UsageError, match=r"1\.(png|jpg): two inputs would be written to the same file"):
+    report = predict_files(bright, folder, tmp_path / "out")
+    masks = {file.name: file.files["mask"] for file in report.files}
+    assert masks["1.png"] == ["1-png_mask.png"]
+    assert masks["1.jpg"] == ["1-jpg_mask.png"]
+    assert masks["2.png"] == ["2_mask.png"]
+
+
+def test_a_name_that_is_too_long_stops_no_other(bright: keras.Model, folder: Path, tmp_path: Path) -> None:
+    picture(folder / ("x" * 249 + ".png"), seed=9)
+    report = predict_files(bright, folder, tmp_path / "out")
+    assert [problem.kind for problem in report.problems] == ["name"]
+    assert len(report.files) == 6
+
+
+def test_a_run_is_no_folder_of_images(bright: keras.Model, folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.keras"):
+        (folder / name).write_text("")
+    with pytest.raises(UsageError, match=r"this is a run.*--ensemble A --ensemble B"):
         predict_files(bright, folder, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"go_on": True}, {"overwrite": True}])
+def test_masks_that_somebody_drew_are_never_replaced(
+    bright: keras.Model, folder: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    picture(other / "9.png", seed=9)
+    (folder / "1_mask.png").write_bytes(b"drawn by hand")
+    # With several inputs each has its own folder below the output: here the inputs themselves.
+    with pytest.raises(UsageError, match="output folder is the input folder"):
+        predict_files(bright, [folder, other], tmp_path, **options)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "1_mask.png").write_bytes(b"drawn by hand")
+    with pytest.raises(UsageError, match=r"no prediction wrote.*found 1_mask\.png"):
+        predict_files(bright, folder, tmp_path / "out", **options)
+    assert (tmp_path / "out" / "1_mask.png").read_bytes() == b"drawn by hand"
+
+
+def test_pictures_of_an_earlier_prediction_are_no_images(bright: keras.Model, folder: Path) -> None:
+    first = predict_files(bright, folder, folder / "first", overlay=True)
+    assert (folder / "first" / "1_overlay.png").is_file()
+    again = predict_files(bright, folder, folder / "second")
+    assert [file.name for file in again.files] == [file.name for file in first.files]
+
+
+def test_going_on_with_other_inputs_forgets_nothing(bright: keras.Model, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(bright, folder / "1.png", out)
+    report = predict_files(bright, folder / "2.png", out, go_on=True)
+    assert (report.earlier, report.total) == (0, 1)
+    assert sorted(row["file"] for row in rows(out)) == ["1.png", "2.png"]
+    assert predict_files(bright, [folder / "1.png", folder / "2.png"], out, go_on=True).earlier == 2
 
 
 def test_bad_files_are_reported_and_the_others_done(bright: keras.Model, folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import struct
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
+import kerasseg
 from kerasseg.checkpoints.graphs.affine import Root, expand
 from kerasseg.checkpoints.graphs.allowed import NETWORK
 from kerasseg.checkpoints.graphs.arithmetic import Dim, evaluate
@@ -283,3 +285,14 @@ def test_differences_are_measured_against_large_values() -> None:
     assert difference([small], [np.array([0.5, 0.5], np.float32)], 1).relative == np.inf
     assert difference([big], [big[:1]], 1).relative == np.inf
     assert not difference([np.zeros(5)], [np.zeros(5)], 1).varies
+
+
+def test_a_path_that_tensorflow_takes_for_a_pattern(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3, padding="same")])
+    folder = tmp_path / "a [b]" / "export"
+    model.export(str(tmp_path / "plain"), verbose=False)
+    folder.parent.mkdir()
+    (tmp_path / "plain").rename(folder)
+    image = np.random.default_rng(0).random((1, 8, 8, 1), np.float32)
+    opened = kerasseg.open_checkpoint(folder)
+    np.testing.assert_allclose(opened(image), model(image), atol=1e-6)

@@ -49,7 +49,7 @@ class ImageInput:
 
 
 def list_images(
-    inputs: Sequence[Path | str], options: SourceOptions, *, format_name: str | None = None, hidden: Path | None = None
+    inputs: Sequence[Path | str], options: SourceOptions, *, format_name: str | None = None, hidden: Sequence[Path] = ()
 ) -> list[ImageInput]:
     """Finds what there is to predict.
 
@@ -57,7 +57,7 @@ def list_images(
         inputs: Folders, zips, files, or patterns with `*`, `?` and `**`. Files of one folder are one input.
         options: For the readers; masks are never read.
         format_name: One format alone; None for all.
-        hidden: Files below this folder are no input (the output of an earlier time), unless it is an input itself.
+        hidden: Files below these folders are no input (the outputs of earlier times), unless one is an input itself.
 
     Returns:
         One entry for each input, those without images too as long as another has some.
@@ -124,13 +124,12 @@ def _open(path: Path) -> Tree:
         ) from None
 
 
-def _without(tree: Tree, hidden: Path | None) -> Tree:
-    if hidden is None:
+def _without(tree: Tree, hidden: Sequence[Path]) -> Tree:
+    root = tree.root.resolve()
+    inside = [path for path in (folder.resolve() for folder in hidden) if path != root and path.is_relative_to(root)]
+    if not inside:
         return tree
-    inside, root = hidden.resolve(), tree.root.resolve()
-    if inside == root or not inside.is_relative_to(root):
-        return tree
-    kept = tuple(place for place in tree.locations if not place.path.resolve().is_relative_to(inside))
+    kept = tuple(p for p in tree.locations if not any(p.path.resolve().is_relative_to(folder) for folder in inside))
     return replace(tree, locations=kept)
 
 
