@@ -81,7 +81,9 @@ def export(
     push: Annotated[
         str | None,
         typer.Option(
-            help="Upload it afterwards: hf://owner/name[@branch][/folder].", show_default=False, rich_help_panel=HUB
+            help="Upload it afterwards: hf://owner/name, with @branch and /folder behind it if wanted.",
+            show_default=False,
+            rich_help_panel=HUB,
         ),
     ] = None,
     private: Annotated[
