@@ -47,7 +47,8 @@ def predict(
         typer.Option("--format", help="Read this alone: figshare, pairs, nifti or dicom.", rich_help_panel=READ),
     ] = None,
     plane: Annotated[
-        str | None, typer.Option(help="Of volumes: axial (the default), coronal, sagittal.", rich_help_panel=READ)
+        str | None,
+        typer.Option(help="Of volumes: axial, coronal, sagittal; as the run's shards.", rich_help_panel=READ),
     ] = None,
     intensity: Annotated[
         str | None,

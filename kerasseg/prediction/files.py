@@ -151,7 +151,7 @@ def predict_files(
         augment: Test-time augmentations by name: "flip" is `flip_average`, others are refused with the reason.
         overlay: Also writes pictures of the slices with the outline of what was found.
         probabilities: Also writes the probabilities: 16-bit PNG (65535 is 1), of volumes float32 NIfTI.
-        plane: Volumes are cut in: "axial" (the default), "coronal" or "sagittal".
+        plane: Volumes are cut in: "axial", "coronal" or "sagittal"; None for that of the run's shards, or axial.
         format_name: Read this format alone: "figshare", "pairs", "nifti" or "dicom".
         batch_size: Slices at once; None chooses.
         precision: "auto", "float32", "mixed_bfloat16" or "mixed_float16".
@@ -273,7 +273,7 @@ def _how(network: Network, wants: _Wants) -> dict[str, Any]:
         "size": network.size,
         "precision": network.precision,
         "flip_average": network.flip_average,
-        "plane": wants.plane,
+        "plane": wants.plane or network.plane,
         "overlay": wants.overlay,
         "probabilities": wants.probabilities,
     }
@@ -396,7 +396,7 @@ class _Job:
         start = time.perf_counter()
         check_name(unit)
         stamp = unit.stamp
-        opened = open_unit(unit, self.network.intensity, self.wants.options, self.wants.plane)
+        opened = open_unit(unit, self.network.intensity, self.wants.options, self.wants.plane, self.network.plane)
         work = _Work(unit, stamp, opened)
         for place, raw in enumerate(opened.slices):
             image = self._channels(fit_image(raw.image, raw.window, self.network.size), unit)

@@ -24,6 +24,7 @@ from kerasseg.runs.threshold_file import load_threshold
 from kerasseg.training.precision import choose_precision, compute_in
 from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
 from kerasseg_tfrecords.intensity import IntensityRule
+from kerasseg_tfrecords.manifest import load_manifest
 
 __all__ = ["Network", "Source", "check_averaging", "open_network"]
 
@@ -47,6 +48,7 @@ class _Member:
     grey: bool
     precision: str
     notes: tuple[str, ...]
+    plane: str = "axial"
 
 
 class Network:
@@ -66,6 +68,7 @@ class Network:
         batch_size: Slices at once.
         flip_average: Whether image and mirror image are averaged.
         notes: Sentences for people.
+        plane: In which the volumes were cut that they were trained on.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Network:
         self.grey = all(member.grey for member in members)
         self.precision, self.batch_size, self.flip_average = precision, batch_size, flip_average
         self.notes = tuple(notes)
+        planes = {member.plane for member in members}
+        self.plane = planes.pop() if len(planes) == 1 else "axial"
         self._models = [_for_prediction(member.model, precision) for member in members]
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -272,7 +277,16 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
         grey=resolved.channels == 1,
         precision=resolved.precision,
         notes=notes,
+        plane=_plane_of(Path(config.settings.shards)),
     )
+
+
+def _plane_of(shards: Path) -> str:
+    """The plane that volumes were cut in; where the shards are gone nobody knows, and it is the usual one."""
+    try:
+        return load_manifest(shards).options.plane
+    except KerassegError:
+        return "axial"
 
 
 def _from_model(model: keras.Model, name: str, digest: str) -> _Member:

@@ -58,20 +58,23 @@ class OpenedUnit:
     notes: tuple[str, ...] = ()
 
 
-def open_unit(unit: Unit, rule: IntensityRule, options: SourceOptions, plane: str | None) -> OpenedUnit:
+def open_unit(
+    unit: Unit, rule: IntensityRule, options: SourceOptions, plane: str | None, usual: str = "axial"
+) -> OpenedUnit:
     """Opens a unit.
 
     Args:
         unit: What is read.
         rule: For grey levels.
         options: For the readers.
-        plane: Of volumes; None for axial, and of a volume of one slice the plane in which it lies.
+        plane: Of volumes; None for the usual one, and of a volume of one slice the plane in which it lies.
+        usual: What the network was trained on.
 
     Raises:
         DataError: It cannot be read.
     """
     if unit.kind == "volume":
-        return _open_volume(unit.items[0], rule, options, plane)
+        return _open_volume(unit.items[0], rule, options, plane, usual)
     if unit.kind == "series":
         return _open_series(unit, rule, options)
     (only,) = read_item(unit.items[0], options).slices
@@ -82,7 +85,7 @@ def open_unit(unit: Unit, rule: IntensityRule, options: SourceOptions, plane: st
 # --- volumes ---------------------------------------------------------------------------------------------------------
 
 
-def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane: str | None) -> OpenedUnit:
+def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane: str | None, usual: str) -> OpenedUnit:
     from kerasseg_tfrecords.sources.nifti import cut
     from kerasseg_tfrecords.sources.nifti_file import read_header, read_volume
 
@@ -97,7 +100,7 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
     except Exception as error:  # one bad file must not cost the others
         raise DataError("cannot be read", path=item.name, found=f"{type(error).__name__}: {error}") from error
     del data
-    chosen = _plane(volume.voxels.shape, plane, item.name)
+    chosen = _plane(volume.voxels.shape, plane, usual, item.name)
     planes = cut(volume, chosen)
     window = intensity_window(volume.voxels, rule)
     notes = () if volume.oriented else ("the header gives no orientation: its axes are a guess",)
@@ -105,7 +108,7 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
     return OpenedUnit(len(planes.slices), VolumeLayout(header, chosen), slices, notes)
 
 
-def _plane(shape: tuple[int, ...], asked: str | None, name: str) -> str:
+def _plane(shape: tuple[int, ...], asked: str | None, usual: str, name: str) -> str:
     """The plane to cut in. A volume of one slice has one plane: cut across, it would fall into lines."""
     thin = [axis for axis, size in enumerate(shape) if size == 1]
     own = ("sagittal", "coronal", "axial")[thin[0]] if len(thin) == 1 else None
@@ -118,7 +121,7 @@ def _plane(shape: tuple[int, ...], asked: str | None, name: str) -> str:
             remedy="Leave out --plane, or predict it by itself.",
             kind="one-slice",
         )
-    return own or asked or "axial"
+    return own or asked or usual
 
 
 # --- DICOM series ----------------------------------------------------------------------------------------------------

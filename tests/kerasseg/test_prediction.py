@@ -186,6 +186,25 @@ def test_volumes_keep_shape_orientation_and_affine(
     assert float(line["area_mm2"]) > 0
 
 
+def test_volumes_are_cut_as_those_that_the_run_was_trained_on(trained: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    for file, change in (
+        (moved / "shards" / "manifest.json", {"options": {"plane": "coronal"}}),
+        (moved / "runs" / "first" / "config.json", {"settings": {"shards": str(moved / "shards")}}),
+    ):
+        document = json.loads(file.read_text())
+        for part, values in change.items():
+            document[part] |= values
+        file.write_text(json.dumps(document))
+    stored = np.random.default_rng(1).integers(0, 1000, (20, 12, SIZE)).astype(np.int16)
+    nib.save(nib.Nifti1Image(stored, np.diag([-1.0, -1, 1, 1])), tmp_path / "t1c.nii.gz")
+    run = RunDirectory.open(moved / "runs" / "first")
+    report = predict_files(run, tmp_path / "t1c.nii.gz", tmp_path / "out", threshold=0.5)
+    assert len(report.files[0].rows) == 12
+    assert len(predict_files(run, tmp_path / "t1c.nii.gz", tmp_path / "axial", plane="axial").files[0].rows) == SIZE
+
+
 @pytest.mark.parametrize(
     ("shape", "codes"), [((SIZE, 16, 1), "axial"), ((1, 16, SIZE), "sagittal"), ((SIZE, 16), "axial")]
 )
