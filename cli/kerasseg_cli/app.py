@@ -27,7 +27,7 @@ from kerasseg_cli import (
 from kerasseg_cli.chatter import without_chatter
 from kerasseg_cli.commands import Commands
 from kerasseg_cli.errors import guarded
-from kerasseg_cli.options import Json
+from kerasseg_cli.options import Debug, Json, Quiet, Verbose
 from kerasseg_cli.start import start
 
 __all__ = ["app", "main"]
@@ -58,16 +58,22 @@ def _build() -> typer.Typer:
             bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
         ] = False,
         as_json: Json = False,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
+        debug: Debug = False,
     ) -> None:
         """Fine-tune a pretrained U-Net for brain-tumour segmentation on MRI slices. Not for clinical use.
 
         Alone it shows the way through and where this folder is on it.
         """
         if context.invoked_subcommand is None:
-            guarded(start)(as_json=as_json, quiet=False, verbose=False, debug=False)
-        elif as_json:
-            typed = f"kerasseg {context.invoked_subcommand} --json"
-            raise typer.BadParameter(f"--json stands behind the command: {typed}")
+            guarded(start)(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
+            return
+        given = {"--json": as_json, "--quiet": quiet, "--verbose": verbose, "--debug": debug}
+        option = next((name for name, is_given in given.items() if is_given), None)
+        if option is not None:
+            typed = f"kerasseg {context.invoked_subcommand} {option}"
+            raise typer.BadParameter(f"{option} stands behind the command: {typed}")
 
     commands = (
         fetch.fetch,

@@ -18,7 +18,7 @@ __all__ = ["start"]
 _NARROW = 76
 """Columns below which a figure stands on a line of its own."""
 _MARKS = {"done": "✓", "open": "·", "old": "↻", "unfinished": "…", "damaged": "✗", "any time": "·"}
-_ASCII = {"done": "x", "open": "-", "old": "~", "unfinished": "~", "damaged": "!", "any time": "-"}
+_ASCII = {"done": "+", "open": "-", "old": "~", "unfinished": "...", "damaged": "x", "any time": "-"}
 _WORDS = {"old": "made for an earlier state", "unfinished": "not finished", "damaged": "cannot be read"}
 
 
@@ -37,6 +37,8 @@ def start(as_json: Json = False) -> None:
     _show(found, console)
     console.print()
     console.print(f"Next: {found.next}", style="bold", markup=False, soft_wrap=True)
+    if not any(step.when for step in found.steps):
+        console.print("No data at hand? kerasseg demo shows the whole job in a few minutes.", markup=False)
     console.print("All commands: kerasseg --help    Is all well here? kerasseg doctor", markup=False)
 
 
