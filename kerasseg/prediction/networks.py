@@ -172,7 +172,7 @@ def open_network(
         size=size,
         intensity=intensity or _intensity_of(members, notes),
         precision=chosen,
-        batch_size=batch_size or _batch_size(size, chosen),
+        batch_size=batch_size or _batch_size(size),
         flip_average=flip_average,
         notes=notes,
     )
@@ -371,11 +371,9 @@ def _precision(asked: str, members: Sequence[_Member]) -> str:
     return here if trained == {here} else "float32"
 
 
-def _batch_size(size: int, precision: str) -> int:
-    """16 on a GPU. On a processor, what leaves the maps of the first levels in its cache: one slice of 256 in float32."""
-    if _has_gpu():
-        return 16
-    return int(np.clip((1 if precision == "float32" else 2) * 256 * 256 // size**2, 1, 16))
+def _batch_size(size: int) -> int:
+    """16 on a GPU, and on a processor 8 slices of 256: a tenth faster than one, and more bring nothing."""
+    return 16 if _has_gpu() else int(np.clip(8 * 256 * 256 // size**2, 1, 16))
 
 
 def _has_gpu() -> bool:
