@@ -47,12 +47,7 @@ def tune_run(
         DataError: The run has no network, the shards are others or damaged, or no validation slice has a tumour.
         UsageError: A network that puts out no probabilities, or one of another size.
     """
-    if run.is_running():
-        raise KerassegError(
-            "this run is still being trained, and its weights change",
-            path=run.root,
-            remedy="Wait until it is over, or stop it with Ctrl-C; what was trained stays.",
-        )
+    run.require_rest()
     config = run.config()
     for file in (run.model_file, run.baseline_file):
         if not file.is_file():

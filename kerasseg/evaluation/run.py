@@ -146,13 +146,7 @@ def evaluate_run(
     data = _data(config, split, shards_other)
     second = None if extras.reference_2 is None else open_second(extras.reference_2)
     warnings = _about_the_run(directory, data)
-    if not directory.model_file.is_file():
-        raise DataError(
-            "this run has no network yet",
-            path=directory.root,
-            expected=directory.model_file.name,
-            remedy=f"Go on training: kerasseg train --resume --out {directory.root}",
-        )
+    directory.require_network()
     folder = _folder(directory.root, data.split, data.root, data.manifest.fingerprint)
     try:
         folder.mkdir(parents=True, exist_ok=True)

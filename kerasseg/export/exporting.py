@@ -44,7 +44,7 @@ from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.threshold_file import ThresholdFile, load_threshold
 from kerasseg.slice_sources import Progress
-from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
+from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.files import explain_os_error
 from kerasseg_tfrecords.intensity import IntensityRule
 
@@ -183,20 +183,9 @@ def export_model(
     directory = run if isinstance(run, RunDirectory) else RunDirectory.find(run)
     target = Path(out) if out is not None else directory.root / "export" / (f"{form}-int8" if int8 else form)
     check_place(target, overwrite=overwrite)
-    if directory.is_running():
-        raise KerassegError(
-            "this run is still being trained, and its weights change",
-            path=directory.root,
-            remedy="Wait until it is over, or stop it with Ctrl-C; what was trained stays.",
-        )
+    directory.require_rest()
     config = directory.config()
-    if not directory.model_file.is_file():
-        raise DataError(
-            "this run has no network yet",
-            path=directory.root,
-            expected=directory.model_file.name,
-            remedy=f"Go on training: kerasseg train --resume --out {directory.root}",
-        )
+    directory.require_network()
     tuned, mask = _rule(directory, form, threshold, with_postprocessing=with_postprocessing)
     found = find_shards(directory, config, None if shards is None else Path(shards))
     if int8 and found is None:

@@ -22,7 +22,7 @@ from kerasseg.rule import MaskRule
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.threshold_file import load_threshold
 from kerasseg.training.precision import choose_precision, compute_in
-from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
+from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 from kerasseg_tfrecords.intensity import IntensityRule
 from kerasseg_tfrecords.manifest import load_manifest
 
@@ -236,13 +236,7 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
             path=run.root,
             remedy=f"Wait for it, or take its best weights so far: --model {run.model_file}",
         )
-    if not run.model_file.is_file():
-        raise DataError(
-            "this run has no network yet",
-            path=run.root,
-            expected=run.model_file.name,
-            remedy=f"Go on training: kerasseg train --resume --out {run.root}",
-        )
+    run.require_network()
     notes: tuple[str, ...] = ()
     rule = None
     if needs_rule:

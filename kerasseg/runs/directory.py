@@ -243,6 +243,33 @@ class RunDirectory:
 
     # --- networks --------------------------------------------------------------------------------------------------------
 
+    def require_rest(self) -> None:
+        """Refuses a run whose weights may change under whoever reads them.
+
+        Raises:
+            KerassegError: It is being trained.
+        """
+        if self.is_running():
+            raise KerassegError(
+                "this run is still being trained, and its weights change",
+                path=self.root,
+                remedy="Wait until it is over, or stop it with Ctrl-C; what was trained stays.",
+            )
+
+    def require_network(self) -> None:
+        """Refuses a run that was begun and has no weights.
+
+        Raises:
+            DataError: There is no network.
+        """
+        if not self.model_file.is_file():
+            raise DataError(
+                "this run has no network yet",
+                path=self.root,
+                expected=self.model_file.name,
+                remedy=f"Go on training: kerasseg train --resume --out {self.root}",
+            )
+
     def save_model(self, model: keras.Model, path: Path) -> None:
         """Writes a network as a `.keras` file without its training, whole or not at all.
 
