@@ -30,7 +30,7 @@ def write_page(found: Figures, page: Path, document: Path, shown: TrialFigures |
         lstrip_blocks=True,
         autoescape=False,  # noqa: S701 - Markdown, from our own figures
     )
-    environment.filters.update(share=share, mean=mean, gain=gain, minutes=minutes)
+    environment.filters.update(share=share, mean=mean, gain=gain)
     text = environment.get_template("results.md.j2").render(found=found, shown=shown, groups=_groups(found))
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, text)
@@ -53,11 +53,6 @@ def gain(value: Mean) -> str:
     """+0.550 (+0.45 to +0.64)."""
     middle = "-" if value.mean is None else f"{value.mean:+.3f}"
     return middle if value.low is None or value.high is None else f"{middle} ({value.low:+.2f} to {value.high:+.2f})"
-
-
-def minutes(seconds: float) -> str:
-    """4 min."""
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _groups(found: Figures) -> dict[str, list[TrialFigures]]:
