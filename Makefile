@@ -47,7 +47,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 results: $(STAMP)
-	$(BIN)/python -m benchmarks.real
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.real $(QUICK)
 
 # Its peers (PyTorch, MONAI, ...) are no dependencies: they live in an environment of their own. QUICK=--quick for few rounds.
 BENCH := .venv-bench

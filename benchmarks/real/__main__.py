@@ -133,7 +133,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "results", help="shards and runs")
     parser.add_argument("--quick", action="store_true", help="tries the machinery: two steps of training")
     asked = parser.parse_args()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets on standard error
     checkpoint = asked.checkpoint or asked.data / "checkpoints" / "unet-lgg-savedmodel"
     effort = QUICK if asked.quick else Effort()
     work = asked.work.with_name(f"{asked.work.name}-quick") if asked.quick else asked.work
