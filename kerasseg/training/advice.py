@@ -17,6 +17,7 @@ __all__ = [
     "clearly_below",
     "far_message",
     "few_slices_message",
+    "idle_message",
     "overfitting_message",
     "sunk_message",
 ]
@@ -29,6 +30,12 @@ _GAP = 0.10
 
 _TREND = 3
 """Epochs that make a trend."""
+
+_MARKS = 0.05
+"""Dice on tumour slices below which a network marks next to nothing; a pretrained one that forgets has more behind it."""
+
+_FALLS = 0.02
+"""Share of the loss: a smaller fall is none."""
 
 _ENOUGH = 1000
 """Training slices a class below which the recipe advises against training everything."""
@@ -119,6 +126,29 @@ def overfitting_message(history: Sequence[EpochRow]) -> Message | None:
         "slices by heart. The best weights are kept; freeze more, add --l2 1e-4, train fewer epochs, or add patients."
     )
     return Message("warning", "overfitting", text)
+
+
+def idle_message(history: Sequence[EpochRow]) -> Message | None:
+    """The rate was lowered for want of Dice at 0.5 while the network marked next to nothing and its loss still fell.
+
+    Such a network has not come to rest, it has not begun; at the lower rates it may never begin.
+
+    Args:
+        history: Lines of one phase, in order; epoch 0 may be among them.
+    """
+    rows = [row for row in history if row.epoch > 0]
+    if len(rows) < 2 or "rate" not in rows[-1].event:
+        return None
+    marks = max(row.val_dice_tumour for row in rows)
+    # Written so that NaN says nothing.
+    if not (marks < _MARKS and rows[-1].val_loss < (1 - _FALLS) * rows[0].val_loss):
+        return None
+    text = (
+        f"The rate is lowered, as validation Dice at 0.5 did not rise, but the loss still fell ({rows[0].val_loss:.3f} to "
+        f"{rows[-1].val_loss:.3f}): the network marks next to nothing yet. Give it longer: --stages 10:1e-5,3:1e-6; or try "
+        "another --seed."
+    )
+    return Message("warning", "not-begun", text)
 
 
 def few_slices_message(strategy: str, counts: Mapping[str, int]) -> Message | None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kerasseg.plateau import Drop, Stop, Thaw
 from kerasseg.plateau import Event as PlateauEvent
 from kerasseg.statistics import Interval, paired_interval
-from kerasseg.training.advice import clearly_below, far_message, overfitting_message, sunk_message
+from kerasseg.training.advice import clearly_below, far_message, idle_message, overfitting_message, sunk_message
 from kerasseg.training.events import Began, Ended, EpochRow, Evaluated, Event, Message, Observer, Saved, Step
 from kerasseg.training.keeper import Keeper
 from kerasseg.training.phases import Phase
@@ -373,9 +373,10 @@ class Trainer:
             self._say(Message("warning", f"guard-{self.progress.phase}-{self.progress.guarded}", text))
         elif below and progress.epoch <= _WATCHED and not progress.guarded:
             self._say(sunk_message(progress.first_table, table, self._rate(), self._phase.strategy))
-        message = overfitting_message([row for row in progress.history if row.phase == self._phase.strategy])
-        if message is not None:
-            self._say(message)
+        rows = [row for row in progress.history if row.phase == self._phase.strategy]
+        for message in (overfitting_message(rows), idle_message(rows)):
+            if message is not None:
+                self._say(message)
 
     # --- small things ------------------------------------------------------------------------------------------------
 

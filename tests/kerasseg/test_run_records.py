@@ -24,6 +24,7 @@ from kerasseg.training.advice import (
     clearly_below,
     far_message,
     few_slices_message,
+    idle_message,
     overfitting_message,
     sunk_message,
 )
@@ -265,6 +266,29 @@ def test_a_checkpoint_that_hardly_knows_the_task(dice, rate, strategy, said):
         assert message.level == "note"
         assert f"{dice:.3f}" in message.text
         assert "--learning-rate 1e-3" in message.text
+
+
+@pytest.mark.parametrize(
+    ("marks", "losses", "event", "said"),
+    [
+        ([0.00, 0.01, 0.0], [1.55, 1.30, 1.20], "rate 1e-05", True),
+        ([0.00, 0.01, 0.0], [1.55, 1.30, 1.20], "", False),  # nothing is lowered
+        ([0.00, 0.01, 0.0], [1.20, 1.20, 1.19], "rate 1e-05", False),  # at rest
+        ([0.00, 0.21, 0.0], [1.55, 1.30, 1.20], "rate 1e-05", False),  # it had begun
+        ([0.00, 0.01, 0.0], [1.55, 1.30, float("nan")], "rate 1e-05", False),
+        ([0.00], [1.20], "rate 1e-05", False),
+    ],
+)
+def test_a_network_that_has_not_begun(marks, losses, event, said):
+    rows = [
+        row(k, mark, val_dice_tumour=mark, val_loss=loss)
+        for k, (mark, loss) in enumerate(zip(marks, losses, strict=True), 1)
+    ]
+    message = idle_message([row(0, 0.02), *rows[:-1], replace(rows[-1], event=event)])
+    assert (message is not None) is said
+    if message is not None:
+        assert "1.550 to 1.200" in message.text
+        assert "--stages 10:1e-5,3:1e-6" in message.text
 
 
 def test_intensity_rules_must_agree():
