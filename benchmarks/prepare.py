@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import ROOT, Cost, children_costs, make_slices
+from benchmarks.measure import ROOT, Cost, child_environment, children_costs, make_slices
 from benchmarks.result import Result, compared, show, sized
 
 LOOP = """
@@ -66,7 +66,7 @@ PART = "prepare"
 
 def run(script: Path, *arguments: object) -> Cost:
     command = [sys.executable, str(script), *map(str, arguments)]
-    return children_costs(lambda: subprocess.run(command, check=True, cwd=ROOT))
+    return children_costs(lambda: subprocess.run(command, check=True, cwd=ROOT, env=child_environment()))
 
 
 def peak(script: Path, *arguments: object) -> float:
@@ -76,7 +76,9 @@ def peak(script: Path, *arguments: object) -> float:
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     command = [sys.executable, "-c", code, str(script), *map(str, arguments)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1]) / 1024
+    environment = child_environment()
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment)
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def results(*, quick: bool) -> list[Result]:
