@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.measure import rounds_of
 from benchmarks.result import Result, compared, show, sized
-from benchmarks.training import our_step, race, saved_by, title
+from benchmarks.training import our_step, precision, race, saved_by, title
 from benchmarks.turns import contenders
 
 KERAS = "plain Keras, float32"
@@ -35,7 +35,7 @@ def overhead(rounds: int) -> Result:
     """What a step costs beyond arithmetic: a network so small that nothing else is left."""
     makers = {
         "ours": ("benchmarks.training:our_step", 2, "aggressive", 16),
-        "theirs": ("benchmarks.training:keras_step", 2, "float32", 16),
+        "theirs": ("benchmarks.training:keras_step", 2, precision(), 16),
     }
     with contenders(makers) as running:
         found = rounds_of(running, 30 * rounds)
