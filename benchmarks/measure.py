@@ -17,14 +17,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
 class Cost(NamedTuple):
-    """Seconds, and processor seconds of this process: what others do on the machine disturbs the second less."""
+    """Seconds, and processor seconds of the processes: what others do on the machine disturbs the second less."""
 
     time: float
     processor: float
@@ -34,17 +28,15 @@ class Cost(NamedTuple):
 
 
 def costs(action: Callable[[], object]) -> Cost:
-    start, used = time.perf_counter(), time.process_time()
+    """Of an action in this process and in those that it starts and waits for."""
+    start, used = time.perf_counter(), _processor()
     action()
-    return Cost(time.perf_counter() - start, time.process_time() - used)
+    return Cost(time.perf_counter() - start, _processor() - used)
 
 
-def children_costs(action: Callable[[], object]) -> Cost:
-    """As `costs`, with the processor seconds of the processes that the action starts and waits for."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    time_ = seconds(action)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Cost(time_, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+def _processor() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def rounds_of(

@@ -65,14 +65,19 @@ REASONS: dict[tuple[str, str], str] = {
     ("peak memory, aggressive", "conservative"): "ourselves, with fewer gradients to keep.",
     ("peak memory, aggressive", "PyTorch"): "the two lines below it in the table say what of it are libraries.",
     ("of it libraries", "PyTorch"): "TensorFlow and Keras, before anything is computed.",
-    ("of it added by training", "PyTorch"): "tensors that are needed at once, by the count of TensorFlow's allocator; its "
-    "pool keeps little besides.",
+    (
+        "of it added by training",
+        "PyTorch",
+    ): "tensors that are needed at once, by the count of TensorFlow's allocator; its pool keeps little besides.",
     (
         "peak memory of evaluate",
         "300 slices",
     ): "the draws of patients for the intervals are held, up to a bound, and the scores of each slice.",
     ("search for copies", "2,000 slices"): "more slices share a key of the tables where there are more.",
-    ("SavedModel", "tf.saved_model.load"): "it gives functions; ours builds layers, copies weights and compares outputs.",
+    (
+        "SavedModel",
+        "tf.saved_model.load",
+    ): "it gives functions; ours builds layers, copies weights and compares outputs.",
     (
         "peak memory, SavedModel",
         "tf.saved_model.load",

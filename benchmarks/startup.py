@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from benchmarks.measure import ROOT, Cost, child_environment, children_costs, rounds_of
+from benchmarks.measure import ROOT, Cost, child_environment, costs, rounds_of
 from benchmarks.result import Result, compared, show
 
 KERAS = """
@@ -48,7 +48,7 @@ print(json.dumps([took(framework), took(ours)]))
 
 
 def run(*arguments: str) -> Cost:
-    return children_costs(lambda: said(*arguments))
+    return costs(lambda: said(*arguments))
 
 
 def said(*arguments: str) -> str:
