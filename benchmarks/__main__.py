@@ -23,14 +23,14 @@ from benchmarks.result import Result
 # About so many minutes on two quiet cores; the page says what each took.
 PARTS = {
     "startup": 2,
-    "prepare": 3,
+    "prepare": 2,
     "pipeline": 3,
     "freezing": 1,
     "training": 6,
     "training_others": 8,
     "prediction": 2,
     "thresholds": 3,
-    "distances": 2,
+    "distances": 1,
     "scale": 4,
     "augmentation": 2,
     "duplicates": 2,
