@@ -1,7 +1,7 @@
 # Everything a newcomer needs, on a machine with only Python (3.11 to 3.13) and make.
 #   make demo        set up, then the whole job on synthetic slices (kerasseg demo)
 #   make test        set up, then the whole suite           make lint    ruff, formatter, types
-#   make test-fast   set up, then what takes under 90 s     make bench   the benchmarks, as ratios
+#   make test-fast   set up, then what takes under 90 s     make bench   the benchmarks, 40 min
 #   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
 #   make results     the job on real slices: hours; goes on where it was stopped
 PYTHON ?= python3

@@ -17,10 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.measure import Cost, rounds_of
+from benchmarks.pipeline import SIZE, augment
 from benchmarks.result import Result, compared, show
 from kerasseg.augment import SafeAugmentation
-
-SIZE = 256
 
 
 def slices(count: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,23 +33,11 @@ def slices(count: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
 def per_example(images: np.ndarray, masks: np.ndarray, batch: int) -> tf.data.Dataset:
     """What a careful user writes with tf.image: stateless ops, one slice at a time."""
 
-    def augment(image, mask, i):
-        image = tf.cast(image, tf.float32) / 255.0
-        mask = tf.cast(mask, tf.float32)
-        draw = tf.random.stateless_uniform([4], tf.stack([i, 0]))
-        if draw[0] < 0.5:
-            image, mask = tf.image.flip_left_right(image), tf.image.flip_left_right(mask)
-        half = 0.5 / (0.95 + 0.1 * draw[3])
-        box = tf.reshape(tf.stack([0.5 - half, 0.5 - half, 0.5 + half, 0.5 + half]), [1, 4])
-        image = tf.image.crop_and_resize(image[None], box, [0], [SIZE, SIZE])[0]
-        mask = tf.image.crop_and_resize(mask[None], box, [0], [SIZE, SIZE], method="nearest")[0]
-        image = tf.image.adjust_contrast(image, 0.9 + 0.2 * draw[2])
-        image = tf.image.adjust_brightness(image, 0.2 * draw[1] - 0.1)
-        image = tf.clip_by_value(image, 0.0, 1.0)
-        return (tf.image.grayscale_to_rgb(image) if image.shape[-1] == 1 else image), mask
+    def drawn(image, mask, i):
+        return augment({"image": image, "mask": mask}, tf.random.stateless_uniform([4], tf.stack([i, 0])))
 
     data = tf.data.Dataset.from_tensor_slices((images, masks, np.arange(len(images))))
-    return data.repeat().map(augment, tf.data.AUTOTUNE).batch(batch).prefetch(2)
+    return data.repeat().map(drawn, tf.data.AUTOTUNE).batch(batch).prefetch(2)
 
 
 def batched(images: np.ndarray, masks: np.ndarray, batch: int, *, reference: bool) -> tf.data.Dataset:

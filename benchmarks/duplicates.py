@@ -1,8 +1,11 @@
-"""Figures of the duplicate search: `python -m benchmarks.duplicates [--slices 100000]`.
+"""The search for copies among slices, against looking at all pairs, and its cost a slice where there are more.
 
-Prints, over the real slices in KERASSEG_REAL_DATA (default ../shared/data): how well copies correlate after each
-disturbance, how well slices correlate that are no copies, how many BRISC images are found among the Cheng slices; and
-then, over as many slices as asked, the cost of the search. docs/split.md quotes its output.
+Drawn heads, bent at random; one in forty has a copy: mirrored, and through JPEG.
+
+`python -m benchmarks.duplicates [--slices 100000]` prints what docs/split.md quotes besides, over the real slices in
+KERASSEG_REAL_DATA (default ../shared/data): how well copies correlate after each disturbance, how well slices correlate
+that are no copies, how many BRISC images are found among the Cheng slices; and then, over as many slices as asked, the cost
+of the search.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import h5py
 import nibabel
 import numpy as np
 
+from benchmarks.measure import Cost, costs, rounds_of
+from benchmarks.result import Result, compared
 from kerasseg_tfrecords.duplicates import MIN_CORRELATION, Fingerprints, find_duplicates, fingerprint, overlap
 from kerasseg_tfrecords.fingerprints import ORIENTATIONS, turn_details, turn_hashes
 from kerasseg_tfrecords.patients import group_of
@@ -198,10 +203,11 @@ def print_brisc(names: list[str], prints: Fingerprints) -> None:
         print(f"  near miss {theirs[k]}: {table[k].max():.3f} with {names[int(table[k].argmax())]}")
 
 
-def bodies(count: int, seed: int = 0) -> Iterator[Image]:
+def bodies(count: int, *, drawn: bool = False) -> Iterator[Image]:
     """Different slices in any number: real ones, or drawn ones where there are none, bent at random."""
-    draw = np.random.default_rng(seed)
-    sources = [image for _, _, image in cheng()] if REAL.is_dir() else [blobs(draw) for _ in range(500)]
+    draw = np.random.default_rng(0)
+    real = REAL.is_dir() and not drawn
+    sources = [image for _, _, image in cheng()] if real else [blobs(draw) for _ in range(500)]
     for k in range(count):
         turn = cv2.getRotationMatrix2D((128, 128), draw.uniform(-20, 20), draw.uniform(0.85, 1.15))
         turn[:, 2] += draw.uniform(-12, 12, 2)
@@ -218,6 +224,46 @@ def blobs(draw: np.random.Generator) -> Image:
     rows, columns = np.mgrid[-1:1:256j, -1:1:256j]
     inside = (rows / draw.uniform(0.7, 0.9)) ** 2 + (columns / draw.uniform(0.6, 0.8)) ** 2 < 1
     return prepared(np.where(inside, noise + 6, 0))
+
+
+def with_copies(count: int) -> Fingerprints:
+    """Of drawn slices, of which every fortieth is a copy of the one before."""
+
+    def images() -> Iterator[Image]:
+        before = None
+        for k, image in enumerate(bodies(count, drawn=True)):
+            before = jpeg(np.ascontiguousarray(before[:, ::-1]), 75) if k % 40 == 39 and before is not None else image
+            yield before
+
+    return Fingerprints.of(map(fingerprint, images()))
+
+
+def all_pairs(prints: Fingerprints) -> set[tuple[int, int]]:
+    """Copies by correlating each slice with each, in all orientations."""
+    table = best_correlation(prints, prints)
+    return {(int(a), int(b)) for a, b in np.argwhere(np.triu(table >= MIN_CORRELATION, 1))}
+
+
+def results(*, quick: bool) -> list[Result]:
+    cv2.setNumThreads(1)
+    few, many, rounds = (500, 2000, 1) if quick else (2000, 16_000, 3)
+    prints = with_copies(many)
+    some = prints.take(np.arange(few))
+    found = {(pair.first, pair.second) for pair in find_duplicates(some).pairs}
+    searches: dict[str, Callable[[], Cost]] = {
+        "few": lambda: costs(lambda: find_duplicates(some)),
+        "all": lambda: costs(lambda: all_pairs(some)),
+        "many": lambda: costs(lambda: find_duplicates(prints)),
+    }
+    times = rounds_of(searches, rounds)
+    both = all_pairs(some)
+    remark = f"{len(found & both)} of the {len(both)} copies that it finds, {len(found - both)} others"
+    each = {"few": [cost.each(few) for cost in times["few"]], "many": [cost.each(many) for cost in times["many"]]}
+    what, unit = "search for copies among {:,} slices", {"unit": "ms a slice", "scale": 1000.0}
+    return [
+        compared("duplicates", what.format(few), "all pairs correlated", times["few"], times["all"], remark=remark),
+        compared("duplicates", what.format(many), f"{few:,} slices", each["many"], each["few"], **unit),
+    ]
 
 
 def print_cost(most: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import resource
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -17,14 +17,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
 class Cost(NamedTuple):
-    """Seconds, and processor seconds of this process: what others do on the machine disturbs the second less."""
+    """Seconds, and processor seconds of the processes: what others do on the machine disturbs the second less."""
 
     time: float
     processor: float
@@ -34,17 +28,15 @@ class Cost(NamedTuple):
 
 
 def costs(action: Callable[[], object]) -> Cost:
-    start, used = time.perf_counter(), time.process_time()
+    """Of an action in this process and in those that it starts and waits for."""
+    start, used = time.perf_counter(), _processor()
     action()
-    return Cost(time.perf_counter() - start, time.process_time() - used)
+    return Cost(time.perf_counter() - start, _processor() - used)
 
 
-def children_costs(action: Callable[[], object]) -> Cost:
-    """As `costs`, with the processor seconds of the processes that the action starts and waits for."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    time_ = seconds(action)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Cost(time_, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+def _processor() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def rounds_of(
@@ -65,30 +57,40 @@ def rounds_of(
     return found
 
 
-def in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
-    return [(seconds(first), seconds(second)) for _ in range(rounds)]
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} (range {min(values):.2f} to {max(values):.2f}, {len(values)} rounds)"
-
-
-def peak_memory(code: str) -> float:
-    """Peak resident memory, MB, of a Python process that runs `code`, its children included (the largest of them)."""
-    ending = "\nimport resource; print(max(resource.getrusage(w).ru_maxrss for w in (0, -1)))"
-    done = subprocess.run([sys.executable, "-c", code + ending], capture_output=True, text=True, check=True, cwd=ROOT)
-    return int(done.stdout.splitlines()[-1]) / 1024
-
-
 def own_peak_memory() -> float:
+    """Peak resident memory of this process in MB."""
+    with contextlib.suppress(OSError):
+        # Not getrusage's: a process that is started begins with the peak of the one that started it.
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def make_slices(folder: Path, count: int, distinct: int = 60) -> None:
-    """`count` .mat files as the figshare data set stores them (512x512 int16, gzip), `distinct` different ones linked."""
+def child_environment() -> dict[str, str]:
+    """For the processes that a benchmark starts: the packages of this tree, no chatter, no GPU."""
+    paths = [str(path) for path in (ROOT, ROOT / "cli", ROOT / "tfrecords")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
+
+
+def make_slices(folder: Path, count: int, distinct: int = 60, *, size: int = 512, patient: int = 1) -> None:
+    """Writes .mat files as the figshare data set stores them (int16, gzip).
+
+    Args:
+        folder: Made where it is not there; files that are there stay.
+        count: How many.
+        distinct: How many different ones; the rest are links to them.
+        size: Height and width in pixels: 64 or a multiple.
+        patient: How many slices each has.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[:512, :512]
+    rows, columns = np.mgrid[:size, :size] * (512 / size)
+    head = ((rows - 256) / 220) ** 2 + ((columns - 256) / 180) ** 2 < 1
     for number in range(1, count + 1):
         path = folder / f"{number}.mat"
         if path.exists():
@@ -96,14 +98,14 @@ def make_slices(folder: Path, count: int, distinct: int = 60) -> None:
         if number > distinct:
             path.hardlink_to(folder / f"{(number - 1) % distinct + 1}.mat")
             continue
-        head = ((rows - 256) / 220) ** 2 + ((columns - 256) / 180) ** 2 < 1
-        smooth = np.kron(rng.integers(200, 900, (64, 64)), np.ones((8, 8), int))
-        image = np.where(head, smooth + rng.normal(0, 40, (512, 512)), rng.integers(0, 12, (512, 512))).astype(np.int16)
+        smooth = np.kron(rng.integers(200, 900, (size // 8, size // 8)), np.ones((8, 8), int))
+        noise, outside = rng.normal(0, 40, (size, size)), rng.integers(0, 12, (size, size))
+        image = np.where(head, smooth + noise, outside).astype(np.int16)
         y, x, r = rng.integers(180, 330), rng.integers(180, 330), rng.integers(15, 50)
         mask = (rows - y) ** 2 + (columns - x) ** 2 < r * r
         image[mask] += 700
         with h5py.File(path, "w", userblock_size=512) as file:
             for name, value in (("image", image), ("tumorMask", mask.astype(np.uint8))):
-                file.create_dataset(f"cjdata/{name}", data=value.T, chunks=(512, 64), compression=3)
+                file.create_dataset(f"cjdata/{name}", data=value.T, chunks=(size, 64), compression=3)
             file["cjdata/label"] = np.full((1, 1), 1.0 + number % 3)
-            file["cjdata/PID"] = np.array([[ord(c)] for c in f"{100_000 + number}"], np.uint16)
+            file["cjdata/PID"] = np.array([[ord(c)] for c in f"{100_000 + number // patient}"], np.uint16)

@@ -1,74 +1,67 @@
-"""Opening the 31-million-parameter SavedModel that people start from: seconds and memory, against copying the file.
+"""Opening the 31-million-parameter SavedModel that people start from, against `tf.saved_model.load`: seconds and memory.
 
-    python -m benchmarks.open_savedmodel
-
-One process writes it (`kerasseg.unet` and `model.export`); fresh ones open it, so that memory is that of opening alone.
-The import of TensorFlow and Keras is shown apart: whoever opens a checkpoint pays it once, whatever the checkpoint.
+`tf.saved_model.load` gives functions that can be called; ours gives Keras layers that can be frozen and trained, and
+compares them with the original. One process writes it (`kerasseg.unet` and `model.export`); fresh ones open it, so that
+memory is that of opening alone. What TensorFlow and Keras take to be imported is in neither.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measure import ROOT, spread
+from benchmarks.measure import Cost, child_environment
+from benchmarks.result import Result, compared, show, sized
+from benchmarks.turns import contenders
 
-ROUNDS = 3
-BUDGET_SECONDS = 20
-BUDGET_MEGABYTES = 1500
-
-_WRITE = """
-import sys, keras, kerasseg
-model = kerasseg.unet(seed=0)
-model.export(sys.argv[1], verbose=False)
-print(model.count_params())
-"""
-
-_OPEN = """
-import resource, sys, time
-start = time.perf_counter()
-import keras, tensorflow
-imported = time.perf_counter()
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-from kerasseg.checkpoints.savedmodel import open_savedmodel
-opened = open_savedmodel(sys.argv[1], compare=sys.argv[2] == "compare")
-done = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(imported - start, done - imported, memory / 1024, peak / 1024, opened.largest_difference)
-"""
+PART, PEER = "open_savedmodel", "tf.saved_model.load"
+WAYS = {"opened, and compared with the original": True, "opened without comparing": False}
+WRITE = "import sys, kerasseg; kerasseg.unet(filters=int(sys.argv[2]), seed=0).export(sys.argv[1], verbose=False)"
 
 
-def _run(code: str, *arguments: str) -> str:
-    paths = [ROOT, ROOT / "cli", ROOT / "tfrecords"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return done.stdout.splitlines()[-1]
+def opening(path: str, compare: bool) -> Callable[[], object]:
+    """Ours; nothing that it needs is left to import."""
+    import keras  # noqa: F401
+    import tensorflow as tf  # noqa: F401
+
+    from kerasseg.checkpoints.savedmodel import open_savedmodel
+
+    return lambda: open_savedmodel(Path(path), compare=compare)
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+def loading(path: str) -> Callable[[], object]:
+    import keras  # noqa: F401
+    import tensorflow as tf
+
+    return lambda: tf.saved_model.load(path)
+
+
+def results(*, quick: bool) -> list[Result]:
+    filters, rounds = (16, 1) if quick else (64, 3)
+    costs: dict[str, list[Cost]] = {}
+    peaks: dict[str, float] = {}
+    bases: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="kerasseg-bench-") as folder:
         path = str(Path(folder) / "unet")
-        print(f"SavedModel of {int(_run(_WRITE, path)):,} parameters at 256x256x3")
-        for how in ("compare", "trust"):
-            rounds = [_run(_OPEN, path, how).split() for _ in range(ROUNDS)]
-            importing, opening, before, peak = ([float(r[i]) for r in rounds] for i in range(4))
-            what = "opened, and compared with the original" if how == "compare" else "opened without comparing"
-            print(f"  {what}: {spread(opening)} s (budget {BUDGET_SECONDS})")
-            print(
-                f"    peak memory {max(peak):,.0f} MB (budget {BUDGET_MEGABYTES:,}), imports alone {max(before):,.0f} MB"
-            )
-            print(f"    importing TensorFlow and Keras, once a process: {spread(importing)} s")
-            if how == "compare":
-                print(f"    largest difference {rounds[0][4]}")
-            if max(opening) > BUDGET_SECONDS or max(peak) > BUDGET_MEGABYTES:
-                sys.exit("over budget")
+        subprocess.run([sys.executable, "-c", WRITE, path, str(filters)], check=True, env=child_environment())
+        makers = {name: (f"benchmarks.{PART}:opening", path, compare) for name, compare in WAYS.items()}
+        for _ in range(rounds):
+            with contenders({**makers, PEER: (f"benchmarks.{PART}:loading", path)}, warm=False) as running:
+                for name, ask in running.items():
+                    costs.setdefault(name, []).append(ask())
+            for name, one in running.items():
+                bases[name] = one.base
+                peaks[name] = max(peaks.get(name, 0), one.peak)
+    what = f"SavedModel of {'31' if filters == 64 else '1.9'} million parameters"
+    lines = [compared(PART, f"{what}, {name}", PEER, costs[name], costs[PEER]) for name in WAYS]
+    for name in WAYS:
+        remark = f"{bases[name]:,.0f} MB of it are TensorFlow and Keras"
+        lines.append(sized(PART, f"peak memory, {what}, {name}", PEER, peaks[name], peaks[PEER], remark=remark))
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    show(results)

@@ -18,27 +18,36 @@ TITLES = {
     "distances": "Distances",
     "scale": "Scale",
     "augmentation": "Augmentation alone",
+    "duplicates": "The search for copies",
+    "open_savedmodel": "Opening a SavedModel",
 }
 INTRODUCTIONS = {
     "startup": "New processes, from the start to the end.",
     "prepare": "`kerasseg prepare` against a loop that only opens and reads the same .mat files, and against a script "
-    "that reads everything, resizes it and calls `np.stack`.",
+    "that reads everything, resizes it and calls `np.stack`. The start of worker processes is counted, imports are not.",
     "pipeline": "Augmented batches of 8 slices, 256x256, after the first epoch, against what people write.",
     "freezing": "Frozen blocks are still run forward; only gradients are saved.",
     "training": "The default U-Net, 256x256x3, batch 8. Plain Keras and PyTorch train everything, on the same network, "
-    "with the same loss and optimizer. Each is a process of its own.",
+    "with the same loss and optimizer. Each is a process of its own. Peak memory is that of the process, and told apart: "
+    "what it had before the first step, when libraries were imported and the network was built, and what training added.",
     "training_others": "As above; where half a minute goes into a step, there are fewer rounds.",
+    "prediction": "The same files from disk to mask on disk. PyTorch has the same weights in the same layers, in eager "
+    "inference mode.",
     "thresholds": "Synthetic slices, as a network that is fairly sure of itself, or not (soft), puts them out.",
     "distances": "HD95 of tumours of radius 20 in 256x256. surface-distance is written from its formulae; Metrics "
     "Reloaded is on no package index, and its definition stands here in SciPy.",
-    "scale": "The cost of a slice where there are many more of them. The peer is ourselves with few slices: flat is a "
-    "ratio near 1.",
+    "scale": "The cost of a slice where there are many more of them, 64x64. The peer is ourselves with few slices: flat is "
+    "a ratio near 1.",
+    "augmentation": "256x256, all four augmentations, in a `tf.data` pipeline from slices in memory.",
+    "duplicates": "Drawn heads, bent at random; one in forty has a copy, mirrored and through JPEG.",
+    "open_savedmodel": "`tf.saved_model.load` gives functions; ours gives Keras layers that can be frozen and trained. "
+    "Imports are not in the seconds.",
 }
 _HEAD = """# Benchmarks
 
 `make bench` prints every figure of this page, in an environment of its own (`benchmarks/requirements.txt`), and
 writes it and `benchmarks/results.json`. `.venv-bench/bin/python -m benchmarks training distances` measures parts of
-it again.
+it again; `--help` says how many minutes each takes. All of it takes about forty on two cores, and 10 GB of memory.
 
 **How to read it.** Ours and the peer take turns in one run; the ratio is the peer's cost over ours, the median (and
 the range) of the rounds: above 1 we are cheaper. Where others work on a machine at the same time, wall clocks of one
@@ -54,7 +63,30 @@ REASONS: dict[tuple[str, str], str] = {
         "only reading",
     ): "reading is the bound: we resize, normalise, search for duplicates, write and hash besides.",
     ("peak memory, aggressive", "conservative"): "ourselves, with fewer gradients to keep.",
-    ("peak memory, aggressive", "PyTorch"): "not explained yet; TensorFlow's and Keras' own import is part of it.",
+    ("peak memory, aggressive", "PyTorch"): "the two lines below it in the table say what of it are libraries.",
+    ("of it libraries", "PyTorch"): "TensorFlow and Keras, before anything is computed.",
+    (
+        "of it added by training",
+        "PyTorch",
+    ): "tensors that are needed at once, by the count of TensorFlow's allocator; its pool keeps little besides.",
+    (
+        "peak memory of evaluate",
+        "300 slices",
+    ): "the draws of patients for the intervals are held, up to a bound, and the scores of each slice.",
+    ("search for copies", "2,000 slices"): "more slices share a key of the tables where there are more.",
+    (
+        "SavedModel",
+        "tf.saved_model.load",
+    ): "it gives functions; ours builds layers, copies weights and compares outputs.",
+    (
+        "peak memory, SavedModel",
+        "tf.saved_model.load",
+    ): "the weights are there twice while they are copied, and activations of the comparison.",
+    (
+        "fixed cost of a step",
+        "plain Keras",
+    ): "a step of ours gives back loss and Dice of each slice, and keeps BatchNorm's "
+    "statistics for the case that memory runs out: milliseconds, where a real step takes seconds.",
     ("3 channels, cache in memory", "tf.data"): "OpenCV moves three channels at the cost of four; not mended.",
     ("whole search", "99 thresholds"): "the search tries post-processing rules after the threshold; the loop does not.",
 }
@@ -73,7 +105,8 @@ def page(document: dict[str, Any]) -> str:
         if part in INTRODUCTIONS:
             blocks.append(INTRODUCTIONS[part] + "\n")
         blocks.append("\n".join(_table(results)) + "\n")
-        blocks.append(_machine(found["machine"]) + "\n")
+        took = f" It took {found['seconds'] / 60:.1f} minutes." if "seconds" in found else ""
+        blocks.append(_machine(found["machine"]) + took + "\n")
         behind += [result for result in results if slower(result)]
     blocks.append("## Where we are behind\n")
     blocks.append("\n".join(_reason(result) for result in behind) + "\n" if behind else "Nowhere, by these figures.\n")

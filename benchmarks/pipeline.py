@@ -105,6 +105,7 @@ def compare(work: Path, channels: int, count: int, rounds: int) -> list[Result]:
         **{kind: lambda d=data: cost(d.epochs(next(epoch), EPOCHS)) for kind, data in ours.items()},
     }
     step = our_step(16)
+    step()  # it is traced then
     peer = ("benchmarks.peers.monai_input:epochs", kept, SIZE, channels, BATCH, EPOCHS)
     with contenders({"MONAI": peer}) as running:
         actions["step"] = lambda: costs(step).each(BATCH)

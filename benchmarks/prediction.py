@@ -3,9 +3,11 @@
     python -m benchmarks.prediction [--quick]
 
 The peers read, resize, ask, and write the mask, one after another, as one writes it first: the original SavedModel's
-signature a slice at a time; Keras' `model.predict` and ONNX Runtime with batches of 8. All read the same files, and start
-when the network is in memory. `KERASSEG_REAL_DATA` names the SavedModel (`checkpoints/unet-lgg-savedmodel`) and the slices;
-without it, a synthetic network of the same shape and synthetic slices are taken.
+signature a slice at a time; Keras' `model.predict`, ONNX Runtime and PyTorch with batches of 8. PyTorch has the same
+weights in the same layers, channels-last, in a process of its own. All read the same files, and start when the network is
+in memory. What computes in bfloat16 is compared with ours in bfloat16 alone. `KERASSEG_REAL_DATA` names the SavedModel
+(`checkpoints/unet-lgg-savedmodel`) and the slices; without it, a synthetic network of the same shape and synthetic slices
+are taken.
 """
 
 from __future__ import annotations
@@ -24,9 +26,15 @@ import numpy as np
 
 from benchmarks.measure import ROOT, costs, make_slices, rounds_of
 from benchmarks.result import Result, compared, show
+from benchmarks.turns import contenders
 
 ROUNDS, COUNT, BATCH = 5, 48, 8
 GOAL = 1.2
+LOOP = "the SavedModel's signature in a loop"
+PYTORCH = {  # name -> bfloat16 autocast
+    "PyTorch, float32, channels-last, batches": False,
+    "PyTorch, bfloat16, channels-last, batches": True,
+}
 
 Answer = Callable[[np.ndarray], np.ndarray]
 
@@ -74,7 +82,7 @@ def peers(savedmodel: Path, network: Any, folder: Path) -> dict[str, tuple[Answe
         return np.asarray(network.predict(batch, verbose=0))
 
     found: dict[str, tuple[Answer, int]] = {
-        "the SavedModel's signature in a loop": (by_signature, 1),
+        LOOP: (by_signature, 1),
         "Keras model.predict, batches": (by_keras, BATCH),
     }
     if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("tf2onnx"):
@@ -119,26 +127,47 @@ def results(*, quick: bool) -> list[Result]:
         made = {precision: predict(precision) for precision in precisions}
         for peer in reversed(others):  # warm; the loop's masks remain
             ask(peer)
-        same = {precision: equal_pixels(folder / "peer", out) for precision, out in made.items()}
         actions = {peer: lambda peer=peer: costs(lambda: ask(peer)) for peer in others}
         actions |= {p: lambda p=p: costs(lambda: predict(p)) for p in precisions}
-        times = rounds_of(actions, 2 if quick else ROUNDS)
-        return [
-            compared(
-                "prediction",
-                f"predict, {precision}",
-                peer,
-                times[precision],
-                times[peer],
-                slices=len(files),
-                goal=GOAL if place == 0 else 1.0,
-                remark=f"{same[precision][0]:.4%} of pixels and Dice {same[precision][1]:.4f} with the loop's masks"
-                if place == 0
-                else "",
+        np.savez(folder / "weights.npz", *network.get_weights())
+        names = [str(path) for path in files]
+        makers = {
+            peer: (
+                "benchmarks.peers.pytorch:masks",
+                str(folder / "weights.npz"),
+                names,
+                str(folder / peer),
+                BATCH,
+                short,
             )
-            for precision in precisions
-            for place, peer in enumerate(others)
-        ]
+            for peer, short in PYTORCH.items()
+            if importlib.util.find_spec("torch")
+        }
+        with contenders(makers) as running:
+            times = rounds_of(actions | running, 2 if quick else ROUNDS)
+        masks = {LOOP: folder / "peer", **{peer: folder / peer for peer in running}}
+        lines = []
+        for precision in precisions:
+            for peer in [*others, *running]:
+                if "bfloat16" in peer and precision == "float32":
+                    continue
+                remark = ""
+                if peer in masks:
+                    pixels, overlap = equal_pixels(masks[peer], made[precision])
+                    remark = f"{pixels:.4%} of pixels and Dice {overlap:.4f} with its masks"
+                lines.append(
+                    compared(
+                        "prediction",
+                        f"predict, {precision}",
+                        peer,
+                        times[precision],
+                        times[peer],
+                        slices=len(files),
+                        goal=GOAL if peer == LOOP else 1.0,
+                        remark=remark,
+                    )
+                )
+        return lines
 
 
 if __name__ == "__main__":

@@ -1,90 +1,96 @@
-"""The cost of a slice where there are many more: prepare, an epoch of input, predicting and scoring; time and memory.
+"""The cost of a slice where there are many more: prepare, an epoch of input, evaluating; time and memory.
 
-Each is a process of its own, over 300, 1,000, 3,000 and 10,000 synthetic slices. The peer is the same over
-300: what stays flat has a ratio near 1. Start-up, measured over 64 slices, is taken off.
+300, 1,000, 3,000 and 10,000 different synthetic slices of 64x64, ten of a patient, and a network so small that what is
+around it is measured. Each number of slices is a process of its own, in which everything was done once with 64 slices, so
+that start-up is not in the figures; they take turns. The peer is the same over 300: what stays flat has a ratio near 1,
+and below 0.8 is called behind.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measure import ROOT, Cost, make_slices
-from benchmarks.prepare import PREPARE
+from benchmarks.measure import make_slices, rounds_of
 from benchmarks.result import Result, compared, show, sized
+from benchmarks.turns import contenders
 
-FEW, COUNTS = 64, (300, 1000, 3000, 10_000)
+SIZE, FEW, COUNTS, GOAL = 64, 64, (300, 1000, 3000, 10_000), 0.8
 
-EPOCH = """
-import sys
-from kerasseg.pipeline import TrainingData
-for batch in TrainingData(sys.argv[3], channels=3, cache="none").epoch(0):
-    pass
-"""
-EVALUATE = """
-import sys
-from pathlib import Path
-import kerasseg
-from kerasseg.evaluation.scoring import score_slices, stage_rules
-from kerasseg.evaluation.slices import predict_splits
-from kerasseg.rule import MaskRule
-model = kerasseg.unet((256, 256, 3), filters=2, depth=1, seed=0)
-found = predict_splits(model, Path(sys.argv[3]), ("train", "val", "test"), memory_budget=32 << 20)
-score_slices(found, stage_rules(MaskRule(threshold=0.4, fill_holes=True)))
-"""
-STAGES = {
-    "prepare": PREPARE,
-    "an epoch of input, cache none": EPOCH,
-    "predict and score, probabilities of 32 MB in memory": EVALUATE,
+Stage = Callable[[Path, Path], object]
+
+
+def prepare_all(raw: Path, shards: Path) -> None:
+    from kerasseg_tfrecords import prepare
+    from kerasseg_tfrecords.manifest import PrepareOptions
+
+    prepare(raw, shards, PrepareOptions(size=SIZE), jobs=1, overwrite=True)
+
+
+def read_epoch(raw: Path, shards: Path) -> None:  # noqa: ARG001
+    from kerasseg.pipeline import TrainingData
+
+    for _batch in TrainingData(shards, channels=3, cache="none").epoch(0):
+        pass
+
+
+def evaluate_all(raw: Path, shards: Path) -> None:  # noqa: ARG001
+    """As `kerasseg evaluate` does: predictions, scores of each slice, means with intervals over patients."""
+    import kerasseg
+    from kerasseg.evaluation.figures import USUAL, network_figures
+    from kerasseg.evaluation.scoring import score_slices, stage_rules
+    from kerasseg.evaluation.slices import predict_splits
+    from kerasseg.rule import MaskRule
+
+    model = kerasseg.unet((SIZE, SIZE, 3), filters=2, depth=1, seed=0)
+    rules = stage_rules(MaskRule(threshold=0.4, fill_holes=True))
+    found = predict_splits(model, shards, ("train", "val", "test"), memory_budget=8 << 20)
+    network_figures(score_slices(found, rules), found.classes, rules, USUAL)
+
+
+STAGES: dict[str, Stage] = {
+    "prepare": prepare_all,
+    "an epoch of input, cache none": read_epoch,
+    "evaluate, probabilities of 8 MB in memory": evaluate_all,
 }
 
 
-def measured(script: Path, *arguments: object) -> tuple[Cost, float]:
-    """Cost, and peak memory in MB of the largest process."""
-    code = (
-        "import resource, subprocess, sys, time; start = time.perf_counter(); "
-        "subprocess.run([sys.executable, *sys.argv[1:]], check=True); took = time.perf_counter() - start; "
-        "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(took, used.ru_utime + used.ru_stime, used.ru_maxrss)"
-    )
-    command = [sys.executable, "-c", code, str(script), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment)
-    time, processor, memory = done.stdout.splitlines()[-1].split()
-    return Cost(float(time), float(processor)), int(memory) / 1024
+def stage(name: str, work: str, count: int) -> Callable[[], object]:
+    """A stage over so many slices, which has been done over few."""
+    do, folder = STAGES[name], Path(work)
+
+    def over(number: int) -> None:
+        do(folder / f"slices{number}", folder / f"shards{number}")
+
+    over(FEW)
+    return lambda: over(count)
 
 
 def results(*, quick: bool) -> list[Result]:
-    counts = COUNTS[:2] if quick else COUNTS
-    found: dict[tuple[str, int], tuple[Cost, float]] = {}
+    counts, rounds = (COUNTS[:2], 1) if quick else (COUNTS, 2)
+    lines, few = [], counts[0]
     with tempfile.TemporaryDirectory(prefix="kerasseg-bench-") as name:
         work = Path(name)
-        for number, text in enumerate(STAGES.values()):
-            (work / f"{number}.py").write_text(text)
         for count in (FEW, *counts):
-            make_slices(work / f"slices{count}", count)
-            for number, stage in enumerate(STAGES):
-                found[stage, count] = measured(
-                    work / f"{number}.py", work / f"slices{count}", 1, work / f"shards{count}"
-                )
-    lines = []
-    for stage in STAGES:
-        start, _ = found[stage, FEW]
-        each = {}
-        for count in counts:
-            whole, _ = found[stage, count]
-            left = whole.time - start.time, whole.processor - start.processor
-            each[count] = Cost(*(max(value, 1e-9) for value in left)).each(count - FEW)
-        few = counts[0]
-        for count in counts[1:]:
-            what = f"{stage}: {count:,} slices"
-            pair = [each[count]], [each[few]]
-            lines.append(compared("scale", what, f"{few} slices", *pair, unit="ms a slice", scale=1000))
-        for count in counts[1:]:
-            what = f"peak memory of {stage}: {count:,} slices"
-            lines.append(sized("scale", what, f"{few} slices", found[stage, count][1], found[stage, few][1]))
+            make_slices(work / f"slices{count}", count, distinct=count, size=SIZE, patient=10)
+        prepare_all(work / f"slices{FEW}", work / f"shards{FEW}")
+        for title in STAGES:
+            makers = {str(count): ("benchmarks.scale:stage", title, name, count) for count in counts}
+            with contenders(makers, warm=False) as running:
+                found = rounds_of(running, rounds)
+            each = {count: [cost.each(count) for cost in found[str(count)]] for count in counts}
+            peak = {count: running[str(count)].peak for count in counts}
+            for count in counts[1:]:
+                pair = each[count], each[few]
+                what = f"{title}: {count:,} slices"
+                shown = {"unit": "ms a slice", "scale": 1000.0, "goal": GOAL}
+                lines.append(compared("scale", what, f"{few} slices", *pair, **shown))
+            for count in counts[1:]:
+                what = f"peak memory of {title}: {count:,} slices"
+                remark = f"{(peak[count] - peak[few]) * 1024 / (count - few):.1f} kB a slice more"
+                pair = peak[count], peak[few]
+                lines.append(sized("scale", what, f"{few} slices", *pair, remark=remark, goal=GOAL))
     return lines
 
 

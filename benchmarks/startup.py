@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from benchmarks.measure import ROOT, Cost, children_costs, rounds_of
+from benchmarks.measure import ROOT, Cost, child_environment, costs, rounds_of
 from benchmarks.result import Result, compared, show
 
 KERAS = """
@@ -48,9 +48,14 @@ print(json.dumps([took(framework), took(ours)]))
 
 
 def run(*arguments: str) -> Cost:
-    return children_costs(
-        lambda: subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True)
-    )
+    return costs(lambda: said(*arguments))
+
+
+def said(*arguments: str) -> str:
+    """The last line that Python prints when it is given these arguments."""
+    command, environment = [sys.executable, *arguments], child_environment()
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, env=environment)
+    return done.stdout[-10_000:].strip().rpartition("\n")[2]
 
 
 def results(*, quick: bool) -> list[Result]:
@@ -65,11 +70,7 @@ def results(*, quick: bool) -> list[Result]:
     for name in list(light)[1:]:
         remark = "goal: under 0.3 s in all" if name == "kerasseg --help" else ""
         lines.append(compared("startup", name, "Python alone", found[name], found["Python alone"], remark=remark))
-    pairs = []
-    for _ in range(1 if quick else 5):
-        command = [sys.executable, "-c", IMPORTS]
-        done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-        pairs.append([Cost(*cost) for cost in json.loads(done.stdout.splitlines()[-1])])
+    pairs = [[Cost(*cost) for cost in json.loads(said("-c", IMPORTS))] for _ in range(1 if quick else 5)]
     what = "import kerasseg and all its names, behind TensorFlow and Keras"
     framework, ours = zip(*pairs, strict=True)
     lines.append(compared("startup", what, "TensorFlow and Keras themselves", ours, framework))

@@ -3,13 +3,15 @@
 256x256x3, batch 8, 31 million parameters (with `--quick` 1.9). Plain Keras is `model.train_on_batch` on the same network,
 with everything trainable, the same loss and Dice as its metric, in the precision that `auto` chooses here. PyTorch is the
 same network, layer for layer, with the same loss and optimizer, everything trainable.
-Each contender is a process of its own; between its turns it sleeps. Slower peers stand in `benchmarks.training_others`.
+Each contender is a process of its own; between its turns it sleeps. Not all are in memory at once: two rows of turns need
+7 to 9 GB, one would need 13. Slower peers stand in `benchmarks.training_others`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,7 +24,6 @@ from benchmarks.result import Result, Spread, compared, show, sized
 from benchmarks.turns import contenders
 
 SIZE, BATCH = 256, 8
-STRATEGIES = ("conservative", "moderate", "aggressive")
 PYTORCH = (
     "PyTorch, bfloat16, channels-last",
     "PyTorch, bfloat16, channels-last, torch.compile",
@@ -69,7 +70,7 @@ def _optimizer(name: str) -> Any:
 
 
 def our_step(filters: int, strategy: str = "conservative", size: int = SIZE, **options: Any) -> Callable[[], object]:
-    """One step of `kerasseg train`, traced already."""
+    """One step of `kerasseg train`; the first one traces it."""
     from kerasseg.training.devices import choose_devices
     from kerasseg.training.engine import Engine
 
@@ -77,18 +78,16 @@ def our_step(filters: int, strategy: str = "conservative", size: int = SIZE, **o
     with devices.scope():
         model, adam = _network(filters, strategy, name, size), _optimizer(name)
     engine = Engine(model, adam, devices=devices, batch_size=BATCH, **options)
-    engine.train_step(data)
     return lambda: engine.train_step(data)
 
 
 def keras_step(filters: int, name: str, size: int = SIZE) -> Callable[[], object]:
-    """One step of plain Keras, everything trainable, traced already."""
+    """One step of plain Keras, everything trainable; the first one traces it."""
     import kerasseg
 
     data = batch(size)
     model = _network(filters, "aggressive", name, size)
     model.compile(_optimizer(name), kerasseg.DiceBCELoss(), metrics=[kerasseg.DiceScore(name="dice")])
-    model.train_on_batch(data["image"], data["mask"])
     return lambda: model.train_on_batch(data["image"], data["mask"])
 
 
@@ -108,40 +107,77 @@ def title(filters: int) -> str:
     return f"step of {size} parameters, {precision()}"
 
 
-def steps(filters: int, rounds: int) -> list[Result]:
-    """Two strategies against plain Keras and PyTorch in the same precision, time and memory."""
-    keras = f"plain Keras, {precision()}"
-    names = ("aggressive", "conservative", keras, *PYTORCH)
+@dataclass(frozen=True, slots=True)
+class Race:
+    """What contenders found that took turns.
+
+    Attributes:
+        costs: Of each, by name; a cost a round.
+        base: Peak memory in MB of each before its first step.
+        peak: The same at the end.
+    """
+
+    costs: dict[str, list[Cost]]
+    base: dict[str, float]
+    peak: dict[str, float]
+
+
+def race(filters: int, names: Sequence[str], rounds: int, once: Collection[str] = ()) -> Race:
+    """Steps in turn; `once` as in `rounds_of`."""
     with contenders({name: maker_of(filters, name) for name in names}) as running:
-        found = rounds_of(running, rounds)
-    what = title(filters)
-    best = min((name for name in PYTORCH if name in found), key=lambda name: _median(found[name]), default="")
-    lines = []
-    for strategy in ("aggressive", "conservative"):
-        for name in names[2:]:
-            if name in found:
-                goal, remark = (1.0, "PyTorch's best here") if name == best else (None, "")
-                pair = found[strategy], found[name]
-                lines.append(compared("training", f"{strategy}, {what}", name, *pair, goal=goal, remark=remark))
-    ratio = 1 / (1 - counted_saving("conservative"))
+        found = rounds_of(running, rounds, once)
+    return Race(
+        found,
+        {name: one.base for name, one in running.items()},
+        {name: one.peak for name, one in running.items()},
+    )
+
+
+def memory(part: str, race: Race, peer: str, what: str) -> list[Result]:
+    """Peak memory of the aggressive strategy beside a peer's, and what it consists of."""
+    ours = "aggressive"
+    sizes = {
+        "peak memory": race.peak,
+        "of it libraries and weights, before the first step": race.base,
+        "of it added by training": {name: race.peak[name] - race.base[name] for name in race.peak},
+    }
+    return [sized(part, f"{size}, {ours}, {what}", peer, found[ours], found[peer]) for size, found in sizes.items()]
+
+
+def saved_by(strategy: str, race: Race, part: str, what: str) -> Result:
+    """A strategy that freezes blocks beside one that freezes none, and what counting says."""
+    ratio = 1 / (1 - counted_saving(strategy))
     remark = f"counting the multiply-adds that the frozen blocks' backward pass saves gives {ratio:.3f}"
-    pair = found["conservative"], found["aggressive"]
-    lines.append(compared("training", f"conservative, {what}", "aggressive", *pair, remark=remark))
-    peaks = {name: one.peak for name, one in running.items()}
-    lines += [
-        sized("training", f"peak memory, aggressive, {what}", name, peaks["aggressive"], peaks[name])
-        for name in names[1:]
-        if name in peaks
-    ]
+    return compared(
+        part, f"{strategy}, {what}", "aggressive", race.costs[strategy], race.costs["aggressive"], remark=remark
+    )
+
+
+def results(*, quick: bool) -> list[Result]:
+    filters, rounds = (16, 2) if quick else (64, 3)
+    what, keras = title(filters), f"plain Keras, {precision()}"
+    first = race(filters, ("aggressive", "conservative", *PYTORCH), rounds)
+    second = race(filters, ("aggressive", keras), rounds)
+    there = [name for name in PYTORCH if name in first.costs]
+    best = min(there, key=lambda name: _median(first.costs[name]), default="")
+    pair = second.costs["aggressive"], second.costs[keras]
+    lines = [compared("training", f"aggressive, {what}", keras, *pair)]
+    for strategy in ("aggressive", "conservative"):
+        for name in there:
+            goal, remark = (1.0, "PyTorch's best here") if name == best else (None, "")
+            pair = first.costs[strategy], first.costs[name]
+            lines.append(compared("training", f"{strategy}, {what}", name, *pair, goal=goal, remark=remark))
+    lines.append(saved_by("conservative", first, "training", what))
+    lines += memory("training", second, keras, what)
+    for name in there:
+        lines += memory("training", first, name, what)
+    peaks = first.peak["aggressive"], first.peak["conservative"]
+    lines.append(sized("training", f"peak memory, aggressive, {what}", "conservative", *peaks))
     return lines
 
 
 def _median(costs: list[Cost]) -> float:
     return Spread.of([cost.time for cost in costs]).median
-
-
-def results(*, quick: bool) -> list[Result]:
-    return steps(16 if quick else 64, 2 if quick else 3)
 
 
 if __name__ == "__main__":

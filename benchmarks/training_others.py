@@ -1,49 +1,41 @@
 """The rest about steps of training: float32 peers, the moderate strategy, fixed costs, and what `--deterministic` costs.
 
-The peers here take half a minute a step and are not the best. Each is compared with our step by itself, so that few
-networks are in memory at once.
+The peers here take up to half a minute a step and are not the best. They come in three rows of turns, so that few networks
+are in memory at once: PyTorch's give back what a step needed, TensorFlow's do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from benchmarks.freezing import counted_saving
 from benchmarks.measure import rounds_of
 from benchmarks.result import Result, compared, show, sized
-from benchmarks.training import maker_of, our_step, title
+from benchmarks.training import our_step, precision, race, saved_by, title
 from benchmarks.turns import contenders
 
-PEERS = ("plain Keras, float32", "PyTorch, float32", "PyTorch, float32, channels-last", "PyTorch, bfloat16")
+KERAS = "plain Keras, float32"
+PYTORCH = ("PyTorch, float32", "PyTorch, float32, channels-last", "PyTorch, bfloat16")
 PART = "training_others"
 
 
-def slow_peers(filters: int, rounds: int) -> list[Result]:
+def slow_peers(filters: int, rounds: int, peers: Sequence[str]) -> list[Result]:
     """Our step against peers that are slower."""
     lines, what = [], title(filters)
-    for peer in PEERS:
-        with contenders({name: maker_of(filters, name) for name in ("aggressive", peer)}) as running:
-            found = rounds_of(running, rounds)
-        lines.append(compared(PART, f"aggressive, {what}", peer, found["aggressive"], found[peer]))
-        peaks = running["aggressive"].peak, running[peer].peak
-        lines.append(sized(PART, f"peak memory, aggressive, {what}", peer, *peaks))
+    found = race(filters, ("aggressive", *peers), rounds)
+    for peer in found.costs:
+        if peer in peers:
+            lines.append(compared(PART, f"aggressive, {what}", peer, found.costs["aggressive"], found.costs[peer]))
+            lines.append(
+                sized(PART, f"peak memory, aggressive, {what}", peer, found.peak["aggressive"], found.peak[peer])
+            )
     return lines
-
-
-def moderate(filters: int, rounds: int) -> Result:
-    with contenders({name: maker_of(filters, name) for name in ("moderate", "aggressive")}) as running:
-        found = rounds_of(running, rounds)
-    ratio = 1 / (1 - counted_saving("moderate"))
-    remark = f"counting the multiply-adds that the frozen blocks' backward pass saves gives {ratio:.3f}"
-    pair = found["moderate"], found["aggressive"]
-    return compared(PART, f"moderate, {title(filters)}", "aggressive", *pair, remark=remark)
 
 
 def overhead(rounds: int) -> Result:
     """What a step costs beyond arithmetic: a network so small that nothing else is left."""
     makers = {
         "ours": ("benchmarks.training:our_step", 2, "aggressive", 16),
-        "theirs": ("benchmarks.training:keras_step", 2, "float32", 16),
+        "theirs": ("benchmarks.training:keras_step", 2, precision(), 16),
     }
     with contenders(makers) as running:
         found = rounds_of(running, 30 * rounds)
@@ -73,8 +65,9 @@ def seeded_step(filters: int, deterministic: bool) -> Callable[[], object]:
 def results(*, quick: bool) -> list[Result]:
     filters = 16 if quick else 64
     return [
-        *slow_peers(filters, 1 if quick else 2),
-        moderate(filters, 2 if quick else 3),
+        *slow_peers(filters, 1 if quick else 2, PYTORCH),
+        *slow_peers(filters, 1 if quick else 2, [KERAS]),
+        saved_by("moderate", race(filters, ("moderate", "aggressive"), 2 if quick else 3), PART, title(filters)),
         overhead(1 if quick else 3),
         determinism(2 if quick else 5),
     ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
 
-from benchmarks.__main__ import PAGE, RESULTS
+from benchmarks.__main__ import PAGE, PARTS, RESULTS
 from benchmarks.measure import Cost, rounds_of
-from benchmarks.page import page, slower
+from benchmarks.page import TITLES, page, slower
 from benchmarks.result import Result, compared, sized
+from benchmarks.turns import contenders
 
 
 def test_the_page_is_made_from_the_results() -> None:
@@ -48,11 +50,12 @@ def test_a_line_behind_is_named_at_the_end_of_the_page() -> None:
         "versions": {"keras": "3.15"},
     }
     results = [sized("training", "fine", "peer", 1, 2), sized("training", "bad", "peer", 2, 1)]
-    made = page({"parts": {"training": {"machine": machine, "results": [r.document() for r in results]}}})
+    found = {"machine": machine, "seconds": 90, "results": [r.document() for r in results]}
+    made = page({"parts": {"training": found}})
     end = made.split("## Where we are behind")[1]
     assert "bad, against peer" in end
     assert "fine" not in end
-    assert "2026-01-01: P, 2 cores (avx2), 8 GiB, load 0.1 at the end; S; keras 3.15." in made
+    assert "2026-01-01: P, 2 cores (avx2), 8 GiB, load 0.1 at the end; S; keras 3.15. It took 1.5 minutes." in made
 
 
 def test_contenders_take_turns_and_slow_ones_come_once() -> None:
@@ -65,3 +68,24 @@ def test_contenders_take_turns_and_slow_ones_come_once() -> None:
     found = rounds_of({name: lambda n=name: action(n) for name in "abc"}, 3, once="b")
     assert order == list("abcacac")
     assert [len(found[name]) for name in "abc"] == [3, 1, 3]
+
+
+def test_contenders_say_what_they_cost_and_one_that_cannot_be_made_is_left_out(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    # A Mock is an action that does nothing.
+    makers = {"there": ("unittest.mock:Mock",), "missing": ("unittest.mock:no_such_thing",)}
+    with contenders(makers) as running:
+        assert list(running) == ["there"]
+        cost = running["there"]()
+    assert 0 < cost.time < 60
+    assert 1 < running["there"].base <= running["there"].peak < 10_000  # MB
+    told = capfd.readouterr()
+    assert "without missing" in told.out
+    assert "no_such_thing" in told.err
+
+
+def test_every_part_gives_results() -> None:
+    for part in PARTS:
+        assert callable(importlib.import_module(f"benchmarks.{part}").results)
+        assert part in TITLES

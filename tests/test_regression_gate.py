@@ -6,11 +6,12 @@ compare with a reference loop in the same process, in processor time, at a fract
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,12 +20,16 @@ from scipy import ndimage
 
 import kerasseg
 from factories import write_figshare
+from kerasseg.augment import SafeAugmentation
 from kerasseg.distances import hd95
+from kerasseg.pipeline import TrainingData
 from kerasseg.thresholds import sweep_thresholds
 from kerasseg.training.engine import Engine
 from kerasseg.training.precision import compute_in
 from kerasseg_tfrecords import load_manifest, prepare
 from kerasseg_tfrecords.manifest import PrepareOptions
+from kerasseg_tfrecords.record_access import ShardRecords
+from kerasseg_tfrecords.sources import figshare
 
 
 def batch(seed: int = 0) -> dict[str, Any]:
@@ -84,15 +89,64 @@ def test_a_step_is_no_more_operations_than_it_was(engine: Engine) -> None:
     assert sum(found.values()) < 3000
 
 
-def test_a_slice_takes_so_many_bytes_in_the_shards(tmp_path: Path) -> None:
-    options = PrepareOptions(size=64, split="60/20/20")
-    prepare(write_figshare(tmp_path / "raw", patients=10, slices_each=2, size=80), tmp_path / "shards", options, jobs=1)
-    manifest = load_manifest(tmp_path / "shards")
+SLICES = 20
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_figshare(tmp_path_factory.mktemp("gate") / "raw", patients=10, slices_each=2, size=80)
+
+
+@pytest.fixture(scope="module")
+def shards(raw: Path) -> Path:
+    prepare(raw, raw.with_name("shards"), PrepareOptions(size=64, split="60/20/20"), jobs=1)
+    return raw.with_name("shards")
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:
+    """A list that grows by one whenever the function is called."""
+    calls: list[None] = []
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls.append(None)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, call)
+    return calls
+
+
+def test_a_slice_takes_so_many_bytes_in_the_shards(shards: Path) -> None:
+    manifest = load_manifest(shards)
     records = sum(manifest.slices_in(split) for split in ("train", "val", "test"))
-    stored = sum(path.stat().st_size for path in (tmp_path / "shards").rglob("*.tfrecord"))
-    assert records == 20
+    stored = sum(path.stat().st_size for path in shards.rglob("*.tfrecord"))
+    assert records == SLICES
     # 4,096 of the image, 512 of the mask in bits, and less than a kilobyte for the rest.
     assert 64 * 64 * 9 / 8 < stored / records < 64 * 64 * 9 / 8 + 1024
+
+
+def test_prepare_reads_a_file_once(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = counted(monkeypatch, figshare, "read_bytes")
+    prepare(raw, tmp_path / "shards", PrepareOptions(size=32, split="60/20/20"), jobs=1)
+    # And up to 16 of them, however many there are, to tell the format.
+    assert SLICES <= len(read) <= SLICES + 16
+
+
+@pytest.mark.parametrize(("cache", "reads_again"), [("none", True), ("memory", False)])
+def test_an_epoch_reads_a_record_once_and_augments_once_a_batch(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, cache: Literal["none", "memory"], reads_again: bool
+) -> None:
+    data = TrainingData(shards, batch_size=4, channels=3, cache=cache)
+    for _batch in data.epoch(0):
+        pass
+    read = counted(monkeypatch, ShardRecords, "read")
+    augmented = counted(monkeypatch, SafeAugmentation, "apply_numpy")
+    for _batch in data.epoch(1):
+        pass
+    assert data.steps >= 2
+    assert len(augmented) == data.steps
+    assert len(read) == (4 * data.steps if reads_again else 0)
 
 
 def processor_time(action: Callable[[], object]) -> float:

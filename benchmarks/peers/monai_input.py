@@ -20,7 +20,7 @@ from monai.transforms import (
 
 
 def epochs(count: int, size: int, channels: int, batch: int, passes: int) -> Callable[[], object]:
-    """Reads so many epochs; one has been read already."""
+    """Reads so many epochs."""
     random = np.random.default_rng(0)
     data = []
     for _ in range(count):
@@ -41,10 +41,9 @@ def epochs(count: int, size: int, channels: int, batch: int, passes: int) -> Cal
     cached = CacheDataset(data, Compose(steps), progress=False)
     loader = DataLoader(cached, batch_size=batch, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True)
 
-    def read(number: int = passes) -> None:
-        for _ in range(number):
+    def read() -> None:
+        for _ in range(passes):
             for _batch in loader:
                 pass
 
-    read(1)
     return read

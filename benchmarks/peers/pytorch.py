@@ -1,8 +1,9 @@
-"""The default U-Net in PyTorch, layer for layer, and a step of training with it."""
+"""The default U-Net in PyTorch, layer for layer: a step of training with it, and masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +14,13 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 
 
 class Block(nn.Sequential):
-    def __init__(self, before: int, filters: int) -> None:
+    def __init__(self, before: int, filters: int, *, bias: bool) -> None:
         super().__init__(
             *(
                 layer
                 for width in (before, filters)
                 for layer in (
-                    nn.Conv2d(width, filters, 3, padding=1, bias=False),
+                    nn.Conv2d(width, filters, 3, padding=1, bias=bias),
                     nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01),
                     nn.ReLU(inplace=True),
                 )
@@ -28,14 +29,17 @@ class Block(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Logits (batch, 1, height, width) from images (batch, 3, height, width); 31,037,633 weights with 64 filters."""
+    """Logits (batch, 1, height, width) from images (batch, 3, height, width); 31,037,633 weights with 64 filters.
 
-    def __init__(self, filters: int = 64) -> None:
+    `bias` is that of the convolutions before a BatchNorm: ours have none, others' networks do.
+    """
+
+    def __init__(self, filters: int = 64, *, bias: bool = False) -> None:
         super().__init__()
         widths = [filters * 2**level for level in range(5)]
-        self.down = nn.ModuleList(Block(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.down = nn.ModuleList(Block(a, b, bias=bias) for a, b in zip([3, *widths], widths, strict=False))
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in widths[-2::-1])
-        self.decode = nn.ModuleList(Block(2 * width, width) for width in widths[-2::-1])
+        self.decode = nn.ModuleList(Block(2 * width, width, bias=bias) for width in widths[-2::-1])
         self.head = nn.Conv2d(filters, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,6 +51,16 @@ class UNet(nn.Module):
         for up, block in zip(self.up, self.decode, strict=True):
             x = block(torch.cat([up(x), skips.pop()], 1))
         return self.head(x)
+
+    def in_order(self) -> Iterator[nn.Module]:
+        """The layers that have weights, in the order in which they compute."""
+        blocks = [*self.down]
+        for up, block in zip(self.up, self.decode, strict=True):
+            blocks += [up, block]
+        for block in [*blocks, self.head]:
+            for layer in block if isinstance(block, Block) else [block]:
+                if any(True for _ in layer.parameters()):
+                    yield layer
 
 
 def loss_of(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -70,7 +84,7 @@ def batch(size: int, count: int, layout: str) -> tuple[torch.Tensor, torch.Tenso
 
 
 def step(filters: int, layout: str, bfloat16: bool, compiled: bool, size: int, count: int) -> Callable[[], object]:
-    """One step of training, everything trained, done twice already."""
+    """One step of training, everything trained."""
     model = network(filters, layout, compiled=compiled)
     adam = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=1e-5)
     image, mask = batch(size, count, layout)
@@ -84,18 +98,60 @@ def step(filters: int, layout: str, bfloat16: bool, compiled: bool, size: int, c
         adam.step()
         return loss.item()
 
-    one()
     return one
 
 
-def prediction(filters: int, layout: str, bfloat16: bool, size: int, count: int) -> Callable[[], object]:
-    """Probabilities of a batch in inference mode."""
-    model = network(filters, layout).eval()
-    image, _ = batch(size, count, layout)
+def filled(weights: Sequence[np.ndarray]) -> UNet:
+    """The network in inference mode with a Keras network's weights, in the order of its layers.
 
-    def one() -> object:
+    Raises:
+        ValueError: If it has another architecture.
+    """
+    model = UNet(weights[0].shape[-1], bias=weights[5].ndim == 1)  # one, or a second kernel
+    left = iter(weights)
+    for layer in model.in_order():
+        names = (
+            ["weight", "bias", "running_mean", "running_var"]
+            if isinstance(layer, nn.BatchNorm2d)
+            else ["weight", "bias"]
+        )
+        for name in names:
+            into = getattr(layer, name)
+            if into is None:
+                continue
+            value = torch.from_numpy(next(left))
+            # Keras' kernels: height, width, in, out (of a transposed one out, in); here the other way round.
+            value = value.permute(3, 2, 0, 1) if value.ndim == 4 else value
+            if value.shape != into.shape:
+                msg = f"weights of shape {tuple(value.shape)} do not fit {name} of {layer}"
+                raise ValueError(msg)
+            with torch.no_grad():
+                into.copy_(value)
+    if next(left, None) is not None:
+        msg = "there are more weights than the network has"
+        raise ValueError(msg)
+    return model.eval()
+
+
+def masks(weights: str, files: Sequence[str], out: str, count: int, bfloat16: bool) -> Callable[[], object]:
+    """Masks of files, `count` at once, as `benchmarks.prediction.write_masks` makes them.
+
+    Args:
+        weights: .npz file of the weights in the order of the layers.
+        files, out: As `write_masks` takes them.
+        count: Slices at once.
+        bfloat16: Autocast.
+    """
+    from benchmarks.prediction import write_masks
+
+    with np.load(weights) as stored:
+        model = filled([stored[name] for name in stored.files]).to(memory_format=torch.channels_last)
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        # (batch, height, width, channels) is what channels-last means.
+        image = torch.from_numpy(images).permute(0, 3, 1, 2)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            return model(image).float().sigmoid()
+            return model(image).float().sigmoid().permute(0, 2, 3, 1).numpy()
 
-    one()
-    return one
+    paths = [Path(file) for file in files]
+    return lambda: write_masks(answer, paths, Path(out), count)
