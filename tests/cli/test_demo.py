@@ -51,7 +51,9 @@ def test_ctrl_c_says_what_is_left(typed: Typed, tmp_path: Path) -> None:
 def test_quiet_is_quiet(typed: Typed) -> None:
     assert "$ cd demo-output" in run().stdout
     assert run("--quiet").stdout == ""
-    assert run("--json").stdout == ""
+    document = json.loads(run("--json").stdout)
+    assert (document["kind"], document["exit_code"]) == ("interrupted", 130)
+    assert "demo-output" in document["error"]
 
 
 def test_an_earlier_demonstration_is_replaced_and_nothing_else(typed: Typed, tmp_path: Path) -> None:
@@ -99,6 +101,13 @@ def test_a_command_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert refused.exit_code == 1
     assert "scanner-A" in refused.stderr  # what `prepare` itself says
     assert "`kerasseg prepare` ended with exit code 3" in refused.stderr
+    said = next(line for line in refused.stderr.splitlines() if "scanner-A" in line).removeprefix("Error: ")
+    machine = run("--json")
+    assert (machine.exit_code, machine.stderr) == (1, "")
+    document = json.loads(machine.stdout)
+    assert document["kind"] == "failed"
+    assert document["found"] == said
+    assert said in document["error"]
 
 
 @pytest.mark.slow
