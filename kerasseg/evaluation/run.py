@@ -26,6 +26,7 @@ from kerasseg.evaluation.second_reader import compare_readers, open_second
 from kerasseg.evaluation.slices import PredictionPictures, output_range, predict_splits
 from kerasseg.evaluation.speed import measure_speed
 from kerasseg.evaluation.targets import Goal, targets_of, usual_goals
+from kerasseg.phantom.slices import is_phantom
 from kerasseg.rule import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["Extras", "evaluate_run", "evaluation_folder", "run_id"]
 
 Progress = Callable[[str, int, int], None]
+
+_DRAWN = "These slices are phantoms, heads that never were: no figure says anything about patients, whom goals are for."
 
 _Split = Literal["train", "val", "test", "all"]
 
@@ -120,7 +123,7 @@ def evaluate_run(
         threshold: "auto" for the rule that `tune-threshold` found (it is run where there is none yet), or a threshold in
             (0, 1] without post-processing.
         resolution: "native", or "model" for the network's size.
-        goals: To be judged; None for the recipe's.
+        goals: To be judged; None for the recipe's, which are for real slices: none for phantoms.
         extras: What is measured besides.
         batch_size: Slices at once.
         memory_budget: Bytes of memory that probabilities of a network may take.
@@ -199,7 +202,11 @@ def evaluate_run(
     classes = data.manifest.classes
     figures = network_figures(rows, classes, stages, resampling)
     final = figures.stages[-1]
-    wanted = usual_goals(tuple(final.classes)) if goals is None else tuple(goals)
+    drawn = all(is_phantom(row.patient) for row in rows)
+    if drawn:
+        warnings.append(_DRAWN)
+    usual = () if drawn else usual_goals(tuple(final.classes))
+    wanted = usual if goals is None else tuple(goals)
     reader = None
     if second is not None:
         reader = compare_readers(

@@ -20,6 +20,8 @@ from kerasseg.evaluation.overlap_check import seen_in_training
 from kerasseg.evaluation.rows import read_csv
 from kerasseg.evaluation.run import Extras, evaluate_run, evaluation_folder
 from kerasseg.evaluation.second_reader import open_second
+from kerasseg.evaluation.targets import Goal
+from kerasseg.phantom import write_phantoms
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.threshold_file import load_threshold
 from kerasseg_tfrecords import prepare, read_records
@@ -388,3 +390,22 @@ def test_shards_that_were_prepared_anew_are_not_taken_for_the_old_ones(desk: Pat
     (desk / "run" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="other grey levels"):
         evaluate_run(desk / "run", None, desk / "shards", 0.5)
+
+
+def test_phantoms_are_not_judged_by_goals_for_patients(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "raw", 9, 1, size=32)
+    prepare(tmp_path / "raw", tmp_path / "shards", PrepareOptions(size=16, split="34/33/33"), jobs=1)
+    write_run(tmp_path / "run", tmp_path / "shards", model=brightness_network(16))
+
+    def found(goals: list[Goal] | None) -> Evaluation:
+        return evaluate_run(tmp_path / "run", "validation", None, 0.5, goals=goals, extras=QUICK, resampling=FEW)
+
+    usual = found(None)
+    assert usual.targets == ()
+    page = evaluation_folder(usual) / "report.html"
+    assert "heads that never were" in page.read_text()
+    assert '<ul class="goals">' not in page.read_text()
+    asked = found([Goal(None, 0.3)])
+    assert [target.goal for target in asked.targets] == [0.3]
+    assert '<ul class="goals">' in page.read_text()
+    assert any("heads that never were" in warning for warning in asked.warnings)
