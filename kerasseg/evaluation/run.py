@@ -15,6 +15,7 @@ from kerasseg.checkpoints import open_checkpoint
 from kerasseg.evaluation.arrays import software
 from kerasseg.evaluation.calibration import calibrate
 from kerasseg.evaluation.document import Evaluation, Robustness, SplitFacts, StageName
+from kerasseg.evaluation.earlier import put_aside
 from kerasseg.evaluation.figures import USUAL, Resampling, gain_classes, gains, network_figures, tuning_gain
 from kerasseg.evaluation.looks import LOOKS, count_looks, record_look
 from kerasseg.evaluation.overlap_check import seen_in_training
@@ -112,8 +113,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluates the best weights of a run, beside the checkpoint that they came from.
 
-    Writes `evaluation/<split>/` in the run: `metrics.json`, `per_slice.csv` and `report.html`. A look at a test split is
-    counted first.
+    Writes `evaluation/<split>/` in the run: `metrics.json`, `per_slice.csv` and `report.html`. An evaluation that lies
+    there and was asked otherwise is kept in `evaluation/earlier/`. A look at a test split is counted first.
 
     Args:
         run: The run, its folder or name; None for the latest one.
@@ -282,6 +283,8 @@ def evaluate_run(
         test_looks=looks,
         warnings=tuple(warnings),
     )
+    earlier = put_aside(folder, evaluation)
+    evaluation = evaluation.model_copy(update={"earlier": None if earlier is None else str(earlier)})
     _write(folder, evaluation, rows, predictions, rules)
     return evaluation
 
