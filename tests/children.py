@@ -97,10 +97,11 @@ class Children:
         process.start()
         return Child(process, self.output, self._count)
 
-    def python(self, code: str) -> Child:
-        """What `python -c CODE` does, to its end."""
+    def python(self, code: str | Path, *arguments: object) -> Child:
+        """What `python -c CODE ARGUMENTS` does, or `python FILE ARGUMENTS`, to its end."""
         self._count += 1
-        process = self._context.Process(target=_execute, args=(self._places(), code))
+        told = [str(argument) for argument in arguments]
+        process = self._context.Process(target=_execute, args=(self._places(), code, told))
         process.start()
         return Child(process, self.output, self._count).wait()
 
@@ -131,11 +132,13 @@ def _type(places: _Places, arguments: list[str], environment: Mapping[str, str])
         sys.stderr.flush()
 
 
-def _execute(places: _Places, code: str) -> None:
+def _execute(places: _Places, code: str | Path, arguments: list[str]) -> None:
     """In the child: what the interpreter does."""
     _settle(*places)
+    sys.argv = ["-c" if isinstance(code, str) else str(code), *arguments]
+    name, text = ("<page>", code) if isinstance(code, str) else (str(code), code.read_text())
     try:
-        exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})  # noqa: S102 - code of our own pages
+        exec(compile(text, name, "exec"), {"__name__": "__main__"})  # noqa: S102 - code of our own
     except BaseException:
         traceback.print_exc()
         raise

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from children import Children
 from kerasseg_cli import demo
 from kerasseg_cli.app import app
 from kerasseg_tfrecords.files import lock
@@ -111,16 +111,9 @@ def test_a_command_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_the_whole_job(tmp_path: Path, python: str, child_environment: dict[str, str]) -> None:
+def test_the_whole_job(tmp_path: Path) -> None:
     """As CI and a newcomer type it: every command shows up with its output, and fine-tuning gains."""
-    done = subprocess.run(
-        [python, "-m", "kerasseg_cli", "demo", "--fast", "--keep", "shown"],
-        cwd=tmp_path,
-        env={**child_environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = Children(tmp_path).run("demo", "--fast", "--keep", "shown")
     assert done.returncode == 0, done.stdout + done.stderr
     commands = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ kerasseg ")]
     yours = ["prepare", "inspect", "train", "tune-threshold", "evaluate", "predict"]

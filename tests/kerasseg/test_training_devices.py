@@ -6,8 +6,6 @@ import json
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -23,6 +21,7 @@ import pytest
 import tensorflow as tf
 
 import kerasseg
+from children import Children
 from factories import write_figshare
 from kerasseg.training import devices as module
 from kerasseg.training.devices import (
@@ -47,13 +46,12 @@ Results = Mapping[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, child_environment: dict[str, str]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `devices_probe.py` leaves."""
     folder = tmp_path_factory.mktemp("devices")
     raw = write_figshare(folder / "raw", patients=12, slices_each=2, size=24)
     prepare(raw, folder / "shards", PrepareOptions(size=16, split="60/20/20"), jobs=1)
-    command = [sys.executable, "tests/kerasseg/devices_probe.py", str(folder), str(folder / "shards")]
-    done = subprocess.run(command, env=child_environment, capture_output=True, text=True, check=False, timeout=300)
+    done = Children(folder).python(Path(__file__).with_name("devices_probe.py"), folder, folder / "shards")
     assert done.returncode == 0, done.stderr
     return folder
 
