@@ -113,7 +113,7 @@ def test_a_command_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_the_whole_job(tmp_path: Path) -> None:
     """As CI and a newcomer type it: every command shows up with its output, and fine-tuning gains."""
-    done = Children(tmp_path).run("demo", "--fast", "--keep", "shown")
+    done = Children(tmp_path).start("demo", "--fast", "--keep", "shown").wait(1200)
     assert done.returncode == 0, done.stdout + done.stderr
     commands = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ kerasseg ")]
     yours = ["prepare", "inspect", "train", "tune-threshold", "evaluate", "predict"]
