@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from kerasseg.answers import answer_of
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error
 
@@ -88,12 +89,11 @@ def download(
             if _one_attempt(url, part, most_bytes, hash_known, progress):
                 break
             error: Exception | None = None
-        except requests.HTTPError as answer:
-            status = _status(answer.response)
-            if status[0] not in _AGAIN:
-                found = " ".join(map(str, status))
-                raise BrokenDownloadError("the server does not give the file", path=url, found=found) from answer
-            error = answer
+        except requests.HTTPError as refused:
+            answer = answer_of(refused)
+            if answer is not None and answer.status not in _AGAIN:
+                raise _broken(url, part, refused) from refused
+            error = refused
         except requests.RequestException as broken:
             error = broken
         except KerassegError:
@@ -255,6 +255,11 @@ def _one_attempt(
 
 def _broken(url: str, part: Path, error: Exception | None) -> BrokenDownloadError:
     found = first_line(error) if error else "the server does not send what was asked for"
+    answer = answer_of(error)
+    if answer is not None:
+        kept = " The same command goes on where it broke off." if _size(part) else ""
+        remedy = f"{answer.remedy}{kept}"
+        return BrokenDownloadError("the server does not give the file", path=url, found=answer, remedy=remedy)
     if _size(part):
         remedy = "Run the same command again: it goes on where it broke off."
         return BrokenDownloadError("the download broke off", path=url, found=found, remedy=remedy)
@@ -273,10 +278,6 @@ def _check_size(size: int, most_bytes: int, address: str) -> None:
         raise KerassegError(
             "refused: it is too large", path=address, found=f"{size} bytes", expected=f"{most_bytes} at most"
         )
-
-
-def _status(response: Any) -> tuple[int, str]:
-    return int(response.status_code), str(response.reason or "")
 
 
 def _size(path: Path) -> int:

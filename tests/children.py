@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TypeAlias
 from unittest.mock import patch
+
+_Places: TypeAlias = tuple[Path, Path, Path]
+"""A child's folder, standard output and standard error."""
 
 _PRELOADED = ["kerasseg.training.session", "kerasseg_cli.app", "kerasseg_cli.train_display", "matplotlib.figure"]
 
@@ -69,10 +73,15 @@ class Child:
 
 
 class Children:
-    """Starts `kerasseg` commands in a folder."""
+    """Starts `kerasseg` commands in a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._count = folder, 0
+    Args:
+        folder: In which they run.
+        output: Where what they print goes; None for the same folder.
+    """
+
+    def __init__(self, folder: Path, output: Path | None = None) -> None:
+        self.folder, self.output, self._count = folder, output or folder, 0
         self._context = multiprocessing.get_context("forkserver")
         # TensorFlow can be forked as long as nothing has been computed; the server only imports. It must import what
         # the tests import, which it learns from the environment alone.
@@ -84,25 +93,29 @@ class Children:
         """Types `kerasseg ARGUMENTS`."""
         self._count += 1
         options = [str(argument) for argument in arguments]
-        process = self._context.Process(target=_type, args=(self.folder, self._count, options, environment))
+        process = self._context.Process(target=_type, args=(self._places(), options, environment))
         process.start()
-        return Child(process, self.folder, self._count)
+        return Child(process, self.output, self._count)
 
-    def python(self, code: str) -> Child:
-        """What `python -c CODE` does, to its end."""
+    def python(self, code: str | Path, *arguments: object) -> Child:
+        """What `python -c CODE ARGUMENTS` does, or `python FILE ARGUMENTS`, to its end."""
         self._count += 1
-        process = self._context.Process(target=_execute, args=(self.folder, self._count, code))
+        told = [str(argument) for argument in arguments]
+        process = self._context.Process(target=_execute, args=(self._places(), code, told))
         process.start()
-        return Child(process, self.folder, self._count).wait()
+        return Child(process, self.output, self._count).wait()
+
+    def _places(self) -> _Places:
+        return self.folder, self.output / f"{self._count}.out", self.output / f"{self._count}.err"
 
     def run(self, *arguments: object, **environment: str) -> Child:
         """Types `kerasseg ARGUMENTS` and waits for the end."""
         return self.start(*arguments, **environment).wait()
 
 
-def _type(folder: Path, number: int, arguments: list[str], environment: Mapping[str, str]) -> None:
+def _type(places: _Places, arguments: list[str], environment: Mapping[str, str]) -> None:
     """In the child: what the console script does."""
-    _settle(folder, number)
+    _settle(*places)
     os.environ.update({"COLUMNS": "120", **environment})
     sys.argv = ["kerasseg", *arguments]
     try:
@@ -119,11 +132,13 @@ def _type(folder: Path, number: int, arguments: list[str], environment: Mapping[
         sys.stderr.flush()
 
 
-def _execute(folder: Path, number: int, code: str) -> None:
+def _execute(places: _Places, code: str | Path, arguments: list[str]) -> None:
     """In the child: what the interpreter does."""
-    _settle(folder, number)
+    _settle(*places)
+    sys.argv = ["-c" if isinstance(code, str) else str(code), *arguments]
+    name, text = ("<page>", code) if isinstance(code, str) else (str(code), code.read_text())
     try:
-        exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})  # noqa: S102 - code of our own pages
+        exec(compile(text, name, "exec"), {"__name__": "__main__"})  # noqa: S102 - code of our own
     except BaseException:
         traceback.print_exc()
         raise
@@ -132,10 +147,10 @@ def _execute(folder: Path, number: int, code: str) -> None:
         sys.stderr.flush()
 
 
-def _settle(folder: Path, number: int) -> None:
+def _settle(folder: Path, *outputs: Path) -> None:
     """In the child: its folder, and files for what it prints."""
     os.chdir(folder)
-    for descriptor, suffix in ((1, "out"), (2, "err")):
-        file = os.open(folder / f"{number}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor, path in enumerate(outputs, 1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, descriptor)
     sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))

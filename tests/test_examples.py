@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel
@@ -118,7 +119,8 @@ def test_commands_of_a_page(children: Children, page: Path) -> None:
         if words[1] in {"prepare", "convert"}:
             words += ["--overwrite"]
         if words[1] == "prepare":
-            # The usual size and several processes show nothing more, and take long.
+            # Usual sizes and several processes show nothing more, and take long.
+            words = [str(min(int(w), 64)) if before == "--size" else w for before, w in pairwise(["", *words])]
             words += ["--jobs", "1"] + ["--size", "32"] * ("--size" not in words)
         if words[1] == "train":
             # What it does is shown elsewhere; of several on a page the later ones only begin.

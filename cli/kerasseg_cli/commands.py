@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from kerasseg_cli.errors import INTERRUPTED, complain
+from kerasseg_cli.errors import FAILED, INTERRUPTED, complain, output_lost
 from kerasseg_tfrecords.errors import one_line
 
 __all__ = ["Commands"]
@@ -42,11 +42,16 @@ class Commands(TyperGroup):
             code = run()
         except _USAGE as error:
             _tell(error, as_json="--json" in typed)
-            sys.exit(error.exit_code)
+            code = error.exit_code
         except typer.Abort:
             complain("Aborted.", kind="interrupted", exit_code=INTERRUPTED, as_json="--json" in typed)
-            sys.exit(INTERRUPTED)
-        sys.exit(code if isinstance(code, int) else 0)
+            code = INTERRUPTED
+        except OSError as error:
+            if not output_lost(error):
+                raise
+            code = FAILED
+        # What is written last may still stand in a buffer.
+        sys.exit(FAILED if output_lost() else code if isinstance(code, int) else 0)
 
 
 def _tell(error: Any, *, as_json: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import logging
 import shlex
 import shutil
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_cli.console import print_json, screen
+from kerasseg_cli.errors import INTERRUPTED, complain
 from kerasseg_cli.options import Debug, Json, Quiet
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import lock
@@ -78,7 +81,7 @@ def demo(
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     started = time.monotonic()
     root = _folder(keep)
-    stage = _Stage(silent=quiet or as_json)
+    stage = _Stage(silent=quiet or as_json, as_json=as_json)
     with lock(root / _MARK, "demonstration", busy=_BUSY), _inside(root):
         _scanner_a(stage, _FAST if fast else _WHOLE, seed, keep)
         _scanner_b(stage, _FAST if fast else _WHOLE, seed)
@@ -172,10 +175,11 @@ class _Stage:
 
     Args:
         silent: Nothing is shown, and the commands are told to be quiet.
+        as_json: The commands are asked for their documents, of which one that fails says why.
     """
 
-    def __init__(self, *, silent: bool) -> None:
-        self.silent = silent
+    def __init__(self, *, silent: bool, as_json: bool) -> None:
+        self.silent, self.as_json = silent, as_json
 
     def say(self, text: str) -> None:
         """A line of our own."""
@@ -197,17 +201,25 @@ class _Stage:
         """Types a `kerasseg` command: the same function with the same arguments, in this process (TensorFlow loads once).
 
         Raises:
-            typer.Exit: It failed, or was interrupted, and has said why.
+            KerassegError: It failed, and has said why; where it was asked for its document, its reason stands in ours.
+            KeyboardInterrupt: It was interrupted.
         """
         from kerasseg_cli.app import app
 
         self.typed(f"kerasseg {shlex.join(words)}")
-        code = app([*words, *(["--quiet"] if self.silent else [])], standalone_mode=False)
+        document = io.StringIO()
+        with contextlib.redirect_stdout(document) if self.as_json else contextlib.nullcontext():
+            manner = ["--json"] if self.as_json else ["--quiet"] if self.silent else []
+            code = app([*words, *manner], standalone_mode=False)
         sys.stdout.flush()
-        if code == 130:
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
-            raise KerassegError(f"the demonstration ends here: `kerasseg {words[0]}` ended with exit code {code}")
+            cause = json.loads(document.getvalue() or "{}")
+            raise KerassegError(
+                f"the demonstration ends here: `kerasseg {words[0]}` ended with exit code {code}",
+                found=cause.get("error"),
+            )
 
 
 def _verdict(stage: _Stage, own: Evaluation, new: Evaluation) -> None:
@@ -291,7 +303,6 @@ def _inside(root: Path) -> Iterator[None]:
         with contextlib.chdir(root):
             yield
     except KeyboardInterrupt:
-        errors().print(
-            f"The demonstration was stopped. What it made lies in {root}; run again, it begins anew.", markup=False
-        )
-        raise typer.Exit(130) from None
+        stopped = f"The demonstration was stopped. What it made lies in {root}; run again, it begins anew."
+        complain(stopped, kind="interrupted", exit_code=INTERRUPTED)
+        raise typer.Exit(INTERRUPTED) from None

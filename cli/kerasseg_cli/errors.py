@@ -5,6 +5,7 @@ No traceback reaches the terminal without --debug.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -20,7 +21,7 @@ from kerasseg_cli.manners import Manners, behaving, manners
 from kerasseg_cli.options import COMMON
 from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, UsageError, one_line
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "complain", "guarded"]
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "complain", "guarded", "output_lost"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -74,12 +75,10 @@ def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
     except KeyboardInterrupt:
         complain("Interrupted. Run the same command again to go on.", kind="interrupted", exit_code=INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(FAILED) from None
     except Exception as error:
         _show_traceback()
+        if isinstance(error, OSError) and output_lost(error):
+            raise typer.Exit(FAILED) from None
         text = f"{one_line(error) or type(error).__name__} ({type(error).__name__})."
         fault = "This is a fault of kerasseg: please report it with the output of the same command and --debug."
         complain(f"Error: {text}", fault, kind="fault", exit_code=FAILED)
@@ -102,6 +101,33 @@ def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None
         return
     for line in lines:
         errors().print(line, markup=False)
+
+
+def output_lost(cause: OSError | None = None) -> bool:
+    """Whether standard output takes no more: the disk below it is full, or whoever read it has gone (`| head`).
+
+    The first is said, on standard error, as other tools say it; of the second nobody wants to hear. Once told, what could
+    not be written is dropped: at its end the interpreter would try again, and complain at length.
+
+    Args:
+        cause: What may have come of it, and of something else as well.
+    """
+    if sys.stdout is None or (cause is not None and cause.filename is not None):
+        return False
+    try:
+        if cause is not None and not sys.stdout.isatty():
+            # Where output has no buffer, what was refused is forgotten: an empty line is refused in the same way.
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            with contextlib.suppress(OSError):  # standard error may lead to the same disk
+                errors().print(f"Error: write error on standard output: {error.strerror}.", markup=False)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def _show(error: KerassegError) -> None:

@@ -50,7 +50,9 @@ def summary(evaluation: Evaluation, folder: Path | None = None, console: Console
     for line in _lines(evaluation, final):
         out.print(line, markup=False)
     if folder is not None:
-        # Not wrapped, so that the path can be copied whole.
+        # Not wrapped, so that the paths can be copied whole.
+        if evaluation.earlier is not None:
+            out.print(f"The evaluation before, asked otherwise: {evaluation.earlier}", markup=False, soft_wrap=True)
         out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from kerasseg.answers import answer_of
 from kerasseg.checkpoints.digest import sha256_of
 from kerasseg.checkpoints.hub_files import choose
 from kerasseg.downloads import BrokenDownloadError, check_url, first_line, retrieve
@@ -119,7 +120,7 @@ def _fetch_url(url: str, most_bytes: int) -> Fetched:
     try:
         retrieve(url, file, most_bytes=most_bytes)
     except BrokenDownloadError as error:
-        raise _unreachable(url, error.found or first_line(error), [str(file)]) from error
+        raise _not_fetched(url, error, [str(file)], found=error.found) from error
     except KerassegError as error:
         raise CheckpointError(error.what, path=url, found=error.found, expected=error.expected) from error
     _write_record(record, {"address": url, "sha256": {file.name: sha256_of(file)}})
@@ -169,7 +170,7 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
     try:
         paths = {file: _hub_file(address.repository, file, commit, endpoint=endpoint) for file in chosen.files}
     except Exception as error:
-        raise _unreachable(name, first_line(error), [constants.HF_HUB_CACHE]) from error
+        raise _not_fetched(name, error, [constants.HF_HUB_CACHE]) from error
     hashes = known["sha256"] if known.get("commit") == commit else {}
     for file, path in paths.items():
         _check_hash(path, hashes.get(file), name)
@@ -188,7 +189,7 @@ def _from_cache(address: HubAddress, record: Path, name: str, error: Exception) 
         commit = str(known["commit"])
         paths = {f: _hub_file(address.repository, f, commit, local_files_only=True) for f in known["sha256"]}
     except Exception:
-        raise _unreachable(name, first_line(error), [str(record), str(constants.HF_HUB_CACHE)]) from error
+        raise _not_fetched(name, error, [str(record), str(constants.HF_HUB_CACHE)]) from error
     for file, path in paths.items():
         _check_hash(path, known["sha256"][file], name)
     return _hub_result(address, commit, str(known["entry"]), paths)
@@ -240,11 +241,20 @@ def _check_hash(file: Path, known: object, address: str) -> None:
         )
 
 
-def _unreachable(address: str, found: str, looked: list[str]) -> CheckpointError:
+def _not_fetched(address: str, error: Exception, looked: list[str], *, found: str | None = None) -> CheckpointError:
+    answer = answer_of(error)
+    if answer is not None:
+        login = "Log in with `hf auth login`, or fetch it in a browser and give its path."
+        return CheckpointError(
+            "the server does not give it, and it was not fetched before",
+            path=address,
+            found=answer,
+            remedy=login if address.startswith("hf:") and answer.status in {401, 403} else answer.remedy,
+        )
     return CheckpointError(
         "it cannot be fetched, and it was not fetched before",
         path=address,
-        found=found,
+        found=found or first_line(error),
         expected=f"the network, or an earlier copy in {' or '.join(looked)}",
         remedy="Fetch it on a machine with a network and give its path, or carry the cache over.",
     )

@@ -20,6 +20,7 @@ from kerasseg.checkpoints.stored import assign, read_by_class, stored_numbers
 from kerasseg.checkpoints.translate import translate
 from kerasseg.checkpoints.writers import is_keras_3, writer_name
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.files import temporary_space
 
 __all__ = ["check_archive", "is_keras_archive", "open_keras", "open_keras_folder"]
 
@@ -137,7 +138,7 @@ def _open_keras_3(config: dict[str, object], weights: bytes, version: str | None
         check_size(config, stored_numbers(file), path)
     model = build(config, path)
     # Keras' own reader, as layers may keep their weights as they like; from a copy of the bytes that were looked over.
-    with tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
+    with temporary_space(), tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
         copy = Path(folder, _WEIGHTS)
         copy.write_bytes(weights)
         try:

@@ -47,6 +47,7 @@ from kerasseg.checkpoints.graphs.signatures import (
 from kerasseg.checkpoints.graphs.variables import Variable, find_variables
 from kerasseg.checkpoints.opened import OpenedModel
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.files import temporary_space
 
 __all__ = ["Opened", "open_savedmodel"]
 
@@ -200,10 +201,11 @@ def _plainly_named(prefix: Path, owner: object) -> Path:
     """TensorFlow takes `[` in a path for a pattern: then another way to the same files, for as long as `owner` lives."""
     if "[" not in str(prefix):
         return prefix
-    folder = tempfile.mkdtemp(prefix="kerasseg-")
-    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
-    link = Path(folder) / "variables"
-    link.symlink_to(prefix.parent.resolve(), target_is_directory=True)
+    with temporary_space():
+        folder = tempfile.mkdtemp(prefix="kerasseg-")
+        weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+        link = Path(folder) / "variables"
+        link.symlink_to(prefix.parent.resolve(), target_is_directory=True)
     return link / prefix.name
 
 

@@ -275,6 +275,7 @@ class Evaluation(_Model):
         data: How the data were split.
         test_looks: How often anybody has looked at the test split of these shards, this time included where it was one.
         warnings: Sentences for people.
+        earlier: Where the evaluation lies that stood in this place and was asked otherwise; None where there was none.
     """
 
     format_version: int = FORMAT_VERSION
@@ -304,6 +305,7 @@ class Evaluation(_Model):
     data: SplitFacts
     test_looks: int = 0
     warnings: tuple[str, ...] = ()
+    earlier: str | None = None
 
     def final_stage(self) -> Stage:
         """The stage that the verdict is about."""

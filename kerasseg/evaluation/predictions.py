@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from kerasseg.split_batches import EvaluationBatches
 from kerasseg.split_slices import MEMORY_BUDGET, SplitSlices
 from kerasseg_tfrecords.errors import KerassegError, UsageError
+from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.intensity import restore
 
 __all__ = [
@@ -299,9 +301,13 @@ def check_probabilities(values: Any, shape: tuple[int, int, int]) -> NDArray[np.
 
 def _space(shape: tuple[int, int, int], budget: int) -> NDArray[np.float32]:
     """Room for the probabilities: memory, or a file without a name that the system deletes with the process."""
-    if 4 * shape[0] * shape[1] * shape[2] <= budget:
+    size = 4 * shape[0] * shape[1] * shape[2]
+    if size <= budget:
         return np.empty(shape, np.float32)
-    with tempfile.TemporaryFile(prefix="kerasseg-") as file:
+    with temporary_space(), tempfile.TemporaryFile(prefix="kerasseg-") as file:
+        # Room is taken now: where it ends later, the system kills a process that writes to mapped memory.
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, np.float32, "w+", shape=shape)
 
 

@@ -15,6 +15,7 @@ from kerasseg.checkpoints import open_checkpoint
 from kerasseg.evaluation.arrays import software
 from kerasseg.evaluation.calibration import calibrate
 from kerasseg.evaluation.document import Evaluation, Robustness, SplitFacts, StageName
+from kerasseg.evaluation.earlier import put_aside
 from kerasseg.evaluation.figures import USUAL, Resampling, gain_classes, gains, network_figures, tuning_gain
 from kerasseg.evaluation.looks import LOOKS, count_looks, record_look
 from kerasseg.evaluation.overlap_check import seen_in_training
@@ -26,6 +27,7 @@ from kerasseg.evaluation.second_reader import compare_readers, open_second
 from kerasseg.evaluation.slices import PredictionPictures, output_range, predict_splits
 from kerasseg.evaluation.speed import measure_speed
 from kerasseg.evaluation.targets import Goal, targets_of, usual_goals
+from kerasseg.phantom.slices import is_phantom
 from kerasseg.rule import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["Extras", "evaluate_run", "evaluation_folder", "run_id"]
 
 Progress = Callable[[str, int, int], None]
+
+_DRAWN = "These slices are phantoms, heads that never were: no figure says anything about patients, whom goals are for."
 
 _Split = Literal["train", "val", "test", "all"]
 
@@ -109,8 +113,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluates the best weights of a run, beside the checkpoint that they came from.
 
-    Writes `evaluation/<split>/` in the run: `metrics.json`, `per_slice.csv` and `report.html`. A look at a test split is
-    counted first.
+    Writes `evaluation/<split>/` in the run: `metrics.json`, `per_slice.csv` and `report.html`. An evaluation that lies
+    there and was asked otherwise is kept in `evaluation/earlier/`. A look at a test split is counted first.
 
     Args:
         run: The run, its folder or name; None for the latest one.
@@ -120,7 +124,7 @@ def evaluate_run(
         threshold: "auto" for the rule that `tune-threshold` found (it is run where there is none yet), or a threshold in
             (0, 1] without post-processing.
         resolution: "native", or "model" for the network's size.
-        goals: To be judged; None for the recipe's.
+        goals: To be judged; None for the recipe's, which are for real slices: none for phantoms.
         extras: What is measured besides.
         batch_size: Slices at once.
         memory_budget: Bytes of memory that probabilities of a network may take.
@@ -199,7 +203,11 @@ def evaluate_run(
     classes = data.manifest.classes
     figures = network_figures(rows, classes, stages, resampling)
     final = figures.stages[-1]
-    wanted = usual_goals(tuple(final.classes)) if goals is None else tuple(goals)
+    drawn = all(is_phantom(row.patient) for row in rows)
+    if drawn:
+        warnings.append(_DRAWN)
+    usual = () if drawn else usual_goals(tuple(final.classes))
+    wanted = usual if goals is None else tuple(goals)
     reader = None
     if second is not None:
         reader = compare_readers(
@@ -275,6 +283,8 @@ def evaluate_run(
         test_looks=looks,
         warnings=tuple(warnings),
     )
+    earlier = put_aside(folder, evaluation)
+    evaluation = evaluation.model_copy(update={"earlier": None if earlier is None else str(earlier)})
     _write(folder, evaluation, rows, predictions, rules)
     return evaluation
 

@@ -43,6 +43,7 @@ def card(metadata: ExportMetadata) -> str:
         example=metadata.format,
         parts=_rule_parts(metadata),
         title=_title(metadata),
+        taken=[_taken(metadata, facts) for facts in metadata.evaluations],
     )
 
 
@@ -58,7 +59,7 @@ def _front_matter(metadata: ExportMetadata) -> str:
             dataset_split=facts.split,
             dataset_revision=facts.fingerprint[:12],
             metric_type=name,
-            metric_name=_MEASURES[name],
+            metric_name=f"{_MEASURES[name]}; {_taken(metadata, facts)}",
             metric_value=round(value, 4),
         )
         for facts in metadata.evaluations
@@ -79,6 +80,19 @@ def _front_matter(metadata: ExportMetadata) -> str:
         eval_results=results or None,
     )
     return str(data.to_yaml()).strip() + "\n"
+
+
+def _taken(metadata: ExportMetadata, facts: EvaluationFacts) -> str:
+    """By what rule figures were taken, and who applies it: the file, or whoever uses it."""
+    rule, mask = facts.rule, metadata.mask
+    words = f"threshold {rule.threshold:g}"
+    words += ", thresholds of classes" if rule.class_thresholds else ""
+    words += " and post-processing" if rule.postprocesses else " alone"
+    if rule == mask.inner_rule and mask.inside and metadata.preprocessing.inside:
+        return f"masks as the file gives them: {words}"
+    if rule in (mask.meant_rule, mask.rule):
+        return f"{words}, applied to the file's probabilities by whoever uses it"
+    return f"{words}, which is not the file's rule"
 
 
 def _values(facts: EvaluationFacts) -> Iterator[tuple[str, float]]:

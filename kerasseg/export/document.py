@@ -147,6 +147,17 @@ class MaskFacts(_Model):
     inside: tuple[str, ...]
     left: tuple[str, ...]
 
+    @property
+    def inner_rule(self) -> MaskRule:
+        """The steps that the export itself does; the usual threshold where it makes no masks."""
+        given = self.rule.model_dump()
+        return MaskRule(**{name: given[name] for name in self.inside if name != "class_thresholds"})
+
+    @property
+    def meant_rule(self) -> MaskRule:
+        """That its masks come of: what it does by itself, or all of the rule where it makes no masks."""
+        return self.inner_rule if self.inside else self.rule
+
 
 class SplitCounts(_Model):
     """Slices of a split, patients (summed over classes), slices without tumour; None where the shards were not there."""
@@ -235,7 +246,7 @@ class ClassFigures(_Model):
 
 
 class EvaluationFacts(_Model):
-    """One evaluation of the run: the final stage of its `metrics.json`.
+    """One evaluation of the run: the stage of its `metrics.json` whose rule is the export's, else the final one.
 
     Attributes:
         name: Folder below `evaluation`.
@@ -249,6 +260,7 @@ class EvaluationFacts(_Model):
         classes: Class -> Dice.
         baseline_dice: Of the checkpoint before training.
         gain: Paired, over the baseline.
+        whole_rule_dice: Dice with all of the rule, where the export leaves some of it to whoever uses it; None elsewhere.
         confidence: Of the intervals.
         test_looks: How often anybody has looked at the test split.
         warnings: Of the evaluation, and about it.
@@ -269,6 +281,7 @@ class EvaluationFacts(_Model):
     classes: dict[str, ClassFigures]
     baseline_dice: Mean | None
     gain: Mean | None
+    whole_rule_dice: Mean | None = None
     confidence: float
     test_looks: int
     warnings: tuple[str, ...]

@@ -109,12 +109,6 @@ class _Job:
         """The run's rule."""
         return cast("IntensityRule", self.config.resolved.intensity)
 
-    @property
-    def inner_rule(self) -> MaskRule:
-        """The steps that the export itself does."""
-        given = self.mask.rule.model_dump()
-        return MaskRule(**{name: given[name] for name in self.mask.inside if name != "class_thresholds"})
-
 
 def export_model(
     run: RunDirectory | Path | str | None = None,
@@ -307,7 +301,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
         channels=job.channels,
         intensity=job.intensity,
         raw=raw,
-        raw_rule=job.inner_rule,
+        raw_rule=job.mask.inner_rule,
         bounded=not job.int8,
         progress=job.progress,
     )
@@ -346,7 +340,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
         data=data_facts(job.config, job.shards),
         training=recipe(job.config),
         comparison=comparison,
-        evaluations=evaluations(job.run, job.mask.rule, tuned),
+        evaluations=evaluations(job.run, job.mask, tuned),
         tuning=None if tuned is None else {"raw": tuned.model.raw, "dice": tuned.model.dice, "gain": tuned.model.gain},
         provenance=record.to_json(),
         warnings=tuple(_warnings(job)),
@@ -370,7 +364,7 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
     if job.form == "savedmodel":
         from kerasseg.export.savedmodel_format import FromStored, open_savedmodel_export, write_savedmodel
 
-        around = FromStored(job.intensity, job.config.resolved.size, job.config.resolved.channels, job.inner_rule)
+        around = FromStored(job.intensity, job.config.resolved.size, job.config.resolved.channels, job.mask.inner_rule)
         write_savedmodel(job.model, folder, around)
         return lambda: open_savedmodel_export(folder)
     if job.form == "onnx":

@@ -184,12 +184,12 @@ def recipe(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def evaluations(run: RunDirectory, rule: MaskRule, tuned: ThresholdFile | None) -> tuple[EvaluationFacts, ...]:
+def evaluations(run: RunDirectory, mask: MaskFacts, tuned: ThresholdFile | None) -> tuple[EvaluationFacts, ...]:
     """Every evaluation of the run, the test split first; those that cannot be read are left out, and say so by absence.
 
     Args:
         run: The run.
-        rule: That the export is used with, to say where figures were taken with another.
+        mask: What the export makes of probabilities: of its stages, each evaluation gives the figures of that.
         tuned: The run's rules, which belong to the weights as they are now; None where there are none.
     """
     order = {"test": 0, "val": 1}
@@ -200,13 +200,14 @@ def evaluations(run: RunDirectory, rule: MaskRule, tuned: ThresholdFile | None) 
         except KerassegError:
             continue
     found.sort(key=lambda pair: (order.get(pair[0], 2), pair[0]))
-    return tuple(_facts(name, evaluation, run.model_file, rule, tuned) for name, evaluation in found)
+    return tuple(_facts(name, evaluation, run.model_file, mask, tuned) for name, evaluation in found)
 
 
 def _facts(
-    name: str, evaluation: Evaluation, network: Path, rule: MaskRule, tuned: ThresholdFile | None
+    name: str, evaluation: Evaluation, network: Path, mask: MaskFacts, tuned: ThresholdFile | None
 ) -> EvaluationFacts:
-    stage = evaluation.final_stage()
+    final = evaluation.final_stage()
+    stage = next((s for s in evaluation.model.stages if s.rule == mask.meant_rule), final)
     warnings = list(evaluation.warnings)
     # Taken after tuning, whose file names the weights: then a newer file was only copied.
     sure = tuned is not None and _time(evaluation.created) >= _time(tuned.created)
@@ -214,7 +215,7 @@ def _facts(
         warnings.append(
             "The network's file is newer than these figures: they may be of earlier weights. Evaluate again."
         )
-    if stage.rule != rule:
+    if stage.rule != mask.meant_rule and stage.rule != mask.rule:
         warnings.append(f"These figures were taken with another rule than the export's ({stage.rule!r}).")
     baseline = None
     if evaluation.baseline is not None:
@@ -239,6 +240,7 @@ def _facts(
         },
         baseline_dice=baseline,
         gain=evaluation.gain.get(stage.name),
+        whole_rule_dice=final.all.measures["dice"] if final.rule == mask.rule != stage.rule else None,
         confidence=evaluation.confidence,
         test_looks=evaluation.test_looks,
         warnings=tuple(warnings),

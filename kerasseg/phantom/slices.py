@@ -12,10 +12,23 @@ from kerasseg.phantom.scanners import SCANNERS
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.slices import Slice
 
-__all__ = ["phantom_slice", "phantom_slices"]
+__all__ = ["is_phantom", "phantom_slice", "phantom_slices"]
 
 SMALLEST = 32
 """Pixels of a side below which a pituitary tumour is less than a few pixels."""
+
+
+_PREFIX = "phantom-"
+"""Of patients: tables, shards and reports made of phantoms say so by it wherever they come to lie."""
+
+
+def is_phantom(patient: str) -> bool:
+    """Whether a patient, by the id that shards hold, is a head that never was.
+
+    >>> is_phantom("phantom-100001"), is_phantom("MR040240")
+    (True, False)
+    """
+    return patient.startswith(_PREFIX)
 
 
 def phantom_slice(patient: int, index: int, *, scanner: str = "A", size: int = 128, seed: int = 0) -> Slice:
@@ -38,7 +51,7 @@ def phantom_slice(patient: int, index: int, *, scanner: str = "A", size: int = 1
         >>> from kerasseg.phantom import phantom_slice
         >>> one = phantom_slice(1, 0, size=64)
         >>> one.label, one.patient, one.image.shape, one.image.dtype.name, bool(one.mask.any())
-        ('glioma', 'MR100001', (64, 64), 'int16', True)
+        ('glioma', 'phantom-100001', (64, 64), 'int16', True)
     """
     if scanner not in SCANNERS:
         raise UsageError("no such scanner", found=repr(scanner), expected=" or ".join(SCANNERS))
@@ -49,14 +62,15 @@ def phantom_slice(patient: int, index: int, *, scanner: str = "A", size: int = 1
     anatomy = head(seed, scanner, patient, index, 2 * size)
     covered = cv2.resize(anatomy.mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
     number = 100_000 * (1 + list(SCANNERS).index(scanner)) + patient
-    name = f"MR{number}-{index + 1}"
+    person = f"{_PREFIX}{number}"
+    name = f"{person}-{index + 1}"
     return Slice(
         image=SCANNERS[scanner].scan(anatomy, size, seed, scanner, patient, index),
         mask=covered >= 0.5,
         slice_id=name,
         source=f"{name}.mat",
         label=CLASSES[patient % len(CLASSES)],
-        patient=f"MR{number}",
+        patient=person,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import threading
@@ -29,7 +28,7 @@ from kerasseg.prediction.units import Unit, check_folder, check_inputs, check_na
 from kerasseg.rule import MaskRule
 from kerasseg.training.interrupts import StopFlag
 from kerasseg_tfrecords.errors import DataError, KerassegError, Problem, UsageError
-from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
+from kerasseg_tfrecords.files import FULL, explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, restore
 from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
 from kerasseg_tfrecords.unlabelled import list_images
@@ -525,7 +524,7 @@ def _write_table(folder: Path, units: Sequence[Unit], journal: Journal) -> None:
 def _explained(error: KerassegError) -> KerassegError:
     """A full disk, with what to do here."""
     cause = error.__cause__
-    if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if not isinstance(cause, OSError) or cause.errno not in FULL:
         return error
     free = ""
     if error.path is not None:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg.training.batchnorm import batchnorms
+from kerasseg.training.rendezvous import breakable, meet, patience
 from kerasseg_tfrecords.errors import UsageError
 
 __all__ = [
@@ -70,8 +71,9 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
     """The devices to train on. Call it before anything has touched a device.
 
     With `TF_CONFIG` set the machines that it names train together (`MultiWorkerMirroredStrategy`), each with all its GPUs
-    or its processor; this waits for the last of them. Otherwise all GPUs (`MirroredStrategy`), the only GPU, or the
-    processor. Weights, loss and metrics do not depend on the choice, but for rounding.
+    or its processor; this waits for the last of them, `KERASSEG_MACHINES_TIMEOUT` seconds at most. Otherwise all GPUs
+    (`MirroredStrategy`), the only GPU, or the processor. Weights, loss and metrics do not depend on the choice, but for
+    rounding.
 
     Args:
         names: Devices to use, such as "GPU:0", or "CPU:0"; none: as above.
@@ -79,6 +81,7 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
 
     Raises:
         UsageError: A device that is not there, a batch that cannot be shared evenly, a `TF_CONFIG` that cannot be read.
+        KerassegError: Not all machines have come.
     """
     if os.environ.get("TF_CONFIG"):
         if names:
@@ -127,10 +130,13 @@ def _several_machines() -> Devices:
             found=os.environ["TF_CONFIG"],
             expected='{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}',
         )
+    if count > 1:
+        meet(workers, number, patience())
     gpu = _grow_memory()
     kind = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(implementation=kind.NCCL if gpu else kind.RING)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    with breakable():
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     replicas = strategy.num_replicas_in_sync
     text = f"{count} machines, {replicas} devices; this one is worker {number}"
     return Devices(strategy, None, text, replicas, (number, count), gpu)

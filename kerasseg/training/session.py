@@ -48,6 +48,7 @@ from kerasseg.training.phases import phases_of
 from kerasseg.training.precision import Choice, as_float32, choose_precision, compute_in
 from kerasseg.training.progress import Progress
 from kerasseg.training.record import VARIABLES, RunKeeper, log_to, validation_csv
+from kerasseg.training.rendezvous import patience
 from kerasseg.training.settings import TrainSettings
 from kerasseg.training.task import Task, examples_of, task_from_shards
 from kerasseg.training.tensorboard import EventWriter
@@ -209,7 +210,8 @@ def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[O
     told = os.environ.get("TF_CONFIG")
     if told:
         for observer in observers:
-            observer(Message("note", "waiting", "Waiting for the other machines that TF_CONFIG names."))
+            text = f"Waiting for the other machines that TF_CONFIG names, for {patience():g} s at most."
+            observer(Message("note", "waiting", text))
     devices = None
     try:
         devices = choose_devices(settings.devices, settings.batch_size)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from children import Children
 from kerasseg_cli import demo
 from kerasseg_cli.app import app
 from kerasseg_tfrecords.files import lock
@@ -51,7 +51,9 @@ def test_ctrl_c_says_what_is_left(typed: Typed, tmp_path: Path) -> None:
 def test_quiet_is_quiet(typed: Typed) -> None:
     assert "$ cd demo-output" in run().stdout
     assert run("--quiet").stdout == ""
-    assert run("--json").stdout == ""
+    document = json.loads(run("--json").stdout)
+    assert (document["kind"], document["exit_code"]) == ("interrupted", 130)
+    assert "demo-output" in document["error"]
 
 
 def test_an_earlier_demonstration_is_replaced_and_nothing_else(typed: Typed, tmp_path: Path) -> None:
@@ -99,19 +101,19 @@ def test_a_command_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert refused.exit_code == 1
     assert "scanner-A" in refused.stderr  # what `prepare` itself says
     assert "`kerasseg prepare` ended with exit code 3" in refused.stderr
+    said = next(line for line in refused.stderr.splitlines() if "scanner-A" in line).removeprefix("Error: ")
+    machine = run("--json")
+    assert (machine.exit_code, machine.stderr) == (1, "")
+    document = json.loads(machine.stdout)
+    assert document["kind"] == "failed"
+    assert document["found"] == said
+    assert said in document["error"]
 
 
 @pytest.mark.slow
-def test_the_whole_job(tmp_path: Path, python: str, child_environment: dict[str, str]) -> None:
+def test_the_whole_job(tmp_path: Path) -> None:
     """As CI and a newcomer type it: every command shows up with its output, and fine-tuning gains."""
-    done = subprocess.run(
-        [python, "-m", "kerasseg_cli", "demo", "--fast", "--keep", "shown"],
-        cwd=tmp_path,
-        env={**child_environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = Children(tmp_path).start("demo", "--fast", "--keep", "shown").wait(1200)
     assert done.returncode == 0, done.stdout + done.stderr
     commands = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ kerasseg ")]
     yours = ["prepare", "inspect", "train", "tune-threshold", "evaluate", "predict"]

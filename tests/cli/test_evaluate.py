@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from children import Children
 from evaluated_runs import write_run
 from evaluations import Slices
 from evaluations import evaluation as drawn_evaluation
@@ -150,19 +150,13 @@ def test_the_summary_fits_every_screen(width: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_trained_run(made: Path, python: str, child_environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_trained_run(made: Path, tmp_path: Path) -> None:
     """train, then evaluate: as a user types them, one after another."""
     shutil.copytree(made / "shards", tmp_path / "shards")
     tiny = ["--strategy", "scratch", "--filters", "2", "--depth", "2", "--epochs", "1", "--precision", "float32"]
+    children = Children(tmp_path)
     for command in (["train", *tiny, "--out", "runs/a", "-q"], ["evaluate", "--no-speed"]):
-        done = subprocess.run(
-            [python, "-m", "kerasseg_cli", *command],
-            cwd=tmp_path,
-            env=child_environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = children.run(*command)
         assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Test Dice 0.")
     assert (tmp_path / "runs/a/threshold.json").is_file()

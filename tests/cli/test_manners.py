@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect as introspection
+import io
 import json
 import logging
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +158,77 @@ def test_the_page_lists_the_exit_codes() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "command-line.md").read_text()
     for code in (0, 1, 2, 3, 4, 130):
         assert f"| {code} |" in page
+
+
+# --- output that nobody takes ---------------------------------------------------------------------------------------------
+
+LOST = "Error: write error on standard output: No space left on device.\n"
+
+
+def print_much() -> None:
+    """More than a buffer holds, so that it fails in the middle."""
+    for _ in range(3000):
+        typer.echo("many words")
+
+
+def print_a_little() -> None:
+    """Stands in a buffer till the end."""
+    from kerasseg_cli.console import print_json
+
+    print_json({"few": "words"})
+
+
+def print_and_fail() -> None:
+    """Nothing is written before the command has ended otherwise."""
+    print_a_little()
+    raise typer.Exit(3)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("command", [plain, print_much, print_a_little, print_and_fail], ids=lambda c: c.__name__)
+def test_a_full_disk_below_the_output_is_told_in_one_line(
+    command: Any, unbuffered: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    application = made(command)
+    raw = open("/dev/full", "wb", buffering=0 if unbuffered else -1)  # noqa: PTH123, SIM115
+    with io.TextIOWrapper(raw, write_through=unbuffered) as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            application([command.__name__.replace("_", "-")], standalone_mode=True)
+        monkeypatch.undo()
+    assert ended.value.code == 1
+    assert capfd.readouterr() == ("", LOST)
+
+
+def test_a_fault_that_is_not_of_the_output_is_no_lost_output(empty: Path) -> None:
+    def fails() -> None:
+        raise OSError(28, "No space left on device")
+
+    shown = type_into(made(fails), "fails")
+    assert "fault of kerasseg" in shown.stderr
+    assert "standard output" not in shown.stderr
+
+
+@pytest.mark.slow
+def test_nothing_more_is_said_when_the_interpreter_ends(
+    python: str, child_environment: dict[str, str], empty: Path
+) -> None:
+    """As typed into a shell: `> /dev/full`, and a pipe whose reader leaves."""
+    ours = f"{shlex.quote(python)} -m kerasseg_cli"
+    for typed, unbuffered in (("--help", ""), ("--json", "1")):
+        environment = {**child_environment, "PYTHONUNBUFFERED": unbuffered}
+        full = subprocess.run(
+            ["bash", "-c", f"{ours} {typed} > /dev/full"], env=environment, capture_output=True, text=True
+        )
+        assert (full.returncode, full.stderr) == (1, LOST), typed
+        left = subprocess.run(
+            ["bash", "-c", f"{{ sleep 0.2; {ours} {typed}; echo $? >&2; }} | true"],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert left.stderr == "1\n", typed
 
 
 # --- what is mistyped ----------------------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import keras
 import numpy as np
 import pytest
 
+from kerasseg import downloads
 from kerasseg.checkpoints import hub, open_checkpoint, provenance
 from kerasseg.checkpoints.hub_files import choose
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -33,6 +35,8 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, str]] = []
         self.redirects: dict[str, str] = {}
         self.endless = False
+        self.status: int | None = None
+        """What is answered to everything, instead of what was asked for."""
 
     @property
     def address(self) -> str:
@@ -58,6 +62,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append((self.command, path))
+        if self.server.status is not None:
+            self.send(b"", body, self.server.status)
+            return
         if path in self.server.redirects:
             self.send_response(302)
             self.send_header("Location", self.server.redirects[path])
@@ -167,6 +174,48 @@ def test_offline_without_a_copy_it_says_where_it_looked(server: Server, tmp_path
     assert text.startswith("hf://me/unet: it cannot be fetched, and it was not fetched before")
     assert str(tmp_path / "hf") in text
     assert "give its path" in text
+
+
+ANSWERS = [
+    (500, "500 Internal Server Error", "The fault is the server's"),
+    (403, "403 Forbidden", "give its path"),
+    (429, "429 Too Many Requests", "asked too often"),
+]
+
+
+@pytest.mark.parametrize(("status", "words", "remedy"), ANSWERS)
+@pytest.mark.parametrize("kind", ["hub", "web"])
+def test_what_a_server_answers_is_said(
+    kind: str, status: int, words: str, remedy: str, server: Server, file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "PAUSE", 0.0)
+    server.files, server.status = {"unet.keras": file}, status
+    address = "hf://me/unet" if kind == "hub" else f"{server.address}/files/unet.keras"
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(address)
+    assert caught.value.what == "the server does not give it, and it was not fetched before"
+    assert caught.value.found == words
+    assert remedy in str(caught.value.remedy)
+    server.status = None
+    hub.fetch(address)
+    server.status = status
+    hub.fetch(address)  # the copy will do
+
+
+def test_a_server_that_fails_between_list_and_file_is_quoted(
+    server: Server, file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's library then speaks of its cache, and has the answer behind that."""
+    server.files = {"unet.keras": file}
+    listed = hub._check_size
+
+    def stop_then(*arguments: Any) -> None:
+        listed(*arguments)
+        server.status = 403
+
+    monkeypatch.setattr(hub, "_check_size", stop_then)
+    with pytest.raises(CheckpointError, match=r"does not give it.*found 403 Forbidden.*hf auth login"):
+        open_checkpoint("hf://me/unet")
 
 
 def test_a_copy_that_changed_is_not_opened(server: Server, file: bytes) -> None:

@@ -265,6 +265,29 @@ def test_busy_servers_are_asked_again_and_others_are_not(published: Server, tmp_
     assert [name for name, _ in published.asked] == ["1.zip", "2.zip"]
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (500, "500 Internal Server Error.*try again later"),
+        (429, "429 Too Many Requests.*some minutes"),
+        (403, "403 Forbidden.*in a browser"),
+        (599, "found 599.*try again later"),
+    ],
+)
+def test_a_server_that_keeps_refusing_is_quoted(published: Server, tmp_path: Path, status: int, words: str) -> None:
+    published.behaviour.statuses = [status] * downloads.ATTEMPTS
+    with pytest.raises(KerassegError, match=rf"1\.zip: the server does not give the file .*{words}"):
+        fetch(tmp_path)
+    published.behaviour = Behaviour(break_after=[100_000])
+
+    def break_down(_name: str, done: int, _total: int) -> None:
+        if done:
+            published.behaviour.statuses = [status] * downloads.ATTEMPTS
+
+    with pytest.raises(KerassegError, match=rf"{words}.*The same command goes on where it broke off"):
+        kerasseg.fetch_dataset("figshare", tmp_path, progress=break_down)
+
+
 def test_a_server_that_falls_silent_is_left(published: Server, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
     published.behaviour.silent = 0.7

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 import kerasseg
 from evaluated_runs import brightness_network
 from factories import blob
+from kerasseg.evaluation.predictions import _space as room
 from kerasseg.rule import MaskRule
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 
@@ -137,3 +141,21 @@ def test_what_does_not_fit() -> None:
     for rule in (0.0, 1.1, float("nan")):
         with pytest.raises(UsageError, match="threshold cannot be used"):
             kerasseg.evaluate(model, images, masks, rule=rule)
+
+
+def test_probabilities_on_disk_have_their_room_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that writes to mapped memory for which the disk has no room is killed, and cannot say why."""
+    made: list[int] = []
+    real = tempfile.TemporaryFile
+
+    def kept(**options: Any) -> Any:
+        file = real(**options)
+        made.append(os.dup(file.fileno()))
+        return file
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", kept)
+    space = room((3, 64, 64), 0)
+    taken = os.fstat(made[0]).st_blocks * 512
+    os.close(made[0])
+    assert space.shape == (3, 64, 64)
+    assert taken >= space.nbytes

@@ -12,16 +12,23 @@ import numpy as np
 import pytest
 
 from evaluated_runs import brightness_network, write_run
+from evaluations import Slices
+from evaluations import evaluation as an_evaluation
 from factories import write_figshare
+from kerasseg.comparison import evaluated
 from kerasseg.evaluation.document import Evaluation, read_evaluation
+from kerasseg.evaluation.earlier import put_aside
 from kerasseg.evaluation.figures import Resampling
 from kerasseg.evaluation.looks import LOOKS, count_looks, record_look
 from kerasseg.evaluation.overlap_check import seen_in_training
 from kerasseg.evaluation.rows import read_csv
 from kerasseg.evaluation.run import Extras, evaluate_run, evaluation_folder
 from kerasseg.evaluation.second_reader import open_second
+from kerasseg.evaluation.targets import Goal
+from kerasseg.phantom import write_phantoms
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.threshold_file import load_threshold
+from kerasseg_cli.evaluate_display import summary
 from kerasseg_tfrecords import prepare, read_records
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import lock
@@ -388,3 +395,70 @@ def test_shards_that_were_prepared_anew_are_not_taken_for_the_old_ones(desk: Pat
     (desk / "run" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="other grey levels"):
         evaluate_run(desk / "run", None, desk / "shards", 0.5)
+
+
+def test_phantoms_are_not_judged_by_goals_for_patients(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "raw", 9, 1, size=32)
+    prepare(tmp_path / "raw", tmp_path / "shards", PrepareOptions(size=16, split="34/33/33"), jobs=1)
+    write_run(tmp_path / "run", tmp_path / "shards", model=brightness_network(16))
+
+    def found(goals: list[Goal] | None) -> Evaluation:
+        return evaluate_run(tmp_path / "run", "validation", None, 0.5, goals=goals, extras=QUICK, resampling=FEW)
+
+    usual = found(None)
+    assert usual.targets == ()
+    page = evaluation_folder(usual) / "report.html"
+    assert "heads that never were" in page.read_text()
+    assert '<ul class="goals">' not in page.read_text()
+    asked = found([Goal(None, 0.3)])
+    assert [target.goal for target in asked.targets] == [0.3]
+    assert '<ul class="goals">' in page.read_text()
+    assert any("heads that never were" in warning for warning in asked.warnings)
+
+
+def test_an_evaluation_that_was_asked_otherwise_is_kept(
+    evaluate: Evaluate, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = evaluate("validation", None, 0.5)
+    assert first.earlier is None
+    written = {path.name: path.read_bytes() for path in evaluation_folder(first).iterdir()}
+    other = evaluate("validation", None, 0.3)
+    assert other.earlier is not None
+    kept = Path(other.earlier)
+    assert kept.parent == desk / "run" / "evaluation" / "earlier"
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == written
+    assert read_evaluation(evaluation_folder(other) / "metrics.json") == other
+    # It is no further evaluation of the run: comparisons and model cards go on with the newest.
+    assert evaluated(RunDirectory(desk / "run"), "validation").figures == other
+    summary(other, evaluation_folder(other))
+    assert f"asked otherwise: {kept}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({}, False),
+        ({"warnings": ("The shards were moved.",)}, False),
+        ({"threshold": "0.5"}, True),
+        ({"resolution": "model"}, True),
+        ({"robustness": None}, True),
+        ({"speed": None, "second_reader": None}, True),
+    ],
+)
+def test_the_same_question_replaces_its_answer(change: dict[str, object], kept: bool, tmp_path: Path) -> None:
+    old = an_evaluation(Slices().rows())
+    folder = tmp_path / "evaluation" / "test"
+    for number in (1, 2):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(old.model_dump_json())
+        place = put_aside(folder, old.model_copy(update=change))
+        assert (place is not None) == kept
+        if place is not None:
+            assert place.name == "test-20260102-030405" + ("" if number == 1 else "-2")
+            assert read_evaluation(place / "metrics.json") == old
+            assert list(folder.iterdir()) == []
+            # What says more takes the place of what said less.
+            (folder / "metrics.json").write_text(old.model_copy(update={"robustness": None}).model_dump_json())
+            assert put_aside(folder, old) is None
+    (folder / "metrics.json").write_text("{")  # what cannot be read again is replaced
+    assert put_aside(folder, old.model_copy(update={"threshold": "0.1"})) is None

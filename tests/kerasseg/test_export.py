@@ -20,12 +20,16 @@ from numpy.typing import NDArray
 
 import kerasseg
 from evaluated_runs import brightness_network
+from evaluations import Slices, evaluation
 from exported_runs import RULE, SIZE, make_run, set_rule
 from kerasseg.checkpoints.hub_files import choose
+from kerasseg.evaluation.document import NetworkFigures
 from kerasseg.evaluation.run import Extras, evaluate_run
 from kerasseg.export import Exported, export_model, exporting, placing, read_metadata
+from kerasseg.export.card import card
 from kerasseg.export.comparing import LEAST_EQUAL, MOST_DIFFERENT, check, compare, measure_int8, native
-from kerasseg.export.document import Comparison
+from kerasseg.export.document import Comparison, MaskFacts
+from kerasseg.export.facts import evaluations
 from kerasseg.export.serving import Network, serving_model
 from kerasseg.export.slices import Shards, comparison_samples, find_shards, network_images
 from kerasseg.overlap import dice
@@ -387,9 +391,55 @@ def test_the_card_has_the_figures_with_their_intervals(made: Path, tmp_path: Pat
     assert data.license == "cc-by-4.0"
     named = {(r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results}
     assert named["test", "dice"] == pytest.approx(mean.mean, abs=1e-4)
+    assert "applied to the file's probabilities by whoever uses it" in text
     set_rule(run, MaskRule(threshold=0.9))
     again = export_model(run, "keras", slices=2, overwrite=True, shards=tmp_path / "shards")
     assert "another rule than the export" in (again.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("inside", "stage", "words"),
+    [
+        (("threshold",), "threshold", "masks as the file gives them: threshold 0.4 alone"),
+        (
+            ("threshold", *RULE_STEPS),
+            "postprocessing",
+            "masks as the file gives them: threshold 0.4 and post-processing",
+        ),
+        ((), "postprocessing", "threshold 0.4 and post-processing, applied to the file's probabilities by whoever"),
+    ],
+    ids=["threshold alone", "whole rule", "no masks"],
+)
+def test_figures_are_of_what_the_file_does(
+    inside: tuple[str, ...], stage: str, words: str, export: Export, tmp_path: Path
+) -> None:
+    """Each stage of the evaluation has a Dice of its own; which one stands in the results that the Hub reads?"""
+    made = evaluation(Slices().rows())
+    rules = {"raw": MaskRule(), "threshold": RULE.without_postprocessing(), "postprocessing": RULE}
+    better = evaluation(Slices().rows(0.1)).model.stages
+    stages = (made.model.stages[0], made.model.stages[1], better[2])
+    figures = {s.name: s.model_copy(update={"rule": rules[s.name]}) for s in stages}
+    made = made.model_copy(update={"model": NetworkFigures(stages=tuple(figures.values()))})
+    (tmp_path / "evaluation" / "test").mkdir(parents=True)
+    (tmp_path / "evaluation" / "test" / "metrics.json").write_text(made.model_dump_json())
+    left = tuple(name for name in ("threshold", *RULE_STEPS) if name not in inside)
+    mask = MaskFacts(rule=RULE, source="threshold.json", inside=inside, left=left)
+    (facts,) = evaluations(RunDirectory(tmp_path), mask, None)
+    expected = figures[stage].all.measures["dice"].mean
+    assert facts.measures["dice"].mean == expected
+    assert len({f.all.measures["dice"].mean for f in figures.values()}) == 3
+    assert (facts.whole_rule_dice is None) == (stage == "postprocessing")
+    assert not any("another rule" in warning for warning in facts.warnings)
+    plain = export().metadata
+    shape = plain.preprocessing.model_copy(update={"inside": bool(inside)})
+    metadata = plain.model_copy(update={"mask": mask, "evaluations": (facts,), "preprocessing": shape})
+    (tmp_path / "README.md").write_text(card(metadata))
+    result = next(r for r in front_matter(tmp_path).eval_results if r.metric_type == "dice")
+    assert result.metric_value == pytest.approx(expected, abs=1e-4)
+    assert result.metric_name.startswith(f"Dice, all slices; {words}")
+    assert (f"leaves out | {figures['postprocessing'].all.measures['dice'].mean:.4f}" in card(metadata)) == (
+        stage == "threshold"
+    )
 
 
 def test_names_of_strangers_are_text_on_the_card() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import subprocess
 from dataclasses import asdict
 
 import keras
@@ -13,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import kerasseg
+from children import Children
 from factories import write_figshare
 from kerasseg.runs.history import read_history
 from kerasseg.training.events import Evaluated, Step
@@ -339,8 +339,6 @@ assert max(np.abs(x - y).max() for x, y in zip(a.get_weights(), b.get_weights(),
 
 
 @pytest.mark.slow
-def test_two_devices_train_a_copy_and_give_its_weights_back(python, child_environment):
-    done = subprocess.run(
-        [python, "-c", TWO_DEVICES], env=child_environment, capture_output=True, text=True, check=False
-    )
+def test_two_devices_train_a_copy_and_give_its_weights_back(tmp_path):
+    done = Children(tmp_path).python(TWO_DEVICES)
     assert done.returncode == 0, done.stderr

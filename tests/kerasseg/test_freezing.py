@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
+from children import Children
 from kerasseg.freezing import STRATEGIES, BlockReport, freeze, frozen_encoder_blocks
 from kerasseg.network import unet
 from kerasseg_tfrecords.errors import UsageError
@@ -403,8 +404,8 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_frozen_blocks_keep_every_bit_on_two_replicas(python: str, child_environment: dict[str, str]) -> None:
-    child = subprocess.run([python, "-c", REPLICAS], env=child_environment, capture_output=True, text=True)
+def test_frozen_blocks_keep_every_bit_on_two_replicas(tmp_path: Path) -> None:
+    child = Children(tmp_path).python(REPLICAS)
     assert child.returncode == 0, child.stderr[-2000:]
     for held, found in json.loads(child.stdout.splitlines()[-1]).items():
         assert found["frozen"] == ["encoder_1"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from children import Children
 from factories import blob, write_figshare
 from kerasseg.augment import SafeAugmentation
 from kerasseg.batches import stratified_batches
@@ -407,9 +406,8 @@ print("equal")
 
 
 @pytest.mark.slow
-def test_two_devices_see_the_same_global_batches(shards, child_environment):
-    command = [sys.executable, "-c", PROBE, str(shards)]
-    done = subprocess.run(command, env=child_environment, capture_output=True, text=True, check=False)
+def test_two_devices_see_the_same_global_batches(shards, tmp_path):
+    done = Children(tmp_path).python(PROBE, shards)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "equal"
 

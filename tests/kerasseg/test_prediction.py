@@ -6,7 +6,9 @@ import csv
 import errno
 import gc
 import json
+import os
 import shutil
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -602,6 +604,29 @@ def test_a_full_disk_keeps_what_is_done(
     assert threading.active_count() < 20
     report = predict_files(bright, folder, tmp_path / "out", go_on=True)
     assert (report.earlier, len(report.files)) == (3, 6)
+
+
+@pytest.mark.parametrize("why", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_temporary_folder_is_no_unreadable_network(
+    trained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int
+) -> None:
+    """Keras reads weights from a copy there; of another fault the network's file is still what is named."""
+
+    def full(path: Path, _data: bytes) -> int:
+        raise OSError(why, os.strerror(why), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KerassegError) as caught:
+        predict_files(trained / "runs" / "first", folder, tmp_path / "out")
+    if why == errno.EIO:
+        assert isinstance(caught.value, CheckpointError)
+        assert str(caught.value.path).endswith("model.keras")
+        return
+    assert type(caught.value) is KerassegError
+    assert caught.value.path == str(tmp_path)
+    assert "bytes free" in str(caught.value)
+    assert "TMPDIR=" in str(caught.value)
 
 
 # --- going on --------------------------------------------------------------------------------------------------------

@@ -1,19 +1,21 @@
 """Two replicas with the same global batch end where one device ends."""
 
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from children import Children
+
+PROBE = Path(__file__).with_name("replica_probe.py")
+
 
 @pytest.mark.slow
-def test_two_logical_devices_equal_one(tmp_path, child_environment):
-    results = []
+def test_two_logical_devices_equal_one(tmp_path):
+    results, children = [], Children(tmp_path)
     for replicas in (1, 2):
         target = tmp_path / f"{replicas}.npz"
-        command = [sys.executable, "tests/kerasseg/replica_probe.py", str(replicas), str(target)]
-        done = subprocess.run(command, env=child_environment, capture_output=True, text=True, check=False)
+        done = children.python(PROBE, replicas, target)
         assert done.returncode == 0, done.stderr
         results.append(dict(np.load(target)))
     one, two = results

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
+import signal
+import socket
+import threading
+import time
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +21,7 @@ import pytest
 import tensorflow as tf
 
 import kerasseg
+from children import Children
 from factories import write_figshare
 from kerasseg.training import devices as module
 from kerasseg.training.devices import (
@@ -28,9 +32,10 @@ from kerasseg.training.devices import (
     plain_batchnorm,
     synchronized_batchnorm,
 )
+from kerasseg.training.rendezvous import breakable, meet
 from kerasseg.training.session import _gist, _translated
 from kerasseg_tfrecords import prepare
-from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.manifest import PrepareOptions
 
 Results = Mapping[str, np.ndarray]
@@ -41,13 +46,12 @@ Results = Mapping[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, child_environment: dict[str, str]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `devices_probe.py` leaves."""
     folder = tmp_path_factory.mktemp("devices")
     raw = write_figshare(folder / "raw", patients=12, slices_each=2, size=24)
     prepare(raw, folder / "shards", PrepareOptions(size=16, split="60/20/20"), jobs=1)
-    command = [sys.executable, "tests/kerasseg/devices_probe.py", str(folder), str(folder / "shards")]
-    done = subprocess.run(command, env=child_environment, capture_output=True, text=True, check=False, timeout=300)
+    done = Children(folder).python(Path(__file__).with_name("devices_probe.py"), folder, folder / "shards")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -202,6 +206,58 @@ def test_a_cluster_that_cannot_be_read_is_refused_before_anybody_waits(
     monkeypatch.setenv("TF_CONFIG", told)
     with pytest.raises(UsageError, match=r"TF_CONFIG cannot be read.*expected \{\"cluster\""):
         choose_devices()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow alone would wait without end, deaf to Ctrl-C."""
+    addresses = [f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"]
+    told = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(told))
+    monkeypatch.setenv("KERASSEG_MACHINES_TIMEOUT", "0.3")
+    message = rf"worker 1 at {addresses[1]}: connection refused, expected an answer within 0\.3 s.*MACHINES_TIMEOUT="
+    with pytest.raises(KerassegError, match=message):
+        choose_devices()
+    monkeypatch.setenv("KERASSEG_MACHINES_TIMEOUT", "soon")
+    with pytest.raises(UsageError, match="MACHINES_TIMEOUT cannot be used .found soon"):
+        choose_devices()
+
+
+def test_machines_meet_whenever_they_come() -> None:
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    met = threading.Barrier(3)
+
+    def come(number: int) -> None:
+        time.sleep(0.3 * number)
+        meet(addresses, number, 20)
+        # As TensorFlow does then: who has not looked here before meets it.
+        with socket.create_server(("127.0.0.1", int(addresses[number].rpartition(":")[2]))):
+            met.wait(20)
+
+    with ThreadPoolExecutor() as machines:
+        for done in [machines.submit(come, number) for number in range(3)]:
+            done.result()
+
+
+def test_an_address_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        mine = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(KerassegError, match=rf"cannot listen.*{mine}: Address already in use"):
+            meet([mine, "127.0.0.1:1"], 0, 1)
+    with pytest.raises(UsageError, match=r"no address .found localhost, expected host:port"):
+        meet(["localhost", "127.0.0.1:1"], 0, 1)
+
+
+def test_ctrl_c_is_heard_by_the_system_while_tensorflow_waits() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with breakable():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_devices_and_a_cluster_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ import errno
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from kerasseg_tfrecords.errors import KerassegError
-from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
+from kerasseg_tfrecords.files import explain_os_error, lock, temporary_space, write_atomically
 
 WRITER = """
 import sys, itertools
@@ -68,6 +69,29 @@ def test_system_errors_become_sentences(code: int, words: str) -> None:
     message = str(explain_os_error(OSError(code, os.strerror(code)), Path("shards")))
     assert message.startswith("shards: ")
     assert words in message
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_folder_for_temporary_files_is_named(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with (
+        pytest.raises(KerassegError, match=rf"^{tmp_path}: .*for temporary files.*bytes free.*TMPDIR"),
+        temporary_space(),
+    ):
+        raise OSError(code, os.strerror(code))
+    with pytest.raises(PermissionError), temporary_space():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_no_folder_for_temporary_files_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of which not one byte is left is passed over, and in the end there is none."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    with pytest.raises(KerassegError, match=rf"^{tmp_path}: no space left.*TMPDIR"), temporary_space():
+        tempfile.mkdtemp()
+    with pytest.raises(FileNotFoundError), temporary_space():
+        (tmp_path / "gone").read_bytes()
 
 
 HOLDER = """

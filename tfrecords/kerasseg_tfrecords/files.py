@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import IO
 
 from kerasseg_tfrecords.errors import KerassegError
 
-__all__ = ["explain_os_error", "lock", "open_atomically", "sync_folder", "write_atomically"]
+__all__ = ["FULL", "explain_os_error", "lock", "open_atomically", "sync_folder", "temporary_space", "write_atomically"]
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system answers where there is no room: the disk, the user's share of it, the size of one file."""
 
 _FREE = "Free some space and run the same command again: it continues (kerasseg train: with --resume)."
 
@@ -78,14 +82,8 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 def explain_os_error(error: OSError, path: Path) -> KerassegError:
     """`error`, which came of writing `path`, as a sentence with a remedy."""
     remedies = {
-        errno.ENOSPC: (
-            "no space left on the disk",
-            "Free some space and run the same command again: it continues (kerasseg train: with --resume).",
-        ),
-        errno.EDQUOT: (
-            "the disk quota is used up",
-            "Free some space and run the same command again: it continues (kerasseg train: with --resume).",
-        ),
+        errno.ENOSPC: ("no space left on the disk", _FREE),
+        errno.EDQUOT: ("the disk quota is used up", _FREE),
         errno.EFBIG: ("the file grew over the system's limit", "Raise the limit (ulimit -f) and run again."),
         errno.EACCES: ("no permission to write", "Choose another folder with --out, or change its permissions."),
         errno.EPERM: ("no permission to write", "Choose another folder with --out, or change its permissions."),
@@ -93,6 +91,40 @@ def explain_os_error(error: OSError, path: Path) -> KerassegError:
     }
     what, remedy = remedies.get(error.errno or 0, (f"cannot be written: {error.strerror or error}", None))
     return KerassegError(what, path=path, remedy=remedy)
+
+
+@contextlib.contextmanager
+def temporary_space() -> Iterator[None]:
+    """Says of files that are made and filled for the time of the block where there is no room for them.
+
+    They lie in the system's folder for temporary files, whose disk is often a small one of its own; unexplained, its end
+    would be taken for a fault of the file that was being read.
+
+    Raises:
+        KerassegError: That folder is full, or there is none.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Where no such folder takes a single byte, tempfile says that there is none.
+        none = isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
+        if error.errno not in FULL and not none:
+            raise
+        folder = Path(os.environ.get("TMPDIR", "/tmp") if none else tempfile.gettempdir())  # noqa: S108
+        what = "no space left on the disk" if none else explain_os_error(error, folder).what
+        raise KerassegError(
+            f"{what} for temporary files",
+            path=folder,
+            found=_free(folder),
+            remedy="Make room there, or name a folder on another disk: TMPDIR=FOLDER before the same command.",
+        ) from error
+
+
+def _free(folder: Path) -> str | None:
+    try:
+        return f"{shutil.disk_usage(folder).free:,} bytes free"
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import DataError, Problem
+from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.sources.base import Location
 
 __all__ = ["ArchiveListing", "is_hidden", "list_archive", "read_member", "shown"]
@@ -199,7 +200,7 @@ def _inner_window(outer: _Archive, member: str) -> _Window:
         if start + info.file_size > outer.window.size:
             raise zipfile.BadZipFile(f"{member!r} ends behind the end of the archive")
         return _Window(os.dup(outer.window.descriptor), outer.window.start + start, info.file_size)
-    with tempfile.TemporaryFile(prefix="kerasseg-") as spool, outer.zip.open(info) as stream:
+    with temporary_space(), tempfile.TemporaryFile(prefix="kerasseg-") as spool, outer.zip.open(info) as stream:
         written = 0
         while part := stream.read(2**20):
             written += len(part)
