@@ -8,14 +8,30 @@ import json
 import pytest
 
 from benchmarks.__main__ import PAGE, PARTS, RESULTS
-from benchmarks.measure import Cost, rounds_of
+from benchmarks.measure import ROOT, Cost, rounds_of
 from benchmarks.page import TITLES, page, slower
+from benchmarks.real.figures import Figures, difference
+from benchmarks.real.page import page_text
 from benchmarks.result import Result, compared, sized
 from benchmarks.turns import contenders
 
 
 def test_the_page_is_made_from_the_results() -> None:
     assert PAGE.read_text() == page(json.loads(RESULTS.read_text()))
+
+
+def test_the_page_of_results_is_made_from_its_document() -> None:
+    found = Figures.model_validate_json((ROOT / "benchmarks" / "real.json").read_text())
+    assert not found.quick
+    assert (ROOT / "docs" / "results.md").read_text() == page_text(found)
+
+
+def test_a_difference_is_paired_and_of_the_same_slices() -> None:
+    one = {"a": (0.1, "p"), "b": (0.9, "q"), "c": (0.5, "r")}
+    other = {"c": (0.7, "r"), "a": (0.4, "p"), "b": (1.0, "q")}
+    assert difference(one, other).mean == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="different slices"):
+        difference(one, {"a": (0.4, "p")})
 
 
 def test_a_ratio_is_taken_a_round_and_not_of_medians() -> None:

@@ -21,11 +21,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.machine import describe
 from benchmarks.measure import ROOT
 from benchmarks.real import figures as read
-from benchmarks.real.page import write_page
+from benchmarks.real.page import pictured, write_page
 from benchmarks.real.pictures import draw_examples
 from benchmarks.real.plan import Trial, leaking, long, trials_on_few, trials_on_many
 from benchmarks.real.workshop import Workshop
@@ -106,8 +107,13 @@ def collect(shop: Workshop, effort: Effort) -> read.Figures:
     crossed = [trial for trial in trials_on_few(small) if shop.crossed(trial)]
     roots = [shop.cross_validate(trial, effort.folds) for trial in crossed]
     compared = [
-        read.paired(crossed[0].label, (roots[0], root), trial.label)
+        _compare("folds", crossed[0], trial, read.out_of_fold(roots[0]), read.out_of_fold(root))
         for trial, root in zip(crossed[1:], roots[1:], strict=True)
+    ]
+    done = [trial for trial in on_many if shop.done(trial)]
+    compared += [
+        _compare("test", done[0], trial, read.on_test(shop.run(done[0])), read.on_test(shop.run(trial)))
+        for trial in done[1:]
     ]
     found = describe()
     sets = {trial.data.name: shop.folder / trial.data.name for trial in trials}
@@ -121,6 +127,18 @@ def collect(shop: Workshop, effort: Effort) -> read.Figures:
         crossed=tuple(read.of_cross_validation(root, trial) for trial, root in zip(crossed, roots, strict=True)),
         compared=tuple(compared),
         looks={name: read.looks(shards) for name, shards in sets.items()},
+    )
+
+
+def _compare(
+    split: Literal["folds", "test"], first: Trial, second: Trial, one: read.DiceBySlice, other: read.DiceBySlice
+) -> read.Paired:
+    return read.Paired(
+        data=first.data.name,
+        split=split,
+        first=first.label,
+        second=second.label,
+        difference=read.difference(one, other),
     )
 
 
@@ -144,8 +162,9 @@ def main() -> None:
     if "page" in parts:
         found = collect(shop, effort)
         pages, documents = (work, work) if asked.quick else (ROOT / "docs", ROOT / "benchmarks")
-        shown = draw_examples(shop, found, pages / "images")
-        write_page(found, pages / "results.md", documents / "real.json", shown)
+        if (shown := pictured(found)) is not None:
+            draw_examples(shop, shown, pages / "images")
+        write_page(found, pages / "results.md", documents / "real.json")
         print(pages / "results.md")
 
 

@@ -6,7 +6,6 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,17 +22,22 @@ from kerasseg.training.cross_validation import OutOfFold, read_cross_validation
 
 __all__ = [
     "CrossFigures",
+    "DiceBySlice",
     "Figures",
     "Judged",
     "Paired",
     "TrialFigures",
     "counts",
-    "dice_by_slice",
+    "difference",
     "looks",
     "of_cross_validation",
     "of_trial",
-    "paired",
+    "on_test",
+    "out_of_fold",
 ]
+
+DiceBySlice = dict[str, tuple[float, str]]
+"""Slice -> (Dice, patient group)."""
 
 
 class _Model(BaseModel):
@@ -110,13 +114,17 @@ class CrossFigures(_Model):
 
 
 class Paired(_Model):
-    """Two of these on the same slices.
+    """Two networks on the same slices.
 
     Attributes:
+        data: Data set.
+        split: "folds" of training and validation, or "test".
         first, second: Labels.
         difference: Mean Dice of the second less the first, interval over patients.
     """
 
+    data: str
+    split: Literal["folds", "test"]
     first: str
     second: str
     difference: Mean
@@ -133,7 +141,7 @@ class Figures(_Model):
         counts: Data set -> split -> class -> (slices, patients).
         trials: In the order of training.
         crossed: Cross-validations.
-        compared: Their differences.
+        compared: Differences from the first of each kind.
         looks: Data set -> looks at its test split.
     """
 
@@ -205,22 +213,30 @@ def of_cross_validation(root: Path, trial: Trial) -> CrossFigures:
     return CrossFigures(label=trial.label, data=trial.data.name, figures=found)
 
 
-def dice_by_slice(root: Path) -> dict[str, tuple[float, str]]:
-    """Slice -> (Dice, patient group), out of fold."""
-    with (root / "out-of-fold.csv").open(newline="") as stream:
-        return {
-            row["slice_id"]: (float(row["dice_best"]), row["group"] or row["patient"]) for row in csv.DictReader(stream)
-        }
+def out_of_fold(root: Path) -> DiceBySlice:
+    """Of a cross-validation: each slice by the network that never saw its patient."""
+    return _dice(root / "out-of-fold.csv", "dice_best")
 
 
-def paired(first: str, roots: Sequence[Path], second: str) -> Paired:
-    """The second cross-validation against the first."""
-    one, other = (dice_by_slice(root) for root in roots)
-    shared = sorted(one.keys() & other.keys())
-    difference = paired_interval(
-        [one[s][0] for s in shared], [other[s][0] for s in shared], [one[s][1] for s in shared]
-    )
-    return Paired(first=first, second=second, difference=as_mean(difference))
+def on_test(root: Path) -> DiceBySlice:
+    """Of a run, with its threshold and post-processing."""
+    return _dice(root / "evaluation" / "test" / "per_slice.csv", "postprocessing_dice")
+
+
+def _dice(file: Path, column: str) -> DiceBySlice:
+    with file.open(newline="") as stream:
+        return {row["slice_id"]: (float(row[column]), row["group"] or row["patient"]) for row in csv.DictReader(stream)}
+
+
+def difference(one: DiceBySlice, other: DiceBySlice) -> Mean:
+    """Mean Dice of the other less the one, paired, interval over patients; on the same slices."""
+    if one.keys() != other.keys():
+        msg = "two networks that were judged on different slices cannot be compared"
+        raise ValueError(msg)
+    slices = sorted(one)
+    pairs = [(one[name][0], other[name][0], one[name][1]) for name in slices]
+    first, second, groups = zip(*pairs, strict=True)
+    return as_mean(paired_interval(first, second, groups))
 
 
 def counts(shards: Path) -> dict[str, dict[str, tuple[int, int]]]:

@@ -11,18 +11,24 @@ from benchmarks.real.figures import Figures, TrialFigures
 from kerasseg.evaluation.document import Mean
 from kerasseg_tfrecords.files import write_atomically
 
-__all__ = ["write_page"]
+__all__ = ["page_text", "pictured", "write_page"]
 
 
-def write_page(found: Figures, page: Path, document: Path, shown: TrialFigures | None) -> None:
+def write_page(found: Figures, page: Path, document: Path) -> None:
     """Writes both.
 
     Args:
         found: All figures.
         page: Markdown.
         document: JSON.
-        shown: Whose slices are in the picture.
     """
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, page_text(found))
+    write_atomically(document, found.model_dump_json(indent=1) + "\n")
+
+
+def page_text(found: Figures) -> str:
+    """The page, in Markdown."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -30,11 +36,19 @@ def write_page(found: Figures, page: Path, document: Path, shown: TrialFigures |
         lstrip_blocks=True,
         autoescape=False,  # noqa: S701 - Markdown, from our own figures
     )
-    environment.filters.update(share=share, mean=mean, gain=gain)
-    text = environment.get_template("results.md.j2").render(found=found, shown=shown, groups=_groups(found))
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(page, text)
-    write_atomically(document, found.model_dump_json(indent=1) + "\n")
+    environment.filters.update(share=share, mean=mean, gain=gain, zip=zip)
+    environment.globals["dict"] = dict
+    template = environment.get_template("results.md.j2")
+    return template.render(found=found, shown=pictured(found), groups=_groups(found))
+
+
+def pictured(found: Figures) -> TrialFigures | None:
+    """The network that is shown: of those on the largest data set and picture the best on validation."""
+    sizes = {
+        name: (sum(n for split in by.values() for n, _ in split.values()), name) for name, by in found.counts.items()
+    }
+    fair = [trial for trial in found.trials if "-by-slice" not in trial.data and trial.strategy != "scratch"]
+    return max(fair, key=lambda trial: (sizes[trial.data], trial.best), default=None)
 
 
 def share(value: float | None) -> str:

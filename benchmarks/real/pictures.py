@@ -9,7 +9,7 @@ import cv2
 import keras
 import numpy as np
 
-from benchmarks.real.figures import Figures, TrialFigures
+from benchmarks.real.figures import TrialFigures
 from benchmarks.real.workshop import Workshop
 from kerasseg.evaluation.rows import read_csv
 from kerasseg.postprocessing import apply_rule
@@ -19,25 +19,13 @@ from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.threshold_file import load_threshold
 from kerasseg.split_slices import Caching, open_split
 
-__all__ = ["draw_examples", "pictured"]
+__all__ = ["draw_examples"]
 
 REFERENCE, NETWORK = "#f0e442", "#56b4e9"
 
 
-def pictured(found: Figures) -> TrialFigures | None:
-    """The network that is shown: of those on the largest data set and picture the best on validation."""
-    sizes = {
-        name: (sum(n for split in by.values() for n, _ in split.values()), name) for name, by in found.counts.items()
-    }
-    fair = [trial for trial in found.trials if "-by-slice" not in trial.data and trial.strategy != "scratch"]
-    return max(fair, key=lambda trial: (sizes[trial.data], trial.best), default=None)
-
-
-def draw_examples(shop: Workshop, found: Figures, folder: Path) -> TrialFigures | None:
-    """Writes `results-slices.jpg`, and says of which network it is."""
-    trial = pictured(found)
-    if trial is None:
-        return None
+def draw_examples(shop: Workshop, trial: TrialFigures, folder: Path) -> None:
+    """Writes `results-slices.jpg` of a network."""
     run = RunDirectory(shop.folder / "runs" / trial.name)
     rows = read_csv(run.root / "evaluation" / "test" / "per_slice.csv")
     slices = open_split(shop.folder / trial.data, "test", Caching("memory"), check=False)
@@ -54,7 +42,6 @@ def draw_examples(shop: Workshop, found: Figures, folder: Path) -> TrialFigures 
             )
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "results-slices.jpg", dpi=90, pil_kwargs={"quality": 80})
-    return trial
 
 
 def _figure(classes: int) -> Any:

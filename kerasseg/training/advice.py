@@ -43,7 +43,7 @@ _ENOUGH = 1000
 
 _KNOWS = 0.3
 """Validation Dice of a checkpoint that has learned something like this task. The recipe's own begins at 0.70; those in
-docs/results.md that began below 0.2 learned more at ten times the recipe's rate."""
+docs/results.md that began below 0.2 learned more with nothing frozen at ten times the recipe's rate."""
 
 _CAREFUL = 1e-4
 """The recipe's rate for fine-tuning."""
@@ -64,9 +64,9 @@ def far_message(dice: float, rate: float, strategy: str) -> Message | None:
     if strategy == "scratch" or dice >= _KNOWS or rate > _CAREFUL:
         return None
     text = (
-        f"The untouched checkpoint has Dice {dice:.3f} on validation: it hardly knows this task. A learning rate of "
-        f"{rate:g} is meant for a checkpoint that does (Dice above {_KNOWS}); this one may need a higher one: "
-        "--learning-rate 1e-3. Compare the two."
+        f"The untouched checkpoint has Dice {dice:.3f} on validation: it hardly knows this task. Freezing blocks and a "
+        f"learning rate of {rate:g} spare what a checkpoint knows (Dice above {_KNOWS}). This one may learn more with "
+        "--strategy aggressive --learning-rate 1e-3, or be no better than --strategy scratch: compare the three."
     )
     return Message("note", "far-checkpoint", text)
 
