@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,3 +94,52 @@ def test_ending_needs_no_program_from_outside(monkeypatch: pytest.MonkeyPatch, t
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
+
+
+def heavy(_: int) -> bytes:
+    return bytes(50_000_000)
+
+
+def test_closing_while_results_are_under_way_ends() -> None:
+    """A worker that is killed while it writes leaves half a result, whose other half loky would wait for."""
+    for _ in range(3):
+        results = ordered_map(heavy, range(20), jobs=2, batch=1)
+        next(results)
+        closing = threading.Thread(target=results.close, daemon=True)
+        closing.start()
+        closing.join(30)
+        assert not closing.is_alive()
+
+
+# Works until it is interrupted; says then that it was.
+ENDLESS = """
+import time
+from kerasseg_tfrecords.parallel import ordered_map
+try:
+    list(ordered_map(time.sleep, [0.05] * 10_000, jobs=2, batch=1))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in Linux's /proc")
+@pytest.mark.parametrize("delay", [0, 0.02, 0.05, 0.1])
+def test_ctrl_c_while_workers_start_shows_no_traceback_of_theirs(delay: float) -> None:
+    """A worker that is still importing has no handler yet: it must be born deaf to Ctrl-C."""
+    command, pipe = [sys.executable, "-c", ENDLESS], subprocess.PIPE
+    with subprocess.Popen(command, text=True, start_new_session=True, stdout=pipe, stderr=pipe) as child:
+        children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+        deadline = time.monotonic() + 60
+        while not any(map(_is_worker, children.read_text().split())) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(delay)
+        os.killpg(child.pid, signal.SIGINT)
+        out, said = child.communicate(timeout=60)
+    assert (child.returncode, out, said) == (0, "interrupted\n", "")
+
+
+def _is_worker(process: str) -> bool:
+    try:
+        return b"popen_loky" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
@@ -64,12 +65,12 @@ def ordered_map(
     try:
         while True:
             while len(waiting) < jobs * ahead and (group := list(islice(rest, batch))):
-                waiting.append((group, pool.submit(_work, function, group)))
+                waiting.append((group, _submit(pool, function, group)))
             if not waiting:
                 return
             group, future = waiting.popleft()
             try:
-                results = (future or pool.submit(_work, function, group)).result()
+                results = (future or _submit(pool, function, group)).result()
             except BrokenProcessPool:
                 # Everything in flight is lost with the pool. The culprit is found by working alone.
                 _end(pool)
@@ -92,7 +93,15 @@ def _end(pool: Executor) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGKILL)
             worker.join()
-        pool.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]  # loky's own word
+        manager, results = pool._executor_manager_thread, pool._result_queue  # type: ignore[attr-defined]
+        pool.shutdown(wait=False, kill_workers=True)  # type: ignore[call-arg]  # loky's own word
+        if manager is None:
+            return
+        manager.join(1)
+        if manager.is_alive():
+            # It reads a result that died half-way with its worker. With the last writing end closed, the pipe ends there.
+            results._writer.close()
+            manager.join()
 
 
 @contextmanager
@@ -117,6 +126,45 @@ def _pool(jobs: int) -> Executor:
     return pool
 
 
+def _submit(pool: Executor, function: Callable[[T], R], group: list[T]) -> Future[list[R]]:
+    with _postponed(), _deaf_children():
+        return pool.submit(_work, function, group)
+
+
+@contextmanager
+def _postponed() -> Iterator[None]:
+    """Ctrl-C in the block takes effect after it: a worker that is half started would print what it misses."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in the block, or by threads that are, get Ctrl-C only after they have chosen what it means.
+
+    Until `_start_worker` runs, a worker imports: Ctrl-C, which reaches the whole group, would print its traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # First, because Python before 3.12 lets SIGINT through again when it starts this process, which loky would ask it for.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with(parent: int) -> None:
     """Ends this process when its parent is gone: a killed parent tells its workers nothing, and they would wait on."""
     while os.getppid() == parent:
@@ -139,7 +187,7 @@ def _work(function: Callable[[T], R], group: list[T]) -> list[R]:
 def _alone(function: Callable[[T], R], item: T, crashed: Callable[[T], R] | None) -> R:
     with _pool(1) as pool:
         try:
-            return pool.submit(_work, function, [item]).result()[0]
+            return _submit(pool, function, [item]).result()[0]
         except BrokenProcessPool as error:
             if crashed is not None:
                 return crashed(item)
