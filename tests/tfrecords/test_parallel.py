@@ -100,7 +100,7 @@ def heavy(_: int) -> bytes:
     return bytes(50_000_000)
 
 
-def test_closing_while_results_are_under_way_ends() -> None:
+def test_closing_while_results_are_under_way_ends(capfd: pytest.CaptureFixture[str]) -> None:
     """A worker that is killed while it writes leaves half a result, whose other half loky would wait for."""
     for _ in range(3):
         results = ordered_map(heavy, range(20), jobs=2, batch=1)
@@ -109,6 +109,7 @@ def test_closing_while_results_are_under_way_ends() -> None:
         closing.start()
         closing.join(30)
         assert not closing.is_alive()
+    assert capfd.readouterr().err == ""
 
 
 # Works until it is interrupted; says then that it was.

@@ -100,7 +100,10 @@ def _end(pool: Executor) -> None:
         manager.join(1)
         if manager.is_alive():
             # It reads a result that died half-way with its worker. With the last writing end closed, the pipe ends there.
-            results._writer.close()
+            # The handle is taken away first: as soon as the pipe ends, the manager closes what it still finds open.
+            writer = results._writer
+            handle, writer._handle = writer.fileno(), None
+            os.close(handle)
             manager.join()
 
 
