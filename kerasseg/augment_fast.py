@@ -43,150 +43,135 @@ class FastAugmenter:
         whole = images.dtype == np.uint8
         if images.dtype not in (np.uint8, np.float32):
             images = images.astype(np.float32)
+        masks = masks.astype(np.uint8, copy=False)
         out = self._results.take((*images.shape[:3], channels))
         out_masks = self._results.take((*images.shape[:3], 1))
-        for i, (flip, brightness, contrast, zoom) in enumerate(rows.tolist()):
-            read = _Reading.of(images.shape[1:3], bool(flip), zoom)
-            _move_mask(masks[i, ..., 0], read, out_masks[i, ..., 0])
-            if images.shape[3] == 3:
-                self._move_colours(images[i], read, out[i])
-                _shade(out[i], contrast, brightness, unit, whole=whole)
-                continue
-            moved = out[i, ..., 0] if channels == 1 else self._scratch.get("moved", images.shape[1:3])
-            self._move_grey(images[i, ..., 0], read, moved)
-            _shade(moved, contrast, brightness, unit, whole=whole)
-            if channels == 3:
-                cv2.cvtColor(moved, cv2.COLOR_GRAY2RGB, dst=out[i])
+        repeated = images.shape[3] < channels
+        for i, (flip, brightness, contrast, factor) in enumerate(rows.tolist()):
+            zoom = 1.0 if _stays(images.shape[1:3], factor) else factor
+            self._move_mask(masks[i, ..., 0], bool(flip), zoom, out_masks[i])
+            shaded = self._scratch.get("shaded", images.shape[1:]) if repeated else out[i]
+            image = images[i, ..., 0] if images.shape[3] == 1 else images[i]
+            laid = _laid(self._resized(self._flipped(image, bool(flip)), zoom), shaded, zoom)
+            _shade(laid, contrast, brightness, unit, whole=whole)
+            if repeated:
+                cv2.cvtColor(shaded, cv2.COLOR_GRAY2RGB, dst=out[i])
         return out, out_masks
 
-    def _move_grey(self, image: NDArray[Any], read: _Reading, out: NDArray[np.float32]) -> None:
-        """Step 1 for an image (height, width)."""
-        if read.whole_pixels:
-            np.copyto(out, self._flipped(image) if read.flip else image)
-            return
-        plane = self._scratch.get("plane", image.shape)
-        np.copyto(plane, image)
-        _warp(plane, read.matrix, image.shape, out)
+    def _move_mask(self, mask: NDArray[Any], flip: bool, zoom: float, out: NDArray[np.float32]) -> None:
+        """Step 1 for a mask (height, width) into (height, width, 1); only up to the end of its tumour: the rest is 0."""
+        mask = self._flipped(mask, flip)
+        x, y, width, height = cv2.boundingRect(mask)
+        used = mask[: y + height + 1, : x + width + 1]
+        if _stays(used.shape, zoom):
+            used = mask  # OpenCV copies what keeps its size, and the whole may not
+        laid = _laid(self._resized(used, zoom), out, zoom)
+        laid.surround(0.0)
+        if laid.part.size:
+            cv2.threshold(laid.part, 0.5, 1.0, cv2.THRESH_BINARY, dst=laid.place)
 
-    def _move_colours(self, image: NDArray[Any], read: _Reading, out: NDArray[np.float32]) -> None:
-        """Step 1 for an image (height, width, 3)."""
-        if read.whole_pixels:
-            np.copyto(out, self._flipped(image) if read.flip else image)
-            return
-        # OpenCV moves four channels in less than half the time of three.
-        size = image.shape[:2]
-        plane, moved = self._scratch.get("plane", (*size, 4)), self._scratch.get("moved", (*size, 4))
-        narrow = plane if image.dtype == np.float32 else self._scratch.get("narrow", plane.shape, np.uint8)
-        cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2RGBA, dst=narrow)
-        if narrow is not plane:
-            np.copyto(plane, narrow)
-        _warp(plane, read.matrix, size, moved)
-        # Three again before anything else: what follows then has a quarter less to do.
-        cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB, dst=out)
+    def _flipped(self, picture: NDArray[Any], flip: bool) -> NDArray[Any]:
+        if not flip:
+            return picture
+        return cv2.flip(picture, 1, dst=self._scratch.get("flipped", picture.shape, picture.dtype))
 
-    def _flipped(self, image: NDArray[Any]) -> NDArray[Any]:
-        return cv2.flip(image, 1, dst=self._scratch.get("flipped", image.shape, image.dtype))
+    def _resized(self, picture: NDArray[Any], zoom: float) -> NDArray[np.float32]:
+        """A picture (height, width[, 3]), values as they were; good until the next call."""
+        if picture.dtype != np.float32:
+            plane = self._scratch.get("plane", picture.shape)
+            np.copyto(plane, picture)
+            picture = plane
+        shape = (*(round(length * zoom) for length in picture.shape[:2]), *picture.shape[2:])
+        space = self._scratch.get("resized", shape)
+        # Told the size instead, OpenCV would zoom by the quotient of whole numbers.
+        return cv2.resize(picture, None, dst=space, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
 
 
-def _shade(values: NDArray[np.float32], contrast: float, brightness: float, unit: float, *, whole: bool) -> None:
-    """Steps 2 and 3, in place: one multiplication, one addition, and what is left of the clipping.
+class _Laid(NamedTuple):
+    """The middle of a resized picture, and where it comes to lie; all with the channels side by side.
+
+    Attributes:
+        part: Of the resized picture.
+        result: (height, width * channels).
+        rows, columns: The part's place in it.
+    """
+
+    part: NDArray[np.float32]
+    result: NDArray[np.float32]
+    rows: slice
+    columns: slice
+
+    @property
+    def place(self) -> NDArray[np.float32]:
+        return self.result[self.rows, self.columns]
+
+    def surround(self, value: float) -> None:
+        self.result[: self.rows.start] = value
+        self.result[self.rows.stop :] = value
+        self.result[:, : self.columns.start] = value
+        self.result[:, self.columns.stop :] = value
+
+
+def _laid(moved: NDArray[np.float32], result: NDArray[np.float32], zoom: float) -> _Laid:
+    height, width, channels = result.shape
+    rows, to_rows = _middle(height, moved.shape[0], zoom)
+    columns, to_columns = (
+        slice(found.start * channels, found.stop * channels) for found in _middle(width, moved.shape[1], zoom)
+    )
+    part = moved.reshape(len(moved), -1)[rows, columns]
+    return _Laid(part, result.reshape(height, -1), to_rows, to_columns)
+
+
+def _middle(length: int, found: int, zoom: float) -> tuple[slice, slice]:
+    """Along one axis: what is taken of `found` pixels, and where it lies among `length`."""
+    first = round(length * (zoom - 1.0) / 2.0)
+    start = max(first, 0)
+    end = max(start, min(first + length, found))
+    return slice(start, end), slice(start - first, end - first)
+
+
+def _stays(size: tuple[int, ...], zoom: float) -> bool:
+    return all(round(length * zoom) == length for length in size)
+
+
+def _shade(image: _Laid, contrast: float, brightness: float, unit: float, *, whole: bool) -> None:
+    """Steps 2 and 3: one multiplication, one addition, and what is left of the clipping.
 
     Args:
-        values: (height, width) or (height, width, 3).
+        image: Where it is read and written.
         contrast: Factor.
         brightness: Shift, on the scale [0, 1].
         unit: What makes the values a number in [0, 1].
         whole: Whether the values were uint8: then it is known how far they can reach.
     """
-    channels = 1 if values.ndim == 2 else 3
+    part, place = image.part, image.place
     scale = contrast * unit
-    shift = sum(cv2.mean(values)[:channels]) / channels * unit * (1.0 - contrast) + brightness
-    cv2.addWeighted(values, scale, values, 0.0, shift, dst=values)
+    mean = cv2.sumElems(part)[0] / image.result.size
+    shift = mean * unit * (1.0 - contrast) + brightness
+    image.surround(min(max(shift, 0.0), 1.0))  # what 0 becomes, which lies around a picture that was made smaller
+    cv2.addWeighted(part, scale, part, 0.0, shift, dst=place)
     if not whole:
-        np.clip(values, 0.0, 1.0, out=values)
+        np.clip(place, 0.0, 1.0, out=place)
         return
     # A bright slice does not reach 0 and a dark one does not reach 1; the margin is for rounding.
     if shift < 1e-6:
-        cv2.threshold(values, 0.0, 0.0, cv2.THRESH_TOZERO, dst=values)
+        cv2.threshold(place, 0.0, 0.0, cv2.THRESH_TOZERO, dst=place)
     if 255.0 * scale + shift > 1.0 - 1e-6:
-        cv2.threshold(values, 1.0, 0.0, cv2.THRESH_TRUNC, dst=values)
-
-
-def _move_mask(mask: NDArray[Any], read: _Reading, out: NDArray[np.float32]) -> None:
-    """Step 1 for a mask; only the box around its tumour, beyond which all is 0 before and after."""
-    out.fill(0)
-    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask, np.uint8))
-    if not width:
-        return
-    # The pixels of the result that read from within one pixel of the box.
-    first, last = _reach(read.scale_x, read.start_x, x, width, mask.shape[1])
-    top, bottom = _reach(read.scale_y, read.start_y, y, height, mask.shape[0])
-    inside = read.within(first, top, x, y)
-    box = mask[y : y + height, x : x + width].astype(np.float32)
-    np.greater(_warp(box, inside.matrix, (bottom - top, last - first)), 0.5, out=out[top:bottom, first:last])
-
-
-def _reach(scale: float, start: float, first: int, length: int, size: int) -> tuple[int, int]:
-    ends = sorted(((first - 1 - start) / scale, (first + length - start) / scale))
-    return max(0, math.floor(ends[0])), min(size, math.ceil(ends[1]) + 1)
-
-
-class _Reading(NamedTuple):
-    """Where pixel (x, y) of a result is read: at (start_x + scale_x * x, start_y + scale_y * y)."""
-
-    scale_x: float
-    start_x: float
-    scale_y: float
-    start_y: float
-
-    @classmethod
-    def of(cls, size: tuple[int, ...], flip: bool, zoom: float) -> _Reading:
-        middle_x, middle_y = (size[1] - 1) / 2, (size[0] - 1) / 2
-        scale_y = 1.0 / zoom
-        scale_x = -scale_y if flip else scale_y
-        return cls(scale_x, middle_x - scale_x * middle_x, scale_y, middle_y - scale_y * middle_y)
-
-    def within(self, first: int, top: int, x: int, y: int) -> _Reading:
-        """The same for a part of the result, from (first, top) on, read from a part of the image, from (x, y) on."""
-        start_x, start_y = self.start_x + self.scale_x * first - x, self.start_y + self.scale_y * top - y
-        return _Reading(self.scale_x, start_x, self.scale_y, start_y)
-
-    @property
-    def flip(self) -> bool:
-        return self.scale_x < 0
-
-    @property
-    def whole_pixels(self) -> bool:
-        return self.scale_y == 1.0
-
-    @property
-    def matrix(self) -> NDArray[np.float64]:
-        return np.array([(self.scale_x, 0.0, self.start_x), (0.0, self.scale_y, self.start_y)])
-
-
-def _warp(
-    values: NDArray[np.float32],
-    matrix: NDArray[np.float64],
-    size: tuple[int, ...],
-    out: NDArray[np.float32] | None = None,
-) -> NDArray[np.float32]:
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(
-        values, matrix, (size[1], size[0]), dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0
-    )
+        cv2.threshold(place, 1.0, 0.0, cv2.THRESH_TRUNC, dst=place)
 
 
 class _Scratch(threading.local):
-    """Buffers of one thread, by what they are for; the last shape of each stays."""
+    """Buffers of one thread, by what they are for; each keeps the memory of the largest it has been."""
 
     def __init__(self) -> None:
-        self.buffers: dict[str, NDArray[Any]] = {}
+        self.buffers: dict[str, NDArray[np.uint8]] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
-            buffer = self.buffers[name] = np.empty(shape, dtype)
-        return buffer
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = self.buffers.get(name)
+        if memory is None or memory.nbytes < size:
+            memory = self.buffers[name] = np.empty(size, np.uint8)
+        return memory[:size].view(dtype).reshape(shape)
 
 
 class _Results:

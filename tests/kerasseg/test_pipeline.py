@@ -29,8 +29,7 @@ from kerasseg_tfrecords.manifest import PrepareOptions
 from kerasseg_tfrecords.record_access import ShardRecords
 
 OPTIONS = PrepareOptions(size=32, split="60/20/20", records_per_shard=4)
-# OpenCV 4 rounds the position of a sample to 1/32 pixel; OpenCV 5 does not.
-TOLERANCE = 3e-4 if int(cv2.__version__.split(".")[0]) >= 5 else 0.04
+TOLERANCE = 5e-5  # float32
 KINDS = ("memory", "disk", "none")
 
 
