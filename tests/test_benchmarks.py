@@ -11,6 +11,7 @@ from benchmarks.__main__ import PAGE, PARTS, RESULTS
 from benchmarks.measure import ROOT, Cost, rounds_of
 from benchmarks.page import TITLES, page, slower
 from benchmarks.real.figures import Figures, difference
+from benchmarks.real.keeping import with_earlier
 from benchmarks.real.page import page_text
 from benchmarks.result import Result, compared, sized
 from benchmarks.turns import contenders
@@ -24,6 +25,34 @@ def test_the_page_of_results_is_made_from_its_document() -> None:
     found = Figures.model_validate_json((ROOT / "benchmarks" / "real.json").read_text())
     assert not found.quick
     assert (ROOT / "docs" / "results.md").read_text() == page_text(found)
+
+
+def test_a_page_keeps_what_earlier_runs_found() -> None:
+    whole = Figures.model_validate_json((ROOT / "benchmarks" / "real.json").read_text())
+    names = [trial.name for trial in whole.trials]
+    one, other = whole.trials[0], whole.trials[-1]
+    changed = other.model_copy(update={"best": 0.123})
+    found = whole.model_copy(
+        update={
+            "dates": ("2030-01-01",),
+            "trials": (changed,),
+            "counts": {other.data: whole.counts[other.data]},
+            "crossed": (),
+            "compared": (),
+            "looks": {other.data: ("new",)},
+        }
+    )
+    joined = with_earlier(found, whole, names)
+    assert joined.trials == (*whole.trials[:-1], changed)
+    assert (joined.crossed, joined.compared, joined.counts) == (whole.crossed, whole.compared, whole.counts)
+    assert set(joined.looks[other.data]) == {*whole.looks[other.data], "new"}
+    assert joined.dates == (*whole.dates, "2030-01-01")
+    # Again, with the same runs: nothing is counted twice.
+    assert with_earlier(found, joined, names) == joined
+    # What the plan has no more goes, and figures of other software are not mixed with these.
+    assert one not in with_earlier(found, whole, names[1:]).trials
+    newer = found.model_copy(update={"software": {"keras": "4.0"}})
+    assert with_earlier(newer, whole, names) == newer
 
 
 def test_a_difference_is_paired_and_of_the_same_slices() -> None:

@@ -4,10 +4,11 @@
 
 `few`: 308 slices at 128x128; every strategy; three seeds of the best two, the recipe and scratch; cross-validations.
 `many`: 2,271 slices at 128x128; the recipe, scratch and the best of `few`; what a slice-wise split would have claimed.
-`long`: the best of `many` at 256x256, 5 to 8 minutes an epoch on 2 cores.
+`long`: the best of `many`, and scratch, at 256x256: 3 to 8 minutes an epoch on 2 cores.
 `page`: the figures on the test split, the pictures and the page, from the runs that are there.
-What is done is not done again: the command can be stopped at any time and typed again. Everything is chosen on validation;
-the test split is opened last, once for each network.
+What is done is not done again: the command can be stopped at any time and typed again. What the runs of an earlier folder
+gave is kept in the page, and chosen by, where machine and software are the same. Everything is chosen on validation; the
+test split is opened last, once for each network.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Literal
 from benchmarks.machine import describe
 from benchmarks.measure import ROOT
 from benchmarks.real import figures as read
+from benchmarks.real.keeping import read_earlier, with_earlier
 from benchmarks.real.page import pictured, write_page
 from benchmarks.real.pictures import draw_examples
 from benchmarks.real.plan import Trial, leaking, long, trials_on_few, trials_on_many
@@ -58,76 +60,109 @@ class Effort:
 QUICK = Effort(64, 80, (42, 1), 2, 3, ("--epochs", "2", "--steps", "1"))
 
 
-def train_few(shop: Workshop, effort: Effort) -> None:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+        shop: Where commands are typed.
+        effort: How much.
+        earlier: What the page says so far.
+    """
+
+    shop: Workshop
+    effort: Effort
+    earlier: read.Figures | None
+
+    def best_tuned(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Fine-tunings by validation Dice, the best first; from their runs, or as the page has them."""
+        known = {} if self.earlier is None else {trial.name: trial.best for trial in self.earlier.trials}
+        for trial in trials:
+            if self.shop.done(trial):
+                known[trial.name] = read.of_trial(self.shop.run(trial), trial).best
+        tuned = [trial for trial in trials if trial.strategy != "scratch" and trial.name in known]
+        return sorted(tuned, key=lambda trial: -known[trial.name])
+
+    def on_many(self) -> list[Trial]:
+        """Of the large set."""
+        best = self.best_tuned(trials_on_few(self.effort.small))
+        if not best:
+            sys.exit("The part `few` comes first: what does best there is tried on the large set.")
+        return trials_on_many(self.effort.small, best[0])
+
+    def leaking(self) -> list[Trial]:
+        """On the slice-wise split: the recipe, and the best of the large set."""
+        return leaking([trial for trial in self.on_many() if trial.strategy != "scratch"], self.effort.small)
+
+    def at_length(self) -> list[Trial]:
+        """Of the large set, at the large size: the best, and scratch."""
+        trials = self.on_many()
+        return [long(trial, self.effort.large) for trial in (*self.best_tuned(trials)[:1], trials[0])]
+
+    def planned(self) -> list[Trial]:
+        """All that the page may show, in its order."""
+        on_few = [trial.with_seed(seed) for trial in trials_on_few(self.effort.small) for seed in self.effort.seeds]
+        return [*on_few, *self.on_many(), *self.leaking(), *self.at_length()]
+
+
+def train_few(job: Job) -> None:
     """All strategies and rates; seeds of the best two, the recipe and scratch; the better of the two is crossed as well."""
-    trials = trials_on_few(effort.small)[: effort.trials]
+    trials = trials_on_few(job.effort.small)[: job.effort.trials]
     for trial in trials:
-        shop.train(trial)
+        job.shop.train(trial)
     scratch, recipe = trials[0], trials[1]
-    best = best_tuned(shop, trials)[:2]
+    best = job.best_tuned(trials)[:2]
     compared = list(dict.fromkeys((scratch, recipe, *best)))
-    for trial, seed in itertools.product(compared, effort.seeds[1:]):
-        shop.train(trial.with_seed(seed))
+    for trial, seed in itertools.product(compared, job.effort.seeds[1:]):
+        job.shop.train(trial.with_seed(seed))
     for trial in compared[:3]:
-        shop.cross_validate(trial, effort.folds)
+        job.shop.cross_validate(trial, job.effort.folds)
 
 
-def train_many(shop: Workshop, effort: Effort) -> None:
+def train_many(job: Job) -> None:
     """The recipe, scratch and the best of `few`; and the leak."""
-    for trial in (*_on_many(shop, effort), leaking(effort.small)):
-        shop.train(trial)
+    for trial in (*job.on_many(), *job.leaking()):
+        job.shop.train(trial)
 
 
-def train_long(shop: Workshop, effort: Effort) -> None:
-    """The best of `many`, large."""
-    shop.train(long(best_tuned(shop, _on_many(shop, effort))[0], effort.large))
+def train_long(job: Job) -> None:
+    """The best of `many`, and scratch, large."""
+    for trial in job.at_length():
+        job.shop.train(trial)
 
 
-def _on_many(shop: Workshop, effort: Effort) -> list[Trial]:
-    best = best_tuned(shop, trials_on_few(effort.small))
-    if not best:
-        sys.exit("The part `few` comes first: what does best there is tried on the large set.")
-    return trials_on_many(effort.small, best[0])
-
-
-def best_tuned(shop: Workshop, trials: Sequence[Trial]) -> list[Trial]:
-    """Fine-tunings by validation Dice, the best first."""
-    tuned = [trial for trial in trials if trial.strategy != "scratch" and shop.done(trial)]
-    return sorted(tuned, key=lambda trial: -read.of_trial(shop.run(trial), trial).best)
-
-
-def collect(shop: Workshop, effort: Effort) -> read.Figures:
+def collect(job: Job) -> read.Figures:
     """Figures of all that is trained; opens the test split for it."""
-    small, large = effort.small, effort.large
-    on_few = [trial.with_seed(seed) for trial in trials_on_few(small) for seed in effort.seeds]
-    on_many = _on_many(shop, effort)
-    trials = [t for t in (*on_few, *on_many, leaking(small), *(long(t, large) for t in on_many)) if shop.done(t)]
+    shop = job.shop
+    planned = job.planned()
+    trials = [trial for trial in planned if shop.done(trial)]
     for trial, split in itertools.product(trials, ("validation", "test")):
         shop.judge(trial, split)
-    crossed = [trial for trial in trials_on_few(small) if shop.crossed(trial)]
-    roots = [shop.cross_validate(trial, effort.folds) for trial in crossed]
+    crossed = [trial for trial in trials_on_few(job.effort.small) if shop.crossed(trial)]
+    roots = [shop.cross_validate(trial, job.effort.folds) for trial in crossed]
     compared = [
         _compare("folds", crossed[0], trial, read.out_of_fold(roots[0]), read.out_of_fold(root))
         for trial, root in zip(crossed[1:], roots[1:], strict=True)
     ]
-    done = [trial for trial in on_many if shop.done(trial)]
-    compared += [
-        _compare("test", done[0], trial, read.on_test(shop.run(done[0])), read.on_test(shop.run(trial)))
-        for trial in done[1:]
-    ]
-    found = describe()
+    for group in (job.on_many(), sorted(job.at_length(), key=lambda trial: trial.strategy != "scratch")):
+        done = [trial for trial in group if shop.done(trial)]
+        if done and done[0].strategy == "scratch":
+            first = read.on_test(shop.run(done[0]))
+            compared += [_compare("test", done[0], t, first, read.on_test(shop.run(t))) for t in done[1:]]
+    machine = describe()
     sets = {trial.data.name: shop.folder / trial.data.name for trial in trials}
-    return read.Figures(
-        machine=f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB, no GPU used",
+    found = read.Figures(
+        machine=f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU used",
         software={name: importlib.metadata.version(name) for name in SOFTWARE},
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        quick=effort == QUICK,
+        dates=(datetime.datetime.now(datetime.UTC).date().isoformat(),),
+        quick=job.effort == QUICK,
         counts={name: read.counts(shards) for name, shards in sets.items()},
         trials=tuple(read.of_trial(shop.run(trial), trial) for trial in trials),
         crossed=tuple(read.of_cross_validation(root, trial) for trial, root in zip(crossed, roots, strict=True)),
         compared=tuple(compared),
         looks={name: read.looks(shards) for name, shards in sets.items()},
     )
+    return found if job.earlier is None else with_earlier(found, job.earlier, [trial.name for trial in planned])
 
 
 def _compare(
@@ -155,14 +190,16 @@ def main() -> None:
     effort = QUICK if asked.quick else Effort()
     work = asked.work.with_name(f"{asked.work.name}-quick") if asked.quick else asked.work
     shop = Workshop(work, asked.data.resolve(), checkpoint.resolve(), effort.options)
+    pages, documents = (work, work) if asked.quick else (ROOT / "docs", ROOT / "benchmarks")
+    job = Job(shop, effort, read_earlier(documents / "real.json"))
     parts = asked.part or PARTS
     for part, action in (("few", train_few), ("many", train_many), ("long", train_long)):
         if part in parts:
-            action(shop, effort)
+            action(job)
     if "page" in parts:
-        found = collect(shop, effort)
-        pages, documents = (work, work) if asked.quick else (ROOT / "docs", ROOT / "benchmarks")
-        if (shown := pictured(found)) is not None:
+        found = collect(job)
+        # Where the run is not in this folder, the picture that the page has stays.
+        if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():
             draw_examples(shop, shown, pages / "images")
         write_page(found, pages / "results.md", documents / "real.json")
         print(pages / "results.md")

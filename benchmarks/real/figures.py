@@ -136,24 +136,24 @@ class Figures(_Model):
     Attributes:
         machine: In words.
         software: Package -> version.
-        date: ISO 8601.
+        dates: ISO 8601, of the days on which figures were collected.
         quick: Whether it is a trial of the machinery, whose figures say nothing.
         counts: Data set -> split -> class -> (slices, patients).
         trials: In the order of training.
         crossed: Cross-validations.
         compared: Differences from the first of each kind.
-        looks: Data set -> looks at its test split.
+        looks: Data set -> names of the looks at its test split.
     """
 
     machine: str
     software: dict[str, str]
-    date: str
+    dates: tuple[str, ...]
     quick: bool
     counts: dict[str, dict[str, dict[str, tuple[int, int]]]] = {}
     trials: tuple[TrialFigures, ...] = ()
     crossed: tuple[CrossFigures, ...] = ()
     compared: tuple[Paired, ...] = ()
-    looks: dict[str, int] = {}
+    looks: dict[str, tuple[str, ...]] = {}
 
 
 def of_trial(root: Path, trial: Trial) -> TrialFigures:
@@ -252,7 +252,8 @@ def counts(shards: Path) -> dict[str, dict[str, tuple[int, int]]]:
     return found
 
 
-def looks(shards: Path) -> int:
+def looks(shards: Path) -> tuple[str, ...]:
     """At the test split, by anything that has evaluated on it."""
     file = shards / "test-looks.jsonl"
-    return len({json.loads(line)["look"] for line in file.read_text().splitlines()}) if file.exists() else 0
+    lines = file.read_text().splitlines() if file.exists() else []
+    return tuple(sorted({str(json.loads(line)["look"]) for line in lines}))

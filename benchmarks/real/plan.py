@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 __all__ = ["DataSet", "Trial", "few", "leaking", "long", "many", "trials_on_few", "trials_on_many"]
@@ -98,9 +99,9 @@ def trials_on_many(size: int, best: Trial) -> list[Trial]:
     return list(dict.fromkeys([Trial(data, "scratch"), Trial(data, "conservative"), replace(best, data=data)]))
 
 
-def leaking(size: int) -> Trial:
-    """The recipe on the slice-wise split."""
-    return Trial(many(size, "slice"), "conservative")
+def leaking(trials: Sequence[Trial], size: int) -> list[Trial]:
+    """The same on the slice-wise split."""
+    return [replace(trial, data=many(size, "slice")) for trial in trials]
 
 
 def long(trial: Trial, size: int) -> Trial:

@@ -1,0 +1,58 @@
+"""What the page said before stays in it: runs take hours, and their folder need not be there when others are added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pydantic
+
+from benchmarks.real.figures import Figures
+
+__all__ = ["read_earlier", "with_earlier"]
+
+T = TypeVar("T")
+
+
+def read_earlier(document: Path) -> Figures | None:
+    """What the document holds; None where there is none, or one of another form."""
+    try:
+        return Figures.model_validate_json(document.read_text())
+    except (OSError, pydantic.ValidationError):
+        return None
+
+
+def with_earlier(found: Figures, earlier: Figures, names: Sequence[str]) -> Figures:
+    """Figures found now, and of those found earlier what is not found anew.
+
+    Args:
+        found: Now.
+        earlier: Passed over where machine, software or effort are others: one page says one thing of them.
+        names: Of all trainings that the plan has, in its order; others have no place in the page.
+    """
+    if (earlier.machine, earlier.software, earlier.quick) != (found.machine, found.software, found.quick):
+        return found
+    new = {trial.name for trial in found.trials}
+    kept = [trial for trial in earlier.trials if trial.name not in new and trial.name in names]
+    sets = [trial.data for trial in sorted([*kept, *found.trials], key=lambda trial: names.index(trial.name))]
+    return found.model_copy(
+        update={
+            "dates": tuple(sorted({*earlier.dates, *found.dates})),
+            "counts": {data: (found.counts.get(data) or earlier.counts[data]) for data in dict.fromkeys(sets)},
+            "trials": tuple(sorted([*kept, *found.trials], key=lambda trial: names.index(trial.name))),
+            "crossed": _joined(earlier.crossed, found.crossed, lambda c: (c.data, c.label)),
+            "compared": _joined(earlier.compared, found.compared, lambda p: (p.data, p.split, p.first, p.second)),
+            "looks": {
+                # An earlier folder counted its own.
+                data: tuple(sorted({*earlier.looks.get(data, ()), *found.looks.get(data, ())}))
+                for data in dict.fromkeys(sets)
+            },
+        }
+    )
+
+
+def _joined(earlier: Sequence[T], found: Sequence[T], key: Callable[[T], object]) -> tuple[T, ...]:
+    """The earlier ones, each replaced where it was found anew, then the others."""
+    by_key = {key(one): one for one in earlier} | {key(one): one for one in found}
+    return tuple(by_key.values())
