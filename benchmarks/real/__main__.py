@@ -207,7 +207,10 @@ def main() -> None:
     work = asked.work.with_name(f"{asked.work.name}-quick") if asked.quick else asked.work
     shop = Workshop(work, asked.data.resolve(), checkpoint.resolve(), effort.options)
     pages, documents = (work, work) if asked.quick else (ROOT / "docs", ROOT / "benchmarks")
-    earlier = read_earlier(documents / "real.json")
+    document = documents / "real.json"
+    earlier = read_earlier(document)
+    if earlier is None and document.exists():
+        print(f"{document} has another form: its figures are not kept.", flush=True)
     if earlier is not None and not same_ground(nothing_yet(shop.checkpoint, quick=asked.quick), earlier):
         print(
             "The page that is there has another machine, software or checkpoint: its figures are not kept.", flush=True
@@ -224,7 +227,7 @@ def main() -> None:
             # Where the run is not in this folder, the picture that the page has stays.
             if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():
                 draw_examples(shop, shown, pages / "images")
-            write_page(found, pages / "results.md", documents / "real.json")
+            write_page(found, pages / "results.md", document)
         except (KerassegError, OSError) as error:
             sys.exit(f"{error}\nThe runs are there, and `--part page` makes the page of them.")
         print(pages / "results.md")
