@@ -33,8 +33,8 @@ INTRODUCTIONS = {
     "Ours makes Adam's moments before the first step, the others in it: only the whole peak is the same work.",
     "training_others": "As above; where half a minute goes into a step, there are fewer rounds.",
     "prediction": "The same files from disk to mask on disk: a SavedModel of others and real slices where "
-    "`KERASSEG_REAL_DATA` has them, else synthetic ones. The peers read, compute and write in turn, as one writes it first; "
-    "ours at once. PyTorch has the same weights in the same layers, in eager inference mode.",
+    "`KERASSEG_REAL_DATA` has them, else synthetic ones. Ours reads, computes and writes at once; the peers in turn, as "
+    "one writes it first. PyTorch has the same weights in the same layers, in eager inference mode.",
     "thresholds": "Synthetic slices, as a network that is fairly sure of itself, or not (soft), puts them out.",
     "distances": "HD95 of tumours of radius 20 in 256x256. surface-distance is written from its formulae; Metrics "
     "Reloaded is on no package index, and its definition stands here in SciPy.",
