@@ -19,6 +19,7 @@ from benchmarks.machine import describe
 from benchmarks.measure import ROOT, child_environment
 from benchmarks.page import page
 from benchmarks.result import Result
+from kerasseg_tfrecords.files import write_atomically
 
 # About so many minutes on two quiet cores; the page says what each took.
 PARTS = {
@@ -62,7 +63,7 @@ def merge(part: str, found: list[Result], seconds: float, results: Path) -> None
     lines = [result.document() for result in found]
     document["parts"][part] = {"machine": describe(), "seconds": round(seconds), "results": lines}
     document["parts"] = {name: document["parts"][name] for name in PARTS if name in document["parts"]}
-    results.write_text(json.dumps(document, indent=1) + "\n")
+    write_atomically(results, json.dumps(document, indent=1) + "\n")
 
 
 def main() -> int:
@@ -93,7 +94,7 @@ def main() -> int:
         if found and not asked.quick:
             merge(part, found, took, RESULTS)
     if not asked.quick and RESULTS.exists():
-        PAGE.write_text(page(json.loads(RESULTS.read_text())))
+        write_atomically(PAGE, page(json.loads(RESULTS.read_text())))
     return int(failed)
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import PAGE, PARTS, RESULTS
 from benchmarks.measure import ROOT, Cost, rounds_of
 from benchmarks.page import TITLES, page, slower
-from benchmarks.real.figures import Figures, difference
+from benchmarks.real.__main__ import Effort, Job, collect, train_long
+from benchmarks.real.figures import Figures, difference, looks
 from benchmarks.real.keeping import with_earlier
 from benchmarks.real.page import page_text
+from benchmarks.real.plan import trials_on_few
+from benchmarks.real.workshop import Workshop
 from benchmarks.result import Result, compared, sized
 from benchmarks.turns import contenders
+from kerasseg.training.cross_validation import CrossValidation
+from kerasseg.training.settings import TrainSettings
 
 
 def test_the_page_is_made_from_the_results() -> None:
@@ -51,8 +57,53 @@ def test_a_page_keeps_what_earlier_runs_found() -> None:
     assert with_earlier(found, joined, names) == joined
     # What the plan has no more goes, and figures of other software are not mixed with these.
     assert one not in with_earlier(found, whole, names[1:]).trials
-    newer = found.model_copy(update={"software": {"keras": "4.0"}})
-    assert with_earlier(newer, whole, names) == newer
+    for update in ({"software": {"keras": "4.0"}}, {"checkpoint": "another"}, {"counts": {other.data: {}}}):
+        elsewhere = found.model_copy(update=update)
+        assert with_earlier(elsewhere, whole, names) == elsewhere
+    # Nothing new: the page was not printed today.
+    assert with_earlier(whole.model_copy(update={"dates": ("2030-01-01",)}), whole, names) == whole
+
+
+def test_no_training_here_takes_nothing_from_the_page(tmp_path: Path) -> None:
+    whole = Figures.model_validate_json((ROOT / "benchmarks" / "real.json").read_text())
+    shop = Workshop(tmp_path / "work", tmp_path / "nowhere", tmp_path / "unet")
+    assert collect(Job(shop, Effort(), whole)) == whole
+    with pytest.raises(SystemExit, match="`few` comes first"):
+        collect(Job(shop, Effort(), None))
+    few = tuple(trial for trial in whole.trials if trial.data == "mat128")
+    job = Job(shop, Effort(), whole.model_copy(update={"trials": few}))
+    with pytest.raises(SystemExit, match="`many` comes first"):
+        train_long(job)
+
+
+def test_what_is_missing_is_named_with_the_option_that_names_it(tmp_path: Path) -> None:
+    trial = trials_on_few(128)[0]
+    shop = Workshop(tmp_path / "work", tmp_path / "nowhere", tmp_path / "unet")
+    with pytest.raises(SystemExit, match=r"unet is not there.*--checkpoint"):
+        shop.train(trial)
+    shop.checkpoint.mkdir()
+    with pytest.raises(SystemExit, match=r"figshare-mat is not there.*--data"):
+        shop.train(trial)
+    assert not shop.folder.exists()
+
+
+def test_a_cross_validation_killed_before_its_figures_goes_on(tmp_path: Path) -> None:
+    trial = trials_on_few(128)[0]
+    shop = Workshop(tmp_path, tmp_path, tmp_path)
+    root = tmp_path / "runs" / f"cv-{trial.name}"
+    (root / "ensemble").mkdir(parents=True)
+    (root / "ensemble" / "config.json").write_text("{}")
+    assert not shop.crossed(trial)
+    state = CrossValidation(
+        kerasseg="1", created="", folds=2, fingerprint="f", settings=TrainSettings(checkpoint="unet")
+    )
+    (root / "cross-validation.json").write_text(state.model_dump_json())
+    assert not shop.crossed(trial)
+
+
+def test_a_look_that_was_cut_off_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "test-looks.jsonl").write_text('{"look": "a"}\n{"look": "a"}\n{"look": "b", "ru')
+    assert len(looks(tmp_path)) == 2
 
 
 def test_a_difference_is_paired_and_of_the_same_slices() -> None:

@@ -7,8 +7,8 @@
 `long`: the best of `many`, and scratch, at 256x256: 3 to 8 minutes an epoch on 2 cores.
 `page`: the figures on the test split, the pictures and the page, from the runs that are there.
 What is done is not done again: the command can be stopped at any time and typed again. What the runs of an earlier folder
-gave is kept in the page, and chosen by, where machine and software are the same. Everything is chosen on validation; the
-test split is opened last, once for each network.
+gave is kept in the page, and chosen by, where machine, software, checkpoint and slices are the same. Everything is chosen
+on validation; the test split is opened last, once for each network.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from typing import Literal
 from benchmarks.machine import describe
 from benchmarks.measure import ROOT
 from benchmarks.real import figures as read
-from benchmarks.real.keeping import read_earlier, with_earlier
+from benchmarks.real.keeping import read_earlier, same_ground, with_earlier
 from benchmarks.real.page import pictured, write_page
 from benchmarks.real.pictures import draw_examples
 from benchmarks.real.plan import Trial, leaking, long, trials_on_few, trials_on_many
 from benchmarks.real.workshop import Workshop
+from kerasseg_tfrecords.errors import KerassegError
 
 PARTS = ("few", "many", "long", "page")
 SOFTWARE = ("tensorflow", "keras", "numpy", "opencv-python-headless")
@@ -127,8 +128,22 @@ def train_many(job: Job) -> None:
 
 def train_long(job: Job) -> None:
     """The best of `many`, and scratch, large."""
+    if not job.best_tuned(job.on_many()):
+        sys.exit("The part `many` comes first: what does best there is trained at the large size.")
     for trial in job.at_length():
         job.shop.train(trial)
+
+
+def nothing_yet(checkpoint: Path, *, quick: bool) -> read.Figures:
+    """The ground on which figures are found, and none of them."""
+    machine = describe()
+    return read.Figures(
+        machine=f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU used",
+        software={name: importlib.metadata.version(name) for name in SOFTWARE},
+        dates=(datetime.datetime.now(datetime.UTC).date().isoformat(),),
+        quick=quick,
+        checkpoint=checkpoint.name,
+    )
 
 
 def collect(job: Job) -> read.Figures:
@@ -136,6 +151,10 @@ def collect(job: Job) -> read.Figures:
     shop = job.shop
     planned = job.planned()
     trials = [trial for trial in planned if shop.done(trial)]
+    if not trials:
+        if job.earlier is None:
+            sys.exit(f"No training has come to its end in {shop.folder}: there is nothing for a page.")
+        return job.earlier  # the page is made from its document again
     for trial, split in itertools.product(trials, ("validation", "test")):
         shop.judge(trial, split)
     crossed = [trial for trial in trials_on_few(job.effort.small) if shop.crossed(trial)]
@@ -149,18 +168,15 @@ def collect(job: Job) -> read.Figures:
         if done and done[0].strategy == "scratch":
             first = read.on_test(shop.run(done[0]))
             compared += [_compare("test", done[0], t, first, read.on_test(shop.run(t))) for t in done[1:]]
-    machine = describe()
     sets = {trial.data.name: shop.folder / trial.data.name for trial in trials}
-    found = read.Figures(
-        machine=f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU used",
-        software={name: importlib.metadata.version(name) for name in SOFTWARE},
-        dates=(datetime.datetime.now(datetime.UTC).date().isoformat(),),
-        quick=job.effort == QUICK,
-        counts={name: read.counts(shards) for name, shards in sets.items()},
-        trials=tuple(read.of_trial(shop.run(trial), trial) for trial in trials),
-        crossed=tuple(read.of_cross_validation(root, trial) for trial, root in zip(crossed, roots, strict=True)),
-        compared=tuple(compared),
-        looks={name: read.looks(shards) for name, shards in sets.items()},
+    found = nothing_yet(shop.checkpoint, quick=job.effort == QUICK).model_copy(
+        update={
+            "counts": {name: read.counts(shards) for name, shards in sets.items()},
+            "trials": tuple(read.of_trial(shop.run(trial), trial) for trial in trials),
+            "crossed": tuple(read.of_cross_validation(root, trial) for trial, root in zip(crossed, roots, strict=True)),
+            "compared": tuple(compared),
+            "looks": {name: read.looks(shards) for name, shards in sets.items()},
+        }
     )
     return found if job.earlier is None else with_earlier(found, job.earlier, [trial.name for trial in planned])
 
@@ -186,22 +202,34 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "results", help="shards and runs")
     parser.add_argument("--quick", action="store_true", help="tries the machinery: two steps of training")
     asked = parser.parse_args()
-    checkpoint = asked.checkpoint or asked.data / "checkpoints" / "unet-lgg-savedmodel"
+    checkpoint = asked.checkpoint or asked.data / "checkpoints" / read.CHECKPOINT
     effort = QUICK if asked.quick else Effort()
     work = asked.work.with_name(f"{asked.work.name}-quick") if asked.quick else asked.work
     shop = Workshop(work, asked.data.resolve(), checkpoint.resolve(), effort.options)
     pages, documents = (work, work) if asked.quick else (ROOT / "docs", ROOT / "benchmarks")
-    job = Job(shop, effort, read_earlier(documents / "real.json"))
+    document = documents / "real.json"
+    earlier = read_earlier(document)
+    if earlier is None and document.exists():
+        print(f"{document} has another form: its figures are not kept.", flush=True)
+    if earlier is not None and not same_ground(nothing_yet(shop.checkpoint, quick=asked.quick), earlier):
+        print(
+            "The page that is there has another machine, software or checkpoint: its figures are not kept.", flush=True
+        )
+        earlier = None
+    job = Job(shop, effort, earlier)
     parts = asked.part or PARTS
     for part, action in (("few", train_few), ("many", train_many), ("long", train_long)):
         if part in parts:
             action(job)
     if "page" in parts:
         found = collect(job)
-        # Where the run is not in this folder, the picture that the page has stays.
-        if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():
-            draw_examples(shop, shown, pages / "images")
-        write_page(found, pages / "results.md", documents / "real.json")
+        try:
+            # Where the run is not in this folder, the picture that the page has stays.
+            if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():
+                draw_examples(shop, shown, pages / "images")
+            write_page(found, pages / "results.md", document)
+        except (KerassegError, OSError) as error:
+            sys.exit(f"{error}\nThe runs are there, and `--part page` makes the page of them.")
         print(pages / "results.md")
 
 

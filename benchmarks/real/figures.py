@@ -21,6 +21,7 @@ from kerasseg.statistics import paired_interval
 from kerasseg.training.cross_validation import OutOfFold, read_cross_validation
 
 __all__ = [
+    "CHECKPOINT",
     "CrossFigures",
     "DiceBySlice",
     "Figures",
@@ -35,6 +36,9 @@ __all__ = [
     "on_test",
     "out_of_fold",
 ]
+
+CHECKPOINT = "unet-lgg-savedmodel"
+"""That the page is written about."""
 
 DiceBySlice = dict[str, tuple[float, str]]
 """Slice -> (Dice, patient group)."""
@@ -138,6 +142,7 @@ class Figures(_Model):
         software: Package -> version.
         dates: ISO 8601, of the days on which figures were collected.
         quick: Whether it is a trial of the machinery, whose figures say nothing.
+        checkpoint: Name of its file or folder.
         counts: Data set -> split -> class -> (slices, patients).
         trials: In the order of training.
         crossed: Cross-validations.
@@ -149,6 +154,7 @@ class Figures(_Model):
     software: dict[str, str]
     dates: tuple[str, ...]
     quick: bool
+    checkpoint: str = CHECKPOINT
     counts: dict[str, dict[str, dict[str, tuple[int, int]]]] = {}
     trials: tuple[TrialFigures, ...] = ()
     crossed: tuple[CrossFigures, ...] = ()
@@ -255,5 +261,11 @@ def counts(shards: Path) -> dict[str, dict[str, tuple[int, int]]]:
 def looks(shards: Path) -> tuple[str, ...]:
     """At the test split, by anything that has evaluated on it."""
     file = shards / "test-looks.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return tuple(sorted({str(json.loads(line)["look"]) for line in lines}))
+    found = set()
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        # As `count_looks` does: a line that a full disk cut off was a look all the same.
+        try:
+            found.add(str(json.loads(line)["look"]))
+        except (ValueError, KeyError, TypeError):
+            found.add(line)
+    return tuple(sorted(found - {""}))

@@ -10,7 +10,7 @@ import pydantic
 
 from benchmarks.real.figures import Figures
 
-__all__ = ["read_earlier", "with_earlier"]
+__all__ = ["read_earlier", "same_ground", "with_earlier"]
 
 T = TypeVar("T")
 
@@ -28,15 +28,15 @@ def with_earlier(found: Figures, earlier: Figures, names: Sequence[str]) -> Figu
 
     Args:
         found: Now.
-        earlier: Passed over where machine, software or effort are others: one page says one thing of them.
+        earlier: Passed over where it is of another ground: see `same_ground`.
         names: Of all trainings that the plan has, in its order; others have no place in the page.
     """
-    if (earlier.machine, earlier.software, earlier.quick) != (found.machine, found.software, found.quick):
+    if not same_ground(found, earlier):
         return found
     new = {trial.name for trial in found.trials}
     kept = [trial for trial in earlier.trials if trial.name not in new and trial.name in names]
     sets = [trial.data for trial in sorted([*kept, *found.trials], key=lambda trial: names.index(trial.name))]
-    return found.model_copy(
+    joined = found.model_copy(
         update={
             "dates": tuple(sorted({*earlier.dates, *found.dates})),
             "counts": {data: (found.counts.get(data) or earlier.counts[data]) for data in dict.fromkeys(sets)},
@@ -45,11 +45,20 @@ def with_earlier(found: Figures, earlier: Figures, names: Sequence[str]) -> Figu
             "compared": _joined(earlier.compared, found.compared, lambda p: (p.data, p.split, p.first, p.second)),
             "looks": {
                 # An earlier folder counted its own.
-                data: tuple(sorted({*earlier.looks.get(data, ()), *found.looks.get(data, ())}))
+                data: tuple(dict.fromkeys((*earlier.looks.get(data, ()), *found.looks.get(data, ()))))
                 for data in dict.fromkeys(sets)
             },
         }
     )
+    # A day on which nothing new was found is none on which figures were printed.
+    return earlier if joined.model_copy(update={"dates": earlier.dates}) == earlier else joined
+
+
+def same_ground(found: Figures, earlier: Figures) -> bool:
+    """Whether figures may stand side by side: of one machine, software, effort, checkpoint, and the same slices."""
+    one, other = ((f.machine, f.software, f.quick, f.checkpoint) for f in (found, earlier))
+    shared = found.counts.keys() & earlier.counts.keys()
+    return one == other and all(found.counts[data] == earlier.counts[data] for data in shared)
 
 
 def _joined(earlier: Sequence[T], found: Sequence[T], key: Callable[[T], object]) -> tuple[T, ...]:

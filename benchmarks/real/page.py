@@ -22,9 +22,11 @@ def write_page(found: Figures, page: Path, document: Path) -> None:
         page: Markdown.
         document: JSON.
     """
+    text = page_text(found)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(page, page_text(found))
+    # The document first: the page can be made from it again.
     write_atomically(document, found.model_dump_json(indent=1) + "\n")
+    write_atomically(page, text)
 
 
 def page_text(found: Figures) -> str:

@@ -35,8 +35,15 @@ class Workshop:
 
     def prepare(self, data: DataSet) -> None:
         """Shards."""
-        if not (self.folder / data.name / "manifest.json").exists():
-            self._type(*data.command(str(self.data)))
+        if (self.folder / data.name / "manifest.json").exists():
+            return
+        for name in data.inputs:
+            if not (self.data / name).exists():
+                sys.exit(
+                    f"{self.data / name} is not there. --data, or KERASSEG_REAL_DATA, names the folder that has it; "
+                    "docs/results.md says what is in it."
+                )
+        self._type(*data.command(str(self.data)))
 
     def done(self, trial: Trial) -> bool:
         """Whether its training has come to its end."""
@@ -45,8 +52,12 @@ class Workshop:
 
     def train(self, trial: Trial) -> None:
         """A training, to its end."""
+        done = self.done(trial)
+        # Known before minutes go into shards.
+        if not done and not self.checkpoint.exists():
+            sys.exit(f"{self.checkpoint} is not there. --checkpoint names the network that is fine-tuned.")
         self.prepare(trial.data)
-        if self.done(trial):
+        if done:
             return
         out = ["--out", f"runs/{trial.name}"]
         if (self.run(trial) / "config.json").exists():
@@ -64,7 +75,14 @@ class Workshop:
 
     def crossed(self, trial: Trial) -> bool:
         """Whether it has been cross-validated."""
-        return (self._cross(trial) / "ensemble" / "config.json").exists()
+        from kerasseg.training.cross_validation import read_cross_validation
+        from kerasseg_tfrecords.errors import KerassegError
+
+        # The figures are written last, behind the ensemble.
+        try:
+            return read_cross_validation(self._cross(trial)).out_of_fold is not None
+        except KerassegError:
+            return False
 
     def cross_validate(self, trial: Trial, folds: int = 5) -> Path:
         """A training for each fold of training and validation slices; the folder."""
@@ -81,9 +99,15 @@ class Workshop:
     def _type(self, *words: str) -> None:
         print("$ kerasseg", shlex.join(words), flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([sys.executable, "-m", "kerasseg_cli", *words], cwd=self.folder, check=False)
-        if done.returncode:
-            sys.exit(f"kerasseg {words[0]} ended with {done.returncode}; the same command goes on from here.")
+        with subprocess.Popen([sys.executable, "-m", "kerasseg_cli", *words], cwd=self.folder) as command:
+            try:
+                ended = command.wait()
+            except KeyboardInterrupt:
+                # Ctrl-C reached the command as well, which saves what it has; subprocess.run would kill it meanwhile.
+                command.wait()
+                sys.exit("Stopped; the same command goes on from here.")
+        if ended:
+            sys.exit(f"kerasseg {words[0]} ended with {ended}; the same command goes on from here.")
 
 
 def _finished(run: Path) -> bool:
