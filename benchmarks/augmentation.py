@@ -12,7 +12,6 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import cv2
 import numpy as np
 import tensorflow as tf
 
@@ -70,7 +69,6 @@ def cost(data: tf.data.Dataset, batch: int, seconds: float) -> Cost:
 
 
 def results(*, quick: bool) -> list[Result]:
-    cv2.setNumThreads(1)  # tf.data runs several batches at once
     lines = []
     for channels in (1, 3):
         images, masks = slices(64, channels)

@@ -252,9 +252,9 @@ class SafeAugmentation:
         """Applies a table to a batch with OpenCV: the fast way on a CPU.
 
         Equal to `apply` within 5e-5 in the image; mask pixels within that distance of a tie may differ. OpenCV lets go of
-        the GIL, so several batches can be made in several threads; `cv2.setNumThreads(1)` then keeps its own threads out
-        of the way. Results are aligned: `tf.numpy_function` and `jax.numpy.asarray` take them without a copy, and their
-        memory is used again once nobody holds it.
+        the GIL, so several batches can be made in several threads; its own threads are kept out meanwhile
+        (`cv2.setNumThreads`, which is as before afterwards). Results are aligned: `tf.numpy_function` and
+        `jax.numpy.asarray` take them without a copy, and their memory is used again once nobody holds it.
 
         Args:
             images: (batch, height, width, channels), uint8 0 to 255 or float in [0, 1], 1 or 3 channels.

@@ -328,6 +328,25 @@ def test_many_threads_get_what_one_gets():
         np.testing.assert_array_equal(a[1], b[1])
 
 
+def test_opencv_has_as_many_threads_as_before(monkeypatch):
+    images, masks = batch(6, 64, 64)
+    seen = set()
+    resize = cv2.resize
+    monkeypatch.setattr(cv2, "resize", lambda *a, **k: (seen.add(cv2.getNumThreads()), resize(*a, **k))[1])
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(3)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: SafeAugmentation().apply_numpy(images, masks, strong()), range(20)))
+        assert (seen, cv2.getNumThreads()) == ({1}, 3)
+        monkeypatch.setattr(cv2, "resize", None)
+        with pytest.raises(TypeError):
+            SafeAugmentation().apply_numpy(images, masks, strong())
+        assert cv2.getNumThreads() == 3  # after an error, too
+    finally:
+        cv2.setNumThreads(before)
+
+
 def test_can_be_sent_to_worker_processes():
     assert pickle.loads(pickle.dumps(SafeAugmentation(zoom=0.2))) == SafeAugmentation(zoom=0.2)
 
