@@ -30,7 +30,7 @@ from kerasseg.pipeline import TrainingData
 from kerasseg_tfrecords import parse_batch, prepare, shard_paths
 from kerasseg_tfrecords.manifest import PrepareOptions
 
-SIZE, EPOCHS = 256, 2
+SIZE, EPOCHS = 256, 6  # a turn of a second: shorter ones measure how threads start
 
 
 def augment(slice_: dict[str, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

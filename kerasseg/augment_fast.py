@@ -1,33 +1,32 @@
 """Safe augmentation in OpenCV, for CPUs: the same steps as the reference in `kerasseg.augment`.
 
-Three things make it fast. Each slice goes through buffers that stay (fresh megabytes cost more in page faults than the
-arithmetic on them); results are aligned, so that TensorFlow takes them over without a copy; and OpenCV's own threads are
-kept out, which cost more than they save on pictures of this size.
+Three things make it fast. Memory is used again (`kerasseg.buffers`); results are aligned, so that TensorFlow takes them
+over without a copy; and OpenCV's own threads are kept out, which cost more than they save on pictures of this size.
 """
 
 from __future__ import annotations
 
-import math
-import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FastAugmenter"]
+from kerasseg.buffers import RecycledArrays, Scratch
 
-_ALIGNMENT = 64  # what TensorFlow asks of memory that it is to share
-_KEPT = 16  # buffers for results, in use or spare
+__all__ = ["FastAugmenter"]
 
 
 class FastAugmenter:
     """Applies tables of parameters to batches; may be called from several threads at once."""
 
     def __init__(self) -> None:
-        self._scratch = _Scratch()
-        self._results = _Results()
+        self._results = RecycledArrays()
+        # Not one a thread: each call of `tf.data` comes from a thread that Python has not seen, and forgets.
+        self._movers: list[_Mover] = []
 
     def __call__(
         self, images: NDArray[Any], masks: NDArray[Any], rows: NDArray[np.float64], channels: int
@@ -48,43 +47,59 @@ class FastAugmenter:
         out = self._results.take((*images.shape[:3], channels))
         out_masks = self._results.take((*images.shape[:3], 1))
         repeated = images.shape[3] < channels
-        with _SINGLE_THREADED:
+        with _SINGLE_THREADED, self._mover() as mover:
             for i, (flip, brightness, contrast, factor) in enumerate(rows.tolist()):
                 zoom = 1.0 if _stays(images.shape[1:3], factor) else factor
-                self._move_mask(masks[i, ..., 0], bool(flip), zoom, out_masks[i])
-                shaded = self._scratch.get("shaded", images.shape[1:]) if repeated else out[i]
+                mover.move_mask(masks[i, ..., 0], bool(flip), zoom, out_masks[i])
+                shaded = mover.scratch.get("shaded", images.shape[1:]) if repeated else out[i]
                 image = images[i, ..., 0] if images.shape[3] == 1 else images[i]
-                laid = _laid(self._resized(self._flipped(image, bool(flip)), zoom), shaded, zoom)
+                laid = _laid(mover.resized(mover.flipped(image, bool(flip)), zoom), shaded, zoom)
                 _shade(laid, contrast, brightness, unit, whole=whole)
                 if repeated:
                     cv2.cvtColor(shaded, cv2.COLOR_GRAY2RGB, dst=out[i])
         return out, out_masks
 
-    def _move_mask(self, mask: NDArray[Any], flip: bool, zoom: float, out: NDArray[np.float32]) -> None:
+    @contextmanager
+    def _mover(self) -> Iterator[_Mover]:
+        try:
+            mover = self._movers.pop()
+        except IndexError:
+            mover = _Mover()
+        yield mover
+        self._movers.append(mover)
+
+
+class _Mover:
+    """Step 1, through buffers of its own."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+
+    def move_mask(self, mask: NDArray[Any], flip: bool, zoom: float, out: NDArray[np.float32]) -> None:
         """Step 1 for a mask (height, width) into (height, width, 1); only up to the end of its tumour: the rest is 0."""
-        mask = self._flipped(mask, flip)
+        mask = self.flipped(mask, flip)
         x, y, width, height = cv2.boundingRect(mask)
         used = mask[: y + height + 1, : x + width + 1]
         if _stays(used.shape, zoom):
             used = mask  # OpenCV copies what keeps its size, and the whole may not
-        laid = _laid(self._resized(used, zoom), out, zoom)
+        laid = _laid(self.resized(used, zoom), out, zoom)
         laid.surround(0.0)
         if laid.part.size:
             cv2.threshold(laid.part, 0.5, 1.0, cv2.THRESH_BINARY, dst=laid.place)
 
-    def _flipped(self, picture: NDArray[Any], flip: bool) -> NDArray[Any]:
+    def flipped(self, picture: NDArray[Any], flip: bool) -> NDArray[Any]:
         if not flip:
             return picture
-        return cv2.flip(picture, 1, dst=self._scratch.get("flipped", picture.shape, picture.dtype))
+        return cv2.flip(picture, 1, dst=self.scratch.get("flipped", picture.shape, picture.dtype))
 
-    def _resized(self, picture: NDArray[Any], zoom: float) -> NDArray[np.float32]:
+    def resized(self, picture: NDArray[Any], zoom: float) -> NDArray[np.float32]:
         """A picture (height, width[, 3]), values as they were; good until the next call."""
         if picture.dtype != np.float32:
-            plane = self._scratch.get("plane", picture.shape)
+            plane = self.scratch.get("plane", picture.shape)
             np.copyto(plane, picture)
             picture = plane
         shape = (*(round(length * zoom) for length in picture.shape[:2]), *picture.shape[2:])
-        space = self._scratch.get("resized", shape)
+        space = self.scratch.get("resized", shape)
         # Told the size instead, OpenCV would zoom by the quotient of whole numbers.
         return cv2.resize(picture, None, dst=space, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
 
@@ -185,43 +200,3 @@ class _SingleThreaded:
 
 
 _SINGLE_THREADED = _SingleThreaded()
-
-
-class _Scratch(threading.local):
-    """Buffers of one thread, by what they are for; each keeps the memory of the largest it has been."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, NDArray[np.uint8]] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = self.buffers.get(name)
-        if memory is None or memory.nbytes < size:
-            memory = self.buffers[name] = np.empty(size, np.uint8)
-        return memory[:size].view(dtype).reshape(shape)
-
-
-class _Results:
-    """Aligned arrays for results; memory is used again once nobody holds the array, a view of it, or a tensor on it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.kept: list[NDArray[np.uint8]] = []
-
-    def take(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        size = math.prod(shape) * 4
-        with self.lock:
-            memory = self._spare(size + _ALIGNMENT)
-            start = -memory.ctypes.data % _ALIGNMENT
-            return memory[start : start + size].view(np.float32).reshape(shape)
-
-    def _spare(self, size: int) -> NDArray[np.uint8]:
-        for memory in self.kept:
-            # Views keep their owner alive: three references are the list's, the loop's and the question's own.
-            if memory.nbytes == size and sys.getrefcount(memory) == 3:
-                return memory
-        memory = np.empty(size, np.uint8)
-        # Other sizes (the last batch of an evaluation, another image size) make room for each other.
-        self.kept = [m for m in self.kept if m.nbytes == size or sys.getrefcount(m) > 3][-_KEPT + 1 :]
-        self.kept.append(memory)
-        return memory

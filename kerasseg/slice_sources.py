@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasseg.buffers import RecycledArrays
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.record_access import ShardRecords
 from kerasseg_tfrecords.schema import decode_pixels
@@ -95,6 +96,7 @@ class ShardSlices:
     def __init__(self, records: ShardRecords) -> None:
         self.records = records
         self.layout = RowLayout(records.manifest.size, records.manifest.channels)
+        self._arrays = RecycledArrays()
 
     def __len__(self) -> int:
         """How many slices there are."""
@@ -106,7 +108,7 @@ class ShardSlices:
         Raises:
             DataError: Where a record is damaged, or of another class than its file.
         """
-        rows = np.empty((len(numbers), self.layout.row_bytes), np.uint8)
+        rows = self._arrays.take((len(numbers), self.layout.row_bytes), np.uint8)
         for row, number in zip(rows, numbers.tolist(), strict=True):
             try:
                 data = self.records.read(number)
@@ -146,6 +148,7 @@ class MemorySlices:
     def __init__(self, shards: SliceSource) -> None:
         self.layout = shards.layout
         self._shards = shards
+        self._arrays = RecycledArrays()
         self._rows = np.empty((len(shards), shards.layout.row_bytes), np.uint8)
         self._there = np.zeros(len(shards), bool)
 
@@ -167,7 +170,8 @@ class MemorySlices:
         missing = numbers[~self._there[numbers]]
         if missing.size:
             self._fetch(np.unique(missing))
-        return self._rows[numbers]
+        rows = self._arrays.take((len(numbers), self.layout.row_bytes), np.uint8)
+        return np.take(self._rows, numbers, axis=0, out=rows, mode="wrap")  # "raise" would go through a copy
 
     def _fetch(self, numbers: NDArray[np.int64]) -> None:
         # Two threads may fetch the same slice: they write the same bytes, and say so only afterwards.
@@ -194,6 +198,7 @@ class FileSlices:
 
     def __init__(self, path: Path, count: int, layout: RowLayout) -> None:
         self.path, self.layout, self._count = path, layout, count
+        self._arrays = RecycledArrays()
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
 
@@ -208,7 +213,7 @@ class FileSlices:
             DataError: Where the file has been cut off since it was opened.
         """
         width = self.layout.row_bytes
-        rows = np.empty((len(numbers), width), np.uint8)
+        rows = self._arrays.take((len(numbers), width), np.uint8)
         for row, number in zip(rows, numbers.tolist(), strict=True):
             done = 0
             while done < width:  # one call reads at most 2 GB, and may be interrupted

@@ -4,7 +4,7 @@
 
 `few`: 308 slices at 128x128; every strategy; three seeds of the best two, the recipe and scratch; cross-validations.
 `many`: 2,271 slices at 128x128; the recipe, scratch and the best of `few`; what a slice-wise split would have claimed.
-`long`: the best of `many`, and scratch, at 256x256: 3 to 8 minutes an epoch on 2 cores.
+`long`: scratch, the recipe and the best of `many` at 256x256: 1 to 8 minutes an epoch on 2 cores.
 `page`: the figures on the test split, the pictures and the page, from the runs that are there.
 What is done is not done again: the command can be stopped at any time and typed again. What the runs of an earlier folder
 gave is kept in the page, and chosen by, where machine, software, checkpoint and slices are the same. Everything is chosen
@@ -30,7 +30,7 @@ from benchmarks.real import figures as read
 from benchmarks.real.keeping import read_earlier, same_ground, with_earlier
 from benchmarks.real.page import pictured, write_page
 from benchmarks.real.pictures import draw_examples
-from benchmarks.real.plan import Trial, leaking, long, trials_on_few, trials_on_many
+from benchmarks.real.plan import Trial, leaking, long, quicker, trials_on_few, trials_on_many
 from benchmarks.real.workshop import Workshop
 from kerasseg_tfrecords.errors import KerassegError
 
@@ -96,9 +96,10 @@ class Job:
         return leaking([trial for trial in self.on_many() if trial.strategy != "scratch"], self.effort.small)
 
     def at_length(self) -> list[Trial]:
-        """Of the large set, at the large size: the best, and scratch."""
-        trials = self.on_many()
-        return [long(trial, self.effort.large) for trial in (*self.best_tuned(trials)[:1], trials[0])]
+        """Of the large set, at the large size: scratch, the recipe, and the best."""
+        scratch, recipe, *_ = trials = self.on_many()
+        chosen = dict.fromkeys((scratch, quicker(recipe), *self.best_tuned(trials)[:1]))
+        return [long(trial, self.effort.large) for trial in chosen]
 
     def planned(self) -> list[Trial]:
         """All that the page may show, in its order."""
@@ -127,7 +128,7 @@ def train_many(job: Job) -> None:
 
 
 def train_long(job: Job) -> None:
-    """The best of `many`, and scratch, large."""
+    """Scratch, the recipe and the best of `many`, large."""
     if not job.best_tuned(job.on_many()):
         sys.exit("The part `many` comes first: what does best there is trained at the large size.")
     for trial in job.at_length():
@@ -163,7 +164,7 @@ def collect(job: Job) -> read.Figures:
         _compare("folds", crossed[0], trial, read.out_of_fold(roots[0]), read.out_of_fold(root))
         for trial, root in zip(crossed[1:], roots[1:], strict=True)
     ]
-    for group in (job.on_many(), sorted(job.at_length(), key=lambda trial: trial.strategy != "scratch")):
+    for group in (job.on_many(), job.at_length()):
         done = [trial for trial in group if shop.done(trial)]
         if done and done[0].strategy == "scratch":
             first = read.on_test(shop.run(done[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["DataSet", "Trial", "few", "leaking", "long", "many", "trials_on_few", "trials_on_many"]
+__all__ = ["DataSet", "Trial", "few", "leaking", "long", "many", "quicker", "trials_on_few", "trials_on_many"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +107,8 @@ def leaking(trials: Sequence[Trial], size: int) -> list[Trial]:
 def long(trial: Trial, size: int) -> Trial:
     """The same at another size."""
     return replace(trial, data=many(size))
+
+
+def quicker(trial: Trial) -> Trial:
+    """The same in half precision, where `auto` would take single: on processors that multiply it, half the time."""
+    return replace(trial, extra=(*trial.extra, "--precision", "mixed_bfloat16"))

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -314,6 +315,17 @@ def test_memory_is_used_again_and_does_not_pile_up():
     held = [augmentation.apply_numpy(images[:n], masks[:n], table[:n]) for n in (1, 2) * 30]
     assert len({a.ctypes.data for pair in held for a in pair}) == 120
     assert len(augmentation._fast._results.kept) <= 16
+
+
+def test_threads_that_come_and_go_share_their_buffers():
+    """TensorFlow calls Python from threads that forget what is theirs: nothing may be made anew in each."""
+    images, masks = batch(2, 64, 64)
+    augmentation, table = SafeAugmentation(), strong(2)
+    for _ in range(10):
+        thread = threading.Thread(target=augmentation.apply_numpy, args=(images, masks, table))
+        thread.start()
+        thread.join()
+    assert len(augmentation._fast._movers) == 1
 
 
 def test_many_threads_get_what_one_gets():
