@@ -151,4 +151,5 @@ def test_killed_machines_end_the_run_cleanly_and_it_goes_on_to_the_end_of_one_pr
     trained = [name for name in states[1].arrays if name.startswith("variables/model/")]
     assert trained
     for name in trained:
-        np.testing.assert_allclose(states[0].arrays[name], states[1].arrays[name], atol=1e-5, rtol=0, err_msg=name)
+        # A tenth of what one step of Adam moves: sums over two machines are rounded in another order.
+        np.testing.assert_allclose(states[0].arrays[name], states[1].arrays[name], atol=1e-4, rtol=0, err_msg=name)

@@ -96,6 +96,11 @@ def test_ending_needs_no_program_from_outside(monkeypatch: pytest.MonkeyPatch, t
             os.kill(worker, 0)
 
 
+def touch_nothing(_: int) -> int:
+    time.sleep(0.01)
+    return os.getpid()
+
+
 def heavy(_: int) -> bytes:
     return bytes(50_000_000)
 
@@ -110,6 +115,24 @@ def test_closing_while_results_are_under_way_ends(capfd: pytest.CaptureFixture[s
         closing.join(30)
         assert not closing.is_alive()
     assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_while_workers_are_ended_takes_effect_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = ordered_map(touch_nothing, range(40), jobs=2, batch=1)
+    workers = {next(results), next(results)}
+    kill = os.kill
+
+    def kill_and_press(process: int, number: int) -> None:
+        kill(process, number)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", kill_and_press)
+        with pytest.raises(KeyboardInterrupt):
+            results.close()  # type: ignore[attr-defined]
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
 
 
 # Works until it is interrupted; says then that it was.

@@ -85,7 +85,7 @@ def ordered_map(
 def _end(pool: Executor) -> None:
     # Ended here, not by loky: without psutil it asks `pgrep`, which slim containers lack and which Ctrl-C kills as well;
     # it then gives up with the workers alive, and Python waits for them for ever.
-    with _undisturbed():
+    with _postponed():
         workers: dict[int, BaseProcess] = pool._processes or {}  # type: ignore[attr-defined]
         while workers:
             _, worker = workers.popitem()
@@ -107,19 +107,6 @@ def _end(pool: Executor) -> None:
             manager.join()
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C pressed once more while the workers are ended would leave some of them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is ever interrupted, and only it may set handlers
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
-
-
 def _pool(jobs: int) -> Executor:
     # Not fork: the parent may hold threads (TensorFlow, OpenCV) whose locks a forked child would wait for for ever. Not
     # spawn either: it runs the caller's script again, so that one without `if __name__ == "__main__"` would fail.
@@ -136,9 +123,12 @@ def _submit(pool: Executor, function: Callable[[T], R], group: list[T]) -> Futur
 
 @contextmanager
 def _postponed() -> Iterator[None]:
-    """Ctrl-C in the block takes effect after it: a worker that is half started would print what it misses."""
+    """Ctrl-C in the block takes effect after it.
+
+    A worker that is half started would print what it misses, and of workers that are being ended some would stay.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield  # only the main thread is ever interrupted, and only it may set handlers
         return
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
