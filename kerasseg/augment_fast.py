@@ -79,6 +79,9 @@ class _Mover:
         """Step 1 for a mask (height, width) into (height, width, 1); only up to the end of its tumour: the rest is 0."""
         mask = self.flipped(mask, flip)
         x, y, width, height = cv2.boundingRect(mask)
+        if not width:
+            out.fill(0.0)
+            return
         used = mask[: y + height + 1, : x + width + 1]
         if _stays(used.shape, zoom):
             used = mask  # OpenCV copies what keeps its size, and the whole may not

@@ -363,6 +363,13 @@ def test_can_be_sent_to_worker_processes():
     assert pickle.loads(pickle.dumps(SafeAugmentation(zoom=0.2))) == SafeAugmentation(zoom=0.2)
 
 
+def test_slices_without_tumour_at_the_ends_of_the_zoom():
+    images, masks = np.ones((2, 8, 9, 1), np.float32), np.zeros((2, 8, 9, 1))
+    got, got_masks = SafeAugmentation().apply_numpy(images, masks, np.array([[0, 0, 1, 0.5], [1, 0, 1, 1.5]]))
+    assert (got_masks == 0).all()
+    assert (got[0].sum(), got[1].min()) == (16, 1)  # 4 x 4 pixels amid zeros; and all is picture
+
+
 def test_empty_batch():
     images, masks = SafeAugmentation().apply_numpy(np.zeros((0, 8, 8, 1)), np.zeros((0, 8, 8, 1)), np.zeros((0, 4)), 3)
     assert images.shape == (0, 8, 8, 3)
