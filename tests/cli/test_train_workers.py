@@ -150,6 +150,9 @@ def test_killed_machines_end_the_run_cleanly_and_it_goes_on_to_the_end_of_one_pr
     assert states[1] is not None
     trained = [name for name in states[1].arrays if name.startswith("variables/model/")]
     assert trained
-    for name in trained:
-        # A tenth of what one step of Adam moves: sums over two machines are rounded in another order.
-        np.testing.assert_allclose(states[0].arrays[name], states[1].arrays[name], atol=1e-4, rtol=0, err_msg=name)
+    pairs = [(states[0].arrays[name], states[1].arrays[name]) for name in trained]
+    apart = np.concatenate([np.abs(one - other).ravel() for one, other in pairs])
+    # Sums over two machines are rounded in another order, and Adam divides by how small a gradient is: where it is next to
+    # nothing, a single weight feels it. One step too many or too few would move each by up to 1e-3.
+    assert apart.mean() < 1e-5
+    assert apart.max() < 5e-4
