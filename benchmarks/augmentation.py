@@ -18,7 +18,7 @@ import tensorflow as tf
 from benchmarks.measure import Cost, rounds_of
 from benchmarks.pipeline import SIZE, augment
 from benchmarks.result import Result, compared, show
-from kerasseg.augment import SafeAugmentation
+from kerasseg.data.augmentation import SafeAugmentation
 
 
 def slices(count: int, channels: int) -> tuple[np.ndarray, np.ndarray]:

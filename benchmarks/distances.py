@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from benchmarks.measure import costs, rounds_of
 from benchmarks.result import Result, compared, show
-from kerasseg.distances import hd95
+from kerasseg.evaluation.surface_distances import hd95
 
 SIZE, RADIUS, PAIRS = 256, 20, 20
 

@@ -14,7 +14,7 @@ from benchmarks.result import Result, show, sized
 
 def multiply_adds(model: object) -> tuple[int, int]:
     """Multiply-adds of the convolutions for one image: forward, and backward as the model is frozen."""
-    from kerasseg.graph import flatten
+    from kerasseg.models.graph import flatten
 
     forward = backward = 0
     trained_before: list[bool] = []

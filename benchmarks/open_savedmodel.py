@@ -27,7 +27,7 @@ def opening(path: str, compare: bool) -> Callable[[], object]:
     import keras  # noqa: F401
     import tensorflow as tf  # noqa: F401
 
-    from kerasseg.checkpoints.savedmodel import open_savedmodel
+    from kerasseg.checkpoints.savedmodel.open import open_savedmodel
 
     return lambda: open_savedmodel(Path(path), compare=compare)
 

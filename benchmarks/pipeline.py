@@ -1,4 +1,4 @@
-"""Training batches from `kerasseg.pipeline` against a per-example `tf.image` map, a `keras.utils.PyDataset`, and MONAI.
+"""Training batches from `kerasseg.data.tf_data` against a per-example `tf.image` map, a `keras.utils.PyDataset`, and MONAI.
 
 256x256, slices of one channel (repeated to the three that the network takes) and of three, all four augmentations, batch 8.
 Both read the same shards and have them in memory when the clock starts (epochs after the first). The usual one is what a
@@ -26,9 +26,9 @@ from benchmarks.peers.sequence import sequence_epochs
 from benchmarks.result import Result, compared, show
 from benchmarks.training import BATCH, our_step
 from benchmarks.turns import contenders
-from kerasseg.pipeline import TrainingData
+from kerasseg.data.tf_data import TrainingData
 from kerasseg_tfrecords import parse_batch, prepare, shard_paths
-from kerasseg_tfrecords.manifest import PrepareOptions
+from kerasseg_tfrecords.records.manifest import PrepareOptions
 
 SIZE, EPOCHS = 256, 6  # a turn of a second: shorter ones measure how threads start
 

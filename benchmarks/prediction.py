@@ -98,7 +98,7 @@ def peers(savedmodel: Path, network: Any, folder: Path) -> dict[str, tuple[Answe
 
 def results(*, quick: bool) -> list[Result]:
     import kerasseg
-    from kerasseg.prediction.networks import open_network
+    from kerasseg.prediction.predictor import open_network
     from kerasseg.training.precision import processor_has_bfloat16
 
     real = Path(os.environ.get("KERASSEG_REAL_DATA", ROOT.parent / "shared" / "data"))

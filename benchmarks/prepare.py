@@ -40,7 +40,7 @@ def only_read(folder: Path, out: Path, jobs: int) -> None:  # noqa: ARG001
 
 def prepare_all(folder: Path, out: Path, jobs: int) -> None:
     from kerasseg_tfrecords import prepare
-    from kerasseg_tfrecords.manifest import PrepareOptions
+    from kerasseg_tfrecords.records.manifest import PrepareOptions
 
     prepare(folder, out, PrepareOptions(split_by="slice"), jobs=jobs, overwrite=True)
 

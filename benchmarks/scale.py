@@ -23,13 +23,13 @@ Stage = Callable[[Path, Path], object]
 
 def prepare_all(raw: Path, shards: Path) -> None:
     from kerasseg_tfrecords import prepare
-    from kerasseg_tfrecords.manifest import PrepareOptions
+    from kerasseg_tfrecords.records.manifest import PrepareOptions
 
     prepare(raw, shards, PrepareOptions(size=SIZE), jobs=1, overwrite=True)
 
 
 def read_epoch(raw: Path, shards: Path) -> None:  # noqa: ARG001
-    from kerasseg.pipeline import TrainingData
+    from kerasseg.data.tf_data import TrainingData
 
     for _batch in TrainingData(shards, channels=3, cache="none").epoch(0):
         pass
@@ -39,9 +39,9 @@ def evaluate_all(raw: Path, shards: Path) -> None:  # noqa: ARG001
     """As `kerasseg evaluate` does: predictions, scores of each slice, means with intervals over patients."""
     import kerasseg
     from kerasseg.evaluation.figures import USUAL, network_figures
+    from kerasseg.evaluation.joined import predict_splits
     from kerasseg.evaluation.scoring import score_slices, stage_rules
-    from kerasseg.evaluation.slices import predict_splits
-    from kerasseg.rule import MaskRule
+    from kerasseg.postprocessing import MaskRule
 
     model = kerasseg.unet((SIZE, SIZE, 3), filters=2, depth=1, seed=0)
     rules = stage_rules(MaskRule(threshold=0.4, fill_holes=True))

@@ -11,7 +11,7 @@ from benchmarks.result import Result, compared, show
 
 KERAS = """
 import keras, numpy as np
-import kerasseg
+import kerasseg  # noqa: E402
 model = kerasseg.unet((128, 128, 3), filters=8, seed=0)
 model.compile(keras.optimizers.AdamW(1e-4), kerasseg.DiceBCELoss(), metrics=[kerasseg.DiceScore(name="dice")])
 image = np.zeros((8, 128, 128, 3), "float32")
@@ -19,8 +19,8 @@ model.train_on_batch(image, image[..., :1])
 """
 OURS = """
 import numpy as np
-import kerasseg
-from kerasseg.training.engine import Engine
+import kerasseg  # noqa: E402
+from kerasseg.training.engine import Engine  # noqa: E402
 model = kerasseg.unet((128, 128, 3), filters=8, seed=0)
 engine = Engine(model, kerasseg.DecayedAdam(1e-4), batch_size=8)
 image = np.zeros((8, 128, 128, 3), "float32")

@@ -18,10 +18,9 @@ from scipy import ndimage
 from benchmarks.measure import costs, own_peak_memory, rounds_of
 from benchmarks.result import Result, compared, show
 from kerasseg.evaluation.predictions import ArrayPredictions
-from kerasseg.postprocessing import postprocess
-from kerasseg.rule import MaskRule
-from kerasseg.thresholds import sweep_thresholds
-from kerasseg.tuning import tune
+from kerasseg.postprocessing import MaskRule, postprocess
+from kerasseg.tuning.search import tune
+from kerasseg.tuning.thresholds import sweep_thresholds
 
 COUNT = 210
 

@@ -18,7 +18,7 @@ from unittest.mock import patch
 _Places: TypeAlias = tuple[Path, Path, Path]
 """A child's folder, standard output and standard error."""
 
-_PRELOADED = ["kerasseg.training.session", "kerasseg_cli.app", "kerasseg_cli.train_display", "matplotlib.figure"]
+_PRELOADED = ["kerasseg.workflows.train", "kerasseg_cli.app", "kerasseg_cli.train_display", "matplotlib.figure"]
 
 
 @dataclass

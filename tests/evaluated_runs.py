@@ -9,8 +9,8 @@ import numpy as np
 
 from kerasseg.runs.config import Resolved, new_config
 from kerasseg.runs.directory import RunDirectory
-from kerasseg.training.settings import parse_settings
-from kerasseg_tfrecords.manifest import load_manifest
+from kerasseg.runs.settings import parse_settings
+from kerasseg_tfrecords.records.manifest import load_manifest
 
 
 def brightness_network(size: int, at: float = 0.6, steep: float = 20.0, channels: int = 1) -> keras.Model:

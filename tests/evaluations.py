@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factories import blob
-from kerasseg.evaluation.document import (
+from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
+from kerasseg.evaluation.joined import SlicePicture
+from kerasseg.evaluation.per_slice import STAGES, SliceRow, StageScores
+from kerasseg.evaluation.schema import (
     Calibration,
     Evaluation,
     Figures,
@@ -24,10 +27,7 @@ from kerasseg.evaluation.document import (
     Stage,
     Target,
 )
-from kerasseg.evaluation.pictures import SlicePicture
-from kerasseg.evaluation.rows import STAGES, SliceRow, StageScores
-from kerasseg.rule import MaskRule
-from kerasseg.statistics import bootstrap_interval, paired_interval
+from kerasseg.postprocessing import MaskRule
 
 CLASSES = ("meningioma", "glioma", "pituitary")
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror=alert(1)>&"\''

@@ -9,14 +9,14 @@ import numpy as np
 
 from evaluated_runs import write_run
 from factories import write_figshare
-from kerasseg.evaluation.document import Mean
-from kerasseg.rule import MaskRule
+from kerasseg.evaluation.schema import Mean
+from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.directory import RunDirectory
-from kerasseg.runs.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
-from kerasseg.tuned import Curve, TuningStep
+from kerasseg.tuning.result import Curve, TuningStep
+from kerasseg.tuning.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.intensity import IntensityRule
-from kerasseg_tfrecords.manifest import PrepareOptions
+from kerasseg_tfrecords.records.manifest import PrepareOptions
 
 SIZE = 32
 RULE = MaskRule(threshold=0.4, min_diameter=0.1, fill_holes=True)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from kerasseg.plateau import PlateauRule
+from kerasseg.callbacks import PlateauRule
+from kerasseg.runs.history import EpochRow
 from kerasseg.training.engine import StepResult
-from kerasseg.training.events import EpochRow, Event, Message
-from kerasseg.training.progress import Progress
-from kerasseg.training.slice_table import SliceTable
+from kerasseg.training.events import Event, Message
+from kerasseg.training.state import Progress
 from kerasseg.training.trainer import Plan, Trainer, Validation
+from kerasseg.training.validation_table import SliceTable
 
 CLASSES = ("glioma", "meningioma")
 SLICES = 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -12,30 +13,73 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSES = {"kerasseg_cli": ROOT / "cli", "kerasseg": ROOT, "kerasseg_tfrecords": ROOT / "tfrecords"}
-ABOVE = {"kerasseg_tfrecords": {"kerasseg", "kerasseg_cli"}, "kerasseg": {"kerasseg_cli"}, "kerasseg_cli": set[str]()}
+# The order of `docs/contributing`: a room imports only from rooms below it, and modules of one room in no circle.
+ORDER = (
+    "kerasseg_cli",
+    "kerasseg",
+    "kerasseg.workflows",
+    "kerasseg.prediction",
+    "kerasseg.training",
+    "kerasseg.export",
+    "kerasseg.report",
+    "kerasseg.tuning",
+    "kerasseg.evaluation",
+    "kerasseg.models",
+    "kerasseg.checkpoints",
+    "kerasseg.phantom",
+    "kerasseg.data",
+    "kerasseg.runs",
+    "kerasseg.architectures",
+    "kerasseg.metrics",
+    "kerasseg.losses",
+    "kerasseg.optimizers",
+    "kerasseg.callbacks",
+    "kerasseg.postprocessing",
+    "kerasseg.interrupts",
+    "kerasseg_tfrecords",
+    "kerasseg_tfrecords.conversion",
+    "kerasseg_tfrecords.checks",
+    "kerasseg_tfrecords.records",
+    "kerasseg_tfrecords.splitting",
+    "kerasseg_tfrecords.sources",
+    "kerasseg_tfrecords.formats",
+    "kerasseg_tfrecords.intensity",
+    "kerasseg_tfrecords.slices",
+    "kerasseg_tfrecords.classes",
+    "kerasseg_tfrecords.workers",
+    "kerasseg_tfrecords.validation",
+    "kerasseg_tfrecords.files",
+    "kerasseg_tfrecords.errors",
+    "kerasseg_tfrecords._lazy",
+    "kerasseg_tfrecords._version",
+)
+OLD_HOMES = {"kerasseg.augment", "kerasseg.schedule"}
+"""Modules that stay for files of version 0.1, which name them."""
 TENSORFLOW_ALLOWED = {
-    "kerasseg_tfrecords.schema",
-    "kerasseg_tfrecords.shards",
-    "kerasseg.pipeline",
-    "kerasseg.training.datasets",  # other people's tf.data
-    "kerasseg.training.devices",
+    "kerasseg_tfrecords.records.schema",
+    "kerasseg_tfrecords.records.shards",
+    "kerasseg.data.tf_data",
+    "kerasseg.training.tf_datasets",  # other people's tf.data
     "kerasseg.training.engine",
-    "kerasseg.training.fused_batchnorm",
-    "kerasseg.training.memory",
-    "kerasseg.training.session",
+    "kerasseg.training.batchnorm",
+    "kerasseg.training.devices",
+    "kerasseg.workflows.train",
     "kerasseg.training.tensorboard",  # event files are TensorFlow's records of its own messages
-    "kerasseg.checkpoints.savedmodel",
+    "kerasseg.checkpoints.savedmodel.open",
     "kerasseg.export.intensity_graph",
-    "kerasseg.export.litert_format",
+    "kerasseg.export.serving",
     "kerasseg.export.mask_graph",
     "kerasseg.export.savedmodel_format",
 }
 
 
-def modules(package: str) -> Iterator[tuple[str, Path]]:
-    base = HOUSES[package]
-    for path in sorted((base / package).rglob("*.py")):
-        yield ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__"), path
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, base in HOUSES.items():
+        for path in sorted((base / package).rglob("*.py")):
+            yield ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__"), path
+
+
+MODULES = dict(modules())
 
 
 def imported(path: Path) -> set[str]:
@@ -46,21 +90,44 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
+            names |= inner or {node.module or ""}
     return names
 
 
-EVERY = [(package, name, path) for package in HOUSES for name, path in modules(package)]
+def room(module: str) -> str:
+    """The room of a module of ours: its package, or the folder or module in it."""
+    parts = module.split(".")
+    return parts[0] if parts[0] == "kerasseg_cli" else ".".join(parts[:2])
 
 
-@pytest.mark.parametrize(("package", "name", "path"), EVERY, ids=[name for _, name, _ in EVERY])
-def test_imports_run_downwards(package: str, name: str, path: Path) -> None:
-    roots = {module.split(".")[0] for module in imported(path)}
-    assert not roots & ABOVE[package]
-    if name not in TENSORFLOW_ALLOWED:
-        assert "tensorflow" not in roots
-    if package == "kerasseg_tfrecords":
-        assert "keras" not in roots
+IMPORTS = {name: imported(path) for name, path in MODULES.items()}
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {room(name) for name in MODULES} - {"kerasseg_cli.__main__"} == set(ORDER) | OLD_HOMES
+
+
+def test_imports_run_downwards() -> None:
+    upward = [
+        f"{name} -> {other}"
+        for name, others in IMPORTS.items()
+        for other in others & set(MODULES)
+        if name not in OLD_HOMES and room(name) != room(other) and ORDER.index(room(name)) > ORDER.index(room(other))
+    ]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: others & set(MODULES) for name, others in IMPORTS.items()}
+    sorter = graphlib.TopologicalSorter(graph)
+    sorter.prepare()  # raises CycleError, which names the modules
+
+
+def test_tensorflow_and_keras_are_imported_where_the_design_allows() -> None:
+    roots = {name: {module.split(".")[0] for module in others} for name, others in IMPORTS.items()}
+    assert {name for name in roots if "tensorflow" in roots[name]} == TENSORFLOW_ALLOWED
+    assert [name for name in roots if name.startswith("kerasseg_tfrecords") and "keras" in roots[name]] == []
 
 
 def test_the_walk_sees_imports(tmp_path: Path) -> None:
@@ -97,7 +164,8 @@ def test_importing_the_libraries_loads_nothing_heavy(python: str, child_environm
 
 
 def test_workers_load_neither_tensorflow_nor_keras(python: str, child_environment: dict[str, str]) -> None:
-    code = "import kerasseg_tfrecords.spool, kerasseg_tfrecords.sources.figshare, kerasseg_tfrecords.sources.pairs"
+    names = ("conversion.staging", "sources.figshare", "sources.pairs")
+    code = "import " + ", ".join(f"kerasseg_tfrecords.{name}" for name in names)
     loaded = loaded_by(python, child_environment, code)
     assert "cv2" in loaded
     assert not loaded & {"tensorflow", "keras", "matplotlib", "sklearn"}

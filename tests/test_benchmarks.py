@@ -19,8 +19,8 @@ from benchmarks.real.plan import trials_on_few
 from benchmarks.real.workshop import Workshop
 from benchmarks.result import Result, compared, sized
 from benchmarks.turns import contenders
-from kerasseg.training.cross_validation import CrossValidation
-from kerasseg.training.settings import TrainSettings
+from kerasseg.runs.settings import TrainSettings
+from kerasseg.workflows.cross_validate import CrossValidation
 
 
 def test_the_page_is_made_from_the_results() -> None:

@@ -73,7 +73,7 @@ def named(page: Path) -> str:
 
 
 CHECKPOINTS = """
-import kerasseg
+import kerasseg  # noqa: E402
 for network in (kerasseg.unet((32, 32, 3), filters=4, seed=0),):
     network.export("unet-export", verbose=False)
     network.save("unet.keras")

@@ -20,15 +20,15 @@ from scipy import ndimage
 
 import kerasseg
 from factories import write_figshare
-from kerasseg.augment import SafeAugmentation
-from kerasseg.distances import hd95
-from kerasseg.pipeline import TrainingData
-from kerasseg.thresholds import sweep_thresholds
+from kerasseg.data.augmentation import SafeAugmentation
+from kerasseg.data.tf_data import TrainingData
+from kerasseg.evaluation.surface_distances import hd95
 from kerasseg.training.engine import Engine
 from kerasseg.training.precision import compute_in
+from kerasseg.tuning.thresholds import sweep_thresholds
 from kerasseg_tfrecords import load_manifest, prepare
-from kerasseg_tfrecords.manifest import PrepareOptions
-from kerasseg_tfrecords.record_access import ShardRecords
+from kerasseg_tfrecords.records.manifest import PrepareOptions
+from kerasseg_tfrecords.records.random_access import ShardRecords
 from kerasseg_tfrecords.sources import figshare
 
 

@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.real.plan import Trial
-from kerasseg.evaluation.document import Evaluation, Mean, read_evaluation
+from kerasseg.evaluation.bootstrap import paired_interval
 from kerasseg.evaluation.figures import as_mean
+from kerasseg.evaluation.schema import Evaluation, Mean, read_evaluation
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.history import read_history
-from kerasseg.statistics import paired_interval
-from kerasseg.training.cross_validation import OutOfFold, read_cross_validation
+from kerasseg.workflows.cross_validate import OutOfFold, read_cross_validation
 
 __all__ = [
     "CHECKPOINT",

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from benchmarks.real.figures import Figures, TrialFigures
-from kerasseg.evaluation.document import Mean
+from kerasseg.evaluation.schema import Mean
 from kerasseg_tfrecords.files import write_atomically
 
 __all__ = ["page_text", "pictured", "write_page"]
@@ -36,7 +36,7 @@ def page_text(found: Figures) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # noqa: S701 - Markdown, from our own figures
+        autoescape=False,  # noqa: S701 - this is Markdown, for which `plain` escapes
     )
     environment.filters.update(share=share, mean=mean, gain=gain, zip=zip)
     environment.globals["dict"] = dict

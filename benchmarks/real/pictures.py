@@ -11,13 +11,12 @@ import numpy as np
 
 from benchmarks.real.figures import TrialFigures
 from benchmarks.real.workshop import Workshop
-from kerasseg.evaluation.rows import read_csv
-from kerasseg.postprocessing import apply_rule
+from kerasseg.data.split import Caching, open_split
+from kerasseg.evaluation.per_slice import read_csv
+from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg.report.examples import choose
-from kerasseg.rule import MaskRule
 from kerasseg.runs.directory import RunDirectory
-from kerasseg.runs.threshold_file import load_threshold
-from kerasseg.split_slices import Caching, open_split
+from kerasseg.tuning.threshold_file import load_threshold
 
 __all__ = ["draw_examples"]
 

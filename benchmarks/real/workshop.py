@@ -75,7 +75,7 @@ class Workshop:
 
     def crossed(self, trial: Trial) -> bool:
         """Whether it has been cross-validated."""
-        from kerasseg.training.cross_validation import read_cross_validation
+        from kerasseg.workflows.cross_validate import read_cross_validation
         from kerasseg_tfrecords.errors import KerassegError
 
         # The figures are written last, behind the ensemble.
@@ -112,7 +112,7 @@ class Workshop:
 
 def _finished(run: Path) -> bool:
     from kerasseg.runs.state import StateStore
-    from kerasseg.training.progress import Progress
+    from kerasseg.training.state import Progress
 
     saved = StateStore(run / "state").newest()
     return saved is not None and bool(Progress.from_saved(saved.facts, saved.arrays).finished)

@@ -24,11 +24,10 @@ from kerasseg_cli import (
     tune_threshold,
     verify,
 )
-from kerasseg_cli.chatter import without_chatter
-from kerasseg_cli.commands import Commands
-from kerasseg_cli.errors import guarded
+from kerasseg_cli.errors import Commands, guarded
 from kerasseg_cli.options import Debug, Json, Quiet, Verbose
-from kerasseg_cli.start import start
+from kerasseg_cli.status import start
+from kerasseg_cli.tf_logs import without_chatter
 
 __all__ = ["app", "main"]
 

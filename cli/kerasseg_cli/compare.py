@@ -14,9 +14,9 @@ from kerasseg_cli.options import Json, Quiet
 from kerasseg_tfrecords.errors import KerassegError, one_line
 
 if TYPE_CHECKING:
-    from kerasseg.comparison import Comparison, Difference, Evaluated
-    from kerasseg.evaluation.document import Mean
-    from kerasseg.evaluation.run_pictures import NetworkPictures
+    from kerasseg.evaluation.compare import Comparison, Difference, Evaluated
+    from kerasseg.evaluation.joined import NetworkPictures
+    from kerasseg.evaluation.schema import Mean
 
 __all__ = ["compare"]
 
@@ -46,8 +46,8 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare two evaluated runs slice by slice: differences with intervals, wins, losses, and pictures."""
-    from kerasseg.comparison import compare as run
-    from kerasseg.comparison import evaluated
+    from kerasseg.evaluation.compare import compare as run
+    from kerasseg.evaluation.compare import evaluated
     from kerasseg.report import write_comparison
     from kerasseg.runs import RunDirectory
 
@@ -70,7 +70,7 @@ def compare(
 
 def _pictures(run: Evaluated) -> NetworkPictures:
     from kerasseg.checkpoints import open_checkpoint
-    from kerasseg.evaluation.run_pictures import NetworkPictures
+    from kerasseg.evaluation.joined import NetworkPictures
     from kerasseg.runs import RunDirectory
 
     model = open_checkpoint(RunDirectory(run.run).model_file)

@@ -64,7 +64,7 @@ strategies_and_blocks = listed((*_FREEZING, *BLOCKS))
 
 def runs(incomplete: str) -> list[str]:
     """Names of the runs below `runs`, the newest first, and `latest`."""
-    from kerasseg.overview import RUNS, run_names
+    from kerasseg.workflows.status import RUNS, run_names
 
     names = run_names(Path(RUNS))[::-1]
     return [name for name in ("latest", *names) if names and name.startswith(incomplete)]

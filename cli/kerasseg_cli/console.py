@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from kerasseg_cli.manners import manners
+from kerasseg_cli.options import manners
 
 __all__ = ["RateColumn", "Report", "errors", "print_json", "progress_bar", "screen", "wants_unicode"]
 

@@ -11,7 +11,7 @@ from kerasseg_cli.console import print_json, screen
 from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Json, Quiet
 
 if TYPE_CHECKING:
-    from kerasseg.conversion import Conversion
+    from kerasseg.checkpoints.conversion import Conversion
 
 __all__ = ["convert"]
 
@@ -26,7 +26,7 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Write a checkpoint as a Keras 3 file and show how it compares."""
-    from kerasseg.conversion import convert_checkpoint
+    from kerasseg.checkpoints.conversion import convert_checkpoint
 
     made = convert_checkpoint(
         checkpoint, out, overwrite=overwrite, architecture=architecture, allow_partial=allow_partial

@@ -15,8 +15,8 @@ from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
 from kerasseg_tfrecords.errors import DataError
 
 if TYPE_CHECKING:
-    from kerasseg.training.cross_validation import CrossValidation, Scores
-    from kerasseg.training.settings import TrainSettings
+    from kerasseg.runs.settings import TrainSettings
+    from kerasseg.workflows.cross_validate import CrossValidation, Scores
 
 __all__ = ["cross_validate"]
 
@@ -42,7 +42,7 @@ def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> No
     else:
         settings = settings_of(context, options)
 
-    from kerasseg.training.cross_validation import cross_validate as run
+    from kerasseg.workflows.cross_validate import cross_validate as run
     from kerasseg_cli.train_display import watching
 
     as_json, quiet = options["as_json"], options["quiet"]
@@ -75,7 +75,7 @@ cross_validate.__signature__ = _with_options_of_train()  # type: ignore[attr-def
 
 def _begun(out: Path | None) -> tuple[Path, TrainSettings, int]:
     from kerasseg.runs.directory import RUNS
-    from kerasseg.training.cross_validation import FILE, read_cross_validation
+    from kerasseg.workflows.cross_validate import FILE, read_cross_validation
 
     if out is None:
         known = sorted(RUNS.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +24,7 @@ from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import lock
 
 if TYPE_CHECKING:
-    from kerasseg.evaluation.document import Evaluation, Mean
+    from kerasseg.evaluation.schema import Evaluation, Mean
 
 __all__ = ["demo"]
 
@@ -66,6 +66,7 @@ _FAST = _Plan(patients=30, slices=3, pixels=64, size=64, depth=3, pretrain=14, t
 
 
 def demo(
+    context: typer.Context,
     fast: Annotated[bool, typer.Option("--fast", help="Fewer and smaller slices, fewer epochs: for CI.")] = False,
     keep: Annotated[
         Path,
@@ -81,7 +82,7 @@ def demo(
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     started = time.monotonic()
     root = _folder(keep)
-    stage = _Stage(silent=quiet or as_json, as_json=as_json)
+    stage = _Stage(context.find_root().command, silent=quiet or as_json, as_json=as_json)
     with lock(root / _MARK, "demonstration", busy=_BUSY), _inside(root):
         _scanner_a(stage, _FAST if fast else _WHOLE, seed, keep)
         _scanner_b(stage, _FAST if fast else _WHOLE, seed)
@@ -162,7 +163,7 @@ def _write(
 
 
 def _figures(run: str) -> Evaluation:
-    from kerasseg.evaluation.document import read_evaluation
+    from kerasseg.evaluation.schema import read_evaluation
 
     return read_evaluation(Path("runs") / run / "evaluation" / "test" / "metrics.json")
 
@@ -174,11 +175,13 @@ class _Stage:
     """Shows commands as one would type them, and runs them.
 
     Args:
+        kerasseg: The group of all commands.
         silent: Nothing is shown, and the commands are told to be quiet.
         as_json: The commands are asked for their documents, of which one that fails says why.
     """
 
-    def __init__(self, *, silent: bool, as_json: bool) -> None:
+    def __init__(self, kerasseg: Callable[..., Any], *, silent: bool, as_json: bool) -> None:
+        self._kerasseg = kerasseg
         self.silent, self.as_json = silent, as_json
 
     def say(self, text: str) -> None:
@@ -204,13 +207,11 @@ class _Stage:
             KerassegError: It failed, and has said why; where it was asked for its document, its reason stands in ours.
             KeyboardInterrupt: It was interrupted.
         """
-        from kerasseg_cli.app import app
-
         self.typed(f"kerasseg {shlex.join(words)}")
         document = io.StringIO()
         with contextlib.redirect_stdout(document) if self.as_json else contextlib.nullcontext():
             manner = ["--json"] if self.as_json else ["--quiet"] if self.silent else []
-            code = app([*words, *manner], standalone_mode=False)
+            code = self._kerasseg([*words, *manner], standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:
             raise KeyboardInterrupt

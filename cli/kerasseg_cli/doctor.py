@@ -12,7 +12,7 @@ from kerasseg_cli.options import Json, Quiet
 from kerasseg_tfrecords.errors import DataError, one_line
 
 if TYPE_CHECKING:
-    from kerasseg.doctor import Diagnosis, Finding
+    from kerasseg.workflows.doctor import Diagnosis, Finding
 
 __all__ = ["doctor"]
 
@@ -23,7 +23,7 @@ _STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "bad": "red"}
 
 def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
     """Look at versions, devices, memory, and the shards and runs in this folder; say what to do."""
-    from kerasseg.doctor import examine
+    from kerasseg.workflows.doctor import examine
 
     found = examine()
     if as_json:

@@ -13,8 +13,8 @@ from kerasseg_cli.options import Json, Quiet, one_of
 from kerasseg_tfrecords.errors import UsageError
 
 if TYPE_CHECKING:
-    from kerasseg.evaluation.document import Evaluation
     from kerasseg.evaluation.predictions import Resolution
+    from kerasseg.evaluation.schema import Evaluation
 
 __all__ = ["evaluate", "threshold_of"]
 
@@ -85,8 +85,8 @@ def evaluate(
         one_of("--split", str(split), ("test", "validation", "train"))
     asked = threshold_of(threshold)
 
-    from kerasseg.evaluation.run import Extras, evaluate_run
     from kerasseg.evaluation.targets import parse_goal
+    from kerasseg.workflows.evaluate import Extras, evaluate_run
 
     goals = None if not target else tuple(parse_goal(text) for text in target)
     with progress_bar(quiet=quiet or as_json) as progress:
@@ -109,7 +109,7 @@ def _show(evaluation: Evaluation, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(evaluation.model_dump(mode="json"))
         return
-    from kerasseg.evaluation.run import evaluation_folder
+    from kerasseg.workflows.evaluate import evaluation_folder
     from kerasseg_cli.evaluate_display import summary
 
     for warning in evaluation.warnings:

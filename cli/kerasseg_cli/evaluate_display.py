@@ -13,7 +13,7 @@ from rich.text import Text
 from kerasseg_cli.console import screen
 
 if TYPE_CHECKING:
-    from kerasseg.evaluation.document import Evaluation, Figures, Mean, Stage, Target
+    from kerasseg.evaluation.schema import Evaluation, Figures, Mean, Stage, Target
 
 __all__ = ["summary"]
 

@@ -12,8 +12,8 @@ from kerasseg_cli.evaluate import threshold_of
 from kerasseg_cli.options import Debug, Json, Quiet
 
 if TYPE_CHECKING:
-    from kerasseg.export.document import Comparison, Int8Facts
-    from kerasseg.export.exporting import Exported
+    from kerasseg.export.export_run import Exported
+    from kerasseg.export.schema import Comparison, Int8Facts
 
 __all__ = ["export"]
 

@@ -14,7 +14,7 @@ from kerasseg_cli.console import Report, errors, print_json, screen
 from kerasseg_cli.options import Json, Quiet
 
 if TYPE_CHECKING:
-    from kerasseg.datasets import FetchedDataset
+    from kerasseg.data.published import FetchedDataset
 
 __all__ = ["fetch"]
 
@@ -31,7 +31,7 @@ def fetch(
     quiet: Quiet = False,
 ) -> None:
     """Fetch a public data set and verify its published MD5 sums; a broken download goes on where it broke off."""
-    from kerasseg.datasets import fetch_dataset
+    from kerasseg.data.published import fetch_dataset
 
     with _bar(quiet=quiet or as_json) as progress:
         found = fetch_dataset(dataset, out, progress=progress)

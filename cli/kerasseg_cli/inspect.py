@@ -14,7 +14,7 @@ from kerasseg_tfrecords.errors import CheckpointError, one_line
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kerasseg.inspection import Inspection, Strategy, Tensor
+    from kerasseg.models.inspection import Inspection, Strategy, Tensor
 
 __all__ = ["inspect"]
 
@@ -37,7 +37,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a checkpoint is: its origin, its U, and what each strategy would train."""
-    from kerasseg.inspection import inspect_checkpoint
+    from kerasseg.models.inspection import inspect_checkpoint
 
     names = [part.strip() for part in strategy.split(",") if part.strip()] if strategy is not None else None
     found = inspect_checkpoint(checkpoint, names, architecture=architecture, allow_partial=allow_partial)
@@ -55,7 +55,7 @@ def _show(found: Inspection) -> None:
     from rich import box
     from rich.table import Table
 
-    from kerasseg.drawing import draw
+    from kerasseg.models.drawing import draw
 
     console = screen()
     console.print(facts_table(_facts(found)))

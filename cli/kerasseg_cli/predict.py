@@ -13,7 +13,7 @@ from kerasseg_cli.options import Debug, Json, Quiet
 from kerasseg_tfrecords.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from kerasseg.prediction.files import PredictionReport
+    from kerasseg.workflows.predict import PredictionReport
     from kerasseg_tfrecords.intensity import IntensityRule
 
 __all__ = ["predict"]
@@ -92,8 +92,8 @@ def predict(
     """Write a mask for every slice, volume and series, in the geometry of its file. Not for clinical use."""
     networks = _networks(run, model, ensemble)
 
-    from kerasseg.prediction.files import predict_files
-    from kerasseg.training.interrupts import stop_on_signals
+    from kerasseg.interrupts import stop_on_signals
+    from kerasseg.workflows.predict import predict_files
 
     def told(name: str) -> None:
         errors().print(f"{name}: finishing the slices that are under way. Once more stops at once.", markup=False)

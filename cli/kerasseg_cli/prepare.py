@@ -15,7 +15,7 @@ from kerasseg_cli.options import Json, Quiet, one_of
 from kerasseg_tfrecords.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from kerasseg_tfrecords.manifest import Manifest
+    from kerasseg_tfrecords.records.manifest import Manifest
 
 __all__ = ["prepare"]
 
@@ -89,8 +89,8 @@ def prepare(
     """Turn raw MRI slices into TFRecord shards with a frozen, leak-free split."""
     if format_ is not None:
         one_of("--format", format_, FORMATS)
-    from kerasseg_tfrecords.manifest import parse_options
-    from kerasseg_tfrecords.preparation import prepare as run
+    from kerasseg_tfrecords.conversion.prepare import prepare as run
+    from kerasseg_tfrecords.records.manifest import parse_options
 
     options = parse_options(
         format=format_,

@@ -14,7 +14,7 @@ from kerasseg_cli.options import COMMON, Json, Quiet
 from kerasseg_tfrecords.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from kerasseg.training.settings import TrainSettings
+    from kerasseg.runs.settings import TrainSettings
 
 __all__ = ["given", "refuse_others", "settings_of", "train"]
 
@@ -189,7 +189,7 @@ def train(
         return
     settings = settings_of(context, options)
 
-    from kerasseg.training.session import train as run
+    from kerasseg.workflows.train import train as run
 
     _show(lambda observer: run(settings, out, [observer]), as_json=as_json, quiet=quiet)
 
@@ -235,7 +235,7 @@ def _settings(
     config: Path | None,
     augment: list[str] | None,
 ) -> TrainSettings:
-    from kerasseg.training.settings import parse_settings
+    from kerasseg.runs.settings import parse_settings
 
     values: dict[str, Any] = {}
     if config is not None:
@@ -266,7 +266,7 @@ def _go_on(out: Path | None, shards: Path | None, *, as_json: bool, quiet: bool)
             raise
         remedy = "Of several machines each reads the run: --out names a folder that all of them see."
         raise DataError(error.what, path=error.path, expected=error.expected, remedy=remedy) from None
-    from kerasseg.training.session import resume
+    from kerasseg.workflows.train import resume
 
     _show(lambda observer: resume(found, [observer], shards=shards), as_json=as_json, quiet=quiet)
 
@@ -300,7 +300,7 @@ def _augmentations(names: list[str] | None) -> set[str] | None:
     chosen = {part.strip() for name in names for part in name.split(",") if part.strip()}
     if chosen == {"none"}:
         return set()
-    from kerasseg.augment import COLUMNS, refuse
+    from kerasseg.data.augmentation import COLUMNS, refuse
 
     for name in sorted(chosen - set(COLUMNS)):
         refuse(name)

@@ -17,9 +17,10 @@ from rich.text import Text
 from kerasseg_cli.console import errors, print_json, screen
 
 if TYPE_CHECKING:
+    from kerasseg.evaluation.bootstrap import Interval
     from kerasseg.runs.directory import RunDirectory
-    from kerasseg.statistics import Interval
-    from kerasseg.training.events import Began, Ended, EpochRow, Event, Message, Step
+    from kerasseg.runs.history import EpochRow
+    from kerasseg.training.events import Began, Ended, Event, Message, Step
 
 __all__ = ["Watcher", "summary", "watching"]
 

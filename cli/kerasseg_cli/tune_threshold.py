@@ -14,10 +14,10 @@ from kerasseg_cli.options import Json, Quiet
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kerasseg.evaluation.document import Mean
-    from kerasseg.rule import MaskRule
-    from kerasseg.runs.threshold_file import ThresholdFile
-    from kerasseg.tuned import Tuned, TuningStep
+    from kerasseg.evaluation.schema import Mean
+    from kerasseg.postprocessing import MaskRule
+    from kerasseg.tuning.result import Tuned, TuningStep
+    from kerasseg.tuning.threshold_file import ThresholdFile
 
 __all__ = ["show", "tune_threshold"]
 
@@ -51,7 +51,7 @@ def tune_threshold(
 
     # A run that is not there is named before TensorFlow is loaded.
     directory = RunDirectory.find(run)
-    from kerasseg.tuning_run import tune_run
+    from kerasseg.workflows.tune import tune_run
 
     with progress_bar(quiet=quiet or as_json) as progress:
         found = tune_run(directory, per_class=per_class, shards=shards, batch_size=batch_size, progress=progress)

@@ -11,7 +11,7 @@ import typer
 from kerasseg_tfrecords.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from kerasseg_tfrecords.integrity import IntegrityReport
+    from kerasseg_tfrecords.checks.raw_data import IntegrityReport
 
 from kerasseg_cli.completion import FORMATS, proposing
 from kerasseg_cli.console import print_json, progress_bar, screen
@@ -47,7 +47,7 @@ def verify(
 
 
 def _verify_shards(folder: Path, *, as_json: bool, quiet: bool) -> None:
-    from kerasseg_tfrecords.verification import verify as run
+    from kerasseg_tfrecords.checks.shards import verify as run
 
     with progress_bar(quiet=quiet or as_json) as progress:
         found = run(folder, progress=progress)
@@ -72,8 +72,8 @@ def _verify_shards(folder: Path, *, as_json: bool, quiet: bool) -> None:
 
 
 def _verify_data(inputs: list[Path], format_: str | None, jobs: int | None, *, as_json: bool, quiet: bool) -> None:
-    from kerasseg_tfrecords.integrity import check_data
-    from kerasseg_tfrecords.parallel import available_cpus
+    from kerasseg_tfrecords.checks.raw_data import check_data
+    from kerasseg_tfrecords.workers import available_cpus
 
     with progress_bar(quiet=quiet or as_json) as progress:
         found = check_data(

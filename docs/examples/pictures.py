@@ -21,13 +21,12 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
 import kerasseg
-from kerasseg.blocks import Block
-from kerasseg.evaluation.pictures import SlicePicture
-from kerasseg.evaluation.rows import SliceRow, read_csv
-from kerasseg.evaluation.run_pictures import NetworkPictures
+from kerasseg.evaluation.joined import NetworkPictures, SlicePicture
+from kerasseg.evaluation.per_slice import SliceRow, read_csv
+from kerasseg.models.blocks import Block
 from kerasseg.runs.directory import RunDirectory
-from kerasseg.runs.threshold_file import load_threshold
-from kerasseg.training.examples import MASK_COLOUR, PREDICTION_COLOUR
+from kerasseg.training.tensorboard import MASK_COLOUR, PREDICTION_COLOUR
+from kerasseg.tuning.threshold_file import load_threshold
 
 WORDS = "#808080"
 """Of text on the page's own ground: to be read on white and on black."""

@@ -7,16 +7,22 @@ of these is said, and where it cannot be assumed the user is asked.
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from kerasseg.architectures.unet import unet
+from kerasseg.checkpoints.allowed import build, check_config, check_size, parse_config, without_training
+from kerasseg.checkpoints.keras2.translate import translate
 from kerasseg.checkpoints.stored import StoredLayer
-from kerasseg.network import unet
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
-__all__ = ["Family", "NotOurFamily", "ordered_like", "read_family"]
+__all__ = ["Family", "NotOurFamily", "named_arguments", "ordered_like", "read_configuration", "read_family"]
 
 _ACTIVATIONS = ("activation", "re_lu", "leaky_re_lu", "elu", "p_re_lu", "selu", "softmax")
 
@@ -158,3 +164,62 @@ def _is(layer: keras.layers.Layer, name: str) -> bool:
 def build_family(family: Family) -> keras.Model:
     """The U-Net itself, with fresh weights."""
     return unet(**family.arguments)
+
+
+_HOW = "unet, unet(depth=4, filters=64, ...), a network's JSON file or a checkpoint of the same network"
+
+
+def named_arguments(architecture: str) -> Mapping[str, Any] | None:
+    """The arguments in `unet(depth=4, normalization="group")`; None if the text names no U-Net of kerasseg.
+
+    Values are numbers, texts (with or without quotes) and lists; nothing is evaluated.
+
+    Raises:
+        UsageError: If it begins like one and cannot be meant.
+
+    Example:
+        >>> named_arguments("unet(depth=3, normalization=group)")
+        {'depth': 3, 'normalization': 'group'}
+        >>> named_arguments("other.keras") is None
+        True
+    """
+    text = architecture.strip()
+    if text == "unet":
+        return {}
+    if not text.startswith("unet("):
+        return None
+    try:
+        call = ast.parse(text, mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
+            raise ValueError("only keyword arguments")
+        arguments = {
+            str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
+            for k in call.keywords
+        }
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"the architecture `{text}` cannot be read", found=error, expected=_HOW) from error
+    known = inspect.signature(unet).parameters
+    if unknown := sorted(set(arguments) - set(known)):
+        raise UsageError(f"kerasseg.unet has no argument {', '.join(unknown)}", expected=", ".join(known))
+    return arguments
+
+
+def read_configuration(path: Path, stored: int) -> keras.Model:
+    """A network with fresh weights from the JSON file that `model.to_json()` writes, of Keras 2 or 3.
+
+    Args:
+        path: The JSON file.
+        stored: How many numbers the weights have that it is for; it must not describe a larger network.
+
+    Raises:
+        CheckpointError: If it is refused, as for a whole checkpoint.
+    """
+    try:
+        config = without_training(parse_config(path.read_bytes(), path))
+    except OSError as error:
+        raise CheckpointError("the architecture cannot be read", path=str(path), found=error, expected=_HOW) from error
+    if "module" not in config:
+        config = translate(config, writer=str(config.get("keras_version", "")), path=path).config
+    check_config(config, path)
+    check_size(config, stored, path)
+    return build(config, path)

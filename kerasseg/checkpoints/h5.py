@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 
 from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
-from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
-from kerasseg.checkpoints.blueprint import build, check_size
-from kerasseg.checkpoints.ends import with_bare_ends
+from kerasseg.checkpoints.allowed import (
+    LAYERS,
+    NETWORKS,
+    build,
+    check_config,
+    check_size,
+    operation_module,
+    parse_config,
+    without_training,
+)
 from kerasseg.checkpoints.hdf5 import text_attribute
-from kerasseg.checkpoints.modern import add_modules
-from kerasseg.checkpoints.opened import OpenedModel
+from kerasseg.checkpoints.identify import is_keras_3, writer_name
+from kerasseg.checkpoints.keras2.translate import Translation, translate, with_bare_ends
+from kerasseg.checkpoints.provenance import OpenedModel
 from kerasseg.checkpoints.stored import assign, read_by_name, stored_numbers
-from kerasseg.checkpoints.translate import Translation, translate
-from kerasseg.checkpoints.writers import is_keras_3, writer_name
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["open_h5"]
+__all__ = ["add_modules", "open_h5"]
+
+
+def add_modules(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A network or layer of Keras 3's legacy format as Keras 3's own format describes it.
+
+    Example:
+        >>> add_modules({"class_name": "Conv2D", "config": {"name": "c", "trainable": True}})["module"]
+        'keras.layers'
+    """
+    if "module" in entry:
+        return dict(entry)
+    name, config = str(entry["class_name"]), entry["config"]
+    result = {**entry, "registered_name": name if ">" in name else None, "module": None}
+    if name in NETWORKS:
+        result["module"] = "keras.src.models.functional" if name == "Functional" else "keras"
+        result["config"] = {**config, "layers": [add_modules(inner) for inner in config["layers"]]}
+    elif name == "InputLayer" or (name in LAYERS and "trainable" in config):
+        result["module"] = "keras.layers"
+    else:  # an operation of keras.ops, which has no `trainable`, or a class that the gate will refuse
+        result["module"] = operation_module(name) or ("keras.layers" if name in LAYERS else None)
+        result["class_name"] = name.rpartition(">")[2]
+    return result
 
 
 def open_h5(file: h5py.File, path: Path) -> OpenedModel:

@@ -10,15 +10,12 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
-from kerasseg.checkpoints.allowed import check_config, parse_config, without_training
-from kerasseg.checkpoints.blueprint import build, check_size
-from kerasseg.checkpoints.ends import with_bare_ends
+from kerasseg.checkpoints.allowed import build, check_config, check_size, parse_config, without_training
 from kerasseg.checkpoints.hdf5 import open_hdf5
-from kerasseg.checkpoints.opened import OpenedModel
-from kerasseg.checkpoints.provenance import Provenance, recorded
+from kerasseg.checkpoints.identify import is_keras_3, writer_name
+from kerasseg.checkpoints.keras2.translate import translate, with_bare_ends
+from kerasseg.checkpoints.provenance import OpenedModel, Provenance, recorded
 from kerasseg.checkpoints.stored import assign, read_by_class, stored_numbers
-from kerasseg.checkpoints.translate import translate
-from kerasseg.checkpoints.writers import is_keras_3, writer_name
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.files import temporary_space
 

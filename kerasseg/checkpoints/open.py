@@ -10,14 +10,12 @@ from typing import Any
 
 import keras
 
-from kerasseg.checkpoints.digest import sha256_of
 from kerasseg.checkpoints.h5 import open_h5
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder
-from kerasseg.checkpoints.opened import OpenedModel
-from kerasseg.checkpoints.provenance import Provenance, attach, recorded_beside
+from kerasseg.checkpoints.provenance import OpenedModel, Provenance, attach, recorded_beside, sha256_of
 from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 from kerasseg_tfrecords.errors import CheckpointError
@@ -125,7 +123,7 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
                 ), None
         case Kind.SAVED_MODEL:
             # Not above: it alone needs TensorFlow.
-            from kerasseg.checkpoints.savedmodel import open_savedmodel
+            from kerasseg.checkpoints.savedmodel.open import open_savedmodel
 
             found = open_savedmodel(file, compare=options.compare)
             opened = OpenedModel(found.model, found.writer, found.kind, found.translated, found.largest_difference)

@@ -9,6 +9,7 @@ no such place: what is saved to it keeps no record.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -20,7 +21,16 @@ import keras
 
 from kerasseg_tfrecords._version import __version__
 
-__all__ = ["Provenance", "attach", "copy_provenance", "provenance", "recorded", "recorded_beside"]
+__all__ = [
+    "OpenedModel",
+    "Provenance",
+    "attach",
+    "copy_provenance",
+    "provenance",
+    "recorded",
+    "recorded_beside",
+    "sha256_of",
+]
 
 _KEY = "kerasseg"
 _ATTRIBUTE = "_kerasseg_provenance"
@@ -34,7 +44,7 @@ class Provenance:
 
     Attributes:
         path: The checkpoint as the user named it when it was first opened: a path, `hf://...` or `https://...`.
-        sha256: SHA-256 of that file in hexadecimal; of a folder, that of its files (see `kerasseg.checkpoints.digest`).
+        sha256: SHA-256 of that file in hexadecimal; of a folder, that of its files (see `kerasseg.checkpoints.provenance`).
         writer: What wrote it, for instance `Keras 3.15.1`, `tf-keras 2.15.0`, `Keras 2.3.1`.
         kind: What it is, for instance `Keras 3 archive` or `SavedModel`.
         translated: What had to be translated to make native Keras 3 layers of it, one sentence each.
@@ -179,3 +189,45 @@ def copy_provenance(
     record = dataclasses.replace(record, changes=(*record.changes, *changes), **fields)
     attach(new, record)
     return record
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A checkpoint, opened.
+
+    Attributes:
+        model: The network, uncompiled, of native Keras 3 layers wherever Keras has one.
+        writer: What wrote the checkpoint, for instance `Keras 2.3.1`.
+        kind: What the checkpoint is, for instance `Keras 2 HDF5`.
+        translated: What had to be translated, one sentence each.
+        largest_difference: The largest absolute difference between original and opened network on random input; None
+            where the original was not run.
+    """
+
+    model: keras.Model
+    writer: str
+    kind: str
+    translated: tuple[str, ...] = ()
+    largest_difference: float | None = None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files, in hexadecimal.
+
+    A folder's digest is that of the lines `<sha256>  <relative path>` in the order of the paths, which is what
+    `find . -type f | sort | xargs sha256sum` prints without the leading `./`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "a")
+        ...     _ = file.write_bytes(b"abc")
+        ...     sha256_of(file)[:16]
+        'ba7816bf8f01cfea'
+    """
+    if path.is_dir():
+        files = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
+        lines = "".join(f"{sha256_of(file)}  {name}\n" for name, file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

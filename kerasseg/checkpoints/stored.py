@@ -17,8 +17,8 @@ import keras
 import numpy as np
 
 from kerasseg.checkpoints.allowed import NETWORKS
-from kerasseg.checkpoints.graph import Adapter, Untranslatable
 from kerasseg.checkpoints.hdf5 import attribute_texts, walk_datasets
+from kerasseg.checkpoints.keras2.layer_config import Adapter, Untranslatable
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = [

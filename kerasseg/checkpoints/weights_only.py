@@ -9,10 +9,19 @@ from pathlib import Path
 import h5py
 import keras
 
-from kerasseg.checkpoints.architecture import named_arguments, read_configuration
-from kerasseg.checkpoints.family import Family, NotOurFamily, build_family, ordered_like, read_family
+from kerasseg.architectures.unet import unet
+from kerasseg.checkpoints.family import (
+    Family,
+    NotOurFamily,
+    build_family,
+    named_arguments,
+    ordered_like,
+    read_configuration,
+    read_family,
+)
 from kerasseg.checkpoints.hdf5 import attribute_texts, text_attribute
-from kerasseg.checkpoints.opened import OpenedModel
+from kerasseg.checkpoints.identify import writer_name
+from kerasseg.checkpoints.provenance import OpenedModel
 from kerasseg.checkpoints.stored import (
     CONTAINERS,
     LoadReport,
@@ -24,8 +33,6 @@ from kerasseg.checkpoints.stored import (
     read_by_name,
     stored_numbers,
 )
-from kerasseg.checkpoints.writers import writer_name
-from kerasseg.network import unet
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["PartialMatchError", "is_weights_only", "open_weights"]

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kerasseg.evaluation.calibration import calibrate
-from kerasseg.evaluation.document import Evaluation, Mean, SplitFacts, StageName
 from kerasseg.evaluation.figures import Resampling, gain_classes, gains, network_figures, tuning_gain
+from kerasseg.evaluation.per_slice import SliceRow
 from kerasseg.evaluation.predictions import ArrayPredictions, check_probabilities
-from kerasseg.evaluation.rows import SliceRow
+from kerasseg.evaluation.schema import Evaluation, Mean, SplitFacts, StageName
 from kerasseg.evaluation.scoring import score_slices, stage_rules, with_baseline
-from kerasseg.rule import MaskRule
+from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import UsageError
 

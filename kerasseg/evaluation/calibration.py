@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg.evaluation.document import Calibration
 from kerasseg.evaluation.predictions import Predictions, Resolution
+from kerasseg.evaluation.schema import Calibration
 
 __all__ = ["calibrate", "near"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg.evaluation.document import MEASURES, Figures, Mean, NetworkFigures, Stage, StageName
-from kerasseg.evaluation.rows import SliceRow
-from kerasseg.rule import MaskRule
-from kerasseg.statistics import Interval, bootstrap_interval, group_numbers, paired_interval
+from kerasseg.evaluation.bootstrap import Interval, bootstrap_interval, group_numbers, paired_interval
+from kerasseg.evaluation.per_slice import SliceRow
+from kerasseg.evaluation.schema import MEASURES, Figures, Mean, NetworkFigures, Stage, StageName
+from kerasseg.postprocessing import MaskRule
 
 __all__ = [
     "USUAL",

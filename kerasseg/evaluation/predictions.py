@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kerasseg.split_batches import EvaluationBatches
-from kerasseg.split_slices import MEMORY_BUDGET, SplitSlices
+from kerasseg.data.batches import EvaluationBatches
+from kerasseg.data.split import MEMORY_BUDGET, SplitSlices
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.intensity import restore

@@ -9,12 +9,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg.distances import surface_distances
-from kerasseg.evaluation.document import StageName
+from kerasseg.evaluation.per_slice import STAGES, SliceRow, StageScores
 from kerasseg.evaluation.predictions import Predictions, Resolution
-from kerasseg.evaluation.rows import STAGES, SliceRow, StageScores
-from kerasseg.postprocessing import apply_rule
-from kerasseg.rule import MaskRule
+from kerasseg.evaluation.schema import StageName
+from kerasseg.evaluation.surface_distances import surface_distances
+from kerasseg.postprocessing import MaskRule, apply_rule
 
 __all__ = ["mask_dice", "mask_scores", "score_slices", "stage_rules", "with_baseline"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kerasseg.evaluation.document import Mean, Stage, Target
+from kerasseg.evaluation.schema import Mean, Stage, Target
 from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["CLASS_GOALS", "DICE_GOALS", "STATED_BASELINE", "Goal", "judge", "parse_goal", "targets_of", "usual_goals"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import jinja2
 
-from kerasseg.evaluation.document import Mean
-from kerasseg.export.document import EvaluationFacts, ExportMetadata
+from kerasseg.evaluation.schema import Mean
+from kerasseg.export.schema import EvaluationFacts, ExportMetadata
 
 __all__ = ["CARD", "card"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kerasseg.rule import MaskRule
+from kerasseg.postprocessing import MaskRule
 
 __all__ = ["postprocess_all"]
 

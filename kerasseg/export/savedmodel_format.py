@@ -22,11 +22,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from kerasseg.checkpoints.graphs.signatures import NETWORK_SIGNATURE
+from kerasseg.checkpoints.savedmodel.signatures import NETWORK_SIGNATURE
 from kerasseg.export.intensity_graph import fit_images, restore_all
 from kerasseg.export.mask_graph import postprocess_all
 from kerasseg.export.serving import Network
-from kerasseg.rule import MaskRule
+from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.intensity import IntensityRule
 

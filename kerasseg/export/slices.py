@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasseg.data.split import Caching, open_split
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
-from kerasseg.split_slices import Caching, open_split
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.intensity import restore
-from kerasseg_tfrecords.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
 
 __all__ = ["Samples", "Shards", "calibration_images", "comparison_samples", "find_shards", "network_images"]
 

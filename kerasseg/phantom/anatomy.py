@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg.randomness import uniforms
+from kerasseg.data.rng import uniforms
 
 __all__ = ["CLASSES", "TISSUES", "Anatomy", "Tumour", "head"]
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from kerasseg.data.rng import uniforms
 from kerasseg.phantom.anatomy import TISSUES, Anatomy
-from kerasseg.randomness import uniforms
 
 __all__ = ["SCANNERS", "Scanner"]
 

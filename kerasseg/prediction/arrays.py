@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kerasseg.postprocessing import apply_rule
-from kerasseg.prediction.networks import Network, Source, open_network
-from kerasseg.rule import MaskRule
+from kerasseg.postprocessing import MaskRule, apply_rule
+from kerasseg.prediction.predictor import Network, Source, open_network
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, intensity_window, restore
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kerasseg.comparison import Comparison, Difference
-from kerasseg.evaluation.pictures import Pictures
+from kerasseg.evaluation.compare import Comparison, Difference
+from kerasseg.evaluation.joined import Pictures
 from kerasseg.report.charts import Span, interval_chart
 from kerasseg.report.overlays import close_up, outlined
 from kerasseg.report.page import write_page

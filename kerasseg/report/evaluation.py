@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kerasseg.evaluation.document import Evaluation, Mean
-from kerasseg.evaluation.pictures import Pictures
-from kerasseg.evaluation.rows import SliceRow
+from kerasseg.evaluation.joined import Pictures
+from kerasseg.evaluation.per_slice import SliceRow
+from kerasseg.evaluation.schema import Evaluation, Mean
 from kerasseg.report import sections
 from kerasseg.report.examples import examples
 from kerasseg.report.page import write_page

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from kerasseg.evaluation.document import StageName
-from kerasseg.evaluation.pictures import Pictures, SlicePicture
-from kerasseg.evaluation.rows import SliceRow
+from kerasseg.evaluation.joined import Pictures, SlicePicture
+from kerasseg.evaluation.per_slice import SliceRow
+from kerasseg.evaluation.schema import StageName
 from kerasseg.report.overlays import close_up, outlined
 from kerasseg.report.wording import share
 from kerasseg_tfrecords.errors import one_line

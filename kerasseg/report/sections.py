@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from kerasseg.evaluation.document import Calibration, Evaluation, Figures, Mean, Robustness, SecondReader, Speed
+from kerasseg.evaluation.schema import Calibration, Evaluation, Figures, Mean, Robustness, SecondReader, Speed
 from kerasseg.report.charts import Line, Span, interval_chart, line_chart
 from kerasseg.report.wording import (
     Cell,

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from kerasseg.evaluation.document import Evaluation, Figures, Mean, NetworkFigures, Stage, Target
-from kerasseg.rule import MaskRule
+from kerasseg.evaluation.schema import Evaluation, Figures, Mean, NetworkFigures, Stage, Target
+from kerasseg.postprocessing import MaskRule
 
 __all__ = ["Cell", "Goal", "Table", "cell", "count", "gain_cell", "gain_sentence", "goals", "rule_in_words", "share"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kerasseg.training.settings import TrainSettings, parse_settings
+from kerasseg.runs.settings import TrainSettings, parse_settings
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.validation import complaint, did_you_mean

@@ -4,16 +4,61 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kerasseg.training.events import EpochRow
 from kerasseg_tfrecords.errors import DataError
 
-__all__ = ["read_history", "rows_from_json", "rows_to_json", "to_csv"]
+__all__ = ["EpochRow", "append_log", "read_history", "read_log", "rows_from_json", "rows_to_json", "to_csv"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """One line of `history.csv`. Means over slices, at threshold 0.5 and the network's resolution.
+
+    Attributes:
+        phase: Strategy that is trained.
+        epoch: Counted from 1 in each phase; 0 is the untouched network.
+        learning_rate: That it was trained at.
+        loss, dice: On augmented training slices in training mode, while weights moved; NaN for epoch 0.
+        val_loss, val_dice, val_soft_dice, val_iou, val_precision, val_recall: Over all validation slices.
+        val_dice_tumour: Over those where mask or prediction holds tumour.
+        classes: Class -> validation Dice.
+        seconds: For the epoch, validation included.
+        slices_per_second: In training; NaN for epoch 0.
+        memory_mb: Peak so far: of the process, or of the busiest GPU, in MB (1e6 bytes).
+        thawed: Blocks thawed by the schedule so far.
+        parts: Into how many parts each batch was divided for lack of memory.
+        best: Whether its validation Dice is the best so far.
+        event: What the schedule did after it, in words; "".
+    """
+
+    phase: str
+    epoch: int
+    learning_rate: float
+    loss: float
+    dice: float
+    val_loss: float
+    val_dice: float
+    val_soft_dice: float
+    val_iou: float
+    val_precision: float
+    val_recall: float
+    val_dice_tumour: float
+    classes: Mapping[str, float]
+    seconds: float
+    slices_per_second: float
+    memory_mb: float
+    thawed: int = 0
+    parts: int = 1
+    best: bool = False
+    event: str = ""
+
 
 _CLASS = "val_dice_class_"
 _PLAIN = tuple(f.name for f in fields(EpochRow) if f.name != "classes")
@@ -103,3 +148,39 @@ def _parsed(name: str, text: str) -> Any:
     if name in _FLAG:
         return text == "1"
     return float(text) if text else float("nan")
+
+
+def append_log(path: Path, event: Mapping[str, Any]) -> None:
+    """Adds a line with the time. A line that a kill has torn is ended first.
+
+    Args:
+        path: The file; made where it is missing.
+        event: JSON values; NaN becomes null.
+    """
+    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **_plain(event)}, allow_nan=False)
+    with path.open("ab+") as stream:
+        if stream.tell() > 0:
+            stream.seek(-1, 2)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        stream.write(line.encode() + b"\n")
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines that are whole, in order."""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

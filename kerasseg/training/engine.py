@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 
 from kerasseg.losses import DiceBCELoss
 from kerasseg.metrics import slice_scores
-from kerasseg.training.batchnorm import batchnorms
-from kerasseg.training.devices import Devices, synchronized_batchnorm
+from kerasseg.training.batchnorm import batchnorms, fused_batchnorm
+from kerasseg.training.devices import Devices, more_parts, out_of_memory, synchronized_batchnorm
 from kerasseg.training.events import Message
-from kerasseg.training.fused_batchnorm import fused_batchnorm
-from kerasseg.training.memory import more_parts, out_of_memory
-from kerasseg.training.slice_table import SliceTable
+from kerasseg.training.validation_table import SliceTable
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 
 __all__ = ["Engine", "StepResult"]

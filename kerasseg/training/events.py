@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from kerasseg.statistics import Interval
-    from kerasseg.training.slice_table import SliceTable
+    from kerasseg.evaluation.bootstrap import Interval
+    from kerasseg.runs.history import EpochRow
+    from kerasseg.training.validation_table import SliceTable
 
-__all__ = ["Began", "Ended", "EpochRow", "Evaluated", "Event", "Message", "Observer", "Saved", "Step"]
+__all__ = ["Began", "Ended", "Evaluated", "Event", "Message", "Observer", "Saved", "Step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,49 +61,6 @@ class Step:
     dice: float
     rate: float
     slices: int
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRow:
-    """One line of `history.csv`. Means over slices, at threshold 0.5 and the network's resolution.
-
-    Attributes:
-        phase: Strategy that is trained.
-        epoch: Counted from 1 in each phase; 0 is the untouched network.
-        learning_rate: That it was trained at.
-        loss, dice: On augmented training slices in training mode, while weights moved; NaN for epoch 0.
-        val_loss, val_dice, val_soft_dice, val_iou, val_precision, val_recall: Over all validation slices.
-        val_dice_tumour: Over those where mask or prediction holds tumour.
-        classes: Class -> validation Dice.
-        seconds: For the epoch, validation included.
-        slices_per_second: In training; NaN for epoch 0.
-        memory_mb: Peak so far: of the process, or of the busiest GPU, in MB (1e6 bytes).
-        thawed: Blocks thawed by the schedule so far.
-        parts: Into how many parts each batch was divided for lack of memory.
-        best: Whether its validation Dice is the best so far.
-        event: What the schedule did after it, in words; "".
-    """
-
-    phase: str
-    epoch: int
-    learning_rate: float
-    loss: float
-    dice: float
-    val_loss: float
-    val_dice: float
-    val_soft_dice: float
-    val_iou: float
-    val_precision: float
-    val_recall: float
-    val_dice_tumour: float
-    classes: Mapping[str, float]
-    seconds: float
-    slices_per_second: float
-    memory_mb: float
-    thawed: int = 0
-    parts: int = 1
-    best: bool = False
-    event: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import keras
 
-from kerasseg.layertree import all_layers
+from kerasseg.models.layers import all_layers
 from kerasseg_tfrecords.errors import UsageError
 
 __all__ = ["Choice", "as_float32", "choose_precision", "compute_in", "processor_has_bfloat16"]

@@ -19,15 +19,16 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg.plateau import Drop, Stop, Thaw
-from kerasseg.plateau import Event as PlateauEvent
-from kerasseg.statistics import Interval, paired_interval
-from kerasseg.training.advice import clearly_below, far_message, idle_message, overfitting_message, sunk_message
-from kerasseg.training.events import Began, Ended, EpochRow, Evaluated, Event, Message, Observer, Saved, Step
-from kerasseg.training.keeper import Keeper
-from kerasseg.training.phases import Phase
-from kerasseg.training.progress import EpochSums, Progress
-from kerasseg.training.slice_table import SliceTable
+from kerasseg.callbacks import Drop, Stop, Thaw
+from kerasseg.callbacks import Event as PlateauEvent
+from kerasseg.evaluation.bootstrap import Interval, paired_interval
+from kerasseg.runs.history import EpochRow
+from kerasseg.training.diagnostics import clearly_below, far_message, idle_message, overfitting_message, sunk_message
+from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Observer, Saved, Step
+from kerasseg.training.recorder import Keeper
+from kerasseg.training.state import EpochSums, Progress
+from kerasseg.training.strategies import Phase
+from kerasseg.training.validation_table import SliceTable
 from kerasseg_tfrecords.errors import KerassegError
 
 __all__ = ["BrokenTrainingError", "NothingTrainedError", "Plan", "Trainer", "Validation"]

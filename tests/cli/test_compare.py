@@ -14,11 +14,11 @@ from typer.testing import CliRunner, Result
 import kerasseg
 from evaluations import evaluation
 from factories import write_figshare
-from kerasseg.evaluation.rows import SliceRow, StageScores, to_csv
+from kerasseg.evaluation.per_slice import SliceRow, StageScores, to_csv
 from kerasseg_cli.app import app
 from kerasseg_tfrecords import prepare
-from kerasseg_tfrecords.manifest import PrepareOptions
-from kerasseg_tfrecords.shards import read_records
+from kerasseg_tfrecords.records.manifest import PrepareOptions
+from kerasseg_tfrecords.records.shards import read_records
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,11 @@ from evaluated_runs import write_run
 from evaluations import Slices
 from evaluations import evaluation as drawn_evaluation
 from factories import write_figshare
-from kerasseg.evaluation import speed
+from kerasseg.evaluation import robustness as speed
 from kerasseg_cli.app import app
 from kerasseg_cli.evaluate_display import summary
 from kerasseg_tfrecords import prepare
-from kerasseg_tfrecords.manifest import PrepareOptions
+from kerasseg_tfrecords.records.manifest import PrepareOptions
 
 Type = Callable[..., Result]
 

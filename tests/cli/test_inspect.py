@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import architectures as build
 from kerasseg import freeze, open_checkpoint
-from kerasseg.blocks import Block, Blocks
-from kerasseg.inspection import inspect_model, layer_prefixes
+from kerasseg.models.blocks import Block, Blocks
+from kerasseg.models.inspection import inspect_model, layer_prefixes
 from kerasseg_cli.console import wants_unicode
 from kerasseg_cli.convert import convert
 from kerasseg_cli.inspect import inspect
@@ -254,7 +254,7 @@ def test_convert_says_that_it_may_not_write(plain: Path, tmp_path: Path, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("kerasseg.conversion.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("kerasseg.checkpoints.conversion.tempfile.mkstemp", refuse)
     result = run("convert", plain, tmp_path / "out.keras")
     assert isinstance(result.exception, KerassegError)
     assert "out.keras: it cannot be written" in str(result.exception)
@@ -291,7 +291,7 @@ def test_a_failed_conversion_leaves_what_was_there(plain: Path, tmp_path: Path, 
                 model.weights[-1].assign(model.weights[-1] + 1)
             return model
 
-        monkeypatch.setattr("kerasseg.conversion.keras.saving.load_model", other)
+        monkeypatch.setattr("kerasseg.checkpoints.conversion.keras.saving.load_model", other)
         expected = CheckpointError
     result = run("convert", plain, out, "--overwrite")
     assert isinstance(result.exception, expected)

@@ -16,13 +16,11 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from kerasseg.training.settings import Strategy
+from kerasseg.runs.settings import Strategy
 from kerasseg_cli import completion
 from kerasseg_cli.app import app
-from kerasseg_cli.commands import Commands
-from kerasseg_cli.errors import guarded
-from kerasseg_cli.manners import manners
-from kerasseg_cli.options import COMMON
+from kerasseg_cli.errors import Commands, guarded
+from kerasseg_cli.options import COMMON, manners
 from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, Problem, UsageError
 
 GROUP: Any = get_command(app)
@@ -311,7 +309,7 @@ def test_the_shells_script_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_proposed_is_what_the_library_knows() -> None:
     from typing import get_args
 
-    from kerasseg.augment import COLUMNS
+    from kerasseg.data.augmentation import COLUMNS
     from kerasseg_tfrecords.sources import SOURCES
 
     assert tuple(completion.STRATEGIES) == get_args(Strategy)

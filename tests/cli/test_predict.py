@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from evaluated_runs import brightness_network
-from kerasseg.prediction import files
+from kerasseg.workflows import predict as files
 from kerasseg_cli.app import app
 
 Type = Callable[..., Result]

@@ -26,7 +26,7 @@ from children import Child, Children
 from factories import write_figshare
 from kerasseg.runs import RunDirectory, StateStore
 from kerasseg_tfrecords import prepare
-from kerasseg_tfrecords.manifest import PrepareOptions
+from kerasseg_tfrecords.records.manifest import PrepareOptions
 
 TINY = ("--strategy", "scratch", "--filters", 4, "--depth", 2, "--precision", "float32", "--batch-size", 4)
 LEARNS = ("--learning-rate", 1e-2, "--positive-weight", 20, "--seed", 1)
@@ -392,7 +392,7 @@ def test_a_validation_split_without_tumours_is_refused(type_here: Callable[..., 
 def test_the_default_checkpoint_that_cannot_be_fetched_names_what_to_give(
     type_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kerasseg.training.session as session
+    import kerasseg.workflows.train as session
     from kerasseg_tfrecords.errors import CheckpointError
 
     def no_network(source: str, **_: Any) -> None:

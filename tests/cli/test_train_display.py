@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from fake_training import row
+from kerasseg.evaluation.bootstrap import Interval
 from kerasseg.runs.directory import RunDirectory
-from kerasseg.statistics import Interval
 from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Step
 from kerasseg_cli.train_display import Watcher, summary, watching
 

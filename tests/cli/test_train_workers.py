@@ -19,7 +19,7 @@ from children import Child, Children
 from factories import write_figshare
 from kerasseg.runs import StateStore
 from kerasseg_tfrecords import prepare
-from kerasseg_tfrecords.manifest import PrepareOptions
+from kerasseg_tfrecords.records.manifest import PrepareOptions
 
 EPOCHS = 7
 OPTIONS = ("--strategy", "scratch", "--filters", 2, "--depth", 1, "--precision", "float32", "--batch-size", 4)

@@ -17,15 +17,15 @@ from typer.testing import CliRunner
 import kerasseg
 from factories import write_figshare
 from kerasseg.runs import Resolved, RunDirectory, new_config
-from kerasseg.runs.threshold_file import load_threshold, network_sha256
-from kerasseg.training.settings import TrainSettings
-from kerasseg.tuning_run import tune_run
+from kerasseg.runs.settings import TrainSettings
+from kerasseg.tuning.threshold_file import load_threshold, network_sha256
+from kerasseg.workflows.tune import tune_run
 from kerasseg_cli.app import app
 from kerasseg_cli.tune_threshold import show
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.manifest import PrepareOptions, load_manifest
-from kerasseg_tfrecords.shards import read_records
+from kerasseg_tfrecords.records.manifest import PrepareOptions, load_manifest
+from kerasseg_tfrecords.records.shards import read_records
 
 SIZE = 32
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasseg.augment import SafeAugmentation
+from kerasseg.data.augmentation import SafeAugmentation
 from kerasseg.losses import DiceBCELoss
 from kerasseg.metrics import ClassScores, DiceScore, SoftDice, slice_scores
 from kerasseg.optimizers import DecayedAdam, set_l2

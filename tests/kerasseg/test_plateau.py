@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasseg.plateau import Drop, PlateauRule, PlateauState, Stop, Thaw
+from kerasseg.callbacks import Drop, PlateauRule, PlateauState, Stop, Thaw
 from kerasseg_tfrecords.errors import UsageError
 
 

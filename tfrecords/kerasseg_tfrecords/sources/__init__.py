@@ -16,8 +16,9 @@ from importlib import import_module
 from typing import cast
 
 from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.slices import Reading
-from kerasseg_tfrecords.sources.base import Item, Listing, Location, NotASlice, Source, SourceOptions
+from kerasseg_tfrecords.sources.base import Item, Listing, NotASlice, Source, SourceOptions
 from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree, read_bytes
 from kerasseg_tfrecords.validation import did_you_mean
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kerasseg_tfrecords.errors import DataError, Problem
+from kerasseg_tfrecords.formats.location import Location
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.slices import Reading
     from kerasseg_tfrecords.sources.tree import Tree
 
-__all__ = ["Item", "LeftOut", "Listing", "Location", "NotASlice", "Source", "SourceOptions"]
+__all__ = ["Item", "LeftOut", "Listing", "NotASlice", "Source", "SourceOptions", "file_limit"]
 
 
 class NotASlice(DataError):  # noqa: N818 - it is news, not a fault
@@ -21,21 +21,6 @@ class NotASlice(DataError):  # noqa: N818 - it is news, not a fault
     Only reading tells, and opening every file while listing would cost as much as converting it; `prepare` and
     `integrity.check_data` therefore turn this into a `LeftOut` whose reason is `what`, and go on.
     """
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Location:
-    """A file, on disk or inside archives. Cheap to pickle; `sources.tree` opens it.
-
-    Attributes:
-        path: The file on disk (the archive, for members).
-        members: Names down the archives: ("inner.zip", "1.mat") is `1.mat` in `inner.zip` in `path`; () for plain files.
-        name: As shown to users and written to `splits.csv`: relative to its input, POSIX slashes, `!` between archives.
-    """
-
-    path: Path
-    members: tuple[str, ...] = ()
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +125,8 @@ class Source(Protocol):
             DataError: Anything wrong with it (path = the item's name), and nothing else.
         """
         ...
+
+
+def file_limit(options: SourceOptions) -> int:
+    """Bytes that a file of one slice may have: 8 a pixel, and room for what headers carry."""
+    return 8 * options.max_pixels + (1 << 26)

@@ -10,12 +10,13 @@ import hashlib
 from collections import Counter, defaultdict
 
 from kerasseg_tfrecords.errors import DataError, Problem
+from kerasseg_tfrecords.formats.dicom import DicomHeader, read_dicom, read_dicom_header
+from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, is_dicom
 from kerasseg_tfrecords.slices import Reading, Slice
-from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, Location, SourceOptions
-from kerasseg_tfrecords.sources.dicom_file import DicomHeader, read_dicom, read_dicom_header
-from kerasseg_tfrecords.sources.naming import patient_of, stem_of
-from kerasseg_tfrecords.sources.sniff import DICOM_SUFFIXES, file_limit, head, is_dicom
-from kerasseg_tfrecords.sources.tree import Tree, natural_key, read_bytes
+from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
+from kerasseg_tfrecords.sources.roles import patient_of, stem_of
+from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
 
 __all__ = ["SOURCE", "DicomSource"]
 

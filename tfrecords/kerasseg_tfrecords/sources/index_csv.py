@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kerasseg_tfrecords.errors import DataError, Problem
-from kerasseg_tfrecords.sources.base import Location
-from kerasseg_tfrecords.sources.naming import split_name, without_suffix
-from kerasseg_tfrecords.sources.roles import Named
+from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.sources.roles import Named, split_name, without_suffix
 from kerasseg_tfrecords.sources.tree import read_bytes
 
 __all__ = ["Index", "Row", "read_index"]

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from kerasseg_tfrecords.classes import class_code, class_in_file_name, class_name, suggest_class, unknown_class
 from kerasseg_tfrecords.errors import Problem
-from kerasseg_tfrecords.sources.naming import split_name, stem_of
-from kerasseg_tfrecords.sources.roles import folder_role
+from kerasseg_tfrecords.sources.roles import folder_role, split_name, stem_of
 
 __all__ = ["Labels", "label_files"]
 

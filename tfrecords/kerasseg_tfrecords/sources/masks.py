@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
-from kerasseg_tfrecords.sources.images import Picture
+from kerasseg_tfrecords.formats.images import Picture
 
 __all__ = ["binarise", "mask_of_picture"]
 

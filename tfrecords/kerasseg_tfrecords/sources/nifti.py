@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.formats.nifti import Volume, is_nifti, read_volume
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions
 from kerasseg_tfrecords.sources.labelling import label_files
-from kerasseg_tfrecords.sources.naming import patient_in_name, patient_of, split_name, without_suffix
 from kerasseg_tfrecords.sources.nifti_cases import NIFTI_SUFFIXES, Case, find_cases
-from kerasseg_tfrecords.sources.nifti_file import Volume, is_nifti, read_volume
-from kerasseg_tfrecords.sources.sniff import head
-from kerasseg_tfrecords.sources.tree import Tree, natural_key, read_bytes
+from kerasseg_tfrecords.sources.roles import patient_in_name, patient_of, split_name, without_suffix
+from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
 
 __all__ = ["PLANES", "SOURCE", "NiftiSource", "cut", "stack"]
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kerasseg_tfrecords.errors import DataError, Problem
-from kerasseg_tfrecords.sources.base import LeftOut, Location
-from kerasseg_tfrecords.sources.naming import split_name, stem_of
-from kerasseg_tfrecords.sources.roles import folder_role
+from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.sources.base import LeftOut
+from kerasseg_tfrecords.sources.roles import folder_role, split_name, stem_of
 from kerasseg_tfrecords.sources.tree import Tree, read_bytes
 
 __all__ = ["NIFTI_SUFFIXES", "Case", "Cases", "find_cases"]

@@ -23,17 +23,25 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.classes import class_name
 from kerasseg_tfrecords.errors import DataError, Problem
+from kerasseg_tfrecords.formats.images import decode_picture, to_slice
+from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, is_dicom, is_picture
 from kerasseg_tfrecords.slices import Reading, Slice
-from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, Location, SourceOptions
-from kerasseg_tfrecords.sources.images import decode_picture, to_slice
+from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
 from kerasseg_tfrecords.sources.index_csv import Index, Row, read_index
 from kerasseg_tfrecords.sources.labelling import label_files
 from kerasseg_tfrecords.sources.masks import mask_of_picture
-from kerasseg_tfrecords.sources.naming import patient_in_name, patient_of, split_name, stem_of, without_suffix
-from kerasseg_tfrecords.sources.pairing import name_files, pair_by_name
-from kerasseg_tfrecords.sources.roles import Named
-from kerasseg_tfrecords.sources.sniff import DICOM_SUFFIXES, file_limit, head, is_dicom, is_picture
-from kerasseg_tfrecords.sources.tree import Tree, natural_key, read_bytes
+from kerasseg_tfrecords.sources.roles import (
+    Named,
+    name_files,
+    pair_by_name,
+    patient_in_name,
+    patient_of,
+    split_name,
+    stem_of,
+    without_suffix,
+)
+from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
 
 __all__ = ["PICTURE_SUFFIXES", "SOURCE", "PairsSource"]
 
@@ -111,7 +119,7 @@ class PairsSource:
         notes: tuple[str, ...]
         if is_dicom(data):
             # Only here: most data sets have no DICOM file, and pydicom takes a while to import.
-            from kerasseg_tfrecords.sources.dicom_file import read_dicom
+            from kerasseg_tfrecords.formats.dicom import read_dicom
 
             dicom = read_dicom(data, item.name, options.max_pixels)
             image, notes, spacing = dicom.pixels, dicom.notes, dicom.header.spacing

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from kerasseg_tfrecords.sources.base import Location
-from kerasseg_tfrecords.sources.naming import split_name, without_suffix
+from kerasseg_tfrecords.errors import Problem, UsageError
+from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.sources.base import SourceOptions
 
-__all__ = ["Named", "folder_role", "name_file"]
+__all__ = [
+    "Named",
+    "Pairing",
+    "folder_role",
+    "name_file",
+    "name_files",
+    "pair_by_name",
+    "patient_in_name",
+    "patient_of",
+    "split_name",
+    "stem_of",
+    "without_suffix",
+]
 
 _IMAGE_FOLDER = re.compile(r"(images?|imgs?|inputs?|scans?)(tr|ts|va)?")
 _MASK_FOLDER = re.compile(
@@ -100,3 +115,194 @@ def name_file(location: Location, *, use_folders: bool = True) -> Named:
         role = role or "image"
     folder = "/".join(_fold(name) for name in left)
     return Named(location, role, (folder, short), (folder, stem), left)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """What goes with what.
+
+    Attributes:
+        pairs: Image and mask.
+        alone: Images without a mask.
+        unused: Masks without an image.
+        problems: Names that do not tell which belong together; these files are in none of the other lists.
+    """
+
+    pairs: tuple[tuple[Location, Location], ...]
+    alone: tuple[Location, ...]
+    unused: tuple[Location, ...]
+    problems: tuple[Problem, ...]
+
+
+def name_files(locations: Iterable[Location]) -> list[Named]:
+    """Roles and keys of picture files. Folders that would make everything a mask (`segmentation/1.png`) are overruled."""
+    files = list(locations)
+    named = [name_file(location) for location in files]
+    if named and all(file.role == "mask" for file in named):
+        named = [name_file(location, use_folders=False) for location in files]
+    return named
+
+
+def pair_by_name(named: Iterable[Named]) -> Pairing:
+    """Pairs images and masks of equal folder and stem.
+
+    Folders count without the words for images and masks (`train/images/1.png` goes with `train/masks/1.png`, and with
+    `masks/train/1.png`), stems without such a word at their start or end (`1.tif` goes with `1_mask.tif`, `img_1.png` with
+    `mask_1.png`). Where that leaves files over, a stem that occurs once among images and once among masks decides, if the
+    one folder is part of the other.
+
+    Two images for one mask, or two masks for one image, are reported and not paired: nobody can know which is right.
+    """
+    groups: defaultdict[tuple[str, str], tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))
+    for file in named:
+        groups[file.key][file.role == "mask"].append(file)
+    pairs: list[tuple[Location, Location]] = []
+    alone: list[Named] = []
+    unused: list[Named] = []
+    problems: list[Problem] = []
+    for images, masks in groups.values():
+        if len(images) == 1 and len(masks) == 1:
+            pairs.append((images[0].location, masks[0].location))
+        elif not masks or not images:
+            alone += images
+            unused += masks
+        else:
+            _settle(images, masks, pairs, problems)
+    across = _pair_across_folders([*alone, *unused])
+    pairs += across
+    taken = {location for pair in across for location in pair}
+    return Pairing(
+        tuple(pairs),
+        tuple(file.location for file in alone if file.location not in taken),
+        tuple(file.location for file in unused if file.location not in taken),
+        tuple(problems),
+    )
+
+
+def _settle(
+    images: list[Named], masks: list[Named], pairs: list[tuple[Location, Location]], problems: list[Problem]
+) -> None:
+    """Several files share a key: pairs those whose full stems agree one to one, and reports the others."""
+    stems: defaultdict[str, tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))
+    for file in [*images, *masks]:
+        stems[file.exact[1]][file.role == "mask"].append(file)
+    left: tuple[list[Named], list[Named]] = ([], [])
+    for some, others in stems.values():
+        if len(some) == 1 and len(others) == 1:
+            pairs.append((some[0].location, others[0].location))
+        else:
+            left[0].extend(some)
+            left[1].extend(others)
+    if len(left[0]) == 1 and len(left[1]) == 1:
+        pairs.append((left[0][0].location, left[1][0].location))
+        return
+    for files, other in ((left[0], left[1]), (left[1], left[0])):
+        for file in files:
+            word, partner = ("image", "mask") if files is left[0] else ("mask", "image")
+            problems.append(_ambiguous(file, word, partner, files, other))
+
+
+def _ambiguous(file: Named, word: str, partner: str, files: list[Named], other: list[Named]) -> Problem:
+    same = [mine.location.name for mine in files if mine is not file]
+    partners = [mine.location.name for mine in other]
+    if len(partners) == 1 and same:
+        text = f"{len(same) + 1} {word}s for one {partner}: {same[0]} goes with {partners[0]} as well"
+    elif partners:
+        text = f"{len(partners)} {partner}s for one {word}: {', '.join(partners[:3])}"
+    else:
+        text = f"{word} without its {partner}; {same[0] if same else 'another file'} has the same name"
+    return Problem(file.location.name, "ambiguous", f"{text}. Keep one, or name the pairs in an index CSV")
+
+
+def _pair_across_folders(left: list[Named]) -> list[tuple[Location, Location]]:
+    """Pairs what is left by stems that occur once on each side, where the one folder is part of the other."""
+    stems: defaultdict[str, tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))
+    for file in left:
+        stems[file.key[1]][file.role == "mask"].append(file)
+    return [
+        (images[0].location, masks[0].location)
+        for images, masks in stems.values()
+        if len(images) == 1 and len(masks) == 1 and _within(images[0].key[0], masks[0].key[0])
+    ]
+
+
+def _within(one: str, other: str) -> bool:
+    short, long = sorted((one.split("/") if one else [], other.split("/") if other else []), key=len)
+    return long[: len(short)] == short or (bool(short) and long[-len(short) :] == short)
+
+
+_SUFFIX = re.compile(r"(\.nii)?\.[A-Za-z][A-Za-z0-9]{0,6}$")
+# TCGA-DU-7294 is the patient in TCGA-DU-7294_20000902 and all longer bar codes.
+_TCGA = re.compile(r"(?<![A-Za-z0-9])(TCGA[-_][A-Za-z0-9]{2}[-_][A-Za-z0-9]{4})(?![A-Za-z0-9])")
+_BIDS = re.compile(r"(?<![A-Za-z0-9])(sub-[A-Za-z0-9]+)")
+_FOLDER = re.compile(r"(?:patient|subject|sub|pat|case)[-_ ]?[A-Za-z]*[0-9]+", re.IGNORECASE)
+
+
+def split_name(name: str) -> tuple[tuple[str, ...], str]:
+    """The folders (zips count as folders) and the base name of a location's name.
+
+    >>> split_name("a/b.zip!c/1.png")
+    (('a', 'b.zip', 'c'), '1.png')
+    """
+    *folders, base = re.split(r"/|(?<=\.zip)!", name, flags=re.IGNORECASE)
+    return tuple(folders), base
+
+
+def without_suffix(name: str) -> str:
+    """`name` without its ending; `.nii.gz` is one ending, and a number after a dot is none.
+
+    >>> without_suffix("a/t1c.nii.gz"), without_suffix("IM.0001")
+    ('a/t1c', 'IM.0001')
+    """
+    return _SUFFIX.sub("", name) or name
+
+
+def stem_of(name: str) -> str:
+    """The base name without folders and ending.
+
+    >>> stem_of("images/1.png")
+    '1'
+    """
+    return without_suffix(split_name(name)[1])
+
+
+@lru_cache(maxsize=8)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UsageError(
+            "the patient pattern is no regular expression", found=repr(pattern), expected=str(error)
+        ) from None
+
+
+def patient_of(name: str, options: SourceOptions) -> str:
+    r"""The patient that the user's pattern finds in an item's name: group 1, or all that matched; "" where it finds none.
+
+    Raises:
+        UsageError: The pattern is no regular expression.
+
+    Example:
+        >>> patient_of("p12/slice_3.png", SourceOptions(patient_pattern=r"p(\d+)"))
+        '12'
+    """
+    if options.patient_pattern is None:
+        return ""
+    match = _compiled(options.patient_pattern).search(name)
+    if match is None:
+        return ""
+    return (match.group(1) if match.re.groups else match.group(0)) or ""
+
+
+def patient_in_name(name: str) -> str:
+    """The patient that a name tells by itself: a TCGA bar code, a BIDS subject, a folder like `patient_12`; else "".
+
+    >>> patient_in_name("TCGA_CS_4943_20000902/TCGA_CS_4943_20000902_12.tif")
+    'TCGA_CS_4943'
+    >>> patient_in_name("sub-01/sub-01_slice-3.png"), patient_in_name("Patient 7/3.png"), patient_in_name("images/12.png")
+    ('sub-01', 'Patient 7', '')
+    """
+    for pattern in (_TCGA, _BIDS):
+        if match := pattern.search(name):
+            return match.group(1)
+    return next((folder for folder in reversed(split_name(name)[0]) if _FOLDER.fullmatch(folder)), "")

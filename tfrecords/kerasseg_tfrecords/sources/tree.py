@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
-from kerasseg_tfrecords.sources.archives import is_hidden, list_archive, read_member, shown
-from kerasseg_tfrecords.sources.base import Location
+from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.formats.sniff import HEAD_BYTES
+from kerasseg_tfrecords.formats.zip import is_hidden, list_archive, read_member, shown
 
-__all__ = ["IMAGE_SUFFIXES", "Tree", "natural_key", "open_tree", "read_bytes", "suffix_of"]
+__all__ = ["IMAGE_SUFFIXES", "Tree", "head", "input_names", "natural_key", "open_tree", "read_bytes", "suffix_of"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
 """Endings of single images, for saying what lies in a folder."""
+_MEMBER_LIMIT = 1 << 28
 _DIGITS = re.compile(r"([0-9]+)")
 _NO_ZIP = (".7z", ".rar", ".tar", ".tar.bz2", ".tar.gz", ".tar.xz", ".tgz")
 
@@ -193,3 +195,26 @@ def read_bytes(location: Location, *, limit: int) -> bytes:
         found, expected = f"{max(size, len(data))} bytes", f"at most {limit} bytes"
         raise DataError("the file is too large", path=location.name, found=found, expected=expected, kind="too-large")
     return data
+
+
+def head(location: Location) -> bytes:
+    """The first bytes of a file, for detection; b"" where it cannot be read (reading it will tell why)."""
+    try:
+        if location.members:
+            return read_bytes(location, limit=_MEMBER_LIMIT)[:HEAD_BYTES]
+        with location.path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except (OSError, DataError):
+        return b""
+
+
+def input_names(roots: Sequence[Path]) -> list[str]:
+    """A short name for each input, unique: the folder's, with a number where two are alike."""
+    names: list[str] = []
+    for root in roots:
+        base = (root.resolve().name or "data").removesuffix(".zip")
+        name, number = base, 2
+        while name in names:
+            name, number = f"{base}-{number}", number + 1
+        names.append(name)
+    return names

@@ -1,0 +1,83 @@
+"""`kerasseg` alone: the way through, where one is on it, and the command to type next."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from kerasseg_cli.console import print_json, screen, wants_unicode
+from kerasseg_cli.options import Json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kerasseg.workflows.status import Overview, Step
+
+__all__ = ["start"]
+
+_NARROW = 76
+"""Columns below which a figure stands on a line of its own."""
+_MARKS = {"done": "✓", "open": "·", "old": "↻", "unfinished": "…", "damaged": "✗", "any time": "·"}
+_ASCII = {"done": "+", "open": "-", "old": "~", "unfinished": "...", "damaged": "x", "any time": "-"}
+_WORDS = {"old": "made for an earlier state", "unfinished": "not finished", "damaged": "cannot be read"}
+
+
+def start(as_json: Json = False) -> None:
+    """Show the way through, where this folder is on it, and what to type next."""
+    from kerasseg.workflows.status import look_around
+
+    found = look_around()
+    if as_json:
+        print_json(found.to_json())
+        return
+    console = screen()
+    title = "Fine-tune a pretrained U-Net for brain-tumour segmentation on MRI slices. Not for clinical use."
+    console.print(title, markup=False)
+    console.print()
+    _show(found, console)
+    console.print()
+    console.print(f"Next: {found.next}", style="bold", markup=False, soft_wrap=True)
+    if not any(step.when for step in found.steps):
+        console.print("No data at hand? kerasseg demo shows the whole job in a few minutes.", markup=False)
+    console.print("All commands: kerasseg --help    Is all well here? kerasseg doctor", markup=False)
+
+
+def _show(found: Overview, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = _MARKS if wants_unicode(console) else _ASCII
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    if console.width >= _NARROW:
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for step in found.steps:
+        # Nothing of it is markup: names of folders are anybody's.
+        text = Text(_figure(step), style="" if step.when else "dim")
+        when = "" if step.when is None else _when(step.when)
+        name = Text(step.name, style="bold")
+        if console.width >= _NARROW:
+            table.add_row(marks[step.state], name, Text(when, style="dim"), text)
+        else:
+            table.add_row(marks[step.state], name, Text(" ".join((when, *([text.plain] if text.plain else [])))))
+    console.print(table)
+    if found.run is not None:
+        others = f" (the latest of {found.runs})" if found.runs > 1 else ""
+        console.print()
+        console.print(f"Run: {found.run}{others}", markup=False, soft_wrap=True)
+
+
+def _figure(step: Step) -> str:
+    if step.when is None:
+        return step.purpose
+    word = _WORDS.get(step.state)
+    return "; ".join(part for part in (step.figure, word) if part)
+
+
+def _when(moment: datetime) -> str:
+    now = datetime.now().astimezone()
+    if moment.date() == now.date():
+        return f"today {moment:%H:%M}"
+    return f"{moment:%Y-%m-%d}"

@@ -1,0 +1,1 @@
+"""Networks that kerasseg builds itself, with fresh weights."""

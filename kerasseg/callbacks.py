@@ -1,0 +1,429 @@
+"""When to thaw, lower the rate and stop: a pure state machine, one step an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import keras
+
+from kerasseg_tfrecords.errors import UsageError
+
+__all__ = ["RECIPE_STAGES", "Drop", "PlateauRule", "PlateauSchedule", "PlateauState", "Stop", "Thaw"]
+
+RECIPE_STAGES: tuple[tuple[int, float], ...] = ((5, 1e-5), (3, 1e-6))
+"""(epochs without a better score, rate that follows)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """Thaw one block more.
+
+    Attributes:
+        depth: How many blocks have been thawed by the schedule, this one included.
+    """
+
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Go on with a lower learning rate.
+
+    Attributes:
+        rate: The new learning rate.
+    """
+
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop training.
+
+    Attributes:
+        reason: A sentence for the user, without its full stop.
+    """
+
+    reason: str
+
+
+Event = Thaw | Drop | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class PlateauState:
+    """Everything that the schedule remembers; plain numbers, so that it can be kept as JSON.
+
+    Attributes:
+        rate: Learning rate in force.
+        epoch: Epochs seen; 0 before the first.
+        best: Best score so far; None before any.
+        best_epoch: Its epoch; 0 is the network before the first step.
+        flat: Epochs since the last better score, drop or thaw.
+        thawed: Blocks thawed so far.
+        stopped: Whether the last step said `Stop`.
+
+    Example:
+        >>> state = PlateauState(rate=1e-4, epoch=3, best=0.7, best_epoch=2, flat=1)
+        >>> PlateauState.from_json(state.to_json()) == state
+        True
+    """
+
+    rate: float
+    epoch: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    flat: int = 0
+    thawed: int = 0
+    stopped: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary of plain numbers; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlateauState:
+        """Reads what `to_json` gave.
+
+        Raises:
+            UsageError: If keys are missing or unknown.
+        """
+        names = {item.name for item in fields(cls)}
+        if set(data) != names:
+            raise UsageError("state of the schedule cannot be read", found=sorted(data), expected=sorted(names))
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class PlateauRule:
+    """The recipe's schedule: lower the rate on plateaus, stop when a fresh chance has not helped.
+
+    With the defaults: 5 epochs without a better score -> 1e-5; 3 more -> 1e-6; stop after 7 without improvement. A drop
+    gives the network a fresh chance, so that the stop counts from the drop (counted from the best epoch it would come
+    at 7, and 1e-6, due at 8, never). Without any gain over epoch 0: 1e-5 after epoch 5, 1e-6 after epoch 8, stop after
+    epoch 15. Rates never rise again, and a drop restores nothing.
+
+    Stages whose rate is not below the one in force are skipped: training that starts at 1e-5 ("aggressive") has one
+    stage, 1e-6 after 3 flat epochs, since a stage's patience belongs to the rate that is being left.
+
+    With `thaws` > 0 (strategy "progressive") a plateau first thaws one block more, without touching the rate; only when
+    all are thawed do the stages begin. A thaw is a fresh chance, too.
+
+    Args:
+        rate: Learning rate of the first epoch, > 0.
+        stages: (patience, rate) pairs, rates falling, patiences >= 1 in epochs; () never lowers the rate.
+        stop_after: Epochs without improvement until the stop, >= 1; None never stops.
+        stop_counter: "stage": the stop counts from the last better score, drop or thaw. "total": from the best epoch.
+        thaws: How many blocks can be thawed.
+        thaw_patience: Epochs without a better score until a thaw; None: the patience of the first stage, or 5.
+        mode: "max" where a higher score is better, "min" for losses.
+        min_delta: Gain that does not count; 0: any gain counts.
+
+    Raises:
+        UsageError: If an argument is out of its range.
+
+    Example:
+        >>> rule = PlateauRule(rate=1e-4)
+        >>> state = rule.begin(baseline=0.70)
+        >>> for score in [0.72, 0.71, 0.71, 0.71, 0.71, 0.71]:
+        ...     state, events = rule.step(state, score)
+        >>> events, state.best_epoch
+        ((Drop(rate=1e-05),), 1)
+    """
+
+    rate: float
+    stages: tuple[tuple[int, float], ...] = field(default=RECIPE_STAGES)
+    stop_after: int | None = 7
+    stop_counter: Literal["stage", "total"] = "stage"
+    thaws: int = 0
+    thaw_patience: int | None = None
+    mode: Literal["max", "min"] = "max"
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        object.__setattr__(self, "stages", _checked_stages(self.stages))
+        _require(_positive(self.rate), "learning rate cannot be used", self.rate, "a number > 0")
+        _require(
+            self.stop_after is None or _whole(self.stop_after, 1),
+            "stop_after cannot be used",
+            self.stop_after,
+            "a whole number of epochs >= 1",
+        )
+        _require(self.stop_counter in ("stage", "total"), "unknown stop counter", self.stop_counter, "stage or total")
+        _require(_whole(self.thaws, 0), "number of thaws cannot be used", self.thaws, "a whole number >= 0")
+        _require(
+            self.thaw_patience is None or _whole(self.thaw_patience, 1),
+            "thaw_patience cannot be used",
+            self.thaw_patience,
+            "a whole number of epochs >= 1",
+        )
+        _require(self.mode in ("max", "min"), "unknown mode of the schedule", self.mode, "max or min")
+        _require(
+            math.isfinite(self.min_delta) and self.min_delta >= 0, "min_delta cannot be used", self.min_delta, ">= 0"
+        )
+
+    def begin(self, baseline: float | None = None) -> PlateauState:
+        """The state before the first epoch.
+
+        Args:
+            baseline: Score of the untouched network ("epoch 0"), a candidate for the best; None where it is not known:
+                then the first epoch is the first candidate.
+        """
+        if baseline is None or math.isnan(baseline):
+            return PlateauState(rate=self.rate)
+        return PlateauState(rate=self.rate, best=float(baseline))
+
+    def better(self, state: PlateauState, score: float) -> bool:
+        """Whether the score beats the best so far; NaN never does."""
+        if math.isnan(score):
+            return False
+        if state.best is None:
+            return True
+        gain = score - state.best if self.mode == "max" else state.best - score
+        return gain > self.min_delta
+
+    def step(self, state: PlateauState, score: float) -> tuple[PlateauState, tuple[Event, ...]]:
+        """One epoch further.
+
+        Args:
+            state: From `begin`, or the last step.
+            score: The epoch's validation score.
+
+        Returns:
+            The new state, and what is to be done before the next epoch: nothing, or one event.
+        """
+        epoch = state.epoch + 1
+        if self.better(state, score):
+            return replace(state, epoch=epoch, best=float(score), best_epoch=epoch, flat=0, stopped=False), ()
+        state = replace(state, epoch=epoch, flat=state.flat + 1, stopped=False)
+
+        # Counted in total the stop is an upper bound, so it comes first; counted a stage it waits for the fresh chance.
+        if self.stop_counter == "total" and self._idle_too_long(state):
+            return self._stop(state)
+        if state.thawed < self.thaws:
+            if state.flat >= self._patience_of_thaw():
+                return replace(state, thawed=state.thawed + 1, flat=0), (Thaw(state.thawed + 1),)
+        elif (stage := self.next_stage(state.rate)) is not None and state.flat >= stage[0]:
+            return replace(state, rate=stage[1], flat=0), (Drop(stage[1]),)
+        if self._idle_too_long(state):
+            return self._stop(state)
+        return state, ()
+
+    def idle(self, state: PlateauState) -> int:
+        """Epochs without improvement as the stop counts them."""
+        return state.epoch - state.best_epoch if self.stop_counter == "total" else state.flat
+
+    def lower(self, state: PlateauState, rate: float) -> PlateauState:
+        """The state after somebody else has lowered the rate: a fresh chance, and stages now passed are skipped."""
+        _require(_positive(rate) and rate <= state.rate, "rate is not lower", rate, f"at most {state.rate:g}")
+        return replace(state, rate=float(rate), flat=0, stopped=False)
+
+    def next_stage(self, rate: float) -> tuple[int, float] | None:
+        """(patience, rate) of the first stage below the given rate; None after the last."""
+        # An optimizer keeps its rate as float32: 5e-5 read back from there may be a hair above 5e-5.
+        return next((stage for stage in self.stages if stage[1] < rate * (1 - 1e-6)), None)
+
+    def _patience_of_thaw(self) -> int:
+        if self.thaw_patience is not None:
+            return self.thaw_patience
+        return self.stages[0][0] if self.stages else RECIPE_STAGES[0][0]
+
+    def _idle_too_long(self, state: PlateauState) -> bool:
+        return self.stop_after is not None and self.idle(state) >= self.stop_after
+
+    def _stop(self, state: PlateauState) -> tuple[PlateauState, tuple[Event, ...]]:
+        since = "the best epoch" if self.stop_counter == "total" else "the last gain or fresh chance"
+        reason = f"no better score for {self.idle(state)} epochs since {since}"
+        return replace(state, stopped=True), (Stop(reason),)
+
+
+def _checked_stages(stages: Sequence[Any]) -> tuple[tuple[int, float], ...]:
+    expected = "pairs (epochs >= 1, rate > 0) with falling rates"
+    pairs = []
+    for stage in stages:
+        _require(
+            len(stage) == 2 and _whole(stage[0], 1) and _positive(stage[1]), "stages cannot be used", stages, expected
+        )
+        pairs.append((int(stage[0]), float(stage[1])))
+    falling = all(a[1] > b[1] for a, b in pairwise(pairs))
+    _require(falling, "stages cannot be used", stages, expected)
+    return tuple(pairs)
+
+
+def _require(condition: bool, what: str, found: object, expected: object) -> None:
+    if not condition:
+        raise UsageError(what, found=found, expected=expected)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+@keras.saving.register_keras_serializable(package="kerasseg")
+class PlateauSchedule(keras.callbacks.Callback):
+    """Lowers the rate on plateaus of a validation score and stops; `kerasseg.callbacks.PlateauRule` has the rules.
+
+    What `keras.callbacks.ReduceLROnPlateau` with `EarlyStopping` cannot do: several patiences, a stop that counts anew
+    after each drop, and counters that survive: neither a second `fit` nor a resumed run starts them again. Use `reset`
+    to begin with another model.
+
+    Args:
+        monitor: Name of the score in the logs; with `DiceScore()` it is "val_dice".
+        rate: Learning rate of the first epoch; None takes the optimizer's.
+        stages: (patience in epochs, rate that follows), rates falling.
+        stop_after: Epochs without improvement until the stop; None never stops.
+        stop_counter: "stage" or "total".
+        baseline: Score of the untouched model, so that epoch 0 can be the best; see `PlateauRule.begin`.
+        mode: "max", or "min" for losses.
+        min_delta: Gain that does not count.
+        thaws: How many blocks `on_thaw` can thaw.
+        thaw_patience: Epochs without a better score until a thaw.
+        on_thaw: Called with (model, depth) at each plateau while blocks are frozen. A compiled Keras model takes up a
+            changed `trainable` only when it is compiled again, which the function has to see to. Not serialised.
+
+    Attributes:
+        state: The `PlateauState`, None before training.
+        events: What the last epoch brought.
+
+    Raises:
+        UsageError: If an argument is out of its range, the score is not in the logs, or the optimizer's rate is a
+            schedule of its own.
+
+    Example:
+        >>> schedule = PlateauSchedule(monitor="val_dice", stages=[(5, 1e-5), (3, 1e-6)], stop_after=7)
+        >>> keras.saving.serialize_keras_object(schedule)["registered_name"]
+        'kerasseg>PlateauSchedule'
+
+        `model.fit(..., validation_data=..., callbacks=[schedule])`
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_dice",
+        rate: float | None = None,
+        stages: Sequence[Sequence[float]] = RECIPE_STAGES,
+        stop_after: int | None = 7,
+        stop_counter: Literal["stage", "total"] = "stage",
+        *,
+        baseline: float | None = None,
+        mode: Literal["max", "min"] = "max",
+        min_delta: float = 0.0,
+        thaws: int = 0,
+        thaw_patience: int | None = None,
+        on_thaw: Callable[[keras.Model, int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.monitor = monitor
+        self.baseline = baseline
+        self.on_thaw = on_thaw
+        self._rate = rate
+        # The rate is only known when training begins; any stands in, so that wrong arguments are told here.
+        self._rule = PlateauRule(
+            rate=1.0 if rate is None else rate,
+            stages=tuple((stage[0], stage[1]) for stage in stages),  # type: ignore[misc]
+            stop_after=stop_after,
+            stop_counter=stop_counter,
+            thaws=thaws,
+            thaw_patience=thaw_patience,
+            mode=mode,
+            min_delta=min_delta,
+        )
+        self.state: PlateauState | None = None
+        self.events: tuple[Event, ...] = ()
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Begins, or goes on where it was; the optimizer gets the rate in force."""
+        if self._rule.thaws and self.on_thaw is None:
+            raise UsageError("nothing to thaw with", found=f"thaws={self._rule.thaws}", expected="on_thaw, a function")
+        if self.state is None:
+            rule = self._rule_at(self._current_rate() if self._rate is None else self._rate)
+            self.state = rule.begin(self.baseline)
+        self._set_rate(self.state.rate)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Takes the epoch's score and does what the rule says."""
+        if self.state is None:
+            raise UsageError("the schedule has not begun", remedy="Call on_train_begin first.")
+        logs = {} if logs is None else logs
+        if self.monitor not in logs:
+            raise UsageError(
+                "the schedule's score is not in the logs",
+                found=", ".join(sorted(logs)) or "no logs",
+                expected=self.monitor,
+                remedy="Give validation_data and a metric of that name, or another monitor.",
+            )
+        logs["learning_rate"] = self.state.rate  # the rate that this epoch was trained at
+        self.state, self.events = self._rule_at(self.state.rate).step(self.state, float(logs[self.monitor]))
+        for event in self.events:
+            match event:
+                case Drop(rate):
+                    self._set_rate(rate)
+                case Thaw(depth):
+                    if self.on_thaw is not None:
+                        self.on_thaw(self.model, depth)
+                    self._set_rate(self.state.rate)
+                case Stop():
+                    self.model.stop_training = True
+
+    def reset(self) -> None:
+        """Forgets everything, for another model."""
+        self.state, self.events = None, ()
+
+    def get_state(self) -> dict[str, Any] | None:
+        """The counters as plain numbers, None before training."""
+        return None if self.state is None else self.state.to_json()
+
+    def set_state(self, state: Mapping[str, Any] | None) -> None:
+        """Goes on from what `get_state` gave."""
+        self.state = None if state is None else PlateauState.from_json(state)
+        self.events = ()
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments but `on_thaw`, for `from_config`; a function is no data, set it again."""
+        rule = self._rule
+        return {
+            "monitor": self.monitor,
+            "rate": self._rate,
+            "stages": [list(stage) for stage in rule.stages],
+            "stop_after": rule.stop_after,
+            "stop_counter": rule.stop_counter,
+            "baseline": self.baseline,
+            "mode": rule.mode,
+            "min_delta": rule.min_delta,
+            "thaws": rule.thaws,
+            "thaw_patience": rule.thaw_patience,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> PlateauSchedule:
+        """A schedule with these arguments."""
+        return cls(**config)
+
+    def _rule_at(self, rate: float) -> PlateauRule:
+        return replace(self._rule, rate=rate)
+
+    def _current_rate(self) -> float:
+        optimizer = self.model.optimizer
+        # `learning_rate` computes the current value; the attribute behind it tells a schedule from a number. Under
+        # mixed_float16 the optimizer stands within one that scales the loss.
+        behind = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+        if isinstance(behind, keras.optimizers.schedules.LearningRateSchedule):
+            raise UsageError(
+                "two schedules want to set the rate",
+                found=type(behind).__name__,
+                expected="an optimizer with a plain learning rate",
+            )
+        return float(optimizer.learning_rate)
+
+    def _set_rate(self, rate: float) -> None:
+        self._current_rate()
+        self.model.optimizer.learning_rate = rate

@@ -1,0 +1,126 @@
+"""Layers of TensorFlow Addons as layers of Keras 3: native ones wherever Keras has one, else those of `legacy`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from kerasseg.checkpoints.keras2.layer_config import NewLayer, OldLayer, Untranslatable
+from kerasseg.checkpoints.keras2.layers import arguments, translate_layer
+
+__all__ = ["ADDONS", "translate_addon"]
+
+
+def translate_addon(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+    """The Keras 3 layers of one `Addons>...` layer.
+
+    Raises:
+        Untranslatable: If it wraps or asks for something that Keras 3 has no counterpart for.
+    """
+    short = old.class_name.rpartition(">")[2]
+    return ADDONS[short](old, notes)
+
+
+def _native(old: OldLayer, class_name: str, config: dict[str, Any], notes: list[str]) -> NewLayer:
+    known = arguments(class_name, {**old.config, **config}, notes)
+    return NewLayer(class_name, {"name": old.name, **known}, calls=old.calls)
+
+
+def _instance(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+    notes.append("Addons>InstanceNormalization became GroupNormalization(groups=-1)")
+    return [_native(old, "GroupNormalization", {"groups": -1}, notes)]
+
+
+def _group(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+    notes.append("Addons>GroupNormalization became GroupNormalization")
+    return [_native(old, "GroupNormalization", {}, notes)]
+
+
+def _adaptive(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+    short = old.class_name.rpartition(">")[2]
+    notes.append(f"Addons>{short} became {short}")
+    return [_native(old, short, {}, notes)]
+
+
+def _wrapped(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+    inner = old.config["layer"]
+    chain = translate_layer(
+        OldLayer(str(inner["config"]["name"]), str(inner["class_name"]), dict(inner["config"]), old.calls), notes
+    )
+    if chain[0].module != "keras.layers":
+        raise Untranslatable(f"it wraps a layer of the unknown class {inner['class_name']}")
+    return chain
+
+
+def _weight(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+    """`WeightNormalization.remove()` of the Addons themselves: the layer with the kernel that it computes with."""
+    first, *rest = _wrapped(old, notes)
+    notes.append("Addons>WeightNormalization was removed: its layer has the normalised kernel as a plain weight")
+    has_bias = first.config.get("use_bias", True)
+
+    def adapt(values: Mapping[str, Any]) -> list[Any]:
+        v = np.asarray(_pick(values, "kernel", "vars/1"), np.float32)
+        g = np.asarray(_pick(values, "g", "vars/0"), np.float32)
+        initialized = bool(np.asarray(_pick(values, "initialized", "vars/2")))
+        axes = tuple(range(v.ndim - 1))
+        # As tf.nn.l2_normalize; a network that was never called computes g from v when it is.
+        norm = np.sqrt(np.maximum(np.sum(v * v, axis=axes), 1e-12))
+        kernel = v * (g / norm) if initialized else v
+        return [kernel, _pick(values, "bias", "layer/vars/0")] if has_bias else [kernel]
+
+    return [_renamed(first, old.name, adapt), *rest]
+
+
+def _spectral(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+    first, *rest = _wrapped(old, notes)
+    if rest:
+        raise Untranslatable("it wraps a layer that Keras 3 needs several layers for")
+    notes.append("Addons>SpectralNormalization became SpectralNormalization")
+    inner = {"module": first.module, "class_name": first.class_name, "config": first.config, "registered_name": None}
+    has_bias = first.config.get("use_bias", True)
+
+    def adapt(values: Mapping[str, Any]) -> list[Any]:
+        weights = [_pick(values, "kernel", "vars/0"), _pick(values, "sn_u", "vars/1")]
+        return [*weights, _pick(values, "bias", "layer/vars/1")] if has_bias else weights
+
+    config = {"name": old.name, "layer": inner, "power_iterations": old.config.get("power_iterations", 1)}
+    return [NewLayer("SpectralNormalization", config, calls=old.calls, adapter=adapt)]
+
+
+def _registered(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+    """A layer that Keras has no counterpart for: kerasseg's own, under the name it has in the file."""
+    short = old.class_name.rpartition(">")[2]
+    notes.append(
+        f"Addons>{short} is computed by kerasseg: import kerasseg.checkpoints.legacy before Keras loads a copy"
+    )
+    config = {k: v for k, v in old.config.items() if not k.endswith(("_initializer", "_regularizer", "_constraint"))}
+    if not isinstance(config.get("dtype", "float32"), str):
+        config["dtype"] = config["dtype"]["config"]["name"]
+    registered = f"Addons>{short}"
+    return [NewLayer(short, config, "kerasseg.checkpoints.legacy", registered_name=registered, calls=old.calls)]
+
+
+def _renamed(layer: NewLayer, name: str, adapter: Any) -> NewLayer:
+    return NewLayer(layer.class_name, {**layer.config, "name": name}, layer.module, None, layer.calls, adapter)
+
+
+def _pick(values: Mapping[str, Any], *names: str) -> Any:
+    for name in names:
+        if name in values:
+            return values[name]
+    raise Untranslatable(f"its weight `{names[0]}` is not in the file")
+
+
+ADDONS: Mapping[str, Callable[[OldLayer, list[str]], list[NewLayer]]] = {
+    "InstanceNormalization": _instance,
+    "GroupNormalization": _group,
+    "WeightNormalization": _weight,
+    "SpectralNormalization": _spectral,
+    "AdaptiveAveragePooling2D": _adaptive,
+    "AdaptiveMaxPooling2D": _adaptive,
+    "FilterResponseNormalization": _registered,
+    "TLU": _registered,
+    "StochasticDepth": _registered,
+}

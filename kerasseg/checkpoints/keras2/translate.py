@@ -1,0 +1,304 @@
+"""Network configurations of Keras 2, rewritten as configurations of Keras 3.
+
+Pure: a dictionary goes in, another comes out, and no class or function that the configuration names is looked up. The
+result still has to pass `allowed.check_config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from kerasseg.checkpoints.allowed import NETWORKS
+from kerasseg.checkpoints.keras2.addons import ADDONS, translate_addon
+from kerasseg.checkpoints.keras2.layer_config import (
+    Adapter,
+    Call,
+    NewLayer,
+    OldLayer,
+    Ref,
+    Untranslatable,
+    layer_name,
+    parse_call,
+)
+from kerasseg.checkpoints.keras2.layers import LEGACY_BILINEAR, translate_layer
+from kerasseg.checkpoints.keras2.tf_operations import OPERATION_CLASSES, translate_operation
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = ["Translation", "one_end", "samples_at_corners", "translate", "translate_config", "with_bare_ends"]
+
+
+def one_end(ends: Any) -> Any:
+    """`[["image", 0, 0]]` as `["image", 0, 0]`, anything else as it is.
+
+    Keras makes a network of the first that wants its one tensor in a list, warns where it is not in one, and answers with a
+    list.
+
+    >>> one_end([["image", 0, 0]]), one_end([["a", 0, 0], ["b", 0, 0]])
+    (['image', 0, 0], [['a', 0, 0], ['b', 0, 0]])
+    """
+    return ends[0] if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list) else ends
+
+
+def with_bare_ends(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A functional network's configuration with its only input and its only output not in lists."""
+    inner = config.get("config")
+    if not isinstance(inner, dict):
+        return dict(config)
+    bare = {key: one_end(inner[key]) for key in ("input_layers", "output_layers") if key in inner}
+    return {**config, "config": {**inner, **bare}}
+
+
+_ANY = {"class_name": "__keras_tensor__", "config": {"shape": [1], "dtype": "float32"}}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A rewritten configuration.
+
+    Attributes:
+        config: What Keras 3 reads: `{"module", "class_name", "config", "registered_name"}`.
+        notes: What was translated, one sentence each.
+        adapters: For layers whose weights have to be rearranged: by path (`layer`, or `network/layer` inside a nested
+            network), the function that makes the new weights from the old.
+    """
+
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+
+
+def translate_config(config: Mapping[str, Any], *, writer: str = "") -> tuple[dict[str, Any], tuple[str, ...]]:
+    """`translate` without the adapters: the configuration for Keras 3, and what was translated.
+
+    Example:
+        >>> old = {"class_name": "Model", "config": {"name": "m", "layers": [], "input_layers": [], "output_layers": []}}
+        >>> translate_config(old)[0]["class_name"]
+        'Functional'
+    """
+    result = translate(config, writer=writer)
+    return result.config, result.notes
+
+
+def translate(config: Mapping[str, Any], *, writer: str = "", path: object = "the configuration") -> Translation:
+    """Rewrite the configuration of a functional or sequential network.
+
+    Args:
+        config: `{"class_name": "Functional" | "Model" | "Sequential", "config": {...}}` as Keras 2.x or tf.keras wrote it.
+            It is not changed.
+        writer: The version of Keras that wrote it, for instance `2.3.1` or `2.2.4-tf`; some layers computed other things
+            in some versions.
+        path: The checkpoint, for messages.
+
+    Raises:
+        CheckpointError: Naming the layer that has no counterpart in Keras 3.
+    """
+    translator = _Translator(str(path), samples_at_corners(writer))
+    try:
+        rewritten = translator.network(config, "")
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, ValueError) as error:
+        raise CheckpointError(
+            "the network's configuration cannot be understood", path=str(path), found=f"{type(error).__name__}: {error}"
+        ) from error
+    return Translation(rewritten, tuple(dict.fromkeys(translator.notes)), translator.adapters)
+
+
+def samples_at_corners(writer: str) -> bool:
+    """Whether this version's bilinear upsampling sampled at corners: Keras 2.0-2.3 by itself did, `tf.keras` did not.
+
+    >>> samples_at_corners("2.3.1"), samples_at_corners("2.2.4-tf"), samples_at_corners("2.15.0")
+    (True, False, False)
+    """
+    numbers = writer.split(".")
+    return len(numbers) > 1 and numbers[0] == "2" and numbers[1] in {"0", "1", "2", "3"} and not writer.endswith("-tf")
+
+
+class _Translator:
+    def __init__(self, path: str, corners: bool) -> None:
+        self.path = path
+        self.corners = corners
+        self.notes: list[str] = []
+        self.adapters: dict[str, Adapter] = {}
+
+    def network(self, entry: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        class_name = entry["class_name"]
+        if class_name not in NETWORKS:
+            raise CheckpointError(
+                "it is no functional or sequential network",
+                path=self.path,
+                found=f"class {class_name}",
+                expected="Functional, Model or Sequential",
+                remedy="A subclassed model is a Python program; rebuild it from its program and save it anew.",
+            )
+        config = entry["config"]
+        if class_name == "Sequential":
+            return self.sequential(config, prefix)
+        if "layers" not in config or "output_layers" not in config:
+            raise CheckpointError(
+                "the file describes a subclassed model",
+                path=self.path,
+                expected="a functional or sequential network",
+                remedy="A subclassed model is a Python program; rebuild it from its program and save it anew.",
+            )
+        return self.functional(config, prefix)
+
+    def functional(self, config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        names = frozenset(_name(e) for e in config["layers"])
+        nested = {_name(e): e for e in config["layers"] if e["class_name"] in NETWORKS}
+        parsed: dict[str, tuple[Call, ...]] = {}
+        for entry in config["layers"]:
+            try:
+                parsed[_name(entry)] = tuple(parse_call(node, names) for node in entry.get("inbound_nodes") or [])
+            except Untranslatable as error:
+                raise self.error(_name(entry), entry["class_name"], error) from error
+        offsets = {name: _offset(name, entry, parsed, config) for name, entry in nested.items()}
+        rows: list[tuple[list[dict[str, Any]], tuple[Call, ...]]] = []
+        last: dict[str, str] = {}
+        for entry in config["layers"]:
+            name, calls = _name(entry), parsed[_name(entry)]
+            if name in nested:
+                rows.append(([{**self.network(entry, f"{prefix}{name}/"), "name": name}], calls))
+            else:
+                chain = self.chain(OldLayer(name, _class(entry), dict(entry["config"]), calls), prefix)
+                last[name] = chain[-1].name
+                first_calls = chain[0].calls if chain[0].calls is not None else calls
+                rows.append(([_entry(layer) for layer in chain], first_calls))
+        layers: list[dict[str, Any]] = []
+        for chain_entries, calls in rows:
+            chain_entries[0]["inbound_nodes"] = [_node(call, last, offsets) for call in calls]
+            for before, entry in pairwise(chain_entries):
+                refs = [Ref(before["name"], i, 0) for i in range(len(calls))]
+                entry["inbound_nodes"] = [_node(Call((ref,)), {}, {}) for ref in refs]
+            layers += chain_entries
+
+        def ends(value: Any) -> Any:
+            if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
+                name, node, tensor = value
+                if name in nested:
+                    # Keras 3 counts the calls of a nested functional network from 1 here, and those of all else from 0.
+                    node = node - offsets[name] + (nested[name]["class_name"] != "Sequential")
+                return [last.get(name, name), node, tensor]
+            return {k: ends(v) for k, v in value.items()} if isinstance(value, dict) else [ends(v) for v in value]
+
+        return _network(
+            "Functional",
+            name=config["name"],
+            trainable=config.get("trainable", True),
+            layers=layers,
+            input_layers=one_end(ends(config["input_layers"])),
+            output_layers=one_end(ends(config["output_layers"])),
+        )
+
+    def sequential(self, config: Any, prefix: str) -> dict[str, Any]:
+        # Keras 2.0-2.2 wrote the bare list of layers.
+        entries = config if isinstance(config, list) else config["layers"]
+        name = "sequential" if isinstance(config, list) else config["name"]
+        shape = None if isinstance(config, list) else config.get("build_input_shape")
+        layers: list[dict[str, Any]] = []
+        for number, entry in enumerate(entries):
+            if entry["class_name"] in NETWORKS:
+                layers.append(self.network(entry, f"{prefix}{_name(entry)}/"))
+                continue
+            inner = dict(entry["config"])
+            if number == 0 and entry["class_name"] != "InputLayer":
+                first = inner.get("batch_input_shape") or shape
+                if first:
+                    dtype = inner.get("dtype") if isinstance(inner.get("dtype"), str) else "float32"
+                    batch = {"batch_shape": first, "dtype": dtype, "name": f"{_name(entry)}_input"}
+                    layers.append(_entry(NewLayer("InputLayer", batch)))
+            old = OldLayer(_name(entry), _class(entry), inner, ())
+            layers += [_entry(layer) for layer in self.chain(old, prefix)]
+        for entry in layers:
+            entry.pop("inbound_nodes", None)
+        return _network("Sequential", name=name, layers=layers)
+
+    def chain(self, old: OldLayer, prefix: str) -> list[NewLayer]:
+        if old.class_name == "UpSampling2D" and self.corners:
+            old.config[LEGACY_BILINEAR] = True
+        try:
+            if old.class_name in OPERATION_CLASSES:
+                chain = translate_operation(old)
+                self.notes.append(f"tf.{old.config.get('function')} became {chain[0].class_name}")
+            elif old.class_name.startswith("Addons>") and old.class_name[7:] in ADDONS:
+                chain = translate_addon(old, self.notes)
+            else:
+                chain = translate_layer(old, self.notes)
+        except Untranslatable as error:
+            raise self.error(old.name, old.class_name, error) from error
+        for layer in chain:
+            if layer.adapter is not None:
+                self.adapters[f"{prefix}{layer.name}"] = layer.adapter
+        return chain
+
+    def error(self, name: str, class_name: str, error: Untranslatable) -> CheckpointError:
+        return CheckpointError(
+            f"the layer `{name}` ({class_name}) cannot be opened with Keras 3: {error}",
+            path=self.path,
+            remedy="Replace that layer with the library that wrote the file, and save it anew.",
+        )
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry["name"] if "name" in entry else entry["config"]["name"])
+
+
+def _class(entry: Mapping[str, Any]) -> str:
+    """The class, by its registered name where it has one: `.keras` files keep both."""
+    registered = entry.get("registered_name")
+    return registered if isinstance(registered, str) and ">" in registered else str(entry["class_name"])
+
+
+def _offset(name: str, entry: Mapping[str, Any], parsed: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """1 where the file counts the nested network's own construction as its call number 0, else 0."""
+    used = [ref.node for calls in parsed.values() for call in calls for ref in _refs(call) if ref.layer == name]
+    used += [end[1] for end in _ends(config["output_layers"]) if end[0] == name]
+    calls = parsed[name]
+    if any(node >= len(calls) for node in used):
+        return 1
+    if 0 in used or entry["class_name"] != "Sequential":
+        return 0 if 0 in used else 1
+    inner = entry["config"]["layers"] if isinstance(entry["config"], dict) else entry["config"]
+    return int(bool(inner) and (inner[0]["class_name"] == "InputLayer" or "batch_input_shape" in inner[0]["config"]))
+
+
+def _ends(value: Any) -> list[Any]:
+    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
+        return [value]
+    return [end for v in (value.values() if isinstance(value, dict) else value) for end in _ends(v)]
+
+
+def _refs(value: Any) -> list[Ref]:
+    if isinstance(value, Ref):
+        return [value]
+    if isinstance(value, Call):
+        return _refs(list(value.args)) + _refs(list(value.kwargs.values()))
+    return [r for v in value for r in _refs(v)] if isinstance(value, list) else []
+
+
+def _node(call: Call, last: Mapping[str, str], offsets: Mapping[str, int]) -> dict[str, Any]:
+    def value(v: Any) -> Any:
+        if isinstance(v, Ref):
+            history = [last.get(v.layer, layer_name(v.layer)), v.node - offsets.get(v.layer, 0), v.tensor]
+            return {"class_name": _ANY["class_name"], "config": {**_ANY["config"], "keras_history": history}}  # type: ignore[dict-item]
+        return [value(w) for w in v] if isinstance(v, list) else v
+
+    return {"args": [value(a) for a in call.args], "kwargs": {k: value(v) for k, v in call.kwargs.items()}}
+
+
+def _entry(layer: NewLayer) -> dict[str, Any]:
+    return {
+        "module": layer.module or None,
+        "class_name": layer.class_name,
+        "config": layer.config,
+        "registered_name": layer.registered_name,
+        "name": layer.name,
+        "inbound_nodes": [],
+    }
+
+
+def _network(class_name: str, **config: Any) -> dict[str, Any]:
+    # "keras.src.models.functional" is what Keras writes itself: `Functional` has no public name.
+    module = "keras.src.models.functional" if class_name == "Functional" else "keras"
+    return {"module": module, "class_name": class_name, "config": config, "registered_name": None}

@@ -1,0 +1,209 @@
+"""What constants and shapes come to: the operations that compute sizes, in NumPy, also with sizes that are not known yet.
+
+A size that is only known at run time is a `Dim`. Arrays of sizes are arrays of objects in which numbers and `Dim`s mix,
+so that `shape(x)[1] * 2` stays readable: "twice axis 1 of x".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kerasseg.checkpoints.savedmodel.graph import Node
+
+__all__ = ["Dim", "evaluate"]
+
+MAX_ELEMENTS = 1 << 22
+"""Elements of a computed constant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """`axis` of the tensor called `source`, times `factor`, plus `offset`.
+
+    >>> Dim("x", 1) * 2 + 1
+    Dim(source='x', axis=1, factor=2, offset=1)
+    """
+
+    source: str
+    axis: int
+    factor: int = 1
+    offset: int = 0
+
+    def __mul__(self, other: object) -> Dim:
+        if not isinstance(other, (int, np.integer)):
+            return NotImplemented
+        return Dim(self.source, self.axis, self.factor * int(other), self.offset * int(other))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: object) -> Dim:
+        if not isinstance(other, (int, np.integer)):
+            return NotImplemented
+        return Dim(self.source, self.axis, self.factor, self.offset + int(other))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: object) -> Dim:
+        return self + (-other) if isinstance(other, (int, np.integer)) else NotImplemented
+
+
+def evaluate(node: Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """The outputs of an operation on known arrays, or None where it is not computed here.
+
+    Args:
+        node: The operation.
+        arrays: Its inputs; sizes that are not known yet are `Dim`s in arrays of objects.
+    """
+    function = _FUNCTIONS.get(node.op)
+    if function is None:
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            result = function(node, *arrays)
+    except (TypeError, ValueError, IndexError, KeyError, ZeroDivisionError, OverflowError, MemoryError):
+        return None  # not that simple; whoever needs the value will say that it is not known
+    return result if isinstance(result, list) else [np.asarray(result)]
+
+
+def _axes(array: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(a) for a in np.atleast_1d(array))
+
+
+def _small(shape: Sequence[Any]) -> tuple[int, ...]:
+    sizes = tuple(int(n) for n in shape)
+    if math.prod(sizes) > MAX_ELEMENTS:
+        msg = "too large"
+        raise ValueError(msg)
+    return sizes
+
+
+def _cast(node: Node, x: np.ndarray) -> np.ndarray:
+    target = node.attrs["DstT"]
+    if x.dtype == object:
+        if not str(target).startswith(("int", "uint")):
+            msg = "a size as a float"
+            raise TypeError(msg)
+        return x
+    return x.astype("float32" if target in {"float16", "bfloat16", "float64"} else target)
+
+
+def _range(_: Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    _small([max(0, (limit - start) / delta)])
+    return np.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
+
+
+def index(node: Node, begin: np.ndarray, end: np.ndarray, strides: np.ndarray) -> tuple[Any, ...]:
+    """The Python index that a `StridedSlice` stands for.
+
+    >>> node = Node("s", "StridedSlice", attrs={"begin_mask": 1, "shrink_axis_mask": 2})
+    >>> index(node, np.array([0, 3]), np.array([2, 4]), np.array([1, 1]))
+    (slice(None, 2, None), 3)
+    """
+    bit = {k: int(node.attrs.get(f"{k}_mask") or 0) for k in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
+    key: list[Any] = []
+    for i in range(len(begin)):
+        if bit["ellipsis"] >> i & 1:
+            key.append(Ellipsis)
+        elif bit["new_axis"] >> i & 1:
+            key.append(None)
+        elif bit["shrink_axis"] >> i & 1:
+            key.append(int(begin[i]))
+        else:
+            first = None if bit["begin"] >> i & 1 else int(begin[i])
+            last = None if bit["end"] >> i & 1 else int(end[i])
+            step = int(strides[i])
+            key.append(slice(first, last, None if step == 1 else step))
+    return tuple(key)
+
+
+def _strided_slice(node: Node, x: np.ndarray, *where: np.ndarray) -> np.ndarray:
+    return x[index(node, *where)]
+
+
+def _pack(node: Node, *parts: np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(p) for p in parts], axis=int(node.attrs.get("axis") or 0))
+
+
+def _concat(_: Node, *parts: np.ndarray) -> np.ndarray:
+    return np.concatenate(parts[:-1], axis=int(parts[-1]))
+
+
+def _squeeze(node: Node, x: np.ndarray) -> np.ndarray:
+    axes = tuple(node.attrs.get("squeeze_dims") or node.attrs.get("axis") or ())
+    return np.squeeze(x, axis=axes or None)
+
+
+def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(node: Node, x: np.ndarray, axes: np.ndarray) -> Any:
+        return function(x, axis=_axes(axes), keepdims=bool(node.attrs.get("keep_dims")))
+
+    return run
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _, *arrays: function(*arrays)
+
+
+def _float(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(_: Node, x: np.ndarray) -> Any:
+        return function(x).astype(x.dtype)
+
+    return run
+
+
+def _tile(_: Node, x: np.ndarray, times: np.ndarray) -> np.ndarray:
+    _small([int(n) * int(t) for n, t in zip(x.shape, times, strict=True)])
+    return np.tile(x, [int(t) for t in times])
+
+
+def _divide(_: Node, a: np.ndarray, b: np.ndarray) -> Any:
+    return a / b if np.issubdtype(np.asarray(a).dtype, np.floating) else a // b
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "Add": _plain(np.add),
+    "AddV2": _plain(np.add),
+    "BroadcastTo": lambda _, x, shape: np.broadcast_to(x, _small(shape)),
+    "Cast": _cast,
+    "ConcatV2": _concat,
+    "Div": _divide,
+    "ExpandDims": lambda _, x, axis: np.expand_dims(x, int(axis)),
+    "Exp": _float(np.exp),
+    "Fill": lambda _, shape, x: np.full(_small(shape), x),
+    "FloorDiv": _plain(np.floor_divide),
+    "GatherV2": lambda _, x, where, axis: np.take(x, where.astype(int), axis=int(axis)),
+    "Max": _reduce(np.max),
+    "Maximum": _plain(np.maximum),
+    "Mean": _reduce(np.mean),
+    "Min": _reduce(np.min),
+    "Minimum": _plain(np.minimum),
+    "Mul": _plain(np.multiply),
+    "Neg": _plain(np.negative),
+    "OnesLike": _plain(np.ones_like),
+    "Pack": _pack,
+    "Pow": _plain(np.power),
+    "Prod": _reduce(np.prod),
+    "Range": _range,
+    "RealDiv": _plain(np.true_divide),
+    "Reciprocal": _float(lambda x: 1 / x),
+    "Reshape": lambda _, x, shape: np.reshape(x, [int(n) for n in shape]),
+    "Rsqrt": _float(lambda x: 1 / np.sqrt(x)),
+    "Slice": lambda _, x, begin, size: x[
+        tuple(slice(int(b), None if s == -1 else int(b) + int(s)) for b, s in zip(begin, size, strict=True))
+    ],
+    "Sqrt": _float(np.sqrt),
+    "Square": _plain(np.square),
+    "Squeeze": _squeeze,
+    "StridedSlice": _strided_slice,
+    "Sub": _plain(np.subtract),
+    "Sum": _reduce(np.sum),
+    "Tile": _tile,
+    "Transpose": lambda _, x, order: np.transpose(x, _axes(order)),
+    "Unpack": lambda node, x: [np.asarray(p) for p in np.moveaxis(x, int(node.attrs.get("axis") or 0), 0)],
+    "ZerosLike": _plain(np.zeros_like),
+}

@@ -1,0 +1,175 @@
+"""Groups of operations that were one layer -> one node. The order of the passes is the order of certainty."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kerasseg.checkpoints.savedmodel.fuse_activations import activation
+from kerasseg.checkpoints.savedmodel.fuse_norms import (
+    channelwise,
+    fused_batch_norm,
+    fused_layer_norm,
+    group_norm,
+    normalisation,
+    rescale,
+    weighted_mean,
+    with_scale,
+)
+from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor, scope
+from kerasseg.checkpoints.savedmodel.patterns import LINEAR, View, fold, made, rewrite
+
+__all__ = ["fuse"]
+
+# Activations that a convolution takes as its own, by a name that needs no further parameter.
+_OWN = frozenset(
+    {"relu", "relu6", "sigmoid", "tanh", "softmax", "elu", "selu", "softplus", "softsign", "silu", "hard_sigmoid"}
+) | {"hard_silu", "mish", "exponential", "gelu"}
+
+
+def fuse(graph: Graph) -> Graph:
+    """The graph with layers where layers were.
+
+    The nodes that are made keep the key of the node at the end of what they replace, so that a tensor of the result is the
+    tensor of the same key in the graph that was given.
+    """
+    # Sizes and single numbers first; larger constants stay, because they may be the weights of a frozen network.
+    graph = fold(graph, lambda a: a.ndim == 0 or a.dtype.kind in "iub")
+    graph = rewrite(graph, dilated, dense_over_last_axis, weighted_mean)
+    graph = rewrite(graph, bias)
+    graph = rewrite(graph, separable)
+    graph = rewrite(graph, activation)
+    graph = rewrite(graph, fused_batch_norm, fused_layer_norm, with_scale, normalisation)
+    graph = rewrite(graph, group_norm)
+    graph = fold(graph, lambda a: a.dtype.kind in "fiub")
+    graph = rewrite(graph, rescale)
+    graph = rewrite(graph, channelwise)
+    graph = rewrite(graph, repeated)
+    graph = rewrite(graph, upsampled)
+    return rewrite(graph, own_activation)
+
+
+def dilated(view: View, node: Node) -> Node | None:
+    """A convolution between `SpaceToBatchND` and `BatchToSpaceND`: TensorFlow's spelling of a dilated one."""
+    if node.op != "BatchToSpaceND":
+        return None
+    inner = view.made_by(node.inputs[0], "Conv2D", "DepthwiseConv2dNative")
+    outer = view.made_by(inner.inputs[0], "SpaceToBatchND") if inner is not None else None
+    if inner is None or outer is None:
+        return None
+    block, pads, crops = (view.array(t) for t in (outer.inputs[1], outer.inputs[2], node.inputs[2]))
+    if block is None or block.shape != (2,):
+        return None
+    if pads is None or crops is None:
+        padding = "SAME" if any(_first_pads(view, outer.inputs[2])) else "VALID"
+    else:  # what was not cropped again was asked for, and is not only there to divide evenly
+        padding = "SAME" if pads.sum() > crops.sum() else "VALID"
+    attrs = {**inner.attrs, "dilations": (1, int(block[0]), int(block[1]), 1), "padding": padding}
+    return made(node, inner.op, (outer.inputs[0], inner.inputs[1]), attrs, inner.name)
+
+
+def _first_pads(view: View, tensor: Tensor) -> list[float]:
+    """What is added above and to the left, which is known even where the image's size is not."""
+    while view.made_by(tensor, "StridedSlice"):
+        tensor = view.node(tensor).inputs[0]
+    pairs = view.made_by(tensor, "Pack")
+    rows = [view.made_by(t, "Pack") for t in pairs.inputs] if pairs is not None else []
+    return [view.scalar(r.inputs[0]) or 0.0 for r in rows if r is not None]
+
+
+def dense_over_last_axis(view: View, node: Node) -> Node | None:
+    """A matrix product between reshapes: a Dense layer on a tensor with more than two axes."""
+    if node.op != "Reshape":
+        return None
+    product = view.made_by(node.inputs[0], "MatMul")
+    flat = view.made_by(product.inputs[0], "Reshape") if product is not None else None
+    if product is None or flat is None or any(product.attrs.get(k) for k in ("transpose_a", "transpose_b")):
+        return None
+    source = flat.inputs[0]
+    turned = view.made_by(source, "Transpose")
+    if turned is not None:
+        order = view.array(turned.inputs[1])
+        if order is None or not np.array_equal(order, np.arange(len(order))):
+            return None
+        source = turned.inputs[0]
+    if view.leaf(product.inputs[1]) is None or scope(flat.name) != scope(product.name):
+        return None
+    return made(node, "dense", (source, product.inputs[1]), {})
+
+
+def bias(view: View, node: Node) -> Node | None:
+    """A variable added to what a kernel gives."""
+    if node.op not in {"Add", "AddV2", "BiasAdd", "BiasAddV1"}:
+        return None
+    for x, other in view.pairs(node):
+        linear = view.made_by(x, *LINEAR)
+        leaf = view.per_channel(other)
+        if linear is not None and leaf is not None and not linear.attrs.get("bias") and view.once(x):
+            # Grouped convolutions are written by a function of their own, where the layer's path is missing.
+            name = linear.name if scope(linear.name) else node.name
+            return made(node, linear.op, (*linear.inputs, leaf), {**linear.attrs, "bias": True}, name)
+    return None
+
+
+def separable(view: View, node: Node) -> Node | None:
+    """A depthwise and a pointwise convolution that one layer wrote."""
+    if node.op != "Conv2D" or node.attrs["padding"] != "VALID" or set(node.attrs["strides"]) != {1}:
+        return None
+    depthwise = view.made_by(node.inputs[0], "DepthwiseConv2dNative")
+    if depthwise is None or depthwise.attrs.get("bias") or not view.once(node.inputs[0]) or not scope(node.name):
+        return None
+    # tf.nn.separable_conv2d writes the one within the name of the other; two layers of their own do not nest like that.
+    if scope(depthwise.name) != node.name:
+        return None
+    if not all(view.leaf(n.inputs[1]) is not None for n in (depthwise, node)):
+        return None
+    inputs = (depthwise.inputs[0], depthwise.inputs[1], *node.inputs[1:])
+    return made(node, "separable", inputs, {**depthwise.attrs, "bias": node.attrs.get("bias", False)}, node.name)
+
+
+def repeated(view: View, node: Node) -> Node | None:
+    """Each row (or column) several times: an axis added, tiled, and merged again -> `repeat`."""
+    if node.op != "Reshape":
+        return None
+    tile = view.made_by(node.inputs[0], "Tile")
+    wider = view.made_by(tile.inputs[0], "ExpandDims") if tile is not None else None
+    if tile is None or wider is None:
+        return None
+    times, axis = view.array(tile.inputs[1]), view.array(wider.inputs[1])
+    if times is None or axis is None or axis.size != 1:
+        return None
+    place = int(axis.reshape(()))
+    if place < 1 or place >= len(times) or any(n != 1 for i, n in enumerate(times) if i != place):
+        return None
+    return made(node, "repeat", (wider.inputs[0],), {"axis": place - 1, "times": int(times[place])})
+
+
+def upsampled(view: View, node: Node) -> Node | None:
+    """Rows and columns repeated -> `upsample`."""
+    inner = view.made_by(node.inputs[0], "repeat") if node.op == "repeat" else None
+    if (
+        inner is None
+        or (inner.attrs["axis"], node.attrs["axis"]) not in {(1, 2), (2, 1)}
+        or not view.once(node.inputs[0])
+    ):
+        return None
+    sizes = {n.attrs["axis"]: n.attrs["times"] for n in (inner, node)}
+    # The operations lie one scope below the layer's own.
+    return made(node, "upsample", inner.inputs, {"size": (sizes[1], sizes[2])}, scope(node.name))
+
+
+def own_activation(view: View, node: Node) -> Node | None:
+    """An activation that the layer before it wrote itself: both lie in one scope."""
+    if node.op != "activation" or node.attrs["name"] not in _OWN or not set(node.attrs) <= {"name", "approximate"}:
+        return None
+    linear = view.made_by(node.inputs[0], *LINEAR)
+    if linear is None or not view.once(node.inputs[0]) or "activation" in linear.attrs or node.attrs.get("approximate"):
+        return None
+    if not _same_layer(linear.name, node.name):
+        return None
+    return made(node, linear.op, linear.inputs, {**linear.attrs, "activation": node.attrs["name"]}, linear.name)
+
+
+def _same_layer(first: str, second: str) -> bool:
+    """Whether one scope holds both names, or the second lies within the scope of the first (`conv/Gelu/mul`)."""
+    layer = scope(first)
+    return bool(layer) and layer.count("/") >= 1 and (scope(second) == layer or second.startswith(layer + "/"))

@@ -1,0 +1,305 @@
+"""Arithmetic that normalises -> `batch_norm`, `group_norm`, `moments_norm`, `rms_norm`; numbers -> `rescale`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kerasseg.checkpoints.savedmodel.affine import Factor, Root, expand
+from kerasseg.checkpoints.savedmodel.graph import Node, Tensor, scope
+from kerasseg.checkpoints.savedmodel.patterns import View, made
+
+__all__ = [
+    "channelwise",
+    "fused_batch_norm",
+    "fused_layer_norm",
+    "group_norm",
+    "normalisation",
+    "rescale",
+    "weighted_mean",
+    "with_scale",
+]
+
+_ENDS = frozenset({"Add", "AddV2", "BiasAdd", "Sub", "Mul", "RealDiv", "AddN"})
+
+
+@dataclass(frozen=True)
+class _Form:
+    """x * gamma * root - mean * gamma * root + beta."""
+
+    x: Tensor
+    root: Root
+    mean: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+def normalisation(view: View, node: Node) -> Node | None:
+    """A normalisation that ends at this node, with its variables as they were."""
+    if node.op not in _ENDS:
+        return None
+    form = _form(view, Tensor(node.key))
+    if form is None:
+        return None
+    inside = form.root.inside
+    parameters = {"epsilon": form.root.epsilon, "scale": form.gamma is not None, "center": form.beta is not None}
+    extra = tuple(t for t in (form.gamma, form.beta) if t is not None)
+    if view.leaf(inside) is not None:
+        if form.mean is None or view.leaf(form.mean) is None or not _grows(view, node, form):
+            return None
+        return made(node, "batch_norm", (form.x, *extra, form.mean, inside), parameters)
+    axes = _variance_axes(view, inside, form)
+    if axes is None or not _grows(view, node, form):
+        return None
+    op = "rms_norm" if form.mean is None else "moments_norm"
+    return made(node, op, (form.x, *extra), {**parameters, "axes": axes})
+
+
+def _form(view: View, end: Tensor) -> _Form | None:
+    polynomial = expand(view, end)
+    if polynomial is None or not 1 <= len(polynomial) <= 3:
+        return None
+    roots = {f for factors in polynomial for f in factors if isinstance(f, Root)}
+    if len(roots) != 1:
+        return None
+    root = next(iter(roots))
+    x = mean = gamma = beta = None
+    rooted = {f: n for f, n in polynomial.items() if root in f}
+    for factors, number in polynomial.items():
+        if factors not in rooted:
+            if len(factors) != 1 or number != 1.0 or not _is_leaf(view, factors[0]):
+                return None
+            beta = factors[0]
+    shared: set[Factor] | None = None
+    for factors, number in rooted.items():
+        rest = [f for f in factors if f != root]
+        if len(rest) != len(factors) - 1 or not 1 <= len(rest) <= 2:
+            return None
+        shared = set(rest) if shared is None else shared & set(rest)
+        if number == 1.0:
+            data = [f for f in rest if not _is_leaf(view, f)]
+            if x is not None or len(data) != 1:
+                return None
+            x = data[0]
+            gamma = next((f for f in rest if f != x), None)
+    for factors, number in rooted.items():
+        if number == -1.0:
+            rest = [f for f in factors if f not in {root, gamma}]
+            if len(rest) != 1 or len(factors) != (2 if gamma is None else 3):
+                return None
+            mean = rest[0]
+        elif number != 1.0:
+            return None
+    tensors = (x, mean, gamma, beta)
+    if not isinstance(x, Tensor) or isinstance(x, Root) or any(isinstance(t, Root) for t in tensors):
+        return None
+    return _Form(x, root, mean, gamma, beta)  # type: ignore[arg-type]
+
+
+def _is_leaf(view: View, factor: Factor) -> bool:
+    return not isinstance(factor, Root) and view.leaf(factor) is not None
+
+
+def _grows(view: View, node: Node, form: _Form) -> bool:
+    """False where what reads this node only adds the shift or scale that belongs to it too."""
+    for key, other in view.nodes.items():
+        if Tensor(node.key) in other.inputs and other.op in _ENDS:
+            longer = _form(view, Tensor(key))
+            if longer is not None and longer.x == form.x and longer.root == form.root:
+                return False
+    return True
+
+
+def _variance_axes(view: View, variance: Tensor, form: _Form) -> tuple[int, ...] | None:
+    """Axes, if `variance` is that of `form.x` about `form.mean` (about zero without one)."""
+    mean = view.made_by(variance, "Mean")
+    if mean is None:
+        return None
+    axes = _axes(view, mean.inputs[1])
+    squares = view.node(mean.inputs[0])
+    if form.mean is None:
+        return axes if squares.op == "Square" and squares.inputs[0] == form.x else None
+    centre = view.made_by(form.mean, "Mean")
+    if centre is None or centre.inputs[0] != form.x or _axes(view, centre.inputs[1]) != axes:
+        return None
+    if squares.op == "SquaredDifference":
+        return axes if set(squares.inputs) == {form.x, form.mean} else None
+    difference = view.node(squares.inputs[0]) if squares.op == "Square" else None
+    return (
+        axes
+        if difference is not None and difference.op == "Sub" and set(difference.inputs) == {form.x, form.mean}
+        else None
+    )
+
+
+def _axes(view: View, tensor: Tensor) -> tuple[int, ...] | None:
+    array = view.array(tensor)
+    return None if array is None else tuple(int(a) for a in np.atleast_1d(array))
+
+
+def fused_batch_norm(view: View, node: Node) -> Node | None:
+    """TensorFlow's own operation, as Keras 2 uses it; a scale of ones and a shift of zeros were none."""
+    if not node.op.startswith("FusedBatchNorm") or node.attrs.get("is_training", True) or len(node.inputs) != 5:
+        return None
+    x, gamma, beta, mean, variance = (view.leaf(t) or t if i else t for i, t in enumerate(node.inputs))
+    scale = not _all(view, gamma, 1.0)
+    center = not _all(view, beta, 0.0)
+    extra = ((gamma,) if scale else ()) + ((beta,) if center else ())
+    epsilon = float(node.attrs.get("epsilon") or 1e-4)
+    return made(node, "batch_norm", (x, *extra, mean, variance), {"epsilon": epsilon, "scale": scale, "center": center})
+
+
+def _all(view: View, tensor: Tensor, value: float) -> bool:
+    array = view.array(tensor)
+    return array is not None and bool((array == value).all())
+
+
+def fused_layer_norm(view: View, node: Node) -> Node | None:
+    """Layer normalisation as Keras 2 computes it: by the batch normalisation of a reshaped tensor, in training mode."""
+    if node.op != "Reshape":
+        return None
+    fused = view.made_by(node.inputs[0], "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+    flat = view.made_by(fused.inputs[0], "Reshape") if fused is not None else None
+    if fused is None or flat is None or not fused.attrs.get("is_training", True):
+        return None
+    sizes = _sizes(view, flat.inputs[1])
+    unit = all(
+        view.node(t).op == "Fill" and view.is_number(view.node(t).inputs[1], v) for t, v in _scale_and_shift(fused)
+    )
+    if sizes is None or len(sizes) != 4 or (sizes[0], sizes[3]) != (1, 1) or not unit:
+        return None
+    epsilon = float(fused.attrs.get("epsilon") or 1e-4)
+    attrs = {"epsilon": epsilon, "scale": False, "center": False, "axes": (-1,)}
+    return made(node, "moments_norm", (flat.inputs[0],), attrs)
+
+
+def _scale_and_shift(fused: Node) -> Iterable[tuple[Tensor, float]]:
+    return zip(fused.inputs[1:3], (1.0, 0.0), strict=True)
+
+
+def with_scale(view: View, node: Node) -> Node | None:
+    """A scale or a shift after a normalisation that has none yet."""
+    if node.op not in {"Add", "AddV2", "Mul"}:
+        return None
+    part = "scale" if node.op == "Mul" else "center"
+    for x, other in view.pairs(node):
+        norm, leaf = view.made_by(x, "moments_norm"), view.per_channel(other)
+        if norm is not None and leaf is not None and view.once(x) and not norm.attrs["center"] and not norm.attrs[part]:
+            return made(node, norm.op, (*norm.inputs, leaf), {**norm.attrs, part: True}, norm.name)
+    return None
+
+
+def weighted_mean(view: View, node: Node) -> Node | None:
+    """A mean in which every number has the weight one, as Keras 2's GroupNormalization computes it -> `Mean`."""
+    if node.op != "DivNoNan":
+        return None
+    total, weights = (view.made_by(t, "Sum") for t in node.inputs)
+    product = view.made_by(total.inputs[0], "Mul") if total is not None else None
+    if total is None or weights is None or product is None or not _all_ones(view, weights.inputs[0]):
+        return None
+    axes = view.array(total.inputs[1])
+    if axes is None or not np.array_equal(axes, view.array(weights.inputs[1])):  # type: ignore[arg-type]
+        return None
+    for ones, x in view.pairs(product):
+        if _all_ones(view, ones):
+            return made(node, "Mean", (x, total.inputs[1]), {"keep_dims": bool(total.attrs.get("keep_dims"))})
+    return None
+
+
+def _all_ones(view: View, tensor: Tensor) -> bool:
+    """Ones in the shape of something: reshaped, or with zeros added."""
+    for first, second in view.pairs(view.made_by(tensor, "Add", "AddV2")):
+        if view.made_by(second, "ZerosLike"):
+            return _all_ones(view, first)
+    while view.made_by(tensor, "Reshape"):
+        tensor = view.node(tensor).inputs[0]
+    return view.node(tensor).op == "OnesLike"
+
+
+def group_norm(view: View, node: Node) -> Node | None:
+    """Moments over part of the axes of a tensor split into groups, between two reshapes."""
+    if node.op != "Reshape":
+        return None
+    inner = view.made_by(node.inputs[0], "moments_norm")
+    split = view.made_by(inner.inputs[0], "Reshape") if inner is not None else None
+    if inner is None or split is None or len(inner.attrs["axes"]) < 2:
+        return None
+    groups = _sizes(view, split.inputs[1])
+    if groups is None or len(groups) < 3 or groups[-2] is None:
+        return None
+    if sorted(a % len(groups) for a in inner.attrs["axes"]) != [*range(1, len(groups) - 2), len(groups) - 1]:
+        return None
+    attrs = {k: inner.attrs[k] for k in ("epsilon", "scale", "center")}
+    return made(node, "group_norm", (split.inputs[0], *inner.inputs[1:]), {**attrs, "groups": groups[-2]}, inner.name)
+
+
+def _sizes(view: View, tensor: Tensor) -> list[int | None] | None:
+    """The entries of a shape, None for those that are computed."""
+    array = view.array(tensor)
+    if array is not None:
+        return [int(n) for n in np.atleast_1d(array)]
+    node = view.node(tensor)
+    if node.op == "Pack":
+        numbers = [view.scalar(t) for t in node.inputs]
+        return [None if n is None else int(n) for n in numbers]
+    return None
+
+
+def rescale(view: View, node: Node) -> Node | None:
+    """`x * a + b` with constants a and b, each a number or one number a channel."""
+    if node.op not in {"Add", "AddV2", "BiasAdd", "Div", "Mul", "Neg", "RealDiv", "Sub"}:
+        return None
+    a: np.ndarray = np.float32(1)  # type: ignore[assignment]
+    b: np.ndarray = np.float32(0)  # type: ignore[assignment]
+    if node.op == "Neg":
+        x, a = node.inputs[0], np.float32(-1)  # type: ignore[assignment]
+    else:
+        left, right = (_per_channel(view, t) for t in node.inputs)
+        if (left is None) == (right is None):
+            return None
+        constant = left if left is not None else right
+        assert constant is not None  # noqa: S101 - one of both is there, as just seen
+        x = node.inputs[1] if left is not None else node.inputs[0]
+        if node.op == "Mul":
+            a = constant
+        elif node.op in {"Div", "RealDiv"}:
+            if left is not None or not np.all(constant):
+                return None
+            a = 1 / constant
+        elif node.op == "Sub":
+            a, b = (np.float32(-1), constant) if left is not None else (a, -constant)  # type: ignore[assignment]
+        else:
+            b = constant
+    cast = view.made_by(x, "Cast")
+    if cast is not None and cast.attrs.get("DstT") == "float32":
+        x = cast.inputs[0]  # the layer casts by itself
+    before = view.node(x)
+    if before.op == "rescale" and view.once(x) and scope(before.name) == scope(node.name):
+        x, a, b = before.inputs[0], before.attrs["scale"] * a, before.attrs["offset"] * a + b
+    return made(node, "rescale", (x,), {"scale": np.asarray(a, np.float32), "offset": np.asarray(b, np.float32)})
+
+
+def _per_channel(view: View, tensor: Tensor) -> np.ndarray | None:
+    """A floating constant that is one number, or one along the last axis."""
+    array = view.array(tensor)
+    if array is None or array.dtype.kind != "f" or any(n != 1 for n in array.shape[:-1]):
+        return None
+    return array.reshape(-1) if array.size > 1 else array.reshape(())
+
+
+def channelwise(view: View, node: Node) -> Node | None:
+    """What is left: scaling or shifting channels by a variable -> `channelwise`, a trainable scale and shift."""
+    if node.op not in {"Add", "AddV2", "BiasAdd", "Mul", "Sub"}:
+        return None
+    left, right = (view.per_channel(t) for t in node.inputs)
+    if left is not None or right is None:
+        if left is None or right is not None or node.op == "Sub":
+            return None
+        x, leaf = node.inputs[1], left
+    else:
+        x, leaf = node.inputs[0], right
+    if view.array(leaf) is not None:
+        return None
+    return made(node, "channelwise", (x, leaf), {"kind": {"Mul": "scale", "Sub": "minus"}.get(node.op, "shift")})

@@ -1,0 +1,247 @@
+"""Protobuf messages of a SavedModel -> `Graph`.
+
+The messages come from strangers. Nothing here looks anything up by import or runs anything; depths and counts are bounded,
+so that a small file cannot unfold into a large one (a function that calls itself, functions that double at each level).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
+from kerasseg.checkpoints.savedmodel.messages import FLOATS, attribute
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = ["CALLS", "MAX_NODES", "PASSED", "Body", "Program"]
+
+MAX_NODES = 100_000
+"""Nodes in an unfolded graph; a U-Net++ on EfficientNet has about 10,000."""
+
+MAX_DEPTH = 64
+"""Calls within calls; Keras writes about five."""
+
+CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+"""Operations that only call a function of the library."""
+
+PASSED = frozenset(
+    {
+        "CheckNumerics",
+        "DisableCopyOnRead",
+        "Identity",
+        "PlaceholderWithDefault",
+        "PreventGradient",
+        "ReadVariableOp",
+        "Snapshot",
+        "StopGradient",
+    }
+)
+"""Operations that hand their first input on; a graph without them means the same to a rebuilt network."""
+
+# Operations with several named outputs; for all others, `node:anything:2` is output 2.
+_BATCH_NORM = ("y", "batch_mean", "batch_variance", "reserve_space_1", "reserve_space_2", "reserve_space_3")
+_OUTPUTS: Mapping[str, Sequence[str]] = dict.fromkeys(
+    ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"), _BATCH_NORM
+)
+
+
+@dataclass(frozen=True)
+class Body:
+    """The nodes of a function, or of the main graph, and how their inputs are spelled.
+
+    Attributes:
+        name: The function; empty for the main graph.
+        nodes: `NodeDef` messages by name.
+        arguments: Argument -> position.
+    """
+
+    name: str
+    nodes: Mapping[str, Any]
+    arguments: Mapping[str, int] = field(default_factory=dict)
+
+    def place(self, name: str) -> str:
+        """A node, for a message."""
+        return f"{name!r} in function {self.name!r}" if self.name else f"{name!r} in the main graph"
+
+    def parse(self, text: str) -> tuple[str, int]:
+        """`node:arg:1`, `node:1` or `argument` -> node or argument, output."""
+        name, _, rest = text.partition(":")
+        if name not in self.nodes and name not in self.arguments:
+            raise CheckpointError(f"the graph is damaged: it has no {self.place(name)}")
+        argument, _, index = rest.rpartition(":")
+        number = int(index or 0) if (index or "0").isdecimal() and len(index) < 6 else -1
+        if argument and name in self.nodes and self.nodes[name].op in _OUTPUTS:
+            names = _OUTPUTS[self.nodes[name].op]
+            number = names.index(argument) + number if argument in names else -1
+        if number < 0:
+            raise CheckpointError(f"the graph is damaged: {self.place(name)} has no output {text!r}")
+        return name, number
+
+    def inputs(self, name: str) -> list[tuple[str, int]]:
+        """What a node reads, without control inputs."""
+        return [self.parse(i) for i in self.nodes[name].input if not i.startswith("^")]
+
+    def order(self, roots: Iterable[str]) -> list[str]:
+        """The nodes that the roots need, each after its inputs."""
+        done: dict[str, bool] = {}  # False while its inputs are being visited
+        order: list[str] = []
+        stack = [(root, False) for root in roots]
+        while stack:
+            name, finished = stack.pop()
+            if finished:
+                done[name] = True
+                order.append(name)
+            elif name in self.arguments:
+                continue
+            elif name not in done:
+                done[name] = False
+                stack.append((name, True))
+                stack.extend((n, False) for n, _ in self.inputs(name) if not done.get(n, False))
+            elif not done[name]:
+                raise CheckpointError(f"the graph is damaged: it runs in a circle at {self.place(name)}")
+        return order
+
+
+# What became of a node: the key of its copy, or the tensors that stand for its outputs.
+_Copies = dict[str, "str | list[Tensor]"]
+
+
+class Program:
+    """One MetaGraph, of which signatures are unfolded into graphs.
+
+    Args:
+        meta_graph: A `MetaGraphDef` message.
+
+    Raises:
+        CheckpointError: Two nodes or functions have one name.
+    """
+
+    def __init__(self, meta_graph: Any) -> None:
+        definition = meta_graph.graph_def
+        self.main = Body("", {n.name: n for n in definition.node})
+        self._functions = {f.signature.name: f for f in definition.library.function}
+        if len(self.main.nodes) != len(definition.node) or len(self._functions) != len(definition.library.function):
+            raise CheckpointError("the graph is damaged: two of its nodes or functions have one name")
+        self._bodies: dict[str, Body] = {}
+
+    @property
+    def functions(self) -> Collection[str]:
+        """Names of all functions of the library."""
+        return self._functions.keys()
+
+    def body(self, function: str) -> Body:
+        """A function of the library."""
+        if function not in self._bodies:
+            if function not in self._functions:
+                raise CheckpointError(f"the graph is damaged: it calls function {function!r}, which it does not hold")
+            message = self._functions[function]
+            nodes = {n.name: n for n in message.node_def}
+            arguments = {a.name: i for i, a in enumerate(message.signature.input_arg)}
+            if len(nodes) != len(message.node_def) or arguments.keys() & nodes:
+                raise CheckpointError(f"the graph is damaged: two nodes of function {function!r} have one name")
+            self._bodies[function] = Body(function, nodes, arguments)
+        return self._bodies[function]
+
+    def callee(self, node: Any) -> str | None:
+        """The function that a node calls and stands for, if it is a plain call."""
+        if node.op in CALLS:
+            return str(node.attr["f"].func.name)
+        return str(node.op) if node.op in self._functions else None
+
+    def returns(self, function: str) -> list[tuple[str, int]]:
+        """What a function gives back: nodes or arguments with their output."""
+        message, body = self._functions[function], self.body(function)
+        missing = [o.name for o in message.signature.output_arg if o.name not in message.ret]
+        if missing:
+            raise CheckpointError(f"the graph is damaged: function {function!r} does not return {missing[0]!r}")
+        return [body.parse(message.ret[o.name]) for o in message.signature.output_arg]
+
+    def unfold(self, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Graph:
+        """The graph between named tensors of the main graph, with calls replaced by what they call.
+
+        Values pass straight through operations such as `Identity`, reading a variable, and casts from one floating type
+        to another: everything is rebuilt in float32.
+
+        Args:
+            inputs: Name -> tensor of a placeholder, as in a signature (`serving_default_x:0`).
+            outputs: Name -> tensor.
+
+        Raises:
+            CheckpointError: The graph is damaged, refers to itself, or unfolds beyond `MAX_NODES`.
+        """
+        starts = {name: self.main.parse(text)[0] for name, text in inputs.items()}
+        for name, key in starts.items():
+            if not self.main.nodes[key].op.startswith("Placeholder"):
+                raise CheckpointError(
+                    f"input {name!r} of the signature is {self.main.nodes[key].op}, not a placeholder"
+                )
+        unfolding = _Unfolding(self, frozenset(starts.values()))
+        wanted = [self.main.parse(text) for text in outputs.values()]
+        found = unfolding.inline(self.main, [*((k, 0) for k in starts.values()), *wanted], [], "", ())
+        return Graph(unfolding.nodes, starts, dict(zip(outputs, found[len(starts) :], strict=True))).live()
+
+
+class _Unfolding:
+    """One graph in the making."""
+
+    def __init__(self, program: Program, starts: frozenset[str]) -> None:
+        self.program = program
+        self.starts = starts
+        self.nodes: dict[str, Node] = {}
+        self.visited = 0
+
+    def inline(
+        self,
+        body: Body,
+        wanted: Sequence[tuple[str, int]],
+        arguments: Sequence[Tensor],
+        prefix: str,
+        stack: tuple[str, ...],
+    ) -> list[Tensor]:
+        """Copy what `wanted` needs of a body into the graph; return where it lies there."""
+        copies: _Copies = {}
+
+        def pick(name: str, output: int) -> Tensor:
+            if name in body.arguments:
+                return arguments[body.arguments[name]]
+            made = copies[name]
+            if isinstance(made, str):
+                return Tensor(made, output)
+            if output >= len(made):
+                raise CheckpointError(f"the graph is damaged: {body.place(name)} has no output {output}")
+            return made[output]
+
+        for name in body.order(n for n, _ in wanted):
+            self.visited += 1
+            if self.visited > MAX_NODES:
+                raise CheckpointError("the graph is too large", found=f"more than {MAX_NODES:,} operations")
+            inputs = [pick(*i) for i in body.inputs(name)]
+            copies[name] = self._copy(body, name, inputs, prefix, stack)
+        return [pick(*w) for w in wanted]
+
+    def _copy(
+        self, body: Body, name: str, inputs: list[Tensor], prefix: str, stack: tuple[str, ...]
+    ) -> str | list[Tensor]:
+        message = body.nodes[name]
+        function = self.program.callee(message)
+        if function is not None:
+            if function in stack or len(stack) >= MAX_DEPTH:
+                raise CheckpointError(f"the graph is damaged: function {function!r} calls itself at {body.place(name)}")
+            callee = self.program.body(function)
+            if len(inputs) != len(callee.arguments):
+                raise CheckpointError(
+                    f"the graph is damaged: {body.place(name)} calls {function!r} with other arguments"
+                )
+            return self.inline(callee, self.program.returns(function), inputs, f"{prefix}{name}/", (*stack, function))
+        if message.op in PASSED and inputs and not (not body.name and name in self.starts):
+            return inputs[:1]
+        if message.op == "IdentityN":
+            return inputs
+        where = body.place(name)
+        attrs = {k: attribute(v, where) for k, v in message.attr.items() if not k.startswith("_")}
+        if message.op == "Cast" and {attrs.get("SrcT"), attrs.get("DstT")} <= FLOATS and inputs:
+            return inputs[:1]
+        key = f"{prefix}{name}"
+        self.nodes[key] = Node(key, message.op, tuple(inputs), attrs, name, where, message)
+        return key

@@ -1,0 +1,243 @@
+"""Nodes with weights -> Keras layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasseg.checkpoints.savedmodel.arithmetic import Dim
+from kerasseg.checkpoints.savedmodel.graph import Node
+from kerasseg.checkpoints.savedmodel.rebuild import Builder, refuse
+
+__all__ = ["WEIGHTED"]
+
+_L = keras.layers
+
+
+def _window(node: Node, name: str) -> tuple[int, int]:
+    """Height and width of an attribute that has one entry for each axis."""
+    if (node.attrs.get("data_format") or "NHWC") != "NHWC":
+        raise refuse(node, "its channels come first", remedy="Save the model with channels last")
+    four = node.attrs.get(name) or (1, 1, 1, 1)
+    if len(four) != 4 or four[0] != 1 or four[3] != 1:
+        raise refuse(node, f"its {name} are {four}")
+    return int(four[1]), int(four[2])
+
+
+def _padding(node: Node) -> str:
+    padding = str(node.attrs.get("padding", "")).lower()
+    if padding not in {"same", "valid"}:
+        raise refuse(node, f"its padding is {padding!r}")
+    return padding
+
+
+def _common(node: Node) -> dict[str, Any]:
+    return {"use_bias": bool(node.attrs.get("bias")), "activation": node.attrs.get("activation")}
+
+
+def _weights(node: Node, *names: str, first: int = 1) -> dict[str, Any]:
+    """Attribute -> tensor, for a kernel or several and a bias if there is one."""
+    inputs = node.inputs[first:]
+    wanted = (*names, "bias") if node.attrs.get("bias") else names
+    if len(inputs) != len(wanted):
+        raise refuse(node, f"it has {len(inputs)} weights, not {len(wanted)}")
+    return dict(zip(wanted, inputs, strict=True))
+
+
+def _conv(b: Builder, node: Node) -> Any:
+    x, kernel = b.data(node), b.shape_of(node.inputs[1])
+    if len(kernel) != 4 or len(x.shape) != 4 or not x.shape[-1] or x.shape[-1] % kernel[2]:
+        raise refuse(node, f"a kernel of shape {kernel} on a tensor of shape {x.shape}")
+    return b.layer(
+        node,
+        _L.Conv2D,
+        x,
+        _weights(node, "kernel"),
+        filters=kernel[3],
+        kernel_size=kernel[:2],
+        strides=_window(node, "strides"),
+        dilation_rate=_window(node, "dilations"),
+        padding=_padding(node),
+        groups=x.shape[-1] // kernel[2],
+        **_common(node),
+    )
+
+
+def _depthwise(b: Builder, node: Node) -> Any:
+    kernel = b.shape_of(node.inputs[1])
+    return b.layer(
+        node,
+        _L.DepthwiseConv2D,
+        b.data(node),
+        _weights(node, "kernel"),
+        kernel_size=kernel[:2],
+        depth_multiplier=kernel[3],
+        strides=_window(node, "strides"),
+        dilation_rate=_window(node, "dilations"),
+        padding=_padding(node),
+        **_common(node),
+    )
+
+
+def _separable(b: Builder, node: Node) -> Any:
+    depth, point = b.shape_of(node.inputs[1]), b.shape_of(node.inputs[2])
+    return b.layer(
+        node,
+        _L.SeparableConv2D,
+        b.data(node),
+        _weights(node, "depthwise_kernel", "pointwise_kernel"),
+        filters=point[3],
+        kernel_size=depth[:2],
+        depth_multiplier=depth[3],
+        strides=_window(node, "strides"),
+        dilation_rate=_window(node, "dilations"),
+        padding=_padding(node),
+        **_common(node),
+    )
+
+
+def _transposed(b: Builder, node: Node) -> Any:
+    x, kernel = b.data(node, 2), b.shape_of(node.inputs[1])
+    strides, padding = _window(node, "strides"), _padding(node)
+    if _window(node, "dilations") != (1, 1):
+        raise refuse(node, "it is dilated")
+    sizes = np.atleast_1d(b.array(node, 0))
+    if len(kernel) != 4 or sizes.shape != (4,) or kernel[3] != x.shape[-1]:
+        raise refuse(node, f"a kernel of shape {kernel} on a tensor of shape {x.shape}")
+    extra = [_extra(node, x, axis, sizes[axis], strides[axis - 1]) for axis in (1, 2)]
+    usual = [max(k - s, 0) if padding == "valid" else 0 for k, s in zip(kernel, strides, strict=False)]
+    base = [(k - 2 * (k // 2) if padding == "same" else k) - s for k, s in zip(kernel, strides, strict=False)]
+    return b.layer(
+        node,
+        _L.Conv2DTranspose,
+        x,
+        _weights(node, "kernel", first=1) if len(node.inputs) == 2 else _transposed_weights(node),
+        filters=kernel[2],
+        kernel_size=kernel[:2],
+        strides=strides,
+        padding=padding,
+        output_padding=None if extra == usual else tuple(e - o for e, o in zip(extra, base, strict=True)),
+        **_common(node),
+    )
+
+
+def _transposed_weights(node: Node) -> dict[str, Any]:
+    weights = {"kernel": node.inputs[1]}
+    return {**weights, "bias": node.inputs[3]} if node.attrs.get("bias") else weights
+
+
+def _extra(node: Node, x: Any, axis: int, size: Any, stride: int) -> int:
+    """How much larger the output is than input times stride."""
+    if isinstance(size, Dim):
+        if size.source != str(id(x)):
+            return 0  # the size of a skip, which is the usual one where sizes halve evenly; the comparison tells
+        if size.axis != axis or size.factor != stride:
+            raise refuse(node, "its output's size has no fixed relation to its input's")
+        return size.offset
+    if x.shape[axis] is None:
+        raise refuse(node, "its output's size is fixed while its input's is not")
+    return int(size) - int(x.shape[axis]) * stride
+
+
+def _dense(b: Builder, node: Node) -> Any:
+    kernel = b.shape_of(node.inputs[1])
+    if len(kernel) != 2 or node.attrs.get("transpose_a") or node.attrs.get("transpose_b"):
+        raise refuse(node, f"a matrix of shape {kernel}, perhaps transposed")
+    return b.layer(node, _L.Dense, b.data(node), _weights(node, "kernel"), units=kernel[1], **_common(node))
+
+
+def _einsum(b: Builder, node: Node) -> Any:
+    left, _, right = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
+    x, _, kernel = left.partition(",")
+    if len(kernel) != 2 or x[-1:] != kernel[0] or right != x[:-1] + kernel[1] or len(set(x + kernel)) != len(x) + 1:
+        raise refuse(node, f"the product {node.attrs.get('equation')!r}")
+    return _dense(b, node)
+
+
+def _norm_weights(node: Node, *more: str) -> dict[str, Any]:
+    wanted = [*(["gamma"] if node.attrs["scale"] else []), *(["beta"] if node.attrs["center"] else []), *more]
+    return dict(zip(wanted, node.inputs[1:], strict=True))
+
+
+def _norm_options(node: Node) -> dict[str, Any]:
+    return {k: node.attrs[k] for k in ("epsilon", "scale", "center")}
+
+
+def _batch_norm(b: Builder, node: Node) -> Any:
+    weights = _norm_weights(node, "moving_mean", "moving_variance")
+    return b.layer(node, _L.BatchNormalization, b.data(node), weights, **_norm_options(node))
+
+
+def _group_norm(b: Builder, node: Node) -> Any:
+    x, groups = b.data(node), int(node.attrs["groups"])
+    if groups == x.shape[-1]:
+        groups = -1  # each channel by itself: instance normalisation
+    return b.layer(node, _L.GroupNormalization, x, _norm_weights(node), groups=groups, **_norm_options(node))
+
+
+def _moments_norm(b: Builder, node: Node) -> Any:
+    x = b.data(node)
+    rank = len(x.shape)
+    axes = sorted(a % rank for a in node.attrs["axes"])
+    if axes == [rank - 1]:
+        return b.layer(node, _L.LayerNormalization, x, _norm_weights(node), **_norm_options(node))
+    if axes in (list(range(1, rank - 1)), list(range(1, rank))):
+        groups = -1 if axes[-1] == rank - 2 else 1
+        return b.layer(node, _L.GroupNormalization, x, _norm_weights(node), groups=groups, **_norm_options(node))
+    raise refuse(node, f"it normalises over the axes {axes} of {rank}")
+
+
+def _rms_norm(b: Builder, node: Node) -> Any:
+    x = b.data(node)
+    if [a % len(x.shape) for a in node.attrs["axes"]] != [len(x.shape) - 1] or node.attrs["center"]:
+        raise refuse(node, f"it normalises over the axes {node.attrs['axes']}")
+    weights = {"scale": node.inputs[1]} if node.attrs["scale"] else {}
+    return b.layer(node, _L.RMSNormalization, x, weights, epsilon=node.attrs["epsilon"])
+
+
+def _prelu(b: Builder, node: Node) -> Any:
+    x, alpha = b.data(node), b.shape_of(node.inputs[1])
+    alpha = (1,) * (len(x.shape) - 1 - len(alpha)) + tuple(alpha[-(len(x.shape) - 1) :])
+    shared = [i + 1 for i, n in enumerate(alpha) if n == 1 and x.shape[i + 1] != 1]
+    return b.layer(node, _L.PReLU, x, {"alpha": node.inputs[1]}, shared_axes=shared or None)
+
+
+def _channelwise(b: Builder, node: Node) -> Any:
+    """A trainable scale or shift of channels: a depthwise convolution of one pixel is the native layer that has both."""
+    x, kind = b.data(node), node.attrs["kind"]
+    if len(x.shape) != 4:
+        raise refuse(node, "a variable scales or shifts what is no image")
+    if kind == "scale":
+        return b.layer(node, _L.DepthwiseConv2D, x, {"kernel": node.inputs[1]}, kernel_size=1, use_bias=False)
+    sign = -1.0 if kind == "minus" else 1.0
+    made: list[Any] = []
+
+    def shift(**config: Any) -> Any:
+        made.append(_L.DepthwiseConv2D(1, depthwise_initializer="ones", **config))
+        return made[0]
+
+    output = b.layer(node, shift, x, {"bias": node.inputs[1]})
+    if made and sign < 0:
+        b.assign(made[0].bias, node.inputs[1], f"{made[0].name}/bias", lambda a: -a)
+    return output
+
+
+WEIGHTED: Mapping[str, Callable[[Builder, Node], Any]] = {
+    "Conv2D": _conv,
+    "Conv2DBackpropInput": _transposed,
+    "DepthwiseConv2dNative": _depthwise,
+    "Einsum": _einsum,
+    "MatMul": _dense,
+    "batch_norm": _batch_norm,
+    "channelwise": _channelwise,
+    "dense": _dense,
+    "group_norm": _group_norm,
+    "moments_norm": _moments_norm,
+    "prelu": _prelu,
+    "rms_norm": _rms_norm,
+    "separable": _separable,
+}
+"""Operation -> the layer with its weights."""

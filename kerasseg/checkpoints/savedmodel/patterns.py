@@ -1,0 +1,137 @@
+"""Words in which patterns are written, and the loop that replaces them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from kerasseg.checkpoints.savedmodel.arithmetic import evaluate
+from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
+
+__all__ = ["LINEAR", "VARIABLES", "View", "fold", "rewrite"]
+
+VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
+"""Operations that stand for a variable's value once reading is passed through."""
+
+LINEAR = frozenset({"Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative", "Einsum", "MatMul", "dense", "separable"})
+"""Operations with a kernel, to which a bias may belong."""
+
+_SHAPING = frozenset({"ExpandDims", "Reshape", "Squeeze"})
+
+
+class View:
+    """A graph as patterns see it. Nodes may be replaced while one looks; keys stay.
+
+    Args:
+        graph: The graph.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes = dict(graph.nodes)
+        self._readers: dict[Tensor, int] = {}
+        for node in graph.nodes.values():
+            for tensor in node.inputs:
+                self._readers[tensor] = self._readers.get(tensor, 0) + 1
+        for tensor in graph.outputs.values():
+            self._readers[tensor] = self._readers.get(tensor, 0) + 1
+
+    def node(self, tensor: Tensor) -> Node:
+        """What makes a tensor."""
+        return self.nodes[tensor.node]
+
+    def once(self, tensor: Tensor) -> bool:
+        """Whether one input alone reads it."""
+        return self._readers.get(tensor, 0) == 1
+
+    def array(self, tensor: Tensor) -> np.ndarray | None:
+        """A constant's value."""
+        node = self.node(tensor)
+        return node.attrs["value"] if node.op == "Const" else None
+
+    def scalar(self, tensor: Tensor) -> float | None:
+        """The value of a constant of one element that broadcasts as a number."""
+        array = self.array(tensor)
+        return float(array.reshape(())) if array is not None and array.ndim == 0 and array.dtype != object else None
+
+    def is_number(self, tensor: Tensor, value: float) -> bool:
+        """Whether a tensor is this number, to float32's precision."""
+        found = self.scalar(tensor)
+        return found is not None and abs(found - value) <= 1e-6 * max(1.0, abs(value))
+
+    def made_by(self, tensor: Tensor, *ops: str) -> Node | None:
+        """The node that makes a tensor if it is one of these operations."""
+        node = self.node(tensor)
+        return node if node.op in ops and tensor.output == 0 else None
+
+    def pairs(self, node: Node | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Both orders of the inputs of an operation in which order does not matter."""
+        if node is not None and len(node.inputs) == 2:
+            yield node.inputs[0], node.inputs[1]
+            yield node.inputs[1], node.inputs[0]
+
+    def leaf(self, tensor: Tensor) -> Tensor | None:
+        """The variable, or the constant with axes, that a tensor is up to its shape."""
+        while self.node(tensor).op in _SHAPING:
+            tensor = self.node(tensor).inputs[0]
+        node = self.node(tensor)
+        if node.op in VARIABLES:
+            return tensor
+        if node.op == "Const" and node.attrs["value"].ndim and node.attrs["value"].dtype.kind == "f":
+            return tensor
+        return None
+
+    def per_channel(self, tensor: Tensor) -> Tensor | None:
+        """The leaf of a tensor if it has one number for each channel and nothing else."""
+        leaf = self.leaf(tensor)
+        if leaf is None:
+            return None
+        array = self.array(leaf)
+        shape = array.shape if array is not None else self.node(leaf).attrs.get("shape")
+        return leaf if shape and all(n == 1 for n in shape[:-1]) else None
+
+
+Pattern = Callable[[View, Node], Node | None]
+
+
+def rewrite(graph: Graph, *patterns: Pattern, everywhere: bool = False) -> Graph:
+    """Replace each node for which a pattern gives another, inputs first, and drop what is no longer read.
+
+    Only nodes that depend on the network's input are looked at, unless `everywhere`: what is computed from weights alone is
+    a number, not a layer.
+    """
+    view = View(graph)
+    data: set[str] = set()
+    for key, node in graph.nodes.items():
+        if node.op.startswith("Placeholder") or any(t.node in data for t in node.inputs):
+            data.add(key)
+        elif not everywhere:
+            continue
+        for pattern in patterns:
+            found = pattern(view, view.nodes[key])
+            if found is not None:
+                view.nodes[key] = found
+    return Graph(view.nodes, graph.inputs, graph.outputs).live()
+
+
+def fold(graph: Graph, wanted: Callable[[np.ndarray], bool]) -> Graph:
+    """Compute what depends on constants alone, where the result is `wanted`."""
+
+    def compute(view: View, node: Node) -> Node | None:
+        arrays = [view.array(t) for t in node.inputs]
+        if node.op == "Const" or not arrays or any(t.output for t in node.inputs):
+            return None
+        known = [a for a in arrays if a is not None]
+        if len(known) < len(arrays):
+            return None
+        results = evaluate(node, known)
+        if results is None or len(results) != 1 or not wanted(results[0]):
+            return None
+        return made(node, "Const", (), {"value": results[0]})
+
+    return rewrite(graph, compute, everywhere=True)
+
+
+def made(node: Node, op: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], name: str | None = None) -> Node:
+    """A node in another's place."""
+    return Node(node.key, op, inputs, dict(attrs), node.name if name is None else name, node.where)

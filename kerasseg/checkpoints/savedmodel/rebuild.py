@@ -1,0 +1,294 @@
+"""A fused graph -> a Keras model, with the weights put in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasseg.checkpoints.savedmodel.arithmetic import Dim, evaluate
+from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor, scope
+from kerasseg.checkpoints.savedmodel.names import Names
+from kerasseg.checkpoints.savedmodel.patterns import LINEAR, VARIABLES
+from kerasseg.checkpoints.savedmodel.variables import Variable
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = ["Builder", "Rebuilt", "refuse"]
+
+MAX_ELEMENTS = 1 << 27
+"""Elements of one tensor of one slice (half a gigabyte in float32)."""
+
+_SOURCES = frozenset({"Const", "Placeholder", "PlaceholderWithDefault"}) | VARIABLES
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A model and how it came about.
+
+    Attributes:
+        model: Native Keras layers.
+        tensors: Node's key -> the symbolic tensor that stands for its first output.
+        notes: What is not as it was, in words.
+        used: Keys of the variables that found a place.
+        steps: Node's key -> the tensors of data it was computed from, for checking one step at a time.
+    """
+
+    model: keras.Model
+    tensors: Mapping[str, Any]
+    notes: tuple[str, ...]
+    used: frozenset[str]
+    steps: Mapping[str, tuple[Tensor, ...]]
+    values: Mapping[Tensor, Any] = field(repr=False)
+
+    def step(self, key: str) -> keras.Model:
+        """The part of the model between the inputs of one step and its output."""
+        return keras.Model([self.values[t] for t in self.steps[key]], self.tensors[key])
+
+
+class Weight:
+    """The mark for values that depend on variables alone."""
+
+
+WEIGHT = Weight()
+
+
+def refuse(node: Node, why: str, **details: Any) -> CheckpointError:
+    """The error for a node that has no Keras layer."""
+    return CheckpointError(f"{node.op} at {node.where} cannot be rebuilt as a Keras layer: {why}", **details)
+
+
+@dataclass
+class Builder:
+    """One model in the making.
+
+    Attributes:
+        graph: What `fuse` returned.
+        variables: Node's key -> which variable it is.
+        load: Key in the variables file -> its value.
+        handlers: Operation -> function that calls Keras; see `kerasseg.checkpoints.savedmodel.layers`.
+    """
+
+    graph: Graph
+    variables: Mapping[str, Variable]
+    load: Callable[[str], np.ndarray]
+    handlers: Mapping[str, Callable[[Builder, Node], Any]]
+    values: dict[Tensor, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _layers: dict[Tensor, tuple[Any, Any]] = field(default_factory=dict)
+    _pending: dict[int, tuple[Any, Callable[[], np.ndarray], str]] = field(default_factory=dict)
+    _used: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        scopes = []
+        for node in self.graph.nodes.values():
+            prefix = next((v.prefix for t in node.inputs if (v := self.variables.get(t.node)) is not None), "")
+            if prefix and scope(node.name) and node.op in LINEAR:  # others write in scopes within their own
+                scopes.append((scope(node.name), prefix))
+        self.names = Names((v.prefix for k, v in self.variables.items() if k in self.graph.nodes), scopes)
+
+    def build(self, inputs: Mapping[str, Any], outputs: Sequence[str], name: str, *, named: bool = False) -> Rebuilt:
+        """Build the model.
+
+        Args:
+            inputs: Signature name -> `keras.Input` tensor.
+            outputs: Signature names in the order in which the model shall return them.
+            name: The model's name.
+            named: Whether several outputs are returned by name.
+
+        Raises:
+            CheckpointError: An operation has no Keras layer, or a weight does not fit.
+        """
+        for key, tensor in inputs.items():
+            self.values[Tensor(self.graph.inputs[key])] = tensor
+        for node in self.graph.nodes.values():
+            self._visit(node)
+        results = []
+        for key in outputs:
+            value = self.value(self.graph.outputs[key])
+            if not isinstance(value, keras.KerasTensor):
+                raise CheckpointError(f"output {key!r} of the signature does not depend on its input")
+            results.append(value)
+        loose = sum(n.op == "channelwise" for n in self.graph.nodes.values())
+        if loose:
+            self.notes.append(
+                f"variables that scaled or shifted channels are depthwise convolutions of 1x1 now ({loose})"
+            )
+        args = next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs)
+        gives: Any = dict(zip(outputs, results, strict=True)) if named else results
+        model = keras.Model(args, results[0] if len(results) == 1 else gives, name=name)
+        for variable, value, where in self._pending.values():
+            _assign(variable, value(), where)
+        tensors = {t.node: v for t, v in self.values.items() if t.output == 0 and isinstance(v, keras.KerasTensor)}
+        steps = {
+            key: sources
+            for key in tensors
+            if (sources := tuple(dict.fromkeys(t for t in self.graph.nodes[key].inputs if self._is_data(t))))
+        }
+        values = {t: v for t, v in self.values.items() if isinstance(v, keras.KerasTensor)}
+        return Rebuilt(model, tensors, tuple(self.notes), frozenset(self._used), steps, values)
+
+    def _is_data(self, tensor: Tensor) -> bool:
+        return isinstance(self.values[tensor], keras.KerasTensor)
+
+    def _visit(self, node: Node) -> None:
+        here = Tensor(node.key)
+        if here in self.values:
+            return
+        if node.op in VARIABLES:
+            self.values[here] = WEIGHT
+        elif node.op == "Const":
+            self.values[here] = node.attrs["value"]
+        elif node.op in _SOURCES:
+            raise refuse(node, "it is no input of the signature")
+        else:
+            values = [self.value(t) for t in node.inputs]
+            if node.inputs and not any(isinstance(v, keras.KerasTensor) for v in values):
+                arrays = None if any(v is WEIGHT for v in values) else evaluate(node, values)
+                results: Any = arrays if arrays is not None else [WEIGHT]
+            else:
+                handler = self.handlers.get(node.op)
+                if handler is None:
+                    raise refuse(node, "there is no such layer")
+                results = self._handle(handler, node)
+            for i, result in enumerate(results if isinstance(results, list) else [results]):
+                self._bound(node, result)
+                self.values[Tensor(node.key, i)] = result
+
+    def _handle(self, handler: Callable[[Builder, Node], Any], node: Node) -> Any:
+        try:
+            return handler(self, node)
+        except CheckpointError:
+            raise
+        except Exception as error:  # Keras refuses in many ways what a damaged graph may ask for
+            line = str(error).strip().splitlines() or [type(error).__name__]
+            raise refuse(node, f"Keras says {line[0]}") from error
+
+    def _bound(self, node: Node, result: Any) -> None:
+        if isinstance(result, keras.KerasTensor):
+            size = math.prod(n for n in result.shape[1:] if n is not None)
+            if size > MAX_ELEMENTS:
+                raise refuse(node, "its output is absurdly large", found=f"{result.shape}")
+
+    def value(self, tensor: Tensor) -> Any:
+        """A symbolic tensor, an array (of sizes perhaps), or `WEIGHT`."""
+        if tensor not in self.values:
+            raise refuse(self.graph[tensor], f"its output {tensor.output} is not known")
+        return self.values[tensor]
+
+    def data(self, node: Node, place: int = 0) -> Any:
+        """An input that must be data."""
+        value = self.value(node.inputs[place])
+        if value is WEIGHT:
+            names = sorted(self.variables[k].name for k in self._variables_of(node.inputs[place]))
+            raise refuse(node, f"the variable {', '.join(names)!r} stands where data is expected")
+        return value
+
+    def array(self, node: Node, place: int) -> np.ndarray:
+        """An input that must be known, perhaps but for sizes that are `Dim`s."""
+        value = self.value(node.inputs[place])
+        if not isinstance(value, np.ndarray):
+            raise refuse(node, f"its input {place} is computed while it runs")
+        return value
+
+    def integers(self, node: Node, place: int) -> tuple[int, ...]:
+        """An input that must be known integers."""
+        array = np.atleast_1d(self.array(node, place))
+        if any(isinstance(n, Dim) for n in array.flat):
+            raise refuse(node, f"its input {place} depends on the size of the image")
+        return tuple(int(n) for n in array.flat)
+
+    def layer(
+        self,
+        node: Node,
+        kind: Callable[..., Any],
+        inputs: Any,
+        weights: Mapping[str, Tensor] | None = None,
+        **config: Any,
+    ) -> Any:
+        """Make a layer, or take the one that these weights already have, and call it.
+
+        Args:
+            node: What it stands for.
+            kind: The layer's class.
+            inputs: Symbolic tensor or list of them.
+            weights: Attribute of the layer -> tensor that holds its value.
+            config: Arguments of the class.
+        """
+        weights = weights or {}
+        first = next(iter(weights.values()), None)
+        signature = (kind, tuple(weights.items()), repr(sorted(config.items())))
+        if first is not None and first in self._layers:
+            layer, known = self._layers[first]
+            if known != signature:
+                raise refuse(node, f"its variables also belong to layer {layer.name!r}, which is another")
+            return layer(inputs)
+        layer = kind(name=self._name(node, weights.values()), **config)
+        output = layer(inputs)
+        if first is not None:
+            self._layers[first] = (layer, signature)
+        for attribute, tensor in weights.items():
+            self.assign(getattr(layer, attribute), tensor, f"{layer.name}/{attribute}")
+        return output
+
+    def assign(
+        self, variable: Any, tensor: Tensor, where: str, change: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ) -> None:
+        """Give a layer's variable the value of a tensor, once the model is built."""
+        keys = self._variables_of(tensor)
+        self._used.update(keys)
+        if self.graph[tensor].op not in _SOURCES:
+            names = ", ".join(sorted(self.variables[k].name for k in keys))
+            self.notes.append(f"{where} was computed from {names}; its value is a plain weight now")
+        self._pending[id(variable)] = (variable, lambda: change(self._number(tensor)), where)
+
+    def shape_of(self, tensor: Tensor) -> tuple[int, ...]:
+        """The shape of a weight."""
+        node = self.graph[tensor]
+        if node.op in VARIABLES:
+            return tuple(node.attrs["shape"])
+        return self._number(tensor).shape
+
+    def _name(self, node: Node, weights: Any) -> str:
+        for tensor in weights:
+            for key in sorted(self._variables_of(tensor)):
+                name = self.names.for_variables(self.variables[key].prefix)
+                if name:
+                    return name
+        return self.names.for_node(node.name, node.op.lower())
+
+    def _variables_of(self, tensor: Tensor) -> set[str]:
+        found, stack, seen = set(), [tensor.node], set()
+        while stack:
+            key = stack.pop()
+            if key not in seen:
+                seen.add(key)
+                node = self.graph.nodes[key]
+                if node.op in VARIABLES:
+                    found.add(key)
+                stack.extend(t.node for t in node.inputs)
+        return found
+
+    def _number(self, tensor: Tensor, depth: int = 0) -> np.ndarray:
+        node = self.graph[tensor]
+        if node.op in VARIABLES:
+            return self.load(self.variables[node.key].key)
+        if node.op == "Const":
+            return np.asarray(node.attrs["value"])
+        if depth > 40 or node.op in _SOURCES:
+            raise refuse(node, "a weight depends on it that cannot be computed")
+        results = evaluate(node, [self._number(t, depth + 1) for t in node.inputs])
+        if results is None:
+            raise refuse(node, "a weight depends on it that cannot be computed")
+        return results[tensor.output]
+
+
+def _assign(variable: Any, value: np.ndarray, where: str) -> None:
+    if math.prod(value.shape) != math.prod(variable.shape) or value.dtype.kind not in "fiu":
+        raise CheckpointError(
+            f"the weight {where} does not fit its layer", found=value.shape, expected=tuple(variable.shape)
+        )
+    variable.assign(value.reshape(variable.shape).astype("float32", copy=False))

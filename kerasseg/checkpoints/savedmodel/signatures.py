@@ -1,0 +1,227 @@
+"""What a SavedModel offers: which graph, which signature, who wrote it, which files it wants beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kerasseg.checkpoints.savedmodel.messages import type_name
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = [
+    "NETWORK_SIGNATURE",
+    "Signature",
+    "Slot",
+    "check_assets",
+    "choose_graph",
+    "choose_signature",
+    "frozen_variables",
+    "keras_outputs",
+    "writer_of",
+]
+
+NETWORK_SIGNATURE = "kerasseg_network"
+"""In our own exports: the network alone, where `serving_default` takes stored slices and gives masks."""
+
+_PREFERRED = (NETWORK_SIGNATURE, "serving_default", "serve")
+_MAX_METADATA = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One input or output.
+
+    Attributes:
+        tensor: Its name in the main graph, `serving_default_x:0`.
+        dtype: For instance `float32`.
+        shape: With None for sizes that are free; None if even the number of axes is.
+    """
+
+    tensor: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A way to call the network.
+
+    Attributes:
+        name: For instance `serving_default`.
+        inputs: By the name of the argument.
+        outputs: By the name of the result.
+    """
+
+    name: str
+    inputs: Mapping[str, Slot]
+    outputs: Mapping[str, Slot]
+
+
+def choose_graph(saved_model: Any) -> Any:
+    """The MetaGraph for inference.
+
+    Raises:
+        CheckpointError: There is none, or several and none is tagged `serve`.
+    """
+    graphs = list(saved_model.meta_graphs)
+    if not graphs:
+        raise CheckpointError("the SavedModel is empty: it holds no graph")
+    for tags in ({"serve"}, {"serve", "gpu"}, set()):
+        for graph in graphs:
+            if set(graph.meta_info_def.tags) == tags:
+                return graph
+    if len(graphs) == 1:
+        return graphs[0]
+    found = [sorted(g.meta_info_def.tags) for g in graphs]
+    raise CheckpointError(
+        "the SavedModel holds several graphs and none for inference", found=found, expected="['serve']"
+    )
+
+
+def choose_signature(meta_graph: Any) -> Signature:
+    """The signature that serves predictions.
+
+    Raises:
+        CheckpointError: There is none, or several and none has a usual name.
+    """
+    usable = {
+        name: message
+        for name, message in sorted(meta_graph.signature_def.items())
+        if not name.startswith("__") and message.inputs and message.outputs
+    }
+    name = next((n for n in _PREFERRED if n in usable), next(iter(usable)) if len(usable) == 1 else None)
+    if name is None and not usable:
+        raise CheckpointError(
+            "the SavedModel has no signature to call",
+            found="weights without a network, as Keras 2 writes with save_traces=False",
+            remedy="Save the model again with model.export(path), or as a .keras file",
+        )
+    if name is None:
+        raise CheckpointError(
+            "the SavedModel has several signatures",
+            found=", ".join(usable),
+            expected=" or ".join(_PREFERRED[1:]),
+            remedy="Save it with the wanted one alone: signatures={'serving_default': ...}",
+        )
+    message = usable[name]
+    inputs = {k: _slot(name, k, v) for k, v in sorted(message.inputs.items())}
+    outputs = {k: _slot(name, k, v) for k, v in sorted(message.outputs.items(), key=lambda i: _natural(i[0]))}
+    return Signature(name, inputs, outputs)
+
+
+def _slot(signature: str, name: str, info: Any) -> Slot:
+    if info.WhichOneof("encoding") != "name":
+        raise CheckpointError(f"{name!r} of signature {signature!r} is sparse or composite", expected="a plain tensor")
+    shape = info.tensor_shape
+    sizes = None if shape.unknown_rank else tuple(None if d.size < 0 else int(d.size) for d in shape.dim)
+    return Slot(info.name, type_name(info.dtype), sizes)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """`output_10` after `output_9`."""
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", text)]
+
+
+def writer_of(meta_graph: Any, folder: Path) -> str:
+    """Who wrote a SavedModel, for people: `Keras 3 export (TensorFlow 2.21.0)`."""
+    version = meta_graph.meta_info_def.tensorflow_version
+    suffix = f" (TensorFlow {version})" if version else ""
+    objects = meta_graph.object_graph_def.nodes
+    if (folder / "keras_metadata.pb").is_file() or any("tf_keras" in n.user_object.identifier for n in objects):
+        return f"Keras 2 SavedModel{suffix}"
+    if objects and {"_all_variables", "_misc_assets"} & {c.local_name for c in objects[0].children}:
+        return f"Keras 3 export{suffix}"
+    return (
+        f"TensorFlow 1 SavedModel{suffix}"
+        if version.startswith("1.") or not objects
+        else f"TensorFlow SavedModel{suffix}"
+    )
+
+
+def frozen_variables(meta_graph: Any) -> frozenset[str]:
+    """Names of the variables that Keras listed as not trainable, moving statistics among them."""
+    nodes = meta_graph.object_graph_def.nodes
+    lists = {c.local_name: c.node_id for c in nodes[0].children} if nodes else {}
+    if not {"variables", "trainable_variables"} <= lists.keys():
+        return frozenset()
+
+    def members(name: str) -> set[int]:
+        return {c.node_id for c in nodes[lists[name]].children}
+
+    fixed = members("variables") - members("trainable_variables")
+    return frozenset(
+        nodes[i].variable.name.removesuffix(":0") for i in fixed if nodes[i].WhichOneof("kind") == "variable"
+    )
+
+
+def check_assets(meta_graph: Any) -> None:
+    """Refuse assets that point out of their folder. No asset is opened in any case.
+
+    Raises:
+        CheckpointError: Names the asset.
+    """
+    names = [a.filename for a in meta_graph.asset_file_def]
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
+            raise CheckpointError(
+                "an asset of the SavedModel lies outside its folder", found=name, expected="a file name"
+            )
+
+
+def keras_outputs(folder: Path) -> tuple[str, ...]:
+    """The order of a Keras-2 model's outputs, by layer, from `keras_metadata.pb`; empty where it does not say.
+
+    A SavedModel's signature has names for its outputs and no order. The file is searched for the JSON text of the model's
+    configuration, which is read as data: no class or function in it is looked up.
+    """
+    path = folder / "keras_metadata.pb"
+    if not path.is_file() or path.stat().st_size > _MAX_METADATA:
+        return ()
+    for text in _texts(path.read_bytes()):
+        try:
+            config = json.loads(text).get("config") or {}
+            layers = config.get("output_layers")
+            if isinstance(layers, list) and layers:
+                return tuple(str(layer[0]) for layer in layers)
+        except (ValueError, AttributeError, TypeError, IndexError, KeyError, RecursionError):
+            continue
+    return ()
+
+
+def _texts(data: bytes) -> Iterator[bytes]:
+    """Field 5 (`metadata`) of each node of a `SavedMetadata` message."""
+    for number, node in _fields(data):
+        if number == 1:
+            yield from (value for field, value in _fields(node) if field == 5)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The length-delimited fields of a protobuf message; stops where it is damaged."""
+    place = 0
+    while place < len(data):
+        tag, place = _number(data, place)
+        if tag & 7 == 0:
+            _, place = _number(data, place)
+        elif tag & 7 == 2:
+            length, place = _number(data, place)
+            yield tag >> 3, data[place : place + length]
+            place += length
+        else:
+            return
+
+
+def _number(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while place < len(data) and shift < 70:
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        place += 1
+        shift += 7
+        if byte < 0x80:
+            break
+    return value, place

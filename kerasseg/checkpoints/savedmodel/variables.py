@@ -1,0 +1,122 @@
+"""Which variable of a graph has which key in the variables file, and which name people know it by.
+
+The file's restore function says it: `RestoreV2` reads keys, `AssignVariableOp` puts each into a variable. It is read here,
+not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kerasseg.checkpoints.savedmodel.graphdef import PASSED, Body, Program
+from kerasseg.checkpoints.savedmodel.messages import attribute
+
+__all__ = ["Variable", "find_variables"]
+
+_VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
+_ASSIGN = frozenset({"AssignVariableOp", "Assign"})
+_HOPS = 8  # operations that only hand on, one after another; a damaged file may have them run in a circle
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One variable of the main graph.
+
+    Attributes:
+        key: Its key in the variables file.
+        name: The name that its writer gave it, for instance `conv2d_19/kernel`.
+    """
+
+    key: str
+    name: str
+
+    @property
+    def prefix(self) -> str:
+        """The layer's name, perhaps with a path: `conv2d_19`."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def role(self) -> str:
+        """What it is to its layer: `kernel`."""
+        return self.name.rpartition("/")[2]
+
+
+def find_variables(program: Program, names: Mapping[str, str]) -> dict[str, Variable]:
+    """Variables of the main graph by the name of their node.
+
+    Args:
+        program: The graph.
+        names: Key in the variables file -> the variable's name, from the object graph in that file.
+    """
+    found: dict[str, Variable] = {}
+    for node, key in _restored(program):
+        message = program.main.nodes[node]
+        shared = attribute(message.attr["shared_name"], node) or node
+        name = names.get(key) or (shared if key.endswith("VARIABLE_VALUE") else key)
+        found.setdefault(node, Variable(key, name.removesuffix(":0")))
+    for node, variable in _by_name(program, names):
+        found.setdefault(node, variable)
+    return found
+
+
+def _by_name(program: Program, names: Mapping[str, str]) -> Iterator[tuple[str, Variable]]:
+    """Variables that the restore function does not reach, found by the name that graph and file both give them.
+
+    `tf.saved_model.save` of a module that holds a Keras 3 network restores into variables of its own in the main graph
+    (`Variable_33`), beside those that the signature reads (`encoder_1_conv_1/kernel`).
+    """
+    keys: dict[str, list[str]] = {}
+    for key, name in names.items():
+        keys.setdefault(name.removesuffix(":0"), []).append(key)
+    for node, message in program.main.nodes.items():
+        if message.op in _VARIABLES:
+            name = (attribute(message.attr["shared_name"], node) or node).removesuffix(":0")
+            if len(keys.get(name, ())) == 1:  # a name that two variables have tells nothing
+                yield node, Variable(keys[name][0], name)
+
+
+def _restored(program: Program) -> Iterator[tuple[str, str]]:
+    """(variable's node in the main graph, key)."""
+    yield from ((node, key) for node, key in _assigned(program.main) if isinstance(node, str))
+    for name in program.main.nodes:
+        message = program.main.nodes[name]
+        function = program.callee(message)
+        if function is None or function not in program.functions:
+            continue
+        inputs = program.main.inputs(name)
+        for argument, key in _assigned(program.body(function)):
+            if isinstance(argument, int) and argument < len(inputs):
+                node = _through(program.main, inputs[argument][0])
+                if isinstance(node, str) and program.main.nodes[node].op in _VARIABLES:
+                    yield node, key
+
+
+def _assigned(body: Body) -> Iterator[tuple[str | int, str]]:
+    """(variable, key) for each assignment of a restored value in a body; an argument's variable is its position."""
+    keys: dict[str, Any] = {}
+    for message in body.nodes.values():
+        if message.op not in _ASSIGN or len(message.input) < 2:
+            continue
+        (target, _), (value, output) = body.inputs(message.name)[:2]
+        for _ in range(_HOPS):
+            if value in body.nodes and body.nodes[value].op in PASSED | {"Cast"} and body.inputs(value):
+                value, output = body.inputs(value)[0]
+        if value not in body.nodes or body.nodes[value].op != "RestoreV2":
+            continue
+        if value not in keys:
+            constant, _ = body.inputs(value)[1]
+            keys[value] = attribute(body.nodes[constant].attr["value"], constant) if constant in body.nodes else None
+        table = keys[value]
+        variable = _through(body, target)
+        known = isinstance(variable, int) or body.nodes[variable].op in _VARIABLES
+        if table is not None and table.ndim == 1 and output < len(table) and known:
+            yield variable, bytes(table[output]).decode("utf-8", "replace")
+
+
+def _through(body: Body, name: str) -> str | int:
+    for _ in range(_HOPS):
+        if name in body.nodes and body.nodes[name].op in PASSED and body.inputs(name):
+            name = body.inputs(name)[0][0]
+    return body.arguments.get(name, name)

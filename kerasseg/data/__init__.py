@@ -1,0 +1,1 @@
+"""From shards and arrays to augmented batches."""

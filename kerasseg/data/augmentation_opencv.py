@@ -1,0 +1,205 @@
+"""Safe augmentation in OpenCV, for CPUs: the same steps as the reference in `kerasseg.data.augmentation`.
+
+Three things make it fast. Memory is reused (`kerasseg.data.buffers`); results are aligned, so that TensorFlow takes them
+over without a copy; and OpenCV's own threads are kept out, which cost more than they save on pictures of this size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.data.buffers import RecycledArrays, Scratch
+
+__all__ = ["FastAugmenter"]
+
+
+class FastAugmenter:
+    """Applies tables of parameters to batches; may be called from several threads at once."""
+
+    def __init__(self) -> None:
+        self._results = RecycledArrays()
+        # Not one a thread: each call of `tf.data` comes from a thread that Python has not seen, and forgets.
+        self._movers: list[_Mover] = []
+
+    def __call__(
+        self, images: NDArray[Any], masks: NDArray[Any], rows: NDArray[np.float64], channels: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Images (n, height, width, channels) and masks (n, height, width, 1), augmented.
+
+        Args:
+            images: (n, height, width, 1 or 3), whole numbers 0 to 255 or float in [0, 1].
+            masks: (n, height, width, 1), 0 and 1.
+            rows: (n, 4), columns as in `kerasseg.data.augmentation.COLUMNS`.
+            channels: Those of the images, or 3 to repeat grey.
+        """
+        unit = 1.0 if images.dtype.kind == "f" else 1.0 / 255.0
+        whole = images.dtype == np.uint8
+        if images.dtype not in (np.uint8, np.float32):
+            images = images.astype(np.float32)
+        masks = masks.astype(np.uint8, copy=False)
+        out = self._results.take((*images.shape[:3], channels))
+        out_masks = self._results.take((*images.shape[:3], 1))
+        repeated = images.shape[3] < channels
+        with _SINGLE_THREADED, self._mover() as mover:
+            for i, (flip, brightness, contrast, factor) in enumerate(rows.tolist()):
+                zoom = 1.0 if _stays(images.shape[1:3], factor) else factor
+                mover.move_mask(masks[i, ..., 0], bool(flip), zoom, out_masks[i])
+                shaded = mover.scratch.get("shaded", images.shape[1:]) if repeated else out[i]
+                image = images[i, ..., 0] if images.shape[3] == 1 else images[i]
+                laid = _laid(mover.resized(mover.flipped(image, bool(flip)), zoom), shaded, zoom)
+                _shade(laid, contrast, brightness, unit, whole=whole)
+                if repeated:
+                    cv2.cvtColor(shaded, cv2.COLOR_GRAY2RGB, dst=out[i])
+        return out, out_masks
+
+    @contextmanager
+    def _mover(self) -> Iterator[_Mover]:
+        try:
+            mover = self._movers.pop()
+        except IndexError:
+            mover = _Mover()
+        yield mover
+        self._movers.append(mover)
+
+
+class _Mover:
+    """Step 1, through buffers of its own."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+
+    def move_mask(self, mask: NDArray[Any], flip: bool, zoom: float, out: NDArray[np.float32]) -> None:
+        """Step 1 for a mask (height, width) into (height, width, 1); only up to the end of its tumour: the rest is 0."""
+        mask = self.flipped(mask, flip)
+        x, y, width, height = cv2.boundingRect(mask)
+        if not width:
+            out.fill(0.0)
+            return
+        used = mask[: y + height + 1, : x + width + 1]
+        if _stays(used.shape, zoom):
+            used = mask  # OpenCV copies what keeps its size, and the whole may not
+        laid = _laid(self.resized(used, zoom), out, zoom)
+        laid.surround(0.0)
+        if laid.part.size:
+            cv2.threshold(laid.part, 0.5, 1.0, cv2.THRESH_BINARY, dst=laid.place)
+
+    def flipped(self, picture: NDArray[Any], flip: bool) -> NDArray[Any]:
+        if not flip:
+            return picture
+        return cv2.flip(picture, 1, dst=self.scratch.get("flipped", picture.shape, picture.dtype))
+
+    def resized(self, picture: NDArray[Any], zoom: float) -> NDArray[np.float32]:
+        """A picture (height, width[, 3]), values as they were; good until the next call."""
+        if picture.dtype != np.float32:
+            plane = self.scratch.get("plane", picture.shape)
+            np.copyto(plane, picture)
+            picture = plane
+        shape = (*(round(length * zoom) for length in picture.shape[:2]), *picture.shape[2:])
+        space = self.scratch.get("resized", shape)
+        # Told the size instead, OpenCV would zoom by the quotient of whole numbers.
+        return cv2.resize(picture, None, dst=space, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
+
+
+class _Laid(NamedTuple):
+    """The middle of a resized picture, and where it comes to lie; all with the channels side by side.
+
+    Attributes:
+        part: Of the resized picture.
+        result: (height, width * channels).
+        rows, columns: The part's place in it.
+    """
+
+    part: NDArray[np.float32]
+    result: NDArray[np.float32]
+    rows: slice
+    columns: slice
+
+    @property
+    def place(self) -> NDArray[np.float32]:
+        return self.result[self.rows, self.columns]
+
+    def surround(self, value: float) -> None:
+        self.result[: self.rows.start] = value
+        self.result[self.rows.stop :] = value
+        self.result[:, : self.columns.start] = value
+        self.result[:, self.columns.stop :] = value
+
+
+def _laid(moved: NDArray[np.float32], result: NDArray[np.float32], zoom: float) -> _Laid:
+    height, width, channels = result.shape
+    rows, to_rows = _middle(height, moved.shape[0], zoom)
+    columns, to_columns = (
+        slice(found.start * channels, found.stop * channels) for found in _middle(width, moved.shape[1], zoom)
+    )
+    part = moved.reshape(len(moved), -1)[rows, columns]
+    return _Laid(part, result.reshape(height, -1), to_rows, to_columns)
+
+
+def _middle(length: int, found: int, zoom: float) -> tuple[slice, slice]:
+    """Along one axis: what is taken of `found` pixels, and where it lies among `length`."""
+    first = round(length * (zoom - 1.0) / 2.0)
+    start = max(first, 0)
+    end = max(start, min(first + length, found))
+    return slice(start, end), slice(start - first, end - first)
+
+
+def _stays(size: tuple[int, ...], zoom: float) -> bool:
+    return all(round(length * zoom) == length for length in size)
+
+
+def _shade(image: _Laid, contrast: float, brightness: float, unit: float, *, whole: bool) -> None:
+    """Steps 2 and 3: one multiplication, one addition, and what is left of the clipping.
+
+    Args:
+        image: Where it is read and written.
+        contrast: Factor.
+        brightness: Shift, on the scale [0, 1].
+        unit: What makes the values a number in [0, 1].
+        whole: Whether the values were uint8: then it is known how far they can reach.
+    """
+    part, place = image.part, image.place
+    scale = contrast * unit
+    mean = cv2.sumElems(part)[0] / image.result.size
+    shift = mean * unit * (1.0 - contrast) + brightness
+    image.surround(min(max(shift, 0.0), 1.0))  # what 0 becomes, which lies around a picture that was made smaller
+    cv2.addWeighted(part, scale, part, 0.0, shift, dst=place)
+    if not whole:
+        np.clip(place, 0.0, 1.0, out=place)
+        return
+    # A bright slice does not reach 0 and a dark one does not reach 1; the margin is for rounding.
+    if shift < 1e-6:
+        cv2.threshold(place, 0.0, 0.0, cv2.THRESH_TOZERO, dst=place)
+    if 255.0 * scale + shift > 1.0 - 1e-6:
+        cv2.threshold(place, 1.0, 0.0, cv2.THRESH_TRUNC, dst=place)
+
+
+class _SingleThreaded:
+    """While any thread is inside, OpenCV uses none of its own; then as many as before. The number is the process's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = self._before = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = cv2.getNumThreads()
+                if self._before != 1:
+                    cv2.setNumThreads(1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._before != 1:
+                cv2.setNumThreads(self._before)
+
+
+_SINGLE_THREADED = _SingleThreaded()

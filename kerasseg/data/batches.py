@@ -1,0 +1,357 @@
+"""Batches of a split as NumPy arrays, identified by epoch and step; `kerasseg.data.tf_data` hands them to TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.data.arrays import ArraySlices
+from kerasseg.data.augmentation import SafeAugmentation
+from kerasseg.data.sampling import stratified_batches
+from kerasseg.data.split import MEMORY_BUDGET, CacheChoice, Caching, SplitSlices, open_split
+from kerasseg.data.stores import Progress
+from kerasseg.losses import class_weights
+from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.records.manifest import Manifest
+
+__all__ = ["Batch", "EvaluationBatches", "TrainingBatches"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One batch, or a replica's part of it.
+
+    Attributes:
+        image: (batch, size, size, channels) float32 in [0, 1].
+        mask: (batch, size, size, 1) float32, 0 and 1.
+        weight: (batch,) float32: the class's weight; 0 where a batch was filled up.
+        label: (batch,) int64 index into the manifest's classes.
+        slice: (batch,) int64 number of the slice within its split; -1 where a batch was filled up.
+    """
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    label: NDArray[np.int64]
+    slice: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """One epoch: `batches` (steps, batch) of slice numbers, `table` (slices, 4) of augmentation parameters."""
+
+    batches: NDArray[np.int64]
+    table: NDArray[np.float32] | None
+
+
+class TrainingBatches:
+    """The training split as batches that are known by epoch and step.
+
+    A batch depends on the shards, the options and (seed, epoch, step) alone; what a slice looks like in an epoch on
+    (seed, epoch, slice) alone. So a run goes on exactly where it stopped, and one device, several replicas and several
+    machines see the same global batches.
+
+    Args:
+        shards: A shard directory, written by `prepare`; or slices in memory (`ArraySlices`), for which `cache` and what
+            follows up to `cache_folder`, `worker`, `check` and `progress` have no meaning.
+        batch_size: Slices in a global batch, over all replicas.
+        channels: What the network takes, 1 or 3; None for what the shards hold. Grey is repeated to three, last of all.
+        balance: "proportional" (each slice once an epoch) or "balanced" (equal classes); see `stratified_batches`.
+        augmentation: None for none.
+        seed: Of order and augmentation.
+        cache: Where the slices are kept, see `split_slices.Caching`. "auto": memory where they fit the budget, else disk.
+        memory_budget: Bytes of memory that the slices may take; 2 GiB by default, 29,000 grey slices of 256 x 256.
+        cache_folder: For the cache on disk; None for `$KERASSEG_CACHE`, `$XDG_CACHE_HOME/kerasseg` or `~/.cache/kerasseg`.
+        positives_only: Leave out slices without tumour.
+        class_weight: Class name -> weight, or "balanced"; batches then have weights (mean 1). None for no weights.
+        with_labels: Datasets give dictionaries of all that `Batch` holds, instead of tuples.
+        worker: (number, count) where several machines train together.
+        check: Compare the files with the manifest's hashes first.
+        progress: Told a stage, what is done, and how much there is.
+
+    Attributes:
+        steps: Batches in an epoch, the same in each.
+        numbers: (n,) the slices that are trained on: all, or those with tumour.
+        labels: (slices,) class of each slice of the split, as an index into `manifest.classes`.
+        manifest: Of the shards.
+        cache: "memory", "disk" or "none".
+
+    Raises:
+        DataError: Shards that are missing, damaged or do not fit their manifest; no slices; a class that has slices, but
+            none in this split.
+        UsageError: An option that cannot be used; a batch larger than the split; three channels where the network takes
+            one.
+        KerassegError: The cache on disk cannot be written.
+
+    Example:
+        >>> data = TrainingBatches("shards", batch_size=8, channels=3)
+        >>> data.batch(epoch=3, step=2).image.shape
+        (8, 32, 32, 3)
+    """
+
+    def __init__(
+        self,
+        shards: Path | str | ArraySlices,
+        *,
+        batch_size: int = 8,
+        channels: int | None = None,
+        balance: Literal["proportional", "balanced"] = "proportional",
+        augmentation: SafeAugmentation | None = SafeAugmentation(),  # noqa: B008 - it has no state
+        seed: int = 42,
+        cache: CacheChoice = "auto",
+        memory_budget: int = MEMORY_BUDGET,
+        cache_folder: Path | str | None = None,
+        positives_only: bool = False,
+        class_weight: Mapping[str, float] | Literal["balanced"] | None = None,
+        with_labels: bool = False,
+        worker: tuple[int, int] = (0, 1),
+        check: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        _check_batch_size(batch_size)
+        self.slices: SplitSlices | ArraySlices
+        if isinstance(shards, ArraySlices):
+            self.slices = shards
+        else:
+            caching = Caching(cache, memory_budget, cache_folder)
+            self.slices = open_split(shards, "train", caching, worker=worker, check=check, progress=progress)
+        self.channels = _channels(self.slices, channels)
+        self.batch_size, self.balance, self.seed = batch_size, balance, seed
+        self.augmentation, self.with_labels = augmentation, with_labels
+        self.numbers = np.flatnonzero(self.slices.with_tumour()) if positives_only else np.arange(len(self.slices))
+        self.labels = self.slices.labels
+        self._check_content(positives_only)
+        self._weights = _weights(self.slices, self.numbers, class_weight)
+        self.weighted = class_weight is not None
+        # Two epochs, since the next one is prefetched while the last batches of this one are under way.
+        self._plan: Callable[[int], _Plan] = lru_cache(maxsize=2)(self._make_plan)
+        self.steps = len(self._plan(0).batches)
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the shards.
+
+        Raises:
+            UsageError: The slices were given as arrays.
+        """
+        return _manifest(self.slices)
+
+    @property
+    def cache(self) -> Literal["none", "memory", "disk"]:
+        """Where the slices are kept."""
+        return self.slices.cache
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.steps
+
+    def batch_slices(self, epoch: int) -> NDArray[np.int64]:
+        """(steps, batch) numbers of the slices in an epoch's global batches; `slices.slice_ids` gives their names."""
+        return self._plan(epoch).batches
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """One global batch."""
+        return self.part(epoch, step, 0, self.batch_size)
+
+    def part(self, epoch: int, step: int, first: int, count: int) -> Batch:
+        """Slices `first` to `first + count` of a global batch: a replica's share of it."""
+        plan = self._plan(epoch)
+        numbers = plan.batches[step, first : first + count]
+        images, masks = self.slices.pixels(numbers)
+        if plan.table is None or self.augmentation is None:
+            image, mask = _plain(images, self.channels), masks.astype(np.float32)
+        else:
+            image, mask = self.augmentation.apply_numpy(images, masks, plan.table[numbers], self.channels)
+        return Batch(image, mask, self._weights[numbers], self.labels[numbers], numbers)
+
+    def _make_plan(self, epoch: int) -> _Plan:
+        batches = stratified_batches(
+            self.labels[self.numbers], self.batch_size, self.balance, seed=self.seed, epoch=epoch
+        )
+        table = None
+        if self.augmentation is not None:
+            table = self.augmentation.parameters(self.seed, epoch, np.arange(len(self.slices)))
+        return _Plan(self.numbers[batches], table)
+
+    def _check_content(self, positives_only: bool) -> None:
+        there = np.unique(self.labels[self.numbers])
+        missing = self.slices.classes_to_expect() - {self.slices.classes[i] for i in there}
+        kind = "slices with tumour" if positives_only else "slices"
+        if not len(self.numbers) or (missing and not positives_only):
+            raise DataError(
+                f"the split train holds no {kind}" + (f" of {', '.join(sorted(missing))}" if missing else ""),
+                path=self.slices.root,
+                remedy="Prepare with another split.",
+            )
+        if self.batch_size > len(self.numbers):
+            raise UsageError(
+                "a batch is larger than the training split",
+                path=self.slices.root,
+                found=f"batches of {self.batch_size}",
+                expected=f"at most {len(self.numbers)}",
+                remedy="Take a smaller batch size.",
+            )
+
+
+class EvaluationBatches:
+    """The slices of a split in the order of the shards, as they are, for validation, test and prediction.
+
+    Args:
+        shards: A shard directory, written by `prepare`; or slices in memory, as in `TrainingBatches`.
+        split: "val" or "validation", "test", or "train".
+        batch_size: Slices in a global batch, over all replicas.
+        channels: What the network takes, 1 or 3; None for what the shards hold.
+        pad: Fill the last batch up with slices of weight 0, so that all batches have one size. Needed with several
+            replicas: Keras raises where a replica gets nothing.
+        cache, memory_budget, cache_folder, worker, check, progress: As in `TrainingBatches`; "auto" keeps the split in
+            memory where it fits the budget, and reads from the shards otherwise.
+        with_labels: As in `TrainingBatches`.
+
+    Attributes:
+        steps: Batches.
+        labels, manifest, cache: As in `TrainingBatches`.
+
+    Raises:
+        DataError, UsageError, KerassegError: As `TrainingBatches`.
+
+    Example:
+        >>> data = EvaluationBatches("shards", "val", channels=3)
+        >>> masks = [data.batch(step).mask for step in range(data.steps)]
+    """
+
+    def __init__(
+        self,
+        shards: Path | str | ArraySlices,
+        split: str = "val",
+        *,
+        batch_size: int = 8,
+        channels: int | None = None,
+        pad: bool = False,
+        cache: CacheChoice = "auto",
+        memory_budget: int = MEMORY_BUDGET,
+        cache_folder: Path | str | None = None,
+        with_labels: bool = False,
+        worker: tuple[int, int] = (0, 1),
+        check: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        _check_batch_size(batch_size)
+        self.slices: SplitSlices | ArraySlices
+        if isinstance(shards, ArraySlices):
+            self.slices = shards
+        else:
+            caching = Caching(cache, memory_budget, cache_folder)
+            self.slices = open_split(shards, split, caching, worker=worker, check=check, progress=progress)
+        self.channels = _channels(self.slices, channels)
+        self.batch_size, self.pad, self.with_labels = batch_size, pad, with_labels
+        self.labels = self.slices.labels
+        self.steps = -(-len(self.slices) // batch_size)
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the shards.
+
+        Raises:
+            UsageError: The slices were given as arrays.
+        """
+        return _manifest(self.slices)
+
+    @property
+    def records(self) -> SplitSlices:
+        """The slices with all that their shards know of them.
+
+        Raises:
+            UsageError: They are in memory, where nothing more is known.
+        """
+        if isinstance(self.slices, ArraySlices):
+            raise UsageError("slices in memory have no records", expected="a shard directory")
+        return self.slices
+
+    @property
+    def cache(self) -> Literal["none", "memory", "disk"]:
+        """Where the slices are kept."""
+        return self.slices.cache
+
+    def __len__(self) -> int:
+        """Batches."""
+        return self.steps
+
+    def batch(self, step: int) -> Batch:
+        """One global batch."""
+        return self.part(step, 0, self.batch_size)
+
+    def part(self, step: int, first: int, count: int) -> Batch:
+        """Slices `first` to `first + count` of a global batch: a replica's share of it."""
+        start = step * self.batch_size + first
+        numbers = np.arange(start, start + count)
+        there = numbers < len(self.slices)
+        if not self.pad:
+            numbers, there = numbers[there], there[there]
+        # The filling is the last slice once more, so that it is an image like others.
+        safe = np.minimum(numbers, len(self.slices) - 1)
+        images, masks = self.slices.pixels(safe)
+        return Batch(
+            _plain(images, self.channels),
+            masks.astype(np.float32),
+            there.astype(np.float32),
+            self.labels[safe],
+            np.where(there, numbers, -1),
+        )
+
+
+def _manifest(slices: SplitSlices | ArraySlices) -> Manifest:
+    if isinstance(slices, ArraySlices):
+        raise UsageError("slices that were given as arrays have no manifest")
+    return slices.manifest
+
+
+def _plain(images: NDArray[Any], channels: int) -> NDArray[np.float32]:
+    """Images as the network takes them, without augmentation."""
+    scaled = images.astype(np.float32) / np.float32(1 if images.dtype.kind == "f" else 255)
+    return scaled if images.shape[3] == channels else np.repeat(scaled, channels, axis=3)
+
+
+def _channels(slices: SplitSlices | ArraySlices, channels: int | None) -> int:
+    held = slices.shape[2]
+    if channels is None or channels == held:
+        return held
+    if channels not in (1, 3):
+        raise UsageError("number of channels cannot be used", found=channels, expected="1 or 3")
+    if held != 1:
+        raise UsageError(
+            "the slices have colour, or several sequences, and the network takes another number of channels",
+            path=slices.root,
+            found=f"{held} channels",
+            expected=channels,
+            remedy="Take a network with three, or prepare grey slices.",
+        )
+    return channels
+
+
+def _weights(
+    slices: SplitSlices | ArraySlices,
+    numbers: NDArray[np.int64],
+    asked: Mapping[str, float] | Literal["balanced"] | None,
+) -> NDArray[np.float32]:
+    weights = np.ones(len(slices), np.float32)
+    if asked is not None:
+        names = np.array(slices.classes)[slices.labels[numbers]]
+        unknown = [] if isinstance(asked, str) else sorted(set(asked) - set(slices.classes))
+        if unknown:
+            known = ", ".join(slices.classes)
+            raise UsageError("weight of an unknown class", found=", ".join(unknown), expected=known)
+        # Classes that are not named weigh 1.
+        whole = asked if isinstance(asked, str) else dict.fromkeys(slices.classes, 1.0) | dict(asked)
+        weights[numbers] = class_weights(names, whole)
+    return weights
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError("batch size cannot be used", found=repr(batch_size), expected="a whole number >= 1")

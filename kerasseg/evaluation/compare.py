@@ -1,0 +1,290 @@
+"""Two runs on the same slices, paired: which is better, on what, and where they differ most.
+
+Two intervals side by side would hide most differences: what both networks find hard and easy falls out only of the
+difference, slice by slice. It is computed from what `kerasseg evaluate` left in each run; nothing is measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
+from kerasseg.evaluation.figures import as_mean, clusters
+from kerasseg.evaluation.per_slice import SliceRow, read_csv
+from kerasseg.evaluation.schema import Evaluation, Mean, StageName, read_evaluation
+from kerasseg.runs.directory import RunDirectory
+from kerasseg_tfrecords.errors import DataError, UsageError
+
+__all__ = ["TIE", "Change", "Comparison", "Difference", "Evaluated", "compare", "evaluated"]
+
+TIE = 0.0005
+"""Two Dice that differ less are a tie: they read the same to three digits."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Difference(_Model):
+    """Two runs on one set of slices: all, or one class.
+
+    Attributes:
+        first, second: Mean Dice of each.
+        dice: Paired difference of Dice, second minus first: above 0 the second is better.
+        hd95: Paired difference of HD95 in pixels, where both have one: below 0 the second is better.
+        wins, losses, ties: Slices where the second is better, worse, or as good (see `TIE`).
+        missed_first, missed_second: Tumours without any predicted pixel.
+    """
+
+    first: Mean
+    second: Mean
+    dice: Mean
+    hd95: Mean
+    wins: int
+    losses: int
+    ties: int
+    missed_first: int
+    missed_second: int
+
+
+class Change(_Model):
+    """One slice: Dice of both runs."""
+
+    slice_id: str
+    label: str
+    first: float
+    second: float
+
+    @property
+    def dice(self) -> float:
+        """The change; above 0 the second is better."""
+        return self.second - self.first
+
+
+class Comparison(_Model):
+    """The whole comparison; also what `--json` prints.
+
+    Attributes:
+        first, second: Names of the runs.
+        split: That both were evaluated on.
+        resolution: Of the figures.
+        stages: Final stage of each run, which is what is compared.
+        confidence: Of the intervals.
+        all: Over every slice.
+        classes: Class -> the same.
+        changed: The slices that changed most, the largest change first.
+        remarks: Sentences for people.
+    """
+
+    first: str
+    second: str
+    split: str
+    resolution: Literal["native", "model"]
+    stages: tuple[StageName, StageName]
+    confidence: float
+    all: Difference
+    classes: dict[str, Difference]
+    changed: tuple[Change, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """In one sentence."""
+        gain = self.all.dice
+        if gain.mean is None or gain.low is None or gain.high is None:
+            return "With so few patients nothing can be said."
+        interval = f"{gain.mean:+.3f} Dice, {100 * self.confidence:g} % interval {gain.low:+.3f} to {gain.high:+.3f}"
+        if gain.low > 0:
+            return f"{self.second} is better than {self.first}: {interval}."
+        if gain.high < 0:
+            return f"{self.second} is worse than {self.first}: {interval}."
+        return f"No difference can be told from chance: {interval}."
+
+
+class Evaluated(_Model):
+    """What an evaluation left in a run.
+
+    Attributes:
+        run: The run's folder.
+        figures: Its `metrics.json`.
+        rows: Its `per_slice.csv`.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    run: Path
+    figures: Evaluation
+    rows: tuple[SliceRow, ...]
+
+    def scores(self, slice_id: str) -> SliceRow:
+        """The row of a slice."""
+        return next(row for row in self.rows if row.slice_id == slice_id)
+
+
+def evaluated(run: RunDirectory, split: str = "test") -> Evaluated:
+    """Reads what an evaluation left in a run.
+
+    Args:
+        run: The run.
+        split: "test", "val" (or "validation"), "train", or "all" for another shard directory (if there are several, its
+            folder's name in the run's `evaluation/`).
+
+    Raises:
+        DataError: The run was not evaluated on this split, or its files are damaged.
+        UsageError: "all", where several other shard directories are there.
+    """
+    name = "val" if split == "validation" else split
+    there = sorted(path.parent for path in (run.root / "evaluation").glob("*/metrics.json"))
+    # Other shard directories each have a folder that begins so.
+    meant = [path for path in there if path.name == name or (name == "all" and path.name.startswith("all-"))]
+    if len(meant) > 1:
+        raise UsageError(
+            "the run was evaluated on several other shard directories",
+            path=run.root,
+            found=", ".join(path.name for path in meant),
+            remedy="Name one: --split " + meant[0].name,
+        )
+    if not meant:
+        word = "validation" if name == "val" else name
+        asked = "--shards OTHER" if name.startswith("all") else f"--split {word}"
+        raise DataError(
+            f"the run was not evaluated on {'other' if name.startswith('all') else f'its {word}'} slices",
+            path=run.root,
+            found=f"figures of {', '.join(path.name for path in there)}" if there else None,
+            remedy=f"Evaluate it: kerasseg evaluate {run.root} {asked}",
+        )
+    (folder,) = meant
+    figures = read_evaluation(folder / "metrics.json")
+    return Evaluated(run=run.root, figures=figures, rows=tuple(read_csv(folder / "per_slice.csv")))
+
+
+def compare(first: Evaluated, second: Evaluated, *, most: int = 8) -> Comparison:
+    """Compares two evaluations slice by slice.
+
+    Slices that only one of them has are left out, and a remark says how many. A slice is the same where id, class, size
+    and reference are.
+
+    Args:
+        first: What is compared with.
+        second: What is compared.
+        most: Changed slices to name.
+
+    Raises:
+        UsageError: No slice in common, or figures at different resolutions.
+
+    Example:
+        >>> runs = [RunDirectory.find(name) for name in ("a", "b")]  # doctest: +SKIP
+        >>> print(compare(*map(evaluated, runs)).verdict)  # doctest: +SKIP
+        b is better than a: +0.021 Dice, 95 % interval +0.008 to +0.035.
+    """
+    a, b = first.figures, second.figures
+    if a.resolution != b.resolution:
+        raise UsageError(
+            "the runs were evaluated at different resolutions",
+            found=f"{a.resolution} and {b.resolution}",
+            remedy="Evaluate one of them again with the other's --resolution.",
+        )
+    before, after = _common(first, second)
+    stages = a.final, b.final
+    names = _names(first.run, second.run)
+    classes = [name for name in (*a.classes, *b.classes) if any(row.label == name for row in before)]
+    pairs = list(zip(before, after, strict=True))
+    changes = [
+        Change(slice_id=x.slice_id, label=x.label, first=x.stage(stages[0]).dice, second=y.stage(stages[1]).dice)
+        for x, y in pairs
+    ]
+    changed = sorted((c for c in changes if abs(c.dice) >= TIE), key=lambda c: (-abs(c.dice), c.slice_id))
+    return Comparison(
+        first=names[0],
+        second=names[1],
+        split=a.split,
+        resolution=a.resolution,
+        stages=stages,
+        confidence=a.confidence,
+        all=_difference(pairs, stages, a.confidence),
+        classes={
+            name: _difference([pair for pair in pairs if pair[0].label == name], stages, a.confidence)
+            for name in dict.fromkeys(classes)
+        },
+        changed=tuple(changed[:most]),
+        remarks=_remarks(first, second, len(before)),
+    )
+
+
+def _common(first: Evaluated, second: Evaluated) -> tuple[list[SliceRow], list[SliceRow]]:
+    others = {_identity(row): row for row in second.rows}
+    before = [row for row in first.rows if _identity(row) in others]
+    if not before:
+        raise UsageError(
+            "the runs have no slice in common",
+            path=first.run,
+            found=f"{len(first.rows)} slices of {first.figures.shards}, {len(second.rows)} of {second.figures.shards}",
+            expected="the same slices",
+            remedy="Evaluate both on the same shards: kerasseg evaluate RUN --shards SHARDS.",
+        )
+    return before, [others[_identity(row)] for row in before]
+
+
+def _identity(row: SliceRow) -> tuple[str, str, int, int, int]:
+    return row.slice_id, row.label, row.height, row.width, row.reference_pixels
+
+
+def _difference(
+    pairs: Sequence[tuple[SliceRow, SliceRow]], stages: tuple[StageName, StageName], confidence: float
+) -> Difference:
+    groups = clusters([x for x, _ in pairs])
+    scores = [(x.stage(stages[0]), y.stage(stages[1])) for x, y in pairs]
+    first, second = np.array([x.dice for x, _ in scores]), np.array([y.dice for _, y in scores])
+    change = second - first
+    distance = paired_interval([x.hd95 for x, _ in scores], [y.hd95 for _, y in scores], groups, confidence=confidence)
+    return Difference(
+        first=as_mean(bootstrap_interval(first, groups, confidence=confidence)),
+        second=as_mean(bootstrap_interval(second, groups, confidence=confidence)),
+        dice=as_mean(paired_interval(first, second, groups, confidence=confidence)),
+        hd95=as_mean(distance),
+        wins=int((change >= TIE).sum()),
+        losses=int((change <= -TIE).sum()),
+        ties=int((np.abs(change) < TIE).sum()),
+        missed_first=sum(x.missed(stages[0]) for x, _ in pairs),
+        missed_second=sum(y.missed(stages[1]) for _, y in pairs),
+    )
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """Names of two runs that tell them apart."""
+    a, b = first.resolve(), second.resolve()
+    if a.name != b.name:
+        return a.name, b.name
+    return f"{a.parent.name}-{a.name}", f"{b.parent.name}-{b.name}"
+
+
+def _remarks(first: Evaluated, second: Evaluated, common: int) -> tuple[str, ...]:
+    a, b = first.figures, second.figures
+    said = []
+    if a.data.fingerprint != b.data.fingerprint:
+        said.append("The runs were evaluated on different shard directories.")
+    left = len(first.rows) - common, len(second.rows) - common
+    if any(left):
+        said.append(
+            f"{common:,} slices are in both; {left[0]:,} of the first run and {left[1]:,} of the second are left out."
+        )
+    if a.final != b.final:
+        said.append(
+            f"The final stages differ ({a.final} and {b.final}): this compares rules as much as networks. "
+            "Evaluate both with the same --threshold."
+        )
+    if a.split in ("train", "val"):
+        said.append("Networks and rules were chosen on these slices or learnt from them: the figures flatter both.")
+    patients = a.final_stage().all.patients
+    if patients < 10:
+        said.append(f"Only {patients} patients: the true intervals are wider.")
+    if a.split == "test":
+        said.append(
+            "To choose between networks use the validation slices: a choice by test slices flatters the chosen one."
+        )
+    return tuple(said)

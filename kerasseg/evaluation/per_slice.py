@@ -1,0 +1,181 @@
+"""`per_slice.csv`: every slice with its scores at every stage; all figures of an evaluation can be computed from it.
+
+A line holds the slice first (`slice_id` to `reference_pixels`), then the columns of `StageScores` for each stage, named
+`raw_dice`, `threshold_dice`, `postprocessing_dice` and so on. Numbers are written so that reading gives the same ones back;
+what is undefined (a distance to nothing, an unknown spacing) is an empty cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from kerasseg.evaluation.schema import StageName
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.files import write_atomically
+
+__all__ = ["STAGES", "SliceRow", "StageScores", "read_csv", "to_csv"]
+
+STAGES: tuple[StageName, ...] = get_args(StageName)
+"""In their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageScores:
+    """What a slice scores at one stage; `kerasseg.metrics` has the edge cases of the shares.
+
+    Attributes:
+        predicted_pixels: In the mask of this stage.
+        overlap_pixels: Of these, in the reference.
+        dice, iou, precision, recall: Shares, 0 to 1.
+        hd95, asd: Pixels; NaN where reference or prediction is empty.
+        hd95_mm, asd_mm: Millimetres; NaN where the spacing is unknown, too.
+        baseline_dice: Dice of the baseline at the same stage; NaN where there is none.
+    """
+
+    predicted_pixels: int
+    overlap_pixels: int
+    dice: float
+    iou: float
+    precision: float
+    recall: float
+    hd95: float = math.nan
+    asd: float = math.nan
+    hd95_mm: float = math.nan
+    asd_mm: float = math.nan
+    baseline_dice: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRow:
+    """One slice.
+
+    Attributes:
+        slice_id: Unique.
+        patient: As read; "" where unknown.
+        group: Patient group; "" where unknown.
+        volume: "" for single slices.
+        label: Class name.
+        height, width: Pixels, at the resolution of the figures.
+        spacing_rows, spacing_columns: Millimetres a pixel; 0 where unknown.
+        reference_pixels: Tumour of the reference.
+        raw, threshold, postprocessing: Scores at each stage.
+
+    Example:
+        >>> scores = StageScores(8, 6, 0.75, 0.6, 0.75, 0.75)
+        >>> row = SliceRow("a/1", "p", "p", "", "glioma", 4, 4, 0.0, 0.0, 8, scores, scores, scores)
+        >>> row.dice, row.missed(), row.false_alarm()
+        (0.75, False, False)
+    """
+
+    slice_id: str
+    patient: str
+    group: str
+    volume: str
+    label: str
+    height: int
+    width: int
+    spacing_rows: float
+    spacing_columns: float
+    reference_pixels: int
+    raw: StageScores
+    threshold: StageScores
+    postprocessing: StageScores
+
+    def stage(self, name: StageName) -> StageScores:
+        """The scores at one stage."""
+        found: StageScores = getattr(self, name)
+        return found
+
+    @property
+    def dice(self) -> float:
+        """Of the final mask."""
+        return self.postprocessing.dice
+
+    @property
+    def predicted_pixels(self) -> int:
+        """Of the final mask."""
+        return self.postprocessing.predicted_pixels
+
+    def missed(self, stage: StageName = "postprocessing") -> bool:
+        """Tumour in the reference, and no pixel predicted."""
+        return self.reference_pixels > 0 and self.stage(stage).predicted_pixels == 0
+
+    def false_alarm(self, stage: StageName = "postprocessing") -> bool:
+        """No tumour in the reference, and a pixel predicted."""
+        return self.reference_pixels == 0 and self.stage(stage).predicted_pixels > 0
+
+
+_FACTS = tuple(field for field in fields(SliceRow) if field.name not in STAGES)
+_SCORES = fields(StageScores)
+_COLUMNS = (
+    *(field.name for field in _FACTS),
+    *(f"{stage}_{name}" for stage in STAGES for name in (*(field.name for field in _SCORES), "missed", "false_alarm")),
+)
+
+
+def to_csv(rows: Iterable[SliceRow], path: Path) -> None:
+    """Writes the rows, replacing the file at once.
+
+    Args:
+        rows: In the order of the file.
+        path: UTF-8, comma-separated.
+
+    Raises:
+        KerassegError: It cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in rows:
+        cells = [_cell(getattr(row, field.name)) for field in _FACTS]
+        for stage in STAGES:
+            cells += [_cell(getattr(row.stage(stage), field.name)) for field in _SCORES]
+            cells += [str(int(row.missed(stage))), str(int(row.false_alarm(stage)))]
+        writer.writerow(cells)
+    write_atomically(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[SliceRow]:
+    """Reads what `to_csv` wrote: the same rows.
+
+    Raises:
+        DataError: It is missing or damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError("no scores of slices", path=path, found=f"no column {missing[0]}")
+            return [_row(cells) for cells in reader]
+    except OSError as error:
+        raise DataError("no scores of slices", path=path, found=error.strerror) from None
+    except (ValueError, TypeError, csv.Error) as error:
+        raise DataError("the scores of slices are damaged", path=path, found=str(error)) from None
+
+
+def _row(cells: dict[str, str]) -> SliceRow:
+    values: dict[str, Any] = {field.name: _value(cells[field.name], str(field.type)) for field in _FACTS}
+    for stage in STAGES:
+        values[stage] = StageScores(**{f.name: _value(cells[f"{stage}_{f.name}"], str(f.type)) for f in _SCORES})
+    return SliceRow(**values)
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(float(value))
+    return str(value)
+
+
+def _value(text: str, kind: str) -> Any:
+    if kind == "str":
+        return text
+    if kind == "int":
+        return int(text)
+    return float(text) if text else math.nan

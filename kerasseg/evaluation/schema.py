@@ -1,0 +1,338 @@
+"""The form of `metrics.json`: every figure of an evaluation, with what it was computed from.
+
+Measures, by name (`Figures.measures`); each is a mean over slices with its 95 % interval over patients:
+
+| name | over which slices | unit |
+| --- | --- | --- |
+| `dice`, `iou`, `precision`, `recall` | all slices of the set | share, 0 to 1 |
+| `dice_tumour` | those with tumour in reference or prediction | share |
+| `hd95`, `asd` | those with tumour in reference and prediction | pixels |
+| `hd95_mm`, `asd_mm` | the same, where the spacing is known | mm |
+| `hd95_with_misses` | tumour in reference or prediction; a miss or false alarm counts as the image's diagonal | pixels |
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kerasseg.postprocessing import MaskRule
+from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg_tfrecords.validation import complaint
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MEASURES",
+    "Calibration",
+    "Evaluation",
+    "Figures",
+    "Mean",
+    "NetworkFigures",
+    "Robustness",
+    "RobustnessCurve",
+    "SecondReader",
+    "Speed",
+    "SplitFacts",
+    "Stage",
+    "StageName",
+    "Target",
+    "read_evaluation",
+]
+
+FORMAT_VERSION = 1
+
+MEASURES = (
+    "dice",
+    "dice_tumour",
+    "iou",
+    "precision",
+    "recall",
+    "hd95",
+    "asd",
+    "hd95_mm",
+    "asd_mm",
+    "hd95_with_misses",
+)
+
+StageName = Literal["raw", "threshold", "postprocessing"]
+"""At 0.5; at the tuned (or given) threshold; with the tuned post-processing as well."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Mean(_Model):
+    """A mean over slices with its interval over patients; None where nothing counts or nothing can be said."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    slices: int
+    patients: int
+
+
+class Figures(_Model):
+    """Everything about one set of slices: all, one class, one range of tumour sizes.
+
+    Attributes:
+        slices, patients: In the set.
+        with_tumour: Slices whose reference holds tumour.
+        missed: Of these, those without any predicted pixel.
+        untouched: Of these, those where prediction and reference do not meet (Dice 0), the missed included.
+        empty: Slices whose reference is empty.
+        false_alarms: Of these, those with a predicted pixel.
+        measures: By name, see above.
+    """
+
+    slices: int
+    patients: int
+    with_tumour: int
+    missed: int
+    untouched: int
+    empty: int
+    false_alarms: int
+    measures: dict[str, Mean]
+
+
+class Stage(_Model):
+    """One stage on the way to the final mask.
+
+    Attributes:
+        name: Which.
+        rule: What was applied.
+        all: Over every slice.
+        classes: Class -> the same.
+        sizes: Range of tumour sizes, in words -> the same; the smallest first.
+        volumes: Mean over volumes of Dice pooled within each; None where there are no volumes.
+    """
+
+    name: StageName
+    rule: MaskRule
+    all: Figures
+    classes: dict[str, Figures]
+    sizes: dict[str, Figures]
+    volumes: Mean | None = None
+
+
+class NetworkFigures(_Model):
+    """A network in its stages, in the order raw, threshold, postprocessing."""
+
+    stages: tuple[Stage, ...]
+
+
+class Calibration(_Model):
+    """Reliability on pixels inside and near the reference (within a tenth of the width of its bounding box).
+
+    Attributes:
+        edges: Bounds of the bins of predicted probability, one more than bins.
+        predicted: Mean probability in each bin; None where it is empty.
+        observed: Share of tumour pixels in each bin; None where it is empty.
+        pixels: In each bin.
+        error: Expected calibration error: mean of |predicted - observed|, weighted by pixels.
+    """
+
+    edges: tuple[float, ...]
+    predicted: tuple[float | None, ...]
+    observed: tuple[float | None, ...]
+    pixels: tuple[int, ...]
+    error: float | None
+
+
+class Speed(_Model):
+    """Of a network alone, warm, on this machine; medians. Batch size (as text) -> figure."""
+
+    slices_per_second: dict[str, float]
+    milliseconds_a_slice: dict[str, float]
+    baseline_slices_per_second: dict[str, float] = {}
+    baseline_milliseconds_a_slice: dict[str, float] = {}
+    device: str
+
+
+class RobustnessCurve(_Model):
+    """One corruption.
+
+    Attributes:
+        name: For instance `rician_noise`.
+        grades: Strengths, 1 to 5.
+        dice: Mean Dice at each grade.
+        kept: Mean over the grades of Dice / clean Dice.
+    """
+
+    name: str
+    grades: tuple[float, ...]
+    dice: tuple[float | None, ...]
+    kept: float | None
+
+
+class Robustness(_Model):
+    """Dice under corruption, final stage of the network.
+
+    Attributes:
+        seed: Of the corruptions.
+        clean: Dice without corruption.
+        curves: One for each corruption.
+        kept: Mean over all of them: the one number.
+    """
+
+    seed: int
+    clean: float | None
+    curves: tuple[RobustnessCurve, ...]
+    kept: float | None
+
+
+class SecondReader(_Model):
+    """A second annotator's masks for the same slices.
+
+    Attributes:
+        source: Where they come from.
+        slices: Slices with a second mask; figures are over these alone.
+        without: Slices without one.
+        agreement: Dice of the two annotators: the ceiling.
+        agreement_classes: The same for each class.
+        network: Dice of the network against the first annotator, on the same slices.
+        network_second: Dice of the network against the second.
+    """
+
+    source: str
+    slices: int
+    without: int
+    agreement: Mean
+    agreement_classes: dict[str, Mean]
+    network: Mean
+    network_second: Mean
+
+
+class Target(_Model):
+    """A goal and whether it was met. "met": the whole interval lies above; "missed": below; "open": it holds the goal.
+
+    Attributes:
+        name: "Dice", or "Dice of glioma", ...
+        goal: To be reached.
+        stretch: Whether it is the further goal.
+        value: What was measured.
+        verdict: By the interval.
+        reached: By the point alone.
+    """
+
+    name: str
+    goal: float
+    stretch: bool
+    value: Mean
+    verdict: Literal["met", "missed", "open"]
+    reached: bool
+
+
+class SplitFacts(_Model):
+    """How the data were split, and what that leaks.
+
+    Attributes:
+        split_by: `patient`, `id` or `slice`.
+        seed: Of the split.
+        shares: Such as "80/10/10".
+        patients_on_both_sides: Patients with slices in more than one split.
+        slices_without_patient: Leaks cannot be excluded for these.
+        intensity, size: How slices were made.
+        fingerprint: Of the data set.
+        overlap_with_training: Slices that the run's training data hold too (with another shard directory); None: not asked.
+    """
+
+    split_by: str
+    seed: int
+    shares: str
+    patients_on_both_sides: int
+    slices_without_patient: int
+    intensity: str
+    size: int
+    fingerprint: str
+    overlap_with_training: int | None = None
+
+
+class Evaluation(_Model):
+    """The whole of `metrics.json`.
+
+    Attributes:
+        format_version: Rises when a reader of an earlier version could misread it.
+        kerasseg, software, created: What wrote it, and when (ISO 8601, UTC).
+        run: The run's folder as it was named; "" for a network without a run.
+        run_id: Hash of the run's configuration.
+        network: What was evaluated, for people.
+        shards, split: On what; "all" for a whole other shard directory.
+        resolution: "native" or "model".
+        threshold: As asked: "auto", "0.5", ...
+        confidence: Of the intervals.
+        classes: Names.
+        final: Name of the last stage: the verdict is about that.
+        model, baseline: Figures; the baseline is the checkpoint as it was before training; None where there is none.
+        gain: Stage -> paired gain in Dice of the model over the baseline at that stage.
+        gain_classes: The same for each class, final stage.
+        tuning_gain: Paired gain of the final stage over the raw one, of the model.
+        targets: Goals.
+        calibration, speed, robustness, second_reader: Where they were asked for.
+        data: How the data were split.
+        test_looks: How often anybody has looked at the test split of these shards, this time included where it was one.
+        warnings: Sentences for people.
+        earlier: Where the evaluation lies that stood in this place and was asked otherwise; None where there was none.
+    """
+
+    format_version: int = FORMAT_VERSION
+    kerasseg: str
+    software: dict[str, str]
+    created: str
+    run: str
+    run_id: str
+    network: str
+    shards: str
+    split: Literal["train", "val", "test", "all"]
+    resolution: Literal["native", "model"]
+    threshold: str
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    classes: tuple[str, ...]
+    final: StageName
+    model: NetworkFigures
+    baseline: NetworkFigures | None
+    gain: dict[str, Mean] = {}
+    gain_classes: dict[str, Mean] = {}
+    tuning_gain: Mean | None = None
+    targets: tuple[Target, ...] = ()
+    calibration: Calibration | None = None
+    speed: Speed | None = None
+    robustness: Robustness | None = None
+    second_reader: SecondReader | None = None
+    data: SplitFacts
+    test_looks: int = 0
+    warnings: tuple[str, ...] = ()
+    earlier: str | None = None
+
+    def final_stage(self) -> Stage:
+        """The stage that the verdict is about."""
+        return next(stage for stage in self.model.stages if stage.name == self.final)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Reads a `metrics.json`.
+
+    Raises:
+        DataError: It is missing or damaged.
+        KerassegError: It is of a newer version.
+    """
+    try:
+        document: Any = json.loads(path.read_bytes())
+        version = document["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError("no figures of an evaluation", path=path, found=str(error)) from None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise KerassegError(
+            "these figures were written by a newer version of kerasseg",
+            path=path,
+            found=f"format version {version}",
+            expected=f"at most {FORMAT_VERSION}",
+            remedy="Update kerasseg: pip install --upgrade kerasseg",
+        )
+    try:
+        return Evaluation.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise DataError("the figures are damaged", path=path, found=complaint(error)) from None

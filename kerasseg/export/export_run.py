@@ -1,0 +1,440 @@
+"""`export_model`: a run's network in another format, opened again, compared, and with a model card beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import keras
+
+from kerasseg.checkpoints import open_checkpoint, provenance
+from kerasseg.checkpoints.provenance import sha256_of
+from kerasseg.data.stores import Progress
+from kerasseg.evaluation.arrays import software
+from kerasseg.export.atomic_folder import check_place, placed
+from kerasseg.export.card import CARD, card
+from kerasseg.export.metadata import callings, data_facts, evaluations, origin, recipe, steps_of, without_folders
+from kerasseg.export.parity import check, compare, measure_int8, native
+from kerasseg.export.push import parse_address, push
+from kerasseg.export.schema import (
+    FORMATS,
+    METADATA,
+    SCHEMA,
+    ExportFormat,
+    ExportMetadata,
+    FileFacts,
+    Int8Facts,
+    MaskFacts,
+    NetworkFacts,
+    Preprocessing,
+)
+from kerasseg.export.serving import Network, check_backend, need_extra, serving_model
+from kerasseg.export.slices import (
+    Samples,
+    Shards,
+    calibration_images,
+    comparison_samples,
+    find_shards,
+    network_images,
+)
+from kerasseg.postprocessing import MaskRule
+from kerasseg.runs.config import RunConfig
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
+from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.files import explain_os_error
+from kerasseg_tfrecords.intensity import IntensityRule
+
+__all__ = ["Exported", "export_model"]
+
+_REASONS = {
+    "onnx": "following objects takes loops over pixels, and the file is to hold plain arithmetic that every runtime has",
+    "litert": "following objects takes loops over pixels, which small devices' runtimes do not have",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: The export: the network's files, `README.md`, `metadata.json`.
+        metadata: What `metadata.json` holds.
+        pushed: Where it lies on the Hub; None where it was not pushed.
+
+    Example:
+        `export_model(...)` makes them:
+
+        >>> sorted(name for name in vars(Exported) if not name.startswith("_"))
+        ['bytes', 'folder', 'metadata', 'pushed']
+    """
+
+    folder: Path
+    metadata: ExportMetadata
+    pushed: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of the network's files together."""
+        return sum(file.bytes for file in self.metadata.files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Everything that was found out before anything is written."""
+
+    form: ExportFormat
+    run: RunDirectory
+    config: RunConfig
+    model: keras.Model
+    digest: str
+    mask: MaskFacts
+    shards: Shards | None
+    samples: Samples
+    int8: bool
+    calibration: int
+    max_loss: float
+    progress: Progress | None
+
+    @property
+    def channels(self) -> int:
+        """Of the network's input."""
+        return int(self.model.inputs[0].shape[-1])
+
+    @property
+    def intensity(self) -> IntensityRule:
+        """The run's rule."""
+        return cast("IntensityRule", self.config.resolved.intensity)
+
+
+def export_model(
+    run: RunDirectory | Path | str | None = None,
+    format: str = "savedmodel",  # noqa: A002 - the word that Keras has for it
+    out: Path | str | None = None,
+    *,
+    with_postprocessing: bool = False,
+    threshold: Literal["auto"] | float = "auto",
+    int8: bool = False,
+    calibration: int = 100,
+    max_loss: float = 0.05,
+    slices: int = 32,
+    shards: Path | str | None = None,
+    license: str | None = None,  # noqa: A002 - as the Hub calls it
+    overwrite: bool = False,
+    push_to: str | None = None,
+    private: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Exports the best network of a run, with a model card beside it.
+
+    The export is opened again from disk and compared with the network on validation slices of the run before it gets its
+    name; one that does not agree is removed. A folder of that name appears whole or not at all.
+
+    Args:
+        run: The run, its folder or name; None for the latest one.
+        format: "savedmodel" (takes stored slices of any size, gives masks), "onnx", "litert" or "keras" (these take what
+            the network takes: float32 in [0, 1], (batch, size, size, channels), and give probabilities).
+        out: The folder to make; None for `export/<format>` in the run.
+        with_postprocessing: Also do inside what follows the network: for a SavedModel all of the run's rule, for ONNX and
+            LiteRT its threshold.
+        threshold: "auto" for the rule in the run's `threshold.json`, or a threshold in (0, 1] without post-processing.
+        int8: Compute with whole numbers of 8 bits; LiteRT alone.
+        calibration: Training slices that their ranges are found on.
+        max_loss: Mean Dice on validation that `int8` may cost.
+        slices: Validation slices to compare on.
+        shards: Where the run's shards lie now; None for where they lay. Where they are gone, slices are made up to compare
+            on, and the card says so.
+        license: Of the weights, for the card: an identifier such as "cc-by-4.0".
+        overwrite: Whether an earlier export in `out` may be replaced.
+        push_to: `hf://owner/name` to upload it to.
+        private: Whether a repository that has to be made for that is private.
+        progress: Told a stage ("compare", "int8"), what is done, and how much there is.
+
+    Returns:
+        The folder, and what its `metadata.json` says.
+
+    Raises:
+        UsageError: An unknown format, options that do not go together, a package that is missing, an export that is there
+            already.
+        DataError: A run without network or rule, shards that are others or damaged.
+        KerassegError: The run is being trained, the export does not agree with the network, 8 bits cost too much, it cannot
+            be written, or not pushed.
+
+    Example:
+        `export_model("my-run", "onnx").metadata.comparison.largest_difference` is of the order of 1e-6. What cannot be done
+        is said before anything is computed:
+
+        >>> export_model("my-run", "pickle")
+        Traceback (most recent call last):
+        kerasseg_tfrecords.errors.UsageError: ...
+    """
+    form = _format(format, int8=int8, with_postprocessing=with_postprocessing)
+    address = None if push_to is None else parse_address(push_to)
+    _check_numbers(slices, calibration, max_loss)
+    directory = run if isinstance(run, RunDirectory) else RunDirectory.find(run)
+    target = Path(out) if out is not None else directory.root / "export" / (f"{form}-int8" if int8 else form)
+    check_place(target, overwrite=overwrite)
+    directory.require_rest()
+    config = directory.config()
+    directory.require_network()
+    tuned, mask = _rule(directory, form, threshold, with_postprocessing=with_postprocessing)
+    found = find_shards(directory, config, None if shards is None else Path(shards))
+    if int8 and found is None:
+        raise DataError(
+            "8 bits need slices to be calibrated and judged on, and the run's shards are not there",
+            path=config.settings.shards,
+            remedy="Say where they lie now with --shards, or leave out --int8.",
+        )
+    job = _Job(
+        form=form,
+        run=directory,
+        config=config,
+        model=_network(directory, config),
+        digest=sha256_of(directory.model_file),
+        mask=mask,
+        shards=found,
+        samples=comparison_samples(found, config, slices),
+        int8=int8,
+        calibration=calibration,
+        max_loss=max_loss,
+        progress=progress,
+    )
+    with placed(target, overwrite=overwrite, need=2 * directory.model_file.stat().st_size) as folder:
+        metadata = _write(job, folder, target, tuned, license)
+    pushed = None if address is None else push(target, address, private=private)
+    return Exported(target, metadata, pushed)
+
+
+def _format(name: str, *, int8: bool, with_postprocessing: bool) -> ExportFormat:
+    if name not in FORMATS:
+        raise UsageError(f"unknown format {name!r}", expected=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if int8 and name != "litert":
+        raise UsageError("8 bits are for LiteRT", found=f"format {name}", expected="litert")
+    if name == "keras" and with_postprocessing:
+        raise UsageError(
+            "a .keras file holds the network alone, so that it can be trained further",
+            found="post-processing inside",
+            remedy="Leave out --with-postprocessing: metadata.json holds the rule. Or take --format savedmodel.",
+        )
+    form = cast("ExportFormat", name)
+    if form == "onnx":
+        from kerasseg.export.serving import PACKAGES
+
+        need_extra("onnx", *PACKAGES)
+    if form != "keras":
+        check_backend()
+    return form
+
+
+def _check_numbers(slices: int, calibration: int, max_loss: float) -> None:
+    for name, value in (("slices to compare on", slices), ("slices for calibration", calibration)):
+        if value < 1:
+            raise UsageError(f"{name} cannot be so few", found=value, expected="at least 1")
+    if not 0 <= max_loss <= 1:  # also catches NaN
+        raise UsageError("the loss that is allowed cannot be so", found=max_loss, expected="a Dice in [0, 1]")
+
+
+def _rule(
+    run: RunDirectory, form: ExportFormat, threshold: Literal["auto"] | float, *, with_postprocessing: bool
+) -> tuple[ThresholdFile | None, MaskFacts]:
+    """The rule, and which of its steps the export does."""
+    makes_masks = form == "savedmodel" or with_postprocessing
+    tuned: ThresholdFile | None = None
+    source: Literal["threshold.json", "given", "default"]
+    if threshold != "auto":
+        if not 0 < threshold <= 1:
+            raise UsageError("threshold cannot be used", found=threshold, expected="auto, or a probability in (0, 1]")
+        rule, source = MaskRule(threshold=float(threshold)), "given"
+    elif makes_masks or run.threshold_file.exists():
+        tuned = load_threshold(run)
+        rule, source = tuned.model.rule, "threshold.json"
+    else:
+        rule, source = MaskRule(), "default"
+    steps = steps_of(rule)
+    if with_postprocessing and steps and form in _REASONS:
+        raise UsageError(
+            f"{', '.join(steps)} cannot be inside of {form}: {_REASONS[form]}",
+            remedy="Leave out --with-postprocessing (metadata.json holds the rule), take --format savedmodel, which does "
+            f"all of it, or give a threshold alone: --threshold {rule.threshold:g}",
+        )
+    inside = (("threshold",) if makes_masks else ()) + (steps if with_postprocessing else ())
+    every = ("threshold", *(("class_thresholds",) if rule.class_thresholds else ()), *steps)
+    left = tuple(name for name in every if name not in inside)
+    return tuned, MaskFacts(rule=rule, source=source, inside=inside, left=left)
+
+
+def _network(run: RunDirectory, config: RunConfig) -> keras.Model:
+    """The best network, with a record of where it came from that names no folder of this machine."""
+    from kerasseg.checkpoints.provenance import attach
+
+    model = open_checkpoint(run.model_file)
+    size = model.inputs[0].shape[1]
+    if size is not None and size != config.resolved.size:
+        raise DataError(
+            "the network and the run disagree on the size of slices",
+            path=run.model_file,
+            found=f"{size}x{size}",
+            expected=f"{config.resolved.size}x{config.resolved.size}",
+            remedy="Another file was put in its place: train again, or put the run's own back.",
+        )
+    record = provenance(run.model_file)
+    writer = f"Keras {config.software.get('keras', '')}".strip()
+    return attach(model, origin(record, run, sha256_of(run.model_file), config.resolved.intensity, writer))
+
+
+def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, license_: str | None) -> ExportMetadata:
+    raw = None
+    opened = _write_network(job, folder)
+    if job.form == "savedmodel":
+        from kerasseg.export.savedmodel_format import open_savedmodel_raw
+
+        raw = open_savedmodel_raw(folder)
+    network = native(job.model)
+    comparison = compare(
+        network,
+        opened(),
+        job.samples,
+        job.mask.rule.without_postprocessing(),
+        channels=job.channels,
+        intensity=job.intensity,
+        raw=raw,
+        raw_rule=job.mask.inner_rule,
+        bounded=not job.int8,
+        progress=job.progress,
+    )
+    check(comparison, target)
+    cost = _int8(job, folder, target, network, opened()) if job.int8 else None
+    resolved = job.config.resolved
+    record = provenance(job.model)
+    if record is None:
+        msg = "the network lost its record"
+        raise AssertionError(msg)
+    metadata = ExportMetadata(
+        schema=SCHEMA,
+        software=software(),
+        name=job.run.root.absolute().name,
+        license=license_,
+        format=job.form,
+        int8=cost,
+        files=_files(folder),
+        network=NetworkFacts(
+            parameters=job.model.count_params(),
+            size=resolved.size,
+            channels=job.channels,
+            sha256=job.digest,
+            checkpoint=without_folders(resolved.checkpoint),
+            checkpoint_sha256=None if resolved.provenance is None else resolved.provenance.get("sha256"),
+        ),
+        preprocessing=Preprocessing(
+            inside=job.form == "savedmodel",
+            intensity=resolved.intensity,
+            window_of="volume" if job.samples.volumes else "slice",
+            size=resolved.size,
+            channels=resolved.channels,
+        ),
+        mask=job.mask,
+        calling=callings(job.form, job.mask, resolved.size, job.channels, resolved.channels),
+        data=data_facts(job.config, job.shards),
+        training=recipe(job.config),
+        comparison=comparison,
+        evaluations=evaluations(job.run, job.mask, tuned),
+        tuning=None if tuned is None else {"raw": tuned.model.raw, "dice": tuned.model.dice, "gain": tuned.model.gain},
+        provenance=record.to_json(),
+        warnings=tuple(_warnings(job)),
+    )
+    try:
+        (folder / METADATA).write_text(metadata.to_json(), encoding="utf-8")
+        (folder / CARD).write_text(card(metadata), encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise explain_os_error(error, target) from error
+    return metadata
+
+
+def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
+    """Writes the network's files; gives what opens them again."""
+    threshold = job.mask.rule.threshold if job.mask.inside else None
+    if job.form == "keras":
+        from kerasseg.export.serving import open_keras_export, write_keras
+
+        write_keras(job.model, folder)
+        return lambda: open_keras_export(folder)
+    if job.form == "savedmodel":
+        from kerasseg.export.savedmodel_format import FromStored, open_savedmodel_export, write_savedmodel
+
+        around = FromStored(job.intensity, job.config.resolved.size, job.config.resolved.channels, job.mask.inner_rule)
+        write_savedmodel(job.model, folder, around)
+        return lambda: open_savedmodel_export(folder)
+    if job.form == "onnx":
+        from kerasseg.export.serving import open_onnx, write_onnx
+
+        write_onnx(serving_model(job.model, job.config.resolved.size, threshold), folder, _notes(job))
+        return lambda: open_onnx(folder)
+    from kerasseg.export.serving import open_litert, write_litert
+
+    images = None
+    if job.int8 and job.shards is not None:
+        images = network_images(calibration_images(job.shards, job.calibration), job.channels)
+    write_litert(serving_model(job.model, job.config.resolved.size, threshold), folder, images)
+    return lambda: open_litert(folder)
+
+
+def _int8(job: _Job, folder: Path, target: Path, network: Network, exported: Network) -> Int8Facts:
+    from kerasseg.export.serving import FILE, write_litert
+
+    if job.shards is None:
+        msg = "8 bits were begun without shards"
+        raise AssertionError(msg)
+    beside = folder / "float32"
+    beside.mkdir()
+    write_litert(serving_model(job.model, job.config.resolved.size, None), beside, None)
+    size = (beside / FILE).stat().st_size
+    shutil.rmtree(beside)
+    return measure_int8(
+        network,
+        exported,
+        job.shards,
+        job.mask.rule,
+        channels=job.channels,
+        calibration=min(job.calibration, job.shards.manifest.slices_in("train")),
+        allowed=job.max_loss,
+        bytes_float=size,
+        path=target,
+        progress=job.progress,
+    )
+
+
+def _notes(job: _Job) -> dict[str, str]:
+    resolved = job.config.resolved
+    return {
+        "run": job.run.root.absolute().name,
+        "intensity": resolved.intensity,
+        "size": str(resolved.size),
+        "scale": "1/255",
+        "rule": job.mask.rule.model_dump_json(),
+        "use": "research; not for clinical use",
+    }
+
+
+def _files(folder: Path) -> tuple[FileFacts, ...]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple(
+        FileFacts(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in paths
+    )
+
+
+def _warnings(job: _Job) -> list[str]:
+    found = []
+    if job.samples.source == "synthetic":
+        found.append("The run's shards were not there: the export was compared with the network on synthetic slices.")
+    if job.mask.source == "default":
+        found.append("No rule was tuned for this network (kerasseg tune-threshold); 0.5 is the usual guess.")
+    if job.samples.volumes and job.form == "savedmodel":
+        found.append(
+            "The run was trained on slices of volumes, windowed over the whole volume: give a volume to the signature "
+            "`volume`. `serving_default` windows each slice by itself, which is not the same."
+        )
+    return found

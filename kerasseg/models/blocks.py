@@ -1,0 +1,258 @@
+"""The blocks of any U-Net: encoder, bottleneck, decoder and head, read off the graph and not off the names.
+
+The scale of every tensor relative to the input gives the levels; what the deepest level is computed from is the encoder;
+what comes after going up again is the decoder. `docs/blocks.md` tells the rules and the edge cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import keras
+
+from kerasseg.models.graph import Step, flatten
+from kerasseg.models.levels import Layout, side
+from kerasseg.models.scales import is_permutation
+from kerasseg_tfrecords.errors import UsageError
+
+__all__ = ["Block", "Blocks", "Skip", "find_blocks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block of an encoder-decoder network.
+
+    Attributes:
+        name: `encoder_1`, ..., `bottleneck`, ..., `decoder_1`, `head`.
+        layers: Its layers in the order in which they run, each once; nested models are opened up.
+        scale: Input pixels that a pixel of its maps spans: 1 is full resolution, 16 the bottleneck of a usual U-Net.
+        filters: Channels of the map that it hands on.
+        paths: For each layer its name below the names of the models that it is nested in, `backbone/conv1`.
+        size: Height and width in pixels of the map that it hands on; None where the model leaves them open.
+
+    Example:
+        >>> from kerasseg import find_blocks, unet
+        >>> block = find_blocks(unet((16, 16, 1), filters=2, depth=1))["bottleneck"]
+        >>> block.scale, block.filters, block.size, block.parameters
+        (2, 4, (8, 8), 248)
+    """
+
+    name: str
+    layers: tuple[keras.Layer, ...]
+    scale: int
+    filters: int
+    paths: tuple[str, ...] = ()
+    size: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, those of BatchNorm statistics included (as Keras counts them)."""
+        return sum(math.prod(weight.shape) for layer in self.layers for weight in layer.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A connection from the encoder to the decoder that does not pass through the bottleneck.
+
+    Attributes:
+        source: Name of the encoder block that it leaves.
+        target: Name of the decoder block that it joins.
+        filters: Channels of the tensor.
+        tensor: Path of the operation that made the tensor.
+    """
+
+    source: str
+    target: str
+    filters: int
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The blocks of a network; iterating yields them in the order in which they run.
+
+    Attributes:
+        encoder: `encoder_1` (finest) to `encoder_n`.
+        bottleneck: The deepest level; without weights where the network turns round right after pooling.
+        decoder: `decoder_n` to `decoder_1`; a number without layers is left out.
+        head: What turns the last decoder map into classes.
+        skips: Connections from encoder to decoder; empty for an autoencoder.
+
+    Example:
+        >>> from kerasseg import find_blocks, unet
+        >>> blocks = find_blocks(unet((16, 16, 1), filters=2, depth=1))
+        >>> blocks.names, "encoder_2" in blocks, blocks.of("decoder_1_up").name
+        (('encoder_1', 'bottleneck', 'decoder_1', 'head'), False, 'decoder_1')
+    """
+
+    encoder: tuple[Block, ...]
+    bottleneck: Block
+    decoder: tuple[Block, ...]
+    head: Block
+    skips: tuple[Skip, ...] = ()
+    _by_layer: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names: dict[str, dict[str, None]] = {}
+        for block in self:
+            for layer, path in zip(block.layers, block.paths or [x.name for x in block.layers], strict=True):
+                for name in {layer.name, path}:
+                    names.setdefault(name, {})[block.name] = None
+        object.__setattr__(self, "_by_layer", {name: tuple(blocks) for name, blocks in names.items()})
+
+    def __iter__(self) -> Iterator[Block]:
+        """`encoder_1`..`encoder_n`, `bottleneck`, `decoder_n`..`decoder_1`, `head`."""
+        return iter((*self.encoder, self.bottleneck, *self.decoder, self.head))
+
+    def __len__(self) -> int:
+        return len(self.encoder) + len(self.decoder) + 2
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> Block:
+        for block in self:
+            if block.name == name:
+                return block
+        raise UsageError("no such block", found=name, expected=" ".join(self.names))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the blocks in order."""
+        return tuple(block.name for block in self)
+
+    def of(self, layer_name: str) -> Block:
+        """The block that a layer belongs to.
+
+        Args:
+            layer_name: The layer's name, or its path (`backbone/conv1`) where nested models repeat names.
+
+        Raises:
+            UsageError: There is no such layer, or layers of that name stand in several blocks.
+        """
+        found = self._by_layer.get(layer_name, ())
+        if not found:
+            raise UsageError("no such layer in the network", found=layer_name)
+        if len(found) > 1:
+            raise UsageError(
+                f"layers named {layer_name!r} stand in several blocks",
+                found=" ".join(found),
+                remedy="Give the layer's path, for instance backbone/conv1.",
+            )
+        return self[found[0]]
+
+
+def find_blocks(model: keras.Model) -> Blocks:
+    """Tell encoder, bottleneck, decoder and head of a U-Net apart by its graph.
+
+    Works on functional and sequential models, nested ones included, whatever their layers are called: U-Nets (Ronneberger
+    et al. 2015) with any encoder, attention, residual and nested (U-Net++) variants, and autoencoders (without skips).
+
+    Args:
+        model: A built model with one image input, (batch, height, width, channels) or channels first. Height and width may
+            be open.
+
+    Returns:
+        The blocks. Every layer of the model (but its input) belongs to exactly one of them.
+
+    Raises:
+        CheckpointError: The network is no encoder-decoder; the message says what it is.
+
+    Example:
+        >>> import keras
+        >>> x = keras.Input((32, 32, 1))
+        >>> a = keras.layers.Conv2D(4, 3, padding="same", name="fine")(x)
+        >>> b = keras.layers.Conv2D(8, 3, padding="same", name="deep")(keras.layers.MaxPooling2D()(a))
+        >>> c = keras.layers.Concatenate()([keras.layers.UpSampling2D()(b), a])
+        >>> c = keras.layers.Conv2D(4, 3, padding="same", name="joined")(c)
+        >>> model = keras.Model(x, keras.layers.Conv2D(1, 1, activation="sigmoid", name="mask")(c))
+        >>> blocks = find_blocks(model)
+        >>> blocks.names
+        ('encoder_1', 'bottleneck', 'decoder_1', 'head')
+        >>> blocks.of("joined").name, blocks["bottleneck"].scale
+        ('decoder_1', 2)
+    """
+    return _assemble(Layout(flatten(model)))
+
+
+def _assemble(layout: Layout) -> Blocks:
+    """What was read, as blocks."""
+    members: dict[str, dict[int, tuple[keras.Layer, str]]] = {}
+    taken: set[int] = set()
+    for step in layout.graph.steps:
+        # A layer used in several places belongs to the first.
+        if step.layer is not None and id(step.layer) not in taken:
+            taken.add(id(step.layer))
+            members.setdefault(layout.home(step), {})[step.index] = (step.layer, step.path)
+    made = {name: _block(layout, name, list(found.values())) for name, found in members.items()}
+    for name in ("bottleneck", "head", *(f"encoder_{k}" for k in range(1, len(layout.levels) + 1))):
+        made.setdefault(name, _block(layout, name, []))
+    numbers = range(1, len(layout.levels) + 1)
+    return Blocks(
+        encoder=tuple(made[f"encoder_{k}"] for k in numbers),
+        bottleneck=made["bottleneck"],
+        decoder=tuple(made[f"decoder_{k}"] for k in reversed(numbers) if f"decoder_{k}" in made),
+        head=made["head"],
+        skips=_skips(layout),
+    )
+
+
+def _block(layout: Layout, name: str, found: list[tuple[keras.Layer, str]]) -> Block:
+    kind, _, number = name.partition("_")
+    inside = [s for s in layout.graph.steps if layout.names[s.index] == name]
+    if kind == "head":
+        area = min((layout.areas[s.index] for s in inside), default=layout.levels[0])
+    else:
+        area = layout.levels[int(number) - 1] if number else layout.deepest
+    height, width, channels = _handed_on(layout, inside)
+    return Block(
+        name=name,
+        layers=tuple(layer for layer, _ in found),
+        scale=side(area),
+        filters=channels or 0,
+        paths=tuple(path for _, path in found),
+        size=(height, width),
+    )
+
+
+def _handed_on(layout: Layout, inside: list[Step]) -> tuple[int | None, int | None, int | None]:
+    """Height, width and channels of the last map that nothing inside the block takes."""
+    maps = [s for s in inside if layout.places[s.index].spatial and s.index in layout.useful and not is_permutation(s)]
+    own = {s.index for s in inside}
+    ends = [s for s in maps if not own.intersection(layout.graph.children[s.index])] or maps
+    height, width, channels = (ends[-1].shape[axis] if ends else None for axis in layout.axes)
+    return height, width, channels
+
+
+def _skips(layout: Layout) -> tuple[Skip, ...]:
+    """Edges from the encoder's side into the decoder, at the same scale or a coarser one."""
+    found: dict[Skip, None] = {}
+    for step in layout.graph.steps:
+        if not layout.risen[step.index] or step.index in layout.heads:
+            continue
+        for parent in step.parents:
+            for source in _sources(layout, parent):
+                if source not in layout.bottom and layout.areas[source] <= layout.areas[step.index]:
+                    made = layout.graph.steps[source]
+                    filters = int(made.shape[layout.axes[2]] or 0) if len(made.shape) == 4 else 0
+                    found[Skip(layout.names[source], layout.names[step.index], filters, made.path)] = None
+    return tuple(sorted(found, key=lambda skip: (skip.source, skip.target)))
+
+
+def _sources(layout: Layout, start: int) -> list[int]:
+    """The encoder's steps that a step outside the decoder comes from."""
+    found: list[int] = []
+    waiting, seen = [start], {start}
+    while waiting:
+        i = waiting.pop()
+        if layout.risen[i] or layout.graph.steps[i].is_input:
+            continue
+        if i in layout.down:
+            found.append(i)
+            continue
+        new = set(layout.graph.steps[i].parents) - seen
+        seen |= new
+        waiting.extend(sorted(new))
+    return found

@@ -1,0 +1,219 @@
+"""The U of a network, drawn for a terminal: `draw`.
+
+The encoder goes down the left, the decoder up the right, skips lead across. Pure text: nothing is printed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from rich.text import Text
+
+from kerasseg.models.blocks import Block, Blocks
+
+__all__ = ["WIDEST", "draw"]
+
+NARROWEST = 60
+WIDEST = 110
+"""Columns beyond which the drawing does not grow: arrows across a whole wide screen are hard to follow."""
+
+_FROZEN = "bold cyan"
+_PARTLY = "cyan"
+_LINES = "dim"
+_ROWS = 4  # of a box: border, size, parameters, border
+
+
+@dataclass(frozen=True, slots=True)
+class _Signs:
+    """The characters to draw with."""
+
+    corners: str  # top left, top right, bottom left, bottom right
+    across: str
+    down: str
+    leave_down: str
+    enter_down: str
+    leave_up: str
+    enter_up: str
+    leave_right: str
+    enter_right: str
+    times: str
+    frozen: str
+    partly: str
+    arrow: str
+
+
+_UNICODE = _Signs("╭╮╰╯", "─", "│", "┬", "▼", "┴", "▲", "├", "▶", "×", "❄", "◐", "→")
+_ASCII = _Signs("++++", "-", "|", "+", "v", "+", "^", "+", ">", "x", "*", "~", "->")
+
+
+@dataclass(slots=True)
+class _Canvas:
+    """Characters and their styles on a grid."""
+
+    width: int
+    rows: list[list[tuple[str, str]]] = field(default_factory=list)
+
+    def put(self, x: int, y: int, text: str, style: str = "") -> None:
+        while len(self.rows) <= y:
+            self.rows.append([(" ", "")] * self.width)
+        for i, character in enumerate(text):
+            if 0 <= x + i < self.width:
+                self.rows[y][x + i] = (character, style)
+
+    def lines(self) -> list[Text]:
+        made = []
+        for row in self.rows:
+            line = Text()
+            for character, style in row:
+                line.append(character, style)
+            line.rstrip()
+            made.append(line)
+        return made
+
+
+def draw(
+    blocks: Blocks,
+    frozen: Collection[str] = (),
+    *,
+    partly: Collection[str] = (),
+    width: int = 100,
+    unicode: bool = True,
+    source: Sequence[int | None] | None = None,
+) -> Text:
+    """Draw the U.
+
+    Args:
+        blocks: What `find_blocks` found.
+        frozen: Names of the blocks that are frozen; they carry a snowflake.
+        partly: Names of the blocks in which only some layers are frozen.
+        width: Columns at hand; 60 are needed, more than 110 are not used.
+        unicode: Whether box-drawing characters can be shown; else plain ASCII, with `*` for the snowflake.
+        source: Height, width and channels of the input (None where open), if they are to be shown.
+
+    Returns:
+        The drawing with its styles; `.plain` is the bare text. Lines are never longer than `width` (or 60).
+
+    Example:
+        >>> from kerasseg.models.blocks import Block
+        >>> u = Blocks(
+        ...     encoder=(Block("encoder_1", (), 1, 16, size=(64, 64)),),
+        ...     bottleneck=Block("bottleneck", (), 2, 32, size=(32, 32)),
+        ...     decoder=(Block("decoder_1", (), 1, 16, size=(64, 64)),),
+        ...     head=Block("head", (), 1, 1, size=(64, 64)),
+        ... )
+        >>> print(draw(u, {"encoder_1"}, width=60, unicode=False).plain.splitlines()[4])
+        + encoder_1 * ----v+                    ++------ decoder_1 +
+    """
+    signs = _UNICODE if unicode else _ASCII
+    marks = dict.fromkeys(partly, signs.partly) | dict.fromkeys(frozen, signs.frozen)
+    width = max(NARROWEST, min(width, WIDEST))
+    levels = len(blocks.encoder)
+    texts = {block.name: _contents(block, signs, long=width >= 90) for block in blocks}
+    longest = max(len(line) for name, lines in texts.items() if name != "bottleneck" for line in lines)
+    step = 6
+    while True:
+        # Room for the title beside the arrow that comes from the box above, which stands `step` further out.
+        box = max(longest + 4, len("bottleneck *") + 5 + step)
+        if step == 0 or width - 2 * box - 2 * step * levels >= 12:
+            break
+        step -= 1
+    pen = _Pen(_Canvas(width), signs, marks, box)
+    decoder = {block.name: block for block in blocks.decoder}
+
+    pen.box(width - box, 0, box, "head", texts["head"], right=True)
+    pen.canvas.put(2, 1, "input", "bold")
+    if source is not None:
+        pen.canvas.put(2, 2, _extent((source[0], source[1]), source[2], 1, signs))
+    pen.canvas.put(box - 2, 3, signs.down, _LINES)
+    for k in range(1, levels + 1):
+        x, y = (k - 1) * step, _ROWS * k
+        pen.box(x, y, box, f"encoder_{k}", texts[f"encoder_{k}"])
+        name = f"decoder_{k}"
+        pen.box(width - x - box, y, box, name, texts.get(name, ("no layers", "")), right=True)
+        skips = [s.filters for s in blocks.skips if (s.source, s.target) == (f"encoder_{k}", name)]
+        if skips and name in decoder:
+            pen.skip(x + box, width - x - box, y + 1, "+".join(map(str, skips)))
+    x = levels * step
+    pen.box(x, _ROWS * (levels + 1), width - 2 * x, "bottleneck", texts["bottleneck"])
+    for k in range(levels + 1):
+        # From each level to the next below it on the left, and above it on the right.
+        column, row = max(0, k - 1) * step + box - 2, _ROWS * (k + 1)
+        if k:
+            pen.canvas.put(column, row - 1, signs.leave_down, _LINES)
+        pen.canvas.put(column, row, signs.enter_down, _LINES)
+        pen.canvas.put(width - 1 - column, row - 1, signs.enter_up, _LINES)
+        pen.canvas.put(width - 1 - column, row, signs.leave_up, _LINES)
+    return Text("\n").join([*pen.canvas.lines(), *_legend(blocks, marks, signs, width)])
+
+
+@dataclass(slots=True)
+class _Pen:
+    """Draws boxes and arrows on a canvas."""
+
+    canvas: _Canvas
+    signs: _Signs
+    marks: dict[str, str]
+    side: int
+
+    def box(self, x: int, y: int, width: int, name: str, lines: tuple[str, str], *, right: bool = False) -> None:
+        """A box with its title in the border; on the right-hand side everything is flush right, as in a mirror."""
+        signs, mark = self.signs, self.marks.get(name)
+        style = {signs.frozen: _FROZEN, signs.partly: _PARTLY}.get(mark or "", "")
+        a, b, c, d = tuple(signs.corners)
+        title = f" {name} {mark} " if mark else f" {name} "
+        inner = width - 2
+        top = title.rjust(inner, signs.across) if right else title.ljust(inner, signs.across)
+        self.canvas.put(x, y, a + top + b, style or _LINES)
+        self.canvas.put(x + 1 + top.index(title), y, title, style or "bold")
+        for i, line in enumerate(lines, 1):
+            text = line.rjust(inner - 1) + " " if right else " " + line.ljust(inner - 1)
+            self.canvas.put(x, y + i, signs.down, style or _LINES)
+            self.canvas.put(x + 1, y + i, text, style)
+            self.canvas.put(x + width - 1, y + i, signs.down, style or _LINES)
+        self.canvas.put(x, y + 3, c + signs.across * inner + d, style or _LINES)
+
+    def skip(self, start: int, end: int, y: int, label: str) -> None:
+        """An arrow from the column `start` to the box at `end`."""
+        signs = self.signs
+        room = end - start - 1
+        label = f" {label} " if len(label) + 4 <= room else ""
+        self.canvas.put(start - 1, y, signs.leave_right, _LINES)
+        self.canvas.put(start, y, label.center(room, signs.across) + signs.enter_right, _LINES)
+
+
+def _contents(block: Block, signs: _Signs, *, long: bool) -> tuple[str, str]:
+    count = f"{block.parameters:,}"
+    weights = f"{count} parameters" if long else count
+    return _extent(block.size, block.filters, block.scale, signs), weights if block.parameters else "no weights"
+
+
+def _extent(size: tuple[int | None, int | None], channels: int | None, scale: int, signs: _Signs) -> str:
+    """256x256x16; where the size is open, 1/2 x16 says how much smaller than the input the map is."""
+    if None in size:
+        return f"{'full' if scale == 1 else f'1/{scale}'} {signs.times} {channels}"
+    return signs.times.join(str(n) for n in (*size, channels))
+
+
+def _legend(blocks: Blocks, marks: dict[str, str], signs: _Signs, width: int) -> list[Text]:
+    """Lines below the drawing: skips that lead to another level, and what the marks mean."""
+    further = [
+        f"{skip.source} {signs.arrow} {skip.target} ({skip.filters})"
+        for skip in blocks.skips
+        if skip.source.partition("_")[2] != skip.target.partition("_")[2]
+    ]
+    lines = []
+    if further:
+        line = "further skips:"
+        for i, text in enumerate(further):
+            part = f" {text}" + ("," if i + 1 < len(further) else "")
+            if len(line) + len(part) > width:
+                lines.append(line)
+                line = "  "
+            line += part
+        lines.append(line)
+    words = {signs.frozen: "frozen", signs.partly: "partly frozen"}
+    shown = [f"{sign} {word}" for sign, word in words.items() if sign in marks.values()]
+    if shown:
+        lines.append("   ".join(shown))
+    return [Text(line, _LINES if line.startswith(("further", "  ")) else _PARTLY) for line in lines]

@@ -1,0 +1,318 @@
+"""Hold blocks of a U-Net still while the rest is trained: `freeze`.
+
+What is frozen does not change: neither its weights nor, and this is what is usually forgotten, the moving statistics of
+its BatchNorm. In Keras both follow from `layer.trainable = False`: no gradient is taken, and `BatchNormalization` runs in
+inference mode, normalising with the statistics of the data the network was pretrained on, even where the model is called
+with `training=True`. (Freezing weights alone, as `tf.stop_gradient` does, would let a frozen encoder drift.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import keras
+
+from kerasseg.models.blocks import Blocks, find_blocks
+from kerasseg.models.layers import all_layers, fixed_weights, leaves, own_weights, restless, set_trainable, with_inner
+from kerasseg_tfrecords.errors import UsageError
+
+__all__ = ["STRATEGIES", "BlockReport", "FreezeReport", "freeze", "frozen_encoder_blocks"]
+
+STRATEGIES = ("conservative", "moderate", "aggressive")
+"""Ordered by how much is trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReport:
+    """What `freeze` made of one block.
+
+    Attributes:
+        name: `encoder_1`, ..., `bottleneck`, `decoder_n`, ..., `head`; or `other` for layers outside of all blocks.
+        parameters: Numbers in the block, including BatchNorm statistics, which are measured and never trained.
+        trained: Numbers that the optimizer moves.
+        statistics: BatchNorm statistics (moving means and variances) that training keeps updating.
+        frozen_layers: Names of its layers with weights that are held, in graph order.
+        held_batchnorm: How many of these are held by `freeze_batchnorm` alone.
+    """
+
+    name: str
+    parameters: int
+    trained: int
+    statistics: int
+    frozen_layers: tuple[str, ...] = ()
+    held_batchnorm: int = 0
+
+    @property
+    def state(self) -> str:
+        """`frozen`, `trained`, `partly trained`, or `no weights`."""
+        if not self.parameters:
+            return "no weights"
+        if not self.trained and not self.statistics:
+            return "frozen"
+        return "partly trained" if len(self.frozen_layers) > self.held_batchnorm else "trained"
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeReport:
+    """What is frozen and what is trained, block by block; `str()` gives a table for the terminal.
+
+    Attributes:
+        what: The strategy or the patterns, as they were given.
+        blocks: One entry a block, in the order of `find_blocks`.
+        parameters: Numbers in the whole model. A layer that two blocks share counts once here.
+        trained: Numbers in the whole model that the optimizer moves.
+        batchnorm: How many BatchNorm layers the model has.
+        held_batchnorm: How many of them keep their statistics.
+        thawed: Layers that were frozen before and are trained now, for instance because the checkpoint was saved frozen.
+        recompile: The model was compiled before; compile it again, since an optimizer serves the weights it was built for.
+
+    Example:
+        >>> import kerasseg
+        >>> report = kerasseg.freeze(kerasseg.unet((16, 16, 1), filters=2, depth=1), "conservative")
+        >>> report.frozen_blocks, report.held_batchnorm, report.batchnorm
+        (('encoder_1',), 2, 6)
+    """
+
+    what: tuple[str, ...]
+    blocks: tuple[BlockReport, ...]
+    parameters: int
+    trained: int
+    batchnorm: int
+    held_batchnorm: int
+    thawed: tuple[str, ...] = ()
+    recompile: bool = False
+
+    @property
+    def frozen_blocks(self) -> tuple[str, ...]:
+        """Names of the blocks in which nothing changes."""
+        return tuple(block.name for block in self.blocks if block.state == "frozen")
+
+    def __str__(self) -> str:
+        """The table, the totals and what one should know, one line each."""
+        rows = [("block", "parameters", "trained", "")]
+        rows += [(b.name, f"{b.parameters:,}", f"{b.trained:,}", b.state) for b in self.blocks]
+        rows += [("total", f"{self.parameters:,}", f"{self.trained:,}", "")]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = [
+            f"{name:<{widths[0]}}  {parameters:>{widths[1]}}  {trained:>{widths[2]}}  {state}".rstrip()
+            for name, parameters, trained, state in rows
+        ]
+        if self.batchnorm:
+            lines.append(f"BatchNorm: {self.held_batchnorm} of {self.batchnorm} layers keep their statistics")
+        if self.thawed:
+            lines.append(f"trained now, frozen before: {_listed(self.thawed)}")
+        if self.recompile:
+            lines.append("the model was compiled before: compile it again before fit()")
+        return "\n".join(lines)
+
+
+def freeze(model: keras.Model, what: str | Sequence[str], *, freeze_batchnorm: bool = False) -> FreezeReport:
+    """Freeze blocks or layers of a U-Net by name; everything else is trained.
+
+    The call is absolute: it thaws the whole model first, so the result depends on its arguments and not on what was
+    frozen before. Call it before `compile`; where the model is compiled already, compile it again.
+
+    Dropout and other random layers inside a frozen block stay active in training: they hold nothing that could change.
+
+    Args:
+        model: A U-Net of any origin; its blocks are found by `find_blocks`. It is changed in place.
+        what: `"conservative"` freezes the first half of the encoder blocks (`max(1, n // 2)` of n), `"moderate"` the first
+            quarter (`max(1, n // 4)`), `"aggressive"` none. Or one or more patterns with `*`, `?` and `[...]` that are
+            held against the names of blocks (`"encoder_1"`, `"decoder_*"`), of layers (`"conv2d_19"`; with its path,
+            `"vgg16/block1_conv1"`) and of nested models (`"vgg16"`), capitals included.
+        freeze_batchnorm: Hold every BatchNorm layer of the model, also in blocks that are trained: its statistics, scale
+            and offset stay those of pretraining. Worth it where batches are small.
+
+    Returns:
+        What is frozen and what is trained, block by block.
+
+    Raises:
+        UsageError: A pattern that fits no name (the message lists those there are), one that fits only layers without
+            weights, no pattern at all, or a layer that changes its state in training although it is frozen
+            (`SpectralNormalization`). The model is then as it was.
+        KerassegError: `find_blocks` sees no encoder-decoder in the model.
+
+    Example:
+        >>> import kerasseg
+        >>> model = kerasseg.unet((32, 32, 3), filters=4, depth=2)
+        >>> print(kerasseg.freeze(model, "conservative"))
+        block       parameters  trained
+        encoder_1          284        0  frozen
+        encoder_2          928      896  trained
+        bottleneck       3,584    3,520  trained
+        decoder_2        2,312    2,280  trained
+        decoder_1          596      580  trained
+        head                 5        5  trained
+        total            7,709    7,281
+        BatchNorm: 2 of 10 layers keep their statistics
+    """
+    blocks = find_blocks(model)
+    patterns = (what,) if isinstance(what, str) else tuple(what)
+    chosen = _chosen(model, blocks, patterns)
+    batchnorm = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    _refuse_restless(chosen)
+
+    before = _frozen_layers(model)
+    set_trainable([model], True)
+    set_trainable(chosen, False)
+    named = {id(layer) for layer in _frozen_layers(model)}
+    if freeze_batchnorm:
+        set_trainable(batchnorm, False)
+    frozen = {id(layer) for layer in _frozen_layers(model)}
+    # A training step that was traced before would go on training what is frozen now, without a word.
+    model.train_function = None
+
+    in_blocks = {id(layer) for block in blocks for layer in with_inner(block.layers)}
+    other = [layer for layer in leaves(model) if id(layer) not in in_blocks and layer.weights]
+    groups = [(block.name, tuple(block.layers)) for block in blocks] + ([("other", tuple(other))] if other else [])
+    return FreezeReport(
+        what=patterns,
+        blocks=tuple(_report(name, layers, frozen, frozen - named) for name, layers in groups),
+        parameters=_count(model.weights),
+        trained=_count(v for v in model.weights if v.trainable),
+        batchnorm=len(batchnorm),
+        held_batchnorm=sum(not layer.trainable for layer in batchnorm),
+        thawed=tuple(layer.name for layer in before if id(layer) not in frozen),
+        recompile=bool(getattr(model, "compiled", False)),
+    )
+
+
+def frozen_encoder_blocks(strategy: str, encoder_blocks: int) -> int:
+    """How many of the first encoder blocks a strategy freezes.
+
+    The first blocks see edges and texture, which differ least from one kind of image to the next (Yosinski et al. 2014,
+    arXiv 1411.1792); the decoder has to learn the task and is always trained.
+
+    Args:
+        strategy: One of `STRATEGIES`.
+        encoder_blocks: How many encoder blocks the network has, at least 1.
+
+    Raises:
+        UsageError: Another strategy.
+
+    Example:
+        >>> [frozen_encoder_blocks(strategy, 4) for strategy in STRATEGIES]
+        [2, 1, 0]
+    """
+    if strategy == "conservative":
+        return max(1, encoder_blocks // 2)
+    if strategy == "moderate":
+        return max(1, encoder_blocks // 4)
+    if strategy == "aggressive":
+        return 0
+    raise UsageError(f"unknown strategy {strategy!r}", expected=" or ".join(STRATEGIES))
+
+
+def _chosen(model: keras.Model, blocks: Blocks, patterns: tuple[str, ...]) -> list[Any]:
+    """The layers and nested models to freeze, each once."""
+    if len(patterns) == 1 and patterns[0] in STRATEGIES:
+        count = frozen_encoder_blocks(patterns[0], len(blocks.encoder))
+        return [layer for block in blocks.encoder[:count] for layer in block.layers]
+    if not patterns:
+        raise UsageError("no block or layer is named", remedy='Name some, or take "aggressive" to freeze nothing.')
+    named = [(block.name, tuple(block.layers)) for block in blocks]
+    named += [(layer.name, (layer,)) for layer in all_layers(model)]
+    # Two nested models may repeat names: backbone/conv1 tells them apart.
+    named += [
+        (path, (layer,))
+        for block in blocks
+        for path, layer in zip(block.paths, block.layers, strict=True)
+        if path != layer.name
+    ]
+    chosen: dict[int, Any] = {}
+    for pattern in patterns:
+        hits = [layers for name, layers in named if fnmatchcase(name, pattern)]
+        if not hits:
+            raise _unknown(pattern, blocks, [name for name, _ in named])
+        found = [layer for layers in hits for layer in layers]
+        if not any(_freezable(layer) for layer in found):
+            raise UsageError(
+                f"{pattern!r} freezes nothing: it fits only layers without weights to train",
+                found=_listed([layer.name for layer in found]) or "a block without layers",
+            )
+        chosen |= {id(layer): layer for layer in found}
+    return list(chosen.values())
+
+
+def _unknown(pattern: str, blocks: Blocks, names: list[str]) -> UsageError:
+    if pattern in STRATEGIES:
+        return UsageError(
+            f"{pattern!r} is a strategy, and stands alone",
+            found="other names beside it",
+            remedy="Name the blocks that it freezes instead, for instance encoder_1.",
+        )
+    near = get_close_matches(pattern, [*STRATEGIES, *dict.fromkeys(names)], n=1, cutoff=0.6)
+    there = [block.name for block in blocks]
+    layers = [name for name in dict.fromkeys(names) if name not in there]
+    return UsageError(
+        f"no block or layer fits {pattern!r}",
+        expected=f"a strategy ({_listed(STRATEGIES)}), a block ({_listed(there, most=30)}) or a layer ({_listed(layers)})",
+        remedy=f"Did you mean {near[0]!r}?" if near else None,
+    )
+
+
+def _refuse_restless(layers: Iterable[Any]) -> None:
+    """Refuse layers that do not honour `trainable = False`, before anything is changed."""
+    for layer in with_inner(layers):
+        if restless(layer):
+            raise UsageError(
+                f"layer {layer.name!r} cannot be frozen: {type(layer).__name__} changes its state in training whether it "
+                "is trainable or not",
+                remedy="Leave its block trained, or replace the layer by the one inside it.",
+            )
+
+
+def _report(name: str, layers: Sequence[Any], frozen: set[int], only_batchnorm: set[int]) -> BlockReport:
+    weights = _unique(v for layer in layers for v in layer.weights)
+    inner = [layer for layer in with_inner(layers) if layer.weights]
+    live = {
+        id(v)
+        for layer in inner
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for v in fixed_weights(layer)
+    }
+    held = [layer for layer in inner if id(layer) in frozen]
+    return BlockReport(
+        name=name,
+        parameters=_count(weights),
+        trained=_count(v for v in weights if v.trainable),
+        statistics=_count(v for v in weights if id(v) in live),
+        frozen_layers=tuple(layer.name for layer in held),
+        held_batchnorm=sum(id(layer) in only_batchnorm for layer in held),
+    )
+
+
+def _frozen_layers(model: keras.Model) -> list[Any]:
+    """Layers that own weights and are held; not the models around them."""
+    return [layer for layer in all_layers(model) if not layer.trainable and own_weights(layer)]
+
+
+def _freezable(layer: Any) -> bool:
+    """Whether freezing makes a difference: weights to train, or statistics to keep."""
+    return any(
+        inner._trainable_variables or isinstance(inner, keras.layers.BatchNormalization)
+        for inner in with_inner([layer])
+    )
+
+
+def _unique(variables: Iterable[Any]) -> list[Any]:
+    return list({id(v): v for v in variables}.values())
+
+
+def _count(variables: Iterable[Any]) -> int:
+    total = 0
+    for variable in _unique(variables):
+        size = 1
+        for length in variable.shape:
+            size *= length
+        total += size
+    return total
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, ... {len(names) - most} more"

@@ -1,0 +1,464 @@
+"""What is done at the end of a network, so that it gives one tumour probability: `plan_output`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from kerasseg.models.blocks import find_blocks
+from kerasseg.models.graph import Graph, Step, flatten
+from kerasseg.models.scales import Place, image_axes, measure
+from kerasseg.models.surgery import Replacement
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
+
+__all__ = [
+    "Head",
+    "Kind",
+    "Output",
+    "Plan",
+    "Wish",
+    "deepest_scale",
+    "plan_output",
+    "read_output",
+    "settle_by_test",
+    "tail",
+    "trial_size",
+]
+
+Kind = Literal["probability", "softmax", "logits", "tanh", "unknown"]
+
+_ACTIVATIONS: dict[str, Kind] = {
+    "sigmoid": "probability",
+    "hard_sigmoid": "probability",
+    "sparse_sigmoid": "probability",
+    "softmax": "softmax",
+    "tanh": "tanh",
+}
+# Operations whose values stay where those of their inputs are.
+_KEEPING = {
+    "Identity", "Dropout", "SpatialDropout2D", "Cropping2D", "ZeroPadding2D", "Resizing", "UpSampling2D", "Reshape",
+    "Permute", "Average", "Maximum", "Minimum", "MaxPooling2D", "AveragePooling2D", "Concatenate", "Cast", "Transpose",
+    "Resize", "Pad", "ExpandDims", "Squeeze", "GetItem", "Take",
+}  # fmt: skip
+_MAKING = (layers.Conv2D, layers.Conv2DTranspose, layers.SeparableConv2D, layers.DepthwiseConv2D, layers.Dense)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The output of a network that is taken as its mask.
+
+    Attributes:
+        index: Place in `model.outputs`.
+        name: The layer's name.
+        channels: Channels of the map.
+        kind: What its values are, as far as the graph tells: `"probability"` (each channel by itself), `"softmax"`
+            (channels sum to 1), `"logits"`, `"tanh"` (-1..1) or `"unknown"`.
+        others: Names of the outputs that were not taken.
+    """
+
+    index: int
+    name: str
+    channels: int
+    kind: Kind
+    others: tuple[str, ...] = ()
+
+
+def read_output(model: keras.Model, wanted: str | int | None = None) -> Output:
+    """Find the output that is the mask: at full resolution, and the one that most of the network works for.
+
+    So in a network with deep supervision (U-Net++, U2-Net) it is the last or the fused output.
+
+    Args:
+        model: A model with one image input, channels last.
+        wanted: Name or place of the output to take instead.
+
+    Raises:
+        CheckpointError: No output is a map of the size of the input.
+        UsageError: There is no such output as `wanted`.
+    """
+    graph = flatten(model)
+    _check_input(graph)
+    names = [tensor._keras_history.operation.name for tensor in model.outputs]
+    if len(graph.outputs) != len(model.outputs):
+        raise CheckpointError("several outputs of the network are one tensor", found=", ".join(names))
+    places = measure(graph)
+    full = [i for i, index in enumerate(graph.outputs) if _is_full(graph, places, index)]
+    if wanted is None:
+        if not full:
+            raise _no_map(graph, places, graph.outputs)
+        index = max(full, key=lambda i: len(graph.ancestors([graph.outputs[i]])))
+    else:
+        index = _place(wanted, names)
+        if index not in full:
+            raise _no_map(graph, places, [graph.outputs[index]])
+    step = graph.steps[graph.outputs[index]]
+    return Output(
+        index=index,
+        name=names[index],
+        channels=int(step.shape[-1] or 0),
+        kind=_kind(graph, step),
+        others=tuple(name for i, name in enumerate(names) if i != index),
+    )
+
+
+def tail(model: keras.Model, output: Output) -> list[Step]:
+    """The steps from the output back to the layer that makes its channels (a convolution), that one last.
+
+    Ends early, without such a layer, where steps merge.
+    """
+    graph = flatten(model)
+    found = [graph.steps[graph.outputs[output.index]]]
+    while not isinstance(found[-1].operation, _MAKING) and len(found[-1].parents) == 1:
+        found.append(graph.steps[found[-1].parents[0]])
+    return [step for step in found if not step.is_input]
+
+
+def deepest_scale(model: keras.Model) -> int:
+    """Input pixels that one pixel of the deepest map spans; 1 where the model is no encoder-decoder."""
+    try:
+        return max(block.scale for block in find_blocks(model))
+    except CheckpointError:
+        return 1
+
+
+def trial_size(model: keras.Model) -> tuple[int, int]:
+    """Height and width to try a model at: its own, or where they are open a small multiple of its deepest scale."""
+    height, width = model.inputs[0].shape[1:3]
+    if height is None or width is None:
+        step = deepest_scale(model)
+        free = -(-32 // step) * step
+        return height or free, width or free
+    return height, width
+
+
+def settle_by_test(model: keras.Model, output: Output) -> Kind:
+    """Tell probabilities from logits by running the network, where its graph does not tell.
+
+    Raises:
+        CheckpointError: The values are neither.
+    """
+    height, width = trial_size(model)
+    channels = model.inputs[0].shape[-1]
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [rng.random((1, height, width, channels)), 3 * rng.standard_normal((1, height, width, channels))]
+    ).astype("float32")
+    given = keras.tree.pack_sequence_as(model.input, [x])  # some models take a list of one
+    results = keras.tree.flatten(model(given, training=False))
+    values = np.asarray(ops.convert_to_numpy(ops.cast(results[output.index], "float32")))
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise CheckpointError(f"output {output.name!r} is not finite on random input", found=f"{low} to {high}")
+    if low < -1e-5:
+        return "logits"
+    if high > 1 + 1e-5:
+        raise CheckpointError(
+            f"output {output.name!r} holds neither probabilities nor logits",
+            found=f"values {low:.3g} to {high:.3g} on random input",
+            expected="values in 0..1, or of both signs",
+            remedy="Replace the head by a fresh one (head='binary').",
+        )
+    sums = values.sum(-1)
+    return "softmax" if output.channels > 1 and np.allclose(sums, 1, atol=1e-2) else "probability"
+
+
+def _check_input(graph: Graph) -> None:
+    shapes = [graph.steps[i].shape for i in graph.inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise CheckpointError(
+            "the network does not take one image",
+            found=" and ".join(map(str, shapes)),
+            expected="one input (batch, height, width, channels)",
+        )
+    if image_axes(graph)[2] == 1:
+        raise CheckpointError(
+            "the network has its channels first",
+            found=f"input {shapes[0]}",
+            expected="channels last",
+            remedy="Build it with data_format='channels_last' and copy the weights: kernels have the same layout in both.",
+        )
+    if shapes[0][-1] is None:
+        raise CheckpointError("the network leaves the number of channels open", found=f"input {shapes[0]}")
+
+
+def _is_full(graph: Graph, places: list[Place], index: int) -> bool:
+    shape, image = graph.steps[index].shape, graph.steps[graph.inputs[0]].shape
+    if len(shape) != 4 or shape[-1] is None or not places[index].spatial:
+        return False
+    same = all(a == b for a, b in zip(shape[1:3], image[1:3], strict=True) if a is not None and b is not None)
+    return same and places[index].area == 1
+
+
+def _no_map(graph: Graph, places: list[Place], looked_at: Sequence[int]) -> CheckpointError:
+    image = graph.steps[graph.inputs[0]].shape
+    outputs = [graph.steps[i].shape for i in looked_at]
+    found = f"input {image}, output {', '.join(map(str, outputs))}"
+    maps = [i for i in looked_at if len(graph.steps[i].shape) == 4 and places[i].spatial]
+    if not maps:
+        return CheckpointError("the network gives no map", found=found, expected="a mask of the size of the image")
+    why = "its convolutions do not pad" if any(places[i].area == 1 for i in maps) else "it is of lower resolution"
+    return CheckpointError(
+        f"the mask that the network gives is not of the size of the image: {why}",
+        found=found,
+        expected="output of the height and width of the input",
+        remedy="Take a network with padding='same' that ends at full resolution.",
+    )
+
+
+def _place(wanted: str | int, names: list[str]) -> int:
+    if isinstance(wanted, int) and -len(names) <= wanted < len(names):
+        return wanted % len(names)
+    if isinstance(wanted, str) and wanted in names:
+        return names.index(wanted)
+    raise UsageError(f"the network has no output {wanted!r}", expected=", ".join(names))
+
+
+def _kind(graph: Graph, step: Step) -> Kind:
+    """What the values of a step are, by what makes them."""
+    operation: Any = step.operation
+    name = type(operation).__name__
+    activation = getattr(operation, "activation", None)
+    if isinstance(operation, layers.Softmax) or name == "Softmax":
+        axis = getattr(operation, "axis", -1)
+        return "softmax" if axis in (-1, len(step.shape) - 1) else "unknown"
+    if not isinstance(operation, keras.Layer) and name in {"Sigmoid", "HardSigmoid", "Tanh"}:
+        return "tanh" if name == "Tanh" else "probability"
+    if activation is not None and getattr(activation, "__name__", "") != "linear":
+        return _ACTIVATIONS.get(getattr(activation, "__name__", ""), "unknown")
+    if isinstance(operation, _MAKING):
+        return "logits"
+    if name in _KEEPING or (isinstance(operation, layers.Activation) and step.parents):
+        kinds = {_kind(graph, graph.steps[parent]) for parent in step.parents}
+        if name == "Concatenate" and kinds == {"softmax"}:
+            return "probability"
+        return kinds.pop() if len(kinds) == 1 else "unknown"
+    if name == "Add" and all(_kind(graph, graph.steps[parent]) == "logits" for parent in step.parents):
+        return "logits"
+    if name == "Multiply" and all(_kind(graph, graph.steps[parent]) == "probability" for parent in step.parents):
+        return "probability"
+    return "unknown"
+
+
+Head = Literal["keep", "binary", "auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asked of the head; `fit_to_task` tells what each means."""
+
+    head: Head = "keep"
+    background: int = 0
+    foreground: int | Sequence[int] | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done at the end of a network.
+
+    Attributes:
+        replacements: Layers to replace, by their `id`.
+        finish: From the output tensor and the names that are taken, to the tensor that the new network gives.
+    """
+
+    replacements: dict[int, Replacement]
+    finish: Callable[[Any, set[str]], Any]
+
+
+def plan_output(model: keras.Model, output: Output, wish: Wish, changes: list[str]) -> Plan:
+    """Decide how the output of a network becomes one tumour probability in float32.
+
+    Args:
+        model: The network as it is.
+        output: Which of its outputs, and what its values are.
+        wish: What the user asked for.
+        changes: One sentence is appended for each thing that is changed or assumed.
+
+    Raises:
+        CheckpointError: The meaning of the head is not clear (`"keep"`), or there is no convolution to replace.
+        UsageError: A channel that the output does not have.
+    """
+    if wish.head == "binary":
+        return _fresh_head(model, output, wish.seed, changes)
+    said: list[str] = []
+    try:
+        plan = _kept_head(model, output, wish.background, wish.foreground, said)
+    except CheckpointError as error:
+        if wish.head == "keep":
+            raise
+        changes.append(f"the head is replaced because {error.what}")
+        return _fresh_head(model, output, wish.seed, changes)
+    changes += said
+    return plan
+
+
+def _kept_head(
+    model: keras.Model, output: Output, background: int, foreground: int | Sequence[int] | None, changes: list[str]
+) -> Plan:
+    kind = output.kind
+    if kind == "unknown":
+        kind = settle_by_test(model, output)
+        changes.append(f"output {output.name!r} holds {_WORDS[kind]}, as a run on random input shows")
+    if kind == "softmax" and output.channels == 1:
+        raise CheckpointError(
+            f"output {output.name!r} is a softmax over a single channel, which is 1 everywhere",
+            remedy="Replace the head (head='binary').",
+        )
+    chosen = _chosen(output, background, foreground)
+    steps: list[Callable[[Any, set[str]], Any]] = []
+    if kind == "tanh":
+        steps.append(lambda x, taken: layers.Rescaling(0.5, 0.5, dtype="float32", name=_free("probability", taken))(x))
+        changes.append(f"tanh output {output.name!r} mapped from -1..1 to 0..1")
+        kind = "probability"
+    if kind == "logits":
+        function = "sigmoid" if output.channels == 1 else "softmax"
+        steps.append(lambda x, taken: layers.Activation(function, dtype="float32", name=_free("probability", taken))(x))
+        changes.append(f"output {output.name!r} holds logits: {function} appended")
+        kind = "probability" if output.channels == 1 else "softmax"
+    if output.channels > 1:
+        if kind != "softmax" and foreground is None:
+            raise CheckpointError(
+                f"output {output.name!r} has {output.channels} channels that do not exclude each other",
+                expected="to be told which of them are tumour",
+                remedy="Name them (foreground=...), or replace the head (head='binary').",
+            )
+        steps.append(_Foreground(chosen, exclusive=kind == "softmax", background=foreground is None))
+        changes.append(_how_read(output, chosen, exclusive=kind == "softmax", foreground=foreground))
+    elif foreground not in (None, 0, -1):
+        raise UsageError("there is no such channel", found=f"foreground {foreground}", expected="0: it is the only one")
+    return Plan(_in_float32(model, output, changes), _Chain(tuple(steps)))
+
+
+_WORDS: dict[Kind, str] = {"probability": "probabilities", "softmax": "probabilities of classes", "logits": "logits"}
+
+
+def _chosen(output: Output, background: int, foreground: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Places of the channels to read: the background alone, or the foreground."""
+    given = (background,) if foreground is None else (foreground,) if isinstance(foreground, int) else tuple(foreground)
+    count = output.channels
+    if not given or not all(isinstance(c, int) and -count <= c < count for c in given):
+        what = "background" if foreground is None else "foreground"
+        if count > 1 or foreground is not None:
+            raise UsageError(f"{what} is no channel of the output", found=given, expected=f"0 to {count - 1}")
+    return tuple(dict.fromkeys(c % count for c in given))
+
+
+def _how_read(output: Output, chosen: tuple[int, ...], *, exclusive: bool, foreground: Any) -> str:
+    listed = ", ".join(map(str, chosen))
+    if foreground is None:
+        return (
+            f"the {output.channels} softmax channels of {output.name!r} are read as 1 - channel {listed} (background)"
+        )
+    if len(chosen) == 1:
+        return f"of the {output.channels} channels of {output.name!r} channel {listed} is read as tumour"
+    return f"the {'sum' if exclusive else 'largest'} of channels {listed} of {output.name!r} is read as tumour"
+
+
+@dataclass(frozen=True, slots=True)
+class _Foreground:
+    """Append the operations that make one tumour probability of several channels."""
+
+    channels: tuple[int, ...]
+    exclusive: bool
+    background: bool
+
+    def __call__(self, x: Any, taken: set[str]) -> Any:
+        # Operations of keras.ops, not a Lambda or a layer of our own: saved files open without kerasseg, in safe mode.
+        x = _named(ops.take(x, list(self.channels), axis=-1), "background" if self.background else "classes", taken)
+        if self.background:
+            return _named(ops.subtract(1.0, x), "foreground", taken)
+        if len(self.channels) == 1:
+            return x
+        merged = (ops.sum if self.exclusive else ops.max)(x, axis=-1, keepdims=True)
+        return _named(merged, "foreground", taken)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    steps: tuple[Callable[[Any, set[str]], Any], ...]
+
+    def __call__(self, x: Any, taken: set[str]) -> Any:
+        for step in self.steps:
+            x = step(x, taken)
+        if x.dtype != "float32":
+            x = layers.Activation("linear", dtype="float32", name=_free("float32", taken))(x)
+        return x
+
+
+def _named(tensor: Any, name: str, taken: set[str]) -> Any:
+    """Give the operation that made `tensor` a name that does not depend on what the process built before."""
+    tensor._keras_history.operation.name = _free(name, taken)
+    return tensor
+
+
+def _free(name: str, taken: set[str]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    taken.add(free)
+    return free
+
+
+def _in_float32(model: keras.Model, output: Output, changes: list[str]) -> dict[int, Replacement]:
+    """The last layers anew in float32, where they compute in less: a bfloat16 sigmoid has 8 bits."""
+    found: dict[int, Replacement] = {}
+    for step in tail(model, output):
+        layer = step.layer
+        if layer is not None and layer.compute_dtype != "float32":
+            found[id(layer)] = Replacement(make=_copier(layer, dtype="float32"))
+    if found:
+        changes.append(f"output {output.name!r} is computed in float32")
+    return found
+
+
+def _copier(layer: Any, **changed: Any) -> Callable[[], Any]:
+    config = {**layer.get_config(), **changed}
+    return lambda: type(layer).from_config(config)
+
+
+def _fresh_head(model: keras.Model, output: Output, seed: int | None, changes: list[str]) -> Plan:
+    steps = tail(model, output)
+    last = steps[-1].operation if steps else None
+    if not isinstance(last, (layers.Conv2D, layers.Conv2DTranspose, layers.SeparableConv2D, layers.Dense)):
+        raise CheckpointError(
+            f"no last convolution is found behind output {output.name!r}, so that it could be replaced",
+            found=f"{type(last).__name__} {last.name!r}" if last is not None else None,
+            expected="a convolution, then nothing but activations and resizing",
+        )
+    # Activations and normalisations behind the old convolution belong to its channels; what moves pixels stays.
+    behind = [step for step in steps[:-1] if type(step.operation).__name__ not in _MOVING]
+    moving = len(behind) < len(steps) - 1
+    names = {step.operation.name for step in flatten(model).steps} - {last.name}
+    name = _free("head", names)
+    width = "units" if isinstance(last, layers.Dense) else "filters"
+    settings = {
+        width: 1,
+        "use_bias": True,
+        "activation": "linear" if moving else "sigmoid",
+        "bias_initializer": "zeros",
+        "dtype": "float32",
+        "name": name,
+        "trainable": True,
+    }
+    kernel = "depthwise_initializer" if isinstance(last, layers.SeparableConv2D) else "kernel_initializer"
+    settings[kernel] = keras.initializers.serialize(keras.initializers.GlorotUniform(seed=seed))
+    if "groups" in last.get_config():
+        settings["groups"] = 1
+    replacements = {id(step.operation): Replacement(drop=True) for step in behind}
+    replacements[id(last)] = Replacement(make=_copier(last, **settings), fresh=True)
+    had = "1 channel" if output.channels == 1 else f"{output.channels} channels"
+    changes.append(f"head {last.name!r} ({had}) replaced by a fresh binary head {name!r}")
+
+    def sigmoid(x: Any, taken: set[str]) -> Any:
+        return layers.Activation("sigmoid", dtype="float32", name=_free("probability", taken))(x) if moving else x
+
+    return Plan(replacements, sigmoid)
+
+
+_MOVING = {"UpSampling2D", "Resizing", "Cropping2D", "ZeroPadding2D", "Resize", "Pad", "GetItem"}

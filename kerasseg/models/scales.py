@@ -1,0 +1,222 @@
+"""How coarse every tensor of a network is, relative to its input.
+
+Strides are accounted for step by step rather than read off sizes: unpadded convolutions, odd sizes and padding before a
+stem change sizes without changing the scale, and sizes may be unknown altogether. Where an operation declares no stride
+(resizing, slicing, depth-to-space, reshaping), the sizes before and after it tell, rounded to a whole factor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import keras
+from keras import layers
+
+from kerasseg.models.graph import Graph, Shape, Step
+
+__all__ = ["Place", "image_axes", "is_permutation", "measure"]
+
+_STRIDED = (
+    layers.Conv2D,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv2D,
+    layers.MaxPooling2D,
+    layers.AveragePooling2D,
+)
+_POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
+_GLOBAL = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+_SAME = (layers.ZeroPadding2D, layers.Cropping2D)
+# Stands for unknown heights and widths; any size that halves often will do.
+_TYPICAL = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor stands.
+
+    Attributes:
+        scale: Input pixels that one of its pixels spans, down and across: (1, 1) is full resolution.
+        size: Height and width in pixels; estimated where the model leaves them open.
+        spatial: False where the tensor is no map any more (pooled to one value a channel, flattened to a list of pixels);
+            `scale` and `size` are then those of the map that it came from.
+    """
+
+    scale: tuple[Fraction, Fraction]
+    size: tuple[float, float]
+    spatial: bool = True
+
+    @property
+    def area(self) -> Fraction:
+        """Input pixels in one pixel; what levels are ordered by."""
+        return self.scale[0] * self.scale[1]
+
+
+def image_axes(graph: Graph) -> tuple[int, int, int]:
+    """The axes of height, width and channels: (1, 2, 3), or (2, 3, 1) where most layers put channels first."""
+    formats = Counter(
+        step.layer.data_format for step in graph.steps if isinstance(step.layer, (*_STRIDED, layers.Conv2DTranspose))
+    )
+    return _axes("channels_first" if formats["channels_first"] > formats["channels_last"] else "channels_last")
+
+
+def _axes(data_format: str) -> tuple[int, int, int]:
+    return (2, 3, 1) if data_format == "channels_first" else (1, 2, 3)
+
+
+def measure(graph: Graph) -> list[Place]:
+    """The place of every step's (first) output.
+
+    Args:
+        graph: A graph whose input is a batch of images.
+
+    Returns:
+        One place for each of `graph.steps`.
+    """
+    axes = image_axes(graph)
+    places: list[Place] = []
+    for step in graph.steps:
+        if step.is_input:
+            height, width = (step.shape[a] if len(step.shape) == 4 else None for a in _input_axes(step.shape, axes)[:2])
+            places.append(Place((Fraction(1), Fraction(1)), (height or _TYPICAL, width or _TYPICAL)))
+        else:
+            places.append(_place(step, [places[p] for p in step.parents], axes))
+    return places
+
+
+def _input_axes(shape: Shape, axes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Those of the input: networks translated from other frameworks take channels first and transpose at once."""
+    if len(shape) == 4 and (shape[1] or 9) <= 4 and all(n is None or n > 4 for n in shape[2:]):
+        return _axes("channels_first")
+    return axes
+
+
+def _place(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Place:
+    data_format = getattr(step.operation, "data_format", None)
+    if data_format in {"channels_first", "channels_last"}:
+        axes = _axes(data_format)
+    source = _source(step, parents, axes)
+    lost = Place(source.scale, source.size, spatial=False)
+    if len(step.shape) != 4 or isinstance(step.operation, _GLOBAL):
+        return lost
+    declared = _stride(step, source, axes)
+    if declared is not None and source.spatial:
+        return _moved(source, declared)
+    size = _size(step, source, parents, axes)
+    if size == (1.0, 1.0) and (not source.spatial or max(source.size) >= 3):
+        return lost
+    ratios = (source.size[0] / size[0], source.size[1] / size[1])
+    if not 0.6 < ratios[0] / ratios[1] < 1.7:
+        # No resizing of an image changes its shape so much: these axes are heads, patches or half-done rearrangements.
+        return lost
+    return Place(
+        (source.scale[0] * _whole(ratios[0]), source.scale[1] * _whole(ratios[1])),
+        (float(size[0]), float(size[1])),
+    )
+
+
+def _source(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Place:
+    """The argument whose pixels the result has."""
+
+    def extent(shape: Shape) -> Shape | None:
+        return tuple(shape[a] for a in axes[:2]) if len(shape) == 4 else None
+
+    made = extent(step.shape)
+    candidates = [(place, extent(shape)) for place, shape in zip(parents, step.incoming, strict=True)]
+    # A merge has the pixels of its finest map; gates that are broadcast over it do not count.
+    order = [
+        (not place.spatial, made is not None and taken != made, place.area, i)
+        for i, (place, taken) in enumerate(candidates)
+    ]
+    return candidates[min(order)[-1]][0]
+
+
+def _stride(step: Step, source: Place, axes: tuple[int, int, int]) -> tuple[Fraction, Fraction] | None:
+    """The factor by which a step makes its map coarser, where the operation itself declares it."""
+    operation = step.operation
+    if len(step.parents) > 1 and source.spatial and len(step.incoming[0]) == 4:
+        # Elementwise operations, concatenation: same pixels. Attention over two maps keeps those of its query.
+        shapes = [tuple(shape[a] for a in axes[:2]) for shape in step.incoming if len(shape) == 4]
+        if tuple(step.shape[a] for a in axes[:2]) in shapes:
+            return Fraction(1), Fraction(1)
+    if isinstance(operation, _POOLING) and _covers(operation, source):
+        return None
+    if isinstance(operation, _STRIDED):
+        down, across = _pair(operation.strides)
+        return Fraction(down), Fraction(across)
+    if isinstance(operation, layers.Conv2DTranspose):
+        down, across = _pair(operation.strides)
+        return Fraction(1, down), Fraction(1, across)
+    if isinstance(operation, layers.UpSampling2D):
+        down, across = _pair(operation.size)
+        return Fraction(1, down), Fraction(1, across)
+    if isinstance(operation, _SAME) or _is_crop(step) or is_permutation(step):
+        return Fraction(1), Fraction(1)
+    return None
+
+
+def _covers(pooling: Any, source: Place) -> bool:
+    """Whether a pooling window holds the whole map, which makes it global (2x2 on a 2x2 map is an ordinary level)."""
+    window = _pair(pooling.pool_size)
+    return min(window) >= 3 and window[0] >= source.size[0] and window[1] >= source.size[1]
+
+
+def _is_crop(step: Step) -> bool:
+    """Whether a step is a slice without steps, `x[:, 1:-1, 1:-1]`: on small maps its sizes look like a stride."""
+    if type(step.operation).__name__ != "GetItem" or step.arguments is None or len(step.arguments.args) < 2:
+        return False
+    key = step.arguments.args[1]
+    key = key if isinstance(key, tuple) else (key,)
+    return all(part is Ellipsis or (isinstance(part, slice) and part.step in {None, 1}) for part in key)
+
+
+def is_permutation(step: Step) -> bool:
+    """Whether a step only reorders axes, for instance channels first to channels last."""
+    return type(step.operation).__name__ in {"Permute", "Transpose"}
+
+
+def _moved(source: Place, factor: tuple[Fraction, Fraction]) -> Place:
+    return Place(
+        (source.scale[0] * factor[0], source.scale[1] * factor[1]),
+        (max(1.0, source.size[0] / float(factor[0])), max(1.0, source.size[1] / float(factor[1]))),
+    )
+
+
+def _size(step: Step, source: Place, parents: list[Place], axes: tuple[int, int, int]) -> tuple[float, float]:
+    """Height and width of the result; where they are left open, those that the operation gives for a likely size."""
+    shape = step.shape
+    if any(shape[a] is None for a in axes[:2]):
+        shape = _symbolic(step, parents, axes) or shape
+    height, width = (shape[a] or fallback for a, fallback in zip(axes[:2], source.size, strict=True))
+    return float(height), float(width)
+
+
+def _symbolic(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Shape | None:
+    """The shape that an operation gives when unknown sizes are replaced by estimates; computes no values."""
+    stand_ins = {}
+    for tensor, place in zip(step.tensors, parents, strict=True):
+        shape = list(tensor.shape)
+        for axis, size in zip(axes[:2], place.size, strict=True):
+            if len(shape) == 4 and shape[axis] is None:
+                shape[axis] = round(size)
+        stand_ins[id(tensor)] = keras.KerasTensor(tuple(shape), dtype=tensor.dtype)
+    args, kwargs = keras.tree.map_structure(
+        lambda x: stand_ins.get(id(x), x), (step.arguments.args, step.arguments.kwargs)
+    )
+    try:
+        spec = step.operation.compute_output_spec(*args, **kwargs)
+    except Exception:  # an estimate that an operation refuses is no reason to refuse the model
+        return None
+    made = getattr(keras.tree.flatten(spec)[0], "shape", None)
+    return None if made is None or len(made) != 4 else tuple(made)
+
+
+def _whole(ratio: float) -> Fraction:
+    """A size ratio as the factor that was meant: 1.07 is 1, 2.1 is 2, 0.52 is 1/2."""
+    return Fraction(max(1, round(ratio))) if ratio >= 1 else 1 / Fraction(max(1, round(1 / ratio)))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))

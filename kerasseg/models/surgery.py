@@ -1,0 +1,242 @@
+"""A Keras model built anew with another input or other layers, weights carried over: `rebuild`.
+
+`keras.models.clone_model` keeps nested models at their old input size and cannot leave a step out; here each step is
+replayed on the new tensors, nested models included, so that they keep their names and nesting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from kerasseg.models.graph import flatten
+from kerasseg.models.layers import own_weights, with_inner
+from kerasseg_tfrecords.errors import CheckpointError
+
+__all__ = ["Replacement", "first_kernels", "rebuild"]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """What takes the place of one layer or operation.
+
+    Attributes:
+        make: Gives the new layer; None: one of the old layer's configuration.
+        weights: The new layer's weights in Keras' order; None carries the old layer's over.
+        fresh: The new layer keeps the weights it is initialised with.
+        drop: Leave the step out, handing its input on.
+    """
+
+    make: Callable[[], Any] | None = None
+    weights: Sequence[np.ndarray] | None = None
+    fresh: bool = False
+    drop: bool = False
+
+
+def rebuild(
+    model: keras.Model,
+    shape: Sequence[int | None],
+    *,
+    outputs: Sequence[int] | None = None,
+    replacements: Mapping[int, Replacement] | None = None,
+) -> keras.Model:
+    """Build a model with the layers and weights of `model` at another input shape.
+
+    Args:
+        model: A functional or sequential model with one input; it is left as it is and shares nothing with the result.
+        shape: Height, width and channels of the new input, which is float32.
+        outputs: Which of `model.outputs` the new model has, None for all. What serves the others alone is left out.
+        replacements: What to build instead of a layer or operation, by its `id`.
+
+    Returns:
+        A functional model; names of layers and nested models are those of `model`.
+
+    Raises:
+        CheckpointError: A layer cannot work at that shape: the message names it.
+    """
+    wanted = list(range(len(model.outputs))) if outputs is None else list(outputs)
+    image = keras.Input(tuple(shape), dtype="float32", name=model.inputs[0]._keras_history.operation.name)
+    return _Replay(replacements or {}).model(model, [image], wanted)
+
+
+class _Replay:
+    """One pass over a model; layers that it uses twice are built once."""
+
+    def __init__(self, replacements: Mapping[int, Replacement]) -> None:
+        self.replacements = replacements
+        self.made: dict[int, Any] = {}
+
+    def model(self, model: keras.Model, inputs: list[Any], wanted: list[int]) -> keras.Model:
+        """`model` on new inputs, with some of its outputs."""
+        known = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
+        targets = [model.outputs[i] for i in wanted]
+        nodes, taken = _needed(model, targets)
+        for node in nodes:
+            self._node(node, known, taken)
+        results = [known[id(target)] for target in targets]
+        return keras.Model(
+            inputs if len(inputs) > 1 else inputs[0], results if len(results) > 1 else results[0], name=model.name
+        )
+
+    def _node(self, node: Any, known: dict[int, Any], taken: set[int]) -> None:
+        operation = node.operation
+        try:
+            made = self._call(operation, node, known, taken)
+        except (ValueError, TypeError, ArithmeticError, NotImplementedError) as error:
+            shapes = ", ".join(str(tuple(known[id(tensor)].shape)) for tensor in node.input_tensors)
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"{type(operation).__name__} {operation.name!r} works at no other shape than the network was made for",
+                found=f"input {shapes}: {first_line}",
+                expected=", ".join(str(tuple(tensor.shape)) for tensor in node.input_tensors),
+                remedy="Keep the size and the channels that the network has.",
+            ) from error
+        known.update(made)
+
+    def _call(self, operation: Any, node: Any, known: dict[int, Any], taken: set[int]) -> dict[int, Any]:
+        """New tensors for the old ones that the node gives."""
+        new_inputs = [known[id(tensor)] for tensor in node.input_tensors]
+        if _has_graph(operation):
+            used = [i for i, tensor in enumerate(node.output_tensors) if id(tensor) in taken]
+            inner = self._nested(operation, new_inputs, used)
+            results = keras.tree.flatten(inner(new_inputs if len(new_inputs) > 1 else new_inputs[0]))
+            return {id(node.output_tensors[i]): new for i, new in zip(used, results, strict=True)}
+        replacement = self.replacements.get(id(operation))
+        if replacement is not None and replacement.drop:
+            return {id(node.output_tensors[0]): new_inputs[0]}
+        new = self._operation(operation, replacement)
+
+        def replaced(argument: Any) -> Any:
+            return known[id(argument)] if isinstance(argument, keras.KerasTensor) else argument
+
+        args, kwargs = keras.tree.map_structure(replaced, (node.arguments.args, node.arguments.kwargs))
+        results = keras.tree.flatten(new(*args, **kwargs))
+        if isinstance(new, keras.Layer):
+            _carry_weights(operation, new, replacement)
+        return {id(old): tensor for old, tensor in zip(node.output_tensors, results, strict=True)}
+
+    def _operation(self, operation: Any, replacement: Replacement | None) -> Any:
+        if id(operation) not in self.made:
+            if replacement is not None and replacement.make is not None:
+                self.made[id(operation)] = replacement.make()
+            else:
+                self.made[id(operation)] = type(operation).from_config(operation.get_config())
+        return self.made[id(operation)]
+
+    def _nested(self, operation: Any, inputs: list[Any], used: list[int]) -> keras.Model:
+        if id(operation) not in self.made:
+            fresh = [
+                keras.Input(tuple(new.shape[1:]), dtype=old.dtype, name=old._keras_history.operation.name)
+                for new, old in zip(inputs, operation.inputs, strict=True)
+            ]
+            self.made[id(operation)] = self.model(operation, fresh, used)
+        return self.made[id(operation)]
+
+
+def _needed(model: keras.Model, targets: list[Any]) -> tuple[list[Any], set[int]]:
+    """The calls that `targets` are computed by, in an order in which they can be run, and the tensors that are used."""
+    known = {id(tensor) for tensor in model.inputs}
+    taken = {id(target) for target in targets}
+    nodes: list[Any] = []
+    # A stack of our own: deep networks exceed Python's recursion limit.
+    stack = list(reversed(targets))
+    while stack:
+        tensor = stack[-1]
+        if id(tensor) in known:
+            stack.pop()
+            continue
+        operation, index, _ = tensor._keras_history
+        node = operation._inbound_nodes[index]
+        waiting = [parent for parent in node.input_tensors if id(parent) not in known]
+        taken.update(id(parent) for parent in node.input_tensors)
+        if waiting:
+            stack.extend(reversed(waiting))
+            continue
+        nodes.append(node)
+        known.update(id(made) for made in node.output_tensors)
+    return nodes, taken
+
+
+def _has_graph(operation: Any) -> bool:
+    return isinstance(operation, keras.Model) and bool(getattr(operation, "outputs", None))
+
+
+def _carry_weights(old: Any, new: Any, replacement: Replacement | None) -> None:
+    if replacement is not None and replacement.fresh:
+        return
+    if replacement is not None and replacement.weights is not None:
+        new.set_weights(list(replacement.weights))
+        return
+    pairs = zip(with_inner([old]), with_inner([new]), strict=True)
+    for source, target in pairs:
+        was, would_be = ([tuple(v.shape) for v in own_weights(layer)] for layer in (source, target))
+        if was != would_be:
+            msg = f"weights of shape {was} would become {would_be}"
+            raise ValueError(msg)
+        store: dict[str, Any] = {}
+        source.save_own_variables(store)
+        # As Keras does when it reads a file: some layers compute from their weights what they then work with.
+        target.load_own_variables({key: ops.convert_to_numpy(value) for key, value in store.items()})
+
+
+# Layers that treat every channel alike, and hand their number on.
+_BLIND = (
+    layers.ZeroPadding2D,
+    layers.Cropping2D,
+    layers.Resizing,
+    layers.UpSampling2D,
+    layers.MaxPooling2D,
+    layers.AveragePooling2D,
+    layers.Dropout,
+    layers.SpatialDropout2D,
+    layers.GaussianNoise,
+    layers.Activation,
+    layers.Identity,
+)
+
+
+def first_kernels(
+    model: keras.Model, change: Callable[[np.ndarray], np.ndarray]
+) -> list[tuple[keras.Layer, Replacement]]:
+    """Every convolution that sees the channels of the input, with its changed kernel.
+
+    A convolution is linear in its channels: on an image whose channels are all the same, kernels summed over the channels
+    give from one channel what the old ones gave from all.
+
+    Args:
+        model: A model with one image input, channels last.
+        change: From the old kernel (height, width, channels, filters) to the new one.
+
+    Raises:
+        CheckpointError: Something else than a convolution looks at the channels.
+    """
+    graph = flatten(model)
+    found: dict[int, tuple[keras.Layer, Replacement]] = {}
+    waiting, seen = list(graph.inputs), set(graph.inputs)
+    while waiting:
+        for child in graph.children[waiting.pop()]:
+            layer: Any = graph.steps[child].operation
+            if isinstance(layer, layers.Conv2D) and layer.groups == 1:
+                kernel = np.asarray(ops.convert_to_numpy(layer.kernel))
+                rest = [np.asarray(ops.convert_to_numpy(v)) for v in layer.weights[1:]]
+                found[id(layer)] = (layer, Replacement(weights=[change(kernel), *rest]))
+            elif isinstance(layer, _BLIND) or _scales_all_alike(layer):
+                if child not in seen:
+                    seen.add(child)
+                    waiting.append(child)
+            else:
+                raise CheckpointError(
+                    f"the channels of the input cannot be changed: {type(layer).__name__} {layer.name!r} looks at them",
+                    expected="a convolution as the first layer with weights",
+                    remedy="Give the network as many channels as it takes (--channels repeat).",
+                )
+    return list(found.values())
+
+
+def _scales_all_alike(layer: Any) -> bool:
+    return isinstance(layer, layers.Rescaling) and np.ndim(layer.scale) == 0 and np.ndim(layer.offset) == 0

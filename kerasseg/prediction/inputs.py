@@ -1,0 +1,366 @@
+"""What is asked about: pictures, volumes and series, each with the name of what is written for it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.prediction.writers import Layout, PictureLayout, SeriesLayout, VolumeLayout
+from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.intensity import IntensityRule, Window, intensity_window
+from kerasseg_tfrecords.sources import read_item
+from kerasseg_tfrecords.sources.base import Item, SourceOptions
+from kerasseg_tfrecords.sources.roles import split_name, without_suffix
+from kerasseg_tfrecords.sources.tree import natural_key, read_bytes, suffix_of
+from kerasseg_tfrecords.sources.unlabelled import ImageInput
+
+__all__ = ["OpenedUnit", "RawSlice", "Unit", "check_folder", "check_inputs", "check_name", "open_unit", "plan_units"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What becomes one mask file.
+
+    Attributes:
+        name: As shown to users; unique.
+        kind: A picture, a volume in one file, or a DICOM series of one file a slice.
+        items: One; of a series its slices in order.
+        stem: Where its files go: a path below the output folder, without ending.
+        prefix: What stands before the names of its items where there are several inputs.
+    """
+
+    name: str
+    kind: Literal["picture", "volume", "series"]
+    items: tuple[Item, ...]
+    stem: str
+    prefix: str = ""
+
+    @property
+    def stamp(self) -> list[list[int]]:
+        """Size and time of its files, by which a changed one is known; [] for one that is not there."""
+        stamps = []
+        for path in dict.fromkeys(item.files[0].path for item in self.items):
+            try:
+                facts = path.stat()
+            except OSError:
+                return []
+            stamps.append([facts.st_size, facts.st_mtime_ns])
+        return stamps
+
+
+def plan_units(inputs: Sequence[ImageInput]) -> list[Unit]:
+    """Units in the order of the inputs and of the names within them; with several inputs, each has its own folder.
+
+    Raises:
+        UsageError: Two of them would be written to the same file.
+    """
+    units: list[Unit] = []
+    for entry in inputs:
+        prefix = f"{entry.name}/" if len(inputs) > 1 else ""
+        series: defaultdict[str, list[Item]] = defaultdict(list)
+        for item in entry.items:
+            if item.format == "dicom":
+                series[item.volume or item.name].append(item)
+            else:
+                kind: Literal["picture", "volume"] = "volume" if item.format == "nifti" else "picture"
+                units.append(Unit(prefix + item.name, kind, (item,), _stem(prefix + item.name)))
+        units += _series(series, prefix, entry)
+    units.sort(key=lambda unit: natural_key(unit.name))
+    units = _told_apart(units)
+    _check_names(units)
+    return units
+
+
+def check_inputs(out: Path, given: Iterable[Path | str]) -> None:
+    """Whether what was typed can be meant, before anything is listed.
+
+    Raises:
+        UsageError: An input is the output folder or lies right in it, or is a run.
+    """
+    for path in map(Path, given):
+        _refuse_same(out, path if path.is_dir() else path.parent)
+        if (path / "config.json").is_file() and (path / "model.keras").is_file():
+            raise UsageError(
+                "this is a run, and no folder of images",
+                path=path,
+                remedy="A run is named with --run; several networks with --ensemble A --ensemble B, or --ensemble A,B.",
+            )
+
+
+def check_folder(out: Path, inputs: Sequence[ImageInput]) -> None:
+    """Whether masks would be written into one of the inputs.
+
+    Raises:
+        UsageError: They would: the next time, masks and overlays would be taken for images.
+    """
+    for entry in inputs:
+        root = entry.root if entry.root.is_dir() else entry.root.parent
+        _refuse_same(out, root)
+        if len(inputs) > 1:
+            _refuse_same(out / entry.name, root)
+
+
+def check_name(unit: Unit) -> None:
+    """Whether files can be named after a unit.
+
+    Raises:
+        DataError: Its name is too long for what is written beside it.
+    """
+    longest = len(f"{unit.stem.rsplit('/', 1)[-1]}_probabilities.nii.gz".encode())
+    if longest > _NAME:
+        raise DataError(
+            "the name is too long: masks are named after it",
+            path=unit.name,
+            expected=f"{longest - _NAME} bytes less",
+            remedy="Rename the file.",
+            kind="name",
+        )
+
+
+_NAME = 240
+"""Bytes of a file name: 255 is what file systems take, and files are written under a longer name first."""
+
+
+def _refuse_same(out: Path, root: Path) -> None:
+    if out.exists() and root.is_dir() and os.path.samefile(out, root):  # noqa: PTH121 - as the file system sees it
+        raise UsageError(
+            "the output folder is the input folder",
+            path=out,
+            expected="another folder",
+            remedy=f"The next time, masks would be taken for images. For instance --out {out / 'predictions'}",
+        )
+
+
+def _told_apart(units: Sequence[Unit]) -> list[Unit]:
+    """`1.png` beside `1.jpg`: masks are named after the endings as well where names alone do not tell files apart."""
+    groups: defaultdict[tuple[str, bool], list[Unit]] = defaultdict(list)
+    for unit in units:
+        groups[_place(unit)].append(unit)
+    found = []
+    for unit in units:
+        alike = groups[_place(unit)]
+        endings = {suffix_of(one.items[0].name) for one in alike}
+        single = all(len(one.items) == 1 for one in alike)
+        if len(alike) > 1 and single and len(endings) == len(alike):
+            unit = replace(unit, stem=f"{unit.stem}-{suffix_of(unit.items[0].name).lstrip('.')}")
+        found.append(unit)
+    return found
+
+
+def _place(unit: Unit) -> tuple[str, bool]:
+    # Some file systems do not tell cases apart. Masks of pictures and of volumes have other endings.
+    return unit.stem.casefold(), unit.kind == "picture"
+
+
+def _stem(name: str) -> str:
+    # Members of a zip lie below a folder of its name.
+    folders, base = split_name(name)
+    parts = [re.sub(r"\.zip$", "", folder, flags=re.IGNORECASE) for folder in folders]
+    return "/".join([*(part for part in parts if part not in {"", ".", ".."}), without_suffix(base)])
+
+
+def _series(series: dict[str, list[Item]], prefix: str, entry: ImageInput) -> list[Unit]:
+    """A series is named after its folder, and its number where the folder holds several; a single file after itself."""
+    named: defaultdict[str, list[tuple[str, list[Item]]]] = defaultdict(list)
+    for uid, items in series.items():
+        items.sort(key=lambda item: item.slice_index)
+        folder = os.path.commonpath([os.path.dirname(item.name) for item in items])  # noqa: PTH120 - no files of ours
+        named[folder].append((uid, items))
+    units = []
+    for folder, members in named.items():
+        for uid, items in members:
+            if len(items) == 1:
+                units.append(
+                    Unit(prefix + items[0].name, "series", tuple(items), _stem(prefix + items[0].name), prefix)
+                )
+                continue
+            base = _stem(prefix + folder) if folder else prefix + (entry.root.resolve().stem or "series")
+            if len(members) > 1:
+                base = f"{base}-{uid.rsplit('.', 1)[-1]}"
+            name = f"{prefix}{items[0].name} and {len(items) - 1} more"
+            units.append(Unit(name, "series", tuple(items), base, prefix))
+    return units
+
+
+def _check_names(units: Sequence[Unit]) -> None:
+    taken: dict[tuple[str, bool], Unit] = {}
+    for unit in units:
+        other = taken.setdefault(_place(unit), unit)
+        if other is not unit:
+            raise UsageError(
+                "two inputs would be written to the same file",
+                path=unit.name,
+                found=f"{other.name} has the name {unit.stem} too",
+                remedy="Predict them one after another into two folders (--out), or rename one.",
+            )
+
+
+_VOLUME = 4  # a volume may have this many times the pixels of the largest image, as in `sources.nifti`
+_EVEN = 0.02  # millimetres that gaps between slices may differ by: headers are rounded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawSlice:
+    """A slice as it is stored.
+
+    Attributes:
+        image: (height, width) or (height, width, 3).
+        window: Of the intensity rule: over the slice, or the volume it belongs to.
+        spacing: Millimetres a pixel, rows then columns; (0, 0) where unknown.
+    """
+
+    image: NDArray[Any]
+    window: Window
+    spacing: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedUnit:
+    """A unit that is being read.
+
+    Attributes:
+        count: Slices in it.
+        layout: How their masks become files.
+        slices: Read as they are taken; raises DataError where one cannot be read.
+        notes: What had to be decided.
+    """
+
+    count: int
+    layout: Layout
+    slices: Iterator[RawSlice]
+    notes: tuple[str, ...] = ()
+
+
+def open_unit(
+    unit: Unit, rule: IntensityRule, options: SourceOptions, plane: str | None, usual: str = "axial"
+) -> OpenedUnit:
+    """Opens a unit.
+
+    Args:
+        unit: What is read.
+        rule: For grey levels.
+        options: For the readers.
+        plane: Of volumes; None for the usual one, and of a volume of one slice the plane in which it lies.
+        usual: What the network was trained on.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if unit.kind == "volume":
+        return _open_volume(unit.items[0], rule, options, plane, usual)
+    if unit.kind == "series":
+        return _open_series(unit, rule, options)
+    (only,) = read_item(unit.items[0], options).slices
+    raw = RawSlice(only.image, intensity_window(only.image, rule), only.spacing)
+    return OpenedUnit(1, PictureLayout(), iter([raw]), only.notes)
+
+
+# --- volumes ---------------------------------------------------------------------------------------------------------
+
+
+def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane: str | None, usual: str) -> OpenedUnit:
+    from kerasseg_tfrecords.formats.nifti import read_header, read_volume
+    from kerasseg_tfrecords.sources.nifti import cut
+
+    limit = _VOLUME * options.max_pixels
+    try:
+        data = read_bytes(item.files[0], limit=8 * limit)
+        header = read_header(data, item.name)
+        volume = read_volume(data, item.name, limit)
+    except DataError as error:
+        error.path = error.path or item.name
+        raise
+    except Exception as error:  # one bad file must not cost the others
+        raise DataError("cannot be read", path=item.name, found=f"{type(error).__name__}: {error}") from error
+    del data
+    chosen = _plane(volume.voxels.shape, plane, usual, item.name)
+    planes = cut(volume, chosen)
+    window = intensity_window(volume.voxels, rule)
+    notes = () if volume.oriented else ("the header gives no orientation: its axes are a guess",)
+    slices = (RawSlice(np.ascontiguousarray(image), window, planes.spacing) for image in planes.slices)
+    return OpenedUnit(len(planes.slices), VolumeLayout(header, chosen), slices, notes)
+
+
+def _plane(shape: tuple[int, ...], asked: str | None, usual: str, name: str) -> str:
+    """The plane to cut in. A volume of one slice has one plane: cut across, it would fall into lines."""
+    thin = [axis for axis, size in enumerate(shape) if size == 1]
+    own = ("sagittal", "coronal", "axial")[thin[0]] if len(thin) == 1 else None
+    if asked is not None and own is not None and asked != own:
+        raise DataError(
+            "a volume of one slice, which lies in another plane",
+            path=name,
+            found=own,
+            expected=asked,
+            remedy="Leave out --plane, or predict it by itself.",
+            kind="one-slice",
+        )
+    return own or asked or usual
+
+
+# --- DICOM series ----------------------------------------------------------------------------------------------------
+
+
+def _open_series(unit: Unit, rule: IntensityRule, options: SourceOptions) -> OpenedUnit:
+    from kerasseg_tfrecords.formats.dicom import read_dicom_header
+    from kerasseg_tfrecords.sources.base import file_limit
+
+    headers = [
+        read_dicom_header(read_bytes(item.files[0], limit=file_limit(options)), item.name, options.max_pixels)
+        for item in unit.items
+    ]
+    affines = tuple(_affine(header) for header in headers)
+    layout = SeriesLayout(tuple(item.name for item in unit.items), _even(headers, affines), affines)
+    notes: tuple[str, ...] = ()
+    if layout.affine is None and len(headers) > 1:
+        notes = ("its slices do not lie evenly one behind the other: each has a file of its own",)
+
+    def slices() -> Iterator[RawSlice]:
+        for item in unit.items:
+            (only,) = read_item(item, options).slices
+            # As when training: DICOM slices are single ones there, each with its own window.
+            yield RawSlice(only.image, intensity_window(only.image, rule), only.spacing)
+
+    return OpenedUnit(len(headers), layout, slices(), notes)
+
+
+def _affine(header: Any) -> NDArray[np.float64] | None:
+    """From (column, row, slice) of one slice to millimetres (right, front, head)."""
+    if header.origin is None or header.axes is None or not all(header.spacing):
+        return None
+    across, down = np.array(header.axes[:3]), np.array(header.axes[3:])
+    normal = np.cross(across, down)
+    if abs(np.linalg.norm(normal) - 1) > 1e-2:
+        return None
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = across * header.spacing[1], down * header.spacing[0]
+    affine[:3, 2] = normal * (header.thickness or 1.0)
+    affine[:3, 3] = header.origin
+    affine[:2] *= -1  # DICOM counts to the left and to the back
+    return affine
+
+
+def _even(headers: list[Any], affines: tuple[NDArray[np.float64] | None, ...]) -> NDArray[np.float64] | None:
+    """The affine of the series as one volume; None where it is none."""
+    known = [affine for affine in affines if affine is not None]
+    if len(known) < len(affines) or len({(h.rows, h.columns) for h in headers}) > 1:
+        return None
+    first = known[0].copy()
+    if len(known) == 1:
+        return first
+    if any(np.abs(affine[:3, :2] - first[:3, :2]).max() > 1e-3 for affine in known):
+        return None
+    origins = np.array([affine[:3, 3] for affine in known])
+    step = (origins[-1] - origins[0]) / (len(origins) - 1)
+    expected = origins[0] + np.arange(len(origins))[:, None] * step
+    if np.linalg.norm(step) < 1e-3 or np.abs(origins - expected).max() > max(_EVEN, 0.01 * np.linalg.norm(step)):
+        return None
+    first[:3, 2] = step
+    return first

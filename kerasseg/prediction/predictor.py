@@ -1,0 +1,384 @@
+"""What answers: the network of a run or checkpoint, or several, with the size, grey levels and rule that belong to them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, get_args
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.checkpoints import open_checkpoint, provenance
+from kerasseg.checkpoints.provenance import sha256_of
+from kerasseg.data.augmentation import refuse
+from kerasseg.evaluation.predictions import check_probabilities
+from kerasseg.models.adapt import fit_to_task
+from kerasseg.models.folding import fold_batchnorm
+from kerasseg.postprocessing import MaskRule
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.training.precision import choose_precision, compute_in
+from kerasseg.tuning.threshold_file import load_threshold
+from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
+from kerasseg_tfrecords.intensity import IntensityRule
+from kerasseg_tfrecords.records.manifest import load_manifest
+
+__all__ = ["Network", "Source", "check_averaging", "open_network"]
+
+Source: TypeAlias = keras.Model | RunDirectory | Path | str
+"""A network, a run (its folder or name, "latest"), or a checkpoint of any kind."""
+
+_USUAL_SIZE = 256
+"""Of `prepare`: for networks that take any size and say nothing else."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Member:
+    """One network with what belongs to it; None where nothing is known."""
+
+    model: keras.Model
+    name: str
+    sha256: str
+    rule: MaskRule | None
+    intensity: IntensityRule | None
+    size: int | None
+    grey: bool
+    precision: str
+    notes: tuple[str, ...]
+    plane: str = "axial"
+
+
+class Network:
+    """One network or the mean of several, ready to be asked.
+
+    Use `open_network`.
+
+    Attributes:
+        names: Of the members, as they were given.
+        sha256: Of their files; of the weights for a network in memory; "" where it is unknown.
+        size: Side of the square that they take, pixels.
+        channels: That they take, 1 or 3.
+        grey: Whether they were trained on grey images.
+        intensity: Grey levels that they were trained on.
+        rule: From probabilities to masks.
+        precision: Computed in.
+        batch_size: Slices at once.
+        flip_average: Whether image and mirror image are averaged.
+        notes: Sentences for people.
+        plane: In which the volumes were cut that they were trained on.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[_Member],
+        *,
+        rule: MaskRule,
+        size: int,
+        intensity: IntensityRule,
+        precision: str,
+        batch_size: int,
+        flip_average: bool,
+        notes: Sequence[str],
+    ) -> None:
+        self.names = tuple(member.name for member in members)
+        self.sha256 = tuple(member.sha256 for member in members)
+        self.size, self.intensity, self.rule = size, intensity, rule
+        self.channels = int(members[0].model.inputs[0].shape[-1])
+        self.grey = all(member.grey for member in members)
+        self.precision, self.batch_size, self.flip_average = precision, batch_size, flip_average
+        self.notes = tuple(notes)
+        planes = {member.plane for member in members}
+        self.plane = planes.pop() if len(planes) == 1 else "axial"
+        self._models = [_for_prediction(member.model, precision) for member in members]
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Tumour probabilities.
+
+        Args:
+            images: (slices, size, size, channels), 0 to 255; at most `batch_size`.
+
+        Returns:
+            (slices, size, size) in [0, 1].
+
+        Raises:
+            UsageError: The network puts out something else.
+            KerassegError: It puts out NaN.
+        """
+        count = len(images)
+        scaled = images.astype(np.float32) / np.float32(255)
+        if count < self.batch_size:  # every new shape would be compiled anew
+            scaled = np.concatenate([scaled, np.zeros((self.batch_size - count, *scaled.shape[1:]), np.float32)])
+        total = np.zeros((count, self.size, self.size), np.float32)
+        for model in self._models:
+            total += self._ask(model, scaled)[:count]
+            if self.flip_average:
+                total += self._ask(model, np.ascontiguousarray(scaled[:, :, ::-1]))[:count, :, ::-1]
+        passes = len(self._models) * (2 if self.flip_average else 1)
+        return total if passes == 1 else total / np.float32(passes)
+
+    def _ask(self, model: keras.Model, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return check_probabilities(model.predict_on_batch(images), (len(images), self.size, self.size))
+
+
+def open_network(
+    sources: Source | Sequence[Source] | None,
+    *,
+    threshold: float | None = None,
+    rule: MaskRule | None = None,
+    intensity: IntensityRule | None = None,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    flip_average: bool = False,
+) -> Network:
+    """Opens what is to be asked, and settles by what rules.
+
+    Args:
+        sources: One or several; None for the latest run.
+        threshold: Instead of the run's rule, in (0, 1], without post-processing.
+        rule: Instead of the run's rule; not with `threshold`.
+        intensity: Instead of what run or checkpoint say.
+        precision: "auto" for what the run was trained in where this machine has it, float32 for checkpoints.
+        batch_size: None chooses.
+        flip_average: Whether image and mirror image are averaged.
+
+    Raises:
+        UsageError: Values that cannot be meant, networks that do not go together or do not fit their run.
+        DataError: No such run, or a damaged one; a rule that belongs to other weights.
+        CheckpointError: A network that cannot be opened.
+        KerassegError: The run is still being trained.
+    """
+    given = [sources] if sources is None or isinstance(sources, (keras.Model, RunDirectory, Path, str)) else sources
+    if not given:
+        raise UsageError("no network is named", expected="a run, a checkpoint or several")
+    if threshold is not None and not 0 < threshold <= 1:  # also catches NaN
+        raise UsageError("threshold cannot be used", found=threshold, expected="a probability in (0, 1]")
+    if threshold is not None and rule is not None:
+        raise UsageError("threshold and rule are both given", remedy="Leave one out.")
+    if intensity is not None and intensity not in get_args(IntensityRule):
+        raise UsageError("unknown intensity rule", found=intensity, expected=", ".join(get_args(IntensityRule)))
+    if batch_size is not None and batch_size < 1:
+        raise UsageError("batch size cannot be used", found=batch_size, expected="at least 1")
+    if rule is None and threshold is not None:
+        rule = MaskRule(threshold=float(threshold))
+    members = [_open(source, needs_rule=rule is None) for source in given]
+    notes = [note for member in members for note in member.notes]
+    chosen, size = _precision(precision, members), _size_of(members)
+    return Network(
+        members,
+        rule=rule or _rule_of(members, notes),
+        size=size,
+        intensity=intensity or _intensity_of(members, notes),
+        precision=chosen,
+        batch_size=batch_size or _batch_size(size),
+        flip_average=flip_average,
+        notes=notes,
+    )
+
+
+def check_averaging(names: Sequence[str]) -> bool:
+    """Whether the mirror image is averaged too, given what test-time augmentations are asked for by name.
+
+    Raises:
+        UsageError: Any other than "flip", with the reason.
+
+    Example:
+        >>> check_averaging(["flip"]), check_averaging([])
+        (True, False)
+    """
+    for name in names:
+        if name in ("brightness", "contrast", "zoom"):
+            raise UsageError(
+                f"augmentation {name!r} is refused when predicting: the network was trained to give the same mask with "
+                "and without it, so that averaging brings nothing but time",
+                remedy="Only the mirror image is averaged: --flip-average.",
+            )
+        if name != "flip":
+            refuse(name)
+    return bool(names)
+
+
+# --- one network -----------------------------------------------------------------------------------------------------
+
+
+def _open(source: Source | None, *, needs_rule: bool) -> _Member:
+    if isinstance(source, keras.Model):
+        return _from_model(source, "the network", _digest(source))
+    if source is None or isinstance(source, RunDirectory):
+        return _from_run(source if source is not None else RunDirectory.find(), needs_rule=needs_rule)
+    text, path = str(source), Path(source)
+    if "://" not in text and (
+        path.is_file() or (path / "saved_model.pb").is_file() or path.suffix in {".keras", ".h5"}
+    ):
+        return _from_model(open_checkpoint(path), text, sha256_of(path))
+    if "://" in text:
+        opened = open_checkpoint(text)
+        known = provenance(opened)
+        return _from_model(opened, text, "" if known is None else known.sha256)
+    return _from_run(RunDirectory.find(text), needs_rule=needs_rule)
+
+
+def _digest(model: keras.Model) -> str:
+    digest = hashlib.sha256()
+    for weights in model.get_weights():
+        digest.update(np.ascontiguousarray(weights).tobytes())
+    return digest.hexdigest()
+
+
+def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
+    config = run.config()
+    name = str(run.root)
+    if run.is_running():
+        raise KerassegError(
+            "this run is still being trained",
+            path=run.root,
+            remedy=f"Wait for it, or take its best weights so far: --model {run.model_file}",
+        )
+    run.require_network()
+    notes: tuple[str, ...] = ()
+    rule = None
+    if needs_rule:
+        if run.threshold_file.is_file():
+            rule = load_threshold(run).model.rule
+        else:
+            rule = MaskRule()
+            notes = (f"{name} has no tuned threshold: 0.5 is taken. Tune one: kerasseg tune-threshold {run.root}",)
+        if rule.class_thresholds:
+            notes = (
+                *notes,
+                f"{name} has thresholds by class: nobody knows the class here, so the one for all is taken",
+            )
+    model = open_checkpoint(run.model_file)
+    height, width, channels = model.inputs[0].shape[1:]
+    resolved = config.resolved
+    if height not in (None, resolved.size) or width not in (None, resolved.size) or channels != resolved.input_channels:
+        raise UsageError(
+            "the network and its run disagree on the size of images",
+            path=run.model_file,
+            found=f"a network for {height}x{width}x{channels}",
+            expected=f"{resolved.size}x{resolved.size}x{resolved.input_channels}, as {run.config_file.name} says",
+            remedy="Was model.keras replaced? Name the file itself with --model to use it without the run.",
+        )
+    return _Member(
+        model=model,
+        name=name,
+        sha256=sha256_of(run.model_file),
+        rule=rule,
+        intensity=_known_rule(resolved.intensity),
+        size=resolved.size,
+        grey=resolved.channels == 1,
+        precision=resolved.precision,
+        notes=notes,
+        plane=_plane_of(Path(config.settings.shards)),
+    )
+
+
+def _plane_of(shards: Path) -> str:
+    """The plane that volumes were cut in; where the shards are gone nobody knows, and it is the usual one."""
+    try:
+        return load_manifest(shards).options.plane
+    except KerassegError:
+        return "axial"
+
+
+def _from_model(model: keras.Model, name: str, digest: str) -> _Member:
+    fitted = fit_to_task(model)
+    known = provenance(model)
+    height, width, channels = fitted.model.inputs[0].shape[1:]
+    if height != width or channels not in (1, 3):
+        raise UsageError(
+            "the network takes no square grey or colour images",
+            path=name,
+            found=f"{height}x{width}x{channels}",
+            expected="a square, and 1 or 3 channels",
+        )
+    notes = tuple(f"{name}: {change}" for change in fitted.changes)
+    return _Member(
+        model=fitted.model,
+        name=name,
+        sha256=digest,
+        rule=None,
+        intensity=None if known is None else _known_rule(known.intensity),
+        size=height,
+        grey=False,
+        precision="float32",
+        notes=notes,
+    )
+
+
+def _known_rule(name: str | None) -> IntensityRule | None:
+    known = {rule: rule for rule in get_args(IntensityRule)}
+    return known.get(name)
+
+
+# --- several together ------------------------------------------------------------------------------------------------
+
+
+def _size_of(members: Sequence[_Member]) -> int:
+    sizes = {member.size for member in members if member.size is not None}
+    channels = {int(member.model.inputs[0].shape[-1]) for member in members}
+    if len(sizes) > 1 or len(channels) > 1:
+        each = ", ".join(f"{m.name} {m.size}x{m.size}x{m.model.inputs[0].shape[-1]}" for m in members)
+        raise UsageError("these networks take different images", found=each, expected="the same size and channels")
+    return sizes.pop() if sizes else _USUAL_SIZE
+
+
+def _intensity_of(members: Sequence[_Member], notes: list[str]) -> IntensityRule:
+    rules = {member.intensity for member in members if member.intensity is not None}
+    if len(rules) > 1:
+        each = ", ".join(f"{member.name} {member.intensity}" for member in members)
+        raise UsageError(
+            "these networks were trained on different grey levels", found=each, expected="one intensity rule"
+        )
+    if rules:
+        return rules.pop()
+    notes.append("nothing says what grey levels the network was trained on: each slice is scaled by its own minimum and "
+                 "maximum (minmax)")  # fmt: skip
+    return "minmax"
+
+
+def _rule_of(members: Sequence[_Member], notes: list[str]) -> MaskRule:
+    rules = [member.rule or MaskRule() for member in members]
+    if all(rule == rules[0] for rule in rules):
+        return rules[0]
+    threshold = float(np.mean([rule.threshold for rule in rules]))
+    same = {
+        name: getattr(rules[0], name)
+        for name in MaskRule.model_fields
+        if all(getattr(rule, name) == getattr(rules[0], name) for rule in rules)
+    }
+    notes.append(
+        f"no rule was tuned for these networks together: the mean of their thresholds is taken ({threshold:.3g}), and the "
+        "post-processing that all of them have"
+    )
+    return MaskRule(**{**same, "threshold": threshold})
+
+
+def _precision(asked: str, members: Sequence[_Member]) -> str:
+    if asked != "auto":
+        return choose_precision(asked, gpu=False).name
+    trained = {member.precision for member in members}
+    # Training measured whether fewer digits cost anything; elsewhere nobody did.
+    here = choose_precision("auto", gpu=_has_gpu()).name if len(trained) == 1 else "float32"
+    return here if trained == {here} else "float32"
+
+
+def _batch_size(size: int) -> int:
+    """16 on a GPU, and on a processor 8 slices of 256: a tenth faster than one, and more bring nothing."""
+    return 16 if _has_gpu() else int(np.clip(8 * 256 * 256 // size**2, 1, 16))
+
+
+def _has_gpu() -> bool:
+    return bool(keras.distribution.list_devices("gpu"))
+
+
+def _for_prediction(model: keras.Model, precision: str) -> Any:
+    try:
+        network = fold_batchnorm(model)
+    except CheckpointError:  # no graph to be read: it is asked as it is
+        return model
+    if precision != "float32":
+        compute_in(network, precision)
+    return network

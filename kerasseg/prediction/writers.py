@@ -1,0 +1,285 @@
+"""From the masks of slices to files that lie where the input lay: a picture, a volume, a DICOM series."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.intensity import Window
+from kerasseg_tfrecords.sources.base import SourceOptions, file_limit
+from kerasseg_tfrecords.sources.roles import stem_of
+from kerasseg_tfrecords.sources.tree import read_bytes
+
+__all__ = [
+    "Layout",
+    "PictureLayout",
+    "SeriesLayout",
+    "Values",
+    "VolumeLayout",
+    "draw_overlay",
+    "grey_levels",
+    "has_highdicom",
+    "png",
+    "segmentation",
+]
+
+Values = Literal["mask", "probabilities"]
+"""Of what is written: bool masks, or float32 probabilities in [0, 1]."""
+
+
+class Layout(Protocol):
+    """How a unit's slices become files."""
+
+    def name(self, place: int, what: Values) -> str:
+        """The file that holds a slice: what follows the unit's stem."""
+
+    def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
+        """The files, by what follows the unit's stem.
+
+        Args:
+            slices: (height, width) each, in order, at their own size.
+            what: What they hold.
+        """
+
+
+class PictureLayout:
+    """A picture: 8-bit PNG of 0 and 255; probabilities 16-bit PNG, 65535 for 1."""
+
+    def name(self, place: int, what: Values) -> str:  # noqa: ARG002 - all slices are in one file
+        """The file's ending."""
+        return f"_{what}.png"
+
+    def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
+        """The file."""
+        return {self.name(0, what): png(_grey(slices[0], what))}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VolumeLayout:
+    """A NIfTI volume: the input's shape, orientation and affine; 0 and 1, or float32.
+
+    Attributes:
+        header: Of the input.
+        plane: That it was cut in.
+    """
+
+    header: Any
+    plane: str
+
+    def name(self, place: int, what: Values) -> str:  # noqa: ARG002 - all slices are in one file
+        """The file's ending."""
+        return f"_{what}.nii.gz"
+
+    def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
+        """The file."""
+        # Not above: pictures need no nibabel.
+        from kerasseg_tfrecords.formats.nifti import write_like
+        from kerasseg_tfrecords.sources.nifti import stack
+
+        voxels = stack(np.stack([_voxels(values, what) for values in slices]), self.plane)
+        return {self.name(0, what): write_like(voxels, self.header)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeriesLayout:
+    """A DICOM series: one NIfTI volume where its slices lie evenly one behind the other, else a file a slice.
+
+    Attributes:
+        files: Names of the slices.
+        affine: 4x4, from (column, row, slice) to millimetres (right, front, head); None: a file a slice.
+        affines: Of each slice alone; None where its header gives no place: that one becomes a PNG.
+    """
+
+    files: tuple[str, ...]
+    affine: NDArray[np.float64] | None
+    affines: tuple[NDArray[np.float64] | None, ...]
+
+    def name(self, place: int, what: Values) -> str:
+        """The file's ending."""
+        if self.affine is not None:
+            return f"_{what}.nii.gz"
+        ending = ".png" if self.affines[place] is None else ".nii.gz"
+        return (
+            f"_{what}{ending}" if len(self.files) == 1 else f"/{place:04}-{stem_of(self.files[place])}_{what}{ending}"
+        )
+
+    def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
+        """The file or files."""
+        if self.affine is not None:
+            return {self.name(0, what): _nifti(np.stack([_voxels(s, what) for s in slices]), self.affine)}
+        files = {}
+        for place, values in enumerate(slices):
+            affine = self.affines[place]
+            grey = png(_grey(values, what)) if affine is None else _nifti(_voxels(values, what)[None], affine)
+            files[self.name(place, what)] = grey
+        return files
+
+
+def png(picture: NDArray[Any]) -> bytes:
+    """A PNG file.
+
+    Args:
+        picture: (height, width) or (height, width, 3, BGR), uint8 or uint16.
+    """
+    done, data = cv2.imencode(".png", np.ascontiguousarray(picture), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not done:  # pragma: no cover - OpenCV writes any such picture
+        msg = f"a picture cannot be encoded. Received: shape {picture.shape}"
+        raise ValueError(msg)
+    return bytes(data.tobytes())
+
+
+def _grey(values: NDArray[Any], what: Values) -> NDArray[Any]:
+    if what == "mask":
+        return np.asarray(values, np.uint8) * np.uint8(255)
+    return np.asarray(np.rint(values * 65535), np.uint16)
+
+
+def _voxels(values: NDArray[Any], what: Values) -> NDArray[Any]:
+    return np.asarray(values, np.uint8 if what == "mask" else np.float32)
+
+
+def _nifti(slices: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
+    """(slices, rows, columns) as a NIfTI file whose first axis runs along the rows."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(slices.transpose(2, 1, 0), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    return gzip.compress(image.to_bytes(), mtime=0)
+
+
+def has_highdicom() -> bool:
+    """Whether segmentation objects can be written."""
+    return importlib.util.find_spec("highdicom") is not None
+
+
+def segmentation(
+    files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], options: SourceOptions
+) -> tuple[bytes | None, str]:
+    """The masks of a series as one binary segmentation that refers to its slices.
+
+    Args:
+        files: The slices.
+        masks: (rows, columns) each.
+        options: For reading them.
+
+    Returns:
+        The file, and "". Without one, why: no tumour (there is nothing to refer to), or headers that lack what the standard
+        demands.
+    """
+    if not any(mask.any() for mask in masks):
+        return None, ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on values that anonymisers leave behind
+            return _write(files, masks, options), ""
+    except Exception as error:  # it checks hundreds of tags, and raises what its checks raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return None, f"no DICOM SEG, for the series' headers do not allow one ({type(error).__name__}: {reason[:120]})"
+
+
+def _write(files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], options: SourceOptions) -> bytes:
+    # Not above: it takes seconds to import.
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    sources = [
+        pydicom.dcmread(io.BytesIO(read_bytes(place, limit=file_limit(options))), stop_before_pixels=True)
+        for place in files
+    ]
+    description = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="tumour",
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Neoplasm,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="kerasseg", version=__version__, family=codes.DCM.ArtificialIntelligence
+        ),
+    )
+    made: Any = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=np.stack(masks).astype(np.uint8),
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[description],
+        series_instance_uid=hd.UID(),
+        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="kerasseg",
+        manufacturer_model_name="kerasseg",
+        software_versions=__version__,
+        device_serial_number="0",
+        series_description="Tumour mask, made by a network: not for clinical use",
+    )
+    stream = io.BytesIO()
+    made.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+_LEAST = 512
+"""Pixels of an overlay's longer side: smaller slices are enlarged, so that the outline is thin beside the tumour."""
+_COLOUR = (0, 159, 230)
+"""Okabe and Ito's orange, in OpenCV's order."""
+_FILL = 0.2
+
+
+def grey_levels(image: NDArray[Any], window: Window) -> NDArray[np.uint8]:
+    """The slice as the network's window shows it, at its own size.
+
+    Args:
+        image: (height, width) or (height, width, 3), stored values.
+        window: Of the intensity rule.
+
+    Returns:
+        The same shape, 0 to 255.
+    """
+    if window.high <= window.low:
+        return np.zeros(image.shape, np.uint8)
+    scaled = (image.astype(np.float32) - np.float32(window.low)) * np.float32(255 / (window.high - window.low))
+    return np.asarray(np.clip(np.rint(scaled), 0, 255), np.uint8)
+
+
+def draw_overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Outline and a tint over the slice.
+
+    Args:
+        image: (height, width) or (height, width, 3, RGB).
+        mask: (height, width).
+
+    Returns:
+        (height * k, width * k, 3) in OpenCV's order (BGR), k the smallest whole number that makes it 512 pixels wide or
+        high.
+
+    Example:
+        >>> draw_overlay(np.zeros((100, 80), np.uint8), np.ones((100, 80), bool)).shape
+        (600, 480, 3)
+    """
+    height, width = mask.shape
+    scale = max(1, -(-_LEAST // max(height, width)))
+    size = (width * scale, height * scale)
+    picture = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
+    picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    if not mask.any():
+        return np.asarray(picture)
+    inside = cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    tinted = cv2.addWeighted(picture, 1 - _FILL, np.full_like(picture, _COLOUR), _FILL, 0)
+    picture = np.where(inside[..., None] > 0, tinted, picture)
+    contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    # Black below the colour: it shows on bright tumours too.
+    for colour, thickness in (((0, 0, 0), 3), (_COLOUR, 1)):
+        cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
+    return np.asarray(picture)

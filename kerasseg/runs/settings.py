@@ -1,0 +1,224 @@
+"""Everything that a training run is asked to do, checked at the border and kept in the run as JSON."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kerasseg.callbacks import RECIPE_STAGES
+from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.validation import complaint
+
+__all__ = [
+    "AugmentationSettings",
+    "LossSettings",
+    "Precision",
+    "ScheduleSettings",
+    "Strategy",
+    "TrainSettings",
+    "parse_settings",
+]
+
+Strategy = Literal["conservative", "moderate", "aggressive", "progressive", "auto", "scratch"]
+Precision = Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"]
+
+_RATES: dict[str, float] = {"aggressive": 1e-5, "scratch": 1e-3}
+_RATE = 1e-4
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class AugmentationSettings(_Settings):
+    """Arguments of `SafeAugmentation`; 0 turns one off.
+
+    Attributes:
+        flip: Probability of a horizontal flip, 0 to 1.
+        brightness: Largest shift, as a share of the range of grey values.
+        contrast: Largest relative change of contrast.
+        zoom: Largest relative zoom.
+    """
+
+    flip: float = 0.5
+    brightness: float = 0.1
+    contrast: float = 0.1
+    zoom: float = 0.05
+
+
+class LossSettings(_Settings):
+    """Arguments of `DiceBCELoss`."""
+
+    dice_weight: float = 1.0
+    bce_weight: float = 1.0
+    smooth: float = 1.0
+    positive_weight: float = 1.0
+
+
+class ScheduleSettings(_Settings):
+    """Arguments of `PlateauRule`.
+
+    Attributes:
+        stages: (epochs without a better score, rate that follows).
+        stop_after: Epochs without improvement until the stop; None never stops.
+        stop_counter: "stage" or "total".
+        min_delta: Gain that does not count.
+    """
+
+    stages: tuple[tuple[Annotated[int, Field(ge=1)], float], ...] = RECIPE_STAGES
+    stop_after: Annotated[int, Field(ge=1)] | None = 7
+    stop_counter: Literal["stage", "total"] = "stage"
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TrainSettings(_Settings):
+    """What was asked for; None means "as the recipe has it", resolved when the run begins.
+
+    Attributes:
+        shards: Shard directory.
+        checkpoint: File, folder, `hf://...` or `https://...`; None for the configured default (none for `scratch`).
+        architecture: For checkpoints that hold weights alone.
+        head: What becomes of the checkpoint's last layer; see `fit_to_task`.
+        strategy: What is frozen, and the rate that goes with it.
+        freeze: Blocks or layers to freeze instead of the strategy's.
+        freeze_batchnorm: Hold every BatchNorm layer.
+        batchnorm_momentum: Of every BatchNorm layer while it is trained, [0, 1); None: the network's own, or less where
+            an epoch has too few steps for it, see `kerasseg.training.batchnorm`.
+        learning_rate: Of the first epoch, > 0; None: 1e-4, "aggressive" 1e-5, "scratch" 1e-3.
+        weight_decay: Decoupled, on kernels alone.
+        l2: Strength of L2 in the loss, on kernels alone; 0 for none.
+        clipnorm: Limit of the norm of all gradients together; None for none.
+        epochs: At most.
+        steps: Steps an epoch at most, for short runs; None for the whole split.
+        batch_size: Slices in a global batch, over all devices.
+        loss: Of the loss.
+        schedule: When the rate drops and training stops.
+        balance: How batches are composed.
+        augmentation: None for none.
+        class_weight: "balanced", or class name -> weight.
+        train_on_positives: Leave out training slices without tumour.
+        guard: Act where training falls clearly below epoch 0: restore, divide the rate by ten, go on.
+        seed: Of order, augmentation, fresh weights and dropout.
+        precision: "auto" takes what is fastest on the device without losing Dice.
+        devices: Names such as "GPU:0"; empty for all GPUs, or the CPU.
+        deterministic: Same seed, same machine: same weights, bit for bit.
+        xla: None: where it is allowed and pays.
+        save_every: Steps between two saved states within an epoch; None saves after epochs alone.
+        cache: Where training slices are kept.
+        memory_budget: Bytes of memory that a split may take.
+        network: For `scratch` without a checkpoint: arguments of `kerasseg.unet`, such as {"filters": 16}.
+    """
+
+    shards: str = "shards"
+    checkpoint: str | None = None
+    architecture: str | None = None
+    head: Literal["auto", "keep", "binary"] = "auto"
+    strategy: Strategy = "conservative"
+    freeze: tuple[str, ...] = ()
+    freeze_batchnorm: bool = False
+    batchnorm_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    learning_rate: float | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    clipnorm: float | None = None
+    epochs: Annotated[int, Field(ge=0)] = 20
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    loss: LossSettings = LossSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    balance: Literal["proportional", "balanced"] = "proportional"
+    augmentation: AugmentationSettings | None = AugmentationSettings()
+    class_weight: Literal["balanced"] | dict[str, float] | None = None
+    train_on_positives: bool = False
+    guard: bool = False
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 42
+    precision: Precision = "auto"
+    devices: tuple[str, ...] = ()
+    deterministic: bool = False
+    xla: bool | None = None
+    save_every: Annotated[int, Field(ge=1)] | None = None
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"
+    memory_budget: Annotated[int, Field(ge=0)] = 2 * 1024**3
+    network: dict[str, Any] = {}
+
+    @field_validator("learning_rate", "clipnorm")
+    @classmethod
+    def _positive(cls, value: float | None) -> float | None:
+        if value is not None and not (math.isfinite(value) and value > 0):
+            msg = "a number > 0"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSettings:
+        if self.freeze and self.strategy in ("progressive", "auto", "scratch"):
+            msg = f"strategy {self.strategy} decides itself what is frozen, and freeze= names blocks too: give one of them"
+            raise ValueError(msg)
+        if self.deterministic and self.xla:
+            msg = "XLA has no deterministic kernels for these networks: give deterministic or xla, not both"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The strategies that are trained one after the other, each from the same checkpoint."""
+        return ("conservative", "moderate") if self.strategy == "auto" else (self.strategy,)
+
+    def rate_of(self, strategy: str) -> float:
+        """Learning rate of the first epoch.
+
+        >>> TrainSettings().rate_of("conservative"), TrainSettings(learning_rate=3e-4).rate_of("aggressive")
+        (0.0001, 0.0003)
+        """
+        return _RATES.get(strategy, _RATE) if self.learning_rate is None else self.learning_rate
+
+
+def parse_settings(path: Path | None = None, /, **values: Any) -> TrainSettings:
+    """Settings from plain values.
+
+    Args:
+        path: The file that the values come from, for the message.
+        **values: Fields of `TrainSettings`.
+
+    Raises:
+        UsageError: Naming the first field that cannot be used, what was found and what is expected.
+
+    Example:
+        >>> try: parse_settings(strategy="timid")
+        ... except UsageError as error: print(error)
+        strategy cannot be used (found 'timid', expected conservative, moderate, aggressive, progressive, auto or scratch)
+    """
+    try:
+        settings = TrainSettings(**values)
+    except ValidationError as error:
+        wrong = complaint(error, list(TrainSettings.model_fields))
+        if wrong.kind == "unknown":
+            raise UsageError(f"unknown setting {wrong.where!r}", path=path, remedy=wrong.remedy) from None
+        if not wrong.where:
+            raise UsageError(str(wrong.expected), path=path) from None
+        raise UsageError(
+            f"{wrong.where} cannot be used", path=path, found=wrong.found, expected=wrong.expected, remedy=wrong.remedy
+        ) from None
+    _refuse_rising_rates(settings, path)
+    return settings
+
+
+def _refuse_rising_rates(settings: TrainSettings, path: Path | None) -> None:
+    """Stages that somebody wrote; the recipe's own are skipped where training begins at their rate or below.
+
+    Here and not in the model, so that runs which were begun before can still be read.
+    """
+    stages = settings.schedule.stages
+    first = max(settings.rate_of(phase) for phase in settings.phases)
+    above = [rate for _, rate in stages if rate > first * (1 + 1e-6)]
+    if above and stages != RECIPE_STAGES:
+        raise UsageError(
+            "a stage of the schedule would raise the rate",
+            path=path,
+            found=f"{above[0]:g} after a first rate of {first:g}",
+            expected="rates below the first, falling",
+            remedy="Change --stages, or begin higher with --learning-rate.",
+        )

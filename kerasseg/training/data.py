@@ -1,0 +1,152 @@
+"""The slices that a training is about: those to train on, those to validate on, and what is known of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kerasseg.data.augmentation import SafeAugmentation
+from kerasseg.data.tf_data import EvaluationData, TrainingData
+from kerasseg.runs.settings import AugmentationSettings, TrainSettings
+from kerasseg.training.tensorboard import Example, choose
+from kerasseg.training.trainer import Validation
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.records.manifest import Manifest
+
+__all__ = ["Task", "augmentation_of", "count", "examples_of", "no_tumour", "shard_rows", "task_from_shards"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What is trained and validated on.
+
+    Attributes:
+        training: `TrainingData` with labels, or the like.
+        validation: What the schedule goes by.
+        counts: "train" and "val" -> class -> slices.
+        rows: (slice_id, patient, group, class) of each validation slice; none where there are no shards.
+        tumour: (slices,) whether the mask of each validation slice has any pixel; None where there are no shards.
+        fingerprint, intensity: Of the shards; "" where there are none.
+        size: Height of a slice.
+        channels: Of a slice, before grey is repeated.
+    """
+
+    training: Any
+    validation: Validation
+    counts: Mapping[str, Mapping[str, int]]
+    rows: Sequence[tuple[str, str, str, str]] = ()
+    tumour: NDArray[np.bool_] | None = None
+    fingerprint: str = ""
+    intensity: str = ""
+    size: int = 0
+    channels: int = 0
+
+    def of(self, manifest: Manifest) -> Task:
+        """The same, with what a manifest knows."""
+        return replace(
+            self,
+            fingerprint=manifest.fingerprint,
+            intensity=manifest.intensity,
+            size=manifest.size,
+            channels=manifest.channels,
+        )
+
+
+def task_from_shards(settings: TrainSettings, manifest: Manifest, channels: int, worker: tuple[int, int]) -> Task:
+    """Opens the splits for training and validation of a shard directory.
+
+    Args:
+        settings: Name the directory, and how batches are composed.
+        manifest: Of the directory.
+        channels: Of the network.
+        worker: (number, count) where several machines train together.
+
+    Raises:
+        DataError: Shards that do not fit their manifest; no tumour in validation.
+        UsageError: An option that cannot be used.
+    """
+    training = TrainingData(
+        settings.shards,
+        batch_size=settings.batch_size,
+        channels=channels,
+        balance=settings.balance,
+        augmentation=augmentation_of(settings.augmentation),
+        seed=settings.seed,
+        cache=settings.cache,
+        memory_budget=settings.memory_budget,
+        positives_only=settings.train_on_positives,
+        class_weight=settings.class_weight,
+        with_labels=True,
+        worker=worker,
+    )
+    data = EvaluationData(
+        settings.shards,
+        "val",
+        batch_size=settings.batch_size,
+        channels=channels,
+        pad=True,
+        memory_budget=settings.memory_budget,
+        with_labels=True,
+        worker=worker,
+    )
+    tumour = data.slices.with_tumour()
+    if not tumour.any():
+        raise no_tumour(settings.shards)
+    rows = shard_rows(data)
+    groups = np.array([group for _, _, group, _ in rows])
+    counts = {
+        "train": count(training.labels[training.numbers], manifest.classes),
+        "val": count(data.labels, manifest.classes),
+    }
+    return Task(training, Validation(data, manifest.classes, groups), counts, rows, tumour).of(manifest)
+
+
+def augmentation_of(amounts: AugmentationSettings | None) -> SafeAugmentation | None:
+    """The augmentation that the settings name."""
+    if amounts is None:
+        return None
+    return SafeAugmentation(amounts.flip, amounts.brightness, amounts.contrast, amounts.zoom)
+
+
+def no_tumour(shards: str | None) -> DataError:
+    """What is said where validation has nothing to find."""
+    return DataError(
+        "no slice of the validation split has a tumour: nothing can be measured",
+        path=shards,
+        remedy="Prepare again with a larger share for validation." if shards else None,
+    )
+
+
+def shard_rows(data: EvaluationData) -> list[tuple[str, str, str, str]]:
+    """(slice_id, patient, group, class) of each slice of a split."""
+    slices: Any = data.slices
+    records = (slices.record(number) for number in range(len(slices)))
+    return [(r.slice_id, r.patient, r.group, slices.classes[r.label]) for r in records]
+
+
+def count(labels: ArrayLike, classes: Sequence[str]) -> dict[str, int]:
+    """Class -> slices, for every class.
+
+    >>> count([0, 2, 2], ["glioma", "meningioma", "pituitary"])
+    {'glioma': 1, 'meningioma': 0, 'pituitary': 2}
+    """
+    found = Counter(np.asarray(labels).tolist())
+    return {name: found.get(i, 0) for i, name in enumerate(classes)}
+
+
+def examples_of(task: Task, seed: int) -> list[Example]:
+    """The validation slices to look at; see `choose`."""
+    data, examples = task.validation.data, []
+    if task.tumour is None:
+        return []
+    for number in choose(data.labels, task.tumour, seed):
+        step, first = divmod(number, data.batch_size)
+        batch = data.part(step, first, 1)
+        slice_id, _, _, label = task.rows[number]
+        examples.append(Example(f"{label}/{slice_id}", batch.image[0], batch.mask[0, :, :, 0] > 0))
+    return examples

@@ -1,0 +1,201 @@
+"""What the figures of a run say, in words, with the remedy: pure functions, so that each can be tested beside its edge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from kerasseg.evaluation.bootstrap import group_numbers
+from kerasseg.runs.history import EpochRow
+from kerasseg.training.events import Message
+from kerasseg.training.validation_table import SliceTable
+from kerasseg_tfrecords.errors import UsageError
+
+__all__ = [
+    "check_intensity",
+    "clearly_below",
+    "far_message",
+    "few_slices_message",
+    "idle_message",
+    "overfitting_message",
+    "sunk_message",
+]
+
+_LEAST = 0.01
+"""Dice: a smaller fall is not worth a word."""
+
+_GAP = 0.10
+"""Dice of training above validation that a network has without overfitting: augmented slices, moving weights."""
+
+_TREND = 3
+"""Epochs that make a trend."""
+
+_MARKS = 0.05
+"""Dice on tumour slices below which a network marks next to nothing; a pretrained one that forgets has more behind it."""
+
+_FALLS = 0.02
+"""Share of the loss: a smaller fall is none."""
+
+_ENOUGH = 1000
+"""Training slices a class below which the recipe advises against training everything."""
+
+
+_KNOWS = 0.3
+"""Validation Dice of a checkpoint that has learned something like this task. The recipe's own begins at 0.70; those in
+docs/results.md that began below 0.2 learned more with nothing frozen at ten times the recipe's rate."""
+
+_CAREFUL = 1e-4
+"""The recipe's rate for fine-tuning."""
+
+
+def far_message(dice: float, rate: float, strategy: str) -> Message | None:
+    """The checkpoint knows next to nothing of these slices: a rate that spares what it knows spares nothing worth it.
+
+    Args:
+        dice: Of the untouched network, on validation.
+        rate: That training begins with.
+        strategy: What is trained; scratch begins with nothing, and is no news.
+
+    Example:
+        >>> far_message(0.7, 1e-4, "conservative") is None
+        True
+    """
+    if strategy == "scratch" or dice >= _KNOWS or rate > _CAREFUL:
+        return None
+    text = (
+        f"The untouched checkpoint has Dice {dice:.3f} on validation: it hardly knows this task. Freezing blocks and a "
+        f"learning rate of {rate:g} spare what a checkpoint knows (Dice above {_KNOWS}). This one may learn more with "
+        "--strategy aggressive --learning-rate 1e-3, or be no better than --strategy scratch: compare the three."
+    )
+    return Message("note", "far-checkpoint", text)
+
+
+def clearly_below(first: SliceTable, now: SliceTable, groups: ArrayLike) -> bool:
+    """Whether validation Dice fell below epoch 0 by more than chance and by more than 0.01.
+
+    More than chance: the mean paired difference is below 0 by more than two standard errors, taken over patients.
+
+    Args:
+        first: Epoch 0.
+        now: A later epoch, the same slices.
+        groups: (slices,) patient of each.
+    """
+    difference = now.dice.astype(np.float64) - first.dice.astype(np.float64)
+    mean = float(difference.mean())
+    if not mean < -_LEAST:
+        return False
+    members = group_numbers(groups)
+    # A mean over slices as a ratio over patients: its residuals, summed a patient, are independent.
+    residuals = np.bincount(members, difference - mean)
+    many = len(residuals)
+    if many < 2:
+        return False
+    error = float(np.sqrt(many / (many - 1) * (residuals**2).sum())) / len(difference)
+    return mean + 2 * error < 0
+
+
+def sunk_message(first: SliceTable, now: SliceTable, rate: float, strategy: str = "") -> Message:
+    """Training fell below where it began: pretrained features are being forgotten."""
+    more = "--freeze-batchnorm" if strategy == "conservative" else "--strategy conservative, --freeze-batchnorm"
+    text = (
+        f"Validation Dice fell to {now.mean('dice'):.4f}, clearly below the untouched checkpoint's "
+        f"{first.mean('dice'):.4f}: it is forgetting what it knew. Lower the rate (--learning-rate {rate / 10:g}), freeze "
+        f"more ({more}), or let --guard act on it."
+    )
+    return Message("warning", "below-epoch-0", text)
+
+
+def overfitting_message(history: Sequence[EpochRow]) -> Message | None:
+    """Training and validation part ways: over three epochs training Dice rose, validation Dice fell by more than 0.01 from
+    its best, and lies more than 0.10 below.
+
+    Args:
+        history: Lines of one phase, in order; epoch 0 may be among them.
+    """
+    rows = [row for row in history if row.epoch > 0]
+    if len(rows) <= _TREND:
+        return None
+    last, before = rows[-1], rows[-1 - _TREND]
+    best = max(row.val_dice for row in rows)
+    parted = last.dice > before.dice and last.val_dice < before.val_dice and last.val_dice < best - _LEAST
+    if not parted or last.dice - last.val_dice <= _GAP:
+        return None
+    text = (
+        f"Training Dice rises ({last.dice:.3f}) while validation Dice falls ({last.val_dice:.3f}): the network learns its "
+        "slices by heart. The best weights are kept; freeze more, add --l2 1e-4, train fewer epochs, or add patients."
+    )
+    return Message("warning", "overfitting", text)
+
+
+def idle_message(history: Sequence[EpochRow]) -> Message | None:
+    """The rate was lowered for want of Dice at 0.5 while the network marked next to nothing and its loss still fell.
+
+    Such a network has not come to rest, it has not begun; at the lower rates it may never begin.
+
+    Args:
+        history: Lines of one phase, in order; epoch 0 may be among them.
+    """
+    rows = [row for row in history if row.epoch > 0]
+    if len(rows) < 2 or "rate" not in rows[-1].event:
+        return None
+    marks = max(row.val_dice_tumour for row in rows)
+    # Written so that NaN says nothing.
+    if not (marks < _MARKS and rows[-1].val_loss < (1 - _FALLS) * rows[0].val_loss):
+        return None
+    text = (
+        f"The rate is lowered, as validation Dice at 0.5 did not rise, but the loss still fell ({rows[0].val_loss:.3f} to "
+        f"{rows[-1].val_loss:.3f}): the network marks next to nothing yet. Give it longer: --stages 10:1e-5,3:1e-6; or try "
+        "another --seed."
+    )
+    return Message("warning", "not-begun", text)
+
+
+def few_slices_message(strategy: str, counts: Mapping[str, int]) -> Message | None:
+    """The recipe's advice against `aggressive` with fewer than 1,000 training slices a class.
+
+    Args:
+        strategy: What is trained.
+        counts: Class -> training slices.
+    """
+    few = {name: count for name, count in counts.items() if count < _ENOUGH}
+    if strategy != "aggressive" or not few:
+        return None
+    named = ", ".join(f"{count:,} of {name}" for name, count in few.items())
+    text = (
+        f"Strategy aggressive trains every weight, and there are few training slices ({named}; advised: {_ENOUGH:,} a "
+        "class): it is likely to overfit. Strategy conservative or moderate is safer."
+    )
+    return Message("warning", "aggressive-with-few-slices", text)
+
+
+def check_intensity(shards: str, recorded: str | None, *, checkpoint: str) -> Message | None:
+    """Whether the shards' grey values are scaled as those the checkpoint was trained on.
+
+    Args:
+        shards: Rule of the shards.
+        recorded: Rule of the checkpoint's provenance; None where none is recorded.
+        checkpoint: Its name, for the message.
+
+    Returns:
+        A note where the rule is not known.
+
+    Raises:
+        UsageError: The two rules differ.
+    """
+    if recorded is None:
+        text = (
+            f"The checkpoint does not say how its training images were scaled; the shards are scaled by {shards!r}. If its "
+            "makers say otherwise, prepare the shards again with --intensity."
+        )
+        return Message("note", "intensity-unknown", text)
+    if recorded != shards:
+        raise UsageError(
+            "the shards are not scaled as the images that the checkpoint was trained on",
+            path=checkpoint,
+            found=f"intensity {shards}",
+            expected=recorded,
+            remedy=f"Prepare them again: kerasseg prepare INPUT --intensity {recorded}",
+        )
+    return None

@@ -1,0 +1,217 @@
+"""Where the loop and its listeners write: the files of a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import keras
+from numpy.typing import NDArray
+
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.history import EpochRow, append_log, rows_to_json, to_csv
+from kerasseg.runs.state import StateStore
+from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Saved, Step
+from kerasseg.training.state import Progress
+from kerasseg.training.validation_table import SliceTable
+from kerasseg_tfrecords.files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from numpy.typing import NDArray
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["VARIABLES", "Keeper", "Nothing", "RunKeeper", "draw_curves", "log_to", "validation_csv"]
+
+
+class Keeper(Protocol):
+    """What the loop asks of a run directory.
+
+    The order within `save` is what makes a run survive a kill at any moment: the best weights are written under a name of
+    their own first, then the state that names them, then `model.keras` is pointed at them.
+    """
+
+    def keep_best(self, tag: str, model: keras.Model) -> None:
+        """Writes the best weights so far, under the tag."""
+
+    def save(self, progress: Progress, variables: Mapping[str, NDArray[Any]]) -> None:
+        """Writes the state; the best weights it names have been kept."""
+
+    def write_history(self, history: tuple[EpochRow, ...]) -> None:
+        """Writes what people look at."""
+
+
+class Nothing:
+    """Keeps nothing: for `fine_tune` without a run directory, and for workers that are not the chief."""
+
+    def keep_best(self, tag: str, model: keras.Model) -> None:
+        """Does nothing."""
+
+    def save(self, progress: Progress, variables: Mapping[str, NDArray[Any]]) -> None:
+        """Does nothing."""
+
+    def write_history(self, history: tuple[EpochRow, ...]) -> None:
+        """Does nothing."""
+
+
+VARIABLES = "variables/"
+"""Before the names of the engine's variables in a state."""
+
+
+class RunKeeper:
+    """The `Keeper` that writes to a run directory.
+
+    Args:
+        run: The directory; locked.
+        as_saved: Gives a block within which the network is as it is to be saved (float32, BatchNorm not synchronized).
+        tag: Of the best weights in the state that the run goes on from; None for a fresh run.
+    """
+
+    def __init__(
+        self, run: RunDirectory, as_saved: Callable[[keras.Model], AbstractContextManager[Any]], tag: str | None = None
+    ) -> None:
+        self._run, self._as_saved = run, as_saved
+        self._store = StateStore(run.state_folder)
+        # Of the two generations of the state.
+        self._tags: deque[str] = deque([] if tag is None else [tag], maxlen=2)
+
+    def keep_best(self, tag: str, model: keras.Model) -> None:
+        """Writes the best weights so far, under the tag."""
+        with self._as_saved(model):
+            self._run.save_model(model, self._run.best_file(tag))
+
+    def save(self, progress: Progress, variables: Mapping[str, NDArray[Any]]) -> None:
+        """Writes the state, then points `model.keras` at the weights it names, then clears up."""
+        arrays = progress.arrays() | {VARIABLES + name: array for name, array in variables.items()}
+        self._store.save(progress.facts(), arrays)
+        self._tags.append(progress.best_tag)
+        self._run.use_best(progress.best_tag)
+        self._run.prune_best(self._tags)
+
+    def write_history(self, history: tuple[EpochRow, ...]) -> None:
+        """Writes `history.csv` and `training.png`."""
+        write_atomically(self._run.history_file, to_csv(history), durable=False)
+        draw_curves(history, self._run.curves_file)
+
+
+def validation_csv(slices: Sequence[tuple[str, str, str, str]], first: SliceTable, best: SliceTable) -> str:
+    """Dice of each validation slice before training and at its best, threshold 0.5, the network's resolution.
+
+    Args:
+        slices: (slice_id, patient, group, class) in the order of the tables.
+        first: Epoch 0.
+        best: The best epoch; that may be epoch 0.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["slice_id", "patient", "group", "label", "dice_epoch_0", "dice_best"])
+    for names, before, after in zip(slices, first.dice.tolist(), best.dice.tolist(), strict=True):
+        writer.writerow([*names, repr(before), repr(after)])
+    return text.getvalue()
+
+
+def log_to(run: RunDirectory) -> Callable[[Event], None]:
+    """A listener that writes what is told into `log.jsonl`, steps left out.
+
+    A line that cannot be written costs nothing else: where the disk is full, the next saved state says so.
+    """
+
+    def listen(event: Event) -> None:
+        entry: dict[str, Any]
+        match event:
+            case Began() | Message():
+                entry = asdict(event)
+            case Evaluated(row=row):
+                entry = {"row": rows_to_json([row])[0]}
+            case Ended(reason=reason, text=text, seconds=seconds):
+                entry = {"reason": reason, "text": text, "seconds": seconds}
+            case Step() | Saved():
+                return
+        with contextlib.suppress(OSError):
+            append_log(run.log_file, {"event": type(event).__name__.lower(), **entry})
+
+    return listen
+
+
+# Okabe and Ito's colours, which those who confuse red and green tell apart.
+_TRAIN, _VAL, _FIRST, _RATE = "#0072B2", "#D55E00", "#555555", "#000000"
+_CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+
+
+def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
+    """Draws the lines of a run so far; phases follow one another, with a line between.
+
+    Args:
+        history: Lines, epoch 0 first.
+        path: The picture, PNG; replaced at once.
+
+    Raises:
+        KerassegError: The file cannot be written.
+    """
+    # The object interface: pyplot would keep state, and may ask for a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11, 7), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2, sharex=True)
+    # Epochs of a second phase go on counting along the axis.
+    places = np.arange(len(history))
+    first = history[0]
+    _lines(axes[0, 0], places, history, "loss", ("loss", "training", _TRAIN), ("val_loss", "validation", _VAL))
+    _lines(axes[0, 1], places, history, "Dice", ("dice", "training", _TRAIN), ("val_dice", "validation", _VAL))
+    axes[0, 1].axhline(first.val_dice, color=_FIRST, linestyle="--", linewidth=1, label="untouched checkpoint")
+    best = max(range(len(history)), key=lambda i: (history[i].best, i))
+    axes[0, 1].plot(
+        best, history[best].val_dice, "*", color=_VAL, markersize=13, label=f"best: {history[best].val_dice:.4f}"
+    )
+    for i, name in enumerate(first.classes):
+        values = [row.classes.get(name, float("nan")) for row in history]
+        axes[1, 0].plot(places, values, ".-", color=_CLASSES[i % len(_CLASSES)], label=name)
+    _label(axes[1, 0], "validation Dice by class")
+    axes[1, 1].step(places[1:], [row.learning_rate for row in history[1:]], ".-", where="mid", color=_RATE)
+    axes[1, 1].set_yscale("log")
+    _label(axes[1, 1], "learning rate")
+    for axis in axes.flat:
+        for i, row in enumerate(history):
+            if "thaw" in row.event:
+                axis.axvline(i + 0.5, color="#009E73", linestyle=":", linewidth=1)
+            if i and row.phase != history[i - 1].phase and i > 1:
+                axis.axvline(i - 0.5, color=_FIRST, linewidth=1)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in (axes[0, 0], axes[0, 1], axes[1, 0]):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, framealpha=0.7)
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+    phases = list(dict.fromkeys(row.phase for row in history))
+    figure.suptitle(" then ".join(phases), fontsize=11)
+    text = io.BytesIO()
+    canvas.print_figure(text, format="png")
+    write_atomically(path, text.getvalue(), durable=False)
+
+
+def _lines(axis: Axes, places: Any, history: Sequence[EpochRow], title: str, *curves: tuple[str, str, str]) -> None:
+    for name, label, colour in curves:
+        axis.plot(places, [getattr(row, name) for row in history], ".-", color=colour, label=label)
+    _label(axis, title)
+
+
+def _label(axis: Axes, title: str) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.3)

@@ -1,0 +1,140 @@
+"""How far a run has come: all that a later process needs, besides the weights, to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.callbacks import PlateauState
+from kerasseg.runs.history import EpochRow, rows_from_json, rows_to_json
+from kerasseg.training.validation_table import SliceTable
+
+__all__ = ["EpochSums", "Progress"]
+
+_FIRST, _BEST = "first/", "best/"
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSums:
+    """Sums over the training steps of the epoch under way.
+
+    Attributes:
+        steps: Steps done.
+        loss: Sum of their losses.
+        dice: Sum of Dice over the slices seen.
+        slices: Slices seen.
+        seconds: Time taken.
+    """
+
+    steps: int = 0
+    loss: float = 0.0
+    dice: float = 0.0
+    slices: int = 0
+    seconds: float = 0.0
+
+    def with_step(self, loss: float, dice: NDArray[np.float32], seconds: float) -> EpochSums:
+        """One step further."""
+        total = self.dice + float(dice.astype(np.float64).sum())
+        return EpochSums(self.steps + 1, self.loss + loss, total, self.slices + len(dice), self.seconds + seconds)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over steps; NaN before the first."""
+        return self.loss / self.steps if self.steps else float("nan")
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over slices; NaN before the first."""
+        return self.dice / self.slices if self.slices else float("nan")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress:
+    """Where a run stands. A value: each step makes a new one.
+
+    Attributes:
+        phase: Number of the phase under way, from 0.
+        epoch: Epochs of the phase that are complete, validation included.
+        sums: Of the epoch under way.
+        plateau: State of the schedule; None before the phase's first epoch.
+        parts: Into how many parts a batch is divided for lack of memory.
+        history: Lines so far.
+        best: (phase, epoch) of the best weights so far; (0, 0) is the untouched network.
+        first_table: Validation before the first step; None until it is done.
+        best_table: Validation of the best weights.
+        said: Kinds of messages that were given, each once a run.
+        guarded: How often the guard has acted, in this phase.
+        seconds: Time over all sittings, up to the last saved state.
+        finished: Why the run is over: "finished", "stopped", or "" while it is not.
+        text: The reason as a sentence.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    sums: EpochSums = EpochSums()
+    plateau: PlateauState | None = None
+    parts: int = 1
+    history: tuple[EpochRow, ...] = ()
+    best: tuple[int, int] = (0, 0)
+    first_table: SliceTable | None = None
+    best_table: SliceTable | None = None
+    said: frozenset[str] = frozenset()
+    guarded: int = 0
+    seconds: float = 0.0
+    finished: str = ""
+    text: str = ""
+
+    @property
+    def best_tag(self) -> str:
+        """Name of the best weights, for their file."""
+        return f"{self.best[0]}-{self.best[1]:05d}"
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the tables, as JSON values."""
+        return {
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "sums": [self.sums.steps, self.sums.loss, self.sums.dice, self.sums.slices, self.sums.seconds],
+            "plateau": None if self.plateau is None else self.plateau.to_json(),
+            "parts": self.parts,
+            "history": rows_to_json(self.history),
+            "best": list(self.best),
+            "said": sorted(self.said),
+            "guarded": self.guarded,
+            "seconds": self.seconds,
+            "finished": self.finished,
+            "text": self.text,
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The tables."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for prefix, table in ((_FIRST, self.first_table), (_BEST, self.best_table)):
+            if table is not None:
+                arrays |= {prefix + name: column for name, column in table.arrays().items()}
+        return arrays
+
+    @classmethod
+    def from_saved(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Progress:
+        """What `facts` and `arrays` gave."""
+
+        def table(prefix: str) -> SliceTable | None:
+            columns = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+            return SliceTable(**columns) if columns else None
+
+        plain = {key: facts[key] for key in ("phase", "epoch", "parts", "guarded", "seconds", "finished", "text")}
+        return replace(
+            cls(),
+            **plain,
+            sums=EpochSums(*facts["sums"]),
+            plateau=None if facts["plateau"] is None else PlateauState.from_json(facts["plateau"]),
+            history=tuple(rows_from_json(facts["history"])),
+            best=(int(facts["best"][0]), int(facts["best"][1])),
+            said=frozenset(facts["said"]),
+            first_table=table(_FIRST),
+            best_table=table(_BEST),
+        )

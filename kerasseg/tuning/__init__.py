@@ -1,0 +1,1 @@
+"""Threshold and post-processing, chosen on validation."""

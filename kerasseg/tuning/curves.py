@@ -1,0 +1,163 @@
+"""The first look at all slices: Dice at every threshold by patient and class, and what is odd about the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.evaluation.predictions import Predictions, Resolution
+from kerasseg.tuning.thresholds import THRESHOLDS, dice_at_all
+from kerasseg_tfrecords.errors import DataError, UsageError
+
+__all__ = ["Survey", "survey"]
+
+_BUCKETS = 2048
+"""Patients whose curves are kept apart; of more, several share one, which the intervals do not notice."""
+
+_RAW = int(np.flatnonzero(THRESHOLDS == 0.5)[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """What the slices say at every threshold.
+
+    Attributes:
+        classes: Names, of those that have slices here.
+        sums: Class -> (buckets, 1000) sums of Dice over the slices of some patients.
+        counts: Class -> (buckets,) slices.
+        raw: (slices,) Dice at 0.5.
+        groups: (slices,) number of the patient, from 0.
+        width: Median of the slices' longer side.
+        spacing: Median millimetres a pixel; None where no slice knows it.
+        lowest, highest: Of all probabilities.
+        tumours: Slices with tumour in the reference.
+    """
+
+    classes: tuple[str, ...]
+    sums: dict[str, NDArray[np.float64]]
+    counts: dict[str, NDArray[np.float64]]
+    raw: NDArray[np.float64]
+    groups: NDArray[np.int64]
+    width: int
+    spacing: float | None
+    lowest: float
+    highest: float
+    tumours: int
+
+    @property
+    def patients(self) -> int:
+        """How many the slices come from."""
+        return int(self.groups.max()) + 1
+
+    @property
+    def constant(self) -> bool:
+        """Whether all probabilities are one number, or none reaches any threshold: no rule can be told from another."""
+        return self.lowest == self.highest or self.highest < THRESHOLDS[0]
+
+    def by_patient(self, name: str | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(patients, 1000) sums of Dice and (patients,) slices, of one class or all of them."""
+        names = self.classes if name is None else (name,)
+        sums = np.add.reduce([self.sums[n] for n in names])
+        counts = np.add.reduce([self.counts[n] for n in names])
+        return sums[counts > 0], counts[counts > 0]
+
+    def mean(self, name: str | None = None) -> NDArray[np.float64]:
+        """(1000,) mean over slices of Dice, of one class or all of them."""
+        sums, counts = self.by_patient(name)
+        return np.asarray(sums.sum(0) / counts.sum())
+
+    def class_means(self, index: int) -> dict[str, float]:
+        """Mean Dice of each class at one threshold."""
+        return {name: float(self.mean(name)[index]) for name in self.classes}
+
+    def notes(self) -> tuple[str, ...]:
+        """What is odd, as sentences for people."""
+        notes = []
+        if self.highest < THRESHOLDS[0]:
+            notes.append(
+                f"The network finds no tumour anywhere: its highest probability is {self.highest:.2g}. 0.5 stays."
+            )
+        elif self.constant:
+            notes.append(f"The network puts out {self.highest:.3g} for every pixel: no rule helps, and 0.5 stays.")
+        elif self.highest < 0.5:
+            notes.append(f"No probability reaches 0.5 (the highest is {self.highest:.2g}): at 0.5 every mask is empty.")
+        elif self.mean().argmax() == 0:
+            notes.append(
+                "The best threshold is 0.001, the lowest there is: the network is far from sure of any tumour."
+            )
+        if self.patients < 10:
+            count = f"{self.patients} patient{'s' * (self.patients > 1)}"
+            notes.append(f"Tuned on only {count}: the rule may not suit others, and the intervals are too narrow.")
+        return tuple(notes)
+
+
+def survey(
+    predictions: Predictions, resolution: Resolution, progress: Callable[[str, int, int], None] | None = None
+) -> Survey:
+    """Looks at every slice once.
+
+    Args:
+        predictions: The slices.
+        resolution: Where Dice is taken.
+        progress: Told "sweep", what is done, and how much there is.
+
+    Raises:
+        UsageError: No slices.
+        DataError: No slice has a tumour.
+    """
+    count = len(predictions)
+    if not count:
+        raise UsageError("there is no slice to tune on", found="0 slices", expected="at least one")
+    raw, widths = np.empty(count), np.empty(count)
+    groups = np.empty(count, np.int64)
+    spacings: list[float] = []
+    sums: dict[tuple[int, int], NDArray[np.float64]] = {}
+    counts: dict[tuple[int, int], int] = {}
+    known: dict[str, int] = {}
+    lowest, highest, tumours = np.inf, -np.inf, 0
+    for number in range(count):
+        case, probability = predictions.case(number, resolution), predictions.probability(number, resolution)
+        # A slice of unknown patient is a patient of its own.
+        patient = case.group or case.patient or case.volume or f"\0{number}"
+        groups[number] = known.setdefault(patient, len(known))
+        dice = dice_at_all(probability, case.mask)
+        key = case.label, int(groups[number]) % _BUCKETS
+        sums[key] = sums[key] + dice if key in sums else dice
+        counts[key] = counts.get(key, 0) + 1
+        raw[number], widths[number] = dice[_RAW], max(case.mask.shape)
+        if case.spacing[1] > 0:
+            spacings.append(case.spacing[1])
+        lowest, highest = min(lowest, float(probability.min())), max(highest, float(probability.max()))
+        tumours += bool(case.mask.any())
+        if progress is not None:
+            progress("sweep", number + 1, count)
+    if not tumours:
+        raise DataError(
+            "no slice has a tumour, so that the emptiest mask would be the best",
+            found=f"{count} slices without tumour",
+            expected="at least one with",
+            remedy="Prepare with more slices in validation: --split 70/15/15.",
+        )
+    buckets = min(len(known), _BUCKETS)
+    by_class: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+    for label in sorted({label for label, _ in sums}):
+        table, slices = np.zeros((buckets, len(THRESHOLDS))), np.zeros(buckets)
+        for (other, bucket), values in sums.items():
+            if other == label:
+                table[bucket], slices[bucket] = values, counts[other, bucket]
+        by_class[predictions.classes[label]] = table, slices
+    return Survey(
+        classes=tuple(by_class),
+        sums={name: table for name, (table, _) in by_class.items()},
+        counts={name: slices for name, (_, slices) in by_class.items()},
+        raw=raw,
+        groups=groups,
+        width=int(np.median(widths)),
+        spacing=float(np.median(spacings)) if spacings else None,
+        lowest=lowest,
+        highest=highest,
+        tumours=tumours,
+    )

@@ -1,0 +1,117 @@
+"""What tuning found: the rule, and the validation evidence for it, as `threshold.json` keeps it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from kerasseg.evaluation.schema import Mean
+from kerasseg.postprocessing import MaskRule
+
+__all__ = ["Curve", "StepName", "Tuned", "TuningStep"]
+
+StepName = Literal[
+    "raw",
+    "threshold",
+    "min_diameter",
+    "close_radius",
+    "fill_holes",
+    "keep_largest",
+    "open_radius",
+    "settled",
+    "class_thresholds",
+]
+"""In this order: 0.5 alone; the tuned threshold; the steps of post-processing by the name of their attribute in `MaskRule`;
+the threshold looked for once more with what was kept; a threshold for each class."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Curve(_Model):
+    """Mean Dice by threshold.
+
+    Attributes:
+        thresholds: Rising.
+        dice: Mean over slices at each.
+    """
+
+    thresholds: tuple[float, ...]
+    dice: tuple[float, ...]
+
+
+class TuningStep(_Model):
+    """One line of the table of what each step brought.
+
+    Attributes:
+        name: Which step.
+        rule: The best that was found with it.
+        dice: Mean over slices with this rule; None where every setting was clearly worse, and given up early.
+        gain: `dice` less that of the last step that was kept; None for the first, and where `dice` is.
+        classes: Class -> mean Dice.
+        kept: Whether the next step builds on it.
+        reason: Why not; "" where it was kept.
+    """
+
+    name: StepName
+    rule: MaskRule
+    dice: float | None
+    gain: float | None
+    classes: dict[str, float]
+    kept: bool
+    reason: str = ""
+
+
+class Tuned(_Model):
+    """The best rule on a set of slices, and how sure that is.
+
+    Attributes:
+        rule: From probabilities to masks.
+        resolution: Where Dice was taken: at each slice's own size, or the network's.
+        slices, patients: That it was found on.
+        searched: Of these, the slices that post-processing was tried on; all, unless there are very many.
+        raw: Mean Dice at 0.5 without post-processing, with its interval over patients.
+        dice: Of the rule.
+        gain: The paired difference of the two.
+        confidence: Of all intervals.
+        best: The threshold with the highest mean. The rule's is the nearest to 0.5 that is as good within noise.
+        threshold_low, threshold_high: Interval of the best threshold over patients; None with fewer than two.
+        flat_low, flat_high: Between these, thresholds are as good as the best within noise.
+        curve: Dice by threshold, without post-processing.
+        curve_with_steps: The same with the post-processing that was kept; None where none was.
+        steps: What each step brought, in order.
+        width: Pixels of the slices' longer side, the median: what a length of 1 in the rule stands for.
+        spacing: Millimetres a pixel, the median; None where unknown.
+        notes: Sentences for people, about what makes the rule worth less.
+    """
+
+    rule: MaskRule
+    resolution: Literal["native", "model"]
+    slices: int
+    patients: int
+    searched: int
+    raw: Mean
+    dice: Mean
+    gain: Mean
+    confidence: float
+    best: float
+    threshold_low: float | None
+    threshold_high: float | None
+    flat_low: float
+    flat_high: float
+    curve: Curve
+    curve_with_steps: Curve | None = None
+    steps: tuple[TuningStep, ...]
+    width: int
+    spacing: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _evidence_is_about_the_rule(self) -> Tuned:
+        kept = [step for step in self.steps if step.kept]
+        if not kept or kept[-1].rule != self.rule:
+            msg = "rule is not the one that the evidence below it is about: it was changed by hand"
+            raise ValueError(msg)
+        return self

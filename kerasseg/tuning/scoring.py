@@ -1,0 +1,178 @@
+"""Dice of many rules on the same slices: what matters of each is held in memory, and hopeless rules are given up early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.evaluation.predictions import Predictions, Resolution
+from kerasseg.postprocessing import MaskRule, apply_rule
+from kerasseg_tfrecords.workers import available_cpus
+
+__all__ = ["HeldSlices", "RuleSearch", "hold"]
+
+_RACE = 3
+"""Every third slice decides whether a rule is worth the others."""
+
+_FEWEST = 20
+"""Slices in that third below which nothing is given up early."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Slice:
+    """The part of a slice that any rule can turn into tumour, and the reference there.
+
+    Attributes:
+        probability: (rows, columns) float32, the bounding box.
+        mask: The same part of the reference.
+        tumour: Pixels of the reference in the whole slice.
+        width: Of the slice, see `postprocess`.
+    """
+
+    probability: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    tumour: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldSlices:
+    """Slices that rules are tried on.
+
+    Attributes:
+        slices: The slices.
+        labels: (n,) class of each.
+        groups: (n,) number of its patient.
+    """
+
+    slices: tuple[_Slice, ...]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+
+def hold(
+    predictions: Predictions,
+    numbers: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    resolution: Resolution,
+    lowest: float,
+) -> HeldSlices:
+    """Takes what rules need of some slices.
+
+    Args:
+        predictions: All slices.
+        numbers: Those that are wanted.
+        groups: (slices,) number of each slice's patient, of all slices.
+        resolution: Where Dice is taken.
+        lowest: No rule has a lower threshold.
+    """
+    held = []
+    for number in numbers.tolist():
+        probability = predictions.probability(number, resolution)
+        mask = predictions.case(number, resolution).mask
+        # No step leaves the bounding box of what the threshold gives.
+        box = _bounding_box(probability >= np.float32(lowest))
+        held.append(
+            _Slice(probability[box].copy(), mask[box].copy(), int(np.count_nonzero(mask)), max(probability.shape))
+        )
+    return HeldSlices(tuple(held), predictions.labels[numbers], groups[numbers])
+
+
+class RuleSearch:
+    """Dice of rules on held slices; use it as a context.
+
+    Args:
+        held: The slices.
+        jobs: Threads; None for all processors.
+    """
+
+    def __init__(self, held: HeldSlices, jobs: int | None = None) -> None:
+        self.held = held
+        self._jobs = jobs or available_cpus()
+        self._pool = ThreadPoolExecutor(self._jobs)
+        self._known: dict[str, NDArray[np.float64]] = {}
+        every = np.arange(len(held.slices))
+        self._first, self._rest = every[::_RACE], every[every % _RACE != 0]
+
+    def __enter__(self) -> RuleSearch:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def dice(self, rule: MaskRule, names: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """(n,) Dice of every slice.
+
+        Args:
+            rule: To be tried.
+            names: Of the classes, where the rule has a threshold for each.
+        """
+        key = rule.model_dump_json()
+        if key not in self._known:
+            self._known[key] = self._of(np.arange(len(self.held.slices)), rule, names)
+        return self._known[key]
+
+    def dice_of(self, numbers: NDArray[np.int64], rule: MaskRule) -> NDArray[np.float64]:
+        """Dice of some slices.
+
+        Args:
+            numbers: Of the held slices.
+            rule: To be tried; without thresholds of classes.
+        """
+        return self._of(numbers, rule, None)
+
+    def race(self, rule: MaskRule, standing: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """(n,) Dice of every slice; None where a third of them shows that the rule is clearly behind.
+
+        Clearly: the mean of the paired differences lies more than two standard errors below zero.
+
+        Args:
+            rule: To be tried.
+            standing: (n,) Dice of the rule that is to be beaten.
+        """
+        key = rule.model_dump_json()
+        if key in self._known:
+            return self._known[key]
+        out = np.empty(len(standing))
+        out[self._first] = self._of(self._first, rule, None)
+        behind = standing[self._first] - out[self._first]
+        if len(behind) >= _FEWEST and behind.mean() > 2 * behind.std(ddof=1) / np.sqrt(len(behind)):
+            return None
+        out[self._rest] = self._of(self._rest, rule, None)
+        self._known[key] = out
+        return out
+
+    def _of(self, numbers: NDArray[np.int64], rule: MaskRule, names: Sequence[str] | None) -> NDArray[np.float64]:
+        slices, labels = self.held.slices, self.held.labels
+
+        def some(part: NDArray[np.int64]) -> list[float]:
+            # Without thresholds of classes the name of the class is not asked for.
+            return [_dice(slices[i], rule, None if names is None else names[labels[i]]) for i in part.tolist()]
+
+        parts = [numbers[start :: self._jobs] for start in range(self._jobs)]
+        out = np.empty(len(self.held.slices))
+        for part, values in zip(parts, self._pool.map(some, parts), strict=True):
+            out[part] = values
+        return out[numbers]
+
+
+def _dice(one: _Slice, rule: MaskRule, name: str | None) -> float:
+    found = apply_rule(one.probability, rule, name, width=one.width)
+    size = int(np.count_nonzero(found)) + one.tumour
+    return 2 * int(np.count_nonzero(found & one.mask)) / size if size else 1.0
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return slice(0, 0), slice(0, 0)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

@@ -1,0 +1,168 @@
+"""`threshold.json`: the rule of a run's network and of its baseline, with the validation evidence for each.
+
+The rule belongs to the weights it was tuned for, which the file names by their SHA-256: after more training it is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.tuning.result import Tuned
+from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg_tfrecords.files import write_atomically
+from kerasseg_tfrecords.validation import complaint
+
+__all__ = [
+    "FORMAT_VERSION",
+    "NetworkRule",
+    "StaleRuleError",
+    "ThresholdFile",
+    "load_threshold",
+    "network_sha256",
+    "save_threshold",
+]
+
+FORMAT_VERSION = 1
+
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class StaleRuleError(DataError):
+    """The rule was tuned for other weights than the run holds now."""
+
+
+class NetworkRule(Tuned):
+    """The rule of one network.
+
+    Attributes:
+        network: Name of its file within the run.
+        sha256: Of that file, as it was when the rule was tuned.
+    """
+
+    network: str
+    sha256: _Digest
+
+
+class ThresholdFile(BaseModel):
+    """The whole file.
+
+    Attributes:
+        format_version: Rises when a reader of an earlier version could misread it.
+        kerasseg, created: What wrote it, and when (ISO 8601, UTC).
+        split: Always validation: the test split is for the end.
+        folds: Of a cross-validation, whose networks each spoke of the slices that they held out; 0 for a single network.
+        shards: The shard directory, as it was named.
+        fingerprint: Of the data set.
+        classes: Names.
+        model: The rule for `model.keras`.
+        baseline: For `baseline.keras`, tuned in the same way, so that the two are compared fairly.
+        digest: SHA-256 over all the rest, so that what a hand changes is noticed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format_version: int = FORMAT_VERSION
+    kerasseg: str = __version__
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    split: Literal["val"] = "val"
+    folds: Annotated[int, Field(ge=0)] = 0
+    shards: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    model: NetworkRule
+    baseline: NetworkRule
+    digest: str = ""
+
+    def own_digest(self) -> str:
+        """What `digest` ought to be."""
+        return hashlib.sha256(self.model_dump_json(exclude={"digest", "created"}).encode()).hexdigest()
+
+
+def save_threshold(run: RunDirectory, file: ThresholdFile) -> ThresholdFile:
+    """Writes the file, whole or not at all, with its digest; gives what was written.
+
+    Raises:
+        KerassegError: It cannot be written; an earlier one is as it was.
+    """
+    sealed = file.model_copy(update={"digest": file.own_digest()})
+    write_atomically(run.threshold_file, sealed.model_dump_json(indent=1) + "\n")
+    return sealed
+
+
+def load_threshold(run: RunDirectory) -> ThresholdFile:
+    """The rules of a run, checked: the file is sound, and the networks are those that it was made for.
+
+    Raises:
+        DataError: There is none, it is damaged or was changed by hand, or the run was trained on since.
+        KerassegError: It is of a newer version.
+    """
+    path, again = run.threshold_file, f"Tune again: kerasseg tune-threshold {run.root}"
+    document = _document(path, run)
+    try:
+        file = ThresholdFile.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        remedy = f"{again}. For a threshold of your own: kerasseg evaluate --threshold 0.4"
+        raise DataError("the rule cannot be used", path=path, found=complaint(error), remedy=remedy) from None
+    own = "For a threshold of your own: kerasseg evaluate --threshold 0.4"
+    if file.digest != file.own_digest():
+        raise DataError(
+            "the rule was changed by hand", path=path, found="a digest that does not fit", remedy=f"{again}. {own}"
+        )
+    for rule in (file.model, file.baseline):
+        network = run.root / rule.network
+        if not network.is_file():
+            continue  # the weights may have been left elsewhere; whoever opens them says so
+        found = network_sha256(network)
+        if found != rule.sha256:
+            raise StaleRuleError(
+                "the rule was tuned for other weights: the network was trained on, or replaced",
+                path=path,
+                found=f"{rule.network} {found[:12]}",
+                expected=rule.sha256[:12],
+                remedy=again,
+            )
+    return file
+
+
+def network_sha256(path: Path) -> str:
+    """Hex digest of a network's file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError("the network cannot be read", path=path, found=error.strerror or error) from None
+
+
+def _document(path: Path, run: RunDirectory) -> Any:
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        remedy = f"Tune one: kerasseg tune-threshold {run.root}"
+        raise DataError("this run has no tuned threshold yet", path=path, remedy=remedy) from None
+    except (OSError, ValueError, RecursionError) as error:
+        remedy = f"Tune again: kerasseg tune-threshold {run.root}"
+        raise DataError(
+            "the rule cannot be read", path=path, found=str(error), expected="JSON", remedy=remedy
+        ) from None
+    found = document.get("format_version") if isinstance(document, dict) else None
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        raise KerassegError(
+            "this rule was written by a newer version of kerasseg",
+            path=path,
+            found=f"format version {found}",
+            expected=f"at most {FORMAT_VERSION}",
+            remedy="Update kerasseg: pip install --upgrade kerasseg",
+        )
+    return document

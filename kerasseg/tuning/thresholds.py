@@ -1,0 +1,312 @@
+"""Dice at every threshold at once: a histogram of the probabilities of each slice, and sums from its upper end.
+
+A pixel is tumour where its probability, as float32, is at least the threshold, as float32: what NumPy, Keras and
+`kerasseg.apply_rule` do with `probability >= 0.3`. The thresholds are k / 1000 for k = 1 to 1000. A probability falls into
+bin k where it reaches k / 1000 and not the next one, so that the number of pixels at threshold k is the sum of the bins
+from k upwards, whole numbers throughout: the Dice of each slice is exactly what one threshold after the other would give.
+
+| mask | prediction | Dice |
+| --- | --- | --- |
+| empty | empty | 1 |
+| empty | something | 0 |
+| tumour | empty | 0 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kerasseg_tfrecords.errors import UsageError
+
+if TYPE_CHECKING:
+    from kerasseg.evaluation.predictions import Predictions, Resolution
+
+__all__ = [
+    "MOST_NOISE",
+    "THRESHOLDS",
+    "Choice",
+    "ThresholdSweep",
+    "best_of_resamples",
+    "best_threshold",
+    "choose",
+    "dice_at_all",
+    "sweep_thresholds",
+]
+
+_STEPS = 1000
+
+THRESHOLDS: NDArray[np.float64] = np.arange(1, _STEPS + 1) / _STEPS
+"""0.001, 0.002, ..., 1."""
+THRESHOLDS.flags.writeable = False
+
+_EDGES = np.concatenate([[0.0], THRESHOLDS]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ThresholdSweep:
+    """Dice at every threshold.
+
+    Attributes:
+        thresholds: (1000,) 0.001 to 1.
+        mean: (1000,) mean over slices of Dice at each.
+        dice: (slices, 1000) float32 Dice of each slice; None where only the mean was asked for.
+        slices: How many.
+        best: The threshold with the highest mean; of several, the one nearest to 0.5.
+        best_dice: The mean there.
+
+    Example:
+        >>> masks = np.zeros((2, 8, 8), bool); masks[:, 2:5, 2:5] = True
+        >>> sweep = sweep_thresholds(0.4 * masks + 0.2, masks)  # 0.6 inside the tumour, 0.2 outside
+        >>> sweep.best, sweep.best_dice, round(sweep.at(0.1), 3)
+        (0.5, 1.0, 0.247)
+    """
+
+    thresholds: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    dice: NDArray[np.float32] | None
+    slices: int
+    best: float
+    best_dice: float
+
+    def at(self, threshold: float) -> float:
+        """Mean Dice at the nearest of the thresholds.
+
+        >>> sweep = sweep_thresholds(np.full((1, 4, 4), 0.3), np.ones((1, 4, 4)))
+        >>> sweep.at(0.3), sweep.at(0.301)
+        (1.0, 0.0)
+        """
+        return float(self.mean[np.abs(self.thresholds - threshold).argmin()])
+
+
+def sweep_thresholds(
+    probabilities: ArrayLike | Sequence[ArrayLike] | Predictions,
+    masks: ArrayLike | Sequence[ArrayLike] | None = None,
+    *,
+    resolution: Resolution = "native",
+    keep_slices: bool = True,
+) -> ThresholdSweep:
+    """Mean over slices of Dice, at all thresholds k / 1000 at once; see the module for the edge cases.
+
+    Args:
+        probabilities: (slices, height, width) or (slices, height, width, 1), in [0, 1]; slices of several sizes as a list;
+            or predictions, such as `predict_split` gives.
+        masks: The same shapes, bool, or numbers of which those above 0.5 are tumour; None with predictions, which know
+            theirs.
+        resolution: Of predictions: at the slice's own size, or the network's.
+        keep_slices: Whether the Dice of each slice is kept (4 kB a slice), or the mean alone.
+
+    Raises:
+        UsageError: No slices, shapes that do not fit, or values that are no probabilities.
+
+    Example:
+        >>> masks = np.zeros((2, 4, 4), bool); masks[:, :2] = True
+        >>> probabilities = np.where(masks, 0.4, 0.1); probabilities[1, 3] = 0.35
+        >>> sweep = sweep_thresholds(probabilities, masks)
+        >>> sweep.best, sweep.best_dice, sweep.at(0.2)
+        (0.4, 1.0, 0.9)
+    """
+    total = np.zeros(_STEPS)
+    kept: list[NDArray[np.float32]] = []
+    count = 0
+    for probability, mask in _pairs(probabilities, masks, resolution):
+        dice = dice_at_all(probability, mask)
+        total += dice
+        count += 1
+        if keep_slices:
+            kept.append(dice.astype(np.float32))
+    if not count:
+        raise UsageError("there is no slice to look for a threshold on", found="0 slices", expected="at least one")
+    mean = total / count
+    best = best_threshold(THRESHOLDS, mean)
+    return ThresholdSweep(
+        THRESHOLDS, mean, np.stack(kept) if keep_slices else None, count, float(THRESHOLDS[best]), float(mean[best])
+    )
+
+
+def dice_at_all(probability: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(1000,) Dice of one slice at each of `THRESHOLDS`.
+
+    Args:
+        probability: float32 in [0, 1], any shape.
+        mask: The same shape.
+    """
+    flat = probability.ravel()
+    there = flat >= _EDGES[1]
+    # Most pixels of most slices lie below the lowest threshold and count nowhere.
+    found = _from_above(flat if 2 * np.count_nonzero(there) > flat.size else flat[there])
+    tumour = np.flatnonzero(mask)
+    overlap = _from_above(flat.take(tumour))
+    sizes = found + tumour.size
+    return np.divide(2 * overlap, sizes, out=np.ones(_STEPS), where=sizes > 0)
+
+
+def best_threshold(thresholds: NDArray[np.float64], mean: NDArray[np.float64]) -> int:
+    """Index of the highest mean; of several, the one nearest to 0.5, and of two as near, the lower.
+
+    >>> int(best_threshold(np.array([0.2, 0.4, 0.9]), np.array([0.7, 0.7, 0.7])))
+    1
+    """
+    # Means that differ in the last bits alone, from the order of summing up, are the same.
+    top = np.flatnonzero(mean >= mean.max() - 1e-12)
+    return int(top[np.abs(thresholds[top] - 0.5).argmin()])
+
+
+def _from_above(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(1000,) how many of the values reach each threshold."""
+    scaled = values * np.float32(_STEPS)
+    bins = scaled.astype(np.intp)
+    # float32 arithmetic errs by up to 0.0002 of a bin here: near an edge, the comparison with the edge itself decides.
+    nearest = np.rint(scaled)
+    close = np.flatnonzero(np.abs(np.subtract(scaled, nearest, out=scaled), out=scaled) < 0.001)
+    if close.size:
+        edges = nearest.take(close).astype(np.intp)
+        bins[close] = edges - (values.take(close) < _EDGES.take(edges))
+    counts = np.bincount(bins, minlength=_STEPS + 1)
+    return np.asarray(counts[:0:-1].cumsum()[::-1], np.int64)
+
+
+def _pairs(
+    probabilities: Any, masks: Any, resolution: Resolution
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    if hasattr(probabilities, "probability"):
+        for number in range(len(probabilities)):
+            yield probabilities.probability(number, resolution), probabilities.case(number, resolution).mask
+        return
+    if masks is None or len(probabilities) != len(masks):
+        found = "no masks" if masks is None else f"{len(probabilities)} and {len(masks)} slices"
+        raise UsageError("probabilities and masks do not fit", found=found, expected="the same shapes")
+    for number, (values, reference) in enumerate(zip(probabilities, masks, strict=True)):
+        probability, mask = _plane(np.asarray(values, np.float32)), _plane(np.asarray(reference))
+        if probability.shape != mask.shape:
+            raise UsageError(
+                f"probabilities and masks of slice {number} do not fit",
+                found=f"{probability.shape} and {mask.shape}",
+                expected="the same shapes",
+            )
+        # A NaN fails both comparisons.
+        if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
+            raise UsageError(
+                "these are no probabilities",
+                found=f"{probability.min():g} to {probability.max():g} in slice {number}",
+                expected="values in [0, 1]",
+                remedy="Where a network puts out logits, apply a sigmoid first.",
+            )
+        yield probability, mask if mask.dtype == np.bool_ else mask > 0.5
+
+
+def _plane(array: NDArray[Any]) -> NDArray[Any]:
+    plane = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if plane.ndim != 2:
+        raise UsageError("a slice has two dimensions", found=f"shape {array.shape}", expected="(height, width)")
+    return plane
+
+
+MOST_NOISE = 0.005
+"""Mean Dice that is given up for a threshold nearer to 0.5, at most: with few patients the noise alone would allow any."""
+
+_CHUNK = 1 << 24
+"""Numbers at once: 128 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Indices of thresholds.
+
+    Attributes:
+        chosen: The one nearest to 0.5 among those as good as the best.
+        best: The highest mean.
+        low, high: First and last of the unbroken range around the best that is as good within noise.
+    """
+
+    chosen: int
+    best: int
+    low: int
+    high: int
+
+
+def choose(
+    thresholds: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    allowed: NDArray[np.bool_] | None = None,
+) -> Choice:
+    """The threshold to take.
+
+    Noise is one standard error of the difference to the best threshold, paired, over patients. It is estimated from the
+    sums of each patient as for any ratio of sums over clusters (Cochran, "Sampling Techniques", 1977, section 6.4).
+
+    Args:
+        thresholds: (k,) rising.
+        sums: (patients, k) sums of Dice over each patient's slices.
+        counts: (patients,) slices of each.
+        allowed: (k,) those that may be chosen; None for all. Where none of the good ones may, the best is chosen.
+
+    Example:
+        >>> thresholds = np.array([0.2, 0.3, 0.4, 0.5])
+        >>> sums = np.array([[0.8, 0.85, 0.84, 0.3], [0.8, 0.87, 0.88, 0.4], [0.7, 0.78, 0.78, 0.5]])
+        >>> choose(thresholds, sums, np.ones(3))
+        Choice(chosen=2, best=2, low=1, high=2)
+    """
+    slices, patients = counts.sum(), len(counts)
+    mean = sums.sum(0) / slices
+    best = best_threshold(thresholds, mean)
+    loss = mean[best] - mean
+    noise = np.zeros(len(thresholds))
+    if patients > 1:
+        residual = sums[:, [best]] - sums - counts[:, None] * loss
+        noise = np.sqrt(patients / (patients - 1) * (residual**2).sum(0)) / slices
+    good = loss <= np.minimum(noise, MOST_NOISE) + 1e-12
+    below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
+    low = int(below[-1]) + 1 if below.size else 0
+    high = best + int(above[0]) - 1 if above.size else len(thresholds) - 1
+    range_ = np.arange(low, high + 1)
+    free = range_ if allowed is None else range_[allowed[range_]]
+    chosen = int(free[np.abs(thresholds[free] - 0.5).argmin()]) if free.size else best
+    return Choice(chosen, best, low, high)
+
+
+def best_of_resamples(
+    thresholds: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float | None, float | None]:
+    """Interval of the best threshold, were it looked for on other patients: percentiles over draws of patients.
+
+    Args:
+        thresholds: (k,) rising.
+        sums: (patients, k) sums of Dice over each patient's slices.
+        counts: (patients,) slices of each.
+        confidence: Share of the draws within.
+        resamples: Draws.
+        seed: Of the draws.
+
+    Returns:
+        Its limits; None with fewer than two patients.
+    """
+    patients = len(counts)
+    if patients < 2:
+        return None, None
+    # The first of the highest is the nearest to 0.5, as in `best_threshold`.
+    order = np.argsort(np.abs(thresholds - 0.5), kind="stable")
+    ordered = sums[:, order]
+    rng = np.random.default_rng(seed)
+    found = []
+    at_once = max(1, _CHUNK // max(patients, len(thresholds)))
+    for start in range(0, resamples, at_once):
+        draws = rng.multinomial(patients, np.full(patients, 1 / patients), min(at_once, resamples - start))
+        means = (draws @ ordered) / (draws @ counts)[:, None]
+        found.append(thresholds[order[np.round(means, 12).argmax(1)]])
+    tail = 100 * (1 - confidence) / 2
+    # Limits that are thresholds themselves, outwards.
+    low = np.percentile(np.concatenate(found), tail, method="lower")
+    high = np.percentile(np.concatenate(found), 100 - tail, method="higher")
+    return float(low), float(high)

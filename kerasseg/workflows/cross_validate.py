@@ -1,0 +1,411 @@
+"""Cross-validation: a run for each fold of the training and validation slices, and figures; the test split stays closed.
+
+runs/NAME/
+cross-validation.json   what was asked, and the figures once all folds are done
+out-of-fold.csv         every slice with its Dice from the fold that held it out
+fold-1/ ...             run directories; fold-1/shards holds the fold's slices, its splits.csv the frozen list
+ensemble/               a run directory with the mean of all folds as its network
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import keras
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kerasseg.checkpoints import open_checkpoint
+from kerasseg.data.split import Caching, open_split
+from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
+from kerasseg.evaluation.figures import as_mean
+from kerasseg.evaluation.schema import Mean
+from kerasseg.models.ensemble import ensemble
+from kerasseg.runs.config import RunConfig
+from kerasseg.runs.directory import RUNS, RunDirectory
+from kerasseg.runs.settings import TrainSettings
+from kerasseg.runs.state import StateStore
+from kerasseg.training.events import Message, Observer
+from kerasseg.training.state import Progress
+from kerasseg.workflows.train import resume, train
+from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.conversion.folds import write_folds
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
+from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
+from kerasseg_tfrecords.records.manifest import load_manifest
+from kerasseg_tfrecords.validation import complaint
+
+__all__ = ["CrossValidation", "FoldResult", "OutOfFold", "Scores", "cross_validate", "read_cross_validation"]
+
+FORMAT_VERSION = 1
+FILE = "cross-validation.json"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scores(_Model):
+    """Dice over some of the slices, each from the network that never saw it.
+
+    Attributes:
+        before: Of the checkpoint before training.
+        after: Of the fold's best epoch.
+        gain: Paired difference.
+    """
+
+    before: Mean
+    after: Mean
+    gain: Mean
+
+
+class FoldResult(_Model):
+    """One fold.
+
+    Attributes:
+        name: Its folder.
+        slices: Held out.
+        before, after: Mean Dice over them.
+        epochs: Trained.
+        best_epoch: With the highest Dice over them.
+        text: Why training ended.
+    """
+
+    name: str
+    slices: int
+    before: float
+    after: float
+    epochs: int
+    best_epoch: int
+    text: str
+
+
+class OutOfFold(_Model):
+    """Figures over all slices: threshold 0.5, the network's resolution.
+
+    Attributes:
+        all: Over every slice.
+        tumour: Over slices with tumour in reference or prediction.
+        classes: Class -> over its slices.
+        folds: Each fold for itself.
+        spread: Standard deviation of the folds' mean Dice.
+    """
+
+    all: Scores
+    tumour: Scores
+    classes: dict[str, Scores]
+    folds: tuple[FoldResult, ...]
+    spread: float
+
+
+class CrossValidation(_Model):
+    """The whole of `cross-validation.json`.
+
+    Attributes:
+        format_version: Rises when a reader of an earlier version could misread it.
+        kerasseg, created: What began it, and when.
+        folds: How many.
+        fingerprint: Of the shards that were dealt.
+        settings: Of every fold, but for `shards`.
+        out_of_fold: None until all folds are done.
+    """
+
+    format_version: int = FORMAT_VERSION
+    kerasseg: str
+    created: str
+    folds: Annotated[int, Field(ge=2)]
+    fingerprint: str
+    settings: TrainSettings
+    out_of_fold: OutOfFold | None = None
+
+
+def cross_validate(
+    settings: TrainSettings, folds: int = 5, out: Path | str | None = None, observers: Iterable[Observer] = ()
+) -> tuple[CrossValidation, Path]:
+    """Trains once for each fold of the training and validation slices; goes on where an earlier call stopped.
+
+    A finished fold is not trained again; one that was killed goes on from its last saved state.
+
+    Args:
+        settings: Of every fold; `shards` names the shard directory that is dealt.
+        folds: 2 or more.
+        out: The folder; None for `runs/<date-time>-cv<folds>-<strategy>`.
+        observers: Who is told what happens.
+
+    Returns:
+        What stands in `cross-validation.json`, and the folder. Without figures where training was interrupted.
+
+    Raises:
+        UsageError: Fewer groups than folds; or another cross-validation, or something else, is in the folder.
+        KerassegError: As `kerasseg.workflows.train.train`.
+    """
+    manifest = load_manifest(settings.shards)
+    root = _root(settings, folds, out)
+    asked = CrossValidation(
+        kerasseg=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        folds=folds,
+        fingerprint=manifest.fingerprint,
+        settings=settings,
+    )
+    watching = tuple(observers)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, root) from error
+    busy = "another process cross-validates in this folder"
+    with lock(root / ".lock", "runs", busy=busy), _latest_kept():
+        state = _begin(root, asked)
+        runs = [root / f"fold-{k + 1}" for k in range(folds)]
+        for run in runs:
+            run.mkdir(exist_ok=True)
+        write_folds(settings.shards, [run / "shards" for run in runs], settings.seed)
+        for k, run in enumerate(runs):
+            for observer in watching:
+                observer(Message("note", "fold", f"Fold {k + 1} of {folds}"))
+            if not _train_fold(run, settings, watching):
+                return state, root
+            # Networks, optimizers and compiled steps of one fold are not needed for the next.
+            keras.utils.clear_session()
+        table = [entry for k, run in enumerate(runs) for entry in _held_out(run, k + 1)]
+        write_atomically(root / "out-of-fold.csv", _csv(table))
+        _write_ensemble(root, runs, settings)
+        done = state.model_copy(update={"out_of_fold": _figures(table, runs, manifest.classes)})
+        write_atomically(root / FILE, done.model_dump_json(indent=1) + "\n")
+    return done, root
+
+
+def read_cross_validation(root: Path) -> CrossValidation:
+    """Reads what a cross-validation asked and found.
+
+    Raises:
+        DataError: There is none, or it is damaged.
+        KerassegError: It is of a newer version.
+    """
+    path = root / FILE
+    try:
+        document: Any = json.loads(path.read_bytes())
+        version = document["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError("no cross-validation", path=path, found=str(error)) from None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise KerassegError(
+            "this cross-validation was written by a newer version of kerasseg",
+            path=path,
+            found=f"format version {version}",
+            expected=f"at most {FORMAT_VERSION}",
+            remedy="Update kerasseg: pip install --upgrade kerasseg",
+        )
+    try:
+        return CrossValidation.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise DataError("the cross-validation is damaged", path=path, found=complaint(error)) from None
+
+
+# --- the folder ----------------------------------------------------------------------------------------------------------
+
+
+def _root(settings: TrainSettings, folds: int, out: Path | str | None) -> Path:
+    if out is not None:
+        return Path(out)
+    name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-cv{folds}-{settings.strategy}"
+    root, number = RUNS / name, 2
+    while root.exists():
+        root, number = RUNS / f"{name}-{number}", number + 1
+    return root
+
+
+def _begin(root: Path, asked: CrossValidation) -> CrossValidation:
+    """What is there already, if it is the same; otherwise the beginning of it."""
+    if not (root / FILE).exists():
+        strange = sorted(path.name for path in root.iterdir() if path.name != ".lock")
+        if strange:
+            raise UsageError(
+                "the folder of a cross-validation must be new or empty",
+                path=root,
+                found=", ".join(strange[:3]),
+                remedy="Choose another --out.",
+            )
+        write_atomically(root / FILE, asked.model_dump_json(indent=1) + "\n")
+        return asked
+    there = read_cross_validation(root)
+    before, now = there.settings.model_dump(), asked.settings.model_dump()
+    before["folds"], now["folds"] = there.folds, asked.folds
+    before["slices"], now["slices"] = there.fingerprint[:12], asked.fingerprint[:12]
+    # Where the same shards lie is no matter.
+    other = [
+        f"{name} {before[name]!r}, now {now[name]!r}" for name in now if name != "shards" and before[name] != now[name]
+    ]
+    if other:
+        raise UsageError(
+            "another cross-validation is there already",
+            path=root,
+            found="; ".join(other[:3]),
+            remedy=f"Go on with it: kerasseg cross-validate --resume --out {root}. Or choose another --out.",
+        )
+    return there
+
+
+@contextlib.contextmanager
+def _latest_kept() -> Iterator[None]:
+    """Folds are no runs that somebody asked for: `latest` stays what it was."""
+    pointer = RUNS / "latest"
+    before = pointer.read_bytes() if pointer.is_file() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            write_atomically(pointer, before)
+        else:
+            pointer.unlink(missing_ok=True)
+
+
+# --- one fold ------------------------------------------------------------------------------------------------------------
+
+
+def _train_fold(root: Path, settings: TrainSettings, observers: Sequence[Observer]) -> bool:
+    """Brings one fold to its end; False where it was interrupted."""
+    run = RunDirectory(root)
+    if run.config_file.is_file():
+        progress = _progress(run)
+        if progress is not None and progress.finished:
+            return True
+        ended, _ = resume(run, observers)
+    else:
+        own = settings.model_copy(update={"shards": str(root / "shards")})
+        ended, _ = train(own, root, observers)
+    return ended.reason != "interrupted"
+
+
+def _progress(run: RunDirectory) -> Progress | None:
+    saved = StateStore(run.state_folder).newest()
+    return None if saved is None else Progress.from_saved(saved.facts, saved.arrays)
+
+
+def _finished(run: RunDirectory) -> Progress:
+    progress = _progress(run)
+    if progress is None or progress.first_table is None or progress.best_table is None:
+        raise DataError("the fold has no finished state", path=run.root, remedy="Run the same command again.")
+    return progress
+
+
+class _Entry(_Model):
+    """A slice and its Dice from the fold that held it out."""
+
+    slice_id: str
+    patient: str
+    group: str
+    label: str
+    fold: int
+    before: float
+    after: float
+    tumour: bool
+
+
+def _held_out(root: Path, fold: int) -> list[_Entry]:
+    progress = _finished(RunDirectory(root))
+    first, best = progress.first_table, progress.best_table
+    assert first is not None  # noqa: S101 - `_finished` has looked
+    assert best is not None  # noqa: S101 - there is at least one beginning
+    slices = open_split(root / "shards", "val", Caching("none"), check=False)
+    found = []
+    for place, number in enumerate(best.slice.tolist()):
+        record = slices.record(number)
+        found.append(
+            _Entry(
+                slice_id=record.slice_id,
+                patient=record.patient,
+                group=record.group,
+                label=slices.manifest.classes[record.label],
+                fold=fold,
+                before=float(first.dice[place]),
+                after=float(best.dice[place]),
+                tumour=bool(best.tumour[place] > 0 or first.tumour[place] > 0),
+            )
+        )
+    return found
+
+
+# --- all folds -----------------------------------------------------------------------------------------------------------
+
+
+def _figures(table: Sequence[_Entry], runs: Sequence[Path], classes: Sequence[str]) -> OutOfFold:
+    results = []
+    for k, root in enumerate(runs):
+        held = [entry for entry in table if entry.fold == k + 1]
+        progress = _finished(RunDirectory(root))
+        results.append(
+            FoldResult(
+                name=root.name,
+                slices=len(held),
+                before=float(np.mean([entry.before for entry in held])),
+                after=float(np.mean([entry.after for entry in held])),
+                epochs=sum(row.epoch > 0 for row in progress.history),
+                best_epoch=progress.best[1],
+                text=progress.text,
+            )
+        )
+    return OutOfFold(
+        all=_scores(table),
+        tumour=_scores([entry for entry in table if entry.tumour]),
+        classes={name: _scores([entry for entry in table if entry.label == name]) for name in classes},
+        folds=tuple(results),
+        spread=float(np.std([result.after for result in results], ddof=1)),
+    )
+
+
+def _scores(entries: Sequence[_Entry]) -> Scores:
+    before, after = [entry.before for entry in entries], [entry.after for entry in entries]
+    groups = [entry.group or entry.patient for entry in entries]
+    return Scores(
+        before=as_mean(bootstrap_interval(before, groups)),
+        after=as_mean(bootstrap_interval(after, groups)),
+        gain=as_mean(paired_interval(before, after, groups)),
+    )
+
+
+def _csv(table: Sequence[_Entry]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["slice_id", "patient", "group", "label", "fold", "dice_epoch_0", "dice_best"])
+    for entry in sorted(table, key=lambda entry: entry.slice_id):
+        names = (entry.slice_id, entry.patient, entry.group, entry.label, str(entry.fold))
+        writer.writerow([*names, repr(entry.before), repr(entry.after)])
+    return text.getvalue()
+
+
+def _write_ensemble(root: Path, runs: Sequence[Path], settings: TrainSettings) -> None:
+    """A run directory that evaluate and predict take like any other: the mean of all folds, for the shards as they were."""
+    run = RunDirectory(root / "ensemble")
+    if run.config_file.is_file():
+        return
+    parts = [RunDirectory(path) for path in runs]
+    try:
+        run.state_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, run.root) from error
+    run.save_model(ensemble([open_checkpoint(part.model_file) for part in parts]), run.model_file)
+    run.save_model(open_checkpoint(parts[0].baseline_file), run.baseline_file)
+    first: RunConfig = parts[0].config()
+    manifest = load_manifest(settings.shards)
+    resolved = first.resolved.model_copy(
+        update={
+            "changes": (*first.resolved.changes, f"the mean of the networks of {len(runs)} folds"),
+            "fingerprint": manifest.fingerprint,
+            "parameters": sum(part.config().resolved.parameters for part in parts),
+            "trained": sum(part.config().resolved.trained for part in parts),
+            "slices": {
+                split: {count.label: count.slices for count in manifest.counts if count.split == split}
+                for split in ("train", "val")
+            },
+        }
+    )
+    # Last: it makes the folder a run.
+    run.write_config(first.model_copy(update={"settings": settings, "resolved": resolved}))

@@ -1,0 +1,386 @@
+"""Is all well here: versions, devices, memory, shards and runs, and a line of advice for each thing that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from kerasseg_tfrecords.errors import KerassegError
+
+__all__ = ["SUPPORTED", "Diagnosis", "Finding", "examine"]
+
+Verdict = Literal["ok", "note", "warning", "bad"]
+Topic = Literal["versions", "machine", "environment", "shards", "runs"]
+
+SUPPORTED = {
+    "python": "3.11",
+    "keras": "3.15",
+    "tensorflow": "2.18",
+    "numpy": "1.26",
+    "opencv-python-headless": "4.10",
+    "h5py": "3.11",
+}
+"""Lowest version of what decides about results; the same as in pyproject.toml."""
+
+_LITTLE_MEMORY, _LITTLE_DISK = 4e9, 3e9
+"""Bytes. Training the 31-million-parameter network takes about 3 GB, a run of it 1.5 GB on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        topic: "versions", "machine", "environment", "shards" or "runs".
+        name: What.
+        value: What was found.
+        verdict: "ok"; "note": worth knowing; "warning": something to do; "bad": it cannot be worked with.
+        advice: One line, what to do; "" where nothing is to be done.
+    """
+
+    topic: Topic
+    name: str
+    value: str
+    verdict: Verdict = "ok"
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that was looked at.
+
+    Attributes:
+        findings: In the order of the topics.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def data_bad(self) -> bool:
+        """Whether shards or runs are not what they should be."""
+        return any(f.verdict == "bad" and f.topic in ("shards", "runs") for f in self.findings)
+
+    @property
+    def installation_bad(self) -> bool:
+        """Whether kerasseg cannot work on this machine as it is."""
+        return any(f.verdict == "bad" and f.topic not in ("shards", "runs") for f in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "sound": not (self.data_bad or self.installation_bad),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def examine(folder: Path | str = ".") -> Diagnosis:
+    """Looks at the installation, the machine, and the shards and runs in a folder. Nothing is changed.
+
+    Args:
+        folder: Where `shards` and `runs` lie.
+
+    Example:
+        >>> import tempfile
+        >>> found = examine(tempfile.mkdtemp())
+        >>> found.data_bad, [f.value for f in found.findings if f.topic in ("shards", "runs")]
+        (False, ['none here', 'none here'])
+    """
+    here = Path(folder)
+    parts = (_versions(), _machine(here), _environment(), _shards(here / "shards"), _runs(here / "runs"))
+    return Diagnosis(tuple(finding for part in parts for finding in part))
+
+
+# --- the installation ----------------------------------------------------------------------------------------------------
+
+
+def _versions() -> Iterator[Finding]:
+    from kerasseg_tfrecords._version import __version__
+
+    yield Finding("versions", "kerasseg", __version__)
+    for name, least in SUPPORTED.items():
+        found = _installed(name)
+        if found is None:
+            advice = f"pip install '{name}>={least}'"
+            yield Finding("versions", name, "not installed", "bad", advice)
+        elif _numbers(found) < _numbers(least):
+            advice = f"Make a new environment with Python {least} or later."
+            if name != "python":
+                advice = f"pip install --upgrade '{name}>={least}'"
+            yield Finding("versions", name, f"{found}, older than {least}", "warning", advice)
+        else:
+            yield Finding("versions", name, found)
+
+
+def _installed(name: str) -> str | None:
+    if name == "python":
+        return platform.python_version()
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+# --- the machine ---------------------------------------------------------------------------------------------------------
+
+
+def _machine(here: Path) -> Iterator[Finding]:
+    yield Finding("machine", "processors", str(len(os.sched_getaffinity(0))))
+    yield from _devices()
+    total, available = _memory()
+    text = f"{available / 1e9:.1f} of {total / 1e9:.1f} GB available"
+    little = available < _LITTLE_MEMORY
+    advice = "Little for training: close other programs, or train with --batch-size 2." if little else ""
+    yield Finding("machine", "memory", text, "warning" if little else "ok", advice)
+    free = shutil.disk_usage(here).free
+    little = free < _LITTLE_DISK
+    advice = "A run takes up to 1.5 GB, the data 0.9 GB: free some space, or work elsewhere." if little else ""
+    yield Finding("machine", "disk", f"{free / 1e9:.1f} GB free", "warning" if little else "ok", advice)
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        from kerasseg.training.devices import compute_capability, gpu_names
+        from kerasseg.training.precision import choose_precision
+
+        gpus = gpu_names()
+        precision = choose_precision("auto", gpu=bool(gpus), capability=compute_capability())
+    # An installation can be broken in any way: missing libraries, binaries for other processors, another backend.
+    except Exception as error:
+        advice = "Install again in a new environment: pip install kerasseg"
+        yield Finding("machine", "TensorFlow", f"cannot be loaded ({type(error).__name__}: {error})", "bad", advice)
+        return
+    there = _nvidia()
+    if gpus:
+        memory = f"; {', '.join(there)}" if there else ""
+        yield Finding("machine", "GPU", f"{', '.join(gpus)}{memory}")
+    elif there and not _hidden():
+        advice = "pip install 'kerasseg[gpu]' brings the libraries that TensorFlow needs for it."
+        yield Finding("machine", "GPU", f"{', '.join(there)}, but TensorFlow does not see it", "warning", advice)
+    else:
+        advice = "Training works on the processor, only slower." if not there else ""
+        yield Finding("machine", "GPU", "none", "note", advice)
+    name = precision.name
+    yield Finding("machine", "precision", f"{name}: {precision.reason}", "ok", "train --precision auto takes it.")
+
+
+def _nvidia() -> list[str]:
+    """Name and memory of each GPU that the driver knows; none without a driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = "--query-gpu=name,memory.free,memory.total"
+    try:
+        done = subprocess.run(
+            [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=10, check=True
+        )
+        lines = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+        return [f"{name} ({int(free) / 1024:.0f} of {int(total) / 1024:.0f} GiB free)" for name, free, total in lines]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+
+
+def _hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+
+
+def _memory() -> tuple[float, float]:
+    """Bytes of memory, and those that are available: of the machine, or of the container that this runs in."""
+    total = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    available = total
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        available = float(found[1]) * 1024 if found else total
+    except OSError:
+        pass
+    try:
+        limit = float(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = float(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # "max": no limit
+        return total, available
+    return min(total, limit), min(available, max(limit - used, 0.0))
+
+
+# --- the environment -----------------------------------------------------------------------------------------------------
+
+
+def _environment() -> Iterator[Finding]:
+    yield _backend()
+    told = os.environ.get("TF_CONFIG")
+    if told:
+        try:
+            workers = json.loads(told)["cluster"]["worker"]
+            advice = "Training waits for all of them; unset TF_CONFIG to train on this machine alone."
+            yield Finding("environment", "TF_CONFIG", f"{len(workers)} machines", "note", advice)
+        except (ValueError, KeyError, TypeError):
+            advice = "Unset it, or correct it: docs/training.md shows the form."
+            yield Finding("environment", "TF_CONFIG", "cannot be read", "warning", advice)
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen is not None:
+        advice = "It hides every GPU: unset it to train on them." if _hidden() else "Other GPUs are hidden."
+        yield Finding("environment", "CUDA_VISIBLE_DEVICES", repr(seen), "note", advice)
+
+
+def _backend() -> Finding:
+    try:
+        import keras
+
+        backend, order = keras.config.backend(), keras.config.image_data_format()
+    except Exception as error:
+        advice = "pip install --upgrade keras"
+        return Finding("environment", "Keras backend", f"cannot be loaded ({error})", "bad", advice)
+    if backend != "tensorflow":
+        advice = "Commands need TensorFlow: unset KERAS_BACKEND, or mend ~/.keras/keras.json."
+        return Finding("environment", "Keras backend", backend, "bad", advice)
+    if order != "channels_last":
+        advice = "Set image_data_format to channels_last in ~/.keras/keras.json."
+        return Finding("environment", "Keras backend", f"{backend}, {order}", "bad", advice)
+    return Finding("environment", "Keras backend", backend)
+
+
+# --- shards --------------------------------------------------------------------------------------------------------------
+
+
+def _shards(folder: Path) -> Iterator[Finding]:
+    from kerasseg_tfrecords.checks.shards import check_files
+    from kerasseg_tfrecords.records.manifest import load_manifest
+
+    if not folder.exists():
+        yield Finding("shards", "shards", "none here", "note", "Make some: kerasseg prepare data/")
+        return
+    try:
+        wrong = check_files(folder)
+        manifest = load_manifest(folder)
+    except KerassegError as error:
+        yield Finding("shards", folder.name, error.sentence(), "bad", f"kerasseg prepare data/ --out {folder.name}")
+        return
+    slices = sum(shard.records for shard in manifest.shards)
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        advice = f"kerasseg verify {folder.name} lists all; then prepare again with --overwrite."
+        yield Finding("shards", folder.name, f"{wrong[0]}{more}", "bad", advice)
+    else:
+        text = f"{slices:,} slices in {len(manifest.shards)} files, every hash as written"
+        yield Finding("shards", folder.name, text, "ok", "")
+    if manifest.split.patients_on_both_sides:
+        text = f"{manifest.split.patients_on_both_sides} patients stand on both sides"
+        yield Finding("shards", "split", text, "warning", "Figures flatter: prepare again with --split-by patient.")
+    elif manifest.split.slices_without_patient:
+        text = f"{manifest.split.slices_without_patient:,} slices without a patient"
+        advice = "A leak cannot be excluded: prepare again with --patient-pattern, if names tell the patient."
+        yield Finding("shards", "split", text, "note", advice)
+    for split in ("val", "test"):
+        if not manifest.slices_in(split):
+            advice = "prepare again with other shares, such as --split 80/10/10."
+            yield Finding("shards", "split", f"no slices in {split}", "warning", advice)
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------------
+
+
+def _runs(folder: Path) -> Iterator[Finding]:
+    from kerasseg.workflows.status import run_names
+
+    names = run_names(folder)
+    if not names:
+        yield Finding("runs", "runs", "none here", "note", "Begin one: kerasseg train --checkpoint FILE")
+        return
+    try:
+        latest = (folder / "latest").read_text(encoding="utf-8").strip()
+        if not (folder / latest / "config.json").is_file():
+            advice = "Name the run that you mean in each command, or train anew."
+            yield Finding("runs", "latest", f"{latest} is gone", "warning", advice)
+    except (OSError, UnicodeDecodeError):
+        yield Finding("runs", "latest", "not set", "warning", "Name the run that you mean in each command.")
+    for name in names:
+        yield _run(folder / name)
+
+
+def _run(root: Path) -> Finding:
+    """The first thing that is wrong with a run, the gravest first."""
+    from kerasseg.runs.directory import RunDirectory
+    from kerasseg.workflows.status import newest_facts
+
+    run, name = RunDirectory(root), root.name
+    try:
+        config = run.config()
+    except KerassegError as error:
+        return Finding("runs", name, error.sentence(with_path=False), "bad", "Begin a new run; its weights may serve.")
+    if run.is_running():
+        return Finding("runs", name, "is being trained now", "note", "Wait for it.")
+    facts = newest_facts(run.state_folder)
+    saved = any(run.state_folder.glob("state-*.npz"))
+    again = f"kerasseg train --resume --out {root}"
+    if saved and facts is None:
+        advice = "Begin a new run with --checkpoint and its model.keras."
+        return Finding("runs", name, "no saved state can be read", "bad", advice)
+    if facts is not None and not facts.get("finished"):
+        return Finding("runs", name, f"interrupted after epoch {facts.get('epoch', 0)}", "warning", again)
+    network = _network(run)
+    if network is not None:
+        return network
+    rule = _rule(run)
+    return rule or _data(run, root.parent.parent / config.settings.shards, config.resolved.fingerprint)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether all that a `.keras` file holds has its checksum."""
+    import zipfile
+    import zlib
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError):
+        return False
+
+
+def _network(run: Any) -> Finding | None:
+    for path in (run.model_file, run.baseline_file):
+        if path.is_file() and _is_whole(path):
+            continue
+        text = f"{path.name} is {'damaged' if path.is_file() else 'missing'}"
+        return Finding("runs", run.root.name, text, "bad", "Copy it back from where the run came from, or train again.")
+    return None
+
+
+def _rule(run: Any) -> Finding | None:
+    from kerasseg.tuning.threshold_file import StaleRuleError, load_threshold
+
+    name, tune = run.root.name, f"kerasseg tune-threshold {run.root}"
+    if not run.threshold_file.is_file():
+        return Finding("runs", name, "trained; no tuned threshold yet", "note", tune)
+    try:
+        load_threshold(run)
+    except StaleRuleError:
+        return Finding("runs", name, "its threshold was tuned for other weights", "warning", tune)
+    except KerassegError as error:
+        return Finding("runs", name, f"threshold.json: {error.what}", "bad", tune)
+    return None
+
+
+def _data(run: Any, shards: Path, fingerprint: str) -> Finding:
+    from kerasseg_tfrecords.records.manifest import load_manifest
+
+    name = run.root.name
+    try:
+        other = load_manifest(shards).fingerprint != fingerprint
+    except KerassegError:
+        advice = "Commands take --shards with the place where they lie now."
+        return Finding("runs", name, f"sound, but its shards are not at {shards}", "note", advice)
+    if other:
+        advice = "Commands take --shards with the place where its own lie; these hold other slices."
+        return Finding("runs", name, f"the shards at {shards} are others than it was trained on", "warning", advice)
+    return Finding("runs", name, "sound: trained, tuned, its shards in place")

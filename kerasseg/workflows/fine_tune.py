@@ -1,0 +1,504 @@
+"""`kerasseg.fine_tune`: the recipe for a network that is in memory, and for slices in shards, arrays or `tf.data`."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import keras
+import numpy as np
+
+from kerasseg.checkpoints import provenance
+from kerasseg.data.arrays import ArraySlices
+from kerasseg.data.augmentation import COLUMNS, SafeAugmentation
+from kerasseg.data.tf_data import EvaluationData, TrainingData
+from kerasseg.models.heads import read_output
+from kerasseg.models.layers import with_inner
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.settings import Precision, Strategy, TrainSettings, parse_settings
+from kerasseg.training.data import Task, augmentation_of, count, no_tumour, shard_rows, task_from_shards
+from kerasseg.training.devices import Devices, choose_devices, enable_determinism
+from kerasseg.training.diagnostics import check_intensity
+from kerasseg.training.events import Ended, Event, Message, Observer
+from kerasseg.training.tf_datasets import DatasetTraining, DatasetValidation, explained, is_dataset
+from kerasseg.training.trainer import Validation
+from kerasseg.workflows.train import Network, Sitting, in_new_run
+from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.records.manifest import load_manifest
+
+__all__ = ["FineTuned", "Recipe", "fine_tune"]
+
+_LOG = logging.getLogger("kerasseg")
+
+_COMPOSES = ("batch_size", "balance", "augmentation", "class_weight", "train_on_positives", "cache", "memory_budget")
+"""Settings that say how batches are made of slices; the other data come as batches, and decide for themselves."""
+
+_OF_FILES = ("cache", "memory_budget")
+
+
+class Recipe(TypedDict, total=False):
+    """Options of `fine_tune`; each is described in `TrainSettings`, which checks it and has the default.
+
+    `loss` may also be any Keras loss that gives one value a slice or more, `augmentation` a `SafeAugmentation`.
+    """
+
+    freeze: Sequence[str]
+    freeze_batchnorm: bool
+    batchnorm_momentum: float | None
+    learning_rate: float | None
+    weight_decay: float
+    l2: float
+    clipnorm: float | None
+    epochs: int
+    steps: int | None
+    batch_size: int
+    loss: Mapping[str, float] | keras.losses.Loss
+    schedule: Mapping[str, Any]
+    balance: Literal["proportional", "balanced"]
+    augmentation: Mapping[str, float] | SafeAugmentation | None
+    class_weight: Literal["balanced"] | Mapping[str, float] | None
+    train_on_positives: bool
+    guard: bool
+    seed: int
+    precision: Precision
+    devices: Sequence[str]
+    deterministic: bool
+    xla: bool | None
+    save_every: int | None
+    cache: Literal["auto", "memory", "disk", "none"]
+    memory_budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuned(Ended):
+    """What `fine_tune` did: all that `Ended` has, and how it was done.
+
+    Attributes:
+        frozen: Names of the blocks that were frozen at first.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        devices: In words.
+        run: The run directory, where there is one.
+
+    Example:
+        >>> import kerasseg
+        >>> model = kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=1)
+        >>> images = np.random.default_rng(0).random((8, 16, 16, 1), "float32")
+        >>> slices = (images, images > 0.7)
+        >>> done = kerasseg.fine_tune(model, slices, slices, epochs=0, batch_size=4, precision="float32")
+        >>> done.first == done.best, done.precision, done.run is None
+        (True, 'float32', True)
+    """
+
+    frozen: tuple[str, ...] = ()
+    precision: str = ""
+    devices: str = ""
+    run: RunDirectory | None = None
+
+    def __str__(self) -> str:
+        """For instance `Dice 0.712 -> 0.745 in epoch 4, gain 0.033 (95 % 0.012 to 0.051); all 20 epochs are done`."""
+        where = f"in epoch {self.best.epoch}" if self.best.epoch else "as it was: no epoch gained"
+        gain = f", gain {self.gain}" if self.gain is not None and self.best.epoch else ""
+        return f"Dice {self.first.val_dice:.3f} -> {self.best.val_dice:.3f} {where}{gain}; {self.text}"
+
+
+def fine_tune(
+    model: keras.Model,
+    train: Any,
+    validation: Any = None,
+    *,
+    strategy: Strategy = "conservative",
+    out: Path | str | None = None,
+    observers: Iterable[Observer] = (),
+    **options: Unpack[Recipe],
+) -> FineTuned:
+    """Fine-tunes a network as `kerasseg train` does, and leaves the best weights in it.
+
+    The untouched network is evaluated first and is a candidate: where no epoch gains, it stays as it was. Whatever happens,
+    Ctrl-C and errors included, the model then has the best weights so far, and the dtype policies, `trainable` flags and
+    regularizers it came with. It need not be compiled.
+
+    Slices can be given as
+
+    - a shard directory: its splits train and val; `validation` may then be left out;
+    - `TrainingData` and `EvaluationData`: they make their batches, with their own batch size, balance, augmentation, seed;
+    - arrays `(images, masks)`, `(images, masks, labels)` or `(images, masks, labels, groups)`: (n, height, width, channels)
+      float in [0, 1] or uint8; (n, height, width, 1) of 0 and 1; (n,) classes, names or numbers, or None; (n,) patients;
+    - a `tf.data.Dataset` of batches `(image, mask)` or `(image, mask, weight)`, or of dictionaries with these names and
+      `label`: shapes and ranges as above. It is iterated once an epoch; a smaller last batch is left out in training.
+      Validation must come to an end.
+
+    Without labels there is one class, "all"; without groups each slice is a patient of its own, and the interval of the
+    gain is then narrower than it should be where patients have several slices.
+
+    Args:
+        model: A U-Net: one input (batch, height, width, channels), one output of probabilities (batch, height, width, 1).
+            `kerasseg.fit_to_task` makes one of most networks.
+        train: Slices to train on.
+        validation: Slices that the schedule and the choice of the best weights go by. Never those for the final test.
+        strategy: "conservative", "moderate", "aggressive", "progressive", "auto"; "scratch" trains everything, at a rate
+            for fresh weights.
+        out: A folder for a run directory, which `kerasseg evaluate` and `kerasseg train --resume` understand. Needs a
+            shard directory.
+        observers: Functions that are told what happens, see `kerasseg.training.events`. Without any, notes and warnings go
+            to the logger "kerasseg".
+        **options: The recipe, see `Recipe` and `TrainSettings`: learning_rate > 0 (1e-4), epochs >= 0 (20), batch_size >= 1
+            (8), schedule, loss, l2 and weight_decay >= 0, guard, precision, devices, seed, ... With `deterministic` the
+            whole process computes deterministically from then on.
+
+    Returns:
+        History, epoch 0, best epoch, gain with its interval over patients, gains by class.
+
+    Raises:
+        UsageError: A network, slices or an option that cannot be used; an option that the data decide for themselves.
+        DataError: Slices that are missing, damaged or out of their range; validation without any tumour.
+        BrokenTrainingError: The loss is no number any more.
+        KerassegError: No memory even for one slice; the run directory cannot be written.
+
+    Example:
+        >>> import kerasseg
+        >>> model = kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=1)
+        >>> images = np.random.default_rng(0).random((12, 16, 16, 1), "float32")
+        >>> slices = (images, images > 0.7, ["glioma", "meningioma"] * 6)
+        >>> done = kerasseg.fine_tune(model, slices, slices, epochs=1, batch_size=4, precision="float32")
+        >>> [row.epoch for row in done.history], done.frozen, done.best.val_dice >= done.first.val_dice
+        ([0, 1], ('encoder_1',), True)
+    """
+    train, validation = _as_given(train, validation)
+    loss = _own_loss(options, out)
+    asked: dict[str, Any] = {name: value for name, value in options.items() if loss is None or name != "loss"}
+    settings = _settings(strategy, train, asked, out)
+    channels = _check_model(model)
+    if os.environ.get("TF_CONFIG"):
+        raise UsageError(
+            "fine_tune trains on one machine, and TF_CONFIG names several",
+            remedy="Unset it, or use kerasseg train, which trains on several.",
+        )
+    task = _task(train, validation, settings, channels)
+    _check_size(model, task)
+    # What comes as batches has its own size of them.
+    settings = settings.model_copy(update={"batch_size": task.training.batch_size})
+    devices = choose_devices(settings.devices, settings.batch_size)
+    if settings.deterministic:
+        enable_determinism()
+    with _on_devices(model, devices) as twin, _as_it_came(twin):
+        told = tuple(observers) or (_to_log,)
+        sitting = Sitting(settings, task, devices, Network(twin, None, ()), told, loss)
+        run = None
+        try:
+            sitting.load()
+            with explained():
+                if out is None:
+                    ended = sitting.begin(None)
+                else:
+                    ended, run = in_new_run(sitting, Path(out))
+        finally:
+            if sitting.trainer is not None:
+                sitting.trainer.back_to_best()
+    values = {field.name: getattr(ended, field.name) for field in fields(Ended)}
+    resolved = sitting.resolved
+    return FineTuned(**values, frozen=resolved.frozen, precision=resolved.precision, devices=resolved.devices, run=run)
+
+
+# --- what was given ------------------------------------------------------------------------------------------------------
+
+
+def _as_given(train: Any, validation: Any) -> tuple[Any, Any]:
+    """Both, with the kinds that can be used; paths as paths, arrays checked."""
+    if validation is None and isinstance(train, str | Path):
+        validation = train
+    given = (_arrays(train, "training slices"), _arrays(validation, "validation slices"))
+    for what, value, kinds in (
+        ("train", given[0], (str, Path, TrainingData, ArraySlices)),
+        ("validation", given[1], (str, Path, EvaluationData, ArraySlices)),
+    ):
+        if not isinstance(value, kinds) and not is_dataset(value):
+            own = "TrainingData" if what == "train" else "EvaluationData"
+            raise UsageError(
+                f"{what} cannot be used",
+                found=type(value).__name__,
+                expected=f"a shard directory, {own}, (images, masks[, labels[, groups]]), or a tf.data.Dataset of batches",
+            )
+    return given
+
+
+def _arrays(value: Any, name: str) -> Any:
+    if not isinstance(value, tuple | list):
+        return value
+    if not 2 <= len(value) <= 4:
+        raise UsageError(
+            f"{name} cannot be used",
+            found=f"{len(value)} arrays",
+            expected="images and masks, then labels and groups, if there are any",
+        )
+    images, masks, labels, groups = (*value, None, None)[:4]
+    return ArraySlices(images, masks, labels, groups, name)
+
+
+def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | str | None) -> TrainSettings:
+    foreign = sorted(set(options) - set(Recipe.__annotations__))
+    if foreign:
+        raise UsageError(
+            f"unknown option {foreign[0]!r}", expected="one of " + ", ".join(sorted(Recipe.__annotations__))
+        )
+    decided = () if isinstance(train, str | Path) else _OF_FILES if isinstance(train, ArraySlices) else _COMPOSES
+    lost = [name for name in decided if name in options]
+    if lost:
+        raise UsageError(
+            f"{lost[0]} has no effect here",
+            found=f"train is {_kind(train)}",
+            remedy="Leave it out; what comes as batches is composed already."
+            if decided == _COMPOSES
+            else "Leave it out.",
+        )
+    amounts = options.get("augmentation")
+    if isinstance(amounts, SafeAugmentation):
+        options["augmentation"] = {name: getattr(amounts, name) for name in COLUMNS}
+    if isinstance(train, str | Path):
+        options["shards"] = str(train)
+    if out is not None:
+        if not isinstance(train, str | Path):
+            raise UsageError(
+                "a run directory needs a shard directory, from which it can be gone on with",
+                found=f"train is {_kind(train)}",
+                remedy="Leave out= away and save the model yourself, or write shards with kerasseg.prepare.",
+            )
+        # The network as it came: what a replay of this run begins with.
+        options["checkpoint"] = str(RunDirectory(Path(out)).baseline_file)
+    for name in ("freeze", "devices"):
+        if isinstance(options.get(name), str):
+            options[name] = (options[name],)
+        elif name in options:
+            options[name] = tuple(options[name])
+    return parse_settings(None, strategy=strategy, **options)
+
+
+def _own_loss(options: Mapping[str, Any], out: Path | str | None) -> keras.losses.Loss | None:
+    """The loss that was given as an object; None where it is described by its arguments."""
+    loss = options.get("loss")
+    if not isinstance(loss, keras.losses.Loss):
+        return None
+    if out is not None:
+        raise UsageError(
+            "a run directory keeps the arguments of the loss, not the loss",
+            found=type(loss).__name__,
+            expected="loss={...}: arguments of DiceBCELoss",
+        )
+    if not len(loss.call(np.zeros((2, 8, 8, 1), "float32"), np.full((2, 8, 8, 1), 0.5, "float32")).shape):
+        raise UsageError(
+            "the loss gives one value a batch",
+            found=type(loss).__name__,
+            expected="one a slice",
+            remedy="keras.losses.Dice(axis=(1, 2, 3)) gives one a slice, as kerasseg.DiceBCELoss does.",
+        )
+    return loss
+
+
+def _kind(train: Any) -> str:
+    return "arrays" if isinstance(train, ArraySlices) else f"a {type(train).__name__}"
+
+
+def _task(train: Any, validation: Any, settings: TrainSettings, channels: int) -> Task:
+    """Opens what was given."""
+    if isinstance(train, str | Path):
+        manifest = load_manifest(train)
+        if isinstance(validation, str | Path) and Path(validation).resolve() == Path(train).resolve():
+            return task_from_shards(settings, manifest, channels, (0, 1))
+        if settings.checkpoint is not None:
+            raise UsageError("a run directory keeps one shard directory", remedy="Leave validation away, or out.")
+    training = _training(train, settings, channels)
+    data, rows, groups, tumour = _validation(validation, training.batch_size, settings, channels)
+    if not tumour:
+        raise no_tumour(str(validation) if isinstance(validation, str | Path) else None)
+    classes = _classes(data)
+    if isinstance(training, TrainingData):
+        names = training.slices.classes
+        counts = {"train": count(training.labels[training.numbers], names)}
+    else:
+        counts = {"train": {"all": training.count}}
+    counts["val"] = count(data.labels, classes)
+    shape = training.slices.shape or (0, 0, 0)
+    task = Task(training, Validation(data, classes, groups), counts, rows, size=shape[0] or 0, channels=shape[2] or 0)
+    if isinstance(training, TrainingData) and not isinstance(training.slices, ArraySlices):
+        return task.of(training.manifest)
+    return task
+
+
+def _training(train: Any, settings: TrainSettings, channels: int) -> Any:
+    if is_dataset(train):
+        return DatasetTraining(train, channels, settings.steps)
+    if isinstance(train, TrainingData):
+        if train.channels != channels:
+            raise _other_channels("train", train.channels, channels)
+        mine = copy.copy(train)
+        mine.with_labels = True
+        return mine
+    return TrainingData(
+        train,
+        batch_size=settings.batch_size,
+        channels=channels,
+        balance=settings.balance,
+        augmentation=augmentation_of(settings.augmentation),
+        seed=settings.seed,
+        cache=settings.cache,
+        memory_budget=settings.memory_budget,
+        positives_only=settings.train_on_positives,
+        class_weight=settings.class_weight,
+        with_labels=True,
+    )
+
+
+def _validation(
+    validation: Any, batch_size: int, settings: TrainSettings, channels: int
+) -> tuple[Any, Sequence[tuple[str, str, str, str]], Any, bool]:
+    """What is validated on, its rows where there are shards, patients, and whether there is any tumour."""
+    if is_dataset(validation):
+        data = DatasetValidation(validation, channels, batch_size)
+        return data, (), np.full(len(data.labels), ""), data.has_tumour
+    if isinstance(validation, EvaluationData):
+        if not isinstance(validation.slices, ArraySlices) and validation.slices.split == "test":
+            raise UsageError("the test split is for the end", found='EvaluationData(..., "test")', expected='"val"')
+        if validation.channels != channels:
+            raise _other_channels("validation", validation.channels, channels)
+        own = copy.copy(validation)
+        own.with_labels = own.pad = True
+        own.batch_size, own.steps = batch_size, -(-len(own.slices) // batch_size)
+    else:
+        own = EvaluationData(
+            validation,
+            "val",
+            batch_size=batch_size,
+            channels=channels,
+            pad=True,
+            memory_budget=settings.memory_budget,
+            with_labels=True,
+        )
+    tumour = bool(own.slices.with_tumour().any())
+    if isinstance(own.slices, ArraySlices):
+        return own, (), own.slices.groups, tumour
+    rows = shard_rows(own)
+    return own, rows, np.array([group for _, _, group, _ in rows]), tumour
+
+
+def _classes(data: Any) -> tuple[str, ...]:
+    if isinstance(data, EvaluationData):
+        return data.slices.classes
+    if not data.labels.any():
+        return ("all",)
+    return tuple(str(i) for i in range(int(data.labels.max()) + 1))
+
+
+def _other_channels(what: str, found: int, expected: int) -> UsageError:
+    return UsageError(
+        f"{what} makes batches of another number of channels than the network takes",
+        found=found,
+        expected=expected,
+        remedy=f"Make it with channels={expected}.",
+    )
+
+
+# --- the network ---------------------------------------------------------------------------------------------------------
+
+
+def _check_model(model: keras.Model) -> int:
+    """The channels that it takes.
+
+    Raises:
+        UsageError: Not one image in and one map of probabilities out.
+    """
+    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
+        raise UsageError(
+            "this is no network that can be trained here",
+            found=type(model).__name__,
+            expected="a keras.Model with an Input (functional or Sequential)",
+        )
+    output = read_output(model)
+    words = {"logits": "logits", "tanh": "values from -1 to 1", "softmax": "probabilities of several classes"}
+    found = words.get(output.kind) or (f"{output.channels} channels" if output.channels != 1 else None)
+    if output.others:
+        found = f"{1 + len(output.others)} outputs"
+    if found:
+        raise UsageError(
+            "the network puts out something else than one probability a pixel",
+            found=found,
+            expected="(batch, height, width, 1) after a sigmoid",
+            remedy="kerasseg.fit_to_task(model, size=..., channels=...).model is a network that does.",
+        )
+    return int(model.inputs[0].shape[-1])
+
+
+def _check_size(model: keras.Model, task: Task) -> None:
+    height, width, channels = model.inputs[0].shape[1:4]
+    for what, data in (("training", task.training), ("validation", task.validation.data)):
+        shape = (data.slices if hasattr(data, "slices") else data).shape
+        if shape is None:
+            continue
+        sizes = [(own, theirs) for own, theirs in zip((height, width), shape, strict=False) if own and theirs]
+        if any(own != theirs for own, theirs in sizes):
+            raise UsageError(
+                f"the {what} slices are of another size than the network takes",
+                found=f"{shape[0]} x {shape[1]}",
+                expected=f"{height} x {width}",
+                remedy="kerasseg.fit_to_task(model, size=...).model takes another size, where the network allows it.",
+            )
+        if shape[2] not in (None, 1, channels):
+            raise UsageError(
+                f"the {what} slices have another number of channels than the network takes",
+                found=shape[2],
+                expected=f"{channels}, or 1 to be repeated",
+            )
+    if task.intensity:
+        record = provenance(model)
+        if record is not None:
+            check_intensity(task.intensity, record.intensity, checkpoint=model.name)
+
+
+@contextmanager
+def _on_devices(model: keras.Model, devices: Devices) -> Iterator[keras.Model]:
+    """The network where it can be trained: itself, or with several devices, whose variables it does not have, a copy."""
+    if devices.replicas == 1:
+        yield model
+        return
+    with devices.scope():
+        twin = keras.models.clone_model(model)
+    _copy_variables(model, twin)
+    try:
+        yield twin
+    finally:
+        _copy_variables(twin, model)
+
+
+def _copy_variables(source: keras.Model, target: keras.Model) -> None:
+    """All of them, seeds of dropout included."""
+    for old, new in zip(source.variables, target.variables, strict=True):
+        new.assign(keras.ops.convert_to_numpy(old))
+
+
+@contextmanager
+def _as_it_came(model: keras.Model) -> Iterator[None]:
+    """After the block the network has the dtype policies, flags and regularizers that it had before."""
+    layers = [(layer, layer.dtype_policy, layer._trainable) for layer in with_inner([model])]
+    norms = [(layer, layer.synchronized) for layer, _, _ in layers if hasattr(layer, "synchronized")]
+    variables = [(v, v.trainable, getattr(v, "regularizer", None)) for v in model.variables]
+    try:
+        yield
+    finally:
+        for layer, policy, trainable in layers:
+            if layer.dtype_policy is not policy:
+                layer.dtype_policy = policy
+            # Below the property, which would hand the value down to what lies within.
+            layer._trainable = trainable
+        for layer, synchronized in norms:
+            layer.synchronized = synchronized
+        for variable, trainable, regularizer in variables:
+            variable.trainable, variable.regularizer = trainable, regularizer
+
+
+def _to_log(event: Event) -> None:
+    if isinstance(event, Message):
+        _LOG.log(logging.WARNING if event.level == "warning" else logging.INFO, event.text)

@@ -1,0 +1,535 @@
+"""`predict_files`: masks for files, written where nobody can mistake them for images."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.interrupts import StopFlag
+from kerasseg.postprocessing import MaskRule, apply_rule
+from kerasseg.prediction.inputs import OpenedUnit, Unit, check_folder, check_inputs, check_name, open_unit, plan_units
+from kerasseg.prediction.pipeline import Limits, run_flow
+from kerasseg.prediction.predictor import Network, Source, check_averaging, open_network
+from kerasseg.prediction.resume import JOURNAL, Done, Journal
+from kerasseg.prediction.table import FoundTumour, describe, to_csv
+from kerasseg.prediction.writers import draw_overlay, grey_levels, has_highdicom, png, segmentation
+from kerasseg_tfrecords.errors import DataError, KerassegError, Problem, UsageError
+from kerasseg_tfrecords.files import FULL, explain_os_error, lock, write_atomically
+from kerasseg_tfrecords.intensity import IntensityRule, fit_image, restore
+from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
+from kerasseg_tfrecords.sources.unlabelled import list_images
+
+__all__ = ["TABLE", "PredictedFile", "PredictionReport", "predict_files"]
+
+TABLE = "predictions.csv"
+_LOCK = ".lock"
+_PLANES = ("axial", "coronal", "sagittal")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedFile:
+    """One input that is done.
+
+    Attributes:
+        name: As shown.
+        files: Role ("mask", "seg", "overlay", "probabilities") -> files, relative to the output folder.
+        rows: What was found, a slice each.
+        notes: What had to be decided.
+    """
+
+    name: str
+    files: dict[str, list[str]]
+    rows: tuple[FoundTumour, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def tumour_slices(self) -> int:
+        """Slices in which a tumour was found."""
+        return sum(row.tumour for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionReport:
+    """What came of it.
+
+    Attributes:
+        out: The output folder.
+        networks: That were asked.
+        rule: From probabilities to masks.
+        intensity, size, precision: Grey levels, side in pixels, and what was computed in.
+        flip_average: Whether image and mirror image were averaged.
+        files: Done, in the order of the inputs, those of an earlier time included.
+        earlier: How many of them were done before.
+        total: Inputs in all.
+        problems: Inputs that could not be read.
+        left_out: Files that are no images, with the reason.
+        notes: Sentences for people.
+        interrupted: Whether it was stopped before the end.
+        seconds: From the first slice to the last file.
+
+    Example:
+        `predict_files` makes them. Nothing is lost where no file is among the problems:
+
+        >>> from kerasseg.postprocessing import MaskRule
+        >>> asked = (Path("masks"), ("unet",), MaskRule(), "minmax", 256, "float32", False)
+        >>> report = PredictionReport(*asked, (), 0, 0, (), (), (), False, 0.0)
+        >>> len(report.files) + len(report.problems) == report.total
+        True
+    """
+
+    out: Path
+    networks: tuple[str, ...]
+    rule: MaskRule
+    intensity: str
+    size: int
+    precision: str
+    flip_average: bool
+    files: tuple[PredictedFile, ...]
+    earlier: int
+    total: int
+    problems: tuple[Problem, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    interrupted: bool
+    seconds: float
+
+
+def predict_files(
+    network: Source | Sequence[Source] | Network | None,
+    inputs: Sequence[Path | str] | Path | str,
+    out: Path | str,
+    *,
+    threshold: float | None = None,
+    rule: MaskRule | None = None,
+    intensity: IntensityRule | None = None,
+    flip_average: bool = False,
+    augment: Sequence[str] = (),
+    overlay: bool = False,
+    probabilities: bool = False,
+    plane: str | None = None,
+    format_name: str | None = None,
+    batch_size: int | None = None,
+    precision: str = "auto",
+    go_on: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> PredictionReport:
+    """Writes a mask for every slice, volume and series, in the geometry of its input, and `predictions.csv`.
+
+    A run's size, grey levels, threshold and post-processing are applied by themselves. Reading, network and writing
+    overlap, and memory does not grow with the number of files. A file that cannot be read is reported and does not stop the
+    others.
+
+    Args:
+        network: A run (its folder or name, "latest"), a checkpoint of any kind, a Keras model, or several of these, whose
+            probabilities are averaged; None for the latest run. What `open_network` gave is taken as it is, with the rule
+            and options that it was opened with.
+        inputs: Folders, zips, files or patterns of anything that `prepare` reads. Masks among them are passed over.
+        out: The output folder; made where it is missing.
+        threshold: Instead of the run's rule, in (0, 1], without post-processing.
+        rule: Instead of the run's rule, with post-processing.
+        intensity: Grey levels, instead of those of the run: "minmax", "percentile" or "zscore".
+        flip_average: Averages the image and its mirror image, for twice the time.
+        augment: Test-time augmentations by name: "flip" is `flip_average`, others are refused with the reason.
+        overlay: Also writes pictures of the slices with the outline of what was found.
+        probabilities: Also writes the probabilities: 16-bit PNG (65535 is 1), of volumes float32 NIfTI.
+        plane: Volumes are cut in: "axial", "coronal" or "sagittal"; None for that of the run's shards, or axial.
+        format_name: Read this format alone: "figshare", "pairs", "nifti" or "dicom".
+        batch_size: Slices at once; None chooses.
+        precision: "auto", "float32", "mixed_bfloat16" or "mixed_float16".
+        go_on: Keeps what an earlier call in the same folder has done, and does the rest.
+        overwrite: Replaces files of an earlier call.
+        progress: Told ("predict", inputs done, inputs).
+        stop: Asked now and then whether to stop; what is done is then kept for `go_on`.
+
+    Returns:
+        What was done and found, and what could not be read.
+
+    Raises:
+        UsageError: Options that cannot be meant; an output folder that is an input or holds another prediction; two inputs
+            whose masks would have the same name; a network that does not fit its run.
+        DataError: No images; a run that is missing or damaged.
+        KerassegError: A run that is still being trained; a network that puts out NaN; a full disk: what is done is kept.
+
+    Example:
+        >>> import kerasseg, numpy as np
+        >>> from pathlib import Path
+        >>> from kerasseg.prediction.writers import png
+        >>> Path("slices").mkdir()
+        >>> _ = Path("slices/1.png").write_bytes(png(np.arange(4800, dtype=np.uint8).reshape(60, 80)))
+        >>> network = kerasseg.unet((32, 32, 1), filters=2, depth=1, seed=0)
+        >>> report = predict_files(network, "slices", "masks", threshold=0.5)
+        >>> report.files[0].name, report.files[0].files, report.problems
+        ('1.png', {'mask': ['1_mask.png']}, ())
+        >>> sorted(path.name for path in Path("masks").glob("[!.]*"))
+        ['1_mask.png', 'predictions.csv']
+    """
+    folder = Path(out)
+    given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    if not given:
+        raise UsageError("no input is named", expected="folders or files")
+    if plane is not None and plane not in _PLANES:
+        raise UsageError("unknown plane", found=plane, expected=", ".join(_PLANES))
+    flip_average = check_averaging(augment) or flip_average
+    if go_on and overwrite:
+        raise UsageError("--continue and --overwrite contradict one another", remedy="Leave one out.")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("the output folder is a file", path=folder, remedy="Choose another --out.")
+    options = SourceOptions(masks=False)
+    check_inputs(folder, given)
+    listed = list_images(given, options, format_name=format_name, hidden=(folder, *_earlier(given)))
+    check_folder(folder, listed)
+    units = plan_units(listed)
+    _check_empty(folder, units, go_on=go_on, overwrite=overwrite)
+    asked = network
+    if not isinstance(asked, Network):
+        asked = open_network(
+            asked,
+            threshold=threshold,
+            rule=rule,
+            intensity=intensity,
+            precision=precision,
+            batch_size=batch_size,
+            flip_average=flip_average,
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    wants = _Wants(overlay, probabilities, plane, options)
+    with _locked(folder, units):
+        journal = Journal.begin(folder, _how(asked, wants), units, go_on=go_on)
+        job = _Job(folder, asked, wants, journal, len(units), progress)
+        earlier = len(journal.done)
+        problems = [_within(problem, entry.name, len(listed) > 1) for entry in listed for problem in entry.problems]
+        start = time.monotonic()
+        try:
+            whole = job.run([unit for unit in units if unit.name not in journal.done], stop or StopFlag())
+            _write_table(folder, units, journal)
+        except BaseException as error:
+            # What is done can be seen, however this ends; where the disk is full there may be no room for it.
+            with contextlib.suppress(KerassegError):
+                _write_table(folder, units, journal)
+            if isinstance(error, KerassegError):
+                raise _explained(error) from error
+            raise
+    return PredictionReport(
+        out=folder,
+        networks=asked.names,
+        rule=asked.rule,
+        intensity=asked.intensity,
+        size=asked.size,
+        precision=asked.precision,
+        flip_average=asked.flip_average,
+        files=tuple(_predicted(unit, journal.done[unit.name]) for unit in units if unit.name in journal.done),
+        earlier=earlier,
+        total=len(units),
+        problems=tuple(sorted([*problems, *job.problems])),
+        left_out=tuple(entry for one in listed for entry in one.left_out),
+        notes=(*asked.notes, *(note for one in listed for note in one.notes), *job.notes()),
+        interrupted=not whole,
+        seconds=time.monotonic() - start,
+    )
+
+
+# --- before ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Wants:
+    """What is written besides masks, and how files are read."""
+
+    overlay: bool
+    probabilities: bool
+    plane: str | None
+    options: SourceOptions
+
+
+def _how(network: Network, wants: _Wants) -> dict[str, Any]:
+    """What decides how a mask looks, for the journal."""
+    return {
+        "format": 1,
+        "network": network.sha256 if all(network.sha256) else network.names,
+        "rule": network.rule.model_dump(),
+        "intensity": network.intensity,
+        "size": network.size,
+        "precision": network.precision,
+        "flip_average": network.flip_average,
+        "plane": wants.plane or network.plane,
+        "overlay": wants.overlay,
+        "probabilities": wants.probabilities,
+    }
+
+
+def _earlier(given: Sequence[Path | str]) -> list[Path]:
+    """Folders below the inputs that hold predictions: their overlays and masks are no images."""
+    folders = [Path(entry) for entry in given if Path(entry).is_dir()]
+    return [path.parent for folder in folders for path in folder.rglob(JOURNAL) if path.parent != folder]
+
+
+def _check_empty(folder: Path, units: Sequence[Unit], *, go_on: bool, overwrite: bool) -> None:
+    if not folder.is_dir():
+        return
+    if (folder / JOURNAL).exists():
+        if go_on or overwrite:
+            return
+        raise UsageError(
+            "the output folder is not empty",
+            path=folder,
+            found="predictions of an earlier time",
+            remedy="Go on with --continue, make all anew with --overwrite, or choose another --out.",
+        )
+    endings = ("_mask.png", "_mask.nii.gz", "_seg.dcm", "_overlay.png", "_probabilities.png", "_probabilities.nii.gz")
+    there = (unit.stem + ending for unit in units for ending in endings if (folder / (unit.stem + ending)).exists())
+    found = TABLE if (folder / TABLE).exists() else next(there, None)
+    if found is not None:
+        # Somebody's own masks, perhaps the only ones: no option of ours replaces what no prediction of ours has written.
+        raise UsageError(
+            "files that no prediction wrote would be replaced",
+            path=folder,
+            found=found,
+            remedy="Choose another --out, or move them away.",
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, units: Sequence[Unit]) -> Iterator[None]:
+    busy = "another process is predicting into this folder"
+    with lock(folder / _LOCK, "predictions", busy=busy):
+        for place in {folder, *((folder / unit.stem).parent for unit in units)}:
+            for left in place.glob(".tmp-*"):  # of a process that was killed
+                left.unlink(missing_ok=True)
+        yield
+
+
+def _within(problem: Problem, name: str, several: bool) -> Problem:
+    return Problem(f"{name}/{problem.name}" if several else problem.name, problem.kind, problem.message, problem.level)
+
+
+# --- during ------------------------------------------------------------------------------------------------------------
+
+
+class _Work:
+    """A unit on its way: the slices that are done, until all are."""
+
+    def __init__(self, unit: Unit, stamp: list[list[int]], opened: OpenedUnit) -> None:
+        self.unit, self.stamp, self.layout, self.notes = unit, stamp, opened.layout, opened.notes
+        self.lock = threading.Lock()
+        self.left = opened.count
+        self.masks: list[Any] = [None] * opened.count
+        self.probabilities: list[Any] = [None] * opened.count
+        self.rows: list[Any] = [None] * opened.count
+        self.overlays: list[str] = []
+
+
+@dataclass(slots=True, eq=False)
+class _Prepared:
+    """A slice on its way to the network.
+
+    Attributes:
+        work: Its unit.
+        place: In the unit.
+        image: (size, size, channels) uint8.
+        height, width: Of its own.
+        spacing: Millimetres a pixel.
+        shown: (height, width) or (height, width, 3) uint8 for the overlay; None without.
+        seconds: Spent so far.
+    """
+
+    work: _Work
+    place: int
+    image: NDArray[np.uint8]
+    height: int
+    width: int
+    spacing: tuple[float, float]
+    shown: NDArray[np.uint8] | None
+    seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One prediction: what readers, network and writers do."""
+
+    out: Path
+    network: Network
+    wants: _Wants
+    journal: Journal
+    total: int
+    progress: Progress | None
+    problems: list[Problem] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    colour: int = 0
+
+    def run(self, units: Sequence[Unit], stop: Callable[[], bool]) -> bool:
+        self._tell()
+        limits = Limits.usual(self.network.batch_size)
+        return run_flow(units, self.read, self.ask, self.write, limits, stop)
+
+    def read(self, unit: Unit) -> Iterator[_Prepared]:
+        """The slices of a unit; one that cannot be read becomes a problem."""
+        try:
+            yield from self._slices(unit)
+        except DataError as error:
+            with self.lock:
+                self.problems.append(Problem.of(error, unit.name if len(unit.items) == 1 else error.path))
+            self._tell()
+
+    def _slices(self, unit: Unit) -> Iterator[_Prepared]:
+        start = time.perf_counter()
+        check_name(unit)
+        stamp = unit.stamp
+        opened = open_unit(unit, self.network.intensity, self.wants.options, self.wants.plane, self.network.plane)
+        work = _Work(unit, stamp, opened)
+        for place, raw in enumerate(opened.slices):
+            image = self._channels(fit_image(raw.image, raw.window, self.network.size), unit)
+            shown = grey_levels(raw.image, raw.window) if self.wants.overlay else None
+            height, width = raw.image.shape[:2]
+            seconds = time.perf_counter() - start
+            yield _Prepared(work, place, image, height, width, raw.spacing, shown, seconds)
+            start = time.perf_counter()
+
+    def _channels(self, image: NDArray[np.uint8], unit: Unit) -> NDArray[np.uint8]:
+        have, want = image.shape[2], self.network.channels
+        if have == 3 and want == 1:
+            raise DataError(
+                "a colour picture, and the network takes grey ones",
+                path=unit.name,
+                expected="one channel",
+                remedy="Save the sequence that the network was trained on as a grey picture.",
+                kind="colour",
+            )
+        if have == 3 and self.network.grey:
+            with self.lock:
+                self.colour += 1
+        return image if have == want else np.repeat(image, want, axis=2)
+
+    def ask(self, batch: Sequence[_Prepared]) -> list[NDArray[np.float32]]:
+        """The network's probabilities, (size, size) a slice."""
+        start = time.perf_counter()
+        answers = self.network.probabilities(np.stack([one.image for one in batch]))
+        share = (time.perf_counter() - start) / len(batch)
+        for one in batch:
+            one.seconds += share
+        return list(answers)
+
+    def write(self, one: _Prepared, answer: NDArray[np.float32]) -> None:
+        """The mask of a slice; where it is the last of its unit, the unit's files."""
+        start = time.perf_counter()
+        work, unit = one.work, one.work.unit
+        native = np.clip(restore(answer, one.height, one.width), 0, 1)
+        mask = apply_rule(native, self.network.rule)
+        if one.shown is not None and (unit.kind == "picture" or mask.any()):
+            # Of a volume, the slices that have something to show.
+            single = len(work.masks) == 1
+            name = f"{unit.stem}_overlay.png" if single else f"{unit.stem}_overlay/{one.place:04}.png"
+            self._save(name, png(draw_overlay(one.shown, mask)))
+            with work.lock:
+                work.overlays.append(name)
+        place = None if unit.kind == "picture" else one.place
+        file = unit.name if unit.kind != "series" else unit.prefix + unit.items[one.place].name
+        row = describe(
+            file,
+            place,
+            unit.stem + work.layout.name(one.place, "mask"),
+            mask,
+            native,
+            one.spacing,
+            one.seconds + time.perf_counter() - start,
+        )
+        with work.lock:
+            work.masks[one.place], work.rows[one.place] = mask, row
+            work.probabilities[one.place] = native if self.wants.probabilities else None
+            work.left -= 1
+            last = work.left == 0
+        if last:
+            self._finish(work)
+
+    def _finish(self, work: _Work) -> None:
+        unit = work.unit
+        files = {"mask": self._encode(work, "mask", work.masks)}
+        notes = list(work.notes)
+        if unit.kind == "series" and has_highdicom():
+            data, reason = segmentation([item.files[0] for item in unit.items], work.masks, self.wants.options)
+            if data is not None:
+                files["seg"] = [f"{unit.stem}_seg.dcm"]
+                self._save(files["seg"][0], data)
+            elif reason:
+                notes.append(reason)
+        if self.wants.probabilities:
+            files["probabilities"] = self._encode(work, "probabilities", work.probabilities)
+        if work.overlays:
+            files["overlay"] = sorted(work.overlays)
+        with self.lock:
+            self.journal.add(unit, work.stamp, Done(files, tuple(work.rows), tuple(notes)))
+        self._tell()
+
+    def _encode(self, work: _Work, what: Any, slices: Sequence[NDArray[Any]]) -> list[str]:
+        names = []
+        for ending, data in work.layout.encode(slices, what).items():
+            names.append(work.unit.stem + ending)
+            self._save(names[-1], data)
+        return names
+
+    def _save(self, name: str, data: bytes) -> None:
+        path = self.out / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, path.parent) from error
+        # A file that a power cut takes back is missed by its size, and made again.
+        write_atomically(path, data, durable=False)
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            with self.lock:
+                self.progress("predict", len(self.journal.done) + len(self.problems), self.total)
+
+    def notes(self) -> list[str]:
+        """About the inputs as a whole."""
+        if not self.colour:
+            return []
+        return [f"{self.colour} slices have colours, and the network was trained on grey ones: look at their masks"]
+
+
+# --- after -------------------------------------------------------------------------------------------------------------
+
+
+def _predicted(unit: Unit, done: Done) -> PredictedFile:
+    return PredictedFile(unit.name, done.files, done.rows, done.notes)
+
+
+def _write_table(folder: Path, units: Sequence[Unit], journal: Journal) -> None:
+    rows = [row for unit in units if unit.name in journal.done for row in journal.done[unit.name].rows]
+    rows += [row for done in journal.others.values() for row in done.rows]
+    write_atomically(folder / TABLE, to_csv(rows))
+
+
+def _explained(error: KerassegError) -> KerassegError:
+    """A full disk, with what to do here."""
+    cause = error.__cause__
+    if not isinstance(cause, OSError) or cause.errno not in FULL:
+        return error
+    free = ""
+    if error.path is not None:
+        with contextlib.suppress(OSError):
+            place = Path(error.path)
+            free = f"{shutil.disk_usage(place if place.exists() else place.parent).free:,} bytes free"
+    return KerassegError(
+        error.what,
+        path=error.path,
+        found=free or os.strerror(cause.errno),
+        remedy="What is done is kept. Make room, and go on: the same command with --continue.",
+    )

@@ -1,0 +1,573 @@
+"""A run from its settings to its end, and the way back into it: shards, checkpoint, devices, run directory and loop.
+
+`train` and `resume` are what the command line calls; `kerasseg.fine_tune` brings a network and slices of its own to the
+same `Sitting`. The loop itself is `kerasseg.training.trainer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from kerasseg.architectures.unet import unet
+from kerasseg.checkpoints import open_checkpoint, provenance
+from kerasseg.checkpoints.provenance import copy_provenance
+from kerasseg.interrupts import StopFlag, stop_on_signals
+from kerasseg.losses import DiceBCELoss
+from kerasseg.models.adapt import fit_to_task
+from kerasseg.runs.config import Resolved, new_config
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.settings import TrainSettings
+from kerasseg.runs.state import StateStore
+from kerasseg.training.batchnorm import momenta, pace, with_momenta
+from kerasseg.training.cluster import patience
+from kerasseg.training.data import Task, examples_of, task_from_shards
+from kerasseg.training.devices import (
+    Devices,
+    agree,
+    choose_devices,
+    compute_capability,
+    enable_determinism,
+    out_of_memory,
+    peak_memory_mb,
+    plain_batchnorm,
+)
+from kerasseg.training.diagnostics import check_intensity, few_slices_message
+from kerasseg.training.engine import Engine
+from kerasseg.training.events import Ended, Message, Observer
+from kerasseg.training.precision import Choice, as_float32, choose_precision, compute_in
+from kerasseg.training.recorder import VARIABLES, Keeper, Nothing, RunKeeper, log_to, validation_csv
+from kerasseg.training.state import Progress
+from kerasseg.training.strategies import phases_of
+from kerasseg.training.tensorboard import EventWriter
+from kerasseg.training.trainer import Plan, Trainer
+from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
+from kerasseg_tfrecords.files import write_atomically
+from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+
+__all__ = ["DEFAULT_CHECKPOINT", "Network", "Sitting", "in_new_run", "resume", "train"]
+
+DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
+"""The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` names another."""
+
+_LOSS_OF_PRECISION = 0.002
+"""Dice that a faster precision may cost on the untouched network before float32 is taken instead."""
+
+_NODES = re.compile(r"\{\{.*?\}\}")
+_EMPTY_WORDS = ("Graph execution error", "Detected at node", "File ", "<stack traces unavailable>", "node ")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """A network that fits the task, as float32, and where it came from."""
+
+    model: keras.Model
+    source: str | None
+    changes: tuple[str, ...]
+
+
+def train(
+    settings: TrainSettings, out: Path | str | None = None, observers: Iterable[Observer] = ()
+) -> tuple[Ended, RunDirectory | None]:
+    """Trains by the settings, into a new run directory.
+
+    With `TF_CONFIG` set this is one of several machines, on each of which the same is called. The chief (worker 0) alone
+    writes and tells what happens.
+
+    Args:
+        settings: What is asked.
+        out: The run's folder; None for `runs/<date-time-strategy>`.
+        observers: Who is told what happens.
+
+    Returns:
+        How it ended, and the run; None for it where another machine writes.
+
+    Raises:
+        KerassegError: Shards, checkpoint, devices or options that cannot be used; a loss that is no number; no memory or no
+            space left. What was saved before stays good.
+    """
+    if out is not None:
+        RunDirectory.check_free(Path(out))
+    settings = _anywhere(settings)
+    manifest = load_manifest(settings.shards)
+    with _machines(settings, manifest, observers) as devices:
+        with devices.scope():
+            network = _open(settings, manifest)
+        task = task_from_shards(settings, manifest, _input_channels(network.model), devices.worker)
+        sitting = Sitting(settings, task, devices, network, tuple(observers))
+        # Whatever is wrong with shards, blocks or options is found before anything is written.
+        sitting.load()
+        if not devices.chief:
+            return sitting.begin(None), None
+        return in_new_run(sitting, None if out is None else Path(out))
+
+
+def in_new_run(sitting: Sitting, out: Path | None) -> tuple[Ended, RunDirectory]:
+    """Trains into a new run directory.
+
+    Args:
+        sitting: Loaded.
+        out: The run's folder; None for `runs/<date-time-strategy>`.
+    """
+    model, settings = sitting.network.model, sitting.settings
+    run = RunDirectory.create(out, settings.strategy)
+    with run.locked():
+        with as_saved(model):
+            run.save_model(model, run.baseline_file)
+        run.write_config(new_config(settings, sitting.resolved))
+        run.point_latest()
+        return sitting.begin(run), run
+
+
+def resume(
+    run: RunDirectory, observers: Iterable[Observer] = (), *, shards: Path | str | None = None
+) -> tuple[Ended, RunDirectory | None]:
+    """Goes on with a run from its last saved state, as if it had never stopped.
+
+    It need not be on the devices that it was begun on. On several machines each reads the run directory, which therefore
+    lies on a file system that all of them see; the chief alone writes.
+
+    Args:
+        run: The run.
+        observers: Who is told what happens.
+        shards: Where the run's shards lie now; None for where they lay. They must hold the same data.
+
+    Raises:
+        UsageError: The run is over.
+        KerassegError: As `train`; or another process trains in the run, or its shards have changed.
+    """
+    config = run.config()
+    settings = config.settings if shards is None else config.settings.model_copy(update={"shards": str(shards)})
+    try:
+        manifest = load_manifest(settings.shards)
+    except DataError as error:
+        raise DataError(
+            "the shards that this run was begun with cannot be read",
+            path=run.root,
+            found=error.sentence().removesuffix(f". {error.remedy}"),
+            remedy="Say where they lie now: --shards FOLDER",
+        ) from None
+    if manifest.fingerprint != config.resolved.fingerprint:
+        raise DataError(
+            "the shards are not those that the run was begun with",
+            path=settings.shards,
+            found=f"fingerprint {manifest.fingerprint[:12]}",
+            expected=config.resolved.fingerprint[:12],
+            remedy="Say where the run's own lie now (--shards FOLDER), or prepare them again with the same options.",
+        )
+    if not run.baseline_file.is_file():
+        raise DataError(
+            "the run lacks the network that it began with",
+            path=run.baseline_file,
+            remedy="Put it back, or begin a new run.",
+        )
+    with (
+        _machines(settings, manifest, observers) as devices,
+        run.locked() if devices.chief else contextlib.nullcontext(),
+    ):
+        saved = StateStore(run.state_folder).newest()
+        progress = None if saved is None else Progress.from_saved(saved.facts, saved.arrays)
+        if progress is not None and progress.finished:
+            raise UsageError(
+                "the run is over: there is nothing to go on with",
+                path=run.root,
+                found=progress.text,
+                remedy=f"Begin a new one, from its weights if you like: --checkpoint {run.model_file}",
+            )
+        with devices.scope():
+            model = open_checkpoint(run.baseline_file)
+        network = Network(model, config.resolved.checkpoint, config.resolved.changes)
+        task = task_from_shards(settings, manifest, _input_channels(model), devices.worker)
+        sitting = Sitting(settings, task, devices, network, tuple(observers))
+        sitting.load(Choice(config.resolved.precision, config.resolved.precision_reason))
+        written = run if devices.chief else None
+        # Before the chief can have gone on, so that all read one and the same state.
+        agree(devices, {"the saved state": "none" if saved is None else str(saved.generation)})
+        if saved is None or progress is None:
+            return sitting.begin(written), written
+        for sentence in saved.skipped:
+            sitting.say(Message("warning", "damaged-state", sentence))
+        variables = {n.removeprefix(VARIABLES): a for n, a in saved.arrays.items() if n.startswith(VARIABLES)}
+        best = open_checkpoint(run.best_file(progress.best_tag)).get_weights() if any(progress.best) else None
+        return sitting.begin(written, (progress, variables, best)), written
+
+
+@contextlib.contextmanager
+def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[Observer]) -> Iterator[Devices]:
+    """The devices to train on; while the block runs, what TensorFlow raises becomes an error for people."""
+    told = os.environ.get("TF_CONFIG")
+    if told:
+        for observer in observers:
+            text = f"Waiting for the other machines that TF_CONFIG names, for {patience():g} s at most."
+            observer(Message("note", "waiting", text))
+    devices = None
+    try:
+        devices = choose_devices(settings.devices, settings.batch_size)
+        # Where things lie may differ from machine to machine.
+        options = settings.model_dump_json(exclude={"shards", "checkpoint", "cache", "memory_budget"})
+        agree(devices, {"the options": options, "the shards": manifest.fingerprint})
+        if not devices.chief:
+            text = f"{devices.description}. Worker 0, the chief, shows how it goes, and writes."
+            for observer in observers:
+                observer(Message("note", "worker", text))
+        _seed(settings)
+        yield devices
+    except tf.errors.OpError as error:
+        raise _translated(error, several=bool(told) if devices is None else devices.worker[1] > 1) from error
+
+
+class Sitting:
+    """One process's part of a training.
+
+    Args:
+        settings: What is asked.
+        task: The slices.
+        devices: What it runs on.
+        network: Made under `devices.scope()`.
+        observers: Who is told what happens.
+        loss: Instead of the one that the settings describe.
+
+    Attributes:
+        resolved: What the settings came to; after `load`.
+        trainer: The loop; after `begin`.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        task: Task,
+        devices: Devices,
+        network: Network,
+        observers: tuple[Observer, ...],
+        loss: keras.losses.Loss | None = None,
+    ) -> None:
+        self._loss = DiceBCELoss(**settings.loss.model_dump()) if loss is None else loss
+        self.settings, self.task, self.devices, self.network = settings, task, devices, network
+        self.trainer: Trainer | None = None
+        self.observers: tuple[Observer, ...] = observers if devices.chief else ()
+        self.flag = StopFlag()
+
+    def say(self, message: Message) -> None:
+        """Tells the observers."""
+        for observer in self.observers:
+            observer(message)
+
+    def load(self, precision: Choice | None = None) -> None:
+        """Freezes and chooses the precision; nothing is written.
+
+        Args:
+            precision: Of the run that is gone on with; None chooses.
+        """
+        settings, task, model = self.settings, self.task, self.network.model
+        self.phases = phases_of(settings, model)
+        report = self.phases[0].freeze(model)
+        choice = self._precision() if precision is None else precision
+        # Baseline and best weights are saved as float32, see `as_saved`.
+        compute_in(model, choice.name)
+        self.resolved = Resolved(
+            checkpoint=self.network.source,
+            provenance=_provenance(model),
+            changes=self.network.changes,
+            precision=choice.name,
+            precision_reason=choice.reason,
+            devices=self.devices.description,
+            phases=tuple(phase.strategy for phase in self.phases),
+            rates=tuple(phase.rule.rate for phase in self.phases),
+            frozen=report.frozen_blocks,
+            parameters=report.parameters,
+            trained=report.trained,
+            steps=min(task.training.steps, settings.steps or task.training.steps),
+            fingerprint=task.fingerprint,
+            intensity=task.intensity,
+            size=task.size,
+            channels=task.channels,
+            classes=task.validation.classes,
+            input_channels=_input_channels(model),
+            slices={split: dict(counts) for split, counts in task.counts.items()},
+        )
+
+    def begin(self, run: RunDirectory | None, saved: tuple[Progress, Any, Any] | None = None) -> Ended:
+        """Trains to the end, with Ctrl-C and SIGTERM waiting for the end of a step.
+
+        Args:
+            run: Where files are written; None where another machine does that.
+            saved: What `Trainer.restore` takes; None for a fresh start.
+        """
+        model = self.network.model
+        if self.task.intensity:
+            # What is saved from here on knows these grey values, whatever the checkpoint said of itself.
+            copy_provenance(model, model, intensity=self.task.intensity)
+        own = momenta(model)
+        with with_momenta(model, pace(own, self.resolved.steps, self.settings.batchnorm_momentum)):
+            return self._begin(run, saved, own)
+
+    def _begin(
+        self, run: RunDirectory | None, saved: tuple[Progress, Any, Any] | None, own: tuple[float, ...]
+    ) -> Ended:
+        settings = self.settings
+
+        @contextlib.contextmanager
+        def as_it_came(model: keras.Model) -> Iterator[None]:
+            with with_momenta(model, own), as_saved(model):
+                yield
+
+        keeper: Keeper = Nothing()
+        if run is not None:
+            keeper = RunKeeper(run, as_it_came, None if saved is None else saved[0].best_tag)
+            events = EventWriter(run.events_folder, examples_of(self.task, settings.seed), self._predict, self.say)
+            self.observers = (*self.observers, log_to(run), events)
+        if saved is None:
+            self._first_words()
+        plan = Plan(
+            phases=self.phases,
+            epochs=settings.epochs,
+            steps=settings.steps,
+            guard=settings.guard,
+            save_every=settings.save_every,
+            scales_loss=self.resolved.precision == "mixed_float16",
+            title=f"{settings.strategy}, {_short(self.network.source) or _unnamed(settings)}",
+            facts=tuple(_facts(self.resolved, settings, run).items()),
+        )
+        self.trainer = trainer = Trainer(
+            self.network.model,
+            self._engine,
+            self.task.training,
+            self.task.validation,
+            plan,
+            keeper,
+            self.observers,
+            scope=self.devices.scope,
+            interrupted=lambda: self.flag(),
+            memory=lambda: peak_memory_mb(self.devices),
+        )
+        if saved is not None:
+            trainer.restore(*saved)
+        agree(self.devices, {"the checkpoint's weights": _digest(self.network.model)})
+        if self.devices.worker[1] > 1:
+            # Several machines cannot stop at different steps: there a signal ends the process, and --resume goes on.
+            return self._run(trainer, run)
+
+        def first(name: str) -> None:
+            text = f"{name}: finishing this step and saving. Once more stops at once, without saving."
+            self.say(Message("note", "interrupt", text))
+
+        with stop_on_signals(first) as self.flag:
+            return self._run(trainer, run)
+
+    def _run(self, trainer: Trainer, run: RunDirectory | None) -> Ended:
+        ended = trainer.run()
+        progress = trainer.progress
+        if run is not None and progress.first_table is not None and progress.best_table is not None:
+            text = validation_csv(self.task.rows, progress.first_table, progress.best_table)
+            write_atomically(run.validation_file, text)
+        return ended
+
+    # --- parts -----------------------------------------------------------------------------------------------------------
+
+    def _precision(self) -> Choice:
+        """What is fastest here, unless it costs the untouched network Dice."""
+        choice = choose_precision(
+            self.settings.precision,
+            gpu=self.devices.gpu,
+            capability=compute_capability() if self.devices.gpu else None,
+        )
+        if self.settings.precision != "auto":
+            return choice
+        agree(self.devices, {f"--precision auto ({choice.name} here)": choice.name})
+        if choice.name == "float32":
+            return choice
+        model, scores = self.network.model, []
+        for name in ("float32", choice.name):
+            compute_in(model, name)
+            with self.devices.scope():
+                optimizer = keras.optimizers.SGD(0.0)
+            engine = self._engine(model, optimizer, 1)
+            scores.append(engine.evaluate(self.task.validation.data).mean("dice"))
+        if scores[1] >= scores[0] - _LOSS_OF_PRECISION:
+            return choice
+        text = f"{choice.name} cost {scores[0] - scores[1]:.4f} of Dice before training"
+        return Choice("float32", text)
+
+    def _engine(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, parts: int) -> Engine:
+        return Engine(
+            model,
+            optimizer,
+            self._loss,
+            devices=self.devices,
+            batch_size=self.settings.batch_size,
+            parts=parts,
+            xla=self.settings.xla,
+            deterministic=self.settings.deterministic,
+            on_message=self.say,
+        )
+
+    def _predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities, outside of any compiled step: for a few slices only."""
+        with self.devices.scope():
+            return np.asarray(keras.ops.convert_to_numpy(self.network.model(images, training=False)))
+
+    def _first_words(self) -> None:
+        few = few_slices_message(self.settings.strategy, self.resolved.slices["train"])
+        if few is not None:
+            self.say(few)
+        if self.network.source is not None and self.settings.strategy != "scratch":
+            recorded = None if self.resolved.provenance is None else self.resolved.provenance["intensity"]
+            unknown = check_intensity(self.task.intensity, recorded, checkpoint=self.network.source)
+            if unknown is not None:
+                self.say(unknown)
+
+
+# --- the network ---------------------------------------------------------------------------------------------------------
+
+
+def _open(settings: TrainSettings, manifest: Manifest) -> Network:
+    """The checkpoint, fitted to the shards; for "scratch" the same network with fresh weights."""
+    source = settings.checkpoint
+    if source is None and settings.strategy == "scratch":
+        size = manifest.size
+        arguments: dict[str, Any] = {"input_shape": (size, size, manifest.channels), "seed": settings.seed}
+        try:
+            return Network(unet(**(arguments | settings.network)), None, ())
+        except TypeError as error:
+            raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
+    if source is None:
+        source = os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT
+    if settings.network:
+        raise UsageError(
+            "filters and depth are of a fresh network, and a checkpoint has its own",
+            found=", ".join(settings.network),
+            remedy="Leave them out; or leave --checkpoint out and take --strategy scratch.",
+        )
+    try:
+        model = open_checkpoint(source, architecture=settings.architecture)
+    except CheckpointError as error:
+        if settings.checkpoint is not None:
+            raise
+        raise CheckpointError(
+            "no checkpoint was named, and the default one cannot be fetched",
+            path=source,
+            found=error.what,
+            remedy="Give one: --checkpoint FILE (.keras, .h5 or a SavedModel folder) or hf://owner/name; set "
+            "KERASSEG_CHECKPOINT for good; or train a fresh network with --strategy scratch.",
+        ) from error
+    if settings.strategy != "scratch":
+        record = provenance(model)
+        # Refused before anything is written.
+        check_intensity(manifest.intensity, None if record is None else record.intensity, checkpoint=str(source))
+    fitted = fit_to_task(model, size=manifest.size, channels=manifest.channels, head=settings.head, seed=settings.seed)
+    if settings.strategy == "scratch":
+        fresh = keras.models.clone_model(fitted.model)
+        return Network(fresh, str(source), (*fitted.changes, "all weights are fresh"))
+    return Network(fitted.model, str(source), fitted.changes)
+
+
+def _provenance(model: keras.Model) -> dict[str, Any] | None:
+    record = provenance(model)
+    return None if record is None else record.to_json()
+
+
+@contextlib.contextmanager
+def as_saved(model: keras.Model) -> Iterator[None]:
+    """While the block runs, the network is as it is to be saved: float32, its BatchNorm for one device."""
+    with plain_batchnorm(model), as_float32(model):
+        yield
+
+
+def _anywhere(settings: TrainSettings) -> TrainSettings:
+    """Paths in full, so that a run can be gone on with, tuned and evaluated from any folder."""
+    full = {"shards": str(Path(settings.shards).absolute())}
+    if settings.checkpoint is not None and Path(settings.checkpoint).exists():
+        full["checkpoint"] = str(Path(settings.checkpoint).absolute())
+    return settings.model_copy(update=full)
+
+
+# --- small things --------------------------------------------------------------------------------------------------------
+
+
+def _seed(settings: TrainSettings) -> None:
+    """Fresh weights and dropout are drawn from Keras' global generators; order and augmentation have their own."""
+    keras.utils.set_random_seed(settings.seed)
+    if settings.deterministic:
+        enable_determinism()
+
+
+def _input_channels(model: keras.Model) -> int:
+    return int(model.inputs[0].shape[-1])
+
+
+def _short(source: str | None) -> str | None:
+    return None if source is None else source.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _unnamed(settings: TrainSettings) -> str:
+    """A network that comes from no file."""
+    return "fresh weights" if settings.strategy == "scratch" else "the network as it was given"
+
+
+def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None) -> dict[str, str]:
+    """What people want to see before it begins, in order."""
+    train, val = (sum(resolved.slices[split].values()) for split in ("train", "val"))
+    # Rates never rise: stages at or above the first rate are passed over.
+    stages = ", ".join(
+        f"{epochs} flat epochs -> {rate:g}" for epochs, rate in settings.schedule.stages if rate < max(resolved.rates)
+    )
+    facts = {
+        "checkpoint": resolved.checkpoint or _unnamed(settings),
+        "strategy": " then ".join(resolved.phases),
+        "frozen": ", ".join(resolved.frozen) or "nothing",
+        "trained": f"{resolved.trained:,} of {resolved.parameters:,} parameters",
+        "slices": f"{train:,} for training, {val:,} for validation",
+        "batches": f"{resolved.steps:,} of {settings.batch_size} slices an epoch",
+        "rate": f"{' then '.join(f'{rate:g}' for rate in resolved.rates)}; {stages or 'never lowered'}",
+        "precision": f"{resolved.precision}: {resolved.precision_reason}",
+        "device": resolved.devices,
+        "run": "written by the chief" if run is None else str(run.root),
+    }
+    return facts | ({"changed": "; ".join(resolved.changes)} if resolved.changes else {})
+
+
+def _digest(model: keras.Model) -> str:
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
+
+
+def _translated(error: tf.errors.OpError, *, several: bool) -> KerassegError:
+    found = _gist(error)
+    if out_of_memory(error):
+        return KerassegError(
+            "out of memory",
+            found=found,
+            remedy="Take a smaller --batch-size, --precision mixed_bfloat16, or smaller slices (kerasseg prepare --size).",
+        )
+    if several:
+        return KerassegError(
+            "another machine of this run does not answer any more",
+            found=found,
+            remedy="What it says itself tells why. The last saved state is good: once all machines are back, start "
+            "kerasseg train --resume on each of them.",
+        )
+    return KerassegError(
+        "TensorFlow gave up",
+        found=found,
+        remedy="The last saved state is good: kerasseg train --resume. With --debug the whole message is shown.",
+    )
+
+
+def _gist(error: tf.errors.OpError) -> str:
+    """The first line that says something, without names of nodes."""
+    lines = [_NODES.sub("", line).strip() for line in str(error.message or "").splitlines()]
+    telling = [line for line in lines if line and not line.startswith(_EMPTY_WORDS)]
+    return telling[0][:200] if telling else type(error).__name__

@@ -1,0 +1,132 @@
+"""The record format: what goes in comes out, in NumPy and in tf.data, and it is the documented bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.records.record import (
+    Payload,
+    SliceFacts,
+    pack_mask,
+    pack_native_mask,
+    unpack_mask,
+    unpack_native_mask,
+)
+from kerasseg_tfrecords.records.schema import FEATURES, decode, encode, parse_batch
+
+FACTS = SliceFacts(
+    slice_id="set/Müller 1\n2",
+    source="set/Müller 1\n2.mat",
+    sha256="00",
+    label="glioma",
+    patient="MR040240B",
+    volume="",
+    slice_index=-1,
+    height=50,
+    width=70,
+    channels=1,
+    spacing=(0.5, 0.75),
+    tumour_pixels=3,
+)
+
+
+def example(size: int = 20, channels: int = 1, seed: int = 0) -> tuple[Payload, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (size, size, channels), np.uint8)
+    mask, native = rng.random((size, size)) > 0.5, rng.random((50, 70)) > 0.5
+    return Payload(image.tobytes(), pack_mask(mask), pack_native_mask(native)), image, mask, native
+
+
+@given(st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_masks_pack_and_unpack(size: int, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((size, size)) > 0.5
+    packed = pack_mask(mask)
+    assert len(packed) == size * ((size + 7) // 8)
+    assert np.array_equal(unpack_mask(packed, size), mask)
+
+
+def test_mask_bits_are_row_major_most_significant_first() -> None:
+    mask = np.zeros((10, 10), bool)
+    mask[0, 0] = mask[0, 9] = mask[1, 1] = True
+    assert pack_mask(mask)[:4] == bytes([0b10000000, 0b01000000, 0b01000000, 0])
+
+
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 2**32 - 1))
+def test_native_masks_are_png_of_one_bit(height: int, width: int, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) > 0.5
+    png = pack_native_mask(mask)
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert png[24] == 1  # bit depth in the header
+    assert np.array_equal(unpack_native_mask(png), mask)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [16, 20, 33])
+def test_a_record_comes_back(size: int, channels: int) -> None:
+    payload, image, mask, native = example(size, channels)
+    record = decode(encode(payload, FACTS, label=1, group="MR040240"), size=size, channels=channels)
+    assert np.array_equal(record.image, image)
+    assert np.array_equal(record.mask, mask)
+    assert np.array_equal(record.mask_native, native)
+    assert (record.slice_id, record.patient, record.group) == (FACTS.slice_id, "MR040240B", "MR040240")
+    assert (record.label, record.height, record.width, record.slice_index) == (1, 50, 70, -1)
+    assert record.spacing == (0.5, 0.75)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [16, 20])
+def test_tensorflow_reads_the_same_arrays(size: int, channels: int) -> None:
+    made = [example(size, channels, seed) for seed in range(3)]
+    serialized = tf.constant([encode(payload, FACTS, label=2, group="g") for payload, *_ in made])
+    batch = tf.function(lambda s: parse_batch(s, size=size, channels=channels))(serialized)
+    assert np.array_equal(batch["image"], [image for _, image, _, _ in made])
+    assert np.array_equal(batch["mask"][..., 0], [mask for _, _, mask, _ in made])
+    native = cv2.imdecode(np.frombuffer(batch["mask_native"][1].numpy(), np.uint8), cv2.IMREAD_GRAYSCALE) > 0
+    assert np.array_equal(native, made[1][3])
+    assert list(batch["label"].numpy()) == [2, 2, 2]
+    assert batch["slice_id"][0].numpy().decode() == FACTS.slice_id
+
+
+def test_the_features_are_the_documented_ones() -> None:
+    payload, *_ = example()
+    features = tf.train.Example.FromString(encode(payload, FACTS, label=0, group="g")).features.feature
+    assert set(features) == set(FEATURES)
+    kinds = {name: value.WhichOneof("kind") for name, value in features.items()}
+    assert {name for name, kind in kinds.items() if kind == "int64_list"} == {"label", "height", "width", "slice_index"}
+    assert {name for name, kind in kinds.items() if kind == "float_list"} == {"spacing"}
+
+
+def test_equal_records_are_equal_bytes() -> None:
+    payload, *_ = example()
+    first = encode(payload, FACTS, label=0, group="g")
+    assert first == encode(payload, replace(FACTS), label=0, group="g")
+    # Map entries stand in the order of their names; otherwise bytes would depend on the process.
+    places = [first.index(name.encode()) for name in ("group", "height", "label", "patient", "slice_index", "width")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"rubbish",
+        tf.train.Example().SerializeToString(),
+    ],
+)
+def test_other_records_are_refused(damaged: bytes) -> None:
+    with pytest.raises(DataError, match="not in the format"):
+        decode(damaged, size=16, channels=1)
+
+
+def test_an_image_of_another_size_is_refused() -> None:
+    payload, *_ = example(16)
+    with pytest.raises(DataError, match="wrong length.*32x32x1"):
+        decode(encode(payload, FACTS, label=0, group="g"), size=32, channels=1)

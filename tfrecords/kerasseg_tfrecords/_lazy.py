@@ -1,0 +1,41 @@
+"""Public names of a package, read from its `__init__.pyi`, so that they are written down once."""
+
+from __future__ import annotations
+
+import ast
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Names"]
+
+
+class Names:
+    """The public names of a package; each is imported when it is first used.
+
+    Args:
+        namespace: The `globals()` of the package's `__init__.py`, beside which `__init__.pyi` lies.
+
+    Attributes:
+        homes: Name -> module that defines it.
+        all: Sorted names, `__version__` included.
+    """
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self._namespace = namespace
+        stub = ast.parse(Path(namespace["__file__"]).with_name("__init__.pyi").read_text(encoding="utf-8"))
+        imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+        self.homes = {alias.name: str(node.module) for node in imports for alias in node.names}
+        self.all = sorted([*self.homes, "__version__"])
+
+    def get(self, name: str) -> Any:
+        """Import a name and keep it in the package.
+
+        Raises:
+            AttributeError: The package has no such name.
+        """
+        home = self.homes.get(name)
+        if home is None:
+            raise AttributeError(f"module {self._namespace['__name__']!r} has no attribute {name!r}")
+        value = self._namespace[name] = getattr(import_module(home), name)
+        return value

@@ -1,0 +1,225 @@
+"""`verify`: is a shard directory still what its manifest says, record by record?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.intensity import fit_mask
+from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, ShardFacts, load_manifest
+from kerasseg_tfrecords.records.record import Record
+from kerasseg_tfrecords.splitting.duplicates import find_duplicates
+from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
+from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, load
+
+__all__ = ["Verification", "check_files", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        errors: One line for each thing that is wrong; empty for sound shards.
+        warnings: What is as it was asked for, but should be known (a slice-wise split leaks by its nature).
+        records: How many records were read.
+        shards: How many files.
+
+    Example:
+        >>> found = verify("shards")
+        >>> found.errors, found.records
+        ((), 36)
+    """
+
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    records: int
+    shards: int
+
+    @property
+    def sound(self) -> bool:
+        """True where nothing is wrong."""
+        return not self.errors
+
+
+@dataclass(slots=True)
+class _State:
+    """What one pass over the records collects."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    prints: list[Fingerprint] = field(default_factory=list)
+
+
+def verify(folder: Path | str, *, progress: Callable[[str, int, int], None] | None = None) -> Verification:
+    """Checks every hash, count, record, label and mask of a shard directory, and that nothing crosses its splits.
+
+    Args:
+        folder: Written by `prepare`.
+        progress: Told the stage (`verify`), the records checked, and how many there are.
+
+    Returns:
+        Everything that is wrong, not only the first thing.
+
+    Raises:
+        DataError: Where it is no shard directory, its manifest is damaged or of a newer version.
+
+    Example:
+        >>> verify("shards").sound
+        True
+    """
+    root = Path(folder)
+    manifest = load_manifest(root)
+    state = _State()
+    rows = _rows(root, manifest, state)
+    total = sum(shard.records for shard in manifest.shards)
+    for shard in manifest.shards:
+        if progress:
+            progress("verify", len(state.ids), total)
+        _check_shard(root, shard, manifest, rows, state)
+    if progress:
+        progress("verify", total, total)
+    listed = {shard.path for shard in manifest.shards}
+    for path in sorted(root.rglob("*.tfrecord")):
+        name = path.relative_to(root).as_posix()
+        if name not in listed:
+            state.errors.append(f"{name}: not in the manifest")
+    seen = set(state.ids)
+    missing = [name for name, row in rows.items() if row.split != LEFT_OUT and name not in seen]
+    if missing:
+        state.errors.append(f"{SPLITS_FILE}: {len(missing)} slices are in no shard, for instance {missing[0]}")
+    _check_counts(manifest, state)
+    _check_crossings(manifest, state)
+    return Verification(tuple(state.errors), tuple(state.warnings), len(state.ids), len(manifest.shards))
+
+
+def check_files(folder: Path | str) -> tuple[str, ...]:
+    """The quick part of `verify`: whether the files of a shard directory are there, with the bytes that were written.
+
+    Args:
+        folder: Written by `prepare`.
+
+    Returns:
+        One line for each thing that is wrong.
+
+    Raises:
+        DataError: As `verify`.
+    """
+    root = Path(folder)
+    manifest = load_manifest(root)
+    state = _State()
+    _rows(root, manifest, state)
+    for shard in manifest.shards:
+        path = root / shard.path
+        if not path.is_file():
+            state.errors.append(f"{shard.path}: missing")
+        elif path.stat().st_size != shard.bytes or _sha256(path) != shard.sha256:
+            state.errors.append(f"{shard.path}: its bytes have changed since it was written (SHA-256)")
+    return tuple(state.errors)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _rows(root: Path, manifest: Manifest, state: _State) -> dict[str, SplitRow]:
+    path = root / SPLITS_FILE
+    if not path.is_file():
+        state.errors.append(f"{SPLITS_FILE}: missing")
+        return {}
+    if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.splits_sha256:
+        state.errors.append(f"{SPLITS_FILE}: has changed since the shards were written")
+    try:
+        return {row.slice_id: row for row in load(path)}
+    except DataError as error:
+        state.errors.append(str(error))
+        return {}
+
+
+def _check_shard(root: Path, shard: ShardFacts, manifest: Manifest, rows: dict[str, SplitRow], state: _State) -> None:
+    from kerasseg_tfrecords.records.shards import file_sha256, read_shard
+
+    path = root / shard.path
+    if not path.is_file():
+        state.errors.append(f"{shard.path}: missing")
+        return
+    if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
+        state.errors.append(f"{shard.path}: its bytes have changed since it was written (SHA-256)")
+    count = 0
+    try:
+        for record in read_shard(path, size=manifest.size, channels=manifest.channels):
+            count += 1
+            state.errors.extend(f"{shard.path}: {line}" for line in _check_record(record, shard, manifest, rows))
+            state.ids.append(record.slice_id)
+            state.splits.append(shard.split)
+            state.groups[record.group].add(shard.split)
+            state.prints.append(fingerprint(record.image))
+    except DataError as error:
+        state.errors.append(str(error).replace(str(path), shard.path))
+    if count != shard.records:
+        state.errors.append(f"{shard.path}: {count} records, the manifest says {shard.records}")
+
+
+def _check_record(record: Record, shard: ShardFacts, manifest: Manifest, rows: dict[str, SplitRow]) -> Iterator[str]:
+    name = record.slice_id
+    if not 0 <= record.label < len(manifest.classes):
+        yield f"{name}: label {record.label}, but there are {len(manifest.classes)} classes"
+    elif manifest.classes[record.label] != shard.label:
+        yield f"{name}: is {manifest.classes[record.label]} in a file of {shard.label}"
+    if record.mask_native.shape != (record.height, record.width):
+        found = "x".join(map(str, record.mask_native.shape))
+        yield f"{name}: native mask is {found}, not {record.height}x{record.width}"
+    elif not np.array_equal(fit_mask(record.mask_native, manifest.size), record.mask):
+        yield f"{name}: mask and native mask disagree"
+    row = rows.get(name)
+    if rows and row is None:
+        yield f"{name}: not in {SPLITS_FILE}"
+    elif row is not None and (row.split, row.group) != (shard.split, record.group):
+        yield f"{name}: is in {shard.split}, {SPLITS_FILE} says {row.split} (group {record.group}, {row.group})"
+
+
+def _check_counts(manifest: Manifest, state: _State) -> None:
+    times: dict[str, int] = defaultdict(int)
+    for name in state.ids:
+        times[name] += 1
+    state.errors.extend(f"{name}: stands {count} times in the shards" for name, count in times.items() if count > 1)
+    for counts in manifest.counts:
+        found = sum(
+            shard.records for shard in manifest.shards if (shard.split, shard.label) == (counts.split, counts.label)
+        )
+        if found != counts.slices:
+            state.errors.append(f"{counts.split}/{counts.label}: {found} records, the manifest counts {counts.slices}")
+
+
+def _check_crossings(manifest: Manifest, state: _State) -> None:
+    """Groups and look-alikes on two sides. Slice-wise splits cross by their nature: that is a warning, not an error."""
+    crossing = sorted(group for group, splits in state.groups.items() if len(splits) > 1)
+    say = state.warnings if manifest.options.split_by != "patient" else state.errors
+    if crossing:
+        say.append(f"{len(crossing)} groups stand in more than one split, for instance {crossing[0]}")
+    if not manifest.options.find_duplicates:
+        say = state.warnings
+    known = {frozenset(chain) for chain in manifest.unmerged_chains}
+    excused = {name for chain in known for name in chain}
+    chained: list[str] = []
+    for pair in find_duplicates(Fingerprints.of(state.prints)).pairs:
+        first, second = state.ids[pair.first], state.ids[pair.second]
+        if state.splits[pair.first] == state.splits[pair.second]:
+            continue
+        line = f"{first} ({state.splits[pair.first]}) and {second} ({state.splits[pair.second]}) show the same image"
+        (chained if first in excused and second in excused else say).append(line)
+    if chained:
+        state.warnings.append(
+            f"{len(chained)} look-alikes of chains that prepare did not merge (see the manifest) stand on two sides, for "
+            f"instance {chained[0]}"
+        )

@@ -1,0 +1,1 @@
+"""From slices to shards: read, stage, assign to splits, write."""

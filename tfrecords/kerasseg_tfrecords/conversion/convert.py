@@ -1,0 +1,117 @@
+"""One item of a source -> the bytes and facts of its records. Runs in worker processes; imports no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kerasseg_tfrecords.checks.raw_data import check_slice
+from kerasseg_tfrecords.errors import DataError, Problem, one_line
+from kerasseg_tfrecords.intensity import IntensityRule, fit_image, fit_mask, intensity_window
+from kerasseg_tfrecords.records.record import Payload, SliceFacts, pack_mask, pack_native_mask
+from kerasseg_tfrecords.slices import Reading, Slice
+from kerasseg_tfrecords.sources import read_item
+from kerasseg_tfrecords.sources.base import Item, LeftOut, NotASlice, SourceOptions
+from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, fingerprint
+
+__all__ = ["Conversion", "Converted", "Failure", "convert_item"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How slices become records.
+
+    Attributes:
+        size: Side of the stored image.
+        intensity: Name of the intensity rule.
+        source: What the readers are told.
+    """
+
+    size: int
+    intensity: IntensityRule
+    source: SourceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """One slice, ready to be written once its split is known."""
+
+    facts: SliceFacts
+    payload: Payload
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What came of an item that gave no slices: problems, or the remark that it is none."""
+
+    problems: tuple[Problem, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Converted | Failure]:
+    """Reads one item and yields its slices one after another, so that a volume's records need not fit memory twice.
+
+    Args:
+        item: From a source's listing.
+        conversion: Size, rule and reader options.
+        prefix: Name of the input, put before ids and file names.
+    """
+    try:
+        reading = read_item(item, conversion.source)
+    except NotASlice as error:
+        yield Failure(left_out=(LeftOut(_text(f"{prefix}/{item.name}"), error.what),))
+        return
+    except DataError as error:
+        yield Failure(problems=(Problem.of(error, _text(f"{prefix}/{item.name}")),))
+        return
+    except Exception as error:  # a reader's own fault must not cost the files that can be read
+        message = f"cannot be read: {one_line(error) or 'no reason given'} ({type(error).__name__})"
+        yield Failure(problems=(Problem(_text(f"{prefix}/{item.name}"), "unreadable", message),))
+        return
+    for piece in reading.slices:
+        found = check_slice(piece)
+        errors = tuple(problem for problem in found if problem.level == "error")
+        if errors:
+            yield Failure(problems=tuple(_named(problem, prefix) for problem in errors))
+        else:
+            noted = replace(piece, notes=(*piece.notes, *(problem.message for problem in found)))
+            yield convert_slice(noted, reading, conversion, prefix)
+
+
+def convert_slice(piece: Slice, reading: Reading, conversion: Conversion, prefix: str) -> Converted:
+    """The record of one slice; a pure function of its arguments."""
+    scope = piece.image if reading.scope is None else reading.scope
+    image = fit_image(piece.image, intensity_window(scope, conversion.intensity), conversion.size)
+    native = np.zeros(piece.image.shape[:2], bool) if piece.mask is None else piece.mask
+    height, width = native.shape
+    return Converted(
+        facts=SliceFacts(
+            slice_id=_text(f"{prefix}/{piece.slice_id}"),
+            source=_text(f"{prefix}/{piece.source}"),
+            sha256=reading.sha256,
+            label=piece.label,
+            patient=_text(piece.patient),
+            volume=_text(f"{prefix}/{piece.volume}") if piece.volume else "",
+            slice_index=piece.slice_index,
+            height=height,
+            width=width,
+            channels=image.shape[2],
+            spacing=piece.spacing,
+            tumour_pixels=int(np.count_nonzero(native)),
+            notes=piece.notes,
+        ),
+        payload=Payload(image.tobytes(), pack_mask(fit_mask(native, conversion.size)), pack_native_mask(native)),
+        fingerprint=fingerprint(image),
+    )
+
+
+def _text(name: str) -> str:
+    """File names may hold bytes that are no UTF-8; records, CSV and JSON may not."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _named(problem: Problem, prefix: str) -> Problem:
+    return replace(problem, name=_text(f"{prefix}/{problem.name}"))

@@ -1,0 +1,325 @@
+"""Folds for cross-validation: training and validation slices dealt anew, whole groups together, as shard directories.
+
+The test split is not touched: no fold holds a slice of it, and `splits.csv` of each fold lists its slices as left out. Each
+part is written once and then stands in every fold under another name of the same file, so that all folds together take
+hardly more room than one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.conversion.write import shuffle_key
+from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.files import explain_os_error, sync_folder, write_atomically
+from kerasseg_tfrecords.records.manifest import (
+    MANIFEST,
+    SPLITS_FILE,
+    Counts,
+    Manifest,
+    PrepareOptions,
+    ShardFacts,
+    SplitFacts,
+    dataset_fingerprint,
+    load_manifest,
+)
+from kerasseg_tfrecords.records.random_access import ShardRecords, check_hashes
+from kerasseg_tfrecords.splitting.optimise import apportion
+from kerasseg_tfrecords.splitting.split import leaks
+from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, dump, load
+
+__all__ = ["assign_folds", "write_folds"]
+
+_SOURCES = ("train", "val")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One slice: where its record lies, and what the manifest counts."""
+
+    slice_id: str
+    label: str
+    group: str
+    split: str
+    number: int
+    tumour_pixels: int
+    area: float | None
+
+
+def assign_folds(labels: Sequence[str], groups: Sequence[str], folds: int, seed: int = 42) -> NDArray[np.int64]:
+    """A fold for each slice: groups stay whole, each class comes as near to equal parts as groups allow.
+
+    The same search as for the split by group. The result does not depend on the order of the slices.
+
+    Args:
+        labels: Class of each slice.
+        groups: Group of each slice; "" stands for itself.
+        folds: 2 or more.
+        seed: Of the search.
+
+    Returns:
+        (slices,) number of the fold, from 0.
+
+    Raises:
+        UsageError: Fewer groups than folds, or fewer than two folds.
+
+    Example:
+        >>> found = assign_folds(["a", "b"] * 4, list("11223344"), folds=2)
+        >>> np.bincount(found).tolist()
+        [4, 4]
+    """
+    if folds < 2:
+        raise UsageError("cross-validation needs folds", found=folds, expected="2 or more")
+    # A slice without a group is one; the order of slices must not decide which.
+    own = [group or f"slice:{i}" for i, group in enumerate(groups)]
+    names, classes = sorted(set(own)), sorted(set(labels))
+    if len(names) < folds:
+        raise UsageError(
+            f"{len(names)} patient group{'s' if len(names) != 1 else ''} cannot be dealt into {folds} folds",
+            remedy=f"Use --folds {len(names)}." if len(names) > 1 else "Cross-validation needs more patients.",
+        )
+    row, column = {name: k for k, name in enumerate(names)}, {name: k for k, name in enumerate(classes)}
+    counts = np.zeros((len(names), len(classes)), np.int64)
+    np.add.at(counts, ([row[group] for group in own], [column[label] for label in labels]), 1)
+    where = apportion(counts, np.full(folds, 1 / folds), seed)
+    return np.array([where[row[group]] for group in own], np.int64)
+
+
+def write_folds(shards: Path | str, targets: Sequence[Path], seed: int = 42) -> tuple[Manifest, ...]:
+    """Writes a shard directory for each fold: its part is `val`, the others are `train`, and there is no test split.
+
+    Folds that are there already, whole and made of the same slices, are kept, so that a killed call can be repeated.
+
+    Args:
+        shards: Written by `prepare`; its training and validation slices are dealt anew.
+        targets: Where the folds go; as many as folds.
+        seed: Of the search for the folds.
+
+    Returns:
+        The manifest of each.
+
+    Raises:
+        DataError: Shards that are missing or damaged, or another fold in the place of one.
+        UsageError: Fewer groups than folds.
+        KerassegError: A full disk, or no permission.
+    """
+    root = Path(shards)
+    source = load_manifest(root)
+    rows = load(root / SPLITS_FILE)
+    used = {row.slice_id: row for row in rows if row.split in _SOURCES}
+    # By id: whoever prepares the same slices in another order gets the same folds.
+    ids = sorted(used)
+    labels = [used[name].label for name in ids]
+    found = assign_folds(labels, [used[name].group or f"slice:{name}" for name in ids], len(targets), seed)
+    fold_of = dict(zip(ids, found.tolist(), strict=True))
+    options = _options(source, len(targets), seed)
+    plans = [[_moved(row, fold_of, k) for row in rows] for k in range(len(targets))]
+    prints = [dataset_fingerprint(plan, options) for plan in plans]
+    parts = targets[0].with_name(f".{targets[0].name}-parts")
+    shutil.rmtree(parts, ignore_errors=True)  # of a call that was killed
+    missing = [k for k, target in enumerate(targets) if not _is_there(target, prints[k])]
+    if missing:
+        pieces = _pieces(root, source, used)
+        try:
+            parts.mkdir(parents=True)
+            written = [_write_part(root, source, pieces, fold_of, k, parts, seed) for k in range(len(targets))]
+            for k in missing:
+                manifest = _manifest(source, options, plans[k], prints[k], k, written, pieces, fold_of)
+                _put(targets[k], manifest, plans[k], parts, written)
+        except OSError as error:
+            raise explain_os_error(error, parts) from error
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
+    return tuple(load_manifest(target) for target in targets)
+
+
+def _options(source: Manifest, folds: int, seed: int) -> PrepareOptions:
+    """What the folds could have been prepared with: the source's options, with the folds' shares."""
+    by = "patient" if source.options.split_by == "slice" else source.options.split_by
+    shares = f"{100 * (folds - 1) / folds:g}/{100 / folds:g}/0"
+    return source.options.model_copy(update={"split": shares, "split_by": by, "seed": seed})
+
+
+def _moved(row: SplitRow, fold_of: dict[str, int], fold: int) -> SplitRow:
+    mine = fold_of.get(row.slice_id)
+    return replace(row, split=LEFT_OUT if mine is None else "val" if mine == fold else "train")
+
+
+def _is_there(target: Path, fingerprint: str) -> bool:
+    if not target.exists():
+        return False
+    if load_manifest(target).fingerprint == fingerprint:
+        return True
+    raise DataError(
+        "another fold is there already",
+        path=target,
+        remedy="The slices, the number of folds or the seed have changed: choose another --out.",
+    )
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------
+
+
+def _pieces(root: Path, source: Manifest, used: dict[str, SplitRow]) -> list[_Piece]:
+    """All records of training and validation, looked at once."""
+    from kerasseg_tfrecords.records.schema import decode
+
+    pieces = []
+    for split in _SOURCES:
+        records = ShardRecords(root, source, split)
+        check_hashes(root, records.shards)
+        for number in range(len(records)):
+            record = decode(records.read(number), size=source.size, channels=source.channels)
+            row = used.get(record.slice_id)
+            if row is None or row.split != split:
+                raise DataError(
+                    f"{record.slice_id!r} is in {split}, which {SPLITS_FILE} does not say",
+                    path=root,
+                    remedy="Run kerasseg verify, and prepare again.",
+                )
+            pixels = int(record.mask_native.sum())
+            area = pixels * record.spacing[0] * record.spacing[1] if min(record.spacing) > 0 else None
+            label = source.classes[record.label]
+            pieces.append(_Piece(record.slice_id, label, record.group, split, number, pixels, area))
+    return pieces
+
+
+# --- writing -------------------------------------------------------------------------------------------------------------
+
+
+def _write_part(
+    root: Path,
+    source: Manifest,
+    pieces: Sequence[_Piece],
+    fold_of: dict[str, int],
+    part: int,
+    folder: Path,
+    seed: int,
+) -> list[ShardFacts]:
+    """Writes the records of one part, byte for byte as they are, one family a class; facts with paths below `folder`."""
+    from kerasseg_tfrecords.records.shards import family_names, write_family
+
+    readers = {split: ShardRecords(root, source, split) for split in _SOURCES}
+    families = family_names(source.classes)
+    facts: list[ShardFacts] = []
+    for label in source.classes:
+        members = [piece for piece in pieces if piece.label == label and fold_of[piece.slice_id] == part]
+        members.sort(key=lambda piece: shuffle_key(seed, piece.slice_id))
+
+        def serialized(i: int, members: Sequence[_Piece] = members) -> bytes:
+            return readers[members[i].split].read(members[i].number)
+
+        family = f"{families[label]}-part-{part + 1}"
+        limit = source.options.records_per_shard
+        facts += write_family(folder, "parts", label, family, serialized, len(members), limit)
+    return facts
+
+
+def _manifest(
+    source: Manifest,
+    options: PrepareOptions,
+    rows: Sequence[SplitRow],
+    fingerprint: str,
+    fold: int,
+    written: Sequence[Sequence[ShardFacts]],
+    pieces: Sequence[_Piece],
+    fold_of: dict[str, int],
+) -> Manifest:
+    shards = []
+    for part, facts in enumerate(written):
+        split = "val" if part == fold else "train"
+        shards += [f.model_copy(update={"split": split, "path": f"{split}/{Path(f.path).name}"}) for f in facts]
+    there = [row for row in rows if row.split != LEFT_OUT]
+    people = [row.patient or f"slice:{row.slice_id}" for row in there]
+    folds = len(written)
+    note = (
+        f"fold {fold + 1} of {folds}, of the training and validation slices of the data set {source.fingerprint[:12]}"
+    )
+    return source.model_copy(
+        update={
+            "options": options,
+            "counts": tuple(_counts(source.classes, pieces, fold_of, fold)),
+            "split": SplitFacts(
+                worst_deviation=round(_deviation(there, 1 / folds), 3),
+                patients_on_both_sides=leaks(people, [row.split for row in there]),
+                slices_without_patient=sum(not row.patient for row in there),
+            ),
+            "shards": tuple(sorted(shards, key=lambda s: (s.split != "train", source.classes.index(s.label), s.path))),
+            "splits_sha256": hashlib.sha256(dump(rows).encode("utf-8", "surrogateescape")).hexdigest(),
+            "fingerprint": fingerprint,
+            "notes": (*source.notes, note),
+        }
+    )
+
+
+def _counts(classes: Sequence[str], pieces: Sequence[_Piece], fold_of: dict[str, int], fold: int) -> list[Counts]:
+    counts = []
+    for split in (*_SOURCES, "test"):
+        for label in classes:
+            members = [
+                piece
+                for piece in pieces
+                if piece.label == label and split == ("val" if fold_of[piece.slice_id] == fold else "train")
+            ]
+            areas = [piece.area for piece in members if piece.area is not None]
+            counts.append(
+                Counts(
+                    split=split,
+                    label=label,
+                    slices=len(members),
+                    patients=len({piece.group for piece in members}),
+                    tumour_pixels=sum(piece.tumour_pixels for piece in members),
+                    tumour_mm2=round(sum(areas), 3) if members and len(areas) == len(members) else None,
+                    empty=sum(piece.tumour_pixels == 0 for piece in members),
+                )
+            )
+    return counts
+
+
+def _deviation(rows: Sequence[SplitRow], share: float) -> float:
+    """Largest difference, in percentage points, between a class's share in validation and an equal part."""
+    worst = 0.0
+    for label in {row.label for row in rows}:
+        held = [row.split == "val" for row in rows if row.label == label]
+        worst = max(worst, abs(100 * sum(held) / len(held) - 100 * share))
+    return worst
+
+
+def _put(
+    target: Path, manifest: Manifest, rows: Sequence[SplitRow], parts: Path, written: Sequence[Sequence[ShardFacts]]
+) -> None:
+    """The folder of one fold, in place by one rename."""
+    work = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    files = {Path(facts.path).name: parts / facts.path for part in written for facts in part}
+    for shard in manifest.shards:
+        path = work / shard.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _second_name(files[path.name], path)
+    write_atomically(work / SPLITS_FILE, dump(rows).encode("utf-8", "surrogateescape"))
+    write_atomically(work / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    for folder in {(work / shard.path).parent for shard in manifest.shards}:
+        sync_folder(folder)
+    work.rename(target)
+    sync_folder(target.parent)
+
+
+def _second_name(source: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(source)
+    except OSError:
+        # Some file systems (FAT, network drives) know no second names.
+        shutil.copyfile(source, path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,74 @@
+"""The inputs of one data set: their format, their items, and what is wrong with them before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kerasseg_tfrecords.errors import Problem
+from kerasseg_tfrecords.records.manifest import PrepareOptions
+from kerasseg_tfrecords.sources import find_items
+from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
+from kerasseg_tfrecords.sources.tree import input_names, open_tree
+
+__all__ = ["ListedInput", "list_inputs", "source_options"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedInput:
+    """One input after listing."""
+
+    name: str
+    format: str
+    items: tuple[Item, ...]
+    problems: tuple[Problem, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+
+def source_options(options: PrepareOptions) -> SourceOptions:
+    """What of the options concerns the readers."""
+    return SourceOptions(
+        classes=options.classes,
+        plane=options.plane,
+        foreground=options.foreground,
+        empty_share=options.empty_share,
+        patient_pattern=options.patient_pattern,
+        seed=options.seed,
+    )
+
+
+def list_inputs(roots: Sequence[Path], options: PrepareOptions, hidden: Iterable[Path]) -> list[ListedInput]:
+    """Finds the items of every input; whatever lies in the shard directory itself is not input."""
+    names = input_names(roots)
+    listed = []
+    for root, name in zip(roots, names, strict=True):
+        tree = open_tree(root)
+        inside = [
+            path.resolve().relative_to(root.resolve()).as_posix() + "/"
+            for path in hidden
+            if path.resolve().is_relative_to(root.resolve())
+        ]
+        if inside:
+            outside = tuple(place for place in tree.locations if not place.name.startswith(tuple(inside)))
+            tree = replace(tree, locations=outside)
+        found = find_items(tree, source_options(options), options.format)
+        listed.append(
+            ListedInput(
+                name=name,
+                format=options.format or (found.items[0].format if found.items else ""),
+                items=found.items,
+                problems=tuple(
+                    replace(problem, name=name if problem.name == "." else f"{name}/{problem.name}")
+                    for problem in found.problems
+                    if problem.level == "error"
+                ),
+                left_out=tuple(replace(entry, name=f"{name}/{entry.name}") for entry in found.left_out),
+                notes=(
+                    *(f"{name}/{problem}" for problem in found.problems if problem.level == "warning"),
+                    *(f"{name}: {note}" for note in found.notes),
+                ),
+            )
+        )
+    return listed

@@ -1,0 +1,221 @@
+"""`prepare`: inputs -> items -> converted slices (spool) -> groups and split -> shards.
+
+Every slice is read once. Workers write what they converted to a spool beside the shard directory (`OUT.partial`); the
+split needs all slices, so the shards are written from the spool afterwards, in a folder inside `OUT.partial` that becomes
+`OUT` by one rename: nothing can be read before all is done. A run that was killed finds its finished chunks again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from kerasseg_tfrecords.conversion.assign import Progress, arrange, check_request
+from kerasseg_tfrecords.conversion.convert import Conversion
+from kerasseg_tfrecords.conversion.inputs import ListedInput, list_inputs, source_options
+from kerasseg_tfrecords.conversion.staging import Chunk, Spooled, Task, run_task, tasks
+from kerasseg_tfrecords.conversion.write import make_manifest, put_in_place, write_shards
+from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, UsageError
+from kerasseg_tfrecords.files import explain_os_error, lock
+from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, PrepareOptions
+from kerasseg_tfrecords.sources.base import LeftOut
+from kerasseg_tfrecords.workers import available_cpus, ordered_map
+
+__all__ = ["Progress", "prepare"]
+
+_LOG = logging.getLogger("kerasseg")
+
+
+def prepare(
+    inputs: Path | str | Sequence[Path | str],
+    out: Path | str = "shards",
+    options: PrepareOptions | None = None,
+    *,
+    splits: Path | str | None = None,
+    exclude_overlap: Path | str | None = None,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Turns raw slices into a shard directory with a frozen split.
+
+    The same inputs, options and seed give byte-identical files, whatever `jobs` is. A run that was interrupted continues
+    when it is called again.
+
+    Args:
+        inputs: Folders, archives or files; each one's format is detected. Several make one data set.
+        out: The shard directory; it must not exist, or be empty, or be replaced with `overwrite`.
+        options: Defaults are the recipe's (256x256, min-max, 80/10/10 by patient, seed 42).
+        splits: A `splits.csv` to use again instead of splitting; it must fit the data.
+        exclude_overlap: A shard directory; slices that it already holds, re-encoded copies included, are left out.
+        overwrite: Replace an existing shard directory. Anything else that lies there is never deleted.
+        jobs: Worker processes; None for one a processor.
+        progress: Told what is done.
+
+    Returns:
+        The manifest, as it stands in `out/manifest.json`.
+
+    Raises:
+        BadInputError: Lists every bad file, before any shard is written; with `options.skip_bad` they are left out.
+        DataError: Where the split cannot be made, or `splits` does not fit.
+        UsageError: Options that cannot be meant.
+        KerassegError: A full disk, no permission, another process at work on `out`.
+
+    Example:
+        >>> manifest = prepare("data", "three-parts", PrepareOptions(size=32, split="60/20/20"), jobs=1)
+        >>> [manifest.slices_in(split) for split in ("train", "val", "test")]
+        [24, 6, 6]
+    """
+    options = options or PrepareOptions()
+    roots = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(entry) for entry in inputs]
+    target = Path(out)
+    _check_target(target, roots, overwrite=overwrite)
+    check_request(options, splits, exclude_overlap)
+    listed = list_inputs(roots, options, hidden=(target, _partial(target)))
+    for root, entry in zip(roots, listed, strict=True):
+        _LOG.info("%s: %d items, read as %s", root, len(entry.items), entry.format or "nothing")
+    with _work_folder(target) as work:
+        _check_target(target, roots, overwrite=overwrite)  # again, now that nobody else can be writing it
+        chunks = _convert(listed, options, work / "spool", jobs or available_cpus(), progress)
+        slices, problems, left_out = _collect(listed, chunks)
+        if problems and not options.skip_bad:
+            remedy = (
+                f"Mend or remove them, or leave them out with --skip-bad. What was read is kept in {_partial(target)}."
+            )
+            raise BadInputError(problems, remedy=remedy)
+        if not slices:
+            raise (
+                BadInputError(problems, "not one good slice", remedy="Mend the files.")
+                if problems
+                else DataError("not one slice in the input")
+            )
+        arrangement = arrange(slices, options, splits=splits, exclude_overlap=exclude_overlap, progress=progress)
+        shards = write_shards(arrangement, options, work, progress)
+        manifest = make_manifest(arrangement, options, listed, slices, shards, problems, left_out)
+        put_in_place(work, target, manifest, arrangement)
+    _LOG.info("%s: %d shards, data set %s", target, len(manifest.shards), manifest.fingerprint[:12])
+    return manifest
+
+
+# ---- before
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
+
+
+def _check_target(target: Path, roots: Sequence[Path], *, overwrite: bool) -> None:
+    if not roots:
+        raise UsageError("no input", expected="a folder, an archive or files with slices")
+    resolved = target.resolve()
+    for root in roots:
+        if resolved == root.resolve() or root.resolve().is_relative_to(resolved):
+            raise UsageError(
+                "the shard directory would replace the input", path=target, remedy="Choose another folder with --out."
+            )
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError("is a file", path=target, expected="a folder", remedy="Choose another one with --out.")
+    if not any(target.iterdir()):
+        return
+    if not (target / MANIFEST).is_file():
+        raise UsageError(
+            "exists and is no shard directory",
+            path=target,
+            remedy="Choose another folder with --out; it is not deleted.",
+        )
+    if not overwrite:
+        raise UsageError(
+            "holds shards already",
+            path=target,
+            remedy="Replace them with --overwrite, or choose another folder with --out.",
+        )
+
+
+@contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """`OUT.partial`, locked. It stays where the run fails with work done, so that the next run continues."""
+    work = _partial(target)
+    try:
+        (work / "spool").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, work) from error
+    with lock(work / "lock", "shards"):
+        try:
+            yield work
+        except BaseException:
+            shutil.rmtree(work / "shards", ignore_errors=True)
+            if not any((work / "spool").glob("*.json")):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+# ---- reading and converting
+
+
+def _convert(
+    listed: Sequence[ListedInput], options: PrepareOptions, spool: Path, jobs: int, progress: Progress | None
+) -> dict[str, list[Chunk]]:
+    """Runs all tasks; chunks of each input in the order of its items."""
+    conversion = Conversion(size=options.size, intensity=options.intensity, source=source_options(options))
+    todo = [(entry.name, task) for entry in listed for task in tasks(entry.items, entry.name, conversion, spool)]
+    total, done = sum(len(task.items) for _, task in todo), 0
+    chunks: dict[str, list[Chunk]] = {entry.name: [] for entry in listed}
+    if progress:
+        progress("read", 0, total)
+    work = ordered_map(run_task, [task for _, task in todo], jobs=min(jobs, len(todo)), batch=1, crashed=_crashed)
+    for (name, task), (_, chunk) in zip(todo, work, strict=True):
+        chunks[name].append(chunk)
+        done += len(task.items)
+        if progress:
+            progress("read", done, total)
+    return chunks
+
+
+def _crashed(task: Task) -> tuple[str, Chunk]:
+    """The chunk of a task that ended its process: its items one by one, and the culprit named."""
+    if len(task.items) > 1:
+        alone = [replace(task, items=(item,)) for item in task.items]
+        parts = [chunk for _, chunk in ordered_map(run_task, alone, jobs=2, batch=1, crashed=_crashed)]
+        return "", Chunk(
+            slices=tuple(piece for part in parts for piece in part.slices),
+            problems=tuple(problem for part in parts for problem in part.problems),
+            left_out=tuple(entry for part in parts for entry in part.left_out),
+        )
+    message = "ended the process that read it. Check the file and the free memory, or use fewer --jobs."
+    return "", Chunk((), (Problem(f"{task.prefix}/{task.items[0].name}", "crashed", message),), ())
+
+
+def _collect(
+    listed: Sequence[ListedInput], chunks: dict[str, list[Chunk]]
+) -> tuple[list[Spooled], list[Problem], list[LeftOut]]:
+    """Good slices in order, and everything that is wrong: two slices with one id are both named."""
+    problems = [problem for entry in listed for problem in entry.problems]
+    left_out = [remark for entry in listed for remark in entry.left_out]
+    slices: list[Spooled] = []
+    for entry in listed:
+        for chunk in chunks[entry.name]:
+            slices.extend(chunk.slices)
+            problems.extend(chunk.problems)
+            left_out.extend(chunk.left_out)
+    times = Counter(piece.facts.slice_id for piece in slices)
+    first: dict[str, str] = {}
+    good = []
+    for piece in slices:
+        facts = piece.facts
+        if times[facts.slice_id] == 1:
+            good.append(piece)
+        elif facts.slice_id not in first:
+            first[facts.slice_id] = facts.source
+            good.append(piece)
+        else:
+            message = f"has the same id as {first[facts.slice_id]} ({facts.slice_id}). Rename one of the two."
+            problems.append(Problem(facts.source, "duplicate-id", message))
+    return good, sorted(problems), sorted(left_out)

@@ -1,0 +1,220 @@
+"""Converted slices on disk, in chunks that are either whole or absent, until the split is known.
+
+A chunk is named by a hash of everything that its content depends on: the items, the size and date of their files, the
+conversion, the versions of the code that converts. So a run that was killed finds its finished chunks again, whatever
+`--jobs` was, and a file or an option that has changed since simply has another name.
+
+    KEY.bin   the payloads, one after another
+    KEY.json  facts and offsets; written last, by rename: its presence makes the chunk whole
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from zlib_ng import zlib_ng as zlib
+
+from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.conversion.convert import Conversion, Converted, Failure, convert_item
+from kerasseg_tfrecords.errors import Problem
+from kerasseg_tfrecords.files import explain_os_error, write_atomically
+from kerasseg_tfrecords.records.record import Payload, SliceFacts
+from kerasseg_tfrecords.sources.base import Item, LeftOut
+from kerasseg_tfrecords.splitting.fingerprints import Fingerprint
+
+__all__ = ["Chunk", "SpoolReader", "Spooled", "Task", "chunk_key", "load_chunk", "run_task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A chunk to be made: consecutive items of one input."""
+
+    items: tuple[Item, ...]
+    prefix: str
+    conversion: Conversion
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A slice whose payload lies in the spool.
+
+    Attributes:
+        facts: What is known of it.
+        fingerprint: For the search for duplicates.
+        key: The chunk.
+        offset: Where its image starts in the chunk's payload file; mask and native mask follow.
+        lengths: Bytes of image, mask and native mask.
+    """
+
+    facts: SliceFacts
+    fingerprint: Fingerprint
+    key: str
+    offset: int
+    lengths: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What came of a task."""
+
+    slices: tuple[Spooled, ...]
+    problems: tuple[Problem, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+@functools.cache
+def _versions() -> str:
+    return f"{__version__} numpy {np.__version__} opencv {cv2.__version__}"
+
+
+def chunk_key(task: Task) -> str:
+    """Name of the chunk: a hash of what goes in."""
+    state: list[object] = [_versions(), task.prefix, repr(task.conversion)]
+    for item in task.items:
+        stats = []
+        for location in item.files:
+            try:
+                found = location.path.stat()
+                stats.append((str(location.path), location.members, found.st_size, found.st_mtime_ns))
+            except OSError:
+                stats.append((str(location.path), location.members, -1, -1))
+        state.append((item.format, item.name, item.label, item.patient, item.volume, item.slice_index, stats))
+    return hashlib.sha256(repr(state).encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
+def run_task(task: Task) -> tuple[str, Chunk]:
+    """Makes the chunk, or finds it made; what a worker process runs. Returns the key and the chunk."""
+    key = chunk_key(task)
+    made = load_chunk(task.folder, key)
+    if made is not None:
+        return key, made
+    results: list[Converted | Failure] = []
+    payloads = task.folder / f".{key}-{os.getpid()}.bin"
+    offset, checksum = 0, 0
+    slices: list[Spooled] = []
+    try:
+        with payloads.open("wb") as stream:
+            for item in task.items:
+                for result in convert_item(item, task.conversion, task.prefix):
+                    if isinstance(result, Failure):
+                        results.append(result)
+                        continue
+                    parts = (result.payload.image, result.payload.mask, result.payload.mask_native)
+                    for part in parts:
+                        stream.write(part)
+                        checksum = zlib.crc32(part, checksum)
+                    lengths = (len(parts[0]), len(parts[1]), len(parts[2]))
+                    slices.append(Spooled(result.facts, result.fingerprint, key, offset, lengths))
+                    offset += sum(lengths)
+        payloads.replace(task.folder / f"{key}.bin")
+    except OSError as error:
+        raise explain_os_error(error, task.folder.parent) from error
+    finally:
+        payloads.unlink(missing_ok=True)
+    failures = [result for result in results if isinstance(result, Failure)]
+    chunk = Chunk(
+        slices=tuple(slices),
+        problems=tuple(problem for failure in failures for problem in failure.problems),
+        left_out=tuple(entry for failure in failures for entry in failure.left_out),
+    )
+    # Not durable: a power cut may lose it, the checksum then says so, and it is only made again.
+    write_atomically(task.folder / f"{key}.json", _dump(chunk, offset, checksum), durable=False)
+    return key, chunk
+
+
+def _dump(chunk: Chunk, length: int, checksum: int) -> str:
+    return json.dumps(
+        {
+            "length": length,
+            "crc32": checksum,
+            "slices": [
+                {
+                    "facts": asdict(piece.facts),
+                    "fingerprint": base64.b64encode(piece.fingerprint.to_bytes()).decode(),
+                    "offset": piece.offset,
+                    "lengths": piece.lengths,
+                }
+                for piece in chunk.slices
+            ],
+            "problems": [asdict(problem) for problem in chunk.problems],
+            "left_out": [asdict(entry) for entry in chunk.left_out],
+        }
+    )
+
+
+def load_chunk(folder: Path, key: str) -> Chunk | None:
+    """The chunk `key`, or None where it is absent or damaged."""
+    try:
+        state = json.loads((folder / f"{key}.json").read_bytes())
+        payloads = (folder / f"{key}.bin").read_bytes()
+    except (OSError, ValueError):
+        return None
+    if len(payloads) != state["length"] or zlib.crc32(payloads) != state["crc32"]:
+        return None
+    return Chunk(
+        slices=tuple(
+            Spooled(
+                _facts(entry["facts"]),
+                Fingerprint.from_bytes(base64.b64decode(entry["fingerprint"])),
+                key,
+                entry["offset"],
+                tuple(entry["lengths"]),
+            )
+            for entry in state["slices"]
+        ),
+        problems=tuple(Problem(**entry) for entry in state["problems"]),
+        left_out=tuple(LeftOut(**entry) for entry in state["left_out"]),
+    )
+
+
+def _facts(state: dict[str, object]) -> SliceFacts:
+    spacing, notes = state.pop("spacing"), state.pop("notes")
+    return SliceFacts(**state, spacing=tuple(spacing), notes=tuple(notes))  # type: ignore[arg-type]
+
+
+class SpoolReader:
+    """Reads payloads back, in any order, with a bounded number of open files."""
+
+    def __init__(self, folder: Path, most_open: int = 128) -> None:
+        self._folder = folder
+        self._most_open = most_open
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def __enter__(self) -> SpoolReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ExitStack() as stack:
+            for descriptor in self._open.values():
+                stack.callback(os.close, descriptor)
+            self._open.clear()
+
+    def read(self, piece: Spooled) -> Payload:
+        """The payload of one slice."""
+        descriptor = self._open.pop(piece.key, None)
+        if descriptor is None:
+            descriptor = os.open(self._folder / f"{piece.key}.bin", os.O_RDONLY)
+        self._open[piece.key] = descriptor
+        if len(self._open) > self._most_open:
+            os.close(self._open.popitem(last=False)[1])
+        data = os.pread(descriptor, sum(piece.lengths), piece.offset)
+        image, mask = piece.lengths[0], piece.lengths[1]
+        return Payload(data[:image], data[image : image + mask], data[image + mask :])
+
+
+def tasks(items: Sequence[Item] | Iterable[Item], prefix: str, conversion: Conversion, folder: Path) -> list[Task]:
+    """Items in chunks of 32, which keep a worker busy for a tenth of a second and an interrupted one's loss small."""
+    every = list(items)
+    return [Task(tuple(every[start : start + 32]), prefix, conversion, folder) for start in range(0, len(every), 32)]

@@ -1,0 +1,209 @@
+"""Checks a PNG, JPEG or TIFF file before it is decoded: its size, and that it is whole.
+
+OpenCV decodes what it can: a cut file may come out half grey, a flipped bit as a shifted picture, and a file of 400 kB may
+ask for gigabytes. So the header is read first, and the checks that the formats offer (chunk CRCs, end markers, strip
+tables) are made here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.formats.sniff import describe
+from kerasseg_tfrecords.formats.tiff import read_tiff
+
+__all__ = ["Header", "check_pixels", "inspect"]
+
+_REMEDY = "Get the file again from where it came"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture file says about itself.
+
+    Attributes:
+        kind: "png", "jpeg" or "tiff".
+        height, width: In pixels.
+        depth: Bits of a stored grey value where they are fewer than eight, else 8 or more.
+        lossy: Whether the pixels went through JPEG compression.
+        grey: Whether one value a pixel is stored (a palette is not grey).
+        white_is_zero: Whether 0 is shown as white.
+        payload: What to give to the decoder.
+    """
+
+    kind: str
+    height: int
+    width: int
+    depth: int
+    lossy: bool
+    grey: bool
+    white_is_zero: bool
+    payload: bytes
+
+
+def check_pixels(height: int, width: int, name: str, max_pixels: int) -> None:
+    """Raises `DataError` for an image without pixels or with more than `max_pixels`."""
+    if height < 1 or width < 1:
+        raise DataError("an image without pixels", path=name, found=f"{height} x {width} pixels")
+    if height * width > max_pixels:
+        raise DataError(
+            "the image is too large",
+            path=name,
+            found=f"{height} x {width} pixels",
+            expected=f"at most {max_pixels} pixels",
+            remedy="No MRI slice is that large; check the file",
+            kind="too-large",
+        )
+
+
+def inspect(data: bytes, name: str, max_pixels: int) -> Header:
+    """Reads the header of a picture and checks that the file is whole, without decoding it.
+
+    Args:
+        data: The file.
+        name: For messages.
+        max_pixels: Larger images are refused.
+
+    Raises:
+        DataError: It is none of the three formats, too large, cut off, damaged, or a stack of several pages.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _inspect_png(data, name, max_pixels)
+    if data.startswith(b"\xff\xd8\xff"):
+        return _inspect_jpeg(data, name, max_pixels)
+    if data[:4] in {b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"}:
+        return _inspect_tiff(data, name, max_pixels)
+    raise DataError("not an image", path=name, found=describe(data), expected="PNG, JPEG, TIFF or DICOM")
+
+
+def _damaged(name: str, kind: str, detail: str) -> DataError:
+    return DataError(f"a damaged {kind} file", path=name, found=detail, remedy=_REMEDY)
+
+
+def _inspect_png(data: bytes, name: str, max_pixels: int) -> Header:
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise _damaged(name, "PNG", "no header")
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    check_pixels(height, width, name, max_pixels)
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour)
+    if samples is None or depth not in {1, 2, 4, 8, 16} or interlaced not in {0, 1}:
+        raise _damaged(name, "PNG", "an impossible header")
+    kept = [data[:8]]
+    pixels = []
+    position = 8
+    kind = b""
+    while kind != b"IEND":
+        if position + 12 > len(data):
+            raise _damaged(name, "PNG", "the file is cut off")
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        end = position + 12 + length
+        if end > len(data):
+            raise _damaged(name, "PNG", "the file is cut off")
+        if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise _damaged(name, "PNG", f"the check sum of {kind.decode('latin-1')} is wrong")
+        # Colour profiles and texts change no pixel here, but make libpng print warnings.
+        if kind in {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}:
+            kept.append(data[position:end])
+        if kind == b"IDAT":
+            pixels.append(data[position + 8 : end - 4])
+        position = end
+    _check_png_pixels(b"".join(pixels), _png_passes(height, width, depth * samples, bool(interlaced)), name)
+    return Header("png", height, width, depth, False, colour in {0, 4}, False, b"".join(kept))
+
+
+def _png_passes(height: int, width: int, bits: int, interlaced: bool) -> list[tuple[int, int]]:
+    """Rows and bytes a row (filter byte included) of each pass."""
+    if not interlaced:
+        return [(height, 1 + (width * bits + 7) // 8)]
+    adam7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    sizes = [(-((y - height) // dy), -((x - width) // dx)) for y, x, dy, dx in adam7]
+    return [(rows, 1 + (columns * bits + 7) // 8) for rows, columns in sizes if rows > 0 and columns > 0]
+
+
+def _check_png_pixels(compressed: bytes, passes: list[tuple[int, int]], name: str) -> None:
+    expected = sum(rows * stride for rows, stride in passes)
+    stream = zlib.decompressobj()
+    try:
+        raw = stream.decompress(compressed, expected)
+        stream.decompress(stream.unconsumed_tail, 1)  # the trailing check sum
+    except zlib.error:
+        raise _damaged(name, "PNG", "its compressed pixels cannot be unpacked") from None
+    if len(raw) < expected:
+        raise _damaged(name, "PNG", f"{len(raw)} of {expected} bytes of pixels")
+    start = 0
+    for rows, stride in passes:
+        if max(raw[start : start + rows * stride : stride]) > 4:
+            raise _damaged(name, "PNG", "a row with an unknown filter")
+        start += rows * stride
+
+
+def _inspect_jpeg(data: bytes, name: str, max_pixels: int) -> Header:
+    size: tuple[int, int, int] | None = None
+    scans = 0
+    marker = re.compile(rb"\xff+([^\x00\xff])")
+    after_scan = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+    position = 2
+    while True:
+        match = (after_scan if scans else marker).search(data, position)
+        if match is None:
+            raise _damaged(name, "JPEG", "the file is cut off")
+        code, position = match.group(1)[0], match.end()
+        if code == 0xD9:
+            break
+        if code == 0x01 or 0xD0 <= code <= 0xD8:
+            continue
+        length = int.from_bytes(data[position : position + 2], "big")
+        if length < 2 or position + length > len(data):
+            raise _damaged(name, "JPEG", "the file is cut off")
+        if 0xC0 <= code <= 0xCF and code not in {0xC4, 0xC8, 0xCC}:
+            if length < 8:
+                raise _damaged(name, "JPEG", "an impossible header")
+            height, width, components = struct.unpack(">HHB", data[position + 3 : position + 8])
+            check_pixels(height, width, name, max_pixels)
+            size = height, width, components
+        if code == 0xDA:
+            scans += 1
+        position += length
+    if size is None or not scans:
+        raise _damaged(name, "JPEG", "no picture in it")
+    return Header("jpeg", size[0], size[1], 8, True, size[2] == 1, False, data)
+
+
+def _inspect_tiff(data: bytes, name: str, max_pixels: int) -> Header:
+    try:
+        pages = read_tiff(data)
+    except ValueError as error:
+        raise _damaged(name, "TIFF", str(error)) from None
+    if len(pages) > 1:
+        raise DataError(
+            "a TIFF with several pages",
+            path=name,
+            found=f"{len(pages)} pages",
+            expected="one slice a file",
+            remedy="Write each page to a file of its own, or the stack as NIfTI",
+        )
+    page = pages[0]
+    check_pixels(page.height, page.width, name, max_pixels)
+    if not 1 <= page.samples <= 4 or page.tile_pixels > max(max_pixels, 1 << 20):
+        raise DataError(
+            "a TIFF of a kind that is not read",
+            path=name,
+            found=f"{page.samples} values a pixel",
+            expected="grey or colour, with or without transparency",
+        )
+    if page.stored_end > len(data) or page.stored_bytes < page.needed_bytes:
+        raise _damaged(name, "TIFF", "the file is cut off")
+    return Header(
+        "tiff",
+        page.height,
+        page.width,
+        page.bits,
+        page.lossy,
+        page.samples == 1 and not page.palette,
+        page.inverted,
+        data,
+    )

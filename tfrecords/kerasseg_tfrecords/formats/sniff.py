@@ -1,0 +1,66 @@
+"""What a file is by its first bytes, for detection and for telling users what they gave instead of an image."""
+
+from __future__ import annotations
+
+__all__ = ["DICOM_SUFFIXES", "HEAD_BYTES", "describe", "is_dicom", "is_gzip", "is_picture"]
+
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+HEAD_BYTES = 1024
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"II*\x00", "a TIFF image"),
+    (b"MM\x00*", "a TIFF image"),
+    (b"II+\x00", "a TIFF image"),
+    (b"MM\x00+", "a TIFF image"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"MATLAB 7.3", "a MATLAB 7.3 file"),
+    (b"MATLAB 5.0", "a MATLAB 5 file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"%PDF", "a PDF file"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"<html", "a web page"),
+)
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether `data` starts like a PNG, JPEG or TIFF file."""
+    return any(data.startswith(magic) for magic, _ in _MAGIC[:6])
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether `data` starts like a DICOM file: 128 bytes of anything, then `DICM`."""
+    return data[128:132] == b"DICM"
+
+
+def is_gzip(data: bytes) -> bool:
+    """Whether `data` starts like a gzip stream."""
+    return data.startswith(b"\x1f\x8b")
+
+
+def describe(data: bytes) -> str:
+    r"""What a file seems to be, in words for an error message.
+
+    >>> describe(b""), describe(b"hello\n"), describe(b"\x89HDF\r\n\x1a\n")
+    ('an empty file', 'a text file', 'an HDF5 file')
+    """
+    if not data:
+        return "an empty file"
+    if is_dicom(data):
+        return "a DICOM file"
+    for magic, words in _MAGIC:
+        if data.startswith(magic):
+            return words
+    start = data[:HEAD_BYTES]
+    if not start.strip(b"\x00"):
+        return "a file of zero bytes"
+    try:
+        text = start[: len(start) - 3].decode() if len(start) == HEAD_BYTES else start.decode()
+    except UnicodeDecodeError:
+        return "something else"
+    return "a text file" if all(c.isprintable() or c in "\r\n\t\f" for c in text) else "something else"

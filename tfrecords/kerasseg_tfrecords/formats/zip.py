@@ -1,0 +1,334 @@
+"""Zip archives read in place: their members, and the members of zips inside them, without unpacking anything.
+
+What an archive says about itself is not believed: unsafe names, overlapping members, impossible or bomb-like sizes,
+encryption and unknown compression are refused while listing, and no read returns more than the member declared.
+
+Each process keeps a few archives open. Reading uses `pread` at absolute places, so that processes forked from one that
+has archives open, and threads, do not disturb each other's file position.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import tempfile
+import threading
+import weakref
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kerasseg_tfrecords.errors import DataError, Problem
+from kerasseg_tfrecords.files import temporary_space
+from kerasseg_tfrecords.formats.location import Location
+
+__all__ = ["ArchiveListing", "is_hidden", "list_archive", "read_member", "shown"]
+
+MAX_DEPTH = 4
+"""Zips in zips in zips in a zip; deeper nesting is refused."""
+MAX_ARCHIVES = 1_000
+"""Archives inside one archive, over all depths."""
+MAX_MEMBERS = 2_000_000
+KEPT_OPEN = 16
+"""Archives that one process keeps open; the figshare data set is five."""
+DEFLATE_RATIO = 1_032
+"""Deflate cannot shrink more than this; a member that says otherwise lies."""
+BOMB_RATIO, BOMB_BYTES = 200, 256 * 2**20
+"""A member or archive that is larger *and* shrank more than this is taken for a bomb."""
+SPOOL_RATIO, SPOOL_BYTES = 20, 64 * 2**20
+"""The same for a zip inside a zip that has to be unpacked to a temporary file: zips hardly shrink again."""
+_METHODS = {1: "shrink", 6: "implode", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
+_SYSTEM_NAMES = {
+    "__macosx",
+    "thumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "@eadir",
+}
+
+
+@dataclass(slots=True)
+class ArchiveListing:
+    """What is in an archive: readable members, and what is wrong with the others."""
+
+    locations: list[Location] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name belongs to the system and not to the data.
+
+    >>> [is_hidden(name) for name in ("._1.mat", "__MACOSX", "Thumbs.db", "1.mat")]
+    [True, True, True, False]
+    """
+    return name.startswith((".", "~$")) or name.lower() in _SYSTEM_NAMES
+
+
+def shown(name: str) -> str:
+    """`name` with bytes that are no UTF-8 escaped, so that it can be written to any file or terminal."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class _Window(io.RawIOBase):
+    """Part of an open file as a file of its own, with a position of its own."""
+
+    _lock = threading.Lock()
+
+    def __init__(self, descriptor: int, start: int, size: int) -> None:
+        super().__init__()
+        self.descriptor, self.start, self.size = descriptor, start, size
+        self._at = 0
+        # Not closed when dropped from the cache, but when the last reader lets go.
+        weakref.finalize(self, os.close, descriptor)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        if origin + offset < 0:
+            raise OSError("seek before the start of the archive")
+        self._at = origin + offset
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(self.size - self._at, 0)
+        data = self.read_at(self._at, left if size is None or size < 0 else min(size, left))
+        self._at += len(data)
+        return data
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size > 0:
+            part = self._pread(min(size, 2**30), self.start + offset)
+            if not part:
+                break
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _pread(self, size: int, at: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self.descriptor, size, at)
+        with self._lock:  # Windows has no fork, so that a lock is enough
+            os.lseek(self.descriptor, at, os.SEEK_SET)
+            return os.read(self.descriptor, size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Archive:
+    window: _Window
+    zip: zipfile.ZipFile
+    signature: tuple[int, ...]
+
+
+_cache: OrderedDict[tuple[str, tuple[str, ...]], _Archive] = OrderedDict()
+_cache_lock = threading.RLock()
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns what zipfile and the disk raise about a damaged archive into one `DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except KeyError as error:
+        raise DataError("is no longer in its archive", path=name, remedy="Was the archive replaced?") from error
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | PermissionError) or error.strerror:
+            raise DataError("cannot be read", path=name, found=error.strerror) from error
+        raise DataError("is damaged", path=name, found=error, remedy="Download or copy it again.") from error
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
+        remedy = "Download or copy it again."
+        raise DataError("the zip archive is damaged", path=name, found=error, remedy=remedy) from error
+    except (NotImplementedError, RuntimeError) as error:
+        raise DataError(
+            "cannot be read in place", path=name, found=error, remedy="Unpack the archive first."
+        ) from error
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _open(path: Path, chain: tuple[str, ...]) -> _Archive:
+    """The archive at `path`, or the zip down `chain` inside it; from the cache where it is still the same file."""
+    key, signature = (os.fspath(path), chain), _signature(path)
+    with _cache_lock:
+        archive = _cache.get(key)
+        if archive is not None and archive.signature == signature:
+            _cache.move_to_end(key)
+            return archive
+        window = _inner_window(_open(path, chain[:-1]), chain[-1]) if chain else _outer_window(path)
+        archive = _Archive(window, zipfile.ZipFile(window), signature)
+        _cache[key] = archive
+        while len(_cache) > KEPT_OPEN:
+            _cache.popitem(last=False)
+        return archive
+
+
+def _outer_window(path: Path) -> _Window:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    return _Window(descriptor, 0, os.fstat(descriptor).st_size)
+
+
+def _inner_window(outer: _Archive, member: str) -> _Window:
+    """A zip inside a zip: where it is stored its bytes lie in the outer file as they are, else they are spooled once."""
+    info = outer.zip.getinfo(member)
+    if info.compress_type == zipfile.ZIP_STORED:
+        header = outer.window.read_at(info.header_offset, 30)
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise zipfile.BadZipFile(f"no local header for {member!r}")
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        start = info.header_offset + 30 + name_length + extra_length
+        if start + info.file_size > outer.window.size:
+            raise zipfile.BadZipFile(f"{member!r} ends behind the end of the archive")
+        return _Window(os.dup(outer.window.descriptor), outer.window.start + start, info.file_size)
+    with temporary_space(), tempfile.TemporaryFile(prefix="kerasseg-") as spool, outer.zip.open(info) as stream:
+        written = 0
+        while part := stream.read(2**20):
+            written += len(part)
+            spool.write(part)
+        spool.flush()
+        return _Window(os.dup(spool.fileno()), 0, written)
+
+
+def read_member(location: Location, *, limit: int) -> bytes:
+    """The bytes of a file inside archives, at most `limit`. A larger or damaged one is a `DataError`."""
+    with _explained(location.name):
+        archive = _open(location.path, location.members[:-1])
+        info = archive.zip.getinfo(location.members[-1])
+        reason = _refusal(info)
+        if reason is not None:
+            raise DataError(reason.message, path=location.name, kind=reason.kind)
+        if info.file_size > limit:
+            found, expected = f"{info.file_size} bytes", f"at most {limit} bytes"
+            raise DataError("is too large", path=location.name, found=found, expected=expected, kind="too-large")
+        with archive.zip.open(info) as stream:
+            data = stream.read(info.file_size)
+        if len(data) != info.file_size:
+            raise zipfile.BadZipFile(f"{len(data)} of {info.file_size} bytes")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class _Reason:
+    kind: str
+    message: str
+
+
+def _unsafe_name(name: str) -> bool:
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or parts[0] == "" or (len(parts[0]) > 1 and parts[0][1] == ":") or "\0" in name
+
+
+def _refusal(info: zipfile.ZipInfo) -> _Reason | None:
+    """Why a member is not to be read, from what the archive's directory says about it."""
+    # zipfile cuts names at a NUL and drops nothing else; the name as written is what counts.
+    if _unsafe_name(info.orig_filename):
+        return _Reason("unsafe-name", "its name leads out of the archive; nothing was read. Make the archive again")
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return _Reason("unsafe-name", "a link inside an archive is not followed. Archive the file itself")
+    if info.flag_bits & 0x1:
+        return _Reason("encrypted", "is encrypted. Unpack the archive with its password and give the folder")
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        method = _METHODS.get(info.compress_type, f"method {info.compress_type}")
+        return _Reason(
+            "unreadable", f"is compressed with {method} (expected stored or deflate). Unpack the archive first"
+        )
+    packed, size = info.compress_size, info.file_size
+    bomb = size > packed * BOMB_RATIO and size > BOMB_BYTES
+    if (info.compress_type == zipfile.ZIP_STORED and packed != size) or bomb or size > packed * DEFLATE_RATIO + 4096:
+        return _Reason("zip-bomb", f"says that {packed} bytes hold {size}: a zip bomb; it was not read")
+    return None
+
+
+def list_archive(path: Path, name: str) -> ArchiveListing:
+    """All files in the zip at `path`, down into zips inside it, hidden and system files left out.
+
+    Args:
+        path: The archive on disk.
+        name: What its members' names begin with, for instance `official.zip`.
+
+    Raises:
+        DataError: The archive itself cannot be used. What is wrong with single members is in the listing's problems.
+    """
+    listing = ArchiveListing()
+    budget = [MAX_ARCHIVES]
+    _list_into(listing, path, (), name, budget)
+    return listing
+
+
+def _list_into(listing: ArchiveListing, path: Path, chain: tuple[str, ...], name: str, budget: list[int]) -> None:
+    budget[0] -= 1
+    if len(chain) >= MAX_DEPTH or budget[0] < 0:
+        what = "archives lie too deep in each other" if budget[0] >= 0 else "holds too many archives"
+        expected = f"at most {MAX_DEPTH} deep" if budget[0] >= 0 else f"at most {MAX_ARCHIVES}"
+        raise DataError(what, path=name, expected=expected, remedy="Unpack it first.", kind="zip-bomb")
+    with _explained(name):
+        infos = _open(path, chain).zip.infolist()
+    _check_whole(infos, name)
+    files = [info for info in infos if not info.is_dir()]
+    if files and all(info.flag_bits & 0x1 for info in files):
+        remedy = "Unpack it with its password and give the folder."
+        raise DataError("the whole archive is encrypted", path=name, remedy=remedy, kind="encrypted")
+    seen: set[str] = set()
+    for info in files:
+        plain = shown(info.filename.replace("\\", "/")).removeprefix("./")
+        if any(is_hidden(part) and part not in {".", ".."} for part in plain.split("/")):
+            continue
+        member = f"{name}!{plain}"
+        reason = _refusal(info)
+        if reason is None and info.filename in seen:
+            reason = _Reason("duplicate-name", "the archive holds two files of this name. Make the archive again")
+        seen.add(info.filename)
+        if reason is not None:
+            listing.problems.append(Problem(member, reason.kind, reason.message))
+        elif plain.lower().endswith(".zip"):
+            try:
+                _check_spool(info, member)
+                _list_into(listing, path, (*chain, info.filename), member, budget)
+            except DataError as error:
+                listing.problems.append(Problem.of(error, member))
+        else:
+            listing.locations.append(Location(path, (*chain, info.filename), member))
+
+
+def _check_whole(infos: list[zipfile.ZipInfo], name: str) -> None:
+    """Refuses what only the archive as a whole shows: too many members, overlapping ones, an absurd sum."""
+    if len(infos) > MAX_MEMBERS:
+        found, expected = f"{len(infos)} members", f"at most {MAX_MEMBERS}"
+        raise DataError("holds too many files", path=name, found=found, expected=expected, kind="zip-bomb")
+    end = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.header_offset < end:
+            what = "its members overlap, as in a zip bomb; it was not read"
+            raise DataError(what, path=name, found=shown(info.filename), kind="zip-bomb")
+        end = info.header_offset + 30 + info.compress_size
+    packed, size = sum(info.compress_size for info in infos), sum(info.file_size for info in infos)
+    if size > packed * BOMB_RATIO and size > 64 * BOMB_BYTES:
+        raise DataError(
+            f"says that {packed} bytes hold {size}: a zip bomb; it was not read", path=name, kind="zip-bomb"
+        )
+
+
+def _check_spool(info: zipfile.ZipInfo, name: str) -> None:
+    if info.file_size > info.compress_size * SPOOL_RATIO and info.file_size > SPOOL_BYTES:
+        what = f"says that {info.compress_size} bytes hold a zip of {info.file_size}: a zip bomb; it was not read"
+        raise DataError(what, path=name, kind="zip-bomb")

@@ -1,0 +1,153 @@
+"""Any record of a split by its number, read straight from the TFRecord files; needs no TensorFlow.
+
+A TFRecord file is a row of records, each one 8 bytes of length (little-endian), 4 of check sum, the data, and 4 of check
+sum. `ShardRecords` walks over the lengths once and then reads single records by their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.records.manifest import Manifest, ShardFacts
+
+__all__ = ["ShardRecords", "check_hashes", "scan_offsets"]
+
+_HEADER, _FOOTER = 12, 4
+_REMEDY = "Run kerasseg verify, and prepare again."
+
+
+def scan_offsets(path: Path, expected: int) -> NDArray[np.int64]:
+    """Where the records of one file begin and how long they are.
+
+    Args:
+        path: A TFRecord file.
+        expected: How many records it holds by its manifest.
+
+    Returns:
+        (expected, 2): offset of the data and its length, bytes.
+
+    Raises:
+        DataError: Where the file ends in the middle of a record, or holds another number of them.
+    """
+    places: list[tuple[int, int]] = []
+    try:
+        with path.open("rb", buffering=0) as stream:
+            size, at = os.fstat(stream.fileno()).st_size, 0
+            while at < size:
+                header = os.pread(stream.fileno(), 8, at)
+                length = struct.unpack("<Q", header)[0] if len(header) == 8 else size
+                if at + _HEADER + length + _FOOTER > size:
+                    raise DataError(
+                        f"damaged, or cut off, after {len(places)} good records",
+                        path=path,
+                        expected=f"{expected} records",
+                        remedy=_REMEDY,
+                    )
+                places.append((at + _HEADER, length))
+                at += _HEADER + length + _FOOTER
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path=path, remedy=_REMEDY) from error
+    if len(places) != expected:
+        raise DataError(
+            "another number of records than the manifest says",
+            path=path,
+            found=len(places),
+            expected=expected,
+            remedy=_REMEDY,
+        )
+    return np.array(places, np.int64).reshape(-1, 2)
+
+
+def check_hashes(
+    root: Path, shards: Sequence[ShardFacts], progress: Callable[[str, int, int], None] | None = None
+) -> None:
+    """Compares the SHA-256 of files with the manifest's.
+
+    Args:
+        root: The shard directory.
+        shards: The files to check.
+        progress: Told "check", the files done, and how many there are.
+
+    Raises:
+        DataError: At the first file that has changed since it was written.
+    """
+    for done, shard in enumerate(shards):
+        if progress:
+            progress("check", done, len(shards))
+        path = root / shard.path
+        try:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", path=path, remedy=_REMEDY) from error
+        if digest != shard.sha256:
+            raise DataError(
+                "its bytes have changed since it was written",
+                path=path,
+                found=f"SHA-256 {digest[:12]}...",
+                expected=f"{shard.sha256[:12]}...",
+                remedy=_REMEDY,
+            )
+    if progress:
+        progress("check", len(shards), len(shards))
+
+
+class ShardRecords:
+    """The records of one split as a sequence: number i is the i-th in the order of the manifest's files.
+
+    Nothing is kept open or in memory but 16 bytes a record, so that several threads may read at once.
+
+    Args:
+        root: The shard directory.
+        manifest: Its manifest.
+        split: `train`, `val` or `test`.
+
+    Attributes:
+        labels: (records,) index into the manifest's classes; from the manifest, nothing is read for it.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, split: str) -> None:
+        self.root, self.manifest = root, manifest
+        self.shards = manifest.shards_of(split)
+        counts = [shard.records for shard in self.shards]
+        classes = [manifest.classes.index(shard.label) for shard in self.shards]
+        self.labels: NDArray[np.int64] = np.repeat(np.array(classes, np.int64), counts)
+        self._shard = np.repeat(np.arange(len(counts)), counts)
+        self._first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._places: dict[int, NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        """Records in the split."""
+        return len(self.labels)
+
+    def path_of(self, number: int) -> Path:
+        """The file that holds record `number`."""
+        return self.root / self.shards[int(self._shard[number])].path
+
+    def read(self, number: int) -> bytes:
+        """The serialised Example of one record.
+
+        Raises:
+            DataError: Where its file is damaged or gone.
+        """
+        shard = int(self._shard[number])
+        path = self.root / self.shards[shard].path
+        if shard not in self._places:  # two threads may both come here: they find the same
+            self._places[shard] = scan_offsets(path, self.shards[shard].records)
+        offset, length = self._places[shard][number - int(self._first[shard])].tolist()
+        try:
+            with path.open("rb", buffering=0) as stream:
+                data = os.pread(stream.fileno(), length, offset)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", path=path, remedy=_REMEDY) from error
+        if len(data) != length:
+            raise DataError("ends in the middle of a record", path=path, remedy=_REMEDY)
+        return data

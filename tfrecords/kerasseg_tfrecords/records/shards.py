@@ -1,0 +1,181 @@
+"""TFRecord files: write the shards of a data set, read them back, hash them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import tensorflow as tf
+
+from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.files import explain_os_error
+from kerasseg_tfrecords.records.manifest import Manifest, ShardFacts, load_manifest
+from kerasseg_tfrecords.records.record import Record
+from kerasseg_tfrecords.records.schema import decode
+from kerasseg_tfrecords.splitting.split import SPLITS
+
+__all__ = ["family_names", "file_sha256", "read_records", "read_shard", "shard_paths", "write_family"]
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def family_names(labels: Sequence[str]) -> dict[str, str]:
+    """Each class name as part of a file name; two that become alike get a number.
+
+    >>> family_names(["glioma", "no tumour", "no/tumour"])
+    {'glioma': 'glioma', 'no tumour': 'no_tumour', 'no/tumour': 'no_tumour-2'}
+    """
+    families: dict[str, str] = {}
+    for label in labels:
+        base = re.sub(r"[^A-Za-z0-9_.-]+", "_", label).strip("._") or "class"
+        family, number = base, 2
+        while family in families.values():
+            family, number = f"{base}-{number}", number + 1
+        families[label] = family
+    return families
+
+
+def write_family(
+    root: Path,
+    split: str,
+    label: str,
+    family: str,
+    serialized: Callable[[int], bytes],
+    count: int,
+    records_per_shard: int,
+) -> list[ShardFacts]:
+    """Writes the records of one class in one split, in the given order, as `SPLIT/CLASS-00000-of-00003.tfrecord`.
+
+    Args:
+        root: The shard directory.
+        split: `train`, `val` or `test`.
+        label: Class name.
+        family: The same as part of a file name (`family_names`).
+        serialized: Gives the serialised Example number i, 0 <= i < count.
+        count: How many there are; 0 writes nothing.
+        records_per_shard: Upper bound; the records are spread evenly.
+
+    Raises:
+        KerassegError: Where the disk is full or cannot be written.
+    """
+    folder = root / split
+    shards = -(-count // records_per_shard)
+    facts = []
+    for number in range(shards):
+        first, last = count * number // shards, count * (number + 1) // shards
+        path = folder / f"{family}-{number:05d}-of-{shards:05d}.tfrecord"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tf.io.TFRecordWriter(str(path)) as writer:
+                for index in range(first, last):
+                    writer.write(serialized(index))
+        except OSError as error:
+            raise explain_os_error(error, path) from error
+        except tf.errors.OpError as error:
+            # TensorFlow's file layer reports a full disk by its own exceptions; ask the system which it was.
+            raise _explain_write(error, path) from error
+        facts.append(
+            ShardFacts(
+                path=path.relative_to(root).as_posix(),
+                split=split,
+                label=label,
+                records=last - first,
+                bytes=path.stat().st_size,
+                sha256=file_sha256(path),
+            )
+        )
+    return facts
+
+
+def _explain_write(error: Exception, path: Path) -> Exception:
+    import errno
+    import os
+
+    text = str(error).lower()
+    code = errno.ENOSPC if "no space" in text else errno.EACCES if "permission" in text else 0
+    return explain_os_error(OSError(code, os.strerror(code) if code else str(error)), path)
+
+
+def shard_paths(folder: Path | str, split: str, manifest: Manifest | None = None) -> list[Path]:
+    """Files of a split in the manifest's order, checked to exist with their size.
+
+    Args:
+        folder: A shard directory.
+        split: "train", "val" (or "validation"), "test".
+        manifest: Where it has been read already.
+
+    Raises:
+        DataError: Where a file is missing or has another size than the manifest says.
+
+    Example:
+        >>> [path.name for path in shard_paths("shards", "train")][0]
+        'meningioma-00000-of-00001.tfrecord'
+    """
+    root = Path(folder)
+    listed = (manifest or load_manifest(root)).shards_of(split)
+    for shard in listed:
+        path = root / shard.path
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.bytes:
+            raise DataError(
+                "the shard does not fit the manifest",
+                path=path,
+                found="no such file" if size is None else f"{size} bytes",
+                expected=f"{shard.bytes} bytes",
+                remedy="Run kerasseg verify, and prepare again.",
+            )
+    return [root / shard.path for shard in listed]
+
+
+def read_shard(path: Path, *, size: int, channels: int) -> Iterator[Record]:
+    """Records of one file, one after another.
+
+    Raises:
+        DataError: At the first record that is damaged; those before it have been given.
+    """
+    count = 0
+    iterator = iter(tf.data.TFRecordDataset(str(path)))
+    while True:
+        try:
+            serialized = next(iterator).numpy()
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            kind = "the file ends in the middle of a record" if "truncated" in str(error) else "a damaged record"
+            raise DataError(f"{kind} after {count} good ones", path=path, remedy="Prepare again.") from error
+        try:
+            yield decode(serialized, size=size, channels=channels)
+        except DataError as error:
+            raise DataError(f"record {count}: {error}", path=path, remedy="Prepare again.") from error
+        count += 1
+
+
+def read_records(folder: Path | str, splits: str | Sequence[str] = SPLITS) -> Iterator[Record]:
+    """All records of the named splits of a shard directory, as NumPy arrays, file by file.
+
+    Args:
+        folder: A shard directory.
+        splits: "train", "val", "test"; one or several.
+
+    Raises:
+        DataError: A file is missing or damaged; the records before it have been given.
+
+    Example:
+        >>> record = next(iter(read_records("shards", ["train"])))
+        >>> record.image.shape, record.image.dtype, record.mask.shape, record.mask_native.shape
+        ((32, 32, 1), dtype('uint8'), (32, 32), (48, 48))
+    """
+    manifest = load_manifest(folder)
+    wanted = [splits] if isinstance(splits, str) else list(splits)
+    unknown = [split for split in wanted if split not in (*SPLITS, "validation")]
+    if unknown:
+        raise UsageError("unknown split", found=", ".join(unknown), expected=", ".join(SPLITS))
+    for split in wanted:
+        for path in shard_paths(folder, split, manifest):
+            yield from read_shard(path, size=manifest.size, channels=manifest.channels)

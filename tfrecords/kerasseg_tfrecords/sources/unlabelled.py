@@ -1,0 +1,197 @@
+"""The images of some inputs, of every format that is read, masks left aside: what a network is asked about.
+
+`inputs` lists one data set, of one format, for training. Here nothing need be labelled, so that formats may stand side by
+side, and a few files that a pattern names are as good as a folder.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
+from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES
+from kerasseg_tfrecords.sources import source_for
+from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
+from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of
+
+__all__ = ["ImageInput", "list_images"]
+
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+_TABLES = frozenset({".csv", ".tsv"})
+_EXPECTED = ".mat, PNG, JPEG, TIFF, NIfTI or DICOM files"
+_MAGIC = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """One input after listing.
+
+    Attributes:
+        name: Short, unique among the inputs.
+        root: The folder or file; for files that were named one by one the folder that they lie in.
+        items: Each holds the image alone.
+        problems: Files that cannot be used, by their names within the input.
+        left_out: Files that are no images, with the reason.
+        notes: Sentences about the listing.
+    """
+
+    name: str
+    root: Path
+    items: tuple[Item, ...]
+    problems: tuple[Problem, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+
+def list_images(
+    inputs: Sequence[Path | str], options: SourceOptions, *, format_name: str | None = None, hidden: Sequence[Path] = ()
+) -> list[ImageInput]:
+    """Finds what there is to predict.
+
+    Args:
+        inputs: Folders, zips, files, or patterns with `*`, `?` and `**`. Files of one folder are one input.
+        options: For the readers; masks are never read.
+        format_name: One format alone; None for all.
+        hidden: Files below these folders are no input (the outputs of earlier times), unless one is an input itself.
+
+    Returns:
+        One entry for each input, those without images too as long as another has some.
+
+    Raises:
+        DataError: An input that is not there, or no image in any.
+        UsageError: An unknown format.
+    """
+    formats = _FORMATS if format_name is None else (source_for(format_name).name,)
+    trees = list(_trees(inputs))
+    names = input_names([tree.root for tree in trees])
+    found = []
+    for tree, name in zip(trees, names, strict=True):
+        found.append(_list_one(_without(tree, hidden), name, replace(options, masks=False), formats))
+    if not any(entry.items for entry in found):
+        problems = [problem for entry in found for problem in entry.problems]
+        if problems:
+            raise BadInputError(problems, "no image can be read", remedy="Get the files again from where they came.")
+        raise _no_images(trees, format_name)
+    return found
+
+
+_FORMATS = ("figshare", "pairs", "nifti", "dicom")
+
+
+def _trees(inputs: Sequence[Path | str]) -> Iterator[Tree]:
+    """The inputs with patterns resolved and files of one folder together."""
+    folders: dict[Path, list[Location]] = {}
+    order: dict[Path, Tree | None] = {}
+    for given in inputs:
+        for path in _paths(given):
+            if path.is_file() and path.suffix.lower() != ".zip":
+                place = Location(path, (), path.name)
+                kept = folders.setdefault(path.parent, [])
+                order.setdefault(path.parent, None)
+                if place not in kept:
+                    kept.append(place)
+            else:
+                order[path] = _open(path)
+    for path, tree in order.items():  # a folder that is named as a whole holds the files of it that are named besides
+        yield tree if tree is not None else Tree(path, tuple(folders[path]))
+
+
+def _paths(given: Path | str) -> list[Path]:
+    text = str(given)
+    if Path(text).exists() or not _MAGIC & set(text):
+        return [Path(text)]
+    found = sorted(Path(path) for path in glob.glob(text, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    if not found:
+        raise DataError("no file fits the pattern", path=text, expected=_EXPECTED, kind="missing-file")
+    return found
+
+
+def _open(path: Path) -> Tree:
+    try:
+        return open_tree(path)
+    except BadInputError:
+        raise
+    except DataError as error:
+        if error.kind != "empty":
+            raise
+        raise DataError(
+            "there are no images in it", path=path, found=error.what, expected=_EXPECTED, kind="empty"
+        ) from None
+
+
+def _without(tree: Tree, hidden: Sequence[Path]) -> Tree:
+    root = tree.root.resolve()
+    inside = [path for path in (folder.resolve() for folder in hidden) if path != root and path.is_relative_to(root)]
+    if not inside:
+        return tree
+    kept = tuple(p for p in tree.locations if not any(p.path.resolve().is_relative_to(folder) for folder in inside))
+    return replace(tree, locations=kept)
+
+
+def _no_images(trees: Iterable[Tree], format_name: str | None) -> DataError:
+    counts: Counter[str] = Counter()
+    roots = []
+    for tree in trees:
+        counts += tree.suffixes()
+        roots.append(str(tree.root))
+    seen = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in counts.most_common(5))
+    remedy = None if format_name is None else "Name another --format, or none."
+    return DataError(
+        "there are no images in it",
+        path=", ".join(roots),
+        found=f"files: {seen}" if seen else "no files",
+        expected=_EXPECTED,
+        remedy=remedy,
+        kind="empty",
+    )
+
+
+def _list_one(tree: Tree, name: str, options: SourceOptions, formats: Sequence[str]) -> ImageInput:
+    items: list[Item] = []
+    problems = list(tree.problems)
+    left_out: list[LeftOut] = []
+    notes: list[str] = []
+    dicom = {place for place in tree.locations if _is_dicom(place)}
+    for format_name in formats:
+        places = [place for place in tree.locations if _belongs(place, format_name)]
+        if format_name == "dicom":
+            places = [place for place in tree.locations if place in dicom]
+        if not places or (format_name == "pairs" and not any(suffix_of(p.name) in _PICTURES for p in places)):
+            continue
+        listing = source_for(format_name).find_items(replace(tree, locations=tuple(places), problems=()), options)
+        chosen = [item for item in listing.items if format_name == "dicom" or item.files[0] not in dicom]
+        if format_name == "pairs" and "dicom" in formats:
+            # Among pictures the names tell which DICOM files are images; their series are listed as such.
+            images = {item.files[0] for item in listing.items}
+            dicom -= {place for place in dicom if _belongs(place, "pairs") and place not in images}
+        items += [replace(item, files=item.files[:1]) for item in chosen]
+        left_out += [LeftOut(mask.name, "a mask") for item in chosen for mask in item.files[1:]]
+        problems += listing.problems
+        left_out += listing.left_out
+        notes += [note for note in listing.notes if "class" not in note and "slices are" not in note]
+    known = {item.files[0] for item in items} | dicom
+    seen = {entry.name for entry in left_out} | {problem.name for problem in problems}
+    left_out += [
+        LeftOut(place.name, "not an image") for place in tree.locations if place not in known and place.name not in seen
+    ]
+    return ImageInput(name, tree.root, tuple(items), tuple(problems), tuple(left_out), tuple(notes))
+
+
+def _is_dicom(place: Location) -> bool:
+    # Files without an ending, or with a number for one, are what scanners write; the reader looks into them.
+    suffix = suffix_of(place.name)
+    return suffix in DICOM_SUFFIXES or not suffix or suffix[1:].isdigit()
+
+
+def _belongs(place: Location, format_name: str) -> bool:
+    suffix = suffix_of(place.name)
+    if format_name == "figshare":
+        return suffix == ".mat"
+    if format_name == "nifti":
+        return suffix in {".nii", ".nii.gz"} or place.name.endswith("dataset.json")
+    return format_name == "pairs" and (suffix in _PICTURES or suffix in _TABLES or suffix in DICOM_SUFFIXES)

@@ -1,0 +1,1 @@
+"""Which slice goes to which split: patients, duplicates and shares."""

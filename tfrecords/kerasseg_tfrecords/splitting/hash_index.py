@@ -1,0 +1,168 @@
+"""An index over perceptual hashes: the slices whose hash lies near, in any orientation, without looking at all of them.
+
+Locality-sensitive hashing. Copies differ in about 1 % of the signs of their hash, other slices in about a third. A table
+keys each slice by the signs at some 20 places; copies agree in all of them more often than not, and nearly always once
+the least certain signs are tried both ways. Several tables with different places find what one table misses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.splitting.fingerprints import HASH_SIZE, ORIENTATIONS, turn_hashes
+
+__all__ = ["Candidates", "HashIndex"]
+
+_TABLES = 10
+_UNCERTAIN = 3
+"""Signs of a key, those of the smallest coefficients, that are tried both ways."""
+
+_MOST = 64
+"""Slices looked at under one key. More than that agree in all signs only where they are all alike; comparing each with
+the same 64 then still connects them, and time and memory stay bounded."""
+
+_CHUNK = 4096
+
+
+def _inverses() -> tuple[int, ...]:
+    probe = np.arange(1, HASH_SIZE + 1, dtype=np.int8)[None]
+    undone = []
+    for orientation in range(len(ORIENTATIONS)):
+        turned = turn_hashes(probe, orientation)
+        undone.append(next(k for k in range(len(ORIENTATIONS)) if np.array_equal(turn_hashes(turned, k), probe)))
+    return tuple(undone)
+
+
+_UNDONE = _inverses()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Pairs of near hashes.
+
+    Attributes:
+        first: (m,) index into the hashes asked about.
+        second: (m,) index into the hashes of the index.
+        orientation: (m,) how `second` must be laid to match `first`, index into `fingerprints.ORIENTATIONS`.
+        examined: Pairs whose hashes were compared, which is what the search costs.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    orientation: NDArray[np.int64]
+    examined: int
+
+    def once(self) -> Candidates:
+        """Of a search among themselves: each pair once, `first` being the smaller, and none of a slice with itself."""
+        swap = self.first > self.second
+        how = np.where(swap, np.array(_UNDONE)[self.orientation], self.orientation)
+        pairs = np.column_stack([np.where(swap, self.second, self.first), np.where(swap, self.first, self.second), how])
+        first, second, how = np.unique(pairs[self.first != self.second], axis=0).T
+        return Candidates(first, second, how, self.examined)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    places: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    slices: NDArray[np.int64]
+
+    def look_up(self, hashes: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(row of `hashes`, slice of the index) for all that share a key."""
+        keys = _probes(hashes[:, self.places])
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        count = np.where(self.keys[at] == keys, np.minimum(self.counts[at], _MOST), 0).ravel()
+        probe = np.repeat(np.arange(len(count)), count)
+        within = np.arange(len(probe)) - np.repeat(np.cumsum(count) - count, count)
+        return probe // keys.shape[1], self.slices[self.starts[at.ravel()[probe]] + within]
+
+
+def _keys(values: NDArray[np.int8]) -> NDArray[np.int64]:
+    return (values > 0) @ (np.int64(1) << np.arange(values.shape[1], dtype=np.int64))
+
+
+def _probes(values: NDArray[np.int8]) -> NDArray[np.int64]:
+    """(n, 2 ** _UNCERTAIN) keys: the slice's own, and those with its least certain signs the other way round."""
+    keys = _keys(values)[:, None]
+    doubtful = np.argsort(np.abs(values.astype(np.int16)), axis=1, kind="stable")[:, :_UNCERTAIN]
+    for place in doubtful.T:
+        keys = np.concatenate([keys, keys ^ (np.int64(1) << place.astype(np.int64))[:, None]], axis=1)
+    return keys
+
+
+class HashIndex:
+    """Finds near hashes.
+
+    Args:
+        hashes: (n, HASH_SIZE) int8, as in `Fingerprints.hashes`.
+
+    Example:
+        >>> hashes = np.random.default_rng(0).integers(-99, 99, (50, HASH_SIZE), dtype=np.int8)
+        >>> found = HashIndex(hashes).near(turn_hashes(hashes[7:8], 1), radius=0.1)
+        >>> found.second.tolist(), found.orientation.tolist()
+        ([7], [1])
+    """
+
+    def __init__(self, hashes: NDArray[np.int8]) -> None:
+        self._hashes = hashes
+        # Eight signs beyond what tells n slices apart at random, because the signs of heads are not random.
+        length = int(np.clip(np.log2(max(len(hashes), 2)) + 8, 12, 32))
+        draw = np.random.default_rng(length)
+        self._tables = [
+            self._table(np.sort(draw.choice(HASH_SIZE, length, replace=False)))
+            for _ in range(_TABLES if len(hashes) else 0)
+        ]
+
+    def _table(self, places: NDArray[np.int64]) -> _Table:
+        all_keys = _keys(self._hashes[:, places])
+        slices = np.argsort(all_keys, kind="stable")
+        keys, starts, counts = np.unique(all_keys[slices], return_index=True, return_counts=True)
+        return _Table(places, keys, starts, counts, slices)
+
+    def near(self, hashes: NDArray[np.int8], radius: float) -> Candidates:
+        """Slices of the index near to each of `hashes` in some orientation.
+
+        Args:
+            hashes: (m, HASH_SIZE) int8.
+            radius: Largest distance of the hashes, scaled to length 1; in (0, 2).
+
+        Returns:
+            Pairs, sorted and each (first, second, orientation) once. Nothing farther than `radius` is among them;
+            of what is nearer, the few that no table shows are missing.
+        """
+        found = [np.empty((0, 3), np.int64)]
+        examined = 0
+        for start in range(0, len(hashes) if len(self._hashes) else 0, _CHUNK):
+            chunk = hashes[start : start + _CHUNK]
+            for orientation in range(len(ORIENTATIONS)):
+                # The asked ones are turned, so the orientation of the other is the one that undoes it.
+                turned = turn_hashes(chunk, _UNDONE[orientation])
+                near = []
+                for table in self._tables:
+                    rows, slices = table.look_up(turned)
+                    examined += len(rows)
+                    near.append(self._within(turned, rows, slices, radius))
+                pairs = np.unique(np.concatenate(near), axis=0)
+                found.append(np.column_stack([pairs[:, 0] + start, pairs[:, 1], np.full(len(pairs), orientation)]))
+        first, second, how = np.concatenate(found).T
+        order = np.lexsort((how, second, first))
+        return Candidates(first[order], second[order], how[order], examined)
+
+    def _within(
+        self, turned: NDArray[np.int8], rows: NDArray[np.int64], slices: NDArray[np.int64], radius: float
+    ) -> NDArray[np.int64]:
+        kept = [np.empty((0, 2), np.int64)]
+        limit = (radius * 127) ** 2
+        for start in range(0, len(rows), 1 << 16):
+            row, other = rows[start : start + (1 << 16)], slices[start : start + (1 << 16)]
+            apart = turned[row].astype(np.int16) - self._hashes[other]
+            # Squares stay exact in float32: 88 * 254 ** 2 < 2 ** 24.
+            apart = apart.astype(np.float32)
+            inside = np.einsum("ij,ij->i", apart, apart) <= limit
+            kept.append(np.column_stack([row[inside], other[inside]]))
+        return np.concatenate(kept)

@@ -1,0 +1,384 @@
+"""The split: which slices are for training, which for choosing among models, and which for the end.
+
+Two ways. `split_by_group` keeps all slices of a group (a head) on one side and searches for the assignment that comes
+nearest to the asked shares in every class. `split_by_slice` reproduces the papers that ignore patients.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.splitting.optimise import apportion
+
+__all__ = [
+    "SPLITS",
+    "Shares",
+    "Split",
+    "SplitCell",
+    "Taken",
+    "leaks",
+    "split_by_group",
+    "split_by_slice",
+    "take_per_class",
+]
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Asked shares of the three splits, which sum to 1.
+
+    Attributes:
+        train: Share in [0, 1]; more than 0.
+        val: Share in [0, 1].
+        test: Share in [0, 1].
+
+    Example:
+        >>> Shares.parse("70/15/15").val
+        Fraction(3, 20)
+    """
+
+    train: Fraction
+    val: Fraction
+    test: Fraction
+
+    @classmethod
+    def parse(cls, text: str) -> Shares:
+        """The shares of `--split`.
+
+        Args:
+            text: Three numbers with `/` between them, for train, val and test: percentages, or parts (sum 20 at most).
+
+        Raises:
+            UsageError: Not three numbers, one is negative, they are percentages with another sum than 100, or train gets
+                nothing.
+
+        Example:
+            >>> str(Shares.parse("80/10/10")), str(Shares.parse("1/1/1")), str(Shares.parse("100/0/0"))
+            ('80/10/10', '33.3/33.3/33.3', '100/0/0')
+        """
+        parts = text.split("/")
+        try:
+            # Fraction reads "1/3", nan and inf in its own ways; a decimal number is all that is meant here.
+            numbers = [Fraction(part.strip()) if set(part.strip()) <= set("0123456789.+-") else None for part in parts]
+        except ValueError:
+            numbers = [None]
+        values = [number for number in numbers if number is not None]
+        if len(values) != 3 or len(parts) != 3 or min(values) < 0:
+            raise UsageError(
+                f"--split {text!r} cannot be read",
+                expected="three shares for train, val and test, such as 80/10/10 or 70/15/15",
+            )
+        total = sum(values, Fraction(0))
+        if not (99 <= total <= 101 or total <= 20):
+            raise UsageError(
+                f"--split {text!r} sums to {float(total):g}",
+                expected="percentages that sum to 100, or parts such as 8/1/1",
+            )
+        if not values[0]:
+            raise UsageError(
+                f"--split {text!r} leaves nothing to train on", remedy="Give train, the first share, more than 0."
+            )
+        return cls(*(value / total for value in values))
+
+    def __str__(self) -> str:
+        """As percentages, in the form that `parse` reads."""
+        return "/".join(f"{float(share * 100):.3g}" for share in self.values())
+
+    def values(self) -> tuple[Fraction, Fraction, Fraction]:
+        """The shares in the order of `SPLITS`."""
+        return self.train, self.val, self.test
+
+    def used(self) -> tuple[int, ...]:
+        """Indices into `SPLITS` of those that get something."""
+        return tuple(index for index, share in enumerate(self.values()) if share > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCell:
+    """How one class lies in one split.
+
+    Attributes:
+        label: Class name; None for all classes together.
+        split: One of `SPLITS`.
+        count: Slices of the class in the split.
+        share: Of the class's slices, in percent.
+        asked: Share asked for, in percent.
+    """
+
+    label: str | None
+    split: str
+    count: int
+    share: float
+    asked: float
+
+    @property
+    def deviation(self) -> float:
+        """Percentage points above (or below, if negative) the asked share."""
+        return self.share - self.asked
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A split and how far it is from what was asked.
+
+    Attributes:
+        assignment: `train`, `val` or `test` for each slice.
+        table: One cell for each class and split, classes in alphabetical order, then those of all classes together.
+        notes: Sentences for the user: what could not be done as asked.
+    """
+
+    assignment: tuple[str, ...]
+    table: tuple[SplitCell, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> float:
+        """The largest deviation in the table, in percentage points; 0 without slices."""
+        return max((abs(cell.deviation) for cell in self.table), default=0.0)
+
+    @property
+    def worst_cell(self) -> SplitCell | None:
+        """The cell with the largest deviation."""
+        return max(self.table, key=lambda cell: abs(cell.deviation), default=None)
+
+
+def split_by_group(labels: Sequence[str], groups: Sequence[str], shares: Shares, seed: int) -> Split:
+    """The best split found that keeps each group on one side.
+
+    Best is, in this order: no split lacks a class (nor is empty) if that can be helped; the smallest largest deviation
+    from the asked shares over all classes, all splits and all classes together, weighed against how many groups a split
+    is short of; the smallest mean square of the deviations. With few groups all assignments are tried; otherwise a search
+    from several random beginnings (see `apportion`).
+
+    The result depends on the sets of slices, the shares and the seed, and not on the order of the slices.
+
+    Args:
+        labels: Class name of each slice.
+        groups: Group of each slice; a group may hold several classes.
+        shares: Asked shares.
+        seed: Different seeds give different splits of like quality.
+
+    Raises:
+        DataError: There are no slices.
+        UsageError: There are fewer groups than splits.
+
+    Example:
+        >>> split = split_by_group(["a"] * 10, list("1122334455"), Shares.parse("60/20/20"), seed=0)
+        >>> sorted(split.assignment), split.worst
+        (['test', 'test', 'train', 'train', 'train', 'train', 'train', 'train', 'val', 'val'], 0.0)
+    """
+    _check_lengths(labels=labels, groups=groups)
+    used = shares.used()
+    names = sorted(set(groups))
+    if not names:
+        raise DataError("there are no slices to split")
+    if len(names) < len(used):
+        raise UsageError(
+            f"{len(names)} patient group{'s' if len(names) > 1 else ''} cannot be split into {len(used)} parts",
+            found=_few(names),
+            remedy="Use --split-by slice to ignore patients (slices of one head then stand in several splits), or "
+            "--split 100/0/0 for one split.",
+        )
+    classes = sorted(set(labels))
+    row = {name: k for k, name in enumerate(names)}
+    column = {name: k for k, name in enumerate(classes)}
+    counts = np.zeros((len(names), len(classes)), np.int64)
+    np.add.at(counts, ([row[group] for group in groups], [column[label] for label in labels]), 1)
+    asked = np.array([float(shares.values()[index]) for index in used])
+    where = apportion(counts, asked, seed)
+    split_of = {name: SPLITS[used[where[k]]] for name, k in row.items()}
+    assignment = tuple(split_of[group] for group in groups)
+    table = _table(labels, assignment, shares)
+    return Split(assignment, table, _empty_cells(table, counts, classes))
+
+
+def split_by_slice(labels: Sequence[str], shares: Shares, seed: int, ids: Sequence[str]) -> Split:
+    """A stratified split that ignores patients, as most papers on these data use it.
+
+    scikit-learn's `train_test_split` twice: val and test together are taken from train, then test from val. The slices
+    are ordered by id first, so the order of reading does not matter. scikit-learn's splitters have changed between
+    versions, so the result is frozen in `splits.csv`.
+
+    Slices of one head then stand in several splits, and test figures are too good: print `leaks` beside it.
+
+    Args:
+        labels: Class name of each slice.
+        shares: Asked shares. 700 slices a class at 80/10/10 give exactly 560, 70 and 70.
+        seed: `random_state` of both calls.
+        ids: Slice ids, unique.
+
+    Raises:
+        DataError: There are no slices, or two have one id.
+        UsageError: There are fewer slices than splits.
+
+    Example:
+        >>> split = split_by_slice(["a"] * 10, Shares.parse("60/20/20"), seed=0, ids=list("0123456789"))
+        >>> [split.assignment.count(name) for name in ("train", "val", "test")]
+        [6, 2, 2]
+    """
+    _check_lengths(labels=labels, ids=ids)
+    _check_unique(ids)
+    used = shares.used()
+    if not ids:
+        raise DataError("there are no slices to split")
+    if len(ids) < len(used):
+        raise UsageError(
+            f"{len(ids)} slice{'s' if len(ids) > 1 else ''} cannot be split into {len(used)} parts",
+            remedy="Use --split 100/0/0 for one split.",
+        )
+    order = sorted(range(len(ids)), key=lambda k: ids[k])
+    try:
+        parts = _stratified([labels[k] for k in order], shares, seed)
+    except ValueError as error:
+        # scikit-learn refuses classes of one or two slices; the search by group gives them to the largest splits.
+        split = split_by_group(labels, [f"slice:{name}" for name in ids], shares, seed)
+        reason = f"The classes are too small for scikit-learn's stratified split ({str(error).rstrip('.')}): "
+        return Split(split.assignment, split.table, (f"{reason}slices were spread by search instead.", *split.notes))
+    assignment = [""] * len(ids)
+    for name, positions in zip(SPLITS, parts, strict=True):
+        for position in positions:
+            assignment[order[position]] = name
+    return Split(tuple(assignment), _table(labels, assignment, shares))
+
+
+def _stratified(labels: Sequence[str], shares: Shares, seed: int) -> list[list[int]]:
+    # Here, because it takes a second to import, and who only reads shards or a frozen split need not wait for it.
+    from sklearn.model_selection import train_test_split
+
+    positions = list(range(len(labels)))
+    # Whole numbers, because 2100 * (1 - 0.8) is not 420 in floating point and scikit-learn rounds it up.
+    held_out = round(len(labels) * (shares.val + shares.test))
+    for_test = round(len(labels) * shares.test)
+    if not held_out:
+        if shares.val + shares.test:
+            raise ValueError("nothing would be left for val and test")
+        return [positions, [], []]
+    train, rest = train_test_split(positions, test_size=held_out, random_state=seed, stratify=labels)
+    if not for_test or for_test == held_out:
+        if min(shares.val, shares.test):
+            raise ValueError("nothing would be left for val or test")
+        return [train, [], rest] if for_test else [train, rest, []]
+    val, test = train_test_split(rest, test_size=for_test, random_state=seed, stratify=[labels[k] for k in rest])
+    return [train, val, test]
+
+
+def leaks(groups: Iterable[str], assignment: Iterable[str]) -> int:
+    """Number of groups that stand in more than one split.
+
+    Example:
+        >>> leaks(["a", "a", "b", "b"], ["train", "test", "val", "val"])
+        1
+    """
+    splits: dict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, assignment, strict=True):
+        splits[group].add(split)
+    return sum(len(seen) > 1 for seen in splits.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A balanced subset.
+
+    Attributes:
+        indices: Into the slices, ascending.
+        short: (class, slices that it has) of classes that have fewer than asked.
+        notes: The same as sentences for the user.
+    """
+
+    indices: tuple[int, ...]
+    short: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def take_per_class(labels: Sequence[str], ids: Sequence[str], n: int, seed: int) -> Taken:
+    """A random subset with `n` slices of each class, all of a class that has fewer.
+
+    Slices are drawn evenly, whatever their patient: the groups of the subset are then smaller than before, and a split by
+    group comes no less near to the asked shares.
+
+    Args:
+        labels: Class name of each slice.
+        ids: Slice ids, unique; the choice depends on them and not on the order of the slices.
+        n: Slices of a class, 1 or more.
+        seed: Seed of the choice. The choice in one class does not depend on the other classes.
+
+    Raises:
+        DataError: Two slices have one id.
+        UsageError: `n` is below 1.
+
+    Example:
+        >>> take_per_class(["a", "a", "a", "b"], ["1", "2", "3", "4"], n=2, seed=0).notes
+        ("Class 'b' has 1 slice, fewer than the 2 asked for with --per-class: all are taken.",)
+    """
+    _check_lengths(labels=labels, ids=ids)
+    _check_unique(ids)
+    if n < 1:
+        raise UsageError(f"--per-class {n} takes nothing", expected="1 or more")
+    indices: list[int] = []
+    short: list[tuple[str, int]] = []
+    for label in sorted(set(labels)):
+        members = sorted((k for k, own in enumerate(labels) if own == label), key=lambda k: ids[k])
+        if len(members) < n:
+            short.append((label, len(members)))
+        draw = np.random.default_rng([seed, *label.encode("utf-8", "surrogatepass")])
+        indices += [members[k] for k in draw.permutation(len(members))[:n]]
+    notes = tuple(
+        f"Class {label!r} has {count} slice{'s' if count != 1 else ''}, fewer than the {n} asked for with --per-class: "
+        "all are taken."
+        for label, count in short
+    )
+    return Taken(tuple(sorted(indices)), tuple(short), notes)
+
+
+def _table(labels: Sequence[str], assignment: Sequence[str], shares: Shares) -> tuple[SplitCell, ...]:
+    count: dict[tuple[str | None, str], int] = defaultdict(int)
+    total: dict[str | None, int] = defaultdict(int)
+    for label, split in zip(labels, assignment, strict=True):
+        for key in (label, None):
+            count[key, split] += 1
+            total[key] += 1
+    rows: list[str | None] = [*sorted(set(labels)), None]
+    return tuple(
+        SplitCell(label, split, count[label, split], 100 * count[label, split] / total[label], float(100 * asked))
+        for label in rows
+        for split, asked in zip(SPLITS, shares.values(), strict=True)
+    )
+
+
+def _empty_cells(table: Sequence[SplitCell], counts: NDArray[np.int64], classes: Sequence[str]) -> tuple[str, ...]:
+    notes = []
+    for label, column in zip(classes, counts.T, strict=True):
+        empty = [cell.split for cell in table if cell.label == label and cell.asked > 0 and not cell.count]
+        if empty:
+            heads = int((column > 0).sum())
+            notes.append(
+                f"Class {label!r} has slices of only {heads} patient group{'s' if heads != 1 else ''}: "
+                f"there are none of it in {' and '.join(empty)}."
+            )
+    return tuple(notes)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _check_lengths(**columns: Sequence[str]) -> None:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        msg = f"columns must have one entry for each slice. Received: {lengths}"
+        raise ValueError(msg)
+
+
+def _check_unique(ids: Sequence[str]) -> None:
+    if len(set(ids)) < len(ids):
+        twice, _ = Counter(ids).most_common(1)[0]
+        raise DataError(f"two slices have the id {twice!r}", expected="ids that are unique over all inputs")

@@ -1,0 +1,249 @@
+r"""`splits.csv`, the frozen split: written by `prepare`, read by people, and given back with `--splits`.
+
+UTF-8, comma-separated, quoted as in RFC 4180 with `\n` between lines. A file that went through a spreadsheet is read too:
+byte-order mark, `\r\n`, semicolons or tabs, other column order, additional columns, empty lines at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Protocol
+
+from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, one_line
+from kerasseg_tfrecords.splitting.split import SPLITS
+
+__all__ = ["COLUMNS", "LEFT_OUT", "Identified", "SplitRow", "apply", "dump", "load", "parse"]
+
+_SHOWN = 10
+
+LEFT_OUT = "left_out"
+"""The split of slices that a balanced subset or an overlap excludes: the file then describes all of the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRow:
+    """One line of `splits.csv`.
+
+    Attributes:
+        slice_id: Unique over all inputs.
+        source: Where the slice was read; for people, not compared.
+        sha256: Hex digest of the bytes that were read.
+        label: Class name; "" where there are no classes.
+        patient: Patient id as read; "" where unknown.
+        group: What was kept together.
+        split: One of `split.SPLITS`, or `LEFT_OUT`.
+    """
+
+    slice_id: str
+    source: str
+    sha256: str
+    label: str
+    patient: str
+    group: str
+    split: str
+
+
+COLUMNS = tuple(field.name for field in fields(SplitRow))
+
+
+class Identified(Protocol):
+    """What `apply` needs to know of a slice; a `SplitRow` will do."""
+
+    @property
+    def slice_id(self) -> str:
+        """Unique over all inputs."""
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the bytes that were read."""
+
+    @property
+    def label(self) -> str:
+        """Class name."""
+
+
+def dump(rows: Iterable[SplitRow]) -> str:
+    r"""The text of the file, in the order of the rows.
+
+    Write it as UTF-8 with `errors="surrogateescape"` and `newline=""`: names then survive whatever they hold, file
+    names that are no UTF-8 among them.
+
+    Example:
+        >>> dump([SplitRow("a,b", "b/1.mat", "00", "glioma", "p", "g", "train")])
+        'slice_id,source,sha256,label,patient,group,split\n"a,b",b/1.mat,00,glioma,p,g,train\n'
+    """
+    lines = [",".join(COLUMNS)]
+    lines += [",".join(_quoted(getattr(row, column)) for column in COLUMNS) for row in rows]
+    return "\n".join([*lines, ""])
+
+
+def _quoted(value: str) -> str:
+    # Not the csv module's writer: which characters it quotes changed between Python versions, and the file is hashed.
+    return (
+        '"' + value.replace('"', '""') + '"'
+        if any(c in value for c in ',;\t"\r\n') or value != value.strip()
+        else value
+    )
+
+
+def load(path: str | Path) -> list[SplitRow]:
+    """The rows of the file at `path`, in its order.
+
+    Raises:
+        DataError: It cannot be read or is no such file; the message names the line.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path=path, expected="a splits.csv") from error
+    if b"\0" in data[:4096]:
+        raise DataError(
+            "is no text",
+            path=path,
+            expected="a splits.csv",
+            remedy="Export the sheet as CSV (UTF-8), not as a workbook.",
+        )
+    return parse(data.decode("utf-8", "surrogateescape").removeprefix("\ufeff"), path)
+
+
+def parse(text: str, path: str | Path = "splits.csv") -> list[SplitRow]:
+    """The rows of the file's text.
+
+    Args:
+        text: The text, line ends untouched.
+        path: The file's name, for messages.
+
+    Raises:
+        DataError: As `load`.
+    """
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[SplitRow] = []
+    first_line: dict[str, int] = {}
+    names: list[str] = []
+    line = 1
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        _check_header(names, path)
+        at = [names.index(column) for column in COLUMNS]
+        line = reader.line_num + 1
+        for values in reader:
+            if any(values):
+                row = _row(values, names, at, path, line)
+                if row.slice_id in first_line:
+                    raise DataError(
+                        f"line {line}: slice {row.slice_id!r} stands in line {first_line[row.slice_id]} already",
+                        path=path,
+                        expected="each slice once",
+                    )
+                first_line[row.slice_id] = line
+                rows.append(row)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"line {line}: {error}", path=path, expected="comma-separated values") from error
+    if not rows:
+        raise DataError("holds no slices", path=path)
+    return rows
+
+
+def _check_header(names: Sequence[str], path: str | Path) -> None:
+    missing = [column for column in COLUMNS if column not in names]
+    twice = [column for column in COLUMNS if names.count(column) > 1]
+    if missing or twice:
+        problem = f"has no column {', '.join(missing)}" if missing else f"has column {', '.join(twice)} twice"
+        found = ", ".join(names[:10])[:200] or "an empty first line"
+        raise DataError(f"line 1: {problem}", path=path, found=found, expected=", ".join(COLUMNS))
+
+
+def _row(values: Sequence[str], names: Sequence[str], at: Sequence[int], path: str | Path, line: int) -> SplitRow:
+    if len(values) != len(names):
+        raise DataError(f"line {line}: {len(values)} values", path=path, expected=f"{len(names)}, as in the first line")
+    row = SplitRow(*(values[index] for index in at))
+    if not row.slice_id:
+        raise DataError(f"line {line}: slice_id is empty", path=path)
+    if row.split not in (*SPLITS, LEFT_OUT):
+        raise DataError(f"line {line}: split {row.split!r}", path=path, expected=", ".join((*SPLITS, LEFT_OUT)))
+    return row
+
+
+def apply(
+    rows: Sequence[SplitRow], slices: Sequence[Identified], *, grouped: bool = True, path: str | Path = "splits.csv"
+) -> tuple[str, ...]:
+    """The split of each slice as the file has it, or a refusal if the data are not those that were split.
+
+    Groups are the file's own, so that a later version that finds other duplicates does not refuse an old split.
+
+    Args:
+        rows: From `load`.
+        slices: The data as read now.
+        grouped: Refuse a file in which a group stands in several splits; False for `--split-by id` and `slice`.
+        path: The file's name, for messages.
+
+    Returns:
+        One of `split.SPLITS`, or `LEFT_OUT`, for each of `slices`, in their order.
+
+    Raises:
+        BadInputError: The data do not fit: a slice is missing, additional, has other bytes or another label, or a group
+            stands in several splits. Counts are in the message; `problems` holds the first 10 of each kind.
+    """
+    of = {row.slice_id: row for row in rows}
+    present = {slice_.slice_id for slice_ in slices}
+    kinds: dict[str, list[Problem]] = {
+        "in the file but not in the data": [
+            Problem(row.slice_id, "missing-slice", f"is in {Path(path).name} and not in the data (was {row.source})")
+            for row in rows
+            if row.slice_id not in present
+        ],
+        "in the data but not in the file": [
+            Problem(slice_.slice_id, "additional-slice", f"is in the data and not in {Path(path).name}")
+            for slice_ in slices
+            if slice_.slice_id not in of
+        ],
+        "with other bytes": [
+            Problem(slice_.slice_id, "changed-bytes", f"sha256 is {_short(slice_.sha256)}, was {_short(old.sha256)}")
+            for slice_ in slices
+            if (old := of.get(slice_.slice_id)) and old.sha256.lower() != slice_.sha256.lower()
+        ],
+        "with another label": [
+            Problem(slice_.slice_id, "changed-label", f"label is {slice_.label!r}, was {old.label!r}")
+            for slice_ in slices
+            if (old := of.get(slice_.slice_id)) and old.label != slice_.label
+        ],
+        "group in several splits": _crossing(rows) if grouped else [],
+    }
+    wrong = {kind: problems for kind, problems in kinds.items() if problems}
+    if wrong:
+        counts = "; ".join(
+            f"{len(problems)} {kind} ({', '.join(one_line(p.name) for p in problems[:3])}"
+            f"{', ...' if len(problems) > 3 else ''})"
+            for kind, problems in wrong.items()
+        )
+        shown = [problem for problems in wrong.values() for problem in problems[:_SHOWN]]
+        remedy = "Use the data and options that the split was made with, or make a new split without --splits."
+        if len(wrong) == 1 and "group in several splits" in wrong:
+            remedy = "Mend the file, or say --split-by slice if slices were split without regard to patients."
+        raise BadInputError(shown, f"{path}: the data do not fit this split: {counts}", remedy=remedy)
+    return tuple(of[slice_.slice_id].split for slice_ in slices)
+
+
+def _crossing(rows: Sequence[SplitRow]) -> list[Problem]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        # Without a group a row stands for itself.
+        if row.split != LEFT_OUT:
+            splits[row.group or f"slice:{row.slice_id}"].add(row.split)
+    return [
+        Problem(group, "group-crosses", f"stands in {' and '.join(s for s in SPLITS if s in seen)}")
+        for group, seen in splits.items()
+        if len(seen) > 1
+    ]
+
+
+def _short(digest: str) -> str:
+    return digest[:12] + "..." if len(digest) > 12 else digest or "unknown"
