@@ -47,9 +47,11 @@ ORDER = (
     "kerasseg_tfrecords.slices",
     "kerasseg_tfrecords.classes",
     "kerasseg_tfrecords.workers",
+    "kerasseg_tfrecords.documents",
     "kerasseg_tfrecords.validation",
     "kerasseg_tfrecords.files",
     "kerasseg_tfrecords.errors",
+    "kerasseg_tfrecords.text",
     "kerasseg_tfrecords._lazy",
     "kerasseg_tfrecords._version",
 )

@@ -22,6 +22,7 @@ from kerasseg_cli.errors import INTERRUPTED, complain
 from kerasseg_cli.options import Debug, Json, Quiet
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import lock
+from kerasseg_tfrecords.text import duration
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Evaluation, Mean
@@ -94,7 +95,7 @@ def demo(
     elif not quiet:
         _verdict(stage, own, new)
         stage.say(f"Report: {report}")
-        stage.say(f"Everything lies in {keep}, and took {_time(seconds)}. Next: kerasseg prepare YOUR-DATA")
+        stage.say(f"Everything lies in {keep}, and took {duration(seconds)}. Next: kerasseg prepare YOUR-DATA")
 
 
 # --- the two halves ------------------------------------------------------------------------------------------------------
@@ -251,11 +252,6 @@ def _rows(own: Evaluation, new: Evaluation) -> list[tuple[str, Mean, str]]:
 
 def _number(value: float | None, sign: str) -> str:
     return "none" if value is None else f"{value:{sign}.3f}"
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _document(own: Evaluation, new: Evaluation, root: Path, report: Path, seconds: float) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from kerasseg.data.arrays import ArraySlices
 from kerasseg.data.augmentation import SafeAugmentation
 from kerasseg.data.sampling import stratified_batches
 from kerasseg.data.split import MEMORY_BUDGET, CacheChoice, Caching, SplitSlices, open_split
-from kerasseg.data.stores import Progress
 from kerasseg.losses import class_weights
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.records.manifest import Manifest
+from kerasseg_tfrecords.text import Progress
 
 __all__ = ["Batch", "EvaluationBatches", "TrainingBatches"]
 

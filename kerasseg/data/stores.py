@@ -28,6 +28,7 @@ from kerasseg_tfrecords.files import explain_os_error, write_atomically
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest
 from kerasseg_tfrecords.records.random_access import ShardRecords
 from kerasseg_tfrecords.records.schema import decode_pixels
+from kerasseg_tfrecords.text import Progress
 
 __all__ = [
     "FileSlices",
@@ -40,9 +41,6 @@ __all__ = [
     "cached_on_disk",
     "default_cache_folder",
 ]
-
-Progress = Callable[[str, int, int], None]
-"""Told a stage, what is done of it, and how much there is."""
 
 CHUNK = 64
 """Slices that are read at a time where all are read: 5 MB."""

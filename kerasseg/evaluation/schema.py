@@ -13,15 +13,13 @@ Measures, by name (`Figures.measures`); each is a mean over slices with its 95 %
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kerasseg.postprocessing import MaskRule
-from kerasseg_tfrecords.errors import DataError, KerassegError
-from kerasseg_tfrecords.validation import complaint
+from kerasseg_tfrecords.documents import read_document
 
 __all__ = [
     "FORMAT_VERSION",
@@ -319,20 +317,4 @@ def read_evaluation(path: Path) -> Evaluation:
         DataError: It is missing or damaged.
         KerassegError: It is of a newer version.
     """
-    try:
-        document: Any = json.loads(path.read_bytes())
-        version = document["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError("no figures of an evaluation", path=path, found=str(error)) from None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise KerassegError(
-            "these figures were written by a newer version of kerasseg",
-            path=path,
-            found=f"format version {version}",
-            expected=f"at most {FORMAT_VERSION}",
-            remedy="Update kerasseg: pip install --upgrade kerasseg",
-        )
-    try:
-        return Evaluation.model_validate_json(json.dumps(document))
-    except ValidationError as error:
-        raise DataError("the figures are damaged", path=path, found=complaint(error)) from None
+    return read_document(path, Evaluation, FORMAT_VERSION, "the evaluation")

@@ -12,7 +12,6 @@ import keras
 
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.provenance import sha256_of
-from kerasseg.data.stores import Progress
 from kerasseg.evaluation.arrays import software
 from kerasseg.export.atomic_folder import check_place, placed
 from kerasseg.export.card import CARD, card
@@ -47,6 +46,7 @@ from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.files import explain_os_error
 from kerasseg_tfrecords.intensity import IntensityRule
+from kerasseg_tfrecords.text import Progress
 
 __all__ = ["Exported", "export_model"]
 

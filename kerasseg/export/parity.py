@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg.data.split import Caching, open_split
-from kerasseg.data.stores import Progress
 from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
 from kerasseg.evaluation.figures import as_mean
 from kerasseg.evaluation.overlap import dice
@@ -21,6 +20,7 @@ from kerasseg.export.slices import Samples, Shards, network_images
 from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, intensity_window, restore
+from kerasseg_tfrecords.text import Progress
 
 if TYPE_CHECKING:
     from kerasseg.export.savedmodel_format import RawNetwork

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kerasseg.evaluation.schema import Mean
 from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords._version import __version__
-from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg_tfrecords.documents import read_document
 
 __all__ = [
     "FORMATS",
@@ -347,23 +346,4 @@ def read_metadata(folder: Path | str) -> ExportMetadata:
         DataError: It is missing or damaged.
         KerassegError: It is of a newer version.
     """
-    path = Path(folder) / METADATA
-    try:
-        state = json.loads(path.read_bytes())
-        found, version = state["schema"], state["format_version"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError("no metadata of an export", path=path, found=str(error)) from None
-    if found == SCHEMA and isinstance(version, int) and version > FORMAT_VERSION:
-        raise KerassegError(
-            "this export was written by a newer version of kerasseg",
-            path=path,
-            found=f"format version {version}",
-            expected=f"at most {FORMAT_VERSION}",
-            remedy="Update kerasseg: pip install --upgrade kerasseg",
-        )
-    try:
-        return ExportMetadata.model_validate_json(json.dumps(state))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError("the metadata are damaged", path=path, found=f"{where}: {first['msg']}") from None
+    return read_document(Path(folder) / METADATA, ExportMetadata, FORMAT_VERSION, "the metadata of the export")

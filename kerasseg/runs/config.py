@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from kerasseg.runs.settings import TrainSettings, parse_settings
 from kerasseg_tfrecords._version import __version__
-from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.validation import complaint, did_you_mean
+from kerasseg_tfrecords.documents import read_document, read_json, refuse_newer
+from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.validation import did_you_mean
 
 __all__ = ["FORMAT_VERSION", "Resolved", "RunConfig", "new_config", "read_config", "settings_from"]
 
@@ -104,12 +104,7 @@ def read_config(path: Path) -> RunConfig:
         DataError: It is missing or damaged.
         KerassegError: It is of a newer version.
     """
-    document = _document(path)
-    _refuse_newer(document, path)
-    try:
-        return RunConfig.model_validate_json(json.dumps(document))
-    except ValidationError as error:
-        raise DataError("the configuration of the run is damaged", path=path, found=complaint(error)) from None
+    return read_document(path, RunConfig, FORMAT_VERSION, "the run configuration")
 
 
 def settings_from(path: Path) -> dict[str, Any]:
@@ -127,8 +122,8 @@ def settings_from(path: Path) -> dict[str, Any]:
         KerassegError: A run of a newer version.
     """
     file = path / "config.json" if path.is_dir() else path
-    document = _document(file)
-    _refuse_newer(document, file)
+    document = read_json(file, "the configuration")
+    refuse_newer(document, FORMAT_VERSION, file, "this run")
     asked = document.get("settings", document) if isinstance(document, dict) else None
     if not isinstance(asked, dict):
         raise DataError("no settings in this file", path=file, expected="a run's config.json, or settings as JSON")
@@ -137,24 +132,3 @@ def settings_from(path: Path) -> dict[str, Any]:
             remedy = did_you_mean(name, list(TrainSettings.model_fields))
             raise UsageError(f"unknown setting {name!r}", path=file, remedy=remedy)
     return parse_settings(file, **asked).model_dump(exclude_unset=True)
-
-
-def _document(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError("no such file", path=path) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError("this is no configuration", path=path, found=str(error), expected="JSON") from None
-
-
-def _refuse_newer(document: Any, path: Path) -> None:
-    found = document.get("format_version", FORMAT_VERSION) if isinstance(document, dict) else FORMAT_VERSION
-    if isinstance(found, int) and found > FORMAT_VERSION:
-        raise KerassegError(
-            "this run was written by a newer version of kerasseg",
-            path=path,
-            found=f"format version {found}",
-            expected=f"at most {FORMAT_VERSION}",
-            remedy="Update kerasseg: pip install --upgrade kerasseg",
-        )

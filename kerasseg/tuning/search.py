@@ -16,7 +16,7 @@ Nothing is drawn at random but the resamples of the intervals, whose seed is fix
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -31,10 +31,9 @@ from kerasseg.tuning.result import Curve, StepName, Tuned, TuningStep
 from kerasseg.tuning.scoring import RuleSearch, hold
 from kerasseg.tuning.thresholds import MOST_NOISE, THRESHOLDS, Choice, best_of_resamples, best_threshold, choose
 from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.text import Progress
 
 __all__ = ["tune"]
-
-Progress = Callable[[str, int, int], None]
 
 _LEAST_GAIN = 1e-4
 """Mean Dice that a step must bring to be worth having: a hundredth of a point."""

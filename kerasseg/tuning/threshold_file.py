@@ -6,19 +6,18 @@ The rule belongs to the weights it was tuned for, which the file names by their 
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.result import Tuned
 from kerasseg_tfrecords._version import __version__
-from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg_tfrecords.documents import read_document
+from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.files import write_atomically
-from kerasseg_tfrecords.validation import complaint
 
 __all__ = [
     "FORMAT_VERSION",
@@ -105,13 +104,15 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
         KerassegError: It is of a newer version.
     """
     path, again = run.threshold_file, f"Tune again: kerasseg tune-threshold {run.root}"
-    document = _document(path, run)
-    try:
-        file = ThresholdFile.model_validate_json(json.dumps(document))
-    except ValidationError as error:
-        remedy = f"{again}. For a threshold of your own: kerasseg evaluate --threshold 0.4"
-        raise DataError("the rule cannot be used", path=path, found=complaint(error), remedy=remedy) from None
-    own = "For a threshold of your own: kerasseg evaluate --threshold 0.4"
+    own = "To use a threshold of your own: kerasseg evaluate --threshold 0.4"
+    file = read_document(
+        path,
+        ThresholdFile,
+        FORMAT_VERSION,
+        "the tuned threshold",
+        remedy=f"{again}. {own}",
+        missing_remedy=f"Tune it: kerasseg tune-threshold {run.root}",
+    )
     if file.digest != file.own_digest():
         raise DataError(
             "the rule was changed by hand", path=path, found="a digest that does not fit", remedy=f"{again}. {own}"
@@ -143,26 +144,3 @@ def network_sha256(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError("the network cannot be read", path=path, found=error.strerror or error) from None
-
-
-def _document(path: Path, run: RunDirectory) -> Any:
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        remedy = f"Tune one: kerasseg tune-threshold {run.root}"
-        raise DataError("this run has no tuned threshold yet", path=path, remedy=remedy) from None
-    except (OSError, ValueError, RecursionError) as error:
-        remedy = f"Tune again: kerasseg tune-threshold {run.root}"
-        raise DataError(
-            "the rule cannot be read", path=path, found=str(error), expected="JSON", remedy=remedy
-        ) from None
-    found = document.get("format_version") if isinstance(document, dict) else None
-    if isinstance(found, int) and found > FORMAT_VERSION:
-        raise KerassegError(
-            "this rule was written by a newer version of kerasseg",
-            path=path,
-            found=f"format version {found}",
-            expected=f"at most {FORMAT_VERSION}",
-            remedy="Update kerasseg: pip install --upgrade kerasseg",
-        )
-    return document

@@ -12,15 +12,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import keras
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kerasseg.checkpoints import open_checkpoint
 from kerasseg.data.split import Caching, open_split
@@ -37,10 +36,10 @@ from kerasseg.training.state import Progress
 from kerasseg.workflows.train import resume, train
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.conversion.folds import write_folds
-from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
+from kerasseg_tfrecords.documents import read_document
+from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.records.manifest import load_manifest
-from kerasseg_tfrecords.validation import complaint
 
 __all__ = ["CrossValidation", "FoldResult", "OutOfFold", "Scores", "cross_validate", "read_cross_validation"]
 
@@ -189,24 +188,7 @@ def read_cross_validation(root: Path) -> CrossValidation:
         DataError: There is none, or it is damaged.
         KerassegError: It is of a newer version.
     """
-    path = root / FILE
-    try:
-        document: Any = json.loads(path.read_bytes())
-        version = document["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError("no cross-validation", path=path, found=str(error)) from None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise KerassegError(
-            "this cross-validation was written by a newer version of kerasseg",
-            path=path,
-            found=f"format version {version}",
-            expected=f"at most {FORMAT_VERSION}",
-            remedy="Update kerasseg: pip install --upgrade kerasseg",
-        )
-    try:
-        return CrossValidation.model_validate_json(json.dumps(document))
-    except ValidationError as error:
-        raise DataError("the cross-validation is damaged", path=path, found=complaint(error)) from None
+    return read_document(root / FILE, CrossValidation, FORMAT_VERSION, "the cross-validation")
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.text import Progress
 
 if TYPE_CHECKING:
     from kerasseg.tuning.threshold_file import ThresholdFile
@@ -96,8 +97,6 @@ def _answers(new: Evaluation, old: Evaluation) -> bool:
         old.second_reader is None or new.second_reader is None or old.second_reader.source == new.second_reader.source
     )
 
-
-Progress = Callable[[str, int, int], None]
 
 _DRAWN = "These slices are phantoms, heads that never were: no figure says anything about patients, whom goals are for."
 

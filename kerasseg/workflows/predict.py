@@ -28,14 +28,13 @@ from kerasseg_tfrecords.files import FULL, explain_os_error, lock, write_atomica
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, restore
 from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.unlabelled import list_images
+from kerasseg_tfrecords.text import Progress
 
 __all__ = ["TABLE", "PredictedFile", "PredictionReport", "predict_files"]
 
 TABLE = "predictions.csv"
 _LOCK = ".lock"
 _PLANES = ("axial", "coronal", "sagittal")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 
 from kerasseg.checkpoints import open_checkpoint
@@ -14,10 +13,9 @@ from kerasseg.tuning.search import tune
 from kerasseg.tuning.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
 from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.text import Progress
 
 __all__ = ["tune_run"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def tune_run(

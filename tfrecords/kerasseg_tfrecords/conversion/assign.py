@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,14 +24,12 @@ from kerasseg_tfrecords.splitting.split import (
     take_per_class,
 )
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, apply, load
+from kerasseg_tfrecords.text import Progress
 
-__all__ = ["ONE_CLASS", "Arrangement", "Progress", "arrange", "check_request"]
+__all__ = ["ONE_CLASS", "Arrangement", "arrange", "check_request"]
 
 ONE_CLASS = "tumor"
 """The class of slices whose data set names none."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage (`read`, `compare`, `write`), how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kerasseg_tfrecords.conversion.assign import Progress, arrange, check_request
+from kerasseg_tfrecords.conversion.assign import arrange, check_request
 from kerasseg_tfrecords.conversion.convert import Conversion
 from kerasseg_tfrecords.conversion.inputs import ListedInput, list_inputs, source_options
 from kerasseg_tfrecords.conversion.staging import Chunk, Spooled, Task, run_task, tasks
@@ -24,6 +24,7 @@ from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, UsageEr
 from kerasseg_tfrecords.files import explain_os_error, lock
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, PrepareOptions
 from kerasseg_tfrecords.sources.base import LeftOut
+from kerasseg_tfrecords.text import Progress
 from kerasseg_tfrecords.workers import available_cpus, ordered_map
 
 __all__ = ["Progress", "prepare"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasseg_tfrecords._version import __version__
-from kerasseg_tfrecords.conversion.assign import Arrangement, Progress
+from kerasseg_tfrecords.conversion.assign import Arrangement
 from kerasseg_tfrecords.conversion.inputs import ListedInput
 from kerasseg_tfrecords.conversion.staging import Spooled, SpoolReader
 from kerasseg_tfrecords.errors import Problem
@@ -35,6 +35,7 @@ from kerasseg_tfrecords.records.record import Payload
 from kerasseg_tfrecords.sources.base import LeftOut
 from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.splitting.splits_file import dump
+from kerasseg_tfrecords.text import Progress
 
 __all__ = ["make_manifest", "put_in_place", "shuffle_key", "write_shards"]
 

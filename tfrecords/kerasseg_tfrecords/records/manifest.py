@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kerasseg_tfrecords.documents import read_document
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.splitting.splits_file import SplitRow
 from kerasseg_tfrecords.validation import complaint
@@ -223,25 +224,7 @@ def load_manifest(folder: Path | str) -> Manifest:
     remedy = "Make one with: kerasseg prepare INPUT --out " + str(folder)
     if not path.is_file():
         raise DataError("not a shard directory", path=folder, expected=MANIFEST, remedy=remedy)
-    try:
-        state = json.loads(path.read_bytes())
-        version = state["format_version"]
-        if not isinstance(version, int):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise DataError("the manifest is damaged", path=path, remedy=remedy) from None
-    if version > FORMAT_VERSION:
-        raise DataError(
-            "these shards were written by a newer kerasseg",
-            path=path,
-            found=f"format version {version}",
-            expected=f"at most {FORMAT_VERSION}",
-            remedy="Update kerasseg.",
-        )
-    try:
-        return Manifest.model_validate(state)
-    except ValidationError as error:
-        raise DataError("the manifest is damaged", path=path, found=complaint(error), remedy=remedy) from None
+    return read_document(path, Manifest, FORMAT_VERSION, "the manifest", remedy=remedy)
 
 
 def parse_options(**values: object) -> PrepareOptions:

@@ -1,0 +1,37 @@
+"""Small pieces of text that every message and table shares, and the type of progress callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["Progress", "count", "duration"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, items finished, items in all)."""
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> count(1, "file"), count(2, "file"), count(1200, "entry", "entries")
+        ('1 file', '2 files', '1,200 entries')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people.
+
+    Example:
+        >>> duration(7.4), duration(130), duration(5400), duration(9000)
+        ('7 s', '2 min 10 s', '90 min', '2 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
