@@ -134,7 +134,7 @@ def table(dice: float | np.ndarray) -> SliceTable:
     return SliceTable(numbers, numbers % 2, 1 - column, *([column] * 5), np.ones(SLICES, np.float32))
 
 
-class MemoryKeeper:
+class MemoryRecorder:
     """Keeps what a run directory keeps, as it would come back from there: through JSON, by value."""
 
     def __init__(self, hook: Callable[[str], None] = lambda _: None) -> None:
@@ -177,7 +177,7 @@ class Fake:
 
     trainer: Trainer
     network: FakeNetwork
-    keeper: MemoryKeeper
+    recorder: MemoryRecorder
     told: list[Event]
 
     @property
@@ -195,7 +195,7 @@ def fake(
     phases: Sequence[FakePhase] = (FakePhase(),),
     *,
     epochs: int = 20,
-    keeper: MemoryKeeper | None = None,
+    recorder: MemoryRecorder | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     observer: Callable[[Event], None] = lambda _: None,
     on_engine: Callable[[FakeEngine], None] = lambda _: None,
@@ -207,13 +207,13 @@ def fake(
         script: Validation Dice, epoch 0 first, all phases in a row; None: from the weights.
         phases: See `Plan`.
         epochs: See `Plan`.
-        keeper: A fresh one by default.
+        recorder: A fresh one by default.
         interrupted, observer: See `Trainer`.
         on_engine: Told each engine that is made.
         **plan: More of `Plan`.
     """
     network, told = FakeNetwork(), list[Event]()
-    keeper = MemoryKeeper() if keeper is None else keeper
+    recorder = MemoryRecorder() if recorder is None else recorder
     values = None if script is None else iter(script)
 
     def make(model: Any, optimizer: Any, parts: int) -> FakeEngine:
@@ -234,12 +234,12 @@ def fake(
         training,
         Validation(None, CLASSES, GROUPS),
         Plan(tuple(phases), epochs, **plan),
-        keeper,
+        recorder,
         [listen],
         scope=contextlib.nullcontext,
         interrupted=interrupted,
     )
-    return Fake(trainer, network, keeper, told)
+    return Fake(trainer, network, recorder, told)
 
 
 def row(epoch: int, val_dice: float = 0.7, **changes: Any) -> EpochRow:

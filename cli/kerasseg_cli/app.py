@@ -27,7 +27,7 @@ from kerasseg_cli import (
 from kerasseg_cli.errors import Commands, guarded
 from kerasseg_cli.options import Debug, Json, Quiet, Verbose
 from kerasseg_cli.status import start
-from kerasseg_cli.tf_logs import without_chatter
+from kerasseg_cli.tf_logs import quiet_tf_logs
 
 __all__ = ["app", "main"]
 
@@ -104,5 +104,5 @@ def main() -> None:
         app()
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with without_chatter():
+    with quiet_tf_logs():
         app()

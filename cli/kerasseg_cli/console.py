@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from kerasseg_cli.options import manners
+from kerasseg_cli.options import output_options
 
 __all__ = ["RateColumn", "Report", "errors", "print_json", "progress_bar", "screen", "wants_unicode"]
 
@@ -44,7 +44,7 @@ def screen() -> Console:
 
     rich itself honours NO_COLOR, and leaves colour out where the output is no terminal.
     """
-    asked = manners()
+    asked = output_options()
     return Console(highlight=False, soft_wrap=False, quiet=asked.silent or asked.as_json)
 
 

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from kerasseg_cli.console import errors, print_json
-from kerasseg_cli.options import COMMON, Manners, behaving, manners
+from kerasseg_cli.options import COMMON, OutputOptions, output_options, using_options
 from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, UsageError, one_line
 
 __all__ = ["FAILED", "INTERRUPTED", "USAGE", "Commands", "complain", "guarded", "output_lost"]
@@ -55,7 +55,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         asked = {name: bool(values[name] if name in takes else values.pop(name)) for name in COMMON}
-        with behaving(Manners(**asked, silent=asked["quiet"] and "quiet" not in takes)):
+        with using_options(OutputOptions(**asked, silent=asked["quiet"] and "quiet" not in takes)):
             _guard(command, values)
 
     run.__signature__ = inspect.Signature([*rest, *common])  # type: ignore[attr-defined]
@@ -95,7 +95,7 @@ def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None
         as_json: Whether a machine asked; None where the command that runs knows.
         **more: Further JSON values.
     """
-    if manners().as_json if as_json is None else as_json:
+    if output_options().as_json if as_json is None else as_json:
         text = lines[0].removeprefix("Error: ")
         print_json({"error": text, "kind": kind, "exit_code": exit_code, "problems": [], **more})
         return
@@ -132,7 +132,7 @@ def output_lost(cause: OSError | None = None) -> bool:
 
 def _show(error: KerassegError) -> None:
     problems = error.problems if isinstance(error, BadInputError) else ()
-    if not manners().as_json:
+    if not output_options().as_json:
         for problem in problems:
             errors().print(f"  {problem}", markup=False)
     complain(
@@ -148,7 +148,7 @@ def _show(error: KerassegError) -> None:
 
 
 def _show_traceback() -> None:
-    if manners().debug:
+    if output_options().debug:
         traceback.print_exc()
 
 

@@ -26,12 +26,12 @@ __all__ = [
     "Checkpoint",
     "Debug",
     "Json",
-    "Manners",
+    "OutputOptions",
     "Quiet",
     "Verbose",
-    "behaving",
-    "manners",
     "one_of",
+    "output_options",
+    "using_options",
 ]
 
 _PANEL = "Every command has"
@@ -88,7 +88,7 @@ def one_of(option: str, value: str, known: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Manners:
+class OutputOptions:
     """What was asked.
 
     Attributes:
@@ -106,17 +106,17 @@ class Manners:
     debug: bool = False
 
 
-_ASKED: ContextVar[Manners] = ContextVar("manners", default=Manners())  # noqa: B039 - it is frozen
+_ASKED: ContextVar[OutputOptions] = ContextVar("output_options", default=OutputOptions())  # noqa: B039 - it is frozen
 
 
-def manners() -> Manners:
+def output_options() -> OutputOptions:
     """Of the command that runs now."""
     return _ASKED.get()
 
 
 @contextlib.contextmanager
-def behaving(asked: Manners) -> Iterator[None]:
-    """While the block runs, `manners` says this, and the library's log goes where it was asked to go."""
+def using_options(asked: OutputOptions) -> Iterator[None]:
+    """While the block runs, `output_options` says this, and the library's log goes where it was asked to go."""
     if "KERASSEG_DEBUG" in os.environ:
         asked = replace(asked, debug=True)
     token = _ASKED.set(asked)

@@ -11,7 +11,7 @@ from kerasseg_cli.options import Json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kerasseg.workflows.status import Overview, Step
+    from kerasseg.workflows.status import Overview, StatusLine
 
 __all__ = ["start"]
 
@@ -69,7 +69,7 @@ def _show(found: Overview, console: Console) -> None:
         console.print(f"Run: {found.run}{others}", markup=False, soft_wrap=True)
 
 
-def _figure(step: Step) -> str:
+def _figure(step: StatusLine) -> str:
     if step.when is None:
         return step.purpose
     word = _WORDS.get(step.state)

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["is_chatter", "without_chatter"]
+__all__ = ["is_chatter", "quiet_tf_logs"]
 
 _CHATTER = re.compile(
     rb"""
@@ -38,7 +38,7 @@ def is_chatter(line: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def without_chatter() -> Iterator[None]:
+def quiet_tf_logs() -> Iterator[None]:
     """While the block runs, what C++ code writes to standard error is filtered line by line."""
     sys.stderr.flush()
     real = os.dup(2)

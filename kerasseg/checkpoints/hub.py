@@ -21,14 +21,14 @@ from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg.data.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 
-__all__ = ["Choice", "Fetched", "HubAddress", "cache_folder", "choose", "fetch", "is_remote"]
+__all__ = ["Fetched", "HubAddress", "RepositoryCheckpoint", "cache_folder", "choose", "fetch", "is_remote"]
 
 _UNPACKED = ("config.json", "metadata.json", "model.weights.h5")
 _SAVED_MODEL = ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb", "metadata.json", "variables/")
 
 
 @dataclass(frozen=True)
-class Choice:
+class RepositoryCheckpoint:
     """A checkpoint inside a repository.
 
     Attributes:
@@ -40,7 +40,7 @@ class Choice:
     files: tuple[str, ...]
 
 
-def choose(files: Sequence[str], inside: str | None, name: str) -> Choice:
+def choose(files: Sequence[str], inside: str | None, name: str) -> RepositoryCheckpoint:
     """The checkpoint among the files of a repository: a `.keras` file, else a SavedModel, else an HDF5 file.
 
     Args:
@@ -53,13 +53,13 @@ def choose(files: Sequence[str], inside: str | None, name: str) -> Choice:
 
     Example:
         >>> choose(["README.md", "saved_model.pb", "variables/variables.index", "model.h5"], None, "me/unet")
-        Choice(entry='.', files=('saved_model.pb', 'variables/variables.index'))
+        RepositoryCheckpoint(entry='.', files=('saved_model.pb', 'variables/variables.index'))
         >>> choose(["README.md", "unet.keras", "old/unet.keras"], None, "me/unet").entry
         'unet.keras'
     """
     files = [f for f in files if ".." not in PurePosixPath(f).parts and not f.startswith("/")]
     if inside is not None and inside in files:
-        return Choice(inside, (inside,))
+        return RepositoryCheckpoint(inside, (inside,))
     candidates = files if inside is None else [f for f in files if f.startswith(f"{inside}/")]
     for find in (_archives, _unpacked, _saved_models, _hdf5, _weights):
         found = list(find(candidates))
@@ -91,33 +91,35 @@ def _depth(entry: str) -> int:
     return len(PurePosixPath(entry).parts)
 
 
-def _archives(files: Sequence[str]) -> Iterable[Choice]:
-    return (Choice(f, (f,)) for f in files if f.endswith(".keras"))
+def _archives(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
+    return (RepositoryCheckpoint(f, (f,)) for f in files if f.endswith(".keras"))
 
 
-def _unpacked(files: Sequence[str]) -> Iterable[Choice]:
+def _unpacked(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
     for f in files:
         folder = PurePosixPath(f).parent
         parts = tuple(str(folder / part) for part in _UNPACKED)
         if f == parts[-1] and set(parts) <= set(files):
-            yield Choice(str(folder), parts)
+            yield RepositoryCheckpoint(str(folder), parts)
 
 
-def _saved_models(files: Sequence[str]) -> Iterable[Choice]:
+def _saved_models(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
     for f in files:
         if PurePosixPath(f).name == "saved_model.pb":
             folder = PurePosixPath(f).parent
             prefix = "" if str(folder) == "." else f"{folder}/"
             own = [g for g in files if g.startswith(tuple(prefix + part for part in _SAVED_MODEL))]
-            yield Choice(str(folder), tuple(own))
+            yield RepositoryCheckpoint(str(folder), tuple(own))
 
 
-def _hdf5(files: Sequence[str]) -> Iterable[Choice]:
-    return (Choice(f, (f,)) for f in files if f.endswith((".h5", ".hdf5")) and not f.endswith(".weights.h5"))
+def _hdf5(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
+    return (
+        RepositoryCheckpoint(f, (f,)) for f in files if f.endswith((".h5", ".hdf5")) and not f.endswith(".weights.h5")
+    )
 
 
-def _weights(files: Sequence[str]) -> Iterable[Choice]:
-    return (Choice(f, (f,)) for f in files if f.endswith(".weights.h5"))
+def _weights(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
+    return (RepositoryCheckpoint(f, (f,)) for f in files if f.endswith(".weights.h5"))
 
 
 def _advice(files: Sequence[str]) -> str | None:

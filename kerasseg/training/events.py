@@ -119,7 +119,7 @@ class Ended:
         gain: Of the best epoch over epoch 0 on the same slices, mean of Dice with its interval over patients; None where
             nothing was trained.
         class_gains: The same for each class.
-        seconds: In all, over all sittings.
+        seconds: In all, over all sessions.
     """
 
     reason: Literal["finished", "stopped", "interrupted", "failed"]

@@ -13,7 +13,7 @@ import keras
 from kerasseg.models.layers import all_layers
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["Choice", "as_float32", "choose_precision", "compute_in", "processor_has_bfloat16"]
+__all__ = ["PrecisionChoice", "as_float32", "choose_precision", "compute_in", "processor_has_bfloat16"]
 
 _PROCESSOR = Path("/proc/cpuinfo")
 _BFLOAT16 = re.compile(r"\b(avx512_bf16|amx_bf16)\b")
@@ -21,7 +21,7 @@ _NAMES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PrecisionChoice:
     """A precision and why.
 
     Attributes:
@@ -43,7 +43,7 @@ def processor_has_bfloat16(cpuinfo: Path = _PROCESSOR) -> bool:
 
 def choose_precision(
     asked: str, *, gpu: bool, capability: tuple[int, int] | None = None, bfloat16: bool | None = None
-) -> Choice:
+) -> PrecisionChoice:
     """What is computed in; weights, loss and metrics are float32 always.
 
     | device | auto |
@@ -68,22 +68,22 @@ def choose_precision(
         'mixed_float16'
     """
     if asked in _NAMES:
-        return Choice(asked, "asked for")
+        return PrecisionChoice(asked, "asked for")
     if asked != "auto":
         raise UsageError(f"unknown precision {asked!r}", expected="auto, float32, mixed_float16 or mixed_bfloat16")
     if gpu:
         if capability is not None and capability >= (8, 0):
-            return Choice(
+            return PrecisionChoice(
                 "mixed_bfloat16", f"the GPU multiplies it (compute capability {capability[0]}.{capability[1]})"
             )
         if capability is not None and capability >= (7, 0):
-            return Choice(
+            return PrecisionChoice(
                 "mixed_float16", f"the GPU multiplies it (compute capability {capability[0]}.{capability[1]})"
             )
-        return Choice("float32", "the GPU has no matrix units for less")
+        return PrecisionChoice("float32", "the GPU has no matrix units for less")
     if processor_has_bfloat16() if bfloat16 is None else bfloat16:
-        return Choice("mixed_bfloat16", "the processor multiplies it")
-    return Choice("float32", "the processor has nothing faster")
+        return PrecisionChoice("mixed_bfloat16", "the processor multiplies it")
+    return PrecisionChoice("float32", "the processor has nothing faster")
 
 
 def compute_in(model: keras.Model, precision: str) -> None:

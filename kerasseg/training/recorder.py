@@ -35,10 +35,10 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["VARIABLES", "Keeper", "Nothing", "RunKeeper", "draw_curves", "log_to", "validation_csv"]
+__all__ = ["VARIABLES", "NullRecorder", "Recorder", "RunRecorder", "draw_curves", "log_to", "validation_csv"]
 
 
-class Keeper(Protocol):
+class Recorder(Protocol):
     """What the loop asks of a run directory.
 
     The order within `save` is what makes a run survive a kill at any moment: the best weights are written under a name of
@@ -55,7 +55,7 @@ class Keeper(Protocol):
         """Writes what people look at."""
 
 
-class Nothing:
+class NullRecorder:
     """Keeps nothing: for `fine_tune` without a run directory, and for workers that are not the chief."""
 
     def keep_best(self, tag: str, model: keras.Model) -> None:
@@ -72,8 +72,8 @@ VARIABLES = "variables/"
 """Before the names of the engine's variables in a state."""
 
 
-class RunKeeper:
-    """The `Keeper` that writes to a run directory.
+class RunRecorder:
+    """The `Recorder` that writes to a run directory.
 
     Args:
         run: The directory; locked.

@@ -68,7 +68,7 @@ class Progress:
         best_table: Validation of the best weights.
         said: Kinds of messages that were given, each once a run.
         guarded: How often the guard has acted, in this phase.
-        seconds: Time over all sittings, up to the last saved state.
+        seconds: Time over all sessions, up to the last saved state.
         finished: Why the run is over: "finished", "stopped", or "" while it is not.
         text: The reason as a sentence.
     """

@@ -1,6 +1,6 @@
 """The loop: epoch 0, then epochs of training and validation, phase by phase, until the schedule or somebody says stop.
 
-It knows nothing of files, screens or devices: what it must not lose goes to a `Keeper`, what it tells to an observer, and
+It knows nothing of files, screens or devices: what it must not lose goes to a `Recorder`, what it tells to an observer, and
 what is computed is the `Engine`'s. Where a run stands is a value (`Progress`), so that a run that was killed goes on from
 the last saved one as if nothing had happened.
 """
@@ -25,7 +25,7 @@ from kerasseg.evaluation.bootstrap import Interval, paired_interval
 from kerasseg.runs.history import EpochRow
 from kerasseg.training.diagnostics import clearly_below, far_message, idle_message, overfitting_message, sunk_message
 from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Observer, Saved, Step
-from kerasseg.training.recorder import Keeper
+from kerasseg.training.recorder import Recorder
 from kerasseg.training.state import EpochSums, Progress
 from kerasseg.training.strategies import Phase
 from kerasseg.training.validation_table import SliceTable
@@ -104,7 +104,7 @@ class Trainer:
         training: `TrainingData` with labels, or the like.
         validation: What the schedule goes by.
         plan: What is to be done.
-        keeper: Where the state is kept.
+        recorder: Where the state is kept.
         observers: Who is told.
         scope: Gives the block within which optimizers are made, see `Devices.scope`.
         interrupted: Asked after each step whether to stop.
@@ -121,7 +121,7 @@ class Trainer:
         training: Any,
         validation: Validation,
         plan: Plan,
-        keeper: Keeper,
+        recorder: Recorder,
         observers: Iterable[Observer] = (),
         *,
         scope: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
@@ -131,7 +131,7 @@ class Trainer:
         self.model, self.training, self.validation, self.plan = model, training, validation, plan
         self.progress = Progress()
         self.steps = min(training.steps, plan.steps or training.steps)
-        self._make_engine, self._keeper, self._observers = make_engine, keeper, tuple(observers)
+        self._make_engine, self._recorder, self._observers = make_engine, recorder, tuple(observers)
         self._scope, self._interrupted, self._memory = scope, interrupted, memory
         self._untouched = model.get_weights()
         self._best_weights = self._untouched
@@ -149,7 +149,7 @@ class Trainer:
 
         Args:
             progress: Where the run stood.
-            variables: What `Keeper.save` was given with it.
+            variables: What `Recorder.save` was given with it.
             best_weights: Of the best network so far; None where that is the untouched one.
         """
         self.progress = progress
@@ -253,7 +253,7 @@ class Trainer:
         row = self._row(table, 0, EpochSums(), seconds=time.monotonic() - began, best=True)
         self._set(history=(row,), first_table=table, best_table=table)
         self._set(plateau=self._phase.rule.begin(self._first_dice()))
-        self._keeper.keep_best(self.progress.best_tag, self.model)
+        self._recorder.keep_best(self.progress.best_tag, self.model)
         self._save()
         self._tell(Evaluated(row, table, self.progress.history))
         message = far_message(self._first_dice(), self._rate(), self._phase.strategy)
@@ -285,7 +285,7 @@ class Trainer:
         if best:
             self._set(best=(self.progress.phase, number), best_table=table)
             self._best_weights = self.model.get_weights()
-            self._keeper.keep_best(self.progress.best_tag, self.model)
+            self._recorder.keep_best(self.progress.best_tag, self.model)
         self._tell(Evaluated(row, table, self.progress.history))
         stopped = self._follow(events)
         self._advise(table, stopping=stopped is not None)
@@ -449,10 +449,10 @@ class Trainer:
         now = time.monotonic()
         self._set(seconds=self.progress.seconds + now - self._since)
         self._since = now
-        self._keeper.save(self.progress, variables)
+        self._recorder.save(self.progress, variables)
         if len(self.progress.history) != self._written:
             self._written = len(self.progress.history)
-            self._keeper.write_history(self.progress.history)
+            self._recorder.write_history(self.progress.history)
         self._tell(Saved(self.progress.epoch, self.progress.sums.steps))
 
     def back_to_best(self) -> None:

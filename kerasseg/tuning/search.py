@@ -29,7 +29,14 @@ from kerasseg.postprocessing import MaskRule
 from kerasseg.tuning.curves import Survey, survey
 from kerasseg.tuning.result import Curve, StepName, Tuned, TuningStep
 from kerasseg.tuning.scoring import RuleSearch, hold
-from kerasseg.tuning.thresholds import MOST_NOISE, THRESHOLDS, Choice, best_of_resamples, best_threshold, choose
+from kerasseg.tuning.thresholds import (
+    MOST_NOISE,
+    THRESHOLDS,
+    ThresholdChoice,
+    best_of_resamples,
+    best_threshold,
+    choose,
+)
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.text import Progress
 
@@ -169,7 +176,7 @@ class _Tuner:
 
     # --- threshold -------------------------------------------------------------------------------------------------------
 
-    def threshold(self, choice: Choice) -> None:
+    def threshold(self, choice: ThresholdChoice) -> None:
         """The threshold alone, from the curve over all slices."""
         mean, half = self._seen.mean(), int(np.abs(THRESHOLDS - 0.5).argmin())
         self._note("raw", self.rule, float(mean[half]), self._seen.class_means(half), kept=True)
@@ -234,7 +241,9 @@ class _Tuner:
 
     # --- the threshold once more -----------------------------------------------------------------------------------------
 
-    def settle(self, grid: list[float]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], Choice]:
+    def settle(
+        self, grid: list[float]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], ThresholdChoice]:
         """Looks for the threshold again with the post-processing that was kept.
 
         Returns:

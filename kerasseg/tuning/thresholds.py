@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MOST_NOISE",
     "THRESHOLDS",
-    "Choice",
+    "ThresholdChoice",
     "ThresholdSweep",
     "best_of_resamples",
     "best_threshold",
@@ -214,7 +214,7 @@ _CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ThresholdChoice:
     """Indices of thresholds.
 
     Attributes:
@@ -234,7 +234,7 @@ def choose(
     sums: NDArray[np.float64],
     counts: NDArray[np.float64],
     allowed: NDArray[np.bool_] | None = None,
-) -> Choice:
+) -> ThresholdChoice:
     """The threshold to take.
 
     Noise is one standard error of the difference to the best threshold, paired, over patients. It is estimated from the
@@ -250,7 +250,7 @@ def choose(
         >>> thresholds = np.array([0.2, 0.3, 0.4, 0.5])
         >>> sums = np.array([[0.8, 0.85, 0.84, 0.3], [0.8, 0.87, 0.88, 0.4], [0.7, 0.78, 0.78, 0.5]])
         >>> choose(thresholds, sums, np.ones(3))
-        Choice(chosen=2, best=2, low=1, high=2)
+        ThresholdChoice(chosen=2, best=2, low=1, high=2)
     """
     slices, patients = counts.sum(), len(counts)
     mean = sums.sum(0) / slices
@@ -267,7 +267,7 @@ def choose(
     range_ = np.arange(low, high + 1)
     free = range_ if allowed is None else range_[allowed[range_]]
     chosen = int(free[np.abs(thresholds[free] - 0.5).argmin()]) if free.size else best
-    return Choice(chosen, best, low, high)
+    return ThresholdChoice(chosen, best, low, high)
 
 
 def best_of_resamples(

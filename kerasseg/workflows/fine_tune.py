@@ -28,7 +28,7 @@ from kerasseg.training.diagnostics import check_intensity
 from kerasseg.training.events import Ended, Event, Message, Observer
 from kerasseg.training.tf_datasets import DatasetTraining, DatasetValidation, explained, is_dataset
 from kerasseg.training.trainer import Validation
-from kerasseg.workflows.train import Network, Sitting, in_new_run
+from kerasseg.workflows.train import Network, TrainingSession, in_new_run
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.records.manifest import load_manifest
 
@@ -188,20 +188,20 @@ def fine_tune(
         enable_determinism()
     with _on_devices(model, devices) as twin, _as_it_came(twin):
         told = tuple(observers) or (_to_log,)
-        sitting = Sitting(settings, task, devices, Network(twin, None, ()), told, loss)
+        session = TrainingSession(settings, task, devices, Network(twin, None, ()), told, loss)
         run = None
         try:
-            sitting.load()
+            session.load()
             with explained():
                 if out is None:
-                    ended = sitting.begin(None)
+                    ended = session.begin(None)
                 else:
-                    ended, run = in_new_run(sitting, Path(out))
+                    ended, run = in_new_run(session, Path(out))
         finally:
-            if sitting.trainer is not None:
-                sitting.trainer.back_to_best()
+            if session.trainer is not None:
+                session.trainer.back_to_best()
     values = {field.name: getattr(ended, field.name) for field in fields(Ended)}
-    resolved = sitting.resolved
+    resolved = session.resolved
     return FineTuned(**values, frozen=resolved.frozen, precision=resolved.precision, devices=resolved.devices, run=run)
 
 

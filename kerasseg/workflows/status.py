@@ -15,14 +15,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Overview", "Step", "look_around", "newest_facts", "run_names"]
+__all__ = ["Overview", "StatusLine", "look_around", "newest_facts", "run_names"]
 
 SHARDS, RUNS, PREDICTIONS = "shards", "runs", "predictions.csv"
 State = Literal["done", "open", "old", "unfinished", "damaged", "any time"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StatusLine:
     """One step of the way.
 
     Attributes:
@@ -51,7 +51,7 @@ class Overview:
         runs: How many runs there are.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[StatusLine, ...]
     run: str | None
     next: str
     runs: int = 0
@@ -104,7 +104,7 @@ def look_around(folder: Path | str = ".") -> Overview:
         "evaluate": ("figures on the test split, beside the checkpoint", evaluated),
         "predict": ("masks for new slices", predicted),
     }
-    steps = tuple(Step(name, purpose, f.state, f.when, f.figure) for name, (purpose, f) in parts.items())
+    steps = tuple(StatusLine(name, purpose, f.state, f.when, f.figure) for name, (purpose, f) in parts.items())
     name = None if run is None else run.name
     return Overview(steps, name, _next(here, {step.name: step.state for step in steps}), len(run_names(here / RUNS)))
 

@@ -1,7 +1,7 @@
 """A run from its settings to its end, and the way back into it: shards, checkpoint, devices, run directory and loop.
 
 `train` and `resume` are what the command line calls; `kerasseg.fine_tune` brings a network and slices of its own to the
-same `Sitting`. The loop itself is `kerasseg.training.trainer`.
+same `TrainingSession`. The loop itself is `kerasseg.training.trainer`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from kerasseg.training.devices import (
 from kerasseg.training.diagnostics import check_intensity, few_slices_message
 from kerasseg.training.engine import Engine
 from kerasseg.training.events import Ended, Message, Observer
-from kerasseg.training.precision import Choice, as_float32, choose_precision, compute_in
-from kerasseg.training.recorder import VARIABLES, Keeper, Nothing, RunKeeper, log_to, validation_csv
+from kerasseg.training.precision import PrecisionChoice, as_float32, choose_precision, compute_in
+from kerasseg.training.recorder import VARIABLES, NullRecorder, Recorder, RunRecorder, log_to, validation_csv
 from kerasseg.training.state import Progress
 from kerasseg.training.strategies import phases_of
 from kerasseg.training.tensorboard import EventWriter
@@ -56,7 +56,7 @@ from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError,
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
 
-__all__ = ["DEFAULT_CHECKPOINT", "Network", "Sitting", "in_new_run", "resume", "train"]
+__all__ = ["DEFAULT_CHECKPOINT", "Network", "TrainingSession", "in_new_run", "resume", "train"]
 
 DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
 """The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` names another."""
@@ -105,29 +105,29 @@ def train(
         with devices.scope():
             network = _open(settings, manifest)
         task = task_from_shards(settings, manifest, _input_channels(network.model), devices.worker)
-        sitting = Sitting(settings, task, devices, network, tuple(observers))
+        session = TrainingSession(settings, task, devices, network, tuple(observers))
         # Whatever is wrong with shards, blocks or options is found before anything is written.
-        sitting.load()
+        session.load()
         if not devices.chief:
-            return sitting.begin(None), None
-        return in_new_run(sitting, None if out is None else Path(out))
+            return session.begin(None), None
+        return in_new_run(session, None if out is None else Path(out))
 
 
-def in_new_run(sitting: Sitting, out: Path | None) -> tuple[Ended, RunDirectory]:
+def in_new_run(session: TrainingSession, out: Path | None) -> tuple[Ended, RunDirectory]:
     """Trains into a new run directory.
 
     Args:
-        sitting: Loaded.
+        session: Loaded.
         out: The run's folder; None for `runs/<date-time-strategy>`.
     """
-    model, settings = sitting.network.model, sitting.settings
+    model, settings = session.network.model, session.settings
     run = RunDirectory.create(out, settings.strategy)
     with run.locked():
         with as_saved(model):
             run.save_model(model, run.baseline_file)
-        run.write_config(new_config(settings, sitting.resolved))
+        run.write_config(new_config(settings, session.resolved))
         run.point_latest()
-        return sitting.begin(run), run
+        return session.begin(run), run
 
 
 def resume(
@@ -189,18 +189,18 @@ def resume(
             model = open_checkpoint(run.baseline_file)
         network = Network(model, config.resolved.checkpoint, config.resolved.changes)
         task = task_from_shards(settings, manifest, _input_channels(model), devices.worker)
-        sitting = Sitting(settings, task, devices, network, tuple(observers))
-        sitting.load(Choice(config.resolved.precision, config.resolved.precision_reason))
+        session = TrainingSession(settings, task, devices, network, tuple(observers))
+        session.load(PrecisionChoice(config.resolved.precision, config.resolved.precision_reason))
         written = run if devices.chief else None
         # Before the chief can have gone on, so that all read one and the same state.
         agree(devices, {"the saved state": "none" if saved is None else str(saved.generation)})
         if saved is None or progress is None:
-            return sitting.begin(written), written
+            return session.begin(written), written
         for sentence in saved.skipped:
-            sitting.say(Message("warning", "damaged-state", sentence))
+            session.say(Message("warning", "damaged-state", sentence))
         variables = {n.removeprefix(VARIABLES): a for n, a in saved.arrays.items() if n.startswith(VARIABLES)}
         best = open_checkpoint(run.best_file(progress.best_tag)).get_weights() if any(progress.best) else None
-        return sitting.begin(written, (progress, variables, best)), written
+        return session.begin(written, (progress, variables, best)), written
 
 
 @contextlib.contextmanager
@@ -227,7 +227,7 @@ def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[O
         raise _translated(error, several=bool(told) if devices is None else devices.worker[1] > 1) from error
 
 
-class Sitting:
+class TrainingSession:
     """One process's part of a training.
 
     Args:
@@ -263,7 +263,7 @@ class Sitting:
         for observer in self.observers:
             observer(message)
 
-    def load(self, precision: Choice | None = None) -> None:
+    def load(self, precision: PrecisionChoice | None = None) -> None:
         """Freezes and chooses the precision; nothing is written.
 
         Args:
@@ -322,9 +322,9 @@ class Sitting:
             with with_momenta(model, own), as_saved(model):
                 yield
 
-        keeper: Keeper = Nothing()
+        recorder: Recorder = NullRecorder()
         if run is not None:
-            keeper = RunKeeper(run, as_it_came, None if saved is None else saved[0].best_tag)
+            recorder = RunRecorder(run, as_it_came, None if saved is None else saved[0].best_tag)
             events = EventWriter(run.events_folder, examples_of(self.task, settings.seed), self._predict, self.say)
             self.observers = (*self.observers, log_to(run), events)
         if saved is None:
@@ -345,7 +345,7 @@ class Sitting:
             self.task.training,
             self.task.validation,
             plan,
-            keeper,
+            recorder,
             self.observers,
             scope=self.devices.scope,
             interrupted=lambda: self.flag(),
@@ -375,7 +375,7 @@ class Sitting:
 
     # --- parts -----------------------------------------------------------------------------------------------------------
 
-    def _precision(self) -> Choice:
+    def _precision(self) -> PrecisionChoice:
         """What is fastest here, unless it costs the untouched network Dice."""
         choice = choose_precision(
             self.settings.precision,
@@ -397,7 +397,7 @@ class Sitting:
         if scores[1] >= scores[0] - _LOSS_OF_PRECISION:
             return choice
         text = f"{choice.name} cost {scores[0] - scores[1]:.4f} of Dice before training"
-        return Choice("float32", text)
+        return PrecisionChoice("float32", text)
 
     def _engine(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, parts: int) -> Engine:
         return Engine(

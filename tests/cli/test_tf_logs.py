@@ -29,8 +29,8 @@ def test_what_is_chatter(line: bytes, chatter: bool) -> None:
 
 CHILD = """
 import os, sys
-from kerasseg_cli.tf_logs import without_chatter
-with without_chatter():
+from kerasseg_cli.tf_logs import quiet_tf_logs
+with quiet_tf_logs():
     os.write(2, b"I0000 00:00:1.5 1 port.cc:153] oneDNN\\n")
     os.write(2, b"a real complaint from C\\n")
     print("from Python", file=sys.stderr)
@@ -49,6 +49,6 @@ def test_only_chatter_is_lost(python: str, child_environment: dict[str, str]) ->
 
 @pytest.mark.slow
 def test_importing_tensorflow_is_silent(python: str, child_environment: dict[str, str]) -> None:
-    code = "from kerasseg_cli.tf_logs import without_chatter\nwith without_chatter():\n    import tensorflow"
+    code = "from kerasseg_cli.tf_logs import quiet_tf_logs\nwith quiet_tf_logs():\n    import tensorflow"
     done = subprocess.run([python, "-c", code], env=child_environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""

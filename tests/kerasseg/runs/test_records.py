@@ -175,7 +175,7 @@ def test_a_file_of_settings_is_checked(tmp_path):
         ('{"epoch": 3}', r"mine.json: unknown setting 'epoch'. Did you mean 'epochs'"),
         ('{"epochs": "many"}', r"mine.json: epochs cannot be used"),
         ("[1]", "no settings in this file"),
-        ("{", "this is no configuration"),
+        ("{", "the configuration is damaged"),
         ('{"format_version": 2, "settings": {}}', "newer version"),
     ]:
         path.write_text(text)

@@ -16,7 +16,13 @@ import kerasseg
 from kerasseg.models.layers import all_layers
 from kerasseg.runs.settings import TrainSettings
 from kerasseg.training.devices import Devices
-from kerasseg.training.precision import Choice, as_float32, choose_precision, compute_in, processor_has_bfloat16
+from kerasseg.training.precision import (
+    PrecisionChoice,
+    as_float32,
+    choose_precision,
+    compute_in,
+    processor_has_bfloat16,
+)
 from kerasseg.workflows import train as session
 from kerasseg.workflows.train import as_saved
 from kerasseg_tfrecords.errors import UsageError
@@ -51,7 +57,7 @@ def test_auto(gpu: bool, capability: tuple[int, int] | None, bfloat16: bool, exp
 
 @pytest.mark.parametrize("name", ["float32", *MIXED])
 def test_what_is_asked_for_is_taken(name: str) -> None:
-    assert choose_precision(name, gpu=False, bfloat16=False) == Choice(name, "asked for")
+    assert choose_precision(name, gpu=False, bfloat16=False) == PrecisionChoice(name, "asked for")
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -185,10 +191,12 @@ def sitting(asked: str, scores: dict[str, float], computed: list[str]) -> Any:
 def test_auto_gives_a_faster_precision_up_that_costs_dice(
     faster: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "choose_precision", lambda *_, **__: Choice("mixed_bfloat16", "the processor has it"))
+    monkeypatch.setattr(
+        session, "choose_precision", lambda *_, **__: PrecisionChoice("mixed_bfloat16", "the processor has it")
+    )
     computed: list[str] = []
     scores = {"float32": 0.8, "mixed_bfloat16": faster}
-    choice = session.Sitting._precision(sitting("auto", scores, computed))
+    choice = session.TrainingSession._precision(sitting("auto", scores, computed))
     assert computed == ["float32", "mixed_bfloat16"]
     assert choice.name == expected
     if expected == "float32":
@@ -198,5 +206,5 @@ def test_auto_gives_a_faster_precision_up_that_costs_dice(
 @pytest.mark.parametrize("asked", ["float32", *MIXED])
 def test_what_is_asked_for_is_not_measured(asked: str) -> None:
     computed: list[str] = []
-    assert session.Sitting._precision(sitting(asked, {}, computed)).name == asked
+    assert session.TrainingSession._precision(sitting(asked, {}, computed)).name == asked
     assert not computed

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_training import Fake, FakePhase, Killed, MemoryKeeper, fake, table
+from fake_training import Fake, FakePhase, Killed, MemoryRecorder, fake, table
 from kerasseg.callbacks import PlateauRule
 from kerasseg.training.events import Ended, Evaluated
 from kerasseg.training.trainer import BrokenTrainingError, NothingTrainedError
@@ -34,7 +34,7 @@ def test_the_untouched_network_is_a_candidate_and_can_win():
     assert ended.gain is not None
     assert (ended.gain.estimate, ended.gain.low, ended.gain.high) == (0, 0, 0)
     assert np.array_equal(made.network.get_weights(), untouched)
-    assert list(made.keeper.best) == ["0-00000"]
+    assert list(made.recorder.best) == ["0-00000"]
 
 
 def test_any_gain_counts_and_the_best_weights_remain():
@@ -49,7 +49,7 @@ def test_any_gain_counts_and_the_best_weights_remain():
     assert [row.best for row in ended.history] == [True, False, True, False]
     assert ended.best.epoch == 2
     assert np.array_equal(made.network.get_weights(), seen[2])
-    assert np.array_equal(made.keeper.best["0-00002"], seen[2])
+    assert np.array_equal(made.recorder.best["0-00002"], seen[2])
     assert not np.array_equal(seen[2], seen[3])
     assert ended.gain.estimate == pytest.approx(1e-6, abs=1e-7)
     assert set(ended.class_gains) == {"glioma", "meningioma"}
@@ -174,7 +174,7 @@ def test_auto_trains_both_from_the_same_network_and_keeps_the_better(moderate, b
     assert [name for name, _, _ in begun] == ["conservative", "moderate"]
     assert all(np.array_equal(weights, untouched) and momentum == 0 for _, weights, momentum in begun)
     assert (ended.best.phase, ended.best.epoch) == best
-    assert np.array_equal(made.network.get_weights(), made.keeper.best[tag])
+    assert np.array_equal(made.network.get_weights(), made.recorder.best[tag])
     assert {row.phase for row in ended.history} == {"conservative", "moderate"}
     assert made.engine.calls[-1] == ("rebuild", phase.rule.rate)
     assert [m.kind for m in made.messages] == ["phase"]
@@ -253,7 +253,7 @@ def test_a_loss_that_is_no_number_stops_names_the_slices_and_leaves_the_good_sta
             BrokenTrainingError, match=r"epoch 2, step 2.*slice-4.mat, slice-5.mat.*--learning-rate 1e-05"
         ):
             made.trainer.run()
-        progress, variables, _ = made.keeper.saved()
+        progress, variables, _ = made.recorder.saved()
         assert (progress.epoch, progress.sums.steps) == (1, 0)
         assert np.isfinite(variables["model/weights"]).all()
 
@@ -276,7 +276,7 @@ def test_broken_weights_are_never_saved(save_every):
     made = fake([0.5, 0.5, math.nan], save_every=save_every, on_engine=breaks)
     with pytest.raises(BrokenTrainingError, match=r"weights.*slice-4\.mat" if save_every else "puts out no numbers"):
         made.trainer.run()
-    progress, variables, _ = made.keeper.saved()
+    progress, variables, _ = made.recorder.saved()
     assert (progress.epoch, progress.sums.steps) == ((1, 1) if save_every else (1, 0))
     assert np.isfinite(variables["model/weights"]).all()
 
@@ -285,7 +285,7 @@ def test_a_checkpoint_that_puts_out_no_numbers_is_said_before_anything_is_traine
     made = fake([math.nan])
     with pytest.raises(BrokenTrainingError, match="before the first step"):
         made.trainer.run()
-    assert made.keeper.state is None
+    assert made.recorder.state is None
 
 
 # --- interruptions -------------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def essence(made: Fake, ended: Ended):
     progress = made.trainer.progress
     said = sorted(progress.said)
     progress = replace(progress, history=(), first_table=None, best_table=None, seconds=0, said=frozenset())
-    _, variables, _ = made.keeper.saved()
+    _, variables, _ = made.recorder.saved()
     return (
         ended.reason,
         ended.text,
@@ -324,7 +324,7 @@ def essence(made: Fake, ended: Ended):
         ended.gain,
         made.network.weights.tolist(),
         {name: array.tolist() for name, array in variables.items()},
-        made.keeper.best[made.trainer.progress.best_tag][0].tolist(),
+        made.recorder.best[made.trainer.progress.best_tag][0].tolist(),
     )
 
 
@@ -353,7 +353,7 @@ def test_the_plans_do_what_they_are_for():
     stops=st.lists(st.tuples(st.booleans(), st.integers(0, 60)), max_size=6),
 )
 def test_stopped_or_killed_anywhere_it_goes_on_as_if_nothing_had_happened(name, stops):
-    keeper = MemoryKeeper()
+    recorder = MemoryRecorder()
     for killed, moment in stops:
         left = moment
 
@@ -370,12 +370,12 @@ def test_stopped_or_killed_anywhere_it_goes_on_as_if_nothing_had_happened(name, 
 
         made = fake(
             **PLANS[name],
-            keeper=keeper,
+            recorder=recorder,
             observer=tick if killed else lambda _: None,
             interrupted=(lambda: False) if killed else asked,
         )
-        keeper.hook = tick if killed else lambda _: None
-        saved = keeper.saved()
+        recorder.hook = tick if killed else lambda _: None
+        saved = recorder.saved()
         if saved is not None:
             if saved[0].finished:
                 break
@@ -388,10 +388,10 @@ def test_stopped_or_killed_anywhere_it_goes_on_as_if_nothing_had_happened(name, 
             continue
         if ended.reason != "interrupted":
             break
-        assert np.array_equal(made.network.weights, keeper.best[made.trainer.progress.best_tag][0])
-    keeper.hook = lambda _: None
-    last = fake(**PLANS[name], keeper=keeper)
-    if (saved := keeper.saved()) is not None:
+        assert np.array_equal(made.network.weights, recorder.best[made.trainer.progress.best_tag][0])
+    recorder.hook = lambda _: None
+    last = fake(**PLANS[name], recorder=recorder)
+    if (saved := recorder.saved()) is not None:
         last.trainer.restore(*saved)
     assert essence(last, last.trainer.run()) == undisturbed(name)
 
@@ -401,9 +401,9 @@ def test_an_interruption_finishes_the_step_and_loses_none():
     made = fake(FLAT, interrupted=lambda: next(asked))  # two batches of epoch 0, three steps and two batches of epoch 1
     ended = made.trainer.run()
     assert ended.reason == "interrupted"
-    assert made.keeper.saves[-1] == (0, 3)
-    made = fake([0.6], keeper=made.keeper, epochs=1)
-    made.trainer.restore(*made.keeper.saved())
+    assert made.recorder.saves[-1] == (0, 3)
+    made = fake([0.6], recorder=made.recorder, epochs=1)
+    made.trainer.restore(*made.recorder.saved())
     ended = made.trainer.run()
     assert made.engine.steps == 0, "the steps of the epoch are done: only its validation is left"
     assert ended.history[-1].val_dice == pytest.approx(0.6)
@@ -419,4 +419,4 @@ def test_an_interruption_before_epoch_0_is_done_says_how_to_go_on():
 def test_states_within_an_epoch_come_as_often_as_asked():
     made = fake(FLAT, epochs=1, save_every=2)
     made.trainer.run()
-    assert made.keeper.saves == [(0, 0), (0, 2), (1, 0), (1, 0)]
+    assert made.recorder.saves == [(0, 0), (0, 2), (1, 0), (1, 0)]

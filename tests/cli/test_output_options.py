@@ -20,7 +20,7 @@ from kerasseg.runs.settings import Strategy
 from kerasseg_cli import completion
 from kerasseg_cli.app import app
 from kerasseg_cli.errors import Commands, guarded
-from kerasseg_cli.options import COMMON, manners
+from kerasseg_cli.options import COMMON, output_options
 from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, Problem, UsageError
 
 GROUP: Any = get_command(app)
@@ -85,7 +85,7 @@ def plain(number: int = 3) -> None:
     from kerasseg_cli.console import screen
 
     logging.getLogger("kerasseg").info("the number is %d", number)
-    screen().print(f"number {number}, {manners()}")
+    screen().print(f"number {number}, {output_options()}")
 
 
 def type_into(application: typer.Typer, *typed: str) -> Any:
