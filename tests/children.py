@@ -18,6 +18,9 @@ from unittest.mock import patch
 _Places: TypeAlias = tuple[Path, Path, Path]
 """A child's folder, standard output and standard error."""
 
+PATIENCE = 1800
+"""Seconds after which a child counts as hanging, on any machine, however busy."""
+
 _PRELOADED = ["kerasseg.workflows.train", "kerasseg_cli.app", "kerasseg_cli.train_display", "matplotlib.figure"]
 
 
@@ -56,7 +59,7 @@ class Child:
         assert self.process.exitcode is not None
         return self.process.exitcode
 
-    def wait(self, seconds: float = 300) -> Child:
+    def wait(self, seconds: float = PATIENCE) -> Child:
         """Waits for its end; a child that hangs is killed, and fails the test."""
         self.process.join(seconds)
         if self.process.is_alive():

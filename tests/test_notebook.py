@@ -49,7 +49,7 @@ def test_it_runs(tmp_path: Path, child_environment: dict[str, str]) -> None:
     notebook.cells.insert(0, nbformat.v4.new_code_cell(IN_PROCESS))
     with patch.dict(os.environ, child_environment):
         client = NotebookClient(
-            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+            notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
         )
         client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

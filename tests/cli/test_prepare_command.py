@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from children import PATIENCE
 from factories import blob, write_figshare, write_mat
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -178,13 +179,13 @@ def test_ctrl_c_says_how_to_go_on(python: str, child_environment: dict[str, str]
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not list(tmp_path.glob("shards.partial/spool/*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     for _ in range(presses):
         os.killpg(child.pid, signal.SIGINT)  # as a terminal does: everybody in the group
         time.sleep(0.02)
-    _, said = child.communicate(timeout=60)
+    _, said = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130, said
     assert "Interrupted. Run the same command again to go on." in said
     assert "Traceback" not in said

@@ -22,7 +22,7 @@ import pytest
 from typer.testing import CliRunner
 
 import kerasseg
-from children import Child, Children
+from children import PATIENCE, Child, Children
 from factories import write_figshare
 from kerasseg.runs import RunDirectory, StateStore
 from kerasseg_tfrecords import prepare
@@ -176,7 +176,7 @@ def kill_somewhere(child: Child, run: Path, rng: random.Random) -> None:
     """Kills a training after a number of saved states; half of the times while it writes, or up to 0.6 s later."""
     states = newest_state(run)
     wanted, at_a_write = rng.randint(0, 12), rng.random() < 0.5
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while child.running and time.monotonic() < deadline:
         written = newest_state(run) - states
         # Looked for only where it counts: who watches takes time from who trains.

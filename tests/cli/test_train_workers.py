@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from children import Child, Children
+from children import PATIENCE, Child, Children
 from factories import write_figshare
 from kerasseg.runs import StateStore
 from kerasseg_tfrecords import prepare
@@ -25,7 +25,6 @@ EPOCHS = 7
 OPTIONS = ("--strategy", "scratch", "--filters", 2, "--depth", 1, "--precision", "float32", "--batch-size", 4)
 OPTIONS = (*OPTIONS, "--epochs", EPOCHS, "--stop-after", 0)
 COMPARED = ("loss", "val_loss", "val_soft_dice", "learning_rate")
-PATIENCE = 240
 """Seconds until a process that should have ended counts as hanging, on a machine however busy."""
 
 Machines = Callable[..., contextlib.AbstractContextManager[list[Child]]]

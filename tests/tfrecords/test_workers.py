@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from children import PATIENCE
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.workers import ordered_map
 
@@ -153,12 +154,12 @@ def test_ctrl_c_while_workers_start_shows_no_traceback_of_theirs(delay: float) -
     command, pipe = [sys.executable, "-c", ENDLESS], subprocess.PIPE
     with subprocess.Popen(command, text=True, start_new_session=True, stdout=pipe, stderr=pipe) as child:
         children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not any(map(_is_worker, children.read_text().split())) and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(delay)
         os.killpg(child.pid, signal.SIGINT)
-        out, said = child.communicate(timeout=60)
+        out, said = child.communicate(timeout=PATIENCE)
     assert (child.returncode, out, said) == (0, "interrupted\n", "")
 
 

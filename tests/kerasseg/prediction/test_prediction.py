@@ -26,6 +26,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import kerasseg
+from children import PATIENCE
 from evaluated_runs import brightness_network, write_run
 from factories import blob, write_figshare, write_mat
 from kerasseg import predict_files, predict_masks
@@ -773,7 +774,7 @@ def test_reading_goes_on_while_the_network_works(bright: keras.Model, folder: Pa
         yield unit
 
     def ask(batch: Sequence[int]) -> Sequence[int]:
-        assert more.wait(10)
+        assert more.wait(PATIENCE)
         return batch
 
     assert run_flow(iter(range(6)), read, ask, lambda _thing, _answer: None, Limits(1, 1, 1, 4), lambda: False)

@@ -21,7 +21,7 @@ import pytest
 import tensorflow as tf
 
 import kerasseg
-from children import Children
+from children import PATIENCE, Children
 from factories import write_figshare
 from kerasseg.training import devices as module
 from kerasseg.training.cluster import breakable, meet
@@ -234,10 +234,10 @@ def test_machines_meet_whenever_they_come() -> None:
 
     def come(number: int) -> None:
         time.sleep(0.3 * number)
-        meet(addresses, number, 20)
+        meet(addresses, number, PATIENCE)
         # As TensorFlow does then: who has not looked here before meets it.
         with socket.create_server(("127.0.0.1", int(addresses[number].rpartition(":")[2]))):
-            met.wait(20)
+            met.wait(PATIENCE)
 
     with ThreadPoolExecutor() as machines:
         for done in [machines.submit(come, number) for number in range(3)]:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from children import PATIENCE
 from factories import blob, write_cvind, write_figshare, write_mat
 from kerasseg_tfrecords.checks import raw_data as integrity
 from kerasseg_tfrecords.checks.raw_data import check_data, check_slice
@@ -202,10 +203,10 @@ def test_interrupting_leaves_no_processes(tmp_path: Path, python: str, child_env
     assert child.stdout is not None
     child.stdout.readline()
     os.killpg(child.pid, signal.SIGINT)  # as a terminal sends it: to all processes
-    _, stderr = child.communicate(timeout=30)
+    _, stderr = child.communicate(timeout=PATIENCE)
     assert stderr.decode().count("KeyboardInterrupt") >= 1
     assert "Process SpawnProcess" not in stderr.decode(), "the workers are silent"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while alive(child.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(child.pid), "the workers are gone, too"
