@@ -1,7 +1,9 @@
 # Everything a newcomer needs, on a machine with only Python (3.11 to 3.13) and make.
 #   make demo        set up, then the whole job on synthetic slices (kerasseg demo)
-#   make test        set up, then the whole suite           make lint    ruff, formatter, types
-#   make test-fast   set up, then what takes under 90 s     make bench   the benchmarks, 40 min
+#   make test        set up, then the test suite            make lint    ruff, formatter, types
+#   make test-fast   set up, then the quick tests           make bench   the benchmarks, 40 min
+#   make test-rest   what make test leaves out: wheels, documentation, notebook, browser, the demonstration
+#   make test-all    both
 #   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
 #   make results     the job on real slices: hours; goes on where it was stopped
 PYTHON ?= python3
@@ -12,7 +14,7 @@ STAMP := $(VENV)/.installed
 # Two processes halve the time on two cores; tests that go together (module fixtures) stay together.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-.PHONY: demo test test-fast torture lint format bench results docs clean
+.PHONY: demo test test-fast test-rest test-all torture lint format bench results docs clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -25,10 +27,15 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 test: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) -m "not rest"
 
 test-fast: $(STAMP)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not rest"
+
+test-rest: $(STAMP)
+	$(PYTEST) -m rest
+
+test-all: test test-rest
 
 # DEMO=--fast makes it short.
 demo: $(STAMP)

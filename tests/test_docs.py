@@ -95,7 +95,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield found
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_mkdocs
 def test_the_pages_build_without_a_warning(site: Path) -> None:
     assert "DiceBCELoss" in (site / "reference" / "training.html").read_text()
@@ -104,7 +104,7 @@ def test_the_pages_build_without_a_warning(site: Path) -> None:
     assert not (site / "tools").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_mkdocs
 def test_the_pages_fit_a_phone_and_ask_for_nothing_on_the_net(site: Path, page: Page) -> None:
     for path in sorted(site.rglob("*.html")):
@@ -116,7 +116,7 @@ def test_the_pages_fit_a_phone_and_ask_for_nothing_on_the_net(site: Path, page: 
     assert page.problems == []
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_mkdocs
 def test_they_follow_the_reader_s_light_or_dark(site: Path, page: Page) -> None:
     colours = []
@@ -127,7 +127,7 @@ def test_they_follow_the_reader_s_light_or_dark(site: Path, page: Page) -> None:
     assert light > 700 > 200 > night
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_mkdocs
 def test_search_works_from_the_disk(site: Path, page: Page) -> None:
     page.open(site / "index.html", width=1400)

@@ -37,7 +37,7 @@ def test_outputs_are_not_kept() -> None:
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 # Jupyter's own: tornado's event loops and sockets that it leaves to the garbage collector.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
@@ -54,7 +54,7 @@ def interpreter(version: str) -> Path | None:
     return None
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_command_runs_in_a_clean_environment(wheel: Path, tmp_path: Path, version: str) -> None:
     """With all dependencies on the running version; on the others with what `--help` and reading shards' facts need."""

@@ -238,7 +238,7 @@ kerasseg.opne_checkpoint("unet.keras")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
 def test_types_hold_from_outside(tmp_path: Path) -> None:
     """`mypy --strict` over somebody else's script, with kerasseg among its installed packages (`py.typed`)."""

@@ -110,7 +110,7 @@ def test_a_command_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert said in document["error"]
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_the_whole_job(tmp_path: Path) -> None:
     """As CI and a newcomer type it: every command shows up with its output, and fine-tuning gains."""
     done = Children(tmp_path).start("demo", "--fast", "--keep", "shown").wait(1200)
