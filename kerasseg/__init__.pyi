@@ -1,4 +1,3 @@
-from kerasseg.architectures.unet import unet as unet
 from kerasseg.callbacks import (
     PlateauRule as PlateauRule,
 )
@@ -83,6 +82,7 @@ from kerasseg.models.ensemble import ensemble as ensemble
 from kerasseg.models.folding import fold_batchnorm as fold_batchnorm
 from kerasseg.models.freezing import FreezeReport as FreezeReport
 from kerasseg.models.freezing import freeze as freeze
+from kerasseg.models.unet import unet as unet
 from kerasseg.optimizers import DecayedAdam as DecayedAdam
 from kerasseg.optimizers import set_l2 as set_l2
 from kerasseg.phantom import phantom_slices as phantom_slices

@@ -1,9 +1,9 @@
-"""The U-Net that kerasseg builds when it is not given one: `unet`.
+"""The plain U-Net, and the blocks that all networks of kerasseg are built from.
 
 Ronneberger, Fischer, Brox: *U-Net: Convolutional Networks for Biomedical Image Segmentation*, MICCAI 2015
-(arXiv 1505.04597), with "same" padding, so that the mask has the size of the image, and with a normalisation.
-Written with `keras` alone: it builds on every backend, and consists of Keras' own layers, so that
-`keras.saving.load_model` opens the saved file where kerasseg is not installed.
+(arXiv 1505.04597), with "same" padding, so that the mask has the size of the image, and with a normalization.
+Only layers of Keras are used: the network builds on every backend, and `keras.saving.load_model` opens the saved file
+where kerasseg is not installed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 from zlib import crc32
 
 import keras
@@ -19,7 +19,7 @@ from keras import layers
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["Normalization", "Upsampling", "unet"]
+__all__ = ["BlockBuilder", "Normalization", "Upsampling", "check_output", "check_shape", "is_whole", "plain_unet"]
 
 Normalization = Literal["batch", "group", "instance", "none"]
 Upsampling = Literal["transposed", "bilinear"]
@@ -27,7 +27,7 @@ Upsampling = Literal["transposed", "bilinear"]
 _CHANNELS_PER_GROUP = 16  # Wu & He 2018, table 3: as good as 32 groups, and defined for few filters as well
 
 
-def unet(
+def plain_unet(
     input_shape: Sequence[int | None] = (256, 256, 3),
     classes: int = 1,
     depth: int = 4,
@@ -40,56 +40,16 @@ def unet(
     seed: int | None = None,
     name: str = "unet",
 ) -> keras.Model:
-    """Build a U-Net whose layer names carry their block.
-
-    Each block is twice (3x3 convolution, normalisation, activation). The blocks, top to bottom and up again, are
-    `encoder_1` (full resolution) to `encoder_n`, `bottleneck`, `decoder_n` to `decoder_1` and `head`; `decoder_k` stands
-    at the scale of `encoder_k` and receives its skip. Layers are called `encoder_1_conv_1`, `encoder_1_norm_1`,
-    `encoder_1_act_1`, `encoder_1_pool`, `bottleneck_conv_1`, `decoder_4_up`, `decoder_4_concat`, ..., `head`. The names
-    do not depend on what was built before in the process.
-
-    With the defaults it has 31,049,409 parameters; training moves 31,037,633 of them, the others are BatchNorm statistics.
-
-    Args:
-        input_shape: Height, width and channels of one image; height and width are multiples of `2 ** depth`, or None for
-            any such size.
-        classes: 1 for a probability of the foreground (sigmoid); more for a softmax over that many classes, of which
-            class 0 is the background by kerasseg's convention.
-        depth: How often the resolution is halved, at least 1: the number of encoder blocks.
-        filters: Filters of `encoder_1`, doubled at each level down; or `depth + 1` numbers, the last for the bottleneck.
-        normalization: `"batch"`, `"group"` (16 channels a group where that divides), `"instance"`
-            (`GroupNormalization(groups=-1)`) or `"none"`.
-        upsampling: `"transposed"`: a learnt 2x2 transposed convolution. `"bilinear"`: interpolation and a 1x1
-            convolution, which leaves no checkerboard (Odena et al. 2016).
-        dropout: Fraction of values dropped at the end of the contracting path (last encoder block and bottleneck, as in
-            the paper), 0 up to but without 1. At 0 there are no dropout layers.
-        activation: Name of a Keras activation for the blocks, for instance `"relu"`, `"leaky_relu"` or `"silu"`.
-        bias: Whether the 3x3 convolutions have a bias. None: only where the normalisation would not cancel it, that is for
-            `"group"` and `"none"`.
-        seed: Makes initial weights and dropout repeatable: each layer draws from (seed, its name). None: Keras' global
-            seed (`keras.utils.set_random_seed`).
-        name: Name of the model.
-
-    Returns:
-        A functional model from float32 images (batch, height, width, channels) to float32 probabilities (batch, height,
-        width, classes) in 0..1. The head computes in float32 under a mixed-precision policy too, since a bfloat16 sigmoid
-        has 8 bits and a threshold on it no more.
+    """Build a U-Net of plain convolutions; `kerasseg.unet` describes the arguments.
 
     Raises:
-        UsageError: An argument that cannot be meant, for instance a size that cannot be halved `depth` times.
-
-    Example:
-        >>> model = unet((64, 64, 3), filters=8, depth=2)
-        >>> model.output_shape
-        (None, 64, 64, 1)
-        >>> [layer.name for layer in model.layers if layer.name.startswith("decoder_1")][:3]
-        ['decoder_1_up', 'decoder_1_concat', 'decoder_1_conv_1']
+        UsageError: An argument is invalid.
     """
-    shape = _checked_shape(input_shape, depth)
+    if not is_whole(depth) or not 1 <= depth <= 10:
+        raise UsageError("depth is not a number of encoder blocks", found=depth, expected="1 to 10")
+    shape = check_shape(input_shape, depth, otherwise="a smaller depth")
     widths = _checked_filters(filters, depth)
-    _check_rest(classes, normalization, upsampling, dropout, activation)
-    _check_settings(bias, seed, name)
-    plan = _Plan(
+    builder = BlockBuilder(
         normalization=normalization,
         upsampling=upsampling,
         dropout=dropout,
@@ -97,35 +57,28 @@ def unet(
         bias=normalization in ("group", "none") if bias is None else bias,
         seed=seed,
     )
+    check_output(classes, name)
 
-    # The order of axes is stated in every layer: a checkpoint must not depend on somebody's ~/.keras/keras.json.
+    # Every layer states the order of its axes: a checkpoint must not depend on the user's ~/.keras/keras.json.
     image = keras.Input(shape, name="image", dtype="float32")
     x, skips = image, []
     for level in range(1, depth + 1):
-        x = plan.block(x, f"encoder_{level}", widths[level - 1], drop=level == depth)
+        x = builder.block(x, f"encoder_{level}", widths[level - 1], drop=level == depth)
         skips.append(x)
         x = layers.MaxPooling2D(2, data_format="channels_last", name=f"encoder_{level}_pool")(x)
-    x = plan.block(x, "bottleneck", widths[depth], drop=True)
+    x = builder.block(x, "bottleneck", widths[depth], drop=True)
     for level in range(depth, 0, -1):
-        x = plan.up(x, f"decoder_{level}", widths[level - 1])
-        x = layers.Concatenate(axis=-1, name=f"decoder_{level}_concat")([x, skips[level - 1]])
-        x = plan.block(x, f"decoder_{level}", widths[level - 1])
-    head = layers.Conv2D(
-        classes,
-        1,
-        activation="sigmoid" if classes == 1 else "softmax",
-        data_format="channels_last",
-        # The activation in front is linear here: Glorot keeps the first logits near 0.
-        kernel_initializer=keras.initializers.GlorotUniform(seed=plan.seed_of("head")),
-        dtype="float32",
-        name="head",
-    )
-    return keras.Model(image, head(x), name=name)
+        x = builder.up(x, f"decoder_{level}", widths[level - 1], skips[level - 1])
+    return keras.Model(image, builder.head(x, classes), name=name)
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What all blocks of one network have in common."""
+class BlockBuilder:
+    """Build the blocks of one network; the attributes are arguments of `kerasseg.unet`.
+
+    Raises:
+        UsageError: An argument is invalid.
+    """
 
     normalization: Normalization
     upsampling: Upsampling
@@ -134,11 +87,80 @@ class _Plan:
     bias: bool
     seed: int | None
 
+    def __post_init__(self) -> None:
+        for what, value, kind in (
+            ("normalization", self.normalization, Normalization),
+            ("upsampling", self.upsampling, Upsampling),
+        ):
+            if value not in get_args(kind):
+                raise UsageError(f"unknown {what} {value!r}", expected=" or ".join(get_args(kind)))
+        dropout = self.dropout
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise UsageError("dropout is not a fraction", found=dropout, expected="at least 0 and below 1")
+        try:
+            known = isinstance(self.activation, str) and callable(keras.activations.get(self.activation))
+        except ValueError:
+            known = False
+        if not known:
+            raise UsageError(
+                f"unknown activation {self.activation!r}", expected="the name of a Keras activation, such as 'relu'"
+            )
+        if not isinstance(self.bias, bool):
+            raise UsageError("bias is not a truth value", found=self.bias, expected="True, False or None")
+        if self.seed is not None and not is_whole(self.seed):
+            raise UsageError("seed is not an integer", found=self.seed, expected="an integer or None")
+
     def seed_of(self, layer: str) -> int | None:
-        """Its own seed for each layer: one seed for all would start layers of one shape from the same weights."""
+        """A seed for each layer, since a common one would give layers of the same shape the same weights."""
         return None if self.seed is None else crc32(f"{self.seed}/{layer}".encode()) & 0x7FFFFFFF
 
-    def convolution(self, name: str, filters: int, size: int, *, bias: bool) -> Any:
+    def block(self, x: Any, block: str, filters: int, *, drop: bool = False) -> Any:
+        """Twice a 3x3 convolution, normalization and activation; with `drop`, dropout behind them."""
+        for i in (1, 2):
+            x = self._convolution(f"{block}_conv_{i}", filters, 3, bias=self.bias)(x)
+            x = self._normalized(x, f"{block}_norm_{i}", filters)
+            x = layers.Activation(self.activation, name=f"{block}_act_{i}")(x)
+        return self.dropped(x, block) if drop else x
+
+    def dropped(self, x: Any, block: str) -> Any:
+        """Dropout at the end of a block, where the network has any."""
+        name = f"{block}_drop"
+        return layers.Dropout(self.dropout, seed=self.seed_of(name), name=name)(x) if self.dropout else x
+
+    def up(self, x: Any, block: str, filters: int, skip: Any = None) -> Any:
+        """A decoder block: double the resolution, concatenate the skip connection if there is one, convolve."""
+        name = f"{block}_up"
+        if self.upsampling == "transposed":
+            x = layers.Conv2DTranspose(
+                filters,
+                2,
+                strides=2,
+                padding="same",
+                data_format="channels_last",
+                kernel_initializer=keras.initializers.HeNormal(seed=self.seed_of(name)),
+                name=name,
+            )(x)
+        else:
+            x = layers.UpSampling2D(2, interpolation="bilinear", data_format="channels_last", name=name)(x)
+            x = self._convolution(f"{name}_conv", filters, 1, bias=True)(x)
+        if skip is not None:
+            x = layers.Concatenate(axis=-1, name=f"{block}_concat")([x, skip])
+        return self.block(x, block, filters)
+
+    def head(self, x: Any, classes: int) -> Any:
+        """Probabilities: a sigmoid for one class, a softmax for several."""
+        return layers.Conv2D(
+            classes,
+            1,
+            activation="sigmoid" if classes == 1 else "softmax",
+            data_format="channels_last",
+            # No ReLU follows: Glorot keeps the first logits near 0.
+            kernel_initializer=keras.initializers.GlorotUniform(seed=self.seed_of("head")),
+            dtype="float32",
+            name="head",
+        )(x)
+
+    def _convolution(self, name: str, filters: int, size: int, *, bias: bool) -> Any:
         return layers.Conv2D(
             filters,
             size,
@@ -149,107 +171,75 @@ class _Plan:
             name=name,
         )
 
-    def block(self, x: Any, block: str, filters: int, *, drop: bool = False) -> Any:
-        for i in (1, 2):
-            x = self.convolution(f"{block}_conv_{i}", filters, 3, bias=self.bias)(x)
-            x = self.normalized(x, f"{block}_norm_{i}", filters)
-            x = layers.Activation(self.activation, name=f"{block}_act_{i}")(x)
-        if drop and self.dropout:
-            name = f"{block}_drop"
-            x = layers.Dropout(self.dropout, seed=self.seed_of(name), name=name)(x)
-        return x
-
-    def normalized(self, x: Any, name: str, filters: int) -> Any:
+    def _normalized(self, x: Any, name: str, filters: int) -> Any:
         if self.normalization == "batch":
             return layers.BatchNormalization(axis=-1, name=name)(x)
+        if self.normalization == "none":
+            return x
+        groups = -1
         if self.normalization == "group":
             groups = math.gcd(filters, max(1, filters // _CHANNELS_PER_GROUP))
-            return layers.GroupNormalization(groups=groups, axis=-1, name=name)(x)
-        if self.normalization == "instance":
-            return layers.GroupNormalization(groups=-1, axis=-1, name=name)(x)
-        return x
-
-    def up(self, x: Any, block: str, filters: int) -> Any:
-        name = f"{block}_up"
-        if self.upsampling == "transposed":
-            return layers.Conv2DTranspose(
-                filters,
-                2,
-                strides=2,
-                padding="same",
-                data_format="channels_last",
-                kernel_initializer=keras.initializers.HeNormal(seed=self.seed_of(name)),
-                name=name,
-            )(x)
-        x = layers.UpSampling2D(2, interpolation="bilinear", data_format="channels_last", name=name)(x)
-        return self.convolution(f"{name}_conv", filters, 1, bias=True)(x)
+        return layers.GroupNormalization(groups=groups, axis=-1, name=name)(x)
 
 
-def _checked_shape(input_shape: Sequence[int | None], depth: int) -> tuple[int | None, int | None, int]:
-    if not _whole(depth) or not 1 <= depth <= 10:
-        raise UsageError("depth is no number of encoder blocks", found=depth, expected="1 to 10")
+def check_shape(
+    input_shape: Sequence[int | None], halvings: int, *, otherwise: str
+) -> tuple[int | None, int | None, int]:
+    """The shape of an image whose height and width can be halved `halvings` times.
+
+    Args:
+        input_shape: Height, width and channels, as the user gave them.
+        halvings: How often the network halves the resolution.
+        otherwise: What the user can change instead of the size, for the error message.
+
+    Raises:
+        UsageError: It is not such a shape.
+    """
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
-    if len(shape) != 3 or not all(size is None or _whole(size) for size in shape) or shape[2] is None:
-        raise UsageError("input_shape is no shape of an image", found=shape, expected="(height, width, channels)")
-    step = 2**depth
+    if len(shape) != 3 or not all(size is None or is_whole(size) for size in shape) or shape[2] is None:
+        raise UsageError("input_shape is not the shape of an image", found=shape, expected="(height, width, channels)")
+    step = 2**halvings
     for what, size in zip(("height", "width"), shape[:2], strict=True):
         if size is not None and (size < step or size % step):
             near = [s for s in (size // step * step, (size // step + 1) * step) if s > 0]
             raise UsageError(
-                f"an image {what} of {size} cannot be halved {depth} times",
+                f"an image {what} of {size} cannot be halved {halvings} times",
                 expected=f"a multiple of {step}",
-                remedy=f"Take {' or '.join(map(str, near))}, or a smaller depth.",
+                remedy=f"Take {' or '.join(map(str, near))}, or {otherwise}.",
             )
     if shape[2] < 1:
-        raise UsageError("an image without channels", found=shape[2], expected="1 or more channels")
+        raise UsageError("the image has no channels", found=shape[2], expected="1 or more channels")
     return shape[0], shape[1], shape[2]
 
 
+def check_output(classes: int, name: str) -> None:
+    """Refuse an invalid number of classes or name of a model.
+
+    Raises:
+        UsageError: One of them is invalid.
+    """
+    if not is_whole(classes) or classes < 1:
+        raise UsageError("classes is not a number of classes", found=classes, expected="1 or more")
+    if not isinstance(name, str) or not name or "/" in name:
+        raise UsageError("name is not a valid model name", found=name or "nothing", expected="a text without /")
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer and not a truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _checked_filters(filters: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    if _whole(filters):
+    if is_whole(filters):
         widths = tuple(filters * 2**level for level in range(depth + 1))
     else:
         widths = tuple(filters) if isinstance(filters, Sequence) else ()
         if len(widths) != depth + 1:
             raise UsageError(
-                "filters do not fit the depth",
+                "filters do not match the depth",
                 found=filters,
                 expected=f"one number, or {depth + 1}: {depth} encoder blocks and the bottleneck",
             )
-    if not all(_whole(width) and width >= 1 for width in widths):
-        raise UsageError("filters are whole numbers of 1 or more", found=filters)
+    if not all(is_whole(width) and width >= 1 for width in widths):
+        raise UsageError("filters are not integers of 1 or more", found=filters)
     return widths
-
-
-def _check_rest(classes: int, normalization: str, upsampling: str, dropout: float, activation: str) -> None:
-    if not _whole(classes) or classes < 1:
-        raise UsageError("classes is no number of classes", found=classes, expected="1 or more")
-    for what, value, kind in (
-        ("normalization", normalization, Normalization),
-        ("upsampling", upsampling, Upsampling),
-    ):
-        if value not in get_args(kind):
-            raise UsageError(f"unknown {what} {value!r}", expected=" or ".join(get_args(kind)))
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise UsageError("dropout is no fraction", found=dropout, expected="0 up to but without 1")
-    try:
-        known = isinstance(activation, str) and callable(keras.activations.get(activation))
-    except ValueError:
-        known = False
-    if not known:
-        raise UsageError(
-            f"unknown activation {activation!r}", expected="the name of a Keras activation, for instance 'relu'"
-        )
-
-
-def _check_settings(bias: bool | None, seed: int | None, name: str) -> None:
-    if bias is not None and not isinstance(bias, bool):
-        raise UsageError("bias is no yes or no", found=bias, expected="True, False or None")
-    if seed is not None and not _whole(seed):
-        raise UsageError("seed is no whole number", found=seed, expected="a whole number or None")
-    if not isinstance(name, str) or not name or "/" in name:
-        raise UsageError("name is no name of a model", found=name or "nothing", expected="a text without /")
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

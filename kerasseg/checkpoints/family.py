@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 
-from kerasseg.architectures.unet import unet
+from kerasseg.architectures.unet import plain_unet
 from kerasseg.checkpoints.allowed import build, check_config, check_size, parse_config, without_training
 from kerasseg.checkpoints.keras2.translate import translate
 from kerasseg.checkpoints.stored import StoredLayer
@@ -163,7 +163,7 @@ def _is(layer: keras.layers.Layer, name: str) -> bool:
 
 def build_family(family: Family) -> keras.Model:
     """The U-Net itself, with fresh weights."""
-    return unet(**family.arguments)
+    return plain_unet(**family.arguments)
 
 
 _HOW = "unet, unet(depth=4, filters=64, ...), a network's JSON file or a checkpoint of the same network"
@@ -198,7 +198,7 @@ def named_arguments(architecture: str) -> Mapping[str, Any] | None:
         }
     except (SyntaxError, ValueError) as error:
         raise UsageError(f"the architecture `{text}` cannot be read", found=error, expected=_HOW) from error
-    known = inspect.signature(unet).parameters
+    known = inspect.signature(plain_unet).parameters
     if unknown := sorted(set(arguments) - set(known)):
         raise UsageError(f"kerasseg.unet has no argument {', '.join(unknown)}", expected=", ".join(known))
     return arguments

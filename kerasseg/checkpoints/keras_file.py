@@ -19,7 +19,7 @@ from kerasseg.checkpoints.stored import assign, read_by_class, stored_numbers
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.files import temporary_space
 
-__all__ = ["check_archive", "is_keras_archive", "open_keras", "open_keras_folder"]
+__all__ = ["check_archive", "is_keras_archive", "open_keras", "open_keras_folder", "read_archive"]
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ALWAYS_FINE = 1 << 26
@@ -84,6 +84,15 @@ def open_keras(path: Path) -> tuple[OpenedModel, Provenance | None]:
     Raises:
         CheckpointError: If the archive, its configuration or its weights are refused or damaged.
     """
+    return _open(*read_archive(path), path)
+
+
+def read_archive(path: Path) -> tuple[dict[str, object], object, bytes]:
+    """The configuration, the metadata and the weights (an HDF5 file) in a `.keras` archive.
+
+    Raises:
+        CheckpointError: The archive is damaged or is not a `.keras` file.
+    """
     try:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             check_archive(archive, path)
@@ -102,7 +111,7 @@ def open_keras(path: Path) -> tuple[OpenedModel, Provenance | None]:
         raise CheckpointError(
             "the archive is damaged", path=str(path), found=str(error), remedy="Fetch it again and compare its size."
         ) from error
-    return _open(config, metadata, weights, path)
+    return config, metadata, weights
 
 
 def open_keras_folder(path: Path) -> tuple[OpenedModel, Provenance | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import keras
 
-from kerasseg.architectures.unet import unet
+from kerasseg.architectures.unet import plain_unet
 from kerasseg.checkpoints.family import (
     Family,
     NotOurFamily,
@@ -139,7 +139,7 @@ def _family(
         family, problem = None, str(error)
     if family is None:
         if asked and {"depth", "filters"} <= set(arguments):
-            return unet(**arguments), ("the architecture was named, not read off the shapes",)  # type: ignore[arg-type]
+            return plain_unet(**arguments), ("the architecture was named, not read off the shapes",)  # type: ignore[arg-type]
         raise CheckpointError(
             "the file holds weights and no network, and they are not those of a U-Net of kerasseg",
             path=str(path),

@@ -20,12 +20,12 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from kerasseg.architectures.unet import unet
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.provenance import copy_provenance
 from kerasseg.interrupts import StopFlag, stop_on_signals
 from kerasseg.losses import DiceBCELoss
 from kerasseg.models.adapt import fit_to_task
+from kerasseg.models.unet import unet
 from kerasseg.runs.config import Resolved, new_config
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import TrainSettings

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kerasseg
-from kerasseg.architectures.unet import unet
+from kerasseg.models.unet import unet
 from kerasseg_tfrecords.errors import UsageError
 
 SMALL = {"filters": 4, "depth": 2}
@@ -140,28 +140,31 @@ def test_a_seed_repeats_the_weights_and_no_two_layers_share_them() -> None:
     [
         ({"input_shape": (250, 256, 3)}, r"height of 250 cannot be halved 4 times .*multiple of 16.*Take 240 or 256"),
         ({"input_shape": (256, 8, 3)}, r"width of 8 cannot be halved.*Take 16"),
-        ({"input_shape": (256, 256)}, r"input_shape is no shape of an image"),
-        ({"input_shape": (256, 256, None)}, r"input_shape is no shape of an image"),
-        ({"input_shape": (256, 256, 0)}, r"without channels"),
-        ({"depth": 0}, r"depth is no number of encoder blocks"),
-        ({"classes": 0}, r"classes is no number"),
-        ({"filters": 0}, r"filters are whole numbers"),
-        ({"filters": (4, 8)}, r"filters do not fit the depth.*one number, or 5"),
+        ({"input_shape": (256, 256)}, r"input_shape is not the shape of an image"),
+        ({"input_shape": (256, 256, None)}, r"input_shape is not the shape of an image"),
+        ({"input_shape": (256, 256, 0)}, r"the image has no channels"),
+        ({"depth": 0}, r"depth is not a number of encoder blocks"),
+        ({"classes": 0}, r"classes is not a number"),
+        ({"filters": 0}, r"filters are not integers"),
+        ({"filters": (4, 8)}, r"filters do not match the depth.*one number, or 5"),
         ({"normalization": "layer"}, r"unknown normalization 'layer' \(expected batch or group or instance or none\)"),
         ({"upsampling": "nearest"}, r"unknown upsampling 'nearest'"),
-        ({"dropout": 1.0}, r"dropout is no fraction"),
-        ({"dropout": "0.1"}, r"dropout is no fraction \(found 0\.1"),
-        ({"dropout": True}, r"dropout is no fraction"),
-        ({"input_shape": 256}, r"input_shape is no shape of an image"),
-        ({"filters": True}, r"filters do not fit the depth"),
-        ({"bias": "no"}, r"bias is no yes or no \(found no"),
-        ({"seed": "one"}, r"seed is no whole number"),
-        ({"name": "a/b"}, r"name is no name of a model"),
-        ({"name": 5}, r"name is no name of a model"),
+        ({"dropout": 1.0}, r"dropout is not a fraction"),
+        ({"dropout": "0.1"}, r"dropout is not a fraction \(found 0\.1"),
+        ({"dropout": True}, r"dropout is not a fraction"),
+        ({"input_shape": 256}, r"input_shape is not the shape of an image"),
+        ({"filters": True}, r"filters do not match the depth"),
+        ({"bias": "no"}, r"bias is not a truth value \(found no"),
+        ({"seed": "one"}, r"seed is not an integer"),
+        ({"name": "a/b"}, r"name is not a valid model name"),
+        ({"name": 5}, r"name is not a valid model name"),
+        ({"decoder_filters": 8}, r"need an encoder"),
+        ({"encoder": "vgg17"}, r"unknown encoder 'vgg17' \(expected vgg16, "),
+        ({"encoder": "vgg16", "depth": 3}, r"depth and filters belong to the plain U-Net"),
         ({"activation": "rulu"}, r"unknown activation 'rulu'"),
     ],
 )
-def test_what_cannot_be_meant_is_said(arguments: dict[str, object], says: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         unet(**arguments)  # type: ignore[arg-type]
 
@@ -189,7 +192,7 @@ def test_a_saved_network_opens_where_kerasseg_is_not_imported(
 ON_JAX = """
 import sys
 import keras, numpy as np
-from kerasseg.architectures.unet import unet
+from kerasseg.models.unet import unet
 assert keras.backend.backend() == "jax"
 x = np.random.default_rng(0).random((4, 16, 16, 3), "float32")
 given = np.load("weights.npz")

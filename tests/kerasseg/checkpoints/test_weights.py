@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerasseg.architectures.unet import unet
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.family import named_arguments
 from kerasseg.checkpoints.stored import assign, read_by_name
 from kerasseg.checkpoints.weights_only import PartialMatchError
+from kerasseg.models.unet import unet
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "legacy"

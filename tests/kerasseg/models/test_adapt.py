@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as hnp
 from keras import layers, ops
 
 import kerasseg
-from kerasseg.architectures.unet import unet
 from kerasseg.models.adapt import Fitted, fit_to_task
+from kerasseg.models.unet import unet
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 
 

