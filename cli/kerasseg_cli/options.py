@@ -20,7 +20,9 @@ import typer
 from kerasseg_tfrecords.errors import UsageError
 
 __all__ = [
+    "ADVANCED",
     "COMMON",
+    "COMMON_PANEL",
     "AllowPartial",
     "Architecture",
     "Checkpoint",
@@ -34,21 +36,29 @@ __all__ = [
     "using_options",
 ]
 
-_PANEL = "Every command has"
+ADVANCED = "Advanced"
+"""Start of the names of the panels (`rich_help_panel`) whose options only `--help-all` shows."""
+
+COMMON_PANEL = "Common options"
 
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON document for machines, and nothing else.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--json", help="Print one JSON document for machines, and nothing else.", rich_help_panel=COMMON_PANEL
+    ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, no table; errors still show.", rich_help_panel=_PANEL)
+    bool, typer.Option("--quiet", "-q", help="No progress, no table; errors still show.", rich_help_panel=COMMON_PANEL)
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Also say what is being done and with what.", rich_help_panel=_PANEL)
+    bool,
+    typer.Option("--verbose", "-v", help="Also say what is being done and with what.", rich_help_panel=COMMON_PANEL),
 ]
 Debug = Annotated[
     bool,
-    typer.Option("--debug", help="Show the traceback of an error, and what TensorFlow says.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--debug", help="Show the traceback of an error, and what TensorFlow says.", rich_help_panel=COMMON_PANEL
+    ),
 ]
 
 COMMON: dict[str, Any] = {"as_json": Json, "quiet": Quiet, "verbose": Verbose, "debug": Debug}
