@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -31,6 +31,7 @@ __all__ = [
     "OutputOptions",
     "Quiet",
     "Verbose",
+    "choices",
     "one_of",
     "output_options",
     "using_options",
@@ -79,6 +80,16 @@ Architecture = Annotated[
 AllowPartial = Annotated[
     bool, typer.Option("--allow-partial", help="For files that hold weights alone: take what fits the network.")
 ]
+
+
+def choices(values: Iterable[str]) -> str:
+    """The metavar of an option that takes one of these values.
+
+    Example:
+        >>> choices(["savedmodel", "onnx"])
+        '[savedmodel|onnx]'
+    """
+    return f"[{'|'.join(values)}]"
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> None:

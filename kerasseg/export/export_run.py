@@ -30,7 +30,20 @@ from kerasseg.export.schema import (
     NetworkFacts,
     Preprocessing,
 )
-from kerasseg.export.serving import Network, check_backend, need_extra, serving_model
+from kerasseg.export.serving import (
+    LITERT_FILE,
+    ONNX_PACKAGES,
+    Network,
+    check_backend,
+    need_extra,
+    open_keras_export,
+    open_litert,
+    open_onnx,
+    serving_model,
+    write_keras,
+    write_litert,
+    write_onnx,
+)
 from kerasseg.export.slices import (
     Samples,
     Shards,
@@ -221,9 +234,7 @@ def _format(name: str, *, int8: bool, with_postprocessing: bool) -> ExportFormat
         )
     form = cast("ExportFormat", name)
     if form == "onnx":
-        from kerasseg.export.serving import PACKAGES
-
-        need_extra("onnx", *PACKAGES)
+        need_extra("onnx", *ONNX_PACKAGES)
     if form != "keras":
         check_backend()
     return form
@@ -357,8 +368,6 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
     """Writes the network's files; gives what opens them again."""
     threshold = job.mask.rule.threshold if job.mask.inside else None
     if job.form == "keras":
-        from kerasseg.export.serving import open_keras_export, write_keras
-
         write_keras(job.model, folder)
         return lambda: open_keras_export(folder)
     if job.form == "savedmodel":
@@ -368,12 +377,8 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
         write_savedmodel(job.model, folder, around)
         return lambda: open_savedmodel_export(folder)
     if job.form == "onnx":
-        from kerasseg.export.serving import open_onnx, write_onnx
-
         write_onnx(serving_model(job.model, job.config.resolved.size, threshold), folder, _notes(job))
         return lambda: open_onnx(folder)
-    from kerasseg.export.serving import open_litert, write_litert
-
     images = None
     if job.int8 and job.shards is not None:
         images = network_images(calibration_images(job.shards, job.calibration), job.channels)
@@ -382,15 +387,13 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
 
 
 def _int8(job: _Job, folder: Path, target: Path, network: Network, exported: Network) -> Int8Facts:
-    from kerasseg.export.serving import FILE, write_litert
-
     if job.shards is None:
         msg = "8 bits were begun without shards"
         raise AssertionError(msg)
     beside = folder / "float32"
     beside.mkdir()
     write_litert(serving_model(job.model, job.config.resolved.size, None), beside, None)
-    size = (beside / FILE).stat().st_size
+    size = (beside / LITERT_FILE).stat().st_size
     shutil.rmtree(beside)
     return measure_int8(
         network,
