@@ -11,11 +11,11 @@ from typing import Literal, cast
 import keras
 
 from kerasseg.checkpoints import open_checkpoint, provenance
-from kerasseg.checkpoints.provenance import sha256_of
+from kerasseg.checkpoints.provenance import public_name, sha256_of
 from kerasseg.evaluation.arrays import software
 from kerasseg.export.atomic_folder import check_place, placed
 from kerasseg.export.card import CARD, card
-from kerasseg.export.metadata import callings, data_facts, evaluations, origin, recipe, steps_of, without_folders
+from kerasseg.export.metadata import callings, data_facts, evaluations, origin, recipe, steps_of, without_paths
 from kerasseg.export.parity import check, compare, measure_int8, native
 from kerasseg.export.push import parse_address, push
 from kerasseg.export.schema import (
@@ -323,6 +323,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
     if record is None:
         msg = "the network lost its record"
         raise AssertionError(msg)
+    folders = [job.run.root, *job.run.root.absolute().parents, Path(job.config.settings.shards), Path.home()]
     metadata = ExportMetadata(
         schema=SCHEMA,
         software=software(),
@@ -336,7 +337,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
             size=resolved.size,
             channels=job.channels,
             sha256=job.digest,
-            checkpoint=without_folders(resolved.checkpoint),
+            checkpoint=None if resolved.checkpoint is None else public_name(resolved.checkpoint),
             checkpoint_sha256=None if resolved.provenance is None else resolved.provenance.get("sha256"),
         ),
         preprocessing=Preprocessing(
@@ -349,12 +350,12 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
         mask=job.mask,
         calling=callings(job.form, job.mask, resolved.size, job.channels, resolved.channels),
         data=data_facts(job.config, job.shards),
-        training=recipe(job.config),
+        training=without_paths(recipe(job.config), folders),
         comparison=comparison,
         evaluations=evaluations(job.run, job.mask, tuned),
         tuning=None if tuned is None else {"raw": tuned.model.raw, "dice": tuned.model.dice, "gain": tuned.model.gain},
         provenance=record.to_json(),
-        warnings=tuple(_warnings(job)),
+        warnings=without_paths(tuple(_warnings(job)), folders),
     )
     try:
         (folder / METADATA).write_text(metadata.to_json(), encoding="utf-8")
