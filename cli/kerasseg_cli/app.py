@@ -25,6 +25,7 @@ from kerasseg_cli import (
     verify,
 )
 from kerasseg_cli.errors import Commands, guarded
+from kerasseg_cli.help import Command
 from kerasseg_cli.options import Debug, Json, Quiet, Verbose
 from kerasseg_cli.status import start
 from kerasseg_cli.tf_logs import quiet_tf_logs
@@ -91,7 +92,7 @@ def _build() -> typer.Typer:
         doctor.doctor,
     )
     for command in commands:
-        application.command()(guarded(command))
+        application.command(cls=Command)(guarded(command))
     return application
 
 

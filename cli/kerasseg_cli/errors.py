@@ -12,13 +12,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from kerasseg_cli.console import errors, print_json
+from kerasseg_cli.help import HELP_ALL, help_text, is_advanced, with_metavar
 from kerasseg_cli.options import COMMON, OutputOptions, output_options, using_options
+from kerasseg_cli.suggest import either, suggest_commands, suggest_options
 from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, UsageError, one_line
 
 __all__ = ["FAILED", "INTERRUPTED", "USAGE", "Commands", "complain", "guarded", "output_lost"]
@@ -46,14 +48,18 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         for name, annotation in COMMON.items()
     ]
     rest = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=with_metavar(parameter.annotation))
         for parameter in own.values()
         if parameter.name not in COMMON and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
+    if any(is_advanced(parameter.annotation) for parameter in rest):
+        help_all = Annotated[bool, HELP_ALL]
+        common.append(inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=help_all))
     takes = {name for name in COMMON if name in own}
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
+        values.pop("help_all", None)
         asked = {name: bool(values[name] if name in takes else values.pop(name)) for name in COMMON}
         with using_options(OutputOptions(**asked, silent=asked["quiet"] and "quiet" not in takes)):
             _guard(command, values)
@@ -159,6 +165,20 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 class Commands(TyperGroup):
     """Ends the process as `docs/command-line.md` says."""
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of the group; see click."""
+        formatter.write(help_text(self, ctx, advanced=False))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that was typed; see click."""
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
+            found = suggest_commands(name, self.list_commands(ctx))
+            # What is no command (`kerasseg version`) is suggested in full.
+            words = [f"kerasseg {one}" if one.startswith("-") else repr(one) for one in found]
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {either(words)}?" if words else ""))
+        return super().resolve_command(ctx, args)
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -179,7 +199,7 @@ class Commands(TyperGroup):
         try:
             code = run()
         except _USAGE as error:
-            _tell(error, as_json="--json" in typed)
+            _tell(error, typed, as_json="--json" in typed)
             code = error.exit_code
         except typer.Abort:
             complain("Aborted.", kind="interrupted", exit_code=INTERRUPTED, as_json="--json" in typed)
@@ -192,12 +212,34 @@ class Commands(TyperGroup):
         sys.exit(FAILED if output_lost() else code if isinstance(code, int) else 0)
 
 
-def _tell(error: Any, *, as_json: bool) -> None:
-    near = next(iter(getattr(error, "possibilities", None) or ()), None)
-    text = one_line(error.message if near else error.format_message()).rstrip(".")
-    if near:
-        text += f". Did you mean {near}?"
+def _tell(error: Any, typed: Sequence[str], *, as_json: bool) -> None:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "kerasseg"
+    # Older versions of click list options that are spelt alike in the message itself.
+    option = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None
+    text = one_line(error.message if option else error.format_message()).rstrip(".")
+    if option and context is not None:
+        text = _unknown_option(option, typed, context)
     lines = [f"Error: {text}" + ("" if text.endswith("?") else "."), f"See: {path} --help"]
     complain(*lines, kind="usage", exit_code=error.exit_code, as_json=as_json, remedy=f"See: {path} --help")
+
+
+def _unknown_option(option: str, typed: Sequence[str], context: Any) -> str:
+    if not option.startswith("--"):
+        # `-lr` is read as `-l -r`; what was typed says more.
+        option = next((word for word in typed if word.startswith(option) and not word.startswith("--")), option)
+    text = f"No such option: {one_line(option.partition('=')[0])}"
+    if found := suggest_options(option, _long_options(context.command, context)):
+        return f"{text}. Did you mean {either(found)}?"
+    group = context.find_root().command
+    owners = [
+        name
+        for name, command in getattr(group, "commands", {}).items()
+        if option in _long_options(command, context) and command is not context.command
+    ]
+    return f"{text}. {either([f'kerasseg {name}' for name in owners[:3]])} has it" if owners else text
+
+
+def _long_options(command: Any, context: Any) -> list[str]:
+    parameters = (p for p in command.get_params(context) if p.param_type_name == "option" and not p.hidden)
+    return [name for p in parameters for name in (*p.opts, *p.secondary_opts) if name.startswith("--")]

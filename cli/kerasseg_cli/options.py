@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -20,7 +20,9 @@ import typer
 from kerasseg_tfrecords.errors import UsageError
 
 __all__ = [
+    "ADVANCED",
     "COMMON",
+    "COMMON_PANEL",
     "AllowPartial",
     "Architecture",
     "Checkpoint",
@@ -29,26 +31,35 @@ __all__ = [
     "OutputOptions",
     "Quiet",
     "Verbose",
+    "choices",
     "one_of",
     "output_options",
     "using_options",
 ]
 
-_PANEL = "Every command has"
+ADVANCED = "Advanced"
+"""Start of the names of the panels (`rich_help_panel`) whose options only `--help-all` shows."""
+
+COMMON_PANEL = "Common options"
 
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON document for machines, and nothing else.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--json", help="Print one JSON document for machines, and nothing else.", rich_help_panel=COMMON_PANEL
+    ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, no table; errors still show.", rich_help_panel=_PANEL)
+    bool, typer.Option("--quiet", "-q", help="No progress, no table; errors still show.", rich_help_panel=COMMON_PANEL)
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Also say what is being done and with what.", rich_help_panel=_PANEL)
+    bool,
+    typer.Option("--verbose", "-v", help="Also say what is being done and with what.", rich_help_panel=COMMON_PANEL),
 ]
 Debug = Annotated[
     bool,
-    typer.Option("--debug", help="Show the traceback of an error, and what TensorFlow says.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--debug", help="Show the traceback of an error, and what TensorFlow says.", rich_help_panel=COMMON_PANEL
+    ),
 ]
 
 COMMON: dict[str, Any] = {"as_json": Json, "quiet": Quiet, "verbose": Verbose, "debug": Debug}
@@ -69,6 +80,16 @@ Architecture = Annotated[
 AllowPartial = Annotated[
     bool, typer.Option("--allow-partial", help="For files that hold weights alone: take what fits the network.")
 ]
+
+
+def choices(values: Iterable[str]) -> str:
+    """The metavar of an option that takes one of these values.
+
+    Example:
+        >>> choices(["savedmodel", "onnx"])
+        '[savedmodel|onnx]'
+    """
+    return f"[{'|'.join(values)}]"
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> None:

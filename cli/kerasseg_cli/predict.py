@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from kerasseg_cli.completion import FORMATS, proposing, runs
 from kerasseg_cli.console import errors, print_json, progress_bar, screen
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Debug, Json, Quiet, choices
 from kerasseg_tfrecords.errors import UsageError, one_line
+from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from kerasseg.workflows.predict import PredictionReport
@@ -18,85 +20,143 @@ if TYPE_CHECKING:
 
 __all__ = ["predict"]
 
-WHO, READ, HOW, WRITE = "Which network", "What is read", "How it is asked", "What is written"
+NETWORK, READING, PREDICTION, OUTPUT = "Network", "Input", "Prediction", "Output"
+PLANES = ("axial", "coronal", "sagittal")
+INTENSITIES = ("minmax", "percentile", "zscore")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
 def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...", help="Folders, files, zips or patterns: .mat, PNG, JPEG, TIFF, NIfTI, DICOM."
+            metavar="INPUT...",
+            help="Slices, volumes or series: folders, files, zip archives or patterns of .mat, PNG, JPEG, TIFF, NIfTI and "
+            "DICOM files.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The output folder.", rich_help_panel=WRITE)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Output folder.", rich_help_panel=OUTPUT)],
     run: Annotated[
-        str | None, typer.Option(help="A run's folder or name; the latest one.", rich_help_panel=WHO)
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run whose network is used: its folder or name. [default: the latest run]",
+            rich_help_panel=NETWORK,
+            autocompletion=runs,
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Any checkpoint instead of a run, cut at 0.5 or --threshold.", rich_help_panel=WHO),
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Checkpoint to use instead of a run, with a threshold of 0.5 unless --threshold is given.",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     ensemble: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RUN", help="Average several networks: once for each, or with commas.", rich_help_panel=WHO
+            metavar="RUN",
+            help="Average the probabilities of several runs or checkpoints; repeat the option or separate them by commas.",
+            rich_help_panel=NETWORK,
         ),
     ] = None,
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="Read this alone: figshare, pairs, nifti or dicom.", rich_help_panel=READ),
+        typer.Option(
+            "--format",
+            metavar=choices(FORMATS),
+            help="Read only files of this format.",
+            rich_help_panel=READING,
+            autocompletion=proposing(FORMATS),
+        ),
     ] = None,
     plane: Annotated[
         str | None,
-        typer.Option(help="Of volumes: axial, coronal, sagittal; as the run's shards.", rich_help_panel=READ),
+        typer.Option(
+            metavar=choices(PLANES),
+            help="Plane in which volumes are sliced. [default: that of the run's shards]",
+            rich_help_panel=READING,
+            autocompletion=proposing(PLANES),
+        ),
     ] = None,
     intensity: Annotated[
         str | None,
-        typer.Option(help="minmax, percentile or zscore, instead of what the run says.", rich_help_panel=READ),
+        typer.Option(
+            metavar=choices(INTENSITIES),
+            help="Intensity rule. [default: that of the run]",
+            rich_help_panel=READING,
+            autocompletion=proposing(INTENSITIES),
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Instead of the run's tuned rule, without post-processing.", rich_help_panel=HOW),
+        typer.Option(
+            help="Probability threshold, without post-processing. [default: the run's tuned rule]",
+            rich_help_panel=PREDICTION,
+        ),
     ] = None,
     flip_average: Annotated[
         bool,
-        typer.Option("--flip-average", help="Average image and mirror image: twice the time.", rich_help_panel=HOW),
+        typer.Option(
+            "--flip-average",
+            help="Average the predictions of the image and its mirror image (doubles the time).",
+            rich_help_panel=PREDICTION,
+        ),
     ] = False,
     augment: Annotated[
         list[str] | None,
-        typer.Option(help="flip is --flip-average; others are refused, with the reason.", rich_help_panel=HOW),
+        typer.Option(
+            metavar="[flip]",
+            help="Test-time augmentation by name; flip is the same as --flip-average.",
+            rich_help_panel=PREDICTION,
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Slices at once; as fits this machine.", rich_help_panel=HOW)
+        int | None,
+        typer.Option(min=1, help="Slices per batch. [default: chosen for this machine]", rich_help_panel=PREDICTION),
     ] = None,
     precision: Annotated[
         str,
-        typer.Option(help="auto (the run's), float32, mixed_bfloat16 or mixed_float16.", rich_help_panel=HOW),
+        typer.Option(
+            metavar=choices(PRECISIONS),
+            help="Numeric precision; auto takes that of the run.",
+            rich_help_panel=PREDICTION,
+            autocompletion=proposing(PRECISIONS),
+        ),
     ] = "auto",
     overlay: Annotated[
-        bool, typer.Option("--overlay", help="Pictures with the outline, too.", rich_help_panel=WRITE)
+        bool,
+        typer.Option("--overlay", help="Also write pictures with the outline of the mask.", rich_help_panel=OUTPUT),
     ] = False,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="16-bit PNG or float32 NIfTI, too.", rich_help_panel=WRITE)
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Also write probability maps (16-bit PNG, or float32 NIfTI for volumes).",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     go_on: Annotated[
-        bool, typer.Option("--continue", help="Do only what is missing in --out.", rich_help_panel=WRITE)
+        bool,
+        typer.Option("--continue", help="Predict only what is missing in the output folder.", rich_help_panel=OUTPUT),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=WRITE)
+        bool,
+        typer.Option("--overwrite", help="Replace earlier predictions in the output folder.", rich_help_panel=OUTPUT),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
-    """Write a mask for every slice, volume and series, in the geometry of its file. Not for clinical use."""
+    """Write a mask for each slice, volume and series, in the geometry of its file. Not for clinical use."""
     networks = _networks(run, model, ensemble)
 
     from kerasseg.interrupts import stop_on_signals
     from kerasseg.workflows.predict import predict_files
 
     def told(name: str) -> None:
-        errors().print(f"{name}: finishing the slices that are under way. Once more stops at once.", markup=False)
+        errors().print(f"{name}: finishing the slices in progress. Press again to stop at once.", markup=False)
 
     with progress_bar(quiet=quiet or as_json) as progress, stop_on_signals(told) as stop:
         report = predict_files(
@@ -129,14 +189,13 @@ def predict(
 
 
 def _networks(run: str | None, model: str | None, ensemble: list[str] | None) -> list[str] | None:
-    """What is asked; None for the latest run."""
+    """The networks to use; None for the latest run."""
     given = [name for name, value in (("--run", run), ("--model", model), ("--ensemble", ensemble)) if value]
     if len(given) > 1:
         raise UsageError(
-            "more than one network is named",
+            "--run, --model and --ensemble exclude each other",
             found=" and ".join(given),
-            expected="one of --run, --model and --ensemble",
-            remedy="To average several, name all of them with --ensemble; it takes runs and checkpoints.",
+            remedy="To average several networks, name all of them with --ensemble; it takes runs and checkpoints.",
         )
     if ensemble:
         return [part.strip() for name in ensemble for part in name.split(",") if part.strip()]
@@ -173,6 +232,8 @@ def summary(report: PredictionReport) -> dict[str, Any]:
                 "slices": len(file.rows),
                 "tumour_slices": file.tumour_slices,
                 "area_px": sum(row.area_px for row in file.rows),
+                "tumours": file.tumours,
+                "volume_ml": file.volume_ml,
                 "outputs": file.files,
                 "notes": file.notes,
             }
@@ -185,7 +246,7 @@ def summary(report: PredictionReport) -> dict[str, Any]:
 
 
 def show(report: PredictionReport, *, quiet: bool) -> None:
-    """Problems always; otherwise what was found, and where it lies."""
+    """Print problems, and unless quiet what was found and where it was written."""
     for problem in report.problems:
         errors().print(f"  {problem}", markup=False)
     if not quiet:
@@ -194,11 +255,10 @@ def show(report: PredictionReport, *, quiet: bool) -> None:
         for line in lines(report):
             screen().print(line, markup=False, soft_wrap=True)
     if report.problems:
-        count = len(report.problems)
-        some = f"{count} input{'s' if count > 1 else ''} could not be read, as listed above"
-        errors().print(f"Error: {some}; the others are done.", markup=False)
+        bad = count(len(report.problems), "input")
+        errors().print(f"Error: {bad} could not be read (listed above); all others are done.", markup=False)
     if report.interrupted:
-        errors().print("Interrupted. Go on with the same command and --continue.", markup=False)
+        errors().print("Interrupted. Run the same command with --continue to predict the rest.", markup=False)
 
 
 def lines(report: PredictionReport) -> list[str]:
@@ -207,24 +267,33 @@ def lines(report: PredictionReport) -> list[str]:
     tumours = sum(file.tumour_slices for file in report.files)
     now = len(report.files) - report.earlier
     done = sum(len(file.rows) for file in report.files[-now:]) if now else 0
-    said = [f"{len(report.files):,} of {report.total:,} inputs, {slices:,} slices: a tumour in {tumours:,} of them."]
+    inputs = f"{len(report.files):,} of {count(report.total, 'input')}"
+    said = [f"{inputs}, {count(slices, 'slice')}: a tumour in {tumours:,} of them."]
     if report.earlier:
-        said.append(f"{report.earlier:,} were done earlier.")
+        said.append(f"{report.earlier:,} were predicted earlier.")
     elif done and report.seconds > 0:
         said[0] += f" {done / report.seconds:.1f} slices/s."
-    rule = f"threshold {report.rule.threshold:g}"
-    rule += ", then post-processing" if report.rule.postprocesses else ", no post-processing"
-    mean = "the mean of " if len(report.networks) > 1 else ""
+    rule = f"threshold {report.rule.threshold:g}, {'with' if report.rule.postprocesses else 'no'} post-processing"
+    mean = "mean of " if len(report.networks) > 1 else ""
     flip = ", averaged with the mirror image" if report.flip_average else ""
     said.append(
         f"Network: {mean}{', '.join(report.networks)} at {report.size}x{report.size}, {report.intensity}, {rule}{flip}."
     )
-    remarks = [(file.name, note) for file in report.files for note in file.notes]
-    said += [f"  {one_line(name)}: {one_line(note)}" for name, note in remarks[:5]]
-    said += [f"  and {len(remarks) - 5} more remarks, in --json"] if len(remarks) > 5 else []
+    volumes = [file for file in report.files if file.volume_ml]
+    said += _first(
+        [f"{one_line(f.name)}: {f.volume_ml:.1f} ml, {count(f.tumours or 0, 'tumour')}" for f in volumes], "volume"
+    )
+    said += _first(
+        [f"{one_line(file.name)}: {one_line(note)}" for file in report.files for note in file.notes], "remark"
+    )
     if report.left_out:
         first = report.left_out[0]
-        some = f"for instance {one_line(first.name)}: {first.reason}"
-        said.append(f"Passed over {len(report.left_out):,} files that are no images to predict, {some}.")
+        skipped = count(len(report.left_out), "file")
+        said.append(f"Skipped {skipped} that are not images, such as {one_line(first.name)}: {first.reason}.")
     said.append(f"Masks and predictions.csv: {report.out}")
     return said
+
+
+def _first(texts: list[str], noun: str, limit: int = 5) -> list[str]:
+    more = [f"  and {count(len(texts) - limit, f'more {noun}')}, see --json"] if len(texts) > limit else []
+    return [*(f"  {text}" for text in texts[:limit]), *more]

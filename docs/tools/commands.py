@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,60 +34,30 @@ def reference() -> str:
 def _section(name: str, command: Any, parent: Any) -> str:
     import typer
 
+    from kerasseg_cli.help import argument_metavar, option_names, usage
+
     context = parent if name == "kerasseg" else typer.Context(command, info_name=name.split()[-1], parent=parent)
-    given = [
-        _metavar(parameter) if parameter.required else f"[{_metavar(parameter)}]"
-        for parameter in command.get_params(context)
-        if parameter.param_type_name == "argument"
-    ]
-    usage = " ".join([name, "[OPTIONS]", *(given or ["COMMAND ..."] * (name == "kerasseg"))])
-    lines = [f"## `{name}`", "", _plain(command.help or ""), "", "```text", usage, "```", ""]
-    panels: dict[str, list[Any]] = {}
+    lines = [f"## `{name}`", "", _plain(command.help or ""), "", "```text", usage(command, context), "```", ""]
+    panels: dict[str, list[str]] = {}
     for parameter in command.get_params(context):
-        if not getattr(parameter, "hidden", False):
-            panel = getattr(parameter, "rich_help_panel", None)
-            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            panels.setdefault(panel or kind, []).append(parameter)
-    for panel, parameters in panels.items():
-        lines += [
-            f"**{panel}**",
-            "",
-            f"| {panel.rstrip('s').lower() if panel in ('Arguments', 'Options') else 'option'} | meaning | default |",
-            "| --- | --- | --- |",
-        ]
-        lines += [row for parameter in parameters for row in _rows(parameter)]
-        lines.append("")
+        if getattr(parameter, "hidden", False):
+            continue
+        is_argument = parameter.param_type_name == "argument"
+        panel = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
+        names = argument_metavar(parameter) if is_argument else option_names(parameter)
+        panels.setdefault(panel, []).append(_row(names, parameter))
+    for panel, rows in panels.items():
+        first = "argument" if panel == "Arguments" else "option"
+        lines += [f"**{panel}**", "", f"| {first} | meaning | default |", "| --- | --- | --- |", *rows, ""]
     return "\n".join(lines)
 
 
-def _rows(parameter: Any) -> Iterator[str]:
-    if parameter.param_type_name == "argument":
-        names = f"`{_metavar(parameter)}`"
-    else:
-        names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-    default = parameter.default
-    shown = "required" if parameter.required else "" if _nothing(default) else f"`{_text(default)}`"
-    yield f"| {names} | {_plain(parameter.help or '')} | {shown} |"
+def _row(names: str, parameter: Any) -> str:
+    from kerasseg_cli.help import default_text
 
-
-def _metavar(argument: Any) -> str:
-    return str(argument.metavar or argument.name.upper())
-
-
-def _nothing(default: Any) -> bool:
-    return (
-        default is None
-        or default is False
-        or default == ()
-        or default == []
-        or not isinstance(default, str | int | float | tuple | list | Path)
-    )
-
-
-def _text(default: Any) -> str:
-    if default is True:
-        return "on"
-    return " ".join(map(str, default)) if isinstance(default, tuple | list) else str(getattr(default, "value", default))
+    default = default_text(parameter)
+    shown = "required" if parameter.required else f"`{default}`" if default else ""
+    return f"| `{names.replace('|', chr(92) + '|')}` | {_plain(parameter.help or '')} | {shown} |"
 
 
 def _plain(text: str) -> str:

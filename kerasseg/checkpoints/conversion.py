@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
+from kerasseg.checkpoints.provenance import attach, public_name
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 
 __all__ = ["Conversion", "convert_checkpoint"]
@@ -87,6 +88,10 @@ def convert_checkpoint(
     target = Path(out)
     _check_target(source, target, overwrite=overwrite)
     model = open_checkpoint(source, architecture=architecture, allow_partial=allow_partial)
+    record = provenance(model)
+    if record is not None:
+        # The file may be shared: no folder of this machine is in it.
+        attach(model, dataclasses.replace(record, path=public_name(record.path), file=None))
     try:
         inputs, difference, equal, size = _write(model, source, target, seed)
     except OSError as error:

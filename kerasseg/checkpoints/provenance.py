@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import keras
@@ -27,6 +28,7 @@ __all__ = [
     "attach",
     "copy_provenance",
     "provenance",
+    "public_name",
     "recorded",
     "recorded_beside",
     "sha256_of",
@@ -106,6 +108,25 @@ class Provenance:
             else:
                 return None
         return cls(**values) if {"path", "sha256", "writer", "kind"} <= values.keys() else None
+
+
+def public_name(source: str) -> str:
+    """A checkpoint's name for files that are shared: without folders of this machine, user names and passwords.
+
+    Example:
+        >>> public_name("/home/ann/nets/unet.keras"), public_name("hf://me/unet@main")
+        ('unet.keras', 'hf://me/unet@main')
+        >>> public_name("https://ann:secret@example.org/unet.keras?X-Amz-Signature=0")
+        'https://example.org/unet.keras'
+    """
+    scheme, separator, rest = source.partition("://")
+    if not separator:
+        return PurePath(source).name or source
+    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, slash, path = rest.partition("/")
+    if scheme != "hf":  # its `@` names a revision
+        host = host.rpartition("@")[2]
+    return f"{scheme}://{host}{slash}{path}"
 
 
 def _is_text(value: object) -> bool:

@@ -11,11 +11,11 @@ from typing import Literal, cast
 import keras
 
 from kerasseg.checkpoints import open_checkpoint, provenance
-from kerasseg.checkpoints.provenance import sha256_of
+from kerasseg.checkpoints.provenance import public_name, sha256_of
 from kerasseg.evaluation.arrays import software
 from kerasseg.export.atomic_folder import check_place, placed
 from kerasseg.export.card import CARD, card
-from kerasseg.export.metadata import callings, data_facts, evaluations, origin, recipe, steps_of, without_folders
+from kerasseg.export.metadata import callings, data_facts, evaluations, origin, recipe, steps_of, without_paths
 from kerasseg.export.parity import check, compare, measure_int8, native
 from kerasseg.export.push import parse_address, push
 from kerasseg.export.schema import (
@@ -30,7 +30,20 @@ from kerasseg.export.schema import (
     NetworkFacts,
     Preprocessing,
 )
-from kerasseg.export.serving import Network, check_backend, need_extra, serving_model
+from kerasseg.export.serving import (
+    LITERT_FILE,
+    ONNX_PACKAGES,
+    Network,
+    check_backend,
+    need_extra,
+    open_keras_export,
+    open_litert,
+    open_onnx,
+    serving_model,
+    write_keras,
+    write_litert,
+    write_onnx,
+)
 from kerasseg.export.slices import (
     Samples,
     Shards,
@@ -221,9 +234,7 @@ def _format(name: str, *, int8: bool, with_postprocessing: bool) -> ExportFormat
         )
     form = cast("ExportFormat", name)
     if form == "onnx":
-        from kerasseg.export.serving import PACKAGES
-
-        need_extra("onnx", *PACKAGES)
+        need_extra("onnx", *ONNX_PACKAGES)
     if form != "keras":
         check_backend()
     return form
@@ -312,6 +323,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
     if record is None:
         msg = "the network lost its record"
         raise AssertionError(msg)
+    folders = [job.run.root, *job.run.root.absolute().parents, Path(job.config.settings.shards), Path.home()]
     metadata = ExportMetadata(
         schema=SCHEMA,
         software=software(),
@@ -325,7 +337,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
             size=resolved.size,
             channels=job.channels,
             sha256=job.digest,
-            checkpoint=without_folders(resolved.checkpoint),
+            checkpoint=None if resolved.checkpoint is None else public_name(resolved.checkpoint),
             checkpoint_sha256=None if resolved.provenance is None else resolved.provenance.get("sha256"),
         ),
         preprocessing=Preprocessing(
@@ -338,12 +350,12 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
         mask=job.mask,
         calling=callings(job.form, job.mask, resolved.size, job.channels, resolved.channels),
         data=data_facts(job.config, job.shards),
-        training=recipe(job.config),
+        training=without_paths(recipe(job.config), folders),
         comparison=comparison,
         evaluations=evaluations(job.run, job.mask, tuned),
         tuning=None if tuned is None else {"raw": tuned.model.raw, "dice": tuned.model.dice, "gain": tuned.model.gain},
         provenance=record.to_json(),
-        warnings=tuple(_warnings(job)),
+        warnings=without_paths(tuple(_warnings(job)), folders),
     )
     try:
         (folder / METADATA).write_text(metadata.to_json(), encoding="utf-8")
@@ -357,8 +369,6 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
     """Writes the network's files; gives what opens them again."""
     threshold = job.mask.rule.threshold if job.mask.inside else None
     if job.form == "keras":
-        from kerasseg.export.serving import open_keras_export, write_keras
-
         write_keras(job.model, folder)
         return lambda: open_keras_export(folder)
     if job.form == "savedmodel":
@@ -368,12 +378,8 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
         write_savedmodel(job.model, folder, around)
         return lambda: open_savedmodel_export(folder)
     if job.form == "onnx":
-        from kerasseg.export.serving import open_onnx, write_onnx
-
         write_onnx(serving_model(job.model, job.config.resolved.size, threshold), folder, _notes(job))
         return lambda: open_onnx(folder)
-    from kerasseg.export.serving import open_litert, write_litert
-
     images = None
     if job.int8 and job.shards is not None:
         images = network_images(calibration_images(job.shards, job.calibration), job.channels)
@@ -382,15 +388,13 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
 
 
 def _int8(job: _Job, folder: Path, target: Path, network: Network, exported: Network) -> Int8Facts:
-    from kerasseg.export.serving import FILE, write_litert
-
     if job.shards is None:
         msg = "8 bits were begun without shards"
         raise AssertionError(msg)
     beside = folder / "float32"
     beside.mkdir()
     write_litert(serving_model(job.model, job.config.resolved.size, None), beside, None)
-    size = (beside / FILE).stat().st_size
+    size = (beside / LITERT_FILE).stat().st_size
     shutil.rmtree(beside)
     return measure_int8(
         network,

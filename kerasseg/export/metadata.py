@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
-from kerasseg.checkpoints.provenance import Provenance
+from kerasseg.checkpoints.provenance import Provenance, public_name
 from kerasseg.checkpoints.savedmodel.signatures import NETWORK_SIGNATURE
 from kerasseg.evaluation.schema import Evaluation, read_evaluation
 from kerasseg.export.schema import (
@@ -27,7 +28,11 @@ from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import ThresholdFile
 from kerasseg_tfrecords.errors import KerassegError
 
-__all__ = ["callings", "data_facts", "evaluations", "origin", "recipe", "steps_of", "without_folders"]
+__all__ = ["callings", "data_facts", "evaluations", "origin", "recipe", "steps_of", "without_paths"]
+
+T = TypeVar("T")
+_ABSOLUTE = re.compile(r"""(?<![\w:/.~])~?(?:/[^\s/'"]+)+/([^\s/'"]*)""")
+"""A path with at least two folders; `https://...` is none, nor is `1/255`."""
 
 _SETTINGS = (
     "strategy",
@@ -50,13 +55,28 @@ _SETTINGS = (
 )
 
 
-def without_folders(source: str | None) -> str | None:
-    """A checkpoint's name without the folders of the machine that it lay on.
+def without_paths(value: T, folders: Iterable[Path] = ()) -> T:
+    """Copy JSON values, with every absolute path in their texts cut down to the name of the file.
 
-    >>> without_folders("/home/ann/nets/unet.keras"), without_folders("hf://me/unet")
-    ('unet.keras', 'hf://me/unet')
+    Args:
+        value: A text, a list, a dictionary, or anything else, which is returned as it is.
+        folders: Folders whose names are removed also where they contain spaces.
+
+    Example:
+        >>> without_paths({"from": "read /home/ann/nets/unet.keras", "see": ["https://example.org/a/b", 3]})
+        {'from': 'read unet.keras', 'see': ['https://example.org/a/b', 3]}
     """
-    return source if source is None or "://" in source else PurePath(source).name
+    found: Any = value
+    if isinstance(found, str):
+        known = {str(folder.absolute()) for folder in folders if len(folder.absolute().parts) > 2}
+        for folder in sorted(known, key=len, reverse=True):
+            found = found.replace(f"{folder}/", "")
+        found = _ABSOLUTE.sub(r"\1", found)
+    elif isinstance(found, dict):
+        found = {key: without_paths(one, folders) for key, one in found.items()}
+    elif isinstance(found, list | tuple):
+        found = type(found)(without_paths(one, folders) for one in found)
+    return cast("T", found)
 
 
 def origin(record: Provenance | None, run: RunDirectory, sha256: str, intensity: str, writer: str) -> Provenance:
@@ -72,8 +92,15 @@ def origin(record: Provenance | None, run: RunDirectory, sha256: str, intensity:
     if record is None:
         name = f"{run.root.absolute().name}/{run.model_file.name}"
         return Provenance(name, sha256, writer, "Keras 3 archive", intensity=intensity)
-    path = without_folders(record.path) or record.path
-    return dataclasses.replace(record, path=path, intensity=intensity, file=None, file_sha256=None)
+    return dataclasses.replace(
+        record,
+        path=public_name(record.path),
+        intensity=intensity,
+        file=None,
+        file_sha256=None,
+        translated=without_paths(record.translated),
+        changes=without_paths(record.changes),
+    )
 
 
 def steps_of(rule: MaskRule) -> tuple[str, ...]:
@@ -243,7 +270,7 @@ def _facts(
         whole_rule_dice=final.all.measures["dice"] if final.rule == mask.rule != stage.rule else None,
         confidence=evaluation.confidence,
         test_looks=evaluation.test_looks,
-        warnings=tuple(warnings),
+        warnings=without_paths(tuple(warnings), network.absolute().parents),
     )
 
 

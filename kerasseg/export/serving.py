@@ -20,10 +20,10 @@ from kerasseg_tfrecords.errors import KerassegError, UsageError
 
 __all__ = [
     "BATCH",
-    "FILE",
-    "PACKAGES",
-    "_LITERT_FORMATFILE",
-    "_ONNX_FORMATFILE",
+    "KERAS_FILE",
+    "LITERT_FILE",
+    "ONNX_FILE",
+    "ONNX_PACKAGES",
     "Network",
     "check_backend",
     "convertible",
@@ -113,7 +113,7 @@ def need_extra(extra: str, *packages: str) -> None:
         )
 
 
-FILE = "model.keras"
+KERAS_FILE = "model.keras"
 
 
 def write_keras(model: keras.Model, folder: Path) -> None:
@@ -122,12 +122,12 @@ def write_keras(model: keras.Model, folder: Path) -> None:
     Raises:
         KerassegError: It cannot be written.
     """
-    RunDirectory(folder).save_model(model, folder / FILE)
+    RunDirectory(folder).save_model(model, folder / KERAS_FILE)
 
 
 def open_keras_export(folder: Path) -> Network:
     """Opens it as anybody would, by Keras alone."""
-    model = keras.saving.load_model(folder / FILE, compile=False)
+    model = keras.saving.load_model(folder / KERAS_FILE, compile=False)
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         found = keras.ops.convert_to_numpy(model(images, training=False))
@@ -136,7 +136,7 @@ def open_keras_export(folder: Path) -> Network:
     return call
 
 
-_LITERT_FORMATFILE = "model.tflite"
+LITERT_FILE = "model.tflite"
 
 
 def write_litert(serving: keras.Model, folder: Path, calibration: NDArray[np.float32] | None) -> None:
@@ -165,7 +165,7 @@ def write_litert(serving: keras.Model, folder: Path, calibration: NDArray[np.flo
         # The converter warns that float inputs remain, which is meant.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
         with convertible("LiteRT"):
-            serving.export(folder / _LITERT_FORMATFILE, format="litert", verbose=False, **options)
+            serving.export(folder / LITERT_FILE, format="litert", verbose=False, **options)
 
 
 def open_litert(folder: Path) -> Network:
@@ -174,7 +174,7 @@ def open_litert(folder: Path) -> Network:
         # It is to move into a package of its own, ai-edge-litert; it is the same interpreter.
         warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated", UserWarning)
         with convertible("LiteRT"):
-            runner = tf.lite.Interpreter(str(folder / _LITERT_FORMATFILE)).get_signature_runner()
+            runner = tf.lite.Interpreter(str(folder / LITERT_FILE)).get_signature_runner()
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         # Some networks are converted and then refused by the runtime.
@@ -185,9 +185,9 @@ def open_litert(folder: Path) -> Network:
     return call
 
 
-_ONNX_FORMATFILE = "model.onnx"
-PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
-OPSET = 15
+ONNX_FILE = "model.onnx"
+ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
+ONNX_OPSET = 15
 """Of the operators: what tf2onnx takes by default, and runtimes of the last years know."""
 
 
@@ -205,13 +205,13 @@ def write_onnx(serving: keras.Model, folder: Path, notes: Mapping[str, str]) -> 
     import onnx
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    path = folder / _ONNX_FORMATFILE
+    path = folder / ONNX_FILE
     with warnings.catch_warnings():
         # Keras asks NumPy for a name that is gone, to give it to tf2onnx.
         warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
         with convertible("ONNX"):
             image = keras.InputSpec(shape=serving.inputs[0].shape, dtype="float32", name="image")
-            serving.export(path, format="onnx", verbose=False, input_signature=[image], opset_version=OPSET)
+            serving.export(path, format="onnx", verbose=False, input_signature=[image], opset_version=ONNX_OPSET)
     made = onnx.load(path)
     for value in (*made.graph.input, *made.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -226,7 +226,7 @@ def open_onnx(folder: Path) -> Network:
     import onnxruntime
 
     with convertible("ONNX"):
-        session = onnxruntime.InferenceSession(folder / _ONNX_FORMATFILE, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

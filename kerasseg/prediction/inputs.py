@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 
 from kerasseg.prediction.writers import Layout, PictureLayout, SeriesLayout, VolumeLayout
-from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.errors import DataError, UsageError, one_line
 from kerasseg_tfrecords.intensity import IntensityRule, Window, intensity_window
 from kerasseg_tfrecords.sources import read_item
 from kerasseg_tfrecords.sources.base import Item, SourceOptions
@@ -230,13 +233,15 @@ class OpenedUnit:
         count: Slices in it.
         layout: How their masks become files.
         slices: Read as they are taken; raises DataError where one cannot be read.
-        notes: What had to be decided.
+        notes: Remarks for users.
+        thickness: Distance of neighbouring slices in millimetres; 0 where unknown or uneven.
     """
 
     count: int
     layout: Layout
     slices: Iterator[RawSlice]
     notes: tuple[str, ...] = ()
+    thickness: float = 0.0
 
 
 def open_unit(
@@ -286,7 +291,8 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
     window = intensity_window(volume.voxels, rule)
     notes = () if volume.oriented else ("the header gives no orientation: its axes are a guess",)
     slices = (RawSlice(np.ascontiguousarray(image), window, planes.spacing) for image in planes.slices)
-    return OpenedUnit(len(planes.slices), VolumeLayout(header, chosen), slices, notes)
+    thickness = float(volume.spacing[("sagittal", "coronal", "axial").index(chosen)])
+    return OpenedUnit(len(planes.slices), VolumeLayout(header, chosen), slices, notes, thickness)
 
 
 def _plane(shape: tuple[int, ...], asked: str | None, usual: str, name: str) -> str:
@@ -318,9 +324,10 @@ def _open_series(unit: Unit, rule: IntensityRule, options: SourceOptions) -> Ope
     ]
     affines = tuple(_affine(header) for header in headers)
     layout = SeriesLayout(tuple(item.name for item in unit.items), _even(headers, affines), affines)
-    notes: tuple[str, ...] = ()
+    notes = [*_not_a_head(unit, options)]
     if layout.affine is None and len(headers) > 1:
-        notes = ("its slices do not lie evenly one behind the other: each has a file of its own",)
+        notes.append("the slices are not evenly spaced: each has a mask file of its own")
+    thickness = 0.0 if layout.affine is None else float(np.linalg.norm(layout.affine[:3, 2]))
 
     def slices() -> Iterator[RawSlice]:
         for item in unit.items:
@@ -328,7 +335,30 @@ def _open_series(unit: Unit, rule: IntensityRule, options: SourceOptions) -> Ope
             # As when training: DICOM slices are single ones there, each with its own window.
             yield RawSlice(only.image, intensity_window(only.image, rule), only.spacing)
 
-    return OpenedUnit(len(headers), layout, slices(), notes)
+    return OpenedUnit(len(headers), layout, slices(), tuple(notes), thickness)
+
+
+_MAY_BE_HEAD = re.compile(
+    r"head|brain|skull|crani|neuro|face|orbit|sella|pituit|hypophys|kopf|gehirn|schaedel|cerebr|t[eê]te|encephal"
+    r"|whole ?body|unknown|other|none|n/a|unspecified"
+)
+"""Body parts that may show a brain, or that say nothing; other languages occur."""
+
+
+def _not_a_head(unit: Unit, options: SourceOptions) -> Iterator[str]:
+    """A remark where the header of a series says that it shows another part of the body."""
+    from kerasseg_tfrecords.sources.base import file_limit
+
+    try:
+        data = read_bytes(unit.items[0].files[0], limit=file_limit(options))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on values that the standard does not allow
+            dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=["BodyPartExamined"])
+            part = str(dataset.get("BodyPartExamined") or "").strip()
+    except Exception:  # pydicom raises what its parsers raise; the reader itself reports damaged files
+        return
+    if part and not _MAY_BE_HEAD.search(part.lower()):
+        yield f"the header says that the series shows {one_line(part)[:40]}, not a head: do not rely on its masks"
 
 
 def _affine(header: Any) -> NDArray[np.float64] | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg.data.augmentation import refuse
-from kerasseg.evaluation.predictions import check_probabilities
+from kerasseg.evaluation.batch import predict_batch
 from kerasseg.models.adapt import fit_to_task
 from kerasseg.models.folding import fold_batchnorm
 from kerasseg.postprocessing import MaskRule
@@ -113,14 +113,8 @@ class Network:
             scaled = np.concatenate([scaled, np.zeros((self.batch_size - count, *scaled.shape[1:]), np.float32)])
         total = np.zeros((count, self.size, self.size), np.float32)
         for model in self._models:
-            total += self._ask(model, scaled)[:count]
-            if self.flip_average:
-                total += self._ask(model, np.ascontiguousarray(scaled[:, :, ::-1]))[:count, :, ::-1]
-        passes = len(self._models) * (2 if self.flip_average else 1)
-        return total if passes == 1 else total / np.float32(passes)
-
-    def _ask(self, model: keras.Model, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        return check_probabilities(model.predict_on_batch(images), (len(images), self.size, self.size))
+            total += predict_batch(model, scaled, flip_average=self.flip_average)[:count]
+        return total / np.float32(len(self._models))
 
 
 def open_network(

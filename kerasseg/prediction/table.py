@@ -1,33 +1,37 @@
-"""What was found in each slice: the lines of `predictions.csv`."""
+"""What was found in each slice and case: the lines of `predictions.csv`."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FoundTumour", "describe", "to_csv"]
+__all__ = ["FoundTumour", "count_tumours", "describe", "to_csv", "volume_ml"]
 
 
 @dataclass(frozen=True, slots=True)
 class FoundTumour:
-    """One slice.
+    """What was found in one slice.
 
     Attributes:
-        file: The input, as it is shown.
-        slice: Place in its volume, counted from 0; None for a picture.
+        file: Name of the input.
+        slice: Index in its volume, from 0; None for a picture.
         mask: File of the mask, relative to the output folder.
         tumour: Whether a tumour was found.
-        area_px: Pixels of the mask.
-        area_mm2: The same in square millimetres; None where the size of a pixel is unknown.
-        top, left, height, width: Bounding box in pixels of the mask; None without tumour.
-        mean_probability: Mean over the mask's pixels, [0, 1]; None without tumour.
-        seconds: Spent on this slice in reading, network and writing, which overlap with those of other slices.
+        area_px: Area of the mask in pixels.
+        area_mm2: Area of the mask in square millimetres; None where the pixel size is unknown.
+        top, left, height, width: Bounding box of the mask in pixels; None without a tumour.
+        mean_probability: Mean probability over the mask's pixels, [0, 1]; None without a tumour.
+        seconds: Time spent on this slice in reading, network and writing, which overlap with those of other slices.
+        tumours: Connected tumours in the slice; None in tables of earlier versions.
+        case_tumours: Connected tumours in the whole volume or series, the same in each of its slices.
+        case_volume_ml: Tumour volume of the whole volume or series in millilitres, the same in each of its slices; None
+            for single slices, and where the voxel size is unknown.
     """
 
     file: str
@@ -42,6 +46,9 @@ class FoundTumour:
     width: int | None
     mean_probability: float | None
     seconds: float
+    tumours: int | None = None
+    case_tumours: int | None = None
+    case_volume_ml: float | None = None
 
 
 def describe(
@@ -53,22 +60,22 @@ def describe(
     spacing: tuple[float, float],
     seconds: float,
 ) -> FoundTumour:
-    """The line of a slice.
+    """Describe the tumour in one slice.
 
     Args:
-        file: The input.
-        place: In its volume; None for a picture.
+        file: Name of the input.
+        place: Index in its volume; None for a picture.
         mask_file: File of the mask.
         mask: (height, width).
         probability: (height, width).
-        spacing: Millimetres a pixel, rows then columns; (0, 0) where unknown.
-        seconds: Spent on it.
+        spacing: Pixel size in millimetres, rows then columns; (0, 0) where unknown.
+        seconds: Time spent on the slice.
 
     Example:
         >>> mask = np.zeros((8, 8), bool); mask[2:4, 3:6] = True
         >>> row = describe("1.png", None, "1_mask.png", mask, mask * np.float32(0.5), (0.5, 2.0), 0.1)
-        >>> row.area_px, row.area_mm2, (row.top, row.left, row.height, row.width), row.mean_probability
-        (6, 6.0, (2, 3, 2, 3), 0.5)
+        >>> row.area_px, row.area_mm2, (row.top, row.left, row.height, row.width), row.mean_probability, row.tumours
+        (6, 6.0, (2, 3, 2, 3), 0.5, 1)
     """
     area = int(np.count_nonzero(mask))
     known = spacing[0] > 0 and spacing[1] > 0
@@ -86,13 +93,73 @@ def describe(
         width=width,
         mean_probability=round(float(probability[mask].mean()), 5) if area else None,
         seconds=round(seconds, 4),
+        tumours=count_tumours([mask]),
     )
 
 
+def count_tumours(masks: Sequence[NDArray[np.bool_]]) -> int:
+    """Count the connected tumours of a case.
+
+    Pixels of a slice are connected where they touch, corners included; slices are connected where masks of neighbouring
+    slices share a pixel.
+
+    Args:
+        masks: (height, width) of each slice, in order.
+
+    Example:
+        >>> first, second = np.zeros((2, 8, 8), bool)
+        >>> first[1:3, 1:3] = first[5:7, 5:7] = second[1:7, 2] = True
+        >>> count_tumours([first]), count_tumours([first, second])
+        (2, 2)
+    """
+    parents: list[int] = []  # of a union-find over the tumours of single slices
+
+    def root(label: int) -> int:
+        while parents[label] != label:
+            label = parents[label]
+        return label
+
+    before: NDArray[np.int32] | None = None
+    for mask in masks:
+        count, labels = cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
+        first = len(parents)
+        parents.extend(range(first, first + count - 1))
+        numbers = np.where(mask, labels + np.int32(first - 1), np.int32(-1))
+        if before is not None and before.shape == numbers.shape:
+            shared = (before >= 0) & (numbers >= 0)
+            for one, other in {*zip(before[shared].tolist(), numbers[shared].tolist(), strict=True)}:
+                parents[root(other)] = root(one)
+        before = numbers
+    return sum(parent == label for label, parent in enumerate(parents))
+
+
+def volume_ml(rows: Sequence[FoundTumour], thickness: float) -> float | None:
+    """Compute the tumour volume of a case in millilitres.
+
+    Args:
+        rows: Its slices.
+        thickness: Distance of its slices in millimetres; 0 where unknown.
+
+    Returns:
+        None for a single slice, and where the voxel size is unknown.
+    """
+    areas = [row.area_mm2 for row in rows if row.area_mm2 is not None]
+    if len(rows) < 2 or thickness <= 0 or len(areas) < len(rows):
+        return None
+    return round(sum(areas) * thickness / 1000, 4)
+
+
 def to_csv(rows: Iterable[FoundTumour]) -> str:
-    """The table, with a line of names; what is unknown is empty, `tumour` is 1 or 0."""
+    """Format rows as CSV with a header; unknown values are empty, `tumour` is 1 or 0."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(FoundTumour)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**asdict(row), "tumour": int(row.tumour)} for row in rows)
+    for row in rows:
+        texts = {"file": _not_a_formula(row.file), "mask": _not_a_formula(row.mask)}
+        writer.writerow({**asdict(row), **texts, "tumour": int(row.tumour)})
     return text.getvalue()
+
+
+def _not_a_formula(text: str) -> str:
+    """Text that no spreadsheet runs: an apostrophe comes before what would start a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

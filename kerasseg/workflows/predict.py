@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from kerasseg.prediction.inputs import OpenedUnit, Unit, check_folder, check_inp
 from kerasseg.prediction.pipeline import Limits, run_flow
 from kerasseg.prediction.predictor import Network, Source, check_averaging, open_network
 from kerasseg.prediction.resume import JOURNAL, Done, Journal
-from kerasseg.prediction.table import FoundTumour, describe, to_csv
+from kerasseg.prediction.table import FoundTumour, count_tumours, describe, to_csv, volume_ml
 from kerasseg.prediction.writers import draw_overlay, grey_levels, has_highdicom, png, segmentation
 from kerasseg_tfrecords.errors import DataError, KerassegError, Problem, UsageError
 from kerasseg_tfrecords.files import FULL, explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, restore
 from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.unlabelled import list_images
-from kerasseg_tfrecords.text import Progress
+from kerasseg_tfrecords.text import Progress, count
 
 __all__ = ["TABLE", "PredictedFile", "PredictionReport", "predict_files"]
 
@@ -57,6 +57,16 @@ class PredictedFile:
     def tumour_slices(self) -> int:
         """Slices in which a tumour was found."""
         return sum(row.tumour for row in self.rows)
+
+    @property
+    def tumours(self) -> int | None:
+        """Connected tumours; None where an earlier version of kerasseg predicted the input."""
+        return self.rows[0].case_tumours if self.rows else 0
+
+    @property
+    def volume_ml(self) -> float | None:
+        """Tumour volume in millilitres; None for single slices, and where the voxel size is unknown."""
+        return self.rows[0].case_volume_ml if self.rows else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +336,7 @@ class _Work:
 
     def __init__(self, unit: Unit, stamp: list[list[int]], opened: OpenedUnit) -> None:
         self.unit, self.stamp, self.layout, self.notes = unit, stamp, opened.layout, opened.notes
+        self.thickness = opened.thickness
         self.lock = threading.Lock()
         self.left = opened.count
         self.masks: list[Any] = [None] * opened.count
@@ -371,6 +382,7 @@ class _Job:
     problems: list[Problem] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     colour: int = 0
+    series_without_seg: int = 0
 
     def run(self, units: Sequence[Unit], stop: Callable[[], bool]) -> bool:
         self._tell()
@@ -460,7 +472,10 @@ class _Job:
         unit = work.unit
         files = {"mask": self._encode(work, "mask", work.masks)}
         notes = list(work.notes)
-        if unit.kind == "series" and has_highdicom():
+        if unit.kind == "series" and not has_highdicom():
+            with self.lock:
+                self.series_without_seg += 1
+        elif unit.kind == "series":
             data, reason = segmentation([item.files[0] for item in unit.items], work.masks, self.wants.options)
             if data is not None:
                 files["seg"] = [f"{unit.stem}_seg.dcm"]
@@ -472,8 +487,12 @@ class _Job:
         if work.overlays:
             files["overlay"] = sorted(work.overlays)
         with self.lock:
-            self.journal.add(unit, work.stamp, Done(files, tuple(work.rows), tuple(notes)))
+            self.journal.add(unit, work.stamp, Done(files, self._rows_of_case(work), tuple(notes)))
         self._tell()
+
+    def _rows_of_case(self, work: _Work) -> tuple[FoundTumour, ...]:
+        tumours, volume = count_tumours(work.masks), volume_ml(work.rows, work.thickness)
+        return tuple(replace(row, case_tumours=tumours, case_volume_ml=volume) for row in work.rows)
 
     def _encode(self, work: _Work, what: Any, slices: Sequence[NDArray[Any]]) -> list[str]:
         names = []
@@ -497,10 +516,17 @@ class _Job:
                 self.progress("predict", len(self.journal.done) + len(self.problems), self.total)
 
     def notes(self) -> list[str]:
-        """About the inputs as a whole."""
-        if not self.colour:
-            return []
-        return [f"{self.colour} slices have colours, and the network was trained on grey ones: look at their masks"]
+        """Remarks about the inputs as a whole."""
+        notes = []
+        if self.colour:
+            slices = count(self.colour, "colour slice")
+            notes.append(f"{slices} converted for a network that was trained on grey ones: check the masks")
+        if self.series_without_seg:
+            series = count(self.series_without_seg, "series", "series")
+            notes.append(
+                f"no DICOM SEG files for {series}, because highdicom is not installed: pip install 'kerasseg[dicom]'"
+            )
+        return notes
 
 
 # --- after -------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import logging
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -20,7 +20,8 @@ from kerasseg.runs.settings import Strategy
 from kerasseg_cli import completion
 from kerasseg_cli.app import app
 from kerasseg_cli.errors import Commands, guarded
-from kerasseg_cli.options import COMMON, output_options
+from kerasseg_cli.help import Command
+from kerasseg_cli.options import ADVANCED, COMMON, output_options
 from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, Problem, UsageError
 
 GROUP: Any = get_command(app)
@@ -62,6 +63,38 @@ def test_help_fits_the_terminal(name: str, columns: int) -> None:
     assert "\x1b" not in shown.output
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("columns", [50, 80])
+def test_help_breaks_no_word(name: str, columns: int) -> None:
+    def words(width: int) -> list[str]:
+        return run(name, "--help", columns=width).output.replace("|", " ").split()
+
+    assert words(columns) == words(120)
+
+
+def several(
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 3,
+    ema: Annotated[float, typer.Option(help="Decay of the average.", rich_help_panel=f"{ADVANCED}: weights")] = 0.0,
+    out: Annotated[Path | None, typer.Option(help="Output folder.", rich_help_panel=ADVANCED)] = None,
+) -> None:
+    """A command with advanced options."""
+    typer.echo(f"{seed} {ema} {out}")
+
+
+def test_advanced_options_are_shown_by_help_all_alone_and_work() -> None:
+    application = made(several)
+    short, long = type_into(application, "several", "--help").output, type_into(application, "several", "--help-all")
+    assert long.exit_code == 0
+    assert "--seed N" in short
+    assert "--ema" not in short
+    assert "--help-all" in short
+    assert "--ema NUMBER" in long.output
+    assert "--out PATH" in long.output
+    assert "Advanced: weights:" in long.output
+    assert type_into(application, "several", "--ema", "0.5").output == "3 0.5 None\n"
+    assert "--help-all" not in type_into(made(plain), "plain", "--help").output
+
+
 def test_version() -> None:
     from kerasseg_tfrecords._version import __version__
 
@@ -76,7 +109,7 @@ def made(*commands: Any) -> typer.Typer:
     application = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
     application.callback()(lambda: None)
     for command in commands:
-        application.command()(guarded(command))
+        application.command(cls=Command)(guarded(command))
     return application
 
 
@@ -268,6 +301,67 @@ def test_values_of_the_wrong_kind_are_usage(empty: Path) -> None:
     misplaced = run("--json", "train")
     assert misplaced.exit_code == 2
     assert "kerasseg train --json" in json.loads(misplaced.stdout)["error"]
+
+
+SYNONYMS = {
+    "train": {
+        "--lr": "--learning-rate",
+        "--learning_rate": "--learning-rate",
+        "-lr": "--learning-rate",
+        "--bs": "--batch-size",
+        "--gpu": "--devices",
+        "--gpus=2": "--devices",
+        "--max_epochs": "--epochs",
+        "--patience": "--stop-after",
+        "--pateince": "--stop-after",
+        "--weights": "--checkpoint",
+        "--data": "--shards",
+        "--output": "--out",
+        "--amp": "--precision",
+        "--momentum": "--batchnorm-momentum",
+        "--learn": "--learning-rate",
+        "--random-state": "--seed",
+    },
+    "predict": {"--weights": "--model", "--tta": "--flip-average", "--save_probabilities": "--probabilities"},
+    "prepare": {"--num-workers": "--jobs", "--img-size": "--size", "--normalize": "--intensity"},
+    "evaluate": {"--thresold": "--threshold"},
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "meant"), [(name, *pair) for name, pairs in SYNONYMS.items() for pair in pairs.items()]
+)
+def test_an_option_of_another_tool_is_met_with_ours(command: str, typed: str, meant: str, empty: Path) -> None:
+    shown = run(command, typed, "1")
+    assert shown.exit_code == 2
+    assert f"Did you mean {meant}" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        *(("eval", "'evaluate'"), ("fit", "'train'"), ("segment", "'predict'"), ("infer", "'predict'")),
+        *(("Train", "'train'"), ("fine_tune", "'train'"), ("cross_validate", "'cross-validate'")),
+        *(("preprocess", "'prepare'"), ("version", "kerasseg --version"), ("help", "kerasseg --help")),
+    ],
+)
+def test_a_command_of_another_tool_is_met_with_ours(typed: str, meant: str, empty: Path) -> None:
+    shown = run(typed)
+    assert shown.exit_code == 2
+    assert f"Did you mean {meant}?" in shown.stderr
+
+
+def test_an_option_of_another_command_names_that_command(empty: Path) -> None:
+    assert "kerasseg train or kerasseg cross-validate has it" in run("evaluate", "--epochs", "3").stderr
+
+
+def test_every_synonym_leads_to_an_option_or_command_that_exists() -> None:
+    from kerasseg_cli import suggest
+
+    options = {name.removeprefix("--") for c in GROUP.commands.values() for p in c.params for name in p.opts}
+    planned = {"encoder", "encoder-weights", "track", "app", "checkpoints"}
+    assert set(suggest._OPTIONS) <= options | {"help"} | planned
+    assert set(suggest._COMMANDS) <= {*NAMES, "--help", "--version"} | planned
 
 
 # --- completion ----------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(
     done = predict("in", "--model", "net.keras", "--out", "out", "--batch-size", "1")
     assert done.exit_code == 130
     assert "finishing the slices" in done.stderr
-    assert "Go on with the same command and --continue" in done.stderr
+    assert "Run the same command with --continue" in done.stderr
     masks = len(list((tmp_path / "out").glob("*_mask.png")))
     assert masks < 6
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == masks + 1

@@ -7,7 +7,8 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import kerasseg
 from evaluated_runs import brightness_network
 from evaluations import Slices, evaluation
 from exported_runs import RULE, SIZE, make_run, set_rule
+from kerasseg.checkpoints.conversion import convert_checkpoint
 from kerasseg.checkpoints.hub import choose
+from kerasseg.checkpoints.provenance import provenance
 from kerasseg.data.split import open_split
 from kerasseg.evaluation.overlap import dice
 from kerasseg.evaluation.schema import NetworkFigures
@@ -115,6 +118,42 @@ def our_way(network: keras.Model, image: NDArray[Any], rule: MaskRule) -> NDArra
     seen = fit_image(image, intensity_window(image, "percentile"), SIZE)
     probability = network.predict(np.repeat(seen[np.newaxis] / np.float32(255), 3, axis=3), verbose=0)[0, ..., 0]
     return apply_rule(restore(probability, *image.shape[:2]), rule)
+
+
+def shared_bytes(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file below a folder, and every member of archives."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        yield path.name, path.read_bytes()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                yield from ((f"{path.name}/{name}", archive.read(name)) for name in archive.namelist())
+
+
+@pytest.mark.parametrize("name", ["keras", "savedmodel"])
+def test_nothing_that_is_shared_names_a_folder_or_a_password(tmp_path: Path, made: Path, name: str) -> None:
+    home = tmp_path / "home" / "ann secret"
+    home.mkdir(parents=True)
+    shutil.copytree(made / "runs" / "first", home / "runs" / "first", ignore=shutil.ignore_patterns("export"))
+    moved = RunDirectory(home / "runs" / "first")
+    document = json.loads(moved.config_file.read_text())
+    document["resolved"]["checkpoint"] = "https://ann:secret-word@example.org/unet.keras?X-Amz-Signature=secret-word"
+    document["resolved"]["changes"] = [f"read from {home}/nets/unet.keras", "head of /srv/data/bob/unet.h5 kept"]
+    moved.config_file.write_text(json.dumps(document))
+    kept = export_model(moved, name, tmp_path / "out", slices=1, shards=made / "shards")
+    assert kept.metadata.network.checkpoint == "https://example.org/unet.keras"
+    assert kept.metadata.training["changes"] == ["read from nets/unet.keras", "head of unet.h5 kept"]
+    for member, data in shared_bytes(kept.folder):
+        for word in (b"ann secret", b"secret-word", b"/srv/data", str(tmp_path).encode(), str(made).encode()):
+            assert word not in data, (member, word)
+
+
+def test_a_converted_checkpoint_names_no_folder(tmp_path: Path, made: Path) -> None:
+    convert_checkpoint(made / "runs" / "first" / "model.keras", tmp_path / "out.keras")
+    for member, data in shared_bytes(tmp_path):
+        assert str(made).encode() not in data, member
+    record = provenance(tmp_path / "out.keras")
+    assert record is not None
+    assert record.path == "model.keras"
 
 
 # --- what is written ----------------------------------------------------------------------------------------------------
@@ -523,7 +562,7 @@ def test_runs_that_cannot_be_exported(moved: RunDirectory) -> None:
     ):
         export_model(moved, "keras")
     moved.threshold_file.unlink()
-    with pytest.raises(DataError, match="no tuned threshold yet.*kerasseg tune-threshold"):
+    with pytest.raises(DataError, match="tuned threshold is missing.*kerasseg tune-threshold"):
         export_model(moved)
     done = export_model(moved, "keras", slices=1)  # which makes no masks
     assert done.metadata.mask.source == "default"

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -296,6 +297,8 @@ def test_a_dicom_series_becomes_a_volume_in_its_place(bright: keras.Model, tmp_p
     np.testing.assert_allclose((image.affine @ [5, 7, 2, 1])[:3], place * [-1, -1, 1], atol=1e-4)
     assert [row.file for row in file.rows] == ["head/IM9.dcm", "head/IM8.dcm", "head/IM7.dcm", "head/IM6.dcm"]
     assert file.rows[0].area_mm2 == pytest.approx(0.375 * (pixels[0] > 350).sum())
+    assert file.volume_ml == pytest.approx(0.375 * 2.5 * (pixels > 350).sum() / 1000, rel=1e-3)
+    assert [row["case_volume_ml"] for row in rows(tmp_path / "out")] == [str(file.volume_ml)] * 4
 
 
 def test_a_dicom_segmentation_refers_to_its_slices(bright: keras.Model, tmp_path: Path) -> None:
@@ -316,10 +319,70 @@ def test_a_dicom_segmentation_refers_to_its_slices(bright: keras.Model, tmp_path
         np.testing.assert_array_equal(frames[source], pixels[place] > 350)
 
 
+def test_a_series_without_highdicom_says_what_is_missing(
+    bright: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "in" / "head", [2.5, 2.5])
+    monkeypatch.setattr(files_module, "has_highdicom", lambda: False)
+    report = predict_files(bright, tmp_path / "in", tmp_path / "out", threshold=0.5)
+    (note,) = [note for note in report.notes if "DICOM SEG" in note]
+    assert "no DICOM SEG files for 1 series" in note
+    assert "pip install 'kerasseg[dicom]'" in note
+
+
+@pytest.mark.parametrize(
+    ("part", "remark"), [("KNEE", "KNEE"), ("Abdomen", "Abdomen"), ("BRAIN W/O", None), ("", None), ("UNKNOWN", None)]
+)
+def test_a_series_of_another_body_part_gets_a_remark(
+    bright: keras.Model, tmp_path: Path, part: str, remark: str | None
+) -> None:
+    write_series(tmp_path / "in" / "scan", [2.5])
+    for path in (tmp_path / "in" / "scan").glob("*.dcm"):
+        file = pydicom.dcmread(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on lower case
+            file.BodyPartExamined = part
+            file.save_as(path)
+    (file,) = predict_files(bright, tmp_path / "in", tmp_path / "out", threshold=0.5).files
+    assert [note for note in file.notes if "not a head" in note] == (
+        [f"the header says that the series shows {remark}, not a head: do not rely on its masks"] if remark else []
+    )
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_the_table_counts_tumours_and_millilitres(bright: keras.Model, tmp_path: Path, plane: str) -> None:
+    stored = np.zeros((SIZE, SIZE, SIZE), np.int16)
+    stored[4:10, 4:10, 4:10] = stored[20:26, 4:10, 4:12] = 900
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Image(stored, np.diag([-0.5, -1.0, 2.0, 1.0])), tmp_path / "in" / "t1c.nii.gz")
+    report = predict_files(bright, tmp_path / "in", tmp_path / "out", threshold=0.5, plane=plane)
+    (file,) = report.files
+    # Voxels of 1 mm3. Sides that are enlarged in between may lose a voxel at edges.
+    assert file.tumours == 2
+    assert file.volume_ml == pytest.approx((6 * 6 * 6 + 6 * 6 * 8) / 1000, rel=0.15)
+    assert file.volume_ml == pytest.approx(np.asarray(nib.load(tmp_path / "out/t1c_mask.nii.gz").dataobj).sum() / 1000)
+    lines = rows(tmp_path / "out")
+    assert {line["case_tumours"] for line in lines} == {"2"}
+    assert {line["case_volume_ml"] for line in lines} == {str(file.volume_ml)}
+    assert max(int(line["tumours"]) for line in lines) == (1 if plane == "sagittal" else 2)
+
+
+def test_names_of_files_start_no_formula(bright: keras.Model, tmp_path: Path) -> None:
+    for name in ("=cmd|' '!A1.png", "@SUM(1).png", "-2+3.png"):
+        picture(tmp_path / "in" / name)
+    report = predict_files(bright, tmp_path / "in", tmp_path / "out", threshold=0.5)
+    assert len(report.files) == 3
+    for line in rows(tmp_path / "out"):
+        assert line["file"].startswith("'")
+        assert line["mask"].startswith("'")
+        assert (tmp_path / "in" / line["file"].removeprefix("'")).is_file()
+
+
 def test_uneven_slices_have_files_of_their_own(bright: keras.Model, tmp_path: Path) -> None:
     pixels = write_series(tmp_path / "in" / "head", [2.5, 9.0])
     (file,) = predict_files(bright, tmp_path / "in", tmp_path / "out", threshold=0.5).files
-    assert "evenly" in file.notes[0]
+    assert "not evenly spaced" in file.notes[0]
+    assert file.volume_ml is None
     assert file.files["mask"] == [f"head/000{n}-IM{9 - n}_mask.nii.gz" for n in range(3)]
     for place, name in enumerate(file.files["mask"]):
         image = nib.load(tmp_path / "out" / name)
