@@ -50,6 +50,19 @@ def predict(
         str | None,
         typer.Option(help="Of volumes: axial, coronal, sagittal; as the run's shards.", rich_help_panel=READ),
     ] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            help="Channel of a volume with several: number from 0, or name; default that of the run's data.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    sequence: Annotated[
+        str | None,
+        typer.Option(
+            help="Sequence of a case with several, such as t1ce; default that of the run's data.", rich_help_panel=READ
+        ),
+    ] = None,
     intensity: Annotated[
         str | None,
         typer.Option(help="minmax, percentile or zscore, instead of what the run says.", rich_help_panel=READ),
@@ -110,6 +123,8 @@ def predict(
             overlay=overlay,
             probabilities=probabilities,
             plane=plane,
+            channel=channel,
+            sequence=sequence,
             format_name=format_,
             batch_size=batch_size,
             precision=precision,
