@@ -80,6 +80,19 @@ def predict(
             autocompletion=proposing(PLANES),
         ),
     ] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            help="Channel of a volume with several: number from 0, or name; default that of the run's data.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
+    sequence: Annotated[
+        str | None,
+        typer.Option(
+            help="Sequence of a case with several, such as t1ce; default that of the run's data.", rich_help_panel=READ
+        ),
+    ] = None,
     intensity: Annotated[
         str | None,
         typer.Option(
@@ -170,6 +183,8 @@ def predict(
             overlay=overlay,
             probabilities=probabilities,
             plane=plane,
+            channel=channel,
+            sequence=sequence,
             format_name=format_,
             batch_size=batch_size,
             precision=precision,

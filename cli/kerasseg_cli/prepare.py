@@ -51,6 +51,19 @@ def prepare(
         str | None,
         typer.Option(help="Labels of a volume that count as tumour, with commas; all but 0.", rich_help_panel=READ),
     ] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            help="Channel of a volume with several: number from 0, or name in dataset.json.", rich_help_panel=READ
+        ),
+    ] = None,
+    sequence: Annotated[
+        str | None,
+        typer.Option(
+            help="Sequence of a case with several, such as t1ce or flair; default T1 with contrast.",
+            rich_help_panel=READ,
+        ),
+    ] = None,
     empty_share: Annotated[
         float, typer.Option(help="Slices of a volume without tumour, a slice with tumour.", rich_help_panel=READ)
     ] = 0.2,
@@ -103,6 +116,8 @@ def prepare(
         classes=_names(classes),
         plane=plane,
         foreground=_numbers(foreground),
+        channel=channel,
+        sequence=sequence,
         empty_share=empty_share,
         patient_pattern=patient_pattern,
         find_duplicates=duplicates,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kerasseg.evaluation.figures import USUAL, Resampling, clusters
 from kerasseg.evaluation.per_slice import SliceRow
-from kerasseg.evaluation.predictions import Predictions, Resolution
+from kerasseg.evaluation.predictions import Case, Predictions, Resolution
 from kerasseg.evaluation.schema import Mean, SecondReader
 from kerasseg.evaluation.scoring import mask_dice
 from kerasseg.postprocessing import MaskRule, apply_rule
@@ -77,7 +77,7 @@ def compare_readers(
         found = second(case.slice_id)
         if found is None:
             continue
-        other = _fitted(found, predictions.case(number).mask.shape, case.mask.shape)
+        other = _fitted(found, predictions.case(number), case)
         agreement[number] = mask_dice(other, case.mask)
         mask = apply_rule(predictions.probability(number, resolution), rule, predictions.classes[case.label])
         beside[number] = mask_dice(mask, other)
@@ -106,10 +106,9 @@ def compare_readers(
     )
 
 
-def _fitted(
-    found: tuple[NDArray[np.bool_], str], native: tuple[int, ...], wanted: tuple[int, ...]
-) -> NDArray[np.bool_]:
+def _fitted(found: tuple[NDArray[np.bool_], str], own: Case, fitted: Case) -> NDArray[np.bool_]:
     mask, where = found
+    native, wanted = own.mask.shape, fitted.mask.shape
     if mask.shape == wanted:
         return mask
     if mask.shape != native:
@@ -119,7 +118,9 @@ def _fitted(
             found=f"{mask.shape[0]} x {mask.shape[1]}",
             expected=f"{native[0]} x {native[1]}",
         )
-    return fit_mask(mask, wanted[0])
+    # Shards of earlier versions kept pixels as they were; then the fitted ones are not square either.
+    square = np.isclose(*fitted.spacing, rtol=1e-4)
+    return fit_mask(mask, wanted[0], own.spacing if square else (0.0, 0.0))
 
 
 def _shards(folder: Path) -> SecondMasks:

@@ -17,7 +17,7 @@ from kerasseg.data.batches import EvaluationBatches
 from kerasseg.data.split import MEMORY_BUDGET, SplitSlices
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import temporary_space
-from kerasseg_tfrecords.intensity import restore
+from kerasseg_tfrecords.intensity import fitted_spacing, restore
 
 __all__ = [
     "ArrayPredictions",
@@ -102,15 +102,21 @@ class SplitPredictions:
     def case(self, number: int, resolution: Resolution = "native") -> Case:
         """Facts and reference of a slice; read from the shards each time."""
         record = self.slices.record(number)
-        side = max(record.height, record.width)
-        scale = 1.0 if resolution == "native" else side / self.slices.manifest.size
+        spacing = record.spacing
+        if resolution == "model":
+            manifest = self.slices.manifest
+            if manifest.square_pixels:
+                spacing = fitted_spacing(record.height, record.width, manifest.size, spacing)
+            else:
+                scale = max(record.height, record.width) / manifest.size
+                spacing = (spacing[0] * scale, spacing[1] * scale)
         return Case(
             slice_id=record.slice_id,
             patient=record.patient,
             group=record.group,
             volume=record.volume,
             label=record.label,
-            spacing=(record.spacing[0] * scale, record.spacing[1] * scale),
+            spacing=spacing,
             mask=record.mask_native if resolution == "native" else record.mask,
         )
 
@@ -120,7 +126,7 @@ class SplitPredictions:
         if resolution == "model":
             return np.asarray(values)
         record = self.slices.record(number)
-        return restore(values, record.height, record.width)
+        return restore(values, record.height, record.width, self.slices.manifest.fit_spacing(record.spacing))
 
     def image(self, number: int) -> NDArray[np.uint8]:
         """(size, size, channels) as stored in the shards."""

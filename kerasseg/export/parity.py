@@ -191,7 +191,8 @@ def measure_int8(
         both = zip(numbers.tolist(), network(images)["probability"], exported(images)["probability"], strict=True)
         for number, first, second in both:
             record = split.record(number)
-            masks = [apply_rule(restore(p, record.height, record.width), rule) for p in (first, second)]
+            spacing = split.manifest.fit_spacing(record.spacing)
+            masks = [apply_rule(restore(p, record.height, record.width, spacing), rule) for p in (first, second)]
             scores.append((float(dice(masks[0], record.mask_native)), float(dice(masks[1], record.mask_native))))
             groups.append(record.group)
         if progress is not None:

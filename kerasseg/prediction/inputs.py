@@ -206,7 +206,6 @@ def _check_names(units: Sequence[Unit]) -> None:
             )
 
 
-_VOLUME = 4  # a volume may have this many times the pixels of the largest image, as in `sources.nifti`
 _EVEN = 0.02  # millimetres that gaps between slices may differ by: headers are rounded
 
 
@@ -272,33 +271,28 @@ def open_unit(
 
 
 def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane: str | None, usual: str) -> OpenedUnit:
-    from kerasseg_tfrecords.formats.nifti import read_header, read_volume
-    from kerasseg_tfrecords.sources.nifti import cut
+    from kerasseg_tfrecords.sources.nifti import cut, read_volume_file
 
-    limit = _VOLUME * options.max_pixels
     try:
-        data = read_bytes(item.files[0], limit=8 * limit)
-        header = read_header(data, item.name)
-        volume = read_volume(data, item.name, limit)
+        volume, _ = read_volume_file(item.files[0], options, channel=item.channel)
     except DataError as error:
         error.path = error.path or item.name
         raise
     except Exception as error:  # one bad file must not cost the others
         raise DataError("cannot be read", path=item.name, found=f"{type(error).__name__}: {error}") from error
-    del data
     chosen = _plane(volume.voxels.shape, plane, usual, item.name)
     planes = cut(volume, chosen)
     window = intensity_window(volume.voxels, rule)
-    notes = () if volume.oriented else ("the header gives no orientation: its axes are a guess",)
     slices = (RawSlice(np.ascontiguousarray(image), window, planes.spacing) for image in planes.slices)
     thickness = float(volume.spacing[("sagittal", "coronal", "axial").index(chosen)])
-    return OpenedUnit(len(planes.slices), VolumeLayout(header, chosen), slices, notes, thickness)
+    return OpenedUnit(len(planes.slices), VolumeLayout(volume.header, chosen), slices, volume.notes, thickness)
 
 
 def _plane(shape: tuple[int, ...], asked: str | None, usual: str, name: str) -> str:
     """The plane to cut in. A volume of one slice has one plane: cut across, it would fall into lines."""
-    thin = [axis for axis, size in enumerate(shape) if size == 1]
-    own = ("sagittal", "coronal", "axial")[thin[0]] if len(thin) == 1 else None
+    from kerasseg_tfrecords.sources.nifti import own_plane
+
+    own = own_plane(shape)
     if asked is not None and own is not None and asked != own:
         raise DataError(
             "a volume of one slice, which lies in another plane",

@@ -24,7 +24,7 @@ from kerasseg.training.precision import choose_precision, compute_in
 from kerasseg.tuning.threshold_file import load_threshold
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 from kerasseg_tfrecords.intensity import IntensityRule
-from kerasseg_tfrecords.records.manifest import load_manifest
+from kerasseg_tfrecords.records.manifest import PrepareOptions, load_manifest
 
 __all__ = ["Network", "Source", "check_averaging", "open_network"]
 
@@ -49,6 +49,8 @@ class _Member:
     precision: str
     notes: tuple[str, ...]
     plane: str = "axial"
+    channel: str | None = None
+    sequence: str | None = None
 
 
 class Network:
@@ -68,7 +70,7 @@ class Network:
         batch_size: Slices at once.
         flip_average: Whether image and mirror image are averaged.
         notes: Sentences for people.
-        plane: In which the volumes were cut that they were trained on.
+        plane, channel, sequence: As `prepare` read the volumes that they were trained on.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Network:
         self.notes = tuple(notes)
         planes = {member.plane for member in members}
         self.plane = planes.pop() if len(planes) == 1 else "axial"
+        self.channel, self.sequence = members[0].channel, members[0].sequence
         self._models = [_for_prediction(member.model, precision) for member in members]
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -255,6 +258,7 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
             expected=f"{resolved.size}x{resolved.size}x{resolved.input_channels}, as {run.config_file.name} says",
             remedy="Was model.keras replaced? Name the file itself with --model to use it without the run.",
         )
+    made = _options_of(Path(config.settings.shards))
     return _Member(
         model=model,
         name=name,
@@ -265,16 +269,18 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
         grey=resolved.channels == 1,
         precision=resolved.precision,
         notes=notes,
-        plane=_plane_of(Path(config.settings.shards)),
+        plane=made.plane,
+        channel=made.channel,
+        sequence=made.sequence,
     )
 
 
-def _plane_of(shards: Path) -> str:
-    """The plane that volumes were cut in; where the shards are gone nobody knows, and it is the usual one."""
+def _options_of(shards: Path) -> PrepareOptions:
+    """How the shards were made; the defaults where they are gone."""
     try:
-        return load_manifest(shards).options.plane
+        return load_manifest(shards).options
     except KerassegError:
-        return "axial"
+        return PrepareOptions()
 
 
 def _from_model(model: keras.Model, name: str, digest: str) -> _Member:

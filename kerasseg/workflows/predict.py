@@ -128,6 +128,8 @@ def predict_files(
     overlay: bool = False,
     probabilities: bool = False,
     plane: str | None = None,
+    channel: str | None = None,
+    sequence: str | None = None,
     format_name: str | None = None,
     batch_size: int | None = None,
     precision: str = "auto",
@@ -156,6 +158,8 @@ def predict_files(
         overlay: Also writes pictures of the slices with the outline of what was found.
         probabilities: Also writes the probabilities: 16-bit PNG (65535 is 1), of volumes float32 NIfTI.
         plane: Volumes are cut in: "axial", "coronal" or "sagittal"; None for that of the run's shards, or axial.
+        channel: Channel of volumes that have several: a number from 0 or a name; None for that of the run's shards.
+        sequence: Sequence of cases that have several files, such as "t1ce"; None for that of the run's shards.
         format_name: Read this format alone: "figshare", "pairs", "nifti" or "dicom".
         batch_size: Slices at once; None chooses.
         precision: "auto", "float32", "mixed_bfloat16" or "mixed_float16".
@@ -197,7 +201,7 @@ def predict_files(
         raise UsageError("--continue and --overwrite contradict one another", remedy="Leave one out.")
     if folder.exists() and not folder.is_dir():
         raise UsageError("the output folder is a file", path=folder, remedy="Choose another --out.")
-    options = SourceOptions(masks=False)
+    options = SourceOptions(masks=False, channel=channel, sequence=sequence)
     check_inputs(folder, given)
     listed = list_images(given, options, format_name=format_name, hidden=(folder, *_earlier(given)))
     check_folder(folder, listed)
@@ -214,6 +218,11 @@ def predict_files(
             batch_size=batch_size,
             flip_average=flip_average,
         )
+    trained = replace(options, channel=channel or asked.channel, sequence=sequence or asked.sequence)
+    if trained != options:
+        options = trained
+        listed = list_images(given, options, format_name=format_name, hidden=(folder, *_earlier(given)))
+        units = plan_units(listed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -278,6 +287,7 @@ def _how(network: Network, wants: _Wants) -> dict[str, Any]:
         "precision": network.precision,
         "flip_average": network.flip_average,
         "plane": wants.plane or network.plane,
+        "reading": [wants.options.channel, wants.options.sequence],
         "overlay": wants.overlay,
         "probabilities": wants.probabilities,
     }
@@ -405,7 +415,7 @@ class _Job:
         opened = open_unit(unit, self.network.intensity, self.wants.options, self.wants.plane, self.network.plane)
         work = _Work(unit, stamp, opened)
         for place, raw in enumerate(opened.slices):
-            image = self._channels(fit_image(raw.image, raw.window, self.network.size), unit)
+            image = self._channels(fit_image(raw.image, raw.window, self.network.size, raw.spacing), unit)
             shown = grey_levels(raw.image, raw.window) if self.wants.overlay else None
             height, width = raw.image.shape[:2]
             seconds = time.perf_counter() - start
@@ -440,7 +450,7 @@ class _Job:
         """The mask of a slice; where it is the last of its unit, the unit's files."""
         start = time.perf_counter()
         work, unit = one.work, one.work.unit
-        native = np.clip(restore(answer, one.height, one.width), 0, 1)
+        native = np.clip(restore(answer, one.height, one.width, one.spacing), 0, 1)
         mask = apply_rule(native, self.network.rule)
         if one.shown is not None and (unit.kind == "picture" or mask.any()):
             # Of a volume, the slices that have something to show.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import UsageError
-from kerasseg_tfrecords.intensity import Window, fit_image, fit_mask, intensity_window, restore
+from kerasseg_tfrecords.intensity import Window, fit_image, fit_mask, fitted_spacing, intensity_window, restore
 
 TYPES = [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64]
 
@@ -150,3 +150,39 @@ def test_image_and_mask_move_together(height: int, width: int, seed: int) -> Non
     fitted = fit_mask(mask, 48)
     assert (image[fitted] > 126).all()
     assert (image[~fitted] < 129).all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "spacing"), [(40, 160, (7.0, 1.6)), (200, 50, (0.4, 3.0)), (64, 64, (1, 2))]
+)
+def test_pixels_that_are_not_square_are_resampled_and_restored(
+    height: int, width: int, spacing: tuple[float, float]
+) -> None:
+    """A round tumour is round for the network, and its mask comes back to where it was."""
+    rows, columns = np.mgrid[:height, :width]
+    tall, wide = spacing
+    radius = 0.3 * min(height * tall, width * wide)
+    distance = np.hypot((rows + 0.5 - height / 2) * tall, (columns + 0.5 - width / 2) * wide)
+    mask = distance < radius
+    fitted = fit_mask(mask, 256, spacing)
+    seen = np.argwhere(fitted)
+    sides = seen.max(axis=0) - seen.min(axis=0) + 1
+    assert abs(sides[0] - sides[1]) <= 256 * max(spacing) / max(height * tall, width * wide) + 1
+    image = fit_image(mask * 100.0, Window(0, 100), 256, spacing)[..., 0]
+    assert (np.abs(image.astype(float) - 255 * fitted) > 128).mean() < 0.002
+    back = restore(fitted.astype(np.float32), height, width, spacing) > 0.5
+    assert back.shape == mask.shape
+    assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.97
+    used = fitted_spacing(height, width, 256, spacing)
+    assert used[0] == used[1]
+    assert fitted.sum() * used[0] * used[1] == pytest.approx(np.pi * radius**2, rel=0.06)
+
+
+def test_pixels_that_are_square_but_for_rounding_keep_their_bytes() -> None:
+    image = np.random.default_rng(0).random((60, 48))
+    window = intensity_window(image, "minmax")
+    plain = fit_image(image, window, 32)
+    assert np.array_equal(plain, fit_image(image, window, 32, (0.9375, 0.938)))
+    assert np.array_equal(plain, fit_image(image, window, 32, (0.0, 3.0)))
+    extreme = fit_image(image, window, 32, (1e-30, 1e30))
+    assert extreme.shape == plain.shape

@@ -1,4 +1,4 @@
-"""From stored values to the 8-bit, square image that a network takes, and back to native size.
+"""Conversion of stored values to the 8-bit, square image that a network takes, and back to native size.
 
 The intensity rule maps a window of stored values linearly onto 0..255; the three rules differ only in the window:
 
@@ -10,6 +10,8 @@ The intensity rule maps a window of stored values linearly onto 0..255; the thre
 
 The statistics are those of the slice, or of the whole volume where the slice belongs to one. Colour images have one
 window over all channels, so that colours keep their proportions.
+
+Slices whose pixels are not square (7 x 1.6 mm) are resampled to square ones for the network; `restore` undoes it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["IntensityRule", "Window", "fit_image", "fit_mask", "intensity_window", "restore"]
+__all__ = ["IntensityRule", "Window", "fit_image", "fit_mask", "fitted_spacing", "intensity_window", "restore"]
 
 IntensityRule = Literal["minmax", "percentile", "zscore"]
 
@@ -59,11 +61,42 @@ def intensity_window(pixels: NDArray[Any], rule: IntensityRule) -> Window:
     raise UsageError("unknown intensity rule", found=rule, expected=", ".join(get_args(IntensityRule)))
 
 
-def _square(image: NDArray[Any], value: float) -> NDArray[Any]:
-    """`image` in the middle of the smallest square that holds it; where that is uneven, one pixel more below or right."""
+_EVEN = 0.01
+"""Pixels whose sides differ by less than this share count as square: headers round."""
+
+
+def _shape(height: int, width: int, side: int, spacing: tuple[float, float]) -> tuple[int, int] | None:
+    """Rows and columns that a slice takes within a square of `side` pixels; None where its own pixels are square."""
+    tall, wide = spacing
+    if not (tall > 0 and wide > 0) or abs(tall - wide) <= _EVEN * max(tall, wide):
+        return None
+    scale = side / max(height * tall, width * wide)
+    return max(1, round(height * tall * scale)), max(1, round(width * wide * scale))
+
+
+def fitted_spacing(height: int, width: int, size: int, spacing: tuple[float, float]) -> tuple[float, float]:
+    """Millimetres a pixel after `fit_image` brought a slice of this size and spacing to `size` pixels."""
+    if _shape(height, width, size, spacing) is None:
+        scale = max(height, width) / size
+        return spacing[0] * scale, spacing[1] * scale
+    both = max(height * spacing[0], width * spacing[1]) / size
+    return both, both
+
+
+def _stretch(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Resizes each axis by itself: area where it shrinks, linear where it grows."""
+    for size in ((image.shape[1], height), (width, height)):
+        if size != image.shape[1::-1]:
+            shrinks = size[0] < image.shape[1] or size[1] < image.shape[0]
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return image
+
+
+def _square(image: NDArray[Any], value: float, side: int = 0) -> NDArray[Any]:
+    """`image` in the middle of a square (by default the smallest that holds it), the odd pixel below or right."""
     height, width = image.shape[:2]
-    side = max(height, width)
-    if height == width:
+    side = side or max(height, width)
+    if height == width == side:
         return image
     top, left = (side - height) // 2, (side - width) // 2
     square = np.full((side, side, *image.shape[2:]), value, dtype=image.dtype)
@@ -71,13 +104,24 @@ def _square(image: NDArray[Any], value: float) -> NDArray[Any]:
     return square
 
 
-def fit_image(image: NDArray[Any], window: Window, size: int) -> NDArray[np.uint8]:
-    """Windows, pads to a square and resizes by area interpolation.
+def _resized(image: NDArray[np.float32], size: int, value: float, spacing: tuple[float, float]) -> NDArray[np.float32]:
+    inner = _shape(image.shape[0], image.shape[1], size, spacing)
+    if inner is not None:
+        return _square(_stretch(image, *inner), value, size)
+    return np.asarray(cv2.resize(_square(image, value), (size, size), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def fit_image(
+    image: NDArray[Any], window: Window, size: int, spacing: tuple[float, float] = (0.0, 0.0)
+) -> NDArray[np.uint8]:
+    """Apply the window, pad to a square and resize by area interpolation.
 
     Args:
         image: (height, width) or (height, width, 3), any integer or float type, finite.
         window: From `intensity_window`.
         size: Side of the result in pixels.
+        spacing: Millimetres a pixel, rows then columns. Where they differ, the image is resampled to square pixels;
+            (0, 0) where unknown.
 
     Returns:
         (size, size, channels) uint8, channels 1 or 3. Padding is 0, as is an image whose window is empty.
@@ -89,33 +133,39 @@ def fit_image(image: NDArray[Any], window: Window, size: int) -> NDArray[np.uint
     pixels = image.astype(np.float32)
     if not window.holds_all:
         np.clip(pixels, np.float32(window.low), np.float32(window.high), out=pixels)
-    small = cv2.resize(_square(pixels, window.low), (size, size), interpolation=cv2.INTER_AREA)
+    small = _resized(pixels, size, window.low, spacing)
     small -= np.float32(window.low)
     small *= np.float32(255.0 / (window.high - window.low))
     whole: NDArray[np.uint8] = np.clip(np.rint(small, out=small), 0, 255, out=small).astype(np.uint8)
     return whole.reshape(size, size, channels)
 
 
-def fit_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """The mask at the network's size: padded like the image; a pixel is tumour where more than half of its area is.
+def fit_mask(mask: NDArray[np.bool_], size: int, spacing: tuple[float, float] = (0.0, 0.0)) -> NDArray[np.bool_]:
+    """Bring a mask to the network's size: a pixel is tumour where more than half of its area is.
+
+    Args:
+        mask: (height, width).
+        size: Side of the result in pixels.
+        spacing: As in `fit_image`.
 
     >>> fit_mask(np.eye(4, dtype=bool), 4).sum()
     np.int64(4)
     """
-    square = _square(mask.view(np.uint8), 0)
-    if square.shape[0] == size:
-        return square.astype(bool)
-    area = cv2.resize(square.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-    return np.asarray(area > 0.5)
+    if mask.shape == (size, size) and _shape(size, size, size, spacing) is None:
+        return mask.astype(bool)
+    return np.asarray(_resized(mask.astype(np.float32), size, 0, spacing) > 0.5)
 
 
-def restore(values: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
-    """Undoes `fit_image` for what a network put out: back to native size, padding cut off.
+def restore(
+    values: NDArray[np.floating[Any]], height: int, width: int, spacing: tuple[float, float] = (0.0, 0.0)
+) -> NDArray[np.float32]:
+    """Undo `fit_image` for a network's output: cut the padding off and resize to native size.
 
     Args:
         values: (size, size) probabilities (or a mask as 0.0 and 1.0).
         height: Native height in pixels.
         width: Native width in pixels.
+        spacing: As given to `fit_image`.
 
     Returns:
         (height, width) float32, bilinearly interpolated; threshold it afterwards.
@@ -124,9 +174,12 @@ def restore(values: NDArray[np.floating[Any]], height: int, width: int) -> NDArr
         >>> restore(np.ones((32, 32), np.float32), height=48, width=40).shape
         (48, 40)
     """
-    side = max(height, width)
     square = np.ascontiguousarray(values, dtype=np.float32)
-    if square.shape[0] != side:
+    inner = _shape(height, width, len(square), spacing)
+    side = max(height, width)
+    if inner is None and len(square) != side:
         square = cv2.resize(square, (side, side), interpolation=cv2.INTER_LINEAR)
-    top, left = (side - height) // 2, (side - width) // 2
-    return np.asarray(square[top : top + height, left : left + width], dtype=np.float32)
+    rows, columns = inner or (height, width)
+    top, left = (len(square) - rows) // 2, (len(square) - columns) // 2
+    part = square[top : top + rows, left : left + columns]
+    return np.asarray(part if inner is None else _stretch(part, height, width), dtype=np.float32)

@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def test_t1_with_contrast_is_chosen_among_sequences(tmp_path: Path) -> None:
     assert {entry.name for entry in found.left_out} == {
         f"c/c_{what}.nii.gz" for what in ("flair", "t1", "t2", "brain_mask")
     }
-    assert "1 cases have several sequences" in found.notes[0]
+    assert "1 case with several sequences: the T1 with contrast is read" in found.notes[0]
 
 
 @pytest.mark.parametrize("contrast", ["t1c", "T1CE", "t1_gd", "T1-post", "CT1", "t1Gd", "ce-gd_T1w", "t1wc"])
@@ -305,7 +306,11 @@ def test_without_contrast_the_user_must_choose(tmp_path: Path) -> None:
     assert found.items == ()
     (problem,) = found.problems
     assert "3 sequences of one case (flair, t1, t2)" in problem.message
-    assert "Keep the one to use" in problem.message
+    assert "Choose one with --sequence" in problem.message
+    chosen = listing(tmp_path, sequence="T2-FLAIR")
+    assert [item.name for item in chosen.items] == ["c/flair.nii.gz"]
+    (missing,) = listing(tmp_path, sequence="t1ce").problems
+    assert "no sequence t1ce in this case (found flair, t1, t2)" in missing.message
 
 
 def test_dataset_json_names_the_channels_of_nnunet(tmp_path: Path) -> None:
@@ -435,7 +440,7 @@ def test_mask_that_lies_elsewhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [(0.5, "holds no labels .*0.5"), (-1.0, "holds no labels .*-1"), (np.nan, "NaN")],
+    [(0.5, "holds no labels .*0.5"), (-1.0, "holds no labels .*-1"), (np.inf, "NaN or infinite")],
 )
 def test_masks_that_are_none(tmp_path: Path, values: float, words: str) -> None:
     _, labels = world()
@@ -459,10 +464,113 @@ def test_a_map_of_anatomy_is_no_tumour(tmp_path: Path) -> None:
     assert refuse(tmp_path, "map of anatomy .*89 labels").kind == "unknown-label"
 
 
-def test_more_than_three_dimensions(tmp_path: Path) -> None:
+def test_channels_are_chosen_by_number_or_by_name(tmp_path: Path) -> None:
+    image, labels = world()
+    channels = np.stack([image, image + 1000, image + 2000], axis=3)
+    save(tmp_path, "imagesTr/BRATS_001.nii.gz", nib.Nifti1Image(channels, np.diag([-1, -1, 1, 1])))
+    save(tmp_path, "labelsTr/BRATS_001.nii.gz", nib.Nifti1Image(labels, np.diag([-1, -1, 1, 1])))
+    error = refuse(tmp_path, "several channels .*3 channels.*--channel 0 to 2")
+    assert error.kind == "channels"
+    refuse(tmp_path, "no channel 3 in it", channel="3")
+    reading = read(tmp_path, channel="2")
+    np.testing.assert_array_equal(reading.scope, image + 2000)
+    assert "channel 2 of 3 was read" in reading.slices[0].notes
+    with pytest.raises(UsageError, match="--channel cannot be 'flair'"):
+        listing(tmp_path, channel="flair")
+    (tmp_path / "dataset.json").write_text('{"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd"}}')
+    assert "channel 2 (t1gd) is read" in listing(tmp_path).notes[0]
+    for options, expected in (({}, 2000), ({"channel": "T1W"}, 1000), ({"sequence": "flair"}, 0)):
+        np.testing.assert_array_equal(read(tmp_path, **options).scope, image + expected)
+    with pytest.raises(UsageError, match=r"expected 0 \(flair\), 1 \(t1w\), 2 \(t1gd\)"):
+        listing(tmp_path, channel="t2")
+
+
+def test_five_dimensions_are_refused(tmp_path: Path) -> None:
     case(tmp_path)
-    save(tmp_path, "case1/t1c.nii.gz", nib.Nifti1Image(np.zeros((9, 10, 8, 4), np.int16), np.eye(4)))
-    refuse(tmp_path, "more than three dimensions .*9 x 10 x 8 x 4")
+    save(tmp_path, "case1/t1c.nii.gz", nib.Nifti1Image(np.zeros((9, 10, 8, 4, 2), np.int16), np.eye(4)))
+    refuse(tmp_path, "more than four dimensions .*9 x 10 x 8 x 4 x 2")
+
+
+@pytest.mark.parametrize(("axis", "plane"), [(0, "sagittal"), (1, "coronal"), (2, "axial")])
+def test_a_volume_of_one_slice_is_read_in_its_own_plane(tmp_path: Path, axis: int, plane: str) -> None:
+    image, labels = world()
+    case(tmp_path, image=image.take([3], axis), labels=labels.take([3], axis) | labels.take([4], axis))
+    for asked in ("axial", "coronal"):
+        (slice_,) = read(tmp_path, plane=asked, empty_share=100.0).slices
+        assert sorted(slice_.image.shape) == sorted(size for place, size in enumerate(SHAPE) if place != axis)
+        assert any(f"one {plane} slice" in note for note in slice_.notes) == (plane != asked)
+
+
+def test_labels_that_were_rounded_are_labels(tmp_path: Path) -> None:
+    _, labels = world()
+    case(tmp_path, labels=labels.astype(np.float32) * np.float32(1.00002))
+    for options in ({}, {"foreground": (4,)}):
+        found = read(tmp_path, **options)
+        expected = labels > 0 if not options else labels == 4
+        assert sum(int(s.mask.sum()) for s in found.slices if s.mask is not None) == expected.sum()
+
+
+def test_nan_outside_the_head_is_background(tmp_path: Path) -> None:
+    image, labels = world()
+    values = image.astype(np.float32) + 50
+    values[:, :2] = np.nan
+    values[0] = np.nan
+    values[4, 9] = 0
+    case(tmp_path, image=values, labels=np.where(np.isnan(values), np.nan, labels).astype(np.float32))
+    reading = read(tmp_path)
+    assert reading.scope is not None
+    assert np.isfinite(reading.scope).all()
+    np.testing.assert_array_equal(reading.scope, np.nan_to_num(values, nan=0.0))
+    assert any("outside the head held NaN" in note for note in reading.slices[0].notes)
+    case(tmp_path, image=np.full(SHAPE, np.nan, np.float32))
+    refuse(tmp_path, "720 of 720 voxels")
+
+
+@pytest.mark.parametrize("start", [np.nan, np.inf, -8.0, 1e30])
+def test_an_impossible_start_of_the_voxels(tmp_path: Path, start: float) -> None:
+    case(tmp_path)
+    path = tmp_path / "case1/t1c.nii.gz"
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[108:112] = struct.pack("<f", start)
+    path.write_bytes(gzip.compress(bytes(raw)))
+    refuse(tmp_path, "a damaged NIfTI file .*(its voxels start at byte|vox offset -8)")
+
+
+def test_ten_megabytes_of_empty_gzip_streams_end_at_once(tmp_path: Path) -> None:
+    case(tmp_path)
+    path = tmp_path / "case1/t1c.nii.gz"
+    path.write_bytes(path.read_bytes() + gzip.compress(b"", mtime=0) * 500_000)
+    begin = time.perf_counter()
+    refuse(tmp_path, "more than 100 empty gzip streams")
+    assert time.perf_counter() - begin < 5
+
+
+def test_blocks_of_bgzip_are_read(tmp_path: Path) -> None:
+    case(tmp_path)
+    path = tmp_path / "case1/t1c.nii.gz"
+    expected = read(tmp_path).scope
+    raw = gzip.decompress(path.read_bytes())
+    path.write_bytes(
+        b"".join(gzip.compress(raw[start : start + 99]) for start in range(0, len(raw), 99)) + gzip.compress(b"")
+    )
+    np.testing.assert_array_equal(read(tmp_path).scope, expected)
+
+
+def test_folders_called_like_volumes(tmp_path: Path) -> None:
+    """As Kaggle unpacks BraTS 2021."""
+    base = "BraTS2021_00495"
+    names(
+        tmp_path,
+        *(f"{base}/{base}_{what}.nii/00000057_brain_{what}.nii" for what in ("flair", "t1", "t1ce", "t2")),
+        f"{base}/{base}_seg.nii/00000057_final_seg.nii",
+    )
+    found = listing(tmp_path)
+    assert [item.files[0].name for item in found.items] == [f"{base}/{base}_t1ce.nii/00000057_brain_t1ce.nii"]
+    assert [item.files[1].name for item in found.items] == [f"{base}/{base}_seg.nii/00000057_final_seg.nii"]
+    assert found.problems == ()
+    assert [item.files[0].name for item in listing(tmp_path, sequence="t2").items] == [
+        f"{base}/{base}_t2.nii/00000057_brain_t2.nii"
+    ]
 
 
 def test_an_impossible_affine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

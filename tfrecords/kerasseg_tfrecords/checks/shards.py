@@ -179,7 +179,9 @@ def _check_record(record: Record, shard: ShardFacts, manifest: Manifest, rows: d
     if record.mask_native.shape != (record.height, record.width):
         found = "x".join(map(str, record.mask_native.shape))
         yield f"{name}: native mask is {found}, not {record.height}x{record.width}"
-    elif not np.array_equal(fit_mask(record.mask_native, manifest.size), record.mask):
+    elif not np.array_equal(
+        fit_mask(record.mask_native, manifest.size, manifest.fit_spacing(record.spacing)), record.mask
+    ):
         yield f"{name}: mask and native mask disagree"
     row = rows.get(name)
     if rows and row is None:

@@ -84,7 +84,7 @@ def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Co
 def convert_slice(piece: Slice, reading: Reading, conversion: Conversion, prefix: str) -> Converted:
     """The record of one slice; a pure function of its arguments."""
     scope = piece.image if reading.scope is None else reading.scope
-    image = fit_image(piece.image, intensity_window(scope, conversion.intensity), conversion.size)
+    image = fit_image(piece.image, intensity_window(scope, conversion.intensity), conversion.size, piece.spacing)
     native = np.zeros(piece.image.shape[:2], bool) if piece.mask is None else piece.mask
     height, width = native.shape
     return Converted(
@@ -103,7 +103,9 @@ def convert_slice(piece: Slice, reading: Reading, conversion: Conversion, prefix
             tumour_pixels=int(np.count_nonzero(native)),
             notes=piece.notes,
         ),
-        payload=Payload(image.tobytes(), pack_mask(fit_mask(native, conversion.size)), pack_native_mask(native)),
+        payload=Payload(
+            image.tobytes(), pack_mask(fit_mask(native, conversion.size, piece.spacing)), pack_native_mask(native)
+        ),
         fingerprint=fingerprint(image),
     )
 

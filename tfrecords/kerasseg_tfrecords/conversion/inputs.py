@@ -33,6 +33,8 @@ def source_options(options: PrepareOptions) -> SourceOptions:
         classes=options.classes,
         plane=options.plane,
         foreground=options.foreground,
+        channel=options.channel,
+        sequence=options.sequence,
         empty_share=options.empty_share,
         patient_pattern=options.patient_pattern,
         seed=options.seed,

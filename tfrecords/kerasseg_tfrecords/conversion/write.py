@@ -126,6 +126,7 @@ def make_manifest(
         channels=arrangement.channels,
         intensity=options.intensity,
         mask_bits=1,
+        square_pixels=True,
         classes=arrangement.classes,
         counts=_counts(arrangement),
         split=arrangement.facts,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 
-__all__ = ["decode"]
+__all__ = ["codec_messages", "decode"]
 
 _CODEC = re.compile(
     r"Corrupt JPEG|Premature end|JPEG|libpng|TIFF|imgcodecs|grfmt_|imdecode|^\[( INFO|DEBUG)", re.IGNORECASE
@@ -67,8 +67,8 @@ def _catcher(process: int) -> _Catcher:
 
 
 @contextmanager
-def _standard_error(heard: list[str]) -> Iterator[None]:
-    """Appends to `heard` what is written to file descriptor 2 meanwhile, if it comes from a codec."""
+def codec_messages(heard: list[str], pattern: re.Pattern[str] = _CODEC) -> Iterator[None]:
+    """Append to `heard` the lines that are written to file descriptor 2 meanwhile and match `pattern`."""
     catcher = _catcher(os.getpid())
     caught = catcher.descriptor
     with catcher.lock:
@@ -89,7 +89,7 @@ def _standard_error(heard: list[str]) -> Iterator[None]:
             if size := os.fstat(caught).st_size:
                 os.lseek(caught, 0, os.SEEK_SET)
                 for line in os.read(caught, size).splitlines(keepends=True):
-                    if _CODEC.search(text := line.decode(errors="replace")):
+                    if pattern.search(text := line.decode(errors="replace")):
                         heard.append(text.strip())
                     else:
                         os.write(2, line)
@@ -111,7 +111,7 @@ def decode(data: bytes, name: str, kind: str) -> NDArray[Any]:
     # OpenCV 5 has moved these two; the numbers are the same.
     logs = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
     level = logs.getLogLevel()
-    with _standard_error(heard):
+    with codec_messages(heard):
         logs.setLogLevel(_DEBUG)
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

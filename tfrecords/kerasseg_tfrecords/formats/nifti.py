@@ -1,7 +1,7 @@
-"""One NIfTI file: unpacked with its check sums, its size checked first, and turned upright by its affine.
+"""One NIfTI or Analyze file: unpacked with its checksums, its size checked first, and turned upright by its affine.
 
 nibabel reads a cut or bit-flipped .nii.gz without complaint as long as enough bytes come out, for it never reaches the
-check sum at the end of the gzip stream. Here the stream is always read to its end.
+checksum at the end of the gzip stream. Here the stream is always read to its end.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.sniff import describe, is_gzip
+from kerasseg_tfrecords.text import count
 
-__all__ = ["Volume", "is_nifti", "read_header", "read_volume", "write_like"]
+__all__ = ["Volume", "is_nifti", "read_header", "read_volume", "unpack", "upright", "volume_shape", "write_like"]
 
 _HEADER = 540  # of NIfTI-2; NIfTI-1 has 348
 _SLACK = 1 << 20  # bytes that may follow the voxels
-_REMEDY = "Get the file again from where it came"
+_PIECE = 1 << 16
+_EMPTY_MEMBERS = 100  # BGZF ends in one; a file of nothing else is made to keep the reader busy
+_REMEDY = "Get the file again from its source"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,16 +36,18 @@ class Volume:
     """A volume whose first axis runs to the patient's left, the second to the back, the third to the head (LPS).
 
     Attributes:
-        voxels: (left, back, head), in the stored type, or float32 where the header scales it; native byte order.
+        voxels: (left, back, head), in the stored type, or float32 where the header scales it; native byte order; finite.
         affine: 4x4, from voxel to millimetres (right, front, head: NIfTI's world).
         spacing: Millimetres a voxel along the three axes.
-        oriented: False where the header gives no orientation; the axes are then a guess.
+        header: A NIfTI header of the file's shape (one channel), orientation and affine, for `write_like`.
+        notes: What had to be decided.
     """
 
     voxels: NDArray[Any]
     affine: NDArray[np.float64]
     spacing: tuple[float, float, float]
-    oriented: bool
+    header: Any
+    notes: tuple[str, ...] = ()
 
 
 def is_nifti(start: bytes) -> bool:
@@ -55,51 +60,173 @@ def is_nifti(start: bytes) -> bool:
     return start[344:347] in {b"n+1", b"ni1"} or start[4:7] in {b"n+2", b"ni2"}
 
 
-def read_volume(data: bytes, name: str, max_voxels: int) -> Volume:
-    """Reads a .nii or .nii.gz file and turns it to the patient's axes, without interpolation.
+def read_volume(data: bytes, name: str, max_voxels: int, *, channel: int = -1, pair: bytes | None = None) -> Volume:
+    """Read a .nii or .nii.gz file, or a .hdr with its .img, and turn it to the patient's axes without interpolation.
 
     Axes of an oblique volume go to the nearest of the patient's axes, as radiologists' viewers do by default.
 
     Args:
-        data: The file.
+        data: The file, or the .hdr.
         name: For messages.
         max_voxels: Larger volumes are refused before they are unpacked.
+        channel: Which one of a volume with several; -1 where there should be one.
+        pair: The .img, plain or in gzip, that belongs to a .hdr.
 
     Raises:
-        DataError: No NIfTI file, damaged (check sums included), too large, more than three dimensions, no numbers.
+        DataError: No NIfTI file, damaged (checksums included), too large, several channels and none chosen, no numbers,
+            NaN inside the head.
     """
-    header = read_header(data, name)
-    shape, dtype = _layout(header, name, max_voxels)
-    offset = int(header["vox_offset"]) or int(header["sizeof_hdr"]) + 4
+    header = read_header(data, name, pair=pair is not None)
+    shape, dtype = _layout(header, name, max_voxels, pair=pair is not None)
+    # Two values of the header are floats that must be whole numbers; NaN and infinity are what fuzzers put there.
+    start = float(header["vox_offset"])
+    if not 0 <= start <= 1 << 28:
+        raise _damaged(name, f"its voxels start at byte {start:g}")
+    offset = int(start) or (0 if pair is not None else int(header["sizeof_hdr"]) + 4)
     needed = offset + math.prod(shape) * dtype.itemsize
-    raw = _unpack(data, name, needed + _SLACK, to_the_end=True) if is_gzip(data) else data
+    body = data if pair is None else pair
+    raw = unpack(body, name, needed + _SLACK) if is_gzip(body) else body
     if len(raw) < needed:
         raise _damaged(name, f"the file is cut off: {len(raw)} of {needed} bytes")
     stored = np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape, order="F")
-    voxels = _scaled(stored, header, name)
-    return _upright(voxels, header, name)
+    try:
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        slope, intercept = header.get_slope_inter()
+    except Exception as error:  # impossible quaternions
+        raise _damaged(name, f"its header: {error}") from error
+    oriented = any("sform_code" in header and header[code] > 0 for code in ("sform_code", "qform_code"))
+    return upright(stored, affine, name, channel=channel, scale=(slope, intercept), header=header, oriented=oriented)
 
 
-def read_header(data: bytes, name: str) -> Any:
-    """The header of a .nii or .nii.gz file, as nibabel has it.
+def upright(
+    stored: NDArray[Any],
+    affine: NDArray[np.float64],
+    name: str,
+    *,
+    channel: int = -1,
+    scale: tuple[float | None, float | None] = (None, None),
+    header: Any = None,
+    oriented: bool = True,
+) -> Volume:
+    """Turn voxels of any orientation to the patient's axes.
+
+    Args:
+        stored: Three axes as in the file, and a fourth for channels where there are several.
+        affine: 4x4, from voxel to millimetres (right, front, head).
+        name: For messages.
+        channel: Which channel; -1 where there should be one.
+        scale: Slope and intercept; None for none.
+        header: A NIfTI or Analyze header; None to make one from shape and affine.
+        oriented: Whether the file tells the orientation.
+
+    Raises:
+        DataError: Several channels and none chosen, NaN inside the head, an affine that is no orientation.
+    """
+    notes: tuple[str, ...] = () if oriented else ("the header gives no orientation: its axes are a guess",)
+    if stored.ndim == 4:
+        stored, chosen = _channel(stored, channel, name)
+        notes = (*notes, chosen)
+    stored, more = _finite(stored, name)
+    notes = (*notes, *more)
+    slope, intercept = scale
+    if slope is not None and (slope, intercept) != (1.0, 0.0):
+        voxels = (stored * np.float64(slope) + np.float64(intercept or 0.0)).astype(np.float32)
+    else:
+        native = stored.dtype.newbyteorder("=")
+        voxels = stored.astype(np.float64 if native.itemsize > 8 else native, copy=False)
+    ornt = None
+    if np.isfinite(affine).all():
+        try:
+            ornt = orientations.io_orientation(affine)
+        except Exception as error:
+            raise _damaged(name, f"its orientation: {error}") from error
+    if ornt is None or np.isnan(ornt).any():
+        raise _damaged(name, "its orientation: the affine describes no orientation")
+    if isinstance(header, nib.Nifti1Header):  # of which NIfTI-2 is a subclass
+        header = header.copy()
+    else:
+        header = nib.Nifti1Header()
+        header.set_sform(affine, 1)
+    header.set_data_shape(stored.shape)
+    change = orientations.ornt_transform(ornt, orientations.axcodes2ornt(("L", "P", "S")))
+    turned = affine @ orientations.inv_ornt_aff(change, voxels.shape)
+    across, down, along = np.sqrt((turned[:3, :3] ** 2).sum(axis=0)).tolist()
+    return Volume(orientations.apply_orientation(voxels, change), turned, (across, down, along), header, notes)
+
+
+def _channel(stored: NDArray[Any], channel: int, name: str) -> tuple[NDArray[Any], str]:
+    many = stored.shape[3]
+    if not 0 <= channel < many:
+        raise DataError(
+            "a volume of several channels" if channel < 0 else f"there is no channel {channel} in it",
+            path=name,
+            found=f"{many} channels",
+            expected="one" if channel < 0 else f"0 to {many - 1}",
+            remedy=f"Choose one with --channel 0 to {many - 1}",
+            kind="channels",
+        )
+    return stored[..., channel], f"channel {channel} of {many} was read"
+
+
+def _finite(stored: NDArray[Any], name: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Voxels with NaN outside the head, as some tools mask it, replaced by the lowest value."""
+    if stored.dtype.kind != "f" or np.isfinite(stored).all():
+        return stored, ()
+    missing = np.isnan(stored)
+    many = int(np.count_nonzero(missing))
+    endless = int(np.count_nonzero(~np.isfinite(stored))) - many
+    # Outside is what no value but 0 separates from the border in one of the six directions.
+    empty = missing | (stored == 0)
+    outside = np.zeros_like(missing)
+    for axis in range(3):
+        outside |= np.logical_and.accumulate(empty, axis)
+        outside |= np.flip(np.logical_and.accumulate(np.flip(empty, axis), axis), axis)
+    inside = int(np.count_nonzero(missing & ~outside))
+    if endless or inside or many == stored.size:
+        raise DataError(
+            "the volume holds NaN or infinite values",
+            path=name,
+            found=f"{endless + (inside or many)} of {stored.size} voxels inside the head",
+            expected="numbers",
+            remedy="Replace them where the file was made",
+            kind="not-finite",
+        )
+    lowest = stored[~missing].min()
+    return np.where(missing, lowest, stored), (f"{count(many, 'voxel')} outside the head held NaN: read as {lowest:g}",)
+
+
+def read_header(data: bytes, name: str, *, pair: bool = False) -> Any:
+    """The header of a .nii or .nii.gz file (or of a .hdr), as nibabel has it.
 
     Args:
         data: The file.
         name: For messages.
+        pair: Whether the voxels are in another file.
 
     Raises:
         DataError: No NIfTI file, or a damaged one.
     """
-    start = _unpack(data, name, _HEADER, to_the_end=False) if is_gzip(data) else data[:_HEADER]
-    if not is_nifti(start):
-        raise DataError(
-            "not a NIfTI file", path=name, found=describe(start), expected=".nii or .nii.gz", remedy=_REMEDY
-        )
-    return _parse(start, name)
+    start = unpack(data, name, _HEADER, to_the_end=False) if is_gzip(data) else data[:_HEADER]
+    known = is_nifti(start)
+    if not known and not (pair and {int.from_bytes(start[:4], order) for order in ("little", "big")} & {348}):
+        expected = "a NIfTI or Analyze header" if pair else ".nii or .nii.gz"
+        raise DataError("not a NIfTI file", path=name, found=describe(start), expected=expected, remedy=_REMEDY)
+    if not known:
+        kind = nib.Spm2AnalyzeImage.header_class
+    elif start[4:6] in {b"n+", b"ni"}:
+        kind = nib.nifti2.Nifti2PairHeader if pair else nib.Nifti2Header
+    else:
+        kind = nib.nifti1.Nifti1PairHeader if pair else nib.Nifti1Header
+    try:
+        # nibabel writes what it mends in a header to standard error.
+        with imageglobals.LoggingOutputSuppressor():
+            return kind.from_fileobj(io.BytesIO(start))
+    except Exception as error:  # nibabel raises its own and NumPy's kinds
+        raise _damaged(name, f"its header: {error}") from error
 
 
 def write_like(voxels: NDArray[Any], header: Any) -> bytes:
-    """A .nii.gz file that lies where another one does: the way back of `read_volume`.
+    """A .nii.gz file with the geometry of another one; the inverse of `read_volume`.
 
     Args:
         voxels: (left, back, head), as many as the other file has.
@@ -111,12 +238,13 @@ def write_like(voxels: NDArray[Any], header: Any) -> bytes:
     stored_axes = orientations.io_orientation(header.get_best_affine())
     change = orientations.ornt_transform(orientations.axcodes2ornt(("L", "P", "S")), stored_axes)
     stored = orientations.apply_orientation(voxels, change).reshape(header.get_data_shape())
-    new = header.copy()
+    second = isinstance(header, nib.Nifti2Header)
+    kind = nib.Nifti2Image if second else nib.Nifti1Image
+    new = kind.header_class.from_header(header, check=False)
     new.set_data_dtype(voxels.dtype)
     new.set_slope_inter(1, 0)
     new["cal_min"] = new["cal_max"] = 0  # a window for the image's grey levels
     new.extensions.clear()
-    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     return gzip.compress(kind(stored, None, new).to_bytes(), mtime=0)
 
 
@@ -124,20 +252,38 @@ def _damaged(name: str, detail: str) -> DataError:
     return DataError("a damaged NIfTI file", path=name, found=detail, remedy=_REMEDY)
 
 
-def _unpack(data: bytes, name: str, limit: int, *, to_the_end: bool) -> bytes:
-    """The first `limit` bytes of a gzip stream, or all of it, its check sums verified; more than `limit` is an error."""
+def unpack(data: bytes, name: str, limit: int, *, to_the_end: bool = True) -> bytes:
+    """Unpack gzip streams that stand one after the other, and verify their checksums.
+
+    Args:
+        data: The file.
+        name: For messages.
+        limit: More bytes than this are refused.
+        to_the_end: False to stop after `limit` bytes instead.
+
+    Raises:
+        DataError: Damaged, cut off, too large, or made of empty streams.
+    """
     out = bytearray()
-    while is_gzip(data):  # streams may stand one after the other
+    position = empty = 0
+    while is_gzip(data[position : position + 2]):
+        before = len(out)
         stream = zlib.decompressobj(31)
-        try:
-            out += stream.decompress(data, limit + 1 - len(out))
-            if not to_the_end:
+        size = 4096  # small at first: what a stream leaves over is copied
+        while not stream.eof and position < len(data):
+            piece = data[position : position + size]
+            position, size = position + len(piece), _PIECE
+            try:
+                out += stream.decompress(piece, limit + 1 - len(out))
+                if len(out) <= limit and stream.unconsumed_tail:
+                    out += stream.decompress(stream.unconsumed_tail, 1)
+            except zlib.error as error:
+                reason = str(error).split(": ")[-1]
+                raise _damaged(name, f"a gzip stream that cannot be unpacked: {reason}") from None
+            if len(out) > limit or (not to_the_end and len(out) == limit):
                 break
-            # The check sums stand behind the last byte, which may have come out already.
-            out += stream.decompress(stream.unconsumed_tail, 1)
-        except zlib.error as error:
-            reason = str(error).split(": ")[-1]
-            raise _damaged(name, f"a gzip stream that cannot be unpacked: {reason}") from None
+        if not to_the_end and len(out) >= limit:
+            return bytes(out[:limit])
         if len(out) > limit:
             raise DataError(
                 "unpacks to more than its header says",
@@ -147,96 +293,51 @@ def _unpack(data: bytes, name: str, limit: int, *, to_the_end: bool) -> bytes:
                 kind="zip-bomb",
             )
         if not stream.eof:
+            if not to_the_end:
+                break
             raise _damaged(name, "the gzip stream is cut off")
-        data = stream.unused_data
+        position -= len(stream.unused_data)
+        empty += len(out) == before
+        if empty > _EMPTY_MEMBERS:
+            raise _damaged(name, f"more than {_EMPTY_MEMBERS} empty gzip streams")
     return bytes(out)
 
 
-def _parse(start: bytes, name: str) -> Any:
-    kind = nib.Nifti2Header if start[4:6] == b"n+" or start[4:6] == b"ni" else nib.Nifti1Header
-    try:
-        # nibabel writes what it mends in a header to standard error.
-        with imageglobals.LoggingOutputSuppressor():
-            return kind.from_fileobj(io.BytesIO(start))
-    except Exception as error:  # nibabel raises its own and NumPy's kinds
-        raise _damaged(name, f"its header: {error}") from error
-
-
-def _layout(header: Any, name: str, max_voxels: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    magic = bytes(header["magic"].item())[:2]
-    if magic == b"ni":
+def _layout(header: Any, name: str, max_voxels: int, *, pair: bool) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    if not pair and bytes(header["magic"].item())[:2] == b"ni":
         raise DataError(
             "a NIfTI header without its voxels",
             path=name,
-            found="the .hdr of a pair",
-            remedy="Save it as one .nii file",
+            found="the header of a .hdr and .img pair",
+            remedy="Put NAME.hdr and NAME.img beside each other, or save it as one .nii file",
         )
     try:
         shape = tuple(int(size) for size in header.get_data_shape())
         dtype = header.get_data_dtype()
     except Exception as error:
         raise _damaged(name, f"its header: {error}") from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) > 3:
-        raise DataError(
-            "a volume of more than three dimensions",
-            path=name,
-            found=" x ".join(map(str, shape)),
-            expected="one sequence a file",
-            remedy="Split it, for instance with nibabel.four_to_three or fslsplit",
-        )
-    if not shape or min(shape) < 1:
-        raise _damaged(name, f"a volume of {' x '.join(map(str, shape)) or 'no'} voxels")
-    shape = (*shape, *(1,) * (3 - len(shape)))
     if dtype.kind not in "iuf":
         raise DataError("a volume of a kind that is not read", path=name, found=f"voxels of type {dtype}")
+    return volume_shape(shape, name, max_voxels), dtype
+
+
+def volume_shape(shape: tuple[int, ...], name: str, max_voxels: int) -> tuple[int, ...]:
+    """A declared shape as three axes, and a fourth where there are several channels, once it is possible.
+
+    Raises:
+        DataError: No voxels, too many, or more than four dimensions.
+    """
+    # NIfTI keeps the fourth axis for time and the fifth for what a voxel has several of.
+    channels = [size for size in shape[3:] if size != 1]
+    shape = (*shape[:3], *(1,) * (3 - len(shape)), *channels)
+    written = " x ".join(map(str, shape))
+    if min(shape) < 1:
+        raise _damaged(name, f"a volume of {written} voxels")
+    if len(shape) > 4:
+        raise DataError(
+            "a volume of more than four dimensions", path=name, found=written, expected="one channel or several"
+        )
     if math.prod(shape) > max_voxels:
-        raise DataError(
-            "the volume is too large",
-            path=name,
-            found=f"{' x '.join(map(str, shape))} voxels",
-            expected=f"at most {max_voxels}",
-            kind="too-large",
-        )
-    return shape, dtype
-
-
-def _scaled(stored: NDArray[Any], header: Any, name: str) -> NDArray[Any]:
-    try:
-        slope, intercept = header.get_slope_inter()
-    except Exception as error:
-        raise _damaged(name, f"its header: {error}") from error
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        bad = int(np.count_nonzero(~np.isfinite(stored)))
-        raise DataError(
-            "the volume holds NaN or infinite values",
-            path=name,
-            found=f"{bad} of {stored.size} voxels",
-            expected="numbers",
-            remedy="Replace them, for instance by 0, if they lie outside the head",
-            kind="not-finite",
-        )
-    if slope is not None and (slope, intercept) != (1.0, 0.0):
-        return (stored * np.float64(slope) + np.float64(intercept)).astype(np.float32)
-    native = stored.dtype.newbyteorder("=")
-    return stored.astype(np.float64 if native.itemsize > 8 else native, copy=False)
-
-
-def _upright(voxels: NDArray[Any], header: Any, name: str) -> Volume:
-    try:
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        ornt = orientations.io_orientation(affine)
-    except Exception as error:  # impossible quaternions, NaN
-        raise _damaged(name, f"its orientation: {error}") from error
-    if not np.isfinite(affine).all() or np.isnan(ornt).any():
-        raise _damaged(name, "its orientation: an affine that is no orientation")
-    change = orientations.ornt_transform(ornt, orientations.axcodes2ornt(("L", "P", "S")))
-    turned = affine @ orientations.inv_ornt_aff(change, voxels.shape)
-    spacing = np.sqrt((turned[:3, :3] ** 2).sum(axis=0))
-    return Volume(
-        voxels=orientations.apply_orientation(voxels, change),
-        affine=turned,
-        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        oriented=bool(header["sform_code"] > 0 or header["qform_code"] > 0),
-    )
+        found, expected = f"{written} voxels", f"at most {max_voxels}"
+        raise DataError("the volume is too large", path=name, found=found, expected=expected, kind="too-large")
+    return shape

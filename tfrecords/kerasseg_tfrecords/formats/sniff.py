@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["DICOM_SUFFIXES", "HEAD_BYTES", "describe", "is_dicom", "is_gzip", "is_picture"]
+__all__ = ["DICOM_SUFFIXES", "HEAD_BYTES", "VOLUME_SUFFIXES", "describe", "is_dicom", "is_gzip", "is_picture"]
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".mgh", ".mgz", ".mha", ".nrrd")
 HEAD_BYTES = 1024
 
 _MAGIC = (

@@ -52,7 +52,7 @@ class PrepareOptions(_Model):
         seed: Of every random choice.
         per_class: Take a balanced subset of so many slices a class first.
         classes: Class names in label order; None for the built-in ones.
-        plane, foreground, empty_share: For volumes; see `SourceOptions`.
+        plane, foreground, channel, sequence, empty_share: For volumes; see `SourceOptions`.
         patient_pattern: Regular expression that finds the patient in a file's name.
         find_duplicates: Keep equal and near-equal slices in one group.
         skip_bad: Leave bad files out instead of stopping.
@@ -74,6 +74,8 @@ class PrepareOptions(_Model):
     classes: tuple[str, ...] | None = None
     plane: Literal["axial", "coronal", "sagittal"] = "axial"
     foreground: tuple[int, ...] | None = None
+    channel: str | None = None
+    sequence: str | None = None
     empty_share: Annotated[float, Field(ge=0)] = 0.2
     patient_pattern: str | None = None
     find_duplicates: bool = True
@@ -154,6 +156,7 @@ class Manifest(_Model):
         options: What was asked.
         size, channels: Of the stored images: side in pixels; 1 or 3.
         intensity: The rule by which grey values went onto 0-255.
+        square_pixels: Whether slices whose pixels are not square were resampled; False for shards of earlier versions.
         classes: Names in the order of the labels.
         counts: Slices and patients of each class in each split.
         shards: Name, SHA-256 and number of records of each file.
@@ -176,6 +179,7 @@ class Manifest(_Model):
     channels: Literal[1, 3]
     intensity: Literal["minmax", "percentile", "zscore"]
     mask_bits: Literal[1]
+    square_pixels: bool = False
     classes: tuple[str, ...]
     counts: tuple[Counts, ...]
     split: SplitFacts
@@ -195,6 +199,10 @@ class Manifest(_Model):
         name = "val" if split == "validation" else split
         return tuple(shard for shard in self.shards if shard.split == name)
 
+    def fit_spacing(self, spacing: tuple[float, float]) -> tuple[float, float]:
+        """The spacing by which a record's slice was resampled, as `restore` needs it; (0, 0) where it was not."""
+        return spacing if self.square_pixels else (0.0, 0.0)
+
     def slices_in(self, split: str) -> int:
         """Number of records of one split."""
         return sum(shard.records for shard in self.shards_of(split))
@@ -203,7 +211,9 @@ class Manifest(_Model):
 def dataset_fingerprint(rows: Iterable[SplitRow], options: PrepareOptions) -> str:
     """SHA-256 over what was read, how it was split and how it was converted: equal for equal data sets anywhere."""
     facts = [[row.slice_id, row.sha256, row.label, row.group, row.split] for row in rows]
-    made = [options.size, options.intensity, options.plane, options.foreground, options.empty_share]
+    made: list[object] = [options.size, options.intensity, options.plane, options.foreground, options.empty_share]
+    # Fingerprints of data sets without these options stay what they were.
+    made += [value for value in (options.channel, options.sequence) if value is not None]
     return hashlib.sha256(json.dumps([sorted(facts), made]).encode()).hexdigest()
 
 

@@ -17,6 +17,7 @@ from typing import cast
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
 from kerasseg_tfrecords.slices import Reading
 from kerasseg_tfrecords.sources.base import Item, Listing, NotASlice, Source, SourceOptions
 from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree, read_bytes
@@ -59,7 +60,11 @@ class _Entry:
 _ENTRIES = {
     "figshare": _Entry("figshare", "figshare: .mat files with cjdata, or their zip", frozenset({".mat"})),
     "pairs": _Entry("pairs", "pairs: images/ + masks/, NAME.tif + NAME_mask.tif, or an index CSV"),
-    "nifti": _Entry("nifti", "nifti: volumes with their segmentation (.nii, .nii.gz)", frozenset({".nii", ".nii.gz"})),
+    "nifti": _Entry(
+        "nifti",
+        "nifti: volumes with their segmentation (.nii, .nii.gz, .hdr + .img, .mgz, .mha, .nrrd)",
+        frozenset(VOLUME_SUFFIXES),
+    ),
     "dicom": _Entry("dicom", "dicom: single-frame MR files"),
 }
 
@@ -150,7 +155,7 @@ def find_items(tree: Tree, options: SourceOptions, format_name: str | None = Non
     return listing
 
 
-_SIGNS = {"figshare": (".mat",), "nifti": (".nii", ".nii.gz"), "dicom": (".dcm",)}
+_SIGNS = {"figshare": (".mat",), "nifti": VOLUME_SUFFIXES, "dicom": (".dcm",)}
 """Endings that only the named format has; pairs takes .dcm as images too, and its own are previews elsewhere."""
 
 

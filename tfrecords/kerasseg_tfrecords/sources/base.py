@@ -32,7 +32,10 @@ class SourceOptions:
         masks: False when only images are wanted (prediction): no mask and no class is needed then, none that is bad is a
             problem, and readers leave `Slice.mask` None where they have none.
         plane: Axis of a volume: "axial", "coronal" or "sagittal".
-        foreground: Label values that count as tumour in a volume's segmentation; None for every value but 0.
+        foreground: Label values that count as tumour in a segmentation or mask; None for every value but 0.
+        channel: Channel to read of a volume with several: its number from 0, or its name in `dataset.json`. None for the
+            T1 with contrast where names are known.
+        sequence: Sequence to read where a case has several files ("t1ce", "flair"); None for the T1 with contrast.
         empty_share: Slices of a volume without tumour to keep, as a share of those with tumour (0.2: one for five).
         patient_pattern: Regular expression whose group 1 (or whole match) in the item's name is its patient id; None for
             what the format itself says.
@@ -49,6 +52,8 @@ class SourceOptions:
     masks: bool = True
     plane: str = "axial"
     foreground: tuple[int, ...] | None = None
+    channel: str | None = None
+    sequence: str | None = None
     empty_share: float = 0.2
     patient_pattern: str | None = None
     max_pixels: int = 64_000_000
@@ -67,6 +72,8 @@ class Item:
             where only reading will tell.
         slice_id: Id of its slice (`104` for `104.mat`), unique within the input; "" where the source makes it while
             reading.
+        channel: Channel of a volume that has several; -1 where it has one, or where it is not known yet.
+        page: Page of a file of several pages or frames; -1 for a file of one.
     """
 
     format: str
@@ -77,6 +84,8 @@ class Item:
     volume: str = ""
     slice_index: int = -1
     slice_id: str = ""
+    channel: int = -1
+    page: int = -1
 
 
 @dataclass(frozen=True, slots=True, order=True)

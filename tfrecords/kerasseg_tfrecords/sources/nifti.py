@@ -1,4 +1,4 @@
-"""NIfTI volumes with their segmentations, cut into slices as radiologists see them.
+"""Volumes (NIfTI, Analyze, FreeSurfer, MetaImage, NRRD) with their segmentations, cut into slices as radiologists see them.
 
 Axes come from the affine, whatever order the file stores them in. In every plane the picture is upright:
 
@@ -20,20 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.formats.nifti import Volume, is_nifti, read_volume
+from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.formats.nifti import Volume
+from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
+from kerasseg_tfrecords.formats.volumes import is_volume, open_volume
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions
 from kerasseg_tfrecords.sources.labelling import label_files
-from kerasseg_tfrecords.sources.nifti_cases import NIFTI_SUFFIXES, Case, find_cases
+from kerasseg_tfrecords.sources.nifti_cases import Case, find_cases
 from kerasseg_tfrecords.sources.roles import patient_in_name, patient_of, split_name, without_suffix
-from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
+from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes, suffix_of
 
-__all__ = ["PLANES", "SOURCE", "NiftiSource", "cut", "stack"]
+__all__ = ["PLANES", "SOURCE", "NiftiSource", "cut", "own_plane", "read_volume_file", "stack"]
 
 PLANES = ("axial", "coronal", "sagittal")
 _OTHER_DATA = (".mat", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 _SLICES = 4  # a volume may have this many times the pixels of the largest image
 _MAX_LABELS = 32  # more, and it is a map of anatomy
+_ROUNDING = 1e-3  # how far from a whole number a label may lie
 # The same patient at several times: BraTS-GLI-00005-100, UPENN-GBM-00012_11.
 _TIME_POINT = re.compile(r"(BraTS-[A-Za-z]+-[0-9]{5})-[0-9]{3}|(UPENN-GBM-[0-9]{5})_[0-9]{2}")
 
@@ -45,18 +49,20 @@ class NiftiSource:
 
     def recognises(self, tree: Tree) -> float:
         """1 where nothing but volumes could be data, else 0.9 of their share."""
-        files = tree.with_suffix(*NIFTI_SUFFIXES)
+        files = tree.with_suffix(*VOLUME_SUFFIXES)
         if not files:
             return 0.0
         others = len(tree.with_suffix(*_OTHER_DATA))
         share = 0.9 * len(files) / (len(files) + others) if others else 1.0
-        real = any(is_nifti(head(location)) for location in files[:: max(1, len(files) // 4)])
+        real = any(
+            is_volume(head(location), suffix_of(location.name)) for location in files[:: max(1, len(files) // 4)]
+        )
         return share if real else share / 9
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
         """One item for each case."""
         _check_plane(options.plane)
-        found = find_cases(tree, masks=options.masks)
+        found = find_cases(tree, options)
         labels = label_files([case.image.name for case in found.cases], options.classes, root=tree.root.name)
         items = []
         for case in found.cases:
@@ -72,10 +78,13 @@ class NiftiSource:
                     label=label,
                     patient=patient_of(case.image.name, options) or _patient(case, volume),
                     volume=volume,
+                    channel=case.channel,
                 )
             )
-        volumes = set(tree.with_suffix(*NIFTI_SUFFIXES))
-        left_out = [*found.left_out, *(LeftOut(f.name, "not a NIfTI file") for f in tree.locations if f not in volumes)]
+        volumes = set(tree.with_suffix(*VOLUME_SUFFIXES))
+        voxels = {_voxels_of(location).name for location in volumes if suffix_of(location.name) == ".hdr"}
+        others = (loc.name for loc in tree.locations if loc not in volumes and loc.name not in voxels)
+        left_out = [*found.left_out, *(LeftOut(name, _other_file(name)) for name in others)]
         return Listing(
             tuple(sorted(items, key=lambda item: natural_key(item.name))),
             tuple(sorted(left_out)),
@@ -84,7 +93,7 @@ class NiftiSource:
         )
 
     def read(self, item: Item, options: SourceOptions) -> Reading:
-        """Reads a volume and cuts it into slices along `options.plane`.
+        """Read a volume and cut it into slices along `options.plane`; a volume of one slice in the plane of that slice.
 
         With `options.masks`: all slices with tumour, and of those without - and with anything to see - as many as
         `options.empty_share` says, drawn by (seed, item, place); a larger share keeps the slices of a smaller one.
@@ -94,19 +103,19 @@ class NiftiSource:
             DataError: A file is damaged; the segmentation does not lie on the image's grid, holds no labels, or no tumour.
         """
         _check_plane(options.plane)
-        limit = _SLICES * options.max_pixels
-        data = read_bytes(item.files[0], limit=8 * limit)
+        image, data = read_volume_file(item.files[0], options, channel=item.channel)
         digest = hashlib.sha256(data)
-        image = read_volume(data, item.name, limit)
-        notes = () if image.oriented else ("the header gives no orientation: its axes are a guess",)
+        notes = image.notes
         mask = None
         if len(item.files) > 1:
-            data = read_bytes(item.files[1], limit=8 * limit)
+            mask, data, more = _read_segmentation(item, image, options)
             digest.update(data)
-            mask, more = _read_segmentation(data, item, image, options)
             notes = (*notes, *more)
-        planes = cut(image, options.plane)
-        masks = None if mask is None else _planes(mask, options.plane)
+        plane = own_plane(image.voxels.shape) or options.plane
+        if plane != options.plane:
+            notes = (*notes, f"a volume of one {plane} slice: read in its own plane")
+        planes = cut(image, plane)
+        masks = None if mask is None else _planes(mask, plane)
         chosen = list(range(len(planes.slices)))
         if options.masks and masks is not None:
             chosen = _choose(planes.slices, masks, item, options)
@@ -132,6 +141,62 @@ class NiftiSource:
 
 
 SOURCE = NiftiSource()
+
+
+def read_volume_file(location: Location, options: SourceOptions, *, channel: int = -1) -> tuple[Volume, bytes]:
+    """Read a volume of any file type.
+
+    Args:
+        location: The file; of a .hdr and .img pair the .hdr.
+        options: Its `max_pixels` and, where `channel` is -1, its `channel` apply.
+        channel: Channel of a volume with several.
+
+    Returns:
+        The volume; the bytes that were read.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    limit = _SLICES * options.max_pixels
+    suffix = suffix_of(location.name)
+    if channel < 0 and options.channel is not None and options.channel.strip().isdecimal():
+        channel = int(options.channel)
+    data = read_bytes(location, limit=8 * limit)
+    try:
+        pair = read_bytes(_voxels_of(location), limit=8 * limit) if suffix == ".hdr" else None
+    except DataError as error:
+        raise DataError(
+            "a header without its voxels",
+            path=location.name,
+            expected=f"{_voxels_of(location).name} beside it",
+            kind="missing-partner",
+        ) from error
+    volume = open_volume(data, location.name, suffix, limit, channel=channel, pair=pair)
+    return volume, data if pair is None else data + pair
+
+
+def _voxels_of(header: Location) -> Location:
+    """The .img of a .hdr."""
+    end = ".IMG" if header.name.endswith(".HDR") else ".img"
+    members = (*header.members[:-1], header.members[-1][:-4] + end) if header.members else ()
+    path = header.path if members else header.path.with_suffix(end)
+    return Location(path, members, header.name[:-4] + end)
+
+
+def _other_file(name: str) -> str:
+    if suffix_of(name) in {".mhd", ".nhdr"}:
+        return "a header whose voxels are in another file; save the volume as .mha, .nrrd or .nii.gz"
+    return "not a volume"
+
+
+def own_plane(shape: tuple[int, ...]) -> str | None:
+    """The plane of a volume of one slice; None for volumes of several.
+
+    >>> own_plane((1, 64, 64)), own_plane((64, 64, 20))
+    ('sagittal', None)
+    """
+    thin = [axis for axis, size in enumerate(shape) if size == 1]
+    return ("sagittal", "coronal", "axial")[thin[0]] if len(thin) == 1 else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,11 +269,11 @@ def _patient(case: Case, volume: str) -> str:
 
 
 def _read_segmentation(
-    data: bytes, item: Item, image: Volume, options: SourceOptions
-) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    item: Item, image: Volume, options: SourceOptions
+) -> tuple[NDArray[np.bool_], bytes, tuple[str, ...]]:
     name = item.files[1].name
     try:
-        segmentation = read_volume(data, name, _SLICES * options.max_pixels)
+        segmentation, data = read_volume_file(item.files[1], options)
     except DataError as error:
         raise DataError(
             f"its segmentation {name}: {error.what}",
@@ -220,8 +285,11 @@ def _read_segmentation(
         ) from error
     _check_grid(image, segmentation, item.name, name)
     labels = np.unique(segmentation.voxels)
-    if labels[0] < 0 or (labels != np.rint(labels)).any():
-        odd = next(value for value in labels if value < 0 or value != np.rint(value))
+    # Tools that write labels as scaled floats give 1.00002 for 1.
+    whole = np.rint(labels)
+    wrong = (whole < 0) | (np.abs(labels - whole) > _ROUNDING)
+    if wrong.any():
+        odd = labels[wrong][0]
         raise DataError(
             f"its segmentation {name} holds no labels",
             path=item.name,
@@ -229,7 +297,8 @@ def _read_segmentation(
             expected="whole numbers from 0",
             kind="bad-mask",
         )
-    present = [int(label) for label in labels if label > 0]
+    voxels = segmentation.voxels if (labels == whole).all() else np.rint(segmentation.voxels)
+    present = sorted({int(label) for label in whole if label > 0})
     if options.foreground is None and len(present) > _MAX_LABELS:
         raise DataError(
             f"its segmentation {name} looks like a map of anatomy",
@@ -239,7 +308,7 @@ def _read_segmentation(
             remedy="Say which labels are tumour with --foreground",
             kind="unknown-label",
         )
-    mask = segmentation.voxels > 0 if options.foreground is None else np.isin(segmentation.voxels, options.foreground)
+    mask = voxels > 0 if options.foreground is None else np.isin(voxels, options.foreground)
     found = ", ".join(map(str, present)) or "none"
     if options.masks and not mask.any() and item.label != "no_tumor":
         wanted = "any" if options.foreground is None else ", ".join(map(str, options.foreground))
@@ -253,8 +322,9 @@ def _read_segmentation(
         )
     if options.foreground is not None:
         wanted = ", ".join(map(str, options.foreground))
-        return mask, (f"the segmentation has the labels {found}: {wanted} count as tumour",)
-    return mask, (f"the segmentation has the labels {found}: all of them are tumour",) if len(present) > 1 else ()
+        return mask, data, (f"the segmentation has the labels {found}: {wanted} count as tumour",)
+    several = len(present) > 1
+    return mask, data, (f"the segmentation has the labels {found}: all of them are tumour",) if several else ()
 
 
 def _check_grid(image: Volume, segmentation: Volume, name: str, other: str) -> None:

@@ -1,4 +1,4 @@
-"""Which NIfTI files are the image and the segmentation of one case, by their names."""
+"""Which volumes are the image and the segmentation of one case, by their names."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from kerasseg_tfrecords.errors import DataError, Problem
+from kerasseg_tfrecords.errors import DataError, Problem, UsageError
 from kerasseg_tfrecords.formats.location import Location
-from kerasseg_tfrecords.sources.base import LeftOut
-from kerasseg_tfrecords.sources.roles import folder_role, split_name, stem_of
+from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
+from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
+from kerasseg_tfrecords.sources.roles import folder_role, split_name, stem_of, without_suffix
 from kerasseg_tfrecords.sources.tree import Tree, read_bytes
+from kerasseg_tfrecords.text import count
 
-__all__ = ["NIFTI_SUFFIXES", "Case", "Cases", "find_cases"]
-
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+__all__ = ["Case", "Cases", "find_cases"]
 
 _SEPARATORS = r"[\s_.\-]+"
 _SEGMENTATION = re.compile(
@@ -32,7 +32,10 @@ _CONTRAST = re.compile(
 _SEQUENCE = re.compile(
     r"t1|t1n|t1w|t1pre|t1native|t2|t2w|t2f|t2_?flair|flair|fla|adc|dwi|swi|asl|pd|dti|dce|dsc|t2star|t1map|t2map|mra?"
 )
-_PLAIN = re.compile(r"image|img|anat|scan|volume|vol")
+_PLAIN_WORDS = ("image", "img", "anat", "scan", "volume", "vol")
+_PLAIN = re.compile("|".join(_PLAIN_WORDS))
+# Other spellings of one sequence; the T1 with contrast has `_CONTRAST`.
+_SPELLINGS = ({"t1", "t1n", "t1w", "t1pre", "t1native"}, {"t2", "t2w"}, {"flair", "fla", "t2f", "t2flair"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,13 @@ class Case:
         name: Folder and stem without what tells the sequence; unique in the input; "" for a single case without a name.
         image: The volume.
         segmentation: Its labels; None where there are none.
+        channel: Channel of the image, where `dataset.json` names several in one file; else -1.
     """
 
     name: str
     image: Location
     segmentation: Location | None
+    channel: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +75,26 @@ class _Group:
     segmentations: list[Location] = field(default_factory=list)
 
 
-def find_cases(tree: Tree, *, masks: bool) -> Cases:
-    """Groups the volumes of a tree into cases.
+def find_cases(tree: Tree, options: SourceOptions) -> Cases:
+    """Group the volumes of a tree into cases.
 
     Known are a folder a case (`case1/t1c.nii.gz`, `case1/seg.nii.gz`), names with a common start (`x_t1c`, `x_seg`), and
-    nnU-Net's `imagesTr/x_0000` with `labelsTr/x` and its `dataset.json`. Of several sequences the T1 with contrast is
-    taken (t1c, t1ce, t1gd, t1post, ct1); where none is, the user must choose.
+    nnU-Net's `imagesTr/x_0000` with `labelsTr/x` and its `dataset.json`. Of several sequences `options.sequence` is taken,
+    by default the T1 with contrast (t1c, t1ce, t1gd, t1post, ct1); where there is none, the user must choose.
 
     Args:
         tree: The input.
-        masks: Whether a case needs a segmentation.
+        options: Whether a case needs a segmentation; which sequence and channel to read.
+
+    Raises:
+        UsageError: `options.channel` is a name that `dataset.json` does not have.
     """
+    masks = options.masks
     channels = _channels(tree)
+    channel = _channel(channels, options, tree)
     groups: dict[tuple[str, str], _Group] = {}
     left_out: list[LeftOut] = []
-    for location in tree.with_suffix(*NIFTI_SUFFIXES):
+    for location in tree.with_suffix(*VOLUME_SUFFIXES):
         role, folders, base, sequence = _read_name(location, channels)
         if role == "other":
             left_out.append(LeftOut(location.name, "a mask of something else than the tumour"))
@@ -114,25 +124,73 @@ def find_cases(tree: Tree, *, masks: bool) -> Cases:
             continue
         if not masks:
             del group.segmentations[1:]  # nobody reads them: it need not be known which is the right one
-        case = _choose(group, problems)
+        case = _choose(group, options, problems)
         if case is not None:
-            cases.append(case)
+            # Only files without a sequence of their own can hold all that the table names.
+            whole = len(group.images) == 1 and group.images[case.image] in {"", *_PLAIN_WORDS}
+            cases.append(replace(case, channel=channel) if whole else case)
             chosen += len(group.images) > 1
             left_out += [
                 LeftOut(location.name, f"another sequence of the case; {case.image.name} is read")
                 for location in group.images
                 if location != case.image
             ]
-    notes = (f"{chosen} cases have several sequences: the T1 with contrast is read",) if chosen else ()
-    return Cases(tuple(cases), tuple(left_out), tuple(problems), notes)
+    notes = []
+    if chosen:
+        notes.append(
+            f"{count(chosen, 'case')} with several sequences: {options.sequence or 'the T1 with contrast'} is read"
+        )
+    if channel in channels and len(channels) > 1 and any(case.channel >= 0 for case in cases):
+        notes.append(f"volumes of several channels: channel {channel} ({channels[channel]}) is read")
+    return Cases(tuple(cases), tuple(left_out), tuple(problems), tuple(notes))
+
+
+def _channel(channels: Mapping[int, str], options: SourceOptions, tree: Tree) -> int:
+    """The channel of a volume with several; -1 where nothing tells."""
+    if options.channel is None and options.sequence is None:
+        contrast = [number for number, name in channels.items() if _CONTRAST.fullmatch(name)]
+        return contrast[0] if len(contrast) == 1 and len(channels) > 1 else -1
+    wanted = options.channel if options.channel is not None else options.sequence or ""
+    if wanted.strip().isdecimal():
+        return int(wanted)
+    found = [number for number, name in channels.items() if _same_sequence(name, wanted)]
+    if found or options.channel is None or not options.masks:
+        return found[0] if found else -1
+    names = ", ".join(f"{number} ({name})" for number, name in channels.items())
+    raise UsageError(
+        f"--channel cannot be {wanted!r}",
+        path=tree.root,
+        expected=names or "a number from 0: no dataset.json names the channels",
+    )
+
+
+def _plain_word(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+def _same_sequence(name: str, wanted: str) -> bool:
+    """Whether two names mean the same sequence.
+
+    >>> _same_sequence("t1gd", "T1ce"), _same_sequence("t2f", "flair"), _same_sequence("t1", "t1ce")
+    (True, True, False)
+    """
+    first, second = _plain_word(name), _plain_word(wanted)
+    if _CONTRAST.fullmatch(second) or _CONTRAST.fullmatch(wanted.casefold()):
+        return bool(_CONTRAST.fullmatch(first) or _CONTRAST.fullmatch(name))
+    return first == second or any(first in names and second in names for names in _SPELLINGS)
 
 
 def _read_name(location: Location, channels: Mapping[int, str]) -> tuple[str, tuple[str, ...], str, str]:
     """Role ("image", "mask", "other"), folders that are left, stem that is left, and sequence ("" unknown)."""
-    roles = [folder_role(folder) for folder in split_name(location.name)[0]]
+    parents, _ = split_name(location.name)
+    stem = stem_of(location.name)
+    # Kaggle unpacks `x_t1ce.nii` to a folder of that name with a file of another one in it.
+    if parents and parents[-1].casefold().endswith(VOLUME_SUFFIXES):
+        stem, parents = without_suffix(parents[-1]), parents[:-1]
+    roles = [folder_role(folder) for folder in parents]
     role = next((role for role, _ in reversed(roles) if role), "image")
     folders = tuple(left for _, left in roles if left)
-    pieces = re.split(f"({_SEPARATORS})", stem_of(location.name))
+    pieces = re.split(f"({_SEPARATORS})", stem)
     words = [piece.casefold() for piece in pieces[::2]]
     end = len(words)
     while end and (_SEGMENTATION.fullmatch(words[end - 1]) or _BESIDE.fullmatch(words[end - 1])):
@@ -162,8 +220,8 @@ def _channels(tree: Tree) -> dict[int, str]:
         try:
             content = json.loads(read_bytes(location, limit=1 << 26))
             names = content.get("channel_names") or content.get("modality") or {}
-            return {int(key): re.sub(r"[^a-z0-9]", "", str(name).casefold()) for key, name in names.items()}
-        except (DataError, ValueError, AttributeError):
+            return {int(key): _plain_word(str(name)) for key, name in names.items()}
+        except (DataError, ValueError, AttributeError, RecursionError):
             continue
     return {}
 
@@ -198,10 +256,19 @@ def _without_segmentation(
             problems.append(Problem(location.name, "missing-partner", "a volume without its segmentation"))
 
 
-def _choose(group: _Group, problems: list[Problem]) -> Case | None:
+def _choose(group: _Group, options: SourceOptions, problems: list[Problem]) -> Case | None:
     """The image to read, or None and a problem where the names do not tell."""
-    contrast = [location for location, sequence in group.images.items() if _CONTRAST.fullmatch(sequence)]
-    images = contrast or list(group.images)
+    wanted = options.sequence
+    if wanted is None and options.channel is not None and len(group.images) > 1:
+        wanted = f"channel {options.channel}" if options.channel.isdecimal() else options.channel
+    fitting = [location for location, name in group.images.items() if _same_sequence(name, wanted or "t1c")]
+    images = fitting or list(group.images)
+    known = [name for name in group.images.values() if name and name not in _PLAIN_WORDS]
+    # Without masks the sequence is what the network was trained on, not what the user asked of this folder.
+    if wanted is not None and not fitting and (known if options.masks else len(images) > 1):
+        message = f"no sequence {wanted} in this case (found {', '.join(sorted(known)) or 'names that tell none'})"
+        problems.append(Problem(images[0].name, "missing-sequence", f"{message}. Name another --sequence"))
+        return None
     if len(group.segmentations) > 1:
         names = ", ".join(location.name for location in group.segmentations)
         message = f"{len(group.segmentations)} segmentations of one case: {names}. Keep the one to use"
@@ -209,8 +276,10 @@ def _choose(group: _Group, problems: list[Problem]) -> Case | None:
         return None
     if len(images) > 1:
         found = ", ".join(sorted(sequence or location.name for location, sequence in group.images.items()))
-        which = "several of them are" if contrast else "none of them is called"
-        message = f"{len(group.images)} sequences of one case ({found}) and {which} T1 with contrast (t1c, t1ce, t1gd)"
-        problems.append(Problem(images[0].name, "ambiguous", f"{message}. Keep the one to use, or rename it"))
+        which = "several of them are" if fitting else "none of them is called"
+        message = (
+            f"{len(group.images)} sequences of one case ({found}) and {which} {wanted or 'T1 with contrast (t1c)'}"
+        )
+        problems.append(Problem(images[0].name, "ambiguous", f"{message}. Choose one with --sequence"))
         return None
     return Case(group.name, images[0], group.segmentations[0] if group.segmentations else None)

@@ -25,7 +25,7 @@ from kerasseg_tfrecords.classes import class_name
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.formats.images import decode_picture, to_slice
 from kerasseg_tfrecords.formats.location import Location
-from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, is_dicom, is_picture
+from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_picture
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
 from kerasseg_tfrecords.sources.index_csv import Index, Row, read_index
@@ -47,7 +47,7 @@ __all__ = ["PICTURE_SUFFIXES", "SOURCE", "PairsSource"]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _TABLES = (".csv", ".tsv")
-_OTHER_DATA = (".mat", ".nii", ".nii.gz")
+_OTHER_DATA = (".mat", *VOLUME_SUFFIXES)
 
 
 class PairsSource:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
-from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES
+from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, VOLUME_SUFFIXES
 from kerasseg_tfrecords.sources import source_for
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of
@@ -23,7 +23,7 @@ __all__ = ["ImageInput", "list_images"]
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 _TABLES = frozenset({".csv", ".tsv"})
-_EXPECTED = ".mat, PNG, JPEG, TIFF, NIfTI or DICOM files"
+_EXPECTED = ".mat files, pictures (PNG, JPEG, TIFF, BMP, GIF, NPY), volumes (NIfTI, MGZ, MHA, NRRD) or DICOM files"
 _MAGIC = frozenset("*?[")
 
 
@@ -193,5 +193,5 @@ def _belongs(place: Location, format_name: str) -> bool:
     if format_name == "figshare":
         return suffix == ".mat"
     if format_name == "nifti":
-        return suffix in {".nii", ".nii.gz"} or place.name.endswith("dataset.json")
+        return suffix in VOLUME_SUFFIXES or place.name.endswith("dataset.json")
     return format_name == "pairs" and (suffix in _PICTURES or suffix in _TABLES or suffix in DICOM_SUFFIXES)

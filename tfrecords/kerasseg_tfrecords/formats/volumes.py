@@ -1,0 +1,141 @@
+"""Volumes of all file types: NIfTI and Analyze by `nifti`, FreeSurfer's by nibabel, MetaImage and NRRD by SimpleITK."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.files import temporary_space
+from kerasseg_tfrecords.formats.nifti import Volume, is_nifti, read_volume, unpack, upright, volume_shape
+from kerasseg_tfrecords.formats.sniff import is_gzip
+
+__all__ = ["is_volume", "open_volume"]
+
+_MGH_HEADER = 284
+_EXTRA = "Install the extra for such files: pip install 'kerasseg[volumes]', or save it as .nii.gz"
+_SLACK = 1 << 20
+_ITK_MESSAGES = re.compile(r"Meta(Image|Object)|ideal =|[Nn]rrd|biff|itk|WARNING|^\s*$")
+_HEADER_END = 1 << 20  # a text header that goes on for longer is none
+_DATA_FILE = re.compile(rb"(?:ElementDataFile|data ?file)\s*[=:]\s*(\S*)", re.IGNORECASE)
+
+
+def is_volume(start: bytes, suffix: str) -> bool:
+    """Whether a file of this ending that starts like this can be a volume."""
+    if suffix in {".nii", ".nii.gz"}:
+        return is_nifti(start)
+    magic = {".mha": b"ObjectType", ".nrrd": b"NRRD", ".mgz": b"\x1f\x8b", ".mgh": b"\x00\x00\x00\x01"}.get(suffix)
+    if magic is not None:
+        return start.startswith(magic)
+    return 348 in {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
+
+
+def open_volume(
+    data: bytes, name: str, suffix: str, max_voxels: int, *, channel: int = -1, pair: bytes | None = None
+) -> Volume:
+    """Read a volume and turn it to the patient's axes.
+
+    Args:
+        data: The file.
+        name: For messages.
+        suffix: ".nii", ".nii.gz", ".hdr", ".mgh", ".mgz", ".mha" or ".nrrd".
+        max_voxels: Larger volumes are refused before they are unpacked.
+        channel: Which one of a volume with several; -1 where there should be one.
+        pair: The .img that belongs to a .hdr.
+
+    Raises:
+        DataError: As `read_volume`, or SimpleITK is needed and not installed.
+    """
+    if suffix in {".mgh", ".mgz"}:
+        return _read_mgh(data, name, max_voxels, channel)
+    if suffix in {".mha", ".nrrd"}:
+        return _read_itk(data, name, suffix, max_voxels, channel)
+    return read_volume(data, name, max_voxels, channel=channel, pair=pair)
+
+
+def _read_mgh(data: bytes, name: str, max_voxels: int, channel: int) -> Volume:
+    from nibabel.freesurfer.mghformat import MGHHeader
+
+    start = unpack(data, name, _MGH_HEADER, to_the_end=False) if is_gzip(data) else data[:_MGH_HEADER]
+    try:
+        header = MGHHeader.from_fileobj(io.BytesIO(start))
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        affine = np.asarray(header.get_affine(), np.float64)
+    except Exception as error:  # nibabel raises its own and NumPy's kinds
+        raise DataError("a damaged FreeSurfer volume", path=name, found=f"its header: {error}") from error
+    shape = volume_shape(tuple(int(size) for size in shape), name, max_voxels)
+    needed = _MGH_HEADER + math.prod(shape) * dtype.itemsize
+    raw = unpack(data, name, needed + _SLACK) if is_gzip(data) else data
+    if len(raw) < needed:
+        raise DataError("a damaged FreeSurfer volume", path=name, found=f"cut off: {len(raw)} of {needed} bytes")
+    stored = np.frombuffer(raw, dtype, math.prod(shape), _MGH_HEADER).reshape(shape, order="F")
+    return upright(stored, affine, name, channel=channel, oriented=int(header["goodRASFlag"]) > 0)
+
+
+def _read_itk(data: bytes, name: str, suffix: str, max_voxels: int, channel: int) -> Volume:
+    # Not above: NIfTI needs neither.
+    from kerasseg_tfrecords.formats.codecs import codec_messages
+
+    try:
+        sitk: Any = import_module("SimpleITK")  # it has no types
+    except ImportError as error:
+        raise DataError(f"reading {suffix} files needs SimpleITK", path=name, remedy=_EXTRA) from error
+    if (elsewhere := _elsewhere(data, suffix)) is not None:
+        remedy = "Save it as one file, with its voxels inside"
+        expected = "voxels in the file itself"
+        raise DataError("its voxels are in another file", path=name, found=elsewhere, expected=expected, remedy=remedy)
+    with temporary_space(), tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
+        path = Path(folder) / f"volume{suffix}"
+        path.write_bytes(data)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        heard: list[str] = []
+        try:
+            with codec_messages(heard, _ITK_MESSAGES):
+                reader.ReadImageInformation()
+                parts = reader.GetNumberOfComponents()
+                shape = volume_shape((*reader.GetSize(), *((parts,) if parts > 1 else ())), name, max_voxels)
+                image = reader.Execute()
+        except RuntimeError as error:  # ITK's exceptions name the temporary file and lines of its source
+            lines = [line.strip() for line in str(error).splitlines() if line.strip() and folder not in line]
+            found = (heard or lines or ["no reason given"])[0]
+            raise DataError(f"a damaged {suffix} file", path=name, found=found) from error
+    values = np.asarray(sitk.GetArrayFromImage(image))
+    if values.dtype.kind not in "iuf":
+        raise DataError("a volume of a kind that is not read", path=name, found=f"voxels of type {values.dtype}")
+    # Axes of the array run against those of the image, components last.
+    spatial = values.transpose(*range(values.ndim - 1)[::-1], values.ndim - 1) if parts > 1 else values.T
+    return upright(spatial.reshape(shape), _affine(image), name, channel=channel)
+
+
+def _elsewhere(data: bytes, suffix: str) -> str | None:
+    """What the header names instead of data in the file itself; None where the data are there."""
+    start = data[:_HEADER_END]
+    if suffix == ".nrrd":  # ends in an empty line, and names a file only where the data are not there
+        ends = [place for end in (b"\n\n", b"\r\n\r\n") if (place := start.find(end)) >= 0]
+        if not ends:
+            return "no end of the header"
+        start = start[: min(ends)]
+    named = [match.group(1).decode(errors="replace")[:100] for match in _DATA_FILE.finditer(start)]
+    if suffix == ".mha":
+        named = [name for name in named if name != "LOCAL"] if named else ["no data"]
+    return named[0] if named else None
+
+
+def _affine(image: Any) -> NDArray[np.float64]:
+    """From voxel to millimetres (right, front, head); ITK counts to the left and to the back."""
+    axes = min(image.GetDimension(), 3)
+    affine = np.eye(4)
+    direction = np.reshape(image.GetDirection(), (image.GetDimension(), -1))[:axes, :axes]
+    affine[:axes, :axes] = direction * np.array(image.GetSpacing()[:axes])
+    affine[:axes, 3] = image.GetOrigin()[:axes]
+    affine[:2] *= -1
+    return affine
