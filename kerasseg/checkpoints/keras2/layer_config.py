@@ -10,24 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from kerasseg.checkpoints.operations import Ref, Untranslatable
 
 __all__ = ["Adapter", "Call", "NewLayer", "OldLayer", "Ref", "Untranslatable", "after", "native", "parse_call"]
 
 #: Makes the weights of the new layer, in its order, from those of the old one, by their names in the file.
 Adapter = Callable[[Mapping[str, Any]], list[Any]]
-
-
-class Untranslatable(Exception):  # noqa: N818 - a control flow word inside this package; users see CheckpointError
-    """A layer that no Keras 3 layer computes; the message is a sentence about it."""
-
-
-class Ref(NamedTuple):
-    """A tensor: the output number `tensor` of call number `node` of layer `layer`."""
-
-    layer: str
-    node: int
-    tensor: int
 
 
 @dataclass(frozen=True)
