@@ -150,6 +150,12 @@ def _activation(name: str, **defaults: Any) -> Rule:
     return rule
 
 
+def _gelu(a: Arguments) -> Expression:
+    if a.get("approximate"):
+        return _op("Gelu", *_need(a, "x"), module="nn", approximate=True)
+    return _layer("Activation", *_need(a, "x"), activation="gelu")
+
+
 def _softmax(a: Arguments) -> Expression:
     return _layer("Softmax", *_need(a, "x"), axis=_integers(a, "axis", -1))
 
@@ -387,6 +393,15 @@ def _argmax(class_name: str) -> Rule:
     return lambda a: _op(class_name, *_need(a, "input"), axis=_integers(a, "axis", 0))
 
 
+def _gather(a: Arguments) -> Expression:
+    if _integers(a, "batch_dims", 0) or "axis" not in a:
+        raise Untranslatable("it takes slices by their number")
+    indices = _static(a, "indices")
+    if not isinstance(indices, int | list):
+        raise Untranslatable("its indices are not known integers")
+    return _op("Take", *_need(a, "params"), indices, axis=_integers(a, "axis"))
+
+
 def _cast(a: Arguments) -> Expression:
     if str(_static(a, "dtype")) not in {"float16", "bfloat16", "float32", "float64"}:
         raise Untranslatable("it turns numbers into something other than floating-point numbers")
@@ -446,9 +461,9 @@ _enter("math.erfc", "x", lambda a: _op("Subtract", 1.0, _op("Erf", *_need(a, "x"
 
 for _name in ("relu", "relu6", "elu", "selu", "sigmoid", "tanh", "softplus", "softsign"):
     _enter(f"nn.{_name} math.{_name} {_name}", "x", _activation(_name))
-_enter("nn.gelu", "x", _activation("gelu", approximate=False))
-_enter("nn.silu nn.swish keras.activations.swish", "x", _activation("silu", beta=1.0))
-_enter("nn.log_softmax math.log_softmax", "x", _activation("log_softmax", axis=-1))
+_enter("nn.gelu", "x approximate", _gelu)
+_enter("nn.silu nn.swish keras.activations.swish", "x beta", _activation("silu", beta=1.0))
+_enter("nn.log_softmax math.log_softmax", "x axis", _activation("log_softmax", axis=-1))
 _enter("math.log_sigmoid", "x", _activation("log_sigmoid"))
 _enter("exp math.exp", "x", _activation("exponential"))
 _enter("nn.softmax math.softmax", "x axis", _softmax)
@@ -514,6 +529,7 @@ _enter("nn.avg_pool2d nn.avg_pool", "input ksize strides padding data_format", _
 _enter("nn.depth_to_space", "input block_size data_format", _blocks("DepthToSpace"))
 _enter("nn.space_to_depth", "input block_size data_format", _blocks("SpaceToDepth"))
 _enter("clip_by_value", "t clip_value_min clip_value_max", _clip)
+_enter("gather", "params indices validate_indices axis batch_dims", _gather)
 _enter("cast", "x dtype", _cast)
 _enter("image.resize", "images size method preserve_aspect_ratio antialias", _resize)
 
@@ -575,6 +591,7 @@ RAW: Mapping[str, Raw] = {
         "Floor": "floor x",
         "FloorDiv": "math.floordiv x y",
         "FloorMod": "math.mod x y",
+        "GatherV2": "gather params indices axis batch_dims>batch_dims",
         "Greater": "greater x y",
         "GreaterEqual": "greater_equal x y",
         "Inv": "math.reciprocal x",

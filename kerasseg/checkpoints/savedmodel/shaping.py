@@ -115,6 +115,10 @@ def _slice(b: Builder, node: Node) -> Any:
     crops = _crops(key, x.shape)
     if crops is not None:
         return b.layer(node, _L.Cropping2D, x, cropping=crops)
+    if Ellipsis in key:  # Keras cannot save one
+        place = key.index(Ellipsis)
+        missing = len(x.shape) - sum(k is not None for k in key) + 1
+        key = (*key[:place], *[slice(None)] * missing, *key[place + 1 :])
     return x[key]
 
 
