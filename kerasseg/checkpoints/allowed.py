@@ -63,24 +63,29 @@ LAYERS = frozenset(
 #: function (map, scan, cond, ...) are not among them.
 _OPERATIONS = {
     "numpy": """
-        Abs Absolute Add Amax Amin Append Average BroadcastTo Ceil Clip Concatenate Copy Cos Divide DivideNoNan Dot
-        Einsum Equal Exp ExpandDims Expm1 Flip Floor FullLike GetItem Greater GreaterEqual Less LessEqual Linspace Log
-        Log10 Log1p Log2 LogicalAnd LogicalNot LogicalOr Matmul Max Maximum Mean Min Minimum Moveaxis Multiply Negative
-        NotEqual OnesLike Pad Power Prod Reciprocal Repeat Reshape Rot90 Round Sign Sin Split Sqrt Square Squeeze Stack
-        Std Subtract Sum Swapaxes Tanh Tile Transpose TrueDivide Var Where ZerosLike
+        Abs Absolute Add All Amax Amin Any Append Arccos Arcsin Arctan Arctan2 Argmax Argmin Average BroadcastTo Cbrt
+        Ceil Clip Concatenate Copy Cos Cosh CountNonzero Cumsum Diff Divide DivideNoNan Dot Dsplit Dstack Einsum Equal
+        Exp Exp2 ExpandDims Expm1 Flip Fliplr Flipud Floor FloorDivide Fmax Fmin FullLike GetItem Greater GreaterEqual
+        Hsplit Hstack Hypot Isfinite Isinf Isnan Less LessEqual Linspace Log Log10 Log1p Log2 Logaddexp LogicalAnd
+        LogicalNot LogicalOr LogicalXor Matmul Max Maximum Mean Median Min Minimum Mod Moveaxis Multiply NanToNum
+        Negative NotEqual OnesLike Outer Pad Power Prod Quantile Ravel Reciprocal Repeat Reshape Roll Rot90 Round Sign
+        Sin Sinh Sort Split Sqrt Square Squeeze Stack Std Subtract Sum Swapaxes Take TakeAlongAxis Tan Tanh Tensordot
+        Tile Transpose TrueDivide Trunc Var Vsplit Vstack Where ZerosLike
         """,
     "nn": """
-        AveragePool BatchNorm Celu Conv ConvTranspose DepthToSpace DepthwiseConv Elu Gelu Glu HardShrink HardSigmoid
-        HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid LogSoftmax MaxPool Moments Normalize PixelShuffle Relu Relu6
-        RMSNorm Selu SeparableConv Sigmoid Silu SoftShrink Softmax Softplus Softsign SpaceToDepth SparsePlus
-        SparseSigmoid Sparsemax Squareplus TanhShrink Threshold
+        AdaptiveAveragePool AdaptiveMaxPool AveragePool BatchNorm Celu Conv ConvTranspose DepthToSpace DepthwiseConv
+        DotProductAttention Elu Fold Gelu Glu HardShrink HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid
+        LogSoftmax MaxPool Moments Normalize PixelShuffle Relu Relu6 RMSNorm Selu SeparableConv Sigmoid Silu SoftShrink
+        Softmax Softplus Softsign SpaceToDepth SparsePlus SparseSigmoid Sparsemax Squareplus TanhShrink Threshold Unfold
         """,
     "image": """
         AffineTransform CropImages ExtractPatches GaussianBlur HSVToRGB MapCoordinates PadImages PerspectiveTransform
         RGBToGrayscale RGBToHSV Resize
         """,
-    "core": "Cast SliceUpdate Slice Scatter ScatterUpdate Shape StopGradient Unstack",
-    "math": "Erf Logsumexp Rsqrt TopK InTopK SegmentMax SegmentSum",
+    "core": "Cast SaturateCast SliceUpdate Slice Scatter ScatterUpdate Shape StopGradient Unstack",
+    "math": "Erf Erfc Logsumexp Rsqrt TopK InTopK SegmentMax SegmentSum",
+    "linalg": "Norm",
+    "einops": "Rearrange",
 }
 _OPERATION_MODULES = {f"keras.src.ops.{module}": frozenset(_words(names)) for module, names in _OPERATIONS.items()}
 

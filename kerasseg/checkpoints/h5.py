@@ -89,7 +89,7 @@ def open_h5(file: h5py.File, path: Path) -> OpenedModel:
     check_config(translation.config, path)
     check_size(translation.config, stored_numbers(weights), path)
     model = build(translation.config, path)
-    report = assign(model, read_by_name(weights, path), adapters=translation.adapters)
+    report = assign(model, translation.placed(read_by_name(weights, path)), adapters=translation.adapters)
     if not report.complete:
         raise CheckpointError(
             "the weights do not fit the network that the file describes",

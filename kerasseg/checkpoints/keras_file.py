@@ -165,7 +165,7 @@ def _open_keras_2(config: dict[str, object], weights: bytes, version: str | None
     with open_hdf5(weights, f"{path}!{_WEIGHTS}") as file:
         check_size(translation.config, stored_numbers(file), path)
         model = build(translation.config, path)
-        report = assign(model, read_by_class(file, old), adapters=translation.adapters)
+        report = assign(model, translation.placed(read_by_class(file, old)), adapters=translation.adapters)
     if not report.complete:
         raise CheckpointError(
             "the weights do not fit the network that the file describes",

@@ -10,24 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from kerasseg.checkpoints.operations import Ref, Untranslatable
 
 __all__ = ["Adapter", "Call", "NewLayer", "OldLayer", "Ref", "Untranslatable", "after", "native", "parse_call"]
 
 #: Makes the weights of the new layer, in its order, from those of the old one, by their names in the file.
 Adapter = Callable[[Mapping[str, Any]], list[Any]]
-
-
-class Untranslatable(Exception):  # noqa: N818 - a control flow word inside this package; users see CheckpointError
-    """A layer that no Keras 3 layer computes; the message is a sentence about it."""
-
-
-class Ref(NamedTuple):
-    """A tensor: the output number `tensor` of call number `node` of layer `layer`."""
-
-    layer: str
-    node: int
-    tensor: int
 
 
 @dataclass(frozen=True)
@@ -84,18 +74,13 @@ def native(old: OldLayer, class_name: str, *, module: str = "keras.layers", **co
     """A Keras layer in the place of `old`: same name, same type of numbers, same calls without their keywords."""
     base: dict[str, Any] = {k: old.config[k] for k in ("trainable", "dtype") if k in old.config}
     calls = tuple(dataclasses.replace(c, kwargs={}) for c in old.calls)
-    return NewLayer(class_name, {"name": layer_name(old.name), **base, **config}, module=module, calls=calls)
+    return NewLayer(class_name, {"name": old.name, **base, **config}, module=module, calls=calls)
 
 
 def after(first: NewLayer, suffix: str, class_name: str, **config: Any) -> NewLayer:
     """A layer that follows `first`, named after it."""
     base = {"dtype": first.config["dtype"]} if "dtype" in first.config else {}
     return NewLayer(class_name, {"name": f"{first.name}_{suffix}", **base, **config})
-
-
-def layer_name(name: str) -> str:
-    """`name` as Keras 3 allows it: TensorFlow's operations carry dots, which are fine, and slashes, which are not."""
-    return name.replace("/", "_")
 
 
 def parse_call(node: Any, names: frozenset[str]) -> Call:
@@ -117,10 +102,10 @@ def parse_call(node: Any, names: frozenset[str]) -> Call:
             kwargs = node[3] if len(node) > 3 else {}
             first = node[2] if node[0] == "_CONSTANT_VALUE" else Ref(node[0], node[1], node[2])
             return Call((first,), {k: value(v) for k, v in kwargs.items() if k != "name"})
-        tensors = [Ref(item[0], item[1], item[2]) for item in node]
+        tensors = [item[2] if item[0] == "_CONSTANT_VALUE" else Ref(*item[:3]) for item in node]
         kwargs = {k: value(v) for item in node if len(item) > 3 for k, v in item[3].items()}
         kwargs = {k: v for k, v in kwargs.items() if k != "name" and not (k == "mask" and v is None)}
-        if not all(isinstance(t.layer, str) and isinstance(t.node, int) for t in tensors):
+        if not all(isinstance(t.layer, str) and isinstance(t.node, int) for t in tensors if isinstance(t, Ref)):
             raise Untranslatable("its inputs are not described in a known way")
         return Call((tensors[0] if len(tensors) == 1 else tensors,), kwargs)
     except (TypeError, IndexError, KeyError, AttributeError) as error:

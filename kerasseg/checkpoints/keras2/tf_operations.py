@@ -1,223 +1,227 @@
-"""TensorFlow operations between Keras-2 layers (`x * y`, `tf.concat`, `tf.nn.relu`) as native Keras 3 layers.
+"""TensorFlow operations between Keras 2 layers (`x * y`, `tf.concat`, `tf.nn.relu`) as native Keras 3 layers.
 
-Keras 2 kept them as `TFOpLambda` and `SlicingOpLambda`, by the name of a TensorFlow function that it looked up and called.
-Here the name is looked up in the table at the end of this file, and nowhere else.
+Keras 2 stored them as `TFOpLambda` and `SlicingOpLambda` layers, with the name of a TensorFlow function that it looked up
+and called. Here the name is looked up in the table of `kerasseg.checkpoints.operations`, and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from kerasseg.checkpoints.keras2.layer_config import Call, NewLayer, OldLayer, Ref, Untranslatable, layer_name, native
+import numpy as np
 
-__all__ = ["OPERATION_CLASSES", "translate_operation"]
+from kerasseg.checkpoints.keras2.layer_config import Call, NewLayer, OldLayer
+from kerasseg.checkpoints.operations import TABLE, Expression, Ref, Untranslatable, expression
+from kerasseg.checkpoints.savedmodel.arithmetic import Dim
+
+__all__ = ["OPERATION_CLASSES", "Sizes", "translate_operation"]
 
 OPERATION_CLASSES = frozenset({"TFOpLambda", "SlicingOpLambda"})
-_NUMPY = "keras.src.ops.numpy"  # where Keras itself says that these operations live, in every `.keras` file it writes
+
+#: Values of keywords that only state the default.
+_DEFAULTS: tuple[Any, ...] = (None, False, "NHWC")
+
+ShapeOf = Callable[[Ref, bool], tuple[int | None, ...]]
+"""The shape of a tensor; with True, the shape for an image of a usual size where the size is free."""
 
 
-def translate_operation(old: OldLayer) -> list[NewLayer]:
-    """The Keras 3 layers of one TensorFlow operation.
+class Sizes:
+    """Tensors that hold the sizes of other tensors, as `tf.shape` gives them, worked out instead of computed.
+
+    Args:
+        shape_of: Gives the shape of a tensor of the network.
+    """
+
+    def __init__(self, shape_of: ShapeOf) -> None:
+        self.shape_of = shape_of
+        self.sources: dict[str, Ref] = {}  # of each `Dim`
+        self._known: dict[Ref, np.ndarray] = {}
+
+    def add(self, old: OldLayer) -> bool:
+        """Take in a layer that computes with sizes alone. Returns whether `old` is one."""
+        function = _function(old)
+        if function not in {"shape", *_SIZE_FUNCTIONS} or not old.calls:
+            return False
+        call = old.call
+        if function == "shape":
+            ref = call.args[0]
+            shape = self.shape_of(ref, False)
+            source = repr(ref)
+            self.sources[source] = ref
+            value: Any = np.array([Dim(source, i) if n is None else n for i, n in enumerate(shape)], object)
+        else:
+            args, kwargs = [self._held(a) for a in call.args], {k: self._held(v) for k, v in call.kwargs.items()}
+            if not any(isinstance(v, np.ndarray) for v in (*args, *kwargs.values())):
+                return False
+            try:
+                value = _SIZE_FUNCTIONS[function](*args, **kwargs)
+            except (TypeError, ValueError, IndexError, KeyError) as error:
+                raise Untranslatable("it computes a size in a way that cannot be worked out") from error
+        self._known[Ref(old.name, 0, 0)] = np.asarray(value, object)
+        return True
+
+    def _held(self, value: Any) -> Any:
+        """A constant or a known size as an array, everything else as it is."""
+        if isinstance(value, Ref):
+            return self._known.get(value, value)
+        if isinstance(value, list) and any(isinstance(v, Ref) and v in self._known for v in value):
+            parts = [self._known[v].item() if isinstance(v, Ref) else v for v in value]
+            return np.array(parts, object)
+        return value
+
+    def known(self, value: Any) -> Any:
+        """`value` with numbers, and `Dim`s where the size is free, in place of references to sizes."""
+        if isinstance(value, Ref) and value in self._known:
+            return self._known[value].tolist()
+        return [self.known(v) for v in value] if isinstance(value, list) else value
+
+
+def _slices(x: np.ndarray, slice_spec: Any) -> Any:
+    spec = slice_spec if isinstance(slice_spec, list) else [slice_spec]
+    return x[tuple(slice(s["start"], s["stop"], s["step"]) if isinstance(s, dict) else s for s in spec)]
+
+
+_SIZE_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "__operators__.getitem": _slices,
+    **dict.fromkeys(("math.multiply", "multiply", "__operators__.multiply"), lambda x, y: x * y),
+    **dict.fromkeys(("math.add", "add", "__operators__.add"), lambda x, y: x + y),
+    **dict.fromkeys(("math.subtract", "subtract", "__operators__.subtract"), lambda x, y: x - y),
+    "cast": lambda x, **_: x,
+    "stack": lambda values, **_: np.asarray(values),
+    "identity": lambda x: x,
+}
+
+
+def _function(old: OldLayer) -> str:
+    return str(old.config.get("function", "")).removeprefix("compat.v1.")
+
+
+def translate_operation(old: OldLayer, sizes: Sizes) -> list[NewLayer]:
+    """Translate one TensorFlow operation into Keras 3 layers.
+
+    Args:
+        old: The layer.
+        sizes: The sizes that are known by now.
 
     Raises:
-        Untranslatable: If it is none of those in the table, or is used in a way that the table does not cover.
+        Untranslatable: The table lacks the operation, or does not cover the way in which it is used.
     """
-    function = str(old.config.get("function", ""))
-    rule = _RULES.get(function.removeprefix("compat.v1."))
-    if rule is None:
-        raise Untranslatable(f"the TensorFlow operation `tf.{function}` is not one that kerasseg translates")
-    return [rule(old)]
+    function = _function(old)
+    rows = [_flatten(_expression(function, call, sizes), old.name) for call in old.calls]
+    if not rows or any([r[:3] for r in row] != [r[:3] for r in rows[0]] for row in rows):
+        raise Untranslatable("it is called several times with different arguments")
+    chain = []
+    for place, (class_name, config, module, _) in enumerate(rows[0]):
+        name = old.name if place == len(rows[0]) - 1 else f"{old.name}_{place}"
+        base = {k: old.config[k] for k in ("trainable", "dtype") if k in old.config and module == "keras.layers"}
+        calls = tuple(_numbered(row[place][3], node) for node, row in enumerate(rows))
+        chain.append(NewLayer(class_name, {"name": name, **base, **config}, module, None, calls))
+    return chain
 
 
-Rule = Callable[[OldLayer], NewLayer]
+Row = tuple[str, dict[str, Any], str, Call]
 
 
-def _arguments(old: OldLayer, *names: str, **defaults: Any) -> dict[str, Any]:
-    """The call's arguments by name: those by position under `names`."""
-    call = old.call
-    given = dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
-    return defaults | {k: v for k, v in given.items() if v is not None}
+def _flatten(value: Expression, name: str) -> list[Row]:
+    """The layers of an expression, each after its inputs; inner ones are called `name_0`, `name_1`, ..."""
+    rows: list[Row] = []
+
+    def visit(v: Any) -> Any:
+        if isinstance(v, Expression):
+            inputs = tuple(visit(i) for i in v.inputs)
+            rows.append((v.class_name, dict(v.config), v.module, Call(inputs)))
+            return Ref(f"{name}_{len(rows) - 1}", _INNER, 0)
+        return [visit(i) for i in v] if isinstance(v, list) else v
+
+    visit(value)
+    return rows
 
 
-def _operation(old: OldLayer, class_name: str, args: tuple[Any, ...], **config: Any) -> NewLayer:
-    """One of Keras' own operations as a node; these have a name and no `trainable`."""
-    return NewLayer(class_name, {"name": layer_name(old.name), **config}, module=_NUMPY, calls=(Call(args),))
+_INNER = -1  # the call with the same number as this one
 
 
-def _with_calls(layer: NewLayer, *args: Any) -> NewLayer:
-    return NewLayer(layer.class_name, layer.config, layer.module, layer.registered_name, (Call(args),))
+def _numbered(call: Call, node: int) -> Call:
+    def value(v: Any) -> Any:
+        if isinstance(v, Ref) and v.node == _INNER:
+            return v._replace(node=node)
+        return [value(w) for w in v] if isinstance(v, list) else v
+
+    return Call(tuple(value(a) for a in call.args))
 
 
-def _activation(name: str) -> Rule:
-    def rule(old: OldLayer) -> NewLayer:
-        extra = {k: v for k, v in old.call.kwargs.items() if v is not None}
-        # tf.nn.gelu(approximate=False) and tf.nn.silu(beta=1.0) say what they are anyhow.
-        if any(v not in (False, 1.0) for v in extra.values()):
-            raise Untranslatable(f"`{name}` with {extra} is not what the Keras activation computes")
-        return native(old, "Activation", activation=name)
-
-    return rule
-
-
-def _layer(class_name: str, **arguments: tuple[str, Any]) -> Rule:
-    """A layer whose argument `k` is the operation's argument `arguments[k][0]`, by default `arguments[k][1]`."""
-
-    def rule(old: OldLayer) -> NewLayer:
-        given = _arguments(old, "x")
-        return native(old, class_name, **{k: given.get(theirs, default) for k, (theirs, default) in arguments.items()})
-
-    return rule
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _binary(merge: str, scalar: Callable[[float, bool], tuple[float, float] | None]) -> Rule:
-    """Two tensors, or a tensor and a number: `scalar(number, number_first)` is (scale, offset) of a `Rescaling`."""
-
-    def rule(old: OldLayer) -> NewLayer:
-        given = _arguments(old, "x", "y")
-        x, y = given.get("x"), given.get("y")
-        if isinstance(x, Ref) and isinstance(y, Ref):
-            if merge == "Divide":
-                return _operation(old, "Divide", (x, y))
-            return _with_calls(native(old, merge), [x, y])
-        tensor, number = (x, y) if isinstance(x, Ref) else (y, x)
-        line = scalar(float(number), not isinstance(x, Ref)) if _is_number(number) else None  # type: ignore[arg-type]
-        if line is None or not isinstance(tensor, Ref):
-            raise Untranslatable("one of its inputs is neither a tensor of the network nor a number")
-        return _with_calls(native(old, "Rescaling", scale=line[0], offset=line[1]), tensor)
-
-    return rule
+def _expression(function: str, call: Call, sizes: Sizes) -> Expression:
+    if function == "__operators__.getitem":
+        return _getitem(call, sizes)
+    if function == "slice":
+        return _slice(call, sizes)
+    if function not in TABLE:
+        raise Untranslatable(f"kerasseg does not translate the TensorFlow operation `tf.{function}`")
+    names = TABLE[function][0].split()
+    arguments = dict(zip(names, call.args, strict=False))
+    for name, value in call.kwargs.items():
+        if name in names:
+            arguments[name] = sizes.known(value)
+        elif isinstance(value, list | dict) or value not in _DEFAULTS:
+            raise Untranslatable(f"its argument {name}={value!r} has no counterpart in Keras 3")
+    if function == "image.resize" and isinstance(arguments.get("size"), list):
+        factors = [_factor(arguments["images"], axis, n, sizes) for axis, n in enumerate(arguments["size"], 1)]
+        if any(isinstance(n, Dim) for n in arguments["size"]):
+            return _upsample(arguments, factors)
+    if function == "reshape" and isinstance(arguments.get("shape"), list):
+        arguments["shape"] = [-1 if isinstance(n, Dim) else n for n in arguments["shape"]]
+        if arguments["shape"][1:].count(-1) > 1:
+            raise Untranslatable("its shape depends on more than one size of the image")
+    return expression(function, arguments)
 
 
-def _pick(merge: str) -> Rule:
-    def rule(old: OldLayer) -> NewLayer:
-        given = _arguments(old, "x", "y")
-        if isinstance(given.get("x"), Ref) and isinstance(given.get("y"), Ref):
-            return _with_calls(native(old, merge), [given["x"], given["y"]])
-        return _operation(old, merge, (given.get("x"), given.get("y")))
-
-    return rule
-
-
-def _concat(old: OldLayer) -> NewLayer:
-    given = _arguments(old, "values", "axis")
-    if not isinstance(given["values"], list):
-        raise Untranslatable("its inputs are no list of tensors")
-    return _with_calls(native(old, "Concatenate", axis=given.get("axis", -1)), given["values"])
+def _factor(image: Any, axis: int, size: Any, sizes: Sizes) -> int | None:
+    """How many times larger than the image's axis a free size is, or None."""
+    if not isinstance(size, Dim) or not isinstance(image, Ref):
+        return None
+    if size.source == repr(image):
+        return size.factor if (size.axis, size.offset) == (axis, 0) and size.factor >= 1 else None
+    wanted = sizes.shape_of(sizes.sources[size.source], True)[size.axis]
+    have = sizes.shape_of(image, True)[axis]
+    if not wanted or not have or size.offset or (wanted * size.factor) % have:
+        return None
+    return wanted * size.factor // have
 
 
-def _resize(old: OldLayer) -> NewLayer:
-    given = _arguments(old, "images", "size", method="bilinear")
-    size, method = given.get("size"), given["method"]
-    if not isinstance(size, list) or not all(isinstance(n, int) for n in size):
-        raise Untranslatable("its size is computed by other operations")
-    if given.get("antialias") or given.get("preserve_aspect_ratio") or method not in {"bilinear", "nearest", "bicubic"}:
-        raise Untranslatable(f"resizing with method={method!r} and its other arguments has no Keras layer")
-    if method == "bicubic":
-        raise Untranslatable("TensorFlow's and Keras' bicubic resizing differ")
-    return native(old, "Resizing", height=size[0], width=size[1], interpolation=method)
+def _upsample(arguments: Mapping[str, Any], factors: list[int | None]) -> Expression:
+    method = arguments.get("method", "bilinear")
+    if None in factors or method not in {"bilinear", "nearest"} or arguments.get("antialias"):
+        raise Untranslatable("its size is computed by other operations, and is no multiple of the size of its input")
+    return Expression("UpSampling2D", (arguments["images"],), {"size": factors, "interpolation": method})
 
 
-def _pad(old: OldLayer) -> NewLayer:
-    given = _arguments(old, "tensor", "paddings", mode="CONSTANT", constant_values=0)
-    pads = given.get("paddings")
-    if not (isinstance(pads, list) and len(pads) == 4 and pads[0] == [0, 0] and pads[3] == [0, 0]):
-        raise Untranslatable("it pads other axes than rows and columns")
-    mode = str(given["mode"]).lower()
-    if mode == "constant" and given["constant_values"] == 0:
-        return native(old, "ZeroPadding2D", padding=[pads[1], pads[2]])
-    return _operation(old, "Pad", tuple(old.call.tensors), pad_width=pads, mode=mode)
-
-
-def _clip(old: OldLayer) -> NewLayer:
-    given = _arguments(old, "t", "clip_value_min", "clip_value_max")
-    low, high = given.get("clip_value_min"), given.get("clip_value_max")
-    if not (_is_number(low) and _is_number(high)):
-        raise Untranslatable("its bounds are no numbers")
-    return _operation(old, "Clip", tuple(old.call.tensors), x_min=low, x_max=high)
-
-
-def _reduce(pooling: str, operation: str) -> Rule:
-    def rule(old: OldLayer) -> NewLayer:
-        given = _arguments(old, "input_tensor", "axis", keepdims=False)
-        axis, keep = given.get("axis"), bool(given["keepdims"])
-        if axis in ([1, 2], (1, 2)) and pooling:
-            return native(old, pooling, keepdims=keep)
-        return _operation(old, operation, tuple(old.call.tensors), axis=axis, keepdims=keep)
-
-    return rule
-
-
-def _getitem(old: OldLayer) -> NewLayer:
-    spec = old.call.kwargs.get("slice_spec")
-    if not isinstance(spec, list):
-        raise Untranslatable("its slices are not described")
+def _getitem(call: Call, sizes: Sizes) -> Expression:
+    spec = call.kwargs.get("slice_spec")
 
     def part(item: Any) -> Any:
-        if isinstance(item, dict) and set(item) <= {"start", "stop", "step"}:
+        if isinstance(item, dict) and {"start", "stop", "step"} == item.keys():
             if all(n is None or isinstance(n, int) for n in item.values()):
-                full = {"start": None, "stop": None, "step": None} | item
-                return {"class_name": "__slice__", "config": full}
-        elif isinstance(item, dict) and item.get("value") == "Ellipsis":
-            return {"class_name": "__ellipsis__", "config": {}}
-        elif isinstance(item, int) or item is None:
+                return {"class_name": "__slice__", "config": dict(item)}
+        elif isinstance(item, dict) and (item.get("class_name") == "__ellipsis__" or item.get("value") == "Ellipsis"):
+            return Ellipsis
+        elif isinstance(item, int) or (item is None and isinstance(spec, list)):
             return item
         raise Untranslatable("its slices depend on other tensors")
 
-    return _operation(old, "GetItem", (old.call.tensors[0], [part(item) for item in spec]))
+    key = [part(item) for item in (spec if isinstance(spec, list) else [spec])]
+    x = call.tensors[0]
+    if Ellipsis in key:  # Keras cannot save one
+        place = key.index(Ellipsis)
+        rank = len(sizes.shape_of(x, False))
+        full = {"class_name": "__slice__", "config": {"start": None, "stop": None, "step": None}}
+        key[place : place + 1] = [full] * (rank - sum(k is not None for k in key) + 1)
+    return Expression("GetItem", (x, key), {}, "keras.src.ops.numpy")
 
 
-def _reshape(old: OldLayer) -> NewLayer:
-    shape = _arguments(old, "tensor", "shape").get("shape")
-    if not (isinstance(shape, list) and shape and shape[0] == -1 and all(isinstance(n, int) for n in shape)):
-        raise Untranslatable("its shape is computed by other operations")
-    return native(old, "Reshape", target_shape=shape[1:])
-
-
-def _cast(old: OldLayer) -> NewLayer:
-    # Weights and activations are floats on both sides of it.
-    if _arguments(old, "x", "dtype").get("dtype") not in {"float32", "float16", "bfloat16"}:
-        raise Untranslatable("it turns numbers into something that is no floating-point number")
-    return native(old, "Identity")
-
-
-_ADD = _binary("Add", lambda number, _: (1.0, number))
-_SUBTRACT = _binary("Subtract", lambda number, first: (-1.0, number) if first else (1.0, -number))
-_MULTIPLY = _binary("Multiply", lambda number, _: (number, 0.0))
-_DIVIDE = _binary("Divide", lambda number, first: None if first or number == 0 else (1.0 / number, 0.0))
-
-_RULES: dict[str, Rule] = {
-    **{name: _activation(name.rpartition(".")[2]) for name in ("nn.relu", "nn.relu6", "nn.elu", "nn.selu", "nn.gelu")},
-    **{
-        f"{home}.{name}": _activation(name)
-        for home in ("nn", "math")
-        for name in ("sigmoid", "tanh", "softplus", "softsign")
-    },
-    **{name: _activation("silu") for name in ("nn.silu", "nn.swish", "keras.activations.swish")},
-    "math.exp": _activation("exponential"),
-    "identity": _layer("Identity"),
-    "stop_gradient": _layer("Identity"),
-    "nn.softmax": _layer("Softmax", axis=("axis", -1)),
-    "math.softmax": _layer("Softmax", axis=("axis", -1)),
-    "nn.leaky_relu": _layer("LeakyReLU", negative_slope=("alpha", 0.2)),
-    **dict.fromkeys(("__operators__.add", "math.add", "add"), _ADD),
-    **dict.fromkeys(("__operators__.subtract", "math.subtract", "subtract"), _SUBTRACT),
-    **dict.fromkeys(("__operators__.multiply", "math.multiply", "multiply"), _MULTIPLY),
-    **dict.fromkeys(("__operators__.truediv", "math.truediv", "math.divide", "divide", "realdiv"), _DIVIDE),
-    **dict.fromkeys(("math.maximum", "maximum"), _pick("Maximum")),
-    **dict.fromkeys(("math.minimum", "minimum"), _pick("Minimum")),
-    "concat": _concat,
-    "image.resize": _resize,
-    "pad": _pad,
-    "clip_by_value": _clip,
-    "math.reduce_mean": _reduce("GlobalAveragePooling2D", "Mean"),
-    "math.reduce_max": _reduce("GlobalMaxPooling2D", "Max"),
-    "math.reduce_sum": _reduce("", "Sum"),
-    "__operators__.getitem": _getitem,
-    "reshape": _reshape,
-    "cast": _cast,
-}
+def _slice(call: Call, sizes: Sizes) -> Expression:
+    begin, size = call.kwargs.get("begin"), call.kwargs.get("size")
+    if not (isinstance(begin, list) and isinstance(size, list) and all(isinstance(n, int) for n in begin + size)):
+        raise Untranslatable("its slices depend on other tensors")
+    ends = [None if n == -1 else first + n for first, n in zip(begin, size, strict=True)]
+    spec = [{"start": first, "stop": end, "step": None} for first, end in zip(begin, ends, strict=True)]
+    return _getitem(Call(call.args, {"slice_spec": spec}), sizes)

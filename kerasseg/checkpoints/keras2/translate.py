@@ -6,13 +6,15 @@ result still has to pass `allowed.check_config`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from kerasseg.checkpoints.allowed import NETWORKS
+from kerasseg.checkpoints.allowed import NETWORKS, check_config
 from kerasseg.checkpoints.keras2.addons import ADDONS, translate_addon
+from kerasseg.checkpoints.keras2.drawing import output_shape
 from kerasseg.checkpoints.keras2.layer_config import (
     Adapter,
     Call,
@@ -20,12 +22,15 @@ from kerasseg.checkpoints.keras2.layer_config import (
     OldLayer,
     Ref,
     Untranslatable,
-    layer_name,
     parse_call,
 )
 from kerasseg.checkpoints.keras2.layers import LEGACY_BILINEAR, translate_layer
-from kerasseg.checkpoints.keras2.tf_operations import OPERATION_CLASSES, translate_operation
+from kerasseg.checkpoints.keras2.tf_operations import OPERATION_CLASSES, Sizes, translate_operation
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.text import count
+
+if TYPE_CHECKING:
+    from kerasseg.checkpoints.stored import StoredLayer
 
 __all__ = ["Translation", "one_end", "samples_at_corners", "translate", "translate_config", "with_bare_ends"]
 
@@ -68,6 +73,74 @@ class Translation:
     config: dict[str, Any]
     notes: tuple[str, ...]
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def placed(self, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
+        """Stored weights under the new names of their layers."""
+        if not self.renamed:
+            return dict(stored)
+        result = {}
+        for path, layer in stored.items():
+            new = self.renamed.get(path, path)
+            inner = {k.removeprefix(f"{path}/"): v for k, v in self.renamed.items() if k.startswith(f"{path}/")}
+            # The old layout keeps the weights of a nested network in one group, by the names of its layers.
+            values = {_renamed_weight(name, inner): value for name, value in layer.values.items()}
+            result[new] = replace(layer, path=new, values=values)
+        return result
+
+
+def _renamed_weight(name: str, layers: Mapping[str, str]) -> str:
+    for old in sorted(layers, key=len, reverse=True):
+        if f"/{old}/" in f"/{name}":
+            return f"/{name}".replace(f"/{old}/", f"/{layers[old].rpartition('/')[2]}/", 1).removeprefix("/")
+    return name
+
+
+def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed: dict[str, str]) -> dict[str, Any]:
+    """A network whose layers have names that Keras 3 allows. `renamed` gets the new path of each such layer."""
+    config = entry["config"]
+    layers = config if isinstance(config, list) else config.get("layers")
+    if not isinstance(layers, list):
+        return dict(entry)
+    names = {_name(e) for e in layers}
+    taken, fresh = set(names), {}
+    for name in sorted(n for n in names if "/" in n):
+        free = next(c for c in _candidates(name.replace("/", "_")) if c not in taken)
+        taken.add(free)
+        fresh[name] = free
+
+    def refs(value: Any) -> Any:
+        if isinstance(value, list) and len(value) in {3, 4} and isinstance(value[0], str) and value[0] in fresh:
+            return [fresh[value[0]], *(refs(v) for v in value[1:])]
+        if isinstance(value, dict):
+            return {k: refs(v) for k, v in value.items()}
+        return [refs(v) for v in value] if isinstance(value, list) else value
+
+    rewritten = []
+    for layer in layers:
+        old = _name(layer)
+        new = fresh.get(old, old)
+        if new != old or path != new_path:
+            renamed[f"{path}{old}"] = f"{new_path}{new}"
+        if layer["class_name"] in NETWORKS:
+            layer = _without_slashes(layer, f"{path}{old}/", f"{new_path}{new}/", renamed)
+        if new != old:
+            layer = {**layer, "config": _named(layer["config"], new), **({"name": new} if "name" in layer else {})}
+        rewritten.append({k: refs(v) if k == "inbound_nodes" and fresh else v for k, v in layer.items()})
+    if isinstance(config, list):
+        return {**entry, "config": rewritten}
+    ends = {k: refs(config[k]) for k in ("input_layers", "output_layers") if k in config}
+    name = {"name": str(config["name"]).replace("/", "_")} if "name" in config else {}
+    return {**entry, "config": {**config, "layers": rewritten, **ends, **name}}
+
+
+def _named(config: Any, name: str) -> Any:
+    return {**config, "name": name} if isinstance(config, dict) else config
+
+
+def _candidates(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{i}" for i in itertools.count(1))
 
 
 def translate_config(config: Mapping[str, Any], *, writer: str = "") -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -97,12 +170,16 @@ def translate(config: Mapping[str, Any], *, writer: str = "", path: object = "th
     """
     translator = _Translator(str(path), samples_at_corners(writer))
     try:
-        rewritten = translator.network(config, "")
+        renamed: dict[str, str] = {}
+        rewritten = translator.network(_without_slashes(config, "", "", renamed), "")
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, ValueError) as error:
         raise CheckpointError(
             "the network's configuration cannot be understood", path=str(path), found=f"{type(error).__name__}: {error}"
         ) from error
-    return Translation(rewritten, tuple(dict.fromkeys(translator.notes)), translator.adapters)
+    if renamed:
+        old, new = next(iter(renamed.items()))
+        translator.notes.append(f"{count(len(renamed), 'layer')} renamed because Keras 3 allows no `/`: {old} is {new}")
+    return Translation(rewritten, tuple(dict.fromkeys(translator.notes)), translator.adapters, renamed)
 
 
 def samples_at_corners(writer: str) -> bool:
@@ -154,24 +231,26 @@ class _Translator:
             except Untranslatable as error:
                 raise self.error(_name(entry), entry["class_name"], error) from error
         offsets = {name: _offset(name, entry, parsed, config) for name, entry in nested.items()}
-        rows: list[tuple[list[dict[str, Any]], tuple[Call, ...]]] = []
+        rows: list[_Row] = []
         last: dict[str, str] = {}
+
+        def shape_of(ref: Ref, usual: bool) -> tuple[int | None, ...]:
+            probe = _node(Call((ref,)), last, offsets)
+            return _shape(_wired(rows, last, offsets), probe, usual=usual, path=self.path)
+
+        sizes = Sizes(shape_of)
         for entry in config["layers"]:
             name, calls = _name(entry), parsed[_name(entry)]
             if name in nested:
-                rows.append(([{**self.network(entry, f"{prefix}{name}/"), "name": name}], calls))
-            else:
-                chain = self.chain(OldLayer(name, _class(entry), dict(entry["config"]), calls), prefix)
+                rows.append(([{**self.network(entry, f"{prefix}{name}/"), "name": name}], [calls]))
+                continue
+            old = OldLayer(name, _class(entry), dict(entry["config"]), calls)
+            chain = self.chain(old, prefix, sizes)
+            if chain:
                 last[name] = chain[-1].name
-                first_calls = chain[0].calls if chain[0].calls is not None else calls
-                rows.append(([_entry(layer) for layer in chain], first_calls))
-        layers: list[dict[str, Any]] = []
-        for chain_entries, calls in rows:
-            chain_entries[0]["inbound_nodes"] = [_node(call, last, offsets) for call in calls]
-            for before, entry in pairwise(chain_entries):
-                refs = [Ref(before["name"], i, 0) for i in range(len(calls))]
-                entry["inbound_nodes"] = [_node(Call((ref,)), {}, {}) for ref in refs]
-            layers += chain_entries
+                first = calls if chain[0].calls is None else chain[0].calls
+                rows.append(([_entry(layer) for layer in chain], [first, *(layer.calls for layer in chain[1:])]))
+        layers = _wired(rows, last, offsets)
 
         def ends(value: Any) -> Any:
             if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
@@ -214,13 +293,18 @@ class _Translator:
             entry.pop("inbound_nodes", None)
         return _network("Sequential", name=name, layers=layers)
 
-    def chain(self, old: OldLayer, prefix: str) -> list[NewLayer]:
+    def chain(self, old: OldLayer, prefix: str, sizes: Sizes | None = None) -> list[NewLayer]:
+        """The new layers of an old one; none for a layer that computes with sizes alone."""
         if old.class_name == "UpSampling2D" and self.corners:
             old.config[LEGACY_BILINEAR] = True
         try:
             if old.class_name in OPERATION_CLASSES:
-                chain = translate_operation(old)
-                self.notes.append(f"tf.{old.config.get('function')} became {chain[0].class_name}")
+                if sizes is None:
+                    raise Untranslatable("it stands in a sequential network")
+                if sizes.add(old):
+                    return []
+                chain = translate_operation(old, sizes)
+                self.notes.append(f"tf.{old.config.get('function')} became {chain[-1].class_name}")
             elif old.class_name.startswith("Addons>") and old.class_name[7:] in ADDONS:
                 chain = translate_addon(old, self.notes)
             else:
@@ -238,6 +322,63 @@ class _Translator:
             path=self.path,
             remedy="Replace that layer with the library that wrote the file, and save it anew.",
         )
+
+
+_Row = tuple[list[dict[str, Any]], list[tuple[Call, ...] | None]]
+"""The new layers in the place of an old one, and their calls; None for one that follows the layer before it."""
+
+
+def _wired(rows: list[_Row], last: Mapping[str, str], offsets: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The layers with their inbound nodes."""
+    layers: list[dict[str, Any]] = []
+    for entries, calls in rows:
+        times = len(calls[0] or ())
+        for place, (entry, own) in enumerate(zip(entries, calls, strict=True)):
+            if own is None:
+                own = tuple(Call((Ref(entries[place - 1]["name"], i, 0),)) for i in range(times))
+            layers.append({**entry, "inbound_nodes": [_node(call, last, offsets) for call in own]})
+    return layers
+
+
+_PROBE = "kerasseg_probe"
+_USUAL = 256
+
+
+def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool, path: str) -> tuple[int | None, ...]:
+    """The shape of a tensor, from the layers it depends on; nothing is computed and no variable gets memory."""
+    by_name = {entry["name"]: entry for entry in layers}
+    probe = {**_entry(NewLayer("Identity", {"name": _PROBE})), "inbound_nodes": [node]}
+    needed: dict[str, dict[str, Any]] = {_PROBE: probe}
+    stack = [probe]
+    while stack:
+        for name in _histories(stack.pop()["inbound_nodes"]):
+            if name not in by_name:
+                raise Untranslatable("it takes a tensor that comes later")
+            if name not in needed:
+                needed[name] = by_name[name]
+                stack.append(by_name[name])
+    part = [deepcopy(entry) for entry in layers if entry["name"] in needed] + [probe]
+    starts = [entry for entry in part if entry["class_name"] == "InputLayer"]
+    for entry in starts if usual else ():
+        shape = entry["config"]["batch_shape"]
+        entry["config"]["batch_shape"] = [shape[0], *(_USUAL if n is None else n for n in shape[1:])]
+    ends = {"input_layers": [[e["name"], 0, 0] for e in starts], "output_layers": [_PROBE, 0, 0]}
+    config = _network("Functional", name="part", layers=part, **ends)
+    check_config(config, path)
+    return output_shape(config, path)
+
+
+def _histories(value: Any) -> Iterator[str]:
+    """Names of the layers whose tensors a call takes."""
+    if isinstance(value, dict):
+        if "keras_history" in value:
+            yield value["keras_history"][0]
+        else:
+            for inner in value.values():
+                yield from _histories(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _histories(inner)
 
 
 def _name(entry: Mapping[str, Any]) -> str:
@@ -280,7 +421,7 @@ def _refs(value: Any) -> list[Ref]:
 def _node(call: Call, last: Mapping[str, str], offsets: Mapping[str, int]) -> dict[str, Any]:
     def value(v: Any) -> Any:
         if isinstance(v, Ref):
-            history = [last.get(v.layer, layer_name(v.layer)), v.node - offsets.get(v.layer, 0), v.tensor]
+            history = [last.get(v.layer, v.layer), v.node - offsets.get(v.layer, 0), v.tensor]
             return {"class_name": _ANY["class_name"], "config": {**_ANY["config"], "keras_history": history}}  # type: ignore[dict-item]
         return [value(w) for w in v] if isinstance(v, list) else v
 

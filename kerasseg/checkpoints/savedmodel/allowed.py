@@ -31,7 +31,8 @@ NETWORK = (
         # Sources. A variable's handle is read, never assigned to.
         "Const NoOp Placeholder VarHandleOp Variable VariableV2 IdentityN",
         # Linear layers.
-        "BiasAdd BiasAddV1 Conv2D Conv2DBackpropInput DepthwiseConv2dNative Einsum MatMul",
+        "BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd BiasAddV1 Conv2D Conv2DBackpropInput DepthwiseConv2dNative",
+        "Einsum MatMul",
         # Normalisation and pooling.
         "AvgPool FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 MaxPool",
         # Activations.
@@ -40,12 +41,12 @@ NETWORK = (
         "Abs Add AddN AddV2 Ceil ClipByValue Cos Div DivNoNan Erf Erfc Exp Expm1 Floor FloorDiv FloorMod Inv Log Log1p",
         "Maximum Minimum Mul Neg Pow RealDiv Reciprocal Round Rsqrt Sign Sin Sqrt Square SquaredDifference Sub",
         # Comparison and choice.
-        "Equal Greater GreaterEqual Less LessEqual LogicalAnd LogicalNot LogicalOr NotEqual Select SelectV2",
+        "ArgMax ArgMin Equal Greater GreaterEqual Less LessEqual LogicalAnd LogicalNot LogicalOr NotEqual Select SelectV2",
         # Reduction.
         "Max Mean Min Prod Sum",
         # Shape.
         "BatchToSpaceND BroadcastTo Cast Concat ConcatV2 DepthToSpace ExpandDims Fill GatherV2 MirrorPad OnesLike Pack",
-        "Pad PadV2 Range Reshape Shape Slice SpaceToBatchND SpaceToDepth Split SplitV Squeeze StridedSlice Tile",
+        "Pad PadV2 Range Reshape ReverseV2 Shape Slice SpaceToBatchND SpaceToDepth Split SplitV Squeeze StridedSlice Tile",
         "Transpose Unpack ZerosLike",
         # Resizing.
         "ResizeBicubic ResizeBilinear ResizeNearestNeighbor",
@@ -76,8 +77,8 @@ ELSEWHERE = INITIALISER | _words(
     # Branches and loops: what they run are functions of the library, which are judged as all others.
     "Case If StatelessCase StatelessIf StatelessWhile While Merge Switch Enter Exit LoopCond NextIteration",
     # Checks and odds and ends of losses, metrics and custom layers.
-    "Acos Acosh All Any ArgMax ArgMin Asin Asinh Assert Atan Atan2 Atanh BatchMatMulV2 Cosh Cumprod Cumsum Diag DiagPart",
-    "EnsureShape GatherNd IsFinite IsInf IsNan LinSpace MatrixBandPart MulNoNan OneHot Rank ReverseV2 ScatterNd Sinh",
+    "Acos Acosh All Any Asin Asinh Assert Atan Atan2 Atanh Cosh Cumprod Cumsum Diag DiagPart",
+    "EnsureShape GatherNd IsFinite IsInf IsNan LinSpace MatrixBandPart MulNoNan OneHot Rank ScatterNd Sinh",
     "Size Tan TopKV2 Unique Where",
 )
 """What may stand where nothing of it is ever run."""

@@ -23,9 +23,10 @@ _ARITY: Mapping[int, str] = {
     "LeakyRelu Log Log1p LogSoftmax LogicalNot MaxPool Neg OnesLike PreventGradient ReadVariableOp Reciprocal Relu Relu6 "
     "Round Rsqrt Selu Shape Sigmoid Sign Sin Snapshot Softmax Softplus Softsign SpaceToDepth Sqrt Square Squeeze "
     "StopGradient Tanh Unpack ZerosLike",
-    2: "Add AddV2 BiasAdd BiasAddV1 BroadcastTo Conv2D DepthwiseConv2dNative Div DivNoNan Equal ExpandDims Fill FloorDiv "
-    "FloorMod Greater GreaterEqual Less LessEqual LogicalAnd LogicalOr MatMul Max Maximum Mean Min Minimum MirrorPad Mul "
-    "NotEqual Pad Pow Prod RealDiv Reshape ResizeBicubic ResizeBilinear ResizeNearestNeighbor Split SquaredDifference Sub "
+    2: ": Add AddV2 ArgMax ArgMin BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd BiasAddV1 BroadcastTo Conv2D "
+    "DepthwiseConv2dNative Div DivNoNan Equal ExpandDims Fill FloorDiv FloorMod Greater GreaterEqual Less "
+    "LessEqual LogicalAnd LogicalOr MatMul Max Maximum Mean Min Minimum MirrorPad Mul NotEqual Pad Pow Prod "
+    "RealDiv Reshape ResizeBicubic ResizeBilinear ResizeNearestNeighbor ReverseV2 Split SquaredDifference Sub "
     "Sum Tile Transpose",
     3: "BatchToSpaceND ClipByValue Conv2DBackpropInput GatherV2 PadV2 Range Select SelectV2 Slice SpaceToBatchND SplitV",
     4: "StridedSlice",
@@ -54,6 +55,8 @@ _AXIS, _SIZE, _PAD, _SHAPE = (-16, 16), (1, 1 << 16), (0, _MANY), (-1, (1 << 31)
 
 # Operation -> input -> what its numbers may be where they are constants.
 _ARGUMENTS: Mapping[str, Mapping[int, tuple[int, int]]] = {
+    "ArgMax": {1: _AXIS},
+    "ArgMin": {1: _AXIS},
     "BatchToSpaceND": {1: (1, _MANY), 2: _PAD},
     "BroadcastTo": {1: _SHAPE},
     "Concat": {0: _AXIS},
@@ -69,6 +72,7 @@ _ARGUMENTS: Mapping[str, Mapping[int, tuple[int, int]]] = {
     "ResizeBicubic": {1: _SIZE},
     "ResizeBilinear": {1: _SIZE},
     "ResizeNearestNeighbor": {1: _SIZE},
+    "ReverseV2": {1: _AXIS},
     "Slice": {1: (0, 1 << 24), 2: (-1, 1 << 24)},
     "SpaceToBatchND": {1: (1, _MANY), 2: _PAD},
     "Split": {0: _AXIS},

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasseg.checkpoints.operations import RAW, Expression, Untranslatable, expression
 from kerasseg.checkpoints.savedmodel.arithmetic import Dim, index
 from kerasseg.checkpoints.savedmodel.graph import Node
-from kerasseg.checkpoints.savedmodel.layers import _padding, _window
-from kerasseg.checkpoints.savedmodel.rebuild import WEIGHT, Builder, refuse
+from kerasseg.checkpoints.savedmodel.rebuild import Builder, refuse
 
 __all__ = ["PLAIN"]
 
@@ -37,36 +37,6 @@ def _activation(b: Builder, node: Node) -> Any:
     return b.layer(node, _L.Activation, x, activation=name)
 
 
-def _pool(kind: Any) -> Callable[[Builder, Node], Any]:
-    def run(b: Builder, node: Node) -> Any:
-        size, strides = _window(node, "ksize"), _window(node, "strides")
-        return b.layer(node, kind, b.data(node), pool_size=size, strides=strides, padding=_padding(node))
-
-    return run
-
-
-def _merge(kind: Any, function: Callable[..., Any]) -> Callable[[Builder, Node], Any]:
-    """Layers for tensors of one rank; NumPy's rules of broadcasting, which layers do not know, for all else."""
-
-    def run(b: Builder, node: Node) -> Any:
-        values = [b.value(t) for t in node.inputs]
-        if all(isinstance(v, keras.KerasTensor) for v in values):
-            if kind is not None and len({len(v.shape) for v in values}) == 1:
-                return b.layer(node, kind, values)
-        elif any(v is WEIGHT for v in values):
-            b.data(node, next(i for i, v in enumerate(values) if v is WEIGHT))  # says which variable
-        result = values[0]
-        for value in values[1:]:
-            result = function(result, value)
-        return result
-
-    return run
-
-
-def _apply(function: Callable[..., Any]) -> Callable[[Builder, Node], Any]:
-    return lambda b, node: function(*(b.data(node, i) for i in range(len(node.inputs))))
-
-
 def _rescale(b: Builder, node: Node) -> Any:
     scale, offset = (node.attrs[k] for k in ("scale", "offset"))
     if np.all(scale == 1) and np.all(offset == 0) and str(b.data(node).dtype).startswith("float"):
@@ -80,17 +50,6 @@ def _cast(b: Builder, node: Node) -> Any:
         whole = str(x.dtype).startswith(("int", "uint"))
         return b.layer(node, _L.Rescaling, x, scale=1.0) if whole else ops.cast(x, "float32")
     return ops.cast(x, target)
-
-
-def _concat(b: Builder, node: Node) -> Any:
-    axis = b.integers(node, 0 if node.op == "Concat" else len(node.inputs) - 1)[0]
-    parts = node.inputs[1:] if node.op == "Concat" else node.inputs[:-1]
-    values = [b.data(node, node.inputs.index(t)) for t in parts]
-    if not all(isinstance(v, keras.KerasTensor) for v in values):
-        raise refuse(node, "constants are joined to data")
-    if len(values) == 1:
-        return values[0]
-    return b.layer(node, _L.Concatenate, values, axis=axis)
 
 
 def _shape(b: Builder, node: Node) -> Any:
@@ -143,27 +102,6 @@ def _moved(change: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]) -> Calla
     return run
 
 
-def _transpose(b: Builder, node: Node) -> Any:
-    order = b.integers(node, 1)
-    if order == tuple(range(len(order))):
-        return b.data(node)
-    if order[0] == 0:
-        return b.layer(node, _L.Permute, b.data(node), dims=order[1:])
-    return ops.transpose(b.data(node), order)
-
-
-def _pad(b: Builder, node: Node) -> Any:
-    x = b.data(node)
-    pads = np.asarray(b.integers(node, 1)).reshape(-1, 2)
-    value = float(b.array(node, 2)) if node.op == "PadV2" else 0.0
-    if node.op == "MirrorPad":
-        return ops.pad(x, pads.tolist(), mode=str(node.attrs["mode"]).lower())
-    if len(x.shape) == 4 and not pads[[0, 3]].any() and value == 0.0:
-        rows, columns = pads[1].tolist(), pads[2].tolist()
-        return b.layer(node, _L.ZeroPadding2D, x, padding=(tuple(rows), tuple(columns)))
-    return ops.pad(x, pads.tolist(), mode="constant", constant_values=value)
-
-
 def _slice(b: Builder, node: Node) -> Any:
     x = b.data(node)
     where = [np.asarray(b.integers(node, i)) for i in range(1, len(node.inputs))]
@@ -177,6 +115,10 @@ def _slice(b: Builder, node: Node) -> Any:
     crops = _crops(key, x.shape)
     if crops is not None:
         return b.layer(node, _L.Cropping2D, x, cropping=crops)
+    if Ellipsis in key:  # Keras cannot save one
+        place = key.index(Ellipsis)
+        missing = len(x.shape) - sum(k is not None for k in key) + 1
+        key = (*key[:place], *[slice(None)] * missing, *key[place + 1 :])
     return x[key]
 
 
@@ -194,17 +136,6 @@ def _crops(key: tuple[Any, ...], shape: tuple[int | None, ...]) -> tuple[tuple[i
         first, last, _ = part.indices(size or 1 << 30)
         found.append((first, (size or 1 << 30) - last))
     return (found[0], found[1])
-
-
-def _reduce(function: Callable[..., Any], kind: Any = None) -> Callable[[Builder, Node], Any]:
-    def run(b: Builder, node: Node) -> Any:
-        x, keep = b.data(node), bool(node.attrs.get("keep_dims"))
-        axes = tuple(sorted(a % len(x.shape) for a in b.integers(node, 1)))
-        if kind is not None and len(x.shape) == 4 and axes == (1, 2):
-            return b.layer(node, kind, x, keepdims=keep)
-        return function(x, axis=axes, keepdims=keep)
-
-    return run
 
 
 def _resize(method: str) -> Callable[[Builder, Node], Any]:
@@ -241,116 +172,72 @@ def _upsample(b: Builder, node: Node) -> Any:
     return b.layer(node, _L.UpSampling2D, b.data(node), size=node.attrs["size"], interpolation="nearest")
 
 
-def _split(b: Builder, node: Node) -> Any:
-    if node.op == "Split":
-        return list(ops.split(b.data(node, 1), int(node.attrs["num_split"]), axis=b.integers(node, 0)[0]))
-    if node.op == "Unpack":
-        return list(ops.unstack(b.data(node), axis=int(node.attrs.get("axis") or 0)))
-    ends = np.cumsum(b.integers(node, 1))[:-1].tolist()
-    return list(ops.split(b.data(node), ends, axis=b.integers(node, 2)[0]))
+def _from_table(b: Builder, node: Node) -> Any:
+    """What the table that is shared with Keras 2 files says about the operation."""
+    raw = RAW[node.op]
+    first = next((i for i, name in enumerate(raw.inputs) if name.startswith("*")), len(raw.inputs))
+    extra = len(node.inputs) - len(raw.inputs) + 1  # how many inputs a starred name takes
+    arguments: dict[str, Any] = {theirs: _plain(node.attrs.get(ours)) for ours, theirs in raw.attributes.items()}
+    for i, name in enumerate(raw.inputs):
+        place = i if i <= first else i + extra - 1
+        values = [_argument(b, node, j) for j in range(place, place + (extra if i == first else 1))]
+        arguments[name.removeprefix("*")] = values if i == first else values[0]
+    try:
+        return _computed(b, node, expression(raw.function, arguments))
+    except Untranslatable as error:
+        raise refuse(node, str(error)) from error
 
 
-def _tile(b: Builder, node: Node) -> Any:
-    times = b.integers(node, 1)
-    if times[0] != 1:
-        raise refuse(node, "it multiplies slices")
-    return ops.tile(b.data(node), times)
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _blocks(function: Callable[..., Any]) -> Callable[[Builder, Node], Any]:
-    def run(b: Builder, node: Node) -> Any:
-        _window(node, "strides")  # channels last?
-        return function(b.data(node), int(node.attrs["block_size"]))
+def _argument(b: Builder, node: Node, place: int) -> Any:
+    value = b.data(node, place)
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype == object or value.dtype.kind in "iu":
+        numbers = [_whole(node, place, n) for n in value.flat]
+        return numbers[0] if value.ndim == 0 else np.reshape(numbers, value.shape).tolist()
+    return float(value) if value.ndim == 0 else value
 
-    return run
+
+def _whole(node: Node, place: int, size: Any) -> int:
+    if isinstance(size, Dim):
+        raise refuse(node, f"its input {place} depends on the size of the image")
+    return int(size)
 
 
-def _clip(b: Builder, node: Node) -> Any:
-    return ops.clip(b.data(node), float(b.array(node, 1)), float(b.array(node, 2)))
+def _computed(b: Builder, node: Node, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_computed(b, node, v) for v in value]
+    if not isinstance(value, Expression):
+        return value
+    inputs = [_computed(b, node, v) for v in value.inputs]
+    if value.is_layer:
+        if value.class_name == "Identity":
+            return inputs[0]
+        return b.layer(node, getattr(_L, value.class_name), *inputs, **value.config)
+    described = {"module": value.module, "class_name": value.class_name, "config": dict(value.config)}
+    return keras.saving.deserialize_keras_object({**described, "registered_name": None})(*inputs)
 
 
 PLAIN: Mapping[str, Callable[[Builder, Node], Any]] = {
-    "Abs": _apply(ops.absolute),
-    "Add": _merge(_L.Add, ops.add),
-    "AddN": _merge(_L.Add, ops.add),
-    "AddV2": _merge(_L.Add, ops.add),
-    "AvgPool": _pool(_L.AveragePooling2D),
-    "BiasAdd": _merge(None, ops.add),
-    "BiasAddV1": _merge(None, ops.add),
+    **dict.fromkeys(RAW, _from_table),
+    # These depend on shapes that only a built network knows.
     "Cast": _cast,
-    "Ceil": _apply(ops.ceil),
-    "ClipByValue": _clip,
-    "Concat": _concat,
-    "ConcatV2": _concat,
-    "Cos": _apply(ops.cos),
-    "DepthToSpace": _blocks(ops.nn.depth_to_space),
-    "Div": _merge(None, ops.divide),
-    "DivNoNan": _merge(None, ops.divide_no_nan),
-    "Equal": _merge(None, ops.equal),
-    "Erf": _apply(ops.erf),
-    "Erfc": _apply(lambda x: ops.subtract(1.0, ops.erf(x))),
-    "Exp": _apply(ops.exp),
     "ExpandDims": _moved(lambda a, axes: np.expand_dims(a, axes[0])),
-    "Expm1": _apply(ops.expm1),
-    "Floor": _apply(ops.floor),
-    "FloorDiv": _merge(None, ops.floor_divide),
-    "FloorMod": _merge(None, ops.mod),
-    "Greater": _merge(None, ops.greater),
-    "GreaterEqual": _merge(None, ops.greater_equal),
-    "Inv": _apply(ops.reciprocal),
-    "Less": _merge(None, ops.less),
-    "LessEqual": _merge(None, ops.less_equal),
-    "Log": _apply(ops.log),
-    "Log1p": _apply(ops.log1p),
-    "LogicalAnd": _merge(None, ops.logical_and),
-    "LogicalNot": _apply(ops.logical_not),
-    "LogicalOr": _merge(None, ops.logical_or),
-    "Max": _reduce(ops.max, _L.GlobalMaxPooling2D),
-    "MaxPool": _pool(_L.MaxPooling2D),
-    "Maximum": _merge(_L.Maximum, ops.maximum),
-    "Mean": _reduce(ops.mean, _L.GlobalAveragePooling2D),
-    "Min": _reduce(ops.min),
-    "Minimum": _merge(_L.Minimum, ops.minimum),
-    "MirrorPad": _pad,
-    "Mul": _merge(_L.Multiply, ops.multiply),
-    "Neg": _apply(ops.negative),
-    "NotEqual": _merge(None, ops.not_equal),
-    "OnesLike": _apply(ops.ones_like),
-    "Pad": _pad,
-    "PadV2": _pad,
-    "Pow": _merge(None, ops.power),
-    "Prod": _reduce(ops.prod),
-    "RealDiv": _merge(None, ops.divide),
-    "Reciprocal": _apply(ops.reciprocal),
     "Reshape": _reshape,
     "ResizeBicubic": _resize("bicubic"),
     "ResizeBilinear": _resize("bilinear"),
     "ResizeNearestNeighbor": _resize("nearest"),
-    "Round": _apply(ops.round),
-    "Rsqrt": _apply(ops.rsqrt),
-    "Select": _apply(ops.where),
-    "SelectV2": _apply(ops.where),
     "Shape": _shape,
-    "Sign": _apply(ops.sign),
-    "Sin": _apply(ops.sin),
     "Slice": _slice,
-    "SpaceToDepth": _blocks(ops.nn.space_to_depth),
-    "Split": _split,
-    "SplitV": _split,
-    "Sqrt": _apply(ops.sqrt),
-    "Square": _apply(ops.square),
-    "SquaredDifference": _merge(None, lambda a, b: ops.square(ops.subtract(a, b))),
     "Squeeze": _moved(lambda a, axes: np.squeeze(a, tuple(axes) or None)),
     "StridedSlice": _slice,
-    "Sub": _merge(_L.Subtract, ops.subtract),
-    "Sum": _reduce(ops.sum),
-    "Tile": _tile,
-    "Transpose": _transpose,
-    "Unpack": _split,
-    "ZerosLike": _apply(ops.zeros_like),
     "activation": _activation,
     "rescale": _rescale,
     "upsample": _upsample,
     "repeat": lambda b, node: ops.repeat(b.data(node), node.attrs["times"], axis=node.attrs["axis"]),
 }
-"""Operation -> the layer or the operation of `keras.ops`."""
+"""Operation -> the function that makes its layer."""

@@ -80,14 +80,14 @@ def test_operations_compute_what_tensorflow_did(function: str, call: list[Any], 
 @pytest.mark.parametrize(
     ("function", "call", "words"),
     [
-        ("io.read_file", ["a", 0, 0, {}], r"`tf\.io\.read_file` is not one that kerasseg translates"),
-        ("numpy_function", ["a", 0, 0, {}], "not one that kerasseg translates"),
-        ("py_function", ["a", 0, 0, {}], "not one that kerasseg translates"),
+        ("io.read_file", ["a", 0, 0, {}], r"does not translate the TensorFlow operation `tf\.io\.read_file`"),
+        ("numpy_function", ["a", 0, 0, {}], "does not translate the TensorFlow operation"),
+        ("py_function", ["a", 0, 0, {}], "does not translate the TensorFlow operation"),
         ("image.resize", ["a", 0, 0, {"size": ["a", 0, 0]}], "computed by other operations"),
         ("image.resize", ["a", 0, 0, {"size": [8, 8], "antialias": True}], "no Keras layer"),
-        ("cast", ["a", 0, 0, {"dtype": "int32"}], "no floating-point number"),
-        ("math.truediv", ["a", 0, 0, {"y": 0}], "neither a tensor"),
-        ("nn.silu", ["a", 0, 0, {"beta": 2.0}], "not what the Keras activation computes"),
+        ("cast", ["a", 0, 0, {"dtype": "int32"}], "other than floating-point numbers"),
+        ("math.truediv", ["a", 0, 0, {"y": 0}], "divides by zero"),
+        ("nn.silu", ["a", 0, 0, {"beta": 2.0}], "differs from the Keras activation"),
     ],
 )
 def test_operations_that_cannot_be_translated_are_named(function: str, call: list[Any], words: str) -> None:
