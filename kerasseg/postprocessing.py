@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.validation import complaint
 
-__all__ = ["MaskRule", "apply_rule", "postprocess"]
+__all__ = ["MaskRule", "apply_rule", "postprocess", "rule_in_words"]
 
 _Length = Annotated[float, Field(ge=0, le=1)]
 _Threshold = Annotated[float, Field(gt=0, le=1)]
@@ -169,6 +169,27 @@ def postprocess(mask: ArrayLike, rule: MaskRule, *, width: float | None = None) 
     inner = _open(inner, rule.open_radius * scale)
     pixels[box] = inner[1:-1, 1:-1]
     return out
+
+
+def rule_in_words(rule: MaskRule) -> str:
+    """Describe a rule; lengths in percent of the slice's width.
+
+    >>> rule_in_words(MaskRule(threshold=0.42, min_diameter=0.02, fill_holes=True))
+    'threshold 0.42, remove objects below 2 % of the width, fill holes'
+    """
+    steps = [f"threshold {rule.threshold:g}"]
+    steps += [f"{value:g} for {name}" for name, value in rule.class_thresholds.items()]
+    if rule.min_diameter:
+        steps.append(f"remove objects below {100 * rule.min_diameter:.3g} % of the width")
+    if rule.close_radius:
+        steps.append(f"close gaps with a radius of {100 * rule.close_radius:.3g} %")
+    if rule.fill_holes:
+        steps.append("fill holes")
+    if rule.keep_largest:
+        steps.append("keep only the largest object")
+    if rule.open_radius:
+        steps.append(f"remove thin parts with a radius of {100 * rule.open_radius:.3g} %")
+    return ", ".join(steps)
 
 
 def _check(array: NDArray[np.generic]) -> None:

@@ -1,39 +1,55 @@
-"""Means over slices with their intervals, by bootstrap over patients.
+"""Means over slices with their confidence intervals, and tests of paired differences; both over patients.
 
-Slices of one head resemble one another, so that 100 slices of 20 patients tell less than 100 slices of 100 patients. What
-is drawn with replacement is therefore the patient, with all of his slices (the cluster bootstrap: Field and Welsh,
-"Bootstrapping clustered data", J. R. Statist. Soc. B 69, 2007), and the limits are percentiles of the means of the draws
-(Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). Percentiles need no correction here: a mean of
-bounded values over tens of patients is close to symmetric, and the corrected BCa limits need a jackknife that is unstable
-with few patients. With fewer than ten patients every such interval is too narrow; `Interval.few` says so.
+Slices of one patient resemble one another: 100 slices of 20 patients carry less information than 100 of 100 patients.
+Patients are therefore treated as clusters. The variance of the mean is the bias-reduced cluster-robust one (CR2) with
+Student's t and Satterthwaite's degrees of freedom (Bell and McCaffrey, "Bias reduction in standard errors for linear
+regression with multi-stage samples", Survey Methodology 28, 2002; Imbens and Kolesar, "Robust standard errors in small
+samples", Review of Economics and Statistics 98, 2016). Patients with many slices lower the degrees of freedom.
+
+Earlier versions took percentiles of a bootstrap over patients. Those intervals are too narrow with few patients: where
+95 % was printed they contained the true mean in 74 % of simulations with 3 patients, 83 % with 5 and 89 % with 10.
+`python -m benchmarks coverage` measures both methods.
+
+A paired difference is called clear only if its interval excludes 0 and a sign-flip test over patients agrees: under the
+null hypothesis every patient's difference could as well have had the other sign.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, stdtrit
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["Interval", "bootstrap_interval", "group_numbers", "paired_interval"]
+__all__ = ["FEWEST_PATIENTS", "Interval", "bootstrap_interval", "group_numbers", "paired_interval", "sign_flip_p"]
 
-_CHUNK = 1 << 22
-"""Numbers drawn at once: 32 MB."""
+FEWEST_PATIENTS = 5
+"""With fewer patients, reports show no interval and state no verdict."""
+
+_EXACT = 14
+"""Patients up to which all sign flips are enumerated: 16,384 of them."""
+
+_DRAWN = 500
+"""Patients up to which sign flips are drawn; beyond, their distribution is normal for all purposes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over slices with its interval.
+    """A mean over slices with its confidence interval over patients.
 
     Attributes:
-        estimate: The mean; NaN where no slice counts.
-        low, high: Limits; NaN with fewer than two patients, where nothing can be said.
-        confidence: Share of intervals that hold the true mean, such as 0.95.
-        slices: Slices that count.
-        groups: Patients (groups) that they come from.
+        estimate: The mean; NaN if no slice counts.
+        low, high: Limits; NaN with fewer than two patients.
+        confidence: Confidence level, such as 0.95.
+        slices: Number of slices that count.
+        groups: Number of patients (groups) that they come from.
+        p: Two-sided p-value of the sign-flip test over patients, for paired differences; NaN otherwise.
 
     Example:
         >>> gain = Interval(0.033, 0.012, 0.051, slices=200, groups=24)
@@ -47,19 +63,30 @@ class Interval:
     confidence: float = 0.95
     slices: int = 0
     groups: int = 0
+    p: float = math.nan
 
     @property
     def few(self) -> bool:
-        """Fewer than ten patients: the true interval is wider."""
-        return self.groups < 10
+        """Whether there are fewer than five patients: too few for a conclusion."""
+        return self.groups < FEWEST_PATIENTS
+
+    @property
+    def clear(self) -> bool:
+        """Whether the mean differs from 0 beyond chance.
+
+        At least five patients, an interval that excludes 0, and for paired differences a sign-flip test that agrees.
+        """
+        # A NaN fails every comparison.
+        excluded = self.low > 0 or self.high < 0
+        return excluded and not self.few and not self.p > 1 - self.confidence + 1e-12
 
     @property
     def above_zero(self) -> bool:
-        """Whether the whole interval lies above 0; False where there is none."""
-        return self.low > 0
+        """Whether the mean is clearly above 0."""
+        return self.clear and self.low > 0
 
     def __str__(self) -> str:
-        """For instance `0.712 (95 % 0.690 to 0.733)`."""
+        """Return for instance `0.712 (95 % 0.690 to 0.733)`."""
         return f"{self.estimate:.3f} ({100 * self.confidence:g} % {self.low:.3f} to {self.high:.3f})"
 
 
@@ -69,57 +96,37 @@ def bootstrap_interval(
     *,
     confidence: float = 0.95,
     resamples: int = 10_000,
-    seed: int = 0,
+    seed: int = 0,  # noqa: ARG001
 ) -> Interval:
-    """Mean over slices, with the interval that drawing patients anew gives.
+    """Compute the mean over slices with its confidence interval over patients.
+
+    The name dates from earlier versions, which used a bootstrap; see the module for the method.
 
     Args:
-        values: (slices,) any measure; NaN where a slice has none (a distance of a missed tumour, say), which leaves it out.
-        groups: (slices,) patient of each slice; "" is a patient of its own, for each slice; None: every slice is.
-        confidence: In (0, 1).
-        resamples: Draws.
-        seed: Of the draws: the same values give the same interval.
+        values: (slices,) any measure; NaN where a slice has none (for instance the distance of a missed tumour).
+        groups: (slices,) patient of each slice; "" marks an unknown patient, counted as one of its own; None treats every
+            slice as a patient of its own.
+        confidence: Confidence level, in (0, 1).
+        resamples: Kept for compatibility; means are not resampled.
+        seed: Kept for compatibility.
 
     Raises:
-        UsageError: Arrays that do not fit, or a number out of its range.
+        UsageError: Arrays of different lengths, infinite values, or an option out of range.
 
     Example:
-        >>> print(bootstrap_interval([0.9, 0.9, 0.1, 0.5], ["a", "a", "b", "c"]))
-        0.600 (95 % 0.100 to 0.900)
+        >>> print(bootstrap_interval([0.9, 0.8, 0.7, 0.5, 0.6, 0.7], ["a", "a", "b", "c", "d", "e"]))
+        0.700 (95 % 0.458 to 0.942)
     """
-    numbers = np.asarray(values, np.float64)
-    if numbers.ndim != 1:
-        raise UsageError("an interval needs one value a slice", found=f"shape {numbers.shape}", expected="(slices,)")
-    if not 0 < confidence < 1 or resamples < 1:
-        found = f"confidence {confidence}, {resamples} resamples"
-        raise UsageError(
-            "an interval cannot be computed so", found=found, expected="0 < confidence < 1, resamples >= 1"
-        )
-    members = np.arange(len(numbers)) if groups is None else group_numbers(groups)
-    if members.shape != numbers.shape:
-        found = f"{len(numbers)} values, {len(members)} groups"
-        raise UsageError("values and groups do not fit", found=found, expected="one group a value")
-    if np.isinf(numbers).any():
-        raise UsageError(
-            "an interval of infinite values cannot be given",
-            found=f"{int(np.isinf(numbers).sum())} of {numbers.size}",
-            remedy="Report misses as a number, or take the finite variant (hd95_or_diagonal).",
-        )
-    counted = ~np.isnan(numbers)
-    numbers, members = numbers[counted], members[counted]
+    numbers, members = _checked(values, groups, confidence, resamples)
     if not numbers.size:
-        return Interval(float("nan"), float("nan"), float("nan"), confidence)
-    _, members = np.unique(members, return_inverse=True)
-    sums = np.bincount(members, numbers).astype(np.float64)
-    counts = np.bincount(members).astype(np.float64)
-    estimate = float(numbers.mean())
-    many = len(counts)
+        return Interval(math.nan, math.nan, math.nan, confidence)
+    sums, counts = _by_group(numbers, members)
+    estimate, many = float(numbers.mean()), len(counts)
     if many < 2:
-        return Interval(estimate, float("nan"), float("nan"), confidence, len(numbers), many)
-    means = _resampled(sums, counts, resamples, seed)
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(estimate, float(low), float(high), confidence, len(numbers), many)
+        return Interval(estimate, math.nan, math.nan, confidence, len(numbers), many)
+    error, freedom = _standard_error(sums, counts)
+    reach = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    return Interval(estimate, estimate - reach, estimate + reach, confidence, len(numbers), many)
 
 
 def paired_interval(
@@ -131,41 +138,74 @@ def paired_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Mean of `second - first` over the same slices: a gain, with its interval.
+    """Compute the mean of `second - first` over the same slices, with its interval and sign-flip test over patients.
 
-    Both were measured on the same patients, so what they share (easy and hard heads) falls out of the difference; two
-    intervals side by side would hide a gain that is there. Slices where either is NaN are left out.
+    What both have in common (easy and hard patients) cancels in the difference, so that a paired interval shows gains that
+    two separate intervals would hide. Slices where either value is NaN are left out.
 
     Args:
-        first: (slices,) before.
-        second: (slices,) after, in the same order.
+        first: (slices,) values before.
+        second: (slices,) values after, in the same order.
         groups: As in `bootstrap_interval`.
-        confidence: In (0, 1).
-        resamples: Draws.
-        seed: Of the draws.
+        confidence: Confidence level, in (0, 1).
+        resamples: Random sign flips, where there are too many patients to enumerate all of them.
+        seed: Seed of the random sign flips.
 
     Raises:
         UsageError: As in `bootstrap_interval`.
 
     Example:
-        >>> gain = paired_interval([0.2, 0.9, 0.5], [0.3, 1.0, 0.6], ["a", "b", "c"])
-        >>> round(gain.estimate, 6), gain.above_zero
-        (0.1, True)
+        >>> gain = paired_interval([0.2, 0.9, 0.5, 0.4, 0.3, 0.6], [0.3, 1.0, 0.6, 0.5, 0.4, 0.7])
+        >>> round(gain.estimate, 6), gain.p, gain.above_zero
+        (0.1, 0.03125, True)
     """
     before, after = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if before.shape != after.shape:
         found = f"{before.shape} and {after.shape}"
         raise UsageError("paired values do not fit", found=found, expected="the same slices")
-    return bootstrap_interval(after - before, groups, confidence=confidence, resamples=resamples, seed=seed)
+    change = after - before
+    interval = bootstrap_interval(change, groups, confidence=confidence, resamples=resamples, seed=seed)
+    if interval.groups < 2:
+        return interval
+    sums, _ = _by_group(*_checked(change, groups, confidence, resamples))
+    return dataclasses.replace(interval, p=sign_flip_p(sums, resamples=resamples, seed=seed))
+
+
+def sign_flip_p(sums: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> float:
+    """Compute the two-sided p-value of the sign-flip test.
+
+    The test is exact up to 14 patients, where all sign flips are enumerated. Up to 500 patients flips are drawn at random,
+    and the observed signs count as one of them, which keeps the level (Hemerik and Goeman, TEST 27, 2018).
+
+    Args:
+        sums: (patients,) sum of each patient's differences.
+        resamples: Random sign flips.
+        seed: Seed of the random sign flips.
+
+    Example:
+        >>> sign_flip_p([0.3, 0.1, 0.2, 0.1, 0.2])
+        0.0625
+    """
+    values = np.asarray(sums, np.float64)
+    observed = abs(float(values.sum()))
+    # Sums that differ by rounding alone are equal.
+    least = observed - 1e-12 * max(float(np.abs(values).sum()), 1e-300)
+    if len(values) > _DRAWN:
+        spread = float(np.sqrt((values**2).sum()))
+        return float(2 * ndtr(-observed / spread)) if spread else 1.0
+    if len(values) <= _EXACT:
+        return float((np.abs(_all_signs(len(values)) @ values) >= least).mean())
+    reached = np.abs(_drawn_signs(len(values), resamples, seed) @ values) >= least
+    return float((reached.sum() + 1) / (len(reached) + 1))
 
 
 def group_numbers(groups: ArrayLike) -> NDArray[np.int64]:
-    """Whole numbers that are equal where the groups are; "" (unknown) is a group of its own, each time.
+    """Number the groups: equal names get equal numbers, and each "" (unknown) gets one of its own.
 
     >>> group_numbers(["a", "", "a", ""]).tolist()
     [0, 1, 0, 2]
     """
-    # None and NaN are what tables have where nothing is known.
+    # Tables hold None or NaN where the patient is unknown.
     given = np.asarray(groups, object).ravel().tolist()
     names = np.array(["" if g is None or g != g else str(g) for g in given], str)
     known: dict[str, int] = {}
@@ -182,27 +222,65 @@ def group_numbers(groups: ArrayLike) -> NDArray[np.int64]:
     return found
 
 
-def _resampled(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, seed: int
-) -> NDArray[np.float64]:
-    """Means of the resamples: sums over drawn groups by their slices."""
-    many = len(counts)
-    if resamples * many <= _CHUNK:
-        # One product for both: what takes time is to read the table.
-        total, slices = (_times_drawn(many, resamples, seed) @ np.column_stack([sums, counts])).T
-        return np.asarray(total / slices)
-    rng = np.random.default_rng(seed)
-    means = []
-    at_once = max(1, _CHUNK // many)
-    for start in range(0, resamples, at_once):
-        drawn = rng.integers(0, many, (min(at_once, resamples - start), many))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-    return np.concatenate(means)
+def _checked(
+    values: ArrayLike, groups: ArrayLike | None, confidence: float, resamples: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the values that are not NaN, and the number of each one's group."""
+    numbers = np.asarray(values, np.float64)
+    if numbers.ndim != 1:
+        raise UsageError("an interval needs one value a slice", found=f"shape {numbers.shape}", expected="(slices,)")
+    if not 0 < confidence < 1 or resamples < 1:
+        found = f"confidence {confidence}, {resamples} resamples"
+        raise UsageError("invalid options of an interval", found=found, expected="0 < confidence < 1, resamples >= 1")
+    members = np.arange(len(numbers)) if groups is None else group_numbers(groups)
+    if members.shape != numbers.shape:
+        found = f"{len(numbers)} values, {len(members)} groups"
+        raise UsageError("values and groups do not fit", found=found, expected="one group a value")
+    if np.isinf(numbers).any():
+        raise UsageError(
+            "infinite values have no interval",
+            found=f"{int(np.isinf(numbers).sum())} of {numbers.size}",
+            remedy="Report misses as a count, or use the finite variant (hd95_or_diagonal).",
+        )
+    counted = ~np.isnan(numbers)
+    return numbers[counted], members[counted]
+
+
+def _by_group(
+    numbers: NDArray[np.float64], members: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(groups,) sums and (groups,) counts of the groups that have values."""
+    _, members = np.unique(members, return_inverse=True)
+    return np.bincount(members, numbers).astype(np.float64), np.bincount(members).astype(np.float64)
+
+
+def _standard_error(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the CR2 standard error of `sums.sum() / counts.sum()` and its degrees of freedom.
+
+    With weights w of the groups the variance is sum_g d_g (m_g - m)^2, d_g = w_g^2 / (1 - w_g). For independent group means
+    of equal variance this is a quadratic form with the matrix A = M' D M, M = I - 1 w', and the degrees of freedom are
+    tr(A)^2 / tr(A^2); both traces are written out, so that no (groups x groups) matrix is needed.
+    """
+    share = counts / counts.sum()
+    mean = sums.sum() / counts.sum()
+    weight = share**2 / (1 - share)
+    variance = float((weight * (sums / counts - mean) ** 2).sum())
+    square = float((share**2).sum())
+    zeroth, first, second = (float((weight * share**power).sum()) for power in (0, 1, 2))
+    trace = zeroth * (1 + square) - 2 * first
+    squared = float((weight**2 * (1 + 2 * square - 4 * share)).sum())
+    squared += square**2 * zeroth**2 + 2 * zeroth * second - 4 * square * first * zeroth + 2 * first**2
+    return math.sqrt(variance), trace**2 / squared
+
+
+@lru_cache(maxsize=8)
+def _all_signs(many: int) -> NDArray[np.float64]:
+    """(2 ** many, many) every pattern of signs."""
+    return 1.0 - 2.0 * ((np.arange(2**many)[:, None] >> np.arange(many)) & 1)
 
 
 @lru_cache(maxsize=4)
-def _times_drawn(many: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    """(resamples, many) how often each group was drawn; an evaluation asks for hundreds of intervals over the same ones."""
-    drawn = np.random.default_rng(seed).integers(0, many, (resamples, many))
-    places = drawn + many * np.arange(resamples)[:, None]
-    return np.bincount(places.ravel(), minlength=resamples * many).reshape(resamples, many).astype(np.float64)
+def _drawn_signs(many: int, resamples: int, seed: int) -> NDArray[np.float32]:
+    """(resamples, many) random signs; an evaluation asks for dozens of tests over the same patients."""
+    drawn = np.random.default_rng(seed).integers(0, 2, (resamples, many), dtype=np.int8)
+    return (1 - 2 * drawn).astype(np.float32)

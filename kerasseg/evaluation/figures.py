@@ -15,6 +15,7 @@ from kerasseg.evaluation.schema import MEASURES, Figures, Mean, NetworkFigures, 
 from kerasseg.postprocessing import MaskRule
 
 __all__ = [
+    "SHARES",
     "USUAL",
     "Resampling",
     "as_mean",
@@ -30,24 +31,27 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How intervals are made.
+    """Options of intervals and of the sign-flip test.
 
     Attributes:
-        confidence: In (0, 1).
-        resamples: Draws of patients.
-        seed: Of the draws.
+        confidence: Confidence level, in (0, 1).
+        resamples: Random sign flips, with more than 14 patients.
+        seed: Seed of the random sign flips.
     """
 
     confidence: float = 0.95
     resamples: int = 10_000
     seed: int = 0
 
-    def of(self, values: NDArray[np.float64], people: NDArray[np.int64]) -> Mean:
-        """The mean of values that are not NaN, with its interval."""
-        return as_mean(bootstrap_interval(values, people, **self._options()))  # type: ignore[arg-type]
+    def of(self, values: NDArray[np.float64], people: NDArray[np.int64], highest: float | None = None) -> Mean:
+        """Return the mean of values that are not NaN, with its interval within 0 and `highest` (None for no bounds)."""
+        found = as_mean(bootstrap_interval(values, people, **self._options()))  # type: ignore[arg-type]
+        if highest is None or found.low is None or found.high is None:
+            return found
+        return found.model_copy(update={"low": max(found.low, 0.0), "high": min(found.high, highest)})
 
     def paired(self, before: NDArray[np.float64], after: NDArray[np.float64], people: NDArray[np.int64]) -> Mean:
-        """The mean of `after - before`, with its interval."""
+        """Return the mean of `after - before`, with its interval."""
         return as_mean(paired_interval(before, after, people, **self._options()))  # type: ignore[arg-type]
 
     def _options(self) -> dict[str, float | int]:
@@ -55,14 +59,24 @@ class Resampling:
 
 
 USUAL = Resampling()
-"""As everywhere else."""
+"""The options of every report."""
+
+SHARES = ("dice", "dice_tumour", "iou", "precision", "recall")
+"""Measures between 0 and 1; the others are distances."""
 
 
 def as_mean(interval: Interval) -> Mean:
-    """The form of `metrics.json`: None where there is no number."""
-    numbers = (None if math.isnan(x) else x for x in (interval.estimate, interval.low, interval.high))
-    mean, low, high = numbers
-    return Mean(mean=mean, low=low, high=high, slices=interval.slices, patients=interval.groups)
+    """Convert to the form of `metrics.json`: None where there is no number, and no limits with fewer than five patients."""
+    mean = None if math.isnan(interval.estimate) else interval.estimate
+    known = not interval.few and not math.isnan(interval.low)
+    return Mean(
+        mean=mean,
+        low=interval.low if known else None,
+        high=interval.high if known else None,
+        slices=interval.slices,
+        patients=interval.groups,
+        clear=None if math.isnan(interval.p) else interval.clear,
+    )
 
 
 def clusters(rows: Sequence[SliceRow]) -> NDArray[np.int64]:
@@ -159,7 +173,7 @@ def figures_of(
         untouched=int(((true > 0) & (overlap == 0)).sum()),
         empty=int((true == 0).sum()),
         false_alarms=int(((true == 0) & (found > 0)).sum()),
-        measures={name: resampling.of(columns[name], people) for name in MEASURES},
+        measures={name: resampling.of(columns[name], people, 1.0 if name in SHARES else math.inf) for name in MEASURES},
     )
 
 
@@ -250,4 +264,4 @@ def _volumes(
         both = sum(score.predicted_pixels for score in scores) + sum(rows[i].reference_pixels for i in numbers)
         dice.append(2 * overlap / both if both else 1.0)
         whose.append(people[numbers[0]])
-    return resampling.of(np.array(dice, np.float64), np.array(whose, np.int64))
+    return resampling.of(np.array(dice, np.float64), np.array(whose, np.int64), 1.0)

@@ -94,15 +94,15 @@ def compare_readers(
     for name in predictions.classes:
         chosen = there & np.array([row.label == name for row in rows])
         if chosen.any():
-            classes[name] = resampling.of(agreement[chosen], people[chosen])
+            classes[name] = resampling.of(agreement[chosen], people[chosen], 1.0)
     return SecondReader(
         source=source,
         slices=int(there.sum()),
         without=int((~there).sum()),
-        agreement=resampling.of(agreement, people),
+        agreement=resampling.of(agreement, people, 1.0),
         agreement_classes=classes,
-        network=resampling.of(first, people),
-        network_second=resampling.of(beside, people),
+        network=resampling.of(first, people, 1.0),
+        network_second=resampling.of(beside, people, 1.0),
     )
 
 

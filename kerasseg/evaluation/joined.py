@@ -105,6 +105,7 @@ def predict_splits(
     memory_budget: int = MEMORY_BUDGET,
     progress: Callable[[int, int], None] | None = None,
     transform: Transform | None = None,
+    flip_average: bool = False,
 ) -> Predictions:
     """One pass of a network over the named splits; arguments and errors as in `predict_split`.
 
@@ -114,8 +115,9 @@ def predict_splits(
         splits: At least one, each with slices.
         batch_size: Slices at once.
         memory_budget: Bytes of memory for probabilities.
-        progress: Told (slices done, slices).
+        progress: Called with (slices done, slices).
         transform: Given images and the numbers that slices have in the result.
+        flip_average: Whether the predictions of each image and its mirror image are averaged.
     """
     manifest = load_manifest(shards)
     total = sum(manifest.slices_in(split) for split in splits)
@@ -137,6 +139,7 @@ def predict_splits(
                 memory_budget=memory_budget // len(splits),
                 on_batch=told,
                 transform=None if transform is None else _shifted(transform, before),
+                flip_average=flip_average,
             )
         )
         before += count

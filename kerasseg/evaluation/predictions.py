@@ -226,6 +226,7 @@ def predict_split(
     memory_budget: int = MEMORY_BUDGET,
     on_batch: Callable[[int, int], None] | None = None,
     transform: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]] | None = None,
+    flip_average: bool = False,
 ) -> SplitPredictions:
     """One pass of a network over a split, in inference mode.
 
@@ -237,6 +238,7 @@ def predict_split(
         memory_budget: Bytes of memory that probabilities may take; beyond it they lie in a temporary file.
         on_batch: Told (batches done, batches).
         transform: Changes images before the network sees them, given (images, numbers of the slices).
+        flip_average: Whether the predictions of each image and its mirror image are averaged.
 
     Raises:
         UsageError: A network of another size, or one that puts out no probabilities.
@@ -262,6 +264,9 @@ def predict_split(
         there = batch.slice >= 0
         images = batch.image if transform is None else transform(batch.image, batch.slice)
         values = check_probabilities(model.predict_on_batch(images), (len(images), side, side))
+        if flip_average:
+            mirrored = model.predict_on_batch(np.ascontiguousarray(images[:, :, ::-1]))
+            values = (values + check_probabilities(mirrored, values.shape)[:, :, ::-1]) / 2
         probabilities[batch.slice[there]] = values[there]
         if on_batch is not None:
             on_batch(step + 1, data.steps)

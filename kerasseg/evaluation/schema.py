@@ -16,8 +16,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS
 from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords.documents import read_document
 
@@ -64,13 +65,34 @@ class _Model(BaseModel):
 
 
 class Mean(_Model):
-    """A mean over slices with its interval over patients; None where nothing counts or nothing can be said."""
+    """A mean over slices with its interval over patients.
+
+    Attributes:
+        mean: The mean; None if no slice counts.
+        low, high: Limits; None with fewer than five patients, which are too few for an interval.
+        slices, patients: That count.
+        clear: For paired differences, whether the difference is beyond chance: the interval excludes 0 and an exact
+            sign-flip test over patients agrees. None for other means, and in files of earlier versions.
+    """
 
     mean: float | None
     low: float | None
     high: float | None
     slices: int
     patients: int
+    clear: bool | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # Other means are written as in earlier versions, as the digest of threshold.json requires.
+        return {name: value for name, value in handler(self).items() if name != "clear" or value is not None}
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether a difference is beyond chance, also one from a file without `clear`."""
+        if self.low is None or self.high is None or self.patients < FEWEST_PATIENTS:
+            return False
+        return (self.low > 0 or self.high < 0) and self.clear is not False
 
 
 class Figures(_Model):

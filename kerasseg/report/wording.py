@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kerasseg.evaluation.schema import Evaluation, Figures, Mean, NetworkFigures, Stage, Target
-from kerasseg.postprocessing import MaskRule
+from kerasseg.postprocessing import rule_in_words
 
 __all__ = ["Cell", "Goal", "Table", "cell", "count", "gain_cell", "gain_sentence", "goals", "rule_in_words", "share"]
 
@@ -147,28 +147,6 @@ def misses(figures: Figures) -> str:
             f"{figures.false_alarms:,} of {count(figures.empty, 'slice')} without tumour have a false alarm"
         )
     return "".join(f"{sentence}. " for sentence in sentences).strip()
-
-
-def rule_in_words(rule: MaskRule) -> str:
-    """What is done with probabilities; lengths in percent of the slice's width.
-
-    >>> rule_in_words(MaskRule(threshold=0.42, min_diameter=0.02, fill_holes=True))
-    'tumour from a probability of 0.42; objects smaller than a disk of 2 % of the width are removed; holes are filled'
-    """
-    steps = [f"tumour from a probability of {rule.threshold:g}"]
-    if rule.class_thresholds:
-        steps.append("by class: " + ", ".join(f"{name} {value:g}" for name, value in rule.class_thresholds.items()))
-    if rule.min_diameter:
-        steps.append(f"objects smaller than a disk of {100 * rule.min_diameter:.3g} % of the width are removed")
-    if rule.close_radius:
-        steps.append(f"gaps are closed with a disk of radius {100 * rule.close_radius:.3g} %")
-    if rule.fill_holes:
-        steps.append("holes are filled")
-    if rule.keep_largest:
-        steps.append("only the largest object stays")
-    if rule.open_radius:
-        steps.append(f"thin parts are removed with a disk of radius {100 * rule.open_radius:.3g} %")
-    return "; ".join(steps)
 
 
 def stage_in_words(stage: Stage) -> str:

@@ -34,6 +34,7 @@ class Survey:
         spacing: Median millimetres a pixel; None where no slice knows it.
         lowest, highest: Of all probabilities.
         tumours: Slices with tumour in the reference.
+        tumour_patients: Patients with such a slice.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +47,7 @@ class Survey:
     lowest: float
     highest: float
     tumours: int
+    tumour_patients: int
 
     @property
     def patients(self) -> int:
@@ -88,9 +90,6 @@ class Survey:
             notes.append(
                 "The best threshold is 0.001, the lowest there is: the network is far from sure of any tumour."
             )
-        if self.patients < 10:
-            count = f"{self.patients} patient{'s' * (self.patients > 1)}"
-            notes.append(f"Tuned on only {count}: the rule may not suit others, and the intervals are too narrow.")
         return tuple(notes)
 
 
@@ -118,6 +117,7 @@ def survey(
     counts: dict[tuple[int, int], int] = {}
     known: dict[str, int] = {}
     lowest, highest, tumours = np.inf, -np.inf, 0
+    with_tumour: set[int] = set()
     for number in range(count):
         case, probability = predictions.case(number, resolution), predictions.probability(number, resolution)
         # A slice of unknown patient is a patient of its own.
@@ -131,7 +131,9 @@ def survey(
         if case.spacing[1] > 0:
             spacings.append(case.spacing[1])
         lowest, highest = min(lowest, float(probability.min())), max(highest, float(probability.max()))
-        tumours += bool(case.mask.any())
+        if case.mask.any():
+            tumours += 1
+            with_tumour.add(int(groups[number]))
         if progress is not None:
             progress("sweep", number + 1, count)
     if not tumours:
@@ -160,4 +162,5 @@ def survey(
         lowest=lowest,
         highest=highest,
         tumours=tumours,
+        tumour_patients=len(with_tumour),
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kerasseg.evaluation.schema import Mean
-from kerasseg.postprocessing import MaskRule
+from kerasseg.postprocessing import MaskRule, rule_in_words
+from kerasseg.tuning.thresholds import FEWEST_PATIENTS
+from kerasseg_tfrecords.text import count
 
 __all__ = ["Curve", "StepName", "Tuned", "TuningStep"]
 
@@ -76,7 +78,7 @@ class Tuned(_Model):
         dice: Of the rule.
         gain: The paired difference of the two.
         confidence: Of all intervals.
-        best: The threshold with the highest mean. The rule's is the nearest to 0.5 that is as good within noise.
+        best: The threshold with the highest mean. The rule's is the one whose gain over 0.5 is the most certain.
         threshold_low, threshold_high: Interval of the best threshold over patients; None with fewer than two.
         flat_low, flat_high: Between these, thresholds are as good as the best within noise.
         curve: Dice by threshold, without post-processing.
@@ -85,6 +87,10 @@ class Tuned(_Model):
         width: Pixels of the slices' longer side, the median: what a length of 1 in the rule stands for.
         spacing: Millimetres a pixel, the median; None where unknown.
         notes: Sentences for people, about what makes the rule worth less.
+        tumour_patients: Patients with tumours; None in files of earlier versions, as all that follows.
+        forced: Whether the rule was kept without a test against noise.
+        candidate: The rule that would have been used, where none was kept.
+        candidate_gain: Its paired gain over 0.5 on these slices.
     """
 
     rule: MaskRule
@@ -107,11 +113,45 @@ class Tuned(_Model):
     width: int
     spacing: float | None = None
     notes: tuple[str, ...] = ()
+    tumour_patients: int | None = None
+    forced: bool | None = None
+    candidate: MaskRule | None = None
+    candidate_gain: Mean | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # Files of earlier versions lack these: written again they are the same, as their digest requires.
+        added = ("tumour_patients", "forced", "candidate", "candidate_gain")
+        return {name: value for name, value in handler(self).items() if name not in added or value is not None}
+
+    @property
+    def decision(self) -> str:
+        """Whether a rule was kept and why not, in one sentence; "" where the search found nothing better than 0.5."""
+        patients = (
+            "" if self.tumour_patients is None else f" over {count(self.tumour_patients, 'patient')} with tumours"
+        )
+        if self.forced and self.rule != MaskRule():
+            return f"The rule was kept with --force, without a test that its gain{patients} is beyond noise."
+        if self.candidate is None or self.rule != MaskRule():
+            return ""
+        gain = self.candidate_gain
+        found = "" if gain is None or gain.mean is None else f" ({gain.mean:+.3f} Dice on the validation slices)"
+        few = self.tumour_patients is not None and self.tumour_patients < FEWEST_PATIENTS
+        why = (
+            f"the validation split has {count(self.tumour_patients or 0, 'patient')} with tumours, and a rule needs "
+            f"at least {FEWEST_PATIENTS}"
+            if few
+            else f"no gain{patients} is beyond noise"
+        )
+        return (
+            f"Threshold 0.5 without post-processing is used: {why}; the rule would have been "
+            f"{rule_in_words(self.candidate)}{found}."
+        )
 
     @model_validator(mode="after")
     def _evidence_is_about_the_rule(self) -> Tuned:
         kept = [step for step in self.steps if step.kept]
         if not kept or kept[-1].rule != self.rule:
-            msg = "rule is not the one that the evidence below it is about: it was changed by hand"
+            msg = "rule is not the one that the evidence below it is about: it was edited by hand"
             raise ValueError(msg)
         return self

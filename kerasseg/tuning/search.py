@@ -1,41 +1,47 @@
-"""The best rule from probabilities to masks on a set of slices: threshold first, then post-processing together with it.
+"""Choose the rule from probabilities to masks on validation slices, and keep it only where it helps beyond noise.
 
-1. **Threshold.** Mean over slices of Dice at 1,000 thresholds (`kerasseg.tuning.thresholds`). Of the thresholds around the
-   best one that are as good within noise (one standard error of the paired difference, over patients, and never more than
-   half a point of Dice), the one nearest to 0.5 is taken.
-2. **Post-processing**, step by step in the order of `MaskRule`. Each step is tried in a few strengths, each at several
-   thresholds: what removes false pixels allows a lower threshold. A step is kept only if the mean rises, against the rule
-   so far and against the same threshold without the step, and no class loses (the rule of nnU-Net: Isensee et al., Nature
-   Methods 2021). A setting that is clearly behind after a third of the slices is given up.
-3. **Threshold once more**, with the steps that were kept, by the same rule as in 1.
-4. On request a threshold for each class that gains by it.
+1. **Threshold.** Mean over slices of Dice at 1,000 thresholds (`kerasseg.tuning.thresholds`). The threshold with the most
+   certain gain over 0.5 is chosen: the highest lower confidence bound of the paired gain over patients (one-sided 95 %,
+   Student's t, so that the bar rises as patients get fewer).
+2. **Post-processing**, step by step in the order of `MaskRule`. Each step is tried in one or two strengths, each at a few
+   thresholds: what removes false pixels allows a lower threshold. A step is kept only if its gain over the rule so far is
+   beyond noise in the same sense, the same threshold without the step is not as good, and no class loses (as in nnU-Net:
+   Isensee et al., Nature Methods 2021). A setting that is clearly behind after a third of the slices is given up.
+3. **Threshold once more**, with the steps that were kept, as in 1.
+4. On request a threshold for each class whose gain is beyond noise.
 
-Nothing is drawn at random but the resamples of the intervals, whose seed is fixed: the same slices give the same rule.
+With fewer than eight patients with tumours the rule stays at 0.5. The rule that would have been used, and the rule with
+`force`, come from the same search with a bar of one standard error.
+
+The search draws nothing at random: the same slices give the same rule.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg.evaluation.bootstrap import Interval, bootstrap_interval
+from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
+from kerasseg.evaluation.figures import as_mean
 from kerasseg.evaluation.predictions import Predictions, Resolution
-from kerasseg.evaluation.schema import Mean
 from kerasseg.postprocessing import MaskRule
 from kerasseg.tuning.curves import Survey, survey
 from kerasseg.tuning.result import Curve, StepName, Tuned, TuningStep
 from kerasseg.tuning.scoring import RuleSearch, hold
 from kerasseg.tuning.thresholds import (
-    MOST_NOISE,
+    FEWEST_PATIENTS,
     THRESHOLDS,
     ThresholdChoice,
     best_of_resamples,
     best_threshold,
     choose,
+    lower_bound,
+    required_errors,
 )
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.text import Progress
@@ -48,7 +54,7 @@ _LEAST_GAIN = 1e-4
 _SEARCHED = 2000
 """Slices that post-processing is tried on at most: beyond that more of them change nothing but the time."""
 
-_COARSE, _FINE = 7, 25
+_COARSE, _FINE = 5, 25
 """Thresholds that each step is tried at, and those that are tried in the end."""
 
 _WORTH_TRYING = 0.05
@@ -57,19 +63,26 @@ _WORTH_TRYING = 0.05
 _Step = Literal["min_diameter", "close_radius", "fill_holes", "keep_largest", "open_radius"]
 
 _SETTINGS: dict[_Step, tuple[float | bool, ...]] = {
-    "min_diameter": (0.01, 0.02, 0.04, 0.06, 0.1),
-    "close_radius": (0.004, 0.008, 0.016),
+    "min_diameter": (0.02, 0.05),
+    "close_radius": (0.008,),
     "fill_holes": (True,),
     "keep_largest": (True,),
-    "open_radius": (0.004, 0.008, 0.016),
+    "open_radius": (0.008,),
 }
-"""Lengths as shares of the width: at 512 pixels of half a millimetre, objects of 2.5 to 25 mm and radii of 1 to 4 mm."""
+"""Few, so that the best of them is not the luckiest. Lengths are shares of the width: at 512 pixels of half a millimetre,
+objects of 5 and 12 mm and radii of 2 mm."""
+
+_FORCED_ERRORS = 1.0
+"""Standard errors that a gain must exceed for a rule that is kept without a test."""
+
+_WITHIN_NOISE = "within noise"
 
 
 def tune(
     predictions: Predictions,
     *,
     per_class: bool = False,
+    force: bool = False,
     resolution: Resolution = "native",
     confidence: float = 0.95,
     resamples: int = 1000,
@@ -77,71 +90,82 @@ def tune(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
-    """The rule with the highest mean over slices of Dice, with the evidence for it.
+    """Choose a rule, with the evidence for it; threshold 0.5 without post-processing where no gain is beyond noise.
 
-    Give it validation slices: a rule that was tuned on test slices makes their figures worthless.
+    Use validation slices: tuning on test slices invalidates the test figures.
 
     Args:
         predictions: Probabilities and references, see `kerasseg.evaluation.predictions`.
         per_class: Also look for a threshold for each class. It can be applied only where the class is known.
+        force: Keep a gain of one standard error, whatever the number of patients.
         resolution: Where Dice is taken.
         confidence: Of the intervals.
-        resamples: Of the patients, for the interval of the threshold; ten times as many for those of Dice.
-        seed: Of the resamples.
+        resamples: Bootstrap resamples of the patients, for the interval of the threshold.
+        seed: Seed of the resamples.
         jobs: Threads; None for all processors.
-        progress: Told a stage ("sweep", "search"), what is done, and how much there is.
+        progress: Called with "sweep" or "search", what is done, and how much there is.
 
     Raises:
-        UsageError: No slices, or options that cannot be used.
-        DataError: No slice has a tumour: the emptiest mask would be the best.
+        UsageError: No slices, or invalid options.
+        DataError: No slice has a tumour.
 
     Example:
         >>> from kerasseg.evaluation.predictions import ArrayPredictions
-        >>> masks = np.zeros((4, 16, 16), bool); masks[:, 4:9, 4:9] = True
+        >>> masks = np.zeros((8, 16, 16), bool); masks[:, 4:9, 4:9] = True
         >>> probabilities = np.where(masks, 0.4, 0.1); probabilities[:, 14, 14] = 0.45  # a stray pixel
         >>> tuned = tune(ArrayPredictions(probabilities, masks))
         >>> tuned.rule.threshold, round(tuned.raw.mean, 3), round(tuned.dice.mean, 3)
         (0.4, 0.0, 1.0)
         >>> [step.name for step in tuned.steps if step.kept]
-        ['raw', 'threshold', 'min_diameter']
+        ['raw', 'threshold', 'keep_largest']
     """
     if not 0 < confidence < 1 or resamples < 1:
         found = f"confidence {confidence}, {resamples} resamples"
-        raise UsageError("tuning cannot be done so", found=found, expected="0 < confidence < 1, resamples >= 1")
+        raise UsageError("invalid options of tuning", found=found, expected="0 < confidence < 1, resamples >= 1")
     seen = survey(predictions, resolution, progress)
     numbers = _sample(seen.groups)
-    choice = choose(THRESHOLDS, *seen.by_patient())
     grid = _grid(seen.mean())
     ranges = {name: _grid(seen.mean(name)) for name in seen.classes} if per_class and not seen.constant else {}
     lowest = min(map(min, [grid, *ranges.values()]))
+    required = required_errors(seen.tumour_patients)
     with RuleSearch(hold(predictions, numbers, seen.groups, resolution, lowest), jobs) as search:
-        tuner = _Tuner(seen, search, predictions, progress)
-        tuner.threshold(choice)
-        if not seen.constant:
-            tuner.postprocessing(grid)
-        with_steps = tuner.settle(grid) if tuner.rule.postprocesses else None
-        if ranges:
-            tuner.per_class(ranges)
-    rule = tuner.rule
-    final = _dice_of_all(predictions, seen, rule, resolution, jobs)
 
-    thresholds, sums, counts, choice = with_steps or (THRESHOLDS, *seen.by_patient(), choice)
+        def searched(errors: float) -> _Found:
+            return _Tuner(seen, search, predictions, errors, progress).found(grid, ranges)
+
+        candidate: _Found | None = None
+        if force:
+            found = searched(_FORCED_ERRORS)
+        elif seen.tumour_patients < FEWEST_PATIENTS:
+            candidate = searched(_FORCED_ERRORS)
+            found = candidate.refused(f"fewer than {FEWEST_PATIENTS} patients")
+        else:
+            found = searched(required)
+            if found.rule == MaskRule():
+                candidate = searched(_FORCED_ERRORS)
+
+    def dice_of(rule: MaskRule) -> NDArray[np.float64]:
+        return _dice_of_all(predictions, seen, rule, resolution, jobs)
+
+    final = dice_of(found.rule)
+    if not force and _no_gain(final, seen, required) and found.rule != MaskRule():
+        candidate, found = found, found.refused(_WITHIN_NOISE)
+        final = dice_of(found.rule)
+    if candidate is not None and candidate.rule == MaskRule():
+        candidate = None
+    thresholds, sums, counts, choice = found.with_steps or (THRESHOLDS, *seen.by_patient(), found.choice)
     low, high = best_of_resamples(thresholds, sums, counts, confidence=confidence, resamples=resamples, seed=seed)
-
-    def interval(values: NDArray[np.float64]) -> Mean:
-        return _as_mean(
-            bootstrap_interval(values, seen.groups, confidence=confidence, resamples=10 * resamples, seed=seed)
-        )
-
+    options = {"confidence": confidence, "seed": seed}
+    raw = seen.raw
     return Tuned(
-        rule=rule,
+        rule=found.rule,
         resolution=resolution,
         slices=len(predictions),
         patients=seen.patients,
         searched=len(numbers),
-        raw=interval(seen.raw),
-        dice=interval(final),
-        gain=interval(final - seen.raw),
+        raw=as_mean(bootstrap_interval(raw, seen.groups, **options)),  # type: ignore[arg-type]
+        dice=as_mean(bootstrap_interval(final, seen.groups, **options)),  # type: ignore[arg-type]
+        gain=as_mean(paired_interval(raw, final, seen.groups, **options)),  # type: ignore[arg-type]
         confidence=confidence,
         best=float(thresholds[choice.best]),
         threshold_low=low,
@@ -149,49 +173,115 @@ def tune(
         flat_low=float(thresholds[choice.low]),
         flat_high=float(thresholds[choice.high]),
         curve=_curve(THRESHOLDS, seen.mean()),
-        curve_with_steps=_curve(thresholds, sums.sum(0) / counts.sum()) if with_steps else None,
-        steps=tuple(tuner.steps),
+        curve_with_steps=_curve(thresholds, sums.sum(0) / counts.sum()) if found.with_steps else None,
+        steps=found.steps,
         width=seen.width,
         spacing=seen.spacing,
         notes=seen.notes(),
+        tumour_patients=seen.tumour_patients,
+        forced=force,
+        candidate=None if candidate is None else candidate.rule,
+        candidate_gain=None
+        if candidate is None
+        else as_mean(paired_interval(raw, dice_of(candidate.rule), seen.groups, **options)),  # type: ignore[arg-type]
     )
 
 
-class _Tuner:
-    """The rule so far, and the table of how it came about.
+_Curves = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], ThresholdChoice]
+"""Thresholds, sums of Dice by patient, slices by patient, and the choice among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one search found.
 
     Attributes:
-        rule: What was kept.
+        rule: The rule.
         steps: What was tried.
+        choice: The threshold without post-processing.
+        with_steps: The threshold with the post-processing that was kept; None without.
     """
 
-    def __init__(self, seen: Survey, search: RuleSearch, predictions: Predictions, progress: Progress | None) -> None:
+    rule: MaskRule
+    steps: tuple[TuningStep, ...]
+    choice: ThresholdChoice
+    with_steps: _Curves | None
+
+    def refused(self, reason: str) -> _Found:
+        """Return the same search with 0.5 kept instead of the rule."""
+        steps = [
+            step if step.name == "raw" else step.model_copy(update={"kept": False, "reason": step.reason or reason})
+            for step in self.steps
+        ]
+        return _Found(MaskRule(), tuple(steps), self.choice, None)
+
+
+def _no_gain(final: NDArray[np.float64], seen: Survey, errors: float) -> bool:
+    """Whether the gain of a whole rule over 0.5 is within noise."""
+    sums, counts = _by_group(np.stack([seen.raw, final], axis=1), seen.groups)
+    return float(lower_bound(sums[:, 1:], sums[:, 0], counts, errors)[0]) <= 0
+
+
+class _Tuner:
+    """One search: the rule so far, and the table of what each step brought.
+
+    Args:
+        seen: Dice of the slices at every threshold.
+        search: Slices that rules are tried on.
+        predictions: All slices.
+        errors: Standard errors that a gain must exceed.
+        progress: As in `tune`.
+    """
+
+    def __init__(
+        self, seen: Survey, search: RuleSearch, predictions: Predictions, errors: float, progress: Progress | None
+    ) -> None:
         self.rule = MaskRule()
         self.steps: list[TuningStep] = []
-        self._seen, self._search, self._progress = seen, search, progress
+        self._seen, self._search, self._errors, self._progress = seen, search, errors, progress
         self._names = predictions.classes
         self._labels, self._groups = search.held.labels, search.held.groups
         self._plain = self.rule
         self._tried = 0
 
+    def found(self, grid: list[float], ranges: Mapping[str, list[float]]) -> _Found:
+        """Search for the rule.
+
+        Args:
+            grid: Thresholds that post-processing is tried at.
+            ranges: Class -> thresholds of its own to try; empty for none.
+        """
+        choice = choose(THRESHOLDS, *self._seen.by_patient(), errors=self._errors)
+        self._threshold(choice)
+        if not self._seen.constant:
+            self._postprocessing(grid)
+        with_steps = self._settle(grid) if self.rule.postprocesses else None
+        if ranges:
+            self._per_class(ranges)
+        return _Found(self.rule, tuple(self.steps), choice, with_steps)
+
     # --- threshold -------------------------------------------------------------------------------------------------------
 
-    def threshold(self, choice: ThresholdChoice) -> None:
-        """The threshold alone, from the curve over all slices."""
+    def _threshold(self, choice: ThresholdChoice) -> None:
+        """Choose the threshold alone, from the curve over all slices."""
         mean, half = self._seen.mean(), int(np.abs(THRESHOLDS - 0.5).argmin())
         self._note("raw", self.rule, float(mean[half]), self._seen.class_means(half), kept=True)
-        chosen = half if self._seen.constant or mean[half] >= mean[choice.chosen] else choice.chosen
-        rule = MaskRule(threshold=float(THRESHOLDS[chosen]))
-        flat = "all are the same" if self._seen.constant else "0.5 is as good as the best within noise"
-        reason = "" if chosen != half else flat
-        found, classes = float(mean[chosen]), self._seen.class_means(chosen)
-        self._note("threshold", rule, found, classes, found - float(mean[half]), kept=not reason, reason=reason)
+        constant = self._seen.constant
+        kept = choice.chosen != half and not constant
+        # Where none is kept, the table shows the best one.
+        shown = choice.chosen if kept else half if constant else choice.best
+        gain = float(mean[shown] - mean[half])
+        reason = (
+            "" if kept else "all are the same" if constant else "0.5 is the best" if shown == half else _WITHIN_NOISE
+        )
+        rule = MaskRule(threshold=float(THRESHOLDS[shown]))
+        self._note("threshold", rule, float(mean[shown]), self._seen.class_means(shown), gain, kept=kept, reason=reason)
         self._plain = self.rule
 
     # --- post-processing -------------------------------------------------------------------------------------------------
 
-    def postprocessing(self, grid: list[float]) -> None:
-        """Each step in turn, in a few strengths and at a few thresholds."""
+    def _postprocessing(self, grid: list[float]) -> None:
+        """Try each step in turn, at a few thresholds."""
         grid = sorted({*grid, self.rule.threshold})
         planned = sum(map(len, _SETTINGS.values())) * len(grid)
         for name, settings in _SETTINGS.items():
@@ -211,15 +301,17 @@ class _Tuner:
     def _keep_the_best(
         self, name: _Step, found: list[tuple[MaskRule, NDArray[np.float64]]], standing: NDArray[np.float64]
     ) -> None:
-        """Of the settings of one step that gain without loss for any class, the one with the highest mean."""
+        """Keep the setting of one step whose gain is the most certain, if any is beyond noise without loss for a class."""
         if not found:
             reason = "every setting is clearly worse"
             self._note(
                 name, self.rule.model_copy(update={name: _SETTINGS[name][0]}), None, {}, kept=False, reason=reason
             )
             return
-        # Of equal means the nearest threshold, and of these the first, the gentlest.
-        found.sort(key=lambda one: (-round(float(one[1].mean()), 12), abs(one[0].threshold - self.rule.threshold)))
+        # Of equal bounds the nearest threshold, and of these the first, the gentlest.
+        found.sort(
+            key=lambda one: (-round(self._bound(one[1], standing), 12), abs(one[0].threshold - self.rule.threshold))
+        )
         for rule, dice in found:
             if not self._objection(rule, dice, name, standing):
                 self._add(name, rule, dice, standing)
@@ -228,10 +320,12 @@ class _Tuner:
         self._add(name, rule, dice, standing, self._objection(rule, dice, name, standing))
 
     def _objection(self, rule: MaskRule, dice: NDArray[np.float64], name: _Step, standing: NDArray[np.float64]) -> str:
-        """Why a rule is not to be kept; "" where it is."""
+        """Return why a rule is not kept; "" where it is."""
         gain = float(dice.mean() - standing.mean())
         if gain < _LEAST_GAIN:
             return "changes nothing" if np.array_equal(dice, standing) else "no gain"
+        if self._bound(dice, standing) <= 0:
+            return _WITHIN_NOISE
         before, after = self._classes(standing), self._classes(dice)
         worst = min(after, key=lambda one: after[one] - before[one])
         if after[worst] < before[worst] - 1e-9:
@@ -241,20 +335,14 @@ class _Tuner:
 
     # --- the threshold once more -----------------------------------------------------------------------------------------
 
-    def settle(
-        self, grid: list[float]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], ThresholdChoice]:
-        """Looks for the threshold again with the post-processing that was kept.
-
-        Returns:
-            Thresholds, sums of Dice by patient, slices by patient, and the choice among them.
-        """
+    def _settle(self, grid: list[float]) -> _Curves:
+        """Choose the threshold again with the post-processing that was kept."""
         thresholds = self._fine(grid)
         table = self._table(thresholds)
         sums, counts = _by_group(table, self._groups)
         plain = self._search.dice(self._plain)
         before = self._classes(plain)
-        # What no class lost by post-processing, none is to lose by its threshold.
+        # No class may lose by the new threshold what it did not lose by post-processing.
         allowed = np.array(
             [
                 table[:, k].mean() >= plain.mean()
@@ -262,17 +350,15 @@ class _Tuner:
                 for k in range(len(thresholds))
             ]
         )
-        choice = choose(thresholds, sums, counts, allowed)
-        standing = self._search.dice(self.rule)
-        dice = table[:, choice.chosen]
-        if allowed[choice.chosen] and dice.mean() >= standing.mean() - MOST_NOISE:
+        standing = int(np.abs(thresholds - self.rule.threshold).argmin())
+        choice = choose(thresholds, sums, counts, errors=self._errors, standing=standing, allowed=allowed)
+        if choice.chosen != standing:
             rule = self.rule.model_copy(update={"threshold": float(thresholds[choice.chosen])})
-            if rule != self.rule:
-                self._add("settled", rule, dice, standing)
+            self._add("settled", rule, table[:, choice.chosen], table[:, standing])
         return thresholds, sums, counts, choice
 
-    def per_class(self, ranges: Mapping[str, list[float]]) -> None:
-        """A threshold for each class whose slices gain by it.
+    def _per_class(self, ranges: Mapping[str, list[float]]) -> None:
+        """Choose a threshold for each class whose slices gain by it beyond noise.
 
         Args:
             ranges: Class -> thresholds, of which the first and the last are the ends of what is tried.
@@ -287,15 +373,27 @@ class _Tuner:
             if self.rule.postprocesses:
                 thresholds = self._fine(grid)
                 sums, counts = _by_group(self._table(thresholds, members), self._groups[members])
-            chosen = thresholds[[choose(thresholds, sums, counts).chosen]]
-            if (self._table(chosen, members).mean() - standing[members].mean()) >= _LEAST_GAIN:
-                own[name] = float(chosen[0])
+            nearest = int(np.abs(thresholds - self.rule.threshold).argmin())
+            found = choose(thresholds, sums, counts, errors=self._class_errors(len(counts)), standing=nearest).chosen
+            if found != nearest:
+                own[name] = float(thresholds[found])
         rule = self.rule.model_copy(update={"class_thresholds": own})
         dice = self._search.dice(rule, self._names)
-        reason = "" if own else "no class gains by a threshold of its own"
+        reason = "" if own else "no class gains beyond noise"
         self._add("class_thresholds", rule, dice, standing, reason)
 
+    def _class_errors(self, patients: int) -> float:
+        """Return the bar for one class, which has fewer patients than all of them."""
+        if self._errors == _FORCED_ERRORS:
+            return self._errors
+        return required_errors(patients) if patients >= FEWEST_PATIENTS else math.inf
+
     # --- helpers ---------------------------------------------------------------------------------------------------------
+
+    def _bound(self, dice: NDArray[np.float64], standing: NDArray[np.float64]) -> float:
+        """Return the lower bound of the gain over the standing rule."""
+        sums, counts = _by_group(np.stack([standing, dice], axis=1), self._groups)
+        return float(lower_bound(sums[:, 1:], sums[:, 0], counts, self._errors)[0])
 
     def _fine(self, grid: list[float]) -> NDArray[np.float64]:
         spread = np.linspace(min(grid), max(grid), _FINE).round(3)
@@ -383,8 +481,3 @@ def _by_group(table: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[ND
 
 def _curve(thresholds: NDArray[np.float64], mean: NDArray[np.float64]) -> Curve:
     return Curve(thresholds=tuple(thresholds.tolist()), dice=tuple(mean.round(6).tolist()))
-
-
-def _as_mean(found: Interval) -> Mean:
-    low, high = (None if math.isnan(limit) else limit for limit in (found.low, found.high))
-    return Mean(mean=found.estimate, low=low, high=high, slices=found.slices, patients=found.groups)

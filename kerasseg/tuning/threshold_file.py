@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.result import Tuned
@@ -63,7 +63,8 @@ class ThresholdFile(BaseModel):
         classes: Names.
         model: The rule for `model.keras`.
         baseline: For `baseline.keras`, tuned in the same way, so that the two are compared fairly.
-        digest: SHA-256 over all the rest, so that what a hand changes is noticed.
+        flip_average: Whether predictions of each image and its mirror image were averaged; None where not.
+        digest: SHA-256 over all the rest, which detects edits by hand.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -78,15 +79,21 @@ class ThresholdFile(BaseModel):
     classes: tuple[str, ...]
     model: NetworkRule
     baseline: NetworkRule
+    flip_average: bool | None = None
     digest: str = ""
 
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # The digest of a file of an earlier version is over what it held.
+        return {name: value for name, value in handler(self).items() if name != "flip_average" or value is not None}
+
     def own_digest(self) -> str:
-        """What `digest` ought to be."""
+        """Compute the digest of the file's content."""
         return hashlib.sha256(self.model_dump_json(exclude={"digest", "created"}).encode()).hexdigest()
 
 
 def save_threshold(run: RunDirectory, file: ThresholdFile) -> ThresholdFile:
-    """Writes the file, whole or not at all, with its digest; gives what was written.
+    """Write the file atomically, with its digest, and return what was written.
 
     Raises:
         KerassegError: It cannot be written; an earlier one is as it was.
@@ -97,14 +104,14 @@ def save_threshold(run: RunDirectory, file: ThresholdFile) -> ThresholdFile:
 
 
 def load_threshold(run: RunDirectory) -> ThresholdFile:
-    """The rules of a run, checked: the file is sound, and the networks are those that it was made for.
+    """Load the rules of a run, and check that its networks are those that the rules were tuned for.
 
     Raises:
-        DataError: There is none, it is damaged or was changed by hand, or the run was trained on since.
+        DataError: There is none, it is damaged or was edited by hand, or the run was trained further since.
         KerassegError: It is of a newer version.
     """
     path, again = run.threshold_file, f"Tune again: kerasseg tune-threshold {run.root}"
-    own = "To use a threshold of your own: kerasseg evaluate --threshold 0.4"
+    own = "To use another threshold: kerasseg evaluate --threshold 0.4"
     file = read_document(
         path,
         ThresholdFile,
@@ -114,17 +121,15 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
         missing_remedy=f"Tune it: kerasseg tune-threshold {run.root}",
     )
     if file.digest != file.own_digest():
-        raise DataError(
-            "the rule was changed by hand", path=path, found="a digest that does not fit", remedy=f"{again}. {own}"
-        )
+        raise DataError("the rule was edited by hand", path=path, found="a wrong digest", remedy=f"{again}. {own}")
     for rule in (file.model, file.baseline):
         network = run.root / rule.network
         if not network.is_file():
-            continue  # the weights may have been left elsewhere; whoever opens them says so
+            continue  # the weights may have been left elsewhere; opening them reports it
         found = network_sha256(network)
         if found != rule.sha256:
             raise StaleRuleError(
-                "the rule was tuned for other weights: the network was trained on, or replaced",
+                "the rule was tuned for other weights: the network was trained further or replaced",
                 path=path,
                 found=f"{rule.network} {found[:12]}",
                 expected=rule.sha256[:12],

@@ -14,20 +14,23 @@ from k upwards, whole numbers throughout: the Dice of each slice is exactly what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
+from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS as FEWEST_FOR_INTERVALS
 from kerasseg_tfrecords.errors import UsageError
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.predictions import Predictions, Resolution
 
 __all__ = [
-    "MOST_NOISE",
+    "FEWEST_PATIENTS",
     "THRESHOLDS",
     "ThresholdChoice",
     "ThresholdSweep",
@@ -35,6 +38,8 @@ __all__ = [
     "best_threshold",
     "choose",
     "dice_at_all",
+    "lower_bound",
+    "required_errors",
     "sweep_thresholds",
 ]
 
@@ -206,11 +211,52 @@ def _plane(array: NDArray[Any]) -> NDArray[Any]:
     return plane
 
 
-MOST_NOISE = 0.005
-"""Mean Dice that is given up for a threshold nearer to 0.5, at most: with few patients the noise alone would allow any."""
+FEWEST_PATIENTS = 8
+"""Validation patients with tumours below which the rule stays at 0.5."""
+
+_LEVEL = 0.95
+"""One-sided confidence that a gain must have."""
+
+_MOST_NOISE = 0.005
+"""Mean Dice below the best that still counts as equally good; with few patients noise alone would allow any threshold."""
 
 _CHUNK = 1 << 24
 """Numbers at once: 128 MB."""
+
+
+def required_errors(patients: int) -> float:
+    """Return how many standard errors a gain must exceed to be kept: Student's t, which rises as patients get fewer.
+
+    >>> [round(required_errors(patients), 2) for patients in (3, 8, 30)]
+    [2.92, 1.89, 1.7]
+    """
+    return float(stdtrit(patients - 1, _LEVEL)) if patients > 1 else math.inf
+
+
+def lower_bound(
+    sums: NDArray[np.float64], standing: NDArray[np.float64], counts: NDArray[np.float64], errors: float
+) -> NDArray[np.float64]:
+    """Return the paired gain less so many standard errors over patients.
+
+    The standard error is that of a ratio of sums over clusters (Cochran, "Sampling Techniques", 1977, section 6.4).
+
+    Args:
+        sums: (patients, k) sums of Dice over each patient's slices, for k rules.
+        standing: (patients,) the same for the rule that they are compared with.
+        counts: (patients,) slices of each patient.
+        errors: Standard errors, from `required_errors`.
+
+    Returns:
+        (k,) bounds; the gain itself with `errors` 0.
+    """
+    change = sums - standing[:, None]
+    gain = change.sum(0) / counts.sum()
+    patients = len(counts)
+    if patients < 2:
+        return gain if math.isfinite(errors) else np.full_like(gain, -np.inf)
+    residual = change - counts[:, None] * gain
+    noise = np.sqrt(patients / (patients - 1) * (residual**2).sum(0)) / counts.sum()
+    return np.asarray(gain - errors * noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +264,8 @@ class ThresholdChoice:
     """Indices of thresholds.
 
     Attributes:
-        chosen: The one nearest to 0.5 among those as good as the best.
-        best: The highest mean.
+        chosen: The one to use.
+        best: The one with the highest mean.
         low, high: First and last of the unbroken range around the best that is as good within noise.
     """
 
@@ -233,40 +279,45 @@ def choose(
     thresholds: NDArray[np.float64],
     sums: NDArray[np.float64],
     counts: NDArray[np.float64],
+    *,
+    errors: float,
+    standing: int | None = None,
     allowed: NDArray[np.bool_] | None = None,
 ) -> ThresholdChoice:
-    """The threshold to take.
+    """Choose the threshold whose gain is the most certain.
 
-    Noise is one standard error of the difference to the best threshold, paired, over patients. It is estimated from the
-    sums of each patient as for any ratio of sums over clusters (Cochran, "Sampling Techniques", 1977, section 6.4).
+    That is the one with the highest lower bound of the paired gain over the standing threshold; of equal ones the nearest
+    to 0.5. The standing threshold is kept if no bound is above 0. Thresholds near the standing one have little noise, so
+    that a distant one is chosen only where it clearly gains more.
 
     Args:
         thresholds: (k,) rising.
         sums: (patients, k) sums of Dice over each patient's slices.
-        counts: (patients,) slices of each.
-        allowed: (k,) those that may be chosen; None for all. Where none of the good ones may, the best is chosen.
+        counts: (patients,) slices of each patient.
+        errors: Standard errors that a gain must exceed.
+        standing: Index of the standing threshold; None for the one nearest to 0.5.
+        allowed: (k,) thresholds that may be chosen; None for all.
 
     Example:
         >>> thresholds = np.array([0.2, 0.3, 0.4, 0.5])
         >>> sums = np.array([[0.8, 0.85, 0.84, 0.3], [0.8, 0.87, 0.88, 0.4], [0.7, 0.78, 0.78, 0.5]])
-        >>> choose(thresholds, sums, np.ones(3))
+        >>> choose(thresholds, sums, np.ones(3), errors=1)
         ThresholdChoice(chosen=2, best=2, low=1, high=2)
     """
-    slices, patients = counts.sum(), len(counts)
-    mean = sums.sum(0) / slices
+    if standing is None:
+        standing = int(np.abs(thresholds - 0.5).argmin())
+    mean = sums.sum(0) / counts.sum()
     best = best_threshold(thresholds, mean)
-    loss = mean[best] - mean
-    noise = np.zeros(len(thresholds))
-    if patients > 1:
-        residual = sums[:, [best]] - sums - counts[:, None] * loss
-        noise = np.sqrt(patients / (patients - 1) * (residual**2).sum(0)) / slices
-    good = loss <= np.minimum(noise, MOST_NOISE) + 1e-12
+    # How far below the best, with the sign turned: 0 there, and the bound one standard error wide.
+    noise = mean[best] - mean + lower_bound(sums, sums[:, best], counts, -1.0 if len(counts) > 1 else 0.0)
+    good = mean[best] - mean <= np.minimum(noise, _MOST_NOISE) + 1e-12
     below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
     low = int(below[-1]) + 1 if below.size else 0
     high = best + int(above[0]) - 1 if above.size else len(thresholds) - 1
-    range_ = np.arange(low, high + 1)
-    free = range_ if allowed is None else range_[allowed[range_]]
-    chosen = int(free[np.abs(thresholds[free] - 0.5).argmin()]) if free.size else best
+    bound = lower_bound(sums, sums[:, standing], counts, errors)
+    if allowed is not None:
+        bound = np.where(allowed, bound, -np.inf)
+    chosen = best_threshold(thresholds, bound) if bound.max() > 1e-12 else standing
     return ThresholdChoice(chosen, best, low, high)
 
 
@@ -279,7 +330,7 @@ def best_of_resamples(
     resamples: int,
     seed: int,
 ) -> tuple[float | None, float | None]:
-    """Interval of the best threshold, were it looked for on other patients: percentiles over draws of patients.
+    """Compute the range of the best threshold over other patients: percentiles of a bootstrap over patients.
 
     Args:
         thresholds: (k,) rising.
@@ -290,10 +341,10 @@ def best_of_resamples(
         seed: Of the draws.
 
     Returns:
-        Its limits; None with fewer than two patients.
+        Its limits; None with fewer than five patients.
     """
     patients = len(counts)
-    if patients < 2:
+    if patients < FEWEST_FOR_INTERVALS:
         return None, None
     # The first of the highest is the nearest to 0.5, as in `best_threshold`.
     order = np.argsort(np.abs(thresholds - 0.5), kind="stable")

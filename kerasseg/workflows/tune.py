@@ -1,96 +1,137 @@
-"""`tune_run`: a run's network and its baseline, tuned on the run's validation slices, written to `threshold.json`."""
+"""Tune the rules of a run's network and of its baseline on validation slices, and write them to `threshold.json`."""
 
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from pathlib import Path
 
 from kerasseg.checkpoints import open_checkpoint
 from kerasseg.evaluation.joined import JoinedPredictions
-from kerasseg.evaluation.predictions import Predictions, SplitPredictions, predict_split
+from kerasseg.evaluation.predictions import SplitPredictions, predict_split
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.search import tune
 from kerasseg.tuning.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
-from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg.workflows.cross_validate import read_cross_validation
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
 from kerasseg_tfrecords.text import Progress
 
 __all__ = ["tune_run"]
 
 
+@dataclass(frozen=True, slots=True)
+class _HeldOut:
+    """Slices that a network has not learnt from.
+
+    Attributes:
+        folder: Of the network's files.
+        shards: The shard directory whose validation split it is.
+    """
+
+    folder: Path
+    shards: Path
+
+
 def tune_run(
     run: RunDirectory,
     *,
     per_class: bool = False,
+    force: bool = False,
+    cross_validation: Path | None = None,
     shards: Path | None = None,
     batch_size: int = 8,
+    flip_average: bool = False,
     progress: Progress | None = None,
 ) -> ThresholdFile:
-    """Tunes the rule of a run's network, and in the same way that of its baseline, on validation; writes both.
+    """Tune the rule of a run's network and of its baseline on validation slices, and write both to `threshold.json`.
 
-    The split is not to be chosen: what was tuned on the test split says nothing about new slices. The networks of an
-    ensemble of folds have learnt from validation slices; its rule is tuned out of fold, on what each fold's network says of
-    the slices that it held out.
+    The split cannot be chosen: tuning on the test split would invalidate the test figures. The rule of a cross-validation's
+    ensemble is tuned out of fold, on what each fold's network predicts for the slices that it held out.
 
     Args:
         run: A run that is not being trained.
         per_class: Also look for a threshold for each class.
+        force: Keep the rule without a test that its gain is beyond noise.
+        cross_validation: Folder of a finished cross-validation of the run's shards, whose out-of-fold predictions are used
+            instead of the run's validation slices: more patients, none of them seen by the network that predicts them.
         shards: Where the run's shards lie now; None for where they lay. They must hold the same data.
         batch_size: Slices at once.
-        progress: Told a stage, what is done, and how much there is: "predict NAME", "sweep NAME" and "search NAME", with
-            `model` and `baseline` as names.
+        flip_average: Average the predictions of each image and its mirror image.
+        progress: Called with a stage, what is done, and how much there is: "predict NAME", "sweep NAME" and "search NAME",
+            with `model` and `baseline` as names.
 
     Raises:
         KerassegError: The run is being trained, or the file cannot be written.
         DataError: The run has no network, the shards are others or damaged, or no validation slice has a tumour.
-        UsageError: A network that puts out no probabilities, or one of another size.
+        UsageError: A network that does not put out probabilities, one of another size, or a cross-validation of other data.
     """
     run.require_rest()
     config = run.config()
     for file in (run.model_file, run.baseline_file):
         if not file.is_file():
-            remedy = f"Go on with the run: kerasseg train --resume --out {run.root}"
-            raise DataError("this run has no such network", path=file, remedy=remedy)
+            remedy = f"Resume the run: kerasseg train --resume --out {run.root}"
+            raise DataError("the run has no such network", path=file, remedy=remedy)
     folder = Path(config.settings.shards) if shards is None else shards
     manifest = _manifest(folder, config.resolved.fingerprint, moved=shards is None)
+    if cross_validation is not None:
+        held_out = _folds_of(cross_validation, manifest)
+    elif run.folds:
+        held_out = [_HeldOut(fold.root, Path(fold.config().settings.shards)) for fold in run.folds]
+    else:
+        held_out = [_HeldOut(run.root, folder)]
 
     def tuned(name: str, file: Path) -> NetworkRule:
         digest = network_sha256(file)
-        predictions = _predictions(run, file.name, folder, batch_size, _named(progress, name))
-        found = tune(predictions, per_class=per_class, progress=_named(progress, name))
+        told = _named(progress, name)
+        parts = [_predict(one, file.name, batch_size, told, flip_average=flip_average) for one in held_out]
+        predictions = parts[0] if len(parts) == 1 else JoinedPredictions(parts)
+        found = tune(predictions, per_class=per_class, force=force, progress=told)
         if network_sha256(file) != digest:
-            raise KerassegError("the network was replaced while it was tuned", path=file, remedy="Run this again.")
+            raise KerassegError("the network was replaced during tuning", path=file, remedy="Run this again.")
         return NetworkRule(**dict(found), network=file.name, sha256=digest)
 
     result = ThresholdFile(
-        folds=len(run.folds),
+        folds=len(held_out) if run.folds or cross_validation is not None else 0,
         shards=str(folder),
         fingerprint=manifest.fingerprint,
         classes=manifest.classes,
         model=tuned("model", run.model_file),
         baseline=tuned("baseline", run.baseline_file),
+        flip_average=flip_average or None,
     )
     return save_threshold(run, result)
 
 
-def _predictions(
-    run: RunDirectory, network: str, shards: Path, batch_size: int, progress: Progress | None
-) -> Predictions:
-    """Of slices that the network, or the fold of it that speaks, has not learnt from."""
-    if not run.folds:
-        return _predict(run.root / network, shards, batch_size, progress)
-    parts = []
-    for fold in run.folds:
-        settings = fold.config().settings
-        parts.append(_predict(fold.root / network, Path(settings.shards), batch_size, progress))
-    return JoinedPredictions(parts)
+def _folds_of(root: Path, manifest: Manifest) -> list[_HeldOut]:
+    """Return the folds of a finished cross-validation of the same shards."""
+    found = read_cross_validation(root)
+    if found.out_of_fold is None:
+        raise UsageError(
+            "the cross-validation has not finished",
+            path=root,
+            remedy=f"Finish it: kerasseg cross-validate --resume --out {root}",
+        )
+    if found.fingerprint != manifest.fingerprint:
+        raise UsageError(
+            "the cross-validation used other shards than the run",
+            path=root,
+            found=f"fingerprint {found.fingerprint[:12]}",
+            expected=manifest.fingerprint[:12],
+        )
+    folders = [root / f"fold-{k}" for k in range(1, found.folds + 1)]
+    return [_HeldOut(folder, folder / "shards") for folder in folders]
 
 
-def _predict(file: Path, shards: Path, batch_size: int, progress: Progress | None) -> SplitPredictions:
-    model = open_checkpoint(file)
+def _predict(
+    held_out: _HeldOut, network: str, batch_size: int, progress: Progress | None, *, flip_average: bool
+) -> SplitPredictions:
+    model = open_checkpoint(held_out.folder / network)
     on_batch = None if progress is None else lambda done, total: progress("predict", done, total)
     try:
-        return predict_split(model, shards, "val", batch_size=batch_size, on_batch=on_batch)
+        return predict_split(
+            model, held_out.shards, "val", batch_size=batch_size, on_batch=on_batch, flip_average=flip_average
+        )
     finally:
         del model
         gc.collect()
@@ -103,18 +144,18 @@ def _manifest(folder: Path, fingerprint: str, *, moved: bool) -> Manifest:
         if not moved:
             raise
         raise DataError(
-            "the shards of the run are not there any more",
+            "the shards of the run are missing",
             path=folder,
             found=error.sentence(with_path=False),
-            remedy="Say where they lie now: --shards FOLDER",
+            remedy="If they were moved, name their folder with --shards.",
         ) from None
     if manifest.fingerprint != fingerprint:
         raise DataError(
-            "these are not the shards of the run: its validation slices may be others, or slices it was trained on",
+            "these are not the shards that the run was trained on",
             path=folder,
             found=f"fingerprint {manifest.fingerprint[:12]}",
             expected=fingerprint[:12],
-            remedy="Name the run's own with --shards, or prepare them again with the same options.",
+            remedy="Name the run's own shards with --shards, or prepare them again with the same options.",
         )
     return manifest
 

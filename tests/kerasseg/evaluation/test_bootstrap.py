@@ -1,26 +1,21 @@
-"""Intervals against a bootstrap written from its definition, and against the truth they are to hold."""
+"""Intervals and tests against their definitions, and against the truth that intervals should contain."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 
-from kerasseg.evaluation.bootstrap import Interval, bootstrap_interval, group_numbers, paired_interval
+from kerasseg.evaluation.bootstrap import Interval, bootstrap_interval, group_numbers, paired_interval, sign_flip_p
+from kerasseg.evaluation.figures import as_mean
 from kerasseg_tfrecords.errors import UsageError
 
 RNG = np.random.default_rng(5)
-
-
-def plain_bootstrap(values, groups, draws, rng):
-    """Draw patients, take all of their slices, mean; nothing shared with the code under test."""
-    by_patient = [[v for v, g in zip(values, groups, strict=True) if g == name] for name in sorted(set(groups))]
-    means = []
-    for _ in range(draws):
-        drawn = [by_patient[i] for i in rng.integers(0, len(by_patient), len(by_patient))]
-        means.append(np.mean(np.concatenate(drawn)))
-    return np.percentile(means, [2.5, 97.5])
 
 
 def patients(many=25):
@@ -31,37 +26,77 @@ def patients(many=25):
     return values, groups
 
 
-def test_equals_the_plain_bootstrap():
-    values, groups = patients()
+def by_matrices(values, groups):
+    """CR2 standard error of a mean over slices and its degrees of freedom, from (patients x patients) matrices."""
+    names, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    means = np.array([values[members == i].mean() for i in range(len(names))])
+    share = sizes / sizes.sum()
+    residual = np.eye(len(names)) - np.outer(np.ones(len(names)), share)
+    form = residual.T @ np.diag(share**2 / (1 - share)) @ residual
+    return np.sqrt(means @ form @ means), np.trace(form) ** 2 / np.trace(form @ form)
+
+
+@pytest.mark.parametrize("many", [2, 3, 7, 25])
+def test_equals_the_cluster_robust_interval_from_matrices(many):
+    values, groups = patients(many)
     found = bootstrap_interval(values, groups)
-    low, high = plain_bootstrap(values, groups, 3000, np.random.default_rng(1))
-    width = high - low
+    error, freedom = by_matrices(values, groups)
+    reach = student.ppf(0.975, freedom) * error
     assert found.estimate == pytest.approx(values.mean())
-    assert found.low == pytest.approx(low, abs=0.06 * width)
-    assert found.high == pytest.approx(high, abs=0.06 * width)
-    assert (found.slices, found.groups, found.few) == (len(values), 25, False)
-    by_slice = bootstrap_interval(values)
-    assert by_slice.high - by_slice.low < 0.7 * width, "slices of one head are no independent witnesses"
+    assert (found.low, found.high) == pytest.approx((values.mean() - reach, values.mean() + reach))
+    assert (found.slices, found.groups, found.few) == (len(values), many, many < 5)
+
+
+def test_patients_of_equal_size_give_the_usual_t_interval():
+    found = bootstrap_interval([0.1, 0.2, 0.6, 0.7, 0.4])
+    low, high = student.interval(0.95, 4, 0.4, np.std([0.1, 0.2, 0.6, 0.7, 0.4], ddof=1) / np.sqrt(5))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_slices_of_a_patient_are_no_independent_observations():
+    values, groups = patients()
+    by_patient, by_slice = bootstrap_interval(values, groups), bootstrap_interval(values)
+    assert by_slice.high - by_slice.low < 0.7 * (by_patient.high - by_patient.low)
     assert by_slice.groups == len(values)
 
 
-def test_the_same_values_give_the_same_interval_in_chunks_too(monkeypatch):
-    values, groups = patients()
-    first = bootstrap_interval(values, groups, seed=3)
-    assert bootstrap_interval(values, groups, seed=3) == first
-    assert bootstrap_interval(values, groups, seed=4) != first
-    monkeypatch.setattr("kerasseg.evaluation.bootstrap._CHUNK", 100)
-    chunked = bootstrap_interval(values, groups, seed=3)
-    # The same draws, added up in another order.
-    assert (chunked.low, chunked.high) == pytest.approx((first.low, first.high), rel=1e-12)
-    assert chunked.estimate == first.estimate
+def test_the_sign_flip_test_counts_every_pattern_of_signs():
+    sums = RNG.normal(0.3, 1, 9)
+    flipped = [abs(np.dot(signs, sums)) for signs in itertools.product((1, -1), repeat=9)]
+    assert sign_flip_p(sums) == pytest.approx(np.mean(np.array(flipped) >= abs(sums.sum()) - 1e-12))
+    assert sign_flip_p(np.zeros(4)) == 1
+    # Drawn flips and the normal limit agree with one another.
+    many = RNG.normal(0.1, 1, 400)
+    assert sign_flip_p(many) == pytest.approx(2 * normal.sf(abs(many.sum()) / np.sqrt((many**2).sum())), abs=0.02)
+    assert sign_flip_p(np.concatenate([many, np.zeros(200)])) == pytest.approx(sign_flip_p(many), abs=0.02)
+
+
+def test_a_difference_is_clear_only_with_enough_patients_and_where_the_sign_flip_test_agrees():
+    same = paired_interval(np.zeros(5), np.array([0.1, 0.101, 0.102, 0.1, 0.101]))
+    # Five patients have 32 patterns of signs, so that p cannot be below 1 / 16, however narrow the interval.
+    assert same.low > 0
+    assert (same.p, same.clear, same.above_zero) == (0.0625, False, False)
+    six = paired_interval(np.zeros(6), np.array([-0.1, -0.099, -0.098, -0.1, -0.099, -0.1]))
+    assert (six.p, six.clear, six.above_zero) == (0.03125, True, False)
+    assert not paired_interval(np.zeros(4), np.array([0.1, 0.101, 0.102, 0.1])).clear
+    assert as_mean(same).clear is False
+    assert as_mean(six).clear is True
+    assert as_mean(bootstrap_interval(np.full(6, 0.3))).clear is None
+
+
+def test_with_fewer_than_five_patients_reports_show_no_limits():
+    values = [0.2, 0.3, 0.5, 0.4]
+    assert not np.isnan(bootstrap_interval(values).low)
+    assert as_mean(bootstrap_interval(values)).low is None
+    assert as_mean(bootstrap_interval([*values, 0.1])).low is not None
 
 
 def test_a_gain_that_two_intervals_hide():
     values, groups = patients()
     better = values + 0.02 + RNG.normal(0, 0.005, len(values))
     gain = paired_interval(values, better, groups)
-    assert gain == bootstrap_interval(better - values, groups)
+    alone = bootstrap_interval(better - values, groups)
+    assert (gain.estimate, gain.low, gain.high) == (alone.estimate, alone.low, alone.high)
     assert gain.above_zero
     assert bootstrap_interval(values, groups).high > bootstrap_interval(better, groups).low
     assert paired_interval(values, values, groups).above_zero is False
@@ -124,19 +159,15 @@ def test_what_cannot_be_computed_is_refused(arguments, options):
         paired_interval([0.5], [0.5, 0.6])
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    """Forty patients, slices alike within a patient, true mean 0.6; drawing slices instead would hold it far less often."""
+@pytest.mark.parametrize(("many", "least"), [(3, 0.9), (5, 0.93), (12, 0.93)])
+def test_intervals_contain_the_truth_as_often_as_they_say(many, least):
+    """Patients with 1 to 20 slices, alike within a patient, a tenth of the slices missed."""
     rng = np.random.default_rng(11)
-    held = {"patients": 0, "slices": 0}
-    tries = 250
+    tries, held = 600, 0
     for _ in range(tries):
-        sizes = rng.integers(2, 9, 40)
-        values = np.repeat(rng.normal(0.6, 0.15, 40), sizes) + rng.normal(0, 0.03, sizes.sum())
-        groups = np.repeat(np.arange(40), sizes)
-        for name, found in (
-            ("patients", bootstrap_interval(values, groups, resamples=500)),
-            ("slices", bootstrap_interval(values, resamples=500)),
-        ):
-            held[name] += found.low <= 0.6 <= found.high
-    assert 0.89 <= held["patients"] / tries <= 0.985
-    assert held["slices"] / tries < 0.8
+        sizes = rng.integers(1, 21, many)
+        values = np.repeat(rng.normal(0.6, 0.15, many), sizes) + rng.normal(0, 0.03, sizes.sum())
+        missed = rng.random(len(values)) < 0.1
+        found = bootstrap_interval(np.where(missed, 0, values), np.repeat(np.arange(many), sizes))
+        held += found.low <= 0.54 <= found.high
+    assert least - 0.015 <= held / tries <= 0.99

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -82,7 +83,7 @@ def test_a_threshold_that_is_too_high_comes_down_as_far_as_it_must() -> None:
 def test_what_is_good_stays_at_a_half() -> None:
     tuned = tune(predictions(scene()))
     assert tuned.rule == MaskRule()
-    assert tuned.steps[1].reason == "0.5 is as good as the best within noise"
+    assert tuned.steps[1].reason == "0.5 is the best"
     assert all(step.reason for step in tuned.steps[1:])
     assert (tuned.gain.mean, tuned.slices, tuned.patients, tuned.width) == (0, 24, 12, SIZE)
 
@@ -277,13 +278,70 @@ def test_probabilities_that_never_reach_a_half_are_named() -> None:
 
 
 def test_one_patient_gives_a_rule_without_intervals() -> None:
-    tuned = tune(predictions(scene(4, inside=0.4), groups=["a"] * 4))
+    alone = predictions(scene(4, inside=0.4), groups=["a"] * 4)
+    tuned = tune(alone, force=True)
     assert tuned.rule.threshold == 0.4
     assert (tuned.threshold_low, tuned.dice.low) == (None, None)
-    assert "only 1 patient" in tuned.notes[-1]
+    assert tuned.decision.startswith("The rule was kept with --force")
+    assert tune(alone).rule == MaskRule()
+
+
+# --- whether a rule is kept -----------------------------------------------------------------------------------------------
+
+
+def test_with_fewer_than_eight_patients_the_rule_stays_and_the_other_is_shown() -> None:
+    for patients, few in ((7, True), (8, False)):
+        pair = scene(16, inside=0.35)
+        found = tune(predictions(pair, groups=[str(i % patients) for i in range(16)]))
+        assert found.tumour_patients == patients
+        assert (found.rule == MaskRule()) == few
+        assert (found.candidate == MaskRule(threshold=0.35)) == few
+        assert (found.gain.mean == 0) == few
+        assert all(step.reason for step in found.steps[1:]) == few
+        if few:
+            assert found.decision == (
+                "Threshold 0.5 without post-processing is used: the validation split has 7 patients with tumours, and a "
+                "rule needs at least 8; the rule would have been threshold 0.35 (+1.000 Dice on the validation slices)."
+            )
+            assert found.candidate_gain is not None
+            assert found.candidate_gain.mean == 1
+        else:
+            assert found.decision == ""
+
+
+def test_patients_without_tumours_do_not_count() -> None:
+    probabilities, masks = scene(24, inside=0.35)
+    masks[8:] = False
+    probabilities[8:] = 0.02
+    found = tune(predictions((probabilities, masks)))  # 12 patients, of whom 4 have tumours
+    assert (found.patients, found.tumour_patients, found.rule) == (12, 4, MaskRule())
+
+
+def test_a_gain_within_noise_is_not_kept_and_force_keeps_it() -> None:
+    """One patient of ten gains much by a lower threshold, the others lose a little."""
+    probabilities, masks = scene(20)
+    for i in range(20):
+        edge = ~masks[i] & (cv2.dilate(masks[i].astype(np.uint8), np.ones((3, 3))) > 0)
+        probabilities[i][edge] = 0.4
+    probabilities[:4][masks[:4]] = 0.4
+    pair = probabilities, masks
+    found = tune(predictions(pair))
+    assert mean_by_hand(pair, MaskRule(threshold=0.4)) > mean_by_hand(pair, MaskRule()) + 0.01
+    assert found.rule == MaskRule()
+    assert found.steps[1].reason == "within noise"
+    forced = tune(predictions(pair), force=True)
+    assert forced.forced is True
+
+
+def test_evidence_is_read_again_with_and_without_the_decision() -> None:
+    found = tune(predictions(scene(6, inside=0.35)))
+    assert Tuned.model_validate_json(found.model_dump_json()) == found
+    plain = found.model_copy(update=dict.fromkeys(("tumour_patients", "forced", "candidate", "candidate_gain")))
+    assert "candidate" not in plain.model_dump_json()
+    assert Tuned.model_validate_json(plain.model_dump_json()).decision == ""
 
 
 @pytest.mark.parametrize("options", [{"confidence": 1.0}, {"resamples": 0}])
 def test_options_that_cannot_be_used_are_said(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="tuning cannot be done so"):
+    with pytest.raises(UsageError, match="invalid options of tuning"):
         tune(predictions(scene(4)), **options)

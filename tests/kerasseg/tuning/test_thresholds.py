@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import ttest_rel
 
 import kerasseg
 from kerasseg.evaluation.predictions import ArrayPredictions
 from kerasseg.metrics import slice_scores
-from kerasseg.tuning.thresholds import THRESHOLDS, best_of_resamples, best_threshold, choose
+from kerasseg.tuning.thresholds import THRESHOLDS, best_of_resamples, best_threshold, choose, required_errors
 from kerasseg_tfrecords.errors import UsageError
 
 
@@ -124,41 +125,49 @@ def test_what_cannot_be_swept_is_said(
 # --- which threshold a curve speaks for -----------------------------------------------------------------------------------
 
 
-def test_a_flat_optimum_takes_the_point_nearest_to_a_half() -> None:
+def test_a_flat_optimum_takes_a_point_near_a_half() -> None:
     """Between 0.1 and 0.4 the patients disagree by more than the curve differs; above 0.4 all lose."""
     rng = np.random.default_rng(0)
     curve = np.where(THRESHOLDS <= 0.4, 0.8 - 0.001 * np.abs(THRESHOLDS - 0.2), 0.5)
     sums = curve + rng.normal(0, 0.02, (20, 1)) * (THRESHOLDS - 0.2)
-    choice = choose(THRESHOLDS, sums, np.ones(20))
-    assert THRESHOLDS[choice.chosen] == 0.4
+    choice = choose(THRESHOLDS, sums, np.ones(20), errors=1.7)
+    assert 0.3 < THRESHOLDS[choice.chosen] <= 0.4
     assert THRESHOLDS[choice.high] == 0.4
     assert THRESHOLDS[choice.low] < 0.15
 
 
 def test_a_sharp_optimum_is_taken_as_it_is() -> None:
     sums = np.tile(0.8 - np.abs(THRESHOLDS - 0.2), (20, 1))
-    choice = choose(THRESHOLDS, sums, np.ones(20))
+    choice = choose(THRESHOLDS, sums, np.ones(20), errors=1.7)
     assert choice.chosen == choice.best == choice.low == choice.high == 199
 
 
-def test_the_noise_is_the_standard_error_of_the_paired_difference() -> None:
-    """Against the textbook formula where every patient has one slice."""
+def test_a_gain_is_kept_where_a_one_sided_t_test_over_patients_rejects() -> None:
+    """Against SciPy's paired test, where every patient has one slice."""
     rng = np.random.default_rng(3)
-    thresholds = np.array([0.3, 0.4])
-    for _ in range(200):
-        sums = np.stack([rng.normal(0.8, 0.1, 12), np.zeros(12)], axis=1)
-        sums[:, 1] = sums[:, 0] - rng.normal(0.003, 0.01, 12)
-        difference = sums[:, 0] - sums[:, 1]
-        if difference.mean() < 0:
-            continue
-        error = difference.std(ddof=1) / np.sqrt(12)
-        expected = int(difference.mean() <= min(error, 0.005))
-        assert choose(thresholds, sums, np.ones(12)).chosen == expected
+    thresholds = np.array([0.3, 0.5])
+    kept = 0
+    for patients in (8, 12, 30):
+        for _ in range(100):
+            sums = np.tile(rng.normal(0.8, 0.1, (patients, 1)), 2)
+            sums[:, 0] += rng.normal(0.003, 0.01, patients)
+            expected = ttest_rel(sums[:, 0], sums[:, 1], alternative="greater").pvalue < 0.05
+            chosen = choose(thresholds, sums, np.ones(patients), errors=required_errors(patients)).chosen
+            assert (chosen == 0) == expected
+            kept += expected
+    assert 30 < kept < 270
+
+
+def test_the_bar_rises_as_patients_get_fewer() -> None:
+    bars = [required_errors(patients) for patients in (100, 30, 15, 8, 5, 3, 2, 1)]
+    assert bars == sorted(bars)
+    assert bars[-1] == np.inf
 
 
 def test_one_patient_has_no_noise_and_no_interval() -> None:
     sums = (0.8 - 0.001 * np.abs(THRESHOLDS - 0.2))[None]
-    assert choose(THRESHOLDS, sums, np.ones(1)).chosen == 199
+    assert choose(THRESHOLDS, sums, np.ones(1), errors=required_errors(1)).chosen == 499
+    assert choose(THRESHOLDS, sums, np.ones(1), errors=1).chosen == 199
     nothing = best_of_resamples(THRESHOLDS, sums, np.ones(1), confidence=0.95, resamples=10, seed=0)
     assert nothing == (None, None)
 
