@@ -12,7 +12,7 @@ import keras
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["RECIPE_STAGES", "Drop", "PlateauRule", "PlateauSchedule", "PlateauState", "Stop", "Thaw"]
+__all__ = ["RECIPE_STAGES", "Drop", "PlateauRule", "PlateauSchedule", "PlateauState", "Stop", "Thaw", "cosine_rate"]
 
 RECIPE_STAGES: tuple[tuple[int, float], ...] = ((5, 1e-5), (3, 1e-6))
 """(epochs without a better score, rate that follows)."""
@@ -240,6 +240,28 @@ class PlateauRule:
         since = "the best epoch" if self.stop_counter == "total" else "the last gain or fresh chance"
         reason = f"no better score for {self.idle(state)} epochs since {since}"
         return replace(state, stopped=True), (Stop(reason),)
+
+
+def cosine_rate(peak: float, step: int, steps: int, warmup: float = 0.05) -> float:
+    """Learning rate of one step: a linear warm-up to `peak`, then half a cosine towards 0 (SGDR without restarts).
+
+    The rate depends on the step alone, so that a resumed run continues with the same rates.
+
+    Args:
+        peak: Highest learning rate, > 0.
+        step: Optimizer steps taken before this one, 0 or more.
+        steps: Planned steps in total, 1 or more.
+        warmup: Share of the steps spent on the warm-up, [0, 1).
+
+    Example:
+        >>> [round(cosine_rate(1.0, step, 10, warmup=0.2), 3) for step in (0, 1, 2, 6, 9)]
+        [0.5, 1.0, 1.0, 0.5, 0.038]
+    """
+    warm = min(round(warmup * steps), steps - 1)
+    if step < warm:
+        return peak * (step + 1) / warm
+    share = (min(step, steps - 1) - warm) / (steps - warm)
+    return peak * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def _checked_stages(stages: Sequence[Any]) -> tuple[tuple[int, float], ...]:

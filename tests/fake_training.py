@@ -16,6 +16,7 @@ from kerasseg.runs.history import EpochRow
 from kerasseg.training.engine import StepResult
 from kerasseg.training.events import Event, Message
 from kerasseg.training.state import Progress
+from kerasseg.training.strategies import Phase
 from kerasseg.training.trainer import Plan, Trainer, Validation
 from kerasseg.training.validation_table import SliceTable
 
@@ -56,6 +57,9 @@ class FakePhase:
 
     strategy: str = "conservative"
     rule: PlateauRule = field(default_factory=lambda: PlateauRule(1e-4))
+    warmup: float | None = None
+
+    rate = Phase.rate
 
     def freeze(self, model: FakeNetwork, thawed: int = 0) -> Any:
         model.thawed = thawed
@@ -82,6 +86,18 @@ class FakeEngine:
         self.train_dice: Iterator[float] | None = None
         self.steps = 0
         self.rebuild(optimizer)
+        self.restart_average()
+
+    def restart_average(self) -> None:
+        self.average = self.model.weights.copy()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        raw, self.model.weights = self.model.weights, self.average.copy()
+        try:
+            yield
+        finally:
+            self.model.weights = raw
 
     def set_rate(self, rate: float) -> None:
         self.optimizer.rate = rate
@@ -103,6 +119,7 @@ class FakeEngine:
         self.model.weights = self.model.weights + movable * 1e3 * self.optimizer.rate * (
             push + 0.1 * self.optimizer.momentum
         )
+        self.average += 0.2 * (self.model.weights - self.average)
         loss = self.losses.get(self.steps, float(np.abs(push).mean()))
         dice = 0.5 if self.train_dice is None else next(self.train_dice)
         return StepResult(loss, np.full(4, dice, np.float32), np.arange(4) + 4 * step)
@@ -118,12 +135,14 @@ class FakeEngine:
     def variables(self) -> dict[str, np.ndarray]:
         return {
             "model/weights": self.model.weights.copy(),
+            "average": self.average.copy(),
             "momentum": np.array(self.optimizer.momentum),
             "rate": np.array(self.optimizer.rate),
         }
 
     def restore(self, variables: Mapping[str, np.ndarray]) -> None:
         self.model.weights = variables["model/weights"].copy()
+        self.average = variables["average"].copy()
         self.optimizer.momentum, self.optimizer.rate = float(variables["momentum"]), float(variables["rate"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,8 +33,8 @@ _TYPED = ("COMMANDLINE", "ENVIRONMENT")
 _AS_TYPED = (
     *("checkpoint", "architecture", "head", "strategy", "freeze_batchnorm"),
     *("batchnorm_momentum", "learning_rate", "weight_decay", "l2"),
-    *("clipnorm", "epochs", "steps", "batch_size", "balance", "train_on_positives", "guard", "seed", "precision"),
-    *("deterministic", "xla", "save_every", "cache"),
+    *("clipnorm", "ema", "epochs", "steps", "batch_size", "balance", "train_on_positives", "guard", "seed"),
+    *("precision", "deterministic", "xla", "save_every", "cache"),
 )
 """Options that are settings as they stand."""
 
@@ -112,6 +112,24 @@ def train(
         float, typer.Option(help="Of a tumour pixel in cross-entropy.", rich_help_panel=RECIPE)
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of every random choice.", rich_help_panel=RECIPE)] = 42,
+    schedule: Annotated[
+        Literal["plateau", "cosine"] | None,
+        typer.Option(
+            help="Lower the rate on plateaus, or warm up and follow a cosine to 0. Default: cosine for scratch, otherwise "
+            "plateau.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = None,
+    warmup: Annotated[
+        float, typer.Option(help="Share of the steps that warm up, cosine schedule.", rich_help_panel=SCHEDULE)
+    ] = 0.05,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="Decay of a moving average of the weights, such as 0.999. The better weights are kept.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
     stages: Annotated[
         str, typer.Option(help="EPOCHS:RATE,...: flat epochs, and the rate that follows.", rich_help_panel=SCHEDULE)
     ] = "5:1e-5,3:1e-6",
@@ -217,11 +235,7 @@ def settings_of(context: typer.Context, options: Mapping[str, Any]) -> TrainSett
     # Fields of a field: those that were typed win over the file's, the others stay the file's.
     parts: dict[str, dict[str, Any]] = {
         "loss": {name: options[name] for name in ("dice_weight", "bce_weight", "smooth", "positive_weight")},
-        "schedule": {
-            "stages": _stages(options["stages"]),
-            "stop_after": options["stop_after"] or None,
-            "stop_counter": options["stop_counter"],
-        },
+        "schedule": _schedule(options, given(context)),
         "augmentation": {name: options[name] for name in ("flip", "brightness", "contrast", "zoom")},
         "network": {name: options[name] for name in ("filters", "depth") if options[name] is not None},
     }
@@ -243,7 +257,10 @@ def _settings(
 
         values = settings_from(config)
         asked = {name: value for name, value in asked.items() if name in given}
-        parts = {field: {name: value for name, value in part.items() if name in given} for field, part in parts.items()}
+        parts = {
+            field: {name: value for name, value in part.items() if field == "schedule" or name in given}
+            for field, part in parts.items()
+        }
     values |= asked
     for field, part in parts.items():
         if part:
@@ -305,6 +322,20 @@ def _augmentations(names: list[str] | None) -> set[str] | None:
     for name in sorted(chosen - set(COLUMNS)):
         refuse(name)
     return chosen
+
+
+def _schedule(options: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
+    """The part of the schedule that was typed. Options for plateaus ask for a plateau schedule."""
+    values = {
+        "warmup": options["warmup"],
+        "stages": _stages(options["stages"]),
+        "stop_after": options["stop_after"] or None,
+        "stop_counter": options["stop_counter"],
+    }
+    typed = {name: value for name, value in values.items() if name in given}
+    if "schedule" in given:
+        return typed | {"kind": options["schedule"]}
+    return typed | ({"kind": "plateau"} if set(typed) - {"warmup"} else {})
 
 
 def _stages(text: str) -> list[tuple[int, float]]:

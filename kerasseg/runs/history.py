@@ -36,6 +36,8 @@ class EpochRow:
         parts: Into how many parts each batch was divided for lack of memory.
         best: Whether its validation Dice is the best so far.
         event: What the schedule did after it, in words; "".
+        val_dice_raw, val_dice_ema: Validation Dice of the trained weights and of their moving average; the other validation
+            scores are those of the better of the two. NaN, and left out of files, where no average is kept.
     """
 
     phase: str
@@ -58,17 +60,20 @@ class EpochRow:
     parts: int = 1
     best: bool = False
     event: str = ""
+    val_dice_raw: float = float("nan")
+    val_dice_ema: float = float("nan")
 
 
 _CLASS = "val_dice_class_"
-_PLAIN = tuple(f.name for f in fields(EpochRow) if f.name != "classes")
+_OPTIONAL = ("val_dice_raw", "val_dice_ema")
+_PLAIN = tuple(f.name for f in fields(EpochRow) if f.name not in ("classes", *_OPTIONAL))
 _TEXT, _WHOLE, _FLAG = {"phase", "event"}, {"epoch", "thawed", "parts"}, {"best"}
 
 
 def rows_to_json(rows: Iterable[EpochRow]) -> list[dict[str, Any]]:
     """Lines as JSON values; NaN becomes null, other numbers keep every digit."""
     return [
-        {name: _null(getattr(row, name)) for name in _PLAIN}
+        {name: _null(getattr(row, name)) for name in (*_PLAIN, *_kept([row]))}
         | {"classes": {name: _null(value) for name, value in row.classes.items()}}
         for row in rows
     ]
@@ -78,7 +83,7 @@ def rows_from_json(data: Sequence[Mapping[str, Any]]) -> list[EpochRow]:
     """What `rows_to_json` gave."""
     return [
         EpochRow(
-            **{name: _back(name, entry[name]) for name in _PLAIN},
+            **{name: _back(name, entry[name]) for name in (*_PLAIN, *_there(entry))},
             classes={name: float("nan") if value is None else value for name, value in entry["classes"].items()},
         )
         for entry in data
@@ -93,9 +98,10 @@ def to_csv(rows: Sequence[EpochRow]) -> str:
     classes = list(dict.fromkeys(name for row in rows for name in row.classes))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_PLAIN, *(_CLASS + name for name in classes)])
+    plain = (*_PLAIN, *_kept(rows))
+    writer.writerow([*plain, *(_CLASS + name for name in classes)])
     for row in rows:
-        cells = [getattr(row, name) for name in _PLAIN] + [row.classes.get(name, float("nan")) for name in classes]
+        cells = [getattr(row, name) for name in plain] + [row.classes.get(name, float("nan")) for name in classes]
         writer.writerow([_cell(value) for value in cells])
     return text.getvalue()
 
@@ -111,7 +117,7 @@ def read_history(path: Path) -> list[EpochRow]:
             entries = list(csv.DictReader(stream))
         return [
             EpochRow(
-                **{name: _parsed(name, entry[name]) for name in _PLAIN},
+                **{name: _parsed(name, entry[name]) for name in (*_PLAIN, *_there(entry))},
                 classes={
                     key.removeprefix(_CLASS): float(value) if value else float("nan")
                     for key, value in entry.items()
@@ -122,6 +128,15 @@ def read_history(path: Path) -> list[EpochRow]:
         ]
     except (OSError, KeyError, ValueError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise DataError("no history of a run", path=path, found=repr(error)) from None
+
+
+def _kept(rows: Sequence[EpochRow]) -> list[str]:
+    """The optional columns that any of the rows has a number for."""
+    return [name for name in _OPTIONAL if any(not math.isnan(getattr(row, name)) for row in rows)]
+
+
+def _there(entry: Mapping[str, Any]) -> list[str]:
+    return [name for name in _OPTIONAL if name in entry]
 
 
 def _null(value: Any) -> Any:

@@ -59,19 +59,34 @@ class LossSettings(_Settings):
 
 
 class ScheduleSettings(_Settings):
-    """Arguments of `PlateauRule`.
+    """When the learning rate changes and training stops.
 
     Attributes:
+        kind: "plateau" lowers the rate on plateaus of validation Dice. "cosine" warms up, then follows a cosine to 0 over
+            the planned epochs, and never stops early. None: plateau; cosine for scratch and two-stage training, unless one
+            of the attributes for plateaus is given.
+        warmup: Share of the steps that a cosine schedule spends on a linear warm-up.
         stages: (epochs without a better score, rate that follows).
         stop_after: Epochs without improvement until the stop; None never stops.
         stop_counter: "stage" or "total".
         min_delta: Gain that does not count.
     """
 
+    kind: Literal["plateau", "cosine"] | None = None
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     stages: tuple[tuple[Annotated[int, Field(ge=1)], float], ...] = RECIPE_STAGES
     stop_after: Annotated[int, Field(ge=1)] | None = 7
     stop_counter: Literal["stage", "total"] = "stage"
     min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plateau_where_described(cls, values: Any) -> Any:
+        # Also what a run of an earlier version means, which knew plateaus alone.
+        described = isinstance(values, dict) and "kind" not in values
+        if described and {"stages", "stop_after", "stop_counter", "min_delta"} & set(values):
+            return {**values, "kind": "plateau"}
+        return values
 
 
 class TrainSettings(_Settings):
@@ -106,6 +121,7 @@ class TrainSettings(_Settings):
         devices: Names such as "GPU:0"; empty for all GPUs, or the CPU.
         deterministic: Same seed, same machine: same weights, bit for bit.
         xla: None: where it is allowed and pays.
+        ema: Decay of an exponential moving average of the weights, such as 0.999; None for none.
         save_every: Steps between two saved states within an epoch; None saves after epochs alone.
         cache: Where training slices are kept.
         memory_budget: Bytes of memory that a split may take.
@@ -139,6 +155,7 @@ class TrainSettings(_Settings):
     devices: tuple[str, ...] = ()
     deterministic: bool = False
     xla: bool | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     save_every: Annotated[int, Field(ge=1)] | None = None
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
     memory_budget: Annotated[int, Field(ge=0)] = 2 * 1024**3
@@ -166,6 +183,14 @@ class TrainSettings(_Settings):
     def phases(self) -> tuple[str, ...]:
         """The strategies that are trained one after the other, each from the same checkpoint."""
         return ("conservative", "moderate") if self.strategy == "auto" else (self.strategy,)
+
+    def schedule_of(self, strategy: str) -> Literal["plateau", "cosine"]:
+        """The schedule that a strategy is trained by.
+
+        >>> TrainSettings().schedule_of("scratch"), TrainSettings(schedule={"stop_after": 9}).schedule_of("scratch")
+        ('cosine', 'plateau')
+        """
+        return self.schedule.kind or ("cosine" if strategy == "scratch" else "plateau")
 
     def rate_of(self, strategy: str) -> float:
         """Learning rate of the first epoch.
@@ -202,16 +227,29 @@ def parse_settings(path: Path | None = None, /, **values: Any) -> TrainSettings:
         raise UsageError(
             f"{wrong.where} cannot be used", path=path, found=wrong.found, expected=wrong.expected, remedy=wrong.remedy
         ) from None
-    _refuse_rising_rates(settings, path)
+    _check_schedule(settings, path)
     return settings
 
 
-def _refuse_rising_rates(settings: TrainSettings, path: Path | None) -> None:
-    """Stages that somebody wrote; the recipe's own are skipped where training begins at their rate or below.
+def _check_schedule(settings: TrainSettings, path: Path | None) -> None:
+    """Refuse stages that would raise the rate, and options for plateaus beside a cosine.
+
+    The recipe's own stages are skipped where training begins at their rate or below.
 
     Here and not in the model, so that runs which were begun before can still be read.
     """
     stages = settings.schedule.stages
+    if settings.schedule.kind == "cosine":
+        default = ScheduleSettings()
+        for name in ("stages", "stop_after", "stop_counter"):
+            if getattr(settings.schedule, name) != getattr(default, name):
+                option = "--" + name.replace("_", "-")
+                raise UsageError(
+                    f"{option} has no effect on a cosine schedule",
+                    path=path,
+                    remedy=f"Leave out {option} or --schedule.",
+                )
+        return
     first = max(settings.rate_of(phase) for phase in settings.phases)
     above = [rate for _, rate in stages if rate > first * (1 + 1e-6)]
     if above and stages != RECIPE_STAGES:

@@ -25,6 +25,7 @@ from kerasseg_tfrecords.errors import KerassegError, UsageError
 __all__ = ["Engine", "StepResult"]
 
 _COLUMNS = ("slice", "label", "loss", "dice", "soft_dice", "iou", "precision", "recall", "tumour")
+_AVERAGED_STEPS = "average/steps"
 _WHOLE = {"slice": np.int64, "label": np.int64}
 
 
@@ -58,6 +59,7 @@ class Engine:
         devices: What it runs on; None for TensorFlow's default.
         batch_size: Slices in a global batch.
         parts: Into how many parts a batch is divided from the start.
+        ema: Decay of a moving average of the weights, (0, 1); None keeps none.
         xla: None: on a single GPU. True compiles with XLA, which no strategy allows.
         deterministic: Never chooses XLA by itself.
         on_message: Told when a batch is divided.
@@ -89,6 +91,7 @@ class Engine:
         devices: Devices | None = None,
         batch_size: int,
         parts: int = 1,
+        ema: float | None = None,
         xla: bool | None = None,
         deterministic: bool = False,
         on_message: Callable[[Message], None] | None = None,
@@ -109,7 +112,11 @@ class Engine:
         self._tell = on_message or (lambda _: None)
         self.parts = parts
         self._evaluation_parts = 1
+        self._ema = ema
+        self._average: list[Any] = []
+        self._averaged_steps = 0
         self.rebuild(optimizer)
+        self.restart_average()
 
     @property
     def rate(self) -> float:
@@ -168,6 +175,7 @@ class Engine:
                 self._restore_moving(before)
                 self._halve(error)
                 continue
+            self._update_average()
             return StepResult(
                 loss=float(rows[:, 1].sum() / self.batch_size + rows[0, 3]),
                 dice=rows[:, 2].astype(np.float32),
@@ -210,6 +218,51 @@ class Engine:
         self._tell(Message("note", f"batch-in-{more}-parts", text))
         self._compile()
 
+    # --- moving average of the weights ---------------------------------------------------------------------------------
+
+    def restart_average(self) -> None:
+        """Starts the moving average anew, at the weights as they are."""
+        if self._ema is None:
+            return
+        self._averaged_steps = 0
+        if not self._average:
+            with self._devices.scope():
+                self._average = [
+                    tf.Variable(ops.convert_to_numpy(v), trainable=False, aggregation=tf.VariableAggregation.MEAN)
+                    for v in self._averages()
+                ]
+            return
+        with self._devices.scope():
+            for average, variable in zip(self._average, self._averages(), strict=True):
+                average.assign(ops.convert_to_numpy(variable))
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While the block runs, the network has the averaged weights and BatchNorm statistics."""
+        variables = self._averages()
+        raw = [np.array(ops.convert_to_numpy(v)) for v in variables]
+        with self._devices.scope():
+            for variable, average in zip(variables, self._average, strict=True):
+                variable.assign(average.numpy())
+        try:
+            yield
+        finally:
+            with self._devices.scope():
+                for variable, value in zip(variables, raw, strict=True):
+                    variable.assign(value)
+
+    def _averages(self) -> list[Any]:
+        """Weights and BatchNorm statistics; seeds of dropout are no quantities."""
+        return [v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)]
+
+    def _update_average(self) -> None:
+        if self._ema is None:
+            return
+        # A young average forgets faster, or epochs of few steps would be validated with the weights of the beginning.
+        decay = min(self._ema, (1 + self._averaged_steps) / (10 + self._averaged_steps))
+        self._averaged_steps += 1
+        self._run(self._average_function, tf.constant(1 - decay, tf.float32))
+
     # --- validation ----------------------------------------------------------------------------------------------------
 
     def evaluate(self, data: Any, on_batch: Callable[[int, int, SliceTable], None] | None = None) -> SliceTable:
@@ -251,7 +304,8 @@ class Engine:
 
     def variables(self) -> dict[str, NDArray[Any]]:
         """Copies of the weights, BatchNorm statistics, seeds of dropout and the optimizer's variables, by unique names."""
-        return {name: np.array(ops.convert_to_numpy(v)) for name, v in self._named().items()}
+        found = {name: np.array(ops.convert_to_numpy(v)) for name, v in self._named().items()}
+        return found if self._ema is None else found | {_AVERAGED_STEPS: np.array(self._averaged_steps)}
 
     def restore(self, variables: Mapping[str, NDArray[Any]]) -> None:
         """Puts back what `variables` gave.
@@ -259,7 +313,9 @@ class Engine:
         Raises:
             KerassegError: Variables of another network or optimizer.
         """
-        named = self._named()
+        named, variables = self._named(), dict(variables)
+        if self._ema is not None:
+            self._averaged_steps = int(variables.pop(_AVERAGED_STEPS, 0))
         missing, foreign = sorted(set(named) - set(variables)), sorted(set(variables) - set(named))
         shapes = [name for name in set(named) & set(variables) if tuple(named[name].shape) != variables[name].shape]
         if missing or foreign or shapes:
@@ -273,11 +329,12 @@ class Engine:
                 variable.assign(variables[name])
 
     def _named(self) -> dict[str, Any]:
-        return {
+        named = {
             f"{kind}/{i:04d}/{v.name}": v
             for kind, owner in (("model", self.model), ("optimizer", self.optimizer))
             for i, v in enumerate(owner.variables)
         }
+        return named | {f"average/{i:04d}": v for i, v in enumerate(self._average)}
 
     # --- compiled functions ----------------------------------------------------------------------------------------------
 
@@ -306,10 +363,16 @@ class Engine:
             values = (self._loss_values(piece["mask"], predicted), *(getattr(scores, n) for n in _COLUMNS[3:]))
             return self._rows(piece, ("slice", "label"), values)
 
+        def average(share: Any) -> None:
+            # Written so that weights that do not move, frozen ones above all, are met exactly.
+            for mean, variable in zip(self._average, self._averages(), strict=True):
+                mean.assign_add(tf.cast(share, mean.dtype) * (variable.value - mean))
+
         self._read_moving = tf.function(lambda: [tf.identity(v.value) for v in self._moving])
         self._train_function = tf.function(whole, **compiled)
         self._part_function = tf.function(part, **compiled)
         self._apply_function = tf.function(apply, **compiled)
+        self._average_function = tf.function(average, jit_compile=False)
         self._evaluate_function = tf.function(evaluate, **compiled)
 
     def _fuses(self) -> bool:

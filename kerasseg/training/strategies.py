@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import keras
 
-from kerasseg.callbacks import PlateauRule
+from kerasseg.callbacks import PlateauRule, cosine_rate
 from kerasseg.models.blocks import find_blocks
 from kerasseg.models.freezing import FreezeReport, freeze, frozen_encoder_blocks
 from kerasseg.optimizers import DecayedAdam, set_l2
@@ -24,7 +24,8 @@ class Phase:
         freezes: A strategy of `freeze`, or names of blocks and layers.
         encoders: How many of the first encoder blocks "progressive" begins with frozen; 0 for the others.
         freeze_batchnorm: Hold every BatchNorm layer.
-        rule: The schedule.
+        rule: What counts as a gain, when the rate drops and when training stops.
+        warmup: Share of the steps that warm up before a cosine to 0; None where the rule alone sets the rate.
         weight_decay, l2, clipnorm: Of the optimizer.
     """
 
@@ -36,6 +37,11 @@ class Phase:
     weight_decay: float
     l2: float
     clipnorm: float | None
+    warmup: float | None = None
+
+    def rate(self, peak: float, step: int, steps: int) -> float:
+        """Learning rate of a step, counted from 0, of so many planned ones; `peak` is what the rule has come to."""
+        return peak if self.warmup is None else cosine_rate(peak, step, max(1, steps), self.warmup)
 
     def freeze(self, model: keras.Model, thawed: int = 0) -> FreezeReport:
         """Freezes what the phase freezes, less `thawed` blocks, the deepest first."""
@@ -66,10 +72,11 @@ def phases_of(settings: TrainSettings, model: keras.Model) -> tuple[Phase, ...]:
         held = frozen_encoder_blocks("conservative", encoders) if strategy == "progressive" else 0
         named = "aggressive" if strategy in ("scratch", "progressive") else strategy
         schedule = settings.schedule
+        cosine = settings.schedule_of(strategy) == "cosine"
         rule = PlateauRule(
             rate=settings.rate_of(strategy),
-            stages=schedule.stages,
-            stop_after=schedule.stop_after,
+            stages=() if cosine else schedule.stages,
+            stop_after=None if cosine else schedule.stop_after,
             stop_counter=schedule.stop_counter,
             thaws=held,
             min_delta=schedule.min_delta,
@@ -84,6 +91,7 @@ def phases_of(settings: TrainSettings, model: keras.Model) -> tuple[Phase, ...]:
                 weight_decay=settings.weight_decay,
                 l2=settings.l2,
                 clipnorm=settings.clipnorm,
+                warmup=schedule.warmup if cosine else None,
             )
         )
     return tuple(phases)

@@ -78,6 +78,7 @@ class Plan:
         epochs: At most, a phase.
         steps: Steps an epoch at most; None for all.
         guard: Whether to act where training falls clearly below epoch 0.
+        ema: Whether the engine keeps a moving average of the weights, which is validated, too.
         save_every: Steps between saved states within an epoch; None for none.
         scales_loss: Whether the loss is scaled (float16).
         title: For people.
@@ -88,6 +89,7 @@ class Plan:
     epochs: int
     steps: int | None = None
     guard: bool = False
+    ema: bool = False
     save_every: int | None = None
     scales_loss: bool = False
     title: str = ""
@@ -230,6 +232,7 @@ class Trainer:
             return
         self._say(Message("note", "phase", f"{self._phase.strategy}: {text}. Next: {self._next_strategy()}."))
         self.model.set_weights(self._untouched)
+        self._engine.restart_average()
         self._set(phase=self.progress.phase + 1, epoch=0, sums=EpochSums(), plateau=None, guarded=0)
         self._open_phase()
         self._set(plateau=self._phase.rule.begin(self._first_dice()))
@@ -256,7 +259,7 @@ class Trainer:
         self._recorder.keep_best(self.progress.best_tag, self.model)
         self._save()
         self._tell(Evaluated(row, table, self.progress.history))
-        message = far_message(self._first_dice(), self._rate(), self._phase.strategy)
+        message = far_message(self._first_dice(), self._peak(), self._phase.strategy)
         if message is not None:
             self._say(message)
 
@@ -268,24 +271,31 @@ class Trainer:
         table = self._validate(number)
         if np.isnan(table.dice).all():
             raise self._broken(f"after epoch {number} the network puts out no numbers (NaN)", self._last_slices)
-        sums = self.progress.sums
-        dice = table.mean("dice")
-        plateau = self.progress.plateau
+        raw, averaged = table, None
+        if self.plan.ema:
+            with self._engine.averaged():
+                averaged = self._validate(number)
+            if averaged.mean("dice") > raw.mean("dice"):
+                table = averaged
+        progress, plateau = self.progress, self.progress.plateau
         if plateau is None:
             msg = "an epoch without a schedule"
             raise RuntimeError(msg)
-        rule = replace(self._phase.rule, rate=plateau.rate)
-        best_table = self.progress.best_table
+        dice = table.mean("dice")
         # Written so that an epoch 0 with a NaN among its scores can be beaten.
-        best = not math.isnan(dice) and (best_table is None or not dice <= best_table.mean("dice"))
+        best = not math.isnan(dice) and (progress.best_table is None or not dice <= progress.best_table.mean("dice"))
+        rule = replace(self._phase.rule, rate=plateau.rate)
         new, events = rule.step(plateau, dice)
-        row = self._row(table, number, sums, seconds=sums.seconds + time.monotonic() - began, best=best)
-        row = replace(row, event=_in_words(events), learning_rate=plateau.rate)
-        self._set(epoch=number, sums=EpochSums(), plateau=new, history=(*self.progress.history, row))
+        seconds = progress.sums.seconds + time.monotonic() - began
+        row = replace(self._row(table, number, progress.sums, seconds=seconds, best=best), event=_in_words(events))
+        if averaged is not None:
+            row = replace(row, val_dice_raw=raw.mean("dice"), val_dice_ema=averaged.mean("dice"))
+        self._set(epoch=number, sums=EpochSums(), plateau=new, history=(*progress.history, row))
         if best:
-            self._set(best=(self.progress.phase, number), best_table=table)
-            self._best_weights = self.model.get_weights()
-            self._recorder.keep_best(self.progress.best_tag, self.model)
+            self._set(best=(progress.phase, number), best_table=table)
+            with self._engine.averaged() if table is averaged else contextlib.nullcontext():
+                self._best_weights = self.model.get_weights()
+                self._recorder.keep_best(self.progress.best_tag, self.model)
         self._tell(Evaluated(row, table, self.progress.history))
         stopped = self._follow(events)
         self._advise(table, stopping=stopped is not None)
@@ -301,6 +311,9 @@ class Trainer:
         epoch = self.progress.epoch
         for step, batch in enumerate(self._engine.batches(self.training, epoch, start), start + 1):
             began = time.monotonic()
+            rate = self._rate()
+            if self._phase.warmup is not None:
+                self._engine.set_rate(rate)
             result = self._engine.train_step(batch)
             if not math.isfinite(result.loss):
                 what = f"the loss is no number any more (NaN or infinite), in epoch {epoch + 1}, step {step}"
@@ -311,9 +324,7 @@ class Trainer:
                 self._set(parts=self._engine.parts)
             sums = self.progress.sums
             self._tell(
-                Step(
-                    "train", epoch + 1, step, self.steps, sums.mean_loss, sums.mean_dice, self._rate(), len(result.dice)
-                )
+                Step("train", epoch + 1, step, self.steps, sums.mean_loss, sums.mean_dice, rate, len(result.dice))
             )
             self._stop_if_asked()
             if step >= self.steps:
@@ -346,7 +357,7 @@ class Trainer:
                     report = self._phase.freeze(self.model, depth)
                     # Adam's correction of its young averages counts steps: weights that join late need a fresh count,
                     # or their first steps would be three times too long.
-                    self._engine.rebuild(self._optimizer(self._rate()))
+                    self._engine.rebuild(self._optimizer(self._peak()))
                     still = ", ".join(report.frozen_blocks) or "nothing"
                     self._say(Message("note", f"thaw-{depth}", f"No gain: one block more is trained. Frozen: {still}."))
                 case Stop(reason):
@@ -367,13 +378,14 @@ class Trainer:
             self.model.set_weights(self._untouched)
             self._set(plateau=self._phase.rule.lower(progress.plateau, rate), guarded=progress.guarded + 1)
             self._engine.rebuild(self._optimizer(rate))
+            self._engine.restart_average()
             text = (
                 f"Guard: validation Dice {table.mean('dice'):.4f} is clearly below epoch 0 ({self._first_dice():.4f}): "
                 f"back to the untouched weights, learning rate {rate:g}."
             )
             self._say(Message("warning", f"guard-{self.progress.phase}-{self.progress.guarded}", text))
         elif below and progress.epoch <= _WATCHED and not progress.guarded:
-            self._say(sunk_message(progress.first_table, table, self._rate(), self._phase.strategy))
+            self._say(sunk_message(progress.first_table, table, self._peak(), self._phase.strategy))
         rows = [row for row in progress.history if row.phase == self._phase.strategy]
         for message in (overfitting_message(rows), idle_message(rows)):
             if message is not None:
@@ -407,7 +419,7 @@ class Trainer:
     def _broken(self, what: str, slices: NDArray[np.int64] | None) -> BrokenTrainingError:
         """The error that names the slices of the batch it happened in, where there was one."""
         names = None if slices is None else ", ".join(self.training.slices.slice_ids(slices))
-        rate = self._rate()
+        rate = self._peak()
         return BrokenTrainingError(
             what,
             found=None if names is None else f"in a batch of the slices {names}",
@@ -419,8 +431,15 @@ class Trainer:
     def _first_dice(self) -> float:
         return self.progress.history[0].val_dice
 
-    def _rate(self) -> float:
+    def _peak(self) -> float:
+        """Learning rate that the rule has come to; a cosine schedule starts from it."""
         return self.progress.plateau.rate if self.progress.plateau else self._phase.rule.rate
+
+    def _rate(self) -> float:
+        """Learning rate of the next step; after the last step of an epoch, of that one."""
+        progress = self.progress
+        step = progress.epoch * self.steps + min(progress.sums.steps, self.steps - 1)
+        return self._phase.rate(self._peak(), step, self.plan.epochs * self.steps)
 
     def _set(self, **changes: Any) -> None:
         self.progress = replace(self.progress, **changes)

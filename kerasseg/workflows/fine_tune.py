@@ -65,6 +65,7 @@ class Recipe(TypedDict, total=False):
     class_weight: Literal["balanced"] | Mapping[str, float] | None
     train_on_positives: bool
     guard: bool
+    ema: float | None
     seed: int
     precision: Precision
     devices: Sequence[str]

@@ -334,6 +334,7 @@ class TrainingSession:
             epochs=settings.epochs,
             steps=settings.steps,
             guard=settings.guard,
+            ema=settings.ema is not None,
             save_every=settings.save_every,
             scales_loss=self.resolved.precision == "mixed_float16",
             title=f"{settings.strategy}, {_short(self.network.source) or _unnamed(settings)}",
@@ -407,6 +408,7 @@ class TrainingSession:
             devices=self.devices,
             batch_size=self.settings.batch_size,
             parts=parts,
+            ema=self.settings.ema,
             xla=self.settings.xla,
             deterministic=self.settings.deterministic,
             on_message=self.say,
@@ -518,10 +520,6 @@ def _unnamed(settings: TrainSettings) -> str:
 def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None) -> dict[str, str]:
     """What people want to see before it begins, in order."""
     train, val = (sum(resolved.slices[split].values()) for split in ("train", "val"))
-    # Rates never rise: stages at or above the first rate are passed over.
-    stages = ", ".join(
-        f"{epochs} flat epochs -> {rate:g}" for epochs, rate in settings.schedule.stages if rate < max(resolved.rates)
-    )
     facts = {
         "checkpoint": resolved.checkpoint or _unnamed(settings),
         "strategy": " then ".join(resolved.phases),
@@ -529,12 +527,24 @@ def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None
         "trained": f"{resolved.trained:,} of {resolved.parameters:,} parameters",
         "slices": f"{train:,} for training, {val:,} for validation",
         "batches": f"{resolved.steps:,} of {settings.batch_size} slices an epoch",
-        "rate": f"{' then '.join(f'{rate:g}' for rate in resolved.rates)}; {stages or 'never lowered'}",
+        "rate": "; then ".join(
+            f"{rate:g}, {_schedule(settings, phase, rate)}"
+            for phase, rate in zip(resolved.phases, resolved.rates, strict=True)
+        ),
         "precision": f"{resolved.precision}: {resolved.precision_reason}",
         "device": resolved.devices,
         "run": "written by the chief" if run is None else str(run.root),
     }
     return facts | ({"changed": "; ".join(resolved.changes)} if resolved.changes else {})
+
+
+def _schedule(settings: TrainSettings, phase: str, first: float) -> str:
+    """What becomes of the first rate, in words."""
+    if settings.schedule_of(phase) == "cosine":
+        return "cosine to 0 after a warm-up" if settings.schedule.warmup else "cosine to 0"
+    # Rates never rise: stages at or above the first rate are passed over.
+    stages = [f"{rate:g} after {epochs} flat epochs" for epochs, rate in settings.schedule.stages if rate < first]
+    return ", ".join(stages) or "never lowered"
 
 
 def _digest(model: keras.Model) -> str:

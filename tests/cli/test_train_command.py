@@ -92,8 +92,8 @@ def weights(run: Path, name: str = "model.keras") -> list[bytes]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     """A run of four epochs that nobody disturbs; deterministic."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    options = [*TINY, *LEARNS, "--deterministic", "--epochs", 4, "--save-every", 3, "--out", "run"]
-    done = Children(folder).run("train", "--shards", shards, *options)
+    options = [*TINY, *LEARNS, "--deterministic", "--epochs", 4, "--save-every", 3, "--ema", 0.9]
+    done = Children(folder).run("train", "--shards", shards, *options, "--out", "run")
     assert done.returncode == 0, done.stderr
     assert "Next: kerasseg tune-threshold\n" in done.stdout, "the latest run needs no name"
     return folder / "run"
@@ -112,12 +112,20 @@ def test_a_run_leaves_what_the_design_says(undisturbed: Path) -> None:
     assert config["settings"]["deterministic"] is True
     assert config["resolved"]["slices"]["val"] == {"meningioma": 6, "glioma": 6, "pituitary": 6}
     best = max(rows, key=lambda row: float(row["val_dice"]))
+    best_row = rows.index(best)
     assert len([p for p in (undisturbed / "state").iterdir() if p.name.startswith("state-")]) == 2
     with (undisturbed / "validation.csv").open() as stream:
         entries = list(csv.DictReader(stream))
     assert len(entries) == 18
     mean = np.mean([float(entry["dice_best"]) for entry in entries])
     assert mean == pytest.approx(float(best["val_dice"]), abs=1e-6)
+    # Scratch follows a cosine; of weights and their moving average the better is kept.
+    rates = [float(row["learning_rate"]) for row in rows[1:]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 1e-4
+    better = [max(float(row["val_dice_raw"]), float(row["val_dice_ema"])) for row in rows[1:]]
+    assert [float(row["val_dice"]) for row in rows[1:]] == better
+    assert float(rows[best_row]["val_dice_ema"]) != float(rows[best_row]["val_dice_raw"])
     assert np.mean([float(e["dice_epoch_0"]) for e in entries]) == pytest.approx(float(rows[0]["val_dice"]), abs=1e-6)
     assert weights(undisturbed) != weights(undisturbed, "baseline.keras")
 

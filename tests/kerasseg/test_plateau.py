@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasseg.callbacks import Drop, PlateauRule, PlateauState, Stop, Thaw
+from kerasseg.callbacks import Drop, PlateauRule, PlateauState, Stop, Thaw, cosine_rate
 from kerasseg_tfrecords.errors import UsageError
 
 
@@ -211,3 +211,18 @@ def test_refuses_a_state_of_another_kind(change):
         del data["flat"]
     with pytest.raises(UsageError, match="state of the schedule"):
         PlateauState.from_json(data)
+
+
+# --- cosine --------------------------------------------------------------------------------------------------------------
+
+
+@given(steps=st.integers(1, 300), warmup=st.floats(0, 0.9), peak=st.floats(1e-6, 1))
+def test_a_cosine_rises_once_falls_to_almost_nothing_and_is_never_0(steps, warmup, peak):
+    rates = [cosine_rate(peak, step, steps, warmup) for step in range(steps)]
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(peak)
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert all(rate > 0 for rate in rates)
+    if steps >= 100 and warmup < 0.5:
+        assert rates[-1] < 0.001 * peak

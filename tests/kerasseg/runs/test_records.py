@@ -170,7 +170,7 @@ def test_settings_come_back_from_json():
 def test_a_file_of_settings_is_checked(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text('{"epochs": 3, "schedule": {"stop_after": null}}')
-    assert settings_from(path) == {"epochs": 3, "schedule": {"stop_after": None}}
+    assert settings_from(path) == {"epochs": 3, "schedule": {"kind": "plateau", "stop_after": None}}
     for text, message in [
         ('{"epoch": 3}', r"mine.json: unknown setting 'epoch'. Did you mean 'epochs'"),
         ('{"epochs": "many"}', r"mine.json: epochs cannot be used"),
@@ -357,3 +357,25 @@ def test_the_recipes_own_stages_are_passed_over() -> None:
 def test_a_rule_that_cannot_be_meant_is_a_usage_error(values, words) -> None:
     with pytest.raises(UsageError, match=words):
         MaskRule(**values)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "schedule", "kind"),
+    [
+        ("conservative", {}, "plateau"),
+        ("scratch", {}, "cosine"),
+        ("scratch", {"stop_counter": "total"}, "plateau"),  # also what runs of earlier versions say
+        ("scratch", {"warmup": 0.1}, "cosine"),
+        ("moderate", {"kind": "cosine"}, "cosine"),
+    ],
+)
+def test_the_schedule_follows_from_the_strategy_unless_it_is_named(strategy, schedule, kind) -> None:
+    settings = parse_settings(strategy=strategy, schedule=schedule)
+    assert settings.schedule_of(strategy) == kind
+    assert TrainSettings.model_validate_json(settings.model_dump_json()).schedule_of(strategy) == kind
+
+
+@pytest.mark.parametrize("values", [{"stages": [(3, 1e-5)]}, {"stop_after": 3}, {"stop_counter": "total"}])
+def test_options_for_plateaus_are_refused_beside_a_cosine(values) -> None:
+    with pytest.raises(UsageError, match=f"--{next(iter(values)).replace('_', '-')} has no effect"):
+        parse_settings(schedule={"kind": "cosine", **values})

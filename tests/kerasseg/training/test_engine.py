@@ -314,3 +314,43 @@ def test_float16_scales_its_loss_and_learns():
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
     assert all(w.dtype == np.float32 for w in model.get_weights())
+
+
+# --- moving average of the weights ---------------------------------------------------------------------------------------
+
+
+def test_the_average_follows_a_few_steps_leaves_frozen_weights_alone_and_gives_the_weights_back():
+    model = network(dropout=0.1)
+    frozen = [w for layer in model.layers if not layer.trainable for w in layer.get_weights()]
+    own = engine(model, ema=0.999)
+    expected = [w.astype("float64") for w in model.get_weights()]
+    for i in range(5):
+        own.train_step(batch(i))
+        decay = (1 + i) / (10 + i)
+        expected = [decay * mean + (1 - decay) * w for mean, w in zip(expected, model.get_weights(), strict=True)]
+    raw = model.get_weights()
+    with own.averaged():
+        averaged = model.get_weights()
+        held = [w for layer in model.layers if not layer.trainable for w in layer.get_weights()]
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(averaged, expected, strict=True))
+    assert any((a != b).any() for a, b in zip(averaged, raw, strict=True))
+    assert all((a == b).all() for a, b in zip(frozen, held, strict=True))
+    assert all((a == b).all() for a, b in zip(model.get_weights(), raw, strict=True))
+
+
+def test_the_average_comes_back_exactly_and_an_average_more_or_less_is_refused():
+    model = network()
+    own = engine(model, ema=0.99)
+    for i in range(3):
+        own.train_step(batch(i))
+    saved = own.variables()
+    own.train_step(batch(3))
+    expected = own.variables()
+    twin = network()
+    other = engine(twin, ema=0.99)
+    other.restore(saved)
+    other.train_step(batch(3))
+    assert expected.keys() == other.variables().keys()
+    assert all(np.array_equal(expected[name], array) for name, array in other.variables().items())
+    with pytest.raises(KerassegError, match="another network"):
+        engine(network()).restore(saved)

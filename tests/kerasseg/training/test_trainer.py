@@ -304,6 +304,8 @@ PLANS = {
         "epochs": 4,
     },
     "guard": {"phases": [FakePhase(rule=PlateauRule(3e-3, ((2, 1e-5),)))], "epochs": 5, "guard": True},
+    "cosine": {"phases": [FakePhase(rule=PlateauRule(1e-3, (), None), warmup=0.2)], "epochs": 4, "save_every": 2},
+    "average": {"phases": [FakePhase(rule=PlateauRule(1e-3, ((1, 1e-4),)))], "epochs": 5, "ema": True},
     "states within epochs": {"phases": [FakePhase(rule=PlateauRule(1e-3))], "epochs": 3, "save_every": 1},
 }
 
@@ -344,6 +346,9 @@ def test_the_plans_do_what_they_are_for():
     assert "rate 0.0001" in events["schedule"]
     assert "thaw 2" in events["progressive"]
     assert "moderate" in events["auto"]
+    assert "val_dice_ema=nan" not in events["average"].split("EpochRow")[-1]
+    rates = [row.split("learning_rate=")[1].split(",")[0] for row in undisturbed("cosine")[2]]
+    assert len(set(rates[1:])) == 4
     assert "guarded=0" not in undisturbed("guard")[3]
 
 
