@@ -84,13 +84,14 @@ def predict(
         str | None,
         typer.Option(
             help="Channel of a volume with several: number from 0, or name; default that of the run's data.",
-            rich_help_panel=READ,
+            rich_help_panel=READING,
         ),
     ] = None,
     sequence: Annotated[
         str | None,
         typer.Option(
-            help="Sequence of a case with several, such as t1ce; default that of the run's data.", rich_help_panel=READ
+            help="Sequence of a case with several, such as t1ce; default that of the run's data.",
+            rich_help_panel=READING,
         ),
     ] = None,
     intensity: Annotated[
