@@ -1,6 +1,7 @@
 """`python -m benchmarks [part ...] [--quick]`: runs parts, each in a process of its own, and writes what they found.
 
-Writes `benchmarks/results.json`, in which the other parts stay as they were, and makes `docs/benchmarks.md` of it.
+Writes `benchmarks/results.json`, in which the other parts stay as they were, and makes `docs/benchmarks.md` and
+`docs/benchmarks-tables.md` of it.
 `--quick` does few rounds and small sizes, and writes nothing: its figures are no claims.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.machine import describe
 from benchmarks.measure import ROOT, child_environment
-from benchmarks.page import page
+from benchmarks.page import page, tables
 from benchmarks.result import Result
 from kerasseg_tfrecords.files import write_atomically
 
@@ -37,7 +38,7 @@ PARTS = {
     "duplicates": 2,
     "open_savedmodel": 1,
 }
-RESULTS, PAGE = ROOT / "benchmarks" / "results.json", ROOT / "docs" / "benchmarks.md"
+RESULTS, DOCS = ROOT / "benchmarks" / "results.json", ROOT / "docs"
 
 
 def run(part: str, *, quick: bool) -> list[Result]:
@@ -94,7 +95,9 @@ def main() -> int:
         if found and not asked.quick:
             merge(part, found, took, RESULTS)
     if not asked.quick and RESULTS.exists():
-        write_atomically(PAGE, page(json.loads(RESULTS.read_text())))
+        document = json.loads(RESULTS.read_text())
+        write_atomically(DOCS / "benchmarks.md", page(document))
+        write_atomically(DOCS / "benchmarks-tables.md", tables(document))
     return int(failed)
 
 

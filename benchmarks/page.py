@@ -1,4 +1,4 @@
-"""`docs/benchmarks.md`, made from `benchmarks/results.json`: it holds only figures that were printed."""
+"""The pages of benchmarks in `docs`, made from `benchmarks/results.json`, so that they hold only figures that were printed."""
 
 from __future__ import annotations
 
@@ -22,110 +22,148 @@ TITLES = {
     "open_savedmodel": "Opening a SavedModel",
 }
 INTRODUCTIONS = {
-    "startup": "New processes, from the start to the end.",
+    "startup": "Whole processes, from start to end.",
     "prepare": "`kerasseg prepare` against a loop that only opens and reads the same .mat files, and against a script "
-    "that reads everything, resizes it and calls `np.stack`. The start of worker processes is counted, imports are not.",
-    "pipeline": "Augmented batches of 8 slices, 256x256, after the first epoch, against what people write.",
-    "freezing": "Frozen blocks are still run forward; only gradients are saved.",
-    "training": "The default U-Net, 256x256x3, batch 8. Plain Keras and PyTorch train everything, on the same network, "
-    "with the same loss and optimizer. Each is a process of its own. Peak memory is that of the process, and told apart: "
-    "what it had before the first step, when libraries were imported and the network was built, and what training added. "
-    "Ours makes Adam's moments before the first step, the others in it: only the whole peak is the same work.",
-    "training_others": "As above; where half a minute goes into a step, there are fewer rounds.",
-    "prediction": "The same files from disk to mask on disk: a SavedModel of others and real slices where "
-    "`KERASSEG_REAL_DATA` has them, else synthetic ones. Ours reads, computes and writes at once; the peers in turn, as "
-    "one writes it first. PyTorch has the same weights in the same layers, in eager inference mode.",
-    "thresholds": "Synthetic slices, as a network that is fairly sure of itself, or not (soft), puts them out.",
-    "distances": "HD95 of tumours of radius 20 in 256x256. surface-distance is written from its formulae; Metrics "
-    "Reloaded is on no package index, and its definition stands here in SciPy.",
-    "scale": "The cost of a slice where there are many more of them, 64x64. The peer is ourselves with few slices: flat is "
-    "a ratio near 1.",
+    "that reads everything, resizes it and calls `np.stack`. Starting worker processes is included, imports are not.",
+    "pipeline": "Augmented batches of 8 slices, 256x256, after the first epoch.",
+    "freezing": "Frozen blocks still run forward; only the computation of their gradients is saved.",
+    "training": "The default U-Net, 256x256x3, batch 8. Plain Keras and PyTorch train everything, with the same network, "
+    "loss and optimizer, each in a process of its own. Peak memory is that of the process, and is divided into what was "
+    "there before the first step (libraries, network) and what training added. kerasseg creates Adam's moments before "
+    "the first step, the others in it, so only the whole peaks compare.",
+    "training_others": "As above, with fewer rounds, because a step takes half a minute.",
+    "prediction": "The same files, from disk to masks on disk: a public SavedModel and real slices where "
+    "`KERASSEG_REAL_DATA` has them, else synthetic ones. kerasseg reads, computes and writes at the same time, the peers "
+    "one after the other. PyTorch has the same weights in the same layers, in eager inference mode.",
+    "thresholds": "Synthetic probability maps of a confident network and of an unsure one (soft).",
+    "distances": "HD95 of tumours of radius 20 in 256x256 masks. surface-distance is rewritten from its formulae; Metrics "
+    "Reloaded is on no package index, so its definition is written in SciPy here.",
+    "scale": "Cost per slice with many more slices, 64x64. The peer is kerasseg with few slices: a flat cost has ratio 1.",
     "augmentation": "256x256, all four augmentations, in a `tf.data` pipeline from slices in memory.",
-    "duplicates": "Drawn heads, bent at random; one in forty has a copy, mirrored and through JPEG.",
-    "open_savedmodel": "`tf.saved_model.load` gives functions; ours gives Keras layers that can be frozen and trained. "
-    "Imports are not in the seconds.",
+    "duplicates": "Drawn heads, distorted at random; one in forty has a copy, mirrored and compressed with JPEG.",
+    "open_savedmodel": "`tf.saved_model.load` returns functions; kerasseg returns Keras layers that can be frozen and "
+    "trained. Imports are not included.",
 }
+HEADLINES = (
+    ("Training step, everything trained", "training", "aggressive, step", "plain Keras"),
+    (
+        "Training step, everything trained",
+        "training",
+        "aggressive, step",
+        "PyTorch, bfloat16, channels-last, torch.compile",
+    ),
+    (
+        "Training step, conservative",
+        "training",
+        "conservative, step",
+        "PyTorch, bfloat16, channels-last, torch.compile",
+    ),
+    ("Training step, conservative", "training", "conservative, step", "aggressive"),
+    ("`predict`, from disk to disk, float32", "prediction", "predict, float32", "the SavedModel"),
+    ("`predict`, from disk to disk, float32", "prediction", "predict, float32", "ONNX Runtime"),
+    ("`predict`, from disk to disk, float32", "prediction", "predict, float32", "PyTorch"),
+    ("`predict`, from disk to disk, bfloat16", "prediction", "predict, mixed_bfloat16", "PyTorch, bfloat16"),
+    ("Augmented input, grey", "pipeline", "grey to 3 channels, cache in memory", "tf.data"),
+    ("Augmented input, grey", "pipeline", "grey to 3 channels, cache in memory", "MONAI"),
+    ("HD95, the same values", "distances", "HD95 of a pair", "MONAI"),
+    ("1,000 thresholds over 210 slices", "thresholds", "1,000 thresholds", "99 one by one"),
+    ("`prepare`, one process", "prepare", "prepare --jobs 1", "only reading"),
+    ("`prepare`, one process", "prepare", "prepare --jobs 1", "load all"),
+    ("Peak memory of training", "training", "peak memory, aggressive", "PyTorch"),
+)
+"""Label, part, beginning of the line's name, beginning of the peer's name; the first line that fits is shown."""
 _HEAD = """# Benchmarks
 
-`make bench` prints every figure of this page, in an environment of its own (`benchmarks/requirements.txt`), and
-writes it and `benchmarks/results.json`. `.venv-bench/bin/python -m benchmarks training distances` measures parts of
-it again; `--help` says how many minutes each takes. All of it takes about forty on two cores, and 10 GB of memory.
+`make bench` measures everything on your machine (40 minutes on two cores, 10 GB of memory), in an environment of its own.
+It writes this page, [the full tables](benchmarks-tables.md) and `benchmarks/results.json`.
+`.venv-bench/bin/python -m benchmarks training distances` repeats parts of it.
 
-**How to read it.** Ours and the peer take turns in one run; the ratio is the peer's cost over ours, the median (and
-the range) of the rounds: above 1 we are cheaper. Where others work on a machine at the same time, wall clocks of one
-round differ several fold, and so the ratio is given in processor time, too, which is disturbed less. A line that is
-measured below its goal, below 1 where a peer does the same, or below 0.97 elsewhere, by processor time where it is known,
-is **bold**, and stands again in the list at the end.
+kerasseg and the peer take turns in one run. The ratio is the peer's cost divided by ours, as median (and range) over
+rounds: **above 1, kerasseg is cheaper**. A ratio in bold is behind the peer or a goal. The network is the default U-Net
+with 31 million parameters, 256x256x3, batch 8, unless the tables say otherwise.
+"""
+_TABLES_HEAD = """# Benchmarks: the full tables
+
+[How to read them](benchmarks.md). A bold ratio is below its goal, or below 0.97 where there is none, by processor time
+where it is known, because a busy machine disturbs wall-clock time.
 """
 # Why a peer is ahead, by how the line begins and whom it is compared with.
 _LOCK = (
-    "two threads of ours meet at Python's lock, some ten times a slice; without a cache each slice is decoded again "
-    "every epoch, too, where the peer keeps it."
+    "two of our threads compete for Python's lock about ten times per slice; without a cache, each slice is also decoded "
+    "again every epoch, while the peer keeps it."
 )
 REASONS: dict[tuple[str, str], str] = {
-    ("kerasseg --help", "Python alone"): "an interpreter that does nothing is the bound, not a peer.",
-    ("import kerasseg", "Python alone"): "an interpreter that does nothing is the bound, not a peer.",
-    (
-        "prepare",
-        "only reading",
-    ): "reading is the bound: we resize, normalise, search for duplicates, write and hash besides.",
-    (
-        "prepare --jobs 2",
-        "prepare --jobs 1",
-    ): "what starts and feeds a second process is processor time; what it saves is time by the clock.",
-    ("predict, float32", "the SavedModel"): "both compute the same convolutions in float32, which are most of it.",
-    ("of it libraries", "plain Keras"): "Adam's moments are among it; Keras makes them in the first step.",
-    ("peak memory, aggressive", "conservative"): "ourselves, with fewer gradients to keep.",
-    ("peak memory, aggressive", "PyTorch"): "the two lines below it in the table say what of it are libraries.",
-    ("of it libraries", "PyTorch"): "TensorFlow and Keras, before anything is computed, and Adam's moments.",
-    (
-        "of it added by training",
-        "PyTorch",
-    ): "tensors that are needed at once, by the count of TensorFlow's allocator; its pool keeps little besides.",
+    ("kerasseg --help", "Python alone"): "the bound is an interpreter that does nothing.",
+    ("import kerasseg", "Python alone"): "the bound is an interpreter that does nothing.",
+    ("prepare", "only reading"): "the bound is reading; prepare also resizes, normalises, finds duplicates, writes and "
+    "hashes.",
+    ("prepare --jobs 2", "prepare --jobs 1"): "starting and feeding a second process costs processor time and saves "
+    "wall-clock time.",
+    ("predict, float32", "the SavedModel"): "both spend most of the time in the same float32 convolutions.",
+    ("of it libraries", "plain Keras"): "includes Adam's moments, which Keras creates in the first step.",
+    ("peak memory, aggressive", "conservative"): "ours with fewer gradients.",
+    ("peak memory, aggressive", "PyTorch"): "the next two lines of the table divide it.",
+    ("of it libraries", "PyTorch"): "TensorFlow and Keras before any computation, and Adam's moments.",
+    ("of it added by training", "PyTorch"): "tensors that are alive at the same time, by TensorFlow's allocator.",
     (
         "peak memory of evaluate",
         "300 slices",
-    ): "the draws of patients for the intervals are held, up to a bound, and the scores of each slice.",
-    ("search for copies", "2,000 slices"): "more slices share a key of the tables where there are more.",
+    ): "resampled patients for the intervals, up to a bound, and each slice's scores.",
+    ("search for copies", "2,000 slices"): "with more slices, more of them share a key of the hash tables.",
     (
         "SavedModel",
         "tf.saved_model.load",
-    ): "it gives functions; ours builds layers, copies weights and compares outputs.",
+    ): "it returns functions; kerasseg builds layers, copies weights and compares outputs.",
     (
         "peak memory, SavedModel",
         "tf.saved_model.load",
-    ): "the weights are there twice while they are copied, and activations of the comparison.",
-    (
-        "fixed cost of a step",
-        "plain Keras",
-    ): "a step of ours gives back loss and Dice of each slice, and keeps BatchNorm's "
-    "statistics for the case that memory runs out: milliseconds, where a real step takes seconds.",
+    ): "weights exist twice while they are copied, and outputs are compared.",
+    ("fixed cost of a step", "plain Keras"): "our step also returns loss and Dice per slice and keeps BatchNorm's "
+    "statistics in case memory runs out: milliseconds, where a real step takes seconds.",
     ("grey to 3 channels, cache in", "tf.data"): _LOCK,
     ("3 channels, cache in", "tf.data"): _LOCK,
-    ("whole search", "99 thresholds"): "the search tries post-processing rules after the threshold; the loop does not.",
+    ("whole search", "99 thresholds"): "the search also tries post-processing; the loop does not.",
 }
 
 
 def page(document: dict[str, Any]) -> str:
-    """The page.
+    """The page of headline ratios, and of what is behind.
 
     Args:
-        document: What `results.json` holds.
+        document: The content of `results.json`.
     """
-    blocks, behind = [_HEAD], []
+    parts = {part: [Result.read(item) for item in found["results"]] for part, found in document["parts"].items()}
+    lines = ["| what | against | times as fast, or as small |", "| --- | --- | --- |"]
+    for label, part, name, peer in HEADLINES:
+        for result in parts.get(part, []):
+            if result.name.startswith(name) and result.peer_name.startswith(peer):
+                mark = "**" if slower(result) else ""
+                lines.append(f"| {label} | {result.peer_name} | {mark}{result.ratio}{mark} |")
+                break
+    behind = [_reason(result) for results in parts.values() for result in results if slower(result)]
+    blocks = [_HEAD, "## Headline ratios\n", "\n".join(lines) + "\n"]
+    if machines := sorted({_machine(found["machine"]) for found in document["parts"].values()}):
+        blocks.append(machines[-1] + "\n")
+    blocks += ["## What is behind\n", "\n".join(behind) + "\n" if behind else "Nothing, by these figures.\n"]
+    if missing := [title for part, title in TITLES.items() if part not in parts]:
+        blocks.append(f"Not measured yet: {', '.join(missing)}.\n")
+    return "\n".join(blocks)
+
+
+def tables(document: dict[str, Any]) -> str:
+    """The page of all tables.
+
+    Args:
+        document: The content of `results.json`.
+    """
+    blocks = [_TABLES_HEAD]
     for part, found in document["parts"].items():
-        results = [Result.read(item) for item in found["results"]]
         blocks.append(f"## {TITLES[part]}\n")
         if part in INTRODUCTIONS:
             blocks.append(INTRODUCTIONS[part] + "\n")
-        blocks.append("\n".join(_table(results)) + "\n")
+        blocks.append("\n".join(_table([Result.read(item) for item in found["results"]])) + "\n")
         took = f" It took {found['seconds'] / 60:.1f} minutes." if "seconds" in found else ""
         blocks.append(_machine(found["machine"]) + took + "\n")
-        behind += [result for result in results if slower(result)]
-    blocks.append("## Where we are behind\n")
-    blocks.append("\n".join(_reason(result) for result in behind) + "\n" if behind else "Nowhere, by these figures.\n")
-    if missing := [title for part, title in TITLES.items() if part not in document["parts"]]:
-        blocks.append(f"Not measured yet, so that nothing is claimed: {', '.join(missing)}.\n")
     return "\n".join(blocks)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import PAGE, PARTS, RESULTS
+from benchmarks.__main__ import DOCS, PARTS, RESULTS
 from benchmarks.measure import ROOT, Cost, rounds_of
-from benchmarks.page import TITLES, page, slower
+from benchmarks.page import HEADLINES, TITLES, page, slower, tables
 from benchmarks.real.__main__ import Effort, Job, collect, train_long
 from benchmarks.real.figures import Figures, difference, looks
 from benchmarks.real.keeping import with_earlier
@@ -24,7 +24,10 @@ from kerasseg.workflows.cross_validate import CrossValidation
 
 
 def test_the_page_is_made_from_the_results() -> None:
-    assert PAGE.read_text() == page(json.loads(RESULTS.read_text()))
+    document = json.loads(RESULTS.read_text())
+    assert (DOCS / "benchmarks.md").read_text() == page(document)
+    assert (DOCS / "benchmarks-tables.md").read_text() == tables(document)
+    assert page(document).count("\n| ") == 2 + len(HEADLINES)  # every headline is there
 
 
 def test_the_page_of_results_is_made_from_its_document() -> None:
@@ -148,10 +151,12 @@ def test_a_line_behind_is_named_at_the_end_of_the_page() -> None:
     results = [sized("training", "fine", "peer", 1, 2), sized("training", "bad", "peer", 2, 1)]
     found = {"machine": machine, "seconds": 90, "results": [r.document() for r in results]}
     made = page({"parts": {"training": found}})
-    end = made.split("## Where we are behind")[1]
+    end = made.split("## What is behind")[1]
     assert "bad, against peer" in end
     assert "fine" not in end
-    assert "2026-01-01: P, 2 cores (avx2), 8 GiB, load 0.1 at the end; S; keras 3.15. It took 1.5 minutes." in made
+    measured = "2026-01-01: P, 2 cores (avx2), 8 GiB, load 0.1 at the end; S; keras 3.15."
+    assert measured in made
+    assert f"{measured} It took 1.5 minutes." in tables({"parts": {"training": found}})
 
 
 def test_contenders_take_turns_and_slow_ones_come_once() -> None:
