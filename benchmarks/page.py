@@ -1,4 +1,4 @@
-"""The pages of benchmarks in `docs`, made from `benchmarks/results.json`, so that they hold only figures that were printed."""
+"""The pages of benchmarks in `docs`, made from `benchmarks/results.json` alone: no figure is written by hand."""
 
 from __future__ import annotations
 
