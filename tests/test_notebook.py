@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from unittest.mock import patch
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+import kerasseg
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "quickstart.ipynb"
 
@@ -60,3 +63,10 @@ def test_it_runs(tmp_path: Path, child_environment: dict[str, str]) -> None:
     assert "frozen" in text
     assert "Test Dice" in text
     assert (tmp_path / "runs" / "mine" / "evaluation" / "test" / "report.html").is_file()
+
+
+def test_it_uses_public_names_only() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert re.search(r"(from|import) kerasseg[._]", code) is None
+    assert set(re.findall(r"\bkerasseg\.(\w+)\(", code)) <= set(kerasseg.__all__)
