@@ -1,4 +1,4 @@
-"""`kerasseg fetch`: a public data set, from where its authors published it."""
+"""`kerasseg fetch`: download a public data set from its publisher."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def fetch(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="figshare: the data set of Jun Cheng, 3,064 slices, 0.88 GB.", autocompletion=proposing(["figshare"])
+            metavar="[figshare]",
+            help="Data set: figshare is that of Jun Cheng (3,064 slices, 0.88 GB).",
+            autocompletion=proposing(["figshare"]),
         ),
     ] = "figshare",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder.")] = Path("data"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the downloaded files.")] = Path("data"),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch a public data set and verify its published MD5 sums; a broken download goes on where it broke off."""
+    """Download a public data set and verify its MD5 sums; an interrupted download is resumed."""
     from kerasseg.data.published import fetch_dataset
 
     with _bar(quiet=quiet or as_json) as progress:
@@ -43,7 +45,7 @@ def fetch(
 
 @contextmanager
 def _bar(*, quiet: bool) -> Iterator[Report | None]:
-    """A bar for each file, with bytes and their rate; one line a file where there is no terminal."""
+    """Show a progress bar for each file; without a terminal, print a line for each."""
     console = errors()
     if quiet:
         yield None
@@ -65,7 +67,7 @@ def _bar(*, quiet: bool) -> Iterator[Report | None]:
 
         def report(name: str, done: int, total: int) -> None:
             if name not in known:
-                # What is there from before says nothing about the speed.
+                # Bytes from an earlier call say nothing about the speed.
                 known[name] = bars.add_task(name.removeprefix("brainTumorDataPublic_"), total=total, completed=done)
             bars.update(known[name], completed=done)
 
@@ -73,7 +75,7 @@ def _bar(*, quiet: bool) -> Iterator[Report | None]:
 
 
 class _Lines:
-    """Says once a file that it is here."""
+    """Prints one line for each complete file."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
@@ -104,10 +106,10 @@ def _show(found: FetchedDataset) -> None:
     from kerasseg_cli.inspect import facts_table
 
     about = found.dataset
-    came = f"{len(found.fetched)} fetched" if found.fetched else "all of them were there"
+    came = f"{len(found.fetched)} downloaded" if found.fetched else "all present"
     rows = [
         ("data set", about.title),
-        ("files", f"{len(about.files)} of {about.bytes / 1e9:.2f} GB, each as published (MD5); {came}"),
+        ("files", f"{len(about.files)} ({about.bytes / 1e9:.2f} GB), MD5 sums as published; {came}"),
         ("source", f"https://doi.org/{about.doi}"),
         ("licence", about.licence),
         ("please cite", about.citation),

@@ -1,4 +1,4 @@
-"""`kerasseg prepare`: raw slices -> shards with a frozen split."""
+"""`kerasseg prepare`: convert raw slices to shards with a frozen split."""
 
 from __future__ import annotations
 
@@ -13,43 +13,61 @@ from kerasseg_cli.completion import FORMATS, proposing
 from kerasseg_cli.console import print_json, progress_bar, screen
 from kerasseg_cli.options import Json, Quiet, one_of
 from kerasseg_tfrecords.errors import UsageError, one_line
+from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.records.manifest import Manifest
 
 __all__ = ["prepare"]
 
-READ, SPLIT, WRITE = "What is read", "How it is split", "What is written"
+READ, SPLIT, WRITE = "Reading", "Splitting", "Writing"
 
 
 def prepare(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT...", help="Folders, zip archives or files; several make one data set."),
+        typer.Argument(
+            metavar="INPUT...", help="Folders, zip archives or files; several are combined to one data set."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The shard directory.", rich_help_panel=WRITE)] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Shard directory to create.", rich_help_panel=WRITE)] = Path(
         "shards"
     ),
     format_: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="figshare, pairs, nifti or dicom, instead of looking.",
+            metavar=f"[{'|'.join(FORMATS)}]",
+            help="Format of the inputs. Detected by default.",
             rich_help_panel=READ,
             autocompletion=proposing(FORMATS),
         ),
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Class names in label order, with commas.", rich_help_panel=READ)
+        str | None,
+        typer.Option(metavar="NAME,...", help="Class names in label order, comma-separated.", rich_help_panel=READ),
     ] = None,
     patient_pattern: Annotated[
         str | None,
-        typer.Option(help="Regular expression that finds the patient in a file's name.", rich_help_panel=READ),
+        typer.Option(
+            metavar="REGEX",
+            help="Regular expression for file names or patient ids, with brackets around the patient.",
+            rich_help_panel=READ,
+        ),
     ] = None,
-    plane: Annotated[str, typer.Option(help="Of volumes: axial, coronal, sagittal.", rich_help_panel=READ)] = "axial",
+    plane: Annotated[
+        str,
+        typer.Option(
+            metavar="[axial|coronal|sagittal]", help="Plane in which volumes are sliced.", rich_help_panel=READ
+        ),
+    ] = "axial",
     foreground: Annotated[
         str | None,
-        typer.Option(help="Labels of a volume that count as tumour, with commas; all but 0.", rich_help_panel=READ),
+        typer.Option(
+            metavar="LABEL,...",
+            help="Mask labels that count as tumour, comma-separated. All but 0 by default.",
+            rich_help_panel=READ,
+        ),
     ] = None,
     channel: Annotated[
         str | None,
@@ -65,41 +83,66 @@ def prepare(
         ),
     ] = None,
     empty_share: Annotated[
-        float, typer.Option(help="Slices of a volume without tumour, a slice with tumour.", rich_help_panel=READ)
+        float,
+        typer.Option(help="Slices without tumour to keep per slice with tumour (volumes only).", rich_help_panel=READ),
     ] = 0.2,
     exclude_overlap: Annotated[
-        Path | None, typer.Option(help="Leave out slices that these shards already hold.", rich_help_panel=READ)
+        Path | None,
+        typer.Option(
+            metavar="SHARDS", help="Shard directory; leave out slices that it already holds.", rich_help_panel=READ
+        ),
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave bad files out instead of stopping.", rich_help_panel=READ)
+        bool, typer.Option("--skip-bad", help="Skip bad files instead of stopping.", rich_help_panel=READ)
     ] = False,
-    split: Annotated[str, typer.Option(help="Shares of train, validation, test.", rich_help_panel=SPLIT)] = "80/10/10",
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="TRAIN/VAL/TEST", help="Percentages for training, validation and test.", rich_help_panel=SPLIT
+        ),
+    ] = "80/10/10",
     split_by: Annotated[
         str,
-        typer.Option(help="patient (families of ids), id, or slice (leaks; as in some papers).", rich_help_panel=SPLIT),
+        typer.Option(
+            metavar="[patient|id|slice]",
+            help="Unit that stays in one split: a patient, a patient id, or a slice (leaks patients).",
+            rich_help_panel=SPLIT,
+        ),
     ] = "patient",
-    seed: Annotated[int, typer.Option(help="Of every random choice.", rich_help_panel=SPLIT)] = 42,
+    seed: Annotated[int, typer.Option(help="Random seed.", rich_help_panel=SPLIT)] = 42,
     per_class: Annotated[
-        int | None, typer.Option(help="Take a balanced subset of so many slices a class.", rich_help_panel=SPLIT)
+        int | None,
+        typer.Option(help="Number of slices to draw from each class. All by default.", rich_help_panel=SPLIT),
     ] = None,
     splits: Annotated[
-        Path | None, typer.Option(help="Use this splits.csv again instead of splitting.", rich_help_panel=SPLIT)
+        Path | None,
+        typer.Option(metavar="FILE", help="splits.csv to reuse instead of making a new split.", rich_help_panel=SPLIT),
     ] = None,
     duplicates: Annotated[
-        bool, typer.Option(help="Keep slices that look alike on one side of the split.", rich_help_panel=SPLIT)
+        bool, typer.Option(help="Keep copies of a slice in the same split.", rich_help_panel=SPLIT)
     ] = True,
-    size: Annotated[int, typer.Option(help="Side of the stored images, pixels.", rich_help_panel=WRITE)] = 256,
-    intensity: Annotated[str, typer.Option(help="minmax, percentile or zscore.", rich_help_panel=WRITE)] = "minmax",
+    size: Annotated[
+        int, typer.Option(help="Height and width of the stored images in pixels.", rich_help_panel=WRITE)
+    ] = 256,
+    intensity: Annotated[
+        str,
+        typer.Option(
+            metavar="[minmax|percentile|zscore]", help="Mapping of grey values to 0-255.", rich_help_panel=WRITE
+        ),
+    ] = "minmax",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing shard directory.", rich_help_panel=WRITE)
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Processes; one a processor.", rich_help_panel=WRITE)
+        int | None,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Worker processes. One per processor by default.", rich_help_panel=WRITE
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn raw MRI slices into TFRecord shards with a frozen, leak-free split."""
+    """Convert MRI slices to TFRecord shards with a frozen, patient-level split."""
     if format_ is not None:
         one_of("--format", format_, FORMATS)
     from kerasseg_tfrecords.conversion.prepare import prepare as run
@@ -151,17 +194,17 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(
-            f"--foreground cannot be {text!r}", expected="whole numbers with commas, such as 1,4"
+            f"invalid --foreground {text!r}", expected="comma-separated whole numbers, such as 1,4"
         ) from None
 
 
 def summary(manifest: Manifest, out: Path) -> dict[str, Any]:
-    """What `--json` prints: the manifest without the list of files, and where it lies."""
+    """Return what `--json` prints: the manifest without the list of files, and its folder."""
     return {"out": str(out), **manifest.model_dump(mode="json", exclude={"shards"})}
 
 
 def show(manifest: Manifest, out: Path) -> None:
-    """The table, then what was skipped and why, then the next command."""
+    """Print the table, notes and warnings, and the next command."""
     from rich.table import Table
 
     console = screen()
@@ -190,35 +233,38 @@ def show(manifest: Manifest, out: Path) -> None:
     console.print(table)
     for line in lines(manifest):
         console.print(line, markup=False)
-    console.print(f"\nShards: {out}    next: kerasseg verify {out}", markup=False, soft_wrap=True)
+    console.print(f"\nShards: {out}    Next: kerasseg verify {out}", markup=False, soft_wrap=True)
 
 
 def lines(manifest: Manifest) -> list[str]:
-    """The sentences below the table."""
-    facts = manifest.split
-    said = []
-    said.append(
-        f"Split by {manifest.options.split_by}, seed {manifest.options.seed}: at most "
-        f"{facts.worst_deviation:.1f} percentage points off {manifest.options.split} in any class."
-    )
+    """Return the sentences below the table."""
+    facts, options = manifest.split, manifest.options
+    total = sum(entry.slices for entry in manifest.counts)
+    unknown = options.split_by != "slice" and facts.slices_without_patient == total
+    said = [f"Split {'without patient ids' if unknown else f'by {options.split_by}'}, seed {options.seed}."]
+    warned = [note for note in manifest.notes if note.startswith("Warning: ")]
+    if not warned:
+        said[0] += f" Class shares are within {facts.worst_deviation:.1f} percentage points of {options.split}."
+    said += warned
     if facts.patients_on_both_sides:
-        said.append(f"LEAK: {facts.patients_on_both_sides} patients have slices in more than one split.")
+        said.append(f"LEAK: {count(facts.patients_on_both_sides, 'patient')} with slices in more than one split.")
     if manifest.duplicates:
         equal = sum(pair.kind == "equal" for pair in manifest.duplicates)
+        near = len(manifest.duplicates) - equal
         said.append(
-            f"Look-alikes: {equal} equal and {len(manifest.duplicates) - equal} near-equal pairs, kept on one side each."
+            f"Copies of slices: {count(equal, 'identical pair')}, {count(near, 'near-identical pair')}, each in one split."
         )
-    said += manifest.notes
+    said += [note for note in manifest.notes if note not in warned]
     if manifest.skipped:
-        said.append(f"Skipped, {len(manifest.skipped)} bad:")
-        said += [f"  {one_line(name)}: {one_line(message)}" for name, _, message in manifest.skipped]
-    said += _some(f"Left out, {len(manifest.left_out)} that are no slices", manifest.left_out)
-    said += _some("Remarks on slices", _together(manifest.remarks))
-    return said
+        said.append(f"Skipped {count(len(manifest.skipped), 'bad file')}:")
+        said += [f"  {name}: {message}" for name, _, message in manifest.skipped]
+    said += _some(f"Left out {count(len(manifest.left_out), 'file')} without a slice", manifest.left_out)
+    said += _some("Notes on slices", _together(manifest.remarks))
+    return [one_line(line) for line in said]
 
 
 def _together(remarks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Remarks that differ in numbers alone once, with their count and the first slice; the most frequent first."""
+    """Merge notes that differ only in numbers: their count and the first slice, the most frequent first."""
     first: dict[str, tuple[str, str]] = {}
     times: Counter[str] = Counter()
     for name, text in remarks:
@@ -226,15 +272,15 @@ def _together(remarks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ..
         first.setdefault(kind, (name, text))
         times[kind] += 1
     return tuple(
-        (first[kind][0] if count == 1 else f"{count} slices, for instance {first[kind][0]}", first[kind][1])
-        for kind, count in times.most_common()
+        (first[kind][0] if number == 1 else f"{number} slices, such as {first[kind][0]}", first[kind][1])
+        for kind, number in times.most_common()
     )
 
 
 def _some(heading: str, entries: tuple[tuple[str, str], ...], most: int = 5) -> list[str]:
-    """A heading and the first entries; the manifest has all."""
+    """Return a heading and the first entries; the manifest has all."""
     if not entries:
         return []
-    lines = [f"  {one_line(name)}: {one_line(text)}" for name, text in entries[:most]]
-    more = [f"  and {len(entries) - most} more, in the manifest"] if len(entries) > most else []
+    lines = [f"  {name}: {text}" for name, text in entries[:most]]
+    more = [f"  and {len(entries) - most:,} more (see manifest.json)"] if len(entries) > most else []
     return [f"{heading}:", *lines, *more]

@@ -1,4 +1,4 @@
-"""`kerasseg verify`: are shards, or raw data, what they should be?"""
+"""`kerasseg verify`: check shards or raw data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kerasseg_tfrecords.errors import UsageError, one_line
+from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.checks.raw_data import IntegrityReport
@@ -22,24 +23,33 @@ __all__ = ["verify"]
 
 def verify(
     shards: Annotated[
-        Path | None, typer.Argument(metavar="[SHARDS]", help="A shard directory; ./shards where nothing is said.")
+        Path | None, typer.Argument(metavar="[SHARDS]", help="Shard directory. ./shards by default.")
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", help="Check raw data before any conversion; may be repeated.")
+        list[Path] | None,
+        typer.Option("--data", metavar="INPUT", help="Raw data to check instead of shards; may be repeated."),
     ] = None,
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="Of the raw data, instead of looking.", autocompletion=proposing(FORMATS)),
+        typer.Option(
+            "--format",
+            metavar=f"[{'|'.join(FORMATS)}]",
+            help="Format of the raw data. Detected by default.",
+            autocompletion=proposing(FORMATS),
+        ),
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes for --data.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Worker processes for --data. One per processor by default."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check shards (hashes, counts, records, masks, leaks), or raw data with --data."""
+    """Check shards (hashes, counts, records, masks, leaks), or raw data."""
     if format_ is not None:
         one_of("--format", format_, FORMATS)
     if data and shards:
-        raise UsageError("name a shard directory or --data, not both")
+        raise UsageError("use either a shard directory or --data, not both")
     if data:
         _verify_data(data, format_, jobs, as_json=as_json, quiet=quiet)
     else:
@@ -64,9 +74,10 @@ def _verify_shards(folder: Path, *, as_json: bool, quiet: bool) -> None:
     else:
         _say(found.errors, found.warnings, quiet=quiet)
         if found.sound and not quiet:
-            screen().print(f"Sound: {found.records:,} records in {found.shards:,} shards.", markup=False)
+            screen().print(f"Sound: {count(found.records, 'record')} in {count(found.shards, 'shard')}.", markup=False)
         elif not found.sound:
-            screen().print(f"{len(found.errors)} things are wrong with {folder}. Prepare it again.", markup=False)
+            found_errors = count(len(found.errors), "error")
+            screen().print(f"{found_errors} in {one_line(folder)}. Prepare the shards again.", markup=False)
     if not found.sound:
         raise typer.Exit(3)
 
@@ -94,17 +105,18 @@ def _verify_data(inputs: list[Path], format_: str | None, jobs: int | None, *, a
 
 def _sentence(found: IntegrityReport) -> str:
     classes = ", ".join(f"{count:,} {label or 'without class'}" for label, count in found.labels.items())
-    people = f"{found.patients:,} patient ids"
+    people = count(found.patients, "patient id")
     if found.slices_without_patient:
-        people += f", {found.slices_without_patient:,} slices without"
-    verdict = "Sound" if found.ok else f"{len(found.problems)} bad"
-    return f"{verdict}: {found.slices:,} slices in {found.items:,} items ({classes or 'none'}; {people})."
+        people += f", {count(found.slices_without_patient, 'slice')} without one"
+    verdict = f"{count(len(found.problems), 'error')}: " if found.problems else "Sound: " if found.with_tumour else ""
+    said = f"{count(found.slices, 'slice')} in {count(found.items, 'file')} ({classes or 'none'}; {people})"
+    return f"{verdict}{said}{'' if found.with_tumour or not found.slices else ', but no mask holds a tumour'}."
 
 
 def _say(wrong: tuple[str, ...], warnings: tuple[str, ...], *, quiet: bool) -> None:
     console = screen()
     for line in wrong:
-        console.print(f"wrong    {one_line(line)}", markup=False, soft_wrap=True)
+        console.print(f"error    {one_line(line)}", markup=False, soft_wrap=True)
     if not quiet:
         for line in warnings:
             console.print(f"warning  {one_line(line)}", markup=False, soft_wrap=True)

@@ -1,8 +1,8 @@
-"""One file from the web, whatever the connection does: resumed where it broke, checked as it comes, never half there.
+"""Resumable, verified, atomic download of a file.
 
-What has come lies in `FILE.part`, beside it in `FILE.part.json` how the server names this version of the file. A later
-call, of another process too, asks for the rest (HTTP `Range`), and begins anew where the server has another version or
-knows no ranges.
+`FILE.part` holds what has been received, `FILE.part.json` the server's name for this version of the file. A later call,
+even of another process, requests the rest (HTTP `Range`). It starts again where the server has another version or does not
+support ranges.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import KerassegError, UsageError
-from kerasseg_tfrecords.files import explain_os_error
+from kerasseg_tfrecords.files import explain_os_error, scratch_folder
 
 __all__ = [
     "Answer",
@@ -37,41 +38,41 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP status that is an error.
+    """An HTTP error status.
 
     Attributes:
         status: 400 to 599.
 
     Example:
         >>> print(Answer(503), "-", Answer(503).remedy)
-        503 Service Unavailable - The fault is the server's: try again later.
+        503 Service Unavailable - The server has a problem: try again later.
     """
 
     status: int
 
     def __str__(self) -> str:
-        """Number and words."""
-        with contextlib.suppress(ValueError):  # servers make up numbers of their own
+        """Return number and phrase."""
+        with contextlib.suppress(ValueError):  # not every number has a standard phrase
             return f"{self.status} {HTTPStatus(self.status).phrase}"
         return str(self.status)
 
     @property
     def remedy(self) -> str:
-        """What to do about it, for addresses that anybody may ask."""
+        """What to do about it, for public addresses."""
         if self.status == HTTPStatus.TOO_MANY_REQUESTS:
-            return "It was asked too often: try again in some minutes."
+            return "There were too many requests: try again in a few minutes."
         if self.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            return "It wants a login or another right: fetch the file in a browser, and give its path."
+            return "The file needs a login: download it in a browser and use its path."
         if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return "The fault is the server's: try again later."
+            return "The server has a problem: try again later."
         return "Check the address."
 
 
 def answer_of(error: BaseException | None) -> Answer | None:
-    """The answer that an error of requests, httpx or the Hub's library came of; None where there was none.
+    """Return the HTTP status behind an error of requests, httpx or huggingface_hub; None if there was no answer.
 
     Args:
-        error: It, or what was raised from it.
+        error: The error, or one raised from it.
 
     Example:
         >>> answer_of(TimeoutError()) is None
@@ -86,33 +87,33 @@ def answer_of(error: BaseException | None) -> Answer | None:
 
 
 TIMEOUT = 30.0
-"""Seconds without an answer, or without a byte."""
+"""Seconds to wait for an answer, or for the next byte."""
 ATTEMPTS = 5
-"""In a row that may bring nothing."""
+"""Consecutive attempts that may fail to receive anything."""
 PAUSE = 1.0
 """Seconds before the second attempt; doubled before each further one."""
 _PIECE = 1 << 14
-"""Bytes; of the piece under way nothing is kept where the connection breaks."""
+"""Bytes read at a time; a partial piece is lost when the connection breaks."""
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that may be others a little later."""
+"""HTTP statuses that are worth another attempt."""
 _LOG = logging.getLogger("kerasseg")
 
 
 class BrokenDownloadError(KerassegError):
-    """The server cannot be reached, or does not give the file."""
+    """The server cannot be reached, or does not send the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """How a server names what it sends; empty where it does not."""
+    """The server's identification of a version of a file; empty where it has none."""
 
     etag: str = ""
     modified: str = ""
 
     @property
     def condition(self) -> str:
-        """For `If-Range`; weak tags are not allowed there."""
+        """The value for `If-Range`, which does not allow weak tags."""
         return self.modified if self.etag.startswith("W/") else self.etag or self.modified
 
 
@@ -124,22 +125,22 @@ def download(
     hash_known: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Fetches a file; goes on where an earlier call broke off.
+    """Download a file, or the rest of it after an interruption.
 
     Args:
         url: `https://`, or `http://` on this machine.
-        target: The file; it is there only once all of it has come.
-        most_bytes: Nothing larger is fetched.
-        hash_known: Whether the caller will compare a hash. Then a part is gone on with even where the server cannot say
-            that it still has the same version.
-        progress: Told the bytes that are here, and how many there are (0 where the server does not say).
+        target: The file; it appears when it is complete.
+        most_bytes: Largest size that is accepted.
+        hash_known: Whether the caller will compare a hash. A partial download is then continued even if the server cannot
+            confirm that it still has the same version.
+        progress: Called with the bytes received and the total (0 where it is unknown).
 
     Raises:
-        BrokenDownloadError: It cannot be fetched; what has come is kept.
-        KerassegError: It is too large; or it cannot be written.
+        BrokenDownloadError: The download failed; what has been received is kept.
+        KerassegError: The file is too large, or cannot be written.
         UsageError: Another kind of address.
     """
-    import requests  # heavy, and only wanted here
+    import requests  # slow to import
 
     check_url(url, url)
     idle, pause, started = 0, PAUSE, False
@@ -162,10 +163,10 @@ def download(
             raise
         moved = _size(part) > before
         idle, pause, started = (0, PAUSE, True) if moved else (idle + 1, pause, started)
-        # Without a network there is nothing to wait for.
+        # Without a network, waiting does not help.
         if idle >= ATTEMPTS or (not started and isinstance(error, requests.ConnectionError)):
             raise _broken(url, part, error) from error
-        _LOG.info("%s: %s; trying again in %g s", url, first_line(error) if error else "begun anew", pause)
+        _LOG.info("%s: %s; trying again in %g s", url, first_line(error) if error else "starting again", pause)
         time.sleep(pause)
         pause *= 2
     part.replace(target)
@@ -180,79 +181,81 @@ def retrieve(
     md5: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Fetches a file unless it is there already, and checks its hash.
+    """Download a file unless it exists already, and check its hash.
 
     Args:
         url: As in `download`.
         target: As in `download`.
         most_bytes: As in `download`.
-        md5: Hex digest that it must have; None takes what is there or what comes.
+        md5: Expected hex digest; None accepts any content.
         progress: As in `download`.
 
     Returns:
-        Whether it was fetched; False where it was there.
+        True if it was downloaded, False if it existed.
 
     Raises:
-        KerassegError: What came is not what was published; or as `download`.
+        KerassegError: The file has another hash, or as `download`.
     """
-    import pooch  # heavy, and only wanted here
-
-    fetched = False
+    import pooch  # slow to import
 
     def downloader(address: str, output: Any, _: Any) -> None:
-        nonlocal fetched
         download(address, target, most_bytes=most_bytes, hash_known=md5 is not None, progress=progress)
-        fetched = True
         target.replace(output)
 
     pooch.get_logger().setLevel("WARNING")
-    known = None if md5 is None else f"md5:{md5}"
-    target.parent.mkdir(parents=True, exist_ok=True)
     resumed = part_of(target).exists()
     try:
-        pooch.retrieve(url, known_hash=known, fname=target.name, path=target.parent, downloader=downloader)
+        if target.is_file() and (md5 is None or pooch.file_hash(target, "md5") == md5):
+            return False
+        # In a folder of its own, because pooch's temporary files would stay if the process is killed.
+        with scratch_folder(target.parent) as scratch:
+            known = None if md5 is None else f"md5:{md5}"
+            pooch.retrieve(url, known_hash=known, fname=target.name, path=scratch, downloader=downloader)
+            (scratch / target.name).replace(target)
     except ValueError as error:
         if resumed:
-            # What was there from before may have been damaged; from the beginning, once.
+            # The part from an earlier call may have been damaged: start again, once.
             return retrieve(url, target, most_bytes=most_bytes, md5=md5, progress=progress)
         raise KerassegError(
-            "what the server sent is not what was published",
+            "the server sent another file than the published one",
             path=url,
             expected=f"MD5 {md5}",
-            remedy="Nothing was kept. Try again; if it stays so, fetch the file by hand and compare.",
+            remedy="Nothing was kept. Try again; if it happens again, download the file by hand and compare.",
         ) from error
     except OSError as error:
         raise explain_os_error(error, target) from error
-    return fetched
+    return True
 
 
 def part_of(target: Path) -> Path:
-    """Where what has come of a file lies."""
+    """Return the path of a partial download."""
     return target.with_name(target.name + ".part")
 
 
 def forget(target: Path) -> None:
-    """Deletes what has come of a file, so that it is begun anew."""
+    """Delete a partial download."""
     part = part_of(target)
     part.unlink(missing_ok=True)
     _note(part).unlink(missing_ok=True)
 
 
 def check_url(url: str, original: str) -> None:
-    """Refuses addresses that are not encrypted, but for servers on this machine; also where a server sends on to.
+    """Refuse addresses that are not encrypted, except on this machine; also those that a server redirects to.
 
     Raises:
         UsageError: The address itself is refused.
-        KerassegError: The server sends there.
+        KerassegError: The server redirects there.
     """
     parts = urlsplit(url)
     local = parts.hostname in _LOCAL and urlsplit(original).hostname in _LOCAL
     if parts.scheme == "https" or (parts.scheme == "http" and local):
         return
     if url == original:
-        raise UsageError(f"kerasseg does not fetch from `{parts.scheme}://`", expected="hf://owner/name or https://...")
+        raise UsageError(
+            f"kerasseg does not download from `{parts.scheme}://`", expected="hf://owner/name or https://..."
+        )
     raise KerassegError(
-        "refused: the server sends elsewhere",
+        "refused: the server redirects to an address without encryption",
         path=original,
         found=f"{parts.scheme}://{parts.netloc}",
         expected="https://",
@@ -260,7 +263,7 @@ def check_url(url: str, original: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line, with the kind of it."""
+    """Return the type and the first line of an error."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")
 
@@ -268,7 +271,7 @@ def first_line(error: BaseException) -> str:
 def _one_attempt(
     url: str, part: Path, most_bytes: int, hash_known: bool, progress: Callable[[int, int], None] | None
 ) -> bool:
-    """Asks once; True where all has come, False where it has to be begun anew."""
+    """Send one request; return True if the file is complete, False if the download must start again."""
     import requests
 
     here, version = _size(part), _read_note(part)
@@ -280,7 +283,7 @@ def _one_attempt(
         headers["Range"] = f"bytes={here}-"
         if version.condition:
             headers["If-Range"] = version.condition
-        _LOG.info("%s: going on after %d bytes", url, here)
+        _LOG.info("%s: resuming after %d bytes", url, here)
 
     def check(response: Any, *_args: Any, **_kwargs: Any) -> None:
         if response.is_redirect:
@@ -288,7 +291,7 @@ def _one_attempt(
 
     with requests.get(url, stream=True, timeout=TIMEOUT, hooks={"response": check}, headers=headers) as response:
         if response.status_code == 416:
-            # Either all is here already, or what is here is longer than the file: the hash, or a new attempt, tells.
+            # The part is either complete or longer than the file; the hash, or a new attempt, shows which.
             complete = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("content-range", ""))
             if complete and int(complete[1]) == here:
                 return True
@@ -299,7 +302,7 @@ def _one_attempt(
         if start != (here if response.status_code == 206 else 0):
             part.unlink(missing_ok=True)
             return False
-        total = start + int(response.headers.get("content-length") or 0)
+        total = start + _content_length(response, url)
         _check_size(total, most_bytes, url)
         if start == 0:
             _write_note(part, _Version(response.headers.get("etag", ""), response.headers.get("last-modified", "")))
@@ -307,7 +310,7 @@ def _one_attempt(
         with part.open("ab" if start else "wb") as file:
             for piece in response.iter_content(_PIECE):
                 done += len(piece)
-                _check_size(done, most_bytes, url)  # a server need not say how long its answer is
+                _check_size(done, most_bytes, url)  # not every server sends the length first
                 file.write(piece)
                 if progress:
                     progress(done, max(total, done) if total > start else 0)
@@ -315,17 +318,17 @@ def _one_attempt(
 
 
 def _broken(url: str, part: Path, error: Exception | None) -> BrokenDownloadError:
-    found = first_line(error) if error else "the server does not send what was asked for"
+    found = first_line(error) if error else "the server does not send the requested part"
     answer = answer_of(error)
     if answer is not None:
-        kept = " The same command goes on where it broke off." if _size(part) else ""
+        kept = " The same command then resumes the download." if _size(part) else ""
         remedy = f"{answer.remedy}{kept}"
-        return BrokenDownloadError("the server does not give the file", path=url, found=answer, remedy=remedy)
+        return BrokenDownloadError("the server does not send the file", path=url, found=answer, remedy=remedy)
     if _size(part):
-        remedy = "Run the same command again: it goes on where it broke off."
-        return BrokenDownloadError("the download broke off", path=url, found=found, remedy=remedy)
+        remedy = "Run the same command again: it resumes the download."
+        return BrokenDownloadError("the download was interrupted", path=url, found=found, remedy=remedy)
     return BrokenDownloadError(
-        "the server cannot be reached", path=url, found=found, remedy="Look at the network, or try later."
+        "the server cannot be reached", path=url, found=found, remedy="Check the network, or try again later."
     )
 
 
@@ -334,10 +337,23 @@ def _start(response: Any) -> int:
     return int(found[1]) if found else -1
 
 
+def _content_length(response: Any, url: str) -> int:
+    text = response.headers.get("content-length") or "0"
+    if not re.fullmatch(r"\s*[0-9]{1,18}\s*", text):
+        raise BrokenDownloadError(
+            "the server sent an invalid Content-Length header",
+            path=url,
+            found=repr(text[:40]),
+            expected="a number of bytes",
+            remedy="Try again later, or download the file by hand.",
+        )
+    return int(text)
+
+
 def _check_size(size: int, most_bytes: int, address: str) -> None:
     if size > most_bytes:
         raise KerassegError(
-            "refused: it is too large", path=address, found=f"{size} bytes", expected=f"{most_bytes} at most"
+            "refused: the file is too large", path=address, found=f"{size} bytes", expected=f"{most_bytes} at most"
         )
 
 
@@ -354,7 +370,7 @@ def _note(part: Path) -> Path:
 
 def _read_note(part: Path) -> _Version:
     try:
-        note = json.loads(_note(part).read_text(encoding="utf-8"))
+        note = parse_json(_note(part).read_bytes(), max_bytes=1 << 16)
         return _Version(str(note["etag"]), str(note["modified"]))
     except (OSError, ValueError, KeyError, TypeError):
         return _Version()

@@ -1,7 +1,7 @@
-"""Public data sets by name, fetched from where their authors published them.
+"""Download public data sets by name.
 
-What is pinned here are the files of one published version: their numbers at the archive, sizes and MD5 sums as the archive
-states them. So no other service has to be asked, and other bytes are refused, whoever sends them.
+The files of one published version are pinned here by their number in the archive, size and MD5 sum. No other service is
+needed to find them, and any other content is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kerasseg_tfrecords.validation import did_you_mean
 __all__ = ["DATASETS", "Dataset", "FetchedDataset", "RemoteFile", "fetch_dataset"]
 
 _SPARE = 64 << 20
-"""Bytes that stay free on the disk."""
+"""Bytes to leave free on the disk."""
 _LOG = logging.getLogger("kerasseg")
 _FIGSHARE = "https://ndownloader.figshare.com/files/"
 
@@ -30,10 +30,10 @@ class RemoteFile:
     """A file of a published data set.
 
     Attributes:
-        name: On this machine.
-        url: Where it lies.
-        bytes: Its size.
-        md5: Hex digest, as published.
+        name: File name on this machine.
+        url: Address.
+        bytes: Size.
+        md5: Published hex digest.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Dataset:
     """A published data set.
 
     Attributes:
-        name: For the command.
-        title: What it is.
-        doi: Of the version whose files these are.
-        licence: Its name.
-        citation: What its authors ask to be cited.
-        files: All of them.
+        name: Short name.
+        title: Description.
+        doi: DOI of this version.
+        licence: Name of the licence.
+        citation: What the authors ask to cite.
+        files: All files.
     """
 
     name: str
@@ -64,19 +64,19 @@ class Dataset:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Size of all files."""
         return sum(file.bytes for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedDataset:
-    """A data set that lies on this machine now.
+    """A downloaded data set.
 
     Attributes:
-        dataset: Which.
-        folder: Where; `kerasseg prepare` reads it as it is.
-        fetched: Names of the files that were fetched now.
-        present: Names of those that were there, and are what was published.
+        dataset: The data set.
+        folder: Its folder, which `kerasseg prepare` reads as it is.
+        fetched: Names of the files that were downloaded now.
+        present: Names of the files that existed already, with the published content.
 
     Example:
         >>> there = FetchedDataset(DATASETS["figshare"], Path("data"), ("cvind.mat",), ())
@@ -123,26 +123,25 @@ def fetch_dataset(
     *,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> FetchedDataset:
-    """Fetches a public data set, and verifies every file against the MD5 sum that was published with it.
+    """Download a public data set and verify every file against its published MD5 sum.
 
-    What is there already and sound is not fetched again; what broke off is gone on with. The archives stay as they are:
-    `kerasseg_tfrecords.prepare` reads them in place.
+    Valid files that exist already are not downloaded again, and interrupted downloads are resumed. Archives are not
+    unpacked: `kerasseg_tfrecords.prepare` reads them in place.
 
     Args:
         name: "figshare", the data set of Jun Cheng (0.88 GB).
-        out: The folder; made where it is missing.
-        progress: Told the name of a file, its bytes that are here, and how many there are.
+        out: The folder; created where it is missing.
+        progress: Called with the name of a file, the bytes received, and its size.
 
     Returns:
-        Where it lies, and what was fetched.
+        The data set, its folder, and which files were downloaded.
 
     Raises:
-        UsageError: There is no such data set; or the folder is a file.
-        KerassegError: The server cannot be reached or sends something else, or the disk is too small; what has come is
-            kept.
+        UsageError: There is no such data set, or `out` is a file.
+        KerassegError: The server cannot be reached or sends other content, or the disk is full; partial downloads are kept.
 
     Example:
-        `fetch_dataset("figshare", "data").folder` is where they lie then. What is fetched:
+        After `fetch_dataset("figshare", "data")`, `prepare("data")` converts it.
 
         >>> DATASETS["figshare"].licence, round(DATASETS["figshare"].bytes / 1e9, 2)
         ('CC BY 4.0', 0.88)
@@ -161,13 +160,13 @@ def fetch_dataset(
         raise explain_os_error(error, folder) from error
     fetched: list[str] = []
     present: list[str] = []
-    busy = "another process fetches into this folder"
+    busy = "another process is downloading to this folder"
     with lock(folder / ".fetch.lock", "data", busy=busy):
         _check_room(dataset, folder)
         for file in dataset.files:
             came = _fetch(file, folder, progress)
             (fetched if came else present).append(file.name)
-            _LOG.info("%s: %s", file.name, "fetched and verified" if came else "there already, and verified")
+            _LOG.info("%s: %s", file.name, "downloaded and verified" if came else "present and verified")
     (folder / ".fetch.lock").unlink(missing_ok=True)
     return FetchedDataset(dataset, folder, tuple(fetched), tuple(present))
 
@@ -187,7 +186,7 @@ def _fetch(file: RemoteFile, folder: Path, progress: Callable[[str, int, int], N
 
 
 def _check_room(dataset: Dataset, folder: Path) -> None:
-    """Before anything is fetched, whether all of it fits."""
+    """Check before any download that all files fit on the disk."""
     missing = 0
     for file in dataset.files:
         for path in (folder / file.name, part_of(folder / file.name)):

@@ -106,7 +106,7 @@ def test_bad_files_are_all_named_with_exit_code_3(kerasseg: Run, raw: Path, tmp_
     ] or len(document["problems"]) == 3
     skipped = kerasseg("prepare", folder, "--size", 32, "--jobs", 1, "--skip-bad")
     assert skipped.returncode == 0, skipped.stderr
-    assert "Skipped, 3 bad" in skipped.stdout
+    assert "Skipped 3 bad files" in skipped.stdout
 
 
 @pytest.mark.slow

@@ -12,8 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from kerasseg_tfrecords import files
 from kerasseg_tfrecords.errors import KerassegError
-from kerasseg_tfrecords.files import explain_os_error, lock, temporary_space, write_atomically
+from kerasseg_tfrecords.files import (
+    atomic_folder,
+    explain_os_error,
+    lock,
+    remove_leftovers,
+    scratch_folder,
+    temporary_space,
+    write_atomically,
+)
 
 WRITER = """
 import sys, itertools
@@ -118,3 +127,120 @@ def test_a_lock_ends_with_its_process(python: str, child_environment: dict[str, 
     child.stdout.close()
     with lock(path, "shards"):
         pass
+
+
+# --- folders -------------------------------------------------------------------------------------------------------------
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_a_folder_is_replaced_whole_or_not_at_all(swap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not swap:
+        monkeypatch.setattr(files, "_swap", lambda *_: False)
+    target = tmp_path / "made"
+    with atomic_folder(target) as folder:
+        (folder / "old").write_text("1")
+        assert not target.exists()
+    with pytest.raises(KerassegError, match="cannot be written"), atomic_folder(target, replace=True) as folder:
+        (folder / "new" / "without a folder").mkdir()
+    assert names(tmp_path) == ["made", "made/old"]
+    with pytest.raises(KerassegError, match="already exists"), atomic_folder(target):
+        pass
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(KerassegError, match="no space left"), atomic_folder(target, replace=True, check=full):
+        pass
+    assert names(tmp_path) == ["made", "made/old"]
+    with atomic_folder(target, replace=True) as folder:
+        (folder / "new").write_text("2")
+    assert names(tmp_path) == ["made", "made/new"]
+
+
+def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "made"
+    target.mkdir()
+    (target / "old").write_text("1")
+    monkeypatch.setattr(files, "_swap", lambda *_: False)
+    replace = os.replace
+
+    def fails_for_the_new(source: Path, destination: Path) -> None:
+        if "/new/" in str(source):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fails_for_the_new)
+    with pytest.raises(KerassegError, match="Input/output"), atomic_folder(target, replace=True):
+        pass
+    assert names(tmp_path) == ["made", "made/old"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from kerasseg_tfrecords import files
+target = Path(sys.argv[1])
+if sys.argv[2] == "between":
+    files._swap = lambda *_: False
+    replace = os.replace
+    def once(a, b):
+        replace(a, b)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.replace = once
+with files.atomic_folder(target, replace=True) as folder:
+    (folder / "new").write_bytes(bytes(1000))
+    if sys.argv[2] == "within":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("when", ["within", "between"])
+def test_leftovers_of_a_killed_process_are_removed(
+    python: str, child_environment: dict[str, str], tmp_path: Path, when: str
+) -> None:
+    target = tmp_path / "made"
+    target.mkdir()
+    (target / "old").write_text("1")
+    (tmp_path / ".tmp-of-somebody-else").mkdir()
+    done = subprocess.run([python, "-c", KILLED, str(target), when], env=child_environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".tmp-kerasseg-*"))) == 1
+    with scratch_folder(tmp_path) as mine:
+        remove_leftovers(tmp_path)  # not that of a process at work
+        assert mine.is_dir()
+    assert names(tmp_path) == [".tmp-of-somebody-else", "made", "made/old"]
+
+
+def test_the_next_write_removes_the_file_of_a_killed_one(
+    python: str, child_environment: dict[str, str], tmp_path: Path
+) -> None:
+    for _ in range(3):
+        command = [python, "-c", WRITER, str(tmp_path / "state")]
+        child = subprocess.Popen(command, env=child_environment, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    write_atomically(tmp_path / "state", "new")
+    assert names(tmp_path) == ["state"]
+
+
+def test_used_up_inodes_are_not_called_missing_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = os.statvfs(tmp_path)
+    values = list(state)
+    values[6] = values[7] = 0  # f_ffree, f_favail
+    values[5] = 1000  # f_files
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(values))
+    error = explain_os_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tmp_path / "gone" / "file")
+    assert "inodes" in str(error)
+    assert "no space" not in str(error)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KerassegError) as caught, temporary_space():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "inodes" in str(caught.value)
+    assert "free)" not in str(caught.value).replace("free bytes)", "")

@@ -1,12 +1,12 @@
-"""What can go wrong, as one small tree of exceptions.
+"""The exceptions of kerasseg.
 
-    KerassegError                exit code 1   anything below; catch this one to catch all
-    |-- UsageError               exit code 2   an option or argument that cannot be meant
-    |-- DataError                exit code 3   slices, shards or splits that are not what they should be
-    |   `-- BadInputError        exit code 3   several input files at once, each as a `Problem`
-    `-- CheckpointError          exit code 1   a checkpoint that cannot be opened, and what it is instead
+    KerassegError                exit code 1   base class of all others
+    |-- UsageError               exit code 2   an invalid option or argument
+    |-- DataError                exit code 3   invalid slices, shards or splits
+    |   `-- BadInputError        exit code 3   several bad input files, each as a `Problem`
+    `-- CheckpointError          exit code 1   a checkpoint that cannot be opened
 
-Every message names the file, what was found, what was expected and what to do, on one line.
+Every message is on one line and names the file, what was found, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -17,30 +17,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kerasseg_tfrecords.text import count
+
+_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories: control, format (direction marks, zero-width characters), surrogates, line and paragraph ends."""
+
 __all__ = ["BadInputError", "CheckpointError", "DataError", "KerassegError", "Problem", "UsageError", "one_line"]
 
 
 def one_line(text: object) -> str:
-    r"""`text` on one line, with control characters escaped, so that a file name cannot break a report.
+    r"""Return a text on one line, with control and invisible characters escaped.
 
-    >>> one_line("a\nb")
-    'a\\nb'
+    A file name can then neither break a line nor, by characters that change the writing direction, pose as another name.
+
+    Example:
+        >>> one_line("a\nb"), one_line("gepj.exe".replace("gepj", chr(0x202E) + "gepj"))
+        ('a\\nb', '\\u202egepj.exe')
     """
-    return "".join(
-        c if unicodedata.category(c) not in {"Cc", "Cs", "Zl", "Zp"} else c.encode("unicode_escape").decode()
-        for c in str(text)
-    )
+    value = str(text)
+    if value.isascii() and value.isprintable():
+        return value
+    return "".join(c if unicodedata.category(c) not in _ESCAPED else c.encode("unicode_escape").decode() for c in value)
 
 
 class KerassegError(Exception):
-    """Base of every error that kerasseg raises on purpose.
+    """Base class of all exceptions that kerasseg raises deliberately.
 
     Args:
         what: What is wrong, as a sentence without its full stop.
-        path: The file or folder it is about.
-        found: What was found there.
+        path: The file or folder concerned.
+        found: What was found.
         expected: What was expected instead.
-        remedy: What the user can do, as an imperative sentence.
+        remedy: What to do, as an imperative sentence.
 
     Example:
         >>> print(KerassegError("not a shard directory", path="x", expected="manifest.json", remedy="Run prepare."))
@@ -66,7 +74,7 @@ class KerassegError(Exception):
         super().__init__(self.sentence())
 
     def sentence(self, *, with_path: bool = True) -> str:
-        """The message on one line, with or without the file's name before it."""
+        """Return the message on one line, with or without the name of the file."""
         text = f"{self.path}: {self.what}" if with_path and self.path is not None else self.what
         details = [
             f"{word} {value}"
@@ -80,7 +88,7 @@ class KerassegError(Exception):
         return one_line(text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process borders (workers read slices); the default would lose the keyword arguments.
+        # Workers send exceptions to their parent process; the default would lose the keyword arguments.
         return _rebuild, (type(self), self.__dict__.copy())
 
 
@@ -92,7 +100,7 @@ def _rebuild(kind: type[KerassegError], state: dict[str, object]) -> KerassegErr
 
 
 class UsageError(KerassegError):
-    """An option or argument that cannot be meant; arguments as in `KerassegError`.
+    """An invalid option or argument; takes the arguments of `KerassegError`.
 
     Example:
         >>> error = UsageError("no such strategy", found="careful", expected="conservative, moderate, aggressive")
@@ -104,11 +112,11 @@ class UsageError(KerassegError):
 
 
 class DataError(KerassegError):
-    """Slices, shards or splits that are not what they should be.
+    """Invalid slices, shards or splits.
 
     Args:
         what, path, found, expected, remedy: As in `KerassegError`.
-        kind: What `Problem.kind` is to say where this error becomes one entry of a report.
+        kind: The `Problem.kind` if this error becomes an entry of a report.
 
     Example:
         >>> DataError("the label is unknown", path="1.mat", found=7, kind="unknown-label").kind
@@ -132,7 +140,7 @@ class DataError(KerassegError):
 
 
 class CheckpointError(KerassegError):
-    """A checkpoint that cannot be opened; the message says what the file is instead.
+    """A checkpoint that cannot be opened; the message says what the file is.
 
     Example:
         >>> print(CheckpointError("this is a pickle, which is a program", path="unet.pt", remedy="Export it to Keras."))
@@ -142,14 +150,13 @@ class CheckpointError(KerassegError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One thing that is wrong with one input.
+    """A problem with one input file.
 
     Attributes:
-        name: The input as shown to the user: a path relative to the input it came from, `outer.zip!inner/1.mat` inside
-            archives.
-        kind: A short stable word for machines, for instance `unreadable`, `size-mismatch`, `unknown-label`.
-        message: The sentence for the user, without the name: what was found, expected, and what to do.
-        level: "error" (the input cannot be used) or "warning" (it can, and somebody ought to look at it).
+        name: Path relative to the input, with `outer.zip!inner/1.mat` inside archives.
+        kind: A short stable word for programs, such as `unreadable`, `size-mismatch` or `unknown-label`.
+        message: The sentence for the user, without the name.
+        level: "error" (the file cannot be used) or "warning" (it can, but should be checked).
 
     Example:
         >>> print(Problem("7.mat", "size-mismatch", "the mask has another size than the image (found 256 x 256)"))
@@ -163,7 +170,7 @@ class Problem:
 
     @classmethod
     def of(cls, error: DataError, name: str | None = None) -> Problem:
-        """The entry for `error`, under `name` or the path that the error itself names.
+        """Return the entry for an error, under `name` or the path in the error.
 
         >>> print(Problem.of(DataError("not a MATLAB file", path="1.mat", found="text")))
         1.mat: not a MATLAB file (found text)
@@ -171,23 +178,24 @@ class Problem:
         return cls(name if name is not None else error.path or "", error.kind, error.sentence(with_path=False))
 
     def __str__(self) -> str:
-        """The one line that a report shows."""
+        """Return the line that a report shows."""
         return one_line(f"{self.name}: {self.message}")
 
 
 class BadInputError(DataError):
-    """Several inputs are bad; all of them are listed, not only the first.
+    """Several bad input files, all of which are listed.
 
     Attributes:
-        problems: One entry for each bad input.
+        problems: One entry for each bad file.
 
     Example:
         >>> error = BadInputError([Problem("7.mat", "unreadable", "not a MATLAB file")])
         >>> print(error, len(error.problems))
-        1 bad input file. Mend or remove them, or leave them out with --skip-bad. 1
+        1 bad input file. Repair or remove it, or leave it out with --skip-bad. 1
     """
 
     def __init__(self, problems: Sequence[Problem], what: str | None = None, *, remedy: str | None = None) -> None:
         self.problems = tuple(problems)
-        count = f"{len(self.problems)} bad input file{'s' if len(self.problems) != 1 else ''}"
-        super().__init__(what or count, remedy=remedy or "Mend or remove them, or leave them out with --skip-bad.")
+        it = "it" if len(self.problems) == 1 else "them"
+        remedy = remedy or f"Repair or remove {it}, or leave {it} out with --skip-bad."
+        super().__init__(what or count(len(self.problems), "bad input file"), remedy=remedy)

@@ -1,29 +1,44 @@
-"""Writing files so that a reader sees the old one or the new one, and nothing between."""
+"""Write files and folders atomically: a reader sees the old version or the new one, and a killed process leaves no mess."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from kerasseg_tfrecords.errors import KerassegError
 
-__all__ = ["FULL", "explain_os_error", "lock", "open_atomically", "sync_folder", "temporary_space", "write_atomically"]
+__all__ = [
+    "FULL",
+    "atomic_folder",
+    "explain_os_error",
+    "lock",
+    "open_atomically",
+    "remove_leftovers",
+    "scratch_folder",
+    "sync_folder",
+    "temporary_space",
+    "write_atomically",
+]
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the system answers where there is no room: the disk, the user's share of it, the size of one file."""
+"""Error numbers for: disk full, quota used up, file size limit reached."""
 
+_SCRATCH = ".tmp-kerasseg-"
+_NEW, _OLD = "new", "old"
 _FREE = "Free some space and run the same command again: it continues (kerasseg train: with --resume)."
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` survive a power cut."""
+    """Make renames inside a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,15 +47,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Writes `data` to `path`: temporary file in the same folder, flush, fsync, rename.
+    """Write a file by temporary file, flush, fsync and rename.
 
     Args:
         path: The file; an existing one is replaced.
         data: Bytes, or text that is written as UTF-8.
-        durable: False leaves out the fsync: a killed process still leaves the old or the new file, a power cut may not.
+        durable: False omits the fsync: a killed process still leaves the old or the new file, but a power cut may not.
 
     Raises:
-        KerassegError: Where the disk is full or the folder cannot be written; the earlier file is then untouched.
+        KerassegError: The disk is full or the folder cannot be written; an existing file is then unchanged.
     """
     with open_atomically(path, durable=durable) as stream:
         stream.write(data.encode() if isinstance(data, str) else data)
@@ -48,7 +63,9 @@ def write_atomically(path: Path, data: bytes | str, *, durable: bool = True) -> 
 
 @contextlib.contextmanager
 def open_atomically(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A stream whose content becomes the file `path` when the block ends well, and nothing when it does not.
+    """Open a stream whose content becomes the file `path` if the block succeeds.
+
+    The temporary file always has the same name, so that the next write to `path` removes what a killed process left.
 
     Args:
         path: The file; an existing one is replaced.
@@ -57,48 +74,215 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     Raises:
         KerassegError: As `write_atomically`.
     """
-    temporary: str | None = None
+    # A hash, because the name itself may leave no room for a suffix.
+    temporary = path.with_name(f".tmp-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}")
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-            os.fchmod(stream.fileno(), 0o644)
-        os.replace(temporary, path)  # noqa: PTH105 - the word that the design uses for it
+        with _open_locked(temporary) as stream:
+            try:
+                yield stream
+                stream.flush()
+                if durable:
+                    os.fsync(stream.fileno())
+                os.fchmod(stream.fileno(), 0o644)
+                os.replace(temporary, path)  # noqa: PTH105 - the call that the tests intercept
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         if durable:
             sync_folder(path.parent)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise explain_os_error(error, path) from error
-    except BaseException:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open an empty file for writing, locked against other processes; wait for one that is writing it."""
+    while True:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            with contextlib.suppress(OSError):  # not every network file system has locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            state = os.fstat(descriptor)
+            # The process before us may have renamed or deleted the file while we waited.
+            if state.st_nlink == 1 and path.exists() and os.path.samestat(state, path.stat()):
+                os.ftruncate(descriptor, 0)
+                return os.fdopen(descriptor, "wb")
+            if state.st_nlink > 1:
+                path.unlink(missing_ok=True)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_folder(
+    target: Path,
+    *,
+    replace: bool = False,
+    within: Path | None = None,
+    check: Callable[[], None] | None = None,
+) -> Iterator[Path]:
+    """Build a folder beside its place and move it there, whole, if the block succeeds.
+
+    An existing folder is exchanged for the new one in a single step where the file system can do that, and deleted
+    afterwards. If the process is killed, the next call with the same parent folder removes what it left.
+
+    Args:
+        target: The folder.
+        replace: Whether an existing folder may be replaced; an empty one always is.
+        within: Where the folder is built; on the same file system as `target`, by default its parent.
+        check: Called immediately before the exchange; what it raises stops it.
+
+    Yields:
+        An empty folder with the name of `target`.
+
+    Raises:
+        KerassegError: The target exists (without `replace`), the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> with atomic_folder(Path("made")) as folder:
+        ...     written = (folder / "a.txt").write_text("whole")
+        >>> Path("made/a.txt").read_text()
+        'whole'
+    """
+    target = target if target.name else target.resolve()
+    try:
+        with scratch_folder(within or target.parent, home=target.parent) as scratch:
+            new, old = scratch / _NEW / target.name, scratch / _OLD / target.name
+            new.mkdir(parents=True)
+            old.parent.mkdir()
+            yield new
+            _sync_tree(new)
+            if check is not None:
+                check()
+            if not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+                raise KerassegError("already exists", path=target, remedy="Choose another folder with --out.")
+            _exchange(new, target, old)
+    except OSError as error:
+        raise explain_os_error(error, target) from error
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, *, home: Path | None = None) -> Iterator[Path]:
+    """Create a folder for temporary files, and delete it at the end.
+
+    Args:
+        parent: Where it is created; made where it is missing. Scratch folders of killed processes in it are deleted.
+        home: Where folders go back to that a killed `atomic_folder` had moved away; by default `parent`.
+
+    Raises:
+        OSError: The folder cannot be created.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(parent, home=home)
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+        try:
+            descriptor = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        # Held while this process lives: it tells a leftover from a folder in use.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if scratch.exists():
+            break
+        os.close(descriptor)  # another process took it for a leftover before it was locked
+    try:
+        yield scratch
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path, *, home: Path | None = None) -> None:
+    """Delete the scratch folders of killed processes.
+
+    Args:
+        parent: Where to look; not in its subfolders.
+        home: As in `scratch_folder`.
+    """
+    for left in parent.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for moved in (left / _OLD).glob("*"):
+                    back = (home or parent) / moved.name
+                    if not back.exists():  # killed between the two renames of `_exchange`
+                        moved.rename(back)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _exchange(new: Path, target: Path, old: Path) -> None:
+    """Put `new` in place of `target`, if any, which is moved away."""
+    if not target.exists() or not _swap(new, target):
+        if target.exists():
+            os.replace(target, old)  # noqa: PTH105
+        try:
+            os.replace(new, target)  # noqa: PTH105
+        except BaseException:
+            if old.exists():
+                os.replace(old, target)  # noqa: PTH105
+            raise
+    sync_folder(target.parent)
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def explain_os_error(error: OSError, path: Path) -> KerassegError:
-    """`error`, which came of writing `path`, as a sentence with a remedy."""
+    """Describe an error from writing `path`, with a remedy."""
+    other = "Choose another folder with --out"
     remedies = {
         errno.ENOSPC: ("no space left on the disk", _FREE),
         errno.EDQUOT: ("the disk quota is used up", _FREE),
-        errno.EFBIG: ("the file grew over the system's limit", "Raise the limit (ulimit -f) and run again."),
-        errno.EACCES: ("no permission to write", "Choose another folder with --out, or change its permissions."),
-        errno.EPERM: ("no permission to write", "Choose another folder with --out, or change its permissions."),
-        errno.EROFS: ("the file system is read-only", "Choose another folder with --out."),
+        errno.EFBIG: ("the file reached the system's size limit", "Raise the limit (ulimit -f) and run again."),
+        errno.EACCES: ("no permission to write", f"{other}, or change its permissions."),
+        errno.EPERM: ("no permission to write", f"{other}, or change its permissions."),
+        errno.EROFS: ("the file system is read-only", f"{other}."),
+        errno.ENAMETOOLONG: ("the file name is too long", f"{other}."),
     }
+    if error.errno == errno.ENOSPC and _out_of_inodes(path):
+        what = "the disk has no room for more files (its inodes are used up; there may be free bytes)"
+        return KerassegError(what, path=path, remedy="Delete some files and run the same command again.")
     what, remedy = remedies.get(error.errno or 0, (f"cannot be written: {error.strerror or error}", None))
     return KerassegError(what, path=path, remedy=remedy)
 
 
+def _out_of_inodes(path: Path) -> bool:
+    """Whether the file system of a path, or of its nearest existing folder, has run out of inodes."""
+    for place in (path, *path.absolute().parents):
+        try:
+            state = os.statvfs(place)
+        except OSError:
+            continue
+        return state.f_files > 0 and state.f_favail == 0
+    return False
+
+
 @contextlib.contextmanager
 def temporary_space() -> Iterator[None]:
-    """Says of files that are made and filled for the time of the block where there is no room for them.
+    """Explain a full disk while temporary files are written in the block.
 
-    They lie in the system's folder for temporary files, whose disk is often a small one of its own; unexplained, its end
-    would be taken for a fault of the file that was being read.
+    They are in the system's folder for temporary files, often on a small disk of its own. Without the explanation, the
+    error would be blamed on the file that was being read.
 
     Raises:
         KerassegError: That folder is full, or there is none.
@@ -106,7 +290,7 @@ def temporary_space() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Where no such folder takes a single byte, tempfile says that there is none.
+        # If no such folder takes a single byte, tempfile says that there is none.
         none = isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
         if error.errno not in FULL and not none:
             raise
@@ -116,29 +300,29 @@ def temporary_space() -> Iterator[None]:
             f"{what} for temporary files",
             path=folder,
             found=_free(folder),
-            remedy="Make room there, or name a folder on another disk: TMPDIR=FOLDER before the same command.",
+            remedy="Free some space there, or use a folder on another disk: TMPDIR=FOLDER before the same command.",
         ) from error
 
 
 def _free(folder: Path) -> str | None:
     try:
-        return f"{shutil.disk_usage(folder).free:,} bytes free"
+        return None if _out_of_inodes(folder) else f"{shutil.disk_usage(folder).free:,} bytes free"
     except OSError:
         return None
 
 
 @contextlib.contextmanager
 def lock(path: Path, what: str, *, busy: str | None = None, remedy: str | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path` while the block runs; it ends with the process, however that ends.
+    """Hold an exclusive lock on a file while the block runs; it ends with the process.
 
     Args:
-        path: A file for the lock alone; created where it is missing.
+        path: A file used for the lock alone; created where it is missing.
         what: What is locked, for the message ("shards").
-        busy: The message where another process holds it.
+        busy: The message if another process holds the lock.
         remedy: What to do then.
 
     Raises:
-        KerassegError: Where another process holds it.
+        KerassegError: Another process holds the lock.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -151,6 +335,6 @@ def lock(path: Path, what: str, *, busy: str | None = None, remedy: str | None =
             raise KerassegError(
                 busy or f"another process is writing these {what}",
                 path=path.parent,
-                remedy=remedy or "Wait for it, or choose another --out.",
+                remedy=remedy or "Wait for it to finish, or choose another --out.",
             ) from None
         yield

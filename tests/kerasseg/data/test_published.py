@@ -40,6 +40,8 @@ class Behaviour:
     etag: str = '"one"'
     shift: int = 0
     """A server that begins its ranges elsewhere than asked."""
+    length: str = ""
+    """A `Content-Length` of its own."""
     silent: float = 0.0
     """Seconds without a byte, in the middle."""
 
@@ -91,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if behaviour.etag:
             self.send_header("ETag", behaviour.etag)
-        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("Content-Length", behaviour.length or str(len(data) - start))
         self.end_headers()
         rest = data[start:]
         if behaviour.break_after:
@@ -183,7 +185,7 @@ def test_a_broken_connection_is_gone_on_with(published: Server, tmp_path: Path) 
 
 def test_a_later_process_goes_on(published: Server, tmp_path: Path) -> None:
     published.behaviour.break_after = [100_000] + [0] * downloads.ATTEMPTS
-    with pytest.raises(KerassegError, match="broke off.*Run the same command again") as caught:
+    with pytest.raises(KerassegError, match="interrupted.*Run the same command again") as caught:
         fetch(tmp_path)
     assert caught.value.exit_code == 1
     assert not (tmp_path / "1.zip").exists()
@@ -231,7 +233,9 @@ def test_a_part_that_is_whole_already_is_taken(published: Server, tmp_path: Path
 
 def test_wrong_bytes_are_refused_and_not_kept(published: Server, tmp_path: Path) -> None:
     published.files["1.zip"] = CONTENT["1.zip"][:-1] + b"!"
-    with pytest.raises(KerassegError, match=r"not what was published .expected MD5 [0-9a-f]{32}") as caught:
+    with pytest.raises(
+        KerassegError, match=r"another file than the published one .expected MD5 [0-9a-f]{32}"
+    ) as caught:
         fetch(tmp_path)
     assert "1.zip" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
@@ -261,7 +265,7 @@ def test_busy_servers_are_asked_again_and_others_are_not(published: Server, tmp_
     shutil.rmtree(tmp_path)
     published.asked.clear()
     del published.files["2.zip"]
-    with pytest.raises(KerassegError, match=r"2\.zip: the server does not give the file .found 404 Not Found"):
+    with pytest.raises(KerassegError, match=r"2\.zip: the server does not send the file .found 404 Not Found"):
         fetch(tmp_path)
     assert [name for name, _ in published.asked] == ["1.zip", "2.zip"]
 
@@ -270,14 +274,14 @@ def test_busy_servers_are_asked_again_and_others_are_not(published: Server, tmp_
     ("status", "words"),
     [
         (500, "500 Internal Server Error.*try again later"),
-        (429, "429 Too Many Requests.*some minutes"),
+        (429, "429 Too Many Requests.*a few minutes"),
         (403, "403 Forbidden.*in a browser"),
         (599, "found 599.*try again later"),
     ],
 )
 def test_a_server_that_keeps_refusing_is_quoted(published: Server, tmp_path: Path, status: int, words: str) -> None:
     published.behaviour.statuses = [status] * downloads.ATTEMPTS
-    with pytest.raises(KerassegError, match=rf"1\.zip: the server does not give the file .*{words}"):
+    with pytest.raises(KerassegError, match=rf"1\.zip: the server does not send the file .*{words}"):
         fetch(tmp_path)
     published.behaviour = Behaviour(break_after=[100_000])
 
@@ -285,7 +289,7 @@ def test_a_server_that_keeps_refusing_is_quoted(published: Server, tmp_path: Pat
         if done:
             published.behaviour.statuses = [status] * downloads.ATTEMPTS
 
-    with pytest.raises(KerassegError, match=rf"{words}.*The same command goes on where it broke off"):
+    with pytest.raises(KerassegError, match=rf"{words}.*The same command then resumes the download"):
         kerasseg.fetch_dataset("figshare", tmp_path, progress=break_down)
 
 
@@ -301,7 +305,7 @@ def test_offline_it_says_so_at_once(published: Server, tmp_path: Path, monkeypat
     published.shutdown()
     published.server_close()
     monkeypatch.setattr(downloads, "PAUSE", 60.0)
-    with pytest.raises(KerassegError, match="cannot be reached.*Look at the network"):
+    with pytest.raises(KerassegError, match="cannot be reached.*Check the network"):
         fetch(tmp_path)
 
 
@@ -333,6 +337,27 @@ def test_without_a_hash_only_the_same_version_is_gone_on_with(server: Server, tm
     assert [wanted for _, wanted in server.asked] == [None, None]
 
 
+@pytest.mark.parametrize("length", ["many", "-5", "1e3", "9" * 30])
+def test_an_invalid_length_is_named(server: Server, tmp_path: Path, length: str) -> None:
+    server.files["file"] = b"content"
+    server.behaviour.length = length
+    with pytest.raises(KerassegError, match="invalid Content-Length|too large") as caught:
+        downloads.retrieve(f"{server.address}/file", tmp_path / "file", most_bytes=100)
+    assert "MD5" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_nothing_is_left_beside_a_download(server: Server, tmp_path: Path) -> None:
+    """Not even what pooch had begun when an earlier process was killed."""
+    server.files["file"] = b"content"
+    left = tmp_path / ".tmp-kerasseg-dead"
+    left.mkdir()
+    (left / "tmpabc").write_bytes(b"half")
+    assert downloads.retrieve(f"{server.address}/file", tmp_path / "file", most_bytes=100)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not downloads.retrieve(f"{server.address}/file", tmp_path / "file", most_bytes=100)
+
+
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +368,7 @@ def typed(*words: object, columns: int = 80) -> Any:
 def test_the_command_says_licence_citation_and_what_is_next(published: Server, tmp_path: Path) -> None:
     shown = typed("figshare", "--out", tmp_path)
     assert shown.exit_code == 0
-    for words in ("CC BY 4.0", "10.1371/journal.pone.0140381", "10.6084/m9.figshare.1512427", "2 fetched"):
+    for words in ("CC BY 4.0", "10.1371/journal.pone.0140381", "10.6084/m9.figshare.1512427", "2 downloaded"):
         assert words in re.sub(r"\s+", " ", shown.stdout)
     assert f"Next: kerasseg prepare {tmp_path}" in shown.stdout
     assert "1.zip: 0.3 MB" in shown.stderr

@@ -218,7 +218,7 @@ def test_another_cross_validation_is_not_written_over(
         cross_validate(settings, 3, root)
     with pytest.raises(UsageError, match=r"must be new or empty \(found 1.mat"):
         cross_validate(settings, 2, desk / "raw")
-    with pytest.raises(UsageError, match="cannot be dealt into 50 folds"):
+    with pytest.raises(UsageError, match="cannot be divided into 50 folds"):
         cross_validate(settings, 50, desk / "runs" / "many")
     with pytest.raises(DataError, match="no cross-validation"):
         read_cross_validation(desk / "raw")

@@ -167,7 +167,7 @@ def test_two_slices_with_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(integrity, "find_items", find_items)
     (problem,) = check_data([write_figshare(tmp_path, 1, 2)]).problems
     assert (problem.name, problem.kind) == ("2.mat", "duplicate-id")
-    assert "'7' is also that of 1.mat" in problem.message
+    assert "1.mat has the same slice id '7'" in problem.message
 
 
 def test_inputs_may_share_ids(tmp_path: Path) -> None:

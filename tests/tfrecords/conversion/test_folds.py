@@ -63,7 +63,7 @@ def test_classes_are_dealt_evenly_and_the_seed_matters() -> None:
 
 
 def test_too_many_folds_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"2 patient groups cannot be dealt into 3 folds\. Use --folds 2"):
+    with pytest.raises(UsageError, match=r"2 patient groups cannot be divided into 3 folds\. Use --folds 2"):
         assign_folds(["a"] * 4, list("1122"), 3)
     with pytest.raises(UsageError, match=r"found 1, expected 2 or more"):
         assign_folds(["a"] * 4, list("1122"), 1)

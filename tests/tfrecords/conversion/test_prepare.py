@@ -272,7 +272,7 @@ def test_existing_folders_are_not_overwritten(raw: Path, prepared: tuple[Path, M
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("three years of work")
-    with pytest.raises(UsageError, match="not deleted"):
+    with pytest.raises(UsageError, match="not replaced"):
         prepare(raw, foreign, SMALL, overwrite=True)
     assert (foreign / "thesis.tex").exists()
     with pytest.raises(UsageError, match="replace the input"):

@@ -122,7 +122,7 @@ def test_equal_records_are_equal_bytes() -> None:
     ],
 )
 def test_other_records_are_refused(damaged: bytes) -> None:
-    with pytest.raises(DataError, match="not in the format"):
+    with pytest.raises(DataError, match="a damaged record"):
         decode(damaged, size=16, channels=1)
 
 
@@ -130,3 +130,42 @@ def test_an_image_of_another_size_is_refused() -> None:
     payload, *_ = example(16)
     with pytest.raises(DataError, match="wrong length.*32x32x1"):
         decode(encode(payload, FACTS, label=0, group="g"), size=32, channels=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("image", tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"short"])), "length of image"),
+        ("mask", tf.train.Feature(bytes_list=tf.train.BytesList(value=[])), "0 values of mask"),
+        ("label", tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"1"])), "0 values of label"),
+        ("spacing", tf.train.Feature(float_list=tf.train.FloatList(value=[1.0])), "1 values of spacing"),
+        ("height", None, "0 values of height"),
+    ],
+)
+def test_a_damaged_record_in_a_batch_raises(name: str, value: object, words: str) -> None:
+    payload, *_ = example(16)
+    good = encode(payload, FACTS, label=0, group="g")
+    bad = tf.train.Example.FromString(good)
+    del bad.features.feature[name]
+    if value is not None:
+        bad.features.feature[name].CopyFrom(value)
+    data = tf.data.Dataset.from_tensor_slices([good, bad.SerializeToString()]).batch(2)
+    with pytest.raises(tf.errors.OpError, match=words):
+        next(iter(data.map(lambda batch: parse_batch(batch, size=16, channels=1))))
+
+
+def test_records_with_any_bytes_changed_raise_or_parse() -> None:
+    """In one process, which `tf.io.parse_example` may end."""
+    payload, *_ = example(16)
+    good = encode(payload, FACTS, label=0, group="g")
+    draw = np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        data = bytearray(good)
+        for place in draw.integers(0, len(data), 3):
+            data[place] = draw.integers(256)
+        try:
+            parse_batch(tf.constant([good, bytes(data[: draw.integers(1, len(data) + 1)])]), size=16, channels=1)
+        except tf.errors.OpError:
+            refused += 1
+    assert refused > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import random
 from collections import Counter
 from itertools import product
@@ -330,3 +331,48 @@ def test_a_balanced_subset_is_split_as_well(real: Path) -> None:
     taken = take_per_class(labels, ids, 400, 42).indices
     split = split_by_group([labels[k] for k in taken], [groups[k] for k in taken], EIGHTY, 42)
     assert split.worst < 2
+
+
+# --- tumours -------------------------------------------------------------------------------------------------------------
+
+
+def slices_of(kinds: str, each: int = 4) -> tuple[list[str], list[str], list[bool]]:
+    """One patient for each letter, with `each` slices: t has tumours in half of them, o in none."""
+    labels = ["a"] * (len(kinds) * each)
+    groups = [f"p{k}" for k in range(len(kinds)) for _ in range(each)]
+    return labels, groups, [kind == "t" and i % 2 == 0 for kind in kinds for i in range(each)]
+
+
+@pytest.mark.parametrize("kinds", ["ttt" + "o" * 21, "t" * 5 + "o" * 40, "tottotoo"])
+def test_every_split_has_tumours(kinds: str) -> None:
+    labels, groups, tumours = slices_of(kinds)
+    for seed in range(4):
+        found = split_by_group(labels, groups, EIGHTY, seed, tumours).assignment
+        assert {where for where, shown in zip(found, tumours, strict=True) if shown} == set(SPLITS)
+        assert leaks(groups, found) == 0
+
+
+def test_slices_are_stratified_by_tumours() -> None:
+    labels, _, tumours = slices_of("t" * 10 + "o" * 20, each=10)
+    found = split_by_slice(labels, EIGHTY, 3, [str(k) for k in range(300)], tumours).assignment
+    assert Counter(where for where, shown in zip(found, tumours, strict=True) if shown) == {
+        "train": 40,
+        "val": 5,
+        "test": 5,
+    }
+
+
+def test_splits_stay_what_they_were_where_tumours_make_no_difference() -> None:
+    """Classes that have tumours in all of their slices or in none: the assignment of earlier versions."""
+    draw = random.Random(5)
+    labels, groups = [], []
+    for k in range(60):
+        for _ in range(draw.randint(1, 25)):
+            labels.append("abc"[k % 3])
+            groups.append(f"p{k}")
+    ids = [str(k) for k in range(len(labels))]
+    for tumours in (None, [label != "b" for label in labels]):
+        by_group = split_by_group(labels, groups, EIGHTY, 42, tumours).assignment
+        by_slice = split_by_slice(labels, EIGHTY, 42, ids, tumours).assignment
+        digests = [hashlib.sha256(",".join(found).encode()).hexdigest()[:16] for found in (by_group, by_slice)]
+        assert digests == ["50d3a0c8263a620b", "f853a45b79abee6d"]

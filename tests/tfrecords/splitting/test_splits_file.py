@@ -47,6 +47,8 @@ def test_what_is_written_is_read(rows: list[SplitRow]) -> None:
 
 @given(ROWS)
 def test_a_plain_csv_reader_reads_the_same(rows: list[SplitRow]) -> None:
+    """But for apostrophes before what a spreadsheet would take for a formula."""
+    rows = [row for row in rows if not set("=+-@") & set("".join(dataclasses.astuple(row)))]
     plain = list(csv.reader(io.StringIO(dump(rows), newline="")))
     assert plain == [list(COLUMNS), *(list(dataclasses.astuple(row)) for row in rows)]
 
@@ -88,7 +90,7 @@ def test_what_spreadsheets_do_is_read(change, tmp_path: Path) -> None:
         (",".join(COLUMNS) + "\n", "holds no slices"),
         (dump(GOOD).replace("val", "valid"), "line 3: split 'valid'"),
         (dump(GOOD) + "4,x\n", "line 5: 2 values"),
-        (dump([*GOOD, GOOD[1]]), "line 5: slice '2' stands in line 3"),
+        (dump([*GOOD, GOOD[1]]), "line 5: slice '2' is already in line 3"),
         (
             dump([row("a\nb"), GOOD[0]]).replace("train", "Train", 2).replace("Train", "train", 1),
             "line 6: split 'Train'",
@@ -111,7 +113,7 @@ def test_a_workbook_and_an_absent_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         load(path)
     path.write_bytes(b"PK\x03\x04\x00\x00")
-    with pytest.raises(DataError, match="is no text"):
+    with pytest.raises(DataError, match="not a text file"):
         load(path)
 
 

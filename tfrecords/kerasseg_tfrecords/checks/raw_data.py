@@ -1,19 +1,20 @@
-"""Is a data set what it says it is? Checked slice by slice before any conversion (`kerasseg verify --data`).
+"""Check raw data slice by slice, before any conversion (`kerasseg verify --data`).
 
-| kind              | level   | what it means                                                                     |
+| kind              | level   | meaning                                                                           |
 | ----------------- | ------- | --------------------------------------------------------------------------------- |
 | `unreadable` ...  | error   | the reader refused it: damaged, too large, unknown label, missing partner, ...    |
 | `empty-image`     | error   | no pixels, or not (height, width) or (height, width, 3)                           |
 | `not-finite`      | error   | NaN or infinite values                                                            |
-| `constant-image`  | error   | all pixels are equal: no intensity rule can map it, and there is nothing to see   |
-| `size-mismatch`   | error   | the mask has another size than the image                                          |
+| `constant-image`  | error   | all pixels are equal                                                              |
+| `size-mismatch`   | error   | image and mask differ in size                                                     |
 | `duplicate-id`    | error   | two slices of one input have the same id                                          |
-| `mask-outside`    | warning | most of the mask lies on dark background: shifted, flipped, or of another slice   |
-| `large-mask`      | warning | the mask covers more of the image than a tumour does: inverted, or a brain mask   |
+| `mask-outside`    | warning | most of the mask is on dark background: shifted, flipped, or of another slice     |
+| `large-mask`      | warning | the mask is larger than a tumour: inverted, or a brain mask                       |
 | `empty-mask`      | warning | a single slice of a tumour class without tumour                                   |
 | `mask-in-healthy` | warning | a slice of the class `no_tumor` with tumour                                       |
+| `no-tumour`       | warning | no mask of the whole data set holds a tumour                                      |
 
-Errors stop `prepare` (or cost the slice, with `--skip-bad`); warnings are for somebody to look at.
+Errors stop `prepare` (with `--skip-bad`, it skips the slice); warnings should be checked by a person.
 """
 
 from __future__ import annotations
@@ -33,27 +34,28 @@ from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.slices import Slice
 from kerasseg_tfrecords.sources import find_items, open_tree, read_item
 from kerasseg_tfrecords.sources.base import Item, LeftOut, NotASlice, SourceOptions
+from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.workers import ordered_map
 
 __all__ = ["IntegrityReport", "ItemCheck", "check_data", "check_item", "check_slice"]
 
 LARGE_MASK = 0.4
-"""Share of the image above which a mask is remarked on. The largest tumour of the figshare set covers a tenth of it."""
+"""Share of the image above which a mask gets a warning. The largest tumour of the figshare set covers 10 %."""
 OUTSIDE_MASK = 0.5
-"""Share of the mask on background above which it is remarked on."""
+"""Share of the mask on background above which it gets a warning."""
 BACKGROUND = 0.2
-"""Background is what lies below this fraction of the way from the image's minimum to its mean. Air is far below it in MR,
-and so robustly: the mean of a head slice moves little with its brightest pixels."""
+"""Pixels below this fraction of the way from the image's minimum to its mean are background. Air in MR is far below it, and
+the brightest pixels of a head slice hardly change its mean."""
 
 
 def check_slice(slice_: Slice) -> tuple[Problem, ...]:
-    """What is wrong with one slice, beyond what its reader refuses. Pure; costs a small part of reading.
+    """Check one slice for problems that its reader accepts.
 
     Args:
         slice_: As read; its arrays may have any memory order.
 
     Returns:
-        Errors first (at most one of them about the image), then warnings; () for a good slice.
+        Errors (at most one about the image), then warnings; () for a good slice.
 
     Example:
         >>> image = np.zeros((8, 8), np.int16)
@@ -77,17 +79,17 @@ def check_slice(slice_: Slice) -> tuple[Problem, ...]:
 def _image_fault(image: NDArray[Any], name: str) -> Problem | None:
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] != 3):
         shape = " x ".join(map(str, image.shape)) or "one value"
-        return Problem(name, "empty-image", f"not an image (found {shape}, expected height x width, or x 3 in colour)")
+        return Problem(
+            name, "empty-image", f"not an image (found {shape}, expected height x width or height x width x 3)"
+        )
     low, high = image.min(), image.max()
-    # Minimum and maximum are NaN where any pixel is, so that whole numbers and good floats need no pass of their own.
+    # Minimum and maximum are NaN if any pixel is: a good image needs no further pass.
     if not (np.isfinite(low) and np.isfinite(high)):
-        count = int(np.count_nonzero(~np.isfinite(image)))
-        message = f"the image holds NaN or infinite values (found {count} pixels). Replace them where the file was made"
+        bad = int(np.count_nonzero(~np.isfinite(image)))
+        message = f"the image has NaN or infinite values ({count(bad, 'pixel')}). Correct the file"
         return Problem(name, "not-finite", message)
     if low == high:
-        return Problem(
-            name, "constant-image", f"all pixels of the image are equal (found {low}); there is nothing to see"
-        )
+        return Problem(name, "constant-image", f"all pixels of the image have the same value (found {low})")
     return None
 
 
@@ -95,55 +97,60 @@ def _mask_warnings(slice_: Slice, image: NDArray[Any], mask: NDArray[np.bool_]) 
     name = slice_.source
     area = int(np.count_nonzero(mask))
     if area == 0:
-        # Volumes hold slices above and below their tumour; a single slice of a tumour class should show one.
+        # A volume has slices above and below its tumour; a single slice of a tumour class should show one.
         if slice_.label in {"", "no_tumor"} or slice_.volume:
             return []
-        message = f"the mask is empty, though the class is {slice_.label}"
+        message = f"the mask is empty, but the class is {slice_.label}"
         return [Problem(name, "empty-mask", message, "warning")]
     problems: list[Problem] = []
     if slice_.label == "no_tumor":
-        message = f"the class is no_tumor, though the mask marks {area} pixels"
+        message = f"the class is no_tumor, but the mask marks {count(area, 'pixel')}"
         problems.append(Problem(name, "mask-in-healthy", message, "warning"))
     if area > LARGE_MASK * mask.size:
-        message = f"the mask covers {area / mask.size:.0%} of the image. Is it inverted, or a mask of the brain?"
+        message = f"the mask covers {area / mask.size:.0%} of the image. It may be inverted, or a mask of the brain"
         problems.append(Problem(name, "large-mask", message, "warning"))
     outside = _share_on_background(image, mask, area)
     if outside > OUTSIDE_MASK:
-        message = f"{outside:.0%} of the mask lies on background. Is it shifted, flipped, or of another slice?"
+        message = f"{outside:.0%} of the mask is on background. It may be shifted, flipped, or belong to another slice"
         problems.append(Problem(name, "mask-outside", message, "warning"))
     return problems
 
 
 def _share_on_background(image: NDArray[Any], mask: NDArray[np.bool_], area: int) -> float:
     grey = image if image.ndim == 2 else image.max(axis=2)
-    # Every fourth row and column tell the mean of a slice well enough.
-    sample = grey[::4, ::4] if min(grey.shape) >= 64 else grey
+    sample = grey[::4, ::4] if min(grey.shape) >= 64 else grey  # enough for the mean
     low = float(grey.min())
-    level = low + BACKGROUND * (float(sample.mean(dtype=np.float64)) - low)
-    # A whole number keeps the comparison in the image's own type, which is ten times as fast as in float64.
+    with np.errstate(over="ignore"):
+        mean = float(sample.mean(dtype=np.float64))
+    if not math.isfinite(mean):  # the sum of very large values overflows
+        mean = float((sample / sample.size).sum(dtype=np.float64))
+    level = low + BACKGROUND * (mean - low)
+    # A whole number keeps the comparison in the image's own type, ten times as fast as in float64.
     dark = grey <= (math.floor(level) if grey.dtype.kind in "iu" else level)
     return int(np.count_nonzero(dark & mask)) / area
 
 
 @dataclass(frozen=True, slots=True)
 class ItemCheck:
-    """What came of reading one item. Small: no pixels.
+    """Result of checking one item; holds no pixels.
 
     Attributes:
         name: The item.
         slices: (id, label, patient) of each slice that could be read.
+        with_tumour: Number of slices whose mask holds a tumour.
         problems: Errors and warnings.
-        left_out: Set where the item is no slice.
+        left_out: Set if the item is not a slice.
     """
 
     name: str
     slices: tuple[tuple[str, str, str], ...] = ()
+    with_tumour: int = 0
     problems: tuple[Problem, ...] = ()
     left_out: LeftOut | None = None
 
 
 def check_item(item: Item, options: SourceOptions) -> ItemCheck:
-    """Reads one item and checks its slices; never raises for what the item holds."""
+    """Read one item and check its slices; never raises for the content of the item."""
     try:
         reading = read_item(item, options)
     except NotASlice as reason:
@@ -152,30 +159,34 @@ def check_item(item: Item, options: SourceOptions) -> ItemCheck:
         return ItemCheck(item.name, problems=(Problem.of(error, item.name),))
     problems = tuple(problem for piece in reading.slices for problem in check_slice(piece))
     return ItemCheck(
-        item.name, tuple((piece.slice_id, piece.label, piece.patient) for piece in reading.slices), problems
+        item.name,
+        tuple((piece.slice_id, piece.label, piece.patient) for piece in reading.slices),
+        sum(piece.mask is not None and bool(piece.mask.any()) for piece in reading.slices),
+        problems,
     )
 
 
 def _crashed(item: Item) -> ItemCheck:
-    message = "reading it ended the process. The file is damaged, or the memory was not enough for it"
+    message = "reading it ended the process. The file is damaged, or there was not enough memory"
     return ItemCheck(item.name, problems=(Problem(item.name, "crashed", message),))
 
 
 @dataclass(frozen=True, slots=True)
 class IntegrityReport:
-    """What `check_data` found, in the order of the inputs and of the items in them.
+    """Result of `check_data`, in the order of the inputs and their items.
 
     Attributes:
         inputs: (path, format) of each input; the format is "" where none was recognised.
-        items: Items that were read (files, pairs, volumes), bad ones among them.
-        slices: Slices that could be read.
-        labels: Slices of each class ("" where there are no classes).
-        patients: Known patient ids.
-        slices_without_patient: Slices whose patient is not known.
+        items: Number of items that were read (files, pairs, volumes), including bad ones.
+        slices: Number of slices that could be read.
+        with_tumour: Number of slices whose mask holds a tumour.
+        labels: Number of slices of each class ("" where there are no classes).
+        patients: Number of known patient ids.
+        slices_without_patient: Number of slices without a known patient.
         problems: Everything of level "error".
         warnings: Everything of level "warning".
-        left_out: Files that are no slices, with the reason.
-        notes: What the readers remarked about whole inputs.
+        left_out: Files that are not slices, with the reason.
+        notes: Notes of the readers on whole inputs.
 
     Example:
         >>> report = check_data(["data"])
@@ -186,6 +197,7 @@ class IntegrityReport:
     inputs: tuple[tuple[str, str], ...]
     items: int
     slices: int
+    with_tumour: int
     labels: dict[str, int]
     patients: int
     slices_without_patient: int
@@ -196,7 +208,7 @@ class IntegrityReport:
 
     @property
     def ok(self) -> bool:
-        """True when there are no errors and at least one slice; warnings do not count."""
+        """True if there are no errors and at least one slice, regardless of warnings."""
         return not self.problems and self.slices > 0
 
 
@@ -208,19 +220,17 @@ def check_data(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> IntegrityReport:
-    """Reads every slice of raw data and reports all that is wrong, before anything is converted.
-
-    Memory does not grow with the number of slices, but for one short id each and what is reported.
+    """Read every slice of raw data and report all problems.
 
     Args:
-        paths: Folders, files and zips, as `prepare` takes them.
+        paths: Folders, files and zips, as for `prepare`.
         format_name: "figshare", "pairs", ...; None detects it for each input.
-        options: How to read; defaults as in `SourceOptions`.
-        jobs: Processes; 1 reads in this one.
+        options: Options of the readers.
+        jobs: Number of worker processes; 1 reads in this process.
         progress: Called as `progress(done, total)` after each item, over all inputs.
 
     Returns:
-        The report. An input that cannot be opened or recognised is a problem in it like any other.
+        The report. An input that cannot be opened or recognised is one of its problems.
 
     Example:
         >>> report = check_data(["no-such-folder"])
@@ -240,7 +250,7 @@ def check_data(
 
 
 class _Tally:
-    """Sums up checks as they come."""
+    """Collects checks into a report."""
 
     def __init__(self) -> None:
         self.inputs: list[tuple[str, str]] = []
@@ -251,10 +261,11 @@ class _Tally:
         self.patients: set[str] = set()
         self.without_patient = 0
         self.slices = 0
+        self.with_tumour = 0
         self.homes: dict[tuple[str, str], str] = {}
 
     def listed(self, path: Path, format_name: str | None, options: SourceOptions) -> Iterator[tuple[str, Item]]:
-        """The items of one input, each with the input's name; what is wrong with the input is noted."""
+        """Yield the items of one input with the input's name; note problems of the input itself."""
         shown = str(path)
         try:
             listing = find_items(open_tree(path), options, format_name)
@@ -275,12 +286,13 @@ class _Tally:
 
     def add(self, shown: str, check: ItemCheck) -> None:
         self.problems += check.problems
+        self.with_tumour += check.with_tumour
         if check.left_out is not None:
             self.left_out.append(check.left_out)
         for slice_id, label, patient in check.slices:
             first = self.homes.setdefault((shown, slice_id), check.name)
             if first != check.name:
-                message = f"its slice id {slice_id!r} is also that of {first}. Rename one of them"
+                message = f"{first} has the same slice id {slice_id!r}. Rename one of them"
                 self.problems.append(Problem(check.name, "duplicate-id", message))
             self.slices += 1
             self.labels[label] += 1
@@ -290,10 +302,14 @@ class _Tally:
                 self.without_patient += 1
 
     def report(self, items: int) -> IntegrityReport:
+        if self.slices and not self.with_tumour:
+            message = "no mask holds a tumour. Check that the masks belong to the images and are not all black"
+            self.problems.append(Problem(", ".join(shown for shown, _ in self.inputs), "no-tumour", message, "warning"))
         return IntegrityReport(
             inputs=tuple(self.inputs),
             items=items,
             slices=self.slices,
+            with_tumour=self.with_tumour,
             labels=dict(sorted(self.labels.items())),
             patients=len(self.patients),
             slices_without_patient=self.without_patient,

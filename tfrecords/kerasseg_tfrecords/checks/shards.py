@@ -12,7 +12,7 @@ import numpy as np
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.intensity import fit_mask
-from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, ShardFacts, load_manifest
+from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, ShardFacts, load_manifest, tumour_warnings
 from kerasseg_tfrecords.records.record import Record
 from kerasseg_tfrecords.splitting.duplicates import find_duplicates
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
@@ -99,6 +99,7 @@ def verify(folder: Path | str, *, progress: Callable[[str, int, int], None] | No
         state.errors.append(f"{SPLITS_FILE}: {len(missing)} slices are in no shard, for instance {missing[0]}")
     _check_counts(manifest, state)
     _check_crossings(manifest, state)
+    state.warnings += [warning.removeprefix("Warning: ") for warning in tumour_warnings(manifest.counts)]
     return Verification(tuple(state.errors), tuple(state.warnings), len(state.ids), len(manifest.shards))
 
 

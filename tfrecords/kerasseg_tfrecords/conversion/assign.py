@@ -1,9 +1,10 @@
-"""From converted slices to classes, groups and splits: everything about them that needs all of them."""
+"""Assign converted slices to classes, groups and splits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -24,28 +25,32 @@ from kerasseg_tfrecords.splitting.split import (
     take_per_class,
 )
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, apply, load
-from kerasseg_tfrecords.text import Progress
+from kerasseg_tfrecords.text import Progress, count
 
 __all__ = ["ONE_CLASS", "Arrangement", "arrange", "check_request"]
 
 ONE_CLASS = "tumor"
-"""The class of slices whose data set names none."""
+"""Class of slices in data sets without classes."""
+
+_FEW_PATIENTS = 5
+"""Patients below which a validation or test split is too small for a conclusion."""
+_FEW_OF_CLASS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """Slices with their class, group and split, index by index.
+    """Slices with their class, group and split.
 
     Attributes:
         slices: In the order of the inputs.
-        labels: Class name of each.
-        groups: What was kept together: the patient's family, merged with those whose slices are duplicates.
+        labels: Class name of each slice.
+        groups: Group of each slice: the patient, merged with patients that have copies of the same slices.
         splits: `train`, `val`, `test`, or `left_out` for slices that a subset or an overlap excludes.
-        classes: Names in label order.
-        channels: 3 where any slice has colour, else 1.
-        facts: How well the split came out.
+        classes: Class names in label order.
+        channels: 3 where any slice is in colour, else 1.
+        facts: Quality of the split.
         duplicates, unmerged_chains, overlap: For the manifest.
-        notes: Sentences for the report.
+        notes: Sentences for the user.
     """
 
     slices: tuple[Spooled, ...]
@@ -61,7 +66,7 @@ class Arrangement:
     notes: tuple[str, ...]
 
     def rows(self) -> list[SplitRow]:
-        """The lines of `splits.csv`."""
+        """Return the rows of `splits.csv`."""
         return [
             SplitRow(
                 slice_id=piece.facts.slice_id,
@@ -84,10 +89,10 @@ def arrange(
     exclude_overlap: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Arrangement:
-    """Decides class, group and split of every slice; deterministic, and independent of the slices' order.
+    """Choose class, group and split of every slice; deterministic and independent of their order.
 
     Raises:
-        DataError: Where no split can be made, or `splits` does not fit the slices.
+        DataError: No split can be made, or `splits` does not fit the slices.
     """
     if progress:
         progress("compare", 0, 1)
@@ -96,31 +101,36 @@ def arrange(
     prints = Fingerprints.of([piece.fingerprint for piece in slices])
     notes: list[str] = []
 
-    people, said = _families(slices, options)
-    notes += said
+    people, remarks = _patient_groups(slices, options)
+    notes += remarks
     looks = _look_alikes(prints, ids, people, options)
     notes += looks.notes
     held: tuple[Overlap, ...] = ()
     if exclude_overlap is not None:
         held = _overlap(prints, ids, exclude_overlap)
-        notes.append(f"{len(held)} slices were left out because {Path(exclude_overlap).name} already holds them")
+        other = Path(exclude_overlap).name
+        notes.append(f"Left out {count(len(held), 'slice')} already in {other}.")
     if splits is not None:
         where, groups = _frozen(Path(splits), slices, labels, options)
-        notes.append(f"the split was taken from {Path(splits).name}")
+        notes.append(f"The split was taken from {Path(splits).name}.")
     else:
         excluded = {entry.slice_id for entry in held}
         kept = [index for index, name in enumerate(ids) if name not in excluded]
         if not kept:
-            raise DataError("no slice is left: the other shards hold them all", path=exclude_overlap)
-        where, remarks = _divide(kept, ids, labels, looks.groups, options)
+            raise DataError("these shards hold copies of all slices, so that none is left", path=exclude_overlap)
+        where, remarks = _divide(kept, slices, labels, looks.groups, options)
         groups = list(looks.groups)
         notes += remarks
     channels: Literal[1, 3] = 3 if any(piece.facts.channels == 3 for piece in slices) else 1
     if channels == 3 and any(piece.facts.channels == 1 for piece in slices):
-        notes.append("grey and colour slices together: all are stored with 3 channels")
+        notes.append("Some slices are in colour: all are stored with 3 channels.")
     if progress:
         progress("compare", 1, 1)
     used = [index for index, split in enumerate(where) if split != LEFT_OUT]
+    unknown = sum(not slices[i].facts.patient for i in used)
+    notes += _few_patients(
+        [(where[i], labels[i], groups[i]) for i in used], options, known=not unknown, frozen=splits is not None
+    )
     return Arrangement(
         slices=tuple(slices),
         labels=tuple(labels),
@@ -131,7 +141,7 @@ def arrange(
         facts=SplitFacts(
             worst_deviation=round(_worst_deviation(labels, where, Shares.parse(options.split)), 3),
             patients_on_both_sides=leaks([people[i] for i in used], [where[i] for i in used]),
-            slices_without_patient=sum(not slices[i].facts.patient for i in used),
+            slices_without_patient=unknown,
         ),
         duplicates=looks.pairs,
         unmerged_chains=looks.chains,
@@ -140,21 +150,51 @@ def arrange(
     )
 
 
-def _families(slices: Sequence[Spooled], options: PrepareOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Group of each slice by patient alone. The pattern may find patients in file names, families in ids, or both."""
+def _few_patients(
+    cells: Sequence[tuple[str, str, str]], options: PrepareOptions, *, known: bool, frozen: bool
+) -> list[str]:
+    """Return warnings about splits with too few patients.
+
+    Args:
+        cells: (split, class, group) of each slice in a split.
+        options: For the requested shares.
+        known: Whether all patients are known.
+        frozen: Whether the split comes from a file; a split made here already has a note about missing classes.
+    """
+    unit = "patient" if known else "patient group"
+    sizes = {split: len({group for where, _, group in cells if where == split}) for split in SPLITS}
+    few = [f"{split} holds {count(sizes[split], unit)}" for split in SPLITS[1:] if 0 < sizes[split] < _FEW_PATIENTS]
+    for label in sorted({label for _, label, _ in cells}):
+        of_class = {s: len({group for where, what, group in cells if (where, what) == (s, label)}) for s in SPLITS}
+        lacking = [s for s in SPLITS if sizes[s] and (0 if frozen else 1) <= of_class[s] < _FEW_OF_CLASS]
+        few += [f"{s} holds {count(of_class[s], unit)} with {label}" for s in lacking]
+    if not few:
+        return []
+    shares = Shares.parse(options.split)
+    small = frozen or min(shares.val or 1, shares.test or 1) < Fraction(1, 5)
+    remedy = "larger validation and test splits (--split 60/20/20) or " if small else ""
+    note = (
+        f"Warning: {', '.join(few)}. This is too few for reliable results (at least {_FEW_PATIENTS} patients in validation "
+        f"and in test, {_FEW_OF_CLASS} of each class). Consider {remedy}kerasseg cross-validate."
+    )
+    return [note]
+
+
+def _patient_groups(slices: Sequence[Spooled], options: PrepareOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Group slices by patient. The pattern may find patients in file names, parts of patient ids, or both."""
     facts = [piece.facts for piece in slices]
     patients = [piece.patient for piece in facts]
     pattern = None
     if options.patient_pattern is not None:
         pattern = compile_pattern(options.patient_pattern)
-        # The readers have taken patients from file names by it; such ids need not match it once more.
+        # The readers took the patients from file names with it; such ids need not match it again.
         if any(patients) and not any(pattern.fullmatch(patient) for patient in patients if patient):
             pattern = None
         if not any(patients):
             raise UsageError(
-                f"--patient-pattern {options.patient_pattern!r} finds no patient in any name or id",
+                f"--patient-pattern {options.patient_pattern!r} matches no file name and no patient id",
                 found=f"names such as {facts[0].source!r}",
-                remedy="Write a pattern that occurs in them; brackets mark the patient.",
+                remedy="Use a pattern that occurs in them, with brackets around the patient.",
             )
     by: Literal["patient", "id"] = "id" if options.split_by == "id" else "patient"
     found = groups_of(
@@ -174,18 +214,18 @@ class _LookAlikes:
 def _look_alikes(
     prints: Fingerprints, ids: Sequence[str], groups: tuple[str, ...], options: PrepareOptions
 ) -> _LookAlikes:
-    """Groups joined wherever a slice of one shows the same as a slice of the other."""
+    """Merge groups that share copies of a slice."""
     if not options.find_duplicates:
         return _LookAlikes(groups)
     report = find_duplicates(prints)
     notes = []
     if report.chains:
         notes.append(
-            f"{len(report.chains)} chain(s) of look-alike slices hold more than 5 % of the data each and were not "
-            "merged: they are listed in the manifest"
+            f"{count(len(report.chains), 'chain')} of similar slices, each with more than 5 % of the data, not merged "
+            "into groups; the manifest lists them."
         )
     if report.left_out:
-        notes.append(f"{len(report.left_out)} near-uniform slices were left out of the search for look-alikes")
+        notes.append(f"{count(len(report.left_out), 'near-uniform slice')} not searched for copies.")
     return _LookAlikes(
         groups=tuple(merge_groups(groups, report.clusters)),
         pairs=tuple(
@@ -204,36 +244,32 @@ def _look_alikes(
 
 
 def _divide(
-    kept: list[int], ids: Sequence[str], labels: Sequence[str], groups: Sequence[str], options: PrepareOptions
-) -> tuple[list[str], list[str]]:
-    """Split of every slice (`left_out` for those not in `kept` or not in the subset), and remarks."""
-    notes: list[str] = []
+    kept: list[int], slices: Sequence[Spooled], labels: Sequence[str], groups: Sequence[str], options: PrepareOptions
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return the split of every slice (`left_out` for those not in `kept` or not in the subset), and notes."""
+    ids = [piece.facts.slice_id for piece in slices]
+    subset_notes: tuple[str, ...] = ()
     if options.per_class is not None:
-        subset = take_per_class(
-            [labels[i] for i in kept],
-            [ids[i] for i in kept],
-            options.per_class,
-            options.seed,
-        )
-        kept = [kept[i] for i in subset.indices]
-        notes.extend(subset.notes)
+        subset = take_per_class([labels[i] for i in kept], [ids[i] for i in kept], options.per_class, options.seed)
+        kept, subset_notes = [kept[i] for i in subset.indices], subset.notes
     shares = Shares.parse(options.split)
-    some_labels, some_groups, some_ids = ([values[i] for i in kept] for values in (labels, groups, ids))
+    kept_labels = [labels[i] for i in kept]
+    tumours = [slices[i].facts.tumour_pixels > 0 for i in kept]
     made: Split
     if options.split_by == "slice":
-        made = split_by_slice(some_labels, shares, options.seed, some_ids)
+        made = split_by_slice(kept_labels, shares, options.seed, [ids[i] for i in kept], tumours)
     else:
-        made = split_by_group(some_labels, some_groups, shares, options.seed)
+        made = split_by_group(kept_labels, [groups[i] for i in kept], shares, options.seed, tumours)
     where = [LEFT_OUT] * len(ids)
     for index, split in zip(kept, made.assignment, strict=True):
         where[index] = split
-    return where, [*notes, *made.notes]
+    return where, subset_notes + made.notes
 
 
 def _frozen(
     path: Path, slices: Sequence[Spooled], labels: Sequence[str], options: PrepareOptions
 ) -> tuple[list[str], list[str]]:
-    """Splits and groups as the file says; refuses where it does not fit the slices."""
+    """Return splits and groups from a `splits.csv`, which must fit the slices."""
     rows = load(path)
     by_id = {row.slice_id: row for row in rows}
     now = [
@@ -245,7 +281,7 @@ def _frozen(
 
 
 def _worst_deviation(labels: Sequence[str], where: Sequence[str], shares: Shares) -> float:
-    """Largest difference, in percentage points, between a class's share in a split and the share asked for."""
+    """Return the largest difference, in percentage points, between a class's share in a split and the requested share."""
     worst = 0.0
     for label in set(labels):
         of_class = [split for what, split in zip(labels, where, strict=True) if what == label and split != LEFT_OUT]
@@ -258,18 +294,18 @@ def _worst_deviation(labels: Sequence[str], where: Sequence[str], shares: Shares
 def check_request(
     options: PrepareOptions, splits: Path | str | None = None, exclude_overlap: Path | str | None = None
 ) -> None:
-    """Whatever can be refused before any slice is read: shares, pattern, a missing file.
+    """Check the options that can be checked before any slice is read.
 
     Raises:
-        UsageError: An option that cannot be meant.
+        UsageError: An option is invalid.
         DataError: `splits` or `exclude_overlap` cannot be read.
     """
     Shares.parse(options.split)
     if options.classes is not None and len(set(options.classes)) != max(1, len(options.classes)):
         raise UsageError(
-            "--classes needs names, each once",
-            found=", ".join(options.classes) or "none",
-            expected="such as lesion,oedema",
+            "invalid --classes",
+            found=", ".join(options.classes) or "no name",
+            expected="different class names, such as lesion,oedema",
         )
     if options.patient_pattern is not None:
         compile_pattern(options.patient_pattern)
@@ -280,7 +316,7 @@ def check_request(
 
 
 def class_order(labels: Sequence[str], asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Names in label order: as asked for; else the tumours in their usual order, then others by name.
+    """Return class names in label order: `asked` first, else the known tumours in their usual order; then others by name.
 
     >>> class_order(["pituitary", "glioma"], None)
     ('glioma', 'pituitary')
@@ -293,7 +329,7 @@ def class_order(labels: Sequence[str], asked: tuple[str, ...] | None) -> tuple[s
 
 
 def _overlap(prints: Fingerprints, ids: Sequence[str], folder: Path | str) -> tuple[Overlap, ...]:
-    """Slices that another shard directory holds, each with its best match there."""
+    """Return the slices that another shard directory holds, each with its best match there."""
     from kerasseg_tfrecords.records.shards import read_records
 
     names: list[str] = []

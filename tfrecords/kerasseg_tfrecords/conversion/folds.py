@@ -1,15 +1,14 @@
-"""Folds for cross-validation: training and validation slices dealt anew, whole groups together, as shard directories.
+"""Write folds for cross-validation: one shard directory per fold, with whole groups in either train or val.
 
-The test split is not touched: no fold holds a slice of it, and `splits.csv` of each fold lists its slices as left out. Each
-part is written once and then stands in every fold under another name of the same file, so that all folds together take
-hardly more room than one.
+The folds use the training and validation slices. No fold holds a test slice; `splits.csv` of each fold lists those as left
+out. Each part is written once and hard-linked into all folds, so that all folds together need little more space than one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.conversion.write import shuffle_key
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.files import explain_os_error, sync_folder, write_atomically
+from kerasseg_tfrecords.files import atomic_folder, explain_os_error, scratch_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import (
     MANIFEST,
     SPLITS_FILE,
@@ -33,8 +32,9 @@ from kerasseg_tfrecords.records.manifest import (
 )
 from kerasseg_tfrecords.records.random_access import ShardRecords, check_hashes
 from kerasseg_tfrecords.splitting.optimise import apportion
-from kerasseg_tfrecords.splitting.split import leaks
+from kerasseg_tfrecords.splitting.split import count_slices, leaks
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, dump, load
+from kerasseg_tfrecords.text import count
 
 __all__ = ["assign_folds", "write_folds"]
 
@@ -43,7 +43,7 @@ _SOURCES = ("train", "val")
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One slice: where its record lies, and what the manifest counts."""
+    """One slice: the place of its record, and what the manifest counts."""
 
     slice_id: str
     label: str
@@ -54,22 +54,29 @@ class _Piece:
     area: float | None
 
 
-def assign_folds(labels: Sequence[str], groups: Sequence[str], folds: int, seed: int = 42) -> NDArray[np.int64]:
-    """A fold for each slice: groups stay whole, each class comes as near to equal parts as groups allow.
+def assign_folds(
+    labels: Sequence[str],
+    groups: Sequence[str],
+    folds: int,
+    seed: int = 42,
+    tumours: Sequence[bool] | None = None,
+) -> NDArray[np.int64]:
+    """Choose a fold for each slice: groups stay whole, and each class is divided as evenly as groups allow.
 
-    The same search as for the split by group. The result does not depend on the order of the slices.
+    Uses the search of the split by group. The result does not depend on the order of the slices.
 
     Args:
         labels: Class of each slice.
-        groups: Group of each slice; "" stands for itself.
-        folds: 2 or more.
-        seed: Of the search.
+        groups: Group of each slice; a slice with "" is a group of its own.
+        folds: Number of folds, 2 or more.
+        seed: Seed of the search.
+        tumours: As in `split_by_group`.
 
     Returns:
-        (slices,) number of the fold, from 0.
+        (slices,) index of the fold.
 
     Raises:
-        UsageError: Fewer groups than folds, or fewer than two folds.
+        UsageError: Fewer groups than folds, or fewer than 2 folds.
 
     Example:
         >>> found = assign_folds(["a", "b"] * 4, list("11223344"), folds=2)
@@ -77,72 +84,83 @@ def assign_folds(labels: Sequence[str], groups: Sequence[str], folds: int, seed:
         [4, 4]
     """
     if folds < 2:
-        raise UsageError("cross-validation needs folds", found=folds, expected="2 or more")
-    # A slice without a group is one; the order of slices must not decide which.
+        raise UsageError("too few folds for cross-validation", found=folds, expected="2 or more")
     own = [group or f"slice:{i}" for i, group in enumerate(groups)]
-    names, classes = sorted(set(own)), sorted(set(labels))
+    names = sorted(set(own))
     if len(names) < folds:
         raise UsageError(
-            f"{len(names)} patient group{'s' if len(names) != 1 else ''} cannot be dealt into {folds} folds",
+            f"{count(len(names), 'patient group')} cannot be divided into {folds} folds",
             remedy=f"Use --folds {len(names)}." if len(names) > 1 else "Cross-validation needs more patients.",
         )
-    row, column = {name: k for k, name in enumerate(names)}, {name: k for k, name in enumerate(classes)}
-    counts = np.zeros((len(names), len(classes)), np.int64)
-    np.add.at(counts, ([row[group] for group in own], [column[label] for label in labels]), 1)
-    where = apportion(counts, np.full(folds, 1 / folds), seed)
+    row = {name: k for k, name in enumerate(names)}
+    counts, with_tumour = count_slices(labels, [row[group] for group in own], tumours)
+    where = apportion(counts, np.full(folds, 1 / folds), seed, with_tumour)
     return np.array([where[row[group]] for group in own], np.int64)
 
 
 def write_folds(shards: Path | str, targets: Sequence[Path], seed: int = 42) -> tuple[Manifest, ...]:
-    """Writes a shard directory for each fold: its part is `val`, the others are `train`, and there is no test split.
+    """Write a shard directory for each fold: its own part is `val`, the others are `train`, and there is no test split.
 
-    Folds that are there already, whole and made of the same slices, are kept, so that a killed call can be repeated.
+    Folds that already exist and hold the same slices are kept, so that an interrupted call can be repeated.
 
     Args:
-        shards: Written by `prepare`; its training and validation slices are dealt anew.
-        targets: Where the folds go; as many as folds.
-        seed: Of the search for the folds.
+        shards: Written by `prepare`; its training and validation slices are used.
+        targets: The shard directory of each fold.
+        seed: Seed of the search for the folds.
 
     Returns:
-        The manifest of each.
+        The manifest of each fold.
 
     Raises:
-        DataError: Shards that are missing or damaged, or another fold in the place of one.
+        DataError: Shards are missing or damaged, or a target holds another fold.
         UsageError: Fewer groups than folds.
-        KerassegError: A full disk, or no permission.
+        KerassegError: The disk is full, or cannot be written.
     """
     root = Path(shards)
     source = load_manifest(root)
     rows = load(root / SPLITS_FILE)
     used = {row.slice_id: row for row in rows if row.split in _SOURCES}
-    # By id: whoever prepares the same slices in another order gets the same folds.
-    ids = sorted(used)
+    ids = sorted(used)  # the order in which slices were prepared does not matter
     labels = [used[name].label for name in ids]
-    found = assign_folds(labels, [used[name].group or f"slice:{name}" for name in ids], len(targets), seed)
+    pieces: list[_Piece] = []
+    tumours: list[bool] | None = None
+    if _has_both(source):
+        # Only then does it matter which slices show a tumour, and the masks must be read before the folds are known.
+        pieces = _pieces(root, source, used)
+        with_tumour = {piece.slice_id for piece in pieces if piece.tumour_pixels}
+        tumours = [name in with_tumour for name in ids]
+    groups = [used[name].group or f"slice:{name}" for name in ids]
+    found = assign_folds(labels, groups, len(targets), seed, tumours)
     fold_of = dict(zip(ids, found.tolist(), strict=True))
     options = _options(source, len(targets), seed)
     plans = [[_moved(row, fold_of, k) for row in rows] for k in range(len(targets))]
     prints = [dataset_fingerprint(plan, options) for plan in plans]
-    parts = targets[0].with_name(f".{targets[0].name}-parts")
-    shutil.rmtree(parts, ignore_errors=True)  # of a call that was killed
     missing = [k for k, target in enumerate(targets) if not _is_there(target, prints[k])]
     if missing:
-        pieces = _pieces(root, source, used)
+        pieces = pieces or _pieces(root, source, used)
         try:
-            parts.mkdir(parents=True)
-            written = [_write_part(root, source, pieces, fold_of, k, parts, seed) for k in range(len(targets))]
-            for k in missing:
-                manifest = _manifest(source, options, plans[k], prints[k], k, written, pieces, fold_of)
-                _put(targets[k], manifest, plans[k], parts, written)
+            with scratch_folder(targets[0].parent) as parts:
+                written = [_write_part(root, source, pieces, fold_of, k, parts, seed) for k in range(len(targets))]
+                for k in missing:
+                    manifest = _manifest(source, options, plans[k], prints[k], k, written, pieces, fold_of)
+                    _put(targets[k], manifest, plans[k], parts, written)
         except OSError as error:
-            raise explain_os_error(error, parts) from error
-        finally:
-            shutil.rmtree(parts, ignore_errors=True)
+            raise explain_os_error(error, targets[0].parent) from error
     return tuple(load_manifest(target) for target in targets)
 
 
+def _has_both(source: Manifest) -> bool:
+    """Whether a class has slices both with and without tumour."""
+    slices, empty = Counter[str](), Counter[str]()
+    for entry in source.counts:
+        if entry.split in _SOURCES:
+            slices[entry.label] += entry.slices
+            empty[entry.label] += entry.empty
+    return any(0 < empty[label] < slices[label] for label in slices)
+
+
 def _options(source: Manifest, folds: int, seed: int) -> PrepareOptions:
-    """What the folds could have been prepared with: the source's options, with the folds' shares."""
+    """Return the options of the source with the shares of the folds."""
     by = "patient" if source.options.split_by == "slice" else source.options.split_by
     shares = f"{100 * (folds - 1) / folds:g}/{100 / folds:g}/0"
     return source.options.model_copy(update={"split": shares, "split_by": by, "seed": seed})
@@ -159,17 +177,14 @@ def _is_there(target: Path, fingerprint: str) -> bool:
     if load_manifest(target).fingerprint == fingerprint:
         return True
     raise DataError(
-        "another fold is there already",
+        "another fold already exists here: the slices, the number of folds or the seed have changed",
         path=target,
-        remedy="The slices, the number of folds or the seed have changed: choose another --out.",
+        remedy="Choose another --out.",
     )
 
 
-# --- reading -------------------------------------------------------------------------------------------------------------
-
-
 def _pieces(root: Path, source: Manifest, used: dict[str, SplitRow]) -> list[_Piece]:
-    """All records of training and validation, looked at once."""
+    """Read all training and validation records once."""
     from kerasseg_tfrecords.records.schema import decode
 
     pieces = []
@@ -181,18 +196,15 @@ def _pieces(root: Path, source: Manifest, used: dict[str, SplitRow]) -> list[_Pi
             row = used.get(record.slice_id)
             if row is None or row.split != split:
                 raise DataError(
-                    f"{record.slice_id!r} is in {split}, which {SPLITS_FILE} does not say",
+                    f"the shards and {SPLITS_FILE} disagree: slice {record.slice_id!r} is in the shards of {split}",
                     path=root,
-                    remedy="Run kerasseg verify, and prepare again.",
+                    remedy="Prepare the shards again.",
                 )
             pixels = int(record.mask_native.sum())
             area = pixels * record.spacing[0] * record.spacing[1] if min(record.spacing) > 0 else None
             label = source.classes[record.label]
             pieces.append(_Piece(record.slice_id, label, record.group, split, number, pixels, area))
     return pieces
-
-
-# --- writing -------------------------------------------------------------------------------------------------------------
 
 
 def _write_part(
@@ -204,7 +216,7 @@ def _write_part(
     folder: Path,
     seed: int,
 ) -> list[ShardFacts]:
-    """Writes the records of one part, byte for byte as they are, one family a class; facts with paths below `folder`."""
+    """Copy the records of one part unchanged, one family of files per class; paths are relative to `folder`."""
     from kerasseg_tfrecords.records.shards import family_names, write_family
 
     readers = {split: ShardRecords(root, source, split) for split in _SOURCES}
@@ -285,7 +297,7 @@ def _counts(classes: Sequence[str], pieces: Sequence[_Piece], fold_of: dict[str,
 
 
 def _deviation(rows: Sequence[SplitRow], share: float) -> float:
-    """Largest difference, in percentage points, between a class's share in validation and an equal part."""
+    """Return the largest difference, in percentage points, between a class's share in validation and an equal part."""
     worst = 0.0
     for label in {row.label for row in rows}:
         held = [row.split == "val" for row in rows if row.label == label]
@@ -296,30 +308,15 @@ def _deviation(rows: Sequence[SplitRow], share: float) -> float:
 def _put(
     target: Path, manifest: Manifest, rows: Sequence[SplitRow], parts: Path, written: Sequence[Sequence[ShardFacts]]
 ) -> None:
-    """The folder of one fold, in place by one rename."""
-    work = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
+    """Write the shard directory of one fold."""
     files = {Path(facts.path).name: parts / facts.path for part in written for facts in part}
-    for shard in manifest.shards:
-        path = work / shard.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _second_name(files[path.name], path)
-    write_atomically(work / SPLITS_FILE, dump(rows).encode("utf-8", "surrogateescape"))
-    write_atomically(work / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-    for folder in {(work / shard.path).parent for shard in manifest.shards}:
-        sync_folder(folder)
-    work.rename(target)
-    sync_folder(target.parent)
-
-
-def _second_name(source: Path, path: Path) -> None:
-    try:
-        path.hardlink_to(source)
-    except OSError:
-        # Some file systems (FAT, network drives) know no second names.
-        shutil.copyfile(source, path)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with atomic_folder(target) as work:
+        for shard in manifest.shards:
+            path = work / shard.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.hardlink_to(files[path.name])
+            except OSError:  # FAT and some network drives have no hard links
+                shutil.copyfile(files[path.name], path)
+        write_atomically(work / SPLITS_FILE, dump(rows).encode("utf-8", "surrogateescape"))
+        write_atomically(work / MANIFEST, manifest.model_dump_json(indent=1) + "\n")

@@ -1,8 +1,8 @@
-"""`prepare`: inputs -> items -> converted slices (spool) -> groups and split -> shards.
+"""Prepare a shard directory: inputs -> items -> converted slices (spool) -> groups and split -> shards.
 
-Every slice is read once. Workers write what they converted to a spool beside the shard directory (`OUT.partial`); the
-split needs all slices, so the shards are written from the spool afterwards, in a folder inside `OUT.partial` that becomes
-`OUT` by one rename: nothing can be read before all is done. A run that was killed finds its finished chunks again.
+Every slice is read once. Workers write converted slices to a spool beside the shard directory (`OUT.partial`). The split
+needs all slices, so the shards are written afterwards, from the spool, and put in place as a whole. A run that was killed
+reuses the finished part of its spool.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from kerasseg_tfrecords.conversion.assign import arrange, check_request
 from kerasseg_tfrecords.conversion.convert import Conversion
 from kerasseg_tfrecords.conversion.inputs import ListedInput, list_inputs, source_options
 from kerasseg_tfrecords.conversion.staging import Chunk, Spooled, Task, run_task, tasks
-from kerasseg_tfrecords.conversion.write import make_manifest, put_in_place, write_shards
+from kerasseg_tfrecords.conversion.write import make_manifest, write_index, write_shards
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, UsageError
-from kerasseg_tfrecords.files import explain_os_error, lock
+from kerasseg_tfrecords.files import atomic_folder, explain_os_error, lock
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, PrepareOptions
 from kerasseg_tfrecords.sources.base import LeftOut
+from kerasseg_tfrecords.sources.tree import open_tree
 from kerasseg_tfrecords.text import Progress
 from kerasseg_tfrecords.workers import available_cpus, ordered_map
 
@@ -43,29 +44,29 @@ def prepare(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Turns raw slices into a shard directory with a frozen split.
+    """Convert raw slices to a shard directory with a frozen split.
 
-    The same inputs, options and seed give byte-identical files, whatever `jobs` is. A run that was interrupted continues
-    when it is called again.
+    The same inputs, options and seed give byte-identical files, whatever `jobs` is. Calling it again continues an
+    interrupted run.
 
     Args:
-        inputs: Folders, archives or files; each one's format is detected. Several make one data set.
-        out: The shard directory; it must not exist, or be empty, or be replaced with `overwrite`.
-        options: Defaults are the recipe's (256x256, min-max, 80/10/10 by patient, seed 42).
-        splits: A `splits.csv` to use again instead of splitting; it must fit the data.
-        exclude_overlap: A shard directory; slices that it already holds, re-encoded copies included, are left out.
-        overwrite: Replace an existing shard directory. Anything else that lies there is never deleted.
-        jobs: Worker processes; None for one a processor.
-        progress: Told what is done.
+        inputs: Folders, archives or files, each in a format that is detected; together they are one data set.
+        out: The shard directory; new, empty, or replaced with `overwrite`.
+        options: By default 256x256 pixels, min-max, 80/10/10 by patient, seed 42.
+        splits: A `splits.csv` to reuse instead of splitting; it must fit the data.
+        exclude_overlap: A shard directory; slices of which it holds copies, even re-encoded ones, are left out.
+        overwrite: Replace an existing shard directory. Any other folder is never replaced.
+        jobs: Number of worker processes; None means one per processor.
+        progress: Called with "read", "compare" and "write".
 
     Returns:
-        The manifest, as it stands in `out/manifest.json`.
+        The manifest, as in `out/manifest.json`.
 
     Raises:
-        BadInputError: Lists every bad file, before any shard is written; with `options.skip_bad` they are left out.
-        DataError: Where the split cannot be made, or `splits` does not fit.
-        UsageError: Options that cannot be meant.
-        KerassegError: A full disk, no permission, another process at work on `out`.
+        BadInputError: Lists all bad files, before any shard is written; `options.skip_bad` leaves them out instead.
+        DataError: No split can be made, or `splits` does not fit.
+        UsageError: An option is invalid.
+        KerassegError: The disk is full, cannot be written, or another process is writing `out`.
 
     Example:
         >>> manifest = prepare("data", "three-parts", PrepareOptions(size=32, split="60/20/20"), jobs=1)
@@ -74,31 +75,34 @@ def prepare(
     """
     options = options or PrepareOptions()
     roots = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(entry) for entry in inputs]
-    target = Path(out)
-    _check_target(target, roots, overwrite=overwrite)
+    target = Path(out) if Path(out).name else Path(out).resolve()
+    # Inputs and options first: shards from an earlier run must not hide a mistyped input.
+    for root in roots:
+        if not root.exists():
+            open_tree(root)  # raises, with the reason
     check_request(options, splits, exclude_overlap)
+    _check_target(target, roots, overwrite=overwrite)
     listed = list_inputs(roots, options, hidden=(target, _partial(target)))
     for root, entry in zip(roots, listed, strict=True):
         _LOG.info("%s: %d items, read as %s", root, len(entry.items), entry.format or "nothing")
     with _work_folder(target) as work:
-        _check_target(target, roots, overwrite=overwrite)  # again, now that nobody else can be writing it
+        _check_target(target, roots, overwrite=overwrite)  # again, now that no other process can be writing it
         chunks = _convert(listed, options, work / "spool", jobs or available_cpus(), progress)
         slices, problems, left_out = _collect(listed, chunks)
         if problems and not options.skip_bad:
-            remedy = (
-                f"Mend or remove them, or leave them out with --skip-bad. What was read is kept in {_partial(target)}."
-            )
+            remedy = f"Repair or remove them, or use --skip-bad. The converted slices are kept in {_partial(target)}."
             raise BadInputError(problems, remedy=remedy)
         if not slices:
             raise (
-                BadInputError(problems, "not one good slice", remedy="Mend the files.")
+                BadInputError(problems, "no usable slice: every file is bad", remedy="Repair the files.")
                 if problems
-                else DataError("not one slice in the input")
+                else DataError("the input holds no slices")
             )
         arrangement = arrange(slices, options, splits=splits, exclude_overlap=exclude_overlap, progress=progress)
-        shards = write_shards(arrangement, options, work, progress)
-        manifest = make_manifest(arrangement, options, listed, slices, shards, problems, left_out)
-        put_in_place(work, target, manifest, arrangement)
+        with atomic_folder(target, replace=overwrite, within=work) as root:
+            shards = write_shards(arrangement, options, work / "spool", root, progress)
+            manifest = make_manifest(arrangement, options, listed, slices, shards, problems, left_out)
+            write_index(root, manifest, arrangement)
     _LOG.info("%s: %d shards, data set %s", target, len(manifest.shards), manifest.fingerprint[:12])
     return manifest
 
@@ -116,32 +120,30 @@ def _check_target(target: Path, roots: Sequence[Path], *, overwrite: bool) -> No
     resolved = target.resolve()
     for root in roots:
         if resolved == root.resolve() or root.resolve().is_relative_to(resolved):
-            raise UsageError(
-                "the shard directory would replace the input", path=target, remedy="Choose another folder with --out."
-            )
+            raise UsageError("the shard directory would replace the input", path=target, remedy="Choose another --out.")
     if not target.exists():
         return
     if not target.is_dir():
-        raise UsageError("is a file", path=target, expected="a folder", remedy="Choose another one with --out.")
+        raise UsageError("this is a file", path=target, expected="a folder", remedy="Choose another --out.")
     if not any(target.iterdir()):
         return
     if not (target / MANIFEST).is_file():
         raise UsageError(
-            "exists and is no shard directory",
+            "this folder is not a shard directory, so it is not replaced",
             path=target,
-            remedy="Choose another folder with --out; it is not deleted.",
+            remedy="Choose another --out.",
         )
     if not overwrite:
         raise UsageError(
-            "holds shards already",
+            "shards already exist",
             path=target,
-            remedy="Replace them with --overwrite, or choose another folder with --out.",
+            remedy="Replace them with --overwrite, or choose another --out.",
         )
 
 
 @contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
-    """`OUT.partial`, locked. It stays where the run fails with work done, so that the next run continues."""
+    """Lock `OUT.partial`. A failed run leaves it if it holds converted slices, so that the next run continues."""
     work = _partial(target)
     try:
         (work / "spool").mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,6 @@ def _work_folder(target: Path) -> Iterator[Path]:
         try:
             yield work
         except BaseException:
-            shutil.rmtree(work / "shards", ignore_errors=True)
             if not any((work / "spool").glob("*.json")):
                 shutil.rmtree(work, ignore_errors=True)
             raise
@@ -164,7 +165,7 @@ def _work_folder(target: Path) -> Iterator[Path]:
 def _convert(
     listed: Sequence[ListedInput], options: PrepareOptions, spool: Path, jobs: int, progress: Progress | None
 ) -> dict[str, list[Chunk]]:
-    """Runs all tasks; chunks of each input in the order of its items."""
+    """Run all tasks; return the chunks of each input in the order of its items."""
     conversion = Conversion(size=options.size, intensity=options.intensity, source=source_options(options))
     todo = [(entry.name, task) for entry in listed for task in tasks(entry.items, entry.name, conversion, spool)]
     total, done = sum(len(task.items) for _, task in todo), 0
@@ -181,7 +182,7 @@ def _convert(
 
 
 def _crashed(task: Task) -> tuple[str, Chunk]:
-    """The chunk of a task that ended its process: its items one by one, and the culprit named."""
+    """Handle a task that ended its process: run its items one by one, and name the one that does it again."""
     if len(task.items) > 1:
         alone = [replace(task, items=(item,)) for item in task.items]
         parts = [chunk for _, chunk in ordered_map(run_task, alone, jobs=2, batch=1, crashed=_crashed)]
@@ -190,14 +191,14 @@ def _crashed(task: Task) -> tuple[str, Chunk]:
             problems=tuple(problem for part in parts for problem in part.problems),
             left_out=tuple(entry for part in parts for entry in part.left_out),
         )
-    message = "ended the process that read it. Check the file and the free memory, or use fewer --jobs."
+    message = "reading it ended the process. Check the file and the free memory, or use fewer --jobs."
     return "", Chunk((), (Problem(f"{task.prefix}/{task.items[0].name}", "crashed", message),), ())
 
 
 def _collect(
     listed: Sequence[ListedInput], chunks: dict[str, list[Chunk]]
 ) -> tuple[list[Spooled], list[Problem], list[LeftOut]]:
-    """Good slices in order, and everything that is wrong: two slices with one id are both named."""
+    """Return the good slices in order, all problems, and what was left out. Of slices with one id the first is good."""
     problems = [problem for entry in listed for problem in entry.problems]
     left_out = [remark for entry in listed for remark in entry.left_out]
     slices: list[Spooled] = []

@@ -1,11 +1,11 @@
-"""Converted slices on disk, in chunks that are either whole or absent, until the split is known.
+"""Keep converted slices on disk, in chunks, until the split is known.
 
 A chunk is named by a hash of everything that its content depends on: the items, the size and date of their files, the
-conversion, the versions of the code that converts. So a run that was killed finds its finished chunks again, whatever
-`--jobs` was, and a file or an option that has changed since simply has another name.
+conversion options and the versions of the code. A run that was killed therefore reuses its finished chunks, with any number
+of `--jobs`, and a file or an option that has changed gives another name.
 
     KEY.bin   the payloads, one after another
-    KEY.json  facts and offsets; written last, by rename: its presence makes the chunk whole
+    KEY.json  facts and offsets; written last, so that its presence means the chunk is complete
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import os
+import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ from zlib_ng import zlib_ng as zlib
 
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.conversion.convert import Conversion, Converted, Failure, convert_item
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import Problem
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
 from kerasseg_tfrecords.records.record import Payload, SliceFacts
@@ -38,7 +40,7 @@ __all__ = ["Chunk", "SpoolReader", "Spooled", "Task", "chunk_key", "load_chunk",
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A chunk to be made: consecutive items of one input."""
+    """Consecutive items of one input, which become one chunk."""
 
     items: tuple[Item, ...]
     prefix: str
@@ -48,13 +50,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A slice whose payload lies in the spool.
+    """A slice whose payload is in the spool.
 
     Attributes:
-        facts: What is known of it.
-        fingerprint: For the search for duplicates.
-        key: The chunk.
-        offset: Where its image starts in the chunk's payload file; mask and native mask follow.
+        facts: Everything but the pixels.
+        fingerprint: For the search for copies.
+        key: Name of the chunk.
+        offset: Start of the image in the payload file of the chunk; mask and native mask follow.
         lengths: Bytes of image, mask and native mask.
     """
 
@@ -67,7 +69,7 @@ class Spooled:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What came of a task."""
+    """Result of a task."""
 
     slices: tuple[Spooled, ...]
     problems: tuple[Problem, ...]
@@ -80,7 +82,7 @@ def _versions() -> str:
 
 
 def chunk_key(task: Task) -> str:
-    """Name of the chunk: a hash of what goes in."""
+    """Return the name of the chunk: a hash of its input."""
     state: list[object] = [_versions(), task.prefix, repr(task.conversion)]
     for item in task.items:
         stats = []
@@ -95,7 +97,7 @@ def chunk_key(task: Task) -> str:
 
 
 def run_task(task: Task) -> tuple[str, Chunk]:
-    """Makes the chunk, or finds it made; what a worker process runs. Returns the key and the chunk."""
+    """Convert the items of a task, or load the finished chunk; return its key and the chunk. Runs in a worker process."""
     key = chunk_key(task)
     made = load_chunk(task.folder, key)
     if made is not None:
@@ -129,7 +131,7 @@ def run_task(task: Task) -> tuple[str, Chunk]:
         problems=tuple(problem for failure in failures for problem in failure.problems),
         left_out=tuple(entry for failure in failures for entry in failure.left_out),
     )
-    # Not durable: a power cut may lose it, the checksum then says so, and it is only made again.
+    # Not durable: after a power cut, the checksum shows that the chunk must be made again.
     write_atomically(task.folder / f"{key}.json", _dump(chunk, offset, checksum), durable=False)
     return key, chunk
 
@@ -155,28 +157,28 @@ def _dump(chunk: Chunk, length: int, checksum: int) -> str:
 
 
 def load_chunk(folder: Path, key: str) -> Chunk | None:
-    """The chunk `key`, or None where it is absent or damaged."""
+    """Load a chunk; None where it is absent or damaged."""
     try:
-        state = json.loads((folder / f"{key}.json").read_bytes())
+        state = parse_json((folder / f"{key}.json").read_bytes())
         payloads = (folder / f"{key}.bin").read_bytes()
-    except (OSError, ValueError):
+        if len(payloads) != state["length"] or zlib.crc32(payloads) != state["crc32"]:
+            return None
+        return Chunk(
+            slices=tuple(
+                Spooled(
+                    _facts(entry["facts"]),
+                    Fingerprint.from_bytes(base64.b64decode(entry["fingerprint"])),
+                    key,
+                    entry["offset"],
+                    tuple(entry["lengths"]),
+                )
+                for entry in state["slices"]
+            ),
+            problems=tuple(Problem(**entry) for entry in state["problems"]),
+            left_out=tuple(LeftOut(**entry) for entry in state["left_out"]),
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         return None
-    if len(payloads) != state["length"] or zlib.crc32(payloads) != state["crc32"]:
-        return None
-    return Chunk(
-        slices=tuple(
-            Spooled(
-                _facts(entry["facts"]),
-                Fingerprint.from_bytes(base64.b64decode(entry["fingerprint"])),
-                key,
-                entry["offset"],
-                tuple(entry["lengths"]),
-            )
-            for entry in state["slices"]
-        ),
-        problems=tuple(Problem(**entry) for entry in state["problems"]),
-        left_out=tuple(LeftOut(**entry) for entry in state["left_out"]),
-    )
 
 
 def _facts(state: dict[str, object]) -> SliceFacts:
@@ -185,7 +187,7 @@ def _facts(state: dict[str, object]) -> SliceFacts:
 
 
 class SpoolReader:
-    """Reads payloads back, in any order, with a bounded number of open files."""
+    """Read payloads in any order, with a limited number of open files."""
 
     def __init__(self, folder: Path, most_open: int = 128) -> None:
         self._folder = folder
@@ -202,7 +204,7 @@ class SpoolReader:
             self._open.clear()
 
     def read(self, piece: Spooled) -> Payload:
-        """The payload of one slice."""
+        """Read the payload of one slice."""
         descriptor = self._open.pop(piece.key, None)
         if descriptor is None:
             descriptor = os.open(self._folder / f"{piece.key}.bin", os.O_RDONLY)
@@ -215,6 +217,6 @@ class SpoolReader:
 
 
 def tasks(items: Sequence[Item] | Iterable[Item], prefix: str, conversion: Conversion, folder: Path) -> list[Task]:
-    """Items in chunks of 32, which keep a worker busy for a tenth of a second and an interrupted one's loss small."""
+    """Divide items into tasks of 32: about 0.1 s of work each, so that an interruption loses little."""
     every = list(items)
     return [Task(tuple(every[start : start + 32]), prefix, conversion, folder) for start in range(0, len(every), 32)]

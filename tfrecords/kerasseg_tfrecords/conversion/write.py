@@ -1,11 +1,9 @@
-"""From arranged slices to a shard directory: the records, the manifest, and the one rename that puts all in place."""
+"""Write a shard directory: the records, the frozen split and the manifest."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +17,7 @@ from kerasseg_tfrecords.conversion.assign import Arrangement
 from kerasseg_tfrecords.conversion.inputs import ListedInput
 from kerasseg_tfrecords.conversion.staging import Spooled, SpoolReader
 from kerasseg_tfrecords.errors import Problem
-from kerasseg_tfrecords.files import explain_os_error, sync_folder, write_atomically
+from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.records.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -30,6 +28,7 @@ from kerasseg_tfrecords.records.manifest import (
     PrepareOptions,
     ShardFacts,
     dataset_fingerprint,
+    tumour_warnings,
 )
 from kerasseg_tfrecords.records.record import Payload
 from kerasseg_tfrecords.sources.base import LeftOut
@@ -37,23 +36,27 @@ from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.splitting.splits_file import dump
 from kerasseg_tfrecords.text import Progress
 
-__all__ = ["make_manifest", "put_in_place", "shuffle_key", "write_shards"]
+__all__ = ["make_manifest", "shuffle_key", "write_index", "write_shards"]
 
 
 def write_shards(
-    arrangement: Arrangement, options: PrepareOptions, work: Path, progress: Progress | None
+    arrangement: Arrangement, options: PrepareOptions, spool: Path, root: Path, progress: Progress | None
 ) -> list[ShardFacts]:
-    """Writes every record from the spool to `work/shards`, one family of files a class and split.
+    """Write all records from the spool, one family of files per class and split.
+
+    Args:
+        arrangement: The slices with their class, group and split.
+        options: For the seed and the size of the files.
+        spool: Folder with the converted slices.
+        root: The shard directory.
+        progress: Called with "write" after every 32 records.
 
     Raises:
-        KerassegError: Where the disk is full or cannot be written.
+        KerassegError: The disk is full or cannot be written.
     """
-    from kerasseg_tfrecords.records.schema import encode  # TensorFlow: only now, and only in this process
+    from kerasseg_tfrecords.records.schema import encode  # loads TensorFlow: only now, and only in this process
     from kerasseg_tfrecords.records.shards import family_names, write_family
 
-    root = work / "shards"
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir()
     families = family_names(arrangement.classes)
     chosen: dict[tuple[str, str], list[int]] = {(split, label): [] for split in SPLITS for label in arrangement.classes}
     for index, split in enumerate(arrangement.splits):
@@ -61,13 +64,13 @@ def write_shards(
             chosen[split, arrangement.labels[index]].append(index)
     total, done = sum(map(len, chosen.values())), 0
     shards: list[ShardFacts] = []
-    with SpoolReader(work / "spool") as spool:
+    with SpoolReader(spool) as payloads:
 
         def serialized(order: Sequence[int], number: int) -> bytes:
             nonlocal done
             index = order[number]
             piece = arrangement.slices[index]
-            payload = _with_channels(spool.read(piece), piece.facts.channels, arrangement.channels)
+            payload = _with_channels(payloads.read(piece), piece.facts.channels, arrangement.channels)
             done += 1
             if progress and (done % 32 == 0 or done == total):
                 progress("write", done, total)
@@ -75,7 +78,7 @@ def write_shards(
             return encode(payload, piece.facts, label=label, group=arrangement.groups[index])
 
         for (split, label), members in chosen.items():
-            # A fixed shuffle: a reader that takes shards from the front sees no order of patients or files.
+            # Shuffled, so that a reader that takes shards from the front does not see patients or files in order.
             order = sorted(members, key=lambda i: shuffle_key(options.seed, arrangement.slices[i].facts.slice_id))
             shards += write_family(
                 root,
@@ -90,12 +93,12 @@ def write_shards(
 
 
 def shuffle_key(seed: int, slice_id: str) -> bytes:
-    """Where a slice stands in its family of shards: sorted by it, slices are shuffled alike on every machine."""
+    """Return the sort key of a slice within its family of shards: a shuffle that is the same on every machine."""
     return hashlib.sha256(f"{seed} {slice_id}".encode()).digest()
 
 
 def _with_channels(payload: Payload, have: int, want: int) -> Payload:
-    """Repeats grey where the data set also holds colour."""
+    """Repeat the grey channel where the data set also has colour slices."""
     if have == want:
         return payload
     return replace(payload, image=np.repeat(np.frombuffer(payload.image, np.uint8), 3).tobytes())
@@ -110,8 +113,9 @@ def make_manifest(
     problems: Sequence[Problem],
     left_out: Sequence[LeftOut],
 ) -> Manifest:
-    """What the data set holds and how it was made; the same for the same input, so no dates and no paths."""
+    """Describe the data set and how it was made. Holds no dates and no paths: equal input gives an equal manifest."""
     rows = arrangement.rows()
+    counts = _counts(arrangement)
     found = Counter(piece.facts.slice_id.split("/", 1)[0] for piece in slices)
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -128,7 +132,7 @@ def make_manifest(
         mask_bits=1,
         square_pixels=True,
         classes=arrangement.classes,
-        counts=_counts(arrangement),
+        counts=counts,
         split=arrangement.facts,
         shards=tuple(shards),
         splits_sha256=hashlib.sha256(dump(rows).encode()).hexdigest(),
@@ -139,7 +143,7 @@ def make_manifest(
         skipped=tuple((problem.name, problem.kind, problem.message) for problem in problems),
         left_out=tuple((entry.name, entry.reason) for entry in left_out),
         remarks=tuple((piece.facts.slice_id, note) for piece in slices for note in piece.facts.notes),
-        notes=(*(note for entry in listed for note in entry.notes), *arrangement.notes),
+        notes=(*(note for entry in listed for note in entry.notes), *arrangement.notes, *tumour_warnings(counts)),
     )
 
 
@@ -174,34 +178,12 @@ def _software() -> dict[str, str]:
     for package in ("h5py", "nibabel", "numpy", "opencv-python-headless", "pydicom", "scikit-learn", "tensorflow"):
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # a data node may have a differently named build (tensorflow-cpu, opencv-python)
+        except PackageNotFoundError:  # another build may have another name (tensorflow-cpu, opencv-python)
             versions[package] = "unknown"
     return versions
 
 
-def put_in_place(work: Path, target: Path, manifest: Manifest, arrangement: Arrangement) -> None:
-    """Adds what makes the folder readable, then puts it in place by one rename."""
-    root = work / "shards"
-    for shard in manifest.shards:
-        _sync_file(root / shard.path)
+def write_index(root: Path, manifest: Manifest, arrangement: Arrangement) -> None:
+    """Write `splits.csv`, then `manifest.json`, which makes the folder a shard directory."""
     write_atomically(root / SPLITS_FILE, dump(arrangement.rows()))
     write_atomically(root / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-    for folder in {(root / shard.path).parent for shard in manifest.shards}:
-        sync_folder(folder)
-    old = work / "old"
-    try:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        root.rename(target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise explain_os_error(error, target) from error
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

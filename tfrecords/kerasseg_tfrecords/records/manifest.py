@@ -29,6 +29,7 @@ __all__ = [
     "dataset_fingerprint",
     "load_manifest",
     "parse_options",
+    "tumour_warnings",
 ]
 
 MANIFEST = "manifest.json"
@@ -206,6 +207,31 @@ class Manifest(_Model):
     def slices_in(self, split: str) -> int:
         """Number of records of one split."""
         return sum(shard.records for shard in self.shards_of(split))
+
+
+def tumour_warnings(counts: Iterable[Counts]) -> tuple[str, ...]:
+    """Return warnings about splits in which no mask holds a tumour.
+
+    Args:
+        counts: From a manifest.
+
+    Example:
+        >>> tumour_warnings(load_manifest("shards").counts)
+        ()
+    """
+    counts = [entry for entry in counts if entry.slices]
+    without = [
+        split
+        for split in dict.fromkeys(entry.split for entry in counts)
+        if not any(entry.tumour_pixels for entry in counts if entry.split == split)
+    ]
+    if without and not any(entry.tumour_pixels for entry in counts):
+        return ("Warning: no mask holds a tumour. Check that the masks belong to the images and are not all black.",)
+    return tuple(
+        f"Warning: {split} holds no tumour, so no Dice score of tumours can be computed on it. Prepare the shards again "
+        "with another --split or --seed, or with more patients with tumours."
+        for split in without
+    )
 
 
 def dataset_fingerprint(rows: Iterable[SplitRow], options: PrepareOptions) -> str:

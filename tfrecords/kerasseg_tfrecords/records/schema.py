@@ -1,4 +1,4 @@
-"""`tf.train.Example` <-> arrays: the record format of the shards, version 1.
+"""Encode and decode records: `tf.train.Example` in format version 1.
 
 | feature | type | meaning |
 | --- | --- | --- |
@@ -7,7 +7,7 @@
 | `mask_native` | bytes | PNG of 1 bit at the original height and width |
 | `label`, `height`, `width`, `slice_index` | int64 | class index; original size; place in its volume or -1 |
 | `slice_id`, `patient`, `group`, `volume` | bytes | UTF-8; "" where unknown |
-| `spacing` | 2 float32 | millimetres a pixel, rows then columns; 0 where unknown |
+| `spacing` | 2 float32 | millimetres per pixel, rows then columns; 0 where unknown |
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.records.record import Payload, Record, SliceFacts, unpack_mask, unpack_native_mask
@@ -39,6 +40,9 @@ FEATURES: dict[str, Any] = {
     "spacing": tf.io.FixedLenFeature([2], tf.float32),
 }
 
+_LISTS = {tf.string: "bytes_list", tf.int64: "int64_list", tf.float32: "float_list"}
+"""TensorFlow type -> field of `tf.train.Feature`."""
+
 
 def _bytes(value: bytes | str) -> Any:
     data = value.encode() if isinstance(value, str) else value
@@ -50,7 +54,7 @@ def _ints(value: int) -> Any:
 
 
 def encode(payload: Payload, facts: SliceFacts, *, label: int, group: str) -> bytes:
-    """The serialised Example; the same input gives the same bytes (map entries in the order of their names)."""
+    """Serialise a record; equal input gives equal bytes (features are in the order of their names)."""
     example = tf.train.Example(
         features=tf.train.Features(
             feature={
@@ -73,10 +77,10 @@ def encode(payload: Payload, facts: SliceFacts, *, label: int, group: str) -> by
 
 
 def decode(serialized: bytes, *, size: int, channels: int) -> Record:
-    """One record as NumPy arrays.
+    """Decode a record to NumPy arrays.
 
     Raises:
-        DataError: Where a feature is missing, or has another type or length.
+        DataError: A feature is missing, or has another type or length.
     """
     try:
         feature = tf.train.Example.FromString(serialized).features.feature
@@ -86,10 +90,8 @@ def decode(serialized: bytes, *, size: int, channels: int) -> Record:
         image = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
         mask, native = feature["mask"].bytes_list.value[0], feature["mask_native"].bytes_list.value[0]
         rows, columns = float(spacing[0]), float(spacing[1])
-    except DataError:
-        raise
     except Exception as error:  # protobuf raises its own DecodeError, missing features an IndexError
-        raise DataError("a record that is not in the format of kerasseg", found=type(error).__name__) from error
+        raise DataError("a damaged record, or not one of kerasseg", found=type(error).__name__) from error
     if image.size != size * size * channels:
         raise DataError(
             f"the image of slice {text['slice_id']} has the wrong length",
@@ -113,18 +115,18 @@ def decode(serialized: bytes, *, size: int, channels: int) -> Record:
 
 
 def decode_pixels(serialized: bytes, *, size: int, channels: int) -> tuple[bytes, bytes, int]:
-    """Image and mask of one record as they are stored, and its label; the rest is passed over.
+    """Return image and mask of a record as they are stored, and its label.
 
     Args:
         serialized: One Example.
-        size: Side of the images, from the manifest.
+        size: Side of the images in pixels, from the manifest.
         channels: 1 or 3, from the manifest.
 
     Returns:
         size * size * channels bytes of image, size * ceil(size / 8) bytes of packed mask, class index.
 
     Raises:
-        DataError: Where one is missing or has another length.
+        DataError: A feature is missing or has another length.
     """
     try:
         feature = tf.train.Example.FromString(serialized).features.feature
@@ -132,7 +134,7 @@ def decode_pixels(serialized: bytes, *, size: int, channels: int) -> tuple[bytes
         mask: bytes = feature["mask"].bytes_list.value[0]
         label = int(feature["label"].int64_list.value[0])
     except Exception as error:  # protobuf raises its own DecodeError, missing features an IndexError
-        raise DataError("a record that is not in the format of kerasseg", found=type(error).__name__) from error
+        raise DataError("a damaged record, or not one of kerasseg", found=type(error).__name__) from error
     found, expected = (len(image), len(mask)), (size * size * channels, size * ((size + 7) // 8))
     if found != expected:
         raise DataError("image or mask has the wrong length", found=f"{found} bytes", expected=f"{expected} bytes")
@@ -140,16 +142,19 @@ def decode_pixels(serialized: bytes, *, size: int, channels: int) -> tuple[bytes
 
 
 def parse_batch(serialized: Any, *, size: int, channels: int) -> dict[str, Any]:
-    """Inside `tf.data`: a batch of serialised records as tensors.
+    """Parse a batch of serialised records in `tf.data`.
+
+    A damaged record raises `tf.errors.OpError` with the reason. (`tf.data.TFRecordDataset` has checked the CRC of each
+    record before.)
 
     Args:
         serialized: (batch,) string tensor.
-        size: Side of the images, from the manifest.
+        size: Side of the images in pixels, from the manifest.
         channels: 1 or 3, from the manifest.
 
     Returns:
         `image` (batch, size, size, channels) uint8, `mask` (batch, size, size, 1) uint8 of 0 and 1, and the other features
-        (`mask_native` still as PNG).
+        (`mask_native` as PNG).
 
     Example:
         >>> from kerasseg_tfrecords import load_manifest, shard_paths
@@ -159,7 +164,17 @@ def parse_batch(serialized: Any, *, size: int, channels: int) -> dict[str, Any]:
         >>> batch["image"].shape, batch["mask"].shape
         (TensorShape([8, 32, 32, 1]), TensorShape([8, 32, 32, 1]))
     """
-    parsed: dict[str, Any] = tf.io.parse_example(serialized, FEATURES)
+    kinds = [FEATURES[name].dtype for name in FEATURES]
+    # Not `tf.io.parse_example`: some damaged records crash it, and the process with it.
+    columns = tf.numpy_function(
+        lambda batch: _columns(batch, size=size, channels=channels),
+        [tf.reshape(serialized, [-1])],
+        kinds,
+        stateful=False,
+    )
+    parsed: dict[str, Any] = dict(zip(FEATURES, columns, strict=True))
+    for name, feature in FEATURES.items():
+        parsed[name].set_shape([*serialized.shape[:1], *feature.shape])
     image = tf.io.decode_raw(parsed["image"], tf.uint8)
     stride = (size + 7) // 8
     packed = tf.reshape(tf.io.decode_raw(parsed["mask"], tf.uint8), [-1, size, stride, 1])
@@ -170,3 +185,39 @@ def parse_batch(serialized: Any, *, size: int, channels: int) -> dict[str, Any]:
         "image": tf.reshape(image, [-1, size, size, channels]),
         "mask": mask[:, :, :size, tf.newaxis],
     }
+
+
+def _columns(batch: NDArray[np.object_], *, size: int, channels: int) -> list[NDArray[Any]]:
+    """Parse serialised records into one array per feature, in the order of `FEATURES`.
+
+    Raises:
+        DataError: A record is damaged.
+    """
+    lengths = {"image": size * size * channels, "mask": size * ((size + 7) // 8)}
+    columns: list[list[Any]] = [[] for _ in FEATURES]
+    for number, serialized in enumerate(batch):
+        feature = _features(serialized)
+        for column, (name, expected) in zip(columns, FEATURES.items(), strict=True):
+            found = feature[name] if name in feature else tf.train.Feature()
+            values = getattr(found, _LISTS[expected.dtype]).value
+            count = expected.shape[0] if expected.shape else 1
+            if len(values) != count:
+                raise DataError(f"record {number} of the batch is damaged", found=f"{len(values)} values of {name}")
+            if name in lengths and len(values[0]) != lengths[name]:
+                raise DataError(
+                    f"record {number} of the batch has the wrong length of {name}",
+                    found=f"{len(values[0])} bytes",
+                    expected=f"{lengths[name]} bytes",
+                )
+            column.append(values if expected.shape else values[0])
+    return [
+        np.array(column, expected.dtype.as_numpy_dtype).reshape(len(batch), *expected.shape)
+        for column, expected in zip(columns, FEATURES.values(), strict=True)
+    ]
+
+
+def _features(serialized: bytes) -> Any:
+    try:
+        return tf.train.Example.FromString(serialized).features.feature
+    except Exception as error:  # protobuf's DecodeError is defined in another module for each of its implementations
+        raise DataError("a damaged record, or not one of kerasseg", found=type(error).__name__) from error

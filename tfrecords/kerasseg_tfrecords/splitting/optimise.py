@@ -1,7 +1,7 @@
-"""The search behind `split_by_group`: give whole groups to splits so that every class comes near to the asked shares.
+"""The search behind `split_by_group`: assign whole groups to splits so that every class comes close to its shares.
 
-Groups that hold the same number of slices of each class are interchangeable, so the search works on such kinds of groups
-and how many of each kind a split gets. 200,000 single slices of three classes are three kinds.
+Groups with the same number of slices of each class are interchangeable. The search therefore works on kinds of groups and
+on how many groups of each kind a split gets: 200,000 single slices of three classes are only three kinds.
 """
 
 from __future__ import annotations
@@ -14,33 +14,31 @@ from numpy.typing import NDArray
 
 __all__ = ["apportion", "rows_of", "score"]
 
-_BEGINNINGS = 24
+_STARTS = 24
 _ALL = 60_000
-"""Assignments up to which all are tried."""
+"""Largest number of assignments that are all tried."""
 
 _PAIRS = 4_000
-"""Exchanges of two groups that are looked at in one step; drawn at random where there are more."""
+"""Largest number of exchanges of two groups that one step examines; a random sample where there are more."""
 
 _STEPS = 400
 
-
-_HEADS = 0.005
-"""What the shortage of groups weighs: a tenth fewer groups than asked counts as 0.05 percentage points of slices."""
+_GROUPS = 0.005
+"""Weight of missing groups: 10 % fewer groups than asked counts as 0.05 percentage points of slices."""
 
 
 def score(held: NDArray[np.float64], asked: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How bad assignments are, smaller is better.
+    """Score assignments; lower is better.
 
     Args:
-        held: (..., rows, splits). The first half of the rows: slices that a split holds of a class, and of all together.
-            The second half: groups that hold slices of the class, and all groups. See `rows_of`.
+        held: (..., rows, splits). The first half of the rows counts slices in each split, the second half the groups that
+            these slices belong to. See `rows_of`.
         asked: (splits,) asked shares, which sum to 1.
 
     Returns:
-        (...) number of empty cells times 1,000, plus the largest deviation of slices from the asked shares, plus a
-        hundredth of the root mean square of these deviations, plus 0.005 times the largest shortage of groups, as a part
-        of the groups that would be the split's share. Intervals are over groups: a tenth of the slices that comes from two
-        heads of fifty tells little.
+        (...) 1,000 times the number of empty cells, plus the largest deviation of slices from the asked shares, plus 0.01
+        times the root mean square of these deviations, plus 0.005 times the largest relative shortage of groups.
+        Confidence intervals are taken over groups, so 10 % of the slices from 2 of 50 patients would say little.
     """
     total = held.sum(axis=-1, keepdims=True)
     away = held / np.maximum(total, 1) - asked
@@ -49,38 +47,49 @@ def score(held: NDArray[np.float64], asked: NDArray[np.float64]) -> NDArray[np.f
     empty = (held[..., :rows, :] < 0.5).sum(axis=(-2, -1))
     worst = np.abs(slices).max(axis=(-2, -1))
     spread = np.sqrt((slices**2).mean(axis=(-2, -1)))
-    return 1000 * empty + worst + 0.01 * spread + _HEADS * short.max(axis=(-2, -1))  # type: ignore[no-any-return]
+    return 1000 * empty + worst + 0.01 * spread + _GROUPS * short.max(axis=(-2, -1))  # type: ignore[no-any-return]
 
 
-def rows_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What each group adds to the rows that `score` weighs.
+def rows_of(counts: NDArray[np.int64], tumours: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """Return what each group adds to the rows that `score` weighs.
 
     Args:
         counts: (groups, classes) slices.
+        tumours: (groups, k) slices with tumour of k classes that also have slices without; None means k = 0.
 
     Returns:
-        (groups, 2 * (classes + 1)) slices of each class and of all, then 1 where there is any of the class, and 1.
+        (groups, 2 * (classes + 1 + k)) slices of each class, of all classes, and with tumour; then the same as 1 where the
+        group has any such slice, else 0.
     """
-    slices = np.column_stack([counts, counts.sum(axis=1)])
+    columns = [counts, counts.sum(axis=1)] if tumours is None else [counts, counts.sum(axis=1), tumours]
+    slices = np.column_stack(columns)
     return np.column_stack([slices, slices > 0]).astype(np.float64)
 
 
-def apportion(counts: NDArray[np.int64], asked: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
-    """A split for each group.
+def apportion(
+    counts: NDArray[np.int64], asked: NDArray[np.float64], seed: int, tumours: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Choose a split for each group.
 
     Args:
-        counts: (groups, classes) slices of each class in each group, no row and no column all zero.
+        counts: (groups, classes) slices of each class in each group; no row and no column is all zero.
         asked: (splits,) shares above 0, which sum to 1; at most as many as groups.
-        seed: Of the search, and of which groups of a kind go where.
+        seed: Seed of the search, and of the choice among groups of a kind.
+        tumours: As in `rows_of`; no column is all zero.
 
     Returns:
-        (groups,) index of the split. The same for the same arguments on every machine.
+        (groups,) index of the split; the same for the same arguments on every machine.
     """
-    kinds, kind_of, many = np.unique(counts, axis=0, return_inverse=True, return_counts=True)
-    problem = _Problem(rows_of(kinds), many, asked)
+    classes = counts.shape[1]
+    if tumours is None:
+        tumours = np.zeros((len(counts), 0), np.int64)
+    kinds, kind_of, many = np.unique(
+        np.column_stack([counts, tumours]), axis=0, return_inverse=True, return_counts=True
+    )
+    problem = _Problem(rows_of(kinds[:, :classes], kinds[:, classes:]), many, asked, total=classes)
     draw = np.random.default_rng([seed, 1])
     if len(asked) ** len(counts) <= _ALL:
-        plan = _best_of_all(problem, counts, np.asarray(kind_of).ravel(), draw)
+        plan = _best_of_all(problem, rows_of(counts, tumours), np.asarray(kind_of).ravel(), draw)
     else:
         plan = _best_found(problem, draw)
     where = np.empty(len(counts), np.int64)
@@ -96,20 +105,22 @@ class _Problem:
 
     Attributes:
         sizes: (kinds, rows) what a group of the kind adds, see `rows_of`.
-        many: (kinds,) groups of the kind.
+        many: (kinds,) number of groups of each kind.
         asked: (splits,) asked shares.
+        total: Index of the row that counts the slices of all classes.
     """
 
     sizes: NDArray[np.float64]
     many: NDArray[np.int64]
     asked: NDArray[np.float64]
+    total: int
 
     def held(self, plan: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(rows, splits) slices and groups, for a plan (kinds, splits) of groups."""
+        """Return (rows, splits) slices and groups for a plan of (kinds, splits) groups."""
         return self.sizes.T @ plan
 
     def bound(self) -> float:
-        """A deviation that no assignment can go below, because slices are whole."""
+        """Return a lower bound of the largest deviation: slices cannot be divided."""
         totals = (self.sizes.T @ self.many)[: self.sizes.shape[1] // 2]
         exact = totals[:, None] * self.asked
         away = np.minimum(exact - np.floor(exact), np.ceil(exact) - exact)
@@ -117,10 +128,9 @@ class _Problem:
 
 
 def _best_of_all(
-    problem: _Problem, counts: NDArray[np.int64], kind_of: NDArray[np.int64], draw: np.random.Generator
+    problem: _Problem, rows: NDArray[np.float64], kind_of: NDArray[np.int64], draw: np.random.Generator
 ) -> NDArray[np.int64]:
-    choices = np.array(list(product(range(len(problem.asked)), repeat=len(counts))))
-    rows = rows_of(counts)
+    choices = np.array(list(product(range(len(problem.asked)), repeat=len(rows))))
     held = np.stack([(choices == split) @ rows for split in range(len(problem.asked))], axis=-1)
     scores = score(held, problem.asked)
     best = choices[draw.choice(np.flatnonzero(scores <= scores.min() + 1e-12))]
@@ -132,31 +142,31 @@ def _best_of_all(
 def _best_found(problem: _Problem, draw: np.random.Generator) -> NDArray[np.int64]:
     best, least = None, np.inf
     enough = problem.bound()
-    for number in range(_BEGINNINGS):
-        plan = _improve(problem, _beginning(problem, draw, by_size=number % 2 == 1), draw)
+    for number in range(_STARTS):
+        plan = _improve(problem, _starting_plan(problem, draw, by_size=number % 2 == 1), draw)
         found = float(score(problem.held(plan), problem.asked))
         if found < least - 1e-12:
             best, least = plan, found
-        # Nothing is gained below a tenth of a percentage point, or below what whole slices allow, where no split is short
-        # of more than a tenth of its groups.
-        if least < max(enough, 1e-3) + 1e-4 + 0.1 * _HEADS:
+        # Good enough: within 0.1 percentage points, or as near as whole slices allow, and no split lacks more than a tenth
+        # of its groups.
+        if least < max(enough, 1e-3) + 1e-4 + 0.1 * _GROUPS:
             break
-    assert best is not None  # noqa: S101 - there is at least one beginning
+    assert best is not None  # noqa: S101 - there is at least one starting point
     return best
 
 
-def _beginning(problem: _Problem, draw: np.random.Generator, *, by_size: bool) -> NDArray[np.int64]:
-    """Each kind is shared out as asked; the groups left over go, one by one, where they are missed most.
+def _starting_plan(problem: _Problem, draw: np.random.Generator, *, by_size: bool) -> NDArray[np.int64]:
+    """Distribute each kind by the shares, then give each remaining group to the split that lacks it most.
 
-    Largest first fills splits exactly, but small splits with a few large groups; in random order groups come out even,
-    and exchanges, which leave their numbers alone, then mend the slices.
+    Largest first meets the shares of slices best, but fills small splits with few large groups. A random order balances the
+    number of groups; exchanges, which do not change it, then improve the slices. Both are tried.
     """
     plan = np.floor(problem.many[:, None] * problem.asked + 1e-9).astype(np.int64)
     held = problem.held(plan)
     target = (problem.sizes.T @ problem.many)[:, None] * problem.asked
     left = np.repeat(np.arange(len(problem.many)), problem.many - plan.sum(axis=1))
-    # The noise lets beginnings differ; half a size up or down keeps large before small.
-    largest = problem.sizes[left, problem.sizes.shape[1] // 2 - 1]
+    # The noise makes the starting points differ; at most half a size, so that large groups still come first.
+    largest = problem.sizes[left, problem.total]
     rank = largest * draw.uniform(0.5, 1.5, len(left)) if by_size else draw.random(len(left))
     for kind in left[np.argsort(-rank, kind="stable")]:
         missed = ((target - held) / target * (problem.sizes[kind] > 0)[:, None]).mean(axis=0)
@@ -167,7 +177,7 @@ def _beginning(problem: _Problem, draw: np.random.Generator, *, by_size: bool) -
 
 
 def _improve(problem: _Problem, plan: NDArray[np.int64], draw: np.random.Generator) -> NDArray[np.int64]:
-    """Moves one group, or exchanges two between splits, as long as that makes the plan better."""
+    """Move one group, or exchange two, for as long as that improves the plan."""
     plan = plan.copy()
     held = problem.held(plan)
     now = float(score(held, problem.asked))
@@ -223,7 +233,7 @@ def _best_step(
 def _shift(
     held: NDArray[np.float64], sizes: NDArray[np.float64], source: NDArray[np.int64], target: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(n, rows, splits): `held` after taking sizes (n, rows) from `source` to `target`."""
+    """Return (n, rows, splits): `held` after moving sizes (n, rows) from `source` to `target`."""
     splits = np.arange(held.shape[1])
     direction = (splits == target[:, None]).astype(np.float64) - (splits == source[:, None])
     shifted: NDArray[np.float64] = held + sizes[:, :, None] * direction[:, None, :]

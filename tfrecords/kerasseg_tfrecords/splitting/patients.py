@@ -1,4 +1,4 @@
-"""Which slices belong to one head: patient ids as they are read, and the groups that must stay on one side of a split."""
+"""Group slices by patient: which slices must stay in the same split."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _CHENG = re.compile(r"((?:MR)?[0-9]+)[A-Za-z]+")
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:
-    r"""The regular expression of `--patient-pattern`.
+    r"""Compile the regular expression of `--patient-pattern`.
 
     Args:
-        text: An expression for the whole patient id, in which the first pair of brackets holds the group.
+        text: An expression for the whole patient id; its first pair of brackets holds the group.
 
     Raises:
-        UsageError: It does not compile, or has no brackets.
+        UsageError: The expression is invalid or has no brackets.
 
     Example:
         >>> group_of("sub-07_ses-2", compile_pattern(r"(sub-\d+)_.*"))
@@ -31,7 +31,7 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise UsageError(f"--patient-pattern {text!r} is no regular expression: {error}") from error
+        raise UsageError(f"--patient-pattern {text!r} is not a valid regular expression: {error}") from error
     if pattern.groups < 1:
         raise UsageError(
             f"--patient-pattern {text!r} does not say which part of the id is the patient",
@@ -41,13 +41,12 @@ def compile_pattern(text: str) -> re.Pattern[str]:
 
 
 def group_of(patient: str, pattern: re.Pattern[str] | None = None) -> str:
-    """The group of a patient id: one head, however many ids it has.
+    """Return the group of a patient id: one group per person, even with several ids.
 
-    In the Cheng data (figshare 1512427) `MR040240`, `MR040240B` and `MR040240C` are one head before surgery and at later
-    scans: 233 ids are 209 people, and 15 of the 18 such families cross the author's own five folds. A split by id as it
-    stands therefore trains and tests on the same heads. The group of such an id (`MR` and digits, or digits) is the id
-    without its trailing letters. TCGA bar codes are written with hyphens and with underscores: both are one. Any other
-    id is its own group.
+    In the Cheng data (figshare 1512427) `MR040240`, `MR040240B` and `MR040240C` are scans of one person at three dates:
+    233 ids are 209 people, and 15 of the 18 people with several ids cross the author's own five folds. The group of such an
+    id (`MR` and digits, or digits) is the id without its trailing letters. TCGA bar codes with hyphens and with underscores
+    are the same. Any other id is its own group.
 
     Args:
         patient: Patient id as read, not empty.
@@ -60,7 +59,7 @@ def group_of(patient: str, pattern: re.Pattern[str] | None = None) -> str:
     if pattern is not None and (match := pattern.fullmatch(patient)) and match[1]:
         return match[1]
     if _TCGA.fullmatch(patient):
-        return patient.upper().replace("_", "-")  # one head, whether a data set writes its bar code with - or _
+        return patient.upper().replace("_", "-")
     cheng = _CHENG.fullmatch(patient)
     return cheng[1] if cheng else patient
 
@@ -71,7 +70,7 @@ class Grouping:
 
     Attributes:
         groups: In the order of the slices; never empty strings.
-        unknown: Number of slices whose patient is not known.
+        unknown: Number of slices without a known patient.
         notes: Sentences for the user.
     """
 
@@ -88,20 +87,20 @@ def groups_of(
     by: Literal["patient", "id"] = "patient",
     pattern: re.Pattern[str] | None = None,
 ) -> Grouping:
-    """The group of each slice, also where no patient is known.
+    """Group slices by patient.
 
-    A slice without a patient is grouped with the slices of its volume, and alone if it has no volume either; a note then
-    says what follows from it.
+    A slice without a known patient is grouped with the slices of its volume, or is its own group if it has none; a note
+    then explains the consequences.
 
     Args:
         patients: Patient id of each slice as read; "" where unknown.
         ids: Slice ids, unique.
         volumes: Volume id of each slice; "" where it is a single slice.
-        by: `patient` joins the ids of one head (`group_of`), `id` takes each id as it stands.
+        by: `patient` merges the ids of one person (`group_of`), `id` uses each id unchanged.
         pattern: From `compile_pattern`.
 
     Raises:
-        UsageError: `pattern` matches none of the ids, so it cannot be meant for these data.
+        UsageError: `pattern` matches none of the ids.
 
     Example:
         >>> groups_of(["MR1", "MR1B", ""], ["a", "b", "c"]).groups
@@ -112,7 +111,7 @@ def groups_of(
         raise UsageError(
             f"--patient-pattern {pattern.pattern!r} matches none of the {len(known)} patient ids",
             found=f"ids such as {min(known)!r}",
-            remedy="Write a pattern for the whole id.",
+            remedy="Use a pattern that matches the whole id.",
         )
     group = {patient: group_of(patient, pattern) if by == "patient" else patient for patient in known}
     places = volumes if volumes is not None else [""] * len(ids)
@@ -125,17 +124,17 @@ def groups_of(
         return Grouping(groups, 0)
     alone = sum(not patient and not volume for patient, volume in zip(patients, places, strict=True))
     which = (
-        "No patient is known" if unknown == len(ids) else f"The patient of {unknown} of {len(ids)} slices is not known"
+        "No patient id is known" if unknown == len(ids) else f"{unknown:,} of {len(ids):,} slices have no patient id"
     )
-    fate = (
+    grouping = (
         "each of these slices is a group of its own"
         if alone == unknown
-        else "these slices are grouped by their volume"
+        else "these slices are grouped by volume"
         if not alone
-        else f"{alone} of these slices are groups of their own and the others are grouped by their volume"
+        else f"{alone:,} of these slices are groups of their own and the others are grouped by volume"
     )
     note = (
-        f"{which}: {fate}, so slices of one head may stand in several splits and test figures may be too good. "
+        f"{which}: {grouping}. Slices of one patient may end up in several splits, and test results may be too good. "
         "Copies of a slice are still kept together."
     )
     return Grouping(groups, unknown, (note,))

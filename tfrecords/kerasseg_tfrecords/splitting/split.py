@@ -1,7 +1,7 @@
-"""The split: which slices are for training, which for choosing among models, and which for the end.
+"""Assign slices to training, validation and test.
 
-Two ways. `split_by_group` keeps all slices of a group (a head) on one side and searches for the assignment that comes
-nearest to the asked shares in every class. `split_by_slice` reproduces the papers that ignore patients.
+`split_by_group` keeps all slices of a group (a patient) in one split and searches for the assignment that comes closest to
+the requested shares in every class. `split_by_slice` reproduces papers that ignore patients.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.splitting.optimise import apportion
+from kerasseg_tfrecords.text import count as count_of
 
 __all__ = [
     "SPLITS",
@@ -23,6 +24,7 @@ __all__ = [
     "Split",
     "SplitCell",
     "Taken",
+    "count_slices",
     "leaks",
     "split_by_group",
     "split_by_slice",
@@ -34,7 +36,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Asked shares of the three splits, which sum to 1.
+    """Requested shares of the three splits, which sum to 1.
 
     Attributes:
         train: Share in [0, 1]; more than 0.
@@ -52,14 +54,13 @@ class Shares:
 
     @classmethod
     def parse(cls, text: str) -> Shares:
-        """The shares of `--split`.
+        """Parse the value of `--split`.
 
         Args:
-            text: Three numbers with `/` between them, for train, val and test: percentages, or parts (sum 20 at most).
+            text: Three numbers separated by `/`, for train, val and test: percentages, or parts that sum to 20 at most.
 
         Raises:
-            UsageError: Not three numbers, one is negative, they are percentages with another sum than 100, or train gets
-                nothing.
+            UsageError: Not three numbers, a negative number, percentages that do not sum to 100, or nothing for train.
 
         Example:
             >>> str(Shares.parse("80/10/10")), str(Shares.parse("1/1/1")), str(Shares.parse("100/0/0"))
@@ -67,14 +68,14 @@ class Shares:
         """
         parts = text.split("/")
         try:
-            # Fraction reads "1/3", nan and inf in its own ways; a decimal number is all that is meant here.
+            # Fraction also accepts "1/3", nan and inf.
             numbers = [Fraction(part.strip()) if set(part.strip()) <= set("0123456789.+-") else None for part in parts]
         except ValueError:
             numbers = [None]
         values = [number for number in numbers if number is not None]
         if len(values) != 3 or len(parts) != 3 or min(values) < 0:
             raise UsageError(
-                f"--split {text!r} cannot be read",
+                f"invalid --split {text!r}",
                 expected="three shares for train, val and test, such as 80/10/10 or 70/15/15",
             )
         total = sum(values, Fraction(0))
@@ -90,28 +91,28 @@ class Shares:
         return cls(*(value / total for value in values))
 
     def __str__(self) -> str:
-        """As percentages, in the form that `parse` reads."""
+        """Return percentages in the form that `parse` reads."""
         return "/".join(f"{float(share * 100):.3g}" for share in self.values())
 
     def values(self) -> tuple[Fraction, Fraction, Fraction]:
-        """The shares in the order of `SPLITS`."""
+        """Return the shares in the order of `SPLITS`."""
         return self.train, self.val, self.test
 
     def used(self) -> tuple[int, ...]:
-        """Indices into `SPLITS` of those that get something."""
+        """Return the indices into `SPLITS` of splits with a share above 0."""
         return tuple(index for index, share in enumerate(self.values()) if share > 0)
 
 
 @dataclass(frozen=True, slots=True)
 class SplitCell:
-    """How one class lies in one split.
+    """One class in one split.
 
     Attributes:
         label: Class name; None for all classes together.
         split: One of `SPLITS`.
         count: Slices of the class in the split.
-        share: Of the class's slices, in percent.
-        asked: Share asked for, in percent.
+        share: Percentage of the slices of the class.
+        asked: Requested percentage.
     """
 
     label: str | None
@@ -122,18 +123,18 @@ class SplitCell:
 
     @property
     def deviation(self) -> float:
-        """Percentage points above (or below, if negative) the asked share."""
+        """Percentage points above (negative: below) the requested share."""
         return self.share - self.asked
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A split and how far it is from what was asked.
+    """A split, and how close it is to the requested shares.
 
     Attributes:
         assignment: `train`, `val` or `test` for each slice.
         table: One cell for each class and split, classes in alphabetical order, then those of all classes together.
-        notes: Sentences for the user: what could not be done as asked.
+        notes: Sentences for the user about requests that could not be met.
     """
 
     assignment: tuple[str, ...]
@@ -151,21 +152,29 @@ class Split:
         return max(self.table, key=lambda cell: abs(cell.deviation), default=None)
 
 
-def split_by_group(labels: Sequence[str], groups: Sequence[str], shares: Shares, seed: int) -> Split:
-    """The best split found that keeps each group on one side.
+def split_by_group(
+    labels: Sequence[str],
+    groups: Sequence[str],
+    shares: Shares,
+    seed: int,
+    tumours: Sequence[bool] | None = None,
+) -> Split:
+    """Find the best split that keeps each group in one split.
 
-    Best is, in this order: no split lacks a class (nor is empty) if that can be helped; the smallest largest deviation
-    from the asked shares over all classes, all splits and all classes together, weighed against how many groups a split
-    is short of; the smallest mean square of the deviations. With few groups all assignments are tried; otherwise a search
-    from several random beginnings (see `apportion`).
+    The criteria, in this order: no split lacks a class, or the slices with tumour of a class, where that can be avoided;
+    the largest deviation from the requested shares (over classes, slices with tumour, and all slices), weighed against how
+    many groups a split is short of; the mean square of the deviations. With few groups all assignments are tried; otherwise
+    a search from several random starting points (see `apportion`).
 
-    The result depends on the sets of slices, the shares and the seed, and not on the order of the slices.
+    The result depends on the set of slices, the shares and the seed, and not on the order of the slices.
 
     Args:
         labels: Class name of each slice.
         groups: Group of each slice; a group may hold several classes.
-        shares: Asked shares.
-        seed: Different seeds give different splits of like quality.
+        shares: Requested shares.
+        seed: Random seed; different seeds give different splits of similar quality.
+        tumours: Whether each slice shows a tumour; None does not stratify by it. It makes no difference where no class has
+            slices both with and without tumour.
 
     Raises:
         DataError: There are no slices.
@@ -183,41 +192,66 @@ def split_by_group(labels: Sequence[str], groups: Sequence[str], shares: Shares,
         raise DataError("there are no slices to split")
     if len(names) < len(used):
         raise UsageError(
-            f"{len(names)} patient group{'s' if len(names) > 1 else ''} cannot be split into {len(used)} parts",
+            f"{count_of(len(names), 'patient group')} cannot be split into {len(used)} parts",
             found=_few(names),
-            remedy="Use --split-by slice to ignore patients (slices of one head then stand in several splits), or "
-            "--split 100/0/0 for one split.",
+            remedy="Use --split-by slice to ignore patients (a patient's slices may then end up in several splits), or "
+            "--split 100/0/0 for a single split.",
         )
     classes = sorted(set(labels))
     row = {name: k for k, name in enumerate(names)}
-    column = {name: k for k, name in enumerate(classes)}
-    counts = np.zeros((len(names), len(classes)), np.int64)
-    np.add.at(counts, ([row[group] for group in groups], [column[label] for label in labels]), 1)
+    counts, with_tumour = count_slices(labels, [row[group] for group in groups], tumours)
     asked = np.array([float(shares.values()[index]) for index in used])
-    where = apportion(counts, asked, seed)
+    where = apportion(counts, asked, seed, with_tumour)
     split_of = {name: SPLITS[used[where[k]]] for name, k in row.items()}
     assignment = tuple(split_of[group] for group in groups)
     table = _table(labels, assignment, shares)
     return Split(assignment, table, _empty_cells(table, counts, classes))
 
 
-def split_by_slice(labels: Sequence[str], shares: Shares, seed: int, ids: Sequence[str]) -> Split:
-    """A stratified split that ignores patients, as most papers on these data use it.
-
-    scikit-learn's `train_test_split` twice: val and test together are taken from train, then test from val. The slices
-    are ordered by id first, so the order of reading does not matter. scikit-learn's splitters have changed between
-    versions, so the result is frozen in `splits.csv`.
-
-    Slices of one head then stand in several splits, and test figures are too good: print `leaks` beside it.
+def count_slices(
+    labels: Sequence[str], rows: Sequence[int], tumours: Sequence[bool] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count slices by group and class, as `apportion` takes them.
 
     Args:
         labels: Class name of each slice.
-        shares: Asked shares. 700 slices a class at 80/10/10 give exactly 560, 70 and 70.
+        rows: Index of the group of each slice; none is left out.
+        tumours: As in `split_by_group`.
+
+    Returns:
+        (groups, classes) all slices, and (groups, k) the slices with tumour of those classes that also have slices without.
+    """
+    column = {name: k for k, name in enumerate(sorted(set(labels)))}
+    counts = np.zeros((max(rows) + 1, len(column)), np.int64)
+    columns = [column[label] for label in labels]
+    np.add.at(counts, (rows, columns), 1)
+    shown = np.zeros_like(counts)
+    if tumours is not None:
+        np.add.at(shown, (rows, columns), np.asarray(tumours, np.int64))
+    total = shown.sum(axis=0)
+    return counts, shown[:, (total > 0) & (total < counts.sum(axis=0))]
+
+
+def split_by_slice(
+    labels: Sequence[str], shares: Shares, seed: int, ids: Sequence[str], tumours: Sequence[bool] | None = None
+) -> Split:
+    """Make a stratified split that ignores patients, as most papers on these data do.
+
+    Calls scikit-learn's `train_test_split` twice: first to take validation and test from train, then to take test from
+    validation. Slices are sorted by id first, so the reading order does not matter. scikit-learn's splitters have changed
+    between versions; the result is therefore frozen in `splits.csv`.
+
+    Slices of one patient end up in several splits, and test results are too good: report `leaks` with them.
+
+    Args:
+        labels: Class name of each slice.
+        shares: Requested shares. 700 slices per class at 80/10/10 give exactly 560, 70 and 70.
         seed: `random_state` of both calls.
         ids: Slice ids, unique.
+        tumours: As in `split_by_group`.
 
     Raises:
-        DataError: There are no slices, or two have one id.
+        DataError: There are no slices, or two have the same id.
         UsageError: There are fewer slices than splits.
 
     Example:
@@ -232,15 +266,20 @@ def split_by_slice(labels: Sequence[str], shares: Shares, seed: int, ids: Sequen
         raise DataError("there are no slices to split")
     if len(ids) < len(used):
         raise UsageError(
-            f"{len(ids)} slice{'s' if len(ids) > 1 else ''} cannot be split into {len(used)} parts",
-            remedy="Use --split 100/0/0 for one split.",
+            f"{count_of(len(ids), 'slice')} cannot be split into {len(used)} parts",
+            remedy="Use --split 100/0/0 for a single split.",
         )
     order = sorted(range(len(ids)), key=lambda k: ids[k])
+    strata = list(labels)
+    if tumours is not None:
+        pairs = list(zip(labels, tumours, strict=True))
+        both = {label for label, shown in set(pairs) if (label, not shown) in set(pairs)}
+        strata = [f"{label}\0{shown}" if label in both else label for label, shown in pairs]
     try:
-        parts = _stratified([labels[k] for k in order], shares, seed)
+        parts = _stratified([strata[k] for k in order], shares, seed)
     except ValueError as error:
-        # scikit-learn refuses classes of one or two slices; the search by group gives them to the largest splits.
-        split = split_by_group(labels, [f"slice:{name}" for name in ids], shares, seed)
+        # scikit-learn refuses strata of one or two slices; the search by group gives them to the largest splits.
+        split = split_by_group(labels, [f"slice:{name}" for name in ids], shares, seed, tumours)
         reason = f"The classes are too small for scikit-learn's stratified split ({str(error).rstrip('.')}): "
         return Split(split.assignment, split.table, (f"{reason}slices were spread by search instead.", *split.notes))
     assignment = [""] * len(ids)
@@ -251,11 +290,11 @@ def split_by_slice(labels: Sequence[str], shares: Shares, seed: int, ids: Sequen
 
 
 def _stratified(labels: Sequence[str], shares: Shares, seed: int) -> list[list[int]]:
-    # Here, because it takes a second to import, and who only reads shards or a frozen split need not wait for it.
+    # Takes a second to import, and is not needed to read shards or a frozen split.
     from sklearn.model_selection import train_test_split
 
     positions = list(range(len(labels)))
-    # Whole numbers, because 2100 * (1 - 0.8) is not 420 in floating point and scikit-learn rounds it up.
+    # Whole numbers: 2100 * (1 - 0.8) is not 420 in floating point, and scikit-learn rounds it up.
     held_out = round(len(labels) * (shares.val + shares.test))
     for_test = round(len(labels) * shares.test)
     if not held_out:
@@ -272,7 +311,7 @@ def _stratified(labels: Sequence[str], shares: Shares, seed: int) -> list[list[i
 
 
 def leaks(groups: Iterable[str], assignment: Iterable[str]) -> int:
-    """Number of groups that stand in more than one split.
+    """Count the groups with slices in more than one split.
 
     Example:
         >>> leaks(["a", "a", "b", "b"], ["train", "test", "val", "val"])
@@ -290,7 +329,7 @@ class Taken:
 
     Attributes:
         indices: Into the slices, ascending.
-        short: (class, slices that it has) of classes that have fewer than asked.
+        short: (class, number of its slices) for classes with too few slices.
         notes: The same as sentences for the user.
     """
 
@@ -300,29 +339,28 @@ class Taken:
 
 
 def take_per_class(labels: Sequence[str], ids: Sequence[str], n: int, seed: int) -> Taken:
-    """A random subset with `n` slices of each class, all of a class that has fewer.
+    """Draw a random subset with `n` slices of each class, or all slices of a class that has fewer.
 
-    Slices are drawn evenly, whatever their patient: the groups of the subset are then smaller than before, and a split by
-    group comes no less near to the asked shares.
+    Slices are drawn uniformly, regardless of their patient.
 
     Args:
         labels: Class name of each slice.
         ids: Slice ids, unique; the choice depends on them and not on the order of the slices.
-        n: Slices of a class, 1 or more.
-        seed: Seed of the choice. The choice in one class does not depend on the other classes.
+        n: Slices per class, 1 or more.
+        seed: Random seed. The choice in one class does not depend on the other classes.
 
     Raises:
-        DataError: Two slices have one id.
+        DataError: Two slices have the same id.
         UsageError: `n` is below 1.
 
     Example:
         >>> take_per_class(["a", "a", "a", "b"], ["1", "2", "3", "4"], n=2, seed=0).notes
-        ("Class 'b' has 1 slice, fewer than the 2 asked for with --per-class: all are taken.",)
+        ("Class 'b' has only 1 slice (--per-class 2): all of them are used.",)
     """
     _check_lengths(labels=labels, ids=ids)
     _check_unique(ids)
     if n < 1:
-        raise UsageError(f"--per-class {n} takes nothing", expected="1 or more")
+        raise UsageError(f"invalid --per-class {n}", expected="1 or more")
     indices: list[int] = []
     short: list[tuple[str, int]] = []
     for label in sorted(set(labels)):
@@ -332,9 +370,8 @@ def take_per_class(labels: Sequence[str], ids: Sequence[str], n: int, seed: int)
         draw = np.random.default_rng([seed, *label.encode("utf-8", "surrogatepass")])
         indices += [members[k] for k in draw.permutation(len(members))[:n]]
     notes = tuple(
-        f"Class {label!r} has {count} slice{'s' if count != 1 else ''}, fewer than the {n} asked for with --per-class: "
-        "all are taken."
-        for label, count in short
+        f"Class {label!r} has only {count_of(found, 'slice')} (--per-class {n}): all of them are used."
+        for label, found in short
     )
     return Taken(tuple(sorted(indices)), tuple(short), notes)
 
@@ -359,11 +396,8 @@ def _empty_cells(table: Sequence[SplitCell], counts: NDArray[np.int64], classes:
     for label, column in zip(classes, counts.T, strict=True):
         empty = [cell.split for cell in table if cell.label == label and cell.asked > 0 and not cell.count]
         if empty:
-            heads = int((column > 0).sum())
-            notes.append(
-                f"Class {label!r} has slices of only {heads} patient group{'s' if heads != 1 else ''}: "
-                f"there are none of it in {' and '.join(empty)}."
-            )
+            heads = count_of(int((column > 0).sum()), "patient group")
+            notes.append(f"Class {label!r} has slices of only {heads}: there are none in {' and '.join(empty)}.")
     return tuple(notes)
 
 
@@ -381,4 +415,4 @@ def _check_lengths(**columns: Sequence[str]) -> None:
 def _check_unique(ids: Sequence[str]) -> None:
     if len(set(ids)) < len(ids):
         twice, _ = Counter(ids).most_common(1)[0]
-        raise DataError(f"two slices have the id {twice!r}", expected="ids that are unique over all inputs")
+        raise DataError(f"two slices have the id {twice!r}", expected="ids that are unique across all inputs")

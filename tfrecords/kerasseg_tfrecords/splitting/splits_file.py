@@ -1,13 +1,11 @@
-r"""`splits.csv`, the frozen split: written by `prepare`, read by people, and given back with `--splits`.
+r"""Read and write `splits.csv`, the frozen split: `prepare` writes it, and `--splits` reuses it.
 
-UTF-8, comma-separated, quoted as in RFC 4180 with `\n` between lines. A file that went through a spreadsheet is read too:
-byte-order mark, `\r\n`, semicolons or tabs, other column order, additional columns, empty lines at the end.
+UTF-8, written by `tables`. A file saved by a spreadsheet is read as well: byte-order mark, `\r\n`, semicolons or tabs,
+another column order, additional columns, empty lines at the end.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -16,26 +14,27 @@ from typing import Protocol
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, one_line
 from kerasseg_tfrecords.splitting.split import SPLITS
+from kerasseg_tfrecords.tables import format_csv, parse_csv
 
 __all__ = ["COLUMNS", "LEFT_OUT", "Identified", "SplitRow", "apply", "dump", "load", "parse"]
 
 _SHOWN = 10
 
 LEFT_OUT = "left_out"
-"""The split of slices that a balanced subset or an overlap excludes: the file then describes all of the data."""
+"""The split of slices that a balanced subset or an overlap excludes; the file describes all of the data."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitRow:
-    """One line of `splits.csv`.
+    """One row of `splits.csv`.
 
     Attributes:
         slice_id: Unique over all inputs.
-        source: Where the slice was read; for people, not compared.
+        source: The file that the slice was read from; for information, not compared.
         sha256: Hex digest of the bytes that were read.
         label: Class name; "" where there are no classes.
         patient: Patient id as read; "" where unknown.
-        group: What was kept together.
+        group: All slices of a group are in one split.
         split: One of `split.SPLITS`, or `LEFT_OUT`.
     """
 
@@ -52,7 +51,7 @@ COLUMNS = tuple(field.name for field in fields(SplitRow))
 
 
 class Identified(Protocol):
-    """What `apply` needs to know of a slice; a `SplitRow` will do."""
+    """The part of a `SplitRow` that `apply` compares."""
 
     @property
     def slice_id(self) -> str:
@@ -68,34 +67,23 @@ class Identified(Protocol):
 
 
 def dump(rows: Iterable[SplitRow]) -> str:
-    r"""The text of the file, in the order of the rows.
+    r"""Return the text of the file, in the order of the rows.
 
-    Write it as UTF-8 with `errors="surrogateescape"` and `newline=""`: names then survive whatever they hold, file
-    names that are no UTF-8 among them.
+    Write it as UTF-8 with `errors="surrogateescape"` and `newline=""`: all names then survive, even file names that are not
+    valid UTF-8.
 
     Example:
         >>> dump([SplitRow("a,b", "b/1.mat", "00", "glioma", "p", "g", "train")])
         'slice_id,source,sha256,label,patient,group,split\n"a,b",b/1.mat,00,glioma,p,g,train\n'
     """
-    lines = [",".join(COLUMNS)]
-    lines += [",".join(_quoted(getattr(row, column)) for column in COLUMNS) for row in rows]
-    return "\n".join([*lines, ""])
-
-
-def _quoted(value: str) -> str:
-    # Not the csv module's writer: which characters it quotes changed between Python versions, and the file is hashed.
-    return (
-        '"' + value.replace('"', '""') + '"'
-        if any(c in value for c in ',;\t"\r\n') or value != value.strip()
-        else value
-    )
+    return format_csv([COLUMNS, *([getattr(row, column) for column in COLUMNS] for row in rows)])
 
 
 def load(path: str | Path) -> list[SplitRow]:
-    """The rows of the file at `path`, in its order.
+    """Read the rows of a file, in its order.
 
     Raises:
-        DataError: It cannot be read or is no such file; the message names the line.
+        DataError: The file cannot be read or is not a `splits.csv`; the message names the line.
     """
     try:
         data = Path(path).read_bytes()
@@ -103,50 +91,45 @@ def load(path: str | Path) -> list[SplitRow]:
         raise DataError(f"cannot be read: {error.strerror}", path=path, expected="a splits.csv") from error
     if b"\0" in data[:4096]:
         raise DataError(
-            "is no text",
+            "this is not a text file",
             path=path,
             expected="a splits.csv",
-            remedy="Export the sheet as CSV (UTF-8), not as a workbook.",
+            remedy="Save the sheet as CSV (UTF-8), not as a workbook.",
         )
     return parse(data.decode("utf-8", "surrogateescape").removeprefix("\ufeff"), path)
 
 
 def parse(text: str, path: str | Path = "splits.csv") -> list[SplitRow]:
-    """The rows of the file's text.
+    """Return the rows of the file's text.
 
     Args:
-        text: The text, line ends untouched.
+        text: The text, with its line ends unchanged.
         path: The file's name, for messages.
 
     Raises:
         DataError: As `load`.
     """
-    header = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[SplitRow] = []
     first_line: dict[str, int] = {}
-    names: list[str] = []
-    line = 1
     try:
-        names = [name.strip() for name in next(reader, [])]
+        lines = parse_csv(text, any_separator=True)
+        names = [name.strip() for name in next(lines, (1, []))[1]]
         _check_header(names, path)
         at = [names.index(column) for column in COLUMNS]
-        line = reader.line_num + 1
-        for values in reader:
-            if any(values):
-                row = _row(values, names, at, path, line)
-                if row.slice_id in first_line:
-                    raise DataError(
-                        f"line {line}: slice {row.slice_id!r} stands in line {first_line[row.slice_id]} already",
-                        path=path,
-                        expected="each slice once",
-                    )
-                first_line[row.slice_id] = line
-                rows.append(row)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"line {line}: {error}", path=path, expected="comma-separated values") from error
+        for line, values in lines:
+            if not any(values):
+                continue
+            row = _row(values, names, at, path, line)
+            if row.slice_id in first_line:
+                raise DataError(
+                    f"line {line}: slice {row.slice_id!r} is already in line {first_line[row.slice_id]}",
+                    path=path,
+                    expected="each slice once",
+                )
+            first_line[row.slice_id] = line
+            rows.append(row)
+    except ValueError as error:
+        raise DataError(str(error), path=path, expected="comma-separated values") from error
     if not rows:
         raise DataError("holds no slices", path=path)
     return rows
@@ -175,14 +158,14 @@ def _row(values: Sequence[str], names: Sequence[str], at: Sequence[int], path: s
 def apply(
     rows: Sequence[SplitRow], slices: Sequence[Identified], *, grouped: bool = True, path: str | Path = "splits.csv"
 ) -> tuple[str, ...]:
-    """The split of each slice as the file has it, or a refusal if the data are not those that were split.
+    """Return the split of each slice from a file, if the data are the same that were split.
 
-    Groups are the file's own, so that a later version that finds other duplicates does not refuse an old split.
+    Groups are those of the file, so that a later version that finds other copies does not refuse an old split.
 
     Args:
         rows: From `load`.
         slices: The data as read now.
-        grouped: Refuse a file in which a group stands in several splits; False for `--split-by id` and `slice`.
+        grouped: Refuse a file with a group in several splits; False for `--split-by id` and `slice`.
         path: The file's name, for messages.
 
     Returns:
@@ -190,18 +173,20 @@ def apply(
 
     Raises:
         BadInputError: The data do not fit: a slice is missing, additional, has other bytes or another label, or a group
-            stands in several splits. Counts are in the message; `problems` holds the first 10 of each kind.
+            is in several splits. The message gives the numbers; `problems` holds the first 10 of each kind.
     """
     of = {row.slice_id: row for row in rows}
     present = {slice_.slice_id for slice_ in slices}
     kinds: dict[str, list[Problem]] = {
         "in the file but not in the data": [
-            Problem(row.slice_id, "missing-slice", f"is in {Path(path).name} and not in the data (was {row.source})")
+            Problem(
+                row.slice_id, "missing-slice", f"is in {Path(path).name}, but not in the data (it was {row.source})"
+            )
             for row in rows
             if row.slice_id not in present
         ],
         "in the data but not in the file": [
-            Problem(slice_.slice_id, "additional-slice", f"is in the data and not in {Path(path).name}")
+            Problem(slice_.slice_id, "additional-slice", f"is in the data, but not in {Path(path).name}")
             for slice_ in slices
             if slice_.slice_id not in of
         ],
@@ -227,7 +212,7 @@ def apply(
         shown = [problem for problems in wrong.values() for problem in problems[:_SHOWN]]
         remedy = "Use the data and options that the split was made with, or make a new split without --splits."
         if len(wrong) == 1 and "group in several splits" in wrong:
-            remedy = "Mend the file, or say --split-by slice if slices were split without regard to patients."
+            remedy = "Correct the file, or use --split-by slice if the split ignores patients."
         raise BadInputError(shown, f"{path}: the data do not fit this split: {counts}", remedy=remedy)
     return tuple(of[slice_.slice_id].split for slice_ in slices)
 
@@ -235,11 +220,11 @@ def apply(
 def _crossing(rows: Sequence[SplitRow]) -> list[Problem]:
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        # Without a group a row stands for itself.
+        # A slice without a group is a group of its own.
         if row.split != LEFT_OUT:
             splits[row.group or f"slice:{row.slice_id}"].add(row.split)
     return [
-        Problem(group, "group-crosses", f"stands in {' and '.join(s for s in SPLITS if s in seen)}")
+        Problem(group, "group-crosses", f"is in {' and '.join(s for s in SPLITS if s in seen)}")
         for group, seen in splits.items()
         if len(seen) > 1
     ]

@@ -1,0 +1,37 @@
+"""JSON from files that anybody may have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kerasseg_tfrecords import load_manifest
+from kerasseg_tfrecords.conversion.staging import load_chunk
+from kerasseg_tfrecords.documents import parse_json, read_json
+from kerasseg_tfrecords.errors import DataError
+
+DEEP = '{"a":' * 900 + "1" + "}" * 900
+
+
+@pytest.mark.parametrize("text", [DEEP, "[" * 100_000, DEEP.replace('"a"', '"format_version"', 1)])
+def test_deep_nesting_is_a_damaged_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match="the manifest is damaged"):
+        load_manifest(tmp_path)
+
+
+def test_limits(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="larger than 3 bytes"):
+        parse_json("[1,2]", max_bytes=3)
+    with pytest.raises(DataError, match="a table is missing"):
+        read_json(tmp_path / "none.json", "a table")
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, "[]", "1", '{"length": 0, "crc32": 0}', '{"length": 0, "crc32": 0, "slices": 5}']
+)
+def test_a_damaged_chunk_is_made_again(text: str, tmp_path: Path) -> None:
+    (tmp_path / "key.json").write_text(text)
+    (tmp_path / "key.bin").write_bytes(b"")
+    assert load_chunk(tmp_path, "key") is None

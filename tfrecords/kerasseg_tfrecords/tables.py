@@ -1,0 +1,119 @@
+"""Write and read CSV tables: one writer and one reader, with limits, that keep spreadsheets from running a cell.
+
+A spreadsheet treats a cell that starts with `=`, `+`, `-` or `@` as a formula, and names of files and patients are not
+under our control. The writer puts an apostrophe before such a cell, which makes it text; the reader removes it again, so
+that every value comes back unchanged. Plain numbers stay as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.text import count
+
+__all__ = ["format_csv", "parse_csv", "read_csv"]
+
+_MAX_BYTES = 1 << 28
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|nan)")
+# A cell begins at the start of the text and after any separator, since a spreadsheet may use another one than the comma.
+# White space and invisible characters may precede the formula; some programs drop them.
+_START = r"((?:\A|[,;\t\r\n|\"])[\s\x00-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*)"
+_SIGN = r"(?=[=+\-@\uff1d\uff0b\uff0d\uff20])"
+_FORMULA = re.compile(f"{_START}('*){_SIGN}")
+_GUARDED = re.compile(f"{_START}'('*){_SIGN}")
+
+
+def format_csv(rows: Iterable[Sequence[object]]) -> str:
+    r"""Return rows as CSV text: comma-separated, quoted as in RFC 4180, with `\n` between lines.
+
+    Args:
+        rows: Cells, the header first; anything but text is written with `str`, and None as an empty cell.
+
+    Example:
+        >>> format_csv([["name", "mm"], ["=1+1", -2.5], ["a,b", None]])
+        'name,mm\n\'=1+1,-2.5\n"a,b",\n'
+    """
+    return "".join(",".join("" if cell is None else _cell(str(cell)) for cell in row) + "\n" for row in rows)
+
+
+def _cell(value: str) -> str:
+    if not _NUMBER.fullmatch(value):
+        value = _FORMULA.sub(r"\1'\2", value)
+    # Not the csv module's writer: which characters it quotes differs between Python versions, and splits.csv is hashed.
+    if any(c in value for c in ',;\t"\r\n') or value != value.strip():
+        return '"' + value.replace('"', '""') + '"'
+    return value
+
+
+def parse_csv(text: str, *, any_separator: bool = False, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
+    r"""Parse CSV text from a file that anybody may have written.
+
+    Args:
+        text: The text, with its line ends unchanged.
+        any_separator: Also accept semicolons and tabs; the most frequent in the first line is taken.
+        strict: Refuse wrong quotes.
+
+    Yields:
+        Number of the line in which a row begins, and its cells as they were before `format_csv`.
+
+    Raises:
+        ValueError: The text is not CSV, or a cell is longer than 131,072 characters; the message names the line.
+
+    Example:
+        >>> list(parse_csv("name;mm\n'=1+1;-2.5\n", any_separator=True))
+        [(1, ['name', 'mm']), (2, ['=1+1', '-2.5'])]
+    """
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count) if any_separator else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict)
+    line = 1
+    try:
+        for cells in reader:
+            yield line, [_GUARDED.sub(r"\1\2", cell) if "'" in cell else cell for cell in cells]
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"line {line}: {error}") from None
+
+
+def read_csv(path: Path, what: str, columns: Sequence[str] = (), *, remedy: str | None = None) -> list[dict[str, str]]:
+    """Read a CSV file with a header.
+
+    Args:
+        path: The file, UTF-8.
+        what: What the file should hold, for messages ("a table of scores").
+        columns: Columns that it must have.
+        remedy: What to do about a damaged file.
+
+    Returns:
+        One dictionary per row, column -> text; empty lines are skipped.
+
+    Raises:
+        DataError: The file is missing, cannot be read, is too large or is not such a table.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"too large for {what}", path=path, expected=f"at most {_MAX_BYTES:,} bytes", remedy=remedy)
+        lines = parse_csv(path.read_bytes().decode("utf-8-sig"))
+        _, header = next(lines, (1, []))
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise DataError(f"this is not {what}", path=path, found=f"no column {missing[0]}", remedy=remedy)
+        rows = []
+        for line, cells in lines:
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                raise ValueError(f"line {line}: {count(len(cells), 'cell')}, not {len(header)} as in the first line")
+            rows.append(dict(zip(header, cells, strict=True)))
+    except FileNotFoundError:
+        raise DataError(f"{what} is missing", path=path, remedy=remedy) from None
+    except OSError as error:
+        raise DataError(f"{what} cannot be read", path=path, found=error.strerror or error, remedy=remedy) from None
+    except ValueError as error:
+        raise DataError(f"{what} is damaged", path=path, found=error, remedy=remedy) from None
+    return rows
