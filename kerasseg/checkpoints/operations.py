@@ -405,7 +405,7 @@ def _gather(a: Arguments) -> Expression:
 def _cast(a: Arguments) -> Expression:
     if str(_static(a, "dtype")) not in {"float16", "bfloat16", "float32", "float64"}:
         raise Untranslatable("it turns numbers into something other than floating-point numbers")
-    return _layer("Identity", *_need(a, "x"))
+    return _op("Cast", *_need(a, "x"), module="core", dtype="float32")
 
 
 def _resize(a: Arguments) -> Expression:
@@ -440,6 +440,7 @@ _UNARY = {
     "cos math.cos": "Cos",
     "math.expm1": "Expm1",
     "floor math.floor": "Floor",
+    "math.is_finite": "Isfinite",
     "math.log": "Log",
     "math.log1p": "Log1p",
     "math.logical_not logical_not": "LogicalNot",
@@ -594,6 +595,7 @@ RAW: Mapping[str, Raw] = {
         "GatherV2": "gather params indices axis batch_dims>batch_dims",
         "Greater": "greater x y",
         "GreaterEqual": "greater_equal x y",
+        "IsFinite": "math.is_finite x",
         "Inv": "math.reciprocal x",
         "Less": "less x y",
         "LessEqual": "less_equal x y",
