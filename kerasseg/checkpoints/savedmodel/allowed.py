@@ -61,6 +61,8 @@ INITIALISER = NETWORK | _words("Assign AssignVariableOp IsVariableInitialized Va
 ELSEWHERE = INITIALISER | _words(
     # Saving and restoring: never run here, values are read from the variables file itself.
     "MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin",
+    # Adapting a Normalization layer to data.
+    "IteratorGetNext",
     # Training: dropout, moving statistics, optimizers, metrics, losses.
     "AssignAddVariableOp AssignSubVariableOp AssignAdd AssignSub BroadcastGradientArgs ConcatOffset DestroyResourceOp",
     "DynamicStitch InvertPermutation L2Loss RandomStandardNormal RandomUniform RandomUniformInt StatelessRandomGetAlg",
