@@ -21,7 +21,8 @@ from kerasseg.checkpoints.allowed import (
 )
 from kerasseg.checkpoints.hdf5 import text_attribute
 from kerasseg.checkpoints.identify import is_keras_3, writer_name
-from kerasseg.checkpoints.keras2.translate import Translation, translate, with_bare_ends
+from kerasseg.checkpoints.keras2.rewrites import rewrite
+from kerasseg.checkpoints.keras2.translate import translate, with_bare_ends
 from kerasseg.checkpoints.provenance import OpenedModel
 from kerasseg.checkpoints.stored import assign, read_by_name, stored_numbers
 from kerasseg_tfrecords.errors import CheckpointError
@@ -82,7 +83,7 @@ def open_h5(file: h5py.File, path: Path) -> OpenedModel:
         )
     modern = is_keras_3(version)
     translation = (
-        Translation(with_bare_ends(add_modules(config)), ())
+        rewrite(with_bare_ends(add_modules(config)), path)
         if modern
         else translate(config, writer=version or "", path=path)
     )

@@ -13,6 +13,7 @@ from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' na
 from kerasseg.checkpoints.allowed import build, check_config, check_size, parse_config, without_training
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.identify import is_keras_3, writer_name
+from kerasseg.checkpoints.keras2.rewrites import rewrite
 from kerasseg.checkpoints.keras2.translate import translate, with_bare_ends
 from kerasseg.checkpoints.provenance import OpenedModel, Provenance, recorded
 from kerasseg.checkpoints.stored import assign, read_by_class, stored_numbers
@@ -138,7 +139,8 @@ def _open(
 
 
 def _open_keras_3(config: dict[str, object], weights: bytes, version: str | None, path: Path) -> OpenedModel:
-    config = with_bare_ends(without_training(config))
+    rewritten = rewrite(with_bare_ends(without_training(config)), path)
+    config = rewritten.config
     check_config(config, path)
     with open_hdf5(weights, f"{path}!{_WEIGHTS}") as file:
         check_size(config, stored_numbers(file), path)
@@ -155,7 +157,7 @@ def _open_keras_3(config: dict[str, object], weights: bytes, version: str | None
                 path=str(path),
                 found=" ".join(str(error).split())[:300],
             ) from error
-    return OpenedModel(model, writer_name(version), "Keras 3 archive (.keras)")
+    return OpenedModel(model, writer_name(version), "Keras 3 archive (.keras)", rewritten.notes)
 
 
 def _open_keras_2(config: dict[str, object], weights: bytes, version: str | None, path: Path) -> OpenedModel:

@@ -189,6 +189,13 @@ def _merge(class_name: str, operation: str | None = None, line: Any = None) -> R
     return rule
 
 
+def _bias_add(a: Arguments) -> Expression:
+    if _static(a, "data_format", "NHWC") not in {"NHWC", "N...C"}:
+        raise Untranslatable("its channels come first")
+    x, bias = _need(a, "value", "bias")
+    return _merge("Add", line=_line(1.0, 1.0))({"x": x, "y": bias})
+
+
 def _quotient(number: np.ndarray, first: bool) -> tuple[Any, Any] | None:
     return None if first or not np.all(number) else (1.0 / number, 0.0)
 
@@ -405,7 +412,7 @@ def _gather(a: Arguments) -> Expression:
 def _cast(a: Arguments) -> Expression:
     if str(_static(a, "dtype")) not in {"float16", "bfloat16", "float32", "float64"}:
         raise Untranslatable("it turns numbers into something other than floating-point numbers")
-    return _layer("Identity", *_need(a, "x"))
+    return _op("Cast", *_need(a, "x"), module="core", dtype="float32")
 
 
 def _resize(a: Arguments) -> Expression:
@@ -440,6 +447,7 @@ _UNARY = {
     "cos math.cos": "Cos",
     "math.expm1": "Expm1",
     "floor math.floor": "Floor",
+    "math.is_finite": "Isfinite",
     "math.log": "Log",
     "math.log1p": "Log1p",
     "math.logical_not logical_not": "LogicalNot",
@@ -471,6 +479,7 @@ _enter("nn.leaky_relu", "x alpha", _leaky_relu)
 _enter("identity stop_gradient", "input", _identity)
 
 _enter("add math.add __operators__.add", "x y", _merge("Add", line=_line(1.0, 1.0)))
+_enter("nn.bias_add", "value bias data_format", _bias_add)
 _enter("subtract math.subtract __operators__.subtract", "x y", _merge("Subtract", line=_line(1.0, -1.0, swapped=True)))
 _enter("multiply math.multiply __operators__.multiply", "x y", _merge("Multiply", line=lambda n, _: (n, 0.0)))
 _enter(
@@ -594,6 +603,7 @@ RAW: Mapping[str, Raw] = {
         "GatherV2": "gather params indices axis batch_dims>batch_dims",
         "Greater": "greater x y",
         "GreaterEqual": "greater_equal x y",
+        "IsFinite": "math.is_finite x",
         "Inv": "math.reciprocal x",
         "Less": "less x y",
         "LessEqual": "less_equal x y",

@@ -284,7 +284,7 @@ def match(
             continue
         adapter = (adapters or {}).get(path)
         try:
-            values = tuple(adapter(source.short) if adapter else _ordered(source, weights))
+            values = tuple(adapter({**source.values, **source.short}) if adapter else _ordered(source, weights))
         except Untranslatable:
             missing.append(path)
             continue

@@ -12,12 +12,13 @@ in what they compute, and are spelled out in layers that compute the old thing:
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from kerasseg.checkpoints.allowed import LAYERS
-from kerasseg.checkpoints.keras2.layer_config import NewLayer, OldLayer, Untranslatable, after, native
+from kerasseg.checkpoints.keras2.layer_config import Adapter, NewLayer, OldLayer, Untranslatable, after, native
 
 __all__ = ["LEGACY_BILINEAR", "arguments", "translate_layer"]
 
@@ -41,7 +42,7 @@ _SAME = {
 _RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
 _BOOKKEEPING = frozenset(
     {"batch_input_shape", "input_shape", "input_dtype", "input_dim", "input_length", "dynamic", "weights", "ragged"}
-)
+) | {"query_shape", "key_shape", "value_shape"}
 #: Values with which an argument that Keras 3 does not know says nothing.
 _SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "groups": (1,),
@@ -98,8 +99,27 @@ def translate_layer(old: OldLayer, notes: list[str]) -> list[NewLayer]:
         )
     head = native(old, class_name)
     head.config.update(arguments(class_name, config, notes))
-    head = NewLayer(class_name, head.config, calls=old.calls)
+    adapter = _attention_weights(bool(config.get("use_bias", True))) if class_name == "MultiHeadAttention" else None
+    head = NewLayer(class_name, head.config, calls=old.calls, adapter=adapter)
     return [head, *(after(head, suffix, kind, **more_config) for suffix, kind, more_config in following)]
+
+
+def _attention_weights(use_bias: bool) -> Adapter:
+    """The weights of a MultiHeadAttention by name: `.keras` files of Keras 2 have them in alphabetical order."""
+    parts = {"query": "_query_dense", "key": "_key_dense", "value": "_value_dense", "attention_output": "_output_dense"}
+
+    def adapt(values: Mapping[str, Any]) -> list[Any]:
+        def pick(part: str, role: str, number: int) -> Any:
+            ends = (f"/{part}/{role}:0", f"{parts[part]}/vars/{number}")
+            found = next((v for name, v in values.items() if f"/{name}".endswith(ends)), None)
+            if found is None:
+                raise Untranslatable(f"its weight `{part}/{role}` is not in the file")
+            return found
+
+        roles = [("kernel", 0), ("bias", 1)] if use_bias else [("kernel", 0)]
+        return [pick(part, role, number) for part in parts for role, number in roles]
+
+    return adapt
 
 
 def _foreign(old: OldLayer) -> NewLayer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kerasseg.checkpoints.allowed import NETWORKS, check_config
@@ -25,12 +24,13 @@ from kerasseg.checkpoints.keras2.layer_config import (
     parse_call,
 )
 from kerasseg.checkpoints.keras2.layers import LEGACY_BILINEAR, translate_layer
+from kerasseg.checkpoints.keras2.rewrites import Translation, histories, rewrite
 from kerasseg.checkpoints.keras2.tf_operations import OPERATION_CLASSES, Sizes, translate_operation
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
-    from kerasseg.checkpoints.stored import StoredLayer
+    pass
 
 __all__ = ["Translation", "one_end", "samples_at_corners", "translate", "translate_config", "with_bare_ends"]
 
@@ -57,43 +57,6 @@ def with_bare_ends(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _ANY = {"class_name": "__keras_tensor__", "config": {"shape": [1], "dtype": "float32"}}
-
-
-@dataclass(frozen=True)
-class Translation:
-    """A rewritten configuration.
-
-    Attributes:
-        config: What Keras 3 reads: `{"module", "class_name", "config", "registered_name"}`.
-        notes: What was translated, one sentence each.
-        adapters: For layers whose weights have to be rearranged: by path (`layer`, or `network/layer` inside a nested
-            network), the function that makes the new weights from the old.
-    """
-
-    config: dict[str, Any]
-    notes: tuple[str, ...]
-    adapters: Mapping[str, Adapter] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
-
-    def placed(self, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
-        """Stored weights under the new names of their layers."""
-        if not self.renamed:
-            return dict(stored)
-        result = {}
-        for path, layer in stored.items():
-            new = self.renamed.get(path, path)
-            inner = {k.removeprefix(f"{path}/"): v for k, v in self.renamed.items() if k.startswith(f"{path}/")}
-            # The old layout keeps the weights of a nested network in one group, by the names of its layers.
-            values = {_renamed_weight(name, inner): value for name, value in layer.values.items()}
-            result[new] = replace(layer, path=new, values=values)
-        return result
-
-
-def _renamed_weight(name: str, layers: Mapping[str, str]) -> str:
-    for old in sorted(layers, key=len, reverse=True):
-        if f"/{old}/" in f"/{name}":
-            return f"/{name}".replace(f"/{old}/", f"/{layers[old].rpartition('/')[2]}/", 1).removeprefix("/")
-    return name
 
 
 def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed: dict[str, str]) -> dict[str, Any]:
@@ -179,7 +142,9 @@ def translate(config: Mapping[str, Any], *, writer: str = "", path: object = "th
     if renamed:
         old, new = next(iter(renamed.items()))
         translator.notes.append(f"{count(len(renamed), 'layer')} renamed because Keras 3 allows no `/`: {old} is {new}")
-    return Translation(rewritten, tuple(dict.fromkeys(translator.notes)), translator.adapters, renamed)
+    final = rewrite(rewritten, path)
+    notes = tuple(dict.fromkeys((*translator.notes, *final.notes)))
+    return Translation(final.config, notes, {**translator.adapters, **final.adapters}, renamed)
 
 
 def samples_at_corners(writer: str) -> bool:
@@ -351,7 +316,7 @@ def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool
     needed: dict[str, dict[str, Any]] = {_PROBE: probe}
     stack = [probe]
     while stack:
-        for name in _histories(stack.pop()["inbound_nodes"]):
+        for name, *_ in histories(stack.pop()["inbound_nodes"]):
             if name not in by_name:
                 raise Untranslatable("it takes a tensor that comes later")
             if name not in needed:
@@ -366,19 +331,6 @@ def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool
     config = _network("Functional", name="part", layers=part, **ends)
     check_config(config, path)
     return output_shape(config, path)
-
-
-def _histories(value: Any) -> Iterator[str]:
-    """Names of the layers whose tensors a call takes."""
-    if isinstance(value, dict):
-        if "keras_history" in value:
-            yield value["keras_history"][0]
-        else:
-            for inner in value.values():
-                yield from _histories(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _histories(inner)
 
 
 def _name(entry: Mapping[str, Any]) -> str:

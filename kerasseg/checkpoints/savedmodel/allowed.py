@@ -41,7 +41,8 @@ NETWORK = (
         "Abs Add AddN AddV2 Ceil ClipByValue Cos Div DivNoNan Erf Erfc Exp Expm1 Floor FloorDiv FloorMod Inv Log Log1p",
         "Maximum Minimum Mul Neg Pow RealDiv Reciprocal Round Rsqrt Sign Sin Sqrt Square SquaredDifference Sub",
         # Comparison and choice.
-        "ArgMax ArgMin Equal Greater GreaterEqual Less LessEqual LogicalAnd LogicalNot LogicalOr NotEqual Select SelectV2",
+        "ArgMax ArgMin Equal Greater GreaterEqual IsFinite Less LessEqual LogicalAnd LogicalNot LogicalOr",
+        "NotEqual Select SelectV2",
         # Reduction.
         "Max Mean Min Prod Sum",
         # Shape.
@@ -60,6 +61,8 @@ INITIALISER = NETWORK | _words("Assign AssignVariableOp IsVariableInitialized Va
 ELSEWHERE = INITIALISER | _words(
     # Saving and restoring: never run here, values are read from the variables file itself.
     "MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin",
+    # Adapting a Normalization layer to data.
+    "IteratorGetNext",
     # Training: dropout, moving statistics, optimizers, metrics, losses.
     "AssignAddVariableOp AssignSubVariableOp AssignAdd AssignSub BroadcastGradientArgs ConcatOffset DestroyResourceOp",
     "DynamicStitch InvertPermutation L2Loss RandomStandardNormal RandomUniform RandomUniformInt StatelessRandomGetAlg",
@@ -78,7 +81,7 @@ ELSEWHERE = INITIALISER | _words(
     "Case If StatelessCase StatelessIf StatelessWhile While Merge Switch Enter Exit LoopCond NextIteration",
     # Checks and odds and ends of losses, metrics and custom layers.
     "Acos Acosh All Any Asin Asinh Assert Atan Atan2 Atanh Cosh Cumprod Cumsum Diag DiagPart",
-    "EnsureShape GatherNd IsFinite IsInf IsNan LinSpace MatrixBandPart MulNoNan OneHot Rank ScatterNd Sinh",
+    "EnsureShape GatherNd IsInf IsNan LinSpace MatrixBandPart MulNoNan OneHot Rank ScatterNd Sinh",
     "Size Tan TopKV2 Unique Where",
 )
 """What may stand where nothing of it is ever run."""

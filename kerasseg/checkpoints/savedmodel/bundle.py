@@ -8,6 +8,7 @@ shapes; this one holds them against the sizes of the files, so that a small file
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ import numpy as np
 from kerasseg.checkpoints.savedmodel.messages import type_name
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Stored", "read_index"]
+__all__ = ["Stored", "read_index", "refuse_pointer"]
 
 MAX_INDEX = 64 << 20
 """Bytes of an index; a network of 31 million parameters has one of 10 kB."""
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER = 48
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _TRAILER = 5
 
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -48,6 +50,24 @@ class Stored:
     size: int
 
 
+def refuse_pointer(file: Path) -> None:
+    """Refuse a Git LFS pointer in the place of a file.
+
+    Raises:
+        CheckpointError: Names the file, its real size and the command that fetches it.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(512)
+    if head.startswith(_POINTER):
+        size = re.search(rb"^size (\d+)", head, re.MULTILINE)
+        raise CheckpointError(
+            "this is a Git LFS pointer: the file itself was not fetched",
+            path=file,
+            found=f"a pointer to {int(size[1]):,} bytes" if size else "a pointer",
+            remedy=f'In its repository run: git lfs pull --include="{file.name}"',
+        )
+
+
 def read_index(prefix: Path, header_type: Callable[[], Any], entry_type: Callable[[], Any]) -> Mapping[str, Stored]:
     """Tensors of a variables file, each checked against the files beside it.
 
@@ -62,6 +82,7 @@ def read_index(prefix: Path, header_type: Callable[[], Any], entry_type: Callabl
     index = prefix.with_name(prefix.name + ".index")
     if not index.is_file():
         raise CheckpointError("the variables of the SavedModel are missing", path=index, remedy="Copy the whole folder")
+    refuse_pointer(index)
     size = index.stat().st_size
     if size > MAX_INDEX:
         raise CheckpointError("the index of variables is absurdly large", path=index, found=f"{size:,} bytes")
@@ -103,6 +124,7 @@ def _checked(prefix: Path, entries: list[tuple[bytes, bytes]], header_type: Any,
             file = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{header.num_shards:05d}")
             if not file.is_file():
                 raise CheckpointError("values of variables are missing", path=file, remedy="Copy the whole folder")
+            refuse_pointer(file)
             files[shard] = file.stat().st_size
         found[name] = _entry(name, entry, files[shard], prefix)
     if sum(s.size for s in found.values()) > sum(files.values()):

@@ -102,7 +102,8 @@ def bias(view: View, node: Node) -> Node | None:
         return None
     for x, other in view.pairs(node):
         linear = view.made_by(x, *LINEAR)
-        leaf = view.per_channel(other)
+        # An Einsum may have several axes of channels, as the heads of an attention.
+        leaf = view.leaf(other) if linear is not None and linear.op == "Einsum" else view.per_channel(other)
         if linear is not None and leaf is not None and not linear.attrs.get("bias") and view.once(x):
             # Grouped convolutions are written by a function of their own, where the layer's path is missing.
             name = linear.name if scope(linear.name) else node.name

@@ -20,7 +20,8 @@ _L = keras.layers
 def _window(node: Node, name: str) -> tuple[int, int]:
     """Height and width of an attribute that has one entry for each axis."""
     if (node.attrs.get("data_format") or "NHWC") != "NHWC":
-        raise refuse(node, "its channels come first", remedy="Save the model with channels last")
+        remedy = "Open the .keras or .h5 file of the network, which kerasseg converts, or export it with channels last"
+        raise refuse(node, "its channels come first", remedy=remedy)
     four = node.attrs.get(name) or (1, 1, 1, 1)
     if len(four) != 4 or four[0] != 1 or four[3] != 1:
         raise refuse(node, f"its {name} are {four}")
@@ -150,11 +151,26 @@ def _dense(b: Builder, node: Node) -> Any:
 
 
 def _einsum(b: Builder, node: Node) -> Any:
-    left, _, right = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
+    """A product with a kernel as `Dense` or `EinsumDense`, a product of two tensors of data as `keras.ops.einsum`."""
+    left, _, result = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
     x, _, kernel = left.partition(",")
-    if len(kernel) != 2 or x[-1:] != kernel[0] or right != x[:-1] + kernel[1] or len(set(x + kernel)) != len(x) + 1:
+    if isinstance(b.value(node.inputs[1]), keras.KerasTensor):
+        return keras.ops.einsum(f"{left}->{result}", b.data(node), b.data(node, 1))
+    if not result or any(len(set(t)) != len(t) for t in (x, kernel, result)) or x[:1] != result[:1] or "." in left:
         raise refuse(node, f"the product {node.attrs.get('equation')!r}")
-    return _dense(b, node)
+    if len(kernel) == 2 and x[-1:] == kernel[0] and result == x[:-1] + kernel[1]:
+        return _dense(b, node)
+    data = b.data(node)
+    sizes = dict(zip(x, data.shape, strict=True)) | dict(zip(kernel, b.shape_of(node.inputs[1]), strict=True))
+    config: dict[str, Any] = {"equation": f"{x},{kernel}->{result}", "activation": node.attrs.get("activation")}
+    if node.attrs.get("bias"):
+        shape = [n for n in b.shape_of(node.inputs[2]) if n != 1]
+        axes = result[len(result) - len(shape) :]
+        if shape != [sizes[c] for c in axes]:
+            raise refuse(node, f"a shift of shape {b.shape_of(node.inputs[2])}")
+        config["bias_axes"] = axes or None
+    weights = _weights(node, "kernel")
+    return b.layer(node, _L.EinsumDense, data, weights, output_shape=[sizes[c] for c in result[1:]], **config)
 
 
 def _norm_weights(node: Node, *more: str) -> dict[str, Any]:

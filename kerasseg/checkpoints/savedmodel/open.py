@@ -24,7 +24,8 @@ from tensorflow.core.protobuf import saved_model_pb2, tensor_bundle_pb2, trackab
 
 from kerasseg.checkpoints.provenance import OpenedModel
 from kerasseg.checkpoints.savedmodel.allowed import check_operations
-from kerasseg.checkpoints.savedmodel.bundle import Stored, read_index
+from kerasseg.checkpoints.savedmodel.bundle import Stored, read_index, refuse_pointer
+from kerasseg.checkpoints.savedmodel.decisions import without_decisions
 from kerasseg.checkpoints.savedmodel.fuse import fuse
 from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
 from kerasseg.checkpoints.savedmodel.graphdef import Program
@@ -121,24 +122,27 @@ def _open(folder: Path, *, compare: bool) -> Opened:
         check_operations(graph, program, wanted if graph is chosen else [])
     program = next(p for g, p in programs if g is chosen)
 
-    stored, load = _values(folder / "variables" / "variables", chosen)
+    values = _Values(folder / "variables" / "variables", chosen)
+    stored, load = values.stored, values.load
     names = _names(stored, load)
     variables = find_variables(program, names)
     graph = program.unfold(_tensors(signature.inputs), _tensors(signature.outputs))
     check_arguments(graph)
-    graph = _with_shapes(graph, variables, stored)
-
     order, named = _output_order(signature, keras_outputs(folder))
+    undecided = without_decisions(_with_shapes(graph, variables, stored), order)
+    graph, order = undecided.graph, undecided.order
+
     builder = Builder(fuse(graph), variables, lambda key: _float(load(key)), {**PLAIN, **WEIGHTED})
     inputs = {name: _input(name, signature, graph) for name in signature.inputs}
     rebuilt = builder.build(inputs, order, clean(folder.resolve().name) or "savedmodel", named=named)
 
-    notes = [*rebuilt.notes, *_notes(chosen, variables, rebuilt, graph)]
+    notes = [*undecided.notes, *rebuilt.notes, *_notes(chosen, variables, rebuilt, graph)]
     found = None
     if compare:
         weights = {k: variables[k].key for k, n in graph.nodes.items() if n.op in VARIABLES}
         found = _compare(graph, signature, order, rebuilt, weights, load, chosen.graph_def.versions)
         notes.extend(_remarks(found))
+    values.check_the_rest()
     # Keras 3 stores every variable twice, under two keys; both have one name.
     used = {variables[k].name for k in rebuilt.used}
     unused = sorted({names.get(k, k) for k in stored if k != _OBJECT_GRAPH} - used)
@@ -158,6 +162,7 @@ def _read(folder: Path) -> Any:
     size = file.stat().st_size
     if size > MAX_GRAPH:
         raise CheckpointError("the graph is absurdly large", path=file, found=f"{size:,} bytes")
+    refuse_pointer(file)
     message = saved_model_pb2.SavedModel()
     try:
         message.ParseFromString(file.read_bytes())
@@ -174,27 +179,48 @@ def _read(folder: Path) -> Any:
 Load = Callable[[str], Any]
 
 
-def _values(prefix: Path, meta_graph: Any) -> tuple[Mapping[str, Stored], Load]:
-    """What the variables file holds, and a function that reads one value of it."""
-    if not prefix.with_name("variables.index").is_file() and not _has_variables(meta_graph):
-        return {}, lambda _: np.empty(0)  # a frozen network: its weights are constants of the graph
-    stored = read_index(prefix, tensor_bundle_pb2.BundleHeaderProto, tensor_bundle_pb2.BundleEntryProto)
-    reader: list[Any] = []
+class _Values:
+    """The values of a variables file, read one by one; TensorFlow compares the checksum of each.
 
-    def load(key: str) -> Any:
+    Attributes:
+        stored: What the file holds, by key. Empty for a frozen network, whose weights are constants of the graph.
+    """
+
+    def __init__(self, prefix: Path, meta_graph: Any) -> None:
+        self._prefix = prefix
+        self._reader: Any = None
+        self._read: set[str] = set()
+        self.stored: Mapping[str, Stored] = {}
+        if prefix.with_name("variables.index").is_file() or _has_variables(meta_graph):
+            header, entry = tensor_bundle_pb2.BundleHeaderProto, tensor_bundle_pb2.BundleEntryProto
+            self.stored = read_index(prefix, header, entry)
+
+    def load(self, key: str) -> Any:
+        """One value.
+
+        Raises:
+            CheckpointError: It cannot be read, or its checksum does not match.
+        """
         try:
-            if not reader:
-                reader.append(tf.train.load_checkpoint(str(_plainly_named(prefix, load))))
-            return reader[0].get_tensor(key)
+            if self._reader is None:
+                self._reader = tf.train.load_checkpoint(str(_plainly_named(self._prefix, self)))
+            value = self._reader.get_tensor(key)
         except (tf.errors.OpError, ValueError, RuntimeError) as error:
+            damaged = "Checksum does not match" in str(error)
             raise CheckpointError(
-                f"the variable {key!r} cannot be read",
-                path=prefix,
-                found=str(error).splitlines()[0],
+                f"the values of {key!r} are damaged" if damaged else f"the variable {key!r} cannot be read",
+                path=self._prefix,
+                found="a checksum that does not match" if damaged else str(error).splitlines()[0],
                 remedy="Copy or download the folder again",
             ) from error
+        self._read.add(key)
+        return value
 
-    return stored, load
+    def check_the_rest(self) -> None:
+        """Compare the checksums of values that nobody read, such as the copies that Keras 3 stores."""
+        for key in self.stored:
+            if key not in self._read:
+                self.load(key)
 
 
 def _plainly_named(prefix: Path, owner: object) -> Path:

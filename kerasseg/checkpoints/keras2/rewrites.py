@@ -1,0 +1,306 @@
+"""Rewrites of whole Keras 3 configurations: channels moved to the last axis, final class decisions removed.
+
+Both work on networks of Keras 3 as well as on translated ones of Keras 2. Pure: a dictionary goes in, another comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kerasseg.checkpoints.keras2.layer_config import Adapter
+from kerasseg_tfrecords.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from kerasseg.checkpoints.stored import StoredLayer
+
+__all__ = ["Translation", "histories", "rewrite"]
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A rewritten configuration.
+
+    Attributes:
+        config: What Keras 3 reads: `{"module", "class_name", "config", "registered_name"}`.
+        notes: What was translated, one sentence each.
+        adapters: For layers whose weights have to be rearranged: by path (`layer`, or `network/layer` inside a nested
+            network), the function that makes the new weights from the old.
+    """
+
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def placed(self, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
+        """Stored weights under the new names of their layers."""
+        if not self.renamed:
+            return dict(stored)
+        result = {}
+        for path, layer in stored.items():
+            new = self.renamed.get(path, path)
+            inner = {k.removeprefix(f"{path}/"): v for k, v in self.renamed.items() if k.startswith(f"{path}/")}
+            # The old layout keeps the weights of a nested network in one group, by the names of its layers.
+            values = {_renamed_weight(name, inner): value for name, value in layer.values.items()}
+            result[new] = replace(layer, path=new, values=values)
+        return result
+
+
+def _renamed_weight(name: str, layers: Mapping[str, str]) -> str:
+    for old in sorted(layers, key=len, reverse=True):
+        if f"/{old}/" in f"/{name}":
+            return f"/{name}".replace(f"/{old}/", f"/{layers[old].rpartition('/')[2]}/", 1).removeprefix("/")
+    return name
+
+
+def rewrite(config: Mapping[str, Any], path: object) -> Translation:
+    """Move channels to the last axis and remove a final argmax or threshold.
+
+    Args:
+        config: A Keras 3 network: `{"module", "class_name", "config", ...}`. It is not changed.
+        path: The checkpoint, for messages.
+
+    Raises:
+        CheckpointError: The network has its channels first and a layer that kerasseg cannot convert.
+    """
+    result, notes, adapters = dict(config), [], {}
+    try:
+        if _has_channels_first(result):
+            result = deepcopy(result)
+            conversion = _ChannelsLast(str(path))
+            conversion.network(result, None, "")
+            adapters = conversion.adapters
+            notes.append("channels first became channels last: the network takes and returns (rows, columns, channels)")
+        result, removed = _without_decisions(result)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the network's configuration cannot be understood", path=str(path), found=f"{type(error).__name__}: {error}"
+        ) from error
+    return Translation(result, (*notes, *removed), adapters)
+
+
+def histories(value: Any) -> Iterator[list[Any]]:
+    """The `[layer, node, tensor]` of every tensor that a call takes, in order."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("keras_history"), list):
+            yield value["keras_history"]
+        else:
+            for inner in value.values():
+                yield from histories(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from histories(inner)
+
+
+def _entry_name(entry: Mapping[str, Any]) -> str:
+    return str(entry["name"] if "name" in entry else entry["config"]["name"])
+
+
+# --- final decisions -------------------------------------------------------------------------------------------------
+
+_PASSED = frozenset({"Identity", "Cast", "ExpandDims", "Squeeze", "Reshape"})
+
+
+def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The network without a final argmax or threshold, which would leave nothing to train on."""
+    inner = config.get("config")
+    if not isinstance(inner, dict) or "output_layers" not in inner or not isinstance(inner.get("layers"), list):
+        return config, ()
+    by_name = {_entry_name(e): e for e in inner["layers"]}
+    notes: list[str] = []
+    removed: set[str] = set()
+
+    def before(end: list[Any]) -> list[Any]:
+        tail, current = [], end
+        while (entry := by_name.get(current[0])) is not None and entry.get("inbound_nodes"):
+            kind = str(entry["class_name"])
+            decision = _decision(entry, kind)
+            if decision is None and kind not in _PASSED:
+                return end
+            node = entry["inbound_nodes"][current[1]]
+            sources = list(histories(node))
+            if len(sources) != 1:
+                return end
+            tail.append(current[0])
+            current = sources[0]
+            if decision is not None:
+                notes.append(f"the final {decision} was removed: the network returns the scores that it decides by")
+                removed.update(tail)
+                return list(current)
+        return end
+
+    ends = _map_ends(inner["output_layers"], before)
+    if not notes:
+        return config, ()
+    if isinstance(ends, list) and not isinstance(ends[0], str):
+        ends = [end for i, end in enumerate(ends) if end not in ends[:i]]
+        ends = ends[0] if len(ends) == 1 and isinstance(ends[0], list) else ends
+    read = {h[0] for e in inner["layers"] if _entry_name(e) not in removed for h in histories(e.get("inbound_nodes"))}
+    kept = [e for e in inner["layers"] if _entry_name(e) not in removed or _entry_name(e) in read]
+    return {**config, "config": {**inner, "layers": kept, "output_layers": ends}}, tuple(dict.fromkeys(notes))
+
+
+def _decision(entry: Mapping[str, Any], kind: str) -> str | None:
+    """What a layer decides, in words; None for one that does not."""
+    if kind == "Argmax":
+        return "argmax" if entry["config"].get("axis") in (-1, 3) else None
+    if kind in {"Greater", "GreaterEqual"}:
+        return "threshold"
+    return "rounding" if kind == "Round" else None
+
+
+def _map_ends(value: Any, change: Callable[[list[Any]], list[Any]]) -> Any:
+    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: _map_ends(v, change) for k, v in value.items()}
+    return [_map_ends(v, change) for v in value]
+
+
+# --- channels first --------------------------------------------------------------------------------------------------
+
+_FIRST, _LAST, _FLAT = "channels_first", "channels_last", "flat"
+
+_AXES = {0: 0, 1: 3, 2: 1, 3: 2}
+
+
+def _words(*lines: str) -> frozenset[str]:
+    return frozenset(word for line in lines for word in line.split())
+
+
+_NEUTRAL = _words(
+    "Absolute Activation ActivityRegularization Add AlphaDropout Average Cast Clip Divide Dropout ELU Elu Exp",
+    "GaussianDropout GaussianNoise Gelu Greater GreaterEqual HardSigmoid HardSilu Identity LeakyReLU LeakyRelu",
+    "Log Maximum Minimum Multiply Negative OnesLike Power ReLU Relu Relu6 Rescaling Round Selu Sigmoid Silu",
+    "Softplus Softsign Sqrt Square Subtract Tanh ZerosLike",
+)
+_WITH_AXIS = _words(
+    "Argmax BatchNormalization Concatenate GroupNormalization LayerNormalization Max Mean Min Normalization",
+    "Softmax Stack Sum UnitNormalization",
+)
+_SHAPED = frozenset({"InputLayer", "Flatten", "Dense", "Reshape", "Permute", "PReLU"})
+
+
+def _has_channels_first(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return value.get("data_format") == _FIRST or any(_has_channels_first(v) for v in value.values())
+    return isinstance(value, list) and any(_has_channels_first(v) for v in value)
+
+
+class _ChannelsLast:
+    """Rewrites a network in place. Tensors are told apart by the layout that they had in the file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.adapters: dict[str, Adapter] = {}
+
+    def network(self, entry: dict[str, Any], given: str | None, prefix: str) -> str:
+        """Rewrite one network; returns the layout that its (first) output had."""
+        config = entry["config"]
+        layers = config["layers"]
+        layouts: dict[str, str] = {}
+        layout = given or _FIRST
+        for layer in layers:
+            name = _entry_name(layer)
+            sources = [layouts[h[0]] for h in histories(layer.get("inbound_nodes")) if h[0] in layouts]
+            if layer["class_name"] == "InputLayer":
+                layout = given or self.start(layers, name)
+            elif entry["class_name"] != "Sequential":
+                layout = next((s for s in sources if s != _FLAT), sources[0] if sources else layout)
+            layouts[name] = layout = self.layer(layer, layout, prefix)
+        for key in ("build_input_shape",):
+            if config.get(key) and (given or _FIRST) == _FIRST:
+                config[key] = _moved(config[key])
+        if isinstance(entry.get("build_config"), dict):
+            entry.pop("build_config")
+        ends = list(_ends(config["output_layers"])) if "output_layers" in config else []
+        return layouts.get(ends[0][0], layout) if ends else layout
+
+    def start(self, layers: list[dict[str, Any]], name: str) -> str:
+        """The layout of an input, which the first layer that has one tells."""
+        reached = {name}
+        for layer in layers:
+            if not reached & {h[0] for h in histories(layer.get("inbound_nodes"))}:
+                continue
+            if layer["class_name"] == "Permute":
+                return _LAST if list(layer["config"]["dims"]) == [3, 1, 2] else _FIRST
+            if "data_format" in layer["config"]:
+                return str(layer["config"]["data_format"])
+            reached.add(_entry_name(layer))
+        return _FIRST
+
+    def layer(self, entry: dict[str, Any], layout: str, prefix: str) -> str:
+        kind, config, name = entry["class_name"], entry["config"], _entry_name(entry)
+        entry.pop("build_config", None)
+        if kind in {"Functional", "Model", "Sequential"}:
+            return self.network(entry, layout, f"{prefix}{name}/")
+        if "data_format" in config and kind != "Flatten":
+            if config["data_format"] not in (layout, None):
+                self.refuse(name, kind, f"it is {config['data_format']} and its input is {layout}")
+            if config.get("activation") in {"softmax", "log_softmax"} and layout == _FIRST:
+                self.refuse(name, kind, "its softmax runs over the columns")
+            config["data_format"] = _LAST
+            return _FLAT if kind.startswith("Global") and not config.get("keepdims") else layout
+        if layout == _LAST:
+            if kind == "Permute" and list(config["dims"]) == [3, 1, 2]:
+                entry.update(class_name="Identity", config={"name": config["name"]})
+                return _FIRST
+            return layout
+        if layout == _FLAT and not (kind == "Reshape" and len(config["target_shape"]) == 3):
+            return layout
+        return self.first(entry, kind, config, name, prefix)
+
+    def first(self, entry: dict[str, Any], kind: str, config: dict[str, Any], name: str, prefix: str) -> str:
+        """A layer without `data_format` on a tensor whose channels came first."""
+        if kind == "InputLayer":
+            config["batch_shape"] = _moved(config["batch_shape"])
+        elif kind == "Permute" and list(config["dims"]) == [2, 3, 1]:
+            entry.update(class_name="Identity", config={"name": config["name"]})
+            return _LAST
+        elif kind == "Flatten" and config.get("data_format") == _FIRST:
+            config["data_format"] = _LAST  # Keras flattens both in the same order
+            return _FLAT
+        elif kind == "Reshape" and list(config["target_shape"])[1:] == [1, 1]:
+            config["target_shape"] = [1, 1, config["target_shape"][0]]
+        elif kind == "PReLU" and sorted(config.get("shared_axes") or []) == [2, 3]:
+            config["shared_axes"] = [1, 2]
+            self.adapters[f"{prefix}{name}"] = lambda values: [np.moveaxis(np.asarray(values[_only(values)]), 0, -1)]
+        elif kind in _WITH_AXIS and isinstance(config.get("axis"), int):
+            config["axis"] = _AXES[config["axis"] % 4]
+            if kind in {"Argmax", "Max", "Mean", "Min", "Sum"} and not config.get("keepdims"):
+                return _FLAT
+        elif kind in {"Max", "Mean", "Min", "Sum"} and isinstance(config.get("axis"), list) and config.get("keepdims"):
+            config["axis"] = sorted(_AXES[a % 4] for a in config["axis"])
+        elif kind not in _NEUTRAL or config.get("activation") == "softmax" or isinstance(config.get("scale"), list):
+            self.refuse(name, kind, "its axes cannot be moved")
+        return _FIRST
+
+    def refuse(self, name: str, kind: str, why: str) -> None:
+        raise CheckpointError(
+            f"the network has its channels first, and the layer `{name}` ({kind}) cannot be converted: {why}",
+            path=self.path,
+            expected="data_format='channels_last'",
+            remedy="Build the network with keras.config.set_image_data_format('channels_last'), load the weights, save it.",
+        )
+
+
+def _only(values: Mapping[str, Any]) -> str:
+    return "alpha" if "alpha" in values else next(iter(values))
+
+
+def _moved(shape: Any) -> list[Any]:
+    batch, channels, *rest = shape
+    return [batch, *rest, channels]
+
+
+def _ends(value: Any) -> Iterator[list[Any]]:
+    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
+        yield value
+    else:
+        for v in value.values() if isinstance(value, Mapping) else value:
+            yield from _ends(v)
