@@ -98,7 +98,7 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Children:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=named)
 def test_python_of_a_page(children: Children, page: Path) -> None:
     """All blocks of a page in one process, one after another, as a reader would type them."""
@@ -106,7 +106,7 @@ def test_python_of_a_page(children: Children, page: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=named)
 def test_commands_of_a_page(children: Children, page: Path) -> None:
     trained = False

@@ -100,7 +100,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_killed_machines_end_the_run_cleanly_and_it_goes_on_to_the_end_of_one_process(
     machines: Machines, shards: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 PROBE = "tests/kerasseg/backend_probe.py"
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_jax_equals_tensorflow(tmp_path, child_environment):
     # KERASSEG_JAX_PYTHON names an interpreter that has JAX, where this one has not.
     other = os.environ.get("KERASSEG_JAX_PYTHON")
