@@ -211,7 +211,13 @@ def _explain_size(model: keras.Model, shape: tuple[int | None, ...], error: Exce
 
 
 def _is_plain(model: keras.Model) -> bool:
-    """Whether it takes a float32 tensor and gives one, not lists of one, at which Keras warns in every call."""
+    """Whether it is functional, takes one float32 tensor and gives one.
+
+    Keras warns in every call of a model with lists of one tensor; a Sequential has neither `input` nor `output` before it
+    is called on a symbolic tensor.
+    """
+    if isinstance(model, keras.Sequential):
+        return False
     plain = isinstance(model.input, keras.KerasTensor) and isinstance(model.output, keras.KerasTensor)
     return plain and model.input.dtype == "float32"
 

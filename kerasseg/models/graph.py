@@ -120,10 +120,10 @@ def flatten(model: keras.Model) -> Graph:
     """
     if not _has_graph(model):
         raise CheckpointError(
-            f"the model {model.name!r} has no graph that could be read",
-            found=f"a {'subclassed' if model.built else 'model that was never built:'} {type(model).__name__}",
+            f"the graph of the model {model.name!r} cannot be read",
+            found=f"a {type(model).__name__} {'subclass of keras.Model' if model.built else 'that was never built'}",
             expected="a functional or sequential Keras model",
-            remedy="Rebuild it as keras.Model(inputs, outputs).",
+            remedy="Rebuild it as keras.Model(inputs, outputs)." if model.built else "Call it on an image first.",
         )
     steps: list[Step] = []
     bound = []

@@ -148,7 +148,8 @@ def settle_by_test(model: keras.Model, output: Output) -> Kind:
     x = np.concatenate(
         [rng.random((1, height, width, channels)), 3 * rng.standard_normal((1, height, width, channels))]
     ).astype("float32")
-    given = keras.tree.pack_sequence_as(model.input, [x])  # some models take a list of one
+    # Some models take a list of one tensor; a Sequential never does, and has no `input` before it is called.
+    given = x if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model.input, [x])
     results = keras.tree.flatten(model(given, training=False))
     values = np.asarray(ops.convert_to_numpy(ops.cast(results[output.index], "float32")))
     low, high = float(values.min()), float(values.max())

@@ -389,6 +389,48 @@ def test_a_sequential_model_gets_one_too() -> None:
     assert fitted.changes == ("head 'head' (3 channels) replaced by a fresh binary head 'head'",)
 
 
+def sequential(head: str, *, kind: str) -> keras.Model:
+    """An autoencoder as a Sequential: with its input, built or called without one, or made of nested ones."""
+    down = [layers.Conv2D(4, 3, padding="same", activation="relu"), layers.MaxPooling2D()]
+    up = [layers.UpSampling2D(), layers.Conv2D(1, 3, padding="same", activation=head, name="last")]
+    image = keras.Input((16, 16, 3))
+    if kind == "nested":
+        return keras.Sequential([image, keras.Sequential(down), keras.Sequential(up)])
+    model = keras.Sequential([image, *down, *up] if kind == "input" else [*down, *up])
+    if kind == "built":
+        model.build((None, 16, 16, 3))
+    elif kind == "called":
+        model(np.zeros((1, 16, 16, 3), "float32"))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["input", "built", "called", "nested"])
+def test_a_sequential_model_becomes_functional_with_the_same_outputs(kind: str, tmp_path: Path) -> None:
+    model = sequential("sigmoid", kind=kind)
+    fitted = fit_to_task(model)
+    assert fitted.changes == ()
+    x = images(2, 16, 16, 3)
+    np.testing.assert_allclose(run(fitted.model, x), run(model, x), atol=1e-6)
+    kerasseg.freeze(fitted.model, "conservative")
+    fitted.model.save(tmp_path / "fitted.keras")
+    opened = kerasseg.open_checkpoint(tmp_path / "fitted.keras")
+    np.testing.assert_allclose(run(opened, x), run(model, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["input", "built", "nested"])
+def test_the_relu_head_of_a_sequential_model_is_refused_or_replaced(kind: str) -> None:
+    model = sequential("relu", kind=kind)
+    model.set_weights([np.abs(w) for w in model.get_weights()])
+    with pytest.raises(CheckpointError, match="neither probabilities nor logits"):
+        fit_to_task(model)
+    assert fit_to_task(model, head="auto").model.output_shape == (None, 16, 16, 1)
+
+
+def test_a_sequential_model_that_was_never_built_says_what_to_do() -> None:
+    with pytest.raises(CheckpointError, match="never built.*Call it on an image first"):
+        fit_to_task(sequential("sigmoid", kind="unbuilt"))
+
+
 def test_a_head_that_cannot_be_found_is_said() -> None:
     model = tailed(lambda z: layers.Average()([ops.sigmoid(z), layers.Activation("sigmoid")(z)]))
     with pytest.raises(CheckpointError, match="no last convolution is found"):
