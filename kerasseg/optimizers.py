@@ -78,6 +78,8 @@ class DecayedAdam(keras.optimizers.AdamW):
         for label, value in (("clipnorm", clipnorm), ("global_clipnorm", global_clipnorm)):
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{label} cannot be used", found=value, expected="a number > 0, or none")
+        self._scaled: tuple[set[int], float] = (set(), 1.0)
+        self._factors: list[float] = []
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
@@ -87,9 +89,25 @@ class DecayedAdam(keras.optimizers.AdamW):
             **kwargs,
         )
 
+    def scale_rate(self, variables: Iterable[Any], factor: float) -> None:
+        """Train some variables at a multiple of the learning rate. Call it before `build`; it is not part of the config.
+
+        Args:
+            variables: Keras variables.
+            factor: Multiple of the learning rate, > 0.
+        """
+        self._scaled = ({id(v) for v in variables}, factor)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Moves one variable."""
+        factor = self._factors[self._get_variable_index(variable)] if self._factors else 1.0
+        super().update_step(gradient, variable, learning_rate if factor == 1.0 else learning_rate * factor)
+
     def build(self, variables: Iterable[Any]) -> None:
         """Makes the optimizer's own variables, and settles what decays."""
         variables = list(variables)
+        scaled, factor = self._scaled
+        self._factors = [factor if id(v) in scaled else 1.0 for v in variables] if scaled else []
         if not self.built:
             self.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
         super().build(variables)

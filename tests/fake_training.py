@@ -58,6 +58,11 @@ class FakePhase:
     strategy: str = "conservative"
     rule: PlateauRule = field(default_factory=lambda: PlateauRule(1e-4))
     warmup: float | None = None
+    continues: bool = False
+    limit: int | None = None
+    watch: str = "dice"
+    when: str = "always"
+    recalibrates: bool = False
 
     rate = Phase.rate
 
@@ -65,7 +70,7 @@ class FakePhase:
         model.thawed = thawed
         return SimpleNamespace(frozen_blocks=tuple(f"encoder_{i + 1}" for i in range(self.rule.thaws - thawed)))
 
-    def optimizer(self, rate: float, *, scales_loss: bool = False) -> FakeOptimizer:
+    def optimizer(self, model: FakeNetwork, rate: float, *, scales_loss: bool = False) -> FakeOptimizer:
         return FakeOptimizer(rate)
 
 
@@ -90,6 +95,10 @@ class FakeEngine:
 
     def restart_average(self) -> None:
         self.average = self.model.weights.copy()
+
+    def recalibrate(self, data: Any, steps: int, after_batch: Callable[[], None]) -> None:
+        after_batch()
+        self.model.weights = self.model.weights + np.array([0.0, 0.0, 0.0, 0.3])
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -22,11 +22,13 @@ __all__ = [
     "parse_settings",
 ]
 
-Strategy = Literal["conservative", "moderate", "aggressive", "progressive", "auto", "scratch"]
+Strategy = Literal["conservative", "moderate", "aggressive", "progressive", "two-stage", "auto", "scratch"]
 Precision = Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"]
 
-_RATES: dict[str, float] = {"aggressive": 1e-5, "scratch": 1e-3}
+_RATES: dict[str, float] = {"aggressive": 1e-5, "scratch": 1e-3, "decoder": 1e-3}
 _RATE = 1e-4
+_DECODER = 10
+"""Rate of the first of two stages, as a multiple of the second one's."""
 
 
 class _Settings(BaseModel):
@@ -97,17 +99,24 @@ class TrainSettings(_Settings):
         checkpoint: File, folder, `hf://...` or `https://...`; None for the configured default (none for `scratch`).
         architecture: For checkpoints that hold weights alone.
         head: What becomes of the checkpoint's last layer; see `fit_to_task`.
+        encoder: Instead of a checkpoint: name of a pretrained encoder, see `kerasseg.unet`.
+        encoder_weights: Its weights: "imagenet", or a file; None for "imagenet".
         strategy: What is frozen, and the rate that goes with it.
         freeze: Blocks or layers to freeze instead of the strategy's.
         freeze_batchnorm: Hold every BatchNorm layer.
         batchnorm_momentum: Of every BatchNorm layer while it is trained, [0, 1); None: the network's own, or less where
             an epoch has too few steps for it, see `kerasseg.training.batchnorm`.
-        learning_rate: Of the first epoch, > 0; None: 1e-4, "aggressive" 1e-5, "scratch" 1e-3.
+        learning_rate: Of the first epoch, > 0; None: 1e-4, "aggressive" 1e-5, "scratch" 1e-3. Of two-stage training it is
+            the rate of the second stage; the first one's is ten times as high.
+        encoder_rate_factor: Learning rate of encoder and bottleneck as a multiple of the decoder's, (0, 1]; None: 0.1 in
+            the second of two stages, otherwise 1.
         weight_decay: Decoupled, on kernels alone.
         l2: Strength of L2 in the loss, on kernels alone; 0 for none.
         clipnorm: Limit of the norm of all gradients together; None for none.
         epochs: At most.
         steps: Steps an epoch at most, for short runs; None for the whole split.
+        recalibrate_batchnorm: Measure BatchNorm's statistics on the training slices before the first step. They are kept
+            where validation Dice rises.
         batch_size: Slices in a global batch, over all devices.
         loss: Of the loss.
         schedule: When the rate drops and training stops.
@@ -132,11 +141,15 @@ class TrainSettings(_Settings):
     checkpoint: str | None = None
     architecture: str | None = None
     head: Literal["auto", "keep", "binary"] = "auto"
+    encoder: str | None = None
+    encoder_weights: str | None = None
     strategy: Strategy = "conservative"
     freeze: tuple[str, ...] = ()
     freeze_batchnorm: bool = False
     batchnorm_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     learning_rate: float | None = None
+    encoder_rate_factor: Annotated[float, Field(gt=0, le=1)] | None = None
+    recalibrate_batchnorm: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     l2: Annotated[float, Field(ge=0)] = 0.0
     clipnorm: float | None = None
@@ -171,8 +184,14 @@ class TrainSettings(_Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
-        if self.freeze and self.strategy in ("progressive", "auto", "scratch"):
+        if self.freeze and self.strategy in ("progressive", "two-stage", "auto", "scratch"):
             msg = f"strategy {self.strategy} decides itself what is frozen, and freeze= names blocks too: give one of them"
+            raise ValueError(msg)
+        if self.encoder_weights is not None and self.encoder is None:
+            msg = "encoder_weights are given without the encoder that they belong to: give encoder, too"
+            raise ValueError(msg)
+        if self.encoder is not None and self.checkpoint is not None:
+            msg = "a checkpoint and an encoder are given: give one of them"
             raise ValueError(msg)
         if self.deterministic and self.xla:
             msg = "XLA has no deterministic kernels for these networks: give deterministic or xla, not both"
@@ -181,8 +200,10 @@ class TrainSettings(_Settings):
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """The strategies that are trained one after the other, each from the same checkpoint."""
-        return ("conservative", "moderate") if self.strategy == "auto" else (self.strategy,)
+        """What is trained one after the other: two stages, or two strategies from the same checkpoint."""
+        return {"auto": ("conservative", "moderate"), "two-stage": ("decoder", "conservative")}.get(
+            self.strategy, (self.strategy,)
+        )
 
     def schedule_of(self, strategy: str) -> Literal["plateau", "cosine"]:
         """The schedule that a strategy is trained by.
@@ -190,7 +211,7 @@ class TrainSettings(_Settings):
         >>> TrainSettings().schedule_of("scratch"), TrainSettings(schedule={"stop_after": 9}).schedule_of("scratch")
         ('cosine', 'plateau')
         """
-        return self.schedule.kind or ("cosine" if strategy == "scratch" else "plateau")
+        return self.schedule.kind or ("cosine" if self.strategy == "two-stage" or strategy == "scratch" else "plateau")
 
     def rate_of(self, strategy: str) -> float:
         """Learning rate of the first epoch.
@@ -198,7 +219,9 @@ class TrainSettings(_Settings):
         >>> TrainSettings().rate_of("conservative"), TrainSettings(learning_rate=3e-4).rate_of("aggressive")
         (0.0001, 0.0003)
         """
-        return _RATES.get(strategy, _RATE) if self.learning_rate is None else self.learning_rate
+        if self.learning_rate is None:
+            return _RATES.get(strategy, _RATE)
+        return self.learning_rate * (_DECODER if strategy == "decoder" else 1)
 
 
 def parse_settings(path: Path | None = None, /, **values: Any) -> TrainSettings:

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from kerasseg.models.layers import all_layers
 
-__all__ = ["batchnorms", "fused_batchnorm", "momenta", "pace", "with_momenta"]
+__all__ = ["batch_statistics", "batchnorms", "fused_batchnorm", "momenta", "pace", "with_momenta"]
 
 _LEFT = 0.1
 """Share of the statistics that may be older than an epoch."""
@@ -67,6 +67,31 @@ def with_momenta(model: keras.Model, values: Sequence[float]) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.momentum = value
+
+
+@contextlib.contextmanager
+def batch_statistics(model: keras.Model) -> Iterator[None]:
+    """While the block runs, BatchNorm layers normalise by the batch and remember its statistics alone.
+
+    The rest of the network stays in the mode that it is called in. Layers that are frozen do not take part. A function
+    traced in the block keeps this.
+
+    Args:
+        model: Changed in place, and put back.
+    """
+    layers = batchnorms(model)
+
+    def measure(layer: Any, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:  # noqa: ARG001
+        return type(layer).call(layer, inputs, training=True, mask=mask)
+
+    with with_momenta(model, [0.0] * len(layers)):
+        for layer in layers:
+            layer.call = functools.partial(measure, layer)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.call
 
 
 _DTYPES = (tf.float32, tf.bfloat16)

@@ -42,33 +42,35 @@ _ENOUGH = 1000
 """Training slices a class below which the recipe advises against training everything."""
 
 
-_KNOWS = 0.3
-"""Validation Dice of a checkpoint that has learned something like this task. The recipe's own begins at 0.70; those in
-docs/results.md that began below 0.2 learned more with nothing frozen at ten times the recipe's rate."""
+KNOWS = 0.3
+"""Validation Dice of a checkpoint that has learned a similar task. The recipe's own starts at 0.70; those in
+docs/results.md that started below 0.2 learned more with nothing frozen at ten times the recipe's rate."""
 
 _CAREFUL = 1e-4
 """The recipe's rate for fine-tuning."""
 
 
-def far_message(dice: float, rate: float, strategy: str) -> Message | None:
-    """The checkpoint knows next to nothing of these slices: a rate that spares what it knows spares nothing worth it.
+def far_message(dice: float, rate: float, strategy: str, *, tried: bool = False) -> Message | None:
+    """Advice for a checkpoint with little to preserve: train everything at a higher rate.
 
     Args:
-        dice: Of the untouched network, on validation.
-        rate: That training begins with.
-        strategy: What is trained; scratch begins with nothing, and is no news.
+        dice: Validation Dice of the untouched network.
+        rate: Learning rate that training starts with.
+        strategy: What is trained first. Scratch and two-stage training start with fresh weights and get no advice.
+        tried: Whether this run itself tries what the advice names.
 
     Example:
         >>> far_message(0.7, 1e-4, "conservative") is None
         True
     """
-    if strategy == "scratch" or dice >= _KNOWS or rate > _CAREFUL:
+    # Written so that NaN says nothing.
+    if strategy in ("scratch", "decoder") or not dice < KNOWS or rate > _CAREFUL:
         return None
-    text = (
-        f"The untouched checkpoint has Dice {dice:.3f} on validation: it hardly knows this task. Freezing blocks and a "
-        f"learning rate of {rate:g} spare what a checkpoint knows (Dice above {_KNOWS}). This one may learn more with "
-        "--strategy aggressive --learning-rate 1e-3, or be no better than --strategy scratch: compare the three."
-    )
+    text = f"The checkpoint hardly knows this task: its validation Dice is {dice:.3f}, below {KNOWS}. "
+    if tried:
+        text += "Strategy auto therefore also trains every weight at learning rate 1e-3."
+    else:
+        text += "Train every weight instead: --strategy aggressive --learning-rate 1e-3 --schedule cosine."
     return Message("note", "far-checkpoint", text)
 
 
@@ -107,12 +109,13 @@ def sunk_message(first: SliceTable, now: SliceTable, rate: float, strategy: str 
     return Message("warning", "below-epoch-0", text)
 
 
-def overfitting_message(history: Sequence[EpochRow]) -> Message | None:
+def overfitting_message(history: Sequence[EpochRow], *, far: bool = False) -> Message | None:
     """Training and validation part ways: over three epochs training Dice rose, validation Dice fell by more than 0.01 from
     its best, and lies more than 0.10 below.
 
     Args:
         history: Lines of one phase, in order; epoch 0 may be among them.
+        far: Whether the checkpoint hardly knows the task, so that freezing would not help.
     """
     rows = [row for row in history if row.epoch > 0]
     if len(rows) <= _TREND:
@@ -123,8 +126,9 @@ def overfitting_message(history: Sequence[EpochRow]) -> Message | None:
     if not parted or last.dice - last.val_dice <= _GAP:
         return None
     text = (
-        f"Training Dice rises ({last.dice:.3f}) while validation Dice falls ({last.val_dice:.3f}): the network learns its "
-        "slices by heart. The best weights are kept; freeze more, add --l2 1e-4, train fewer epochs, or add patients."
+        f"Training Dice rises ({last.dice:.3f}) while validation Dice falls ({last.val_dice:.3f}): the network is "
+        f"overfitting. The best weights are kept. To reduce overfitting{'' if far else ' freeze more,'} add --l2 1e-4, "
+        "train fewer epochs, or add patients."
     )
     return Message("warning", "overfitting", text)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kerasseg.losses import DiceBCELoss
 from kerasseg.metrics import slice_scores
-from kerasseg.training.batchnorm import batchnorms, fused_batchnorm
+from kerasseg.training.batchnorm import batch_statistics, batchnorms, fused_batchnorm
 from kerasseg.training.devices import Devices, more_parts, out_of_memory, synchronized_batchnorm
 from kerasseg.training.events import Message
 from kerasseg.training.validation_table import SliceTable
@@ -217,6 +217,39 @@ class Engine:
         )
         self._tell(Message("note", f"batch-in-{more}-parts", text))
         self._compile()
+
+    def recalibrate(self, data: Any, steps: int, after_batch: Callable[[], None] = lambda: None) -> None:
+        """Measures the statistics of all BatchNorm layers anew, without a gradient: their means over batches.
+
+        Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576), call it precise BatchNorm.
+
+        Args:
+            data: As for `batches`; its first epoch is taken.
+            steps: Batches at most.
+            after_batch: Called after each; what it raises leaves the statistics as they were.
+
+        Raises:
+            UsageError: The network has no BatchNorm layer.
+        """
+        statistics = [v for layer in batchnorms(self.model) for v in (layer.moving_mean, layer.moving_variance)]
+        if not statistics:
+            raise UsageError("the network has no BatchNorm layer to recalibrate", remedy="Leave recalibration out.")
+        values = [np.array(ops.convert_to_numpy(v)) for v in statistics]
+        sums, count = [np.zeros(v.shape) for v in values], 0
+        try:
+            with batch_statistics(self.model):
+                # Something has to come back, or TensorFlow prunes what leads to it.
+                measure = tf.function(lambda batch: tf.reduce_mean(self.model(batch["image"], training=False)))
+                for batch in itertools.islice(iter(self.batches(data, 0)), steps):
+                    self._run(measure, batch)
+                    count += 1
+                    sums = [total + ops.convert_to_numpy(v) for total, v in zip(sums, statistics, strict=True)]
+                    after_batch()
+            values = [(total / count).astype(np.float32) for total in sums]
+        finally:
+            with self._devices.scope():
+                for variable, value in zip(statistics, values, strict=True):
+                    variable.assign(value)
 
     # --- moving average of the weights ---------------------------------------------------------------------------------
 

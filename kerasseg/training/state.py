@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from kerasseg.training.validation_table import SliceTable
 
 __all__ = ["EpochSums", "Progress"]
 
-_FIRST, _BEST = "first/", "best/"
+_FIRST, _BEST, _BASE = "first/", "best/", "base/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class Progress:
         best: (phase, epoch) of the best weights so far; (0, 0) is the untouched network.
         first_table: Validation before the first step; None until it is done.
         best_table: Validation of the best weights.
+        base: Place among the weights -> weights that recalibration changed for good, for all later phases.
         said: Kinds of messages that were given, each once a run.
         guarded: How often the guard has acted, in this phase.
         seconds: Time over all sessions, up to the last saved state.
@@ -82,6 +83,7 @@ class Progress:
     best: tuple[int, int] = (0, 0)
     first_table: SliceTable | None = None
     best_table: SliceTable | None = None
+    base: Mapping[int, NDArray[Any]] = field(default_factory=dict)
     said: frozenset[str] = frozenset()
     guarded: int = 0
     seconds: float = 0.0
@@ -111,8 +113,8 @@ class Progress:
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The tables."""
-        arrays: dict[str, NDArray[Any]] = {}
+        """The tables and the recalibrated weights."""
+        arrays: dict[str, NDArray[Any]] = {f"{_BASE}{i}": weight for i, weight in self.base.items()}
         for prefix, table in ((_FIRST, self.first_table), (_BEST, self.best_table)):
             if table is not None:
                 arrays |= {prefix + name: column for name, column in table.arrays().items()}
@@ -137,4 +139,5 @@ class Progress:
             said=frozenset(facts["said"]),
             first_table=table(_FIRST),
             best_table=table(_BEST),
+            base={int(name.removeprefix(_BASE)): a for name, a in arrays.items() if name.startswith(_BASE)},
         )

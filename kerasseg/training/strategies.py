@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import keras
 
 from kerasseg.callbacks import PlateauRule, cosine_rate
-from kerasseg.models.blocks import find_blocks
+from kerasseg.models.blocks import Blocks, find_blocks
 from kerasseg.models.freezing import FreezeReport, freeze, frozen_encoder_blocks
+from kerasseg.models.layers import with_inner
 from kerasseg.optimizers import DecayedAdam, set_l2
-from kerasseg.runs.settings import TrainSettings
+from kerasseg.runs.settings import ScheduleSettings, TrainSettings
 
-__all__ = ["Phase", "phases_of"]
+__all__ = ["BOLD_RATE", "Phase", "phases_of"]
+
+BOLD_RATE = 1e-3
+"""Learning rate for checkpoints that hardly know the task."""
+
+_ENCODER_RATE_FACTOR = 0.1
+
+_CAUGHT_UP, _STILL_RISES = 3, 0.005
+"""A fresh decoder has caught up when soft Dice has not risen by more than 0.005 for 3 epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +35,12 @@ class Phase:
         encoders: How many of the first encoder blocks "progressive" begins with frozen; 0 for the others.
         freeze_batchnorm: Hold every BatchNorm layer.
         rule: What counts as a gain, when the rate drops and when training stops.
+        encoder_rate_factor: Learning rate of encoder and bottleneck as a multiple of the decoder's.
+        continues: Starts from the best weights so far, and takes the epochs that the phase before has left.
+        limit: Epochs at most; None for those of the plan.
+        watch: The validation score that the rule goes by.
+        when: "far" for checkpoints that hardly know the task alone, "near" for the others alone.
+        recalibrates: Measures BatchNorm's statistics instead of training.
         warmup: Share of the steps that warm up before a cosine to 0; None where the rule alone sets the rate.
         weight_decay, l2, clipnorm: Of the optimizer.
     """
@@ -38,6 +54,12 @@ class Phase:
     l2: float
     clipnorm: float | None
     warmup: float | None = None
+    encoder_rate_factor: float = 1.0
+    continues: bool = False
+    limit: int | None = None
+    watch: Literal["dice", "soft_dice"] = "dice"
+    when: Literal["always", "near", "far"] = "always"
+    recalibrates: bool = False
 
     def rate(self, peak: float, step: int, steps: int) -> float:
         """Learning rate of a step, counted from 0, of so many planned ones; `peak` is what the rule has come to."""
@@ -53,9 +75,13 @@ class Phase:
         set_l2(model, self.l2)
         return report
 
-    def optimizer(self, rate: float, *, scales_loss: bool = False) -> keras.optimizers.Optimizer:
+    def optimizer(self, model: keras.Model, rate: float, *, scales_loss: bool = False) -> keras.optimizers.Optimizer:
         """A fresh optimizer; `scales_loss` for float16, whose small gradients would vanish otherwise."""
         adam = DecayedAdam(rate, self.weight_decay, global_clipnorm=self.clipnorm)
+        if self.encoder_rate_factor != 1.0:
+            blocks = find_blocks(model)
+            encoder = [layer for block in (*blocks.encoder, blocks.bottleneck) for layer in with_inner(block.layers)]
+            adam.scale_rate((v for layer in encoder for v in layer.weights), self.encoder_rate_factor)
         return keras.optimizers.LossScaleOptimizer(adam) if scales_loss else adam
 
 
@@ -66,32 +92,56 @@ def phases_of(settings: TrainSettings, model: keras.Model) -> tuple[Phase, ...]:
         UsageError: A rate or stage out of its range.
         KerassegError: `find_blocks` sees no encoder-decoder in the model.
     """
-    encoders = len(find_blocks(model).encoder)
-    phases = []
-    for strategy in settings.phases:
-        held = frozen_encoder_blocks("conservative", encoders) if strategy == "progressive" else 0
-        named = "aggressive" if strategy in ("scratch", "progressive") else strategy
-        schedule = settings.schedule
-        cosine = settings.schedule_of(strategy) == "cosine"
-        rule = PlateauRule(
-            rate=settings.rate_of(strategy),
-            stages=() if cosine else schedule.stages,
-            stop_after=None if cosine else schedule.stop_after,
-            stop_counter=schedule.stop_counter,
-            thaws=held,
-            min_delta=schedule.min_delta,
-        )
-        phases.append(
-            Phase(
-                strategy=strategy,
-                freezes=settings.freeze or (named,),
-                encoders=held,
-                freeze_batchnorm=settings.freeze_batchnorm,
-                rule=rule,
-                weight_decay=settings.weight_decay,
-                l2=settings.l2,
-                clipnorm=settings.clipnorm,
-                warmup=schedule.warmup if cosine else None,
-            )
+    blocks = find_blocks(model)
+    phases = [_phase(settings, strategy, blocks) for strategy in settings.phases]
+    match settings.strategy:
+        case "two-stage":
+            phases[1] = replace(phases[1], continues=True)
+        case "auto":
+            bold = settings.model_copy(update={"learning_rate": BOLD_RATE, "schedule": ScheduleSettings(kind="cosine")})
+            phases[1] = replace(phases[1], when="near")
+            phases.append(replace(_phase(bold, "aggressive", blocks), when="far"))
+    if settings.recalibrate_batchnorm:
+        rule = PlateauRule(rate=phases[0].rule.rate, stages=(), stop_after=None)
+        everything = replace(phases[0], freezes=("aggressive",), encoders=0, freeze_batchnorm=False, warmup=None)
+        phases.insert(
+            0, replace(everything, strategy="recalibrated", rule=rule, limit=1, watch="dice", recalibrates=True)
         )
     return tuple(phases)
+
+
+def _phase(settings: TrainSettings, strategy: str, blocks: Blocks) -> Phase:
+    schedule = settings.schedule
+    encoders = frozen_encoder_blocks("conservative", len(blocks.encoder)) if strategy == "progressive" else 0
+    named = "aggressive" if strategy in ("scratch", "progressive") else strategy
+    factor = settings.encoder_rate_factor or (_ENCODER_RATE_FACTOR if settings.strategy == "two-stage" else 1.0)
+    cosine = settings.schedule_of(strategy) == "cosine"
+    rule = PlateauRule(
+        rate=settings.rate_of(strategy),
+        stages=() if cosine else schedule.stages,
+        stop_after=None if cosine else schedule.stop_after,
+        stop_counter=schedule.stop_counter,
+        thaws=encoders,
+        min_delta=schedule.min_delta,
+    )
+    phase = Phase(
+        strategy=strategy,
+        freezes=settings.freeze or (named,),
+        encoders=encoders,
+        freeze_batchnorm=settings.freeze_batchnorm,
+        rule=rule,
+        weight_decay=settings.weight_decay,
+        l2=settings.l2,
+        clipnorm=settings.clipnorm,
+        encoder_rate_factor=factor,
+        warmup=schedule.warmup if cosine else None,
+    )
+    if strategy != "decoder":
+        return phase
+    # Soft Dice rises before any pixel passes 0.5, where a fresh decoder stays for its first epochs.
+    rule = PlateauRule(rate=rule.rate, stages=(), stop_after=_CAUGHT_UP, min_delta=_STILL_RISES)
+    encoder = [
+        b.name for b in (*blocks.encoder, blocks.bottleneck) if any(layer.weights for layer in with_inner(b.layers))
+    ]
+    frozen = tuple(encoder) or ("aggressive",)
+    return replace(phase, freezes=frozen, rule=rule, warmup=None, limit=(settings.epochs + 1) // 2, watch="soft_dice")

@@ -23,7 +23,14 @@ from kerasseg.callbacks import Drop, Stop, Thaw
 from kerasseg.callbacks import Event as PlateauEvent
 from kerasseg.evaluation.bootstrap import Interval, paired_interval
 from kerasseg.runs.history import EpochRow
-from kerasseg.training.diagnostics import clearly_below, far_message, idle_message, overfitting_message, sunk_message
+from kerasseg.training.diagnostics import (
+    KNOWS,
+    clearly_below,
+    far_message,
+    idle_message,
+    overfitting_message,
+    sunk_message,
+)
 from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Observer, Saved, Step
 from kerasseg.training.recorder import Recorder
 from kerasseg.training.state import EpochSums, Progress
@@ -74,10 +81,11 @@ class Plan:
     """What is to be done.
 
     Attributes:
-        phases: One after the other, each from the untouched network.
-        epochs: At most, a phase.
+        phases: One after the other.
+        epochs: Maximum number of epochs in a phase; of two phases that continue, together.
         steps: Steps an epoch at most; None for all.
         guard: Whether to act where training falls clearly below epoch 0.
+        cautions: Messages to give after epoch 0, unless the checkpoint hardly knows the task.
         ema: Whether the engine keeps a moving average of the weights, which is validated, too.
         save_every: Steps between saved states within an epoch; None for none.
         scales_loss: Whether the loss is scaled (float16).
@@ -89,6 +97,7 @@ class Plan:
     epochs: int
     steps: int | None = None
     guard: bool = False
+    cautions: tuple[Message, ...] = ()
     ema: bool = False
     save_every: int | None = None
     scales_loss: bool = False
@@ -198,8 +207,8 @@ class Trainer:
         if self.progress.first_table is None:
             self._epoch_zero()
         while not self.progress.finished:
-            if self.progress.epoch >= self.plan.epochs:
-                self._close_phase("finished", _all_done(self.plan.epochs))
+            if self.progress.epoch >= self._limit():
+                self._close_phase("finished", _all_done(self._limit()))
                 continue
             self._epoch()
 
@@ -208,6 +217,23 @@ class Trainer:
     @property
     def _phase(self) -> Phase:
         return self.plan.phases[self.progress.phase]
+
+    def _limit(self) -> int:
+        """Epochs that the phase may take."""
+        if not self._phase.continues:
+            return self.plan.epochs if self._phase.limit is None else self._phase.limit
+        earlier = self.plan.phases[self.progress.phase - 1].strategy
+        return self.plan.epochs - sum(row.epoch > 0 and row.phase == earlier for row in self.progress.history)
+
+    def _next_phase(self) -> int | None:
+        """Number of the next phase that is meant for a checkpoint like this one; None after the last."""
+        other = "near" if self._first_dice() < KNOWS else "far"
+        later = range(self.progress.phase + 1, len(self.plan.phases))
+        return next((number for number in later if self.plan.phases[number].when != other), None)
+
+    def _base(self) -> list[NDArray[Any]]:
+        """Weights that a phase starts from: those of the checkpoint, with recalibrated BatchNorm where that helped."""
+        return [self.progress.base.get(i, weight) for i, weight in enumerate(self._untouched)]
 
     def _open_phase(self) -> None:
         """Freezes, makes the optimizer and compiles what there is; the weights are left as they are."""
@@ -222,24 +248,38 @@ class Trainer:
 
     def _optimizer(self, rate: float) -> keras.optimizers.Optimizer:
         with self._scope():
-            return self._phase.optimizer(rate, scales_loss=self.plan.scales_loss)
+            return self._phase.optimizer(self.model, rate, scales_loss=self.plan.scales_loss)
 
     def _close_phase(self, reason: str, text: str) -> None:
-        """Ends the phase; the next one begins at the untouched network again."""
-        if self.progress.phase + 1 == len(self.plan.phases):
+        """Ends the phase. The next one starts from the same weights as this one did, or continues from the best so far."""
+        number = self._next_phase()
+        if number is None:
             self._set(finished=reason, text=text)
             self._save()
             return
-        self._say(Message("note", "phase", f"{self._phase.strategy}: {text}. Next: {self._next_strategy()}."))
-        self.model.set_weights(self._untouched)
+        following = self.plan.phases[number]
+        if not self._phase.recalibrates:
+            kind = f"phase-{self.progress.phase}" if self.progress.phase else "phase"
+            self._say(Message("note", kind, f"{self._phase.strategy}: {text}. Next: {following.strategy}."))
+        elif any(self.progress.best):
+            changed = zip(self._best_weights, self._untouched, strict=True)
+            self._set(base={i: new for i, (new, old) in enumerate(changed) if not np.array_equal(new, old)})
+        self.model.set_weights(self._best_weights if following.continues else self._base())
         self._engine.restart_average()
-        self._set(phase=self.progress.phase + 1, epoch=0, sums=EpochSums(), plateau=None, guarded=0)
+        self._set(phase=number, epoch=0, sums=EpochSums(), plateau=None, guarded=0)
         self._open_phase()
-        self._set(plateau=self._phase.rule.begin(self._first_dice()))
+        self._set(plateau=self._phase.rule.begin(self._baseline()))
         self._save()
 
-    def _next_strategy(self) -> str:
-        return self.plan.phases[self.progress.phase + 1].strategy
+    def _baseline(self) -> float:
+        """The score that the phase starts with."""
+        if self._phase.watch == "soft_dice":
+            return self.progress.history[0].val_soft_dice
+        return (
+            max(row.val_dice for row in self.progress.history if row.best)
+            if self._phase.continues
+            else self._first_dice()
+        )
 
     # --- epochs ------------------------------------------------------------------------------------------------------
 
@@ -254,25 +294,34 @@ class Trainer:
                 remedy="Take another checkpoint, or --precision float32; kerasseg inspect shows what is in a file.",
             )
         row = self._row(table, 0, EpochSums(), seconds=time.monotonic() - began, best=True)
+        row = replace(row, phase=next(p.strategy for p in self.plan.phases if not p.recalibrates))
         self._set(history=(row,), first_table=table, best_table=table)
-        self._set(plateau=self._phase.rule.begin(self._first_dice()))
+        self._set(plateau=self._phase.rule.begin(self._baseline()))
         self._recorder.keep_best(self.progress.best_tag, self.model)
         self._save()
         self._tell(Evaluated(row, table, self.progress.history))
-        message = far_message(self._first_dice(), self._peak(), self._phase.strategy)
-        if message is not None:
-            self._say(message)
+        far = self._first_dice() < KNOWS
+        first = next(p for p in self.plan.phases if not p.recalibrates)
+        tried = any(p.when == "far" for p in self.plan.phases)
+        advice = far_message(self._first_dice(), first.rule.rate, first.strategy, tried=tried)
+        for message in (advice, *(() if far else self.plan.cautions)):
+            if message is not None:
+                self._say(message)
 
     def _epoch(self) -> None:
         """One epoch of training, from the step where it stands, its validation, and what follows from it."""
-        self._train_steps()
+        recalibrates = self._phase.recalibrates
+        if recalibrates:
+            self._engine.recalibrate(self.training, self.steps, self._stop_if_asked)
+        else:
+            self._train_steps()
         began = time.monotonic()
         number = self.progress.epoch + 1
         table = self._validate(number)
         if np.isnan(table.dice).all():
             raise self._broken(f"after epoch {number} the network puts out no numbers (NaN)", self._last_slices)
         raw, averaged = table, None
-        if self.plan.ema:
+        if self.plan.ema and not recalibrates:
             with self._engine.averaged():
                 averaged = self._validate(number)
             if averaged.mean("dice") > raw.mean("dice"):
@@ -285,7 +334,7 @@ class Trainer:
         # Written so that an epoch 0 with a NaN among its scores can be beaten.
         best = not math.isnan(dice) and (progress.best_table is None or not dice <= progress.best_table.mean("dice"))
         rule = replace(self._phase.rule, rate=plateau.rate)
-        new, events = rule.step(plateau, dice)
+        new, events = rule.step(plateau, dice if self._phase.watch == "dice" else table.mean(self._phase.watch))
         seconds = progress.sums.seconds + time.monotonic() - began
         row = replace(self._row(table, number, progress.sums, seconds=seconds, best=best), event=_in_words(events))
         if averaged is not None:
@@ -370,12 +419,13 @@ class Trainer:
         if progress.first_table is None or progress.plateau is None:
             return
         # Fresh weights know nothing that could be forgotten, or gone back to.
+        far = self._first_dice() < KNOWS
         fresh = self._phase.strategy == "scratch"
         below = not fresh and clearly_below(progress.first_table, table, self.validation.groups)
         guarding = self.plan.guard and not stopping and progress.guarded < _GUARDS
         if below and guarding and progress.plateau.best_epoch == 0:
             rate = progress.plateau.rate / 10
-            self.model.set_weights(self._untouched)
+            self.model.set_weights(self._best_weights if self._phase.continues else self._base())
             self._set(plateau=self._phase.rule.lower(progress.plateau, rate), guarded=progress.guarded + 1)
             self._engine.rebuild(self._optimizer(rate))
             self._engine.restart_average()
@@ -384,10 +434,10 @@ class Trainer:
                 f"back to the untouched weights, learning rate {rate:g}."
             )
             self._say(Message("warning", f"guard-{self.progress.phase}-{self.progress.guarded}", text))
-        elif below and progress.epoch <= _WATCHED and not progress.guarded:
+        elif below and not far and progress.epoch <= _WATCHED and not progress.guarded:
             self._say(sunk_message(progress.first_table, table, self._peak(), self._phase.strategy))
         rows = [row for row in progress.history if row.phase == self._phase.strategy]
-        for message in (overfitting_message(rows), idle_message(rows)):
+        for message in (overfitting_message(rows, far=far), idle_message(rows)):
             if message is not None:
                 self._say(message)
 
@@ -439,7 +489,7 @@ class Trainer:
         """Learning rate of the next step; after the last step of an epoch, of that one."""
         progress = self.progress
         step = progress.epoch * self.steps + min(progress.sums.steps, self.steps - 1)
-        return self._phase.rate(self._peak(), step, self.plan.epochs * self.steps)
+        return self._phase.rate(self._peak(), step, self._limit() * self.steps)
 
     def _set(self, **changes: Any) -> None:
         self.progress = replace(self.progress, **changes)

@@ -66,6 +66,8 @@ class Recipe(TypedDict, total=False):
     train_on_positives: bool
     guard: bool
     ema: float | None
+    encoder_rate_factor: float | None
+    recalibrate_batchnorm: bool
     seed: int
     precision: Precision
     devices: Sequence[str]
@@ -142,8 +144,8 @@ def fine_tune(
             `kerasseg.fit_to_task` makes one of most networks.
         train: Slices to train on.
         validation: Slices that the schedule and the choice of the best weights go by. Never those for the final test.
-        strategy: "conservative", "moderate", "aggressive", "progressive", "auto"; "scratch" trains everything, at a rate
-            for fresh weights.
+        strategy: "conservative", "moderate", "aggressive", "progressive", "two-stage", "auto"; "scratch" trains
+            everything, at a rate for fresh weights.
         out: A folder for a run directory, which `kerasseg evaluate` and `kerasseg train --resume` understand. Needs a
             shard directory.
         observers: Functions that are told what happens, see `kerasseg.training.events`. Without any, notes and warnings go

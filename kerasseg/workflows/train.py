@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -70,11 +70,19 @@ _EMPTY_WORDS = ("Graph execution error", "Detected at node", "File ", "<stack tr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """A network that fits the task, as float32, and where it came from."""
+    """A network that fits the task, as float32, and where it came from.
+
+    Attributes:
+        model: The network.
+        source: The checkpoint that it was opened from; None where there is none.
+        changes: What was changed to fit it to the task.
+        fresh: The part that has fresh weights beside pretrained ones: "head" or "decoder"; None where there is none.
+    """
 
     model: keras.Model
     source: str | None
     changes: tuple[str, ...]
+    fresh: Literal["head", "decoder"] | None = None
 
 
 def train(
@@ -101,11 +109,13 @@ def train(
         RunDirectory.check_free(Path(out))
     settings = _anywhere(settings)
     manifest = load_manifest(settings.shards)
-    with _machines(settings, manifest, observers) as devices:
+    watching = tuple(observers)
+    with _machines(settings, manifest, watching) as devices:
         with devices.scope():
             network = _open(settings, manifest)
+        settings = _with_strategy(settings, network, watching)
         task = task_from_shards(settings, manifest, _input_channels(network.model), devices.worker)
-        session = TrainingSession(settings, task, devices, network, tuple(observers))
+        session = TrainingSession(settings, task, devices, network, watching)
         # Whatever is wrong with shards, blocks or options is found before anything is written.
         session.load()
         if not devices.chief:
@@ -271,7 +281,8 @@ class TrainingSession:
         """
         settings, task, model = self.settings, self.task, self.network.model
         self.phases = phases_of(settings, model)
-        report = self.phases[0].freeze(model)
+        planned = [phase for phase in self.phases if phase.when != "far" and not phase.recalibrates]
+        report = planned[0].freeze(model)
         choice = self._precision() if precision is None else precision
         # Baseline and best weights are saved as float32, see `as_saved`.
         compute_in(model, choice.name)
@@ -282,8 +293,8 @@ class TrainingSession:
             precision=choice.name,
             precision_reason=choice.reason,
             devices=self.devices.description,
-            phases=tuple(phase.strategy for phase in self.phases),
-            rates=tuple(phase.rule.rate for phase in self.phases),
+            phases=tuple(phase.strategy for phase in planned),
+            rates=tuple(phase.rule.rate for phase in planned),
             frozen=report.frozen_blocks,
             parameters=report.parameters,
             trained=report.trained,
@@ -334,6 +345,7 @@ class TrainingSession:
             epochs=settings.epochs,
             steps=settings.steps,
             guard=settings.guard,
+            cautions=self._cautions(),
             ema=settings.ema is not None,
             save_every=settings.save_every,
             scales_loss=self.resolved.precision == "mixed_float16",
@@ -419,10 +431,11 @@ class TrainingSession:
         with self.devices.scope():
             return np.asarray(keras.ops.convert_to_numpy(self.network.model(images, training=False)))
 
-    def _first_words(self) -> None:
+    def _cautions(self) -> tuple[Message, ...]:
         few = few_slices_message(self.settings.strategy, self.resolved.slices["train"])
-        if few is not None:
-            self.say(few)
+        return () if few is None else (few,)
+
+    def _first_words(self) -> None:
         if self.network.source is not None and self.settings.strategy != "scratch":
             recorded = None if self.resolved.provenance is None else self.resolved.provenance["intensity"]
             unknown = check_intensity(self.task.intensity, recorded, checkpoint=self.network.source)
@@ -436,6 +449,8 @@ class TrainingSession:
 def _open(settings: TrainSettings, manifest: Manifest) -> Network:
     """The checkpoint, fitted to the shards; for "scratch" the same network with fresh weights."""
     source = settings.checkpoint
+    if settings.encoder is not None:
+        return _on_encoder(settings, manifest)
     if source is None and settings.strategy == "scratch":
         size = manifest.size
         arguments: dict[str, Any] = {"input_shape": (size, size, manifest.channels), "seed": settings.seed}
@@ -471,7 +486,38 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
     if settings.strategy == "scratch":
         fresh = keras.models.clone_model(fitted.model)
         return Network(fresh, str(source), (*fitted.changes, "all weights are fresh"))
-    return Network(fitted.model, str(source), fitted.changes)
+    fresh_head = any("replaced by a fresh" in change for change in fitted.changes)
+    return Network(fitted.model, str(source), fitted.changes, fresh="head" if fresh_head else None)
+
+
+def _on_encoder(settings: TrainSettings, manifest: Manifest) -> Network:
+    """A U-Net with a fresh decoder on a pretrained encoder; its name and weights stand in the changes."""
+    weights = settings.encoder_weights or "imagenet"
+    arguments: dict[str, Any] = {
+        "input_shape": (manifest.size, manifest.size, manifest.channels),
+        "seed": settings.seed,
+        "encoder": settings.encoder,
+        "encoder_weights": None if settings.strategy == "scratch" else weights,
+    }
+    try:
+        model = unet(**(arguments | settings.network))
+    except TypeError as error:
+        raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
+    named = "fresh weights" if settings.strategy == "scratch" else f"weights {_short(weights)}"
+    return Network(model, None, (f"encoder {settings.encoder} with {named}, fresh decoder",), fresh="decoder")
+
+
+def _with_strategy(settings: TrainSettings, network: Network, observers: Iterable[Observer]) -> TrainSettings:
+    """The settings, with two-stage training where no strategy was named and decoder or head are fresh."""
+    if network.fresh is None or "strategy" in settings.model_fields_set or settings.freeze:
+        return settings
+    text = (
+        f"The {network.fresh} has fresh weights: training takes two stages, first the decoder on a frozen encoder, then "
+        "strategy conservative. Another --strategy trains in one stage."
+    )
+    for observer in observers:
+        observer(Message("note", "two-stage", text))
+    return settings.model_copy(update={"strategy": "two-stage"})
 
 
 def _provenance(model: keras.Model) -> dict[str, Any] | None:
@@ -491,6 +537,8 @@ def _anywhere(settings: TrainSettings) -> TrainSettings:
     full = {"shards": str(Path(settings.shards).absolute())}
     if settings.checkpoint is not None and Path(settings.checkpoint).exists():
         full["checkpoint"] = str(Path(settings.checkpoint).absolute())
+    if settings.encoder_weights is not None and Path(settings.encoder_weights).exists():
+        full["encoder_weights"] = str(Path(settings.encoder_weights).absolute())
     return settings.model_copy(update=full)
 
 
@@ -513,7 +561,9 @@ def _short(source: str | None) -> str | None:
 
 
 def _unnamed(settings: TrainSettings) -> str:
-    """A network that comes from no file."""
+    """A network that comes from no checkpoint."""
+    if settings.encoder is not None:
+        return f"{settings.encoder} encoder"
     return "fresh weights" if settings.strategy == "scratch" else "the network as it was given"
 
 
@@ -540,6 +590,8 @@ def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None
 
 def _schedule(settings: TrainSettings, phase: str, first: float) -> str:
     """What becomes of the first rate, in words."""
+    if phase == "decoder":
+        return "constant until the decoder has caught up"
     if settings.schedule_of(phase) == "cosine":
         return "cosine to 0 after a warm-up" if settings.schedule.warmup else "cosine to 0"
     # Rates never rise: stages at or above the first rate are passed over.

@@ -354,3 +354,60 @@ def test_the_average_comes_back_exactly_and_an_average_more_or_less_is_refused()
     assert all(np.array_equal(expected[name], array) for name, array in other.variables().items())
     with pytest.raises(KerassegError, match="another network"):
         engine(network()).restore(saved)
+
+
+# --- recalibration of BatchNorm ------------------------------------------------------------------------------------------
+
+
+def test_recalibrated_statistics_are_the_means_over_batches_and_nothing_else_moves():
+    model = network(dropout=0.5)
+    kerasseg.freeze(model, "aggressive")
+    own = engine(model)
+    data = SimpleNamespace(epoch=lambda *_, **__: [batch(i) for i in range(3)])
+    weights = [v.numpy() for v in model.trainable_variables]
+    own.recalibrate(data, 2)
+    layer = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    before = keras.Model(model.inputs, layer.input)
+    maps = [before(batch(i)["image"]).numpy() for i in range(2)]
+    assert np.allclose(layer.moving_mean, np.mean([m.mean((0, 1, 2)) for m in maps], axis=0), atol=1e-6)
+    assert np.allclose(layer.moving_variance, np.mean([m.var((0, 1, 2)) for m in maps], axis=0), atol=1e-6)
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(weights, model.trainable_variables, strict=True))
+    assert "call" not in vars(layer)
+    assert layer.momentum == 0.99
+
+
+def test_a_recalibration_that_is_interrupted_or_has_nothing_to_do_leaves_the_network_alone():
+    model = network()
+    kerasseg.freeze(model, "aggressive")
+    before = model.get_weights()
+    data = SimpleNamespace(epoch=lambda *_, **__: [batch(i) for i in range(3)])
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine(model).recalibrate(data, 3, stop)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    with pytest.raises(UsageError, match="no BatchNorm"):
+        engine(network("group")).recalibrate(data, 3)
+
+
+# --- encoders that learn more slowly -------------------------------------------------------------------------------------
+
+
+def test_the_encoder_learns_at_a_multiple_of_the_rate():
+    """Without decay Adam's steps are proportional to the rate."""
+    moved = []
+    for factor in (None, 0.1):
+        model = network("none")
+        kerasseg.freeze(model, "aggressive")
+        start = model.get_weights()
+        adam = kerasseg.DecayedAdam(1e-3, 0.0)
+        if factor is not None:
+            adam.scale_rate([v for layer in model.layers if "encoder" in layer.name for v in layer.weights], factor)
+        own = Engine(model, adam, devices=choose_devices(["CPU:0"], 8), batch_size=8)
+        own.train_step(batch(0))
+        moved.append([new - old for new, old in zip(model.get_weights(), start, strict=True)])
+    for variable, whole, scaled in zip(model.weights, *moved, strict=True):
+        share = 0.1 if "encoder" in variable.path else 1.0
+        assert np.allclose(scaled, share * whole, atol=1e-6), variable.path

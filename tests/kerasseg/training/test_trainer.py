@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fake_training import Fake, FakePhase, Killed, MemoryRecorder, fake, table
 from kerasseg.callbacks import PlateauRule
+from kerasseg.training.diagnostics import few_slices_message
 from kerasseg.training.events import Ended, Evaluated
 from kerasseg.training.trainer import BrokenTrainingError, NothingTrainedError
 
@@ -181,6 +182,80 @@ def test_auto_trains_both_from_the_same_network_and_keeps_the_better(moderate, b
     assert "Next: moderate" in made.messages[0].text
 
 
+def test_the_second_stage_continues_from_the_best_of_the_first_with_the_epochs_that_are_left():
+    stages = [
+        FakePhase("decoder", PlateauRule(1e-3, (), 1), limit=3, watch="soft_dice"),
+        FakePhase("conservative", PlateauRule(1e-4, (), None), warmup=0.0, continues=True),
+    ]
+    made = fake([0.1, 0.5, 0.4, 0.3, 0.6, 0.2, 0.1], stages, epochs=5)
+    begun = []
+    steps = made.trainer._train_steps
+
+    def noting():
+        begun.append((made.trainer._phase.strategy, made.network.get_weights()))
+        steps()
+
+    made.trainer._train_steps = noting
+    ended = made.trainer.run()
+    assert [row.phase for row in ended.history[1:]] == ["decoder"] * 2 + ["conservative"] * 3
+    first = next(weights for name, weights in begun if name == "conservative")
+    assert np.array_equal(first, made.recorder.best["0-00001"])
+    rates = [row.learning_rate for row in ended.history[3:]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.1 * 1e-4
+    assert (ended.best.phase, ended.best.epoch) == ("conservative", 2)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_recalibration_is_kept_where_it_helps_and_all_phases_start_from_it(better):
+    script = [0.5, 0.6 if better else 0.4, *[0.3] * 4]
+    short = PlateauRule(1e-4, (), 2)
+    phases = [
+        FakePhase("recalibrated", short, limit=1, recalibrates=True),
+        FakePhase("conservative", short),
+        FakePhase("moderate", short),
+    ]
+    made = fake(script, phases)
+    untouched = made.network.get_weights()[0]
+    begun = []
+    steps = made.trainer._train_steps
+
+    def noting():
+        if made.trainer.progress.epoch == 0:
+            begun.append(made.network.get_weights()[0])
+        steps()
+
+    made.trainer._train_steps = noting
+    ended = made.trainer.run()
+    expected = untouched + np.array([0, 0, 0, 0.3]) * better
+    assert len(begun) == 2
+    assert all(np.array_equal(weights, expected) for weights in begun)
+    assert ended.first.phase == "conservative"
+    assert ended.best.phase == ("recalibrated" if better else "conservative")
+    assert made.network.get_weights()[0].tolist() == expected.tolist()
+
+
+def test_recalibration_alone_needs_no_epoch():
+    phases = [FakePhase("recalibrated", limit=1, recalibrates=True), FakePhase()]
+    ended = fake([0.5, 0.6], phases, epochs=0).trainer.run()
+    assert (ended.best.phase, ended.best.epoch, len(ended.history)) == ("recalibrated", 1, 2)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.1, "aggressive"), (0.6, "moderate")])
+def test_auto_tries_what_the_advice_names_where_the_checkpoint_hardly_knows_the_task(first, second):
+    short = PlateauRule(1e-4, (), 1)
+    phases = [
+        FakePhase("conservative", short),
+        FakePhase("moderate", short, when="near"),
+        FakePhase("aggressive", short, when="far"),
+    ]
+    made = fake([first, *[0.0] * 6], phases)
+    ended = made.trainer.run()
+    assert list(dict.fromkeys(row.phase for row in ended.history)) == ["conservative", second]
+    advised = [m.text for m in made.messages if m.kind == "far-checkpoint"]
+    assert len(advised) == (first < 0.3)
+
+
 # --- guard and warnings --------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +305,39 @@ def test_what_falls_below_later_is_the_schedules_business():
     made = fake([0.6, 0.61, 0.62, 0.63, 0.5, 0.5], epochs=5)
     made.trainer.run()
     assert not [m for m in made.messages if m.kind == "below-epoch-0"]
+
+
+ADVISED = {"--strategy aggressive", "--learning-rate", "--schedule cosine"}
+AGAINST = ("--strategy conservative", "--strategy moderate", "freeze more", "Strategy conservative", "forgetting")
+
+
+@pytest.mark.parametrize("epoch_0", [0.0, 0.12, 0.29])
+@pytest.mark.parametrize("strategy", ["conservative", "moderate", "aggressive", "progressive"])
+@pytest.mark.parametrize("later", [-0.2, 0.0, 0.02])
+def test_no_message_contradicts_the_advice_for_a_checkpoint_that_hardly_knows_the_task(epoch_0, strategy, later):
+    """With the strategy that is advised against, and with the advised one."""
+    for rate, advised in ((1e-4, True), (1e-3, False)):
+        rising = iter(np.repeat(np.linspace(0.6, 0.95, 10), 3))
+        script = [epoch_0, *(max(0.0, epoch_0 + later - 0.01 * i) for i in range(8))]
+        few = few_slices_message("aggressive", {"glioma": 90})
+        made = fake(
+            script,
+            [FakePhase(strategy, PlateauRule(rate))],
+            epochs=8,
+            cautions=(few,),
+            on_engine=lambda engine, rising=rising: setattr(engine, "train_dice", rising),
+        )
+        made.trainer.run()
+        texts = [m.text for m in made.messages]
+        assert sum(all(word in text for word in ADVISED) for text in texts) == advised
+        assert not [text for text in texts if any(word in text for word in AGAINST)]
+
+
+def test_a_checkpoint_that_knows_the_task_still_gets_the_cautions():
+    few = few_slices_message("aggressive", {"glioma": 90})
+    made = fake([0.7, 0.7], [FakePhase("aggressive", PlateauRule(1e-5))], epochs=1, cautions=(few,))
+    made.trainer.run()
+    assert [m.kind for m in made.messages] == ["aggressive-with-few-slices"]
 
 
 def test_overfitting_is_said_once():
@@ -306,6 +414,22 @@ PLANS = {
     "guard": {"phases": [FakePhase(rule=PlateauRule(3e-3, ((2, 1e-5),)))], "epochs": 5, "guard": True},
     "cosine": {"phases": [FakePhase(rule=PlateauRule(1e-3, (), None), warmup=0.2)], "epochs": 4, "save_every": 2},
     "average": {"phases": [FakePhase(rule=PlateauRule(1e-3, ((1, 1e-4),)))], "epochs": 5, "ema": True},
+    "two stages": {
+        "phases": [
+            FakePhase("decoder", PlateauRule(1e-3, (), 2), limit=3, watch="soft_dice"),
+            FakePhase("conservative", PlateauRule(1e-4, (), None), warmup=0.1, continues=True),
+        ],
+        "epochs": 6,
+        "guard": True,
+    },
+    "recalibrated": {
+        "phases": [
+            FakePhase("recalibrated", PlateauRule(1e-3, (), None), limit=1, recalibrates=True),
+            FakePhase("conservative", PlateauRule(1e-3, (), 2)),
+            FakePhase("moderate", PlateauRule(1e-3, (), 2)),
+        ],
+        "epochs": 3,
+    },
     "states within epochs": {"phases": [FakePhase(rule=PlateauRule(1e-3))], "epochs": 3, "save_every": 1},
 }
 
@@ -349,6 +473,8 @@ def test_the_plans_do_what_they_are_for():
     assert "val_dice_ema=nan" not in events["average"].split("EpochRow")[-1]
     rates = [row.split("learning_rate=")[1].split(",")[0] for row in undisturbed("cosine")[2]]
     assert len(set(rates[1:])) == 4
+    assert "phase='conservative', epoch=3" in events["two stages"]
+    assert "phase='moderate'" in events["recalibrated"]
     assert "guarded=0" not in undisturbed("guard")[3]
 
 
