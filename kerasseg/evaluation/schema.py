@@ -227,7 +227,10 @@ class SecondReader(_Model):
 
 
 class Target(_Model):
-    """A goal and whether it was met. "met": the whole interval lies above; "missed": below; "open": it holds the goal.
+    """A goal and whether it was met.
+
+    "met" and "missed": mean Dice is above or below the goal beyond chance, by interval and sign-flip test over at least
+    five patients; "open": neither.
 
     Attributes:
         name: "Dice", or "Dice of glioma", ...
@@ -277,10 +280,12 @@ class Evaluation(_Model):
     Attributes:
         format_version: Rises when a reader of an earlier version could misread it.
         kerasseg, software, created: What wrote it, and when (ISO 8601, UTC).
-        run: The run's folder as it was named; "" for a network without a run.
+        run: The run's folder, without folders above it unless it was named by a relative path; "" for a network without a
+            run.
         run_id: Hash of the run's configuration.
         network: What was evaluated, for people.
-        shards, split: On what; "all" for a whole other shard directory.
+        shards, split: The shard directory, named as the run, and the split; "all" for a whole other
+            shard directory.
         resolution: "native" or "model".
         threshold: As asked: "auto", "0.5", ...
         confidence: Of the intervals.
@@ -294,8 +299,11 @@ class Evaluation(_Model):
         calibration, speed, robustness, second_reader: Where they were asked for.
         data: How the data were split.
         test_looks: How often anybody has looked at the test split of these shards, this time included where it was one.
+        rule_decision: Why the tuned rule is 0.5 without post-processing, and what it would have been; "" otherwise.
+        flip_average: Whether predictions of each image and its mirror image were averaged.
         warnings: Sentences for people.
-        earlier: Where the evaluation lies that stood in this place and was asked otherwise; None where there was none.
+        earlier: Where the previous evaluation lies, which had other options, relative to the run's `evaluation/`; None
+            where there was none.
     """
 
     format_version: int = FORMAT_VERSION
@@ -324,6 +332,8 @@ class Evaluation(_Model):
     second_reader: SecondReader | None = None
     data: SplitFacts
     test_looks: int = 0
+    rule_decision: str = ""
+    flip_average: bool = False
     warnings: tuple[str, ...] = ()
     earlier: str | None = None
 

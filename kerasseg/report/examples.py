@@ -90,7 +90,10 @@ def in_words(row: SliceRow, stage: StageName) -> str:
         return "a false alarm on a slice without tumour, Dice 0"
     if not row.reference_pixels:
         return "without tumour, and none was found"
-    return f"Dice {share(scores.dice)}" + ("" if math.isnan(scores.hd95) else f", HD95 {scores.hd95:.1f} pixels")
+    if math.isnan(scores.hd95):
+        return f"Dice {share(scores.dice)}"
+    distance = f"{scores.hd95:.1f} pixels" if math.isnan(scores.hd95_mm) else f"{scores.hd95_mm:.1f} mm"
+    return f"Dice {share(scores.dice)}, HD95 {distance}"
 
 
 def _example(place: str, row: SliceRow, stage: StageName, picture: SlicePicture) -> Example:

@@ -346,28 +346,29 @@ def test_calibration_without_tumour_says_nothing() -> None:
 # --- targets --------------------------------------------------------------------------------------------------------------
 
 
-def mean(value: float | None, low: float | None = None, high: float | None = None) -> Mean:
-    return Mean(mean=value, low=low, high=high, slices=9, patients=3)
+def over(low: float | None, high: float | None, clear: bool | None, patients: int = 9) -> Mean:
+    value = None if low is None or high is None else (low + high) / 2
+    return Mean(mean=value, low=low, high=high, slices=9, patients=patients, clear=clear)
 
 
 @pytest.mark.parametrize(
-    ("value", "verdict"),
+    ("difference", "verdict"),
     [
-        (mean(0.95, 0.92, 0.97), "met"),
-        (mean(0.95, 0.91, 0.97), "open"),
-        (mean(0.90, 0.88, 0.919), "missed"),
-        (mean(0.90, 0.88, 0.92), "open"),
-        (mean(0.99), "open"),
-        (mean(None), "open"),
+        (over(0.01, 0.05, True), "met"),
+        (over(0.01, 0.05, False), "open"),  # the sign-flip test does not agree
+        (over(-0.01, 0.05, False), "open"),
+        (over(-0.05, -0.01, True), "missed"),
+        (over(-0.05, -0.01, True, patients=4), "open"),
+        (over(None, None, None), "open"),
     ],
 )
-def test_the_interval_decides(value: Mean, verdict: str) -> None:
-    assert judge(value, 0.92) == verdict
+def test_a_verdict_needs_interval_test_and_patients(difference: Mean, verdict: str) -> None:
+    assert judge(difference) == verdict
 
 
 def test_targets_are_judged_for_all_and_by_class(rows: list[SliceRow]) -> None:
     stage: Stage = network_figures(rows, CLASSES, stage_rules(RULE), FEW).stages[-1]
-    targets = targets_of(stage, usual_goals(CLASSES))
+    targets = targets_of(stage, usual_goals(CLASSES), rows)
     assert [(t.name, t.goal, t.stretch) for t in targets[:4]] == [
         ("Dice (stated baseline)", 0.8657, False),
         ("Dice", 0.92, False),
@@ -376,10 +377,10 @@ def test_targets_are_judged_for_all_and_by_class(rows: list[SliceRow]) -> None:
     ]
     assert all(t.value == stage.classes["glioma"].measures["dice"] for t in targets if "glioma" in t.name)
     assert len(usual_goals(("all",))) == 3
-    reached = targets_of(stage, [Goal(None, 0.01)])[0]
+    reached = targets_of(stage, [Goal(None, 0.01)], rows)[0]
     assert (reached.verdict, reached.reached) == ("met", True)
     with pytest.raises(UsageError, match="unknown class"):
-        targets_of(stage, [Goal("gliom", 0.9)])
+        targets_of(stage, [Goal("gliom", 0.9)], rows)
 
 
 @pytest.mark.parametrize(("text", "goal"), [("0.92", 0.92), ("92%", 0.92), ("glioma=0.9", 0.9), ("a=b=0.5", 0.5)])
