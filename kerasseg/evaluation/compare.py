@@ -1,7 +1,7 @@
-"""Two runs on the same slices, paired: which is better, on what, and where they differ most.
+"""Compare two evaluated runs on the same slices: which is better, on what, and where they differ most.
 
-Two intervals side by side would hide most differences: what both networks find hard and easy falls out only of the
-difference, slice by slice. It is computed from what `kerasseg evaluate` left in each run; nothing is measured anew.
+Differences are paired, slice by slice, because two separate intervals would hide most of them. They are computed from the
+files that `kerasseg evaluate` wrote to each run; nothing is measured again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kerasseg_tfrecords.text import count
 __all__ = ["TIE", "Change", "Comparison", "Difference", "Evaluated", "compare", "evaluated"]
 
 TIE = 0.0005
-"""Two Dice that differ less are a tie: they read the same to three digits."""
+"""Dice values that differ less are a tie."""
 
 
 class _Model(BaseModel):
@@ -65,7 +65,7 @@ class Change(_Model):
 
     @property
     def dice(self) -> float:
-        """The change; above 0 the second is better."""
+        """Change in Dice; above 0 the second run is better."""
         return self.second - self.first
 
 
@@ -99,7 +99,7 @@ class Comparison(_Model):
 
     @property
     def verdict(self) -> str:
-        """In one sentence."""
+        """Return the verdict in one sentence."""
         gain = self.all.dice
         if self.with_tumour == 0:
             return "No slice has a tumour: there is no verdict."
@@ -113,7 +113,7 @@ class Comparison(_Model):
 
 
 class Evaluated(_Model):
-    """What an evaluation left in a run.
+    """The files of an evaluation.
 
     Attributes:
         run: The run's folder.
@@ -144,12 +144,12 @@ class Evaluated(_Model):
         raise DataError("the evaluated shards were not found", path=self.figures.shards)
 
     def scores(self, slice_id: str) -> SliceRow:
-        """The row of a slice."""
+        """Return the row of a slice."""
         return next(row for row in self.rows if row.slice_id == slice_id)
 
 
 def evaluated(run: RunDirectory, split: str = "test") -> Evaluated:
-    """Reads what an evaluation left in a run.
+    """Read the evaluation of a run.
 
     Args:
         run: The run.
@@ -186,15 +186,15 @@ def evaluated(run: RunDirectory, split: str = "test") -> Evaluated:
 
 
 def compare(first: Evaluated, second: Evaluated, *, most: int = 8) -> Comparison:
-    """Compares two evaluations slice by slice.
+    """Compare two evaluations slice by slice.
 
     Slices that only one of them has are left out, and a remark says how many. A slice is the same where id, class, size
     and reference are.
 
     Args:
-        first: What is compared with.
-        second: What is compared.
-        most: Changed slices to name.
+        first: Run A, the reference.
+        second: Run B.
+        most: Maximum number of changed slices to name.
 
     Raises:
         UsageError: No slice in common, or figures at different resolutions.
@@ -279,7 +279,7 @@ def _difference(
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
-    """Names of two runs that tell them apart."""
+    """Return names that tell two runs apart."""
     a, b = first.resolve(), second.resolve()
     if a.name != b.name:
         return a.name, b.name

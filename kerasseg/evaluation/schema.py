@@ -1,4 +1,4 @@
-"""The form of `metrics.json`: every figure of an evaluation, with what it was computed from.
+"""The schema of `metrics.json`.
 
 Measures, by name (`Figures.measures`); each is a mean over slices with its 95 % interval over patients:
 
@@ -96,7 +96,7 @@ class Mean(_Model):
 
 
 class Figures(_Model):
-    """Everything about one set of slices: all, one class, one range of tumour sizes.
+    """Figures of one set of slices: all, one class, or one range of tumour sizes.
 
     Attributes:
         slices, patients: In the set.
@@ -163,7 +163,7 @@ class Calibration(_Model):
 
 
 class Speed(_Model):
-    """Of a network alone, warm, on this machine; medians. Batch size (as text) -> figure."""
+    """Speed of a network alone, warm, on this machine: batch size (as text) -> median."""
 
     slices_per_second: dict[str, float]
     milliseconds_a_slice: dict[str, float]
@@ -250,7 +250,7 @@ class Target(_Model):
 
 
 class SplitFacts(_Model):
-    """How the data were split, and what that leaks.
+    """The split of the data, and its leaks.
 
     Attributes:
         split_by: `patient`, `id` or `slice`.
@@ -275,7 +275,7 @@ class SplitFacts(_Model):
 
 
 class Evaluation(_Model):
-    """The whole of `metrics.json`.
+    """The content of `metrics.json`.
 
     Attributes:
         format_version: Rises when a reader of an earlier version could misread it.
@@ -338,12 +338,12 @@ class Evaluation(_Model):
     earlier: str | None = None
 
     def final_stage(self) -> Stage:
-        """The stage that the verdict is about."""
+        """Return the stage that the verdict is about."""
         return next(stage for stage in self.model.stages if stage.name == self.final)
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Reads a `metrics.json`.
+    """Read a `metrics.json`.
 
     Raises:
         DataError: It is missing or damaged.

@@ -1,4 +1,4 @@
-"""Tables and charts of the evaluation's page, each from the figures alone."""
+"""Tables and charts of the evaluation's page."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ThresholdCurve:
     baseline_chosen: float | None = None
 
     def __post_init__(self) -> None:
-        """Makes arrays of what was given, and checks that they fit."""
+        """Convert to arrays and check their shapes."""
         for name in ("thresholds", "dice", "low", "high", "baseline"):
             given = getattr(self, name)
             if given is None:
@@ -316,7 +316,7 @@ def reader_chart(second: SecondReader) -> Markup:
 
 
 def corruption(name: str) -> str:
-    """In words."""
+    """Return the name of a corruption."""
     return _CORRUPTIONS.get(name, name.replace("_", " "))
 
 
