@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -111,6 +112,7 @@ class SliceRow:
         return self.reference_pixels == 0 and self.stage(stage).predicted_pixels > 0
 
 
+_FORMULA = re.compile(r"'*\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _FACTS = tuple(field for field in fields(SliceRow) if field.name not in STAGES)
 _SCORES = fields(StageScores)
 _COLUMNS = (
@@ -170,12 +172,13 @@ def _row(cells: dict[str, str]) -> SliceRow:
 def _cell(value: str | int | float) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(float(value))
-    return str(value)
+    # Names of slices and patients are untrusted: an apostrophe keeps spreadsheets from running them as formulas.
+    return f"'{value}" if _FORMULA.match(str(value)) else str(value)
 
 
 def _value(text: str, kind: str) -> Any:
     if kind == "str":
-        return text
+        return text[1:] if _FORMULA.match(text) and text.startswith("'") else text
     if kind == "int":
         return int(text)
     return float(text) if text else math.nan
