@@ -37,6 +37,8 @@ PARTS = {
     "augmentation": 2,
     "duplicates": 2,
     "open_savedmodel": 1,
+    "coverage": 1,
+    "rule_choice": 10,
 }
 RESULTS, DOCS = ROOT / "benchmarks" / "results.json", ROOT / "docs"
 

@@ -64,7 +64,8 @@ def results(*, quick: bool) -> list[Result]:
             wider = float(widths[0] / widths[1])
             remark = f"the interval is {wider:.2f} times as wide as the bootstrap's, {tries:,} simulations"
             name = f"95 % interval of a {kind} contains the truth, {patients} patients"
-            ratio = Spread(before / ours, before / ours, before / ours)
+            nearer = (abs(95 - before) + 1) / (abs(95 - ours) + 1)
+            ratio = Spread(nearer, nearer, nearer)
             peer = "percentile bootstrap"
             lines.append(Result("coverage", name, peer, ours, before, ratio, 1, "%", remark=remark))
     return lines

@@ -80,6 +80,7 @@ def trained(data: Path, *, quick: bool) -> list[Maps]:
 
     images, masks, labels, people = real_slices(data)
     seen = np.isin(people, np.random.default_rng(0).permutation(people.max() + 1)[: people.max() // 3])
+    kept = first_of_each(people[~seen])
     found = []
     for name, loss, epochs in (
         ("cross-entropy, 4 epochs", "binary_crossentropy", 4),
@@ -92,8 +93,18 @@ def trained(data: Path, *, quick: bool) -> list[Maps]:
         model.compile(keras.optimizers.Adam(2e-3), loss)
         model.fit(images[seen], masks[seen][..., None].astype(np.float32), 16, 1 if quick else epochs, verbose=0)
         values = np.asarray(model.predict(images[~seen], 32, verbose=0))[..., 0]
-        found.append(Maps(name, values, masks[~seen], labels[~seen], people[~seen]))
+        found.append(Maps(name, values[kept], masks[~seen][kept], labels[~seen][kept], people[~seen][kept]))
     return found
+
+
+def first_of_each(people: NDArray[np.int64], most: int = 4) -> NDArray[np.bool_]:
+    """Return which slices are among the first few of their patient."""
+    numbers = np.zeros(people.max() + 1, np.int64)
+    kept = np.zeros(len(people), bool)
+    for i, person in enumerate(people.tolist()):
+        numbers[person] += 1
+        kept[i] = numbers[person] <= most
+    return kept
 
 
 def simulated(*, quick: bool) -> list[Maps]:
@@ -102,7 +113,7 @@ def simulated(*, quick: bool) -> list[Maps]:
     rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     for number, bias in enumerate((0.0,) if quick else (-1.5, -0.5, 0.0, 0.8)):
         rng = np.random.default_rng(number)
-        people = np.repeat(np.arange(100), rng.integers(1, 20, 100))
+        people = np.repeat(np.arange(100), rng.integers(1, 6, 100))
         own = rng.normal(0, 0.8, 100)
         probabilities = np.empty((len(people), SIZE, SIZE), np.float32)
         masks = np.empty((len(people), SIZE, SIZE), bool)
@@ -138,10 +149,8 @@ def highest_mean(maps: Maps, drawn: NDArray[np.bool_]) -> MaskRule:
     noise = np.sqrt(len(counts) / (len(counts) - 1) * (residual**2).sum(0)) / len(people)
     good = np.flatnonzero(change.mean(0) <= np.minimum(noise, 0.005))
     rule = MaskRule(threshold=float(_THRESHOLDS[good[np.abs(_THRESHOLDS[good] - 0.5).argmin()]]))
-    tried = {
-        0.5,
-        *_THRESHOLDS[mean >= mean[best] - 0.05][:: max(1, int((mean >= mean[best] - 0.05).sum()) // 7)].tolist(),
-    }
+    # Multiples of 0.1 only, so that draws share what was computed.
+    tried = {0.5, *(float(t) for t in _THRESHOLDS[4::5] if mean[np.abs(_THRESHOLDS - t).argmin()] >= mean[best] - 0.05)}
     for name, settings in _SETTINGS.items():
         standing = dice(rule)
         gains = []

@@ -1,7 +1,7 @@
-"""From probabilities to a mask, and from a mask to a tidier one: the steps of a `MaskRule`, in their order.
+"""Apply a `MaskRule`: from probabilities to a mask, then post-processing.
 
 Objects are 8-connected: pixels that touch at a corner belong together. (Thin tumour rims run diagonally; with
-4-connectivity they would fall into dust, which the first step would then remove.) Holes, accordingly, are 4-connected parts
+4-connectivity they would break into pieces, which the first step then removes.) Holes, accordingly, are 4-connected parts
 of the background that do not reach the outside.
 
 Lengths of a rule are shares of the width: the slice's longer side, which is the width of the square that the network saw.
@@ -33,7 +33,7 @@ _Threshold = Annotated[float, Field(gt=0, le=1)]
 
 
 class RuleError(UsageError, ValueError):
-    """A rule that cannot be meant; a ValueError too, so that a file which holds such a rule is called damaged."""
+    """An invalid rule; a ValueError too, so that a file with such a rule is reported as damaged."""
 
 
 class MaskRule(BaseModel):
@@ -75,25 +75,23 @@ class MaskRule(BaseModel):
             wrong = complaint(error, list(MaskRule.model_fields))
             if wrong.kind == "unknown":
                 raise RuleError(f"a rule has no {wrong.where!r}", remedy=wrong.remedy) from None
-            raise RuleError(
-                f"{wrong.where} of a rule cannot be used", found=wrong.found, expected=wrong.expected
-            ) from None
+            raise RuleError(f"invalid {wrong.where} of a rule", found=wrong.found, expected=wrong.expected) from None
 
     def without_postprocessing(self) -> MaskRule:
-        """The thresholds alone."""
+        """Return the thresholds alone."""
         return MaskRule(threshold=self.threshold, class_thresholds=self.class_thresholds)
 
     @property
     def postprocesses(self) -> bool:
-        """Whether anything follows the threshold."""
+        """Whether the rule has post-processing."""
         return self != self.without_postprocessing()
 
     def threshold_for(self, name: str | None) -> float:
-        """The threshold for a class; the one for all where the class is unknown or has none of its own."""
+        """Return the threshold for a class; the common one if the class is unknown or has none of its own."""
         return self.threshold if name is None else self.class_thresholds.get(name, self.threshold)
 
     def __repr_args__(self) -> list[tuple[str | None, object]]:
-        """What differs from doing nothing, and the threshold."""
+        """Return the threshold and what differs from the default."""
         plain = type(self).model_fields
         return [(k, v) for k, v in self if k == "threshold" or v != plain[k].default]
 
@@ -101,7 +99,7 @@ class MaskRule(BaseModel):
 def apply_rule(
     probability: ArrayLike, rule: MaskRule, class_name: str | None = None, *, width: float | None = None
 ) -> NDArray[np.bool_]:
-    """The mask that a rule makes of the probabilities of one slice.
+    """Apply a rule to the probabilities of one slice.
 
     Args:
         probability: (height, width), in [0, 1]; compared as float32.
@@ -125,7 +123,7 @@ def apply_rule(
 
 
 def postprocess(mask: ArrayLike, rule: MaskRule, *, width: float | None = None) -> NDArray[np.bool_]:
-    """The steps of a rule after its threshold: remove small objects, close, fill holes, keep the largest object, open.
+    """Apply the steps of a rule after its threshold: remove small objects, close, fill, keep the largest object, open.
 
     Args:
         mask: (height, width) bool, or numbers of which those above 0.5 are tumour.

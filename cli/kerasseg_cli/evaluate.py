@@ -1,4 +1,4 @@
-"""`kerasseg evaluate`: figures that hold up, of a run's network beside the checkpoint that it came from."""
+"""`kerasseg evaluate`: evaluate a run's network and the checkpoint that training started from."""
 
 from __future__ import annotations
 
@@ -18,77 +18,100 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "threshold_of"]
 
-WHAT, JUDGE, BESIDES = "What is evaluated", "Verdict", "Besides"
+WHAT, JUDGE, BESIDES = "What to evaluate", "Verdict", "Optional measurements"
 
 
 def evaluate(
     run: Annotated[
-        str | None, typer.Argument(help="The run's folder or name; the latest one.", autocompletion=runs)
+        str | None, typer.Argument(help="Run folder or name (default: the latest run).", autocompletion=runs)
     ] = None,
     threshold: Annotated[
         str,
         typer.Option(
-            help="auto (what tune-threshold found; it is run if missing), or a threshold such as 0.5 without "
+            help="auto (the rule that tune-threshold chose; it runs first if needed), or a threshold such as 0.5 without "
             "post-processing.",
             rich_help_panel=WHAT,
         ),
     ] = "auto",
     split: Annotated[
         str | None,
-        typer.Option(help="test (the default), validation or train; a look at test is counted.", rich_help_panel=WHAT),
+        typer.Option(help="test (default; each evaluation is counted), validation or train.", rich_help_panel=WHAT),
     ] = None,
     shards: Annotated[
         Path | None,
         typer.Option(
-            help="Another shard directory, an external data set: all of it. Or where the run's own lie now.",
+            help="Shard directory of another data set (all of it is evaluated), or the run's own if they were moved.",
             rich_help_panel=WHAT,
         ),
     ] = None,
     resolution: Annotated[
-        str, typer.Option(help="native (each slice's own size) or model.", rich_help_panel=WHAT)
+        str, typer.Option(help="Size of the compared masks: native (each slice's own) or model.", rich_help_panel=WHAT)
     ] = "native",
-    batch_size: Annotated[int, typer.Option(help="Slices at once.", rich_help_panel=WHAT)] = 8,
+    flip_average: Annotated[
+        bool,
+        typer.Option(
+            "--flip-average",
+            help="Average the predictions of image and mirror image: twice the time.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Slices per batch.", rich_help_panel=WHAT)] = 8,
+    goals: Annotated[
+        str | None,
+        typer.Option(
+            help="recipe: judge by the recipe's goals (default only for runs that started from the recipe's checkpoint).",
+            rich_help_panel=JUDGE,
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A goal instead of the recipe's, such as 0.92 or glioma=0.9; several times.", rich_help_panel=JUDGE
-        ),
+        typer.Option(help="Dice to reach, such as 0.92 or glioma=0.9; may be repeated.", rich_help_panel=JUDGE),
     ] = None,
     fail_under: Annotated[
         float | None,
-        typer.Option(help="Exit with code 4 where mean Dice is lower: for CI.", rich_help_panel=JUDGE),
+        typer.Option(
+            help="Exit with code 4 if mean Dice is lower or no evaluated slice has a tumour.", rich_help_panel=JUDGE
+        ),
     ] = None,
     robustness: Annotated[
         bool,
-        typer.Option("--robustness", help="Dice under corruption as well: 40 more passes.", rich_help_panel=BESIDES),
+        typer.Option(
+            "--robustness", help="Measure Dice under image corruption: 40 more passes.", rich_help_panel=BESIDES
+        ),
     ] = False,
     reference_2: Annotated[
         Path | None,
         typer.Option(
             "--reference-2",
-            help="A second annotator's masks of the same slices: PNG or TIFF named like them, or shards.",
+            help="A second annotator's masks: a folder of PNG or TIFF files named like the slices, or shards.",
             rich_help_panel=BESIDES,
         ),
     ] = None,
     speed: Annotated[
-        bool, typer.Option("--speed/--no-speed", help="Time network and baseline.", rich_help_panel=BESIDES)
+        bool,
+        typer.Option("--speed/--no-speed", help="Measure the speed of network and baseline.", rich_help_panel=BESIDES),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of the corruptions.", rich_help_panel=BESIDES)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the corruptions.", rich_help_panel=BESIDES)] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate the best weights of a run beside the checkpoint they came from: tables, pictures, and a verdict."""
+    """Evaluate the best weights of a run against the checkpoint they started from: tables, pictures, and a verdict."""
     one_of("--resolution", resolution, ("native", "model"))
     if fail_under is not None and not 0 <= fail_under <= 1:
-        raise UsageError(f"--fail-under cannot be {fail_under:g}", expected="a Dice in [0, 1]")
+        raise UsageError(f"invalid --fail-under {fail_under:g}", expected="a Dice in [0, 1]")
+    if goals is not None:
+        one_of("--goals", goals, ("recipe",))
+        if target:
+            raise UsageError("--goals and --target exclude each other", remedy="Leave out one of them.")
     if split not in (None, "val"):
         one_of("--split", str(split), ("test", "validation", "train"))
     asked = threshold_of(threshold)
 
     from kerasseg.evaluation.targets import parse_goal
+    from kerasseg.runs.directory import RunDirectory
     from kerasseg.workflows.evaluate import Extras, evaluate_run
 
-    goals = None if not target else tuple(parse_goal(text) for text in target)
+    wanted = tuple(parse_goal(text) for text in target) if target else cast("Literal['recipe'] | None", goals)
     with progress_bar(quiet=quiet or as_json) as progress:
         evaluation = evaluate_run(
             run,
@@ -96,16 +119,17 @@ def evaluate(
             shards,
             asked,
             resolution=cast("Resolution", resolution),
-            goals=goals,
+            goals=wanted,
             extras=Extras(speed=speed, robustness=robustness, reference_2=reference_2, seed=seed),
+            flip_average=flip_average,
             batch_size=batch_size,
             progress=progress,
         )
-    _show(evaluation, as_json=as_json, quiet=quiet)
+    _show(evaluation, RunDirectory.find(run).root, as_json=as_json, quiet=quiet)
     _fail_under(evaluation, fail_under, as_json=as_json)
 
 
-def _show(evaluation: Evaluation, *, as_json: bool, quiet: bool) -> None:
+def _show(evaluation: Evaluation, run: Path, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(evaluation.model_dump(mode="json"))
         return
@@ -115,22 +139,24 @@ def _show(evaluation: Evaluation, *, as_json: bool, quiet: bool) -> None:
     for warning in evaluation.warnings:
         errors().print(f"Warning: {warning}", markup=False, style="yellow")
     if not quiet:
-        summary(evaluation, evaluation_folder(evaluation))
+        summary(evaluation, evaluation_folder(run, evaluation))
 
 
 def _fail_under(evaluation: Evaluation, least: float | None, *, as_json: bool) -> None:
     if least is None:
         return
-    dice = evaluation.final_stage().all.measures["dice"].mean
-    if dice is not None and dice >= least:
+    figures = evaluation.final_stage().all
+    dice = figures.measures["dice"].mean
+    if figures.with_tumour and dice is not None and dice >= least:
         return
+    why = f"Dice {dice or 0:.4f} is below {least:g}" if figures.with_tumour else "No evaluated slice has a tumour"
     if not as_json:
-        errors().print(f"Dice {dice or 0:.4f} is under {least:g} (--fail-under).", markup=False)
+        errors().print(f"{why} (--fail-under).", markup=False)
     raise typer.Exit(4)
 
 
 def threshold_of(text: str) -> Literal["auto"] | float:
-    """What `--threshold` says.
+    """Parse `--threshold`.
 
     Raises:
         UsageError: It is neither "auto" nor a probability in (0, 1].
@@ -142,5 +168,5 @@ def threshold_of(text: str) -> Literal["auto"] | float:
     except ValueError:
         value = float("nan")
     if not 0 < value <= 1:
-        raise UsageError(f"--threshold cannot be {text!r}", expected="auto, or a probability in (0, 1] such as 0.5")
+        raise UsageError(f"invalid --threshold {text!r}", expected="auto, or a probability in (0, 1] such as 0.5")
     return value

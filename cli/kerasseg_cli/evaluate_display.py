@@ -1,4 +1,4 @@
-"""The summary of an evaluation on the screen: the verdict first, and all of it on one page."""
+"""The summary of an evaluation on the screen: the verdict first, then the tables."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from rich.table import Table
 from rich.text import Text
 
 from kerasseg_cli.console import screen
+from kerasseg_tfrecords.text import count as _count
 
 if TYPE_CHECKING:
-    from kerasseg.evaluation.schema import Evaluation, Figures, Mean, Stage, Target
+    from kerasseg.evaluation.schema import Evaluation, Figures, Mean, Stage
 
 __all__ = ["summary"]
 
 _SPLITS = {"test": "Test", "val": "Validation", "train": "Training", "all": "External"}
 _SHARES = {"IoU": "iou", "precision": "precision", "recall": "recall"}
 _ROOM = 112
-"""Columns from which intervals stand beside all figures; below, beside those that the verdict is about."""
+"""Columns from which all figures have their intervals; below, only those that the verdict is about."""
 
 
 def summary(evaluation: Evaluation, folder: Path | None = None, console: Console | None = None) -> None:
-    """Prints it.
+    """Print the summary.
 
     Args:
         evaluation: The figures.
-        folder: Where the report lies; None for none.
-        console: Where to; None for standard output.
+        folder: Folder of the evaluation's files; None for an evaluation without files.
+        console: Where to print; None for standard output.
     """
     out = console or screen()
     final = evaluation.final_stage()
@@ -40,7 +41,7 @@ def summary(evaluation: Evaluation, folder: Path | None = None, console: Console
         style="bold",
         markup=False,
     )
-    for line in _goals(evaluation):
+    for line in _verdict(evaluation):
         out.print(line, markup=False)
     out.print()
     out.print(_stages(evaluation, out.width))
@@ -52,39 +53,40 @@ def summary(evaluation: Evaluation, folder: Path | None = None, console: Console
     if folder is not None:
         # Not wrapped, so that the paths can be copied whole.
         if evaluation.earlier is not None:
-            out.print(f"The evaluation before, asked otherwise: {evaluation.earlier}", markup=False, soft_wrap=True)
+            place = folder.parent / evaluation.earlier
+            out.print(f"The previous evaluation, with other options, is kept: {place}", markup=False, soft_wrap=True)
         out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _goals(evaluation: Evaluation) -> list[str]:
-    """A line a goal; those of the classes with the same goal share one."""
-    lines: list[str] = []
-    by_class: dict[tuple[float, bool], list[Target]] = {}
+def _verdict(evaluation: Evaluation) -> list[str]:
+    """Return the gain over the checkpoint, the goals, and why the tuned rule was not kept."""
+    if not evaluation.final_stage().all.with_tumour:
+        return ["No evaluated slice has a tumour: no verdict."]
+    from kerasseg.report.wording import gain_sentence
+
+    gain = evaluation.gain.get(evaluation.final)
+    said = [gain_sentence(gain, "the untouched checkpoint", evaluation.confidence)]
+    goals: dict[str, list[str]] = {}
     for target in evaluation.targets:
-        if target.name.startswith("Dice of "):
-            by_class.setdefault((target.goal, target.stretch), []).append(target)
-            continue
-        name = "stated baseline" if "stated" in target.name else "stretch" if target.stretch else "goal"
-        lines.append(f"  {name} {target.goal:.4g}: {_verdict(target)}")
-    for (goal, stretch), targets in by_class.items():
-        said = ", ".join(f"{t.name.removeprefix('Dice of ')} {t.verdict}" for t in targets)
-        lines.append(f"  {'stretch, ' if stretch else ''}classes {goal:.4g}: {said}")
-    return lines
-
-
-def _verdict(target: Target) -> str:
-    if target.value.low is None:
-        return "open: one patient gives no interval" if target.value.mean is not None else "open: nothing to measure"
-    if target.verdict == "open":
-        return f"open: the interval holds it, the mean lies {'above' if target.reached else 'below'}"
-    return "met: the whole interval lies above" if target.verdict == "met" else "missed: the whole interval lies below"
+        name = target.name.removeprefix("Dice of ").replace("Dice (stated baseline)", "stated baseline")
+        few = "open (too few patients)" if target.value.low is None else target.verdict
+        goals.setdefault(few, []).append(f"{name} {target.goal:.4g}{' (stretch)' if target.stretch else ''}")
+    if goals:
+        said.append("Goals: " + "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in goals.items()) + ".")
+    said.append(evaluation.rule_decision)
+    return [line for line in said if line]
 
 
 def _stages(evaluation: Evaluation, width: int) -> Table:
     baseline = evaluation.baseline
-    table = _table("Dice, stage by stage", ["network"] + (["before training", "gain, paired"] if baseline else []))
+    table = _table("Dice by stage", ["network"] + (["before training", "gain, paired"] if baseline else []))
     roomy = width >= _ROOM
     for i, stage in enumerate(evaluation.model.stages):
+        if i and all(
+            network is None or network.stages[i].rule == network.stages[i - 1].rule
+            for network in (evaluation.model, baseline)
+        ):
+            continue  # nothing was changed at this stage
         cells = [_stage_name(stage), _cell(stage.all.measures["dice"], roomy)]
         if baseline is not None:
             cells.append(_cell(baseline.stages[i].all.measures["dice"], roomy))
@@ -128,7 +130,7 @@ def _lines(evaluation: Evaluation, final: Stage) -> list[str]:
     missed = f"{everything.missed} of {_count(everything.with_tumour, 'tumour')}"
     lines = [
         f"Tumour slices: Dice {_value(everything, 'dice_tumour')}. Over all slices: {shares}.",
-        f"Missed {missed}{alarms if everything.empty else ''}; average surface distance {_surface(everything)}.",
+        f"Missed {missed}{alarms if everything.empty else ''}. Average surface distance: {_surface(everything)}.",
     ]
     if final.volumes is not None:
         lines.append(f"Pooled within {_count(final.volumes.slices, 'volume')}: Dice {_share(final.volumes.mean)}.")
@@ -150,15 +152,13 @@ def _lines(evaluation: Evaluation, final: Stage) -> list[str]:
         )
     if evaluation.speed is not None:
         lines.append(_speed(evaluation))
-    if everything.patients < 10:
-        lines.append(f"Only {_count(everything.patients, 'patient')}: the true intervals are wider.")
+    if everything.measures["dice"].low is None:
+        lines.append(f"{_count(everything.patients, 'patient')}: too few for intervals.")
     times = "once" if evaluation.test_looks == 1 else f"{evaluation.test_looks} times"
-    if evaluation.split in ("train", "val"):
-        so_far = f"; {times} so far" if evaluation.test_looks else ""
-        lines.append(f"The test split was not looked at{so_far}.")
-    else:
-        what = "All slices" if evaluation.split == "all" else "The test slices"
-        lines.append(f"{what} of these shards have been looked at {times}, this time included.")
+    if evaluation.split == "all":
+        lines.append(f"This data set has been evaluated {times}, including now.")
+    elif evaluation.split == "test":
+        lines.append(f"The test split has been evaluated {times}, including now.")
     return lines
 
 
@@ -185,7 +185,7 @@ def _stage_name(stage: Stage) -> str:
     if stage.name == "raw":
         return "threshold 0.5"
     if stage.name == "postprocessing":
-        return "+ post-processing" if stage.rule.postprocesses else "+ post-processing (none helped)"
+        return "+ post-processing" if stage.rule.postprocesses else "no post-processing"
     return "by class" if stage.rule.class_thresholds else f"threshold {stage.rule.threshold:g}"
 
 
@@ -226,7 +226,3 @@ def _value(figures: Figures, name: str, digits: int = 3) -> str:
 
 def _share(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number:,} {one if number == 1 else one + 's'}"

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.bootstrap import Interval
@@ -240,14 +241,13 @@ def _sentences(ended: Ended) -> list[str]:
     lines = []
     if ended.gain is not None:
         lines.append("Intervals of the gain are over patients.")
-        few = [name for name, gain in ended.class_gains.items() if math.isnan(gain.low)]
+        few = [name for name, gain in ended.class_gains.items() if gain.few]
         if few:
-            lines.append(f"One patient alone gives none ({', '.join(few)}).")
+            lines.append(f"None with fewer than 5 patients ({', '.join(few)}).")
         if _holds_empty(ended):
             lines.append("All slices: those without tumour in mask and prediction count 1.")
-        if ended.gain.few and ended.gain.groups > 1:
-            patients = f"{ended.gain.groups} patient{'s' if ended.gain.groups != 1 else ''}"
-            lines.append(f"Validation has only {patients}: the true interval is wider.")
+        if ended.gain.few:
+            lines.append(f"Validation has {count(ended.gain.groups, 'patient')}: too few for a conclusion.")
     if ended.best.epoch == 0 and trained:
         untouched = "fresh network" if ended.first.phase == "scratch" else "untouched checkpoint"
         lines.append(f"No epoch beat the {untouched}: it is what model.keras holds.")
@@ -295,7 +295,7 @@ def _next(ended: Ended, run: RunDirectory) -> str:
 def _gain(interval: Interval | None) -> tuple[str, str]:
     if interval is None:
         return "", ""
-    if math.isnan(interval.low):
+    if interval.few or math.isnan(interval.low):
         return f"{interval.estimate:+.4f}", "none"
     return f"{interval.estimate:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}"
 

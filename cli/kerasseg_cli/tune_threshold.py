@@ -1,4 +1,4 @@
-"""`kerasseg tune-threshold`: a run -> the best rule from its probabilities to masks, found on validation."""
+"""`kerasseg tune-threshold`: choose threshold and post-processing of a run on validation slices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kerasseg.evaluation.schema import Mean
-    from kerasseg.postprocessing import MaskRule
+    from kerasseg.postprocessing import MaskRule as Rule
     from kerasseg.tuning.result import Tuned, TuningStep
     from kerasseg.tuning.threshold_file import ThresholdFile
 
@@ -27,7 +27,7 @@ def tune_threshold(
         str,
         typer.Argument(
             metavar="[RUN]",
-            help="A run's folder, its name below runs/, or latest.",
+            help="Run folder, its name in runs/, or latest.",
             show_default=False,
             autocompletion=runs,
         ),
@@ -36,25 +36,53 @@ def tune_threshold(
         bool,
         typer.Option(
             "--per-class",
-            help="A threshold for each class as well. It can be used only where the class is known before the mask.",
+            help="Also choose a threshold for each class. It can be used only where the class is known before the mask.",
         ),
     ] = False,
-    shards: Annotated[
-        Path | None, typer.Option(help="Where the run's shards lie now, if they were moved.", show_default=False)
+    cross_validation: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="CROSS_VALIDATION",
+            help="Use the out-of-fold predictions of a finished cross-validation of the run's shards: more patients.",
+            show_default=False,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Slices that the network sees at once.")] = 8,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep the rule even if its gain may be chance or patients are few.")
+    ] = False,
+    flip_average: Annotated[
+        bool,
+        typer.Option("--flip-average", help="Average the predictions of image and mirror image: twice the time."),
+    ] = False,
+    shards: Annotated[
+        Path | None, typer.Option(help="Folder of the run's shards, if they were moved.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Slices per batch.")] = 8,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the best threshold and post-processing on validation, for a run's network and its baseline."""
+    """Choose threshold and post-processing on validation slices, for a run's network and its baseline.
+
+    They replace threshold 0.5 without post-processing only if the gain over patients is beyond noise.
+    """
     from kerasseg.runs.directory import RunDirectory
 
-    # A run that is not there is named before TensorFlow is loaded.
+    # Reports a missing run before TensorFlow is loaded.
     directory = RunDirectory.find(run)
     from kerasseg.workflows.tune import tune_run
 
     with progress_bar(quiet=quiet or as_json) as progress:
-        found = tune_run(directory, per_class=per_class, shards=shards, batch_size=batch_size, progress=progress)
+        found = tune_run(
+            directory,
+            per_class=per_class,
+            force=force,
+            cross_validation=cross_validation,
+            shards=shards,
+            batch_size=batch_size,
+            flip_average=flip_average,
+            progress=progress,
+        )
     if as_json:
         print_json({"file": str(directory.threshold_file), **found.model_dump(mode="json")})
     elif not quiet:
@@ -63,21 +91,25 @@ def tune_threshold(
 
 
 def show(found: ThresholdFile, path: Path, following: str) -> None:
-    """The summary: what each step brought, how sure that is, the baseline, and what to type next."""
+    """Print the summary: each step with its gain, the rule, the baseline, and the next command."""
+    from kerasseg.postprocessing import MaskRule
+
     console = screen()
     tuned = found.model
     console.print(_table(tuned, console.width))
     console.print()
     for line in (
         _gain("Network", tuned),
-        f"Rule: {_rule(tuned.rule, tuned)}.",
+        tuned.decision,
+        "" if tuned.rule == MaskRule() and tuned.decision else f"Rule: {_rule(tuned.rule, tuned)}.",
         _certainty(tuned),
         _curve(tuned),
         _gain("Baseline", found.baseline) + f" Rule: {_rule(found.baseline.rule, found.baseline)}.",
     ):
-        console.print(line, markup=False)
+        if line:
+            console.print(line, markup=False)
     if tuned.rule.class_thresholds:
-        console.print("Thresholds of classes need the class at prediction time; without it the one for all holds.")
+        console.print("Class thresholds apply only where the class is known at prediction time.")
     said = dict.fromkeys(
         [*tuned.notes, *(f"Baseline: {note}" for note in found.baseline.notes if note not in tuned.notes)]
     )
@@ -88,7 +120,7 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
 
 
 def _table(tuned: Tuned, width: int) -> Table:
-    """What each step brought; without the classes where the screen is narrow."""
+    """Return the table of steps; without the classes where the screen is narrow."""
     from rich.table import Table
 
     classes = list(tuned.steps[0].classes) if width >= 76 and len(tuned.steps[0].classes) > 1 else []
@@ -113,8 +145,6 @@ def _table(tuned: Tuned, width: int) -> Table:
 def _verdict(step: TuningStep) -> str:
     if step.name == "raw":
         return ""
-    if step.name == "settled" and step.gain is not None and step.gain < 0:
-        return "kept: nearer to 0.5"
     return "kept" if step.kept else step.reason
 
 
@@ -146,14 +176,14 @@ def _label(step: TuningStep, tuned: Tuned) -> str:
 
 
 def _length(share: float, tuned: Tuned) -> str:
-    """In pixels of the slices, and in millimetres where they know their size."""
+    """Return a length in pixels of the slices, and in millimetres where their spacing is known."""
     pixels = share * tuned.width
     text = f"{pixels:.0f} px" if pixels >= 10 else f"{pixels:.1f} px"
     return text if tuned.spacing is None else f"{text} ({pixels * tuned.spacing:.1f} mm)"
 
 
-def _rule(rule: MaskRule, tuned: Tuned) -> str:
-    """For instance `threshold 0.3, remove objects below 10 px across, fill holes`."""
+def _rule(rule: Rule, tuned: Tuned) -> str:
+    """Return for instance `threshold 0.3, remove objects below 10 px across, fill holes`."""
     parts = [f"threshold {rule.threshold:g}"]
     parts += [f"{value:g} for {name}" for name, value in rule.class_thresholds.items()]
     if rule.min_diameter:
@@ -183,16 +213,15 @@ def _interval(gain: Mean, tuned: Tuned) -> str:
 
 
 def _certainty(tuned: Tuned) -> str:
-    flat = f"As good within noise: {tuned.flat_low:g} to {tuned.flat_high:g}, the nearest to 0.5 is taken"
-    text = f"{flat}; best {tuned.best:g}"
+    text = f"Best threshold {tuned.best:g}; {tuned.flat_low:g} to {tuned.flat_high:g} are as good within noise"
     if tuned.threshold_low is None or tuned.threshold_high is None:
         return f"{text}."
     share = f"{100 * tuned.confidence:g} %"
-    return f"{text}, on other patients {tuned.threshold_low:g} to {tuned.threshold_high:g} ({share})."
+    return f"{text} ({share} range over other patients: {tuned.threshold_low:g} to {tuned.threshold_high:g})."
 
 
 def _curve(tuned: Tuned) -> str:
-    """The curve at five places."""
+    """Return the curve at five thresholds."""
     curve = tuned.curve_with_steps or tuned.curve
     low, high = (0.1, 0.9) if tuned.curve_with_steps is None else (curve.thresholds[0], curve.thresholds[-1])
     points = {}

@@ -30,7 +30,7 @@ _PACKAGES = ("keras", "tensorflow", "numpy", "scipy", "opencv-python-headless")
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """What `evaluate` gives.
+    """The result of `evaluate`.
 
     Attributes:
         figures: Everything, in the form of `metrics.json`.
@@ -157,7 +157,7 @@ def evaluate(
 
 
 def stage_of_rule(rule: MaskRule) -> StageName:
-    """The stage that a rule is.
+    """Return the stage that a rule belongs to.
 
     >>> stage_of_rule(MaskRule()), stage_of_rule(MaskRule(threshold=0.4)), stage_of_rule(MaskRule(fill_holes=True))
     ('raw', 'threshold', 'postprocessing')
@@ -166,7 +166,7 @@ def stage_of_rule(rule: MaskRule) -> StageName:
 
 
 def software() -> dict[str, str]:
-    """Versions of what figures depend on."""
+    """Return the versions of the packages that figures depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -178,12 +178,12 @@ def software() -> dict[str, str]:
 
 def _threshold(value: float) -> MaskRule:
     if not 0 < value <= 1:  # also catches NaN
-        raise UsageError("threshold cannot be used", found=value, expected="a probability in (0, 1]")
+        raise UsageError("invalid threshold", found=value, expected="a probability in (0, 1]")
     return MaskRule(threshold=float(value))
 
 
 def _gathered(dataset: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64] | None]:
-    """Images, masks and, where they are told, labels of all batches of a data set."""
+    """Return images, masks and, where known, labels of all batches of a data set."""
     if isinstance(dataset, np.ndarray):
         raise UsageError("masks are missing", found="images alone", expected="images and masks, or a data set of both")
     # Keras' own data sets are sequences that do not say where they end.
@@ -198,7 +198,7 @@ def _gathered(dataset: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int6
         values = (np.asarray(image)[there], np.asarray(mask)[there])
         parts.append((*values, None if label is None else np.asarray(label).reshape(-1)[there]))
     if not parts:
-        raise UsageError("there is nothing to evaluate", found="a data set without batches", expected="at least one")
+        raise UsageError("no slices to evaluate", found="a data set without batches", expected="at least one")
     labels = [label for _, _, label in parts if label is not None]
     return (
         np.concatenate([image for image, _, _ in parts]),
@@ -239,7 +239,7 @@ def _predictions(
 ) -> ArrayPredictions:
     count, height, width = images.shape[:3]
     if not count:
-        raise UsageError("there is nothing to evaluate", found="0 slices", expected="at least one")
+        raise UsageError("no slices to evaluate", found="0 slices", expected="at least one")
     probabilities = np.empty((count, height, width), np.float32)
     for start in range(0, count, batch_size):
         batch = images[start : start + batch_size]

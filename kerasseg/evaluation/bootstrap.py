@@ -276,7 +276,7 @@ def _standard_error(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> t
 @lru_cache(maxsize=8)
 def _all_signs(many: int) -> NDArray[np.float64]:
     """(2 ** many, many) every pattern of signs."""
-    return 1.0 - 2.0 * ((np.arange(2**many)[:, None] >> np.arange(many)) & 1)
+    return np.asarray(1.0 - 2.0 * ((np.arange(2**many)[:, None] >> np.arange(many)) & 1), np.float64)
 
 
 @lru_cache(maxsize=4)

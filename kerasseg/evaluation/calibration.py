@@ -19,7 +19,7 @@ BINS = 15
 """As Guo et al. have it."""
 
 MARGIN = 0.1
-"""Of the slice's longer side, around the reference's bounding box."""
+"""Margin around the reference's bounding box, as a share of the slice's longer side."""
 
 
 def calibrate(predictions: Predictions, *, resolution: Resolution = "native", bins: int = BINS) -> Calibration:

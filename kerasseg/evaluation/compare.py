@@ -1,11 +1,12 @@
-"""Two runs on the same slices, paired: which is better, on what, and where they differ most.
+"""Compare two evaluated runs on the same slices: which is better, on what, and where they differ most.
 
-Two intervals side by side would hide most differences: what both networks find hard and easy falls out only of the
-difference, slice by slice. It is computed from what `kerasseg evaluate` left in each run; nothing is measured anew.
+Differences are paired, slice by slice, because two separate intervals would hide most of them. They are computed from the
+files that `kerasseg evaluate` wrote to each run; nothing is measured again.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,17 +14,19 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
+from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS, bootstrap_interval, paired_interval
 from kerasseg.evaluation.figures import as_mean, clusters
 from kerasseg.evaluation.per_slice import SliceRow, read_csv
 from kerasseg.evaluation.schema import Evaluation, Mean, StageName, read_evaluation
 from kerasseg.runs.directory import RunDirectory
-from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
+from kerasseg_tfrecords.records.manifest import load_manifest
+from kerasseg_tfrecords.text import count
 
 __all__ = ["TIE", "Change", "Comparison", "Difference", "Evaluated", "compare", "evaluated"]
 
 TIE = 0.0005
-"""Two Dice that differ less are a tie: they read the same to three digits."""
+"""Dice values that differ less are a tie."""
 
 
 class _Model(BaseModel):
@@ -62,7 +65,7 @@ class Change(_Model):
 
     @property
     def dice(self) -> float:
-        """The change; above 0 the second is better."""
+        """Change in Dice; above 0 the second run is better."""
         return self.second - self.first
 
 
@@ -79,6 +82,7 @@ class Comparison(_Model):
         classes: Class -> the same.
         changed: The slices that changed most, the largest change first.
         remarks: Sentences for people.
+        with_tumour: Slices whose reference holds a tumour; None where unknown.
     """
 
     first: str
@@ -91,23 +95,25 @@ class Comparison(_Model):
     classes: dict[str, Difference]
     changed: tuple[Change, ...]
     remarks: tuple[str, ...] = ()
+    with_tumour: int | None = None
 
     @property
     def verdict(self) -> str:
-        """In one sentence."""
+        """Return the verdict in one sentence."""
         gain = self.all.dice
-        if gain.mean is None or gain.low is None or gain.high is None:
-            return "With so few patients nothing can be said."
+        if self.with_tumour == 0:
+            return "No slice has a tumour: there is no verdict."
+        if gain.mean is None or gain.low is None or gain.high is None or gain.patients < FEWEST_PATIENTS:
+            found = "" if gain.mean is None else f" ({gain.mean:+.3f} Dice)"
+            return f"{count(gain.patients, 'patient')}: too few for a conclusion{found}."
         interval = f"{gain.mean:+.3f} Dice, {100 * self.confidence:g} % interval {gain.low:+.3f} to {gain.high:+.3f}"
-        if gain.low > 0:
-            return f"{self.second} is better than {self.first}: {interval}."
-        if gain.high < 0:
-            return f"{self.second} is worse than {self.first}: {interval}."
-        return f"No difference can be told from chance: {interval}."
+        if not gain.is_clear:
+            return f"The difference may be chance: {interval}."
+        return f"{self.second} is {'better' if gain.mean > 0 else 'worse'} than {self.first}: {interval}."
 
 
 class Evaluated(_Model):
-    """What an evaluation left in a run.
+    """The files of an evaluation.
 
     Attributes:
         run: The run's folder.
@@ -121,13 +127,29 @@ class Evaluated(_Model):
     figures: Evaluation
     rows: tuple[SliceRow, ...]
 
+    def shards(self) -> Path:
+        """Return the shard directory that was evaluated: as the evaluation or the run's configuration names it.
+
+        Raises:
+            DataError: Neither holds the evaluated data.
+        """
+        candidates = [Path(self.figures.shards)]
+        with contextlib.suppress(KerassegError):
+            trained_on = Path(RunDirectory(self.run).config().settings.shards)
+            candidates += [trained_on, trained_on.parent / self.figures.shards]
+        for folder in candidates:
+            with contextlib.suppress(KerassegError):
+                if load_manifest(folder).fingerprint == self.figures.data.fingerprint:
+                    return folder
+        raise DataError("the evaluated shards were not found", path=self.figures.shards)
+
     def scores(self, slice_id: str) -> SliceRow:
-        """The row of a slice."""
+        """Return the row of a slice."""
         return next(row for row in self.rows if row.slice_id == slice_id)
 
 
 def evaluated(run: RunDirectory, split: str = "test") -> Evaluated:
-    """Reads what an evaluation left in a run.
+    """Read the evaluation of a run.
 
     Args:
         run: The run.
@@ -164,15 +186,15 @@ def evaluated(run: RunDirectory, split: str = "test") -> Evaluated:
 
 
 def compare(first: Evaluated, second: Evaluated, *, most: int = 8) -> Comparison:
-    """Compares two evaluations slice by slice.
+    """Compare two evaluations slice by slice.
 
     Slices that only one of them has are left out, and a remark says how many. A slice is the same where id, class, size
     and reference are.
 
     Args:
-        first: What is compared with.
-        second: What is compared.
-        most: Changed slices to name.
+        first: Run A, the reference.
+        second: Run B.
+        most: Maximum number of changed slices to name.
 
     Raises:
         UsageError: No slice in common, or figures at different resolutions.
@@ -213,6 +235,7 @@ def compare(first: Evaluated, second: Evaluated, *, most: int = 8) -> Comparison
         },
         changed=tuple(changed[:most]),
         remarks=_remarks(first, second, len(before)),
+        with_tumour=sum(row.reference_pixels > 0 for row in before),
     )
 
 
@@ -256,7 +279,7 @@ def _difference(
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
-    """Names of two runs that tell them apart."""
+    """Return names that tell two runs apart."""
     a, b = first.resolve(), second.resolve()
     if a.name != b.name:
         return a.name, b.name
@@ -279,12 +302,9 @@ def _remarks(first: Evaluated, second: Evaluated, common: int) -> tuple[str, ...
             "Evaluate both with the same --threshold."
         )
     if a.split in ("train", "val"):
-        said.append("Networks and rules were chosen on these slices or learnt from them: the figures flatter both.")
-    patients = a.final_stage().all.patients
-    if patients < 10:
-        said.append(f"Only {patients} patients: the true intervals are wider.")
+        said.append("Networks and rules were trained or chosen on these slices: the figures of both are too good.")
     if a.split == "test":
         said.append(
-            "To choose between networks use the validation slices: a choice by test slices flatters the chosen one."
+            "Choose between networks by validation slices: test figures of a network chosen by them are too good."
         )
     return tuple(said)

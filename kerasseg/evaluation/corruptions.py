@@ -1,4 +1,4 @@
-"""What scanners, coils and patients do to an image, in five grades.
+"""Corruptions of images as scanners, coils and patients cause them, in five grades.
 
 In the manner of Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations"
 (ICLR 2019), and Kamann and Rother, "Benchmarking the robustness of semantic segmentation models" (CVPR 2020), with the

@@ -1,4 +1,4 @@
-"""`per_slice.csv`: every slice with its scores at every stage; all figures of an evaluation can be computed from it.
+"""`per_slice.csv`: the scores of every slice at every stage, from which all figures of an evaluation can be computed.
 
 A line holds the slice first (`slice_id` to `reference_pixels`), then the columns of `StageScores` for each stage, named
 `raw_dice`, `threshold_dice`, `postprocessing_dice` and so on. Numbers are written so that reading gives the same ones back;
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,12 +23,12 @@ from kerasseg_tfrecords.files import write_atomically
 __all__ = ["STAGES", "SliceRow", "StageScores", "read_csv", "to_csv"]
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
-"""In their order."""
+"""Stages in their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageScores:
-    """What a slice scores at one stage; `kerasseg.metrics` has the edge cases of the shares.
+    """Scores of a slice at one stage; for the edge cases see `kerasseg.metrics`.
 
     Attributes:
         predicted_pixels: In the mask of this stage.
@@ -88,29 +89,30 @@ class SliceRow:
     postprocessing: StageScores
 
     def stage(self, name: StageName) -> StageScores:
-        """The scores at one stage."""
+        """Return the scores at one stage."""
         found: StageScores = getattr(self, name)
         return found
 
     @property
     def dice(self) -> float:
-        """Of the final mask."""
+        """Dice of the final mask."""
         return self.postprocessing.dice
 
     @property
     def predicted_pixels(self) -> int:
-        """Of the final mask."""
+        """Pixels of the final mask."""
         return self.postprocessing.predicted_pixels
 
     def missed(self, stage: StageName = "postprocessing") -> bool:
-        """Tumour in the reference, and no pixel predicted."""
+        """Return whether the reference has a tumour and no pixel is predicted."""
         return self.reference_pixels > 0 and self.stage(stage).predicted_pixels == 0
 
     def false_alarm(self, stage: StageName = "postprocessing") -> bool:
-        """No tumour in the reference, and a pixel predicted."""
+        """Return whether the reference has no tumour and a pixel is predicted."""
         return self.reference_pixels == 0 and self.stage(stage).predicted_pixels > 0
 
 
+_FORMULA = re.compile(r"'*\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _FACTS = tuple(field for field in fields(SliceRow) if field.name not in STAGES)
 _SCORES = fields(StageScores)
 _COLUMNS = (
@@ -120,7 +122,7 @@ _COLUMNS = (
 
 
 def to_csv(rows: Iterable[SliceRow], path: Path) -> None:
-    """Writes the rows, replacing the file at once.
+    """Write the rows atomically.
 
     Args:
         rows: In the order of the file.
@@ -142,7 +144,7 @@ def to_csv(rows: Iterable[SliceRow], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[SliceRow]:
-    """Reads what `to_csv` wrote: the same rows.
+    """Read the rows that `to_csv` wrote.
 
     Raises:
         DataError: It is missing or damaged.
@@ -152,10 +154,10 @@ def read_csv(path: Path) -> list[SliceRow]:
             reader = csv.DictReader(stream, strict=True)
             missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise DataError("no scores of slices", path=path, found=f"no column {missing[0]}")
+                raise DataError("not a table of scores", path=path, found=f"no column {missing[0]}")
             return [_row(cells) for cells in reader]
     except OSError as error:
-        raise DataError("no scores of slices", path=path, found=error.strerror) from None
+        raise DataError("the scores of slices cannot be read", path=path, found=error.strerror) from None
     except (ValueError, TypeError, csv.Error) as error:
         raise DataError("the scores of slices are damaged", path=path, found=str(error)) from None
 
@@ -170,12 +172,13 @@ def _row(cells: dict[str, str]) -> SliceRow:
 def _cell(value: str | int | float) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(float(value))
-    return str(value)
+    # Names of slices and patients are untrusted: an apostrophe keeps spreadsheets from running them as formulas.
+    return f"'{value}" if _FORMULA.match(str(value)) else str(value)
 
 
 def _value(text: str, kind: str) -> Any:
     if kind == "str":
-        return text
+        return text[1:] if _FORMULA.match(text) and text.startswith("'") else text
     if kind == "int":
         return int(text)
     return float(text) if text else math.nan

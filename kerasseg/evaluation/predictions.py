@@ -1,4 +1,4 @@
-"""What a network puts out for every slice of a split, beside what it should, at the network's size and at native size."""
+"""Predicted probabilities and references of the slices of a split, at the network's size and at native size."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ __all__ = [
     "Resolution",
     "SplitPredictions",
     "check_probabilities",
+    "predict_batch",
     "predict_split",
 ]
 
 Resolution = Literal["native", "model"]
-"""Of figures: the slice's own height and width, or the square that the network sees."""
+"""Size at which masks are compared: the slice's own, or the square that the network sees."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """What is known of one slice.
+    """One slice.
 
     Attributes:
         slice_id: Unique.
@@ -68,16 +69,16 @@ class Predictions(Protocol):
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Slices."""
+        """Return the number of slices."""
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:
-        """Facts and reference of a slice."""
+        """Return facts and reference of a slice."""
 
     def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:
-        """(height, width) in [0, 1], the same shape as the case's mask."""
+        """Return (height, width) probabilities, the same shape as the case's mask."""
 
     def image(self, number: int) -> NDArray[np.uint8]:
-        """(size, size, channels) what the network saw, at the network's size."""
+        """Return the (size, size, channels) image that the network saw."""
 
 
 class SplitPredictions:
@@ -96,11 +97,11 @@ class SplitPredictions:
         self.classes, self.labels = slices.manifest.classes, slices.labels
 
     def __len__(self) -> int:
-        """Slices."""
+        """Return the number of slices."""
         return len(self.slices)
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:
-        """Facts and reference of a slice; read from the shards each time."""
+        """Return facts and reference of a slice, read from the shards each time."""
         record = self.slices.record(number)
         spacing = record.spacing
         if resolution == "model":
@@ -121,7 +122,7 @@ class SplitPredictions:
         )
 
     def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:
-        """(height, width) in [0, 1]; native: padding cut off, bilinearly resized."""
+        """Return (height, width) probabilities; at native size without padding and bilinearly resized."""
         values = self.probabilities[number]
         if resolution == "model":
             return np.asarray(values)
@@ -129,7 +130,7 @@ class SplitPredictions:
         return restore(values, record.height, record.width, self.slices.manifest.fit_spacing(record.spacing))
 
     def image(self, number: int) -> NDArray[np.uint8]:
-        """(size, size, channels) as stored in the shards."""
+        """Return the (size, size, channels) image as stored in the shards."""
         return self.slices.pixels(np.array([number]))[0][0]
 
 
@@ -174,10 +175,10 @@ class ArrayPredictions:
             if values.size and not (np.nanmin(values) >= 0 and np.nanmax(values) <= 1):
                 found = f"{np.nanmin(values):g} to {np.nanmax(values):g} in slice {number}"
                 raise UsageError(
-                    "these are no probabilities",
+                    "these are not probabilities",
                     found=found,
                     expected="values in [0, 1]",
-                    remedy="Where a network puts out logits, apply a sigmoid first.",
+                    remedy="If the network puts out logits, apply a sigmoid first.",
                 )
         self.labels = np.zeros(count, np.int64) if labels is None else np.asarray(labels, np.int64)
         if classes is None:
@@ -197,21 +198,21 @@ class ArrayPredictions:
         self._images = None if images is None else [np.asarray(image, np.uint8) for image in images]
 
     def __len__(self) -> int:
-        """Slices."""
+        """Return the number of slices."""
         return len(self._masks)
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:  # noqa: ARG002 - there is one
-        """Facts and reference of a slice."""
+        """Return facts and reference of a slice."""
         group = "" if self._groups is None else self._groups[number]
         label = int(self.labels[number])
         return Case(str(number), group, group, "", label, self._spacing, self._masks[number])
 
     def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:  # noqa: ARG002
-        """(height, width) in [0, 1]."""
+        """Return (height, width) probabilities."""
         return self._probabilities[number]
 
     def image(self, number: int) -> NDArray[np.uint8]:
-        """(height, width, channels); black where none was given."""
+        """Return the (height, width, channels) image; black if none was given."""
         if self._images is None:
             return np.zeros((*self._masks[number].shape, 1), np.uint8)
         return self._images[number]
@@ -228,7 +229,7 @@ def predict_split(
     transform: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]] | None = None,
     flip_average: bool = False,
 ) -> SplitPredictions:
-    """One pass of a network over a split, in inference mode.
+    """Predict all slices of a split.
 
     Args:
         model: Takes (batch, size, size, 1 or 3) float32 in [0, 1], gives probabilities (batch, size, size, 1).
@@ -236,7 +237,7 @@ def predict_split(
         split: "val" (or "validation"), "test" or "train".
         batch_size: Slices at once.
         memory_budget: Bytes of memory that probabilities may take; beyond it they lie in a temporary file.
-        on_batch: Told (batches done, batches).
+        on_batch: Called with (batches done, batches).
         transform: Changes images before the network sees them, given (images, numbers of the slices).
         flip_average: Whether the predictions of each image and its mirror image are averaged.
 
@@ -263,10 +264,7 @@ def predict_split(
         batch = data.batch(step)
         there = batch.slice >= 0
         images = batch.image if transform is None else transform(batch.image, batch.slice)
-        values = check_probabilities(model.predict_on_batch(images), (len(images), side, side))
-        if flip_average:
-            mirrored = model.predict_on_batch(np.ascontiguousarray(images[:, :, ::-1]))
-            values = (values + check_probabilities(mirrored, values.shape)[:, :, ::-1]) / 2
+        values = predict_batch(model, images, flip_average=flip_average)
         probabilities[batch.slice[there]] = values[there]
         if on_batch is not None:
             on_batch(step + 1, data.steps)
@@ -279,7 +277,7 @@ def _input_of(model: keras.Model) -> tuple[int | None, int]:
 
 
 def check_probabilities(values: Any, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """What a network put out for a batch, as probabilities.
+    """Check that a network's output is one probability per pixel.
 
     Args:
         values: Array or tensor (batch, height, width, 1).
@@ -292,7 +290,7 @@ def check_probabilities(values: Any, shape: tuple[int, int, int]) -> NDArray[np.
     found = np.asarray(keras.ops.convert_to_numpy(values), np.float32)
     if found.shape != (*shape, 1):
         raise UsageError(
-            "the network does not put out one probability a pixel",
+            "the network does not put out one probability per pixel",
             found=f"shape {found.shape}",
             expected=f"{(*shape, 1)}",
             remedy="Fit it to the task: kerasseg.fit_to_task(model).",
@@ -310,13 +308,47 @@ def check_probabilities(values: Any, shape: tuple[int, int, int]) -> NDArray[np.
     return np.clip(found[..., 0], 0, 1)
 
 
+def predict_batch(
+    model: keras.Model, images: NDArray[np.float32], *, flip_average: bool = False
+) -> NDArray[np.float32]:
+    """Predict a batch of slices.
+
+    Args:
+        model: Takes (batch, height, width, channels) in [0, 1] and returns probabilities (batch, height, width, 1).
+        images: (batch, height, width, channels) float32.
+        flip_average: Whether to average the prediction with that of the mirrored image (left and right exchanged), which
+            doubles the time.
+
+    Returns:
+        (batch, height, width) float32 in [0, 1].
+
+    Raises:
+        UsageError: The network returns another shape, or values outside of [0, 1].
+        KerassegError: The network returns NaN.
+
+    Example:
+        >>> import kerasseg
+        >>> network = kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=0)
+        >>> images = np.random.default_rng(0).random((2, 16, 16, 1), np.float32)
+        >>> averaged = predict_batch(network, images, flip_average=True)
+        >>> bool(np.allclose(averaged, predict_batch(network, images[:, :, ::-1], flip_average=True)[:, :, ::-1]))
+        True
+    """
+    shape = (images.shape[0], images.shape[1], images.shape[2])
+    values = check_probabilities(model.predict_on_batch(images), shape)
+    if not flip_average:
+        return values
+    mirrored = check_probabilities(model.predict_on_batch(np.ascontiguousarray(images[:, :, ::-1])), shape)
+    return np.asarray((values + mirrored[:, :, ::-1]) / np.float32(2), np.float32)
+
+
 def _space(shape: tuple[int, int, int], budget: int) -> NDArray[np.float32]:
-    """Room for the probabilities: memory, or a file without a name that the system deletes with the process."""
+    """Allocate the probabilities in memory, or in an unnamed file that the system deletes with the process."""
     size = 4 * shape[0] * shape[1] * shape[2]
     if size <= budget:
         return np.empty(shape, np.float32)
     with temporary_space(), tempfile.TemporaryFile(prefix="kerasseg-") as file:
-        # Room is taken now: where it ends later, the system kills a process that writes to mapped memory.
+        # Reserved now: if the disk fills up later, the system kills a process that writes to mapped memory.
         if hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, np.float32, "w+", shape=shape)

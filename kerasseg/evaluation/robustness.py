@@ -1,4 +1,4 @@
-"""What is left of Dice under corruption: a curve for each kind, and one number."""
+"""Dice under corruption, and speed."""
 
 from __future__ import annotations
 

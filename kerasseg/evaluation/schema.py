@@ -1,4 +1,4 @@
-"""The form of `metrics.json`: every figure of an evaluation, with what it was computed from.
+"""The schema of `metrics.json`.
 
 Measures, by name (`Figures.measures`); each is a mean over slices with its 95 % interval over patients:
 
@@ -96,7 +96,7 @@ class Mean(_Model):
 
 
 class Figures(_Model):
-    """Everything about one set of slices: all, one class, one range of tumour sizes.
+    """Figures of one set of slices: all, one class, or one range of tumour sizes.
 
     Attributes:
         slices, patients: In the set.
@@ -163,7 +163,7 @@ class Calibration(_Model):
 
 
 class Speed(_Model):
-    """Of a network alone, warm, on this machine; medians. Batch size (as text) -> figure."""
+    """Speed of a network alone, warm, on this machine: batch size (as text) -> median."""
 
     slices_per_second: dict[str, float]
     milliseconds_a_slice: dict[str, float]
@@ -227,7 +227,10 @@ class SecondReader(_Model):
 
 
 class Target(_Model):
-    """A goal and whether it was met. "met": the whole interval lies above; "missed": below; "open": it holds the goal.
+    """A goal and whether it was met.
+
+    "met" and "missed": mean Dice is above or below the goal beyond chance, by interval and sign-flip test over at least
+    five patients; "open": neither.
 
     Attributes:
         name: "Dice", or "Dice of glioma", ...
@@ -247,7 +250,7 @@ class Target(_Model):
 
 
 class SplitFacts(_Model):
-    """How the data were split, and what that leaks.
+    """The split of the data, and its leaks.
 
     Attributes:
         split_by: `patient`, `id` or `slice`.
@@ -272,15 +275,17 @@ class SplitFacts(_Model):
 
 
 class Evaluation(_Model):
-    """The whole of `metrics.json`.
+    """The content of `metrics.json`.
 
     Attributes:
         format_version: Rises when a reader of an earlier version could misread it.
         kerasseg, software, created: What wrote it, and when (ISO 8601, UTC).
-        run: The run's folder as it was named; "" for a network without a run.
+        run: The run's folder, without folders above it unless it was named by a relative path; "" for a network without a
+            run.
         run_id: Hash of the run's configuration.
         network: What was evaluated, for people.
-        shards, split: On what; "all" for a whole other shard directory.
+        shards, split: The shard directory, named as the run, and the split; "all" for a whole other
+            shard directory.
         resolution: "native" or "model".
         threshold: As asked: "auto", "0.5", ...
         confidence: Of the intervals.
@@ -294,8 +299,11 @@ class Evaluation(_Model):
         calibration, speed, robustness, second_reader: Where they were asked for.
         data: How the data were split.
         test_looks: How often anybody has looked at the test split of these shards, this time included where it was one.
+        rule_decision: Why the tuned rule is 0.5 without post-processing, and what it would have been; "" otherwise.
+        flip_average: Whether predictions of each image and its mirror image were averaged.
         warnings: Sentences for people.
-        earlier: Where the evaluation lies that stood in this place and was asked otherwise; None where there was none.
+        earlier: Where the previous evaluation lies, which had other options, relative to the run's `evaluation/`; None
+            where there was none.
     """
 
     format_version: int = FORMAT_VERSION
@@ -324,16 +332,18 @@ class Evaluation(_Model):
     second_reader: SecondReader | None = None
     data: SplitFacts
     test_looks: int = 0
+    rule_decision: str = ""
+    flip_average: bool = False
     warnings: tuple[str, ...] = ()
     earlier: str | None = None
 
     def final_stage(self) -> Stage:
-        """The stage that the verdict is about."""
+        """Return the stage that the verdict is about."""
         return next(stage for stage in self.model.stages if stage.name == self.final)
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Reads a `metrics.json`.
+    """Read a `metrics.json`.
 
     Raises:
         DataError: It is missing or damaged.

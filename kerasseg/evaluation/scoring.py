@@ -1,4 +1,4 @@
-"""From probabilities to scores: every slice at every stage on the way to its final mask."""
+"""Score every slice at every stage, from probabilities to the final mask."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 
 def stage_rules(rule: MaskRule, final: StageName = "postprocessing") -> dict[StageName, MaskRule]:
-    """What is applied at each stage up to the final one.
+    """Return the rule of each stage up to the final one.
 
     Args:
         rule: Of the final stage.
@@ -46,13 +46,13 @@ def score_slices(
     resolution: Resolution = "native",
     progress: Progress | None = None,
 ) -> list[SliceRow]:
-    """The scores of every slice at every stage.
+    """Score every slice at every stage.
 
     Args:
         predictions: Of one network.
         rules: From `stage_rules`; stages that are left out have the scores of the last one.
         resolution: Of the masks that are compared.
-        progress: Told (slices done, slices).
+        progress: Called with (slices done, slices).
 
     Returns:
         Rows in the order of the predictions.
@@ -105,7 +105,7 @@ def score_slices(
 def mask_scores(
     prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: tuple[float, float] = (0.0, 0.0)
 ) -> StageScores:
-    """What one mask scores against its reference.
+    """Score one mask against its reference.
 
     Args:
         prediction: (height, width) bool.
@@ -142,7 +142,7 @@ def mask_scores(
 
 
 def mask_dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
-    """Dice alone; 1 where both are empty.
+    """Return the Dice of two masks; 1 if both are empty.
 
     >>> mask_dice(np.array([[True, True]]), np.array([[True, False]]))
     0.6666666666666666
@@ -152,7 +152,7 @@ def mask_dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> fl
 
 
 def with_baseline(rows: Sequence[SliceRow], baseline: Sequence[SliceRow]) -> list[SliceRow]:
-    """The rows of a network with the baseline's Dice beside its own; both in one order."""
+    """Return the rows of a network with the baseline's Dice added; both in the same order."""
     joined = []
     for row, other in zip(rows, baseline, strict=True):
         stages = {name: replace(row.stage(name), baseline_dice=other.stage(name).dice) for name in STAGES}
@@ -163,5 +163,5 @@ def with_baseline(rows: Sequence[SliceRow], baseline: Sequence[SliceRow]) -> lis
 
 
 def _share(above: int, below: int, either: int) -> float:
-    """The quotient; 1 where both masks are empty, 0 where one is."""
+    """Return the quotient; 1 if both masks are empty, 0 if one is."""
     return 1.0 if not either else above / below if below else 0.0

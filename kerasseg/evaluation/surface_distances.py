@@ -215,7 +215,7 @@ def _steps(spacing: Sequence[float], shape: tuple[int, ...]) -> tuple[float, ...
 
 
 def _box(union: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Where the mask lies; empty slices if nowhere."""
+    """Return the bounding box of the mask; empty slices for an empty mask."""
     if union.ndim == 2:
         x, y, width, height = cv2.boundingRect(union.view(np.uint8))
         return slice(y, y + height), slice(x, x + width)

@@ -1,15 +1,32 @@
-"""Goals, and whether they were met: by the interval, not by the point alone."""
+"""Goals, and whether they were met: judged beyond chance, not by the mean alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from kerasseg.evaluation.figures import USUAL, Resampling, clusters
+from kerasseg.evaluation.per_slice import SliceRow
 from kerasseg.evaluation.schema import Mean, Stage, Target
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["CLASS_GOALS", "DICE_GOALS", "STATED_BASELINE", "Goal", "judge", "parse_goal", "targets_of", "usual_goals"]
+__all__ = [
+    "CLASS_GOALS",
+    "DICE_GOALS",
+    "STATED_BASELINE",
+    "Goal",
+    "is_recipe_checkpoint",
+    "judge",
+    "parse_goal",
+    "targets_of",
+    "usual_goals",
+]
+
+_RECIPE = ["bombshelll", "unet-brain-tumor-segmentation"]
 
 STATED_BASELINE = 0.8657
 """Test Dice that the recipe states for its checkpoint with tuned threshold and post-processing."""
@@ -23,7 +40,7 @@ CLASS_GOALS = ((0.90, False), (0.93, True))
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is to be reached.
+    """A Dice to reach.
 
     Attributes:
         of: A class, or None for all slices.
@@ -39,7 +56,7 @@ class Goal:
 
 
 def usual_goals(classes: Sequence[str]) -> tuple[Goal, ...]:
-    """The recipe's goals: its stated baseline, 92 and 95 %, and 90 and 93 % for each class."""
+    """Return the recipe's goals: its stated baseline, 92 and 95 %, and 90 and 93 % for each class."""
     stated = Goal(None, STATED_BASELINE, name="Dice (stated baseline)")
     whole = [Goal(None, goal, stretch) for goal, stretch in DICE_GOALS]
     each = [Goal(name, goal, stretch) for goal, stretch in CLASS_GOALS for name in classes] if len(classes) > 1 else []
@@ -47,10 +64,10 @@ def usual_goals(classes: Sequence[str]) -> tuple[Goal, ...]:
 
 
 def parse_goal(text: str) -> Goal:
-    """A goal as typed: "0.92", "92%", or "glioma=0.9".
+    """Parse a goal such as "0.92", "92%", or "glioma=0.9".
 
     Raises:
-        UsageError: It is no share.
+        UsageError: It is not in (0, 1].
 
     Example:
         >>> parse_goal("glioma=0.9")
@@ -62,44 +79,72 @@ def parse_goal(text: str) -> Goal:
     except ValueError:
         value = float("nan")
     if not 0 < value <= 1:
-        raise UsageError(f"--target cannot be {text!r}", expected="a Dice in (0, 1], such as 0.92 or glioma=0.9")
+        raise UsageError(f"invalid --target {text!r}", expected="a Dice in (0, 1], such as 0.92 or glioma=0.9")
     return Goal(name.strip() or None, value)
 
 
-def targets_of(stage: Stage, goals: Sequence[Goal]) -> tuple[Target, ...]:
-    """The goals beside what was measured; usual goals are for the classes that have slices.
+def is_recipe_checkpoint(checkpoint: str | None, provenance: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a checkpoint is the one that the recipe and its goals are about.
+
+    Args:
+        checkpoint: As it was opened.
+        provenance: Its recorded provenance, which names where a saved copy came from.
+
+    Example:
+        >>> is_recipe_checkpoint("hf://bombshelll/unet-brain-tumor-segmentation@main"), is_recipe_checkpoint("unet.keras")
+        (True, False)
+    """
+    named = (checkpoint, None if provenance is None else provenance.get("path"))
+    return any(re.split("[@/]", str(name).removeprefix("hf://"), maxsplit=2)[:2] == _RECIPE for name in named)
+
+
+def targets_of(
+    stage: Stage, goals: Sequence[Goal], rows: Sequence[SliceRow], resampling: Resampling = USUAL
+) -> tuple[Target, ...]:
+    """Judge goals by the scores of slices.
+
+    Args:
+        stage: Figures of the stage that is judged.
+        goals: For all slices, or for classes that have slices.
+        rows: The slices of the stage.
+        resampling: Options of the tests.
 
     Raises:
         UsageError: A goal for a class that is not among the evaluated ones.
     """
+    people = clusters(rows)
+    dice = np.array([row.stage(stage.name).dice for row in rows], np.float64)
+    labels = np.array([row.label for row in rows])
     found = []
     for goal in goals:
         if goal.of is not None and goal.of not in stage.classes:
-            raise UsageError(
-                "a goal for an unknown class", found=goal.of, expected=", ".join(stage.classes) or "no class"
-            )
+            raise UsageError("unknown class in a goal", found=goal.of, expected=", ".join(stage.classes) or "no class")
         value = (stage.all if goal.of is None else stage.classes[goal.of]).measures["dice"]
+        members = np.full(len(rows), True) if goal.of is None else labels == goal.of
+        over = resampling.paired(np.full(int(members.sum()), goal.goal), dice[members], people[members])
         found.append(
             Target(
                 name=goal.name or ("Dice" if goal.of is None else f"Dice of {goal.of}"),
                 goal=goal.goal,
                 stretch=goal.stretch,
                 value=value,
-                verdict=judge(value, goal.goal),
+                verdict=judge(over),
                 reached=value.mean is not None and value.mean >= goal.goal,
             )
         )
     return tuple(found)
 
 
-def judge(value: Mean, goal: float) -> Literal["met", "missed", "open"]:
-    """The verdict: "met" where the whole interval reaches the goal, "missed" where it all lies below, otherwise "open".
+def judge(over: Mean) -> Literal["met", "missed", "open"]:
+    """Return the verdict on a goal.
 
-    Without an interval (a single patient) everything is open.
+    Args:
+        over: Dice less the goal.
 
-    >>> judge(Mean(mean=0.93, low=0.91, high=0.95, slices=90, patients=30), 0.92)
-    'open'
+    Example:
+        >>> judge(Mean(mean=0.01, low=-0.01, high=0.03, slices=90, patients=30, clear=False))
+        'open'
     """
-    if value.low is None or value.high is None:
+    if not over.is_clear or over.mean is None:
         return "open"
-    return "met" if value.low >= goal else "missed" if value.high < goal else "open"
+    return "met" if over.mean > 0 else "missed"

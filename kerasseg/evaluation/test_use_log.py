@@ -1,7 +1,7 @@
-"""How often anybody has looked at a test split: a line a look, beside the shards and in the run.
+"""The log of evaluations of a test split: one line each, in the shard directory and in the run.
 
-Each look at test figures spends a little of what they are worth, because the next choice is made knowing them. Nothing can
-forbid it; so it is counted, and every report says how often.
+Choices that are made with test figures in view make later test figures too good. Each evaluation is therefore counted, and
+every report shows the count.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LOOKS = "test-looks.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look.
+    """One evaluation of a test split.
 
     Attributes:
-        look: Unique: the same look stands in two files.
+        look: Unique id: the same entry is in two files.
         time: ISO 8601, UTC.
-        run, run_id: Whose network looked.
+        run, run_id: The evaluated run.
         fingerprint: Of the data set.
         split: "test", or "all" for the whole of another shard directory.
         by: The command.
@@ -48,10 +48,10 @@ class Look:
 def record_look(
     shards: Path, run: Path | None, *, run_id: str, fingerprint: str, split: str = "test", by: str = "evaluate"
 ) -> int:
-    """Appends a look to the file beside the shards and to the run's, and counts.
+    """Append an entry to the logs of shards and run, and count the entries.
 
     Args:
-        shards: The shard directory; where it cannot be written, the run's file alone has the line.
+        shards: The shard directory; if it is read-only, only the run's log gets the entry.
         run: The run's folder; None for a network without a run.
         run_id: See `Look`.
         fingerprint: Of the data set.
@@ -59,10 +59,10 @@ def record_look(
         by: The command.
 
     Returns:
-        Looks at the test split of this data set that are known of, this one included.
+        Known evaluations of the test split of this data set, including this one.
 
     Raises:
-        KerassegError: The run's folder cannot be written: a look that is not counted is not had.
+        KerassegError: The run's folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -84,10 +84,10 @@ def record_look(
 
 
 def count_looks(files: Iterable[Path], fingerprint: str) -> int:
-    """Different looks at a data set that the files hold; a line that cannot be read counts as one.
+    """Count the different entries for a data set; an unreadable line counts as one.
 
     Args:
-        files: Those that are not there hold none.
+        files: The logs; missing files count 0.
         fingerprint: Of the data set.
     """
     seen: set[str] = set()
@@ -103,7 +103,7 @@ def count_looks(files: Iterable[Path], fingerprint: str) -> int:
                 entry = json.loads(line)
                 mine, name = entry["fingerprint"] == fingerprint, str(entry["look"])
             except (ValueError, KeyError, TypeError):
-                # Someone's disk was full, or someone wrote by hand. It was a look all the same.
+                # Cut off by a full disk, or edited by hand: it was an evaluation all the same.
                 mine, name = True, line.decode("utf-8", "replace")
             if mine:
                 seen.add(name)
@@ -111,7 +111,7 @@ def count_looks(files: Iterable[Path], fingerprint: str) -> int:
 
 
 def _append(path: Path, line: str) -> None:
-    """One write at the end of the file: lines of several processes do not mix."""
+    """Append in one write, so that lines of several processes do not mix."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg.data.augmentation import refuse
-from kerasseg.evaluation.batch import predict_batch
+from kerasseg.evaluation.predictions import predict_batch
 from kerasseg.models.adapt import fit_to_task
 from kerasseg.models.folding import fold_batchnorm
 from kerasseg.postprocessing import MaskRule

@@ -172,7 +172,7 @@ class _Plane:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """What holds all values, with a little air; shares stay within 0 and 1."""
+    """Return limits around all values with a margin; shares stay within 0 and 1."""
     if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)

@@ -32,7 +32,7 @@ class _Changed:
 
 
 def write_comparison(comparison: Comparison, pictures: tuple[Pictures, Pictures] | None, path: Path | str) -> None:
-    """Writes the page of a comparison: one HTML file that needs nothing from elsewhere.
+    """Write the page of a comparison: one self-contained HTML file.
 
     Args:
         comparison: All figures.
@@ -44,7 +44,7 @@ def write_comparison(comparison: Comparison, pictures: tuple[Pictures, Pictures]
     """
     sets: Mapping[str, Difference] = {"all slices": comparison.all, **comparison.classes}
     context: dict[str, Any] = {
-        "title": f"{comparison.second} against {comparison.first}",
+        "title": f"{comparison.second} (B) compared with {comparison.first} (A)",
         "subtitle": f"The same {SPLITS.get(comparison.split, comparison.split)} slices, paired.",
         "created": "",
         "first": comparison.first,
@@ -68,7 +68,7 @@ def write_comparison(comparison: Comparison, pictures: tuple[Pictures, Pictures]
 def _score(difference: Difference) -> str:
     return (
         f"{count(difference.wins, 'slice')} better, {difference.losses:,} worse, {difference.ties:,} the same; "
-        f"tumours missed: {difference.missed_first:,} before, {difference.missed_second:,} now."
+        f"tumours missed: {difference.missed_first:,} by A, {difference.missed_second:,} by B."
     )
 
 
@@ -88,7 +88,7 @@ def _table(comparison: Comparison, sets: Mapping[str, Difference]) -> Table:
     columns = ("Slices", comparison.first, comparison.second, "Difference, paired", "Better / worse / same")
     return Table(
         "Mean Dice of both runs, final stage",
-        (*columns, "Missed, before / now", "HD95 difference, pixels"),
+        (*columns, "Missed, A / B", "HD95 difference, pixels"),
         rows,
         f"In small: the {100 * comparison.confidence:g} % interval over patients. HD95 is a distance: below 0 is better.",
     )

@@ -1,4 +1,4 @@
-"""`report.html` of an evaluation: the verdict first, then what it rests on."""
+"""`report.html` of an evaluation: the verdict first, then the evidence."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS
 from kerasseg.evaluation.joined import Pictures
 from kerasseg.evaluation.per_slice import SliceRow
 from kerasseg.evaluation.schema import Evaluation, Mean
+from kerasseg.postprocessing import rule_in_words
 from kerasseg.report import sections
 from kerasseg.report.examples import examples
 from kerasseg.report.page import write_page
@@ -21,7 +23,6 @@ from kerasseg.report.wording import (
     gain_sentence,
     goals,
     misses,
-    rule_in_words,
     share,
 )
 
@@ -36,7 +37,7 @@ def write_report(
     *,
     threshold_curve: ThresholdCurve | None = None,
 ) -> None:
-    """Writes the page of an evaluation: one HTML file that needs nothing from elsewhere.
+    """Write the page of an evaluation: one self-contained HTML file.
 
     Args:
         evaluation: All figures.
@@ -68,13 +69,14 @@ def _context(
     robustness, calibration = evaluation.robustness, evaluation.calibration
     second, speed = evaluation.second_reader, evaluation.speed
     return {
-        "title": f"{evaluation.network} on the {split} slices",
-        "subtitle": f"{evaluation.run or 'A network without a run'}, {_date(evaluation.created)}.",
+        "title": f"{_data_set(evaluation)}, {split} slices, {_date(evaluation.created)}",
+        "subtitle": f"{evaluation.network}{f'. Run {evaluation.run}' if evaluation.run else ''}.",
         "created": _date(evaluation.created),
         "confidence": f"{100 * evaluation.confidence:g} %",
         "dice": cell(final.all.measures["dice"]),
         "over": _over(evaluation),
-        "sentences": _sentences(evaluation),
+        "sentences": _sentences(evaluation, rows),
+        "decision": evaluation.rule_decision,
         "goals": goals(evaluation),
         "warnings": evaluation.warnings,
         "stages": sections.stage_table(evaluation),
@@ -105,17 +107,27 @@ def _over(evaluation: Evaluation) -> str:
     figures = evaluation.final_stage().all
     at = "their own size" if evaluation.resolution == "native" else "the network's size"
     return (
-        f"Mean over {count(figures.slices, 'slice')} of {count(figures.patients, 'patient')}, each measured for itself, "
-        f"at {at}; the interval is over patients."
+        f"Mean over {count(figures.slices, 'slice')} of {count(figures.patients, 'patient')} at {at}; the interval is over "
+        "patients."
     )
 
 
-def _sentences(evaluation: Evaluation) -> list[str]:
+def _data_set(evaluation: Evaluation) -> str:
+    return evaluation.shards.rsplit("/", 1)[-1] or "Arrays"
+
+
+def _sentences(evaluation: Evaluation, rows: Sequence[SliceRow]) -> list[str]:
     final = evaluation.final_stage()
-    over = "the checkpoint before training, in the same stage"
-    said = [gain_sentence(evaluation.gain.get(evaluation.final), over), misses(final.all)]
-    if final.all.patients < 10:
-        said.append(f"Only {count(final.all.patients, 'patient')}: the true interval is wider.")
+    if not final.all.with_tumour:
+        return ["No evaluated slice has a tumour: there is no verdict.", misses(final.all)]
+    half = sum(row.reference_pixels > 0 and row.stage(evaluation.final).dice > 0.5 for row in rows) if rows else None
+    gain = evaluation.gain.get(evaluation.final)
+    said = [
+        gain_sentence(gain, "the checkpoint before training", evaluation.confidence),
+        misses(final.all, half),
+    ]
+    if final.all.patients < FEWEST_PATIENTS:
+        said.append(f"{count(final.all.patients, 'patient')}: too few for intervals.")
     return [sentence for sentence in said if sentence]
 
 
@@ -126,8 +138,8 @@ def _tuning(gain: Mean | None) -> str:
 def _groups(evaluation: Evaluation) -> list[tuple[str, Any, Table, str]]:
     found = []
     headings = {
-        "classes": ("By class", "A class with few patients has a wide interval."),
-        "sizes": ("By size of the tumour", "Small tumours cost Dice first: a pixel more or less weighs more."),
+        "classes": ("By class", "Classes with few patients have wide intervals."),
+        "sizes": ("By size of the tumour", "Dice is lower for small tumours, where each pixel weighs more."),
     }
     for kind, (heading, said) in headings.items():
         table = sections.group_table(evaluation, kind)
@@ -151,11 +163,12 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("Leaks", leak),
     ]
     if data.overlap_with_training is not None:
-        facts.append(("Overlap", f"{count(data.overlap_with_training, 'slice')} that the training data hold too"))
+        facts.append(("Overlap", f"{count(data.overlap_with_training, 'slice')} also in the training data"))
     facts += [
-        ("Looks at the test split", _looks(evaluation)),
+        ("Evaluations of the test split", _looks(evaluation)),
         ("Slices", f"{data.size} x {data.size} pixels for the network, intensity {data.intensity}"),
-        ("Threshold asked for", evaluation.threshold),
+        ("Threshold option", evaluation.threshold),
+        ("Flip averaging", "yes" if evaluation.flip_average else "no"),
         (
             "Versions",
             ", ".join(f"{n} {v}" for n, v in {"kerasseg": evaluation.kerasseg, **evaluation.software}.items()),
@@ -168,26 +181,26 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
 def _looks(evaluation: Evaluation) -> str:
     looks = evaluation.test_looks
     if evaluation.split in ("train", "val"):
-        return f"{looks:,} so far, not for this page"
+        return f"{looks:,}; this page does not use the test split"
     if looks <= 1:
         return "1: this is the first"
-    return f"{looks:,}, this one included. Each look invites a choice that fits the test slices."
+    return f"{looks:,}, this one included. Choices made with test figures in view make later test figures too good."
 
 
 def _limits(evaluation: Evaluation) -> list[str]:
-    """What the figures do not say."""
+    """Return the limits of the figures."""
     limits = [
-        "Not for clinical use: a research tool, not a medical device, and not examined as one.",
-        "The figures hold for slices like these: other scanners, sequences, ages or tumours may give others.",
-        "The reference is what people drew. Where they would disagree, so may the network without being wrong.",
-        "The interval is over patients drawn anew from these; it knows nothing of other hospitals.",
+        "Not for clinical use: this is a research tool and not a medical device.",
+        "The figures hold for slices like these; other scanners, sequences, ages or tumours may give other figures.",
+        "The reference was drawn by people. Where experts would disagree, the network may differ without being wrong.",
+        "The interval describes patients like these; it does not extend to other hospitals.",
     ]
     if evaluation.split in ("train", "val"):
         limits.insert(
-            1, f"The {SPLITS[evaluation.split]} slices took part in making the network: the figures flatter it."
+            1, f"The network was trained or chosen on the {SPLITS[evaluation.split]} slices: the figures are too good."
         )
     if evaluation.data.split_by == "slice" or evaluation.data.patients_on_both_sides:
-        limits.insert(1, "Slices of one head stand in several splits: the figures are too good.")
+        limits.insert(1, "Slices of one patient are in several splits: the figures are too good.")
     return limits
 
 

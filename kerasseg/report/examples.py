@@ -1,4 +1,4 @@
-"""Which slices a page shows: the best, the median and the worst of each class."""
+"""The slices that a page shows: the best, the median and the worst of each class."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Of one class."""
+    """The shown slices of one class."""
 
     name: str
     slices: tuple[Example, ...]
@@ -54,7 +54,7 @@ def choose(rows: Sequence[SliceRow], stage: StageName = "postprocessing") -> lis
         stage: That is compared.
     """
     telling = [row for row in rows if row.reference_pixels or row.stage(stage).predicted_pixels] or list(rows)
-    # The id decides between equals, so that the same figures give the same page.
+    # Ties are broken by id, so that the same figures give the same page.
     ordered = sorted(telling, key=lambda row: (-row.stage(stage).dice, row.slice_id))
     if len(ordered) < 3:
         return list(zip(("best", "worst"), ordered, strict=False))
@@ -64,7 +64,7 @@ def choose(rows: Sequence[SliceRow], stage: StageName = "postprocessing") -> lis
 def examples(
     rows: Sequence[SliceRow], pictures: Pictures, classes: Sequence[str], stage: StageName = "postprocessing"
 ) -> tuple[Examples, ...]:
-    """The chosen slices of every class, in pictures.
+    """Return the chosen slices of every class with their pictures.
 
     Args:
         rows: Of all slices.
@@ -82,7 +82,7 @@ def examples(
 
 
 def in_words(row: SliceRow, stage: StageName) -> str:
-    """The figures of a slice."""
+    """Describe the scores of a slice."""
     scores = row.stage(stage)
     if row.missed(stage):
         return "the tumour was missed, Dice 0"
@@ -90,7 +90,10 @@ def in_words(row: SliceRow, stage: StageName) -> str:
         return "a false alarm on a slice without tumour, Dice 0"
     if not row.reference_pixels:
         return "without tumour, and none was found"
-    return f"Dice {share(scores.dice)}" + ("" if math.isnan(scores.hd95) else f", HD95 {scores.hd95:.1f} pixels")
+    if math.isnan(scores.hd95):
+        return f"Dice {share(scores.dice)}"
+    distance = f"{scores.hd95:.1f} pixels" if math.isnan(scores.hd95_mm) else f"{scores.hd95_mm:.1f} mm"
+    return f"Dice {share(scores.dice)}, HD95 {distance}"
 
 
 def _example(place: str, row: SliceRow, stage: StageName, picture: SlicePicture) -> Example:

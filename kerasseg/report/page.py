@@ -1,4 +1,4 @@
-"""Pages from templates: one file each, everything inside it."""
+"""Render self-contained pages from templates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["render", "write_page"]
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("kerasseg.report"),
-        # Names of slices, classes and files come from strangers: whatever they hold is text on the page.
+        # Names of slices, classes and files are untrusted and must appear as text.
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -27,7 +27,7 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """The text of a page.
+    """Render a page.
 
     Args:
         template: Name of a file in `templates`.
@@ -37,7 +37,7 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
-    """Writes a page, whole or not at all.
+    """Write a page atomically.
 
     Args:
         path: The file; an existing one is replaced.
@@ -47,5 +47,5 @@ def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
     Raises:
         KerassegError: It cannot be written.
     """
-    # A name that is no UTF-8 stands in the data as surrogates, which no file can hold.
+    # Names that are not UTF-8 are surrogates, which cannot be encoded.
     write_atomically(path, render(template, context).encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""Tables and charts of the evaluation's page, each from the figures alone."""
+"""Tables and charts of the evaluation's page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from markupsafe import Markup
 from numpy.typing import ArrayLike
 
 from kerasseg.evaluation.schema import Calibration, Evaluation, Figures, Mean, Robustness, SecondReader, Speed
+from kerasseg.postprocessing import rule_in_words
 from kerasseg.report.charts import Line, Span, interval_chart, line_chart
 from kerasseg.report.wording import (
     Cell,
@@ -18,7 +19,6 @@ from kerasseg.report.wording import (
     count,
     gain_cell,
     is_number,
-    rule_in_words,
     share,
     stage_in_words,
     stage_of,
@@ -35,10 +35,10 @@ _NAMES = {
     "iou": "IoU",
     "precision": "Precision",
     "recall": "Recall",
-    "hd95": "HD95, pixels",
-    "asd": "Average surface distance, pixels",
     "hd95_mm": "HD95, mm",
     "asd_mm": "Average surface distance, mm",
+    "hd95": "HD95, pixels",
+    "asd": "Average surface distance, pixels",
     "hd95_with_misses": "HD95, a miss counts as the diagonal, pixels",
 }
 
@@ -79,7 +79,7 @@ class ThresholdCurve:
     baseline_chosen: float | None = None
 
     def __post_init__(self) -> None:
-        """Makes arrays of what was given, and checks that they fit."""
+        """Convert to arrays and check their shapes."""
         for name in ("thresholds", "dice", "low", "high", "baseline"):
             given = getattr(self, name)
             if given is None:
@@ -316,7 +316,7 @@ def reader_chart(second: SecondReader) -> Markup:
 
 
 def corruption(name: str) -> str:
-    """In words."""
+    """Return the name of a corruption."""
     return _CORRUPTIONS.get(name, name.replace("_", " "))
 
 

@@ -1,4 +1,4 @@
-"""Numbers and findings in words, as a careful person would put them."""
+"""Numbers and findings in words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS
 from kerasseg.evaluation.schema import Evaluation, Figures, Mean, NetworkFigures, Stage, Target
 from kerasseg.postprocessing import rule_in_words
+from kerasseg_tfrecords.text import count
 
 __all__ = ["Cell", "Goal", "Table", "cell", "count", "gain_cell", "gain_sentence", "goals", "rule_in_words", "share"]
 
@@ -69,15 +71,6 @@ def share(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return text.lstrip("+-") if float(text) == 0 else text
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
-    """A number with its noun.
-
-    >>> count(1, "slice"), count(2100, "slice")
-    ('1 slice', '2,100 slices')
-    """
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def limits(mean: Mean, digits: int = 3, *, sign: bool = False) -> str:
     """The interval, such as "0.890 to 0.933"; "" where nothing can be said."""
     if not (is_number(mean.low) and is_number(mean.high)):
@@ -95,25 +88,29 @@ def gain_cell(mean: Mean | None) -> Cell:
     return Cell("-") if mean is None else Cell(share(mean.mean, sign=True), limits(mean, sign=True))
 
 
-def gain_sentence(gain: Mean | None, over: str) -> str:
-    """What a paired difference means: a gain, a loss, or neither; "" where there is none to speak of.
+def gain_sentence(gain: Mean | None, over: str, confidence: float = 0.95) -> str:
+    """Describe a paired difference in one sentence; "" where there is none.
 
     Args:
         gain: Paired difference of Dice.
         over: What is compared with, such as "the checkpoint before training".
+        confidence: Of the interval.
 
     Example:
         >>> gain_sentence(Mean(mean=0.02, low=-0.01, high=0.05, slices=40, patients=12), "the checkpoint")
-        '+0.020 Dice over the checkpoint (-0.010 to +0.050): this may be chance.'
+        '0.020 Dice higher than the checkpoint (95 % CI -0.010 to +0.050, 12 patients): may be chance.'
     """
     if gain is None or not is_number(gain.mean):
         return ""
+    assert gain.mean is not None  # noqa: S101 - a number
+    word = "higher" if gain.mean >= 0 else "lower"
+    found, patients = f"{share(abs(gain.mean))} Dice {word} than {over}", count(gain.patients, "patient")
     interval = limits(gain, sign=True)
-    if not interval:
-        return f"{share(gain.mean, sign=True)} Dice over {over}; with so few patients no interval can be given."
-    low, high = gain.low or 0.0, gain.high or 0.0
-    said = "more than chance" if low > 0 else "a loss, and more than chance" if high < 0 else "this may be chance"
-    return f"{share(gain.mean, sign=True)} Dice over {over} ({interval}): {said}."
+    if not interval or gain.patients < FEWEST_PATIENTS:
+        return f"{found} ({patients}: too few for a conclusion)."
+    # Without a sign-flip test (files of earlier versions) the interval alone decides.
+    said = "beyond chance" if gain.is_clear else "may be chance"
+    return f"{found} ({100 * confidence:g} % CI {interval}, {patients}): {said}."
 
 
 def goals(evaluation: Evaluation) -> tuple[Goal, ...]:
@@ -122,29 +119,27 @@ def goals(evaluation: Evaluation) -> tuple[Goal, ...]:
 
 
 def _goal(target: Target) -> str:
-    further = " (the further goal)" if target.stretch else ""
-    interval = limits(target.value)
-    measured = f"{target.name} {target.goal:.3g}{further}: measured {share(target.value.mean)}"
-    if not interval:
-        return f"{measured}; without an interval nothing more can be said."
-    why = {
-        "met": "the whole interval lies above",
-        "missed": "the whole interval lies below",
-        "open": f"the interval holds the goal, the mean lies {'above' if target.reached else 'below'}",
-    }[target.verdict]
-    return f"{measured}, {interval}; {why}."
+    name = target.name.removeprefix("Dice of ").replace("Dice (stated baseline)", "stated baseline")
+    further = " (stretch)" if target.stretch else ""
+    few = "" if limits(target.value) else ", too few patients"
+    return f"{name} {target.goal:.4g}{further}{few}"
 
 
-def misses(figures: Figures) -> str:
-    """Tumours that were not found, and tumours found where there is none."""
+def misses(figures: Figures, half: int | None = None) -> str:
+    """Describe how many tumours were found, and how many slices have a false alarm.
+
+    Args:
+        figures: Of the slices.
+        half: Tumours with Dice above 0.5; None where unknown.
+    """
+    above = "" if half is None else f", {half:,} of them with Dice above 0.5"
     sentences = []
     if figures.with_tumour:
-        missed = f"{figures.missed:,} of {figures.with_tumour:,} tumours were missed altogether"
-        beside = figures.untouched - figures.missed
-        sentences.append(missed + (f", and in {beside:,} more the prediction lies beside the tumour" if beside else ""))
+        touched = figures.with_tumour - figures.untouched
+        sentences.append(f"{touched:,} of {count(figures.with_tumour, 'tumour')} touched{above}")
     if figures.empty:
         sentences.append(
-            f"{figures.false_alarms:,} of {count(figures.empty, 'slice')} without tumour have a false alarm"
+            f"{figures.false_alarms:,} of {count(figures.empty, 'slice')} without a tumour with a false alarm"
         )
     return "".join(f"{sentence}. " for sentence in sentences).strip()
 

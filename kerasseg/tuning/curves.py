@@ -1,4 +1,4 @@
-"""The first look at all slices: Dice at every threshold by patient and class, and what is odd about the predictions."""
+"""Dice of all slices at every threshold, by patient and class."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 __all__ = ["Survey", "survey"]
 
 _BUCKETS = 2048
-"""Patients whose curves are kept apart; of more, several share one, which the intervals do not notice."""
+"""Maximum number of patients whose curves are kept apart; beyond it, several share one."""
 
 _RAW = int(np.flatnonzero(THRESHOLDS == 0.5)[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """What the slices say at every threshold.
+    """Dice of the slices at every threshold.
 
     Attributes:
         classes: Names, of those that have slices here.
@@ -51,7 +51,7 @@ class Survey:
 
     @property
     def patients(self) -> int:
-        """How many the slices come from."""
+        """Number of patients."""
         return int(self.groups.max()) + 1
 
     @property
@@ -76,27 +76,25 @@ class Survey:
         return {name: float(self.mean(name)[index]) for name in self.classes}
 
     def notes(self) -> tuple[str, ...]:
-        """What is odd, as sentences for people."""
+        """Return remarks about unusual predictions."""
         notes = []
         if self.highest < THRESHOLDS[0]:
             notes.append(
-                f"The network finds no tumour anywhere: its highest probability is {self.highest:.2g}. 0.5 stays."
+                f"The network finds no tumour: its highest probability is {self.highest:.2g}. Threshold 0.5 is kept."
             )
         elif self.constant:
-            notes.append(f"The network puts out {self.highest:.3g} for every pixel: no rule helps, and 0.5 stays.")
+            notes.append(f"The network puts out {self.highest:.3g} for every pixel: threshold 0.5 is kept.")
         elif self.highest < 0.5:
             notes.append(f"No probability reaches 0.5 (the highest is {self.highest:.2g}): at 0.5 every mask is empty.")
         elif self.mean().argmax() == 0:
-            notes.append(
-                "The best threshold is 0.001, the lowest there is: the network is far from sure of any tumour."
-            )
+            notes.append("The best threshold is the lowest one, 0.001: the network is very unsure of all tumours.")
         return tuple(notes)
 
 
 def survey(
     predictions: Predictions, resolution: Resolution, progress: Callable[[str, int, int], None] | None = None
 ) -> Survey:
-    """Looks at every slice once.
+    """Read every slice once.
 
     Args:
         predictions: The slices.
@@ -109,7 +107,7 @@ def survey(
     """
     count = len(predictions)
     if not count:
-        raise UsageError("there is no slice to tune on", found="0 slices", expected="at least one")
+        raise UsageError("no slices to tune on", found="0 slices", expected="at least one")
     raw, widths = np.empty(count), np.empty(count)
     groups = np.empty(count, np.int64)
     spacings: list[float] = []
@@ -138,7 +136,7 @@ def survey(
             progress("sweep", number + 1, count)
     if not tumours:
         raise DataError(
-            "no slice has a tumour, so that the emptiest mask would be the best",
+            "no slice has a tumour, so that no rule can be chosen",
             found=f"{count} slices without tumour",
             expected="at least one with",
             remedy="Prepare with more slices in validation: --split 70/15/15.",

@@ -1,4 +1,4 @@
-"""What tuning found: the rule, and the validation evidence for it, as `threshold.json` keeps it."""
+"""The result of tuning: the rule and the validation evidence for it, as stored in `threshold.json`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ StepName = Literal[
     "settled",
     "class_thresholds",
 ]
-"""In this order: 0.5 alone; the tuned threshold; the steps of post-processing by the name of their attribute in `MaskRule`;
-the threshold looked for once more with what was kept; a threshold for each class."""
+"""In this order: 0.5 alone; the tuned threshold; the steps of post-processing by their attribute in `MaskRule`; the
+threshold chosen again with the kept steps; a threshold for each class."""
 
 
 class _Model(BaseModel):
@@ -45,7 +45,7 @@ class Curve(_Model):
 
 
 class TuningStep(_Model):
-    """One line of the table of what each step brought.
+    """One step of the search.
 
     Attributes:
         name: Which step.
@@ -67,7 +67,7 @@ class TuningStep(_Model):
 
 
 class Tuned(_Model):
-    """The best rule on a set of slices, and how sure that is.
+    """A rule, with the evidence for it.
 
     Attributes:
         rule: From probabilities to masks.

@@ -1,4 +1,4 @@
-"""Dice of many rules on the same slices: what matters of each is held in memory, and hopeless rules are given up early."""
+"""Dice of many rules on the same slices, held in memory; rules that are clearly worse are given up early."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def hold(
     resolution: Resolution,
     lowest: float,
 ) -> HeldSlices:
-    """Takes what rules need of some slices.
+    """Hold the parts of slices that rules need.
 
     Args:
         predictions: All slices.
@@ -100,13 +100,13 @@ class RuleSearch:
         self._first, self._rest = every[::_RACE], every[every % _RACE != 0]
 
     def __enter__(self) -> RuleSearch:
-        """Itself."""
+        """Return itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the threads."""
+        """End the threads."""
         self._pool.shutdown(cancel_futures=True)
 
     def dice(self, rule: MaskRule, names: Sequence[str] | None = None) -> NDArray[np.float64]:

@@ -120,8 +120,8 @@ def tune(
         ['raw', 'threshold', 'keep_largest']
     """
     if not 0 < confidence < 1 or resamples < 1:
-        found = f"confidence {confidence}, {resamples} resamples"
-        raise UsageError("invalid options of tuning", found=found, expected="0 < confidence < 1, resamples >= 1")
+        given = f"confidence {confidence}, {resamples} resamples"
+        raise UsageError("invalid options of tuning", found=given, expected="0 < confidence < 1, resamples >= 1")
     seen = survey(predictions, resolution, progress)
     numbers = _sample(seen.groups)
     grid = _grid(seen.mean())

@@ -125,7 +125,7 @@ def sweep_thresholds(
         if keep_slices:
             kept.append(dice.astype(np.float32))
     if not count:
-        raise UsageError("there is no slice to look for a threshold on", found="0 slices", expected="at least one")
+        raise UsageError("no slices to choose a threshold on", found="0 slices", expected="at least one")
     mean = total / count
     best = best_threshold(THRESHOLDS, mean)
     return ThresholdSweep(
@@ -196,10 +196,10 @@ def _pairs(
         # A NaN fails both comparisons.
         if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
             raise UsageError(
-                "these are no probabilities",
+                "these are not probabilities",
                 found=f"{probability.min():g} to {probability.max():g} in slice {number}",
                 expected="values in [0, 1]",
-                remedy="Where a network puts out logits, apply a sigmoid first.",
+                remedy="If the network puts out logits, apply a sigmoid first.",
             )
         yield probability, mask if mask.dtype == np.bool_ else mask > 0.5
 

@@ -1,118 +1,84 @@
-"""`evaluate_run`: everything about a run's network on a split, written into the run."""
+"""Evaluate the network of a run on a split: load, predict, score, summarise, write."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
-from collections.abc import Sequence
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import keras
+import numpy as np
 
 from kerasseg.checkpoints import open_checkpoint
 from kerasseg.data.split import MEMORY_BUDGET, SPLITS
 from kerasseg.evaluation.arrays import software
 from kerasseg.evaluation.calibration import calibrate
 from kerasseg.evaluation.figures import USUAL, Resampling, gain_classes, gains, network_figures, tuning_gain
-from kerasseg.evaluation.inter_rater import compare_readers, open_second
+from kerasseg.evaluation.inter_rater import SecondMasks, compare_readers, open_second
 from kerasseg.evaluation.joined import PredictionPictures, output_range, predict_splits
 from kerasseg.evaluation.per_slice import SliceRow, to_csv
 from kerasseg.evaluation.predictions import Predictions, Resolution
 from kerasseg.evaluation.robustness import Transform, measure_robustness, measure_speed
-from kerasseg.evaluation.schema import Evaluation, Robustness, SplitFacts, StageName
+from kerasseg.evaluation.schema import (
+    Evaluation,
+    NetworkFigures,
+    Robustness,
+    SecondReader,
+    Speed,
+    SplitFacts,
+    StageName,
+    Target,
+    read_evaluation,
+)
 from kerasseg.evaluation.scoring import score_slices, stage_rules, with_baseline
-from kerasseg.evaluation.targets import Goal, targets_of, usual_goals
+from kerasseg.evaluation.targets import Goal, is_recipe_checkpoint, targets_of, usual_goals
 from kerasseg.evaluation.test_use_log import LOOKS, count_looks, record_look
 from kerasseg.phantom.slices import is_phantom
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
+from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import explain_os_error, write_atomically
-from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
-from kerasseg_tfrecords.text import Progress
-
-if TYPE_CHECKING:
-    from kerasseg.tuning.threshold_file import ThresholdFile
-import itertools
-import re
-from collections.abc import Iterator
-
-from kerasseg.evaluation.schema import read_evaluation
-from kerasseg_tfrecords.records.manifest import SPLITS_FILE
+from kerasseg_tfrecords.files import explain_os_error, sync_folder, write_atomically
+from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, load_manifest
 from kerasseg_tfrecords.records.shards import read_records
 from kerasseg_tfrecords.splitting.duplicates import Fingerprints, fingerprint, overlap
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint
 from kerasseg_tfrecords.splitting.splits_file import load
+from kerasseg_tfrecords.text import Progress, count
 
-__all__ = ["Extras", "evaluate_run", "evaluation_folder", "put_aside", "run_id", "seen_in_training"]
+__all__ = ["Extras", "evaluate_run", "evaluation_folder", "run_id", "seen_in_training"]
 
-_PARTS = ("calibration", "speed", "robustness", "second_reader")
-
-
-def put_aside(folder: Path, new: Evaluation) -> Path | None:
-    """Makes room for the files of an evaluation; those of one that answers another question move to `earlier/`.
-
-    Args:
-        folder: Of the split, in the run's `evaluation/`; it exists.
-        new: What is going to be written there.
-
-    Returns:
-        Where the earlier evaluation lies now, `earlier/<split>-<date>` beside the folder; None where there was none, or
-        where the new one says all that it said: then it is replaced.
-
-    Raises:
-        KerassegError: It cannot be moved.
-    """
-    try:
-        old = read_evaluation(folder / "metrics.json")
-    except KerassegError:  # nothing that could be read again
-        return None
-    if _answers(new, old):
-        return None
-    moment = re.sub(r"\D", "", old.created.split("+")[0])
-    name = f"{folder.name}-{moment[:8]}-{moment[8:14]}"
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    shelf = folder.parent / "earlier"
-    place = next(shelf / candidate for candidate in names if not (shelf / candidate).exists())
-    try:
-        shelf.mkdir(exist_ok=True)
-        folder.rename(place)
-        folder.mkdir()
-    except OSError as error:
-        raise explain_os_error(error, place) from error
-    return place
-
-
-def _answers(new: Evaluation, old: Evaluation) -> bool:
-    """Whether the new figures are of what was asked for the old ones."""
-    if (new.threshold, new.resolution) != (old.threshold, old.resolution):
-        return False
-    if any(getattr(new, part) is None and getattr(old, part) is not None for part in _PARTS):
-        return False
-    return (
-        old.second_reader is None or new.second_reader is None or old.second_reader.source == new.second_reader.source
-    )
-
-
-_DRAWN = "These slices are phantoms, heads that never were: no figure says anything about patients, whom goals are for."
+_PHANTOMS = "These slices are synthetic (phantoms): the figures say nothing about patients."
+_NO_TUMOUR = (
+    "No evaluated slice has a tumour: there is no verdict, and the figures do not say how well tumours are found."
+)
+_DRAFT = ".tmp-evaluate-"
 
 _Split = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What is measured besides.
+    """Optional measurements.
 
     Attributes:
-        calibration: Of the network's probabilities.
-        speed: Of network and baseline.
+        calibration: Calibration of the network's probabilities.
+        speed: Speed of network and baseline.
         robustness: Dice under corruption: 40 more passes over the slices.
         reference_2: A second annotator's masks, see `kerasseg.evaluation.inter_rater`.
-        seed: Of the corruptions.
+        seed: Random seed of the corruptions.
     """
 
     calibration: bool = True
@@ -124,14 +90,14 @@ class Extras:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """On what a run is evaluated.
+    """The slices that a run is evaluated on.
 
     Attributes:
         root: The shard directory.
         manifest: Its manifest.
         split: "all" for the whole of another directory.
         splits: Those of its splits that hold slices.
-        external: Whether it is not the data that the run was trained on.
+        external: Whether the run was trained on other data.
     """
 
     root: Path
@@ -143,12 +109,77 @@ class _Data:
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """From probabilities to masks: of the network and of the baseline; evidence where they were tuned."""
+    """From probabilities to masks, for network and baseline; with the evidence where they were tuned."""
 
     model: MaskRule
     baseline: MaskRule
     final: StageName
     evidence: ThresholdFile | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """How a run is evaluated; see `evaluate_run`."""
+
+    resolution: Resolution
+    extras: Extras
+    flip_average: bool
+    batch_size: int
+    memory_budget: int
+    resampling: Resampling
+    progress: Progress | None
+
+    def tell(self, stage: str) -> Callable[[int, int], None]:
+        """Return a callback that reports one stage."""
+        progress = self.progress
+        return lambda done, total: None if progress is None else progress(stage, done, total)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Loaded:
+    """A run with everything that is needed to evaluate it.
+
+    Attributes:
+        run, config, data, rules: As above.
+        model, baseline: Networks; no baseline where its file is missing.
+        second: A second annotator's masks.
+        seen: Slices that the training data hold too; None where unknown.
+        warnings: Sentences for people.
+    """
+
+    run: RunDirectory
+    config: RunConfig
+    data: _Data
+    rules: _Rules
+    model: keras.Model
+    baseline: keras.Model | None
+    second: SecondMasks | None
+    seen: int | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scored:
+    """Scores of every slice.
+
+    Attributes:
+        predictions: Of the network.
+        rows: Its scores, with the baseline's Dice beside them.
+        before: Scores of the baseline; None without one.
+    """
+
+    predictions: Predictions
+    rows: list[SliceRow]
+    before: list[SliceRow] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Optional measurements, as they stand in the evaluation; None where they were not asked for."""
+
+    reader: SecondReader | None
+    robustness: Robustness | None
+    speed: Speed | None
 
 
 def evaluate_run(
@@ -158,213 +189,110 @@ def evaluate_run(
     threshold: Literal["auto"] | float = "auto",
     *,
     resolution: Resolution = "native",
-    goals: Sequence[Goal] | None = None,
+    goals: Sequence[Goal] | Literal["recipe"] | None = None,
     extras: Extras = Extras(),
+    flip_average: bool = False,
     batch_size: int = 8,
     memory_budget: int = MEMORY_BUDGET,
     resampling: Resampling = USUAL,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluates the best weights of a run, beside the checkpoint that they came from.
+    """Evaluate the best weights of a run and, for comparison, the checkpoint that training started from.
 
-    Writes `evaluation/<split>/` in the run: `metrics.json`, `per_slice.csv` and `report.html`. An evaluation that lies
-    there and was asked otherwise is kept in `evaluation/earlier/`. A look at a test split is counted first.
+    Writes `metrics.json`, `per_slice.csv` and `report.html` to `evaluation/<split>/` in the run, all or none. An evaluation
+    with other options that is there already moves to `evaluation/earlier/`. Each evaluation of a test split is counted.
 
     Args:
         run: The run, its folder or name; None for the latest one.
         split: "test" (None), "validation" or "train"; another data set is evaluated as a whole.
-        shards_other: Another shard directory. Where it holds the data of the run (they were moved), it takes the place of
-            the one that the run names.
-        threshold: "auto" for the rule that `tune-threshold` found (it is run where there is none yet), or a threshold in
+        shards_other: Another shard directory. If it holds the data of the run (because they were moved), it replaces the
+            one that the run names.
+        threshold: "auto" for the rule that `tune-threshold` chose (it runs first where there is none), or a threshold in
             (0, 1] without post-processing.
         resolution: "native", or "model" for the network's size.
-        goals: To be judged; None for the recipe's, which are for real slices: none for phantoms.
-        extras: What is measured besides.
+        goals: Goals to judge; "recipe" for the recipe's; None for the recipe's where the run started from the recipe's
+            checkpoint and the slices are real, and none otherwise.
+        extras: Optional measurements.
+        flip_average: Average the predictions of each image and its mirror image.
         batch_size: Slices at once.
         memory_budget: Bytes of memory that probabilities of a network may take.
-        resampling: Of the intervals.
-        progress: Told a stage ("tune", "overlap", "predict", "baseline", "score", "robustness", "speed"), what is done, and
-            how much there is.
+        resampling: Options of the intervals.
+        progress: Called with a stage ("tune", "overlap", "predict", "baseline", "score", "robustness", "speed"), what is
+            done, and how much there is.
 
     Returns:
-        What `metrics.json` holds.
+        The content of `metrics.json`.
 
     Raises:
-        UsageError: A split, threshold or goal that cannot be meant; a network that does not fit the shards.
+        UsageError: An unknown split or goal, an invalid threshold, or a network that does not fit the shards.
         DataError: A run or shards that are missing or damaged.
-        KerassegError: The run is being trained, the network puts out NaN, the folder cannot be written.
+        KerassegError: The run is being trained, the network puts out NaN, or the folder cannot be written.
 
     Example:
         >>> evaluate_run("runs/latest", split="validation").final_stage().all.measures["dice"]  # doctest: +SKIP
         Mean(mean=0.87, low=0.84, high=0.9, slices=300, patients=21)
     """
+    options = _Options(resolution, extras, flip_average, batch_size, memory_budget, resampling, progress)
+    loaded = _load(run, split, shards_other, threshold, options)
+    scored = _score(loaded, options)
+    measured = _measure(loaded, scored, options)
+    evaluation = _summarise(loaded, scored, measured, goals, options)
+    return _write(loaded, scored, evaluation)
+
+
+def run_id(config: RunConfig) -> str:
+    """Return the SHA-256 of a run's configuration."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+
+
+def evaluation_folder(run: RunDirectory | Path, evaluation: Evaluation) -> Path:
+    """Return the folder of an evaluation: `evaluation/<split>` in the run, or `evaluation/all-<name>-<fingerprint>`."""
+    root = run.root if isinstance(run, RunDirectory) else run
+    # Most shard directories are called "shards": the fingerprint tells other data sets apart.
+    split, data = evaluation.split, evaluation.data.fingerprint[:8]
+    return root / "evaluation" / (split if split != "all" else f"all-{Path(evaluation.shards).name}-{data}")
+
+
+# --- load -------------------------------------------------------------------------------------------------------------
+
+
+def _load(
+    run: RunDirectory | Path | str | None,
+    split: str | None,
+    shards_other: Path | str | None,
+    threshold: Literal["auto"] | float,
+    options: _Options,
+) -> _Loaded:
     directory = run if isinstance(run, RunDirectory) else RunDirectory.find(run)
     config = directory.config()
     fixed = None if threshold == "auto" else _fixed(threshold)
     data = _data(config, split, shards_other)
-    second = None if extras.reference_2 is None else open_second(extras.reference_2)
+    reference = options.extras.reference_2
+    second = None if reference is None else open_second(reference)
     warnings = _about_the_run(directory, data)
     directory.require_network()
-    folder = _folder(directory.root, data.split, data.root, data.manifest.fingerprint)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-
-    rules = fixed or _tuned(directory, data, batch_size, progress)
+    rules = fixed or _tuned(directory, data, options)
     if rules.evidence is not None:
-        warnings += _about_tuning(rules, data)
-    seen = _overlap(config, data, progress)
+        warnings += _about_tuning(rules, rules.evidence, data, options)
+    seen = _overlap(config, data, options)
     if seen:
         some = f"{seen} of {sum(data.manifest.slices_in(s) for s in data.splits)} slices"
         warnings.append(
-            f"{some} stand in the run's training data too, so that these figures flatter. Leave them out: kerasseg prepare "
-            "... --exclude-overlap TRAINING_SHARDS."
+            f"{some} are in the run's training data too, so that these figures are too good. Leave them out: kerasseg "
+            "prepare ... --exclude-overlap TRAINING_SHARDS."
         )
     elif seen is None and data.external:
-        warnings.append("The run's training shards are not there: whether these slices were trained on is not known.")
-
+        warnings.append("The run's training shards are missing: whether it was trained on these slices is unknown.")
     model = open_checkpoint(directory.model_file)
     baseline = open_checkpoint(directory.baseline_file) if directory.baseline_file.is_file() else None
     if baseline is None:
-        warnings.append("The run has no baseline.keras: no gain can be given.")
-
-    def predict(network: keras.Model, stage: str | None, transform: Transform | None = None) -> Predictions:
-        def told(done: int, total: int) -> None:
-            if progress is not None and stage is not None:
-                progress(stage, done, total)
-
-        return predict_splits(
-            network,
-            data.root,
-            data.splits,
-            batch_size=batch_size,
-            memory_budget=memory_budget,
-            progress=told,
-            transform=transform,
-        )
-
-    predictions = predict(model, "predict")
-    stages = stage_rules(rules.model, rules.final)
-    rows = _scored(predictions, stages, resolution, "score", progress)
-    before: list[SliceRow] | None = None
-    if baseline is not None:
-        others = stage_rules(rules.baseline, rules.final)
-        before = _scored(predict(baseline, "baseline"), others, resolution, None, progress)
-        rows = with_baseline(rows, before)
-    warnings += _about_the_output(predictions, rows)
-
-    classes = data.manifest.classes
-    figures = network_figures(rows, classes, stages, resampling)
-    final = figures.stages[-1]
-    drawn = all(is_phantom(row.patient) for row in rows)
-    if drawn:
-        warnings.append(_DRAWN)
-    usual = () if drawn else usual_goals(tuple(final.classes))
-    wanted = usual if goals is None else tuple(goals)
-    reader = None
-    if second is not None:
-        reader = compare_readers(
-            predictions,
-            rows,
-            rules.model,
-            second,
-            source=str(extras.reference_2),
-            resolution=resolution,
-            resampling=resampling,
-        )
-        if reader.without:
-            warnings.append(
-                f"The second annotator's masks cover {reader.slices} of {len(rows)} slices: agreement and the network's "
-                "figures beside it are over these alone."
-            )
-    robustness: Robustness | None = None
-    if extras.robustness:
-        robustness = measure_robustness(
-            lambda transform: predict(model, None, transform),
-            rules.model,
-            final.all.measures["dice"].mean,
-            resolution=resolution,
-            seed=extras.seed,
-            progress=None if progress is None else lambda done, total: progress("robustness", done, total),
-        )
-    speed = None
-    if extras.speed:
-        if progress is not None:
-            progress("speed", 0, 1)
-        speed = measure_speed(model, baseline, size=data.manifest.size)
-        if progress is not None:
-            progress("speed", 1, 1)
-    goals_met = targets_of(final, wanted)
-    # Counted as soon as figures can be seen, and not before: a goal that cannot be meant shows none.
-    if data.split in ("test", "all"):
-        looks = record_look(
-            data.root,
-            directory.root,
-            run_id=run_id(config),
-            fingerprint=data.manifest.fingerprint,
-            split=data.split,
-        )
-    else:
-        looks = count_looks([data.root / LOOKS, directory.root / LOOKS], data.manifest.fingerprint)
-    evaluation = Evaluation(
-        kerasseg=__version__,
-        software=software(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        run=str(directory.root),
-        run_id=run_id(config),
-        network=_network(config),
-        shards=str(data.root),
-        split=data.split,
-        resolution=resolution,
-        threshold="auto" if fixed is None else f"{fixed.model.threshold:g}",
-        confidence=resampling.confidence,
-        classes=classes,
-        final=rules.final,
-        model=figures,
-        baseline=None
-        if before is None
-        else network_figures(before, classes, stage_rules(rules.baseline, rules.final), resampling),
-        gain={} if before is None else gains(rows, tuple(stages), resampling),
-        gain_classes={} if before is None else gain_classes(rows, classes, rules.final, resampling),
-        tuning_gain=None if rules.final == "raw" else tuning_gain(rows, rules.final, resampling),
-        targets=goals_met,
-        calibration=calibrate(predictions, resolution=resolution) if extras.calibration else None,
-        speed=speed,
-        robustness=robustness,
-        second_reader=reader,
-        data=_split_facts(data, seen),
-        test_looks=looks,
-        warnings=tuple(warnings),
-    )
-    earlier = put_aside(folder, evaluation)
-    evaluation = evaluation.model_copy(update={"earlier": None if earlier is None else str(earlier)})
-    _write(folder, evaluation, rows, predictions, rules)
-    return evaluation
-
-
-def run_id(config: RunConfig) -> str:
-    """SHA-256 of a run's configuration."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
-
-
-def evaluation_folder(evaluation: Evaluation) -> Path:
-    """Where the files of an evaluation lie: `evaluation/<split>` in the run, or `evaluation/all-<name>-<fingerprint>`."""
-    return _folder(Path(evaluation.run), evaluation.split, Path(evaluation.shards), evaluation.data.fingerprint)
-
-
-def _folder(run: Path, split: str, shards: Path, fingerprint: str) -> Path:
-    # Every shard directory is called "shards" until its owner thinks of a name: the data tell them apart.
-    name = split if split != "all" else f"all-{shards.resolve().name}-{fingerprint[:8]}"
-    return run / "evaluation" / name
-
-
-# --- what is evaluated ------------------------------------------------------------------------------------------------
+        warnings.append("The run has no baseline.keras: its gain cannot be computed.")
+    return _Loaded(directory, config, data, rules, model, baseline, second, seen, tuple(warnings))
 
 
 def _fixed(threshold: float) -> _Rules:
     if not 0 < threshold <= 1:  # also catches NaN
-        raise UsageError("threshold cannot be used", found=threshold, expected="auto, or a probability in (0, 1]")
+        raise UsageError("invalid threshold", found=threshold, expected="auto, or a probability in (0, 1]")
     rule = MaskRule(threshold=float(threshold))
     return _Rules(rule, rule, "raw" if rule == MaskRule() else "threshold", None)
 
@@ -376,23 +304,23 @@ def _data(config: RunConfig, split: str | None, other: Path | str | None) -> _Da
     root = Path(config.settings.shards if other is None else other)
     if other is None and not root.is_dir():
         raise DataError(
-            "the shards of this run are not here",
+            "the shards of this run are missing",
             path=root,
-            remedy="Say where they lie now with --shards, or run the command in the folder where the run was begun.",
+            remedy="Name their folder with --shards, or run the command in the folder where the run was started.",
         )
     manifest = load_manifest(root)
     external = manifest.fingerprint != config.resolved.fingerprint
     if external and other is None:
         raise DataError(
-            "these are not the slices, or not the split, that the run was trained on",
+            "these shards hold other slices, or another split, than the run was trained on",
             path=root,
             found=f"fingerprint {manifest.fingerprint[:12]}",
             expected=config.resolved.fingerprint[:12],
-            remedy=f"They were prepared anew since. To take them for another data set: --shards {root}",
+            remedy=f"They were prepared again since. To evaluate on them as another data set: --shards {root}",
         )
     if manifest.intensity != config.resolved.intensity:
         raise UsageError(
-            "these shards have other grey levels than those the run was trained on",
+            "these shards have other grey levels than the run was trained on",
             path=root,
             found=f"intensity rule {manifest.intensity}",
             expected=config.resolved.intensity,
@@ -411,22 +339,25 @@ def _data(config: RunConfig, split: str | None, other: Path | str | None) -> _Da
     return _Data(root, manifest, found, splits, external)
 
 
-def _tuned(run: RunDirectory, data: _Data, batch_size: int, progress: Progress | None) -> _Rules:
-    from kerasseg.tuning.threshold_file import load_threshold
-
+def _tuned(run: RunDirectory, data: _Data, options: _Options) -> _Rules:
     if run.threshold_file.exists():
         evidence = load_threshold(run)
     else:
         from kerasseg.workflows.tune import tune_run
 
         # With the run's own validation slices, wherever they lie; never with those of another data set.
-        shards = None if data.external else data.root
-        evidence = tune_run(run, shards=shards, batch_size=batch_size, progress=progress)
+        evidence = tune_run(
+            run,
+            shards=None if data.external else data.root,
+            batch_size=options.batch_size,
+            flip_average=options.flip_average,
+            progress=options.progress,
+        )
     return _Rules(evidence.model.rule, evidence.baseline.rule, "postprocessing", evidence)
 
 
-def _overlap(config: RunConfig, data: _Data, progress: Progress | None) -> int | None:
-    """Slices that the training data hold too; None where it was not asked, or cannot be known."""
+def _overlap(config: RunConfig, data: _Data, options: _Options) -> int | None:
+    """Count the slices that the training data hold too; None for the run's own shards, or where it cannot be known."""
     if not data.external:
         return None
     training = Path(config.settings.shards)
@@ -435,65 +366,217 @@ def _overlap(config: RunConfig, data: _Data, progress: Progress | None) -> int |
             return None
     except KerassegError:
         return None
-    if progress is not None:
-        progress("overlap", 0, 1)
+    told = options.tell("overlap")
+    told(0, 1)
     found = len(seen_in_training(training, data.root, data.splits))
-    if progress is not None:
-        progress("overlap", 1, 1)
+    told(1, 1)
     return found
-
-
-def _scored(
-    predictions: Predictions,
-    rules: dict[StageName, MaskRule],
-    resolution: Resolution,
-    stage: str | None,
-    progress: Progress | None,
-) -> list[SliceRow]:
-    def told(done: int, total: int) -> None:
-        if progress is not None and stage is not None:
-            progress(stage, done, total)
-
-    return score_slices(predictions, rules, resolution=resolution, progress=told)
-
-
-# --- what people must know ----------------------------------------------------------------------------------------------
 
 
 def _about_the_run(run: RunDirectory, data: _Data) -> list[str]:
     if run.is_running():
         if data.split in ("test", "all"):
             raise KerassegError(
-                "this run is still being trained, and the test split is for the end",
+                "this run is still being trained, and the test split is for the final evaluation",
                 path=run.root,
-                remedy="Wait for it, or look at the validation split: --split validation",
+                remedy="Wait until it has finished, or use the validation split: --split validation",
             )
         return ["The run is still being trained: these are the figures of its best weights so far."]
     if data.external:
         return []
     if data.split == "train" or (run.folds and data.split == "val"):
-        return ["The network was trained on these slices: the figures flatter."]
+        return ["The network was trained on these slices: the figures are too good."]
     return []
 
 
-def _about_tuning(rules: _Rules, data: _Data) -> list[str]:
+def _about_tuning(rules: _Rules, evidence: ThresholdFile, data: _Data, options: _Options) -> list[str]:
     found = []
     if not data.external and data.split == "val":
-        found.append("Epoch, threshold and post-processing were chosen on these slices: the figures flatter.")
+        found.append("Epoch, threshold and post-processing were chosen on these slices: the figures are too good.")
     if rules.model.class_thresholds:
         found.append(
             "The rule has a threshold for each class: these figures hold only where the class is known beforehand."
         )
+    if bool(evidence.flip_average) != options.flip_average:
+        how = "with" if evidence.flip_average else "without"
+        found.append(f"The rule was tuned {how} --flip-average: tune it in the same way (kerasseg tune-threshold).")
     return found
 
 
-def _about_the_output(predictions: Predictions, rows: Sequence[SliceRow]) -> list[str]:
-    low, high = output_range(predictions)
+# --- predict and score --------------------------------------------------------------------------------------------------
+
+
+def _predict(loaded: _Loaded, network: keras.Model, stage: str, options: _Options) -> Predictions:
+    return _predict_changed(loaded, network, None, options, options.tell(stage))
+
+
+def _predict_changed(
+    loaded: _Loaded,
+    network: keras.Model,
+    transform: Transform | None,
+    options: _Options,
+    told: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    return predict_splits(
+        network,
+        loaded.data.root,
+        loaded.data.splits,
+        batch_size=options.batch_size,
+        memory_budget=options.memory_budget,
+        progress=told,
+        transform=transform,
+        flip_average=options.flip_average,
+    )
+
+
+def _score(loaded: _Loaded, options: _Options) -> _Scored:
+    rules, resolution = loaded.rules, options.resolution
+    predictions = _predict(loaded, loaded.model, "predict", options)
+    stages = stage_rules(rules.model, rules.final)
+    rows = score_slices(predictions, stages, resolution=resolution, progress=options.tell("score"))
+    if loaded.baseline is None:
+        return _Scored(predictions, rows, None)
+    others = _predict(loaded, loaded.baseline, "baseline", options)
+    before = score_slices(others, stage_rules(rules.baseline, rules.final), resolution=resolution)
+    return _Scored(predictions, with_baseline(rows, before), before)
+
+
+def _measure(loaded: _Loaded, scored: _Scored, options: _Options) -> _Measured:
+    extras, rule = options.extras, loaded.rules.model
+    reader = None
+    if loaded.second is not None:
+        reader = compare_readers(
+            scored.predictions,
+            scored.rows,
+            rule,
+            loaded.second,
+            source=str(extras.reference_2),
+            resolution=options.resolution,
+            resampling=options.resampling,
+        )
+    robustness = None
+    if extras.robustness:
+        clean = float(np.mean([row.stage(loaded.rules.final).dice for row in scored.rows]))
+        robustness = measure_robustness(
+            lambda transform: _predict_changed(loaded, loaded.model, transform, options),
+            rule,
+            clean,
+            resolution=options.resolution,
+            seed=extras.seed,
+            progress=options.tell("robustness"),
+        )
+    speed = None
+    if extras.speed:
+        told = options.tell("speed")
+        told(0, 1)
+        speed = measure_speed(loaded.model, loaded.baseline, size=loaded.data.manifest.size)
+        told(1, 1)
+    return _Measured(reader, robustness, speed)
+
+
+# --- summarise ----------------------------------------------------------------------------------------------------------
+
+
+def _summarise(
+    loaded: _Loaded,
+    scored: _Scored,
+    measured: _Measured,
+    goals: Sequence[Goal] | Literal["recipe"] | None,
+    options: _Options,
+) -> Evaluation:
+    config, data, rules, resampling = loaded.config, loaded.data, loaded.rules, options.resampling
+    rows, before, classes = scored.rows, scored.before, data.manifest.classes
+    stages = stage_rules(rules.model, rules.final)
+    figures = network_figures(rows, classes, stages, resampling)
+    looks = count_looks([data.root / LOOKS, loaded.run.root / LOOKS], data.manifest.fingerprint)
+    evidence = rules.evidence
+    reader = measured.reader
+    return Evaluation(
+        kerasseg=__version__,
+        software=software(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        run=_shareable(loaded.run.root),
+        run_id=run_id(config),
+        network=_network(config),
+        shards=_shareable(data.root),
+        split=data.split,
+        resolution=options.resolution,
+        threshold="auto" if evidence is not None else f"{rules.model.threshold:g}",
+        confidence=resampling.confidence,
+        classes=classes,
+        final=rules.final,
+        model=figures,
+        baseline=None if before is None else _figures_of_baseline(before, loaded, resampling),
+        gain={} if before is None else gains(rows, tuple(stages), resampling),
+        gain_classes={} if before is None else gain_classes(rows, classes, rules.final, resampling),
+        tuning_gain=None if rules.final == "raw" else tuning_gain(rows, rules.final, resampling),
+        rule_decision="" if evidence is None else evidence.model.decision,
+        targets=_targets(loaded, figures, rows, goals, resampling),
+        calibration=calibrate(scored.predictions, resolution=options.resolution)
+        if options.extras.calibration
+        else None,
+        speed=measured.speed,
+        robustness=measured.robustness,
+        second_reader=None if reader is None else reader.model_copy(update={"source": _shareable(reader.source)}),
+        data=_split_facts(data, loaded.seen),
+        test_looks=looks + (data.split in ("test", "all")),
+        flip_average=options.flip_average,
+        warnings=(*loaded.warnings, *_about_the_figures(scored, measured)),
+    )
+
+
+def _figures_of_baseline(before: Sequence[SliceRow], loaded: _Loaded, resampling: Resampling) -> NetworkFigures:
+    stages = stage_rules(loaded.rules.baseline, loaded.rules.final)
+    return network_figures(before, loaded.data.manifest.classes, stages, resampling)
+
+
+def _targets(
+    loaded: _Loaded,
+    figures: NetworkFigures,
+    rows: Sequence[SliceRow],
+    goals: Sequence[Goal] | Literal["recipe"] | None,
+    resampling: Resampling,
+) -> tuple[Target, ...]:
+    """Judge the goals; without tumours there is nothing to judge."""
+    final = figures.stages[-1]
+    if goals is None:
+        recipe = is_recipe_checkpoint(loaded.config.resolved.checkpoint, loaded.config.resolved.provenance)
+        goals = "recipe" if recipe and not _all_phantoms(rows) else ()
+    wanted = usual_goals(tuple(final.classes)) if goals == "recipe" else tuple(goals)
+    found = targets_of(final, wanted, rows, resampling)
+    return found if final.all.with_tumour else ()
+
+
+def _all_phantoms(rows: Sequence[SliceRow]) -> bool:
+    return all(is_phantom(row.patient) for row in rows)
+
+
+def _about_the_figures(scored: _Scored, measured: _Measured) -> list[str]:
+    rows, reader = scored.rows, measured.reader
+    found = []
+    low, high = output_range(scored.predictions)
     if low == high:
-        return [f"The network puts out the same value for every pixel ({low:g}): it has learned nothing."]
-    if not any(row.predicted_pixels for row in rows):
-        return [f"No pixel of any slice reaches the threshold (the largest probability is {high:.3g})."]
-    return []
+        found.append(f"The network puts out the same value for every pixel ({low:g}): it has learned nothing.")
+    elif not any(row.predicted_pixels for row in rows):
+        found.append(f"No pixel of any slice reaches the threshold (the largest probability is {high:.3g}).")
+    if not any(row.reference_pixels for row in rows):
+        found.append(_NO_TUMOUR)
+    if _all_phantoms(rows):
+        found.append(_PHANTOMS)
+    if reader is not None and reader.without:
+        found.append(
+            f"The second annotator's masks cover {reader.slices} of {count(len(rows), 'slice')}: the agreement and the "
+            "network's figures beside it are over these alone."
+        )
+    return found
+
+
+def _shareable(path: Path | str) -> str:
+    """Return a path as it may be shared: as named if it is relative, and otherwise its last part alone."""
+    named = Path(path)
+    if named.is_absolute() or ".." in named.parts or not named.name:
+        return named.resolve().name
+    return str(named)
 
 
 def _network(config: RunConfig) -> str:
@@ -517,48 +600,167 @@ def _split_facts(data: _Data, seen: int | None) -> SplitFacts:
     )
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
+# --- write --------------------------------------------------------------------------------------------------------------
 
 
-def _write(
-    folder: Path, evaluation: Evaluation, rows: Sequence[SliceRow], predictions: Predictions, rules: _Rules
+def _write(loaded: _Loaded, scored: _Scored, evaluation: Evaluation) -> Evaluation:
+    """Write the evaluation's folder, and count the look at a test split."""
+    folder = evaluation_folder(loaded.run, evaluation)
+    earlier = _place_for_earlier(folder, evaluation)
+    if earlier is not None:
+        evaluation = evaluation.model_copy(update={"earlier": f"earlier/{earlier.name}"})
+    data, rules = loaded.data, loaded.rules
+
+    def count_this() -> None:
+        if data.split in ("test", "all"):
+            record_look(
+                data.root,
+                loaded.run.root,
+                run_id=evaluation.run_id,
+                fingerprint=data.manifest.fingerprint,
+                split=data.split,
+            )
+
+    with _replaced(folder, earlier, count_this) as draft:
+        to_csv(scored.rows, draft / "per_slice.csv")
+        pictures = PredictionPictures(scored.predictions, [row.slice_id for row in scored.rows], rules.model)
+        _write_page(evaluation, scored.rows, pictures, rules.evidence, draft / "report.html")
+        write_atomically(draft / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
+    return evaluation
+
+
+def _write_page(
+    evaluation: Evaluation,
+    rows: Sequence[SliceRow],
+    pictures: PredictionPictures,
+    evidence: ThresholdFile | None,
+    path: Path,
 ) -> None:
     from kerasseg.report import ThresholdCurve, write_report
 
-    figures = folder / "metrics.json"
-    # Gone first and written last: figures are there only where all the rest belongs to them.
-    figures.unlink(missing_ok=True)
-    to_csv(rows, folder / "per_slice.csv")
     curve = None
-    if rules.evidence is not None:
-        tuned, before = rules.evidence.model, rules.evidence.baseline
+    if evidence is not None:
         curve = ThresholdCurve(
-            thresholds=tuned.curve.thresholds,
-            dice=tuned.curve.dice,
-            chosen=tuned.rule.threshold,
-            baseline=before.curve.dice,
-            baseline_chosen=before.rule.threshold,
+            thresholds=evidence.model.curve.thresholds,
+            dice=evidence.model.curve.dice,
+            chosen=evidence.model.rule.threshold,
+            baseline=evidence.baseline.curve.dice,
+            baseline_chosen=evidence.baseline.rule.threshold,
         )
-    pictures = PredictionPictures(predictions, [row.slice_id for row in rows], rules.model)
-    write_report(evaluation, rows, pictures, folder / "report.html", threshold_curve=curve)
-    write_atomically(figures, evaluation.model_dump_json(indent=1) + "\n")
+    write_report(evaluation, rows, pictures, path, threshold_curve=curve)
+
+
+_PARTS = ("calibration", "speed", "robustness", "second_reader")
+
+
+def _place_for_earlier(folder: Path, new: Evaluation) -> Path | None:
+    """Return where the evaluation in `folder` is to be kept, `earlier/<split>-<date>` beside it.
+
+    None where there is none, or where the new one has the same options and all of its parts: then it is replaced.
+    """
+    try:
+        old = read_evaluation(folder / "metrics.json")
+    except KerassegError:  # unreadable: not worth keeping
+        return None
+    if _covers(new, old):
+        return None
+    moment = re.sub(r"\D", "", old.created.split("+")[0])
+    name = f"{folder.name}-{moment[:8]}-{moment[8:14]}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    shelf = folder.parent / "earlier"
+    return next(shelf / candidate for candidate in names if not (shelf / candidate).exists())
+
+
+def _covers(new: Evaluation, old: Evaluation) -> bool:
+    """Whether the new evaluation answers everything that the old one did."""
+    if any(getattr(new, name) != getattr(old, name) for name in ("threshold", "resolution", "flip_average")):
+        return False
+    if any(getattr(new, part) is None and getattr(old, part) is not None for part in _PARTS):
+        return False
+    return (
+        old.second_reader is None or new.second_reader is None or old.second_reader.source == new.second_reader.source
+    )
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path, earlier: Path | None, then: Callable[[], None]) -> Iterator[Path]:
+    """Build a folder beside its place, exchange it for the one that is there, and undo this if what follows fails.
+
+    Args:
+        folder: The place.
+        earlier: Where the folder that is there is kept; None deletes it.
+        then: Called after the exchange.
+
+    Yields:
+        An empty folder.
+
+    Raises:
+        KerassegError: It cannot be written; the earlier folder is as it was.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_drafts(folder.parent)
+        scratch = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=folder.parent))
+        held = os.open(scratch, os.O_RDONLY)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    try:
+        # Held while this process lives, so that another one can tell this draft from what a killed one left.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        draft, kept = scratch / "new", earlier or scratch / "old" / folder.name
+        draft.mkdir()
+        yield draft
+        kept.parent.mkdir(exist_ok=True)
+        if folder.exists():
+            folder.rename(kept)
+        try:
+            draft.rename(folder)
+            then()
+        except BaseException:
+            if folder.exists():
+                folder.rename(scratch / "failed")
+            if kept.exists():
+                kept.rename(folder)
+            raise
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    finally:
+        os.close(held)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_drafts(parent: Path) -> None:
+    """Remove what killed evaluations left, and restore a folder that one of them was about to replace."""
+    for left in parent.glob(f"{_DRAFT}*"):
+        held = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for old in (left / "old").glob("*"):
+                if not (parent / old.name).exists():
+                    old.rename(parent / old.name)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(held)
 
 
 _SEEN = ("train", "val")
-"""Weights come from the one, the choice of the epoch and the rule from the other."""
+"""The weights come from the first, the choice of the epoch and of the rule from the second."""
 
 
 def seen_in_training(training: Path, other: Path, splits: Sequence[str] = ("train", "val", "test")) -> tuple[str, ...]:
-    """Slices that the training or validation split of one shard directory holds too.
+    """Find the slices that the training or validation split of one shard directory holds too.
 
-    Those that were read from the same bytes, and those that show the same: re-encoded, resized, mirrored
-    (`kerasseg_tfrecords.splitting.duplicates`, as with `prepare --exclude-overlap`). Equal ids alone mean nothing:
-    every data set has its slice 1.
+    A slice counts if it was read from the same bytes or shows the same image, re-encoded, resized or mirrored
+    (`kerasseg_tfrecords.splitting.duplicates`, as with `prepare --exclude-overlap`). Equal ids mean nothing: every data
+    set has its slice 1.
 
     Args:
         training: The shards that the run was trained on.
-        other: Those to look through.
-        splits: Of `other`.
+        other: The shards to search.
+        splits: Splits of `other`.
 
     Returns:
         Ids in `other`, in the order of its shards.

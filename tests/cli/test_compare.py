@@ -17,7 +17,7 @@ from factories import write_figshare
 from kerasseg.evaluation.per_slice import SliceRow, StageScores, to_csv
 from kerasseg_cli.app import app
 from kerasseg_tfrecords import prepare
-from kerasseg_tfrecords.records.manifest import PrepareOptions
+from kerasseg_tfrecords.records.manifest import PrepareOptions, load_manifest
 from kerasseg_tfrecords.records.shards import read_records
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two evaluated runs and their shards: `runs/a`, `runs/b`, of which b is better, and `runs/c`, not evaluated."""
     folder = tmp_path_factory.mktemp("desk")
     shards = folder / "shards"
-    raw = write_figshare(folder / "raw", patients=15, slices_each=2, size=48)
+    raw = write_figshare(folder / "raw", patients=30, slices_each=2, size=48)
     prepare(raw, shards, PrepareOptions(size=32, split="60/20/20"), jobs=1)
     for i, name in enumerate("abc"):
         run = folder / "runs" / name
@@ -56,7 +56,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "c":
             continue
         rows = rows_of(shards, 0.2 * i)
-        figures = evaluation(rows, whole=False).model_copy(update={"run": str(run), "shards": str(shards)})
+        figures = evaluation(rows, whole=False)
+        data = figures.data.model_copy(update={"fingerprint": load_manifest(shards).fingerprint})
+        figures = figures.model_copy(update={"run": name, "shards": "shards", "data": data})
         (run / "evaluation" / "test").mkdir(parents=True)
         (run / "evaluation" / "test" / "metrics.json").write_text(figures.model_dump_json())
         to_csv(rows, run / "evaluation" / "test" / "per_slice.csv")
@@ -78,12 +80,12 @@ def test_the_table_and_the_page(typed, desk: Path) -> None:  # type: ignore[no-u
     done = typed("a", "runs/b")
     assert done.exit_code == 0, done.output
     assert "b is better than a: +0." in done.output
-    for word in ("all slices", "glioma", "better / worse / same", "changed most", "raw/"):
+    for word in ("all slices", "glioma", "B better / worse / same", "changed most", "raw/"):
         assert word in done.output
     page = (desk / "runs" / "compare-a-b.html").read_text()
-    # All test slices changed; each shows the whole slice and two close-ups.
-    assert page.count("<img ") == 3 * 6
-    assert page.count("data:image/jpeg;base64,") == 3 * 6
+    # Eight of the slices that changed are shown, each whole and in two close-ups.
+    assert page.count("<img ") == 3 * 8
+    assert page.count("data:image/jpeg;base64,") == 3 * 8
     assert "Not for clinical use" in page
 
 
@@ -91,7 +93,7 @@ def test_json_is_one_document_and_nothing_else(typed, desk: Path) -> None:  # ty
     done = typed("a", "b", "--json", "--out", "x.html", "--most", "2", "--no-pictures")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
-    assert document["all"]["wins"] == 6
+    assert document["all"]["wins"] == 12
     assert len(document["changed"]) == 2
     assert document["page"] == "x.html"
     assert "<img" not in (desk / "x.html").read_text()
@@ -109,7 +111,7 @@ def test_without_shards_there_are_no_pictures_and_a_warning(typed, desk: Path) -
         (desk / "away").rename(desk / "shards")
     assert done.exit_code == 0, done.output
     assert "Warning: the page has no pictures" in done.stderr
-    assert "not a shard directory" in done.stderr.replace("\n", " ")
+    assert "the evaluated shards were not found" in done.stderr.replace("\n", " ")
     assert "<img" not in (desk / "y.html").read_text()
 
 
@@ -147,7 +149,11 @@ def test_no_figure_is_cut_at_any_width(
     figures = json.loads(typed("a", name, "--no-pictures", "--out", "p.html", "--json").stdout)
     for difference in (figures["all"], *figures["classes"].values()):
         gain = difference["dice"]
-        limits = "none: one patient" if gain["low"] is None else f"{gain['low']:+.4f} to {gain['high']:+.4f}"
+        limits = "too few patients" if gain["low"] is None else f"{gain['low']:+.4f} to {gain['high']:+.4f}"
         means = f"{difference['first']['mean']:.4f}", f"{difference['second']['mean']:.4f}", f"{gain['mean']:+.4f}"
         assert re.search(r"\s+".join(map(re.escape, (*means, limits))), done.stdout)
     assert name in done.stdout
+    # Nothing is left out on a narrow screen, and the runs have one pair of names.
+    assert "B better / worse / same" in done.stdout
+    assert "missed, A / B" in done.stdout
+    assert not {"before", "now"} & set(done.stdout.split())

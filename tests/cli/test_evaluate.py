@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -18,6 +20,7 @@ from evaluations import Slices
 from evaluations import evaluation as drawn_evaluation
 from factories import write_figshare
 from kerasseg.evaluation import robustness as speed
+from kerasseg.evaluation.predictions import Case, Resolution
 from kerasseg_cli.app import app
 from kerasseg_cli.evaluate_display import summary
 from kerasseg_tfrecords import prepare
@@ -58,11 +61,12 @@ def test_the_summary_says_the_verdict_first(evaluate: Type, tmp_path: Path) -> N
     lines = done.stdout.splitlines()
     assert lines[0].startswith("Validation Dice 0.")
     assert "9 slices of 3 patients" in lines[0]
-    assert "stated baseline 0.8657: " in lines[1]
+    assert "the untouched checkpoint (3 patients: too few for a conclusion)." in lines[1]
+    assert "Goals" not in done.stdout
     text = done.stdout
     for word in ("threshold 0.5", "threshold 0.7", "before training", "gain", "glioma", "HD95", "Missed 0 of 9"):
         assert word in text
-    assert "The test split was not looked at." in text
+    assert "looked at" not in text
     assert "runs/first/evaluation/val/report.html" in text
     assert (tmp_path / "runs/first/evaluation/val/report.html").is_file()
     assert len(lines) <= 32
@@ -72,7 +76,8 @@ def test_looks_at_the_test_split_are_said(evaluate: Type) -> None:
     for times in ("once", "2 times"):
         done = evaluate("first", "--threshold", "0.5", "--no-speed")
         assert done.exit_code == 0, done.output
-        assert f"have been looked at {times}, this time included" in done.stdout
+        assert f"The test split has been evaluated {times}, including now." in done.stdout
+    assert "times" not in evaluate("first", "--threshold", "0.5", "--no-speed", "--split", "validation").stdout
 
 
 def test_auto_tunes_where_nothing_was_tuned(evaluate: Type, tmp_path: Path) -> None:
@@ -81,6 +86,7 @@ def test_auto_tunes_where_nothing_was_tuned(evaluate: Type, tmp_path: Path) -> N
     assert (tmp_path / "runs/first/threshold.json").is_file()
     assert "post-processing" in done.stdout
     assert "ms a slice at batch 8 (before training" in " ".join(done.stdout.split())
+    assert "the validation split has 3 patients with tumours" in " ".join(done.stdout.split())
     assert "chosen on these slices" in " ".join(done.stderr.split())
 
 
@@ -99,27 +105,53 @@ def test_quiet_says_nothing(evaluate: Type) -> None:
 def test_fail_under_sets_the_exit_code(evaluate: Type, least: float, code: int) -> None:
     done = evaluate("--split", "val", "--threshold", "0.5", "--no-speed", "-q", "--fail-under", least)
     assert done.exit_code == code
-    assert ("is under 0.999" in done.stderr) == (code == 4)
+    assert ("is below 0.999" in done.stderr) == (code == 4)
+
+
+def test_without_tumours_there_is_no_verdict_and_fail_under_fails(
+    evaluate: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty masks that are predicted empty have Dice 1."""
+    from kerasseg.evaluation.predictions import SplitPredictions
+
+    whole, shown = SplitPredictions.case, SplitPredictions.probability
+
+    def empty(self: SplitPredictions, number: int, resolution: Resolution = "native") -> Case:
+        case = whole(self, number, resolution)
+        return dataclasses.replace(case, mask=np.zeros_like(case.mask))
+
+    monkeypatch.setattr(SplitPredictions, "case", empty)
+    monkeypatch.setattr(SplitPredictions, "probability", lambda *given: 0 * shown(*given))
+    asked = ("--threshold", "0.5", "--no-speed", "--split", "val", "--target", "0.9", "--fail-under", "0.9")
+    done = evaluate(*asked)
+    assert done.exit_code == 4
+    assert "No evaluated slice has a tumour (--fail-under)." in done.stderr
+    assert "No evaluated slice has a tumour: no verdict." in done.stdout
+    assert "Dice 1.0000" in done.stdout
+    assert "met" not in done.stdout
+    assert "higher than" not in done.stdout
 
 
 def test_targets_as_typed(evaluate: Type) -> None:
     done = evaluate("--split", "val", "--threshold", "0.7", "--no-speed", "--target", "0.1", "--target", "glioma=0.999")
     assert done.exit_code == 0
-    assert "goal 0.1: met: the whole interval lies above" in done.stdout
-    assert "classes 0.999: glioma" in done.stdout
-    assert "stated baseline" not in done.stdout
+    assert "Goals: open (too few patients): Dice 0.1, glioma 0.999." in done.stdout
+    done = evaluate("--split", "val", "--threshold", "0.7", "--no-speed", "--goals", "recipe")
+    assert "stated baseline 0.8657" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--threshold", "half"], "--threshold cannot be 'half'"),
-        (["--threshold", "0"], "--threshold cannot be '0'"),
+        (["--threshold", "half"], "invalid --threshold 'half'"),
+        (["--threshold", "0"], "invalid --threshold '0'"),
         (["--split", "tset"], "--split cannot be 'tset'"),
         (["--resolution", "full"], "--resolution cannot be 'full'"),
-        (["--fail-under", "92"], "--fail-under cannot be 92"),
-        (["--target", "good"], "--target cannot be 'good'"),
-        (["--target", "gliom=0.9", "--split", "val", "--threshold", "0.5", "--no-speed"], "goal for an unknown class"),
+        (["--fail-under", "92"], "invalid --fail-under 92"),
+        (["--target", "good"], "invalid --target 'good'"),
+        (["--target", "gliom=0.9", "--split", "val", "--threshold", "0.5", "--no-speed"], "unknown class in a goal"),
+        (["--goals", "mine"], "--goals cannot be 'mine'"),
+        (["--goals", "recipe", "--target", "0.9"], "--goals and --target exclude each other"),
         (["--reference-2", "nowhere", "--split", "val"], "--reference-2 is no folder"),
     ],
 )

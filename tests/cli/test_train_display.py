@@ -185,7 +185,7 @@ def test_the_table_at_the_end_fits(
     assert ["meningioma", "0.6200", "0.7223", "+0.0500", "none"] in cells
     text = "\n".join(lines)
     assert "Validation Dice, epoch 0 and the best (epoch 3)" in text
-    assert "One patient alone gives none (meningioma)." in text
+    assert "None with fewer than 5 patients (" in text
     assert "3 epochs in 90 min, peak memory 2.3 GB." in text
     assert "\x1b" not in text
     for file in (run.model_file, run.curves_file, run.history_file):

@@ -18,7 +18,7 @@ import kerasseg
 from factories import write_figshare
 from kerasseg.runs import Resolved, RunDirectory, new_config
 from kerasseg.runs.settings import TrainSettings
-from kerasseg.tuning.threshold_file import load_threshold, network_sha256
+from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold, network_sha256
 from kerasseg.workflows.tune import tune_run
 from kerasseg_cli.app import app
 from kerasseg_cli.tune_threshold import show
@@ -32,10 +32,10 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 validation slices of 6 patients, 48 x 48, stored at 32 x 32."""
+    """30 validation slices of 10 patients, 48 x 48, stored at 32 x 32."""
     folder = tmp_path_factory.mktemp("tiny")
     options = PrepareOptions(size=SIZE, split="60/20/20")
-    prepare(write_figshare(folder / "raw", patients=30, slices_each=3, size=48), folder / "shards", options, jobs=1)
+    prepare(write_figshare(folder / "raw", patients=50, slices_each=3, size=48), folder / "shards", options, jobs=1)
     return folder / "shards"
 
 
@@ -121,12 +121,12 @@ def test_it_is_what_a_plain_computation_finds(tuned: RunDirectory, shards: Path)
             dice.append(np.where(both > 0, 2 * (found & record.mask_native).sum((1, 2)) / np.maximum(both, 1), 1))
         mean = np.mean(dice, axis=0)
         assert rule.slices == len(dice) == manifest.slices_in("val")
-        assert rule.patients == 6
+        assert rule.patients == rule.tumour_patients == 10
         # Keras' and NumPy's sigmoid differ in the last bit, which moves single pixels.
         assert np.abs(np.array(rule.curve.dice) - mean).max() < 0.01
         assert rule.raw.mean == pytest.approx(mean[499], abs=0.01)
         assert rule.dice.mean is not None
-        assert rule.dice.mean > mean.max() - 0.006
+        assert rule.dice.mean > max(mean[499], mean.max() - 0.02)
     assert file.model.rule != kerasseg.MaskRule()
     assert file.fingerprint == manifest.fingerprint
     assert file.model.sha256 == network_sha256(tuned.model_file) != file.baseline.sha256
@@ -162,8 +162,43 @@ def test_the_summary_fits_a_screen(
     assert "fill holes" in text
     assert re.search(r"Network: validation Dice 0\.\d{4} -> 0\.\d{4}", text)
     assert "Baseline: validation Dice" in text
-    assert "only 6 patients" in text.replace("\n", " ")
     assert lines[-1] == "Next: kerasseg evaluate x --threshold auto"
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_rule_that_is_not_kept_is_explained(
+    tuned: RunDirectory, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    found = load_threshold(tuned)
+    steps = [step.model_copy(update={"kept": step.name == "raw"}) for step in found.model.steps]
+    refused = {
+        "rule": kerasseg.MaskRule(),
+        "steps": tuple(steps),
+        "tumour_patients": 6,
+        "candidate": found.model.rule,
+        "candidate_gain": found.model.gain,
+    }
+    shown = found.model_copy(update={"model": found.model.model_copy(update=refused)})
+    show(shown, Path("runs/x/threshold.json"), "kerasseg evaluate x --threshold auto")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Threshold 0.5 without post-processing is used: the validation split has 6 patients with tumours" in text
+    assert f"the rule would have been threshold {found.model.rule.threshold:g}" in text
+    assert f"({found.model.gain.mean:+.3f} Dice on the validation slices)" in text
+
+
+def test_a_file_of_an_earlier_version_is_read_and_its_digest_holds() -> None:
+    old = Path(__file__).parents[1] / "fixtures" / "before_move" / "runs" / "run" / "threshold.json"
+    found = ThresholdFile.model_validate_json(old.read_text())
+    assert found.digest == found.own_digest()
+    assert found.model.decision == ""
+
+
+def test_force_and_flip_average_are_recorded(copy: RunDirectory) -> None:
+    done = CliRunner().invoke(app, ["tune-threshold", str(copy.root), "--force", "--flip-average", "-q"])
+    assert (done.exit_code, done.stdout) == (0, "")
+    found = load_threshold(copy)
+    assert (found.flip_average, found.model.forced, found.baseline.forced) == (True, True, True)
 
 
 @pytest.mark.slow
@@ -193,7 +228,7 @@ def test_a_run_without_network_or_without_rule(copy: RunDirectory) -> None:
     with pytest.raises(DataError, match=r"no tuned threshold yet.*kerasseg tune-threshold"):
         load_threshold(copy)
     copy.model_file.unlink()
-    with pytest.raises(DataError, match=r"model.keras: this run has no such network.*--resume"):
+    with pytest.raises(DataError, match=r"model.keras: the run has no such network.*--resume"):
         tune_run(copy)
     done = CliRunner().invoke(app, ["tune-threshold", "nowhere"])
     assert done.exit_code == 3
@@ -211,12 +246,12 @@ def test_other_shards_are_refused(copy: RunDirectory, shards: Path, tmp_path: Pa
     assert tune_run(copy, shards=moved).shards == str(moved)
     manifest = json.loads((moved / "manifest.json").read_text())
     (moved / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "0" * 64}))
-    with pytest.raises(DataError, match="these are not the shards of the run"):
+    with pytest.raises(DataError, match="these are not the shards that the run was trained on"):
         tune_run(copy, shards=moved)
     config = json.loads(copy.config_file.read_text())
     config["settings"]["shards"] = str(tmp_path / "gone")
     copy.config_file.write_text(json.dumps(config))
-    with pytest.raises(DataError, match="not there any more.*--shards FOLDER"):
+    with pytest.raises(DataError, match="shards of the run are missing.*--shards"):
         tune_run(copy)
 
 
@@ -245,7 +280,7 @@ def test_a_network_that_finds_nothing_keeps_a_half(copy: RunDirectory, capsys: p
     found = load_threshold(copy)
     assert found.model.rule == kerasseg.MaskRule()
     show(found, copy.threshold_file, "")
-    assert "Note: The network finds no tumour anywhere" in capsys.readouterr().out.replace("\n", " ")
+    assert "Note: The network finds no tumour" in capsys.readouterr().out.replace("\n", " ")
 
 
 @pytest.mark.slow
@@ -275,7 +310,7 @@ def test_after_more_training_the_rule_is_refused(copy: RunDirectory) -> None:
         (lambda d: d["model"].update(sha256="abc"), r"model\.sha256"),
         (
             lambda d: d["model"]["rule"].update(threshold=0.77),
-            r"model: rule is not .* changed by hand.*--threshold",
+            r"model: rule is not .* edited by hand.*--threshold",
         ),
         (lambda d: d.pop("baseline"), r"baseline is missing"),
     ],

@@ -126,7 +126,7 @@ def test_what_does_not_fit() -> None:
         kerasseg.evaluate(constant(3.0), images, masks)
     with pytest.raises(KerassegError, match="NaN"):
         kerasseg.evaluate(constant(float("nan")), images, masks)
-    with pytest.raises(UsageError, match="one probability a pixel"):
+    with pytest.raises(UsageError, match="one probability per pixel"):
         kerasseg.evaluate(constant(0.5, channels=2), images, masks)
     with pytest.raises(UsageError, match="images do not fit the network"):
         kerasseg.evaluate(brightness_network(32), images, masks)
@@ -139,7 +139,7 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(UsageError, match="nothing to evaluate"):
         kerasseg.evaluate(model, images[:0], masks[:0])
     for rule in (0.0, 1.1, float("nan")):
-        with pytest.raises(UsageError, match="threshold cannot be used"):
+        with pytest.raises(UsageError, match="invalid threshold"):
             kerasseg.evaluate(model, images, masks, rule=rule)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from browser import browser
 from evaluations import CLASSES, HOSTILE, Slices, evaluation
+from kerasseg.evaluation.bootstrap import bootstrap_interval
 from kerasseg.evaluation.compare import TIE, Evaluated, compare, evaluated
 from kerasseg.evaluation.per_slice import to_csv
 from kerasseg.report import write_comparison
@@ -58,15 +59,8 @@ def test_figures_agree_with_a_plain_computation(first: Evaluated, second: Evalua
     labels = np.array([row.label for row in first.rows])
     for name in CLASSES:
         assert found.classes[name].dice.mean == pytest.approx(change[labels == name].mean())
-    # Patients drawn anew, by hand.
-    groups = np.unique([row.group for row in first.rows], return_inverse=True)[1]
-    rng = np.random.default_rng(7)
-    means = []
-    for _ in range(4000):
-        drawn = rng.integers(0, groups.max() + 1, groups.max() + 1)
-        means.append(np.concatenate([change[groups == g] for g in drawn]).mean())
-    low, high = np.percentile(means, [2.5, 97.5])
-    assert (found.all.dice.low, found.all.dice.high) == (pytest.approx(low, abs=3e-3), pytest.approx(high, abs=3e-3))
+    interval = bootstrap_interval(change, [row.group for row in first.rows])
+    assert (found.all.dice.low, found.all.dice.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert found.all.dice.patients == 9
     assert found.verdict.startswith("b is better than a: +")
 
@@ -92,7 +86,37 @@ def test_turned_round_it_says_the_opposite(first: Evaluated, second: Evaluated) 
     assert back.verdict.startswith("a is worse than b: -")
     same = compare(first, first)
     assert same.changed == ()
-    assert "No difference can be told from chance" in same.verdict
+    assert same.verdict.startswith("The difference may be chance")
+
+
+def test_a_verdict_needs_patients_and_tumours(first: Evaluated, second: Evaluated) -> None:
+    few = [
+        Evaluated(
+            run=run.run,
+            figures=run.figures,
+            rows=tuple(row for row in run.rows if row.group in ("p0", "p1", "p2", "p3")),
+        )
+        for run in (first, second)
+    ]
+    assert compare(*few).verdict.startswith("4 patients: too few for a conclusion (+0.")
+    five = [
+        Evaluated(run=run.run, figures=run.figures, rows=tuple(row for row in run.rows if row.group < "p5"))
+        for run in (first, second)
+    ]
+    # The interval excludes 0, and a sign-flip test over five patients cannot agree.
+    found = compare(*five)
+    assert found.all.dice.low is not None
+    assert found.all.dice.low > 0
+    assert found.verdict.startswith("The difference may be chance")
+    empty = [
+        Evaluated(
+            run=run.run,
+            figures=run.figures,
+            rows=tuple(dataclasses.replace(row, reference_pixels=0) for row in run.rows),
+        )
+        for run in (first, second)
+    ]
+    assert compare(*empty).verdict == "No slice has a tumour: there is no verdict."
 
 
 def test_only_slices_in_common_are_compared_and_it_is_said(slices: Slices, first: Evaluated) -> None:
@@ -115,12 +139,12 @@ def test_only_slices_in_common_are_compared_and_it_is_said(slices: Slices, first
 
 
 def test_test_slices_are_not_for_choosing(first: Evaluated, second: Evaluated) -> None:
-    assert any("use the validation slices" in remark for remark in compare(first, second).remarks)
+    assert any("by validation slices" in remark for remark in compare(first, second).remarks)
     validation = [
         Evaluated(run=run.run, figures=run.figures.model_copy(update={"split": "val"}), rows=run.rows)
         for run in (first, second)
     ]
-    assert not any("use the validation slices" in remark for remark in compare(*validation).remarks)
+    assert not any("by validation slices" in remark for remark in compare(*validation).remarks)
 
 
 def test_what_evaluate_left_is_read(first: Evaluated, tmp_path: Path) -> None:
@@ -160,7 +184,7 @@ def test_the_page_is_whole_in_a_browser(slices: Slices, first: Evaluated, second
     with browser(tmp_path / "profile") as shown:
         for width in (1200, 390):
             shown.open(page, width=width)
-            assert shown.value("document.title") == "c against b"
+            assert shown.value("document.title") == "c (B) compared with b (A)"
             assert shown.value("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             assert shown.value("document.images.length") % 3 == 0
             assert shown.value("document.images.length") > 0

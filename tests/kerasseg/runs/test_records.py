@@ -348,8 +348,8 @@ def test_the_recipes_own_stages_are_passed_over() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"threshold": 0}, "threshold of a rule cannot be used .found 0, expected more than 0"),
-        ({"min_diameter": "big"}, "min_diameter of a rule cannot be used .found 'big', expected a number"),
+        ({"threshold": 0}, "invalid threshold of a rule .found 0, expected more than 0"),
+        ({"min_diameter": "big"}, "invalid min_diameter of a rule .found 'big', expected a number"),
         ({"class_thresholds": {"glioma": 2}}, "class_thresholds.glioma of a rule .*found 2, expected at most 1"),
         ({"treshold": 0.4}, "no 'treshold'.*Did you mean 'threshold'"),
     ],

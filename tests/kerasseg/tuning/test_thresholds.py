@@ -105,9 +105,9 @@ def test_of_several_best_the_nearest_to_a_half() -> None:
 @pytest.mark.parametrize(
     ("found", "masks", "message"),
     [
-        (np.full((1, 4, 4), 3.0), np.ones((1, 4, 4)), "these are no probabilities .*3 to 3 in slice 0.*sigmoid"),
-        (np.full((1, 4, 4), -0.1), np.ones((1, 4, 4)), "these are no probabilities"),
-        (np.full((1, 4, 4), np.nan), np.ones((1, 4, 4)), "these are no probabilities"),
+        (np.full((1, 4, 4), 3.0), np.ones((1, 4, 4)), "these are not probabilities .*3 to 3 in slice 0.*sigmoid"),
+        (np.full((1, 4, 4), -0.1), np.ones((1, 4, 4)), "these are not probabilities"),
+        (np.full((1, 4, 4), np.nan), np.ones((1, 4, 4)), "these are not probabilities"),
         (np.zeros((1, 4, 4)), np.ones((2, 4, 4)), "1 and 2 slices"),
         (np.zeros((1, 4, 4)), np.ones((1, 4, 5)), "slice 0 do not fit"),
         (np.zeros((4, 4)), np.ones((4, 4)), "two dimensions"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,28 @@ def test_the_rule_of_the_ensemble_is_tuned_on_what_each_fold_held_out(done: tupl
     assert found.model.slices == held_out
     plain = [kerasseg.dice(p >= 0.5, m) for p, m in zip(probabilities, masks, strict=True)]
     assert found.model.raw.mean == pytest.approx(float(np.mean(plain)), abs=1e-6)
+
+
+def test_the_rule_of_a_run_can_be_tuned_on_out_of_fold_predictions(
+    done: tuple[CrossValidation, Path], tmp_path: Path
+) -> None:
+    root = done[1]
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(root / "fold-1", run.root)
+    config = json.loads(run.config_file.read_text())
+    config["settings"]["shards"] = done[0].settings.shards
+    config["resolved"]["fingerprint"] = done[0].fingerprint
+    run.config_file.write_text(json.dumps(config))
+    found = tune_run(run, cross_validation=root)
+    out_of_fold = tune_run(RunDirectory.find(root / "ensemble"))
+    assert found.folds == 2
+    assert found.model.raw == out_of_fold.model.raw
+    assert found.model.rule == out_of_fold.model.rule
+    assert found.model.sha256 != out_of_fold.model.sha256
+    config["resolved"]["fingerprint"] = "0" * 64
+    run.config_file.write_text(json.dumps(config))
+    with pytest.raises(DataError, match="not the shards that the run was trained on"):
+        tune_run(run, cross_validation=root)
 
 
 class Killed(BaseException):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +19,21 @@ from evaluations import Slices
 from evaluations import evaluation as an_evaluation
 from factories import write_figshare
 from kerasseg.evaluation.compare import evaluated
-from kerasseg.evaluation.figures import Resampling
+from kerasseg.evaluation.figures import Resampling, network_figures
 from kerasseg.evaluation.inter_rater import open_second
 from kerasseg.evaluation.per_slice import read_csv
+from kerasseg.evaluation.predictions import predict_split
 from kerasseg.evaluation.schema import Evaluation, read_evaluation
 from kerasseg.evaluation.targets import Goal
 from kerasseg.evaluation.test_use_log import LOOKS, count_looks, record_look
 from kerasseg.phantom import write_phantoms
+from kerasseg.postprocessing import MaskRule
+from kerasseg.report import write_report
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import load_threshold
-from kerasseg.workflows.evaluate import Extras, evaluate_run, evaluation_folder, put_aside, seen_in_training
+from kerasseg.workflows import evaluate as workflow
+from kerasseg.workflows.evaluate import Extras, evaluate_run, evaluation_folder, seen_in_training
+from kerasseg.workflows.train import DEFAULT_CHECKPOINT
 from kerasseg_cli.evaluate_display import summary
 from kerasseg_tfrecords import prepare, read_records
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
@@ -72,7 +80,8 @@ def test_everything_is_written_and_read_again(evaluate: Evaluate, desk: Path) ->
     folder = desk / "run" / "evaluation" / "test"
     assert {p.name for p in folder.iterdir()} == {"metrics.json", "per_slice.csv", "report.html"}
     assert read_evaluation(folder / "metrics.json") == found
-    assert evaluation_folder(found) == folder
+    assert evaluation_folder(desk / "run", found) == folder
+    assert (found.run, found.shards) == ("run", "shards")
     assert (found.threshold, found.final, found.split, found.resolution) == ("auto", "postprocessing", "test", "native")
     rows = read_csv(folder / "per_slice.csv")
     manifest = load_manifest(desk / "shards")
@@ -108,15 +117,15 @@ def test_figures_are_those_of_the_shards_by_hand(evaluate: Evaluate, desk: Path)
     assert found.tuning_gain is not None
 
 
-def test_half_is_raw_and_nothing_else(evaluate: Evaluate) -> None:
+def test_half_is_raw_and_nothing_else(evaluate: Evaluate, desk: Path) -> None:
     found = evaluate("validation", None, 0.5, resolution="model")
     assert (found.final, [stage.name for stage in found.model.stages], found.tuning_gain) == ("raw", ["raw"], None)
-    assert found.final_stage().all.measures["dice"].mean == pytest.approx(by_model_size(found), abs=1e-9)
+    assert found.final_stage().all.measures["dice"].mean == pytest.approx(by_model_size(desk / "shards"), abs=1e-9)
 
 
-def by_model_size(found: Evaluation) -> float:
+def by_model_size(shards: Path) -> float:
     dice = []
-    for record in read_records(found.shards, "val"):
+    for record in read_records(shards, "val"):
         mask = record.image[..., 0].astype(np.float32) / np.float32(255) >= 0.6
         dice.append(2 * (mask & record.mask).sum() / (mask.sum() + record.mask.sum()))
     return float(np.mean(dice))
@@ -184,8 +193,9 @@ def test_other_shards_are_evaluated_as_a_whole_with_a_warning(evaluate: Evaluate
     assert (found.split, found.final_stage().all.slices) == ("all", 24)
     assert found.data.overlap_with_training == 6
     assert any("6 of 24 slices" in warning and "--exclude-overlap" in warning for warning in found.warnings)
-    assert evaluation_folder(found).name == f"all-other-{load_manifest(theirs).fingerprint[:8]}"
-    assert (evaluation_folder(found) / "report.html").is_file()
+    folder = evaluation_folder(desk / "run", found)
+    assert folder.name == f"all-other-{load_manifest(theirs).fingerprint[:8]}"
+    assert (folder / "report.html").is_file()
     assert len(looks(theirs / LOOKS)) == 1
     assert not (desk / "shards" / LOOKS).exists()
     with pytest.raises(UsageError, match="as a whole"):
@@ -365,7 +375,7 @@ def test_unknown_splits(evaluate: Evaluate, split: str) -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 1.5, float("nan"), -1.0])
 def test_thresholds_that_are_none(evaluate: Evaluate, threshold: float) -> None:
-    with pytest.raises(UsageError, match="threshold cannot be used"):
+    with pytest.raises(UsageError, match="invalid threshold"):
         evaluate("validation", None, threshold)
 
 
@@ -379,7 +389,7 @@ def test_runs_and_shards_that_are_not_there(desk: Path) -> None:
     config = json.loads((desk / "run" / "config.json").read_text())
     config["settings"]["shards"] = str(desk / "gone")
     (desk / "run" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="shards of this run are not here"):
+    with pytest.raises(DataError, match="shards of this run are missing"):
         evaluate_run(run, "validation")
 
 
@@ -388,7 +398,7 @@ def test_shards_that_were_prepared_anew_are_not_taken_for_the_old_ones(desk: Pat
     config["settings"]["shards"] = str(desk / "shards")
     config["resolved"]["fingerprint"] = "0" * 64
     (desk / "run" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="not the slices, or not the split"):
+    with pytest.raises(DataError, match="other slices, or another split"):
         evaluate_run(desk / "run", "test", None, 0.5)
     config["resolved"]["intensity"] = "zscore"
     (desk / "run" / "config.json").write_text(json.dumps(config))
@@ -406,13 +416,13 @@ def test_phantoms_are_not_judged_by_goals_for_patients(tmp_path: Path) -> None:
 
     usual = found(None)
     assert usual.targets == ()
-    page = evaluation_folder(usual) / "report.html"
-    assert "heads that never were" in page.read_text()
-    assert '<ul class="goals">' not in page.read_text()
+    page = evaluation_folder(tmp_path / "run", usual) / "report.html"
+    assert "say nothing about patients" in page.read_text()
+    assert '<p class="goals">' not in page.read_text()
     asked = found([Goal(None, 0.3)])
     assert [target.goal for target in asked.targets] == [0.3]
-    assert '<ul class="goals">' in page.read_text()
-    assert any("heads that never were" in warning for warning in asked.warnings)
+    assert '<p class="goals">' in page.read_text()
+    assert any("say nothing about patients" in warning for warning in asked.warnings)
 
 
 def test_an_evaluation_that_was_asked_otherwise_is_kept(
@@ -420,17 +430,18 @@ def test_an_evaluation_that_was_asked_otherwise_is_kept(
 ) -> None:
     first = evaluate("validation", None, 0.5)
     assert first.earlier is None
-    written = {path.name: path.read_bytes() for path in evaluation_folder(first).iterdir()}
+    folder = evaluation_folder(desk / "run", first)
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = evaluate("validation", None, 0.3)
     assert other.earlier is not None
-    kept = Path(other.earlier)
+    kept = folder.parent / other.earlier
     assert kept.parent == desk / "run" / "evaluation" / "earlier"
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == written
-    assert read_evaluation(evaluation_folder(other) / "metrics.json") == other
-    # It is no further evaluation of the run: comparisons and model cards go on with the newest.
+    assert read_evaluation(folder / "metrics.json") == other
+    # It is no further evaluation of the run: comparisons and model cards use the newest.
     assert evaluated(RunDirectory(desk / "run"), "validation").figures == other
-    summary(other, evaluation_folder(other))
-    assert f"asked otherwise: {kept}\n" in capsys.readouterr().out
+    summary(other, folder)
+    assert f"with other options, is kept: {kept}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -447,17 +458,129 @@ def test_an_evaluation_that_was_asked_otherwise_is_kept(
 def test_the_same_question_replaces_its_answer(change: dict[str, object], kept: bool, tmp_path: Path) -> None:
     old = an_evaluation(Slices().rows())
     folder = tmp_path / "evaluation" / "test"
-    for number in (1, 2):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(old.model_dump_json())
-        place = put_aside(folder, old.model_copy(update=change))
-        assert (place is not None) == kept
-        if place is not None:
-            assert place.name == "test-20260102-030405" + ("" if number == 1 else "-2")
-            assert read_evaluation(place / "metrics.json") == old
-            assert list(folder.iterdir()) == []
-            # What says more takes the place of what said less.
-            (folder / "metrics.json").write_text(old.model_copy(update={"robustness": None}).model_dump_json())
-            assert put_aside(folder, old) is None
-    (folder / "metrics.json").write_text("{")  # what cannot be read again is replaced
-    assert put_aside(folder, old.model_copy(update={"threshold": "0.1"})) is None
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(old.model_dump_json())
+    new = old.model_copy(update=change)
+    place = workflow._place_for_earlier(folder, new)
+    assert (place is not None) == kept
+    if place is not None:
+        assert place == tmp_path / "evaluation" / "earlier" / "test-20260102-030405"
+        place.mkdir(parents=True)
+        again = workflow._place_for_earlier(folder, new)
+        assert again is not None
+        assert again.name == "test-20260102-030405-2"
+        # An evaluation with more parts replaces one with fewer.
+        (folder / "metrics.json").write_text(old.model_copy(update={"robustness": None}).model_dump_json())
+        assert workflow._place_for_earlier(folder, old) is None
+    (folder / "metrics.json").write_text("{")  # an unreadable file is replaced
+    assert workflow._place_for_earlier(folder, old.model_copy(update={"threshold": "0.1"})) is None
+
+
+# --- all or nothing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", ["to_csv", "_write_page", "write_atomically", "record_look"])
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_what_fails_leaves_the_earlier_files_and_counts_no_look(
+    evaluate: Evaluate, desk: Path, monkeypatch: pytest.MonkeyPatch, failing: str, threshold: float
+) -> None:
+    first = evaluate("test", None, 0.5)
+    folder = evaluation_folder(desk / "run", first)
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(workflow, failing, full)
+    with pytest.raises(KerassegError, match="no space"):
+        evaluate("test", None, threshold)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == written
+    assert [path.name for path in folder.parent.iterdir() if path.name != "earlier"] == ["test"]
+    assert len(looks(desk / "run" / LOOKS)) == 1
+    monkeypatch.undo()
+    again = evaluate("test", None, threshold)
+    assert again.test_looks == 2
+    assert read_evaluation(folder / "metrics.json") == again
+
+
+def test_what_a_killed_evaluation_left_is_cleaned_and_its_earlier_files_come_back(
+    evaluate: Evaluate, desk: Path
+) -> None:
+    folder = evaluation_folder(desk / "run", evaluate("test", None, 0.5))
+    left = folder.parent / ".tmp-evaluate-x"
+    (left / "new").mkdir(parents=True)
+    (left / "old").mkdir()
+    folder.rename(left / "old" / "test")  # killed between the two renames
+    evaluate("validation", None, 0.5)
+    assert not left.exists()
+    assert (folder / "metrics.json").is_file()
+
+
+def test_nothing_that_is_shared_names_a_folder_of_this_machine(evaluate: Evaluate, desk: Path) -> None:
+    write_masks(desk / "second", desk / "shards")
+    found = evaluate("validation", None, 0.3, extras=Extras(reference_2=desk / "second"))
+    found = evaluate("validation", None, 0.4, extras=Extras(reference_2=desk / "second"))
+    assert found.earlier is not None
+    for name in ("metrics.json", "report.html"):
+        text = (evaluation_folder(desk / "run", found) / name).read_text()
+        assert str(desk) not in text
+        assert platform.node() not in text or len(platform.node()) < 6
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------------
+
+
+def test_without_tumours_there_is_no_verdict(desk: Path, tmp_path: Path) -> None:
+    raw = write_figshare(tmp_path / "empty", patients=15, slices_each=1, size=48)
+    prepare(raw, tmp_path / "other", PrepareOptions(size=32, split="60/20/20"), jobs=1)
+    run = write_run(tmp_path / "blank", tmp_path / "other")
+    found = evaluate_run(run, "test", None, 0.5, goals=[Goal(None, 0.1)], extras=QUICK)
+    assert found.targets
+    rows = [
+        dataclasses.replace(row, reference_pixels=0)
+        for row in read_csv(tmp_path / "blank/evaluation/test/per_slice.csv")
+    ]
+    none = network_figures(rows, found.classes, {"raw": found.final_stage().rule})
+    without = found.model_copy(update={"model": none, "targets": ()})
+    page = tmp_path / "page.html"
+    write_report(without, rows, None, page)
+    assert "no verdict" in page.read_text()
+
+
+def test_goals_of_the_recipe_are_for_its_own_checkpoint(evaluate: Evaluate, desk: Path) -> None:
+    assert evaluate("validation", None, 0.5).targets == ()
+    assert evaluate("validation", None, 0.5, goals="recipe").targets
+    config = json.loads((desk / "run" / "config.json").read_text())
+    config["resolved"]["checkpoint"] = f"{DEFAULT_CHECKPOINT}@0123abc/unet.keras"
+    (desk / "run" / "config.json").write_text(json.dumps(config))
+    assert [target.goal for target in evaluate("validation", None, 0.5).targets][:3] == [0.8657, 0.92, 0.95]
+
+
+def test_a_rule_that_is_not_kept_is_said(evaluate: Evaluate, desk: Path) -> None:
+    """Three validation patients are too few for a rule."""
+    found = evaluate("validation")
+    assert found.final_stage().rule == MaskRule()
+    assert found.rule_decision.startswith(
+        "Threshold 0.5 without post-processing is used: the validation split has 3 patients"
+    )
+    assert found.rule_decision in (evaluation_folder(desk / "run", found) / "report.html").read_text()
+
+
+def test_predictions_are_averaged_with_the_mirror_image(evaluate: Evaluate, desk: Path) -> None:
+    import keras
+
+    run = RunDirectory(desk / "run")
+    inputs = keras.Input((32, 32, 1))
+    shifted = keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")
+    model = keras.Model(inputs, shifted(inputs))
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[1, 2] = 20  # the neighbour to the right
+    shifted.set_weights([kernel, np.array([-12], np.float32)])
+    run.save_model(model, run.model_file)
+    plain, averaged = (evaluate("validation", None, 0.3, flip_average=flip) for flip in (False, True))
+    assert (plain.flip_average, averaged.flip_average) == (False, True)
+    assert plain.final_stage().all.measures["dice"].mean != averaged.final_stage().all.measures["dice"].mean
+    usual, mirrored = (predict_split(model, desk / "shards", "val", flip_average=flip) for flip in (False, True))
+    image = usual.image(0)[None].astype(np.float32) / 255
+    both = model.predict_on_batch(image)[0, ..., 0] + model.predict_on_batch(image[:, :, ::-1])[0, :, ::-1, 0]
+    np.testing.assert_allclose(mirrored.probability(0, "model"), both / 2, atol=1e-6)

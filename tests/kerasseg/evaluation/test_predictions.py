@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import kerasseg
-from kerasseg.evaluation.batch import predict_batch
+from kerasseg.evaluation.predictions import predict_batch
 
 
 def test_flip_average_is_the_mean_of_both_predictions() -> None:
