@@ -17,8 +17,8 @@ __all__ = ["start"]
 
 _NARROW = 76
 """Columns below which a figure stands on a line of its own."""
-_MARKS = {"done": "✓", "open": "·", "old": "↻", "unfinished": "…", "damaged": "✗", "any time": "·"}
-_ASCII = {"done": "+", "open": "-", "old": "~", "unfinished": "...", "damaged": "x", "any time": "-"}
+_MARKS = {"done": "✓", "open": "·", "old": "↻", "unfinished": "…", "damaged": "✗", "any time": " "}
+_ASCII = {"done": "+", "open": "-", "old": "~", "unfinished": "...", "damaged": "x", "any time": " "}
 _WORDS = {"old": "made for an earlier state", "unfinished": "not finished", "damaged": "cannot be read"}
 
 
