@@ -1,4 +1,4 @@
-"""The `kerasseg` command: every command is a function of its own module, which imports the library only when it runs."""
+"""The `kerasseg` command: each subcommand is a function in its own module, which imports the library when it runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _build() -> typer.Typer:
     def kerasseg(
         context: typer.Context,
         _version: Annotated[
-            bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+            bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
         ] = False,
         as_json: Json = False,
         quiet: Quiet = False,
@@ -64,7 +64,7 @@ def _build() -> typer.Typer:
     ) -> None:
         """Fine-tune a pretrained U-Net for brain-tumour segmentation on MRI slices. Not for clinical use.
 
-        Alone it shows the way through and where this folder is on it.
+        Without a command, kerasseg lists the steps and your progress in this folder.
         """
         if context.invoked_subcommand is None:
             guarded(start)(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
@@ -72,8 +72,9 @@ def _build() -> typer.Typer:
         given = {"--json": as_json, "--quiet": quiet, "--verbose": verbose, "--debug": debug}
         option = next((name for name, is_given in given.items() if is_given), None)
         if option is not None:
-            typed = f"kerasseg {context.invoked_subcommand} {option}"
-            raise typer.BadParameter(f"{option} stands behind the command: {typed}")
+            raise typer.BadParameter(
+                f"{option} comes after the command: kerasseg {context.invoked_subcommand} {option}"
+            )
 
     commands = (
         fetch.fetch,
@@ -100,7 +101,7 @@ app = _build()
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line; the entry point of the console script."""
     if "--debug" in sys.argv or "KERASSEG_DEBUG" in os.environ:
         app()
         return

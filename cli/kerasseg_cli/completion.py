@@ -1,4 +1,4 @@
-"""What the shell proposes behind an option; quick, so nothing heavy is imported and no checkpoint is opened."""
+"""Values for shell completion; nothing heavy is imported, because the shell waits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["AUGMENTATIONS", "BLOCKS", "FORMATS", "STRATEGIES", "listed", "propos
 STRATEGIES = {
     "conservative": "freezes the first half of the encoder",
     "moderate": "freezes a quarter of the encoder",
-    "aggressive": "freezes nothing, rate 1e-5",
-    "progressive": "thaws block by block",
-    "auto": "conservative, then moderate; the better is kept",
-    "scratch": "fresh weights",
+    "aggressive": "freezes nothing, learning rate 1e-5",
+    "progressive": "unfreezes block by block",
+    "auto": "trains conservative and moderate, keeps the better",
+    "scratch": "starts from random weights",
 }
 _FREEZING = ("conservative", "moderate", "aggressive")
-# Of networks of the usual depth; deeper ones have more, which still can be typed.
+# Blocks of networks of the usual depth; those of deeper networks can be typed.
 BLOCKS = (
     "encoder_*",
     *(f"encoder_{k}" for k in range(1, 6)),
@@ -30,7 +30,7 @@ AUGMENTATIONS = ("flip", "brightness", "contrast", "zoom", "none")
 
 
 def proposing(values: Iterable[str] | dict[str, str]) -> Callable[[str], list[tuple[str, str]]]:
-    """Proposes these values; with what they mean where that is known.
+    """Complete one of these values, with their meanings in a dictionary.
 
     >>> proposing(["native", "model"])("n")
     [('native', '')]
@@ -44,7 +44,7 @@ def proposing(values: Iterable[str] | dict[str, str]) -> Callable[[str], list[tu
 
 
 def listed(values: Iterable[str]) -> Callable[[str], list[str]]:
-    """Proposes values for a list with commas: the last of them is completed, those before it are not proposed again.
+    """Complete the last value of a comma-separated list; values before it are not proposed again.
 
     >>> listed(["encoder_1", "encoder_2"])("encoder_1,enc")
     ['encoder_1,encoder_2']
@@ -63,7 +63,7 @@ strategies_and_blocks = listed((*_FREEZING, *BLOCKS))
 
 
 def runs(incomplete: str) -> list[str]:
-    """Names of the runs below `runs`, the newest first, and `latest`."""
+    """Complete `latest` and the names of runs, newest first."""
     from kerasseg.workflows.status import RUNS, run_names
 
     names = run_names(Path(RUNS))[::-1]

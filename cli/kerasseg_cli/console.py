@@ -1,4 +1,4 @@
-"""The screen: rich where it is a terminal, plain lines where it is a pipe, one JSON document where a machine asked."""
+"""Output: rich on a terminal, plain lines in a pipe, one JSON document with `--json`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STAGES = {
     "write": "Writing shards",
     "verify": "Verifying records",
     "check": "Checking slices",
-    "int8": "What 8 bits cost",
+    "int8": "Measuring the cost of 8 bits",
     "overlap": "Comparing with the training data",
     "predict": "Predicting",
-    "baseline": "Predicting, before training",
+    "baseline": "Predicting (before training)",
     "score": "Scoring",
     "robustness": "Corrupting and predicting",
     "speed": "Timing",
@@ -40,10 +40,7 @@ STAGES = {
 
 
 def screen() -> Console:
-    """Standard output, or nothing where one JSON document is all that may stand there.
-
-    rich itself honours NO_COLOR, and leaves colour out where the output is no terminal.
-    """
+    """Standard output, or a console that prints nothing with `--json`."""
     asked = output_options()
     return Console(highlight=False, soft_wrap=False, quiet=asked.silent or asked.as_json)
 
@@ -54,29 +51,29 @@ def errors() -> Console:
 
 
 def wants_unicode(console: Console) -> bool:
-    """Whether marks and drawings beyond ASCII can be shown."""
+    """Whether the console can show characters beyond ASCII."""
     return console.encoding.lower().startswith("utf") and not console.legacy_windows
 
 
 def print_json(document: Any) -> None:
-    """One document on standard output, unstyled, whatever the width."""
+    """Print a document on standard output, without styles or wrapping."""
     import sys
 
     sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 class RateColumn(ProgressColumn):
-    """Steps a second."""
+    """Steps per second."""
 
     def render(self, task: Task) -> Text:
-        """For instance `312/s`."""
+        """Format the rate, such as `312/s`."""
         speed = task.finished_speed or task.speed
         return Text("" if not speed else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s")
 
 
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Report | None]:
-    """A bar for each stage with count, rate and remaining time; None where nobody watches."""
+    """Show a bar per stage with count, rate and remaining time; yields None if standard error is not a terminal."""
     console = errors()
     if quiet or not console.is_terminal:
         yield None

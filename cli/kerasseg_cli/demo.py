@@ -1,4 +1,4 @@
-"""`kerasseg demo`: the whole job on synthetic heads, with the commands that one types for real slices."""
+"""`kerasseg demo`: the whole job on synthetic head slices, with the commands that a user types for real ones."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import typer
 
 from kerasseg_cli.console import print_json, screen
 from kerasseg_cli.errors import INTERRUPTED, complain
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Debug, Json, Quiet, Verbose
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import lock
-from kerasseg_tfrecords.text import duration
+from kerasseg_tfrecords.text import count, duration
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Evaluation, Mean
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _MARK = ".kerasseg-demo"
-"""The file by which an earlier demonstration's folder is known: only such a folder is ever replaced."""
+"""Marks the folder of an earlier demonstration: only such a folder is ever replaced."""
 
 _BUSY = "another demonstration is running in this folder"
 
 _ROOM = 200_000_000
-"""Bytes that all of it takes, with air."""
+"""Bytes of free space needed, with a margin."""
 
 _EXPORT = 'keras.models.load_model("runs/pretrained/model.keras", compile=False).export("pretrained-unet")'
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How much is made and trained.
+    """How much is generated and trained.
 
     Attributes:
-        patients: Of each scanner; a fifth of them for validation, a fifth for the test.
-        slices: Of each patient.
+        patients: Patients per scanner; a fifth of them for validation, a fifth for the test.
+        slices: Slices per patient.
         pixels: Side of the raw slices.
-        size: Side that they are trained at.
-        depth: Of the U-Net.
+        size: Side of the prepared slices.
+        depth: Depth of the U-Net.
         pretrain, tune: Epochs on scanner A and on scanner B.
     """
 
@@ -68,25 +68,28 @@ _FAST = _Plan(patients=30, slices=3, pixels=64, size=64, depth=3, pretrain=14, t
 
 def demo(
     context: typer.Context,
-    fast: Annotated[bool, typer.Option("--fast", help="Fewer and smaller slices, fewer epochs: for CI.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Use fewer, smaller slices and fewer epochs (for CI).")] = False,
     keep: Annotated[
         Path,
-        typer.Option("--keep", metavar="DIR", help="The folder in which everything is made, and stays."),
+        typer.Option("--keep", metavar="DIR", help="Output folder; an earlier demonstration in it is replaced."),
     ] = Path("demo-output"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the heads; the commands keep their own seeds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the synthetic heads.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
-    """Show the whole job on synthetic slices of two scanners: a few minutes, no data, no GPU."""
-    # A dozen networks in one process: TensorFlow takes that for a mistake in a loop, and says so at length.
+    """Show the whole job on synthetic slices of two scanners, in a few minutes, without data or GPU."""
+    # TensorFlow warns of a dozen networks in one process, which it takes for a mistake in a loop.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     started = time.monotonic()
     root = _folder(keep)
-    stage = _Stage(context.find_root().command, silent=quiet or as_json, as_json=as_json)
+    silent = quiet or as_json
+    stage = _Stage(context.find_root().command, silent=silent, whole=verbose and not silent)
+    plan = _FAST if fast else _WHOLE
     with lock(root / _MARK, "demonstration", busy=_BUSY), _inside(root):
-        _scanner_a(stage, _FAST if fast else _WHOLE, seed, keep)
-        _scanner_b(stage, _FAST if fast else _WHOLE, seed)
+        _scanner_a(stage, plan, seed, keep)
+        _scanner_b(stage, plan, seed)
         own, new = _figures("pretrained"), _figures(Path("runs/latest").read_text().strip())
     report = root / new.run / "evaluation" / "test" / "report.html"
     seconds = time.monotonic() - started
@@ -94,28 +97,31 @@ def demo(
         print_json(_document(own, new, root, report, seconds))
     elif not quiet:
         _verdict(stage, own, new)
+        stage.say(f"All files are in {keep}; this took {duration(seconds)}. Next: kerasseg prepare YOUR-DATA")
         stage.say(f"Report: {report}")
-        stage.say(f"Everything lies in {keep}, and took {duration(seconds)}. Next: kerasseg prepare YOUR-DATA")
 
 
 # --- the two halves ------------------------------------------------------------------------------------------------------
 
 
 def _scanner_a(stage: _Stage, plan: _Plan, seed: int, shown: Path) -> None:
-    """Somebody else's work: a network that has learnt scanner A, as a SavedModel."""
-    stage.title("Two scanners, synthetic heads")
-    stage.say("Heads that never were: no figure below says anything about patients.")
+    """Pretrain a network on scanner A and export it as a SavedModel, as another group would have done."""
+    stage.title("Data: synthetic heads on two scanners")
+    stage.say("These are not real patients: no figure below says anything about real images.")
     stage.typed(f"cd {shlex.quote(str(shown))}")
     for scanner in ("A", "B"):
         _write(stage, f"scanner-{scanner}", plan, scanner, seed)
-    stage.title("Somebody pretrains a U-Net on scanner A, and exports it")
+    stage.title("1. Another group pretrains a U-Net on scanner A and exports it")
     shares = ("--split", "60/20/20", "--size", str(plan.size))
     stage.command("prepare", "scanner-A", "--out", "shards-A", *shares)
+    stage.result("prepare", shards="shards-A")
     network = ("--filters", "8", "--depth", str(plan.depth))
     epochs = ("--epochs", str(plan.pretrain))
     place = ("--shards", "shards-A", "--out", "runs/pretrained")
     stage.command("train", "--strategy", "scratch", *network, *epochs, *place)
+    stage.result("train")
     stage.command("evaluate", "runs/pretrained", "--threshold", "auto")
+    stage.result("evaluate")
     stage.typed(_EXPORT, prompt=">>> ")
     import keras
 
@@ -123,18 +129,28 @@ def _scanner_a(stage: _Stage, plan: _Plan, seed: int, shown: Path) -> None:
 
 
 def _scanner_b(stage: _Stage, plan: _Plan, seed: int) -> None:
-    """The user's work: the same network meets scanner B."""
-    stage.title("You have slices of scanner B, and that SavedModel")
+    """Fine-tune that network on scanner B, as the user would."""
+    stage.title("2. You fine-tune that SavedModel on your slices of scanner B")
     stage.command("prepare", "scanner-B", "--split", "60/20/20", "--size", str(plan.size))
-    if not stage.silent:  # it shows, and does nothing else
-        stage.command("inspect", "pretrained-unet", "--strategy", "conservative")
+    stage.result("prepare")
+    if not stage.silent:  # it only shows facts
+        found = stage.command("inspect", "pretrained-unet", "--strategy", "conservative")
+        if found:
+            frozen = [block["name"] for block in found["blocks"] or () if block["state"] == "frozen"]
+            stage.say(f"  {found['parameters']:,} parameters; conservative freezes {', '.join(frozen)}")
     epochs = ("--epochs", str(plan.tune))
     stage.command("train", "--strategy", "conservative", "--checkpoint", "pretrained-unet", *epochs)
+    stage.result("train")
     stage.command("tune-threshold")
+    stage.result("tune-threshold")
     stage.command("evaluate", "--threshold", "auto")
-    stage.title("New slices come in")
+    stage.result("evaluate")
+    stage.title("3. You predict masks for new slices")
     _write(stage, "new-slices", plan, "B", seed, first=plan.patients, patients=3, slices=1)
-    stage.command("predict", "new-slices", "--out", "predicted", "--overlay")
+    found = stage.command("predict", "new-slices", "--out", "predicted", "--overlay")
+    if found:
+        tumours = sum(file["tumour_slices"] for file in found["files"])
+        stage.say(f"  a tumour in {tumours} of {count(found['total'], 'slice')}; masks and overlays: predicted/")
 
 
 def _write(
@@ -159,8 +175,8 @@ def _write(
         seed=seed,
         first=first,
     )
-    people = patients or plan.patients
-    stage.say(f"{name}/: {len(made)} slices of {people} patients, as MATLAB files like those of figshare.")
+    people = count(patients or plan.patients, "patient")
+    stage.say(f"{name}/: {count(len(made), 'slice')} of {people}, as MATLAB files in the layout of figshare")
 
 
 def _figures(run: str) -> Evaluation:
@@ -173,61 +189,73 @@ def _figures(run: str) -> Evaluation:
 
 
 class _Stage:
-    """Shows commands as one would type them, and runs them.
+    """Shows commands as a user would type them, and runs them.
 
     Args:
         kerasseg: The group of all commands.
-        silent: Nothing is shown, and the commands are told to be quiet.
-        as_json: The commands are asked for their documents, of which one that fails says why.
+        silent: Show nothing.
+        whole: Show all output of the commands instead of one line each.
     """
 
-    def __init__(self, kerasseg: Callable[..., Any], *, silent: bool, as_json: bool) -> None:
+    def __init__(self, kerasseg: Callable[..., Any], *, silent: bool, whole: bool) -> None:
         self._kerasseg = kerasseg
-        self.silent, self.as_json = silent, as_json
+        self.silent, self.whole = silent, whole
 
     def say(self, text: str) -> None:
-        """A line of our own."""
+        """Print a line."""
         if not self.silent:
             screen().print(text, markup=False, soft_wrap=True)
 
     def title(self, text: str) -> None:
-        """A heading, after a blank line."""
+        """Print a heading after a blank line."""
         if not self.silent:
-            screen().print(f"\n{text}\n{'=' * len(text)}", markup=False, style="bold")
+            screen().print(f"\n{text}", markup=False, style="bold underline")
 
     def typed(self, text: str, prompt: str = "$ ") -> None:
-        """What one would type."""
+        """Print what a user would type."""
         if not self.silent:
-            screen().print(f"\n{prompt}{text}", markup=False, style="bold cyan", soft_wrap=True)
+            blank = "\n" if self.whole else ""
+            screen().print(f"{blank}{prompt}{text}", markup=False, style="bold cyan", soft_wrap=True)
             sys.stdout.flush()
 
-    def command(self, *words: str) -> None:
-        """Types a `kerasseg` command: the same function with the same arguments, in this process (TensorFlow loads once).
+    def result(self, step: str, *, shards: str = "shards") -> None:
+        """Print the main figure of the latest run's step, unless the command's own output shows it."""
+        from kerasseg.workflows.status import look_around
+
+        figure = next(line.figure for line in look_around(shards=shards).steps if line.name == step)
+        if figure and not self.whole:
+            self.say(f"  {figure}")
+
+    def command(self, *words: str) -> dict[str, Any] | None:
+        """Run a `kerasseg` command in this process, where TensorFlow is loaded already.
+
+        Returns:
+            What it prints with `--json`; None where its output was shown.
 
         Raises:
-            KerassegError: It failed, and has said why; where it was asked for its document, its reason stands in ours.
+            KerassegError: It failed.
             KeyboardInterrupt: It was interrupted.
         """
         self.typed(f"kerasseg {shlex.join(words)}")
-        document = io.StringIO()
-        with contextlib.redirect_stdout(document) if self.as_json else contextlib.nullcontext():
-            manner = ["--json"] if self.as_json else ["--quiet"] if self.silent else []
-            code = self._kerasseg([*words, *manner], standalone_mode=False)
+        output = io.StringIO()
+        with contextlib.nullcontext() if self.whole else contextlib.redirect_stdout(output):
+            code = self._kerasseg([*words, *([] if self.whole else ["--json"])], standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:
             raise KeyboardInterrupt
+        document = json.loads(output.getvalue() or "{}")
         if code:
-            cause = json.loads(document.getvalue() or "{}")
             raise KerassegError(
-                f"the demonstration ends here: `kerasseg {words[0]}` ended with exit code {code}",
-                found=cause.get("error"),
+                f"the demonstration stops here: `kerasseg {words[0]}` ended with exit code {code}",
+                found=document.get("error"),
             )
+        return None if self.whole else document
 
 
 def _verdict(stage: _Stage, own: Evaluation, new: Evaluation) -> None:
     from rich.table import Table
 
-    stage.title("What it brought")
+    stage.title("Result")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("test Dice")
     table.add_column("", justify="right", no_wrap=True)
@@ -236,7 +264,7 @@ def _verdict(stage: _Stage, own: Evaluation, new: Evaluation) -> None:
         table.add_row(name, _number(mean.mean, sign), f"{_number(mean.low, sign)} to {_number(mean.high, sign)}")
     screen().print(table)
     gain = new.gain[new.final]
-    stage.say(f"Final masks; intervals are over {gain.patients} test patients, the gain is paired.")
+    stage.say(f"Final masks; intervals over {count(gain.patients, 'test patient')}; the gain is paired.")
 
 
 def _rows(own: Evaluation, new: Evaluation) -> list[tuple[str, Mean, str]]:
@@ -246,7 +274,7 @@ def _rows(own: Evaluation, new: Evaluation) -> list[tuple[str, Mean, str]]:
         ("pretrained network, its own scanner A", own.final_stage().all.measures["dice"], ""),
         ("pretrained network, scanner B", before.all.measures["dice"], ""),
         ("fine-tuned network, scanner B", new.final_stage().all.measures["dice"], ""),
-        ("gain by fine-tuning", new.gain[new.final], "+"),
+        ("gain from fine-tuning", new.gain[new.final], "+"),
     ]
 
 
@@ -264,16 +292,16 @@ def _document(own: Evaluation, new: Evaluation, root: Path, report: Path, second
 
 
 def _folder(keep: Path) -> Path:
-    """An empty folder, in the place of an earlier demonstration's."""
+    """Create the output folder, or empty that of an earlier demonstration."""
     from kerasseg_tfrecords.files import explain_os_error
 
     try:
         if keep.is_dir() and any(keep.iterdir()):
             if not (keep / _MARK).is_file():
                 raise UsageError(
-                    "the folder holds something else than an earlier demonstration",
+                    "the folder is not empty and holds no earlier demonstration",
                     path=keep,
-                    remedy="Name another with --keep, or remove it.",
+                    remedy="Choose another folder with --keep.",
                 )
             with lock(keep / _MARK, "demonstration", busy=_BUSY):
                 shutil.rmtree(keep)
@@ -281,11 +309,11 @@ def _folder(keep: Path) -> Path:
         free = shutil.disk_usage(keep).free
         if free < _ROOM:
             raise KerassegError(
-                "too little space for the demonstration",
+                "too little disk space for the demonstration",
                 path=keep,
                 found=f"{free / 1e6:.0f} MB free",
                 expected=f"{_ROOM / 1e6:.0f} MB",
-                remedy="Free some, or name a folder on another disk with --keep.",
+                remedy="Free some space, or choose a folder on another disk with --keep.",
             )
         (keep / _MARK).write_text("Made by `kerasseg demo`, which replaces this folder when it is run again.\n")
     except OSError as error:
@@ -295,11 +323,11 @@ def _folder(keep: Path) -> Path:
 
 @contextlib.contextmanager
 def _inside(root: Path) -> Iterator[None]:
-    """Works in the folder, as after `cd`; says what is left where somebody stops it."""
+    """Work in the folder, as after `cd`; on Ctrl-C, say what is left."""
     try:
         with contextlib.chdir(root):
             yield
     except KeyboardInterrupt:
-        stopped = f"The demonstration was stopped. What it made lies in {root}; run again, it begins anew."
+        stopped = f"The demonstration was stopped. Its files are in {root}; the next run replaces them."
         complain(stopped, kind="interrupted", exit_code=INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from None

@@ -1,4 +1,4 @@
-"""`kerasseg doctor`: is all well here, and what to do where it is not."""
+"""`kerasseg doctor`: check the installation, the machine, and the shards and runs in this folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from kerasseg_cli.console import print_json, screen, wants_unicode
 from kerasseg_cli.errors import FAILED
 from kerasseg_cli.options import Json, Quiet
 from kerasseg_tfrecords.errors import DataError, one_line
+from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from kerasseg.workflows.doctor import Diagnosis, Finding
@@ -22,7 +23,7 @@ _STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "bad": "red"}
 
 
 def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Look at versions, devices, memory, and the shards and runs in this folder; say what to do."""
+    """Check versions, devices, memory, and the shards and runs in this folder, with advice for each problem."""
     from kerasseg.workflows.doctor import examine
 
     found = examine()
@@ -44,7 +45,7 @@ def _show(found: Diagnosis, *, quiet: bool) -> None:
     shown = [f for f in found.findings if not quiet or f.verdict == "bad"]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
-    # Names of runs (date, time, strategy) stay whole, very long ones are folded.
+    # Names of runs (date, time, strategy) stay whole; very long ones are folded.
     whole = max((len(f.name) for f in shown), default=0) <= _NAME
     table.add_column(overflow="fold", no_wrap=whole, max_width=_NAME)
     table.add_column(overflow="fold")
@@ -55,7 +56,7 @@ def _show(found: Diagnosis, *, quiet: bool) -> None:
             if topic is not None:
                 table.add_row("", "", "")
             topic = finding.topic
-        # Texts, so that nothing of a file's or folder's name is markup.
+        # `Text`, so that no part of a file's or folder's name is taken for markup.
         mark = Text(marks[finding.verdict], style=_STYLES[finding.verdict])
         table.add_row(mark, Text(one_line(finding.name), style="bold"), _text(finding))
     if shown:
@@ -76,7 +77,7 @@ def _text(finding: Finding) -> str:
 def _verdict(found: Diagnosis) -> str:
     counts = {verdict: sum(f.verdict == verdict for f in found.findings) for verdict in ("bad", "warning")}
     if counts["bad"]:
-        return f"{counts['bad']} {'thing is' if counts['bad'] == 1 else 'things are'} broken."
+        return f"{count(counts['bad'], 'problem')} found."
     if counts["warning"]:
-        return f"Sound, with {counts['warning']} {'thing' if counts['warning'] == 1 else 'things'} to look at."
-    return "All is well."
+        return f"No problems, {count(counts['warning'], 'warning')}."
+    return "No problems found."

@@ -1,4 +1,4 @@
-"""From exceptions to one clear line, or one JSON document, and an exit code; `docs/command-line.md` lists the codes.
+"""Turn exceptions into one message, or one JSON document, and an exit code; `docs/command-line.md` lists the codes.
 
 No traceback reaches the terminal without --debug.
 """
@@ -36,9 +36,9 @@ _KINDS: tuple[tuple[type[KerassegError], str], ...] = (
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options that every command has, and makes its errors messages and exit codes.
+    """Add the common options to a command, and turn its errors into messages and exit codes.
 
-    A common option that the command's function names reaches it too; the others work without it knowing of them.
+    A common option is passed on to the command's function only if the function has a parameter of that name.
     """
     # Annotations are resolved in the command's own module.
     signature = inspect.signature(command, eval_str=True)
@@ -79,26 +79,26 @@ def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
         _show(error)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        complain("Interrupted. Run the same command again to go on.", kind="interrupted", exit_code=INTERRUPTED)
+        complain("Interrupted. Run the same command again to continue.", kind="interrupted", exit_code=INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         _show_traceback()
         if isinstance(error, OSError) and output_lost(error):
             raise typer.Exit(FAILED) from None
         text = f"{one_line(error) or type(error).__name__} ({type(error).__name__})."
-        fault = "This is a fault of kerasseg: please report it with the output of the same command and --debug."
+        fault = "This is a bug in kerasseg: please report it with the output of the same command with --debug."
         complain(f"Error: {text}", fault, kind="fault", exit_code=FAILED)
         raise typer.Exit(FAILED) from None
 
 
 def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None, **more: Any) -> None:
-    """Says what went wrong: lines on standard error, or one document on standard output where a machine asked.
+    """Print an error: lines on standard error, or one document on standard output with `--json`.
 
     Args:
-        *lines: For people; the first is the message.
-        kind: A short stable word for machines.
-        exit_code: With which the process is going to end.
-        as_json: Whether a machine asked; None where the command that runs knows.
+        *lines: Text; the first line is the message.
+        kind: Kind of error, a short stable word for scripts.
+        exit_code: Exit code of the process.
+        as_json: Whether to print JSON; None for what the running command was given.
         **more: Further JSON values.
     """
     if output_options().as_json if as_json is None else as_json:
@@ -110,24 +110,24 @@ def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None
 
 
 def output_lost(cause: OSError | None = None) -> bool:
-    """Whether standard output takes no more: the disk below it is full, or whoever read it has gone (`| head`).
+    """Whether standard output cannot be written: its disk is full, or its reader has exited (`| head`).
 
-    The first is said, on standard error, as other tools say it; of the second nobody wants to hear. Once told, what could
-    not be written is dropped: at its end the interpreter would try again, and complain at length.
+    A full disk is reported on standard error; a reader that has exited is not. Standard output then leads nowhere, because
+    the interpreter would try to write the rest at its end and print a traceback.
 
     Args:
-        cause: What may have come of it, and of something else as well.
+        cause: An error that may have come from standard output, or from something else.
     """
     if sys.stdout is None or (cause is not None and cause.filename is not None):
         return False
     try:
         if cause is not None and not sys.stdout.isatty():
-            # Where output has no buffer, what was refused is forgotten: an empty line is refused in the same way.
+            # Without a buffer there is nothing to flush: an empty line fails in the same way.
             sys.stdout.write("\n")
         sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            with contextlib.suppress(OSError):  # standard error may lead to the same disk
+            with contextlib.suppress(OSError):  # standard error may be on the same disk
                 errors().print(f"Error: write error on standard output: {error.strerror}.", markup=False)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -159,11 +159,11 @@ def _show_traceback() -> None:
 
 
 _USAGE: Any = typer.BadParameter.__mro__[2]
-"""What every error of parsing derives from. Some versions of typer bring a click of their own, so it is found this way."""
+"""Base class of click's usage errors. Some versions of typer bundle their own click, so it is found this way."""
 
 
 class Commands(TyperGroup):
-    """Ends the process as `docs/command-line.md` says."""
+    """The group of all commands, which sets the exit codes of `docs/command-line.md`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of the group; see click."""
@@ -188,7 +188,7 @@ class Commands(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Runs what was typed; see click."""
+        """Run the command line; see click."""
 
         def run() -> Any:
             return super(Commands, self).main(args, prog_name, complete_var, False, windows_expand_args, **extra)
@@ -208,7 +208,7 @@ class Commands(TyperGroup):
             if not output_lost(error):
                 raise
             code = FAILED
-        # What is written last may still stand in a buffer.
+        # The last output may still be in a buffer.
         sys.exit(FAILED if output_lost() else code if isinstance(code, int) else 0)
 
 

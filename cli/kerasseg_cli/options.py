@@ -1,7 +1,6 @@
-"""Options that several commands have, declared once, so that they read and behave alike.
+"""Options that several commands share, declared once.
 
-`COMMON` are the options of every command: `kerasseg_cli.errors.guarded` gives them to each one that is registered, whether
-its function names them or not.
+`kerasseg_cli.errors.guarded` adds those in `COMMON` to every command.
 """
 
 from __future__ import annotations
@@ -44,41 +43,39 @@ COMMON_PANEL = "Common options"
 
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", help="Print one JSON document for machines, and nothing else.", rich_help_panel=COMMON_PANEL
-    ),
+    typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=COMMON_PANEL),
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, no table; errors still show.", rich_help_panel=COMMON_PANEL)
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=COMMON_PANEL)]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Also say what is being done and with what.", rich_help_panel=COMMON_PANEL),
+    typer.Option("--verbose", "-v", help="Also print log messages.", rich_help_panel=COMMON_PANEL),
 ]
 Debug = Annotated[
     bool,
-    typer.Option(
-        "--debug", help="Show the traceback of an error, and what TensorFlow says.", rich_help_panel=COMMON_PANEL
-    ),
+    typer.Option("--debug", help="Show tracebacks and TensorFlow's own messages.", rich_help_panel=COMMON_PANEL),
 ]
 
 COMMON: dict[str, Any] = {"as_json": Json, "quiet": Quiet, "verbose": Verbose, "debug": Debug}
-"""Name of the parameter -> its declaration, in the order of the help."""
+"""Parameter name -> declaration, in the order of the help."""
 
 Checkpoint = Annotated[
     str,
-    typer.Argument(help="A .keras or .h5 file, a SavedModel folder, hf://owner/name[@revision] or https://..."),
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A .keras or .h5 file, a SavedModel folder, hf://owner/name[@revision] or https://...",
+    ),
 ]
 Architecture = Annotated[
     str | None,
     typer.Option(
         "--architecture",
-        help="For files that hold weights alone, the network they belong to: 'unet(depth=4)', a .json configuration or "
-        "another checkpoint. Needed only where it cannot be read off the shapes.",
+        metavar="NETWORK",
+        help="Network of a weights-only file, where the shapes do not tell: 'unet(depth=4)', a .json configuration or "
+        "another checkpoint.",
     ),
 ]
 AllowPartial = Annotated[
-    bool, typer.Option("--allow-partial", help="For files that hold weights alone: take what fits the network.")
+    bool, typer.Option("--allow-partial", help="Load a weights-only file even if it fits only a part of the network.")
 ]
 
 
@@ -93,10 +90,10 @@ def choices(values: Iterable[str]) -> str:
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> None:
-    """Refuses a value of an option that is not among those known, and proposes the near one.
+    """Check that an option has one of its values.
 
     Raises:
-        UsageError: It is not.
+        UsageError: It has not; the message suggests the nearest value.
 
     Example:
         >>> one_of("--split", "test", ("test", "train"))
@@ -110,14 +107,14 @@ def one_of(option: str, value: str, known: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """What was asked.
+    """How the running command prints.
 
     Attributes:
-        as_json: One JSON document on standard output, and nothing else there.
-        quiet: No progress, no table; commands that know of it decide what is an error and still shows.
-        silent: Nothing at all on standard output, for commands that know nothing of `quiet`.
-        verbose: What the library logs goes to standard error.
-        debug: Tracebacks, and what TensorFlow says of itself.
+        as_json: Print one JSON document on standard output, and nothing else.
+        quiet: Print errors only; the command decides what that means.
+        silent: Print nothing on standard output, for commands without a parameter `quiet`.
+        verbose: Print the library's log on standard error.
+        debug: Print tracebacks and TensorFlow's messages.
     """
 
     as_json: bool = False
@@ -131,17 +128,17 @@ _ASKED: ContextVar[OutputOptions] = ContextVar("output_options", default=OutputO
 
 
 def output_options() -> OutputOptions:
-    """Of the command that runs now."""
+    """Options of the running command."""
     return _ASKED.get()
 
 
 @contextlib.contextmanager
 def using_options(asked: OutputOptions) -> Iterator[None]:
-    """While the block runs, `output_options` says this, and the library's log goes where it was asked to go."""
+    """Set the output options, and logging accordingly, while the block runs."""
     if "KERASSEG_DEBUG" in os.environ:
         asked = replace(asked, debug=True)
     token = _ASKED.set(asked)
-    # Beside what its C++ writes (see `chatter`) TensorFlow warns through Python, of its own inner workings.
+    # TensorFlow also warns about its internals through Python's logging.
     tensorflow = logging.getLogger("tensorflow")
     level = tensorflow.level
     if not asked.debug:
@@ -162,7 +159,7 @@ def _log_shown() -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-    # Whoever embeds the commands may have a handler of their own at the root: nothing is to be said twice.
+    # A program that runs commands may have a handler at the root logger: no message is printed twice.
     logger.propagate = False
     try:
         yield

@@ -1,4 +1,4 @@
-"""`kerasseg` alone: the way through, where one is on it, and the command to type next."""
+"""`kerasseg` without a command: the steps, your progress, and the next command."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["start"]
 
 _NARROW = 76
-"""Columns below which a figure stands on a line of its own."""
-_MARKS = {"done": "✓", "open": "·", "old": "↻", "unfinished": "…", "damaged": "✗", "any time": "·"}
-_ASCII = {"done": "+", "open": "-", "old": "~", "unfinished": "...", "damaged": "x", "any time": "-"}
-_WORDS = {"old": "made for an earlier state", "unfinished": "not finished", "damaged": "cannot be read"}
+"""Columns below which time and figure share a column."""
+_MARKS = {"done": "✓", "open": "·", "old": "↻", "unfinished": "…", "damaged": "✗", "any time": " "}
+_ASCII = {"done": "+", "open": "-", "old": "~", "unfinished": "...", "damaged": "x", "any time": " "}
+_WORDS = {"old": "outdated", "unfinished": "not finished", "damaged": "cannot be read"}
 
 
 def start(as_json: Json = False) -> None:
-    """Show the way through, where this folder is on it, and what to type next."""
+    """List the steps, your progress in this folder, and the next command."""
     from kerasseg.workflows.status import look_around
 
     found = look_around()
@@ -38,8 +38,8 @@ def start(as_json: Json = False) -> None:
     console.print()
     console.print(f"Next: {found.next}", style="bold", markup=False, soft_wrap=True)
     if not any(step.when for step in found.steps):
-        console.print("No data at hand? kerasseg demo shows the whole job in a few minutes.", markup=False)
-    console.print("All commands: kerasseg --help    Is all well here? kerasseg doctor", markup=False)
+        console.print("No data yet? kerasseg demo shows the whole job in a few minutes.", markup=False)
+    console.print("All commands: kerasseg --help    Check the installation: kerasseg doctor", markup=False)
 
 
 def _show(found: Overview, console: Console) -> None:
@@ -54,7 +54,7 @@ def _show(found: Overview, console: Console) -> None:
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for step in found.steps:
-        # Nothing of it is markup: names of folders are anybody's.
+        # `Text`, so that no part of a folder's name is taken for markup.
         text = Text(_figure(step), style="" if step.when else "dim")
         when = "" if step.when is None else _when(step.when)
         name = Text(step.name, style="bold")

@@ -1,9 +1,8 @@
-"""Keeps TensorFlow's start-up chatter off the user's screen.
+"""Filter out TensorFlow's start-up messages.
 
-TensorFlow logs half a dozen lines while it is imported, through C++, before any setting of level is read. So for the time
-of a command file descriptor 2 leads through a filter that lets pass whatever is not such a line, and Python's own
-`sys.stderr` goes straight to where it went before (a progress bar must find its terminal). `--debug` leaves everything as
-it is.
+TensorFlow's C++ code logs half a dozen lines during import, before it reads any log level. While a command runs, file
+descriptor 2 therefore leads through a filter that drops such lines. Python's own `sys.stderr` bypasses it, because a
+progress bar needs the terminal. With `--debug` nothing is filtered.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ _CHATTER = re.compile(
     | \d{4}-\d\d-\d\d\ [\d:.]+:\ [IW]\ .*   # the older form
     | WARNING:\ All\ log\ messages\ before\ absl::InitializeLog.*
     | To\ enable\ the\ following\ instructions:.*
-    | .*failed\ call\ to\ cuInit.*      # "error" is what it calls a machine without a GPU
+    | .*failed\ call\ to\ cuInit.*      # logged as an error on machines without a GPU
     | INFO:\ Created\ TensorFlow\ Lite\ .*\ delegate\ for\ CPU\.
-    | fully_quantize:\ .*               # the LiteRT converter, of its own settings
+    | fully_quantize:\ .*               # settings of the LiteRT converter
     | \s*
     """,
     re.VERBOSE,
@@ -33,13 +32,13 @@ _CHATTER = re.compile(
 
 
 def is_chatter(line: bytes) -> bool:
-    """True for a line that TensorFlow's C++ writes about itself and that tells a user nothing."""
+    """Whether a line is one of TensorFlow's start-up messages."""
     return _CHATTER.fullmatch(line.rstrip(b"\r\n")) is not None
 
 
 @contextlib.contextmanager
 def quiet_tf_logs() -> Iterator[None]:
-    """While the block runs, what C++ code writes to standard error is filtered line by line."""
+    """Filter what C++ code writes to standard error while the block runs."""
     sys.stderr.flush()
     real = os.dup(2)
     reading, writing = os.pipe()
@@ -59,7 +58,7 @@ def quiet_tf_logs() -> Iterator[None]:
     try:
         yield
     finally:
-        os.dup2(real, 2)  # closes the pipe here; a worker that lingers may still hold its end
+        os.dup2(real, 2)  # closes the pipe here; a remaining worker may still hold its end
         thread.join(timeout=1)
         sys.stderr.close()
         sys.stderr = before

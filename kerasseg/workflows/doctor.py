@@ -1,4 +1,4 @@
-"""Is all well here: versions, devices, memory, shards and runs, and a line of advice for each thing that is not."""
+"""Check versions, devices, memory, shards and runs, with one line of advice for each problem."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.text import count
+from kerasseg_tfrecords.workers import available_cpus
 
 __all__ = ["SUPPORTED", "Diagnosis", "Finding", "examine"]
 
@@ -29,22 +31,22 @@ SUPPORTED = {
     "opencv-python-headless": "4.10",
     "h5py": "3.11",
 }
-"""Lowest version of what decides about results; the same as in pyproject.toml."""
+"""Lowest supported versions of the packages that decide about results; the same as in pyproject.toml."""
 
 _LITTLE_MEMORY, _LITTLE_DISK = 4e9, 3e9
-"""Bytes. Training the 31-million-parameter network takes about 3 GB, a run of it 1.5 GB on the disk."""
+"""Bytes. Training the 31-million-parameter network takes about 3 GB of memory, its run 1.5 GB of disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         topic: "versions", "machine", "environment", "shards" or "runs".
-        name: What.
+        name: What was checked.
         value: What was found.
-        verdict: "ok"; "note": worth knowing; "warning": something to do; "bad": it cannot be worked with.
-        advice: One line, what to do; "" where nothing is to be done.
+        verdict: "ok"; "note": for information; "warning": needs attention; "bad": does not work.
+        advice: What to do, in one line; "" for nothing.
     """
 
     topic: Topic
@@ -56,26 +58,26 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything that was looked at.
+    """The results of all checks.
 
     Attributes:
-        findings: In the order of the topics.
+        findings: Results in the order of the topics.
     """
 
     findings: tuple[Finding, ...]
 
     @property
     def data_bad(self) -> bool:
-        """Whether shards or runs are not what they should be."""
+        """Whether shards or runs are damaged."""
         return any(f.verdict == "bad" and f.topic in ("shards", "runs") for f in self.findings)
 
     @property
     def installation_bad(self) -> bool:
-        """Whether kerasseg cannot work on this machine as it is."""
+        """Whether kerasseg does not work in this installation."""
         return any(f.verdict == "bad" and f.topic not in ("shards", "runs") for f in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Convert to JSON values."""
         return {
             "sound": not (self.data_bad or self.installation_bad),
             "findings": [asdict(finding) for finding in self.findings],
@@ -83,16 +85,16 @@ class Diagnosis:
 
 
 def examine(folder: Path | str = ".") -> Diagnosis:
-    """Looks at the installation, the machine, and the shards and runs in a folder. Nothing is changed.
+    """Check the installation, the machine, and the shards and runs in a folder, without changing anything.
 
     Args:
-        folder: Where `shards` and `runs` lie.
+        folder: Working folder, which contains `shards` and `runs`.
 
     Example:
         >>> import tempfile
         >>> found = examine(tempfile.mkdtemp())
         >>> found.data_bad, [f.value for f in found.findings if f.topic in ("shards", "runs")]
-        (False, ['none here', 'none here'])
+        (False, ['none in this folder', 'none in this folder'])
     """
     here = Path(folder)
     parts = (_versions(), _machine(here), _environment(), _shards(here / "shards"), _runs(here / "runs"))
@@ -137,16 +139,16 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _machine(here: Path) -> Iterator[Finding]:
-    yield Finding("machine", "processors", str(len(os.sched_getaffinity(0))))
+    yield Finding("machine", "processors", str(available_cpus()))
     yield from _devices()
     total, available = _memory()
     text = f"{available / 1e9:.1f} of {total / 1e9:.1f} GB available"
     little = available < _LITTLE_MEMORY
-    advice = "Little for training: close other programs, or train with --batch-size 2." if little else ""
+    advice = "This is little for training: close other programs, or train with --batch-size 2." if little else ""
     yield Finding("machine", "memory", text, "warning" if little else "ok", advice)
     free = shutil.disk_usage(here).free
     little = free < _LITTLE_DISK
-    advice = "A run takes up to 1.5 GB, the data 0.9 GB: free some space, or work elsewhere." if little else ""
+    advice = "A run takes up to 1.5 GB, the data 0.9 GB: free some space, or use another disk." if little else ""
     yield Finding("machine", "disk", f"{free / 1e9:.1f} GB free", "warning" if little else "ok", advice)
 
 
@@ -159,7 +161,7 @@ def _devices() -> Iterator[Finding]:
         precision = choose_precision("auto", gpu=bool(gpus), capability=compute_capability())
     # An installation can be broken in any way: missing libraries, binaries for other processors, another backend.
     except Exception as error:
-        advice = "Install again in a new environment: pip install kerasseg"
+        advice = "Install kerasseg in a new environment: pip install kerasseg"
         yield Finding("machine", "TensorFlow", f"cannot be loaded ({type(error).__name__}: {error})", "bad", advice)
         return
     there = _nvidia()
@@ -167,17 +169,19 @@ def _devices() -> Iterator[Finding]:
         memory = f"; {', '.join(there)}" if there else ""
         yield Finding("machine", "GPU", f"{', '.join(gpus)}{memory}")
     elif there and not _hidden():
-        advice = "pip install 'kerasseg[gpu]' brings the libraries that TensorFlow needs for it."
+        advice = "pip install 'kerasseg[gpu]' installs the libraries that TensorFlow needs for GPUs."
         yield Finding("machine", "GPU", f"{', '.join(there)}, but TensorFlow does not see it", "warning", advice)
     else:
-        advice = "Training works on the processor, only slower." if not there else ""
+        advice = "Training runs on the CPU, which is slower." if not there else ""
         yield Finding("machine", "GPU", "none", "note", advice)
     name = precision.name
-    yield Finding("machine", "precision", f"{name}: {precision.reason}", "ok", "train --precision auto takes it.")
+    yield Finding(
+        "machine", "precision", f"{name}: {precision.reason}", "ok", "This is what train --precision auto uses."
+    )
 
 
 def _nvidia() -> list[str]:
-    """Name and memory of each GPU that the driver knows; none without a driver."""
+    """Name and memory of each GPU that the NVIDIA driver reports."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -197,7 +201,7 @@ def _hidden() -> bool:
 
 
 def _memory() -> tuple[float, float]:
-    """Bytes of memory, and those that are available: of the machine, or of the container that this runs in."""
+    """Total and available bytes of memory of the machine, or of the container."""
     total = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     available = total
     try:
@@ -222,14 +226,14 @@ def _environment() -> Iterator[Finding]:
     if told:
         try:
             workers = json.loads(told)["cluster"]["worker"]
-            advice = "Training waits for all of them; unset TF_CONFIG to train on this machine alone."
-            yield Finding("environment", "TF_CONFIG", f"{len(workers)} machines", "note", advice)
+            advice = "Training waits for all of them; unset TF_CONFIG to train on this machine only."
+            yield Finding("environment", "TF_CONFIG", count(len(workers), "machine"), "note", advice)
         except (ValueError, KeyError, TypeError):
-            advice = "Unset it, or correct it: docs/training.md shows the form."
+            advice = "Unset it, or correct it: docs/training.md shows the format."
             yield Finding("environment", "TF_CONFIG", "cannot be read", "warning", advice)
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if seen is not None:
-        advice = "It hides every GPU: unset it to train on them." if _hidden() else "Other GPUs are hidden."
+        advice = "It hides all GPUs: unset it to train on them." if _hidden() else "Other GPUs are hidden."
         yield Finding("environment", "CUDA_VISIBLE_DEVICES", repr(seen), "note", advice)
 
 
@@ -242,7 +246,7 @@ def _backend() -> Finding:
         advice = "pip install --upgrade keras"
         return Finding("environment", "Keras backend", f"cannot be loaded ({error})", "bad", advice)
     if backend != "tensorflow":
-        advice = "Commands need TensorFlow: unset KERAS_BACKEND, or mend ~/.keras/keras.json."
+        advice = "The commands need TensorFlow: unset KERAS_BACKEND, or correct ~/.keras/keras.json."
         return Finding("environment", "Keras backend", backend, "bad", advice)
     if order != "channels_last":
         advice = "Set image_data_format to channels_last in ~/.keras/keras.json."
@@ -258,7 +262,7 @@ def _shards(folder: Path) -> Iterator[Finding]:
     from kerasseg_tfrecords.records.manifest import load_manifest
 
     if not folder.exists():
-        yield Finding("shards", "shards", "none here", "note", "Make some: kerasseg prepare data/")
+        yield Finding("shards", "shards", "none in this folder", "note", "Create them: kerasseg prepare data/")
         return
     try:
         wrong = check_files(folder)
@@ -269,21 +273,22 @@ def _shards(folder: Path) -> Iterator[Finding]:
     slices = sum(shard.records for shard in manifest.shards)
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        advice = f"kerasseg verify {folder.name} lists all; then prepare again with --overwrite."
+        advice = f"kerasseg verify {folder.name} lists all problems; then run prepare again with --overwrite."
         yield Finding("shards", folder.name, f"{wrong[0]}{more}", "bad", advice)
     else:
-        text = f"{slices:,} slices in {len(manifest.shards)} files, every hash as written"
+        text = f"{count(slices, 'slice')} in {count(len(manifest.shards), 'file')}, all hashes correct"
         yield Finding("shards", folder.name, text, "ok", "")
     if manifest.split.patients_on_both_sides:
-        text = f"{manifest.split.patients_on_both_sides} patients stand on both sides"
-        yield Finding("shards", "split", text, "warning", "Figures flatter: prepare again with --split-by patient.")
+        patients = count(manifest.split.patients_on_both_sides, "patient")
+        advice = "This makes figures too good: run prepare again with --split-by patient."
+        yield Finding("shards", "split", f"{patients} in more than one split", "warning", advice)
     elif manifest.split.slices_without_patient:
-        text = f"{manifest.split.slices_without_patient:,} slices without a patient"
-        advice = "A leak cannot be excluded: prepare again with --patient-pattern, if names tell the patient."
+        text = f"{count(manifest.split.slices_without_patient, 'slice')} of unknown patients"
+        advice = "A leak is possible: if file names contain the patient, run prepare again with --patient-pattern."
         yield Finding("shards", "split", text, "note", advice)
     for split in ("val", "test"):
         if not manifest.slices_in(split):
-            advice = "prepare again with other shares, such as --split 80/10/10."
+            advice = "Run prepare again with other shares, such as --split 80/10/10."
             yield Finding("shards", "split", f"no slices in {split}", "warning", advice)
 
 
@@ -295,21 +300,21 @@ def _runs(folder: Path) -> Iterator[Finding]:
 
     names = run_names(folder)
     if not names:
-        yield Finding("runs", "runs", "none here", "note", "Begin one: kerasseg train --checkpoint FILE")
+        yield Finding("runs", "runs", "none in this folder", "note", "Start one: kerasseg train --checkpoint FILE")
         return
     try:
         latest = (folder / "latest").read_text(encoding="utf-8").strip()
         if not (folder / latest / "config.json").is_file():
-            advice = "Name the run that you mean in each command, or train anew."
-            yield Finding("runs", "latest", f"{latest} is gone", "warning", advice)
+            advice = "Name a run in each command, or train a new one."
+            yield Finding("runs", "latest", f"{latest} does not exist any more", "warning", advice)
     except (OSError, UnicodeDecodeError):
-        yield Finding("runs", "latest", "not set", "warning", "Name the run that you mean in each command.")
+        yield Finding("runs", "latest", "not set", "warning", "Name a run in each command.")
     for name in names:
         yield _run(folder / name)
 
 
 def _run(root: Path) -> Finding:
-    """The first thing that is wrong with a run, the gravest first."""
+    """The most serious problem of a run."""
     from kerasseg.runs.directory import RunDirectory
     from kerasseg.workflows.status import newest_facts
 
@@ -317,15 +322,17 @@ def _run(root: Path) -> Finding:
     try:
         config = run.config()
     except KerassegError as error:
-        return Finding("runs", name, error.sentence(with_path=False), "bad", "Begin a new run; its weights may serve.")
+        return Finding(
+            "runs", name, error.sentence(with_path=False), "bad", "Start a new run, if possible from its model.keras."
+        )
     if run.is_running():
-        return Finding("runs", name, "is being trained now", "note", "Wait for it.")
+        return Finding("runs", name, "is being trained now", "note", "Wait until it has finished.")
     facts = newest_facts(run.state_folder)
     saved = any(run.state_folder.glob("state-*.npz"))
     again = f"kerasseg train --resume --out {root}"
     if saved and facts is None:
-        advice = "Begin a new run with --checkpoint and its model.keras."
-        return Finding("runs", name, "no saved state can be read", "bad", advice)
+        advice = f"It cannot be resumed; start a new run: kerasseg train --checkpoint {run.model_file}"
+        return Finding("runs", name, "its saved training state is damaged", "bad", advice)
     if facts is not None and not facts.get("finished"):
         return Finding("runs", name, f"interrupted after epoch {facts.get('epoch', 0)}", "warning", again)
     network = _network(run)
@@ -336,7 +343,7 @@ def _run(root: Path) -> Finding:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether all that a `.keras` file holds has its checksum."""
+    """Whether all checksums in a `.keras` file are correct."""
     import zipfile
     import zlib
 
@@ -352,7 +359,7 @@ def _network(run: Any) -> Finding | None:
         if path.is_file() and _is_whole(path):
             continue
         text = f"{path.name} is {'damaged' if path.is_file() else 'missing'}"
-        return Finding("runs", run.root.name, text, "bad", "Copy it back from where the run came from, or train again.")
+        return Finding("runs", run.root.name, text, "bad", "Restore it from a copy of the run, or train again.")
     return None
 
 
@@ -361,7 +368,7 @@ def _rule(run: Any) -> Finding | None:
 
     name, tune = run.root.name, f"kerasseg tune-threshold {run.root}"
     if not run.threshold_file.is_file():
-        return Finding("runs", name, "trained; no tuned threshold yet", "note", tune)
+        return Finding("runs", name, "trained; threshold not tuned yet", "note", tune)
     try:
         load_threshold(run)
     except StaleRuleError:
@@ -378,9 +385,9 @@ def _data(run: Any, shards: Path, fingerprint: str) -> Finding:
     try:
         other = load_manifest(shards).fingerprint != fingerprint
     except KerassegError:
-        advice = "Commands take --shards with the place where they lie now."
-        return Finding("runs", name, f"sound, but its shards are not at {shards}", "note", advice)
+        advice = "If you moved them, give commands their new place with --shards."
+        return Finding("runs", name, f"complete, but its shards are not at {shards}", "note", advice)
     if other:
-        advice = "Commands take --shards with the place where its own lie; these hold other slices."
-        return Finding("runs", name, f"the shards at {shards} are others than it was trained on", "warning", advice)
-    return Finding("runs", name, "sound: trained, tuned, its shards in place")
+        advice = "Give commands the shards that it was trained on with --shards."
+        return Finding("runs", name, f"the shards at {shards} are not those it was trained on", "warning", advice)
+    return Finding("runs", name, "complete: trained, tuned, shards in place")

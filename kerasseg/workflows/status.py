@@ -75,11 +75,12 @@ class _Found:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def look_around(folder: Path | str = ".") -> Overview:
-    """What was done in a folder, and what comes next.
+def look_around(folder: Path | str = ".", *, shards: str = SHARDS) -> Overview:
+    """Describe what was done in a folder, and what comes next.
 
     Args:
-        folder: Where `shards` and `runs` lie.
+        folder: Working folder, which contains the shard directory and `runs`.
+        shards: Name of the shard directory in it.
 
     Example:
         >>> import tempfile
@@ -91,18 +92,18 @@ def look_around(folder: Path | str = ".") -> Overview:
     """
     here = Path(folder)
     run = _latest(here / RUNS)
-    shards = _shards(here / SHARDS)
+    prepared = _shards(here / shards)
     train = _training(run) if run is not None else _Found()
     tuned = _threshold(run) if run is not None else _Found()
     evaluated = _evaluation(run, tuned) if run is not None else _Found()
     predicted = _predictions(here)
     parts = {
-        "prepare": ("raw slices become shards with a frozen split", shards),
-        "inspect": ("what a checkpoint is, and what each strategy would train", _Found("any time")),
+        "prepare": ("turn raw slices into shards with a frozen split", prepared),
+        "inspect": ("optional: show a checkpoint and what each strategy trains", _Found("any time")),
         "train": ("fine-tune the checkpoint on the shards", train),
-        "tune-threshold": ("the best rule from probabilities to masks, on validation", tuned),
-        "evaluate": ("figures on the test split, beside the checkpoint", evaluated),
-        "predict": ("masks for new slices", predicted),
+        "tune-threshold": ("find the best threshold on the validation split", tuned),
+        "evaluate": ("score the test split, compared with the checkpoint", evaluated),
+        "predict": ("predict masks for new slices", predicted),
     }
     steps = tuple(StatusLine(name, purpose, f.state, f.when, f.figure) for name, (purpose, f) in parts.items())
     name = None if run is None else run.name

@@ -237,7 +237,7 @@ def test_a_fault_that_is_not_of_the_output_is_no_lost_output(empty: Path) -> Non
         raise OSError(28, "No space left on device")
 
     shown = type_into(made(fails), "fails")
-    assert "fault of kerasseg" in shown.stderr
+    assert "bug in kerasseg" in shown.stderr
     assert "standard output" not in shown.stderr
 
 

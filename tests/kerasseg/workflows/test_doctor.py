@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -57,8 +58,8 @@ def found(folder: Path, topic: str) -> list[Finding]:
 def test_where_all_is_well_it_says_so(here: Path) -> None:
     shown = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert shown.exit_code == 0, shown.output
-    assert "15 slices in 9 files, every hash as written" in shown.stdout
-    assert "sound: trained, tuned, its shards in place" in shown.stdout
+    assert "15 slices in 9 files, all hashes correct" in shown.stdout
+    assert "complete: trained, tuned, shards in place" in shown.stdout
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     document = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     assert document["sound"] is True
@@ -99,7 +100,7 @@ def one_shard(here: Path) -> Path:
         (lambda p: (p / "shards" / "splits.csv").write_text("x"), "splits.csv: has changed", "verify", "bad"),
         (lambda p: (p / "shards" / "manifest.json").write_text("{"), "manifest is damaged", "kerasseg prepare", "bad"),
         (lambda p: (p / "shards" / "manifest.json").unlink(), "not a shard directory", "kerasseg prepare", "bad"),
-        (lambda p: shutil.rmtree(p / "shards"), "none here", "kerasseg prepare data/", "note"),
+        (lambda p: shutil.rmtree(p / "shards"), "none in this folder", "kerasseg prepare data/", "note"),
     ],
 )
 def test_shards_that_are_not_sound(here: Path, spoil: Any, value: str, advice: str, verdict: str) -> None:
@@ -147,13 +148,13 @@ def other_shards(here: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "value", "advice", "verdict"),
     [
-        (lambda p: run_of(p).config_file.write_text("{}"), "is damaged", "Begin a new run", "bad"),
-        (lambda p: run_of(p).model_file.unlink(), "model.keras is missing", "Copy it back", "bad"),
-        (lambda p: flip(run_of(p).model_file), "model.keras is damaged", "Copy it back", "bad"),
-        (lambda p: run_of(p).baseline_file.write_bytes(b"PK"), "baseline.keras is damaged", "Copy it back", "bad"),
-        (unreadable_states, "no saved state can be read", "--checkpoint", "bad"),
+        (lambda p: run_of(p).config_file.write_text("{}"), "is damaged", "Start a new run", "bad"),
+        (lambda p: run_of(p).model_file.unlink(), "model.keras is missing", "Restore it", "bad"),
+        (lambda p: flip(run_of(p).model_file), "model.keras is damaged", "Restore it", "bad"),
+        (lambda p: run_of(p).baseline_file.write_bytes(b"PK"), "baseline.keras is damaged", "Restore it", "bad"),
+        (unreadable_states, "training state is damaged", "--checkpoint", "bad"),
         (unfinished, "interrupted after epoch 2", "kerasseg train --resume --out", "warning"),
-        (lambda p: run_of(p).threshold_file.unlink(), "no tuned threshold yet", "kerasseg tune-threshold", "note"),
+        (lambda p: run_of(p).threshold_file.unlink(), "threshold not tuned yet", "kerasseg tune-threshold", "note"),
         (
             lambda p: shutil.copy(run_of(p).baseline_file, run_of(p).model_file),
             "tuned for other weights",
@@ -161,11 +162,11 @@ def other_shards(here: Path) -> None:
             "warning",
         ),
         (lambda p: run_of(p).threshold_file.write_text("{}"), "threshold.json", "kerasseg tune-threshold", "bad"),
-        (other_shards, "are others than it was trained on", "--shards", "warning"),
+        (other_shards, "are not those it was trained on", "--shards", "warning"),
         (lambda p: shutil.rmtree(p / "shards"), "its shards are not at", "--shards", "note"),
-        (lambda p: (p / "runs" / "latest").write_text("gone\n"), "gone is gone", "Name the run", "warning"),
-        (lambda p: (p / "runs" / "latest").unlink(), "not set", "Name the run", "warning"),
-        (lambda p: shutil.rmtree(p / "runs"), "none here", "kerasseg train", "note"),
+        (lambda p: (p / "runs" / "latest").write_text("gone\n"), "gone does not exist", "Name a run", "warning"),
+        (lambda p: (p / "runs" / "latest").unlink(), "not set", "Name a run", "warning"),
+        (lambda p: shutil.rmtree(p / "runs"), "none in this folder", "kerasseg train", "note"),
     ],
 )
 def test_runs_that_are_not_sound(here: Path, spoil: Any, value: str, advice: str, verdict: str) -> None:
@@ -221,6 +222,14 @@ def test_little_memory_and_little_disk(tmp_path: Path, monkeypatch: pytest.Monke
     assert (disk.verdict, disk.value) == ("warning", "1.0 GB free")
 
 
+def test_processors_are_counted_where_the_system_has_no_affinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert named(tmp_path, "processors").value == str(os.cpu_count())
+
+
 def test_a_container_has_the_memory_of_its_limit() -> None:
     total, available = doctor._memory()
     assert 0 < available <= total
@@ -252,7 +261,7 @@ def test_a_tensorflow_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.
     [
         ("TF_CONFIG", "{", "cannot be read", "Unset it"),
         ("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {}}', "2 machines", "waits for all"),
-        ("CUDA_VISIBLE_DEVICES", "-1", "'-1'", "hides every GPU"),
+        ("CUDA_VISIBLE_DEVICES", "-1", "'-1'", "hides all GPUs"),
         ("CUDA_VISIBLE_DEVICES", "1", "'1'", "Other GPUs are hidden"),
     ],
 )
