@@ -1,11 +1,10 @@
-"""Masks for new slices: files in, masks in the same geometry out.
+"""Masks for new slices, in the geometry of their files.
 
-networks   what answers: run, checkpoint or several, with the run's size, grey levels and rule
-units      what is asked: pictures, volumes and series, and where their masks go
-reading    from files to what the network takes, a slice at a time
-flow       reading, network and writing at the same time, in bounded memory
-frames     from masks of slices to the file that lies where the input lay
-journal    what is done, so that an interrupted prediction goes on
-files      all of it: `predict_files`
-arrays     the same for arrays: `predict_masks`
+predictor  the network of a run or checkpoint, or several, with size, intensity rule and threshold
+inputs     what becomes one mask file: a picture, a volume or a series; reading its slices
+pipeline   reading, network and writing at the same time, in bounded memory
+writers    mask files: PNG, NIfTI, DICOM SEG, overlays
+table      rows of `predictions.csv`
+resume     what is done already, for `--continue`
+arrays     `predict_masks`, for arrays instead of files
 """

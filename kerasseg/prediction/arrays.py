@@ -1,4 +1,4 @@
-"""`predict_masks`: masks for slices that are arrays already."""
+"""`predict_masks`: masks for slices in memory."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def predict_masks(
     flip_average: bool = False,
     batch_size: int | None = None,
 ) -> list[NDArray[np.bool_]]:
-    """Masks for raw slices, each at the slice's own size; what `predict_files` does without files.
+    """Predict masks for slices in memory, each at its own size.
 
     Args:
-        network: A run, a checkpoint, a Keras model, several of these, or what `open_network` gave.
-        images: Slices (height, width) or (height, width, 3), as they are stored: any integer or float type, any range, any
-            size; each is scaled by itself.
-        rule: Instead of the run's rule; a number is a threshold in (0, 1] alone.
-        intensity: Grey levels, instead of those of the run: "minmax", "percentile" or "zscore".
-        flip_average: Averages the image and its mirror image.
-        batch_size: Slices at once; None chooses.
+        network: A run, a checkpoint, a Keras model, several of these, or the result of `open_network`.
+        images: Slices (height, width) or (height, width, 3) as stored: any integer or float type, range and size. Each is
+            scaled separately.
+        rule: Rule to use instead of the run's; a number is a threshold in (0, 1] without post-processing.
+        intensity: Intensity rule to use instead of the run's: "minmax", "percentile" or "zscore".
+        flip_average: Average the predictions of the image and its mirror image.
+        batch_size: Slices per batch; None chooses.
 
     Returns:
-        (height, width) bool for each slice.
+        (height, width) bool per slice.
 
     Raises:
-        UsageError: Arrays that are no slices, or values that cannot be meant.
-        DataError: No such run, or a damaged one.
-        CheckpointError: A network that cannot be opened.
+        UsageError: An array is not a slice, or an argument is invalid.
+        DataError: The run does not exist or is damaged.
+        CheckpointError: The network cannot be opened.
 
     Example:
         >>> import kerasseg
@@ -76,17 +76,19 @@ def _slice(image: ArrayLike, number: int) -> NDArray[np.generic]:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or array.size == 0:
         raise UsageError(
-            f"image {number} is no slice",
+            f"image {number} is not a slice",
             found=f"shape {array.shape}",
             expected="(height, width) or (height, width, 3)",
         )
     if array.dtype.kind not in "iufb" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise UsageError(f"image {number} holds no finite numbers", found=f"{array.dtype}", expected="numbers")
+        raise UsageError(
+            f"image {number} contains NaN, infinite values or no numbers", found=f"{array.dtype}", expected="numbers"
+        )
     return array.astype(np.uint8) if array.dtype.kind == "b" else array
 
 
 def _fit(image: NDArray[np.generic], network: Network) -> NDArray[np.uint8]:
     fitted = fit_image(image, intensity_window(image, network.intensity), network.size)
     if fitted.shape[2] > network.channels:
-        raise UsageError("a colour image, and the network takes grey ones", expected="(height, width)")
+        raise UsageError("the network takes grey images, not colour images", expected="(height, width)")
     return fitted if fitted.shape[2] == network.channels else np.repeat(fitted, network.channels, axis=2)

@@ -1,8 +1,8 @@
-"""Reading, network and writing at the same time, in memory that does not grow with the number of files.
+"""Read, predict and write at the same time, in memory that does not grow with the number of files.
 
     readers --(bounded queue)--> network, in the calling thread --(bounded queue)--> writers
 
-The queues hold slices, not files, so that a long volume flows through them like many pictures. Whoever finds a queue full
+The queues hold slices, not files, so that a long volume is handled like many pictures. A thread that finds a queue full
 waits: the slowest of the three sets the pace, and at most `Limits.alive` slices exist at once.
 """
 
@@ -18,17 +18,17 @@ from typing import Any, Generic, TypeVar
 __all__ = ["Limits", "run_flow"]
 
 S = TypeVar("S")
-_POLL = 0.1  # seconds between looks at whether somebody asked to stop
+_POLL = 0.1  # seconds between checks of `stop`
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much is done at once.
+    """Limits of the pipeline.
 
     Attributes:
-        batch_size: Slices that the network takes at once.
-        readers, writers: Threads.
-        ahead: Slices that each queue holds.
+        batch_size: Slices per batch.
+        readers, writers: Number of threads.
+        ahead: Slices per queue.
     """
 
     batch_size: int
@@ -38,13 +38,13 @@ class Limits:
 
     @classmethod
     def usual(cls, batch_size: int) -> Limits:
-        """For this machine: decoding and packing take a processor for a while, the network takes all of them."""
+        """Limits for this machine."""
         threads = max(1, min(4, (os.cpu_count() or 1) // 2))
         return cls(batch_size, readers=threads, writers=threads, ahead=max(4, 2 * batch_size))
 
     @property
     def alive(self) -> int:
-        """Slices that exist at once, at most."""
+        """Maximum number of slices in memory."""
         return 2 * self.ahead + self.batch_size + self.readers + self.writers
 
 
@@ -56,32 +56,32 @@ def run_flow(
     limits: Limits,
     stop: Callable[[], bool],
 ) -> bool:
-    """Reads, asks and writes, until all is done or somebody asks to stop.
+    """Read, predict and write, until everything is done or `stop` returns True.
 
     Args:
-        units: What is read; taken one by one, by whichever reader is free.
-        read: Gives the slices of a unit; runs in the readers. A unit that cannot be read is its own affair.
-        ask: The network: one answer a slice; runs in the calling thread.
-        write: Takes a slice and its answer; runs in the writers.
-        limits: How much at once.
-        stop: Whether to stop: what the network has answered is still written, all else is dropped.
+        units: Inputs, taken one by one by the next free reader.
+        read: Yields the slices of a unit; runs in the readers. It handles units that cannot be read itself.
+        ask: The network: returns one result per slice; runs in the calling thread.
+        write: Writes a slice and its result; runs in the writers.
+        limits: Numbers of threads and slices.
+        stop: Whether to stop: predicted slices are still written, all others are dropped.
 
     Returns:
-        Whether it came to the end.
+        Whether everything was done.
 
     Raises:
-        Exception: What `ask`, `write` or `read` raised first; nothing goes on then.
+        Exception: The first exception of `ask`, `write` or `read`, which ends all threads.
     """
     return _Flow(iter(units), read, ask, write, limits, stop).run()
 
 
 class _Halted(Exception):  # noqa: N818 - no fault: another thread failed, or the user stopped
-    """Ends a thread that waits for a queue."""
+    """Raised to end a thread that waits for a queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Stands in a queue where a thread has nothing more to give."""
+    """Marks the end of a thread's items in a queue."""
 
 
 class _Flow(Generic[S]):
@@ -147,13 +147,13 @@ class _Flow(Generic[S]):
                 break
             for slice_ in self.read(unit):
                 self._put(self.read_queue, slice_)
-                del slice_  # it is the queue's now; the next one takes a while to read
+                del slice_  # free the memory while the next one is read
                 if self.stop():
                     break
         self._put(self.read_queue, _End())
 
     def _answer(self) -> bool:
-        """The network's part; False where it was stopped."""
+        """Run the network; False if it was stopped."""
         batch: list[S] = []
         reading = self.limits.readers
         while reading or batch:
@@ -186,7 +186,7 @@ class _Flow(Generic[S]):
             try:
                 where.put(what, timeout=_POLL)
             except queue.Full:
-                # Nobody takes slices any more once it is to stop.
+                # No thread takes slices after a stop.
                 if where is self.read_queue and self.stop():
                     return
             else:
@@ -194,7 +194,7 @@ class _Flow(Generic[S]):
         raise _Halted
 
     def _get(self, where: queue.Queue[Any]) -> Any:
-        """The next; None where there was none for a moment."""
+        """The next item; None if there was none for a moment."""
         if self.halt.is_set():
             raise _Halted
         try:

@@ -1,4 +1,4 @@
-"""What answers: the network of a run or checkpoint, or several, with the size, grey levels and rule that belong to them."""
+"""The network of a run or checkpoint, or several, with the size, intensity rule and threshold that belong to it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Source: TypeAlias = keras.Model | RunDirectory | Path | str
 """A network, a run (its folder or name, "latest"), or a checkpoint of any kind."""
 
 _USUAL_SIZE = 256
-"""Of `prepare`: for networks that take any size and say nothing else."""
+"""Size used by `prepare`, for networks that take any size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Member:
-    """One network with what belongs to it; None where nothing is known."""
+    """One network with its facts; None where they are unknown."""
 
     model: keras.Model
     name: str
@@ -54,23 +54,21 @@ class _Member:
 
 
 class Network:
-    """One network or the mean of several, ready to be asked.
-
-    Use `open_network`.
+    """One network or the mean of several, ready for prediction; created by `open_network`.
 
     Attributes:
-        names: Of the members, as they were given.
-        sha256: Of their files; of the weights for a network in memory; "" where it is unknown.
-        size: Side of the square that they take, pixels.
-        channels: That they take, 1 or 3.
-        grey: Whether they were trained on grey images.
-        intensity: Grey levels that they were trained on.
-        rule: From probabilities to masks.
-        precision: Computed in.
-        batch_size: Slices at once.
-        flip_average: Whether image and mirror image are averaged.
-        notes: Sentences for people.
-        plane, channel, sequence: As `prepare` read the volumes that they were trained on.
+        names: Names of the members, as given.
+        sha256: Hash of each member's file, or of its weights for a network in memory; "" where unknown.
+        size: Side of the square input, pixels.
+        channels: Input channels, 1 or 3.
+        grey: Whether the members were trained on grey images.
+        intensity: Intensity rule of the training images.
+        rule: Rule from probabilities to masks.
+        precision: Numeric precision.
+        batch_size: Slices per batch.
+        flip_average: Whether the predictions of image and mirror image are averaged.
+        notes: Remarks for users.
+        plane, channel, sequence: As in the shards that they were trained on.
     """
 
     def __init__(
@@ -98,21 +96,21 @@ class Network:
         self._models = [_for_prediction(member.model, precision) for member in members]
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Tumour probabilities.
+        """Predict tumour probabilities.
 
         Args:
-            images: (slices, size, size, channels), 0 to 255; at most `batch_size`.
+            images: (slices, size, size, channels), 0 to 255; at most `batch_size` slices.
 
         Returns:
             (slices, size, size) in [0, 1].
 
         Raises:
-            UsageError: The network puts out something else.
-            KerassegError: It puts out NaN.
+            UsageError: The network does not return probabilities.
+            KerassegError: The network returns NaN.
         """
         count = len(images)
         scaled = images.astype(np.float32) / np.float32(255)
-        if count < self.batch_size:  # every new shape would be compiled anew
+        if count < self.batch_size:  # each new shape would be compiled
             scaled = np.concatenate([scaled, np.zeros((self.batch_size - count, *scaled.shape[1:]), np.float32)])
         total = np.zeros((count, self.size, self.size), np.float32)
         for model in self._models:
@@ -130,34 +128,34 @@ def open_network(
     batch_size: int | None = None,
     flip_average: bool = False,
 ) -> Network:
-    """Opens what is to be asked, and settles by what rules.
+    """Open one or several networks for prediction.
 
     Args:
-        sources: One or several; None for the latest run.
-        threshold: Instead of the run's rule, in (0, 1], without post-processing.
-        rule: Instead of the run's rule; not with `threshold`.
-        intensity: Instead of what run or checkpoint say.
-        precision: "auto" for what the run was trained in where this machine has it, float32 for checkpoints.
-        batch_size: None chooses.
-        flip_average: Whether image and mirror image are averaged.
+        sources: One or several networks; None for the latest run.
+        threshold: Threshold to use instead of the run's rule, in (0, 1], without post-processing.
+        rule: Rule to use instead of the run's; not together with `threshold`.
+        intensity: Intensity rule to use instead of that of the run or checkpoint.
+        precision: "auto" uses the precision of the run if this machine supports it, and float32 for checkpoints.
+        batch_size: Slices per batch; None chooses.
+        flip_average: Whether to average the predictions of image and mirror image.
 
     Raises:
-        UsageError: Values that cannot be meant, networks that do not go together or do not fit their run.
-        DataError: No such run, or a damaged one; a rule that belongs to other weights.
-        CheckpointError: A network that cannot be opened.
+        UsageError: An argument is invalid, or the networks do not fit each other or their run.
+        DataError: The run does not exist or is damaged, or its threshold belongs to other weights.
+        CheckpointError: A network cannot be opened.
         KerassegError: The run is still being trained.
     """
     given = [sources] if sources is None or isinstance(sources, (keras.Model, RunDirectory, Path, str)) else sources
     if not given:
-        raise UsageError("no network is named", expected="a run, a checkpoint or several")
+        raise UsageError("no network is given", expected="a run, a checkpoint or several")
     if threshold is not None and not 0 < threshold <= 1:  # also catches NaN
-        raise UsageError("threshold cannot be used", found=threshold, expected="a probability in (0, 1]")
+        raise UsageError("invalid threshold", found=threshold, expected="a probability in (0, 1]")
     if threshold is not None and rule is not None:
-        raise UsageError("threshold and rule are both given", remedy="Leave one out.")
+        raise UsageError("threshold and rule exclude each other", remedy="Give only one of them.")
     if intensity is not None and intensity not in get_args(IntensityRule):
         raise UsageError("unknown intensity rule", found=intensity, expected=", ".join(get_args(IntensityRule)))
     if batch_size is not None and batch_size < 1:
-        raise UsageError("batch size cannot be used", found=batch_size, expected="at least 1")
+        raise UsageError("invalid batch size", found=batch_size, expected="at least 1")
     if rule is None and threshold is not None:
         rule = MaskRule(threshold=float(threshold))
     members = [_open(source, needs_rule=rule is None) for source in given]
@@ -176,10 +174,10 @@ def open_network(
 
 
 def check_averaging(names: Sequence[str]) -> bool:
-    """Whether the mirror image is averaged too, given what test-time augmentations are asked for by name.
+    """Check test-time augmentations, and return whether they include the mirror image.
 
     Raises:
-        UsageError: Any other than "flip", with the reason.
+        UsageError: An augmentation is not "flip"; the message gives the reason.
 
     Example:
         >>> check_averaging(["flip"]), check_averaging([])
@@ -188,9 +186,9 @@ def check_averaging(names: Sequence[str]) -> bool:
     for name in names:
         if name in ("brightness", "contrast", "zoom"):
             raise UsageError(
-                f"augmentation {name!r} is refused when predicting: the network was trained to give the same mask with "
-                "and without it, so that averaging brings nothing but time",
-                remedy="Only the mirror image is averaged: --flip-average.",
+                f"augmentation {name!r} is refused for prediction: the network was trained to return the same mask with "
+                "and without it, so averaging only costs time",
+                remedy="Use --flip-average, which averages the mirror image.",
             )
         if name != "flip":
             refuse(name)
@@ -231,7 +229,7 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
         raise KerassegError(
             "this run is still being trained",
             path=run.root,
-            remedy=f"Wait for it, or take its best weights so far: --model {run.model_file}",
+            remedy=f"Wait until it has finished, or use its best weights so far: --model {run.model_file}",
         )
     run.require_network()
     notes: tuple[str, ...] = ()
@@ -241,22 +239,22 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
             rule = load_threshold(run).model.rule
         else:
             rule = MaskRule()
-            notes = (f"{name} has no tuned threshold: 0.5 is taken. Tune one: kerasseg tune-threshold {run.root}",)
+            notes = (f"{name} has no tuned threshold: using 0.5. Tune it: kerasseg tune-threshold {run.root}",)
         if rule.class_thresholds:
             notes = (
                 *notes,
-                f"{name} has thresholds by class: nobody knows the class here, so the one for all is taken",
+                f"{name} has thresholds per class: using the common one, because the class is unknown",
             )
     model = open_checkpoint(run.model_file)
     height, width, channels = model.inputs[0].shape[1:]
     resolved = config.resolved
     if height not in (None, resolved.size) or width not in (None, resolved.size) or channels != resolved.input_channels:
         raise UsageError(
-            "the network and its run disagree on the size of images",
+            "the network and its run have different image sizes",
             path=run.model_file,
-            found=f"a network for {height}x{width}x{channels}",
-            expected=f"{resolved.size}x{resolved.size}x{resolved.input_channels}, as {run.config_file.name} says",
-            remedy="Was model.keras replaced? Name the file itself with --model to use it without the run.",
+            found=f"input {height}x{width}x{channels}",
+            expected=f"{resolved.size}x{resolved.size}x{resolved.input_channels} ({run.config_file.name})",
+            remedy="If model.keras was replaced, use the file without the run: --model FILE.",
         )
     made = _options_of(Path(config.settings.shards))
     return _Member(
@@ -289,10 +287,10 @@ def _from_model(model: keras.Model, name: str, digest: str) -> _Member:
     height, width, channels = fitted.model.inputs[0].shape[1:]
     if height != width or channels not in (1, 3):
         raise UsageError(
-            "the network takes no square grey or colour images",
+            "the input of the network is not a square grey or colour image",
             path=name,
             found=f"{height}x{width}x{channels}",
-            expected="a square, and 1 or 3 channels",
+            expected="a square with 1 or 3 channels",
         )
     notes = tuple(f"{name}: {change}" for change in fitted.changes)
     return _Member(
@@ -321,7 +319,7 @@ def _size_of(members: Sequence[_Member]) -> int:
     channels = {int(member.model.inputs[0].shape[-1]) for member in members}
     if len(sizes) > 1 or len(channels) > 1:
         each = ", ".join(f"{m.name} {m.size}x{m.size}x{m.model.inputs[0].shape[-1]}" for m in members)
-        raise UsageError("these networks take different images", found=each, expected="the same size and channels")
+        raise UsageError("the networks take different images", found=each, expected="the same size and channels")
     return sizes.pop() if sizes else _USUAL_SIZE
 
 
@@ -330,12 +328,11 @@ def _intensity_of(members: Sequence[_Member], notes: list[str]) -> IntensityRule
     if len(rules) > 1:
         each = ", ".join(f"{member.name} {member.intensity}" for member in members)
         raise UsageError(
-            "these networks were trained on different grey levels", found=each, expected="one intensity rule"
+            "the networks were trained with different intensity rules", found=each, expected="one intensity rule"
         )
     if rules:
         return rules.pop()
-    notes.append("nothing says what grey levels the network was trained on: each slice is scaled by its own minimum and "
-                 "maximum (minmax)")  # fmt: skip
+    notes.append("the intensity rule of the network is unknown: using minmax; choose another with --intensity")
     return "minmax"
 
 
@@ -350,8 +347,8 @@ def _rule_of(members: Sequence[_Member], notes: list[str]) -> MaskRule:
         if all(getattr(rule, name) == getattr(rules[0], name) for rule in rules)
     }
     notes.append(
-        f"no rule was tuned for these networks together: the mean of their thresholds is taken ({threshold:.3g}), and the "
-        "post-processing that all of them have"
+        f"no rule was tuned for this ensemble: using the mean threshold ({threshold:.3g}) and the post-processing that all "
+        "members share"
     )
     return MaskRule(**{**same, "threshold": threshold})
 
@@ -360,13 +357,13 @@ def _precision(asked: str, members: Sequence[_Member]) -> str:
     if asked != "auto":
         return choose_precision(asked, gpu=False).name
     trained = {member.precision for member in members}
-    # Training measured whether fewer digits cost anything; elsewhere nobody did.
+    # Training has measured the cost of lower precision; for other checkpoints it is unknown.
     here = choose_precision("auto", gpu=_has_gpu()).name if len(trained) == 1 else "float32"
     return here if trained == {here} else "float32"
 
 
 def _batch_size(size: int) -> int:
-    """16 on a GPU, and on a processor 8 slices of 256: a tenth faster than one, and more bring nothing."""
+    """16 on a GPU; on a CPU 8 slices of 256x256, a tenth faster than one and as fast as more."""
     return 16 if _has_gpu() else int(np.clip(8 * 256 * 256 // size**2, 1, 16))
 
 
@@ -377,7 +374,7 @@ def _has_gpu() -> bool:
 def _for_prediction(model: keras.Model, precision: str) -> Any:
     try:
         network = fold_batchnorm(model)
-    except CheckpointError:  # no graph to be read: it is asked as it is
+    except CheckpointError:  # its graph cannot be read: use it unchanged
         return model
     if precision != "float32":
         compute_in(network, precision)

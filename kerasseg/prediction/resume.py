@@ -1,7 +1,7 @@
-"""What is done, a line each, so that an interrupted prediction goes on where it was.
+"""A journal of finished inputs, so that an interrupted prediction can be continued.
 
-The first line says how masks are made; who goes on must make the others in the same way. Each further line is a unit with
-its files and what was found in it. A line counts only whole, and only while its files are there and its input is as it was.
+The first line records how masks are made; a continued prediction must make them in the same way. Each further line is an
+input with its files and rows. A line is valid only if it is complete, its files exist and its input is unchanged.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ JOURNAL = ".predictions.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A unit that is done.
+    """A finished input.
 
     Attributes:
         files: Role ("mask", "seg", "overlay", "probabilities") -> files, relative to the output folder.
-        rows: Its slices.
-        notes: What had to be decided.
+        rows: Rows of its slices.
+        notes: Remarks for users.
     """
 
     files: dict[str, list[str]]
@@ -38,7 +38,7 @@ class Done:
 
 
 class Journal:
-    """The journal of an output folder; use `begin`."""
+    """The journal of an output folder; created by `begin`."""
 
     def __init__(self, out: Path, done: dict[str, Done], others: dict[str, Done]) -> None:
         self.out, self.done, self.others = out, done, others
@@ -46,27 +46,27 @@ class Journal:
 
     @classmethod
     def begin(cls, out: Path, how: dict[str, Any], units: Sequence[Unit], *, go_on: bool) -> Journal:
-        """Opens the journal, with the units that are done already.
+        """Open the journal with the inputs that are finished already.
 
         Args:
-            out: The output folder.
+            out: Output folder.
             how: How masks are made, as JSON values.
-            units: What is asked for.
-            go_on: Whether units that are done are kept.
+            units: Inputs to predict.
+            go_on: Whether to keep finished inputs.
 
         Raises:
-            UsageError: It is to go on, and masks were made differently before.
-            KerassegError: It cannot be written.
+            UsageError: Earlier masks in the folder were made differently.
+            KerassegError: The journal cannot be written.
         """
         how = json.loads(json.dumps(how))
         lines = _lines(out / JOURNAL) if go_on else []
         if lines and lines[0] != {"how": how}:
             raise UsageError(
-                "the masks that lie there were made differently",
+                "the masks in the output folder were made differently",
                 path=out,
                 found=_difference(lines[0].get("how") or {}, how),
                 expected="the same network, rule and options",
-                remedy="Give the same options to --continue, choose another --out, or make all anew with --overwrite.",
+                remedy="Use the same options with --continue, choose another --out, or replace all with --overwrite.",
             )
         known = {unit.name: unit for unit in units}
         kept: list[dict[str, Any]] = []
@@ -74,7 +74,7 @@ class Journal:
         others: dict[str, Done] = {}
         for line in lines[1:]:
             name, unit = line.get("name", ""), known.get(line.get("name", ""))
-            # What was made of other inputs stays in the table while its files are there.
+            # Masks of other inputs stay in the table as long as their files exist.
             as_it_was = unit is None or (line["stamp"] and line["stamp"] == unit.stamp)
             if as_it_was and _are_there(out, line["sizes"]):
                 rows = tuple(FoundTumour(**row) for row in line["rows"])
@@ -84,15 +84,15 @@ class Journal:
         return cls(out, done, others)
 
     def add(self, unit: Unit, stamp: list[list[int]], done: Done) -> None:
-        """Notes that a unit is done.
+        """Record a finished input.
 
         Args:
-            unit: Whose files are written.
-            stamp: Of its input, from before it was read.
-            done: What was written and found.
+            unit: The input, whose files are written.
+            stamp: Its stamp from before it was read.
+            done: Files and rows.
 
         Raises:
-            KerassegError: It cannot be written.
+            KerassegError: The journal cannot be written.
         """
         try:
             line = {
@@ -103,7 +103,7 @@ class Journal:
                 "rows": [asdict(row) for row in done.rows],
                 "notes": done.notes,
             }
-            # At the end of the file: a process that is killed, or a full disk, leaves a part without end at most.
+            # Appended: a killed process or a full disk leaves at most an incomplete last line.
             with self._path.open("ab") as stream:
                 stream.write((json.dumps(line) + "\n").encode())
         except OSError as error:
@@ -112,7 +112,7 @@ class Journal:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines; [] where there is no journal."""
+    """Complete lines; [] without a journal."""
     try:
         data = path.read_bytes()
     except OSError:

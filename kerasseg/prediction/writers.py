@@ -1,4 +1,4 @@
-"""From the masks of slices to files that lie where the input lay: a picture, a volume, a DICOM series."""
+"""Write masks in the geometry of their input: a picture, a volume or a DICOM series."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ __all__ = [
 ]
 
 Values = Literal["mask", "probabilities"]
-"""Of what is written: bool masks, or float32 probabilities in [0, 1]."""
+"""What is written: bool masks, or float32 probabilities in [0, 1]."""
 
 
 class Layout(Protocol):
-    """How a unit's slices become files."""
+    """How the slices of an input become files."""
 
     def name(self, place: int, what: Values) -> str:
-        """The file that holds a slice: what follows the unit's stem."""
+        """End of the name of a slice's file, after the stem of the input."""
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """The files, by what follows the unit's stem.
+        """Encode the files, as end of the name -> content.
 
         Args:
             slices: (height, width) each, in order, at their own size.
-            what: What they hold.
+            what: What the slices contain.
         """
 
 
 class PictureLayout:
-    """A picture: 8-bit PNG of 0 and 255; probabilities 16-bit PNG, 65535 for 1."""
+    """A picture: 8-bit PNG with 0 and 255; probabilities as 16-bit PNG, where 65535 is 1."""
 
     def name(self, place: int, what: Values) -> str:  # noqa: ARG002 - all slices are in one file
         """The file's ending."""
@@ -68,11 +68,11 @@ class PictureLayout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VolumeLayout:
-    """A NIfTI volume: the input's shape, orientation and affine; 0 and 1, or float32.
+    """A NIfTI volume with the input's shape, orientation and affine; 0 and 1, or float32.
 
     Attributes:
-        header: Of the input.
-        plane: That it was cut in.
+        header: Header of the input.
+        plane: Plane of the slices.
     """
 
     header: Any
@@ -84,7 +84,7 @@ class VolumeLayout:
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
         """The file."""
-        # Not above: pictures need no nibabel.
+        # Imported here, because pictures need no nibabel.
         from kerasseg_tfrecords.formats.nifti import write_like
         from kerasseg_tfrecords.sources.nifti import stack
 
@@ -94,12 +94,12 @@ class VolumeLayout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeriesLayout:
-    """A DICOM series: one NIfTI volume where its slices lie evenly one behind the other, else a file a slice.
+    """A DICOM series: one NIfTI volume if its slices are evenly spaced, else one file per slice.
 
     Attributes:
         files: Names of the slices.
-        affine: 4x4, from (column, row, slice) to millimetres (right, front, head); None: a file a slice.
-        affines: Of each slice alone; None where its header gives no place: that one becomes a PNG.
+        affine: 4x4, from (column, row, slice) to millimetres (right, front, head); None for one file per slice.
+        affines: Affine of each slice; None if its header has no position: the slice then becomes a PNG.
     """
 
     files: tuple[str, ...]
@@ -128,7 +128,7 @@ class SeriesLayout:
 
 
 def png(picture: NDArray[Any]) -> bytes:
-    """A PNG file.
+    """Encode a PNG file.
 
     Args:
         picture: (height, width) or (height, width, 3, BGR), uint8 or uint16.
@@ -162,23 +162,22 @@ def _nifti(slices: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
 
 
 def has_highdicom() -> bool:
-    """Whether segmentation objects can be written."""
+    """Whether DICOM SEG files can be written."""
     return importlib.util.find_spec("highdicom") is not None
 
 
 def segmentation(
     files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], options: SourceOptions
 ) -> tuple[bytes | None, str]:
-    """The masks of a series as one binary segmentation that refers to its slices.
+    """Encode the masks of a series as one DICOM SEG object that refers to its slices.
 
     Args:
         files: The slices.
         masks: (rows, columns) each.
-        options: For reading them.
+        options: Options for reading the slices.
 
     Returns:
-        The file, and "". Without one, why: no tumour (there is nothing to refer to), or headers that lack what the standard
-        demands.
+        The file and "", or None and the reason; the reason is "" if there is no tumour, because an empty SEG is not valid.
     """
     if not any(mask.any() for mask in masks):
         return None, ""
@@ -186,13 +185,13 @@ def segmentation(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on values that anonymisers leave behind
             return _write(files, masks, options), ""
-    except Exception as error:  # it checks hundreds of tags, and raises what its checks raise
+    except Exception as error:  # highdicom checks hundreds of tags and raises many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        return None, f"no DICOM SEG, for the series' headers do not allow one ({type(error).__name__}: {reason[:120]})"
+        return None, f"no DICOM SEG file, because the headers are incomplete ({type(error).__name__}: {reason[:120]})"
 
 
 def _write(files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], options: SourceOptions) -> bytes:
-    # Not above: it takes seconds to import.
+    # Imported here, because it takes seconds.
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -223,7 +222,7 @@ def _write(files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], option
         manufacturer_model_name="kerasseg",
         software_versions=__version__,
         device_serial_number="0",
-        series_description="Tumour mask, made by a network: not for clinical use",
+        series_description="Tumour mask predicted by a network: not for clinical use",
     )
     stream = io.BytesIO()
     made.save_as(stream, enforce_file_format=True)
@@ -231,18 +230,18 @@ def _write(files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], option
 
 
 _LEAST = 512
-"""Pixels of an overlay's longer side: smaller slices are enlarged, so that the outline is thin beside the tumour."""
+"""Least pixels of an overlay's longer side: smaller slices are enlarged, so that the outline is thin."""
 _COLOUR = (0, 159, 230)
-"""Okabe and Ito's orange, in OpenCV's order."""
+"""Orange of the Okabe-Ito palette, BGR."""
 _FILL = 0.2
 
 
 def grey_levels(image: NDArray[Any], window: Window) -> NDArray[np.uint8]:
-    """The slice as the network's window shows it, at its own size.
+    """Scale a slice by its intensity window, at its own size.
 
     Args:
         image: (height, width) or (height, width, 3), stored values.
-        window: Of the intensity rule.
+        window: Window of the intensity rule.
 
     Returns:
         The same shape, 0 to 255.
@@ -254,15 +253,14 @@ def grey_levels(image: NDArray[Any], window: Window) -> NDArray[np.uint8]:
 
 
 def draw_overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Outline and a tint over the slice.
+    """Draw the outline and a tint of a mask over a slice.
 
     Args:
         image: (height, width) or (height, width, 3, RGB).
         mask: (height, width).
 
     Returns:
-        (height * k, width * k, 3) in OpenCV's order (BGR), k the smallest whole number that makes it 512 pixels wide or
-        high.
+        (height * k, width * k, 3), BGR, with the smallest whole k for which the longer side is at least 512.
 
     Example:
         >>> draw_overlay(np.zeros((100, 80), np.uint8), np.ones((100, 80), bool)).shape
@@ -279,7 +277,7 @@ def draw_overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[n
     tinted = cv2.addWeighted(picture, 1 - _FILL, np.full_like(picture, _COLOUR), _FILL, 0)
     picture = np.where(inside[..., None] > 0, tinted, picture)
     contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    # Black below the colour: it shows on bright tumours too.
+    # Black below the colour is visible on bright tumours.
     for colour, thickness in (((0, 0, 0), 3), (_COLOUR, 1)):
         cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
     return np.asarray(picture)
