@@ -1,4 +1,4 @@
-"""What is asked about: pictures, volumes and series, each with the name of what is written for it."""
+"""Inputs of a prediction: pictures, volumes and series, each with the name of its mask file."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["OpenedUnit", "RawSlice", "Unit", "check_folder", "check_inputs", "ch
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What becomes one mask file.
+    """An input that gets one mask file.
 
     Attributes:
-        name: As shown to users; unique.
-        kind: A picture, a volume in one file, or a DICOM series of one file a slice.
-        items: One; of a series its slices in order.
-        stem: Where its files go: a path below the output folder, without ending.
-        prefix: What stands before the names of its items where there are several inputs.
+        name: Name shown to users; unique.
+        kind: A picture, a volume in one file, or a DICOM series with one file per slice.
+        items: One item, or the slices of a series in order.
+        stem: Path of its output files in the output folder, without suffix.
+        prefix: Prefix of the names of its items if there are several inputs.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Unit:
 
     @property
     def stamp(self) -> list[list[int]]:
-        """Size and time of its files, by which a changed one is known; [] for one that is not there."""
+        """Size and time of its files, to notice changes; [] if one is missing."""
         stamps = []
         for path in dict.fromkeys(item.files[0].path for item in self.items):
             try:
@@ -60,10 +60,10 @@ class Unit:
 
 
 def plan_units(inputs: Sequence[ImageInput]) -> list[Unit]:
-    """Units in the order of the inputs and of the names within them; with several inputs, each has its own folder.
+    """List the units in the order of inputs and names; with several inputs, each has its own folder.
 
     Raises:
-        UsageError: Two of them would be written to the same file.
+        UsageError: Two units would have the same mask file.
     """
     units: list[Unit] = []
     for entry in inputs:
@@ -83,26 +83,26 @@ def plan_units(inputs: Sequence[ImageInput]) -> list[Unit]:
 
 
 def check_inputs(out: Path, given: Iterable[Path | str]) -> None:
-    """Whether what was typed can be meant, before anything is listed.
+    """Check the inputs before anything is listed.
 
     Raises:
-        UsageError: An input is the output folder or lies right in it, or is a run.
+        UsageError: An input is the output folder or directly in it, or is a run.
     """
     for path in map(Path, given):
         _refuse_same(out, path if path.is_dir() else path.parent)
         if (path / "config.json").is_file() and (path / "model.keras").is_file():
             raise UsageError(
-                "this is a run, and no folder of images",
+                "this is a run, not a folder of images",
                 path=path,
-                remedy="A run is named with --run; several networks with --ensemble A --ensemble B, or --ensemble A,B.",
+                remedy="Give a run with --run, several networks with --ensemble A --ensemble B, or --ensemble A,B.",
             )
 
 
 def check_folder(out: Path, inputs: Sequence[ImageInput]) -> None:
-    """Whether masks would be written into one of the inputs.
+    """Check that masks are not written into an input.
 
     Raises:
-        UsageError: They would: the next time, masks and overlays would be taken for images.
+        UsageError: They would be: the next prediction would take masks and overlays for images.
     """
     for entry in inputs:
         root = entry.root if entry.root.is_dir() else entry.root.parent
@@ -112,24 +112,24 @@ def check_folder(out: Path, inputs: Sequence[ImageInput]) -> None:
 
 
 def check_name(unit: Unit) -> None:
-    """Whether files can be named after a unit.
+    """Check that output files can be named after a unit.
 
     Raises:
-        DataError: Its name is too long for what is written beside it.
+        DataError: The name is too long.
     """
     longest = len(f"{unit.stem.rsplit('/', 1)[-1]}_probabilities.nii.gz".encode())
     if longest > _NAME:
         raise DataError(
-            "the name is too long: masks are named after it",
+            "the file name is too long for the name of its mask",
             path=unit.name,
-            expected=f"{longest - _NAME} bytes less",
+            expected=f"{longest - _NAME} bytes fewer",
             remedy="Rename the file.",
             kind="name",
         )
 
 
 _NAME = 240
-"""Bytes of a file name: 255 is what file systems take, and files are written under a longer name first."""
+"""Bytes of a file name: file systems allow 255, and temporary files need some of them."""
 
 
 def _refuse_same(out: Path, root: Path) -> None:
@@ -138,12 +138,12 @@ def _refuse_same(out: Path, root: Path) -> None:
             "the output folder is the input folder",
             path=out,
             expected="another folder",
-            remedy=f"The next time, masks would be taken for images. For instance --out {out / 'predictions'}",
+            remedy=f"Masks would be taken for images next time. Use another folder, such as --out {out / 'predictions'}",
         )
 
 
 def _told_apart(units: Sequence[Unit]) -> list[Unit]:
-    """`1.png` beside `1.jpg`: masks are named after the endings as well where names alone do not tell files apart."""
+    """Add suffixes to the names of masks where names alone are ambiguous, as for `1.png` and `1.jpg`."""
     groups: defaultdict[tuple[str, bool], list[Unit]] = defaultdict(list)
     for unit in units:
         groups[_place(unit)].append(unit)
@@ -159,19 +159,19 @@ def _told_apart(units: Sequence[Unit]) -> list[Unit]:
 
 
 def _place(unit: Unit) -> tuple[str, bool]:
-    # Some file systems do not tell cases apart. Masks of pictures and of volumes have other endings.
+    # Some file systems ignore case. Masks of pictures and of volumes have different suffixes.
     return unit.stem.casefold(), unit.kind == "picture"
 
 
 def _stem(name: str) -> str:
-    # Members of a zip lie below a folder of its name.
+    # Members of a zip archive are in a folder with its name.
     folders, base = split_name(name)
     parts = [re.sub(r"\.zip$", "", folder, flags=re.IGNORECASE) for folder in folders]
     return "/".join([*(part for part in parts if part not in {"", ".", ".."}), without_suffix(base)])
 
 
 def _series(series: dict[str, list[Item]], prefix: str, entry: ImageInput) -> list[Unit]:
-    """A series is named after its folder, and its number where the folder holds several; a single file after itself."""
+    """Name a series after its folder, with its number if there are several; a single file after itself."""
     named: defaultdict[str, list[tuple[str, list[Item]]]] = defaultdict(list)
     for uid, items in series.items():
         items.sort(key=lambda item: item.slice_index)
@@ -201,22 +201,22 @@ def _check_names(units: Sequence[Unit]) -> None:
             raise UsageError(
                 "two inputs would be written to the same file",
                 path=unit.name,
-                found=f"{other.name} has the name {unit.stem} too",
-                remedy="Predict them one after another into two folders (--out), or rename one.",
+                found=f"the mask of {other.name} has the name {unit.stem} too",
+                remedy="Predict them into two folders (--out), or rename one.",
             )
 
 
-_EVEN = 0.02  # millimetres that gaps between slices may differ by: headers are rounded
+_EVEN = 0.02  # millimetres by which slice distances may differ, because headers are rounded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawSlice:
-    """A slice as it is stored.
+    """A slice as stored.
 
     Attributes:
         image: (height, width) or (height, width, 3).
-        window: Of the intensity rule: over the slice, or the volume it belongs to.
-        spacing: Millimetres a pixel, rows then columns; (0, 0) where unknown.
+        window: Window of the intensity rule, over the slice or its volume.
+        spacing: Pixel size in millimetres, rows then columns; (0, 0) where unknown.
     """
 
     image: NDArray[Any]
@@ -229,9 +229,9 @@ class OpenedUnit:
     """A unit that is being read.
 
     Attributes:
-        count: Slices in it.
+        count: Number of slices.
         layout: How their masks become files.
-        slices: Read as they are taken; raises DataError where one cannot be read.
+        slices: The slices, read one by one; raises DataError for one that cannot be read.
         notes: Remarks for users.
         thickness: Distance of neighbouring slices in millimetres; 0 where unknown or uneven.
     """
@@ -246,17 +246,17 @@ class OpenedUnit:
 def open_unit(
     unit: Unit, rule: IntensityRule, options: SourceOptions, plane: str | None, usual: str = "axial"
 ) -> OpenedUnit:
-    """Opens a unit.
+    """Open a unit for reading.
 
     Args:
-        unit: What is read.
-        rule: For grey levels.
-        options: For the readers.
-        plane: Of volumes; None for the usual one, and of a volume of one slice the plane in which it lies.
-        usual: What the network was trained on.
+        unit: The unit.
+        rule: Intensity rule.
+        options: Options for the readers.
+        plane: Plane of the slices of volumes; None for the plane of a single slice, or else the usual one.
+        usual: Plane that the network was trained on.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The unit cannot be read.
     """
     if unit.kind == "volume":
         return _open_volume(unit.items[0], rule, options, plane, usual)
@@ -278,7 +278,7 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
     except DataError as error:
         error.path = error.path or item.name
         raise
-    except Exception as error:  # one bad file must not cost the others
+    except Exception as error:  # one bad file must not stop the others
         raise DataError("cannot be read", path=item.name, found=f"{type(error).__name__}: {error}") from error
     chosen = _plane(volume.voxels.shape, plane, usual, item.name)
     planes = cut(volume, chosen)
@@ -289,17 +289,17 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
 
 
 def _plane(shape: tuple[int, ...], asked: str | None, usual: str, name: str) -> str:
-    """The plane to cut in. A volume of one slice has one plane: cut across, it would fall into lines."""
+    """The plane of the slices. A volume of one slice has only one: cut across, it would be a set of lines."""
     from kerasseg_tfrecords.sources.nifti import own_plane
 
     own = own_plane(shape)
     if asked is not None and own is not None and asked != own:
         raise DataError(
-            "a volume of one slice, which lies in another plane",
+            "a volume of one slice, which is in another plane",
             path=name,
             found=own,
             expected=asked,
-            remedy="Leave out --plane, or predict it by itself.",
+            remedy="Omit --plane, or predict this file separately.",
             kind="one-slice",
         )
     return own or asked or usual
@@ -326,7 +326,7 @@ def _open_series(unit: Unit, rule: IntensityRule, options: SourceOptions) -> Ope
     def slices() -> Iterator[RawSlice]:
         for item in unit.items:
             (only,) = read_item(item, options).slices
-            # As when training: DICOM slices are single ones there, each with its own window.
+            # As in training, where DICOM slices are scaled one by one.
             yield RawSlice(only.image, intensity_window(only.image, rule), only.spacing)
 
     return OpenedUnit(len(headers), layout, slices(), tuple(notes), thickness)
@@ -367,12 +367,12 @@ def _affine(header: Any) -> NDArray[np.float64] | None:
     affine[:3, 0], affine[:3, 1] = across * header.spacing[1], down * header.spacing[0]
     affine[:3, 2] = normal * (header.thickness or 1.0)
     affine[:3, 3] = header.origin
-    affine[:2] *= -1  # DICOM counts to the left and to the back
+    affine[:2] *= -1  # DICOM axes point to the left and to the back
     return affine
 
 
 def _even(headers: list[Any], affines: tuple[NDArray[np.float64] | None, ...]) -> NDArray[np.float64] | None:
-    """The affine of the series as one volume; None where it is none."""
+    """The affine of a series as one volume; None if its slices are not evenly spaced."""
     known = [affine for affine in affines if affine is not None]
     if len(known) < len(affines) or len({(h.rows, h.columns) for h in headers}) > 1:
         return None

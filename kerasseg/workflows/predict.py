@@ -1,4 +1,4 @@
-"""`predict_files`: masks for files, written where nobody can mistake them for images."""
+"""`predict_files`: read files, predict, and write masks to a folder of their own."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _PLANES = ("axial", "coronal", "sagittal")
 
 @dataclass(frozen=True, slots=True)
 class PredictedFile:
-    """One input that is done.
+    """One predicted input.
 
     Attributes:
-        name: As shown.
+        name: Name of the input.
         files: Role ("mask", "seg", "overlay", "probabilities") -> files, relative to the output folder.
-        rows: What was found, a slice each.
-        notes: What had to be decided.
+        rows: Rows of its slices.
+        notes: Remarks for users.
     """
 
     name: str
@@ -71,25 +71,25 @@ class PredictedFile:
 
 @dataclass(frozen=True, slots=True)
 class PredictionReport:
-    """What came of it.
+    """The result of a prediction.
 
     Attributes:
-        out: The output folder.
-        networks: That were asked.
-        rule: From probabilities to masks.
-        intensity, size, precision: Grey levels, side in pixels, and what was computed in.
-        flip_average: Whether image and mirror image were averaged.
-        files: Done, in the order of the inputs, those of an earlier time included.
-        earlier: How many of them were done before.
-        total: Inputs in all.
+        out: Output folder.
+        networks: Names of the networks.
+        rule: Rule from probabilities to masks.
+        intensity, size, precision: Intensity rule, input size in pixels, and numeric precision.
+        flip_average: Whether the predictions of image and mirror image were averaged.
+        files: Predicted inputs in order, including those of earlier calls.
+        earlier: How many of them were predicted by earlier calls.
+        total: Number of inputs.
         problems: Inputs that could not be read.
-        left_out: Files that are no images, with the reason.
-        notes: Sentences for people.
-        interrupted: Whether it was stopped before the end.
-        seconds: From the first slice to the last file.
+        left_out: Files that are not images, with the reason.
+        notes: Remarks for users.
+        interrupted: Whether the prediction was stopped before the end.
+        seconds: Time from the first slice to the last file.
 
     Example:
-        `predict_files` makes them. Nothing is lost where no file is among the problems:
+        `predict_files` returns such reports:
 
         >>> from kerasseg.postprocessing import MaskRule
         >>> asked = (Path("masks"), ("unet",), MaskRule(), "minmax", 256, "float32", False)
@@ -138,44 +138,42 @@ def predict_files(
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> PredictionReport:
-    """Writes a mask for every slice, volume and series, in the geometry of its input, and `predictions.csv`.
+    """Write a mask for each slice, volume and series, in the geometry of its input, and `predictions.csv`.
 
-    A run's size, grey levels, threshold and post-processing are applied by themselves. Reading, network and writing
-    overlap, and memory does not grow with the number of files. A file that cannot be read is reported and does not stop the
-    others.
+    The run's size, intensity rule, threshold and post-processing are applied. Reading, network and writing overlap, and
+    memory does not grow with the number of files. A file that cannot be read is reported and does not stop the others.
 
     Args:
         network: A run (its folder or name, "latest"), a checkpoint of any kind, a Keras model, or several of these, whose
-            probabilities are averaged; None for the latest run. What `open_network` gave is taken as it is, with the rule
-            and options that it was opened with.
-        inputs: Folders, zips, files or patterns of anything that `prepare` reads. Masks among them are passed over.
-        out: The output folder; made where it is missing.
-        threshold: Instead of the run's rule, in (0, 1], without post-processing.
-        rule: Instead of the run's rule, with post-processing.
-        intensity: Grey levels, instead of those of the run: "minmax", "percentile" or "zscore".
-        flip_average: Averages the image and its mirror image, for twice the time.
+            probabilities are averaged; None for the latest run. What `open_network` returned keeps its rule and options.
+        inputs: Folders, zip archives, files or patterns of everything that `prepare` reads. Masks are skipped.
+        out: Output folder, created if missing.
+        threshold: Threshold to use instead of the run's rule, in (0, 1], without post-processing.
+        rule: Rule to use instead of the run's, with post-processing.
+        intensity: Intensity rule to use instead of the run's: "minmax", "percentile" or "zscore".
+        flip_average: Average the predictions of the image and its mirror image, which doubles the time.
         augment: Test-time augmentations by name: "flip" is `flip_average`, others are refused with the reason.
-        overlay: Also writes pictures of the slices with the outline of what was found.
-        probabilities: Also writes the probabilities: 16-bit PNG (65535 is 1), of volumes float32 NIfTI.
-        plane: Volumes are cut in: "axial", "coronal" or "sagittal"; None for that of the run's shards, or axial.
+        overlay: Also write pictures of the slices with the outline of the mask.
+        probabilities: Also write the probabilities: 16-bit PNG (65535 is 1), or float32 NIfTI for volumes.
+        plane: Plane of the slices of volumes: "axial", "coronal" or "sagittal"; None for that of the run's shards.
         channel: Channel of volumes that have several: a number from 0 or a name; None for that of the run's shards.
         sequence: Sequence of cases that have several files, such as "t1ce"; None for that of the run's shards.
-        format_name: Read this format alone: "figshare", "pairs", "nifti" or "dicom".
-        batch_size: Slices at once; None chooses.
+        format_name: Read only this format: "figshare", "pairs", "nifti" or "dicom".
+        batch_size: Slices per batch; None chooses.
         precision: "auto", "float32", "mixed_bfloat16" or "mixed_float16".
-        go_on: Keeps what an earlier call in the same folder has done, and does the rest.
-        overwrite: Replaces files of an earlier call.
-        progress: Told ("predict", inputs done, inputs).
-        stop: Asked now and then whether to stop; what is done is then kept for `go_on`.
+        go_on: Keep the results of an earlier call in the same folder, and predict the rest.
+        overwrite: Replace the results of an earlier call.
+        progress: Called with ("predict", finished inputs, all inputs).
+        stop: Called now and then; True stops the prediction, which `go_on` can continue later.
 
     Returns:
-        What was done and found, and what could not be read.
+        The predicted inputs, and those that could not be read.
 
     Raises:
-        UsageError: Options that cannot be meant; an output folder that is an input or holds another prediction; two inputs
-            whose masks would have the same name; a network that does not fit its run.
-        DataError: No images; a run that is missing or damaged.
-        KerassegError: A run that is still being trained; a network that puts out NaN; a full disk: what is done is kept.
+        UsageError: An option is invalid; the output folder is an input or contains another prediction; two inputs would
+            have the same mask file; the network does not fit its run.
+        DataError: There are no images, or the run is missing or damaged.
+        KerassegError: The run is being trained, the network returns NaN, or the disk is full; finished masks are kept.
 
     Example:
         >>> import kerasseg, numpy as np
@@ -193,12 +191,12 @@ def predict_files(
     folder = Path(out)
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     if not given:
-        raise UsageError("no input is named", expected="folders or files")
+        raise UsageError("no input is given", expected="folders or files")
     if plane is not None and plane not in _PLANES:
         raise UsageError("unknown plane", found=plane, expected=", ".join(_PLANES))
     flip_average = check_averaging(augment) or flip_average
     if go_on and overwrite:
-        raise UsageError("--continue and --overwrite contradict one another", remedy="Leave one out.")
+        raise UsageError("--continue and --overwrite contradict each other", remedy="Give only one of them.")
     if folder.exists() and not folder.is_dir():
         raise UsageError("the output folder is a file", path=folder, remedy="Choose another --out.")
     options = SourceOptions(masks=False, channel=channel, sequence=sequence)
@@ -238,7 +236,7 @@ def predict_files(
             whole = job.run([unit for unit in units if unit.name not in journal.done], stop or StopFlag())
             _write_table(folder, units, journal)
         except BaseException as error:
-            # What is done can be seen, however this ends; where the disk is full there may be no room for it.
+            # The table covers what is done, however this ends; a full disk may have no room for it.
             with contextlib.suppress(KerassegError):
                 _write_table(folder, units, journal)
             if isinstance(error, KerassegError):
@@ -268,7 +266,7 @@ def predict_files(
 
 @dataclass(frozen=True, slots=True)
 class _Wants:
-    """What is written besides masks, and how files are read."""
+    """What to write besides masks, and how to read files."""
 
     overlay: bool
     probabilities: bool
@@ -277,7 +275,7 @@ class _Wants:
 
 
 def _how(network: Network, wants: _Wants) -> dict[str, Any]:
-    """What decides how a mask looks, for the journal."""
+    """Everything that affects masks, for the journal."""
     return {
         "format": 1,
         "network": network.sha256 if all(network.sha256) else network.names,
@@ -294,7 +292,7 @@ def _how(network: Network, wants: _Wants) -> dict[str, Any]:
 
 
 def _earlier(given: Sequence[Path | str]) -> list[Path]:
-    """Folders below the inputs that hold predictions: their overlays and masks are no images."""
+    """Folders of earlier predictions below the inputs, whose overlays and masks are not images."""
     folders = [Path(entry) for entry in given if Path(entry).is_dir()]
     return [path.parent for folder in folders for path in folder.rglob(JOURNAL) if path.parent != folder]
 
@@ -308,19 +306,19 @@ def _check_empty(folder: Path, units: Sequence[Unit], *, go_on: bool, overwrite:
         raise UsageError(
             "the output folder is not empty",
             path=folder,
-            found="predictions of an earlier time",
-            remedy="Go on with --continue, make all anew with --overwrite, or choose another --out.",
+            found="earlier predictions",
+            remedy="Continue them with --continue, replace them with --overwrite, or choose another --out.",
         )
     endings = ("_mask.png", "_mask.nii.gz", "_seg.dcm", "_overlay.png", "_probabilities.png", "_probabilities.nii.gz")
     there = (unit.stem + ending for unit in units for ending in endings if (folder / (unit.stem + ending)).exists())
     found = TABLE if (folder / TABLE).exists() else next(there, None)
     if found is not None:
-        # Somebody's own masks, perhaps the only ones: no option of ours replaces what no prediction of ours has written.
+        # They may be the only copy of masks drawn by hand: no option replaces files that kerasseg has not written.
         raise UsageError(
-            "files that no prediction wrote would be replaced",
+            "files that kerasseg did not write would be replaced",
             path=folder,
             found=found,
-            remedy="Choose another --out, or move them away.",
+            remedy="Choose another --out, or move these files.",
         )
 
 
@@ -329,7 +327,7 @@ def _locked(folder: Path, units: Sequence[Unit]) -> Iterator[None]:
     busy = "another process is predicting into this folder"
     with lock(folder / _LOCK, "predictions", busy=busy):
         for place in {folder, *((folder / unit.stem).parent for unit in units)}:
-            for left in place.glob(".tmp-*"):  # of a process that was killed
+            for left in place.glob(".tmp-*"):  # left by a killed process
                 left.unlink(missing_ok=True)
         yield
 
@@ -342,7 +340,7 @@ def _within(problem: Problem, name: str, several: bool) -> Problem:
 
 
 class _Work:
-    """A unit on its way: the slices that are done, until all are."""
+    """An input in progress, with its finished slices."""
 
     def __init__(self, unit: Unit, stamp: list[list[int]], opened: OpenedUnit) -> None:
         self.unit, self.stamp, self.layout, self.notes = unit, stamp, opened.layout, opened.notes
@@ -357,16 +355,16 @@ class _Work:
 
 @dataclass(slots=True, eq=False)
 class _Prepared:
-    """A slice on its way to the network.
+    """A slice in progress.
 
     Attributes:
-        work: Its unit.
-        place: In the unit.
-        image: (size, size, channels) uint8.
-        height, width: Of its own.
-        spacing: Millimetres a pixel.
+        work: The input that it belongs to.
+        place: Index in the input.
+        image: (size, size, channels) uint8, the network's input.
+        height, width: Original size.
+        spacing: Pixel size in millimetres.
         shown: (height, width) or (height, width, 3) uint8 for the overlay; None without.
-        seconds: Spent so far.
+        seconds: Time spent so far.
     """
 
     work: _Work
@@ -381,7 +379,7 @@ class _Prepared:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One prediction: what readers, network and writers do."""
+    """One prediction: the work of readers, network and writers."""
 
     out: Path
     network: Network
@@ -400,7 +398,7 @@ class _Job:
         return run_flow(units, self.read, self.ask, self.write, limits, stop)
 
     def read(self, unit: Unit) -> Iterator[_Prepared]:
-        """The slices of a unit; one that cannot be read becomes a problem."""
+        """Yield the slices of an input; one that cannot be read becomes a problem."""
         try:
             yield from self._slices(unit)
         except DataError as error:
@@ -426,10 +424,10 @@ class _Job:
         have, want = image.shape[2], self.network.channels
         if have == 3 and want == 1:
             raise DataError(
-                "a colour picture, and the network takes grey ones",
+                "the network takes grey pictures, but this is a colour picture",
                 path=unit.name,
                 expected="one channel",
-                remedy="Save the sequence that the network was trained on as a grey picture.",
+                remedy="Save it as a grey picture.",
                 kind="colour",
             )
         if have == 3 and self.network.grey:
@@ -438,7 +436,7 @@ class _Job:
         return image if have == want else np.repeat(image, want, axis=2)
 
     def ask(self, batch: Sequence[_Prepared]) -> list[NDArray[np.float32]]:
-        """The network's probabilities, (size, size) a slice."""
+        """Predict probabilities, (size, size) per slice."""
         start = time.perf_counter()
         answers = self.network.probabilities(np.stack([one.image for one in batch]))
         share = (time.perf_counter() - start) / len(batch)
@@ -447,13 +445,13 @@ class _Job:
         return list(answers)
 
     def write(self, one: _Prepared, answer: NDArray[np.float32]) -> None:
-        """The mask of a slice; where it is the last of its unit, the unit's files."""
+        """Make the mask of a slice; after the last slice of an input, write its files."""
         start = time.perf_counter()
         work, unit = one.work, one.work.unit
         native = np.clip(restore(answer, one.height, one.width, one.spacing), 0, 1)
         mask = apply_rule(native, self.network.rule)
         if one.shown is not None and (unit.kind == "picture" or mask.any()):
-            # Of a volume, the slices that have something to show.
+            # For volumes, only slices with a tumour.
             single = len(work.masks) == 1
             name = f"{unit.stem}_overlay.png" if single else f"{unit.stem}_overlay/{one.place:04}.png"
             self._save(name, png(draw_overlay(one.shown, mask)))
@@ -517,7 +515,7 @@ class _Job:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explain_os_error(error, path.parent) from error
-        # A file that a power cut takes back is missed by its size, and made again.
+        # After a power cut, `--continue` notices a lost file by its size and predicts it again.
         write_atomically(path, data, durable=False)
 
     def _tell(self) -> None:
@@ -553,7 +551,7 @@ def _write_table(folder: Path, units: Sequence[Unit], journal: Journal) -> None:
 
 
 def _explained(error: KerassegError) -> KerassegError:
-    """A full disk, with what to do here."""
+    """Describe a full disk, with the remedy for predictions."""
     cause = error.__cause__
     if not isinstance(cause, OSError) or cause.errno not in FULL:
         return error
@@ -566,5 +564,5 @@ def _explained(error: KerassegError) -> KerassegError:
         error.what,
         path=error.path,
         found=free or os.strerror(cause.errno),
-        remedy="What is done is kept. Make room, and go on: the same command with --continue.",
+        remedy="Finished masks are kept. Free some space and run the same command with --continue.",
     )

@@ -40,7 +40,7 @@ def test_what_it_says(predict: Type, tmp_path: Path) -> None:
     assert lines[0].startswith("6 of 6 inputs, 6 slices: a tumour in 6 of them.")
     assert "net.keras at 32x32, minmax, threshold 0.5, no post-processing" in done.stdout
     assert lines[-1] == "Masks and predictions.csv: out"
-    assert "nothing says what grey levels" in done.stderr
+    assert "intensity rule of the network is unknown" in done.stderr
     assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 6
     again = predict("in", "--model", "net.keras", "--out", "out", "--overlay", "--continue", "-q")
     assert (again.exit_code, again.output) == (0, "")
@@ -92,7 +92,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(
     [
         (["in", "--run", "a", "--model", "b"], 2, "--run and --model"),
         (["in", "--model", "gone.keras"], 1, "no such file"),
-        (["in", "--model", "net.keras", "--threshold", "2"], 2, "threshold cannot be used"),
+        (["in", "--model", "net.keras", "--threshold", "2"], 2, "invalid threshold"),
         (["in", "--model", "net.keras", "--augment", "rotation"], 2, "refused"),
         (["in", "--model", "net.keras", "--plane", "oblique"], 2, "unknown plane"),
         (["in", "--model", "net.keras", "--intensity", "log"], 2, "unknown intensity"),

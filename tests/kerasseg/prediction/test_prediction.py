@@ -602,7 +602,7 @@ def test_masks_that_somebody_drew_are_never_replaced(
         predict_files(bright, [folder, other], tmp_path, **options)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "1_mask.png").write_bytes(b"drawn by hand")
-    with pytest.raises(UsageError, match=r"no prediction wrote.*found 1_mask\.png"):
+    with pytest.raises(UsageError, match=r"kerasseg did not write.*found 1_mask\.png"):
         predict_files(bright, folder, tmp_path / "out", **options)
     assert (tmp_path / "out" / "1_mask.png").read_bytes() == b"drawn by hand"
 
