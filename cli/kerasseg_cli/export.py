@@ -1,4 +1,4 @@
-"""`kerasseg export`: a run's network for other software, compared with the network before it counts."""
+"""`kerasseg export`: write a run's network for other software, and compare it with the original."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kerasseg_cli.completion import proposing, runs
 from kerasseg_cli.console import errors, print_json, progress_bar, screen
 from kerasseg_cli.evaluate import threshold_of
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import Debug, Json, Quiet, choices
 
 if TYPE_CHECKING:
     from kerasseg.export.export_run import Exported
@@ -17,63 +18,76 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
-MASKS, EIGHT_BITS, CHECKS, HUB = "Masks", "8 bits (LiteRT)", "Comparison", "Card and Hub"
+MASKS, EIGHT_BITS, CHECKS, HUB = "Masks", "8 bits (LiteRT)", "Comparison", "Model card and Hub"
+FORMS = ("savedmodel", "onnx", "litert", "keras")
 
 
 def export(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run's folder, its name below runs/, or latest.", show_default=False),
+        typer.Argument(
+            metavar="RUN",
+            help="Run to export: its folder, its name or latest. [default: latest]",
+            show_default=False,
+            autocompletion=runs,
+        ),
     ] = None,
     form: Annotated[
         str,
         typer.Option(
             "--format",
-            help="savedmodel (stored slices of any size in, masks out), onnx, litert or keras (prepared slices in, "
-            "probabilities out).",
+            metavar=choices(FORMS),
+            help="Format. A SavedModel takes stored slices of any size and returns masks; the others take prepared slices "
+            "and return probabilities.",
+            autocompletion=proposing(FORMS),
         ),
     ] = "savedmodel",
     out: Annotated[
-        Path | None, typer.Option(help="The folder to make; export/FORMAT in the run.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="Output folder. [default: export/FORMAT in the run]", show_default=False),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     with_postprocessing: Annotated[
         bool,
         typer.Option(
             "--with-postprocessing",
-            help="Do the run's rule inside: all of it in a SavedModel, its threshold in ONNX and LiteRT.",
+            help="Include the run's rule: all of it in a SavedModel, the threshold in ONNX and LiteRT.",
             rich_help_panel=MASKS,
         ),
     ] = False,
     threshold: Annotated[
         str,
         typer.Option(
-            help="auto (what tune-threshold found), or a threshold such as 0.5 without post-processing.",
+            metavar="NUMBER|auto",
+            help="Probability threshold without post-processing, or auto for the tuned rule.",
             rich_help_panel=MASKS,
         ),
     ] = "auto",
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Whole numbers of 8 bits inside; says what it costs.", rich_help_panel=EIGHT_BITS),
+        typer.Option(
+            "--int8", help="Compute with 8-bit integers, and measure the cost in Dice.", rich_help_panel=EIGHT_BITS
+        ),
     ] = False,
     calibration: Annotated[
-        int, typer.Option(min=1, help="Training slices to find their ranges on.", rich_help_panel=EIGHT_BITS)
+        int, typer.Option(min=1, help="Training slices for calibration.", rich_help_panel=EIGHT_BITS)
     ] = 100,
     max_loss: Annotated[
-        float, typer.Option(help="Dice on validation that it may cost.", rich_help_panel=EIGHT_BITS)
+        float, typer.Option(help="Largest allowed loss of mean Dice on validation.", rich_help_panel=EIGHT_BITS)
     ] = 0.05,
-    slices: Annotated[int, typer.Option(min=1, help="Validation slices to compare on.", rich_help_panel=CHECKS)] = 32,
+    slices: Annotated[
+        int, typer.Option(min=1, help="Validation slices for the comparison.", rich_help_panel=CHECKS)
+    ] = 32,
     shards: Annotated[
         Path | None,
-        typer.Option(
-            help="Where the run's shards lie now, if they were moved.", show_default=False, rich_help_panel=CHECKS
-        ),
+        typer.Option(help="Shard directory of the run, if it was moved.", show_default=False, rich_help_panel=CHECKS),
     ] = None,
     licence: Annotated[
         str | None,
         typer.Option(
             "--license",
-            help="Of the weights, for the card: an identifier such as cc-by-4.0.",
+            metavar="LICENSE",
+            help="License of the weights for the model card, such as cc-by-4.0.",
             show_default=False,
             rich_help_panel=HUB,
         ),
@@ -81,23 +95,24 @@ def export(
     push: Annotated[
         str | None,
         typer.Option(
-            help="Upload it afterwards: hf://owner/name, with @branch and /folder behind it if wanted.",
+            metavar="hf://OWNER/NAME",
+            help="Upload the export to the Hugging Face Hub; @BRANCH and /FOLDER may follow.",
             show_default=False,
             rich_help_panel=HUB,
         ),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Where --push makes the repository: not public.", rich_help_panel=HUB)
+        bool, typer.Option("--private", help="Make a repository created by --push private.", rich_help_panel=HUB)
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
-    """Write a run's network as SavedModel, ONNX, LiteRT or Keras file, compare it, and put a model card beside it."""
+    """Export a run's network as SavedModel, ONNX, LiteRT or Keras file, with a model card."""
     asked = threshold_of(threshold)
     from kerasseg.runs.directory import RunDirectory
 
-    # A run that is not there is named before TensorFlow is loaded.
+    # A missing run is reported before TensorFlow is loaded.
     directory = RunDirectory.find(run)
     from kerasseg.export import export_model
 
@@ -134,19 +149,19 @@ def _show(made: Exported) -> None:
 
     metadata = made.metadata
     rows = [("written", f"{made.folder} ({made.bytes / 1e6:.1f} MB)")]
-    rows += [("opened again", text) for text in _compared(metadata.comparison)]
+    rows += [("compared", text) for text in _compared(metadata.comparison)]
     if metadata.int8 is not None:
         rows.append(("8 bits", _cost(metadata.int8, made.bytes)))
     inside, left = metadata.mask.inside, metadata.mask.left
-    rows.append(("inside", ", ".join(inside) or "the network alone"))
+    rows.append(("included", ", ".join(inside) or "network only"))
     if left:
-        rows.append(("left to you", f"{', '.join(left)} (metadata.json has the rule)"))
+        rows.append(("not included", f"{', '.join(left)} (the rule is in metadata.json)"))
     figures = [e for e in metadata.evaluations if e.split == "test"] or list(metadata.evaluations)
     if figures:
         mean = figures[0].measures["dice"]
         rows.append(("card", f"README.md, metadata.json; Dice {mean.mean or 0:.4f} on {figures[0].name}"))
     else:
-        rows.append(("card", "README.md, metadata.json; no evaluation yet: kerasseg evaluate"))
+        rows.append(("card", "README.md, metadata.json; not evaluated yet: kerasseg evaluate"))
     if made.pushed is not None:
         rows.append(("pushed", made.pushed))
     screen().print(facts_table(rows))
@@ -159,7 +174,7 @@ def _compared(found: Comparison) -> list[str]:
     texts = [text + f"{100 * found.equal_pixels:.4f} % of mask pixels equal"]
     if found.raw_slices and found.raw_equal_pixels is not None:
         texts.append(
-            f"{found.raw_slices} of them as stored, of differing sizes: {100 * found.raw_equal_pixels:.4f} % of mask "
+            f"{found.raw_slices} of them as stored, in several sizes: {100 * found.raw_equal_pixels:.4f} % of mask "
             f"pixels equal, probabilities differ by at most {found.raw_largest_difference:.2g}"
         )
     return texts

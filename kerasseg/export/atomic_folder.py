@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: written beside its place, then moved there."""
+"""Write an export folder beside its place, and move it there when it is complete."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ _TEMPORARY = ".tmp-export-"
 
 
 def check_place(target: Path, *, overwrite: bool) -> None:
-    """Whether an export can be put there, before anything long is begun.
+    """Check that an export can be written to a folder.
 
     Raises:
-        UsageError: Something is there that may not be replaced.
+        UsageError: The folder contains something that may not be replaced.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not _is_export(target):
         raise UsageError(
-            "something else than an export is there, and it is not replaced",
+            "the output folder is not empty and is not an export",
             path=target,
             expected="a new or empty folder, or an earlier export",
             remedy="Choose another --out.",
         )
     if not overwrite:
         raise UsageError(
-            "an export is there already", path=target, remedy="Replace it with --overwrite, or choose another --out."
+            "an export exists already", path=target, remedy="Replace it with --overwrite, or choose another --out."
         )
 
 
 @contextlib.contextmanager
 def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
-    """A new folder that takes the place of `target` when the block ends well; otherwise nothing has changed.
+    """Yield a new folder that replaces `target` if the block succeeds.
 
     Args:
         target: The folder.
         overwrite: Whether an earlier export may be replaced.
-        need: Bytes that will be written, about.
+        need: Approximate number of bytes to write.
 
     Raises:
         UsageError: As `check_place`.
@@ -61,7 +61,7 @@ def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
         free = shutil.disk_usage(target.parent).free
         if free < need:
             raise KerassegError(
-                "no space left for the export",
+                "too little disk space for the export",
                 path=target.parent,
                 found=f"{free / 1e6:,.0f} MB free",
                 expected=f"about {need / 1e6:,.0f} MB",
@@ -72,7 +72,7 @@ def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
     except OSError as error:
         raise explain_os_error(error, target) from error
     try:
-        # Held while we live, so that another export knows what a killed one left from what is being written.
+        # Held while this process lives: it tells a folder in use from what a killed process left.
         fcntl.flock(lock, fcntl.LOCK_EX)
         content = draft / "export"
         content.mkdir()
@@ -89,7 +89,7 @@ def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
 
 def _exchange(content: Path, target: Path, earlier: Path) -> None:
     if target.exists():
-        os.replace(target, earlier)  # noqa: PTH105 - the word that the design uses for it
+        os.replace(target, earlier)  # noqa: PTH105
     try:
         os.replace(content, target)  # noqa: PTH105
     except BaseException:
@@ -115,7 +115,7 @@ def _is_export(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what killed exports left."""
+    """Remove folders of killed exports."""
     for left in folder.glob(f"{_TEMPORARY}*"):
         lock = os.open(left, os.O_RDONLY)
         try:

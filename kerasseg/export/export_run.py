@@ -1,4 +1,4 @@
-"""`export_model`: a run's network in another format, opened again, compared, and with a model card beside it."""
+"""`export_model`: write a run's network in another format, compare it with the original, and write a model card."""
 
 from __future__ import annotations
 
@@ -64,22 +64,22 @@ from kerasseg_tfrecords.text import Progress
 __all__ = ["Exported", "export_model"]
 
 _REASONS = {
-    "onnx": "following objects takes loops over pixels, and the file is to hold plain arithmetic that every runtime has",
-    "litert": "following objects takes loops over pixels, which small devices' runtimes do not have",
+    "onnx": "they need loops over pixels, and the file contains only arithmetic that every runtime has",
+    "litert": "they need loops over pixels, which runtimes of small devices do not have",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """A finished export.
 
     Attributes:
-        folder: The export: the network's files, `README.md`, `metadata.json`.
-        metadata: What `metadata.json` holds.
-        pushed: Where it lies on the Hub; None where it was not pushed.
+        folder: Folder with the network's files, `README.md` and `metadata.json`.
+        metadata: Content of `metadata.json`.
+        pushed: Address on the Hub; None if it was not pushed.
 
     Example:
-        `export_model(...)` makes them:
+        `export_model(...)` returns them:
 
         >>> sorted(name for name in vars(Exported) if not name.startswith("_"))
         ['bytes', 'folder', 'metadata', 'pushed']
@@ -91,13 +91,13 @@ class Exported:
 
     @property
     def bytes(self) -> int:
-        """Of the network's files together."""
+        """Size of the network's files together."""
         return sum(file.bytes for file in self.metadata.files)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Everything that was found out before anything is written."""
+    """Everything that is known before anything is written."""
 
     form: ExportFormat
     run: RunDirectory
@@ -114,12 +114,12 @@ class _Job:
 
     @property
     def channels(self) -> int:
-        """Of the network's input."""
+        """Channels of the network's input."""
         return int(self.model.inputs[0].shape[-1])
 
     @property
     def intensity(self) -> IntensityRule:
-        """The run's rule."""
+        """The run's intensity rule."""
         return cast("IntensityRule", self.config.resolved.intensity)
 
 
@@ -141,44 +141,41 @@ def export_model(
     private: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Exports the best network of a run, with a model card beside it.
+    """Export the best network of a run, with a model card.
 
-    The export is opened again from disk and compared with the network on validation slices of the run before it gets its
-    name; one that does not agree is removed. A folder of that name appears whole or not at all.
+    The export is opened again from disk and compared with the network on validation slices before the folder appears; an
+    export that differs is removed.
 
     Args:
-        run: The run, its folder or name; None for the latest one.
-        format: "savedmodel" (takes stored slices of any size, gives masks), "onnx", "litert" or "keras" (these take what
-            the network takes: float32 in [0, 1], (batch, size, size, channels), and give probabilities).
-        out: The folder to make; None for `export/<format>` in the run.
-        with_postprocessing: Also do inside what follows the network: for a SavedModel all of the run's rule, for ONNX and
-            LiteRT its threshold.
+        run: The run, its folder or name; None for the latest run.
+        format: "savedmodel" (takes stored slices of any size, returns masks), "onnx", "litert" or "keras" (take the
+            network's input, float32 in [0, 1], (batch, size, size, channels), and return probabilities).
+        out: Output folder; None for `export/<format>` in the run.
+        with_postprocessing: Include the run's rule: all of it in a SavedModel, its threshold in ONNX and LiteRT.
         threshold: "auto" for the rule in the run's `threshold.json`, or a threshold in (0, 1] without post-processing.
-        int8: Compute with whole numbers of 8 bits; LiteRT alone.
-        calibration: Training slices that their ranges are found on.
-        max_loss: Mean Dice on validation that `int8` may cost.
-        slices: Validation slices to compare on.
-        shards: Where the run's shards lie now; None for where they lay. Where they are gone, slices are made up to compare
-            on, and the card says so.
-        license: Of the weights, for the card: an identifier such as "cc-by-4.0".
-        overwrite: Whether an earlier export in `out` may be replaced.
-        push_to: `hf://owner/name` to upload it to.
-        private: Whether a repository that has to be made for that is private.
-        progress: Told a stage ("compare", "int8"), what is done, and how much there is.
+        int8: Compute with 8-bit integers (LiteRT only).
+        calibration: Number of training slices for calibrating their ranges.
+        max_loss: Largest allowed loss of mean Dice on validation with `int8`.
+        slices: Number of validation slices for the comparison.
+        shards: Shard directory of the run if it was moved. Without shards, synthetic slices are compared, and the card says
+            so.
+        license: License of the weights for the card, such as "cc-by-4.0".
+        overwrite: Whether to replace an earlier export in `out`.
+        push_to: `hf://owner/name` to upload the export to.
+        private: Whether a repository created for the upload is private.
+        progress: Called with the stage ("compare", "int8"), finished items and all items.
 
     Returns:
-        The folder, and what its `metadata.json` says.
+        The folder and the content of its `metadata.json`.
 
     Raises:
-        UsageError: An unknown format, options that do not go together, a package that is missing, an export that is there
-            already.
-        DataError: A run without network or rule, shards that are others or damaged.
-        KerassegError: The run is being trained, the export does not agree with the network, 8 bits cost too much, it cannot
-            be written, or not pushed.
+        UsageError: The format is unknown, options contradict each other, a package is missing, or an export exists already.
+        DataError: The run has no network or rule, or its shards are missing, different or damaged.
+        KerassegError: The run is being trained, the export differs from the network, 8 bits cost too much, or the export
+            cannot be written or uploaded.
 
     Example:
-        `export_model("my-run", "onnx").metadata.comparison.largest_difference` is of the order of 1e-6. What cannot be done
-        is said before anything is computed:
+        `export_model("my-run", "onnx").metadata.comparison.largest_difference` is about 1e-6.
 
         >>> export_model("my-run", "pickle")
         Traceback (most recent call last):
@@ -197,9 +194,9 @@ def export_model(
     found = find_shards(directory, config, None if shards is None else Path(shards))
     if int8 and found is None:
         raise DataError(
-            "8 bits need slices to be calibrated and judged on, and the run's shards are not there",
+            "--int8 needs the run's shards for calibration, and they are missing",
             path=config.settings.shards,
-            remedy="Say where they lie now with --shards, or leave out --int8.",
+            remedy="Give their new place with --shards, or omit --int8.",
         )
     job = _Job(
         form=form,
@@ -225,12 +222,11 @@ def _format(name: str, *, int8: bool, with_postprocessing: bool) -> ExportFormat
     if name not in FORMATS:
         raise UsageError(f"unknown format {name!r}", expected=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if int8 and name != "litert":
-        raise UsageError("8 bits are for LiteRT", found=f"format {name}", expected="litert")
+        raise UsageError("--int8 is available for LiteRT only", found=f"format {name}", expected="litert")
     if name == "keras" and with_postprocessing:
         raise UsageError(
-            "a .keras file holds the network alone, so that it can be trained further",
-            found="post-processing inside",
-            remedy="Leave out --with-postprocessing: metadata.json holds the rule. Or take --format savedmodel.",
+            "a .keras file cannot include post-processing, because it is meant for training",
+            remedy="Omit --with-postprocessing (the rule is in metadata.json), or use --format savedmodel.",
         )
     form = cast("ExportFormat", name)
     if form == "onnx":
@@ -243,15 +239,15 @@ def _format(name: str, *, int8: bool, with_postprocessing: bool) -> ExportFormat
 def _check_numbers(slices: int, calibration: int, max_loss: float) -> None:
     for name, value in (("slices to compare on", slices), ("slices for calibration", calibration)):
         if value < 1:
-            raise UsageError(f"{name} cannot be so few", found=value, expected="at least 1")
+            raise UsageError(f"too few {name}", found=value, expected="at least 1")
     if not 0 <= max_loss <= 1:  # also catches NaN
-        raise UsageError("the loss that is allowed cannot be so", found=max_loss, expected="a Dice in [0, 1]")
+        raise UsageError("invalid --max-loss", found=max_loss, expected="a Dice in [0, 1]")
 
 
 def _rule(
     run: RunDirectory, form: ExportFormat, threshold: Literal["auto"] | float, *, with_postprocessing: bool
 ) -> tuple[ThresholdFile | None, MaskFacts]:
-    """The rule, and which of its steps the export does."""
+    """The rule, and the steps of it that the export includes."""
     makes_masks = form == "savedmodel" or with_postprocessing
     tuned: ThresholdFile | None = None
     source: Literal["threshold.json", "given", "default"]
@@ -267,9 +263,9 @@ def _rule(
     steps = steps_of(rule)
     if with_postprocessing and steps and form in _REASONS:
         raise UsageError(
-            f"{', '.join(steps)} cannot be inside of {form}: {_REASONS[form]}",
-            remedy="Leave out --with-postprocessing (metadata.json holds the rule), take --format savedmodel, which does "
-            f"all of it, or give a threshold alone: --threshold {rule.threshold:g}",
+            f"{', '.join(steps)} cannot be included in {form}: {_REASONS[form]}",
+            remedy="Omit --with-postprocessing (the rule is in metadata.json), use --format savedmodel, which includes all "
+            f"of it, or give only a threshold: --threshold {rule.threshold:g}",
         )
     inside = (("threshold",) if makes_masks else ()) + (steps if with_postprocessing else ())
     every = ("threshold", *(("class_thresholds",) if rule.class_thresholds else ()), *steps)
@@ -278,18 +274,18 @@ def _rule(
 
 
 def _network(run: RunDirectory, config: RunConfig) -> keras.Model:
-    """The best network, with a record of where it came from that names no folder of this machine."""
+    """The best network, with a provenance that names no folder of this machine."""
     from kerasseg.checkpoints.provenance import attach
 
     model = open_checkpoint(run.model_file)
     size = model.inputs[0].shape[1]
     if size is not None and size != config.resolved.size:
         raise DataError(
-            "the network and the run disagree on the size of slices",
+            "the network and the run have different slice sizes",
             path=run.model_file,
             found=f"{size}x{size}",
             expected=f"{config.resolved.size}x{config.resolved.size}",
-            remedy="Another file was put in its place: train again, or put the run's own back.",
+            remedy="The file was replaced: restore it from a copy of the run, or train again.",
         )
     record = provenance(run.model_file)
     writer = f"Keras {config.software.get('keras', '')}".strip()
@@ -366,7 +362,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
 
 
 def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
-    """Writes the network's files; gives what opens them again."""
+    """Write the network's files, and return a function that opens them."""
     threshold = job.mask.rule.threshold if job.mask.inside else None
     if job.form == "keras":
         write_keras(job.model, folder)
@@ -433,12 +429,12 @@ def _files(folder: Path) -> tuple[FileFacts, ...]:
 def _warnings(job: _Job) -> list[str]:
     found = []
     if job.samples.source == "synthetic":
-        found.append("The run's shards were not there: the export was compared with the network on synthetic slices.")
+        found.append("The run's shards are missing: the export was compared with the network on synthetic slices.")
     if job.mask.source == "default":
-        found.append("No rule was tuned for this network (kerasseg tune-threshold); 0.5 is the usual guess.")
+        found.append("The threshold 0.5 is not tuned for this network: kerasseg tune-threshold.")
     if job.samples.volumes and job.form == "savedmodel":
         found.append(
-            "The run was trained on slices of volumes, windowed over the whole volume: give a volume to the signature "
-            "`volume`. `serving_default` windows each slice by itself, which is not the same."
+            "The run was trained on slices that were scaled over their whole volume: use the signature `volume`. "
+            "`serving_default` scales each slice separately, which gives other masks."
         )
     return found

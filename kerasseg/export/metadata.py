@@ -1,4 +1,4 @@
-"""What the card and `metadata.json` say of a run: collected from its files, with nothing of its owner's folders in it."""
+"""Facts about a run for the model card and `metadata.json`, without folders of this machine."""
 
 from __future__ import annotations
 
@@ -240,10 +240,10 @@ def _facts(
     sure = tuned is not None and _time(evaluation.created) >= _time(tuned.created)
     if not sure and _written_after(network, evaluation.created):
         warnings.append(
-            "The network's file is newer than these figures: they may be of earlier weights. Evaluate again."
+            "The network file is newer than these figures, which may belong to earlier weights. Evaluate again."
         )
     if stage.rule != mask.meant_rule and stage.rule != mask.rule:
-        warnings.append(f"These figures were taken with another rule than the export's ({stage.rule!r}).")
+        warnings.append(f"These figures use another rule than the export ({stage.rule!r}).")
     baseline = None
     if evaluation.baseline is not None:
         stages: Sequence[Any] = evaluation.baseline.stages

@@ -1,4 +1,4 @@
-"""The export, opened again from disk, beside the network it was made of."""
+"""Compare an export, opened from disk, with the network it was made from."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_EQUAL", "MOST_DIFFERENT", "check", "compare", "measure_int8", "native"]
 
 MOST_DIFFERENT = 1e-4
-"""Probabilities may differ by this much: the other runtime's order of additions, and no more."""
+"""Largest allowed difference of probabilities: another runtime adds in another order."""
 LEAST_EQUAL = 0.999
-"""Share of mask pixels that have to be equal. A grey level that is rounded otherwise moves a few pixels at a border."""
+"""Least share of equal mask pixels. A grey level rounded differently moves a few pixels at a border."""
 
 
 def native(model: keras.Model) -> Network:
@@ -129,7 +129,7 @@ def check(found: Comparison, path: Path) -> None:
     Raises:
         KerassegError: A bound is passed.
     """
-    remedy = "Nothing was written. Please report it, with the network."
+    remedy = "Nothing was written. Please report this bug with the network."
     # `not <=` rather than `>`: NaN is a difference too.
     if found.allowed_difference is not None and not found.largest_difference <= found.allowed_difference:
         raise KerassegError(
@@ -205,7 +205,7 @@ def measure_int8(
             path=path,
             found=f"{cost}",
             expected=f"at most {allowed:g}",
-            remedy="Calibrate on more slices with --calibration, allow more with --max-loss, or leave out --int8.",
+            remedy="Use more slices with --calibration, allow more loss with --max-loss, or omit --int8.",
         )
     return Int8Facts(
         calibration=calibration,

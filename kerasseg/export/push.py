@@ -1,4 +1,4 @@
-"""An export onto the Hugging Face Hub: `hf://owner/name[@branch][/folder]`."""
+"""Upload an export to the Hugging Face Hub: `hf://owner/name[@branch][/folder]`."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ __all__ = ["parse_address", "push"]
 
 
 def parse_address(text: str) -> HubAddress:
-    """The parts of an address, before anything long is begun.
+    """Parse an address of the Hub.
 
     Raises:
-        UsageError: It is none, or the Hub's library was told to stay offline.
+        UsageError: The address is invalid, or the Hub is disabled by HF_HUB_OFFLINE.
     """
     address = HubAddress.parse(text)
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise UsageError(
-            "nothing can be pushed offline", path=text, found="HF_HUB_OFFLINE", remedy="Unset it, or leave out --push."
+            "--push is not possible offline", path=text, found="HF_HUB_OFFLINE", remedy="Unset it, or omit --push."
         )
     return address
 
 
 def push(folder: Path, address: HubAddress, *, private: bool = False, endpoint: str | None = None) -> str:
-    """Uploads all files of an export in one commit.
+    """Upload all files of an export in one commit.
 
     Args:
         folder: The export.
-        address: Where to; the repository is made where there is none.
+        address: Address on the Hub; a missing repository is created.
         private: Whether a new repository is private.
         endpoint: Address of the Hub; by default `HF_ENDPOINT` or the public one.
 
     Returns:
-        Where it lies now: `hf://owner/name@<commit>`.
+        The address of the commit: `hf://owner/name@<commit>`.
 
     Raises:
-        KerassegError: No token, no rights, no network; the export on disk stays.
+        KerassegError: The token, rights or network are missing; the export on disk remains.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
@@ -59,27 +59,27 @@ def push(folder: Path, address: HubAddress, *, private: bool = False, endpoint: 
             commit_message="Export by kerasseg",
         )
     except errors.LocalTokenNotFoundError as error:
-        _fail(name, folder, "there is no token for the Hub", error, "Log in: hf auth login")
+        _fail(name, folder, "no token for the Hub was found", error, "Log in: hf auth login")
     except errors.RevisionNotFoundError as error:
-        _fail(name, folder, "the repository has no such branch", error, "Make it on the Hub first.")
+        _fail(name, folder, "the repository has no such branch", error, "Create it on the Hub first.")
     except errors.HfHubHTTPError as error:
         status = None if error.response is None else error.response.status_code
         if status == 401:
-            _fail(name, folder, "the Hub does not know this token, or there is none", error, "Log in: hf auth login")
+            _fail(name, folder, "the Hub rejects the token, or there is none", error, "Log in: hf auth login")
         if status == 403:
-            remedy = "Take a token with the right to write, and a name that is yours."
-            _fail(name, folder, "the token may not write there", error, remedy)
-        _fail(name, folder, "the Hub refused it", error, None)
+            remedy = "Use a token with write permission, and a repository of your own."
+            _fail(name, folder, "the token has no permission to write to the repository", error, remedy)
+        _fail(name, folder, "the Hub refused the upload", error, None)
     except Exception as error:  # no network in its many forms
-        _fail(name, folder, "the Hub cannot be reached", error, "Look to the network.")
+        _fail(name, folder, "the Hub cannot be reached", error, "Check the network connection.")
     return f"{name}@{made.oid}"
 
 
 def _fail(name: str, folder: Path, what: str, error: Exception, remedy: str | None) -> NoReturn:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    kept = f"The export itself is done and lies in {folder}; to push again, add --overwrite"
+    kept = f"The export is complete in {folder}; to upload again, add --overwrite"
     raise KerassegError(
-        f"{what}: it was not pushed",
+        f"not uploaded: {what}",
         path=name,
         found=f"{type(error).__name__}: {lines[0][:160] if lines else ''}".rstrip(": "),
         remedy=f"{remedy} {kept}" if remedy else kept,

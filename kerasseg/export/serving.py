@@ -1,4 +1,4 @@
-"""What every format is made of and opened again as: the network with named ends, and a function from images to results."""
+"""Write and open the formats that contain only the network: Keras, LiteRT and ONNX."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ Network = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 it, "mask" of that shape."""
 
 BATCH = 4
-"""Slices at once in comparisons."""
+"""Batch size in comparisons."""
 
 
 def serving_model(model: keras.Model, size: int, threshold: float | None) -> keras.Model:
-    """The same network with an input "image" and outputs "probability" and, with a threshold, "mask" (uint8).
+    """Build the network with an input "image" and outputs "probability" and, with a threshold, "mask" (uint8).
 
     Args:
         model: The network.
-        size: Of its input, which it may leave open: runtimes are quicker, and some work only, where it is known.
-        threshold: None for no mask.
+        size: Input size. Runtimes are faster with a fixed size, and some need one.
+        threshold: Threshold of the mask; None for no mask.
     """
     image = keras.Input((size, size, int(model.inputs[0].shape[-1])), name="image", dtype="float32")
     probability = model(image, training=False)
@@ -64,29 +64,29 @@ def serving_model(model: keras.Model, size: int, threshold: float | None) -> ker
 
 @contextlib.contextmanager
 def convertible(form: str) -> Iterator[None]:
-    """Makes one sentence of what a converter says of a network that it cannot convert.
+    """Turn errors of a converter into one sentence.
 
     Raises:
-        KerassegError: With the converter's first line.
+        KerassegError: The converter failed.
     """
     try:
         yield
     except OSError:
         raise  # the disk, not the network
-    except Exception as error:  # converters raise what they please
+    except Exception as error:  # converters raise many types
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise KerassegError(
             f"this network cannot be written as {form}",
             found=f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": "),
-            remedy="Take --format savedmodel or keras, and please report it.",
+            remedy="Use --format savedmodel or keras, and please report this.",
         ) from error
 
 
 def check_backend() -> None:
-    """Exports other than `.keras` go through TensorFlow.
+    """Check that Keras runs on TensorFlow, which exports other than `.keras` need.
 
     Raises:
-        UsageError: Keras runs on something else.
+        UsageError: Keras runs on another backend.
     """
     found = keras.backend.backend()
     if found != "tensorflow":
@@ -99,10 +99,10 @@ def check_backend() -> None:
 
 
 def need_extra(extra: str, *packages: str) -> None:
-    """Whether the packages of an extra are installed.
+    """Check that the packages of an extra are installed.
 
     Raises:
-        UsageError: Naming those that are missing, and how to get them.
+        UsageError: A package is missing; the message says how to install it.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -117,16 +117,16 @@ KERAS_FILE = "model.keras"
 
 
 def write_keras(model: keras.Model, folder: Path) -> None:
-    """Writes the file; its provenance goes along.
+    """Write the file with its provenance.
 
     Raises:
-        KerassegError: It cannot be written.
+        KerassegError: The file cannot be written.
     """
     RunDirectory(folder).save_model(model, folder / KERAS_FILE)
 
 
 def open_keras_export(folder: Path) -> Network:
-    """Opens it as anybody would, by Keras alone."""
+    """Open the file with Keras alone."""
     model = keras.saving.load_model(folder / KERAS_FILE, compile=False)
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -140,16 +140,16 @@ LITERT_FILE = "model.tflite"
 
 
 def write_litert(serving: keras.Model, folder: Path, calibration: NDArray[np.float32] | None) -> None:
-    """Writes the file.
+    """Write a LiteRT file.
 
     Args:
         serving: See `serving_model`.
-        folder: Where to.
-        calibration: (slices, size, size, channels) in [0, 1] to find the ranges of 8 bits on; None writes float32.
-            Input and outputs stay float32, so that both are called alike.
+        folder: Output folder.
+        calibration: (slices, size, size, channels) in [0, 1] for calibrating 8-bit ranges; None writes float32. Input and
+            outputs are float32 in both cases.
 
     Raises:
-        KerassegError: The network holds what LiteRT has no operator for.
+        KerassegError: The network contains an operation that LiteRT lacks.
     """
     options: dict[str, Any] = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}}
     if calibration is not None:
@@ -162,22 +162,22 @@ def write_litert(serving: keras.Model, folder: Path, calibration: NDArray[np.flo
         options["representative_dataset"] = ranges
         options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]}
     with warnings.catch_warnings():
-        # The converter warns that float inputs remain, which is meant.
+        # The converter warns about float inputs, which are intended.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
         with convertible("LiteRT"):
             serving.export(folder / LITERT_FILE, format="litert", verbose=False, **options)
 
 
 def open_litert(folder: Path) -> Network:
-    """Opens it with the interpreter that comes with TensorFlow."""
+    """Open the file with the interpreter in TensorFlow."""
     with warnings.catch_warnings():
-        # It is to move into a package of its own, ai-edge-litert; it is the same interpreter.
+        # The same interpreter will move to the package ai-edge-litert.
         warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated", UserWarning)
         with convertible("LiteRT"):
             runner = tf.lite.Interpreter(str(folder / LITERT_FILE)).get_signature_runner()
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        # Some networks are converted and then refused by the runtime.
+        # Some networks are converted but refused by the runtime.
         with convertible("LiteRT"):
             found = runner(image=images)
         return {name: values[..., 0].copy() for name, values in found.items()}
@@ -188,26 +188,26 @@ def open_litert(folder: Path) -> Network:
 ONNX_FILE = "model.onnx"
 ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
 ONNX_OPSET = 15
-"""Of the operators: what tf2onnx takes by default, and runtimes of the last years know."""
+"""Operator set: the default of tf2onnx, known to runtimes of the last years."""
 
 
 def write_onnx(serving: keras.Model, folder: Path, notes: Mapping[str, str]) -> None:
-    """Writes the file.
+    """Write an ONNX file.
 
     Args:
         serving: See `serving_model`.
-        folder: Where to.
-        notes: For `metadata_props`, which every runtime can read.
+        folder: Output folder.
+        notes: Entries of `metadata_props`, which every runtime can read.
 
     Raises:
-        KerassegError: The network holds what ONNX has no operator for.
+        KerassegError: The network contains an operation that ONNX lacks.
     """
     import onnx
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     path = folder / ONNX_FILE
     with warnings.catch_warnings():
-        # Keras asks NumPy for a name that is gone, to give it to tf2onnx.
+        # Keras uses a name that NumPy has removed.
         warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
         with convertible("ONNX"):
             image = keras.InputSpec(shape=serving.inputs[0].shape, dtype="float32", name="image")
@@ -222,7 +222,7 @@ def write_onnx(serving: keras.Model, folder: Path, notes: Mapping[str, str]) -> 
 
 
 def open_onnx(folder: Path) -> Network:
-    """Opens it with ONNX Runtime on the processor."""
+    """Open the file with ONNX Runtime on the CPU."""
     import onnxruntime
 
     with convertible("ONNX"):

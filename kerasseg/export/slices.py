@@ -1,4 +1,4 @@
-"""The slices that an export is calibrated on and compared on: real ones where the run's shards are there."""
+"""Slices for calibration and comparison: from the run's shards, or synthetic ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def find_shards(run: RunDirectory, config: RunConfig, moved: Path | None) -> Sha
             path=root,
             found=f"fingerprint {manifest.fingerprint[:12]}",
             expected=config.resolved.fingerprint[:12],
-            remedy="Name the run's own with --shards, or prepare them again with the same options.",
+            remedy="Give the run's own shards with --shards, or prepare them again with the same options.",
         )
     return Shards(root, manifest)
 

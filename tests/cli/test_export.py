@@ -38,8 +38,8 @@ def test_the_summary_says_what_was_compared_and_what_is_left(export: Type, tmp_p
     done = export("--format", "keras", "--slices", 3)
     assert done.exit_code == 0, done.output
     assert "3 validation slices: probabilities differ by at most 0 (allowed 0.0001), 100.0000 %" in done.stdout
-    assert "threshold, min_diameter, fill_holes (metadata.json has the rule)" in done.stdout
-    assert "no evaluation yet: kerasseg evaluate" in done.stdout
+    assert "threshold, min_diameter, fill_holes (the rule is in metadata.json)" in done.stdout
+    assert "not evaluated yet: kerasseg evaluate" in done.stdout
     assert (tmp_path / "out" / "model.keras").is_file()
     assert export("--format", "keras", "--overwrite", "--quiet", "--slices", 1).stdout == ""
 
@@ -67,7 +67,7 @@ def test_json_is_one_document(export: Type, tmp_path: Path) -> None:
         (["--format", "tflite"], 2, "unknown format 'tflite'"),
         (["second"], 3, "no such run"),
         (["--threshold", "often"], 2, "--threshold cannot be 'often'"),
-        (["--format", "onnx", "--with-postprocessing"], 2, "min_diameter, fill_holes cannot be inside of onnx"),
+        (["--format", "onnx", "--with-postprocessing"], 2, "min_diameter, fill_holes cannot be included in onnx"),
         (["--push", "me/unet"], 2, "no address on the Hugging Face Hub"),
     ],
 )

@@ -113,9 +113,9 @@ def test_every_file_arrives_in_one_commit(address: str, branch: str, inside: str
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, r"does not know this token, or there is none: it was not pushed .*hf auth login"),
-        (403, r"may not write there: it was not pushed .*right to write"),
-        (422, r"the Hub refused it: it was not pushed"),
+        (401, r"not uploaded: the Hub rejects the token.*hf auth login"),
+        (403, r"not uploaded: the token has no permission.*write permission"),
+        (422, r"not uploaded: the Hub refused the upload"),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(status: int, message: str, server: Server, folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_what_the_hub_refuses_is_one_sentence(status: int, message: str, server:
 def test_without_a_network_it_says_so(server: Server, folder: Path) -> None:
     server.shutdown()
     server.server_close()
-    with pytest.raises(KerassegError, match="cannot be reached: it was not pushed"):
+    with pytest.raises(KerassegError, match="not uploaded: the Hub cannot be reached"):
         push(folder, HubAddress("me/unet"))
 
 
@@ -138,5 +138,5 @@ def test_offline_is_refused_before_anything_is_done(monkeypatch: pytest.MonkeyPa
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match="nothing can be pushed offline"):
+    with pytest.raises(UsageError, match="not possible offline"):
         parse_address("hf://me/unet")
