@@ -83,16 +83,16 @@ def _front_matter(metadata: ExportMetadata) -> str:
 
 
 def _taken(metadata: ExportMetadata, facts: EvaluationFacts) -> str:
-    """By what rule figures were taken, and who applies it: the file, or whoever uses it."""
+    """The rule behind figures, and whether the file applies it."""
     rule, mask = facts.rule, metadata.mask
     words = f"threshold {rule.threshold:g}"
     words += ", thresholds of classes" if rule.class_thresholds else ""
     words += " and post-processing" if rule.postprocesses else " alone"
     if rule == mask.inner_rule and mask.inside and metadata.preprocessing.inside:
-        return f"masks as the file gives them: {words}"
+        return f"masks of the file: {words}"
     if rule in (mask.meant_rule, mask.rule):
-        return f"{words}, applied to the file's probabilities by whoever uses it"
-    return f"{words}, which is not the file's rule"
+        return f"{words}, applied to the file's probabilities"
+    return f"{words}, which differs from the file's rule"
 
 
 def _values(facts: EvaluationFacts) -> Iterator[tuple[str, float]]:
@@ -122,12 +122,12 @@ def _rule_parts(metadata: ExportMetadata) -> dict[str, str]:
     rule = metadata.mask.rule
     words = {
         "threshold": f"a pixel is tumour where its probability is at least {rule.threshold:g}",
-        "class_thresholds": "thresholds of classes, where the class is known: "
+        "class_thresholds": "thresholds per class, where the class is known: "
         + ", ".join(f"{name} {value:g}" for name, value in rule.class_thresholds.items()),
         "min_diameter": f"objects below {100 * rule.min_diameter:g} % of the slice's longer side across are removed",
         "close_radius": f"gaps are closed with a disk of radius {100 * rule.close_radius:g} % of it",
         "fill_holes": "holes are filled",
-        "keep_largest": "only the largest object stays",
+        "keep_largest": "only the largest object is kept",
         "open_radius": f"thin parts are removed with a disk of radius {100 * rule.open_radius:g} % of it",
     }
     return {name: words[name] for name in (*metadata.mask.inside, *metadata.mask.left)}

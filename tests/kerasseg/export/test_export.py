@@ -304,7 +304,7 @@ def test_the_cost_of_8_bits_is_the_mean_difference_of_dice(export: Export, made:
     assert facts.cost.patients == 3
     assert mean[0] > 0.5
     text = (done.folder / "README.md").read_text()
-    assert "What 8 bits cost" in text
+    assert "Cost of 8 bits" in text
     assert f"{facts.dice_int8.mean:.4f}" in text
 
 
@@ -429,7 +429,7 @@ def test_the_card_has_the_figures_with_their_intervals(made: Path, tmp_path: Pat
     assert data.license == "cc-by-4.0"
     named = {(r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results}
     assert named["test", "dice"] == pytest.approx(mean.mean, abs=1e-4)
-    assert "applied to the file's probabilities by whoever uses it" in text
+    assert "applied to the file's probabilities" in text
     set_rule(run, MaskRule(threshold=0.9))
     again = export_model(run, "keras", slices=2, overwrite=True, shards=tmp_path / "shards")
     assert "another rule than the export" in (again.folder / "README.md").read_text()
@@ -438,13 +438,13 @@ def test_the_card_has_the_figures_with_their_intervals(made: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("inside", "stage", "words"),
     [
-        (("threshold",), "threshold", "masks as the file gives them: threshold 0.4 alone"),
+        (("threshold",), "threshold", "masks of the file: threshold 0.4 alone"),
         (
             ("threshold", *RULE_STEPS),
             "postprocessing",
-            "masks as the file gives them: threshold 0.4 and post-processing",
+            "masks of the file: threshold 0.4 and post-processing",
         ),
-        ((), "postprocessing", "threshold 0.4 and post-processing, applied to the file's probabilities by whoever"),
+        ((), "postprocessing", "threshold 0.4 and post-processing, applied to the file's probabilities"),
     ],
     ids=["threshold alone", "whole rule", "no masks"],
 )
