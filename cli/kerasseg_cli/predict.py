@@ -83,14 +83,14 @@ def predict(
     channel: Annotated[
         str | None,
         typer.Option(
-            help="Channel of a volume with several: number from 0, or name; default that of the run's data.",
+            help="Channel of volumes with several: a number from 0, or a name. [default: that of the run's shards]",
             rich_help_panel=READING,
         ),
     ] = None,
     sequence: Annotated[
         str | None,
         typer.Option(
-            help="Sequence of a case with several, such as t1ce; default that of the run's data.",
+            help="Sequence of cases with several, such as t1ce. [default: that of the run's shards]",
             rich_help_panel=READING,
         ),
     ] = None,
