@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from kerasseg_tfrecords.tables import format_csv
 
 __all__ = ["FoundTumour", "count_tumours", "describe", "to_csv", "volume_ml"]
 
@@ -151,15 +151,6 @@ def volume_ml(rows: Sequence[FoundTumour], thickness: float) -> float | None:
 
 def to_csv(rows: Iterable[FoundTumour]) -> str:
     """Format rows as CSV with a header; unknown values are empty, `tumour` is 1 or 0."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(FoundTumour)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        texts = {"file": _not_a_formula(row.file), "mask": _not_a_formula(row.mask)}
-        writer.writerow({**asdict(row), **texts, "tumour": int(row.tumour)})
-    return text.getvalue()
-
-
-def _not_a_formula(text: str) -> str:
-    """Text that no spreadsheet runs: an apostrophe comes before what would start a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    names = [field.name for field in fields(FoundTumour)]
+    cells = ([int(row.tumour) if name == "tumour" else getattr(row, name) for name in names] for row in rows)
+    return format_csv([names, *cells])

@@ -534,7 +534,10 @@ def test_other_shards_are_refused(moved: RunDirectory, made: Path, tmp_path: Pat
         ({"format": "pickle"}, "unknown format 'pickle' .*keras, savedmodel, onnx or litert"),
         ({"format": "onnx", "int8": True}, "available for LiteRT only"),
         ({"with_postprocessing": True}, "meant for training"),
-        ({"format": "litert", "with_postprocessing": True}, "min_diameter, fill_holes cannot be included in litert.*0.4"),
+        (
+            {"format": "litert", "with_postprocessing": True},
+            "min_diameter, fill_holes cannot be included in litert.*0.4",
+        ),
         ({"threshold": 0.0}, "threshold cannot be used"),
         ({"slices": 0}, "too few slices to compare"),
         ({"format": "litert", "int8": True, "calibration": 0}, "too few slices for calibration"),
@@ -566,7 +569,7 @@ def test_runs_that_cannot_be_exported(moved: RunDirectory) -> None:
         export_model(moved)
     done = export_model(moved, "keras", slices=1)  # which makes no masks
     assert done.metadata.mask.source == "default"
-    assert "No rule was tuned" in (done.folder / "README.md").read_text()
+    assert "threshold was not tuned" in (done.folder / "README.md").read_text()
     moved.save_model(brightness_network(16), moved.model_file)
     with pytest.raises(DataError, match="different slice sizes"):
         export_model(moved, "keras", overwrite=True)
