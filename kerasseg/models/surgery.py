@@ -220,7 +220,7 @@ def first_kernels(
     waiting, seen = list(graph.inputs), set(graph.inputs)
     while waiting:
         for child in graph.children[waiting.pop()]:
-            layer: Any = graph.steps[child].operation
+            layer: Any = graph.nodes[child].operation
             if isinstance(layer, layers.Conv2D) and layer.groups == 1:
                 kernel = np.asarray(ops.convert_to_numpy(layer.kernel))
                 rest = [np.asarray(ops.convert_to_numpy(v)) for v in layer.weights[1:]]
