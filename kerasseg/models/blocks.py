@@ -1,4 +1,4 @@
-"""The blocks of any U-Net: encoder, bottleneck, decoder and head, read off the graph and not off the names.
+"""The blocks of a U-Net: encoder, bottleneck, decoder and head, found by its graph and not by names.
 
 The scale of every tensor relative to the input gives the levels; what the deepest level is computed from is the encoder;
 what comes after going up again is the decoder. `docs/blocks.md` tells the rules and the edge cases.
@@ -130,7 +130,7 @@ class Blocks:
             layer_name: The layer's name, or its path (`backbone/conv1`) where nested models repeat names.
 
         Raises:
-            UsageError: There is no such layer, or layers of that name stand in several blocks.
+            UsageError: There is no such layer, or layers of that name are in several blocks.
         """
         found = self._by_layer.get(layer_name, ())
         if not found:
@@ -158,7 +158,7 @@ def find_blocks(model: keras.Model) -> Blocks:
         The blocks. Every layer of the model (but its input) belongs to exactly one of them.
 
     Raises:
-        CheckpointError: The network is no encoder-decoder; the message says what it is.
+        CheckpointError: The network is not an encoder-decoder; the message says what it is.
 
     Example:
         >>> import keras

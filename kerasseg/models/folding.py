@@ -99,7 +99,7 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
 
 
 def _kind_of(operation: Any) -> _Kind | None:
-    """How the kernels lie; None where it is no convolution that can be changed, or an activation follows inside of it."""
+    """How the kernels lie; None where it is not a convolution that can be changed, or has an activation."""
     for kind in _KINDS:
         if isinstance(operation, kind.kind):
             # Another `call` may do anything; a layer of whole numbers has no kernel to multiply.

@@ -1,4 +1,4 @@
-"""What is done at the end of a network, so that it gives one tumour probability: `plan_output`."""
+"""Turn the output of a network into one tumour probability: `plan_output`."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def read_output(model: keras.Model, wanted: str | int | None = None) -> Output:
 
     Raises:
         CheckpointError: No output is a map of the size of the input.
-        UsageError: There is no such output as `wanted`.
+        UsageError: The network has no output `wanted`.
     """
     graph = flatten(model)
     _check_input(graph)
     names = [tensor._keras_history.operation.name for tensor in model.outputs]
     if len(graph.outputs) != len(model.outputs):
-        raise CheckpointError("several outputs of the network are one tensor", found=", ".join(names))
+        raise CheckpointError("several outputs of the network are the same tensor", found=", ".join(names))
     places = measure(graph)
     full = [i for i, index in enumerate(graph.outputs) if _is_full(graph, places, index)]
     if wanted is None:
@@ -122,7 +122,7 @@ def tail(output: Output) -> list[Node]:
 
 
 def deepest_scale(model: keras.Model) -> int:
-    """Input pixels that one pixel of the deepest map spans; 1 where the model is no encoder-decoder."""
+    """Input pixels that one pixel of the deepest map spans; 1 where the model is not an encoder-decoder."""
     try:
         return max(block.scale for block in find_blocks(model))
     except CheckpointError:
@@ -204,10 +204,12 @@ def _no_map(graph: Graph, places: list[Place], looked_at: Sequence[int]) -> Chec
     found = f"input {image}, output {', '.join(map(str, outputs))}"
     maps = [i for i in looked_at if len(graph.nodes[i].shape) == 4 and places[i].spatial]
     if not maps:
-        return CheckpointError("the network gives no map", found=found, expected="a mask of the size of the image")
+        return CheckpointError(
+            "the network's output is not a map", found=found, expected="a mask of the size of the image"
+        )
     why = "its convolutions do not pad" if any(places[i].area == 1 for i in maps) else "it is of lower resolution"
     return CheckpointError(
-        f"the mask that the network gives is not of the size of the image: {why}",
+        f"the network's mask does not have the size of the image: {why}",
         found=found,
         expected="output of the height and width of the input",
         remedy="Take a network with padding='same' that ends at full resolution.",
@@ -253,7 +255,7 @@ Head = Literal["keep", "binary", "auto"]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the user asked of the head; `fit_to_task` tells what each means."""
+    """The user's options for the head; `fit_to_task` describes them."""
 
     head: Head = "keep"
     background: int = 0
@@ -328,7 +330,7 @@ def _kept_head(
         if kind != "softmax" and foreground is None:
             raise CheckpointError(
                 f"output {output.name!r} has {output.channels} channels that do not exclude each other",
-                expected="to be told which of them are tumour",
+                expected="the channels that show tumour",
                 remedy="Name them (foreground=...), or replace the head (head='binary').",
             )
         steps.append(_Foreground(chosen, exclusive=kind == "softmax", background=foreground is None))
@@ -348,7 +350,7 @@ def _chosen(output: Output, background: int, foreground: int | Sequence[int] | N
     if not given or not all(isinstance(c, int) and -count <= c < count for c in given):
         what = "background" if foreground is None else "foreground"
         if count > 1 or foreground is not None:
-            raise UsageError(f"{what} is no channel of the output", found=given, expected=f"0 to {count - 1}")
+            raise UsageError(f"{what} is not a channel of the output", found=given, expected=f"0 to {count - 1}")
     return tuple(dict.fromkeys(c % count for c in given))
 
 

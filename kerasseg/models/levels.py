@@ -132,7 +132,7 @@ class Layout:
         names: The block of each node.
 
     Raises:
-        CheckpointError: The graph is no encoder-decoder.
+        CheckpointError: The graph is not an encoder-decoder.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -182,7 +182,7 @@ class Layout:
         found = f"output {', '.join(map(str, outputs))}"
         expected = "an encoder-decoder, which goes down to coarse maps and up again"
         if not maps:
-            raise CheckpointError("a classifier or regressor: its output is no map", found=found, expected=expected)
+            raise CheckpointError("a classifier or regressor: its output is not a map", found=found, expected=expected)
         areas = {self.areas[i] for i in self.useful}
         if len(areas) == 1:
             raise CheckpointError(

@@ -91,7 +91,7 @@ class _Replay:
             shapes = ", ".join(str(tuple(known[id(tensor)].shape)) for tensor in node.input_tensors)
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
-                f"{type(operation).__name__} {operation.name!r} works at no other shape than the network was made for",
+                f"{type(operation).__name__} {operation.name!r} works only at the shape that the network was built for",
                 found=f"input {shapes}: {first_line}",
                 expected=", ".join(str(tuple(tensor.shape)) for tensor in node.input_tensors),
                 remedy="Keep the size and the channels that the network has.",
