@@ -123,7 +123,7 @@ def with_bottleneck(make: Any) -> keras.Model:
     [
         (
             lambda x: layers.Reshape((8, 8, 4))(layers.Dense(256, name="wall")(layers.Flatten()(x))),
-            "Dense 'wall' works at",
+            "Dense 'wall' works only at",
         ),
         (lambda x: layers.Reshape((8, 8, 4), name="wall")(x), "Reshape 'wall' works only at the shape"),
         (
