@@ -1,4 +1,4 @@
-"""Losses that give one value a slice, so that one device and several agree."""
+"""Losses that give one value per slice, so that one device and several agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["DiceBCELoss", "as_pair", "class_weights"]
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class DiceBCELoss(keras.losses.Loss):
-    """Soft Dice loss plus binary cross-entropy, one value a slice.
+    """Soft Dice loss plus binary cross-entropy, one value per slice.
 
     For a slice with target pixels g and predicted probabilities p:
 
@@ -26,15 +26,15 @@ class DiceBCELoss(keras.losses.Loss):
         loss = dice_weight * (1 - dice) + bce_weight * bce
 
     The Dice term is that of V-Net (Milletari, Navab, Ahmadi, 3DV 2016; there with squares in the
-    denominator, which `squared=True` gives) and follows overlap whatever the size of the tumour; the cross-entropy adds
+    denominator, which `squared=True` gives) and follows overlap at any tumour size; the cross-entropy adds
     a well-behaved gradient to every pixel, and to slices without tumour, where the Dice term alone gives next to none
     (the sum of both is the nnU-Net loss, Isensee et al., Nature Methods 2021).
 
     `smooth` is in pixels. It stands in numerator and denominator: a slice without tumour that is predicted empty then
-    costs 0 and not 1, its gradient points towards fewer false pixels, and a tumour of hundreds of pixels hardly
-    notices it. With several channels the Dice term is taken a channel and averaged.
+    costs 0 and not 1, its gradient points towards fewer false pixels, and a tumour of hundreds of pixels is hardly
+    affected. With several channels the Dice term is taken per channel and averaged.
 
-    Everything is computed in float32, also under a mixed-precision policy. Under `tf.distribute` the reduction
+    Everything is computed in float32, under a mixed-precision policy too. Under `tf.distribute` the reduction
     `"sum_over_batch_size"` divides by the global batch, so that two replicas give the loss and the gradient of one
     device; this is why the loss is not a scalar (`keras.losses.Dice()` is one, and doubles on two replicas).
 
@@ -45,17 +45,17 @@ class DiceBCELoss(keras.losses.Loss):
         positive_weight: Weight of a tumour pixel in the cross-entropy against 1 for the others, > 0.
         squared: Squares in the denominator of Dice, as Milletari et al. write it.
         from_logits: Whether predictions are logits; the default expects probabilities.
-        reduction: As in `keras.losses.Loss`; "none" gives the values a slice.
+        reduction: As in `keras.losses.Loss`; "none" gives the values per slice.
         name: Name of the loss.
 
     Call arguments:
         y_true: (batch, height, width, channels), values 0 and 1, any type; the channel axis may be left out.
         y_pred: Same shape, floating.
-        sample_weight: (batch,) or (batch, 1): one weight a slice. 0 leaves a slice out of the sum, not out of the
+        sample_weight: (batch,) or (batch, 1): one weight per slice. 0 leaves a slice out of the sum, not out of the
             count that it is divided by (see `reduction="mean_with_sample_weight"`). See `class_weights`.
 
     Raises:
-        ValueError: If shapes do not match, or weights are not one a slice.
+        ValueError: If shapes do not match, or weights are not one per slice.
         UsageError: If an argument is out of its range.
 
     Example:
@@ -105,7 +105,7 @@ class DiceBCELoss(keras.losses.Loss):
             shape = tuple(sample_weight.shape)
             # Keras would broadcast (batch,) against (batch, height, width, 1) to batch x height x width x batch.
             if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
-                msg = f"{self.name} takes one weight a slice, shape (batch,). Received: sample_weight.shape={shape}"
+                msg = f"{self.name} takes one weight per slice, shape (batch,). Received: sample_weight.shape={shape}"
                 raise ValueError(msg)
             sample_weight = ops.reshape(sample_weight, (-1,))
         return super().__call__(y_true, y_pred, sample_weight)
@@ -182,7 +182,7 @@ def as_pair(y_true: Any, y_pred: Any, name: str) -> tuple[Any, Any]:
 def class_weights(
     labels: ArrayLike, weights: Mapping[Any, float] | Literal["balanced"] = "balanced"
 ) -> NDArray[np.float32]:
-    """One weight a slice from its class, with mean 1, to be given as `sample_weight`.
+    """One weight per slice from its class, with mean 1, to be given as `sample_weight`.
 
     Keras' own `class_weight=` cannot be used with masks: it looks for the class in the target.
 
@@ -203,7 +203,7 @@ def class_weights(
     """
     values = np.asarray(labels)
     if values.ndim != 1 or not values.size:
-        raise UsageError("class weights need one label a slice", found=f"shape {values.shape}", expected="(slices,)")
+        raise UsageError("class weights need one label per slice", found=f"shape {values.shape}", expected="(slices,)")
     known, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     if isinstance(weights, str):
         if weights != "balanced":

@@ -121,7 +121,7 @@ def slice_scores(y_true: Any, y_pred: Any, threshold: float = 0.5, *, from_logit
 
 
 class _SliceMean(keras.metrics.Metric):
-    """Mean over slices of one score; the contract stands in `DiceScore`."""
+    """Mean over slices of one score; `DiceScore` documents it."""
 
     measure: ClassVar[str]
     _direction = "up"
@@ -144,7 +144,7 @@ class _SliceMean(keras.metrics.Metric):
         self.count = self.add_variable(shape=(), initializer="zeros", dtype="float32", name="count")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Adds the slices of a batch."""
+        """Add the slices of a batch."""
         scores = slice_scores(y_true, y_pred, self.threshold, from_logits=self.from_logits)
         weight = _weights(scores, self.subset, sample_weight, self.name)
         values = getattr(scores, self.measure)
@@ -312,7 +312,7 @@ class ClassScores(keras.metrics.Metric):
         self.count = self.add_variable(shape=shape[1:], initializer="zeros", dtype="float32", name="count")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None, *, labels: Any) -> None:
-        """Adds the slices of a batch; `labels` is (batch,) whole numbers."""
+        """Add the slices of a batch; `labels` is (batch,) whole numbers."""
         scores = slice_scores(y_true, y_pred, self.threshold, from_logits=self.from_logits)
         weight = _weights(scores, self.subset, sample_weight, self.name)
         labels = ops.cast(ops.reshape(ops.convert_to_tensor(labels), (-1, 1)), "int32")
@@ -355,7 +355,7 @@ def _weights(scores: SliceScores, subset: Subset, sample_weight: Any, name: str)
         return weight
     given = ops.cast(ops.convert_to_tensor(sample_weight), "float32")
     if not (len(given.shape) <= 1 or (len(given.shape) == 2 and given.shape[1] == 1)):
-        msg = f"{name} takes one weight a slice, shape (batch,). Received: sample_weight.shape={tuple(given.shape)}"
+        msg = f"{name} takes one weight per slice, shape (batch,). Received: sample_weight.shape={tuple(given.shape)}"
         raise ValueError(msg)
     return weight * (ops.reshape(given, (-1,)) if len(given.shape) else given)
 

@@ -131,7 +131,7 @@ def set_l2(model: Any, strength: float) -> int:
 
     Unlike decoupled decay this goes through Adam's scaling, and so does something at small rates. Works on networks
     opened from a checkpoint, is part of `model.losses` (and so of `fit`), leaves out what is frozen (thawed later it
-    comes in) and biases and normalisation (`decays`). It is no part of the saved model: set it again after opening.
+    comes in) and biases and normalisation (`decays`). It is not part of the saved model: set it again after opening.
 
     Args:
         model: A built `keras.Model` or layer.

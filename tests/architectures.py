@@ -7,6 +7,7 @@ compares with the construction and not with a second reading of the graph.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, field
 
 import keras
@@ -628,3 +629,12 @@ def on_application(which: str, *, nest: bool = False, size: int = 64) -> Built:
         # The stem halves at once: the last decoder level has no counterpart and goes with the one before it.
         x = p.convs("decoder_1", p.up("decoder_1", x, 4), 4)
     return keras.Model(inputs, p.head(x)), p.truth
+
+
+def on_pretrained(encoder: str = "mobilenetv3small", size: int = 32) -> Built:
+    """kerasseg's own U-Net on an encoder, with fresh weights; the truth lists its decoder and head."""
+    import kerasseg
+
+    model = kerasseg.unet((size, size, 1), encoder=encoder, encoder_weights=None, decoder_filters=2, seed=1)
+    blocks = [(layer.name, re.match(r"decoder_\d+|head$", layer.name)) for layer in model.layers]
+    return model, {name: found[0] for name, found in blocks if found}

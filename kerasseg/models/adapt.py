@@ -1,4 +1,4 @@
-"""Make any opened U-Net fit the task, image in and tumour probability out: `fit_to_task`."""
+"""Adapt a segmentation network to the task, from an image to a tumour probability: `fit_to_task`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ChannelRule = Literal["repeat", "sum"]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A network that fits the task, and what was changed to make it so.
+    """A network that fits the task, and what was changed for it.
 
     Attributes:
         model: Images (batch, height, width, channels) to float32 tumour probabilities (batch, height, width, 1).
@@ -35,7 +35,7 @@ class Fitted:
 
     def __str__(self) -> str:
         """The changes, one a line."""
-        return "\n".join(self.changes) if self.changes else "nothing had to be changed"
+        return "\n".join(self.changes) if self.changes else "nothing was changed"
 
 
 def fit_to_task(
@@ -135,7 +135,7 @@ def _new_size(
         return old[0], old[1]
     sides: tuple[Any, ...] = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
-        raise UsageError("size is no number of pixels", found=size, expected="one number, or height and width")
+        raise UsageError("size is not a number of pixels", found=size, expected="one number, or height and width")
     height, width = sides
     if (height, width) != old[:2]:
         changes.append(f"input size {_by(old[:2])} changed to {_by((height, width))}")
@@ -153,7 +153,7 @@ def _new_channels(
     if channels is None or channels == old:
         return old, {}
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise UsageError("channels is no number of channels", found=channels, expected="1 or more, or None")
+        raise UsageError("channels is not a number of channels", found=channels, expected="1 or more, or None")
     if channels == 1 and rule == "repeat":
         changes.append(f"grey images are repeated to the {old} channels that the network takes")
         return old, {}
@@ -235,7 +235,7 @@ def _try(new: keras.Model, name: str) -> None:
         ) from error
     if y.shape != expected or str(y.dtype) != "float32":
         raise CheckpointError(
-            f"output {name!r} does not follow the size of the input: a size is written into the network",
+            f"output {name!r} does not follow the size of the input: the network contains a fixed size",
             found=f"{y.dtype} {y.shape} from {x.shape}",
             expected=f"float32 {expected}",
             remedy="Keep the size that the network has.",

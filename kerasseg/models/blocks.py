@@ -1,4 +1,4 @@
-"""The blocks of any U-Net: encoder, bottleneck, decoder and head, read off the graph and not off the names.
+"""The blocks of a U-Net: encoder, bottleneck, decoder and head, found by its graph and not by names.
 
 The scale of every tensor relative to the input gives the levels; what the deepest level is computed from is the encoder;
 what comes after going up again is the decoder. `docs/blocks.md` tells the rules and the edge cases.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import keras
 
-from kerasseg.models.graph import Step, flatten
+from kerasseg.models.graph import Node, flatten
 from kerasseg.models.levels import Layout, side
 from kerasseg.models.scales import is_permutation
 from kerasseg_tfrecords.errors import UsageError
@@ -130,7 +130,7 @@ class Blocks:
             layer_name: The layer's name, or its path (`backbone/conv1`) where nested models repeat names.
 
         Raises:
-            UsageError: There is no such layer, or layers of that name stand in several blocks.
+            UsageError: There is no such layer, or layers of that name are in several blocks.
         """
         found = self._by_layer.get(layer_name, ())
         if not found:
@@ -158,7 +158,7 @@ def find_blocks(model: keras.Model) -> Blocks:
         The blocks. Every layer of the model (but its input) belongs to exactly one of them.
 
     Raises:
-        CheckpointError: The network is no encoder-decoder; the message says what it is.
+        CheckpointError: The network is not an encoder-decoder; the message says what it is.
 
     Example:
         >>> import keras
@@ -181,11 +181,11 @@ def _assemble(layout: Layout) -> Blocks:
     """What was read, as blocks."""
     members: dict[str, dict[int, tuple[keras.Layer, str]]] = {}
     taken: set[int] = set()
-    for step in layout.graph.steps:
+    for node in layout.graph.nodes:
         # A layer used in several places belongs to the first.
-        if step.layer is not None and id(step.layer) not in taken:
-            taken.add(id(step.layer))
-            members.setdefault(layout.home(step), {})[step.index] = (step.layer, step.path)
+        if node.layer is not None and id(node.layer) not in taken:
+            taken.add(id(node.layer))
+            members.setdefault(layout.home(node), {})[node.index] = (node.layer, node.path)
     made = {name: _block(layout, name, list(found.values())) for name, found in members.items()}
     for name in ("bottleneck", "head", *(f"encoder_{k}" for k in range(1, len(layout.levels) + 1))):
         made.setdefault(name, _block(layout, name, []))
@@ -201,7 +201,7 @@ def _assemble(layout: Layout) -> Blocks:
 
 def _block(layout: Layout, name: str, found: list[tuple[keras.Layer, str]]) -> Block:
     kind, _, number = name.partition("_")
-    inside = [s for s in layout.graph.steps if layout.names[s.index] == name]
+    inside = [s for s in layout.graph.nodes if layout.names[s.index] == name]
     if kind == "head":
         area = min((layout.areas[s.index] for s in inside), default=layout.levels[0])
     else:
@@ -217,7 +217,7 @@ def _block(layout: Layout, name: str, found: list[tuple[keras.Layer, str]]) -> B
     )
 
 
-def _handed_on(layout: Layout, inside: list[Step]) -> tuple[int | None, int | None, int | None]:
+def _handed_on(layout: Layout, inside: list[Node]) -> tuple[int | None, int | None, int | None]:
     """Height, width and channels of the last map that nothing inside the block takes."""
     maps = [s for s in inside if layout.places[s.index].spatial and s.index in layout.useful and not is_permutation(s)]
     own = {s.index for s in inside}
@@ -229,30 +229,30 @@ def _handed_on(layout: Layout, inside: list[Step]) -> tuple[int | None, int | No
 def _skips(layout: Layout) -> tuple[Skip, ...]:
     """Edges from the encoder's side into the decoder, at the same scale or a coarser one."""
     found: dict[Skip, None] = {}
-    for step in layout.graph.steps:
-        if not layout.risen[step.index] or step.index in layout.heads:
+    for node in layout.graph.nodes:
+        if not layout.risen[node.index] or node.index in layout.heads:
             continue
-        for parent in step.parents:
+        for parent in node.parents:
             for source in _sources(layout, parent):
-                if source not in layout.bottom and layout.areas[source] <= layout.areas[step.index]:
-                    made = layout.graph.steps[source]
+                if source not in layout.bottom and layout.areas[source] <= layout.areas[node.index]:
+                    made = layout.graph.nodes[source]
                     filters = int(made.shape[layout.axes[2]] or 0) if len(made.shape) == 4 else 0
-                    found[Skip(layout.names[source], layout.names[step.index], filters, made.path)] = None
+                    found[Skip(layout.names[source], layout.names[node.index], filters, made.path)] = None
     return tuple(sorted(found, key=lambda skip: (skip.source, skip.target)))
 
 
 def _sources(layout: Layout, start: int) -> list[int]:
-    """The encoder's steps that a step outside the decoder comes from."""
+    """The encoder's steps that a node outside the decoder comes from."""
     found: list[int] = []
     waiting, seen = [start], {start}
     while waiting:
         i = waiting.pop()
-        if layout.risen[i] or layout.graph.steps[i].is_input:
+        if layout.risen[i] or layout.graph.nodes[i].is_input:
             continue
         if i in layout.down:
             found.append(i)
             continue
-        new = set(layout.graph.steps[i].parents) - seen
+        new = set(layout.graph.nodes[i].parents) - seen
         seen |= new
         waiting.extend(sorted(new))
     return found

@@ -111,13 +111,13 @@ def draw(
     levels = len(blocks.encoder)
     texts = {block.name: _contents(block, signs, long=width >= 90) for block in blocks}
     longest = max(len(line) for name, lines in texts.items() if name != "bottleneck" for line in lines)
-    step = 6
+    node = 6
     while True:
-        # Room for the title beside the arrow that comes from the box above, which stands `step` further out.
-        box = max(longest + 4, len("bottleneck *") + 5 + step)
-        if step == 0 or width - 2 * box - 2 * step * levels >= 12:
+        # Room for the title beside the arrow that comes from the box above, which stands `node` further out.
+        box = max(longest + 4, len("bottleneck *") + 5 + node)
+        if node == 0 or width - 2 * box - 2 * node * levels >= 12:
             break
-        step -= 1
+        node -= 1
     pen = _Pen(_Canvas(width), signs, marks, box)
     decoder = {block.name: block for block in blocks.decoder}
 
@@ -127,18 +127,18 @@ def draw(
         pen.canvas.put(2, 2, _extent((source[0], source[1]), source[2], 1, signs))
     pen.canvas.put(box - 2, 3, signs.down, _LINES)
     for k in range(1, levels + 1):
-        x, y = (k - 1) * step, _ROWS * k
+        x, y = (k - 1) * node, _ROWS * k
         pen.box(x, y, box, f"encoder_{k}", texts[f"encoder_{k}"])
         name = f"decoder_{k}"
         pen.box(width - x - box, y, box, name, texts.get(name, ("no layers", "")), right=True)
         skips = [s.filters for s in blocks.skips if (s.source, s.target) == (f"encoder_{k}", name)]
         if skips and name in decoder:
             pen.skip(x + box, width - x - box, y + 1, "+".join(map(str, skips)))
-    x = levels * step
+    x = levels * node
     pen.box(x, _ROWS * (levels + 1), width - 2 * x, "bottleneck", texts["bottleneck"])
     for k in range(levels + 1):
         # From each level to the next below it on the left, and above it on the right.
-        column, row = max(0, k - 1) * step + box - 2, _ROWS * (k + 1)
+        column, row = max(0, k - 1) * node + box - 2, _ROWS * (k + 1)
         if k:
             pen.canvas.put(column, row - 1, signs.leave_down, _LINES)
         pen.canvas.put(column, row, signs.enter_down, _LINES)

@@ -16,7 +16,7 @@ import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
 
-from kerasseg.models.graph import Graph, Step, flatten
+from kerasseg.models.graph import Graph, Node, flatten
 from kerasseg.models.surgery import Replacement, rebuild
 from kerasseg_tfrecords.errors import UsageError
 
@@ -82,24 +82,24 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
     if len(model.inputs) != 1:
         raise UsageError("BatchNorm is folded in networks with one input", found=f"{len(model.inputs)} inputs")
     graph = flatten(model)
-    uses = Counter(id(step.operation) for step in graph.steps)
+    uses = Counter(id(node.operation) for node in graph.nodes)
     replacements: dict[int, Replacement] = {}
-    for step in graph.steps:
-        if not isinstance(step.operation, layers.BatchNormalization) or len(step.parents) != 1:
+    for node in graph.nodes:
+        if not isinstance(node.operation, layers.BatchNormalization) or len(node.parents) != 1:
             continue
-        before = graph.steps[step.parents[0]]
+        before = graph.nodes[node.parents[0]]
         kind = _kind_of(before.operation)
-        if kind is None or uses[id(step.operation)] > 1 or uses[id(before.operation)] > 1:
+        if kind is None or uses[id(node.operation)] > 1 or uses[id(before.operation)] > 1:
             continue
-        if not _stands_alone(graph, before) or not _rests(step) or not _same_axis(before.operation, step):
+        if not _stands_alone(graph, before) or not _rests(node) or not _same_axis(before.operation, node):
             continue
-        replacements[id(before.operation)] = _fold(before.operation, step.operation, kind)
-        replacements[id(step.operation)] = Replacement(drop=True)
+        replacements[id(before.operation)] = _fold(before.operation, node.operation, kind)
+        replacements[id(node.operation)] = Replacement(drop=True)
     return rebuild(model, tuple(model.inputs[0].shape[1:]), replacements=replacements)
 
 
 def _kind_of(operation: Any) -> _Kind | None:
-    """How the kernels lie; None where it is no convolution that can be changed, or an activation follows inside of it."""
+    """How the kernels lie; None where it is not a convolution that can be changed, or has an activation."""
     for kind in _KINDS:
         if isinstance(operation, kind.kind):
             # Another `call` may do anything; a layer of whole numbers has no kernel to multiply.
@@ -111,20 +111,20 @@ def _kind_of(operation: Any) -> _Kind | None:
     return None
 
 
-def _stands_alone(graph: Graph, step: Step) -> bool:
-    return len(graph.children[step.index]) == 1 and step.index not in graph.outputs
+def _stands_alone(graph: Graph, node: Node) -> bool:
+    return len(graph.children[node.index]) == 1 and node.index not in graph.outputs
 
 
-def _rests(step: Step) -> bool:
+def _rests(node: Node) -> bool:
     """Whether this use of BatchNorm is in inference mode when the network is."""
-    arguments = step.arguments
+    arguments = node.arguments
     asked = [*arguments.args[1:], *arguments.kwargs.values()]
     return not any(value is not None and value is not False for value in asked)
 
 
-def _same_axis(convolution: Any, step: Step) -> bool:
-    rank = len(step.shape)
-    axis = step.operation.axis
+def _same_axis(convolution: Any, node: Node) -> bool:
+    rank = len(node.shape)
+    axis = node.operation.axis
     axis = axis[0] if isinstance(axis, (list, tuple)) else axis
     return axis % rank == (1 if convolution.data_format == "channels_first" else rank - 1)
 

@@ -1,4 +1,4 @@
-"""Hold blocks of a U-Net still while the rest is trained: `freeze`.
+"""Freeze blocks of a U-Net while the rest is trained: `freeze`.
 
 What is frozen does not change: neither its weights nor, and this is what is usually forgotten, the moving statistics of
 its BatchNorm. In Keras both follow from `layer.trainable = False`: no gradient is taken, and `BatchNormalization` runs in
@@ -104,7 +104,7 @@ class FreezeReport:
         if self.batchnorm:
             lines.append(f"BatchNorm: {self.held_batchnorm} of {self.batchnorm} layers keep their statistics")
         if self.thawed:
-            lines.append(f"trained now, frozen before: {_listed(self.thawed)}")
+            lines.append(f"now trained, frozen before: {_listed(self.thawed)}")
         if self.recompile:
             lines.append("the model was compiled before: compile it again before fit()")
         return "\n".join(lines)
@@ -231,7 +231,7 @@ def _chosen(model: keras.Model, blocks: Blocks, patterns: tuple[str, ...]) -> li
         found = [layer for layers in hits for layer in layers]
         if not any(_freezable(layer) for layer in found):
             raise UsageError(
-                f"{pattern!r} freezes nothing: it fits only layers without weights to train",
+                f"{pattern!r} freezes nothing: it matches only layers without weights to train",
                 found=_listed([layer.name for layer in found]) or "a block without layers",
             )
         chosen |= {id(layer): layer for layer in found}
@@ -241,7 +241,7 @@ def _chosen(model: keras.Model, blocks: Blocks, patterns: tuple[str, ...]) -> li
 def _unknown(pattern: str, blocks: Blocks, names: list[str]) -> UsageError:
     if pattern in STRATEGIES:
         return UsageError(
-            f"{pattern!r} is a strategy, and stands alone",
+            f"{pattern!r} is a strategy, which cannot be combined with other names",
             found="other names beside it",
             remedy="Name the blocks that it freezes instead, for instance encoder_1.",
         )
@@ -249,7 +249,7 @@ def _unknown(pattern: str, blocks: Blocks, names: list[str]) -> UsageError:
     there = [block.name for block in blocks]
     layers = [name for name in dict.fromkeys(names) if name not in there]
     return UsageError(
-        f"no block or layer fits {pattern!r}",
+        f"no block or layer matches {pattern!r}",
         expected=f"a strategy ({_listed(STRATEGIES)}), a block ({_listed(there, most=30)}) or a layer ({_listed(layers)})",
         remedy=f"Did you mean {near[0]!r}?" if near else None,
     )

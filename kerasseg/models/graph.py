@@ -1,4 +1,4 @@
-"""A Keras model as one flat graph of steps: nested models opened up, shared layers listed once for each use.
+"""A Keras model as one flat graph of nodes: nested models opened up, shared layers listed once for each use.
 
 Only the wiring is read: which operation takes which tensors. Names, classes and weights play no part here.
 """
@@ -13,20 +13,20 @@ import keras
 
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Graph", "Shape", "Step", "flatten"]
+__all__ = ["Graph", "Node", "Shape", "flatten"]
 
 Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class Node:
     """One use of one operation.
 
     Attributes:
-        index: Place in `Graph.steps`; parents have smaller ones.
+        index: Place in `Graph.nodes`; parents have smaller ones.
         operation: The layer or `keras.ops` operation; a model only where it hides its graph (a subclassed model).
         path: The operation's name, below the names of the models that it is nested in: `backbone/conv1`.
-        parents: Indices of the steps whose outputs are taken, one for each tensor argument, in order.
+        parents: Indices of the nodes whose outputs are taken, one for each tensor argument, in order.
         incoming: Shapes of those tensors, the batch first.
         shape: Shape of the (first) output, the batch first.
         arguments: Keras' record of the call, `None` for an input.
@@ -60,50 +60,50 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """The steps of a model in an order in which they can be run.
+    """The nodes of a model in an order in which they can be run.
 
     Attributes:
-        steps: All steps; inputs among them.
+        nodes: All nodes; inputs among them.
         inputs: Indices of the model's inputs.
-        outputs: Indices of the steps that make the model's outputs.
+        outputs: Indices of the nodes that make the model's outputs.
     """
 
-    steps: tuple[Step, ...]
+    nodes: tuple[Node, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     children: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        children: list[dict[int, None]] = [{} for _ in self.steps]
-        for step in self.steps:
-            for parent in step.parents:
-                children[parent][step.index] = None
+        children: list[dict[int, None]] = [{} for _ in self.nodes]
+        for node in self.nodes:
+            for parent in node.parents:
+                children[parent][node.index] = None
         object.__setattr__(self, "children", tuple(tuple(c) for c in children))
 
     def ancestors(self, indices: Iterable[int]) -> set[int]:
-        """The given steps and all that they are computed from."""
+        """The given nodes and all that they are computed from."""
         found = set(indices)
-        for step in reversed(self.steps):
-            if step.index in found:
-                found.update(step.parents)
+        for node in reversed(self.nodes):
+            if node.index in found:
+                found.update(node.parents)
         return found
 
     def only_for(self, start: int, consumer: int) -> set[int]:
-        """The steps whose results serve nothing but one argument: `start`, as taken by `consumer`.
+        """The nodes whose results serve nothing but one argument: `start`, as taken by `consumer`.
 
         Empty where `start` is used elsewhere too. Inputs and outputs of the model are never among them.
         """
-        if self.children[start] != (consumer,) or self.steps[consumer].parents.count(start) != 1:
+        if self.children[start] != (consumer,) or self.nodes[consumer].parents.count(start) != 1:
             return set()
         kept = {start} if self._free(start) else set()
-        for step in reversed(self.steps[:start]):
-            children = self.children[step.index]
-            if children and self._free(step.index) and kept.issuperset(children):
-                kept.add(step.index)
+        for node in reversed(self.nodes[:start]):
+            children = self.children[node.index]
+            if children and self._free(node.index) and kept.issuperset(children):
+                kept.add(node.index)
         return kept
 
     def _free(self, index: int) -> bool:
-        return not self.steps[index].is_input and index not in self.outputs
+        return not self.nodes[index].is_input and index not in self.outputs
 
 
 def flatten(model: keras.Model) -> Graph:
@@ -125,14 +125,14 @@ def flatten(model: keras.Model) -> Graph:
             expected="a functional or sequential Keras model",
             remedy="Rebuild it as keras.Model(inputs, outputs)." if model.built else "Call it on an image first.",
         )
-    steps: list[Step] = []
+    nodes: list[Node] = []
     bound = []
     for tensor in model.inputs:
         operation = tensor._keras_history.operation
-        steps.append(Step(len(steps), operation, operation.name, (), (), tuple(tensor.shape)))
-        bound.append(steps[-1].index)
-    outputs = _walk(model, bound, "", steps)
-    return Graph(tuple(steps), tuple(bound), tuple(dict.fromkeys(outputs)))
+        nodes.append(Node(len(nodes), operation, operation.name, (), (), tuple(tensor.shape)))
+        bound.append(nodes[-1].index)
+    outputs = _walk(model, bound, "", nodes)
+    return Graph(tuple(nodes), tuple(bound), tuple(dict.fromkeys(outputs)))
 
 
 def _has_graph(operation: Any) -> bool:
@@ -140,8 +140,8 @@ def _has_graph(operation: Any) -> bool:
     return isinstance(operation, keras.Model) and bool(getattr(operation, "outputs", None))
 
 
-def _walk(model: keras.Model, bound: list[int], prefix: str, steps: list[Step]) -> list[int]:
-    """Append the steps of `model`, its inputs being the steps `bound`; the steps that make its outputs."""
+def _walk(model: keras.Model, bound: list[int], prefix: str, nodes: list[Node]) -> list[int]:
+    """Append the nodes of `model`, its inputs being the nodes `bound`; the nodes that make its outputs."""
     known = {id(tensor): index for tensor, index in zip(model.inputs, bound, strict=True)}
     for output in model.outputs:
         # Depth first with a stack of our own: deep encoders exceed Python's recursion limit.
@@ -151,27 +151,27 @@ def _walk(model: keras.Model, bound: list[int], prefix: str, steps: list[Step]) 
             if id(tensor) in known:
                 stack.pop()
                 continue
-            operation, node_index, _ = tensor._keras_history
-            node = operation._inbound_nodes[node_index]
-            if not node.input_tensors:
+            operation, call_index, _ = tensor._keras_history
+            call = operation._inbound_nodes[call_index]
+            if not call.input_tensors:
                 raise CheckpointError(
                     f"the model {model.name!r} is fed by {operation.name!r}, which is none of its inputs"
                 )
-            waiting = [parent for parent in node.input_tensors if id(parent) not in known]
+            waiting = [parent for parent in call.input_tensors if id(parent) not in known]
             if waiting:
                 stack.extend(reversed(waiting))
                 continue
-            parents = [known[id(parent)] for parent in node.input_tensors]
+            parents = [known[id(parent)] for parent in call.input_tensors]
             path = prefix + operation.name
             if _has_graph(operation):
-                results = _walk(operation, parents, path + "/", steps)
+                results = _walk(operation, parents, path + "/", nodes)
             else:
-                shapes = tuple(tuple(parent.shape) for parent in node.input_tensors)
-                made = tuple(node.output_tensors[0].shape)
-                step = Step(
-                    len(steps), operation, path, tuple(parents), shapes, made, node.arguments, tuple(node.input_tensors)
+                shapes = tuple(tuple(parent.shape) for parent in call.input_tensors)
+                made = tuple(call.output_tensors[0].shape)
+                node = Node(
+                    len(nodes), operation, path, tuple(parents), shapes, made, call.arguments, tuple(call.input_tensors)
                 )
-                steps.append(step)
-                results = [step.index] * len(node.output_tensors)
-            known.update({id(made): index for made, index in zip(node.output_tensors, results, strict=True)})
+                nodes.append(node)
+                results = [node.index] * len(call.output_tensors)
+            known.update({id(made): index for made, index in zip(call.output_tensors, results, strict=True)})
     return [known[id(output)] for output in model.outputs]

@@ -1,9 +1,9 @@
-"""What is done at the end of a network, so that it gives one tumour probability: `plan_output`."""
+"""Turn the output of a network into one tumour probability: `plan_output`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import keras
@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from kerasseg.models.blocks import find_blocks
-from kerasseg.models.graph import Graph, Step, flatten
+from kerasseg.models.graph import Graph, Node, flatten
 from kerasseg.models.scales import Place, image_axes, measure
 from kerasseg.models.surgery import Replacement
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -58,6 +58,7 @@ class Output:
         channels: Channels of the map.
         kind: What its values are, as far as the graph tells: `"probability"` (each channel by itself), `"softmax"`
             (channels sum to 1), `"logits"`, `"tanh"` (-1..1) or `"unknown"`.
+        graph: The graph of the network.
         others: Names of the outputs that were not taken.
     """
 
@@ -65,6 +66,7 @@ class Output:
     name: str
     channels: int
     kind: Kind
+    graph: Graph = field(repr=False, compare=False)
     others: tuple[str, ...] = ()
 
 
@@ -79,13 +81,13 @@ def read_output(model: keras.Model, wanted: str | int | None = None) -> Output:
 
     Raises:
         CheckpointError: No output is a map of the size of the input.
-        UsageError: There is no such output as `wanted`.
+        UsageError: The network has no output `wanted`.
     """
     graph = flatten(model)
     _check_input(graph)
     names = [tensor._keras_history.operation.name for tensor in model.outputs]
     if len(graph.outputs) != len(model.outputs):
-        raise CheckpointError("several outputs of the network are one tensor", found=", ".join(names))
+        raise CheckpointError("several outputs of the network are the same tensor", found=", ".join(names))
     places = measure(graph)
     full = [i for i, index in enumerate(graph.outputs) if _is_full(graph, places, index)]
     if wanted is None:
@@ -96,30 +98,31 @@ def read_output(model: keras.Model, wanted: str | int | None = None) -> Output:
         index = _place(wanted, names)
         if index not in full:
             raise _no_map(graph, places, [graph.outputs[index]])
-    step = graph.steps[graph.outputs[index]]
+    node = graph.nodes[graph.outputs[index]]
     return Output(
         index=index,
         name=names[index],
-        channels=int(step.shape[-1] or 0),
-        kind=_kind(graph, step),
+        channels=int(node.shape[-1] or 0),
+        kind=_kind(graph, node),
+        graph=graph,
         others=tuple(name for i, name in enumerate(names) if i != index),
     )
 
 
-def tail(model: keras.Model, output: Output) -> list[Step]:
-    """The steps from the output back to the layer that makes its channels (a convolution), that one last.
+def tail(output: Output) -> list[Node]:
+    """The nodes from the output back to the layer that makes its channels (a convolution), that one last.
 
-    Ends early, without such a layer, where steps merge.
+    Ends early, without such a layer, where nodes merge.
     """
-    graph = flatten(model)
-    found = [graph.steps[graph.outputs[output.index]]]
+    graph = output.graph
+    found = [graph.nodes[graph.outputs[output.index]]]
     while not isinstance(found[-1].operation, _MAKING) and len(found[-1].parents) == 1:
-        found.append(graph.steps[found[-1].parents[0]])
-    return [step for step in found if not step.is_input]
+        found.append(graph.nodes[found[-1].parents[0]])
+    return [node for node in found if not node.is_input]
 
 
 def deepest_scale(model: keras.Model) -> int:
-    """Input pixels that one pixel of the deepest map spans; 1 where the model is no encoder-decoder."""
+    """Input pixels that one pixel of the deepest map spans; 1 where the model is not an encoder-decoder."""
     try:
         return max(block.scale for block in find_blocks(model))
     except CheckpointError:
@@ -169,7 +172,7 @@ def settle_by_test(model: keras.Model, output: Output) -> Kind:
 
 
 def _check_input(graph: Graph) -> None:
-    shapes = [graph.steps[i].shape for i in graph.inputs]
+    shapes = [graph.nodes[i].shape for i in graph.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise CheckpointError(
             "the network does not take one image",
@@ -188,7 +191,7 @@ def _check_input(graph: Graph) -> None:
 
 
 def _is_full(graph: Graph, places: list[Place], index: int) -> bool:
-    shape, image = graph.steps[index].shape, graph.steps[graph.inputs[0]].shape
+    shape, image = graph.nodes[index].shape, graph.nodes[graph.inputs[0]].shape
     if len(shape) != 4 or shape[-1] is None or not places[index].spatial:
         return False
     same = all(a == b for a, b in zip(shape[1:3], image[1:3], strict=True) if a is not None and b is not None)
@@ -196,15 +199,17 @@ def _is_full(graph: Graph, places: list[Place], index: int) -> bool:
 
 
 def _no_map(graph: Graph, places: list[Place], looked_at: Sequence[int]) -> CheckpointError:
-    image = graph.steps[graph.inputs[0]].shape
-    outputs = [graph.steps[i].shape for i in looked_at]
+    image = graph.nodes[graph.inputs[0]].shape
+    outputs = [graph.nodes[i].shape for i in looked_at]
     found = f"input {image}, output {', '.join(map(str, outputs))}"
-    maps = [i for i in looked_at if len(graph.steps[i].shape) == 4 and places[i].spatial]
+    maps = [i for i in looked_at if len(graph.nodes[i].shape) == 4 and places[i].spatial]
     if not maps:
-        return CheckpointError("the network gives no map", found=found, expected="a mask of the size of the image")
+        return CheckpointError(
+            "the network's output is not a map", found=found, expected="a mask of the size of the image"
+        )
     why = "its convolutions do not pad" if any(places[i].area == 1 for i in maps) else "it is of lower resolution"
     return CheckpointError(
-        f"the mask that the network gives is not of the size of the image: {why}",
+        f"the network's mask does not have the size of the image: {why}",
         found=found,
         expected="output of the height and width of the input",
         remedy="Take a network with padding='same' that ends at full resolution.",
@@ -219,28 +224,28 @@ def _place(wanted: str | int, names: list[str]) -> int:
     raise UsageError(f"the network has no output {wanted!r}", expected=", ".join(names))
 
 
-def _kind(graph: Graph, step: Step) -> Kind:
-    """What the values of a step are, by what makes them."""
-    operation: Any = step.operation
+def _kind(graph: Graph, node: Node) -> Kind:
+    """What the values of a node are, by what makes them."""
+    operation: Any = node.operation
     name = type(operation).__name__
     activation = getattr(operation, "activation", None)
     if isinstance(operation, layers.Softmax) or name == "Softmax":
         axis = getattr(operation, "axis", -1)
-        return "softmax" if axis in (-1, len(step.shape) - 1) else "unknown"
+        return "softmax" if axis in (-1, len(node.shape) - 1) else "unknown"
     if not isinstance(operation, keras.Layer) and name in {"Sigmoid", "HardSigmoid", "Tanh"}:
         return "tanh" if name == "Tanh" else "probability"
     if activation is not None and getattr(activation, "__name__", "") != "linear":
         return _ACTIVATIONS.get(getattr(activation, "__name__", ""), "unknown")
     if isinstance(operation, _MAKING):
         return "logits"
-    if name in _KEEPING or (isinstance(operation, layers.Activation) and step.parents):
-        kinds = {_kind(graph, graph.steps[parent]) for parent in step.parents}
+    if name in _KEEPING or (isinstance(operation, layers.Activation) and node.parents):
+        kinds = {_kind(graph, graph.nodes[parent]) for parent in node.parents}
         if name == "Concatenate" and kinds == {"softmax"}:
             return "probability"
         return kinds.pop() if len(kinds) == 1 else "unknown"
-    if name == "Add" and all(_kind(graph, graph.steps[parent]) == "logits" for parent in step.parents):
+    if name == "Add" and all(_kind(graph, graph.nodes[parent]) == "logits" for parent in node.parents):
         return "logits"
-    if name == "Multiply" and all(_kind(graph, graph.steps[parent]) == "probability" for parent in step.parents):
+    if name == "Multiply" and all(_kind(graph, graph.nodes[parent]) == "probability" for parent in node.parents):
         return "probability"
     return "unknown"
 
@@ -250,7 +255,7 @@ Head = Literal["keep", "binary", "auto"]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the user asked of the head; `fit_to_task` tells what each means."""
+    """The user's options for the head; `fit_to_task` describes them."""
 
     head: Head = "keep"
     background: int = 0
@@ -285,7 +290,7 @@ def plan_output(model: keras.Model, output: Output, wish: Wish, changes: list[st
         UsageError: A channel that the output does not have.
     """
     if wish.head == "binary":
-        return _fresh_head(model, output, wish.seed, changes)
+        return _fresh_head(output, wish.seed, changes)
     said: list[str] = []
     try:
         plan = _kept_head(model, output, wish.background, wish.foreground, said)
@@ -293,7 +298,7 @@ def plan_output(model: keras.Model, output: Output, wish: Wish, changes: list[st
         if wish.head == "keep":
             raise
         changes.append(f"the head is replaced because {error.what}")
-        return _fresh_head(model, output, wish.seed, changes)
+        return _fresh_head(output, wish.seed, changes)
     changes += said
     return plan
 
@@ -325,14 +330,14 @@ def _kept_head(
         if kind != "softmax" and foreground is None:
             raise CheckpointError(
                 f"output {output.name!r} has {output.channels} channels that do not exclude each other",
-                expected="to be told which of them are tumour",
+                expected="the channels that show tumour",
                 remedy="Name them (foreground=...), or replace the head (head='binary').",
             )
         steps.append(_Foreground(chosen, exclusive=kind == "softmax", background=foreground is None))
         changes.append(_how_read(output, chosen, exclusive=kind == "softmax", foreground=foreground))
     elif foreground not in (None, 0, -1):
         raise UsageError("there is no such channel", found=f"foreground {foreground}", expected="0: it is the only one")
-    return Plan(_in_float32(model, output, changes), _Chain(tuple(steps)))
+    return Plan(_in_float32(output, changes), _Chain(tuple(steps)))
 
 
 _WORDS: dict[Kind, str] = {"probability": "probabilities", "softmax": "probabilities of classes", "logits": "logits"}
@@ -345,7 +350,7 @@ def _chosen(output: Output, background: int, foreground: int | Sequence[int] | N
     if not given or not all(isinstance(c, int) and -count <= c < count for c in given):
         what = "background" if foreground is None else "foreground"
         if count > 1 or foreground is not None:
-            raise UsageError(f"{what} is no channel of the output", found=given, expected=f"0 to {count - 1}")
+            raise UsageError(f"{what} is not a channel of the output", found=given, expected=f"0 to {count - 1}")
     return tuple(dict.fromkeys(c % count for c in given))
 
 
@@ -406,11 +411,11 @@ def _free(name: str, taken: set[str]) -> str:
     return free
 
 
-def _in_float32(model: keras.Model, output: Output, changes: list[str]) -> dict[int, Replacement]:
+def _in_float32(output: Output, changes: list[str]) -> dict[int, Replacement]:
     """The last layers anew in float32, where they compute in less: a bfloat16 sigmoid has 8 bits."""
     found: dict[int, Replacement] = {}
-    for step in tail(model, output):
-        layer = step.layer
+    for node in tail(output):
+        layer = node.layer
         if layer is not None and layer.compute_dtype != "float32":
             found[id(layer)] = Replacement(make=_copier(layer, dtype="float32"))
     if found:
@@ -423,9 +428,9 @@ def _copier(layer: Any, **changed: Any) -> Callable[[], Any]:
     return lambda: type(layer).from_config(config)
 
 
-def _fresh_head(model: keras.Model, output: Output, seed: int | None, changes: list[str]) -> Plan:
-    steps = tail(model, output)
-    last = steps[-1].operation if steps else None
+def _fresh_head(output: Output, seed: int | None, changes: list[str]) -> Plan:
+    nodes = tail(output)
+    last = nodes[-1].operation if nodes else None
     if not isinstance(last, (layers.Conv2D, layers.Conv2DTranspose, layers.SeparableConv2D, layers.Dense)):
         raise CheckpointError(
             f"no last convolution is found behind output {output.name!r}, so that it could be replaced",
@@ -433,9 +438,9 @@ def _fresh_head(model: keras.Model, output: Output, seed: int | None, changes: l
             expected="a convolution, then nothing but activations and resizing",
         )
     # Activations and normalisations behind the old convolution belong to its channels; what moves pixels stays.
-    behind = [step for step in steps[:-1] if type(step.operation).__name__ not in _MOVING]
-    moving = len(behind) < len(steps) - 1
-    names = {step.operation.name for step in flatten(model).steps} - {last.name}
+    behind = [node for node in nodes[:-1] if type(node.operation).__name__ not in _MOVING]
+    moving = len(behind) < len(nodes) - 1
+    names = {node.operation.name for node in output.graph.nodes} - {last.name}
     name = _free("head", names)
     width = "units" if isinstance(last, layers.Dense) else "filters"
     settings = {
@@ -451,7 +456,7 @@ def _fresh_head(model: keras.Model, output: Output, seed: int | None, changes: l
     settings[kernel] = keras.initializers.serialize(keras.initializers.GlorotUniform(seed=seed))
     if "groups" in last.get_config():
         settings["groups"] = 1
-    replacements = {id(step.operation): Replacement(drop=True) for step in behind}
+    replacements = {id(node.operation): Replacement(drop=True) for node in behind}
     replacements[id(last)] = Replacement(make=_copier(last, **settings), fresh=True)
     had = "1 channel" if output.channels == 1 else f"{output.channels} channels"
     changes.append(f"head {last.name!r} ({had}) replaced by a fresh binary head {name!r}")

@@ -1,4 +1,4 @@
-"""Which part of a U each step of a graph belongs to: the way down, the turn, the way up, and what hangs on them.
+"""Which part of a U each node of a graph belongs to: the way down, the turn, the way up, and what hangs on them.
 
 `docs/blocks.md` tells the rules.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from keras import layers
 
-from kerasseg.models.graph import Graph, Step
+from kerasseg.models.graph import Graph, Node
 from kerasseg.models.scales import Place, image_axes, measure
 from kerasseg_tfrecords.errors import CheckpointError
 
@@ -23,46 +23,46 @@ _LONGEST_CHAIN = 8
 
 
 def effective_areas(graph: Graph, places: list[Place]) -> list[Fraction]:
-    """The scale (as an area) at which each step counts, side branches being where they rejoin.
+    """The scale (as an area) at which each node counts, side branches being where they rejoin.
 
     Args:
         graph: The graph.
         places: What `kerasseg.models.scales.measure` found for it.
 
     Returns:
-        Input pixels in one pixel of the map that each step belongs to.
+        Input pixels in one pixel of the map that each node belongs to.
     """
     areas = [place.area for place in places]
     deepest = max(areas)
-    for step in graph.steps:
-        for branch in _gates(graph, step):
+    for node in graph.nodes:
+        for branch in _gates(graph, node):
             # A product of the input with the whole network's output is no gate: the U itself would be the side branch.
             if any(areas[i] == deepest for i in range(len(areas)) if i not in branch):
                 for i in branch:
-                    areas[i] = areas[step.index]
+                    areas[i] = areas[node.index]
     _level_pyramids(graph, areas)
     return areas
 
 
-def _gates(graph: Graph, step: Step) -> list[set[int]]:
-    if type(step.operation).__name__ != "Multiply" or len(set(step.parents)) < 2:
+def _gates(graph: Graph, node: Node) -> list[set[int]]:
+    if type(node.operation).__name__ != "Multiply" or len(set(node.parents)) < 2:
         return []
-    branches = [graph.only_for(parent, step.index) for parent in step.parents if _squashed(graph, parent)]
+    branches = [graph.only_for(parent, node.index) for parent in node.parents if _squashed(graph, parent)]
     return [branch for branch in branches if branch]
 
 
 def _squashed(graph: Graph, index: int) -> bool:
     """Whether a tensor comes out of a sigmoid, softmax or the like, perhaps resized or repeated since."""
     for _ in range(_LONGEST_CHAIN):
-        step = graph.steps[index]
-        operation = step.operation
+        node = graph.nodes[index]
+        operation = node.operation
         activation = getattr(operation, "activation", None)
         name = getattr(activation, "__name__", type(operation).__name__).lower()
         if name in _SQUASHING:
             return True
-        if step.is_input or step.weighted or len(set(step.parents)) != 1:
+        if node.is_input or node.weighted or len(set(node.parents)) != 1:
             return False
-        index = step.parents[0]
+        index = node.parents[0]
     return False
 
 
@@ -71,7 +71,7 @@ def _level_pyramids(graph: Graph, areas: list[Fraction]) -> None:
     for area in sorted(set(areas), reverse=True):
         found: dict[tuple[frozenset[int], frozenset[int]], list[set[int]]] = {}
         for part in _parts(graph, {i for i, a in enumerate(areas) if a > area}):
-            sources = frozenset(p for i in part for p in graph.steps[i].parents if p not in part)
+            sources = frozenset(p for i in part for p in graph.nodes[i].parents if p not in part)
             exits = frozenset(_merge(graph, c) for i in part for c in graph.children[i] if c not in part)
             if len({areas[i] for i in part}) == 1 and len(sources) == 1 and len(exits) == 1:
                 found.setdefault((sources, exits), []).append(part)
@@ -90,7 +90,7 @@ def _parts(graph: Graph, kept: set[int]) -> list[set[int]]:
         while waiting:
             i = waiting.pop()
             part.add(i)
-            near = kept.intersection((*graph.steps[i].parents, *graph.children[i]))
+            near = kept.intersection((*graph.nodes[i].parents, *graph.children[i]))
             kept -= near
             waiting.extend(near)
         parts.append(part)
@@ -98,8 +98,8 @@ def _parts(graph: Graph, kept: set[int]) -> list[set[int]]:
 
 
 def _merge(graph: Graph, index: int) -> int:
-    """The step that merges a chain with something else."""
-    while len(set(graph.steps[index].parents)) < 2 and len(graph.children[index]) == 1:
+    """The node that merges a chain with something else."""
+    while len(set(graph.nodes[index].parents)) < 2 and len(graph.children[index]) == 1:
         index = graph.children[index][0]
     return index
 
@@ -120,19 +120,19 @@ class Layout:
 
     Attributes:
         graph: The graph.
-        places: Scale and size of each step's output.
-        areas: The scale (input pixels in a pixel) at which each step counts.
+        places: Scale and size of each node's output.
+        areas: The scale (input pixels in a pixel) at which each node counts.
         axes: Axes of height, width and channels.
         useful: Steps that the maps among the outputs are computed from.
-        risen: For each step, whether it comes after going up again.
+        risen: For each node, whether it comes after going up again.
         bottom: Steps at the deepest level.
         down: Steps that the deepest level is computed from, and itself.
         levels: Areas of the levels above the bottleneck, finest first.
         heads: Steps of the head.
-        names: The block of each step.
+        names: The block of each node.
 
     Raises:
-        CheckpointError: The graph is no encoder-decoder.
+        CheckpointError: The graph is not an encoder-decoder.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -155,34 +155,34 @@ class Layout:
 
     def _is_map(self, i: int) -> bool:
         """Whether an output is a map, if need be as a list of all its pixels."""
-        made = self.graph.steps[i].shape[1:]
+        made = self.graph.nodes[i].shape[1:]
         while not self.places[i].spatial:
-            step = self.graph.steps[i]
-            if step.weighted or len(set(step.parents)) != 1 or None in made:
+            node = self.graph.nodes[i]
+            if node.weighted or len(set(node.parents)) != 1 or None in made:
                 return False
-            i = step.parents[0]
-            taken = self.graph.steps[i].shape[1:]
+            i = node.parents[0]
+            taken = self.graph.nodes[i].shape[1:]
             if None in taken or math.prod(taken) != math.prod(made):  # type: ignore[arg-type]  # None is ruled out
                 return False
         return True
 
     def _risen(self) -> list[bool]:
-        """For each step, whether it comes after a rise: a finer map made from one that had been made coarser."""
+        """For each node, whether it comes after a rise: a finer map made from one that had been made coarser."""
         risen: list[bool] = []
         finest: list[Fraction] = []
-        for step in self.graph.steps:
-            area = self.areas[step.index]
-            risen.append(any(risen[p] or area < self.areas[p] > finest[p] for p in step.parents))
-            finest.append(min([area, *(finest[p] for p in step.parents)]))
+        for node in self.graph.nodes:
+            area = self.areas[node.index]
+            risen.append(any(risen[p] or area < self.areas[p] > finest[p] for p in node.parents))
+            finest.append(min([area, *(finest[p] for p in node.parents)]))
         return risen
 
     def _check(self, maps: list[int]) -> None:
         """Refuse what does not go down and up again."""
-        outputs = [self.graph.steps[i].shape for i in self.graph.outputs]
+        outputs = [self.graph.nodes[i].shape for i in self.graph.outputs]
         found = f"output {', '.join(map(str, outputs))}"
         expected = "an encoder-decoder, which goes down to coarse maps and up again"
         if not maps:
-            raise CheckpointError("a classifier or regressor: its output is no map", found=found, expected=expected)
+            raise CheckpointError("a classifier or regressor: its output is not a map", found=found, expected=expected)
         areas = {self.areas[i] for i in self.useful}
         if len(areas) == 1:
             raise CheckpointError(
@@ -201,7 +201,7 @@ class Layout:
             )
 
     def _check_single(self, deepest: Fraction) -> None:
-        again = [self.graph.steps[i].path for i in sorted(self.bottom) if self.risen[i]]
+        again = [self.graph.nodes[i].path for i in sorted(self.bottom) if self.risen[i]]
         if again:
             raise CheckpointError(
                 "several encoder-decoders in one network: it goes down to its deepest level again after coming up",
@@ -212,7 +212,7 @@ class Layout:
     def _levels(self, deepest: Fraction) -> list[Fraction]:
         """Areas of the levels above the bottleneck that have layers of their own, finest first."""
         found = {
-            self.areas[i] for i in self.down - self.bottom if not self.risen[i] and _makes_level(self.graph.steps[i])
+            self.areas[i] for i in self.down - self.bottom if not self.risen[i] and _makes_level(self.graph.nodes[i])
         }
         levels = sorted(area for area in found if area < deepest)
         if not levels:
@@ -234,26 +234,26 @@ class Layout:
         waiting = [i for i in graph.outputs if self.risen[i] or i not in self.useful]
         while waiting:
             i = waiting.pop()
-            step = graph.steps[i]
-            merges = len(set(step.parents)) > 1
-            if i in heads or step.is_input or i in self.down - self.bottom:
+            node = graph.nodes[i]
+            merges = len(set(node.parents)) > 1
+            if i in heads or node.is_input or i in self.down - self.bottom:
                 continue
-            if merges and (step.weighted or type(step.operation).__name__ not in _COMBINING):
+            if merges and (node.weighted or type(node.operation).__name__ not in _COMBINING):
                 continue
             heads.add(i)
-            if not step.weighted or not _makes_values(step):
-                waiting.extend(step.parents)
-        # A step that also feeds the decoder, or no convolution at its end, is none of the head's.
-        for step in reversed(graph.steps):
-            if step.index in heads and not heads.issuperset(graph.children[step.index]):
-                heads.discard(step.index)
+            if not node.weighted or not _makes_values(node):
+                waiting.extend(node.parents)
+        # A node that also feeds the decoder, or no convolution at its end, is none of the head's.
+        for node in reversed(graph.nodes):
+            if node.index in heads and not heads.issuperset(graph.children[node.index]):
+                heads.discard(node.index)
         return heads
 
     def _names(self) -> list[str]:
-        """The block of every step."""
-        names = [""] * len(self.graph.steps)
-        for step in reversed(self.graph.steps):
-            i = step.index
+        """The block of every node."""
+        names = [""] * len(self.graph.nodes)
+        for node in reversed(self.graph.nodes):
+            i = node.index
             if i in self.heads:
                 names[i] = "head"
             elif self.risen[i]:
@@ -268,19 +268,19 @@ class Layout:
         return names
 
     def _served(self, i: int, names: list[str]) -> str:
-        """The block that a step on a skip, or an auxiliary output, is computed for: that at its own scale if several."""
+        """The block that a node on a skip, or an auxiliary output, is computed for: that at its own scale if several."""
         users = [names[c] for c in self.graph.children[i]]
         if not users:
             return "head"
         own = f"decoder_{self._level(self.areas[i])}"
         return own if own in users else users[0]
 
-    def home(self, step: Step) -> str:
-        """The block that lists a step's layer: its own, but pooling closes the block that it leaves."""
-        i = step.index
-        if i in self.down and not self.risen[i] and not step.weighted and len(step.parents) == 1:
-            above = step.parents[0]
-            if self.areas[above] < self.areas[i] and not self.graph.steps[above].is_input:
+    def home(self, node: Node) -> str:
+        """The block that lists a node's layer: its own, but pooling closes the block that it leaves."""
+        i = node.index
+        if i in self.down and not self.risen[i] and not node.weighted and len(node.parents) == 1:
+            above = node.parents[0]
+            if self.areas[above] < self.areas[i] and not self.graph.nodes[above].is_input:
                 return self.names[above]
         return self.names[i]
 
@@ -291,7 +291,7 @@ class Layout:
 
 
 def _check_input(graph: Graph) -> None:
-    shapes = [graph.steps[i].shape for i in graph.inputs]
+    shapes = [graph.nodes[i].shape for i in graph.inputs]
     if len(shapes) != 1:
         raise CheckpointError(
             f"the network takes {len(shapes)} inputs", found=", ".join(map(str, shapes)), expected="one image input"
@@ -306,16 +306,16 @@ def _check_input(graph: Graph) -> None:
         )
 
 
-def _makes_values(step: Step) -> bool:
-    """Whether a step's weights mix channels (a convolution) rather than scale them (normalisation, PReLU)."""
-    return not isinstance(step.layer, (*_NORMALISATIONS, layers.PReLU))
+def _makes_values(node: Node) -> bool:
+    """Whether a node's weights mix channels (a convolution) rather than scale them (normalisation, PReLU)."""
+    return not isinstance(node.layer, (*_NORMALISATIONS, layers.PReLU))
 
 
-def _makes_level(step: Step) -> bool:
-    """Whether a step is a level's own: weights that look at neighbours, or a dense mixing; no change of channels alone."""
-    if not step.weighted or not _makes_values(step):
+def _makes_level(node: Node) -> bool:
+    """Whether a node is a level's own: weights that look at neighbours, or a dense mixing; no change of channels alone."""
+    if not node.weighted or not _makes_values(node):
         return False
-    kernel: Any = getattr(step.layer, "kernel_size", None)
+    kernel: Any = getattr(node.layer, "kernel_size", None)
     return kernel is None or set(kernel) != {1}
 
 

@@ -1,6 +1,6 @@
 """How coarse every tensor of a network is, relative to its input.
 
-Strides are accounted for step by step rather than read off sizes: unpadded convolutions, odd sizes and padding before a
+Strides are accounted for node by node rather than read off sizes: unpadded convolutions, odd sizes and padding before a
 stem change sizes without changing the scale, and sizes may be unknown altogether. Where an operation declares no stride
 (resizing, slicing, depth-to-space, reshaping), the sizes before and after it tell, rounded to a whole factor.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from kerasseg.models.graph import Graph, Shape, Step
+from kerasseg.models.graph import Graph, Node, Shape
 
 __all__ = ["Place", "image_axes", "is_permutation", "measure"]
 
@@ -57,7 +57,7 @@ class Place:
 def image_axes(graph: Graph) -> tuple[int, int, int]:
     """The axes of height, width and channels: (1, 2, 3), or (2, 3, 1) where most layers put channels first."""
     formats = Counter(
-        step.layer.data_format for step in graph.steps if isinstance(step.layer, (*_STRIDED, layers.Conv2DTranspose))
+        node.layer.data_format for node in graph.nodes if isinstance(node.layer, (*_STRIDED, layers.Conv2DTranspose))
     )
     return _axes("channels_first" if formats["channels_first"] > formats["channels_last"] else "channels_last")
 
@@ -67,22 +67,22 @@ def _axes(data_format: str) -> tuple[int, int, int]:
 
 
 def measure(graph: Graph) -> list[Place]:
-    """The place of every step's (first) output.
+    """The place of every node's (first) output.
 
     Args:
         graph: A graph whose input is a batch of images.
 
     Returns:
-        One place for each of `graph.steps`.
+        One place for each of `graph.nodes`.
     """
     axes = image_axes(graph)
     places: list[Place] = []
-    for step in graph.steps:
-        if step.is_input:
-            height, width = (step.shape[a] if len(step.shape) == 4 else None for a in _input_axes(step.shape, axes)[:2])
+    for node in graph.nodes:
+        if node.is_input:
+            height, width = (node.shape[a] if len(node.shape) == 4 else None for a in _input_axes(node.shape, axes)[:2])
             places.append(Place((Fraction(1), Fraction(1)), (height or _TYPICAL, width or _TYPICAL)))
         else:
-            places.append(_place(step, [places[p] for p in step.parents], axes))
+            places.append(_place(node, [places[p] for p in node.parents], axes))
     return places
 
 
@@ -93,18 +93,18 @@ def _input_axes(shape: Shape, axes: tuple[int, int, int]) -> tuple[int, int, int
     return axes
 
 
-def _place(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Place:
-    data_format = getattr(step.operation, "data_format", None)
+def _place(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Place:
+    data_format = getattr(node.operation, "data_format", None)
     if data_format in {"channels_first", "channels_last"}:
         axes = _axes(data_format)
-    source = _source(step, parents, axes)
+    source = _source(node, parents, axes)
     lost = Place(source.scale, source.size, spatial=False)
-    if len(step.shape) != 4 or isinstance(step.operation, _GLOBAL):
+    if len(node.shape) != 4 or isinstance(node.operation, _GLOBAL):
         return lost
-    declared = _stride(step, source, axes)
+    declared = _stride(node, source, axes)
     if declared is not None and source.spatial:
         return _moved(source, declared)
-    size = _size(step, source, parents, axes)
+    size = _size(node, source, parents, axes)
     if size == (1.0, 1.0) and (not source.spatial or max(source.size) >= 3):
         return lost
     ratios = (source.size[0] / size[0], source.size[1] / size[1])
@@ -117,14 +117,14 @@ def _place(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Plac
     )
 
 
-def _source(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Place:
+def _source(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Place:
     """The argument whose pixels the result has."""
 
     def extent(shape: Shape) -> Shape | None:
         return tuple(shape[a] for a in axes[:2]) if len(shape) == 4 else None
 
-    made = extent(step.shape)
-    candidates = [(place, extent(shape)) for place, shape in zip(parents, step.incoming, strict=True)]
+    made = extent(node.shape)
+    candidates = [(place, extent(shape)) for place, shape in zip(parents, node.incoming, strict=True)]
     # A merge has the pixels of its finest map; gates that are broadcast over it do not count.
     order = [
         (not place.spatial, made is not None and taken != made, place.area, i)
@@ -133,13 +133,13 @@ def _source(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Pla
     return candidates[min(order)[-1]][0]
 
 
-def _stride(step: Step, source: Place, axes: tuple[int, int, int]) -> tuple[Fraction, Fraction] | None:
-    """The factor by which a step makes its map coarser, where the operation itself declares it."""
-    operation = step.operation
-    if len(step.parents) > 1 and source.spatial and len(step.incoming[0]) == 4:
+def _stride(node: Node, source: Place, axes: tuple[int, int, int]) -> tuple[Fraction, Fraction] | None:
+    """The factor by which a node makes its map coarser, where the operation itself declares it."""
+    operation = node.operation
+    if len(node.parents) > 1 and source.spatial and len(node.incoming[0]) == 4:
         # Elementwise operations, concatenation: same pixels. Attention over two maps keeps those of its query.
-        shapes = [tuple(shape[a] for a in axes[:2]) for shape in step.incoming if len(shape) == 4]
-        if tuple(step.shape[a] for a in axes[:2]) in shapes:
+        shapes = [tuple(shape[a] for a in axes[:2]) for shape in node.incoming if len(shape) == 4]
+        if tuple(node.shape[a] for a in axes[:2]) in shapes:
             return Fraction(1), Fraction(1)
     if isinstance(operation, _POOLING) and _covers(operation, source):
         return None
@@ -152,7 +152,7 @@ def _stride(step: Step, source: Place, axes: tuple[int, int, int]) -> tuple[Frac
     if isinstance(operation, layers.UpSampling2D):
         down, across = _pair(operation.size)
         return Fraction(1, down), Fraction(1, across)
-    if isinstance(operation, _SAME) or _is_crop(step) or is_permutation(step):
+    if isinstance(operation, _SAME) or _is_crop(node) or is_permutation(node):
         return Fraction(1), Fraction(1)
     return None
 
@@ -163,18 +163,18 @@ def _covers(pooling: Any, source: Place) -> bool:
     return min(window) >= 3 and window[0] >= source.size[0] and window[1] >= source.size[1]
 
 
-def _is_crop(step: Step) -> bool:
-    """Whether a step is a slice without steps, `x[:, 1:-1, 1:-1]`: on small maps its sizes look like a stride."""
-    if type(step.operation).__name__ != "GetItem" or step.arguments is None or len(step.arguments.args) < 2:
+def _is_crop(node: Node) -> bool:
+    """Whether a node is a slice without steps, `x[:, 1:-1, 1:-1]`: on small maps its sizes look like a stride."""
+    if type(node.operation).__name__ != "GetItem" or node.arguments is None or len(node.arguments.args) < 2:
         return False
-    key = step.arguments.args[1]
+    key = node.arguments.args[1]
     key = key if isinstance(key, tuple) else (key,)
     return all(part is Ellipsis or (isinstance(part, slice) and part.step in {None, 1}) for part in key)
 
 
-def is_permutation(step: Step) -> bool:
-    """Whether a step only reorders axes, for instance channels first to channels last."""
-    return type(step.operation).__name__ in {"Permute", "Transpose"}
+def is_permutation(node: Node) -> bool:
+    """Whether a node only reorders axes, for instance channels first to channels last."""
+    return type(node.operation).__name__ in {"Permute", "Transpose"}
 
 
 def _moved(source: Place, factor: tuple[Fraction, Fraction]) -> Place:
@@ -184,29 +184,29 @@ def _moved(source: Place, factor: tuple[Fraction, Fraction]) -> Place:
     )
 
 
-def _size(step: Step, source: Place, parents: list[Place], axes: tuple[int, int, int]) -> tuple[float, float]:
+def _size(node: Node, source: Place, parents: list[Place], axes: tuple[int, int, int]) -> tuple[float, float]:
     """Height and width of the result; where they are left open, those that the operation gives for a likely size."""
-    shape = step.shape
+    shape = node.shape
     if any(shape[a] is None for a in axes[:2]):
-        shape = _symbolic(step, parents, axes) or shape
+        shape = _symbolic(node, parents, axes) or shape
     height, width = (shape[a] or fallback for a, fallback in zip(axes[:2], source.size, strict=True))
     return float(height), float(width)
 
 
-def _symbolic(step: Step, parents: list[Place], axes: tuple[int, int, int]) -> Shape | None:
+def _symbolic(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Shape | None:
     """The shape that an operation gives when unknown sizes are replaced by estimates; computes no values."""
     stand_ins = {}
-    for tensor, place in zip(step.tensors, parents, strict=True):
+    for tensor, place in zip(node.tensors, parents, strict=True):
         shape = list(tensor.shape)
         for axis, size in zip(axes[:2], place.size, strict=True):
             if len(shape) == 4 and shape[axis] is None:
                 shape[axis] = round(size)
         stand_ins[id(tensor)] = keras.KerasTensor(tuple(shape), dtype=tensor.dtype)
     args, kwargs = keras.tree.map_structure(
-        lambda x: stand_ins.get(id(x), x), (step.arguments.args, step.arguments.kwargs)
+        lambda x: stand_ins.get(id(x), x), (node.arguments.args, node.arguments.kwargs)
     )
     try:
-        spec = step.operation.compute_output_spec(*args, **kwargs)
+        spec = node.operation.compute_output_spec(*args, **kwargs)
     except Exception:  # an estimate that an operation refuses is no reason to refuse the model
         return None
     made = getattr(keras.tree.flatten(spec)[0], "shape", None)

@@ -91,7 +91,7 @@ class _Replay:
             shapes = ", ".join(str(tuple(known[id(tensor)].shape)) for tensor in node.input_tensors)
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
-                f"{type(operation).__name__} {operation.name!r} works at no other shape than the network was made for",
+                f"{type(operation).__name__} {operation.name!r} works only at the shape that the network was built for",
                 found=f"input {shapes}: {first_line}",
                 expected=", ".join(str(tuple(tensor.shape)) for tensor in node.input_tensors),
                 remedy="Keep the size and the channels that the network has.",
@@ -220,7 +220,7 @@ def first_kernels(
     waiting, seen = list(graph.inputs), set(graph.inputs)
     while waiting:
         for child in graph.children[waiting.pop()]:
-            layer: Any = graph.steps[child].operation
+            layer: Any = graph.nodes[child].operation
             if isinstance(layer, layers.Conv2D) and layer.groups == 1:
                 kernel = np.asarray(ops.convert_to_numpy(layer.kernel))
                 rest = [np.asarray(ops.convert_to_numpy(v)) for v in layer.weights[1:]]

@@ -44,7 +44,7 @@ def unet(
     With `encoder`, the contracting path is a network of `keras.applications` without its classifier. Its layers keep the
     names that Keras gave them. Images of 0 to 1 are scaled inside the network as the encoder expects, and a grey image is
     repeated to three channels there. Most encoders halve the resolution at once: `encoder_1` then has half the resolution,
-    and the decoder goes on to full resolution without a skip connection.
+    and the decoder continues to full resolution without a skip connection.
 
     Args:
         input_shape: Height, width and channels of one image. Height and width are multiples of `2 ** depth`, or None for

@@ -139,7 +139,7 @@ def test_sample_weights(weights):
 
 def test_refuses_weights_a_pixel_and_shapes_that_would_broadcast():
     masks, p = batch()
-    with pytest.raises(ValueError, match="one weight a slice"):
+    with pytest.raises(ValueError, match="one weight per slice"):
         DiceBCELoss()(masks, p, np.ones((4, 12, 12, 1)))
     for y_true in (masks[:, :6], np.ones((4, 12, 12, 2)), np.ones((4, 1, 12, 1)), np.ones((4,))):
         with pytest.raises(ValueError, match=r"one shape.*Received: y_true\.shape"):

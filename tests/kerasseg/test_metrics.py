@@ -207,7 +207,7 @@ def test_refuses_arguments(make):
 
 
 def test_refuses_shapes_that_would_broadcast():
-    with pytest.raises(ValueError, match="one weight a slice"):
+    with pytest.raises(ValueError, match="one weight per slice"):
         DiceScore().update_state(np.ones((2, 4, 4, 1)), np.ones((2, 4, 4, 1)), np.ones((2, 4, 4, 1)))
     with pytest.raises(ValueError, match="one shape"):
         slice_scores(np.ones((2, 4, 4, 1)), np.ones((3, 4, 4, 1)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,9 +21,11 @@ from kerasseg.models.folding import fold_batchnorm
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 IMAGES = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
-# The encoders of other families are built by the slow suite: each takes seconds to minutes on a small machine.
-FAST = ("vgg16", "mobilenetv3small")
-SLOW = os.environ.get("KERASSEG_ALL_ENCODERS")
+
+
+def encoders(*fast: str) -> list[Any]:
+    """All encoders; those that are not named take seconds each and belong to the slow suite."""
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in ENCODERS]
 
 
 def build(
@@ -36,9 +37,9 @@ def build(
 
 
 def lively(model: keras.Model) -> keras.Model:
-    """The model with weights unlike those that layers start with: statistics, offsets and scales included."""
+    """The model with statistics, offsets and scales unlike those that layers start with."""
     rng = np.random.default_rng(3)
-    model.set_weights([w + 0.1 * rng.random(w.shape, "float32") for w in model.get_weights()])
+    model.set_weights([w + 0.1 * rng.random(w.shape, "float32") if w.ndim == 1 else w for w in model.get_weights()])
     return model
 
 
@@ -78,7 +79,7 @@ def test_a_grey_image_is_repeated_inside(small: keras.Model) -> None:
     np.testing.assert_allclose(run(one, grey), run(three, repeated), atol=1e-6)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS if SLOW else FAST)
+@pytest.mark.parametrize("encoder", encoders("vgg16", "mobilenetv3small"))
 def test_blocks_stand_at_the_scales_of_the_encoder(encoder: str) -> None:
     blocks = kerasseg.find_blocks(build(encoder, shape=(None, None, 3)))
     first = {"vgg16": 1, "vgg19": 1, "convnexttiny": 4}.get(encoder, 2)
@@ -93,7 +94,7 @@ def test_blocks_stand_at_the_scales_of_the_encoder(encoder: str) -> None:
     assert all(layer.name.startswith(block.name) for block in blocks.decoder for layer in block.layers)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS if SLOW else FAST[1:])
+@pytest.mark.parametrize("encoder", encoders("mobilenetv3small"))
 def test_the_network_is_frozen_folded_saved_and_opened_in_a_new_process(encoder: str, tmp_path: Path) -> None:
     network = lively(build(encoder, shape=(32, 32, 1)))
     report = kerasseg.freeze(network, "conservative")
@@ -278,7 +279,7 @@ def test_the_published_edge_detector() -> None:
     np.testing.assert_array_equal(network.get_layer("block5_conv3").get_weights()[0], last)
 
 
-@pytest.mark.skipif(not SLOW, reason="takes a minute: set KERASSEG_ALL_ENCODERS")
+@pytest.mark.slow
 def test_the_layer_scale_of_a_convnext_is_folded() -> None:
     application = lively(applications.ConvNeXtTiny(weights=None, include_top=False, input_shape=(32, 32, 3)))
     layer = "convnext_tiny_stage_3_block_2_layernorm"

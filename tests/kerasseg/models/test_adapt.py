@@ -62,7 +62,7 @@ def test_a_network_that_fits_is_returned_itself() -> None:
         fitted = fit_to_task(model, **options)  # type: ignore[arg-type]
         assert fitted == Fitted(model, ())
         assert fitted.model is model
-    assert str(fitted) == "nothing had to be changed"
+    assert str(fitted) == "nothing was changed"
 
 
 # --- size ----------------------------------------------------------------------------------------------------------------
@@ -123,15 +123,15 @@ def with_bottleneck(make: Any) -> keras.Model:
     [
         (
             lambda x: layers.Reshape((8, 8, 4))(layers.Dense(256, name="wall")(layers.Flatten()(x))),
-            "Dense 'wall' works at",
+            "Dense 'wall' works only at",
         ),
-        (lambda x: layers.Reshape((8, 8, 4), name="wall")(x), "Reshape 'wall' works at no other shape"),
+        (lambda x: layers.Reshape((8, 8, 4), name="wall")(x), "Reshape 'wall' works only at the shape"),
         (
             lambda x: layers.PReLU(name="wall")(x),
             r"PReLU 'wall' .* \[\(8, 8, 4\)\] would become \[\(16, 16, 4\)\]",
         ),
-        (lambda x: layers.Resizing(8, 8, name="wall")(x), "Concatenate 'concatenate.*' works at no other shape"),
-        (lambda x: ops.reshape(x, (-1, 8, 8, 4)), "a size is written into the network|does not run on|Concatenate"),
+        (lambda x: layers.Resizing(8, 8, name="wall")(x), "Concatenate 'concatenate.*' works only at the shape"),
+        (lambda x: ops.reshape(x, (-1, 8, 8, 4)), "contains a fixed size|does not run on|Concatenate"),
     ],
 )
 def test_a_layer_that_works_at_one_size_only_is_named(make: Any, says: str) -> None:
@@ -216,7 +216,7 @@ def test_what_else_looks_at_the_channels_is_named(first: Any) -> None:
 def test_channels_that_do_not_fit() -> None:
     with pytest.raises(UsageError, match=r"3 channels do not fit a network for 4 \(expected 4 channels, or 1"):
         fit_to_task(small(shape=(16, 16, 4)), channels=3)
-    with pytest.raises(UsageError, match="no number of channels"):
+    with pytest.raises(UsageError, match="not a number of channels"):
         fit_to_task(small(), channels=0)
 
 
@@ -305,7 +305,7 @@ def test_another_background_and_chosen_classes() -> None:
     np.testing.assert_allclose(run(both.model, x)[..., 0], p[..., 1] + p[..., 3], atol=1e-6)
     assert both.changes == ("the sum of channels 1, 3 of 'head' is read as tumour",)
     for wrong in ({"background": 4}, {"foreground": (1, 9)}, {"foreground": ()}):
-        with pytest.raises(UsageError, match="is no channel of the output"):
+        with pytest.raises(UsageError, match="is not a channel of the output"):
             fit_to_task(model, **wrong)  # type: ignore[arg-type]
 
 
@@ -483,7 +483,7 @@ def test_what_cannot_be_made_to_fit_is_said() -> None:
     valid = layers.Conv2D(1, 3, activation="sigmoid")(layers.UpSampling2D()(layers.MaxPooling2D()(a)))
     half = layers.Conv2D(1, 3, padding="same")(layers.MaxPooling2D()(image))
     vector = layers.Dense(2)(layers.GlobalAveragePooling2D()(a))
-    for output, says in ((valid, "do not pad"), (half, "of lower resolution"), (vector, "gives no map")):
+    for output, says in ((valid, "do not pad"), (half, "of lower resolution"), (vector, "output is not a map")):
         with pytest.raises(CheckpointError, match=says):
             fit_to_task(keras.Model(image, output))
     first = keras.Input((3, 16, 16))

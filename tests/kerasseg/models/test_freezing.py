@@ -124,7 +124,7 @@ def test_a_model_that_was_saved_frozen_is_thawed_and_says_so(tmp_path: Path) -> 
     report = freeze(opened, "moderate")
     assert report.frozen_blocks == ("encoder_1",)
     assert report.thawed == tuple(f"encoder_2_{layer}" for layer in ("conv_1", "norm_1", "conv_2", "norm_2"))
-    assert "trained now, frozen before: encoder_2_conv_1" in str(report)
+    assert "now trained, frozen before: encoder_2_conv_1" in str(report)
     before = snapshot(opened)
     train(opened)
     assert changed(before, opened) == {path for path in before if not path.startswith("encoder_1")}
@@ -136,11 +136,11 @@ def test_a_model_that_was_saved_frozen_is_thawed_and_says_so(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ("agressive", r"no block or layer fits 'agressive' .*Did you mean 'aggressive'\?"),
+        ("agressive", r"no block or layer matches 'agressive' .*Did you mean 'aggressive'\?"),
         (["encoder_3"], r"fits 'encoder_3' .*a block \(encoder_1, encoder_2, bottleneck, decoder_2, decoder_1, head\)"),
-        (["encoder_1", "conv2d_19"], r"no block or layer fits 'conv2d_19'"),
-        (["ENCODER_1"], r"no block or layer fits 'ENCODER_1'"),
-        (["conservative", "head"], r"'conservative' is a strategy, and stands alone"),
+        (["encoder_1", "conv2d_19"], r"no block or layer matches 'conv2d_19'"),
+        (["ENCODER_1"], r"no block or layer matches 'ENCODER_1'"),
+        (["conservative", "head"], r"'conservative' is a strategy, which cannot be combined with other names"),
         (["bottlneck"], r"Did you mean 'bottleneck'\?"),
         (
             ["encoder_1_act_*"],
