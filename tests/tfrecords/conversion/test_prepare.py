@@ -493,7 +493,7 @@ def test_verify_finds_each_kind_of_damage(prepared: tuple[Path, Manifest], tmp_p
 
     copy = damaged("newer")
     rewritten(copy, format_version=99)
-    with pytest.raises(DataError, match="newer kerasseg"):
+    with pytest.raises(DataError, match="newer version of kerasseg"):
         verify(copy)
 
     copy = damaged("broken")
