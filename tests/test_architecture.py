@@ -49,6 +49,7 @@ ORDER = (
     "kerasseg_tfrecords.workers",
     "kerasseg_tfrecords.documents",
     "kerasseg_tfrecords.validation",
+    "kerasseg_tfrecords.tables",
     "kerasseg_tfrecords.files",
     "kerasseg_tfrecords.errors",
     "kerasseg_tfrecords.text",

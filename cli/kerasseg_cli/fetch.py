@@ -28,7 +28,9 @@ def fetch(
             autocompletion=proposing(["figshare"]),
         ),
     ] = "figshare",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the downloaded files.")] = Path("data"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for the downloaded files.")] = Path(
+        "data"
+    ),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -26,13 +26,11 @@ READ, SPLIT, WRITE = "Reading", "Splitting", "Writing"
 def prepare(
     inputs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="INPUT...", help="Folders, zip archives or files; several are combined to one data set."
-        ),
+        typer.Argument(metavar="INPUT", help="Folders, zip archives or files; several are combined into one data set."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Shard directory to create.", rich_help_panel=WRITE)] = Path(
-        "shards"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Shard directory to create.", rich_help_panel=WRITE)
+    ] = Path("shards"),
     format_: Annotated[
         str | None,
         typer.Option(
@@ -84,7 +82,11 @@ def prepare(
     ] = None,
     empty_share: Annotated[
         float,
-        typer.Option(help="Slices without tumour to keep per slice with tumour (volumes only).", rich_help_panel=READ),
+        typer.Option(
+            metavar="RATIO",
+            help="Slices without tumour to keep per slice with tumour (volumes only).",
+            rich_help_panel=READ,
+        ),
     ] = 0.2,
     exclude_overlap: Annotated[
         Path | None,
@@ -109,10 +111,12 @@ def prepare(
             rich_help_panel=SPLIT,
         ),
     ] = "patient",
-    seed: Annotated[int, typer.Option(help="Random seed.", rich_help_panel=SPLIT)] = 42,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.", rich_help_panel=SPLIT)] = 42,
     per_class: Annotated[
         int | None,
-        typer.Option(help="Number of slices to draw from each class. All by default.", rich_help_panel=SPLIT),
+        typer.Option(
+            metavar="N", help="Number of slices to draw from each class. All by default.", rich_help_panel=SPLIT
+        ),
     ] = None,
     splits: Annotated[
         Path | None,
@@ -122,7 +126,8 @@ def prepare(
         bool, typer.Option(help="Keep copies of a slice in the same split.", rich_help_panel=SPLIT)
     ] = True,
     size: Annotated[
-        int, typer.Option(help="Height and width of the stored images in pixels.", rich_help_panel=WRITE)
+        int,
+        typer.Option(metavar="PIXELS", help="Height and width of the stored images in pixels.", rich_help_panel=WRITE),
     ] = 256,
     intensity: Annotated[
         str,
@@ -136,7 +141,12 @@ def prepare(
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", "-j", min=1, help="Worker processes. One per processor by default.", rich_help_panel=WRITE
+            "--jobs",
+            "-j",
+            min=1,
+            metavar="N",
+            help="Worker processes. One per processor by default.",
+            rich_help_panel=WRITE,
         ),
     ] = None,
     as_json: Json = False,

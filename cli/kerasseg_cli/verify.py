@@ -23,7 +23,7 @@ __all__ = ["verify"]
 
 def verify(
     shards: Annotated[
-        Path | None, typer.Argument(metavar="[SHARDS]", help="Shard directory. ./shards by default.")
+        Path | None, typer.Argument(metavar="SHARDS", help="Shard directory. ./shards by default.")
     ] = None,
     data: Annotated[
         list[Path] | None,
@@ -40,7 +40,9 @@ def verify(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", min=1, help="Worker processes for --data. One per processor by default."),
+        typer.Option(
+            "--jobs", "-j", min=1, metavar="N", help="Worker processes for --data. One per processor by default."
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -55,7 +55,7 @@ def test_a_crash_costs_one_item() -> None:
 
 @pytest.mark.slow
 def test_a_crash_names_its_item() -> None:
-    with pytest.raises(DataError, match="7: the process that worked on it ended"):
+    with pytest.raises(DataError, match="7: reading it ended the process"):
         list(ordered_map(square_or_die, range(20), jobs=2, batch=4))
 
 

@@ -45,7 +45,7 @@ def parse_json(data: bytes | str, *, max_bytes: int = _MAX_BYTES, max_depth: int
     except RecursionError:
         raise ValueError(deep) from None
     level = [value]
-    for _ in range(max_depth + 1):
+    for _ in range(max_depth):
         level = [
             child
             for parent in level

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the words of this project: which field, what is there, what may be there, what is near."""
+"""Turn errors of pydantic into messages: which field, what was found, what was expected, and the closest valid name."""
 
 from __future__ import annotations
 
@@ -33,22 +33,21 @@ _KINDS = {
     "path": "a path",
     "json": "JSON",
 }
-"""First word of the type of an error -> what was wanted."""
+"""First word of the type of an error -> what was expected."""
 _ERRORS = {"missing": "missing", "extra_forbidden": "unknown", "value_error": "judged"}
 _LONG = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """The first field that cannot be used.
+    """The first invalid field.
 
     Attributes:
-        where: Names from the outermost to the innermost, with dots; "" for the whole.
-        kind: "unknown" for a field that is not known, "missing" for one that is not there, "judged" where a check of our
-            own speaks (`expected` is what it says), "wrong" for the rest.
-        found: What is there, as Python writes it, shortened; None where nothing is.
-        expected: What may be there; None where nothing may.
-        remedy: A name that is near; None where none is.
+        where: Names from the outermost to the innermost, separated by dots; "" for the whole document.
+        kind: "unknown" or "missing" for a field, "judged" for a message of our own checks (in `expected`), else "wrong".
+        found: The value as Python writes it, shortened; None if there is none.
+        expected: What is allowed; None if nothing is.
+        remedy: A question that names a similar name; None if there is none.
     """
 
     where: str
@@ -58,7 +57,7 @@ class Complaint:
     remedy: str | None
 
     def __str__(self) -> str:
-        """One sentence without full stop, for messages about damaged files."""
+        """Return a sentence without full stop, for messages about damaged files."""
         if self.kind == "judged":
             return f"{self.where}: {self.expected}".removeprefix(": ")
         if self.kind != "wrong":
@@ -68,11 +67,11 @@ class Complaint:
 
 
 def complaint(error: ValidationError, names: Sequence[str] = ()) -> Complaint:
-    """The first thing that pydantic found wrong; none of its own wording is in it.
+    """Return the first error of a validation, without pydantic's own wording.
 
     Args:
-        error: What pydantic raised.
-        names: Names that an unknown field may have been meant for.
+        error: The exception of pydantic.
+        names: Valid names, to suggest one for an unknown field.
 
     Example:
         >>> from pydantic import BaseModel, Field, ValidationError
@@ -89,7 +88,7 @@ def complaint(error: ValidationError, names: Sequence[str] = ()) -> Complaint:
     found = None if kind == "missing" else _short(first["input"])
     if kind == "unknown":
         return Complaint(where, kind, found, None, did_you_mean(where.rpartition(".")[2], names))
-    # Where a field may have several types there is an error for each.
+    # A field with several possible types has an error for each.
     same = [one for one in errors if _where(one["loc"]) == where]
     expected = " or ".join(dict.fromkeys(_expected(one) for one in same if one["type"] != "none_required"))
     choices = [name for one in same for name in _choices(one)]
@@ -98,7 +97,7 @@ def complaint(error: ValidationError, names: Sequence[str] = ()) -> Complaint:
 
 
 def did_you_mean(given: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
-    """The question that a slip of the finger deserves; None where nothing is near.
+    """Return a question that names the most similar known name; None if none is similar.
 
     Example:
         >>> did_you_mean("agressive", ["conservative", "moderate", "aggressive"])
@@ -113,7 +112,7 @@ def _where(location: Sequence[int | str]) -> str:
 
 
 def _is_type_tag(part: object) -> bool:
-    """Where a field may have several types pydantic names the one it tried: `literal['balanced']`, `dict[str,float]`."""
+    """Whether pydantic added this part for one of several possible types: `literal['balanced']`, `dict[str,float]`."""
     return isinstance(part, str) and ("[" in part or part in {"int", "float", "str", "bool", "none"})
 
 

@@ -1,4 +1,4 @@
-"""A function over many items in several processes: in order, in bounded memory, and not stopped by one that crashes."""
+"""Map a function over items in several processes: in order, in bounded memory, and surviving crashes of workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 def available_cpus() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -38,18 +38,18 @@ def ordered_map(
     ahead: int = 4,
     crashed: Callable[[T], R] | None = None,
 ) -> Iterator[R]:
-    """Yields `function(item)` for each item, in the order of the items whatever `jobs` is.
+    """Yield `function(item)` for each item, in the order of the items.
 
     Args:
-        function: Can be pickled (module-level, or a `functools.partial` of such); its results too.
-        items: What to work on.
-        jobs: Processes. 1 works in this process, lazily, one item when it is asked for.
-        batch: Items that travel to a process together.
-        ahead: Batches that wait for each process. Not more than `batch * ahead * jobs` results are ever held.
-        crashed: What to yield for an item that ends its process (a fault in a C library, no memory left).
+        function: A function that can be pickled (module-level, or a `functools.partial` of one), as must its results.
+        items: The arguments.
+        jobs: Number of worker processes. 1 works lazily in this process.
+        batch: Items sent to a process together.
+        ahead: Batches queued for each process. At most `batch * ahead * jobs` results are held.
+        crashed: Returns the result for an item that ended its process (a crash in a C library, no memory left).
 
     Raises:
-        DataError: An item ended its process, and there is no `crashed`.
+        DataError: An item ended its process, and `crashed` is None.
 
     Example:
         >>> list(ordered_map(abs, [-2, 1]))
@@ -59,7 +59,7 @@ def ordered_map(
         yield from map(function, items)
         return
     rest = iter(items)
-    # Batches in flight with the future of each; None where a crash took the future away.
+    # Batches in progress with their futures; None where a crash lost the future.
     waiting: deque[tuple[list[T], Future[list[R]] | None]] = deque()
     pool = _pool(jobs)
     try:
@@ -72,7 +72,7 @@ def ordered_map(
             try:
                 results = (future or _submit(pool, function, group)).result()
             except BrokenProcessPool:
-                # Everything in flight is lost with the pool. The culprit is found by working alone.
+                # The pool lost all its work. Run the items of the failed batch one by one to find the cause.
                 _end(pool)
                 waiting = deque((other, None) for other, _ in waiting)
                 results = [_alone(function, item, crashed) for item in group]
@@ -83,8 +83,8 @@ def ordered_map(
 
 
 def _end(pool: Executor) -> None:
-    # Ended here, not by loky: without psutil it asks `pgrep`, which slim containers lack and which Ctrl-C kills as well;
-    # it then gives up with the workers alive, and Python waits for them for ever.
+    # Not ended by loky: without psutil it calls `pgrep`, which slim containers lack and which Ctrl-C kills as well. It then
+    # leaves the workers alive, and Python waits for them forever.
     with _postponed():
         workers: dict[int, BaseProcess] = pool._processes or {}  # type: ignore[attr-defined]
         while workers:
@@ -94,13 +94,13 @@ def _end(pool: Executor) -> None:
                     os.kill(worker.pid, signal.SIGKILL)
             worker.join()
         manager, results = pool._executor_manager_thread, pool._result_queue  # type: ignore[attr-defined]
-        pool.shutdown(wait=False, kill_workers=True)  # type: ignore[call-arg]  # loky's own word
+        pool.shutdown(wait=False, kill_workers=True)  # type: ignore[call-arg]  # an argument of loky
         if manager is None:
             return
         manager.join(1)
         if manager.is_alive():
-            # It reads a result that died half-way with its worker. With the last writing end closed, the pipe ends there.
-            # The handle is taken away first: as soon as the pipe ends, the manager closes what it still finds open.
+            # It is reading a result that its worker did not finish. Closing the last writing end ends the pipe. The handle
+            # is removed first, since the manager then closes whatever is still open.
             writer = results._writer
             handle, writer._handle = writer.fileno(), None
             os.close(handle)
@@ -108,8 +108,8 @@ def _end(pool: Executor) -> None:
 
 
 def _pool(jobs: int) -> Executor:
-    # Not fork: the parent may hold threads (TensorFlow, OpenCV) whose locks a forked child would wait for for ever. Not
-    # spawn either: it runs the caller's script again, so that one without `if __name__ == "__main__"` would fail.
+    # Not fork: the parent may have threads (TensorFlow, OpenCV) whose locks a forked child would wait for forever. Not
+    # spawn: it runs the caller's script again, so that one without `if __name__ == "__main__"` would fail.
     from joblib.externals.loky import ProcessPoolExecutor
 
     pool: Executor = ProcessPoolExecutor(jobs, initializer=_start_worker)
@@ -123,12 +123,12 @@ def _submit(pool: Executor, function: Callable[[T], R], group: list[T]) -> Futur
 
 @contextmanager
 def _postponed() -> Iterator[None]:
-    """Ctrl-C in the block takes effect after it.
+    """Postpone Ctrl-C until the block ends.
 
-    A worker that is half started would print what it misses, and of workers that are being ended some would stay.
+    Otherwise a worker that is starting would print a traceback, and some workers that are being ended would stay.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is ever interrupted, and only it may set handlers
+        yield  # only the main thread is interrupted and may set handlers
         return
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
@@ -142,14 +142,14 @@ def _postponed() -> Iterator[None]:
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes started in the block, or by threads that are, get Ctrl-C only after they have chosen what it means.
+    """Block Ctrl-C in processes started in the block until `_start_worker` decides how to handle it.
 
-    Until `_start_worker` runs, a worker imports: Ctrl-C, which reaches the whole group, would print its traceback.
+    Ctrl-C reaches the whole process group, and a worker that is still importing would print a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # First, because Python before 3.12 lets SIGINT through again when it starts this process, which loky would ask it for.
+    # Started first, because Python before 3.12 unblocks SIGINT when it starts this process for loky.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -159,18 +159,18 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone: a killed parent tells its workers nothing, and they would wait on."""
+    """End this process when its parent has died; otherwise workers of a killed parent would wait forever."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     import cv2
 
-    cv2.setNumThreads(1)  # one process a processor is parallel enough
+    cv2.setNumThreads(1)  # one process per processor is enough
 
 
 def _work(function: Callable[[T], R], group: list[T]) -> list[R]:
@@ -186,4 +186,4 @@ def _alone(function: Callable[[T], R], item: T, crashed: Callable[[T], R] | None
                 return crashed(item)
             name = str(getattr(item, "name", item))
             remedy = "Check the file, the free memory, or use fewer --jobs."
-            raise DataError("the process that worked on it ended", path=name, remedy=remedy, kind="crashed") from error
+            raise DataError("reading it ended the process", path=name, remedy=remedy, kind="crashed") from error

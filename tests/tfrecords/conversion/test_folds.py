@@ -136,13 +136,14 @@ def test_a_second_call_keeps_what_is_there_and_mends_what_is_not(
     assert list(write_folds(shards, targets)) == facts()
     times = [(target / "manifest.json").stat().st_mtime_ns for target in targets]
     targets[1].rename(tmp_path / "gone")
-    (targets[1].parent / "shards.partial").mkdir()
-    (targets[0].parent / ".shards-parts").mkdir()
+    for target in targets:
+        (target.parent / ".tmp-kerasseg-dead" / "new").mkdir(parents=True)
     assert list(write_folds(shards, targets)) == facts()
     again = [(target / "manifest.json").stat().st_mtime_ns for target in targets]
     assert (again[0], again[2]) == (times[0], times[2])
-    assert [path.name for path in targets[0].parent.iterdir()] == ["shards"]
-    with pytest.raises(DataError, match="another fold is there already"):
+    for target in targets:
+        assert [path.name for path in target.parent.iterdir()] == ["shards"]
+    with pytest.raises(DataError, match="another fold already exists"):
         write_folds(shards, targets, seed=7)
 
 

@@ -463,7 +463,7 @@ def test_verify_finds_each_kind_of_damage(prepared: tuple[Path, Manifest], tmp_p
     (copy / shard).write_bytes((copy / shard).read_bytes()[:-10])
     errors = verify(copy).errors
     assert any("middle of a record" in line for line in errors)
-    assert any("the manifest says" in line for line in errors)
+    assert any("but the manifest says" in line for line in errors)
 
     copy = damaged("missing")
     (copy / shard).unlink()
@@ -478,9 +478,9 @@ def test_verify_finds_each_kind_of_damage(prepared: tuple[Path, Manifest], tmp_p
     train = next(entry for entry in manifest.shards if entry.split == "train" and entry.records == val.records)
     shutil.copy(copy / train.path, copy / val.path)
     errors = verify(copy).errors
-    assert any("splits.csv says train" in line for line in errors)
-    assert any("stands 2 times" in line for line in errors)
-    assert any("groups stand in more than one split" in line for line in errors)
+    assert any("but splits.csv says train" in line for line in errors)
+    assert any("is 2 times in the shards" in line for line in errors)
+    assert any("in more than one split" in line for line in errors)
 
     copy = damaged("splits")
     text = (copy / "splits.csv").read_text()
@@ -493,7 +493,7 @@ def test_verify_finds_each_kind_of_damage(prepared: tuple[Path, Manifest], tmp_p
 
     copy = damaged("newer")
     rewritten(copy, format_version=99)
-    with pytest.raises(DataError, match="newer kerasseg"):
+    with pytest.raises(DataError, match="newer version of kerasseg"):
         verify(copy)
 
     copy = damaged("broken")

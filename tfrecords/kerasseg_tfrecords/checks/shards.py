@@ -1,4 +1,4 @@
-"""`verify`: is a shard directory still what its manifest says, record by record?"""
+"""Check a shard directory against its manifest, record by record (`kerasseg verify`)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from kerasseg_tfrecords.records.record import Record
 from kerasseg_tfrecords.splitting.duplicates import find_duplicates
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, load
+from kerasseg_tfrecords.text import count
 
 __all__ = ["Verification", "check_files", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found.
+    """Result of `verify`.
 
     Attributes:
-        errors: One line for each thing that is wrong; empty for sound shards.
-        warnings: What is as it was asked for, but should be known (a slice-wise split leaks by its nature).
-        records: How many records were read.
-        shards: How many files.
+        errors: One line for each error; empty for sound shards.
+        warnings: Properties of the data set that users should know, such as the leaks of a split by slice.
+        records: Number of records read.
+        shards: Number of files.
 
     Example:
         >>> found = verify("shards")
@@ -44,13 +45,13 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """True where nothing is wrong."""
+        """True if there are no errors."""
         return not self.errors
 
 
 @dataclass(slots=True)
 class _State:
-    """What one pass over the records collects."""
+    """Everything that one pass over the records collects."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -61,17 +62,17 @@ class _State:
 
 
 def verify(folder: Path | str, *, progress: Callable[[str, int, int], None] | None = None) -> Verification:
-    """Checks every hash, count, record, label and mask of a shard directory, and that nothing crosses its splits.
+    """Check every hash, count, record, label and mask of a shard directory, and that its splits share no patient or copy.
 
     Args:
-        folder: Written by `prepare`.
-        progress: Told the stage (`verify`), the records checked, and how many there are.
+        folder: A shard directory.
+        progress: Called with "verify", the records checked, and their total.
 
     Returns:
-        Everything that is wrong, not only the first thing.
+        All errors and warnings.
 
     Raises:
-        DataError: Where it is no shard directory, its manifest is damaged or of a newer version.
+        DataError: The folder is not a shard directory, or its manifest is damaged or of a newer version.
 
     Example:
         >>> verify("shards").sound
@@ -96,7 +97,7 @@ def verify(folder: Path | str, *, progress: Callable[[str, int, int], None] | No
     seen = set(state.ids)
     missing = [name for name, row in rows.items() if row.split != LEFT_OUT and name not in seen]
     if missing:
-        state.errors.append(f"{SPLITS_FILE}: {len(missing)} slices are in no shard, for instance {missing[0]}")
+        state.errors.append(f"{SPLITS_FILE}: {count(len(missing), 'slice')} not in any shard, such as {missing[0]}")
     _check_counts(manifest, state)
     _check_crossings(manifest, state)
     state.warnings += [warning.removeprefix("Warning: ") for warning in tumour_warnings(manifest.counts)]
@@ -104,13 +105,13 @@ def verify(folder: Path | str, *, progress: Callable[[str, int, int], None] | No
 
 
 def check_files(folder: Path | str) -> tuple[str, ...]:
-    """The quick part of `verify`: whether the files of a shard directory are there, with the bytes that were written.
+    """Check only that all files of a shard directory exist and have not changed.
 
     Args:
-        folder: Written by `prepare`.
+        folder: A shard directory.
 
     Returns:
-        One line for each thing that is wrong.
+        One line for each error.
 
     Raises:
         DataError: As `verify`.
@@ -156,10 +157,10 @@ def _check_shard(root: Path, shard: ShardFacts, manifest: Manifest, rows: dict[s
         return
     if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
         state.errors.append(f"{shard.path}: its bytes have changed since it was written (SHA-256)")
-    count = 0
+    found = 0
     try:
         for record in read_shard(path, size=manifest.size, channels=manifest.channels):
-            count += 1
+            found += 1
             state.errors.extend(f"{shard.path}: {line}" for line in _check_record(record, shard, manifest, rows))
             state.ids.append(record.slice_id)
             state.splits.append(shard.split)
@@ -167,8 +168,8 @@ def _check_shard(root: Path, shard: ShardFacts, manifest: Manifest, rows: dict[s
             state.prints.append(fingerprint(record.image))
     except DataError as error:
         state.errors.append(str(error).replace(str(path), shard.path))
-    if count != shard.records:
-        state.errors.append(f"{shard.path}: {count} records, the manifest says {shard.records}")
+    if found != shard.records:
+        state.errors.append(f"{shard.path}: {count(found, 'record')}, but the manifest says {shard.records}")
 
 
 def _check_record(record: Record, shard: ShardFacts, manifest: Manifest, rows: dict[str, SplitRow]) -> Iterator[str]:
@@ -176,7 +177,7 @@ def _check_record(record: Record, shard: ShardFacts, manifest: Manifest, rows: d
     if not 0 <= record.label < len(manifest.classes):
         yield f"{name}: label {record.label}, but there are {len(manifest.classes)} classes"
     elif manifest.classes[record.label] != shard.label:
-        yield f"{name}: is {manifest.classes[record.label]} in a file of {shard.label}"
+        yield f"{name}: has class {manifest.classes[record.label]} in a file of {shard.label}"
     if record.mask_native.shape != (record.height, record.width):
         found = "x".join(map(str, record.mask_native.shape))
         yield f"{name}: native mask is {found}, not {record.height}x{record.width}"
@@ -188,28 +189,30 @@ def _check_record(record: Record, shard: ShardFacts, manifest: Manifest, rows: d
     if rows and row is None:
         yield f"{name}: not in {SPLITS_FILE}"
     elif row is not None and (row.split, row.group) != (shard.split, record.group):
-        yield f"{name}: is in {shard.split}, {SPLITS_FILE} says {row.split} (group {record.group}, {row.group})"
+        yield f"{name}: is in {shard.split}, but {SPLITS_FILE} says {row.split} (groups {record.group}, {row.group})"
 
 
 def _check_counts(manifest: Manifest, state: _State) -> None:
     times: dict[str, int] = defaultdict(int)
     for name in state.ids:
         times[name] += 1
-    state.errors.extend(f"{name}: stands {count} times in the shards" for name, count in times.items() if count > 1)
+    state.errors.extend(f"{name}: is {number} times in the shards" for name, number in times.items() if number > 1)
     for counts in manifest.counts:
         found = sum(
             shard.records for shard in manifest.shards if (shard.split, shard.label) == (counts.split, counts.label)
         )
         if found != counts.slices:
-            state.errors.append(f"{counts.split}/{counts.label}: {found} records, the manifest counts {counts.slices}")
+            state.errors.append(
+                f"{counts.split}/{counts.label}: {count(found, 'record')}, but the manifest says {counts.slices}"
+            )
 
 
 def _check_crossings(manifest: Manifest, state: _State) -> None:
-    """Groups and look-alikes on two sides. Slice-wise splits cross by their nature: that is a warning, not an error."""
+    """Find groups and copies in several splits. A split by slice always has some: then they are warnings."""
     crossing = sorted(group for group, splits in state.groups.items() if len(splits) > 1)
     say = state.warnings if manifest.options.split_by != "patient" else state.errors
     if crossing:
-        say.append(f"{len(crossing)} groups stand in more than one split, for instance {crossing[0]}")
+        say.append(f"{count(len(crossing), 'group')} in more than one split, such as {crossing[0]}")
     if not manifest.options.find_duplicates:
         say = state.warnings
     known = {frozenset(chain) for chain in manifest.unmerged_chains}
@@ -223,6 +226,6 @@ def _check_crossings(manifest: Manifest, state: _State) -> None:
         (chained if first in excused and second in excused else say).append(line)
     if chained:
         state.warnings.append(
-            f"{len(chained)} look-alikes of chains that prepare did not merge (see the manifest) stand on two sides, for "
-            f"instance {chained[0]}"
+            f"{count(len(chained), 'pair')} of similar slices in different splits, from chains that prepare did not merge "
+            f"(see the manifest), such as {chained[0]}"
         )

@@ -1,4 +1,4 @@
-"""One item of a source -> the bytes and facts of its records. Runs in worker processes; imports no TensorFlow."""
+"""Convert one item of a source to the content of its records. Runs in worker processes, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Conversion", "Converted", "Failure", "convert_item"]
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """How slices become records.
+    """Options of the conversion.
 
     Attributes:
-        size: Side of the stored image.
+        size: Side of the stored image in pixels.
         intensity: Name of the intensity rule.
-        source: What the readers are told.
+        source: Options of the readers.
     """
 
     size: int
@@ -45,19 +45,19 @@ class Converted:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What came of an item that gave no slices: problems, or the remark that it is none."""
+    """Result for an item without slices: its problems, or the reason why it is not a slice."""
 
     problems: tuple[Problem, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 
 
 def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Converted | Failure]:
-    """Reads one item and yields its slices one after another, so that a volume's records need not fit memory twice.
+    """Read one item and yield its slices one by one, so that the records of a volume are not in memory twice.
 
     Args:
         item: From a source's listing.
         conversion: Size, rule and reader options.
-        prefix: Name of the input, put before ids and file names.
+        prefix: Name of the input, which precedes ids and file names.
     """
     try:
         reading = read_item(item, conversion.source)
@@ -67,7 +67,7 @@ def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Co
     except DataError as error:
         yield Failure(problems=(Problem.of(error, _text(f"{prefix}/{item.name}")),))
         return
-    except Exception as error:  # a reader's own fault must not cost the files that can be read
+    except Exception as error:  # a bug in a reader must not stop the other files
         message = f"cannot be read: {one_line(error) or 'no reason given'} ({type(error).__name__})"
         yield Failure(problems=(Problem(_text(f"{prefix}/{item.name}"), "unreadable", message),))
         return
@@ -82,7 +82,7 @@ def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Co
 
 
 def convert_slice(piece: Slice, reading: Reading, conversion: Conversion, prefix: str) -> Converted:
-    """The record of one slice; a pure function of its arguments."""
+    """Convert one slice; a pure function of its arguments."""
     scope = piece.image if reading.scope is None else reading.scope
     image = fit_image(piece.image, intensity_window(scope, conversion.intensity), conversion.size, piece.spacing)
     native = np.zeros(piece.image.shape[:2], bool) if piece.mask is None else piece.mask
@@ -111,7 +111,7 @@ def convert_slice(piece: Slice, reading: Reading, conversion: Conversion, prefix
 
 
 def _text(name: str) -> str:
-    """File names may hold bytes that are no UTF-8; records, CSV and JSON may not."""
+    """Escape bytes of a file name that are not UTF-8, which records, CSV and JSON do not allow."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

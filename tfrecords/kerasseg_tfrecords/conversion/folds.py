@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.conversion.write import shuffle_key
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.files import atomic_folder, explain_os_error, scratch_folder, write_atomically
+from kerasseg_tfrecords.files import (
+    atomic_folder,
+    explain_os_error,
+    remove_leftovers,
+    scratch_folder,
+    write_atomically,
+)
 from kerasseg_tfrecords.records.manifest import (
     MANIFEST,
     SPLITS_FILE,
@@ -117,6 +123,8 @@ def write_folds(shards: Path | str, targets: Sequence[Path], seed: int = 42) -> 
         KerassegError: The disk is full, or cannot be written.
     """
     root = Path(shards)
+    for target in targets:
+        remove_leftovers(target.parent)
     source = load_manifest(root)
     rows = load(root / SPLITS_FILE)
     used = {row.slice_id: row for row in rows if row.split in _SOURCES}

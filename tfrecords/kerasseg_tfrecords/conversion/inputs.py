@@ -1,4 +1,4 @@
-"""The inputs of one data set: their format, their items, and what is wrong with them before anything is read."""
+"""List the inputs of a data set: their formats, items and problems, before any slice is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ListedInput", "list_inputs", "source_options"]
 
 @dataclass(frozen=True, slots=True)
 class ListedInput:
-    """One input after listing."""
+    """One input with its items."""
 
     name: str
     format: str
@@ -28,7 +28,7 @@ class ListedInput:
 
 
 def source_options(options: PrepareOptions) -> SourceOptions:
-    """What of the options concerns the readers."""
+    """Select the options of the readers."""
     return SourceOptions(
         classes=options.classes,
         plane=options.plane,
@@ -42,7 +42,7 @@ def source_options(options: PrepareOptions) -> SourceOptions:
 
 
 def list_inputs(roots: Sequence[Path], options: PrepareOptions, hidden: Iterable[Path]) -> list[ListedInput]:
-    """Finds the items of every input; whatever lies in the shard directory itself is not input."""
+    """Find the items of every input, except in the `hidden` folders."""
     names = input_names(roots)
     listed = []
     for root, name in zip(roots, names, strict=True):

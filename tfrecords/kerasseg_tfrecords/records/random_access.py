@@ -1,7 +1,7 @@
-"""Any record of a split by its number, read straight from the TFRecord files; needs no TensorFlow.
+"""Read any record of a split by its number, directly from the TFRecord files and without TensorFlow.
 
-A TFRecord file is a row of records, each one 8 bytes of length (little-endian), 4 of check sum, the data, and 4 of check
-sum. `ShardRecords` walks over the lengths once and then reads single records by their place.
+Each record of a TFRecord file is 8 bytes of length (little-endian), 4 bytes of checksum, the data, and 4 bytes of checksum.
+`ShardRecords` reads the lengths once and then single records by their offsets.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.records.manifest import Manifest, ShardFacts
+from kerasseg_tfrecords.text import count
 
 __all__ = ["ShardRecords", "check_hashes", "scan_offsets"]
 
 _HEADER, _FOOTER = 12, 4
-_REMEDY = "Run kerasseg verify, and prepare again."
+_REMEDY = "Run kerasseg verify, then prepare the shards again."
 
 
 def scan_offsets(path: Path, expected: int) -> NDArray[np.int64]:
-    """Where the records of one file begin and how long they are.
+    """Find the offset and length of all records of a file.
 
     Args:
         path: A TFRecord file.
-        expected: How many records it holds by its manifest.
+        expected: Number of records in the manifest.
 
     Returns:
-        (expected, 2): offset of the data and its length, bytes.
+        (expected, 2): offset of the data and its length in bytes.
 
     Raises:
-        DataError: Where the file ends in the middle of a record, or holds another number of them.
+        DataError: The file ends in the middle of a record, or has another number of records.
     """
     places: list[tuple[int, int]] = []
     try:
@@ -46,7 +47,7 @@ def scan_offsets(path: Path, expected: int) -> NDArray[np.int64]:
                 length = struct.unpack("<Q", header)[0] if len(header) == 8 else size
                 if at + _HEADER + length + _FOOTER > size:
                     raise DataError(
-                        f"damaged, or cut off, after {len(places)} good records",
+                        f"damaged or truncated after {count(len(places), 'record')}",
                         path=path,
                         expected=f"{expected} records",
                         remedy=_REMEDY,
@@ -57,7 +58,7 @@ def scan_offsets(path: Path, expected: int) -> NDArray[np.int64]:
         raise DataError(f"cannot be read: {error.strerror}", path=path, remedy=_REMEDY) from error
     if len(places) != expected:
         raise DataError(
-            "another number of records than the manifest says",
+            "the number of records differs from the manifest",
             path=path,
             found=len(places),
             expected=expected,
@@ -69,15 +70,15 @@ def scan_offsets(path: Path, expected: int) -> NDArray[np.int64]:
 def check_hashes(
     root: Path, shards: Sequence[ShardFacts], progress: Callable[[str, int, int], None] | None = None
 ) -> None:
-    """Compares the SHA-256 of files with the manifest's.
+    """Compare the SHA-256 of files with the manifest.
 
     Args:
         root: The shard directory.
         shards: The files to check.
-        progress: Told "check", the files done, and how many there are.
+        progress: Called with "check", the files done, and their total.
 
     Raises:
-        DataError: At the first file that has changed since it was written.
+        DataError: A file has changed since it was written.
     """
     for done, shard in enumerate(shards):
         if progress:
@@ -101,9 +102,9 @@ def check_hashes(
 
 
 class ShardRecords:
-    """The records of one split as a sequence: number i is the i-th in the order of the manifest's files.
+    """The records of one split as a sequence, in the order of the files in the manifest.
 
-    Nothing is kept open or in memory but 16 bytes a record, so that several threads may read at once.
+    Keeps no file open and only 16 bytes per record in memory. Several threads may read at once.
 
     Args:
         root: The shard directory.
@@ -111,7 +112,7 @@ class ShardRecords:
         split: `train`, `val` or `test`.
 
     Attributes:
-        labels: (records,) index into the manifest's classes; from the manifest, nothing is read for it.
+        labels: (records,) index into the classes of the manifest; known without reading a record.
     """
 
     def __init__(self, root: Path, manifest: Manifest, split: str) -> None:
@@ -125,22 +126,22 @@ class ShardRecords:
         self._places: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
-        """Records in the split."""
+        """Return the number of records in the split."""
         return len(self.labels)
 
     def path_of(self, number: int) -> Path:
-        """The file that holds record `number`."""
+        """Return the file that holds record `number`."""
         return self.root / self.shards[int(self._shard[number])].path
 
     def read(self, number: int) -> bytes:
-        """The serialised Example of one record.
+        """Read the serialised Example of one record.
 
         Raises:
-            DataError: Where its file is damaged or gone.
+            DataError: Its file is damaged or missing.
         """
         shard = int(self._shard[number])
         path = self.root / self.shards[shard].path
-        if shard not in self._places:  # two threads may both come here: they find the same
+        if shard not in self._places:  # two threads may both do this, with the same result
             self._places[shard] = scan_offsets(path, self.shards[shard].records)
         offset, length = self._places[shard][number - int(self._first[shard])].tolist()
         try:

@@ -1,4 +1,4 @@
-"""What one record of a shard holds, apart from how it is serialised (`schema`) and stored (`shards`)."""
+"""The content of a record. `schema` serialises it, `shards` stores it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["Payload", "Record", "SliceFacts", "pack_mask", "pack_native_mask", "
 
 @dataclass(frozen=True, slots=True)
 class SliceFacts:
-    """What is known of a slice besides its pixels.
+    """Everything about a slice but its pixels.
 
     Attributes:
-        slice_id: Unique over all inputs: the input's name, a slash, the reader's id.
-        source: File it was read from, likewise prefixed.
+        slice_id: Unique over all inputs: name of the input, a slash, the reader's id.
+        source: File that it was read from, with the same prefix.
         sha256: Hex digest of the bytes that were read.
         label: Class name.
         patient: As read; "" where unknown.
         volume: Unique over all inputs; "" for single slices.
-        slice_index: Place in the volume, from 0; -1 for single slices.
+        slice_index: Index in the volume, from 0; -1 for single slices.
         height, width: Native size in pixels.
         channels: 1 or 3.
-        spacing: Millimetres a pixel, rows then columns; (0, 0) where unknown.
-        tumour_pixels: Tumour area at native size.
-        notes: What the reader had to decide.
+        spacing: Millimetres per pixel, rows then columns; (0, 0) where unknown.
+        tumour_pixels: Tumour area in pixels at native size.
+        notes: Notes of the reader.
     """
 
     slice_id: str
@@ -71,7 +71,7 @@ class Record:
         mask: (size, size) bool.
         mask_native: (height, width) bool.
         label: Index into the manifest's classes.
-        group: What the split kept together.
+        group: All slices of a group are in one split.
         Others: As in `SliceFacts`.
 
     Example:
@@ -96,7 +96,7 @@ class Record:
 
 
 def pack_mask(mask: NDArray[np.bool_]) -> bytes:
-    """One bit a pixel, row-major, most significant bit first, each row padded to a byte.
+    """Pack a mask: one bit per pixel, row-major, most significant bit first, each row padded to a byte.
 
     >>> pack_mask(np.array([[True, False, False], [False, False, True]])).hex()
     '8020'
@@ -105,17 +105,17 @@ def pack_mask(mask: NDArray[np.bool_]) -> bytes:
 
 
 def unpack_mask(data: bytes, size: int) -> NDArray[np.bool_]:
-    """Inverse of `pack_mask` for a square mask of side `size`."""
+    """Undo `pack_mask` for a square mask of side `size`."""
     rows = np.frombuffer(data, np.uint8)
     stride = (size + 7) // 8
     if rows.size != size * stride:
-        raise DataError("a mask of the wrong length", found=f"{rows.size} bytes", expected=f"{size * stride} bytes")
+        raise DataError("the mask has the wrong length", found=f"{rows.size} bytes", expected=f"{size * stride} bytes")
     return np.unpackbits(rows.reshape(size, stride), axis=1, count=size).astype(bool)
 
 
 def pack_native_mask(mask: NDArray[np.bool_]) -> bytes:
-    """PNG with 1 bit a pixel."""
-    # Strategy and level fixed, so that the bytes depend on the mask and the library alone.
+    """Encode a mask as PNG with 1 bit per pixel."""
+    # Fixed settings, so that the bytes depend only on the mask and the library.
     settings = [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 1]
     done, data = cv2.imencode(".png", mask.view(np.uint8) * np.uint8(255), settings)
     if not done:
@@ -124,8 +124,8 @@ def pack_native_mask(mask: NDArray[np.bool_]) -> bytes:
 
 
 def unpack_native_mask(data: bytes) -> NDArray[np.bool_]:
-    """Inverse of `pack_native_mask`."""
+    """Undo `pack_native_mask`."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
-        raise DataError("the native mask is no PNG")
+        raise DataError("the native mask is not a PNG")
     return np.asarray(image > 0)

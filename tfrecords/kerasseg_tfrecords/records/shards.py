@@ -1,4 +1,4 @@
-"""TFRecord files: write the shards of a data set, read them back, hash them."""
+"""Write, read and hash the TFRecord files of a data set."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["family_names", "file_sha256", "read_records", "read_shard", "shard_p
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the SHA-256 of a file as hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def family_names(labels: Sequence[str]) -> dict[str, str]:
-    """Each class name as part of a file name; two that become alike get a number.
+    """Turn class names into parts of file names; equal ones get a number.
 
     >>> family_names(["glioma", "no tumour", "no/tumour"])
     {'glioma': 'glioma', 'no tumour': 'no_tumour', 'no/tumour': 'no_tumour-2'}
@@ -50,19 +50,19 @@ def write_family(
     count: int,
     records_per_shard: int,
 ) -> list[ShardFacts]:
-    """Writes the records of one class in one split, in the given order, as `SPLIT/CLASS-00000-of-00003.tfrecord`.
+    """Write the records of one class in one split, in the given order, as `SPLIT/CLASS-00000-of-00003.tfrecord`.
 
     Args:
         root: The shard directory.
         split: `train`, `val` or `test`.
         label: Class name.
-        family: The same as part of a file name (`family_names`).
-        serialized: Gives the serialised Example number i, 0 <= i < count.
-        count: How many there are; 0 writes nothing.
-        records_per_shard: Upper bound; the records are spread evenly.
+        family: Class name as part of a file name (`family_names`).
+        serialized: Returns the serialised Example number i, 0 <= i < count.
+        count: Number of records; 0 writes nothing.
+        records_per_shard: Largest number of records in a file; they are spread evenly.
 
     Raises:
-        KerassegError: Where the disk is full or cannot be written.
+        KerassegError: The disk is full or cannot be written.
     """
     folder = root / split
     shards = -(-count // records_per_shard)
@@ -78,7 +78,7 @@ def write_family(
         except OSError as error:
             raise explain_os_error(error, path) from error
         except tf.errors.OpError as error:
-            # TensorFlow's file layer reports a full disk by its own exceptions; ask the system which it was.
+            # TensorFlow has exceptions of its own for a full disk.
             raise _explain_write(error, path) from error
         facts.append(
             ShardFacts(
@@ -103,15 +103,15 @@ def _explain_write(error: Exception, path: Path) -> Exception:
 
 
 def shard_paths(folder: Path | str, split: str, manifest: Manifest | None = None) -> list[Path]:
-    """Files of a split in the manifest's order, checked to exist with their size.
+    """Return the files of a split in the order of the manifest, after checking that they exist and have the right size.
 
     Args:
         folder: A shard directory.
-        split: "train", "val" (or "validation"), "test".
-        manifest: Where it has been read already.
+        split: "train", "val" (or "validation") or "test".
+        manifest: The manifest, if it has been read already.
 
     Raises:
-        DataError: Where a file is missing or has another size than the manifest says.
+        DataError: A file is missing or has another size than in the manifest.
 
     Example:
         >>> [path.name for path in shard_paths("shards", "train")][0]
@@ -128,16 +128,16 @@ def shard_paths(folder: Path | str, split: str, manifest: Manifest | None = None
                 path=path,
                 found="no such file" if size is None else f"{size} bytes",
                 expected=f"{shard.bytes} bytes",
-                remedy="Run kerasseg verify, and prepare again.",
+                remedy="Run kerasseg verify, then prepare the shards again.",
             )
     return [root / shard.path for shard in listed]
 
 
 def read_shard(path: Path, *, size: int, channels: int) -> Iterator[Record]:
-    """Records of one file, one after another.
+    """Yield the records of one file.
 
     Raises:
-        DataError: At the first record that is damaged; those before it have been given.
+        DataError: A record is damaged; those before it have been yielded.
     """
     count = 0
     iterator = iter(tf.data.TFRecordDataset(str(path)))
@@ -148,23 +148,23 @@ def read_shard(path: Path, *, size: int, channels: int) -> Iterator[Record]:
             return
         except tf.errors.OpError as error:
             kind = "the file ends in the middle of a record" if "truncated" in str(error) else "a damaged record"
-            raise DataError(f"{kind} after {count} good ones", path=path, remedy="Prepare again.") from error
+            raise DataError(f"{kind} after {count} good ones", path=path, remedy="Prepare the shards again.") from error
         try:
             yield decode(serialized, size=size, channels=channels)
         except DataError as error:
-            raise DataError(f"record {count}: {error}", path=path, remedy="Prepare again.") from error
+            raise DataError(f"record {count}: {error}", path=path, remedy="Prepare the shards again.") from error
         count += 1
 
 
 def read_records(folder: Path | str, splits: str | Sequence[str] = SPLITS) -> Iterator[Record]:
-    """All records of the named splits of a shard directory, as NumPy arrays, file by file.
+    """Yield all records of some splits of a shard directory as NumPy arrays, file by file.
 
     Args:
         folder: A shard directory.
-        splits: "train", "val", "test"; one or several.
+        splits: "train", "val" or "test"; one or several.
 
     Raises:
-        DataError: A file is missing or damaged; the records before it have been given.
+        DataError: A file is missing or damaged; the records before it have been yielded.
 
     Example:
         >>> record = next(iter(read_records("shards", ["train"])))

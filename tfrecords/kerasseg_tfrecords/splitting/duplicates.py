@@ -1,7 +1,7 @@
-"""Copies of a slice, found before the split: equal pixels, and the same picture re-encoded, resized or mirrored.
+"""Find copies of slices before the split: equal pixels, and the same image re-encoded, resized or mirrored.
 
-Two stages. An index over the perceptual hashes gives candidates, about one pair for each slice instead of all pairs; the
-correlation of the two detail pictures, in the orientation that the hashes suggest, confirms them.
+An index over the perceptual hashes gives candidates. The correlation of their details, in the orientation that the hashes
+suggest, confirms them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Pair:
         second: Index of the other, larger than `first`; in an `Overlap`, into the second set.
         kind: `equal` pixels, or `near`-equal.
         correlation: Of the details, 1.0 for equal pixels.
-        orientation: How `second` must be laid to match `first`, one of `fingerprints.ORIENTATIONS`.
+        orientation: How `second` must be turned to match `first`, one of `fingerprints.ORIENTATIONS`.
     """
 
     first: int
@@ -83,17 +83,17 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateReport:
-    """What `find_duplicates` found.
+    """Result of `find_duplicates`.
 
     Attributes:
-        pairs: Confirmed pairs, sorted. Of m slices with equal pixels, the first is paired with each of the others, and it
-            alone stands for them in near-equal pairs.
-        clusters: Sets of two and more slices that are to stay together, each sorted, sorted by their first slice.
-        chains: Sets of slices that near-equal pairs connect but that were not merged, because they hold more than
-            `MAX_SHARE` of the data without being copies of any one slice. Equal pixels within them are in `clusters`.
+        pairs: Confirmed pairs, sorted. Of several slices with equal pixels, the first is paired with each of the others and
+            represents them in near-equal pairs.
+        clusters: Sets of two or more slices that must stay together; each is sorted, and they are sorted by first slice.
+        chains: Sets of slices connected by near-equal pairs that were not merged, because they hold more than `MAX_SHARE`
+            of the data and are not all copies of one slice. Equal pixels within them are in `clusters`.
         left_out: Near-uniform slices, which were not compared.
-        examined: Pairs whose hashes were compared, which is what the search costs.
-        compared: Pairs whose correlation was taken then.
+        examined: Number of pairs whose hashes were compared (the cost of the search).
+        compared: Number of pairs whose correlation was computed.
     """
 
     pairs: tuple[Pair, ...]
@@ -106,7 +106,7 @@ class DuplicateReport:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What `overlap` found.
+    """Result of `overlap`.
 
     Attributes:
         matches: For each slice of the first set that the second set holds too, its best match; sorted.
@@ -129,13 +129,12 @@ def find_duplicates(
     min_variance: float = MIN_VARIANCE,
     max_share: float = MAX_SHARE,
 ) -> DuplicateReport:
-    """Slices that are copies of one another.
+    """Find slices that are copies of one another.
 
-    Two slices are near-equal when, in one of the eight orientations, their hashes lie within `hash_radius` and their
-    details correlate at `min_correlation` or more. Being near-equal carries on from slice to slice: a cluster is all that
-    is connected. Where that swallows more than `max_share` of the data and no slice in it is near-equal to all others, it
-    is a chain (thin neighbouring slices, each like the next): reported, not merged. So small data sets keep their
-    pairs, and a hundred copies of one slice stay one cluster.
+    Two slices are near-equal if, in one of the eight orientations, their hashes are within `hash_radius` and their details
+    correlate at `min_correlation` or more. A cluster is a connected set of near-equal slices. If it holds more than
+    `max_share` of the data and no slice in it is near-equal to all others, it is a chain (thin neighbouring slices, each
+    like the next): it is reported but not merged. A hundred copies of one slice are a cluster.
 
     Args:
         prints: Fingerprints of n slices.
@@ -193,17 +192,17 @@ def overlap(
     hash_radius: float = HASH_RADIUS,
     min_variance: float = MIN_VARIANCE,
 ) -> Overlap:
-    """Slices that another data set holds too, for leaving them out.
+    """Find slices of which another data set holds copies.
 
     Args:
-        prints: Fingerprints of the slices that may have to go.
-        others: Fingerprints of the other data set's slices.
+        prints: Fingerprints of the slices to look up.
+        others: Fingerprints of the slices of the other data set.
         min_correlation: As in `find_duplicates`.
         hash_radius: As in `find_duplicates`.
         min_variance: As in `find_duplicates`; near-uniform slices match nothing.
 
     Returns:
-        The best match of each slice of `prints` that has one: equal pixels first, then the largest correlation.
+        The best match of each slice in `prints` that has one: equal pixels, else the highest correlation.
     """
     mine, theirs = np.flatnonzero(prints.variances >= min_variance), np.flatnonzero(others.variances >= min_variance)
     known: dict[bytes, int] = {}
@@ -227,7 +226,7 @@ def overlap(
 
 
 def merge_groups(groups: Sequence[str], clusters: Iterable[Sequence[int]]) -> tuple[str, ...]:
-    """One group for all slices of a cluster, and for all groups that clusters connect.
+    """Merge the groups that clusters of slices connect.
 
     Args:
         groups: The group of each slice.
