@@ -262,9 +262,16 @@ def open_unit(
         return _open_volume(unit.items[0], rule, options, plane, usual)
     if unit.kind == "series":
         return _open_series(unit, rule, options)
-    (only,) = read_item(unit.items[0], options).slices
-    raw = RawSlice(only.image, intensity_window(only.image, rule), only.spacing)
-    return OpenedUnit(1, PictureLayout(), iter([raw]), only.notes)
+    reading = read_item(unit.items[0], options)
+    first = reading.slices[0]
+    raws = [
+        RawSlice(one.image, intensity_window(one.image if reading.scope is None else reading.scope, rule), one.spacing)
+        for one in reading.slices
+    ]
+    if len(raws) == 1:
+        return OpenedUnit(1, PictureLayout(), iter(raws), first.notes)
+    pages = SeriesLayout(tuple(one.slice_id for one in reading.slices), None, (None,) * len(raws))
+    return OpenedUnit(len(raws), pages, iter(raws), first.notes)
 
 
 # --- volumes ---------------------------------------------------------------------------------------------------------
