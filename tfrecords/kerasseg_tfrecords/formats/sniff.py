@@ -8,6 +8,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
     "describe",
+    "has_no_preamble",
     "is_dicom",
     "is_gzip",
     "is_picture",
@@ -46,8 +47,18 @@ def is_picture(data: bytes) -> bool:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether `data` starts like a DICOM file: 128 bytes of anything, then `DICM`."""
-    return data[128:132] == b"DICM"
+    """Whether `data` starts like a DICOM file: 128 bytes of anything, then `DICM`; or, as old scanners write, at once."""
+    return data[128:132] == b"DICM" or has_no_preamble(data)
+
+
+def has_no_preamble(data: bytes) -> bool:
+    """Whether `data` starts with the elements of a DICOM data set, without the 132 bytes that should stand before."""
+    if data[128:132] == b"DICM" or len(data) < 16 or data[:2] not in {b"\x02\0", b"\x08\0"} or data[3] > 1:
+        return False
+    if data[4:6].isalpha() and data[4:6].isupper():
+        return True
+    end = 8 + int.from_bytes(data[4:8], "little")  # implicit: the length follows the tag
+    return end < HEAD_BYTES and data[end : end + 2] in {b"\x02\0", b"\x08\0"} and data[end + 2 : end + 4] > data[2:4]
 
 
 def is_gzip(data: bytes) -> bool:
