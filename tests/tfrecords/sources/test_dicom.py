@@ -323,8 +323,9 @@ def packed(path: Path, frame: bytes, pixels: NDArray[Any], syntax: str) -> Path:
 
 
 def test_jpeg_2000_and_jpeg(tmp_path: Path) -> None:
-    lossless = opened(packed(tmp_path / "1.dcm", encode_array(PIXELS), PIXELS, JPEG2000Lossless))
-    np.testing.assert_array_equal(lossless.pixels, PIXELS)
+    deep = np.tile(PIXELS, (6, 5))
+    lossless = opened(packed(tmp_path / "1.dcm", encode_array(deep), deep, JPEG2000Lossless))
+    np.testing.assert_array_equal(lossless.pixels, deep)
     grey = (np.add.outer(np.arange(32), np.arange(48)) * 3).astype(np.uint8)
     frame = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
     lossy = opened(packed(tmp_path / "2.dcm", frame, grey, JPEGBaseline8Bit))
