@@ -47,7 +47,7 @@ def test_a_series_of_another_part_of_the_body_is_remarked(tmp_path: Path) -> Non
         write(tmp_path / (part or "none") / "1.dcm", generate_uid(), 1, part)
         (unit,) = plan_units(list_images([tmp_path / (part or "none")], OPTIONS))
         notes = open_unit(unit, "minmax", OPTIONS, None).notes
-        assert any("body part examined is KNEE" in note for note in notes) == remarked
+        assert any("shows KNEE, not a head" in note for note in notes) == remarked
 
 
 def test_frames_of_one_file_are_named_after_it() -> None:
