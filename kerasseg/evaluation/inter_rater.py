@@ -16,7 +16,7 @@ from kerasseg.evaluation.schema import Mean, SecondReader
 from kerasseg.evaluation.scoring import mask_dice
 from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.formats.images import decode_picture
+from kerasseg_tfrecords.formats.images import decode_picture, upright
 from kerasseg_tfrecords.intensity import fit_mask
 from kerasseg_tfrecords.records.manifest import MANIFEST
 from kerasseg_tfrecords.sources.base import SourceOptions
@@ -172,5 +172,6 @@ def _read(file: Path, most: int) -> tuple[NDArray[np.bool_], str]:
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=file) from error
-    mask, _ = mask_of_picture(decode_picture(data, str(file), most), str(file))
-    return mask, str(file)
+    picture = decode_picture(data, str(file), most)
+    mask, _ = mask_of_picture(picture, str(file))
+    return upright(mask, picture.orientation), str(file)

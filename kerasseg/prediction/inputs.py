@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
 from kerasseg.prediction.writers import Layout, PictureLayout, SeriesLayout, VolumeLayout
@@ -185,12 +182,26 @@ def _series(series: dict[str, list[Item]], prefix: str, entry: ImageInput) -> li
                     Unit(prefix + items[0].name, "series", tuple(items), _stem(prefix + items[0].name), prefix)
                 )
                 continue
-            base = _stem(prefix + folder) if folder else prefix + (entry.root.resolve().stem or "series")
-            if len(members) > 1:
-                base = f"{base}-{uid.rsplit('.', 1)[-1]}"
+            files = {item.files[0].name for item in items}
+            if len(files) == 1:  # the frames of an enhanced file
+                base = _stem(prefix + files.pop())
+            else:
+                base = _stem(prefix + folder) if folder else prefix + (entry.root.resolve().stem or "series")
+                if len(members) > 1:
+                    base = f"{base}-{_short(uid, [other for other, _ in members])}"
             name = f"{prefix}{items[0].name} and {len(items) - 1} more"
             units.append(Unit(name, "series", tuple(items), base, prefix))
     return units
+
+
+def _short(uid: str, others: Sequence[str]) -> str:
+    """The last numbers of a UID, as many as tell it from the others: vendors end all UIDs of a study alike."""
+    numbers = uid.split(".")
+    for length in range(1, len(numbers) + 1):
+        end = numbers[-length:]
+        if sum(other.split(".")[-length:] == end for other in others) == 1:
+            return ".".join(end)
+    return uid
 
 
 def _check_names(units: Sequence[Unit]) -> None:
@@ -262,9 +273,16 @@ def open_unit(
         return _open_volume(unit.items[0], rule, options, plane, usual)
     if unit.kind == "series":
         return _open_series(unit, rule, options)
-    (only,) = read_item(unit.items[0], options).slices
-    raw = RawSlice(only.image, intensity_window(only.image, rule), only.spacing)
-    return OpenedUnit(1, PictureLayout(), iter([raw]), only.notes)
+    reading = read_item(unit.items[0], options)
+    first = reading.slices[0]
+    raws = [
+        RawSlice(one.image, intensity_window(one.image if reading.scope is None else reading.scope, rule), one.spacing)
+        for one in reading.slices
+    ]
+    if len(raws) == 1:
+        return OpenedUnit(1, PictureLayout(), iter(raws), first.notes)
+    pages = SeriesLayout(tuple(one.slice_id for one in reading.slices), None, (None,) * len(raws))
+    return OpenedUnit(len(raws), pages, iter(raws), first.notes)
 
 
 # --- volumes ---------------------------------------------------------------------------------------------------------
@@ -313,12 +331,14 @@ def _open_series(unit: Unit, rule: IntensityRule, options: SourceOptions) -> Ope
     from kerasseg_tfrecords.sources.base import file_limit
 
     headers = [
-        read_dicom_header(read_bytes(item.files[0], limit=file_limit(options)), item.name, options.max_pixels)
+        read_dicom_header(
+            read_bytes(item.files[0], limit=file_limit(options)), item.name, options.max_pixels, item.page
+        )
         for item in unit.items
     ]
     affines = tuple(_affine(header) for header in headers)
     layout = SeriesLayout(tuple(item.name for item in unit.items), _even(headers, affines), affines)
-    notes = [*_not_a_head(unit, options)]
+    notes = [*_not_a_head(headers[0].body_part)]
     if layout.affine is None and len(headers) > 1:
         notes.append("the slices are not evenly spaced: each has a mask file of its own")
     thickness = 0.0 if layout.affine is None else float(np.linalg.norm(layout.affine[:3, 2]))
@@ -339,18 +359,8 @@ _MAY_BE_HEAD = re.compile(
 """Body parts that may show a brain, or that say nothing; other languages occur."""
 
 
-def _not_a_head(unit: Unit, options: SourceOptions) -> Iterator[str]:
+def _not_a_head(part: str) -> Iterator[str]:
     """A remark where the header of a series says that it shows another part of the body."""
-    from kerasseg_tfrecords.sources.base import file_limit
-
-    try:
-        data = read_bytes(unit.items[0].files[0], limit=file_limit(options))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on values that the standard does not allow
-            dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=["BodyPartExamined"])
-            part = str(dataset.get("BodyPartExamined") or "").strip()
-    except Exception:  # pydicom raises what its parsers raise; the reader itself reports damaged files
-        return
     if part and not _MAY_BE_HEAD.search(part.lower()):
         yield f"the header says that the series shows {one_line(part)[:40]}, not a head: do not rely on its masks"
 

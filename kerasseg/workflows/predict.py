@@ -457,7 +457,7 @@ class _Job:
             self._save(name, png(draw_overlay(one.shown, mask)))
             with work.lock:
                 work.overlays.append(name)
-        place = None if unit.kind == "picture" else one.place
+        place = None if unit.kind == "picture" and len(work.masks) == 1 else one.place
         file = unit.name if unit.kind != "series" else unit.prefix + unit.items[one.place].name
         row = describe(
             file,

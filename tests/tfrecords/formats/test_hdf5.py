@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 import zlib
 from functools import partial
@@ -330,3 +331,29 @@ def test_matlabs_empty_text(tmp_path: Path) -> None:
 def test_no_short_text(tmp_path: Path, value: object) -> None:
     with pytest.raises(DataError, match=r"1\.mat: x is"):
         text(stored(tmp_path / "1.mat", value))
+
+
+def test_a_text_in_chunks_never_shows_what_lies_in_memory(tmp_path: Path) -> None:
+    """A chunk that inflates to one byte of the 1,000 that it declares."""
+    with h5py.File(tmp_path / "1.mat", "w") as file:
+        made = file.create_dataset("x", (1,), "S1000", chunks=(1,), compression="gzip")
+        made.id.write_direct_chunk((0,), zlib.compress(b"P"))
+    with pytest.raises(DataError, match="x is text in chunks"):
+        text(tmp_path / "1.mat")
+
+
+@pytest.mark.parametrize("damage", ["size", "index", "signature", "address"])
+def test_a_heap_of_texts_that_leads_nowhere_ends_at_once(tmp_path: Path, damage: str) -> None:
+    path = stored(tmp_path / "1.mat", "patient 7")
+    data = bytearray(path.read_bytes())
+    heap = data.find(b"GCOL")
+    place = {"size": heap + 24, "index": heap + 16, "signature": heap, "address": heap + 8}[damage]
+    data[place : place + 4] = (0xFFFFFFF0).to_bytes(4, "little") if damage != "index" else (9).to_bytes(4, "little")
+    path.write_bytes(data)
+    start = time.perf_counter()
+    if damage == "address":  # the size of the collection; its entry is still there
+        assert text(path) == "patient 7"
+    else:
+        with pytest.raises(DataError, match="x cannot be read"):
+            text(path)
+    assert time.perf_counter() - start < 5

@@ -7,6 +7,7 @@ import os
 import random
 import struct
 import subprocess
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,8 @@ def test_tiffs_with_several_pages_are_refused(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
         (bytes(128) + b"DICM", "a DICOM file"),
         (bytes(range(200)), "something else"),
-        (b"GIF89a", "a GIF image"),
+        (b"GIF89a", "a damaged GIF file"),
+        (b"%PDF-1.4", "a PDF file"),
     ],
 )
 def test_what_is_no_picture_is_named(data: bytes, words: str) -> None:
@@ -296,3 +298,40 @@ def test_processes_hear_only_their_own_files(tmp_path: Path, python: str, child_
     (tmp_path / "a.jpg").write_bytes(encode(".jpg", cv2.resize(COLOUR, (320, 240))))
     done = subprocess.run([python, "-c", FORK, str(tmp_path / "a.jpg")], env=child_environment, check=False)
     assert done.returncode == 0
+
+
+def test_bytes_of_ff_behind_a_scan_cost_no_time() -> None:
+    data = encode(".jpg", GREY)
+    start = time.perf_counter()
+    with pytest.raises(DataError, match="cut off"):
+        decoded(data[:-2] + b"\xff" * 200_000)
+    assert time.perf_counter() - start < 5
+
+
+def test_scans_without_end_are_refused() -> None:
+    data = encode(".jpg", GREY)
+    scan = data.find(b"\xff\xda")
+    with pytest.raises(DataError, match="more than 100 scans"):
+        decoded(data[:scan] + data[scan:-2] * 101 + data[-2:])
+
+
+def test_tables_of_a_tiff_that_overlap_cost_neither_time_nor_memory() -> None:
+    """Pages of 4,096 entries each, all of which name the same megabyte as their table of strips."""
+    entries = b"".join(struct.pack("<HHII", 273, 4, 250_000, 8) for _ in range(4096))
+    size = 2 + len(entries) + 4
+    body = bytearray(b"II*\0\x08\0\0\0")
+    for number in range(20):
+        following = 8 + (number + 1) * size if number < 19 else 0
+        body += struct.pack("<H", 4096) + entries + struct.pack("<I", following)
+    body += bytes(1_000_000)
+    start = time.perf_counter()
+    with pytest.raises(DataError, match="damaged TIFF"):
+        decoded(bytes(body))
+    assert time.perf_counter() - start < 5
+
+
+def test_pixels_count_with_their_bytes() -> None:
+    deep = png(8000, 8000, 16, 6, b"\0" * 1000)
+    with pytest.raises(DataError, match="8000 x 8000 pixels of 8 bytes") as caught:
+        decode_picture(deep, "a", 64_000_000)
+    assert caught.value.kind == "too-large"

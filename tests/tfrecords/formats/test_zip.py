@@ -19,6 +19,7 @@ import pytest
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats import zip as archives
 from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.formats.zip import list_archive
 from kerasseg_tfrecords.sources.tree import open_tree, read_bytes
 from kerasseg_tfrecords.workers import ordered_map
 
@@ -300,3 +301,29 @@ def _threads() -> int:
     status = Path("/proc/self/status")
     text = status.read_text() if status.exists() else "Threads:\t2"
     return int(text.split("Threads:")[1].split()[0]) - 1
+
+
+def test_a_member_without_a_name_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"")
+        archive.writestr("1.png", b"data")
+    raw = path.read_bytes()
+    # The name of one byte becomes one of none, and what is left of it extra data.
+    for signature, place in ((b"PK\x03\x04", 26), (b"PK\x01\x02", 28)):
+        start = raw.find(signature)
+        raw = raw[: start + place] + b"\0\0\1\0" + raw[start + place + 4 :]
+    path.write_bytes(raw)
+    found = list_archive(path, "a.zip")
+    assert [location.name for location in found.locations] == ["a.zip!1.png"]
+    assert [problem.kind for problem in found.problems] == ["unsafe-name"]
+
+
+def test_a_directory_of_millions_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerasseg_tfrecords.formats.zip.MAX_MEMBERS", 100)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(1000):
+            archive.writestr(f"{number}.png", b"")
+    monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", None)
+    with pytest.raises(DataError, match="holds too many files"):
+        list_archive(tmp_path / "a.zip", "a.zip")

@@ -7,6 +7,7 @@ import random
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -14,13 +15,17 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
-from pydicom.dataset import FileDataset, FileMetaDataset
+from openjpeg.utils import encode_array
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     MRImageStorage,
     RLELossless,
     generate_uid,
@@ -208,12 +213,11 @@ def test_png_masks_beside_dicom_images(tmp_path: Path, image: str, mask: str) ->
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        ({"NumberOfFrames": 12, "PixelData": PIXELS.tobytes() * 12}, "several frames .*12 frames"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PixelData": PIXELS.tobytes() * 3}, "colour .*RGB"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
         ({"Modality": "CT"}, "not an MR image .*CT"),
         ({"PixelData": None}, "without pixels"),
-        ({"PixelData": PIXELS.tobytes()[:-2]}, "382 bytes of pixels where 12 x 16 need 384"),
+        ({"PixelData": PIXELS.tobytes()[:-2]}, "382 bytes of pixels where 1 x 12 x 16 need 384"),
         ({"Rows": 60_000, "Columns": 60_000}, "60000 x 60000 pixels"),
         ({"Rows": 0}, "without pixels"),
         ({"RescaleSlope": 0}, "slope 0"),
@@ -242,7 +246,7 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path, monkeyp
     assert caught.value.kind == "too-large"
 
 
-@pytest.mark.parametrize("syntax", [JPEG2000Lossless, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.100", DeflatedExplicitVRLittleEndian])
 def test_compressed_files_are_refused_before_they_are_unpacked(tmp_path: Path, syntax: str) -> None:
     path = write(tmp_path / "1.dcm")
     data = path.read_bytes()
@@ -308,3 +312,89 @@ def test_real_files(real: Path) -> None:
         )
         assert slice_.patient == "11788759296811"
         assert slice_.spacing == pytest.approx((0.732421875, 0.732421875))
+
+
+# Compressed, without preamble, several frames
+
+
+def packed(path: Path, frame: bytes, pixels: NDArray[Any], syntax: str) -> Path:
+    write(path, pixels, syntax, PixelData=encapsulate([frame]))
+    return path
+
+
+def test_jpeg_2000_and_jpeg(tmp_path: Path) -> None:
+    deep = np.tile(PIXELS, (6, 5))
+    lossless = opened(packed(tmp_path / "1.dcm", encode_array(deep), deep, JPEG2000Lossless))
+    np.testing.assert_array_equal(lossless.pixels, deep)
+    grey = (np.add.outer(np.arange(32), np.arange(48)) * 3).astype(np.uint8)
+    frame = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+    lossy = opened(packed(tmp_path / "2.dcm", frame, grey, JPEGBaseline8Bit))
+    assert np.abs(lossy.pixels.astype(int) - grey).max() <= 6
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGBaseline8Bit])
+def test_a_compressed_frame_of_another_size_is_refused_before_it_is_decoded(
+    tmp_path: Path, syntax: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grey = np.zeros((64, 80), np.uint8)
+    frame = encode_array(grey) if syntax == JPEG2000Lossless else cv2.imencode(".jpg", grey)[1].tobytes()
+    path = packed(tmp_path / "1.dcm", frame, np.zeros((12, 16), np.uint8), syntax)
+    monkeypatch.setattr("kerasseg_tfrecords.formats.dicom.pixel_array", None)
+    with pytest.raises(DataError, match="a frame of 64 x 80 pixels where 12 x 16 are declared"):
+        opened(path)
+
+
+def test_the_extra_is_named_where_a_decoder_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = packed(tmp_path / "1.dcm", b"x", PIXELS, JPEG2000Lossless)
+    monkeypatch.setattr("kerasseg_tfrecords.formats.dicom.get_decoder", lambda _: SimpleNamespace(is_available=False))
+    with pytest.raises(DataError, match=r"JPEG 2000.*kerasseg\[dicom\]"):
+        opened(path)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("meta", [True, False])
+def test_files_without_preamble(tmp_path: Path, syntax: str, meta: bool) -> None:
+    data = write(tmp_path / "1.dcm", syntax=syntax).read_bytes()
+    end = 144 + struct.unpack_from("<I", data, 140)[0]
+    (tmp_path / "1.dcm").write_bytes(data[132:] if meta else data[end:])
+    np.testing.assert_array_equal(opened(tmp_path / "1.dcm").pixels, PIXELS)
+    assert detect(open_tree(tmp_path)).name == "dicom"
+    (item,) = listing(tmp_path).items
+    np.testing.assert_array_equal(SOURCE.read(item, PREDICT).slices[0].image, PIXELS)
+
+
+def test_frames_of_an_enhanced_file_are_slices_in_their_order(tmp_path: Path) -> None:
+    frames = np.stack([PIXELS, PIXELS + 1, PIXELS + 2])
+    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.8, 0.9], 3
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence = Sequence([measures])
+    shared.PlaneOrientationSequence = Sequence([orientation])
+    groups = []
+    for place in (6, 0, 3):
+        position, group, values = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = [0, 0, place]
+        values.RescaleSlope, values.RescaleIntercept = 2, place
+        group.PlanePositionSequence = Sequence([position])
+        group.PixelValueTransformationSequence = Sequence([values])
+        groups.append(group)
+    path = write(
+        tmp_path / "e.dcm",
+        PixelData=frames.tobytes(),
+        PixelSpacing=None,
+        NumberOfFrames=3,
+        SharedFunctionalGroupsSequence=Sequence([shared]),
+        PerFrameFunctionalGroupsSequence=Sequence(groups),
+    )
+    items = listing(tmp_path).items
+    assert [(item.name, item.page, item.slice_index) for item in items] == [
+        ("e.dcm#0", 0, 2),
+        ("e.dcm#1", 1, 0),
+        ("e.dcm#2", 2, 1),
+    ]
+    for item, place in zip(items, (6, 0, 3), strict=True):
+        (slice_,) = SOURCE.read(item, PREDICT).slices
+        np.testing.assert_array_equal(slice_.image, 2 * frames[item.page].astype(np.float32) + place)
+        assert slice_.spacing == (0.8, 0.9)
+    with pytest.raises(DataError, match="several frames .*3 frames"):
+        opened(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from typing import Any
 
 import cv2
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from PIL import Image
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.images import Picture, decode_picture
@@ -165,3 +168,70 @@ def test_a_mask_with_one_label_is_still_one_of_labels() -> None:
     np.testing.assert_array_equal(binarise(values, "m", foreground=(2,))[0], DISK)
     # 255 is white, no label: `--foreground` of the volumes in the same data set does not empty it.
     np.testing.assert_array_equal(binarise(DISK.astype(np.uint8) * 255, "m", foreground=(1,))[0], DISK)
+
+
+def palette_file(labels: NDArray[np.uint8], colours: list[int], kind: str) -> bytes:
+    picture = Image.fromarray(labels)
+    picture.putpalette(colours)
+    stream = io.BytesIO()
+    picture.save(stream, kind)
+    return stream.getvalue()
+
+
+LABELS = np.zeros((40, 48), np.uint8)
+LABELS[5:20, 5:20], LABELS[10:15, 10:15], LABELS[30:35, 30:40] = 1, 2, 3
+VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF"])
+def test_places_in_a_palette_are_labels(kind: str) -> None:
+    picture = decode_picture(palette_file(LABELS, VOC, kind), "m", 10**6)
+    np.testing.assert_array_equal(mask_of_picture(picture, "m", foreground=(2,))[0], LABELS == 2)
+    np.testing.assert_array_equal(mask_of_picture(picture, "m")[0], LABELS > 0)
+
+
+def test_a_palette_that_does_not_begin_with_black_counts_by_its_colours() -> None:
+    picture = decode_picture(
+        palette_file(1 - (LABELS > 0).astype(np.uint8), [255, 255, 255, 0, 0, 0], "PNG"), "m", 10**6
+    )
+    np.testing.assert_array_equal(mask_of_picture(picture, "m")[0], LABELS > 0)
+
+
+def test_colours_are_labels_where_they_are_those_of_pascal_voc() -> None:
+    colours = np.array(VOC, np.uint8).reshape(-1, 3)[LABELS]
+    for foreground in ((1,), (2, 3)):
+        mask, notes = mask_of_picture(picture(colours), "m", foreground=foreground)
+        np.testing.assert_array_equal(mask, np.isin(LABELS, foreground))
+        assert "colours of the mask were read as labels" in notes[0]
+    channel = np.zeros((*LABELS.shape, 3), np.uint8)
+    channel[..., 1] = LABELS
+    np.testing.assert_array_equal(mask_of_picture(picture(channel), "m", foreground=(3,))[0], LABELS == 3)
+    other = np.array([[0, 0, 0], [12, 200, 7], [99, 4, 50], [1, 1, 200]], np.uint8)[LABELS]
+    with pytest.raises(DataError, match="stand for no labels.*--foreground"):
+        mask_of_picture(picture(other), "m", foreground=(1,))
+    np.testing.assert_array_equal(mask_of_picture(picture(other), "m")[0], LABELS > 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("meant", [True, False])
+def test_a_mask_in_which_zero_is_white_is_never_inverted(dtype: type, meant: bool) -> None:
+    """Some programs write the tag and mean it, others write it and store the mask as usual."""
+    top = np.iinfo(dtype).max
+    stored = np.where(DISK, 0 if meant else top, top if meant else 0).astype(dtype)
+    data = bytearray(cv2.imencode(".tif", stored, [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes())
+    place = data.find(struct.pack("<HHI", 262, 3, 1))
+    data[place + 8] = 0
+    mask, notes = mask_of_picture(decode_picture(bytes(data), "m", 10**6), "m")
+    np.testing.assert_array_equal(mask, DISK)
+    assert "0 is white" in notes[0]
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_few_levels_at_edges_alone_are_soft_edges(factor: int) -> None:
+    large = np.kron(DISK, np.ones((factor, factor))).astype(np.float32)
+    soft = cv2.resize(large, DISK.shape[::-1], interpolation=cv2.INTER_AREA)
+    soft = cv2.blur(soft, (2, 2))
+    levels = np.rint(soft * 4).astype(np.uint8) * 63  # at most 5 levels
+    mask, notes = binarise(levels, "m")
+    np.testing.assert_array_equal(mask, levels > 126)
+    assert "cut at" in notes[0]

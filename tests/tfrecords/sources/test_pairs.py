@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.sources import SourceOptions, detect, open_tree
@@ -170,7 +171,7 @@ def test_healthy_images_need_no_mask(tmp_path: Path) -> None:
     found = listing(tmp_path)
     assert found.problems == ()
     assert Counter(item.label for item in found.items) == {"glioma": 1, "no_tumor": 2}
-    assert "2 images of no_tumor have no mask file" in found.notes[0]
+    assert "2 images of no_tumor without a mask file" in found.notes[0]
     healthy = next(item for item in found.items if item.label == "no_tumor")
     (slice_,) = SOURCE.read(healthy, OPTIONS).slices
     assert slice_.mask is not None
@@ -577,3 +578,185 @@ def test_reading_png_pairs_loads_neither_pydicom_nor_nibabel_nor_tensorflow(
     )
     done = subprocess.run([python, "-c", script], env=child_environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# Names that people use
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"x.jpg": "x_m.png", "y 2.jpg": "y 2_m.png"},
+        {"image1.png": "mask1.png", "image12.png": "mask12.png"},
+        {"JPEGImages/a.jpg": "SegmentationClass/a.png"},
+        {"X/1.png": "Y/1.png", "X/2.png": "Y/2.png"},
+        {"train_x/1.png": "train_y/1.png", "test_x/1.png": "test_y/1.png"},
+        {"imagesTr/case_1_0000.png": "labelsTr/case_1.png", "imagesTr/case_2_0000.png": "labelsTr/case_2.png"},
+        {"input/1.png": "target/1.png"},
+        {"images/1.bmp": "masks/1.gif"},
+    ],
+    ids=lambda layout: " ".join(next(iter(layout.items()))),
+)
+def test_layouts_of_other_hands(tmp_path: Path, layout: dict[str, str]) -> None:
+    for number, (name, mask) in enumerate(layout.items()):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / mask).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image(number)).save(tmp_path / name)
+        Image.fromarray(MASK).save(tmp_path / mask)
+    found = listing(tmp_path)
+    assert pairs(found) == layout
+    assert found.problems == ()
+    assert detect(open_tree(tmp_path)).name == "pairs"
+    for item in found.items:
+        (slice_,) = SOURCE.read(item, OPTIONS).slices
+        np.testing.assert_array_equal(slice_.mask, MASK > 0)
+
+
+def test_single_letters_are_folders_like_any_other(tmp_path: Path) -> None:
+    put(tmp_path, "x/1.png", "x/1_mask.png", "z/1.png", "z/1_mask.png")
+    assert pairs(listing(tmp_path)) == {"x/1.png": "x/1_mask.png", "z/1.png": "z/1_mask.png"}
+
+
+def test_several_masks_of_one_image_are_united(tmp_path: Path) -> None:
+    other = np.roll(MASK, 6, axis=1)
+    save(tmp_path / "benign (1).png", image())
+    save(tmp_path / "benign (1)_mask.png", MASK)
+    save(tmp_path / "benign (1)_mask_1.png", other)
+    (item,) = listing(tmp_path).items
+    assert len(item.files) == 3
+    np.testing.assert_array_equal(SOURCE.read(item, OPTIONS).slices[0].mask, (MASK | other) > 0)
+    save(tmp_path / "b/0f3a/images/0f3a.png", image())
+    save(tmp_path / "b/0f3a/masks/9c.png", MASK)
+    save(tmp_path / "b/0f3a/masks/d1.png", other)
+    save(tmp_path / "b/77aa/images/77aa.png", image())
+    save(tmp_path / "b/77aa/masks/11.png", other)
+    found = listing(tmp_path / "b")
+    assert found.problems == ()
+    assert [len(item.files) for item in found.items] == [3, 2]
+    np.testing.assert_array_equal(SOURCE.read(found.items[0], OPTIONS).slices[0].mask, (MASK | other) > 0)
+
+
+def test_masks_of_other_images_are_not_taken_for_parts(tmp_path: Path) -> None:
+    put(tmp_path, "glioma/images/1.png", "glioma/masks/2.png", "glioma/masks/3.png")
+    assert listing(tmp_path).items == ()
+
+
+def test_channels_in_files_of_their_own(tmp_path: Path) -> None:
+    for name in ("imagesTr/a_0000.png", "imagesTr/a_0001.png", "imagesTs/z_0000.png"):
+        save(tmp_path / name, image())
+    save(tmp_path / "labelsTr/a.png", MASK // 255)
+    assert "Choose one with --channel" in problems(listing(tmp_path))["."]
+    assert pairs(listing(tmp_path, channel="1")) == {"imagesTr/a_0001.png": "labelsTr/a.png"}
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "T1ce", "1": "FLAIR"}}')
+    found = listing(tmp_path)
+    assert pairs(found) == {"imagesTr/a_0000.png": "labelsTr/a.png"}
+    assert ("imagesTs/z_0000.png", "a test image without labels") in {(e.name, e.reason) for e in found.left_out}
+    assert pairs(listing(tmp_path, channel="flair")) == {"imagesTr/a_0001.png": "labelsTr/a.png"}
+
+
+def test_masks_of_a_type_that_is_not_read_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "images/1.png", "images/2.png")
+    for name in ("1.webp", "2.webp"):
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        (tmp_path / "masks" / name).write_bytes(b"RIFF")
+    assert "2 images and no masks (not read: 2 masks/*.webp" in problems(listing(tmp_path))["."]
+
+
+def test_objects_of_pascal_voc_are_no_masks(tmp_path: Path) -> None:
+    put(tmp_path, "JPEGImages/1.png", "SegmentationClass/1.png", "SegmentationObject/1.png")
+    assert pairs(listing(tmp_path)) == {"JPEGImages/1.png": "SegmentationClass/1.png"}
+
+
+# What pictures hold
+
+
+def exif(orientation: int) -> bytes:
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data.tobytes()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_they_were_shown_when_the_mask_was_drawn(tmp_path: Path, orientation: int) -> None:
+    stored = np.zeros((12, 16), np.uint8)
+    stored[2:5, 3:12] = 255
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(stored).save(tmp_path / "images/1.jpg", exif=exif(orientation), quality=100)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "images/1.jpg")))
+    Image.fromarray((shown > 128).astype(np.uint8) * 255).save(tmp_path / "masks/1.png")
+    (item,) = listing(tmp_path).items
+    (slice_,) = SOURCE.read(item, OPTIONS).slices
+    np.testing.assert_array_equal(slice_.image > 128, slice_.mask)
+    assert bool(slice_.notes) == (orientation > 1)
+    # A mask of the size that is stored was drawn on the stored pixels, and so was a mask that is turned itself.
+    if orientation >= 5:
+        Image.fromarray((stored > 128).astype(np.uint8) * 255).save(tmp_path / "masks/1.png")
+        (slice_,) = SOURCE.read(item, OPTIONS).slices
+        np.testing.assert_array_equal(slice_.image > 128, slice_.mask)
+        assert "not turned" in slice_.notes[-1]
+    Image.fromarray((stored > 128).astype(np.uint8) * 255).save(tmp_path / "masks/1.png", exif=exif(orientation))
+    (slice_,) = SOURCE.read(item, OPTIONS).slices
+    np.testing.assert_array_equal(slice_.image > 128, slice_.mask)
+
+
+def test_pages_are_the_slices_of_a_volume(tmp_path: Path) -> None:
+    images, masks = [image(seed) for seed in range(3)], [MASK, np.roll(MASK, 2), np.zeros_like(MASK)]
+    for name, pages in (("images", images), ("masks", masks)):
+        (tmp_path / name).mkdir()
+        assert cv2.imwritemulti(str(tmp_path / name / "s.tif"), pages)
+    (item,) = listing(tmp_path).items
+    reading = SOURCE.read(item, OPTIONS)
+    assert [(s.slice_id, s.volume, s.slice_index) for s in reading.slices] == [
+        ("s#0", "s", 0),
+        ("s#1", "s", 1),
+        ("s#2", "s", 2),
+    ]
+    assert reading.scope is not None
+    for slice_, pixels, mask in zip(reading.slices, images, masks, strict=True):
+        np.testing.assert_array_equal(slice_.image, pixels)
+        np.testing.assert_array_equal(slice_.mask, mask > 0)
+    assert cv2.imwritemulti(str(tmp_path / "masks/s.tif"), masks[:2])
+    with pytest.raises(DataError, match="another number of pages .*2, expected 3"):
+        SOURCE.read(item, OPTIONS)
+
+
+def test_arrays_are_pictures(tmp_path: Path) -> None:
+    values = np.asfortranarray(np.random.default_rng(0).normal(size=(12, 16)))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "images/1.npy", values)
+    np.save(tmp_path / "masks/1.npy", (MASK > 0)[None])
+    (item,) = listing(tmp_path).items
+    (slice_,) = SOURCE.read(item, OPTIONS).slices
+    np.testing.assert_array_equal(slice_.image, values)
+    np.testing.assert_array_equal(slice_.mask, MASK > 0)
+    np.save(tmp_path / "images/1.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(DataError, match="an array of a kind that is not read"):
+        SOURCE.read(item, OPTIONS)
+    (tmp_path / "images/1.npy").write_bytes(
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999, 99999)}"
+    )
+    with pytest.raises(DataError, match="too large"):
+        SOURCE.read(item, OPTIONS)
+
+
+def test_shades_of_grey_are_judged_for_the_whole_data_set(tmp_path: Path) -> None:
+    regions = np.zeros((12, 16), np.uint8)
+    regions[1:9, 1:9], regions[6:8, 6:8] = 128, 255
+    thin = np.zeros((12, 16), np.uint8)
+    thin[2:4, 2:9], thin[4:6, 2:9] = 100, 255
+    for number, mask in enumerate((regions, thin, thin)):
+        save(tmp_path / f"images/{number}.png", image(number))
+        save(tmp_path / f"masks/{number}.png", mask)
+    masks = [SOURCE.read(item, OPTIONS).slices[0].mask for item in listing(tmp_path).items]
+    np.testing.assert_array_equal(masks[1], thin > 0)
+    save(tmp_path / "masks/0.png", thin)
+    masks = [SOURCE.read(item, OPTIONS).slices[0].mask for item in listing(tmp_path).items]
+    np.testing.assert_array_equal(masks[1], thin > 128)
+
+
+def test_a_table_with_an_unclosed_quote_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "images/1.png", "masks/1.png")
+    (tmp_path / "index.csv").write_text('image,mask\nimages/1.png,"' + "x" * 200_000)
+    assert "the table cannot be read" in problems(listing(tmp_path))["index.csv"]

@@ -96,13 +96,14 @@ def codec_messages(heard: list[str], pattern: re.Pattern[str] = _CODEC) -> Itera
             os.close(before)
 
 
-def decode(data: bytes, name: str, kind: str) -> NDArray[Any]:
-    """The pixels of a picture file as OpenCV gives them: (height, width) or (height, width, 3 or 4) in BGR(A) order.
+def decode(data: bytes, name: str, kind: str, pages: int = 1) -> list[NDArray[Any]]:
+    """The pages of a picture file as OpenCV gives them: (height, width) or (height, width, 3 or 4) in BGR(A) order.
 
     Args:
         data: The file.
         name: For messages.
         kind: "PNG", "JPEG" or "TIFF", for messages.
+        pages: How many pages it has.
 
     Raises:
         DataError: The file cannot be decoded, or the decoder found it damaged.
@@ -114,14 +115,18 @@ def decode(data: bytes, name: str, kind: str) -> NDArray[Any]:
     with codec_messages(heard):
         logs.setLogLevel(_DEBUG)
         try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            raw = np.frombuffer(data, np.uint8)
+            if pages == 1:
+                found = [cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)]
+            else:
+                found = list(cv2.imdecodemulti(raw, cv2.IMREAD_UNCHANGED)[1])
         except cv2.error as error:
             heard.append(f"{error.err}"[:200])
-            pixels = None
+            found = []
         finally:
             logs.setLogLevel(level)
     damage = [line for line in heard if _DAMAGE.search(line) and not _HARMLESS.search(line)]
-    if pixels is None or damage:
+    if len(found) != pages or found[0] is None or damage:
         # OpenCV's own prefix holds the time and a line of its source.
         said = re.sub(
             r"^(?:\[.*?\] .*?(?:_Error|_Warning|readData|imdecode_)|OpenCV TIFF)\s*:?\s*",
@@ -134,4 +139,4 @@ def decode(data: bytes, name: str, kind: str) -> NDArray[Any]:
             found=said,
             remedy="Get the file again, or write it anew as PNG",
         )
-    return np.asarray(pixels)
+    return [np.asarray(page) for page in found]

@@ -1,8 +1,8 @@
 """One DICOM file: its header, checked, and its pixels in the scanner's units.
 
-pydicom accepts almost anything and unpacks what it is told to: so a file without the DICOM mark is refused (never
-`force=True`), the transfer syntax is looked at before the data set is read (a "deflated" one could unpack to any size), and
-the declared size is compared with what the file holds before pixels are decoded.
+pydicom accepts almost anything and unpacks whatever a file declares. So a file without the DICOM mark must at least begin
+with DICOM elements, the transfer syntax is looked at before the data set is read (a "deflated" one could unpack to any
+size), and the declared size is compared with what the file holds, or its compressed frame says, before it is decoded.
 """
 
 from __future__ import annotations
@@ -16,30 +16,38 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    RLELossless,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLETransferSyntaxes,
 )
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.image_headers import check_pixels
-from kerasseg_tfrecords.formats.sniff import describe, is_dicom
+from kerasseg_tfrecords.formats.sniff import describe, has_no_preamble, is_dicom
 
-__all__ = ["DicomHeader", "DicomSlice", "read_dicom", "read_dicom_header"]
+__all__ = ["DicomHeader", "DicomSlice", "read_dicom", "read_dicom_frames", "read_dicom_header"]
 
-_READ = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless}
+_PLAIN = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
+_PACKED = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, *RLETransferSyntaxes}
 _MAX_META = 1 << 16
-_UNPACK = "Unpack it first, for instance with gdcmconv --raw or dcmdjpeg"
+_MAX_FRAMES = 10_000
+_UNPACK = "Install the decoders: pip install 'kerasseg[dicom]', or unpack it with gdcmconv --raw"
 _CONVERT = "Convert the series to NIfTI, for instance with dcm2niix"
 
 
 @dataclass(frozen=True, slots=True)
 class DicomHeader:
-    """What the header of a single-frame MR file says.
+    """What the header of an MR file says of one frame.
 
     Attributes:
         rows, columns: Size in pixels.
@@ -53,6 +61,7 @@ class DicomHeader:
         origin: Centre of the first pixel in millimetres (left, back, head); None where the header does not tell.
         axes: Unit vectors along a row and down a column, in the same space; None likewise.
         thickness: Millimetres from this slice to the next, or of the slice itself; 0 where unknown.
+        body_part: BodyPartExamined; "" where empty.
     """
 
     rows: int
@@ -68,6 +77,7 @@ class DicomHeader:
     origin: tuple[float, ...] | None = None
     axes: tuple[float, ...] | None = None
     thickness: float = 0.0
+    body_part: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,22 +95,30 @@ class DicomSlice:
     notes: tuple[str, ...]
 
 
-def read_dicom_header(data: bytes, name: str, max_pixels: int) -> DicomHeader:
-    """Reads and checks the header; no pixels are decoded.
+def read_dicom_frames(data: bytes, name: str, max_pixels: int) -> tuple[DicomHeader, ...]:
+    """Read and check the header; no pixels are decoded.
 
     Args:
         data: The file.
         name: For messages.
         max_pixels: Larger images are refused.
 
+    Returns:
+        One entry a frame: one for ordinary files, more for enhanced MR.
+
     Raises:
-        DataError: No DICOM file, damaged, no single-frame grey MR image, compressed, too large, or cut off.
+        DataError: No DICOM file, damaged, no grey MR image, compressed in an unknown way, too large, or cut off.
     """
-    return _header(_open(data, name), name, max_pixels)
+    return _headers(_open(data, name), name, max_pixels)
 
 
-def read_dicom(data: bytes, name: str, max_pixels: int) -> DicomSlice:
-    """Decodes a single-frame MR file.
+def read_dicom_header(data: bytes, name: str, max_pixels: int, frame: int = -1) -> DicomHeader:
+    """As `read_dicom_frames`, for one frame; -1 for a file that should have one."""
+    return _chosen(read_dicom_frames(data, name, max_pixels), name, frame)
+
+
+def read_dicom(data: bytes, name: str, max_pixels: int, frame: int = -1) -> DicomSlice:
+    """Decode one frame of an MR file.
 
     Rescale slope and intercept are applied; MONOCHROME1 is turned round within the range that the stored bits allow, so
     that all slices of a series stay comparable. Windowing is a matter of display and is not applied. Rows and columns stay
@@ -110,16 +128,18 @@ def read_dicom(data: bytes, name: str, max_pixels: int) -> DicomSlice:
         data: The file.
         name: For messages.
         max_pixels: Larger images are refused before they are decoded.
+        frame: Which frame; -1 for a file that should have one.
 
     Raises:
-        DataError: As `read_dicom_header`, and where the pixels cannot be decoded.
+        DataError: As `read_dicom_frames`, and where the pixels cannot be decoded.
     """
     dataset = _open(data, name)
-    header = _header(dataset, name, max_pixels)
+    header = _chosen(_headers(dataset, name, max_pixels), name, frame)
+    _check_frame(dataset, header, name, max(frame, 0))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on odd values in tags that are not used here
-            pixels = np.asarray(dataset.pixel_array)
+            pixels = np.asarray(pixel_array(dataset, index=max(frame, 0)))
             stored_bits = min(max(1, int(dataset.get("BitsStored") or 64)), int(dataset.BitsAllocated))
     except Exception as error:  # pydicom raises what its decoders raise
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
@@ -147,33 +167,91 @@ def _damaged(name: str, detail: str) -> DataError:
     return DataError("a damaged DICOM file", path=name, found=detail, remedy="Get the file again from where it came")
 
 
+def _chosen(headers: tuple[DicomHeader, ...], name: str, frame: int) -> DicomHeader:
+    if frame < 0 and len(headers) > 1:
+        raise DataError(
+            "a DICOM file with several frames",
+            path=name,
+            found=f"{len(headers)} frames",
+            expected="one, with a mask of its own",
+            remedy=_CONVERT,
+        )
+    return headers[max(frame, 0)]
+
+
 def _open(data: bytes, name: str) -> pydicom.Dataset:
     if not is_dicom(data):
         raise DataError(
             "not a DICOM file",
             path=name,
             found=describe(data),
-            expected="'DICM' after 128 bytes",
-            remedy="Remove it, or export it again from the archive system",
+            expected="'DICM' after 128 bytes, or DICOM elements at once",
+            remedy="Export it again from the archive system",
         )
-    syntax = _transfer_syntax(data, name)
-    if syntax not in _READ:
-        raise DataError(
-            "compressed DICOM is not read", path=name, found=syntax.name, expected="raw pixels or RLE", remedy=_UNPACK
-        )
+    bare = has_no_preamble(data)
+    syntax = None if bare and data[0] != 2 else _transfer_syntax(data, name, 0 if bare else 132)
+    if syntax is not None and syntax not in _PLAIN:
+        _check_decoder(syntax, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return pydicom.dcmread(io.BytesIO(data))
+            dataset = pydicom.dcmread(io.BytesIO(data), force=bare)
     except InvalidDicomError as error:
         raise _damaged(name, str(error)) from error
     except Exception as error:  # damaged files end in EOFError, struct.error, KeyError, ...
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
+    if syntax is None:  # nothing but the elements themselves tells how they are written
+        implicit, little = dataset.original_encoding
+        plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
+    return dataset
 
 
-def _transfer_syntax(data: bytes, name: str) -> UID:
+def _check_decoder(syntax: UID, name: str) -> None:
+    known = syntax in _PACKED
+    if not known or not get_decoder(syntax).is_available:
+        remedy = _UNPACK if known else "Unpack it, for instance with gdcmconv --raw"
+        expected = "raw pixels, RLE, or JPEG and JPEG 2000 with their decoders"
+        raise DataError("compressed DICOM is not read", path=name, found=syntax.name, expected=expected, remedy=remedy)
+
+
+def _check_frame(dataset: pydicom.Dataset, header: DicomHeader, name: str, frame: int) -> None:
+    """Whether a compressed frame has the size that the header says, before its decoder makes room for it."""
+    if dataset.file_meta.TransferSyntaxUID in _PLAIN:
+        return
+    try:
+        count = int(dataset.get("NumberOfFrames") or 1)
+        size = _frame_size(get_frame(dataset.PixelData, frame, number_of_frames=count))
+    except Exception as error:
+        raise _damaged(name, f"its compressed frame: {error}") from error
+    if size is not None and size != (header.rows, header.columns):
+        raise _damaged(
+            name, f"a frame of {size[0]} x {size[1]} pixels where {header.rows} x {header.columns} are declared"
+        )
+
+
+def _frame_size(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns of a JPEG or JPEG 2000 stream; None for others."""
+    if place := frame.find(b"\xff\x4f\xff\x51") + 1:
+        right, bottom, left, top = struct.unpack_from(">4I", frame, place + 7)
+        return bottom - top, right - left
+    if not frame.startswith(b"\xff\xd8"):
+        return None
+    position = 2
+    while position + 9 <= len(frame):
+        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4], "big")
+        if frame[position] != 0xFF or marker == 0xDA:
+            break
+        if (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}) or marker == 0xF7:  # F7: JPEG-LS
+            rows, columns = struct.unpack_from(">HH", frame, position + 5)
+            return rows, columns
+        position += 2 + length
+    raise ValueError("no size in it")
+
+
+def _transfer_syntax(data: bytes, name: str, position: int) -> UID:
     """The transfer syntax from the file's meta group, which is always explicit VR little endian, before anything else."""
-    position, end = 132, min(len(data), 132 + _MAX_META)
+    end = min(len(data), position + _MAX_META)
     try:
         while position + 8 <= end:
             group, element, kind, length = struct.unpack_from("<HH2sH", data, position)
@@ -192,26 +270,46 @@ def _transfer_syntax(data: bytes, name: str) -> UID:
     raise _damaged(name, "no transfer syntax")
 
 
-def _header(dataset: pydicom.Dataset, name: str, max_pixels: int) -> DicomHeader:
+def _headers(dataset: pydicom.Dataset, name: str, max_pixels: int) -> tuple[DicomHeader, ...]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _check_kind(dataset, name)
-            header = _parse(dataset)
+            frames = int(dataset.get("NumberOfFrames") or 1)
+            if not 1 <= frames <= _MAX_FRAMES:
+                raise _damaged(name, f"{frames} frames")
+            headers = tuple(_parse(_Frame(dataset, frame)) for frame in range(frames))
             bits, held = int(dataset.get("BitsAllocated") or 0), len(dataset.PixelData)
     except DataError:
         raise
     except Exception as error:  # values that are not what their tags say
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
-    check_pixels(header.rows, header.columns, name, max_pixels)
+    first = headers[0]
+    check_pixels(first.rows, first.columns, name, max_pixels)
     if bits not in {8, 16, 32}:
         raise DataError("a DICOM image of a kind that is not read", path=name, found=f"{bits} bits a pixel")
-    if not np.isfinite([header.slope, header.intercept, *header.spacing]).all() or header.slope == 0:
-        raise _damaged(name, f"rescale slope {header.slope:g}, spacing {header.spacing}")
-    needed = header.rows * header.columns * bits // 8
-    if dataset.file_meta.get("TransferSyntaxUID") != RLELossless and held < needed:
-        raise _damaged(name, f"{held} bytes of pixels where {header.rows} x {header.columns} need {needed}")
-    return header
+    for header in headers:
+        if not np.isfinite([header.slope, header.intercept, *header.spacing]).all() or header.slope == 0:
+            raise _damaged(name, f"rescale slope {header.slope:g}, spacing {header.spacing}")
+    needed = frames * first.rows * first.columns * bits // 8
+    if dataset.file_meta.TransferSyntaxUID in _PLAIN and held < needed:
+        raise _damaged(name, f"{held} bytes of pixels where {frames} x {first.rows} x {first.columns} need {needed}")
+    return headers
+
+
+class _Frame:
+    """Elements of one frame: its own, then those that all frames share, then those of the file."""
+
+    def __init__(self, dataset: pydicom.Dataset, frame: int) -> None:
+        self._places = [dataset]
+        groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
+        for group in (*(dataset.get("SharedFunctionalGroupsSequence") or [])[:1], *groups[frame : frame + 1]):
+            for macro in group:
+                if macro.VR == "SQ" and macro.value:
+                    self._places.insert(0, macro.value[0])
+
+    def get(self, tag: str) -> Any:
+        return next((place.get(tag) for place in self._places if tag in place), None)
 
 
 def _check_kind(dataset: pydicom.Dataset, name: str) -> None:
@@ -224,11 +322,6 @@ def _check_kind(dataset: pydicom.Dataset, name: str) -> None:
         )
     if modality not in {"MR", ""}:
         raise DataError("not an MR image", path=name, found=f"modality {modality}", expected="modality MR")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise DataError(
-            "a DICOM file with several frames", path=name, found=f"{frames} frames", expected="one", remedy=_CONVERT
-        )
     photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
     if int(dataset.get("SamplesPerPixel") or 1) != 1 or not photometric.startswith("MONOCHROME"):
         raise DataError(
@@ -240,7 +333,7 @@ def _check_kind(dataset: pydicom.Dataset, name: str) -> None:
         )
 
 
-def _parse(dataset: pydicom.Dataset) -> DicomHeader:
+def _parse(dataset: _Frame) -> DicomHeader:
     spacing = dataset.get("PixelSpacing")
     instance = dataset.get("InstanceNumber")
     slope = dataset.get("RescaleSlope")
@@ -258,10 +351,11 @@ def _parse(dataset: pydicom.Dataset) -> DicomHeader:
         origin=_numbers(dataset.get("ImagePositionPatient"), 3),
         axes=_numbers(dataset.get("ImageOrientationPatient"), 6),
         thickness=_thickness(dataset),
+        body_part=str(dataset.get("BodyPartExamined") or "").strip(),
     )
 
 
-def _position(dataset: pydicom.Dataset) -> float | None:
+def _position(dataset: _Frame) -> float | None:
     place, axes = _numbers(dataset.get("ImagePositionPatient"), 3), _numbers(dataset.get("ImageOrientationPatient"), 6)
     if place is None or axes is None:
         return None
@@ -275,7 +369,7 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
-def _thickness(dataset: pydicom.Dataset) -> float:
+def _thickness(dataset: _Frame) -> float:
     for tag in ("SpacingBetweenSlices", "SliceThickness"):
         value = float(dataset.get(tag) or 0.0)
         if np.isfinite(value) and value > 0:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,7 +21,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t, h5z
+from h5py import h5d, h5f, h5fd, h5g, h5i, h5l, h5o, h5p, h5s, h5t, h5z
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng as zlib
 
@@ -340,9 +341,49 @@ def _read_string(dataset: Any, child: str, name: str, max_length: int) -> str:
     shape = dataset.shape
     if shape is None or math.prod(shape) != 1 or dataset.get_type().get_size() > max_length:
         raise DataError(f"{child} is not one short text", path=name, found=f"an array of texts, shape {shape}")
-    value = h5py.Dataset(dataset)[()]
-    value = value.reshape(-1)[0] if isinstance(value, np.ndarray) else value
+    if plan.get_layout() == h5d.CHUNKED:
+        # HDF5 fills a chunk that inflates to less than it declares with what lies in memory, which would be read as text.
+        raise DataError(f"{child} is text in chunks, which is not read", path=name, expected="one text, not compressed")
+    if dataset.get_type().is_variable_str():
+        value: Any = _heap_text(dataset, child, name, max_length)
+    elif dataset.get_storage_size() < dataset.get_type().get_size():
+        raise DataError(f"{child} is declared but was never written", path=name, found="no data")
+    else:
+        value = h5py.Dataset(dataset)[()]
+        value = value.reshape(-1)[0] if isinstance(value, np.ndarray) else value
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
     if len(text) > max_length:
         raise DataError(f"{child} is too long", path=name, found=f"{len(text)} characters", kind="too-large")
     return text.strip("\0").strip()
+
+
+def _heap_text(dataset: Any, child: str, name: str, max_length: int) -> bytes:
+    """A text of variable length, from the heap of the file.
+
+    HDF5's own reader does not come back from a heap whose entries lead nowhere.
+    """
+    place = dataset.get_offset()
+    if place is None:
+        raise DataError(f"{child} is declared but was never written", path=name, found="no data")
+    file = h5i.get_file_id(dataset)
+    image, start = file.get_file_image(), file.get_create_plist().get_userblock()
+    try:
+        length, collection, wanted = struct.unpack_from("<IQI", image, place)
+        if length == 0:
+            return b""
+        position = collection + start
+        if image[position : position + 4] != b"GCOL":
+            raise ValueError("no heap where its text should be")
+        end = min(len(image), position + int(struct.unpack_from("<Q", image, position + 8)[0]))
+        position += 16
+        while position + 16 <= end:
+            index, size = struct.unpack_from("<H6xQ", image, position)
+            position += 16
+            if index == wanted and length <= size <= end - position:
+                return bytes(image[position : position + min(length, max_length + 1)])
+            if index == 0:  # the free space behind the last entry
+                break
+            position += (size + 7) // 8 * 8
+    except (struct.error, ValueError, OverflowError) as error:
+        raise DataError(f"{child} cannot be read", path=name, found=error) from error
+    raise DataError(f"{child} cannot be read", path=name, found="no such entry in the heap of texts")

@@ -1,4 +1,4 @@
-"""Checks a PNG, JPEG or TIFF file before it is decoded: its size, and that it is whole.
+"""Checks of a picture file before it is decoded: its size, and that it is whole.
 
 OpenCV decodes what it can: a cut file may come out half grey, a flipped bit as a shifted picture, and a file of 400 kB may
 ask for gigabytes. So the header is read first, and the checks that the formats offer (chunk CRCs, end markers, strip
@@ -7,10 +7,11 @@ tables) are made here.
 
 from __future__ import annotations
 
+import ast
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.sniff import describe
@@ -26,13 +27,16 @@ class Header:
     """What a picture file says about itself.
 
     Attributes:
-        kind: "png", "jpeg" or "tiff".
+        kind: "png", "jpeg", "tiff", "gif", "bmp" or "npy".
         height, width: In pixels.
         depth: Bits of a stored grey value where they are fewer than eight, else 8 or more.
         lossy: Whether the pixels went through JPEG compression.
         grey: Whether one value a pixel is stored (a palette is not grey).
         white_is_zero: Whether 0 is shown as white.
         payload: What to give to the decoder.
+        palette: Whether the stored values point into a table of colours.
+        pages: Pages of a TIFF.
+        array: Offset, type and axis order of an .npy file's values.
     """
 
     kind: str
@@ -42,7 +46,16 @@ class Header:
     lossy: bool
     grey: bool
     white_is_zero: bool
-    payload: bytes
+    payload: bytes = field(repr=False)
+    palette: bool = False
+    pages: int = 1
+    array: tuple[int, str, bool] = (0, "", False)
+
+
+_BYTES = 4
+"""Bytes a pixel that an image of the largest allowed size may take."""
+_MAX_SCANS = 100
+_NPY = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
 def check_pixels(height: int, width: int, name: str, max_pixels: int) -> None:
@@ -60,6 +73,20 @@ def check_pixels(height: int, width: int, name: str, max_pixels: int) -> None:
         )
 
 
+def _check_bytes(height: int, width: int, size: int, name: str, max_pixels: int) -> None:
+    if height * width * size > _BYTES * max_pixels:
+        raise DataError(
+            "the image is too large",
+            path=name,
+            found=f"{height} x {width} pixels of {size} bytes",
+            expected=f"at most {_BYTES * max_pixels} bytes",
+            kind="too-large",
+        )
+
+
+_PIECE = 1 << 20
+
+
 def inspect(data: bytes, name: str, max_pixels: int) -> Header:
     """Reads the header of a picture and checks that the file is whole, without decoding it.
 
@@ -69,15 +96,21 @@ def inspect(data: bytes, name: str, max_pixels: int) -> Header:
         max_pixels: Larger images are refused.
 
     Raises:
-        DataError: It is none of the three formats, too large, cut off, damaged, or a stack of several pages.
+        DataError: It is none of the formats, too large, cut off or damaged.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _inspect_png(data, name, max_pixels)
     if data.startswith(b"\xff\xd8\xff"):
         return _inspect_jpeg(data, name, max_pixels)
+    if data.startswith(b"BM"):
+        return _inspect_bmp(data, name, max_pixels)
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return _inspect_gif(data, name, max_pixels)
+    if data.startswith(b"\x93NUMPY"):
+        return _inspect_npy(data, name, max_pixels)
     if data[:4] in {b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"}:
         return _inspect_tiff(data, name, max_pixels)
-    raise DataError("not an image", path=name, found=describe(data), expected="PNG, JPEG, TIFF or DICOM")
+    raise DataError("not an image", path=name, found=describe(data), expected="PNG, JPEG, TIFF, BMP, GIF, NPY or DICOM")
 
 
 def _damaged(name: str, kind: str, detail: str) -> DataError:
@@ -90,6 +123,7 @@ def _inspect_png(data: bytes, name: str, max_pixels: int) -> Header:
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
     check_pixels(height, width, name, max_pixels)
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour)
+    _check_bytes(height, width, (samples or 1) * depth // 8, name, max_pixels)
     if samples is None or depth not in {1, 2, 4, 8, 16} or interlaced not in {0, 1}:
         raise _damaged(name, "PNG", "an impossible header")
     kept = [data[:8]]
@@ -112,7 +146,7 @@ def _inspect_png(data: bytes, name: str, max_pixels: int) -> Header:
             pixels.append(data[position + 8 : end - 4])
         position = end
     _check_png_pixels(b"".join(pixels), _png_passes(height, width, depth * samples, bool(interlaced)), name)
-    return Header("png", height, width, depth, False, colour in {0, 4}, False, b"".join(kept))
+    return Header("png", height, width, depth, False, colour in {0, 4}, False, b"".join(kept), palette=colour == 3)
 
 
 def _png_passes(height: int, width: int, bits: int, interlaced: bool) -> list[tuple[int, int]]:
@@ -125,27 +159,32 @@ def _png_passes(height: int, width: int, bits: int, interlaced: bool) -> list[tu
 
 
 def _check_png_pixels(compressed: bytes, passes: list[tuple[int, int]], name: str) -> None:
-    expected = sum(rows * stride for rows, stride in passes)
     stream = zlib.decompressobj()
+    done, expected = 0, sum(rows * stride for rows, stride in passes)
     try:
-        raw = stream.decompress(compressed, expected)
-        stream.decompress(stream.unconsumed_tail, 1)  # the trailing check sum
+        for rows, stride in passes:
+            # Some rows at a time: the whole picture need not exist twice.
+            together = max(1, _PIECE // stride)
+            for first in range(0, rows, together):
+                wanted = min(together, rows - first) * stride
+                raw = stream.decompress(compressed, wanted)
+                compressed = stream.unconsumed_tail
+                done += len(raw)
+                if len(raw) < wanted:
+                    raise _damaged(name, "PNG", f"{done} of {expected} bytes of pixels")
+                if max(raw[::stride]) > 4:
+                    raise _damaged(name, "PNG", "a row with an unknown filter")
+        stream.decompress(compressed, 1)  # the trailing checksum
     except zlib.error:
         raise _damaged(name, "PNG", "its compressed pixels cannot be unpacked") from None
-    if len(raw) < expected:
-        raise _damaged(name, "PNG", f"{len(raw)} of {expected} bytes of pixels")
-    start = 0
-    for rows, stride in passes:
-        if max(raw[start : start + rows * stride : stride]) > 4:
-            raise _damaged(name, "PNG", "a row with an unknown filter")
-        start += rows * stride
 
 
 def _inspect_jpeg(data: bytes, name: str, max_pixels: int) -> Header:
     size: tuple[int, int, int] | None = None
     scans = 0
-    marker = re.compile(rb"\xff+([^\x00\xff])")
-    after_scan = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+    # The last FF of a run is found at once; a pattern for the whole run would try each of its bytes as the first.
+    marker = re.compile(rb"\xff([^\x00\xff])")
+    after_scan = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
     position = 2
     while True:
         match = (after_scan if scans else marker).search(data, position)
@@ -167,6 +206,8 @@ def _inspect_jpeg(data: bytes, name: str, max_pixels: int) -> Header:
             size = height, width, components
         if code == 0xDA:
             scans += 1
+            if scans > _MAX_SCANS:
+                raise _damaged(name, "JPEG", f"more than {_MAX_SCANS} scans")
         position += length
     if size is None or not scans:
         raise _damaged(name, "JPEG", "no picture in it")
@@ -178,16 +219,16 @@ def _inspect_tiff(data: bytes, name: str, max_pixels: int) -> Header:
         pages = read_tiff(data)
     except ValueError as error:
         raise _damaged(name, "TIFF", str(error)) from None
-    if len(pages) > 1:
-        raise DataError(
-            "a TIFF with several pages",
-            path=name,
-            found=f"{len(pages)} pages",
-            expected="one slice a file",
-            remedy="Write each page to a file of its own, or the stack as NIfTI",
-        )
     page = pages[0]
-    check_pixels(page.height, page.width, name, max_pixels)
+    check_pixels(sum(page.height for page in pages), max(page.width for page in pages), name, max_pixels)
+    if any(
+        (one.height, one.width, one.samples, one.bits) != (page.height, page.width, page.samples, page.bits)
+        for one in pages
+    ):
+        raise DataError(
+            "a TIFF whose pages differ", path=name, found=f"{len(pages)} pages", expected="pages of one size"
+        )
+    _check_bytes(len(pages) * page.height, page.width, page.samples * page.bits // 8, name, max_pixels)
     if not 1 <= page.samples <= 4 or page.tile_pixels > max(max_pixels, 1 << 20):
         raise DataError(
             "a TIFF of a kind that is not read",
@@ -195,7 +236,7 @@ def _inspect_tiff(data: bytes, name: str, max_pixels: int) -> Header:
             found=f"{page.samples} values a pixel",
             expected="grey or colour, with or without transparency",
         )
-    if page.stored_end > len(data) or page.stored_bytes < page.needed_bytes:
+    if any(one.stored_end > len(data) or one.stored_bytes < one.needed_bytes for one in pages):
         raise _damaged(name, "TIFF", "the file is cut off")
     return Header(
         "tiff",
@@ -206,4 +247,57 @@ def _inspect_tiff(data: bytes, name: str, max_pixels: int) -> Header:
         page.samples == 1 and not page.palette,
         page.inverted,
         data,
+        palette=page.palette,
+        pages=len(pages),
     )
+
+
+def _inspect_bmp(data: bytes, name: str, max_pixels: int) -> Header:
+    if len(data) < 54 or int.from_bytes(data[14:18], "little") < 40:
+        raise _damaged(name, "BMP", "no header")
+    start = int.from_bytes(data[10:14], "little")
+    width, height, _, bits, compression = struct.unpack("<iiHHI", data[18:34])
+    check_pixels(abs(height), width, name, max_pixels)
+    needed = start + (width * bits + 31) // 32 * 4 * abs(height)
+    if bits not in {1, 4, 8, 16, 24, 32} or (compression in {0, 3} and len(data) < needed):
+        raise _damaged(name, "BMP", "the file is cut off")
+    return Header("bmp", abs(height), width, 8, False, False, False, data, palette=bits <= 8)
+
+
+def _inspect_gif(data: bytes, name: str, max_pixels: int) -> Header:
+    if len(data) < 14 or not data.rstrip(b"\x00").endswith(b";"):
+        raise _damaged(name, "GIF", "the file is cut off")
+    width, height = struct.unpack("<HH", data[6:10])
+    check_pixels(height, width, name, max_pixels)
+    return Header("gif", height, width, 8, False, False, False, data, palette=True)
+
+
+def _inspect_npy(data: bytes, name: str, max_pixels: int) -> Header:
+    """NumPy's own reader would run pickles where it is let; here the header is data, and values are numbers."""
+    size = 2 if data[6:7] == b"\x01" else 4
+    start = 8 + size + int.from_bytes(data[8 : 8 + size], "little")
+    try:
+        text = data[8 + size : min(start, 10_000)].decode("latin-1")
+        entries = ast.literal_eval(text.strip())
+        shape, kind, columns = entries["shape"], str(entries["descr"]), entries["fortran_order"] is True
+        sizes = [int(length) for length in shape]
+    except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
+        raise _damaged(name, "NPY", "its header") from None
+    if not _NPY.fullmatch(kind):
+        raise DataError("an array of a kind that is not read", path=name, found=kind[:40], expected="numbers")
+    while len(sizes) > 2 and sizes[0] == 1:
+        sizes = sizes[1:]
+    if len(sizes) == 3 and sizes[2] == 1:
+        sizes = sizes[:2]
+    if len(sizes) not in {2, 3} or (len(sizes) == 3 and sizes[2] != 3):
+        found = " x ".join(map(str, sizes)) or "one value"
+        raise DataError(
+            "an array that is no image", path=name, found=found, expected="height x width, or with 3 colours"
+        )
+    check_pixels(sizes[0], sizes[1], name, max_pixels)
+    item = int(kind[-1])
+    samples = 3 if len(sizes) == 3 else 1
+    _check_bytes(sizes[0], sizes[1], samples * item, name, 2 * max_pixels)
+    if len(data) < start + sizes[0] * sizes[1] * samples * item:
+        raise _damaged(name, "NPY", "the file is cut off")
+    return Header("npy", sizes[0], sizes[1], 8 * item, False, samples == 1, False, data, array=(start, kind, columns))

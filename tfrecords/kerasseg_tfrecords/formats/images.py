@@ -1,8 +1,10 @@
-"""Decodes pictures: PNG, JPEG and TIFF files to grey or colour slices."""
+"""Decoding of picture files to grey or colour slices: PNG, JPEG, TIFF, BMP and GIF pictures, and .npy arrays."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import warnings
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,33 +12,64 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.codecs import decode
-from kerasseg_tfrecords.formats.image_headers import inspect
+from kerasseg_tfrecords.formats.image_headers import Header, inspect
 
-__all__ = ["Picture", "decode_picture", "to_slice"]
+__all__ = ["Picture", "decode_pages", "decode_picture", "to_slice", "upright"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A decoded picture file.
+    """A decoded picture.
 
     Attributes:
-        pixels: (height, width) or (height, width, 3) in RGB order, in the stored type: uint8, uint16, or what a TIFF holds.
+        pixels: (height, width) or (height, width, 3) in RGB order, in the stored type: uint8, uint16, or what a TIFF or
+            array holds.
         alpha: (height, width) opacity in the same type; None where all is opaque.
         lossy: Whether the pixels went through JPEG.
+        indices: (height, width) places in the palette; None for pictures without one.
+        white_is_zero: Whether the file says that 0 is shown as white; `pixels` are as shown.
+        orientation: The EXIF orientation, 1 to 8, which `pixels` do not follow yet; 1 for upright.
     """
 
     pixels: NDArray[Any]
     alpha: NDArray[Any] | None
     lossy: bool
+    indices: NDArray[np.uint8] | None = None
+    white_is_zero: bool = False
+    orientation: int = 1
 
 
 def decode_picture(data: bytes, name: str, max_pixels: int) -> Picture:
-    """Decodes a PNG, JPEG or TIFF file as it is stored.
+    """Decode a picture file of one page; see `decode_pages`.
 
-    A rotation in the EXIF data is not applied (the mask would not turn with it), colour profiles are ignored, palettes are
-    resolved, TIFFs in which 0 is white are shown as meant, and grey PNGs of 2 or 4 bits keep their stored values, since
-    these are labels more often than not. A picture whose three channels agree in every pixel is grey: one data set often
-    holds both ways of storing the same thing.
+    Raises:
+        DataError: As `decode_pages`, or it has several pages.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> file = cv2.imencode(".png", np.full((2, 3, 3), 7, np.uint8))[1].tobytes()
+        >>> decode_picture(file, "a.png", 100).pixels.shape
+        (2, 3)
+    """
+    pages = decode_pages(data, name, max_pixels)
+    if len(pages) > 1:
+        raise DataError(
+            "a picture of several pages",
+            path=name,
+            found=f"{len(pages)} pages",
+            expected="one slice a file",
+            kind="pages",
+        )
+    return pages[0]
+
+
+def decode_pages(data: bytes, name: str, max_pixels: int) -> tuple[Picture, ...]:
+    """Decode all pages of a picture file as they are stored.
+
+    Colour profiles are ignored, palettes are resolved, TIFFs in which 0 is white are shown as meant, and grey PNGs of 2 or
+    4 bits keep their stored values, since these are labels more often than not. A picture whose three channels agree in
+    every pixel is grey: one data set often holds both ways of storing the same thing. The EXIF orientation is reported,
+    not applied: whether it counts depends on the mask.
 
     Args:
         data: The file.
@@ -45,15 +78,23 @@ def decode_picture(data: bytes, name: str, max_pixels: int) -> Picture:
 
     Raises:
         DataError: Not such a file, too large, cut off, damaged, or not finite.
-
-    Example:
-        >>> import cv2, numpy as np
-        >>> file = cv2.imencode(".png", np.full((2, 3, 3), 7, np.uint8))[1].tobytes()
-        >>> decode_picture(file, "a.png", 100).pixels.shape
-        (2, 3)
     """
     header = inspect(data, name, max_pixels)
-    stored = decode(header.payload, name, header.kind.upper())
+    indices = None
+    if header.kind == "npy":
+        stored = [_array(header)]
+    elif header.kind == "gif":
+        stored, indices = _with_pillow(header, name)
+    else:
+        stored = decode(header.payload, name, header.kind.upper(), header.pages)
+        if header.palette and header.pages == 1:
+            _, indices = _with_pillow(header, name, pixels=False)
+    orientation = _orientation(data, header)
+    pages = (_page(page, header, name) for page in stored)
+    return tuple(replace(page, indices=indices, orientation=orientation) for page in pages)
+
+
+def _page(stored: NDArray[Any], header: Header, name: str) -> Picture:
     if stored.shape[:2] != (header.height, header.width):
         raise DataError(
             "the decoded image is of another size than its header says",
@@ -75,7 +116,79 @@ def decode_picture(data: bytes, name: str, max_pixels: int) -> Picture:
         stored = np.iinfo(np.uint16).max - stored
     if header.kind == "png" and header.grey and header.depth in {2, 4} and alpha is None:
         stored = stored // (255 // (2**header.depth - 1))
-    return Picture(np.ascontiguousarray(stored), alpha, header.lossy)
+    return Picture(np.ascontiguousarray(stored), alpha, header.lossy, white_is_zero=header.white_is_zero)
+
+
+def _array(header: Header) -> NDArray[Any]:
+    """The values of an .npy file, colours in OpenCV's order."""
+    start, kind, by_columns = header.array
+    shape = (header.height, header.width) if header.grey else (header.height, header.width, 3)
+    count = int(np.prod(shape))
+    values = np.frombuffer(header.payload, kind, count, start).reshape(shape, order="F" if by_columns else "C")
+    values = values.astype(np.uint8 if values.dtype == np.bool_ else values.dtype.newbyteorder("="))
+    return values if header.grey else values[..., ::-1]
+
+
+def _with_pillow(
+    header: Header, name: str, *, pixels: bool = True
+) -> tuple[list[NDArray[Any]], NDArray[np.uint8] | None]:
+    """Pages and palette indices by Pillow, which OpenCV does not give; pixels in OpenCV's order."""
+    from PIL import Image
+
+    pages: list[NDArray[Any]] = []
+    indices = None
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(header.payload), formats=[header.kind.upper()]) as file:
+            warnings.simplefilter("ignore")  # sizes were checked
+            if file.mode == "P":
+                indices = np.array(file)
+            if pixels:
+                many = getattr(file, "n_frames", 1)
+                if many > 1 and many * header.height * header.width > 1 << 26:
+                    raise DataError("a picture of too many pages", path=name, found=f"{many} pages", kind="too-large")
+                for page in range(many):
+                    file.seek(page)
+                    pages.append(np.array(file.convert("RGBA"))[..., [2, 1, 0, 3]])
+                indices = indices if many == 1 else None
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises what its decoders raise
+        if not pixels:
+            return [], None  # OpenCV has decoded it: only its labels are unknown
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(f"a damaged {header.kind.upper()} file", path=name, found=found) from error
+    return pages, indices
+
+
+def _orientation(data: bytes, header: Header) -> int:
+    """The EXIF orientation; 1 where there is none or nobody can read it."""
+    marked = header.kind == "tiff" or (header.kind == "jpeg" and b"Exif\0\0" in data[:65_536])
+    if not marked and not (header.kind == "png" and b"eXIf" in data):
+        return 1
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=[header.kind.upper()]) as file:
+            warnings.simplefilter("ignore")
+            found = int(file.getexif().get(0x0112, 1))
+    except Exception:  # EXIF data are written by many hands, and the pixels do not depend on them
+        return 1
+    return found if 1 <= found <= 8 else 1
+
+
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """`pixels` turned as an EXIF orientation (1 to 8) says.
+
+    >>> upright(np.array([[1, 2, 3], [4, 5, 6]]), 6).tolist()
+    [[4, 1], [5, 2], [6, 3]]
+    """
+    if orientation >= 5:
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def to_slice(picture: Picture) -> tuple[NDArray[Any], tuple[str, ...]]:
@@ -86,11 +199,13 @@ def to_slice(picture: Picture) -> tuple[NDArray[Any], tuple[str, ...]]:
     """
     if picture.alpha is None:
         return picture.pixels, ()
-    alpha = picture.alpha if picture.pixels.ndim == 2 else picture.alpha[..., None]
-    shown = picture.pixels.astype(np.float64) * (alpha / _opaque(picture.alpha.dtype))
-    if picture.pixels.dtype.kind != "f":
-        shown = np.rint(shown)
-    return shown.astype(picture.pixels.dtype), ("transparent pixels became black",)
+    shown = np.empty_like(picture.pixels)
+    share = picture.alpha.astype(np.float32) / np.float32(_opaque(picture.alpha.dtype))
+    for channel in range(1 if shown.ndim == 2 else shown.shape[2]):  # one at a time: floats are large
+        place = ... if shown.ndim == 2 else (..., channel)
+        values = picture.pixels[place] * share
+        shown[place] = values if shown.dtype.kind == "f" else np.rint(values)
+    return shown, ("transparent pixels became black",)
 
 
 def _opaque(dtype: np.dtype[Any]) -> float:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["DICOM_SUFFIXES", "HEAD_BYTES", "VOLUME_SUFFIXES", "describe", "is_dicom", "is_gzip", "is_picture"]
+__all__ = [
+    "DICOM_SUFFIXES",
+    "HEAD_BYTES",
+    "PICTURE_SUFFIXES",
+    "VOLUME_SUFFIXES",
+    "describe",
+    "has_no_preamble",
+    "is_dicom",
+    "is_gzip",
+    "is_picture",
+]
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".mgh", ".mgz", ".mha", ".nrrd")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".npy")
 HEAD_BYTES = 1024
 
 _MAGIC = (
@@ -15,13 +26,14 @@ _MAGIC = (
     (b"MM\x00*", "a TIFF image"),
     (b"II+\x00", "a TIFF image"),
     (b"MM\x00+", "a TIFF image"),
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"\x93NUMPY", "a NumPy array"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (b"MATLAB 7.3", "a MATLAB 7.3 file"),
     (b"MATLAB 5.0", "a MATLAB 5 file"),
     (b"PK\x03\x04", "a zip archive"),
     (b"\x1f\x8b", "a gzip file"),
-    (b"GIF8", "a GIF image"),
-    (b"BM", "a BMP image"),
     (b"%PDF", "a PDF file"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
     (b"<!DOCTYPE", "a web page"),
@@ -30,13 +42,23 @@ _MAGIC = (
 
 
 def is_picture(data: bytes) -> bool:
-    """Whether `data` starts like a PNG, JPEG or TIFF file."""
-    return any(data.startswith(magic) for magic, _ in _MAGIC[:6])
+    """Whether `data` starts like a PNG, JPEG, TIFF, GIF, BMP or NPY file."""
+    return any(data.startswith(magic) for magic, _ in _MAGIC[:9])
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether `data` starts like a DICOM file: 128 bytes of anything, then `DICM`."""
-    return data[128:132] == b"DICM"
+    """Whether `data` starts like a DICOM file: 128 bytes of anything, then `DICM`; or, as old scanners write, at once."""
+    return data[128:132] == b"DICM" or has_no_preamble(data)
+
+
+def has_no_preamble(data: bytes) -> bool:
+    """Whether `data` starts with the elements of a DICOM data set, without the 132 bytes that should stand before."""
+    if data[128:132] == b"DICM" or len(data) < 16 or data[:2] not in {b"\x02\0", b"\x08\0"} or data[3] > 1:
+        return False
+    if data[4:6].isalpha() and data[4:6].isupper():
+        return True
+    end = 8 + int.from_bytes(data[4:8], "little")  # implicit: the length follows the tag
+    return end < HEAD_BYTES and data[end : end + 2] in {b"\x02\0", b"\x08\0"} and data[end + 2 : end + 4] > data[2:4]
 
 
 def is_gzip(data: bytes) -> bool:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Page", "read_tiff"]
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_CODES = {1, 3, 4, 13, 16, 18}
+_Tags = dict[int, NDArray[np.unsignedinteger[Any]]]
 _MAX_PAGES = 10_000
+_MAX_ENTRIES = 200_000  # over all pages
+_MAX_VALUES = 4_000_000  # likewise: tables of pages may overlap, so that a small file declares a great many
 _REDUCED = 1  # bit of tag 254: a thumbnail of another page
 _JPEG = {6, 7}
 
@@ -55,12 +62,13 @@ def read_tiff(data: bytes) -> list[Page]:
     try:
         (offset,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
         pages = []
+        budget = [_MAX_ENTRIES, _MAX_VALUES]
         seen: set[int] = set()
         while offset:
             if offset in seen or len(seen) >= _MAX_PAGES:
                 raise ValueError("its page table runs in a circle")
             seen.add(offset)
-            tags, offset = _read_directory(data, offset, order, big)
+            tags, offset = _read_directory(data, offset, order, big, budget)
             if not _first(tags, 254) & _REDUCED:
                 pages.append(_page(tags))
     except (struct.error, OverflowError):
@@ -70,13 +78,14 @@ def read_tiff(data: bytes) -> list[Page]:
     return pages
 
 
-def _read_directory(data: bytes, offset: int, order: str, big: bool) -> tuple[dict[int, tuple[int, ...]], int]:
+def _read_directory(data: bytes, offset: int, order: str, big: bool, budget: list[int]) -> tuple[_Tags, int]:
     count_code, entry, inline = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
     (count,) = struct.unpack_from(order + count_code, data, offset)
-    if count > 4096:
+    budget[0] -= count
+    if count > 4096 or budget[0] < 0:
         raise ValueError("an impossible page table")
     position = offset + struct.calcsize(order + count_code)
-    tags: dict[int, tuple[int, ...]] = {}
+    tags: _Tags = {}
     for _ in range(count):
         tag, kind, number = struct.unpack_from(order + entry, data, position)
         place = position + struct.calcsize(order + entry)
@@ -88,7 +97,10 @@ def _read_directory(data: bytes, offset: int, order: str, big: bool) -> tuple[di
             (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
         if place + size > len(data):
             raise ValueError("the file is cut off")
-        tags[tag] = struct.unpack_from(f"{order}{number}{_CODES[kind]}", data, place)
+        budget[1] -= number
+        if budget[1] < 0:
+            raise ValueError("its tables name too many values")
+        tags[tag] = np.frombuffer(data, f"{order}u{_SIZES[kind]}", number, place)
     (following,) = struct.unpack_from(order + ("Q" if big else "I"), data, position)
     return tags, following
 
@@ -96,22 +108,23 @@ def _read_directory(data: bytes, offset: int, order: str, big: bool) -> tuple[di
 _WANTED = {254, 256, 257, 258, 259, 262, 273, 277, 279, 284, 322, 323, 324, 325}
 
 
-def _first(tags: dict[int, tuple[int, ...]], tag: int, default: int = 0) -> int:
-    values = tags.get(tag, ())
-    return values[0] if values else default
+def _first(tags: _Tags, tag: int, default: int = 0) -> int:
+    values = tags.get(tag)
+    return int(values[0]) if values is not None and len(values) else default
 
 
-def _page(tags: dict[int, tuple[int, ...]]) -> Page:
+def _page(tags: _Tags) -> Page:
     height, width = _first(tags, 257), _first(tags, 256)
     samples, bits = _first(tags, 277, 1), _first(tags, 258, 1)
     compression, photometric = _first(tags, 259, 1), _first(tags, 262, 1)
-    offsets = tags.get(324) or tags.get(273, ())
-    lengths = tags.get(325) or tags.get(279, ())
-    if not offsets:
+    none = np.zeros(0, np.uint64)
+    offsets, lengths = (tags.get(324 + i, tags.get(273 + 6 * i, none)).astype(np.float64) for i in (0, 1))
+    if not len(offsets):
         raise ValueError("no pixels in it")
     # Old writers leave the lengths out; then only the decoder can tell.
-    ends = [offset + length for offset, length in zip(offsets, lengths, strict=False)] or list(offsets)
-    plain = compression == 1 and bool(lengths) and photometric != 6 and 324 not in tags
+    many = min(len(offsets), len(lengths))
+    ends = offsets[:many] + lengths[:many] if many else offsets
+    plain = compression == 1 and len(lengths) > 0 and photometric != 6 and 324 not in tags
     return Page(
         height=height,
         width=width,
@@ -121,7 +134,7 @@ def _page(tags: dict[int, tuple[int, ...]]) -> Page:
         inverted=photometric == 0,
         lossy=compression in _JPEG,
         tile_pixels=_first(tags, 322) * _first(tags, 323),
-        stored_end=max(ends),
-        stored_bytes=sum(lengths) if lengths else 0,
+        stored_end=int(ends.max()),
+        stored_bytes=int(lengths.sum()),
         needed_bytes=height * ((width * samples * bits + 7) // 8) if plain else 0,
     )

@@ -34,7 +34,8 @@ MAX_DEPTH = 4
 """Zips in zips in zips in a zip; deeper nesting is refused."""
 MAX_ARCHIVES = 1_000
 """Archives inside one archive, over all depths."""
-MAX_MEMBERS = 2_000_000
+MAX_MEMBERS = 500_000
+_DIRECTORY = 46  # bytes that a member takes in the directory, and more for its name
 KEPT_OPEN = 16
 """Archives that one process keeps open; the figshare data set is five."""
 DEFLATE_RATIO = 1_032
@@ -145,7 +146,8 @@ def _explained(name: str) -> Iterator[None]:
     """Turns what zipfile and the disk raise about a damaged archive into one `DataError`."""
     try:
         yield
-    except DataError:
+    except DataError as error:
+        error.path = error.path or name
         raise
     except KeyError as error:
         raise DataError("is no longer in its archive", path=name, remedy="Was the archive replaced?") from error
@@ -176,11 +178,28 @@ def _open(path: Path, chain: tuple[str, ...]) -> _Archive:
             _cache.move_to_end(key)
             return archive
         window = _inner_window(_open(path, chain[:-1]), chain[-1]) if chain else _outer_window(path)
+        _check_members(window)
         archive = _Archive(window, zipfile.ZipFile(window), signature)
         _cache[key] = archive
         while len(_cache) > KEPT_OPEN:
             _cache.popitem(last=False)
         return archive
+
+
+def _check_members(window: _Window) -> None:
+    """Refuses a directory of too many members before it is read: each costs half a kilobyte of memory."""
+    tail_size = min(window.size, 1 << 16 | 22 + 20)
+    tail = window.read_at(window.size - tail_size, tail_size)
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) < end + 22:
+        return  # zipfile will say so
+    size = int.from_bytes(tail[end + 12 : end + 16], "little")
+    wide = tail.rfind(b"PK\x06\x06", 0, end)  # zip64 keeps the sizes before
+    if wide >= 0:
+        size = int.from_bytes(tail[wide + 40 : wide + 48], "little")
+    if size > MAX_MEMBERS * _DIRECTORY * 4 or (size > MAX_MEMBERS * _DIRECTORY and window.size < 4 * size):
+        found = f"a directory of {size} bytes"
+        raise DataError("holds too many files", found=found, expected=f"at most {MAX_MEMBERS}", kind="zip-bomb")
 
 
 def _outer_window(path: Path) -> _Window:
@@ -235,7 +254,7 @@ class _Reason:
 
 def _unsafe_name(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
-    return ".." in parts or parts[0] == "" or (len(parts[0]) > 1 and parts[0][1] == ":") or "\0" in name
+    return not name or ".." in parts or parts[0] == "" or (len(parts[0]) > 1 and parts[0][1] == ":") or "\0" in name
 
 
 def _refusal(info: zipfile.ZipInfo) -> _Reason | None:
@@ -284,7 +303,7 @@ def _list_into(listing: ArchiveListing, path: Path, chain: tuple[str, ...], name
     with _explained(name):
         infos = _open(path, chain).zip.infolist()
     _check_whole(infos, name)
-    files = [info for info in infos if not info.is_dir()]
+    files = [info for info in infos if not info.filename.endswith("/")]
     if files and all(info.flag_bits & 0x1 for info in files):
         remedy = "Unpack it with its password and give the folder."
         raise DataError("the whole archive is encrypted", path=name, remedy=remedy, kind="encrypted")

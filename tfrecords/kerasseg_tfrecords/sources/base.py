@@ -67,13 +67,14 @@ class Item:
     Attributes:
         format: Name of the source that reads it.
         name: As shown to users; unique within its input.
-        files: What is read: the image first, then the mask where it is a file of its own.
+        files: What is read: the image first, then its masks where they are files of their own; several are united.
         label, patient, volume, slice_index: What the listing already knows (folder, file name, index CSV); "" and -1
             where only reading will tell.
         slice_id: Id of its slice (`104` for `104.mat`), unique within the input; "" where the source makes it while
             reading.
         channel: Channel of a volume that has several; -1 where it has one, or where it is not known yet.
-        page: Page of a file of several pages or frames; -1 for a file of one.
+        page: Frame of a file of several; -1 for a file of one.
+        grey_regions: Whether masks of the data set hold regions in shades of grey; see `masks.binarise`.
     """
 
     format: str
@@ -86,6 +87,7 @@ class Item:
     slice_id: str = ""
     channel: int = -1
     page: int = -1
+    grey_regions: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

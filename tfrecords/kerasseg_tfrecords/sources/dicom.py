@@ -1,4 +1,4 @@
-"""DICOM series as they come from the scanner: single-frame MR files, in any folders and under any names.
+"""DICOM series as they come from the scanner: MR files of one frame or several, in any folders and under any names.
 
 They carry no tumour masks. For training, PNG masks with equal stems lie beside them and the `pairs` source reads both; this
 source gives the images alone, for prediction.
@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter, defaultdict
 
 from kerasseg_tfrecords.errors import DataError, Problem
-from kerasseg_tfrecords.formats.dicom import DicomHeader, read_dicom, read_dicom_header
+from kerasseg_tfrecords.formats.dicom import DicomHeader, read_dicom, read_dicom_frames
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_dicom
 from kerasseg_tfrecords.slices import Reading, Slice
@@ -24,7 +24,7 @@ _OTHER = (".mat", *VOLUME_SUFFIXES, ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
 class DicomSource:
-    """Reads single-frame MR files; a series is a volume."""
+    """Reads MR files; a series is a volume, and each frame of an enhanced file a slice."""
 
     name = "dicom"
 
@@ -40,8 +40,8 @@ class DicomSource:
         return 0.1 if named and not others else 0.0
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
-        """One item for each file, in the order of their places in the series; the headers are read."""
-        headers: dict[Location, DicomHeader] = {}
+        """One item for each frame, in the order of their places in the series; the headers are read."""
+        headers: dict[tuple[Location, int], DicomHeader] = {}
         problems: list[Problem] = []
         left_out: list[LeftOut] = []
         for location in tree.locations:
@@ -53,7 +53,9 @@ class DicomSource:
             else:
                 try:
                     data = read_bytes(location, limit=file_limit(options))
-                    headers[location] = read_dicom_header(data, location.name, options.max_pixels)
+                    frames = read_dicom_frames(data, location.name, options.max_pixels)
+                    for frame, header in enumerate(frames):
+                        headers[location, frame if len(frames) > 1 else -1] = header
                 except DataError as error:
                     problems.append(Problem.of(error, location.name))
         if options.masks and headers:
@@ -73,12 +75,12 @@ class DicomSource:
             DataError: The file is no single-frame MR image, or damaged.
         """
         data = read_bytes(item.files[0], limit=file_limit(options))
-        dicom = read_dicom(data, item.name, options.max_pixels)
+        dicom = read_dicom(data, item.name, options.max_pixels, item.page)
         slice_ = Slice(
             image=dicom.pixels,
             mask=None,
             slice_id=item.slice_id or item.name,
-            source=item.files[0].name,
+            source=item.name,
             label=item.label,
             patient=item.patient,
             volume=item.volume,
@@ -98,25 +100,27 @@ def _has_no_suffix(location: Location) -> bool:
     return "." not in location.name.rsplit("/", 1)[-1] or suffix.isdigit()
 
 
-def _items(headers: dict[Location, DicomHeader], options: SourceOptions) -> list[Item]:
-    series: defaultdict[str, list[Location]] = defaultdict(list)
-    for location, header in headers.items():
-        series[header.series].append(location)
-    stems = Counter(stem_of(location.name) for location in headers)
+def _items(headers: dict[tuple[Location, int], DicomHeader], options: SourceOptions) -> list[Item]:
+    series: defaultdict[str, list[tuple[Location, int]]] = defaultdict(list)
+    for place, header in headers.items():
+        series[header.series].append(place)
+    stems = Counter(stem_of(location.name) for location in {location for location, _ in headers})
     items = []
-    for uid, locations in series.items():
-        ordered = sorted(locations, key=lambda loc: _place(headers[loc], loc))
-        for index, location in enumerate(ordered):
+    for uid, places in series.items():
+        ordered = sorted(places, key=lambda place: (*_place(headers[place], place[0]), place[1]))
+        for index, (location, frame) in enumerate(ordered):
             stem = stem_of(location.name)
+            end = f"#{frame}" if frame >= 0 else ""
             items.append(
                 Item(
                     "dicom",
-                    location.name,
+                    location.name + end,
                     (location,),
-                    patient=patient_of(location.name, options) or headers[location].patient,
+                    patient=patient_of(location.name, options) or headers[location, frame].patient,
                     volume=uid,
                     slice_index=index if uid else -1,
-                    slice_id=stem if stems[stem] == 1 else location.name,
+                    slice_id=(stem if stems[stem] == 1 else location.name) + end,
+                    page=frame,
                 )
             )
     return items

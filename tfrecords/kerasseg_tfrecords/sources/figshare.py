@@ -240,7 +240,7 @@ def _label_text(text: str) -> str | float:
 
 def _hdf5_shape(root: Any, key: str, name: str) -> tuple[int, ...] | None:
     opened = hdf5.open_child(root, key, name)
-    return None if hdf5.is_group(opened) else (opened.shape or ())
+    return None if opened is None or hdf5.is_group(opened) else (opened.shape or ())
 
 
 def _without_cjdata(shapes: dict[str, tuple[int, ...] | None], name: str) -> DataError:

@@ -138,7 +138,13 @@ def read_index(table: Location, pictures: Iterable[Named]) -> Index | None:
         data = read_bytes(table, limit=_LIMIT)
     except DataError as error:
         return Index((), False, (Problem.of(error, table.name),))
-    lines = _parse(data)
+    try:
+        return _index(table, _parse(data), pictures)
+    except DataError as error:
+        return Index((), False, (Problem.of(error, table.name),))
+
+
+def _index(table: Location, lines: Iterator[list[str]], pictures: Iterable[Named]) -> Index | None:
     header = next(lines, [])
     columns = _columns(header)
     if "image" not in columns:
@@ -167,7 +173,17 @@ def _parse(data: bytes) -> Iterator[list[str]]:
         text = data.decode("latin-1")
     first = text.split("\n", 1)[0]
     separator = max(",;\t", key=first.count)
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    return _rows(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+
+
+def _rows(reader: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Rows up to the first that the reader refuses (a field of more than 131,072 characters: an unclosed quote)."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(
+            "the table cannot be read", found=error, remedy="Look for a quote that is not closed"
+        ) from error
 
 
 def _columns(header: list[str]) -> dict[str, int]:

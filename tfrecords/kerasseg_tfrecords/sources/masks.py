@@ -1,16 +1,17 @@
-"""Makes masks binary by one stated rule, and says what it did."""
+"""Conversion of masks to binary ones by one stated rule, with a note on what was decided."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.images import Picture
 
-__all__ = ["binarise", "mask_of_picture"]
+__all__ = ["binarise", "has_grey_regions", "mask_of_picture"]
 
 _MAX_LABEL = 31  # whole numbers up to here are labels, larger ones grey levels
 _FEW = 8  # at most so many levels besides 0 may be regions of their own
@@ -18,10 +19,16 @@ _NEAR = 8  # levels within 1/8 of black or white are noise of these two
 _DARK = 64  # a lossy mask must be brighter: below, 0/1 masks and noise cannot be told apart
 _MAX_GREY_SHARE = 0.25  # more grey pixels than this, and it is a picture
 _MAX_TUMOUR_SHARE = 0.5  # more than this, and the mask is probably inverted
+_MAX_COLOURS = 32  # more, and the mask is a picture
 
 
 def binarise(
-    values: NDArray[Any], name: str, *, foreground: tuple[int, ...] | None = None, lossy: bool = False
+    values: NDArray[Any],
+    name: str,
+    *,
+    foreground: tuple[int, ...] | None = None,
+    lossy: bool = False,
+    regions: bool = False,
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
     """The pixels of a mask that are tumour.
 
@@ -31,8 +38,8 @@ def binarise(
     2. One value besides 0 (0/1, 0/255, 0/128, ...): every pixel that is not 0 is tumour - unless `foreground` names labels
        and the value is one of a label (31 or less): then rule 3.
     3. Whole numbers, none above 31 (0/1/2/4): labels. `foreground` names those that are tumour, None means all but 0.
-    4. Not near-binary (a level between `M/8` and `7M/8`), yet at most 8 levels: regions drawn in shades of grey; tumour is
-       all but 0, or what `foreground` names.
+    4. Not near-binary (a level between `M/8` and `7M/8`), yet at most 8 levels, one of which fills an area of 3 x 3 pixels
+       or is named in `foreground`: regions drawn in shades of grey; tumour is all but 0, or what `foreground` names.
     5. Else grey levels around black and white, as JPEG (1-7 and 248-255) and resizing (soft edges) leave them: tumour is
        what lies above half of `M` (128 and more for `M` = 255).
 
@@ -43,6 +50,7 @@ def binarise(
         name: For messages.
         foreground: Label values that are tumour, for rules 3 and 4.
         lossy: Whether the mask was stored as JPEG.
+        regions: Whether other masks of the data set are known to hold regions in shades of grey, for rule 4.
 
     Returns:
         (height, width) bool; notes on what was decided, none for plain 0/1, 0/255 and 0/65535 masks.
@@ -88,8 +96,11 @@ def binarise(
         return _checked(values > 0, () if top in {1, 255, 65535} else (odd,))
     whole = values.dtype.kind in "iu" or bool((levels == np.rint(levels)).all())
     near = bool(((levels <= top / _NEAR) | (levels >= top - top / _NEAR)).all())
-    if not lossy and whole and (top <= _MAX_LABEL or (levels[0] == 0 and not near and len(nonzero) <= _FEW)):
-        return _labels(values, nonzero, foreground)
+    if not lossy and whole:
+        shades = levels[0] == 0 and not near and len(nonzero) <= _FEW
+        named = foreground is not None and bool(np.isin(nonzero, foreground).any())
+        if top <= _MAX_LABEL or (shades and (named or regions or has_grey_regions(values))):
+            return _labels(values, nonzero, foreground)
     return _grey_levels(values, levels, name, lossy)
 
 
@@ -98,6 +109,17 @@ def _levels(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype in (np.uint8, np.uint16):
         return np.flatnonzero(np.bincount(values.ravel())).astype(values.dtype)
     return np.unique(values)
+
+
+def has_grey_regions(values: NDArray[Any]) -> bool:
+    """Whether a mask has few grey levels, one of which, between black and white, fills an area; soft edges are lines."""
+    levels = _levels(values)
+    top = levels[-1]
+    middle = levels[(levels > top / _NEAR) & (levels < top - top / _NEAR)]
+    if levels[0] != 0 or len(levels) > _FEW + 1:
+        return False
+    square = np.ones((3, 3), np.uint8)
+    return any(bool(cv2.erode((values == level).astype(np.uint8), square, borderValue=0).any()) for level in middle)
 
 
 def _has_no_background(levels: NDArray[Any], lossy: bool) -> bool:
@@ -156,30 +178,88 @@ def _number(value: float) -> str:
 
 
 def mask_of_picture(
-    picture: Picture, name: str, *, foreground: tuple[int, ...] | None = None
+    picture: Picture, name: str, *, foreground: tuple[int, ...] | None = None, regions: bool = False
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
     """The tumour in a mask that was stored as a picture.
 
-    Colour masks count by their brightest channel. Transparent pixels are background; where the colours are the same all
-    over the picture, the opacity itself is the mask.
+    Places in a palette are labels. Of colour masks the brightest channel counts; with `foreground`, colours must be those
+    of PASCAL VOC (128, 0, 0 is label 1), or lie in one channel. Transparent pixels are background; where the colours are
+    the same all over the picture, the opacity itself is the mask. Where a TIFF says that 0 is white, the reading with less
+    tumour is taken, for many programs write that tag and few mean it.
 
     Args:
         picture: As `decode_picture` gives it.
         name: For messages.
         foreground: As in `binarise`.
+        regions: As in `binarise`.
 
     Returns:
         As `binarise`.
+
+    Raises:
+        DataError: As `binarise`, or `foreground` is given and the colours mean no labels.
     """
-    values = picture.pixels
-    notes: tuple[str, ...] = ()
-    if values.ndim == 3:
-        values, notes = values.max(axis=2), ("the mask was in colour: its brightest channel counts",)
+    values, notes = _values(picture, name, foreground)
     if picture.alpha is not None:
         if (values == values.flat[0]).all():
             values = picture.alpha
         else:
             values = np.where(picture.alpha > 0, values, 0).astype(values.dtype)
         notes = (*notes, "the mask had transparent pixels: they are background")
-    mask, more = binarise(values, name, foreground=foreground, lossy=picture.lossy)
+    if picture.white_is_zero and values.dtype.kind == "u":
+        values = values if values.max() == 0 else _less_tumour(values)
+        notes = (*notes, "the mask says that 0 is white: the reading with less tumour is taken")
+    mask, more = binarise(values, name, foreground=foreground, lossy=picture.lossy, regions=regions)
     return mask, notes + more
+
+
+def _less_tumour(shown: NDArray[Any]) -> NDArray[Any]:
+    stored = np.iinfo(shown.dtype).max - shown
+    return stored if np.count_nonzero(stored) < np.count_nonzero(shown) else shown
+
+
+def _values(picture: Picture, name: str, foreground: tuple[int, ...] | None) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """One value a pixel: label, grey level, or brightest channel."""
+    pixels = picture.pixels
+    black = pixels.reshape(pixels.shape[0], pixels.shape[1], -1).max(axis=2) == 0
+    # A palette in which black is not the first colour was made by a program that sorts by something else.
+    # A palette of greys may be a grey mask with soft edges.
+    labelled = picture.indices is not None and (pixels.ndim == 3 or has_grey_regions(pixels))
+    if picture.indices is not None and labelled and not bool((black & (picture.indices > 0)).any()):
+        return picture.indices, ()
+    if pixels.ndim == 2:
+        return pixels, ()
+    if foreground is not None and (labels := _colour_labels(pixels, black, name)) is not None:
+        return labels, ("the colours of the mask were read as labels",)
+    return pixels.max(axis=2), ("the mask was in colour: its brightest channel counts",)
+
+
+def _colour_labels(pixels: NDArray[Any], black: NDArray[np.bool_], name: str) -> NDArray[Any] | None:
+    """The labels that colours stand for; None where there is only one colour besides black."""
+    codes = pixels[~black].astype(np.int64) @ np.array([1 << 32, 1 << 16, 1])
+    found = np.unique(codes)
+    if len(found) < 2:
+        return None
+    used = [channel for channel in range(3) if pixels[..., channel].any()]
+    if len(used) == 1:
+        return np.asarray(pixels[..., used[0]])
+    colours = [tuple(int(code) >> shift & 0xFFFF for shift in (32, 16, 0)) for code in found[: _MAX_COLOURS + 1]]
+    voc = [_voc_colour(label) for label in range(256)]
+    if len(colours) > _MAX_COLOURS or any(colour not in voc for colour in colours):
+        shown = ", ".join(map(str, colours[:4])) + (", ..." if len(colours) > 4 else "")
+        raise DataError(
+            "the mask is in colours that stand for no labels, and --foreground names labels",
+            path=name,
+            found=f"the colours {shown}",
+            expected="grey values, a palette, or the colours of PASCAL VOC",
+            remedy="Save the labels as grey values, or leave --foreground out to count every colour",
+            kind="bad-mask",
+        )
+    labels = np.zeros(black.shape, np.uint8)
+    labels[~black] = np.array([voc.index(colour) for colour in colours], np.uint8)[np.searchsorted(found, codes)]
+    return labels
+
+
+def _voc_colour(label: int) -> tuple[int, ...]:
+    """The colour of a label in PASCAL VOC: bits 0, 3, 6 of the label are the high bits of red, and so on."""
+    return tuple(sum((label >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))

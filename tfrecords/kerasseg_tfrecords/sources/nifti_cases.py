@@ -16,7 +16,7 @@ from kerasseg_tfrecords.sources.roles import folder_role, split_name, stem_of, w
 from kerasseg_tfrecords.sources.tree import Tree, read_bytes
 from kerasseg_tfrecords.text import count
 
-__all__ = ["Case", "Cases", "find_cases"]
+__all__ = ["Case", "Cases", "channel_names", "choose_channel", "find_cases"]
 
 _SEPARATORS = r"[\s_.\-]+"
 _SEGMENTATION = re.compile(
@@ -90,8 +90,8 @@ def find_cases(tree: Tree, options: SourceOptions) -> Cases:
         UsageError: `options.channel` is a name that `dataset.json` does not have.
     """
     masks = options.masks
-    channels = _channels(tree)
-    channel = _channel(channels, options, tree)
+    channels = channel_names(tree)
+    channel = choose_channel(channels, options, tree)
     groups: dict[tuple[str, str], _Group] = {}
     left_out: list[LeftOut] = []
     for location in tree.with_suffix(*VOLUME_SUFFIXES):
@@ -145,7 +145,7 @@ def find_cases(tree: Tree, options: SourceOptions) -> Cases:
     return Cases(tuple(cases), tuple(left_out), tuple(problems), tuple(notes))
 
 
-def _channel(channels: Mapping[int, str], options: SourceOptions, tree: Tree) -> int:
+def choose_channel(channels: Mapping[int, str], options: SourceOptions, tree: Tree) -> int:
     """The channel of a volume with several; -1 where nothing tells."""
     if options.channel is None and options.sequence is None:
         contrast = [number for number, name in channels.items() if _CONTRAST.fullmatch(name)]
@@ -214,7 +214,7 @@ def _read_name(location: Location, channels: Mapping[int, str]) -> tuple[str, tu
     return "image", folders, "".join(pieces), ""
 
 
-def _channels(tree: Tree) -> dict[int, str]:
+def channel_names(tree: Tree) -> dict[int, str]:
     """Names of nnU-Net's channels from `dataset.json`, as words without separators; {} where there is none."""
     for location in tree.with_suffix("dataset.json"):
         try:

@@ -1,4 +1,4 @@
-"""Pictures and their masks: PNG, JPEG, TIFF or DICOM images with PNG, JPEG or TIFF masks.
+"""Pictures and their masks: PNG, JPEG, TIFF, BMP, GIF, NPY or DICOM images with masks in any of these but DICOM.
 
 | layout                              | example                                                          |
 | ----------------------------------- | ---------------------------------------------------------------- |
@@ -8,6 +8,9 @@
 | class codes in file names           | `Te-me_0010.jpg`, `brisc2025_train_00159_gl_ax_t1.jpg`           |
 | an index table                      | `index.csv` with the columns image, mask, label, patient         |
 | the LGG set                         | `TCGA_CS_4943_20000902/TCGA_CS_4943_20000902_12.tif` + `..._mask.tif` |
+| PASCAL VOC                          | `JPEGImages/1.jpg` + `SegmentationClass/1.png`                    |
+| nnU-Net in 2-D                      | `imagesTr/x_0000.png` + `labelsTr/x.png`                          |
+| several masks of an image           | `x.png` + `x_mask.png` + `x_mask_1.png`; `ID/images/ID.png` + `ID/masks/*.png` |
 """
 
 from __future__ import annotations
@@ -23,16 +26,18 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.classes import class_name
 from kerasseg_tfrecords.errors import DataError, Problem
-from kerasseg_tfrecords.formats.images import decode_picture, to_slice
+from kerasseg_tfrecords.formats.images import Picture, decode_pages, decode_picture, to_slice, upright
 from kerasseg_tfrecords.formats.location import Location
-from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_picture
+from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_picture
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
 from kerasseg_tfrecords.sources.index_csv import Index, Row, read_index
 from kerasseg_tfrecords.sources.labelling import label_files
-from kerasseg_tfrecords.sources.masks import mask_of_picture
+from kerasseg_tfrecords.sources.masks import has_grey_regions, mask_of_picture
+from kerasseg_tfrecords.sources.nifti_cases import channel_names, choose_channel
 from kerasseg_tfrecords.sources.roles import (
     Named,
+    name_file,
     name_files,
     pair_by_name,
     patient_in_name,
@@ -41,12 +46,14 @@ from kerasseg_tfrecords.sources.roles import (
     stem_of,
     without_suffix,
 )
-from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
+from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes, suffix_of
+from kerasseg_tfrecords.text import count
 
-__all__ = ["PICTURE_SUFFIXES", "SOURCE", "PairsSource"]
+__all__ = ["SOURCE", "PairsSource"]
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _TABLES = (".csv", ".tsv")
+_SAMPLE = 8  # masks that are opened while listing
+_LABELS = 31  # whole numbers up to here are labels in any case
 _OTHER_DATA = (".mat", *VOLUME_SUFFIXES)
 
 
@@ -69,15 +76,20 @@ class PairsSource:
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
         """One item for each image; what has no partner or no class is a problem."""
-        files = tree.with_suffix(*PICTURE_SUFFIXES, *DICOM_SUFFIXES)
+        files = tuple(file for file in tree.with_suffix(*PICTURE_SUFFIXES, *DICOM_SUFFIXES) if not _is_instances(file))
         named = name_files(files)
         indexes, left_out = _indexes(tree, named)
         problems = [problem for index in indexes for problem in index.problems]
+        named, more = _one_channel(named, tree, options)
+        problems += more
+        if more:
+            return Listing((), tuple(left_out), tuple(problems))
+        files = tuple(file.location for file in named)
         rows, doubled = _merge(indexes)
         problems += doubled
-        masks: dict[Location, Location | None]
+        masks: dict[Location, tuple[Location, ...]]
         if rows and any(index.names_masks for index in indexes):
-            masks = {row.image: row.mask for row in rows.values()}
+            masks = {row.image: () if row.mask is None else (row.mask,) for row in rows.values()}
             problems += _shared_masks(masks)
             used = {file for index in indexes for row in index.rows for file in (row.image, row.mask)}
             left_out += [LeftOut(file.name, "not named in the index table") for file in files if file not in used]
@@ -85,7 +97,11 @@ class PairsSource:
         else:
             pairing = pair_by_name(named)
             problems += pairing.problems
-            masks = {**dict(pairing.pairs), **dict.fromkeys(pairing.alone)}
+            masks = {**dict(pairing.pairs), **dict.fromkeys(pairing.alone, ())}
+            if options.masks and any(masks.values()):
+                tests = {image for image in pairing.alone if "imagests" in map(str.lower, split_name(image.name)[0])}
+                left_out += [LeftOut(image.name, "a test image without labels") for image in tests]
+                masks = {image: found for image, found in masks.items() if image not in tests}
             unused = pairing.unused
             if rows:
                 left_out += [LeftOut(file.name, "not named in the index table") for file in masks if file not in rows]
@@ -108,7 +124,9 @@ class PairsSource:
         )
 
     def read(self, item: Item, options: SourceOptions) -> Reading:
-        """Reads an image and its mask; an image of the class without tumour that has no mask gets an empty one.
+        """Read an image and its masks; an image of the class without tumour that has no mask gets an empty one.
+
+        Files of several pages give one slice a page, which together are a volume.
 
         Raises:
             DataError: A file is damaged, too large or no image; the mask is none, or of another size.
@@ -116,51 +134,74 @@ class PairsSource:
         data = read_bytes(item.files[0], limit=file_limit(options))
         digest = hashlib.sha256(data)
         spacing, patient = (0.0, 0.0), item.patient
-        notes: tuple[str, ...]
         if is_dicom(data):
             # Only here: most data sets have no DICOM file, and pydicom takes a while to import.
             from kerasseg_tfrecords.formats.dicom import read_dicom
 
             dicom = read_dicom(data, item.name, options.max_pixels)
-            image, notes, spacing = dicom.pixels, dicom.notes, dicom.header.spacing
-            patient = patient or dicom.header.patient
+            pages: tuple[Picture, ...] = (Picture(dicom.pixels, None, False),)
+            spacing, patient, notes = dicom.header.spacing, patient or dicom.header.patient, dicom.notes
         else:
-            image, notes = to_slice(decode_picture(data, item.name, options.max_pixels))
-        mask = None
-        if len(item.files) > 1:
-            data = read_bytes(item.files[1], limit=file_limit(options))
+            pages, notes = decode_pages(data, item.name, options.max_pixels), ()
+        masks: list[tuple[NDArray[np.bool_], ...]] = []
+        turned = True
+        for location in item.files[1:]:
+            data = read_bytes(location, limit=file_limit(options))
             digest.update(data)
-            mask, more = _read_mask(data, item, image.shape[:2], options)
+            found, as_shown, more = _read_masks(data, location.name, item, pages, options)
+            masks.append(found)
+            turned = turned and as_shown
             notes = (*notes, *more)
-        elif options.masks:
-            mask = np.zeros(image.shape[:2], np.bool_)
+        if options.masks and not masks:
             notes = (*notes, f"no mask file: {item.label} has an empty mask")
-        slice_ = Slice(
-            image=image,
-            mask=mask,
-            slice_id=item.slice_id or without_suffix(item.name),
-            source=item.files[0].name,
-            label=item.label,
-            patient=patient,
-            volume=item.volume,
-            slice_index=item.slice_index,
-            spacing=spacing,
-            notes=notes,
-        )
-        return Reading((slice_,), sha256=digest.hexdigest())
+        slices = []
+        for place, page in enumerate(pages):
+            image, more = to_slice(page)
+            if page.orientation > 1:
+                image = upright(image, page.orientation) if turned else image
+                more = (*more, _TURNED if turned else _NOT_TURNED)
+            mask = None
+            if masks or options.masks:
+                mask = np.zeros(image.shape[:2], np.bool_)
+                for found in masks:
+                    mask |= found[place]
+            one = Slice(
+                image=image,
+                mask=mask,
+                slice_id=item.slice_id or without_suffix(item.name),
+                source=item.files[0].name,
+                label=item.label,
+                patient=patient,
+                volume=item.volume,
+                slice_index=item.slice_index,
+                spacing=spacing,
+                notes=(*notes, *more),
+            )
+            if len(pages) > 1:
+                name = f"{one.slice_id}#{place}"
+                volume = item.volume or one.slice_id
+                one = replace(one, slice_id=name, source=f"{one.source}#{place}", volume=volume, slice_index=place)
+            slices.append(one)
+        scope = np.stack([one.image for one in slices]) if len(pages) > 1 else None
+        return Reading(tuple(slices), scope=scope, sha256=digest.hexdigest())
 
 
 SOURCE = PairsSource()
 
+_TURNED = "turned upright as its EXIF data say"
+_NOT_TURNED = "not turned as its EXIF data say: the mask fits the image as it is stored"
 
-def _read_mask(
-    data: bytes, item: Item, size: tuple[int, ...], options: SourceOptions
-) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    name = item.files[1].name
+
+def _read_masks(
+    data: bytes, name: str, item: Item, pages: Sequence[Picture], options: SourceOptions
+) -> tuple[tuple[NDArray[np.bool_], ...], bool, tuple[str, ...]]:
+    """The masks of all pages; whether they fit the image as its EXIF orientation shows it; notes."""
     try:
-        mask, notes = mask_of_picture(
-            decode_picture(data, name, options.max_pixels), name, foreground=options.foreground
-        )
+        pictures = decode_pages(data, name, options.max_pixels)
+        read = [
+            mask_of_picture(picture, name, foreground=options.foreground, regions=item.grey_regions)
+            for picture in pictures
+        ]
     except DataError as error:
         raise DataError(
             f"its mask {name}: {error.what}",
@@ -170,15 +211,49 @@ def _read_mask(
             remedy=error.remedy,
             kind=error.kind,
         ) from error
-    if mask.shape != size:
+    if len(read) != len(pages):
+        raise DataError(
+            f"its mask {name} has another number of pages",
+            path=item.name,
+            found=len(read),
+            expected=f"{len(pages)} as the image",
+            kind="size-mismatch",
+        )
+    masks = [upright(mask, picture.orientation) for (mask, _), picture in zip(read, pictures, strict=True)]
+    stored = pages[0].pixels.shape[:2]
+    shown = stored[::-1] if pages[0].orientation >= 5 else stored
+    # A mask with the orientation of its image was drawn on the stored pixels, and both turn together.
+    turned = masks[0].shape == shown
+    if not turned and masks[0].shape != stored:
         raise DataError(
             f"its mask {name} is of another size",
             path=item.name,
-            found=f"{mask.shape[0]} x {mask.shape[1]}",
-            expected=f"{size[0]} x {size[1]} as the image",
+            found=f"{masks[0].shape[0]} x {masks[0].shape[1]}",
+            expected=f"{shown[0]} x {shown[1]} as the image",
             kind="size-mismatch",
         )
-    return mask, notes
+    return tuple(masks), turned, tuple(dict.fromkeys(note for _, notes in read for note in notes))
+
+
+def _is_instances(location: Location) -> bool:
+    """PASCAL VOC keeps its objects one by one beside its classes."""
+    return "segmentationobject" in (folder.casefold() for folder in split_name(location.name)[0])
+
+
+def _one_channel(named: list[Named], tree: Tree, options: SourceOptions) -> tuple[list[Named], list[Problem]]:
+    """Of images with several channels in files of their own (`x_0000`, `x_0001`) the one to read."""
+    channels = {file.channel for file in named} - {-1}
+    if len(channels) < 2:
+        return named, []
+    chosen = choose_channel(channel_names(tree), options, tree)
+    if chosen in channels:
+        return [file for file in named if file.channel in {-1, chosen}], []
+    if not options.masks:
+        return named, []
+    message = f"images of {len(channels)} channels ({', '.join(f'_{number:04}' for number in sorted(channels))})"
+    return [file for file in named if file.channel < 0], [
+        Problem(".", "channels", f"{message}. Choose one with --channel, for instance --channel {min(channels)}")
+    ]
 
 
 def _indexes(tree: Tree, files: Sequence[Named]) -> tuple[list[Index], list[LeftOut]]:
@@ -212,21 +287,23 @@ def _merge(indexes: Iterable[Index]) -> tuple[dict[Location, Row], list[Problem]
     return {image: row for image, row in rows.items() if image.name not in bad}, problems
 
 
-def _every_image(named: Sequence[Named], masks: Mapping[Location, Location | None]) -> dict[Location, Location | None]:
+def _every_image(
+    named: Sequence[Named], masks: Mapping[Location, tuple[Location, ...]]
+) -> dict[Location, tuple[Location, ...]]:
     """All files that are no masks, with the mask that goes with each where that is known."""
-    reference = set(masks.values())
+    reference = {mask for found in masks.values() for mask in found}
     return {
-        file.location: masks.get(file.location)
+        file.location: masks.get(file.location, ())
         for file in named
         if file.role != "mask" and file.location not in reference
     }
 
 
-def _shared_masks(masks: dict[Location, Location | None]) -> list[Problem]:
+def _shared_masks(masks: dict[Location, tuple[Location, ...]]) -> list[Problem]:
     """Takes images that share a mask out of `masks`, and reports them."""
     users: defaultdict[Location, list[Location]] = defaultdict(list)
-    for image, mask in masks.items():
-        if mask is not None:
+    for image, found in masks.items():
+        for mask in found:
             users[mask].append(image)
     problems = []
     for mask, images in users.items():
@@ -240,7 +317,7 @@ def _shared_masks(masks: dict[Location, Location | None]) -> list[Problem]:
 
 
 def _items(
-    masks: Mapping[Location, Location | None], rows: Mapping[Location, Row], options: SourceOptions, tree: Tree
+    masks: Mapping[Location, tuple[Location, ...]], rows: Mapping[Location, Row], options: SourceOptions, tree: Tree
 ) -> tuple[list[Item], list[Problem], tuple[str, ...]]:
     names = [image.name for image in masks]
     written = {row.image.name: (row.label, row.where) for row in rows.values() if row.label is not None}
@@ -249,20 +326,22 @@ def _items(
     healthy = class_name("no_tumor", options.classes)
     if options.masks and names and not any(masks.values()) and set(labels.by_name.values()) != {healthy}:
         message = (
-            f"{len(names)} images and no masks. Put masks into a folder masks/ beside images/, or beside the images"
+            f"{count(len(names), 'image')} and no masks{_unread(tree)}. Put masks into a folder masks/ beside images/, or "
+            "beside the images"
         )
         problem = Problem(".", "no-masks", f"{message} as NAME_mask.png")
         return [], [problem], ()
     volumes = _volumes(names)
+    regions = options.masks and options.foreground is None and _grey_regions(masks, options)
     stems = Counter(stem_of(name) for name in names)
     items = []
     empty = 0
     unmatched = 0
-    for image, mask in masks.items():
+    for image, found in masks.items():
         label = labels.by_name.get(image.name, None if options.masks else "")
         if label is None:
             continue
-        if mask is None and options.masks:
+        if not found and options.masks:
             if not healthy or label != healthy:
                 problems.append(Problem(image.name, "missing-partner", "an image without its mask"))
                 continue
@@ -275,20 +354,49 @@ def _items(
             Item(
                 "pairs",
                 image.name,
-                (image,) if mask is None else (image, mask),
+                (image, *found),
                 label=label,
                 patient=told or (row.patient if row else "") or patient_in_name(image.name),
                 volume=(row.volume if row else "") or volume,
                 slice_index=row.slice_index if row and row.slice_index >= 0 else place,
                 slice_id=stem_of(image.name) if stems[stem_of(image.name)] == 1 else image.name,
+                grey_regions=regions,
             )
         )
     notes = list(labels.notes)
     if empty:
-        notes.append(f"{empty} images of {healthy} have no mask file: an empty mask is taken")
+        notes.append(f"{count(empty, 'image')} of {healthy} without a mask file: an empty mask is taken")
+    if regions:
+        notes.append("masks hold regions in shades of grey: all of them are tumour (choose with --foreground)")
     if unmatched:
         notes.append(f"the patient pattern matches {len(items) - unmatched} of {len(items)} names")
     return items, problems, tuple(notes)
+
+
+def _unread(tree: Tree) -> str:
+    """Files in folders or under names of masks that are of no type that is read, as a half-sentence."""
+    kinds: Counter[str] = Counter()
+    for location in tree.locations:
+        suffix = suffix_of(location.name)
+        if suffix not in {*PICTURE_SUFFIXES, *DICOM_SUFFIXES, *_TABLES} and name_file(location).role == "mask":
+            kinds["/".join((*split_name(location.name)[0][-1:], f"*{suffix}"))] += 1
+    listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common(3))
+    return f" (not read: {listed}; masks may be {', '.join(PICTURE_SUFFIXES)})" if listed else ""
+
+
+def _grey_regions(masks: Mapping[Location, tuple[Location, ...]], options: SourceOptions) -> bool:
+    """Whether some masks hold regions in shades of grey; few files tell, and one rule must hold for all of them."""
+    files = [mask for found in masks.values() for mask in found]
+    for location in files[:: max(1, len(files) // _SAMPLE)][:_SAMPLE]:
+        try:
+            picture = decode_picture(read_bytes(location, limit=file_limit(options)), location.name, options.max_pixels)
+        except DataError:  # reading it will tell
+            continue
+        pixels = picture.pixels
+        shades = pixels.ndim == 2 and pixels.dtype.kind == "u" and not picture.lossy and pixels.max() > _LABELS
+        if shades and has_grey_regions(pixels):
+            return True
+    return False
 
 
 def _volumes(names: Sequence[str]) -> dict[str, tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Tells images from masks by the names of folders and files, and says which belong together."""
+"""Roles of picture files (image or mask) by the names of folders and files, and which of them belong together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from kerasseg_tfrecords.errors import Problem, UsageError
@@ -27,9 +27,10 @@ __all__ = [
     "without_suffix",
 ]
 
-_IMAGE_FOLDER = re.compile(r"(images?|imgs?|inputs?|scans?)(tr|ts|va)?")
+_IMAGE_FOLDER = re.compile(r"(jpeg)?(images?|imgs?|inputs?|scans?)(tr|ts|va)?")
 _MASK_FOLDER = re.compile(
-    r"(tumou?r)?masks?|msks?|labels?(tr|ts|va)?|annot(ation)?s?|seg(mentation)?s?|gts?|ground_?truths?"
+    r"(tumou?r)?masks?|msks?|labels?(tr|ts|va)?|annot(ation)?s?|seg(mentation)?s?(class)?(raw|png)?|gts?|ground_?truths?"
+    r"|targets?|segmaps?"
 )
 # In longer names (`train_masks`, `images_png`) only words that mean nothing else: `segmentation_task` holds both.
 _IMAGE_WORD = re.compile(r"images?|imgs?")
@@ -49,6 +50,8 @@ class Named:
         key: Folder and stem without the words that make the role: equal for an image and its mask.
         exact: The same with the full stem, for when several files share a key.
         folders: The folders that are left, outermost first, as they are spelt.
+        part: Whether it may be one of several masks of its image (`x_mask_1`, `x_mask_2`).
+        channel: Number of the channel where the name ends in one (`x_0001` beside the mask `x`); else -1.
     """
 
     location: Location
@@ -56,6 +59,8 @@ class Named:
     key: tuple[str, str]
     exact: tuple[str, str]
     folders: tuple[str, ...]
+    part: bool = False
+    channel: int = -1
 
 
 def _fold(text: str) -> str:
@@ -86,7 +91,7 @@ def _strip(stem: str, token: re.Pattern[str]) -> str | None:
     match = re.fullmatch(rf"(?:(.*?){_SEPARATORS})?([a-z]+)", stem, re.DOTALL)
     if match and token.fullmatch(match.group(2)):
         return match.group(1) or ""
-    match = re.fullmatch(rf"([a-z]+){_SEPARATORS}(.*)", stem, re.DOTALL)
+    match = re.fullmatch(rf"([a-z]+)(?:{_SEPARATORS}|(?=[0-9]+$))(.*)", stem, re.DOTALL)
     return match.group(2) if match and token.fullmatch(match.group(1)) else None
 
 
@@ -122,25 +127,77 @@ class Pairing:
     """What goes with what.
 
     Attributes:
-        pairs: Image and mask.
+        pairs: Image and its mask, or the masks that together are its mask.
         alone: Images without a mask.
         unused: Masks without an image.
         problems: Names that do not tell which belong together; these files are in none of the other lists.
     """
 
-    pairs: tuple[tuple[Location, Location], ...]
+    pairs: tuple[tuple[Location, tuple[Location, ...]], ...]
     alone: tuple[Location, ...]
     unused: tuple[Location, ...]
     problems: tuple[Problem, ...]
 
 
 def name_files(locations: Iterable[Location]) -> list[Named]:
-    """Roles and keys of picture files. Folders that would make everything a mask (`segmentation/1.png`) are overruled."""
+    """Roles and keys of picture files, by their own names and those of the others.
+
+    Folders that would make everything a mask (`segmentation/1.png`) are overruled. `x_m` is a mask beside `x`, `x_mask_1`
+    one of several of `x`; `Y/1` is the mask of `X/1`; and `x_0000` is a channel where the mask is called `x`.
+    """
     files = list(locations)
     named = [name_file(location) for location in files]
     if named and all(file.role == "mask" for file in named):
         named = [name_file(location, use_folders=False) for location in files]
-    return named
+    paths = {file.folders for file in named}
+    folders = {"/".join(map(_fold, path[:end])) for path in paths for end in range(1, len(path) + 1)}
+    letters = any(_LETTER.fullmatch(_fold(folder)) for path in paths for folder in path)
+    named = [_by_letter(file, folders) for file in named] if letters else named
+    images = {file.key for file in named if file.role != "mask"}
+    named = [_beside(file, images) for file in named]
+    masks = {file.key for file in named if file.role == "mask"}
+    return [_channel(file, masks) for file in named]
+
+
+_LETTER = re.compile(rf"(|.+{_SEPARATORS})([xy])(|{_SEPARATORS}.+)", re.DOTALL)
+_CHANNEL = re.compile(r"(.+)_([0-9]{4})", re.DOTALL)
+_NUMBERED = re.compile(rf"(.+?){_SEPARATORS}([a-z]+)(?:{_SEPARATORS})?[0-9]+", re.DOTALL)
+
+
+def _by_letter(file: Named, folders: set[str]) -> Named:
+    """`X/1.png` and `Y/1.png`: image and mask where both folders are there."""
+    if file.role:
+        return file
+    for place, folder in enumerate(file.folders):
+        match = _LETTER.fullmatch(_fold(folder))
+        if match is None:
+            continue
+        other = match[1] + ("y" if match[2] == "x" else "x") + match[3]
+        if "/".join([*map(_fold, file.folders[:place]), other]) in folders:
+            rest = re.sub(f"^{_SEPARATORS}|{_SEPARATORS}$", "", match[1] + match[3])
+            left = (*file.folders[:place], *([rest] if rest else []), *file.folders[place + 1 :])
+            key = "/".join(map(_fold, left))
+            role = "mask" if match[2] == "y" else "image"
+            return replace(file, role=role, key=(key, file.key[1]), exact=(key, file.exact[1]), folders=left)
+    return file
+
+
+def _beside(file: Named, images: set[tuple[str, str]]) -> Named:
+    folder, stem = file.key
+    if file.role != "mask" and stem[-2:] in {"_m", "-m"} and (folder, stem[:-2]) in images:
+        return replace(file, role="mask", key=(folder, stem[:-2]))
+    match = _NUMBERED.fullmatch(stem) if stem[-1:].isdigit() else None
+    if match and _MASK_TOKEN.fullmatch(match[2]) and (folder, match[1]) in images:
+        return replace(file, role="mask", key=(folder, match[1]), part=True)
+    return file
+
+
+def _channel(file: Named, masks: set[tuple[str, str]]) -> Named:
+    folder, stem = file.key
+    match = _CHANNEL.fullmatch(stem) if file.role != "mask" else None
+    if match and file.key not in masks and (folder, match[1]) in masks:
+        return replace(file, role="image", key=(folder, match[1]), channel=int(match[2]))
+    return file
 
 
 def pair_by_name(named: Iterable[Named]) -> Pairing:
@@ -156,21 +213,27 @@ def pair_by_name(named: Iterable[Named]) -> Pairing:
     groups: defaultdict[tuple[str, str], tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))
     for file in named:
         groups[file.key][file.role == "mask"].append(file)
-    pairs: list[tuple[Location, Location]] = []
+    pairs: list[tuple[Location, tuple[Location, ...]]] = []
     alone: list[Named] = []
     unused: list[Named] = []
     problems: list[Problem] = []
     for images, masks in groups.values():
         if len(images) == 1 and len(masks) == 1:
-            pairs.append((images[0].location, masks[0].location))
+            pairs.append((images[0].location, (masks[0].location,)))
+        elif len(images) == 1 and sum(not mask.part for mask in masks) <= 1 and masks:
+            pairs.append((images[0].location, tuple(mask.location for mask in masks)))
         elif not masks or not images:
             alone += images
             unused += masks
         else:
             _settle(images, masks, pairs, problems)
     across = _pair_across_folders([*alone, *unused])
+    taken = {location for image, masks in across for location in (image, *masks)}
+    across += _folder_of_masks(
+        [file for file in alone if file.location not in taken], [file for file in unused if file.location not in taken]
+    )
     pairs += across
-    taken = {location for pair in across for location in pair}
+    taken = {location for image, masks in across for location in (image, *masks)}
     return Pairing(
         tuple(pairs),
         tuple(file.location for file in alone if file.location not in taken),
@@ -180,7 +243,10 @@ def pair_by_name(named: Iterable[Named]) -> Pairing:
 
 
 def _settle(
-    images: list[Named], masks: list[Named], pairs: list[tuple[Location, Location]], problems: list[Problem]
+    images: list[Named],
+    masks: list[Named],
+    pairs: list[tuple[Location, tuple[Location, ...]]],
+    problems: list[Problem],
 ) -> None:
     """Several files share a key: pairs those whose full stems agree one to one, and reports the others."""
     stems: defaultdict[str, tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))
@@ -189,12 +255,12 @@ def _settle(
     left: tuple[list[Named], list[Named]] = ([], [])
     for some, others in stems.values():
         if len(some) == 1 and len(others) == 1:
-            pairs.append((some[0].location, others[0].location))
+            pairs.append((some[0].location, (others[0].location,)))
         else:
             left[0].extend(some)
             left[1].extend(others)
     if len(left[0]) == 1 and len(left[1]) == 1:
-        pairs.append((left[0][0].location, left[1][0].location))
+        pairs.append((left[0][0].location, (left[1][0].location,)))
         return
     for files, other in ((left[0], left[1]), (left[1], left[0])):
         for file in files:
@@ -214,15 +280,30 @@ def _ambiguous(file: Named, word: str, partner: str, files: list[Named], other: 
     return Problem(file.location.name, "ambiguous", f"{text}. Keep one, or name the pairs in an index CSV")
 
 
-def _pair_across_folders(left: list[Named]) -> list[tuple[Location, Location]]:
+def _pair_across_folders(left: list[Named]) -> list[tuple[Location, tuple[Location, ...]]]:
     """Pairs what is left by stems that occur once on each side, where the one folder is part of the other."""
     stems: defaultdict[str, tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))
     for file in left:
         stems[file.key[1]][file.role == "mask"].append(file)
     return [
-        (images[0].location, masks[0].location)
+        (images[0].location, (masks[0].location,))
         for images, masks in stems.values()
         if len(images) == 1 and len(masks) == 1 and _within(images[0].key[0], masks[0].key[0])
+    ]
+
+
+def _folder_of_masks(alone: list[Named], unused: list[Named]) -> list[tuple[Location, tuple[Location, ...]]]:
+    """`ID/images/ID.png` and `ID/masks/*.png`, as in the nuclei of the Data Science Bowl: all masks are of that image."""
+    images: defaultdict[str, list[Named]] = defaultdict(list)
+    masks: defaultdict[str, list[Location]] = defaultdict(list)
+    for file in alone:
+        images[file.key[0]].append(file)
+    for file in unused:
+        masks[file.key[0]].append(file.location)
+    return [
+        (image[0].location, tuple(masks[folder]))
+        for folder, image in images.items()
+        if len(image) == 1 and folder in masks and image[0].key[1] in {"", folder.rsplit("/", 1)[-1]}
     ]
 
 

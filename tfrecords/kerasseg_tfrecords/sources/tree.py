@@ -11,12 +11,12 @@ from pathlib import Path
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
-from kerasseg_tfrecords.formats.sniff import HEAD_BYTES
+from kerasseg_tfrecords.formats.sniff import HEAD_BYTES, PICTURE_SUFFIXES
 from kerasseg_tfrecords.formats.zip import is_hidden, list_archive, read_member, shown
 
 __all__ = ["IMAGE_SUFFIXES", "Tree", "head", "input_names", "natural_key", "open_tree", "read_bytes", "suffix_of"]
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".dcm", *PICTURE_SUFFIXES})
 """Endings of single images, for saying what lies in a folder."""
 _MEMBER_LIMIT = 1 << 28
 _DIGITS = re.compile(r"([0-9]+)")

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
-from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, VOLUME_SUFFIXES
+from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
 from kerasseg_tfrecords.sources import source_for
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of
 
 __all__ = ["ImageInput", "list_images"]
 
-_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+_PICTURES = frozenset(PICTURE_SUFFIXES)
 _TABLES = frozenset({".csv", ".tsv"})
 _EXPECTED = ".mat files, pictures (PNG, JPEG, TIFF, BMP, GIF, NPY), volumes (NIfTI, MGZ, MHA, NRRD) or DICOM files"
 _MAGIC = frozenset("*?[")
