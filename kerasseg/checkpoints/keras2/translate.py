@@ -299,9 +299,11 @@ def _wired(rows: list[_Row], last: Mapping[str, str], offsets: Mapping[str, int]
     for entries, calls in rows:
         times = len(calls[0] or ())
         for place, (entry, own) in enumerate(zip(entries, calls, strict=True)):
+            known: Mapping[str, str] = last
             if own is None:
+                known = {}  # the first layer has the old name, which means the last to all others
                 own = tuple(Call((Ref(entries[place - 1]["name"], i, 0),)) for i in range(times))
-            layers.append({**entry, "inbound_nodes": [_node(call, last, offsets) for call in own]})
+            layers.append({**entry, "inbound_nodes": [_node(call, known, offsets) for call in own]})
     return layers
 
 

@@ -101,7 +101,11 @@ def open_savedmodel(path: str | Path, *, compare: bool = True) -> Opened:
                 error.what, path=folder, found=error.found, expected=error.expected, remedy=error.remedy
             )
         raise error from error.__cause__
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except RecursionError as error:
+        raise CheckpointError(
+            "the network has more steps in a row than Keras can build", path=folder, expected="fewer than about 900"
+        ) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # A file from a stranger can be wrong in more ways than are worth an own sentence each.
         raise CheckpointError(
             "the graph is damaged, or of a kind that is not known here",

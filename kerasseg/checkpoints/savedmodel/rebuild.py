@@ -22,6 +22,9 @@ __all__ = ["Builder", "Rebuilt", "refuse"]
 MAX_ELEMENTS = 1 << 27
 """Elements of one tensor of one slice (half a gigabyte in float32)."""
 
+MAX_STEPS = 5000
+"""Steps of a network; one on EfficientNetB7 has about 1,500, and Keras needs 8 ms for each."""
+
 _SOURCES = frozenset({"Const", "Placeholder", "PlaceholderWithDefault"}) | VARIABLES
 
 
@@ -102,6 +105,10 @@ class Builder:
         Raises:
             CheckpointError: An operation has no Keras layer, or a weight does not fit.
         """
+        if len(self.graph.nodes) > MAX_STEPS + len(self.variables):
+            raise CheckpointError(
+                "the network is too large", found=f"{len(self.graph.nodes):,} steps", expected=f"at most {MAX_STEPS:,}"
+            )
         for key, tensor in inputs.items():
             self.values[Tensor(self.graph.inputs[key])] = tensor
         for node in self.graph.nodes.values():
@@ -244,6 +251,14 @@ class Builder:
             names = ", ".join(sorted(self.variables[k].name for k in keys))
             self.notes.append(f"{where} was computed from {names}; its value is a plain weight now")
         self._pending[id(variable)] = (variable, lambda: change(self._number(tensor)), where)
+
+    def fixed(self, tensor: Tensor) -> np.ndarray:
+        """The value of a tensor that depends on variables, as a constant of the model."""
+        keys = self._variables_of(tensor)
+        self._used.update(keys)
+        names = ", ".join(sorted(self.variables[k].name for k in keys))
+        self.notes.append(f"{names}: scales the input; its values are fixed in a Rescaling layer now")
+        return self._number(tensor)
 
     def shape_of(self, tensor: Tensor) -> tuple[int, ...]:
         """The shape of a weight."""
