@@ -168,11 +168,11 @@ class _Translator:
         class_name = entry["class_name"]
         if class_name not in NETWORKS:
             raise CheckpointError(
-                "it is no functional or sequential network",
+                "the file holds neither a functional nor a sequential network",
                 path=self.path,
                 found=f"class {class_name}",
                 expected="Functional, Model or Sequential",
-                remedy="A subclassed model is a Python program; rebuild it from its program and save it anew.",
+                remedy="A subclassed model is a Python program; rebuild it with its program and save it as a functional network.",
             )
         config = entry["config"]
         if class_name == "Sequential":
@@ -182,7 +182,7 @@ class _Translator:
                 "the file describes a subclassed model",
                 path=self.path,
                 expected="a functional or sequential network",
-                remedy="A subclassed model is a Python program; rebuild it from its program and save it anew.",
+                remedy="A subclassed model is a Python program; rebuild it with its program and save it as a functional network.",
             )
         return self.functional(config, prefix)
 
@@ -285,7 +285,7 @@ class _Translator:
         return CheckpointError(
             f"the layer `{name}` ({class_name}) cannot be opened with Keras 3: {error}",
             path=self.path,
-            remedy="Replace that layer with the library that wrote the file, and save it anew.",
+            remedy="Replace the layer with the library that wrote the file, then save the network again.",
         )
 
 

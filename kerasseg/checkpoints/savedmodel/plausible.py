@@ -122,5 +122,5 @@ def _check_output(node: Node, output: int) -> None:
 
 def _damaged(node: Node, found: str, expected: str) -> CheckpointError:
     return CheckpointError(
-        f"the graph is damaged: {node.op} at {node.where} cannot be meant", found=found, expected=expected
+        f"the graph is damaged: {node.op} at {node.where} has invalid arguments", found=found, expected=expected
     )
