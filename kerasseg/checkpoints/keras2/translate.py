@@ -1,19 +1,21 @@
 """Network configurations of Keras 2, rewritten as configurations of Keras 3.
 
-Pure: a dictionary goes in, another comes out, and no class or function that the configuration names is looked up. The
-result still has to pass `allowed.check_config`.
+A dictionary goes in, another comes out, and nothing that the configuration names is looked up or called. The result still has
+to pass `allowed.check_config`. Only where a network computes with sizes of tensors is a checked part of it traced.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from kerasseg.checkpoints.allowed import NETWORKS, check_config
+import keras
+
+from kerasseg.checkpoints.allowed import NETWORKS, build, check_config
 from kerasseg.checkpoints.keras2.addons import ADDONS, translate_addon
-from kerasseg.checkpoints.keras2.drawing import output_shape
 from kerasseg.checkpoints.keras2.layer_config import (
     Adapter,
     Call,
@@ -332,7 +334,21 @@ def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool
     ends = {"input_layers": [[e["name"], 0, 0] for e in starts], "output_layers": [_PROBE, 0, 0]}
     config = _network("Functional", name="part", layers=part, **ends)
     check_config(config, path)
-    return output_shape(config, path)
+    return _traced_shape(config, path)
+
+
+def _traced_shape(config: Mapping[str, Any], path: object) -> tuple[int | None, ...]:
+    """The output shape of a network that has passed `check_config`, found without allocating its weights.
+
+    As in `allowed.check_size`, the thread ends with Keras' list of variables without memory.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(_built_shape, config, path).result()
+
+
+def _built_shape(config: Mapping[str, Any], path: object) -> tuple[int | None, ...]:
+    with keras.StatelessScope(initialize_variables=False):
+        return tuple(build(config, path).output_shape)
 
 
 def _name(entry: Mapping[str, Any]) -> str:

@@ -139,7 +139,9 @@ def test_a_kernel_that_is_computed_becomes_its_value(tmp_path: Path) -> None:
     module = Normalised()
     tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
     opened = open_savedmodel(tmp_path / "m")
-    assert opened.translated == ("conv/kernel was computed from conv/g, conv/v; the result is stored as a plain weight",)
+    assert opened.translated == (
+        "conv/kernel was computed from conv/g, conv/v; the result is stored as a plain weight",
+    )
     norms = np.sqrt(np.square(np.asarray(opened.model.get_layer("conv").kernel)).sum((0, 1, 2)))
     np.testing.assert_allclose(norms, [1, 2, 3, 4], rtol=1e-5)
 
