@@ -1,7 +1,7 @@
 """Network configurations of Keras 2, rewritten as configurations of Keras 3.
 
-A dictionary goes in, another comes out, and nothing that the configuration names is looked up or called. The result still has
-to pass `allowed.check_config`. Only where a network computes with sizes of tensors is a checked part of it traced.
+A dictionary goes in, another comes out, and nothing that the configuration names is looked up or called. The result still
+has to pass `allowed.check_config`. Only where a network computes with sizes of tensors is a checked part of it traced.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class _Translator:
                 path=self.path,
                 found=f"class {class_name}",
                 expected="Functional, Model or Sequential",
-                remedy="A subclassed model is a Python program; rebuild it with its program and save it as a functional network.",
+                remedy="A subclassed model is a Python program: run it, and save a functional network of it.",
             )
         config = entry["config"]
         if class_name == "Sequential":
@@ -184,7 +184,7 @@ class _Translator:
                 "the file describes a subclassed model",
                 path=self.path,
                 expected="a functional or sequential network",
-                remedy="A subclassed model is a Python program; rebuild it with its program and save it as a functional network.",
+                remedy="A subclassed model is a Python program: run it, and save a functional network of it.",
             )
         return self.functional(config, prefix)
 
