@@ -95,8 +95,8 @@ def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed
     if isinstance(config, list):
         return {**entry, "config": rewritten}
     ends = {k: refs(config[k]) for k in ("input_layers", "output_layers") if k in config}
-    name = {"name": str(config["name"]).replace("/", "_")} if "name" in config else {}
-    return {**entry, "config": {**config, "layers": rewritten, **ends, **name}}
+    own_name = {"name": str(config["name"]).replace("/", "_")} if "name" in config else {}
+    return {**entry, "config": {**config, "layers": rewritten, **ends, **own_name}}
 
 
 def _named(config: Any, name: str) -> Any:
