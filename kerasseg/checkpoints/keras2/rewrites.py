@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Translation", "histories", "rewrite"]
 
 
+MAX_LAYERS = 5000
+"""A U-Net on EfficientNetB7 has about 1,000, and Keras needs some milliseconds for each."""
+
+
 @dataclass(frozen=True)
 class Translation:
     """A rewritten configuration.
@@ -69,6 +73,10 @@ def rewrite(config: Mapping[str, Any], path: object) -> Translation:
         CheckpointError: The network has its channels first and a layer that kerasseg cannot convert.
     """
     result, notes, adapters = dict(config), [], {}
+    if (layers := _count(config)) > MAX_LAYERS:
+        raise CheckpointError(
+            "the network is too large", path=str(path), found=f"{layers:,} layers", expected=f"at most {MAX_LAYERS:,}"
+        )
     try:
         if _has_channels_first(result):
             result = deepcopy(result)
@@ -99,6 +107,13 @@ def histories(value: Any) -> Iterator[list[Any]]:
 
 def _entry_name(entry: Mapping[str, Any]) -> str:
     return str(entry["name"] if "name" in entry else entry["config"]["name"])
+
+
+def _count(network: Any) -> int:
+    """The number of layers, those of nested networks included."""
+    config = network.get("config") if isinstance(network, Mapping) else None
+    layers = config.get("layers") if isinstance(config, Mapping) else None
+    return 1 + sum(_count(layer) for layer in layers) if isinstance(layers, list) else 1
 
 
 # --- final decisions -------------------------------------------------------------------------------------------------

@@ -114,7 +114,9 @@ def translate_operation(old: OldLayer, sizes: Sizes) -> list[NewLayer]:
     chain = []
     for place, (class_name, config, module, _) in enumerate(rows[0]):
         name = old.name if place == len(rows[0]) - 1 else f"{old.name}_{place}"
-        base = {k: old.config[k] for k in ("trainable", "dtype") if k in old.config and module == "keras.layers"}
+        base: dict[str, Any] = {
+            k: old.config[k] for k in ("trainable", "dtype") if k in old.config and module == "keras.layers"
+        }
         calls = tuple(_numbered(row[place][3], node) for node, row in enumerate(rows))
         chain.append(NewLayer(class_name, {"name": name, **base, **config}, module, None, calls))
     return chain

@@ -1,19 +1,21 @@
 """Network configurations of Keras 2, rewritten as configurations of Keras 3.
 
-Pure: a dictionary goes in, another comes out, and no class or function that the configuration names is looked up. The
-result still has to pass `allowed.check_config`.
+A dictionary goes in, another comes out, and nothing that the configuration names is looked up or called. The result still
+has to pass `allowed.check_config`. Only where a network computes with sizes of tensors is a checked part of it traced.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from kerasseg.checkpoints.allowed import NETWORKS, check_config
+import keras
+
+from kerasseg.checkpoints.allowed import NETWORKS, build, check_config
 from kerasseg.checkpoints.keras2.addons import ADDONS, translate_addon
-from kerasseg.checkpoints.keras2.drawing import output_shape
 from kerasseg.checkpoints.keras2.layer_config import (
     Adapter,
     Call,
@@ -93,8 +95,8 @@ def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed
     if isinstance(config, list):
         return {**entry, "config": rewritten}
     ends = {k: refs(config[k]) for k in ("input_layers", "output_layers") if k in config}
-    name = {"name": str(config["name"]).replace("/", "_")} if "name" in config else {}
-    return {**entry, "config": {**config, "layers": rewritten, **ends, **name}}
+    own_name = {"name": str(config["name"]).replace("/", "_")} if "name" in config else {}
+    return {**entry, "config": {**config, "layers": rewritten, **ends, **own_name}}
 
 
 def _named(config: Any, name: str) -> Any:
@@ -168,11 +170,11 @@ class _Translator:
         class_name = entry["class_name"]
         if class_name not in NETWORKS:
             raise CheckpointError(
-                "it is no functional or sequential network",
+                "the file holds neither a functional nor a sequential network",
                 path=self.path,
                 found=f"class {class_name}",
                 expected="Functional, Model or Sequential",
-                remedy="A subclassed model is a Python program; rebuild it from its program and save it anew.",
+                remedy="A subclassed model is a Python program: run it, and save a functional network of it.",
             )
         config = entry["config"]
         if class_name == "Sequential":
@@ -182,7 +184,7 @@ class _Translator:
                 "the file describes a subclassed model",
                 path=self.path,
                 expected="a functional or sequential network",
-                remedy="A subclassed model is a Python program; rebuild it from its program and save it anew.",
+                remedy="A subclassed model is a Python program: run it, and save a functional network of it.",
             )
         return self.functional(config, prefix)
 
@@ -285,7 +287,7 @@ class _Translator:
         return CheckpointError(
             f"the layer `{name}` ({class_name}) cannot be opened with Keras 3: {error}",
             path=self.path,
-            remedy="Replace that layer with the library that wrote the file, and save it anew.",
+            remedy="Replace the layer with the library that wrote the file, then save the network again.",
         )
 
 
@@ -299,9 +301,11 @@ def _wired(rows: list[_Row], last: Mapping[str, str], offsets: Mapping[str, int]
     for entries, calls in rows:
         times = len(calls[0] or ())
         for place, (entry, own) in enumerate(zip(entries, calls, strict=True)):
+            known: Mapping[str, str] = last
             if own is None:
+                known = {}  # the first layer has the old name, which means the last to all others
                 own = tuple(Call((Ref(entries[place - 1]["name"], i, 0),)) for i in range(times))
-            layers.append({**entry, "inbound_nodes": [_node(call, last, offsets) for call in own]})
+            layers.append({**entry, "inbound_nodes": [_node(call, known, offsets) for call in own]})
     return layers
 
 
@@ -330,7 +334,21 @@ def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool
     ends = {"input_layers": [[e["name"], 0, 0] for e in starts], "output_layers": [_PROBE, 0, 0]}
     config = _network("Functional", name="part", layers=part, **ends)
     check_config(config, path)
-    return output_shape(config, path)
+    return _traced_shape(config, path)
+
+
+def _traced_shape(config: Mapping[str, Any], path: object) -> tuple[int | None, ...]:
+    """The output shape of a network that has passed `check_config`, found without allocating its weights.
+
+    As in `allowed.check_size`, the thread ends with Keras' list of variables without memory.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(_built_shape, config, path).result()
+
+
+def _built_shape(config: Mapping[str, Any], path: object) -> tuple[int | None, ...]:
+    with keras.StatelessScope(initialize_variables=False):
+        return tuple(build(config, path).output_shape)
 
 
 def _name(entry: Mapping[str, Any]) -> str:

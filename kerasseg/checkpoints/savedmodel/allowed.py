@@ -134,17 +134,17 @@ def check_operations(meta_graph: Any, program: Program, signature: Iterable[str]
             elif place in initialisers:
                 allowed, part = INITIALISER, "an initialiser"
             else:
-                allowed, part = ELSEWHERE, "a part that is not the network"
+                allowed, part = ELSEWHERE, "outside the network"
             if node.op not in allowed:
                 reason = _REASONS.get(node.op)
                 found[f"{node.op} at {body.place(name)}, {part}" + (f": it {reason}" if reason else "")] = None
     if found:
         shown = "; ".join(list(found)[:_SHOWN]) + (f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
         raise CheckpointError(
-            "the SavedModel holds operations that are not allowed, and nothing of it was run",
+            "the SavedModel holds operations that are not allowed; nothing was run",
             found=shown,
-            expected="only operations that compute a network's output from its input",
-            remedy="Open a model that was saved without them, or ask its author for a .keras file",
+            expected="only operations that compute the output from the input",
+            remedy="Export the network without them, or ask its author for a .keras file",
         )
 
 

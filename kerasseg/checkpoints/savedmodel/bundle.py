@@ -85,7 +85,7 @@ def read_index(prefix: Path, header_type: Callable[[], Any], entry_type: Callabl
     refuse_pointer(index)
     size = index.stat().st_size
     if size > MAX_INDEX:
-        raise CheckpointError("the index of variables is absurdly large", path=index, found=f"{size:,} bytes")
+        raise CheckpointError("the index of variables is too large", path=index, found=f"{size:,} bytes")
     data = index.read_bytes()
     try:
         entries = list(_table(data))
@@ -150,7 +150,7 @@ def _entry(name: str, entry: Any, available: int, prefix: Path) -> Stored:
     )
     if not fits or any(n < 0 or n > entry.size for n in shape if dtype not in _SIZES):
         raise CheckpointError(
-            f"the variable {name!r} has an absurd shape",
+            f"the variable {name!r} has an invalid shape",
             path=prefix,
             found=f"{shape} of {dtype} in {entry.size:,} bytes",
         )

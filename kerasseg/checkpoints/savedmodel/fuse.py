@@ -10,6 +10,7 @@ from kerasseg.checkpoints.savedmodel.fuse_norms import (
     fused_batch_norm,
     fused_layer_norm,
     group_norm,
+    leading,
     normalisation,
     rescale,
     weighted_mean,
@@ -41,7 +42,7 @@ def fuse(graph: Graph) -> Graph:
     graph = rewrite(graph, fused_batch_norm, fused_layer_norm, with_scale, normalisation)
     graph = rewrite(graph, group_norm)
     graph = fold(graph, lambda a: a.dtype.kind in "fiub")
-    graph = rewrite(graph, rescale)
+    graph = rewrite(graph, rescale, leading)
     graph = rewrite(graph, channelwise)
     graph = rewrite(graph, repeated)
     graph = rewrite(graph, upsampled)

@@ -9,18 +9,22 @@ import numpy as np
 
 from kerasseg.checkpoints.savedmodel.affine import Factor, Root, expand
 from kerasseg.checkpoints.savedmodel.graph import Node, Tensor, scope
-from kerasseg.checkpoints.savedmodel.patterns import View, made
+from kerasseg.checkpoints.savedmodel.patterns import VARIABLES, View, made
 
 __all__ = [
     "channelwise",
     "fused_batch_norm",
     "fused_layer_norm",
     "group_norm",
+    "leading",
     "normalisation",
     "rescale",
     "weighted_mean",
     "with_scale",
 ]
+
+_SHORT = 20
+"""Operations between variables and a scale or shift."""
 
 _ENDS = frozenset({"Add", "AddV2", "BiasAdd", "Sub", "Mul", "RealDiv", "AddN"})
 
@@ -279,6 +283,42 @@ def rescale(view: View, node: Node) -> Node | None:
     if before.op == "rescale" and view.once(x) and scope(before.name) == scope(node.name):
         x, a, b = before.inputs[0], before.attrs["scale"] * a, before.attrs["offset"] * a + b
     return made(node, "rescale", (x,), {"scale": np.asarray(a, np.float32), "offset": np.asarray(b, np.float32)})
+
+
+def leading(view: View, node: Node) -> Node | None:
+    """A variable that scales or shifts the network's input -> `fixed`: preprocessing, whose values nobody trains."""
+    if node.op not in {"Add", "AddV2", "Div", "Mul", "RealDiv", "Sub"}:
+        return None
+    for place, (x, other) in enumerate(((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0]))):
+        if place and node.op in {"Div", "RealDiv"}:
+            return None
+        if _is_input(view, x) and _from_variables(view, other):
+            return made(node, "fixed", (x, other), {"kind": node.op, "swapped": bool(place)})
+    return None
+
+
+def _is_input(view: View, tensor: Tensor) -> bool:
+    """Whether a tensor is the network's input, perhaps cast or rescaled."""
+    node = view.node(tensor)
+    while node.op in {"Cast", "rescale", "fixed"}:
+        node = view.node(node.inputs[0])
+    return node.op == "Placeholder"
+
+
+def _from_variables(view: View, tensor: Tensor) -> bool:
+    """Whether a tensor is computed from variables, and from nothing but variables and constants."""
+    found, stack, seen = False, [tensor.node], set()
+    while stack:
+        key = stack.pop()
+        if key in seen:
+            continue
+        seen.add(key)
+        node = view.nodes[key]
+        if node.op.startswith("Placeholder") or len(seen) > _SHORT:
+            return False
+        found = found or node.op in VARIABLES
+        stack.extend(t.node for t in node.inputs)
+    return found
 
 
 def _per_channel(view: View, tensor: Tensor) -> np.ndarray | None:

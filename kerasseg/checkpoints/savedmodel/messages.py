@@ -102,7 +102,7 @@ def _listed(values: Any, count: int, stored: np.dtype, where: str) -> np.ndarray
     """Numbers given one by one; the last stands for all that follow."""
     if len(values) > count or (len(values) < count and count > MAX_SPLAT):
         raise CheckpointError(
-            f"the constant {where} has an absurd shape", found=f"{len(values)} numbers for {count:,} places"
+            f"the constant {where} has an invalid shape", found=f"{len(values)} numbers for {count:,} places"
         )
     try:
         array = np.array(list(values), stored)

@@ -101,13 +101,17 @@ def open_savedmodel(path: str | Path, *, compare: bool = True) -> Opened:
                 error.what, path=folder, found=error.found, expected=error.expected, remedy=error.remedy
             )
         raise error from error.__cause__
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except RecursionError as error:
+        raise CheckpointError(
+            "the network has more steps in a row than Keras can build", path=folder, expected="fewer than about 900"
+        ) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # A file from a stranger can be wrong in more ways than are worth an own sentence each.
         raise CheckpointError(
-            "the graph is damaged, or of a kind that is not known here",
+            "the graph is damaged or of an unknown kind",
             path=folder,
             found=f"{type(error).__name__}: {str(error).strip()[:200]}",
-            remedy="Copy or download the folder again; if that changes nothing, please report it",
+            remedy="Copy or download the folder again. If the error remains, please report it",
         ) from error
 
 
@@ -161,7 +165,7 @@ def _read(folder: Path) -> Any:
         raise CheckpointError("not a SavedModel", expected="a folder that holds saved_model.pb")
     size = file.stat().st_size
     if size > MAX_GRAPH:
-        raise CheckpointError("the graph is absurdly large", path=file, found=f"{size:,} bytes")
+        raise CheckpointError("the graph file is too large", path=file, found=f"{size:,} bytes")
     refuse_pointer(file)
     message = saved_model_pb2.SavedModel()
     try:
@@ -170,7 +174,7 @@ def _read(folder: Path) -> Any:
         raise CheckpointError(
             "the graph is damaged",
             path=file,
-            found=f"{size:,} bytes that are no SavedModel",
+            found=f"{size:,} bytes that are not a SavedModel",
             remedy="Copy or download the folder again",
         ) from error
     return message
@@ -304,13 +308,13 @@ def _notes(meta_graph: Any, variables: Mapping[str, Variable], rebuilt: Rebuilt,
     notes = []
     half = sorted({str(n.attrs[k]) for n in graph.nodes.values() for k in ("T", "dtype") if n.attrs.get(k) in _HALF})
     if half:
-        notes.append(f"computed in {' and '.join(half)}; rebuilt, and compared, in float32")
+        notes.append(f"computed in {' and '.join(half)} originally, rebuilt and compared in float32")
     fixed = frozen_variables(meta_graph)
     statistics = ("moving_mean", "moving_variance")
     frozen = sorted({v.prefix for k in rebuilt.used if (v := variables[k]).name in fixed and v.role not in statistics})
     if frozen:
         shown = ", ".join(frozen[:8]) + (f" and {len(frozen) - 8} more" if len(frozen) > 8 else "")
-        notes.append(f"frozen when it was saved, trainable now: {shown}")
+        notes.append(f"saved frozen, trainable now: {shown}")
     return notes
 
 
@@ -318,10 +322,10 @@ def _remarks(found: Agreement) -> list[str]:
     """What the largest difference alone does not tell."""
     remarks = []
     if not found.varies:
-        remarks.append("the output of the file's network is the same everywhere, so that comparing it says little")
+        remarks.append("the original's output is constant, so the comparison shows little")
     if found.step is not None:
-        grown = f"rounding grows in this network to a difference of {found.outputs:.2g}"
-        remarks.append(f"{grown}; each step by itself agrees to {found.step:.2g}")
+        grown = f"rounding adds up to a difference of {found.outputs:.2g}"
+        remarks.append(f"{grown}; each single step agrees to {found.step:.2g}")
     elif found.outputs > TOLERANCE:
         remarks.append(f"the difference of {found.outputs:.2g} is rounding: the output reaches {found.largest:.3g}")
     return remarks
@@ -425,7 +429,7 @@ class _Original:
                 return list(session.run(fetches, feeds))
         except (tf.errors.OpError, ValueError, TypeError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            raise CheckpointError("the network in the file does not run", found=" ".join(lines[:3])) from error
+            raise CheckpointError("TensorFlow cannot run the network in the file", found=" ".join(lines[:3])) from error
 
 
 _NARROW = frozenset(tf.as_dtype(t).as_datatype_enum for t in ("float16", "bfloat16", "float64"))

@@ -91,10 +91,10 @@ def agreement(
     if worst <= TOLERANCE:
         return replace(found, step=worst)
     raise CheckpointError(
-        "the rebuilt network gives other numbers than the one in the file",
+        "the rebuilt network computes different values than the original",
         found=f"a difference of {found.outputs:.3g}, which begins at {where}",
         expected=f"at most {TOLERANCE:g}",
-        remedy="Please report it with the code of the model",
+        remedy="Please report this with the code of the model",
     )
 
 

@@ -21,9 +21,9 @@ _ARITY: Mapping[int, str] = {
     0: "Const NoOp Placeholder VarHandleOp Variable VariableV2",
     1: "Abs AvgPool Cast Ceil CheckNumerics Cos DepthToSpace DisableCopyOnRead Elu Erf Erfc Exp Expm1 Floor Identity Inv "
     "IsFinite LeakyRelu Log Log1p LogSoftmax LogicalNot MaxPool Neg OnesLike PreventGradient ReadVariableOp Reciprocal "
-    "Relu Relu6 Round Rsqrt Selu Shape Sigmoid Sign Sin Snapshot Softmax Softplus Softsign SpaceToDepth Sqrt Square Squeeze "
-    "StopGradient Tanh Unpack ZerosLike",
-    2: ": Add AddV2 ArgMax ArgMin BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd BiasAddV1 BroadcastTo Conv2D "
+    "Relu Relu6 Round Rsqrt Selu Shape Sigmoid Sign Sin Snapshot Softmax Softplus Softsign SpaceToDepth Sqrt Square "
+    "Squeeze StopGradient Tanh Unpack ZerosLike",
+    2: "Add AddV2 ArgMax ArgMin BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd BiasAddV1 BroadcastTo Conv2D "
     "DepthwiseConv2dNative Div DivNoNan Equal ExpandDims Fill FloorDiv FloorMod Greater GreaterEqual Less "
     "LessEqual LogicalAnd LogicalOr MatMul Max Maximum Mean Min Minimum MirrorPad Mul NotEqual Pad Pow Prod "
     "RealDiv Reshape ResizeBicubic ResizeBilinear ResizeNearestNeighbor ReverseV2 Split SquaredDifference Sub "
@@ -122,5 +122,5 @@ def _check_output(node: Node, output: int) -> None:
 
 def _damaged(node: Node, found: str, expected: str) -> CheckpointError:
     return CheckpointError(
-        f"the graph is damaged: {node.op} at {node.where} cannot be meant", found=found, expected=expected
+        f"the graph is damaged: {node.op} at {node.where} has invalid arguments", found=found, expected=expected
     )

@@ -22,6 +22,9 @@ __all__ = ["Builder", "Rebuilt", "refuse"]
 MAX_ELEMENTS = 1 << 27
 """Elements of one tensor of one slice (half a gigabyte in float32)."""
 
+MAX_STEPS = 5000
+"""Steps of a network; one on EfficientNetB7 has about 1,500, and Keras needs 8 ms for each."""
+
 _SOURCES = frozenset({"Const", "Placeholder", "PlaceholderWithDefault"}) | VARIABLES
 
 
@@ -102,6 +105,10 @@ class Builder:
         Raises:
             CheckpointError: An operation has no Keras layer, or a weight does not fit.
         """
+        if len(self.graph.nodes) > MAX_STEPS + len(self.variables):
+            raise CheckpointError(
+                "the network is too large", found=f"{len(self.graph.nodes):,} steps", expected=f"at most {MAX_STEPS:,}"
+            )
         for key, tensor in inputs.items():
             self.values[Tensor(self.graph.inputs[key])] = tensor
         for node in self.graph.nodes.values():
@@ -143,7 +150,7 @@ class Builder:
         elif node.op == "Const":
             self.values[here] = node.attrs["value"]
         elif node.op in _SOURCES:
-            raise refuse(node, "it is no input of the signature")
+            raise refuse(node, "it is not an input of the signature")
         else:
             values = [self.value(t) for t in node.inputs]
             if node.inputs and not any(isinstance(v, keras.KerasTensor) for v in values):
@@ -152,7 +159,7 @@ class Builder:
             else:
                 handler = self.handlers.get(node.op)
                 if handler is None:
-                    raise refuse(node, "there is no such layer")
+                    raise refuse(node, "no Keras layer computes it")
                 results = self._handle(handler, node)
             for i, result in enumerate(results if isinstance(results, list) else [results]):
                 self._bound(node, result)
@@ -171,7 +178,7 @@ class Builder:
         if isinstance(result, keras.KerasTensor):
             size = math.prod(n for n in result.shape[1:] if n is not None)
             if size > MAX_ELEMENTS:
-                raise refuse(node, "its output is absurdly large", found=f"{result.shape}")
+                raise refuse(node, "its output is too large", found=f"{result.shape}")
 
     def value(self, tensor: Tensor) -> Any:
         """A symbolic tensor, an array (of sizes perhaps), or `WEIGHT`."""
@@ -184,7 +191,7 @@ class Builder:
         value = self.value(node.inputs[place])
         if value is WEIGHT:
             names = sorted(self.variables[k].name for k in self._variables_of(node.inputs[place]))
-            raise refuse(node, f"the variable {', '.join(names)!r} stands where data is expected")
+            raise refuse(node, f"the variable {', '.join(names)!r} is used as data")
         return value
 
     def array(self, node: Node, place: int) -> np.ndarray:
@@ -242,8 +249,16 @@ class Builder:
         self._used.update(keys)
         if self.graph[tensor].op not in _SOURCES:
             names = ", ".join(sorted(self.variables[k].name for k in keys))
-            self.notes.append(f"{where} was computed from {names}; its value is a plain weight now")
+            self.notes.append(f"{where} was computed from {names}; the result is stored as a plain weight")
         self._pending[id(variable)] = (variable, lambda: change(self._number(tensor)), where)
+
+    def fixed(self, tensor: Tensor) -> np.ndarray:
+        """The value of a tensor that depends on variables, as a constant of the model."""
+        keys = self._variables_of(tensor)
+        self._used.update(keys)
+        names = ", ".join(sorted(self.variables[k].name for k in keys))
+        self.notes.append(f"{names}: scales the input; its values are fixed in a Rescaling layer now")
+        return self._number(tensor)
 
     def shape_of(self, tensor: Tensor) -> tuple[int, ...]:
         """The shape of a weight."""
@@ -279,10 +294,10 @@ class Builder:
         if node.op == "Const":
             return np.asarray(node.attrs["value"])
         if depth > 40 or node.op in _SOURCES:
-            raise refuse(node, "a weight depends on it that cannot be computed")
+            raise refuse(node, "it is part of a weight that cannot be computed")
         results = evaluate(node, [self._number(t, depth + 1) for t in node.inputs])
         if results is None:
-            raise refuse(node, "a weight depends on it that cannot be computed")
+            raise refuse(node, "it is part of a weight that cannot be computed")
         return results[tensor.output]
 
 

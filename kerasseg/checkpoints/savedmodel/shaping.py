@@ -44,6 +44,22 @@ def _rescale(b: Builder, node: Node) -> Any:
     return b.layer(node, _L.Rescaling, b.data(node), scale=scale.tolist(), offset=offset.tolist())
 
 
+def _fixed(b: Builder, node: Node) -> Any:
+    x, value = b.data(node), np.asarray(b.fixed(node.inputs[1]), np.float64)
+    if any(n != 1 for n in value.shape[:-1]):
+        raise refuse(node, f"the input is scaled by numbers of shape {value.shape}")
+    value = value.reshape(-1) if value.size > 1 else value.reshape(())
+    one, zero = np.ones_like(value), np.zeros_like(value)
+    kind, swapped = node.attrs["kind"], node.attrs["swapped"]
+    if kind == "Mul":
+        scale, offset = value, zero
+    elif kind == "Sub":
+        scale, offset = (-one, value) if swapped else (one, -value)
+    else:
+        scale, offset = (1 / value, zero) if kind in {"Div", "RealDiv"} else (one, value)
+    return b.layer(node, _L.Rescaling, x, scale=scale.tolist(), offset=offset.tolist())
+
+
 def _cast(b: Builder, node: Node) -> Any:
     x, target = b.data(node), str(node.attrs["DstT"])
     if target in {"float16", "bfloat16", "float64", "float32"}:
@@ -236,6 +252,7 @@ PLAIN: Mapping[str, Callable[[Builder, Node], Any]] = {
     "Squeeze": _moved(lambda a, axes: np.squeeze(a, tuple(axes) or None)),
     "StridedSlice": _slice,
     "activation": _activation,
+    "fixed": _fixed,
     "rescale": _rescale,
     "upsample": _upsample,
     "repeat": lambda b, node: ops.repeat(b.data(node), node.attrs["times"], axis=node.attrs["axis"]),

@@ -113,7 +113,7 @@ def test_what_runs_when_the_network_is_called(name: str, tmp_path: Path) -> None
     module.serve = serve
     tf.saved_model.save(module, str(folder), signatures=module.serve)
 
-    with pytest.raises(CheckpointError, match="operations that are not allowed, and nothing of it was run") as caught:
+    with pytest.raises(CheckpointError, match="operations that are not allowed; nothing was run") as caught:
         open_savedmodel(folder)
     assert name.split()[0] in str(caught.value)
     assert str(folder) in str(caught.value)
@@ -195,12 +195,12 @@ def beside_everything(graph: Any, mark: Path) -> None:
 PLANTED = {
     in_the_main_op: "an initialiser",
     in_the_legacy_init_op: "an initialiser",
-    in_the_restore_function: "a part that is not the network",
-    in_a_function_that_nothing_calls: "a part that is not the network",
+    in_the_restore_function: "outside the network",
+    in_a_function_that_nothing_calls: "outside the network",
     in_a_gradient: "the network",
     in_the_network: "the network",
     in_the_network_without_any_edge: "the network",
-    beside_everything: "a part that is not the network",
+    beside_everything: "outside the network",
 }
 
 
@@ -314,7 +314,7 @@ def test_a_constant_of_a_terabyte_is_refused(copy: Path) -> None:
         tensor = next(n for n in network.node_def if n.op == "Const").attr["value"].tensor
         for _ in range(3):
             tensor.tensor_shape.dim.add().size = 10_000
-    with pytest.raises(CheckpointError, match=r"does not fit its bytes|absurd shape"):
+    with pytest.raises(CheckpointError, match=r"does not fit its bytes|invalid shape"):
         open_savedmodel(copy)
 
 
@@ -325,7 +325,7 @@ def test_an_output_of_a_terabyte_is_refused(copy: Path) -> None:
         for node in network.node_def:
             if node.op == "Const" and "Repeat" in node.name and node.name.endswith("repeats"):
                 node.attr["value"].tensor.int_val[:] = [9_999]
-    with pytest.raises(CheckpointError, match="its output is absurdly large"):
+    with pytest.raises(CheckpointError, match="its output is too large"):
         open_savedmodel(copy)
 
 
@@ -336,7 +336,7 @@ def test_a_stride_that_crashes_tensorflow_is_refused(copy: Path) -> None:
         for node in network.node_def:
             if node.name in slices:
                 node.attr["value"].tensor.int_val[:] = [2**31 - 1]
-    with pytest.raises(CheckpointError, match="StridedSlice .*cannot be meant"):
+    with pytest.raises(CheckpointError, match="StridedSlice .*has invalid arguments"):
         open_savedmodel(copy)
 
 
@@ -346,7 +346,7 @@ def test_other_numbers_than_in_the_file_are_noticed(copy: Path, monkeypatch: pyt
 
     monkeypatch.setitem(layers.WEIGHTED, "batch_norm", lambda b, node: layers._batch_norm(b, node) * 1.001)
     monkeypatch.setattr("kerasseg.checkpoints.savedmodel.open.WEIGHTED", layers.WEIGHTED)
-    with pytest.raises(CheckpointError, match=r"gives other numbers .* begins at .*batch_normalization"):
+    with pytest.raises(CheckpointError, match=r"computes different values .* begins at .*batch_normalization"):
         open_savedmodel(copy)
 
 

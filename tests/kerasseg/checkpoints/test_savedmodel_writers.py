@@ -139,7 +139,9 @@ def test_a_kernel_that_is_computed_becomes_its_value(tmp_path: Path) -> None:
     module = Normalised()
     tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
     opened = open_savedmodel(tmp_path / "m")
-    assert opened.translated == ("conv/kernel was computed from conv/g, conv/v; its value is a plain weight now",)
+    assert opened.translated == (
+        "conv/kernel was computed from conv/g, conv/v; the result is stored as a plain weight",
+    )
     norms = np.sqrt(np.square(np.asarray(opened.model.get_layer("conv").kernel)).sum((0, 1, 2)))
     np.testing.assert_allclose(norms, [1, 2, 3, 4], rtol=1e-5)
 
@@ -194,7 +196,7 @@ REFUSED = {
     "kernel from data": (
         lambda m, x: tf.nn.conv2d(x, m.kernel * tf.reduce_mean(x), 1, "SAME"),
         [IMAGE],
-        "Mul at .*the variable 'conv/kernel' stands where data is expected",
+        "Mul at .*the variable 'conv/kernel' is used as data",
     ),
     "3-D": (
         lambda _, x: tf.nn.conv3d(x, tf.ones((3, 3, 3, 2, 2)), [1] * 5, "SAME"),
