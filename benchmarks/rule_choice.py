@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -37,23 +37,20 @@ _THRESHOLDS = np.arange(2, 99, 2) / 100
 
 @dataclass(eq=False)
 class Maps:
-    """Probability maps of one network on patients that it has not seen, and Dice of every rule that was tried on them."""
+    """Probability maps of one network on patients that it has not seen."""
 
     name: str
     probabilities: NDArray[np.float32]
     masks: NDArray[np.bool_]
     labels: NDArray[np.int64]
     people: NDArray[np.int64]
-    known: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
-    def dice(self, rule: MaskRule) -> NDArray[np.float64]:
-        key = rule.model_dump_json()
-        if key not in self.known:
-            found = np.stack([apply_rule(probability, rule) for probability in self.probabilities])
-            sizes = found.sum((1, 2)) + self.masks.sum((1, 2))
-            overlap = 2 * (found & self.masks).sum((1, 2))
-            self.known[key] = np.where(sizes > 0, overlap / np.maximum(sizes, 1), 1.0)
-        return self.known[key]
+    def dice(self, rule: MaskRule, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Dice of the chosen slices."""
+        masks = self.masks[chosen]
+        found = np.stack([apply_rule(probability, rule) for probability in self.probabilities[chosen]])
+        sizes = found.sum((1, 2)) + masks.sum((1, 2))
+        return np.asarray(np.where(sizes > 0, 2 * (found & masks).sum((1, 2)) / np.maximum(sizes, 1), 1.0))
 
 
 def real_slices(data: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
@@ -138,7 +135,7 @@ def highest_mean(maps: Maps, drawn: NDArray[np.bool_]) -> MaskRule:
     labels = maps.labels[drawn]
 
     def dice(rule: MaskRule) -> NDArray[np.float64]:
-        return maps.dice(rule)[drawn]
+        return maps.dice(rule, drawn)
 
     table = np.stack([dice(MaskRule(threshold=float(t))) for t in _THRESHOLDS], axis=1)
     mean = table.mean(0)
@@ -149,7 +146,6 @@ def highest_mean(maps: Maps, drawn: NDArray[np.bool_]) -> MaskRule:
     noise = np.sqrt(len(counts) / (len(counts) - 1) * (residual**2).sum(0)) / len(people)
     good = np.flatnonzero(change.mean(0) <= np.minimum(noise, 0.005))
     rule = MaskRule(threshold=float(_THRESHOLDS[good[np.abs(_THRESHOLDS[good] - 0.5).argmin()]]))
-    # Multiples of 0.1 only, so that draws share what was computed.
     tried = {0.5, *(float(t) for t in _THRESHOLDS[4::5] if mean[np.abs(_THRESHOLDS - t).argmin()] >= mean[best] - 0.05)}
     for name, settings in _SETTINGS.items():
         standing = dice(rule)
@@ -157,9 +153,9 @@ def highest_mean(maps: Maps, drawn: NDArray[np.bool_]) -> MaskRule:
         for setting in settings:
             for threshold in sorted({*tried, rule.threshold}):
                 new = rule.model_copy(update={name: setting, "threshold": threshold})
-                classes = [(dice(new) - standing)[labels == label].mean() for label in np.unique(labels)]
-                if min(classes) >= -1e-9:
-                    gains.append((float(dice(new).mean() - standing.mean()), new))
+                change = dice(new) - standing
+                if min(change[labels == label].mean() for label in np.unique(labels)) >= -1e-9:
+                    gains.append((float(change.mean()), new))
         gain, new = max(gains, key=lambda one: one[0], default=(0.0, rule))
         if gain >= 1e-4:
             rule = new
@@ -188,9 +184,9 @@ def compared_on(networks: list[Maps], draws: int) -> list[Result]:
         for i in range(len(gains)):
             maps = networks[i % len(networks)]
             drawn = np.isin(maps.people, rng.choice(np.unique(maps.people), patients, replace=False))
-            plain = maps.dice(MaskRule())[~drawn].mean()
+            plain = maps.dice(MaskRule(), ~drawn).mean()
             gains[i] = [
-                maps.dice(choice(maps, drawn))[~drawn].mean() - plain for choice in (beyond_noise, highest_mean)
+                maps.dice(choice(maps, drawn), ~drawn).mean() - plain for choice in (beyond_noise, highest_mean)
             ]
         ours, before = gains.mean(0)
         worse = 100 * (gains < -0.01).mean(0)

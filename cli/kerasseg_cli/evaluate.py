@@ -23,7 +23,8 @@ WHAT, JUDGE, BESIDES = "What to evaluate", "Verdict", "Optional measurements"
 
 def evaluate(
     run: Annotated[
-        str | None, typer.Argument(help="Run folder or name (default: the latest run).", autocompletion=runs)
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Run folder or name (default: the latest run).", autocompletion=runs),
     ] = None,
     threshold: Annotated[
         str,

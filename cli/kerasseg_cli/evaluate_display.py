@@ -65,7 +65,7 @@ def _verdict(evaluation: Evaluation) -> list[str]:
     from kerasseg.report.wording import gain_sentence
 
     gain = evaluation.gain.get(evaluation.final)
-    said = [gain_sentence(gain, "the untouched checkpoint", evaluation.confidence)]
+    said = [gain_sentence(gain, "before training", evaluation.confidence)]
     goals: dict[str, list[str]] = {}
     for target in evaluation.targets:
         name = target.name.removeprefix("Dice of ").replace("Dice (stated baseline)", "stated baseline")

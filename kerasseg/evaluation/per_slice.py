@@ -7,16 +7,14 @@ what is undefined (a distance to nothing, an unknown spacing) is an empty cell.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
 from kerasseg.evaluation.schema import StageName
+from kerasseg_tfrecords import tables
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.files import write_atomically
 
@@ -112,7 +110,6 @@ class SliceRow:
         return self.reference_pixels == 0 and self.stage(stage).predicted_pixels > 0
 
 
-_FORMULA = re.compile(r"'*\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _FACTS = tuple(field for field in fields(SliceRow) if field.name not in STAGES)
 _SCORES = fields(StageScores)
 _COLUMNS = (
@@ -131,16 +128,14 @@ def to_csv(rows: Iterable[SliceRow], path: Path) -> None:
     Raises:
         KerassegError: It cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    table: list[list[str]] = [list(_COLUMNS)]
     for row in rows:
         cells = [_cell(getattr(row, field.name)) for field in _FACTS]
         for stage in STAGES:
             cells += [_cell(getattr(row.stage(stage), field.name)) for field in _SCORES]
             cells += [str(int(row.missed(stage))), str(int(row.false_alarm(stage)))]
-        writer.writerow(cells)
-    write_atomically(path, text.getvalue())
+        table.append(cells)
+    write_atomically(path, tables.format_csv(table))
 
 
 def read_csv(path: Path) -> list[SliceRow]:
@@ -149,17 +144,11 @@ def read_csv(path: Path) -> list[SliceRow]:
     Raises:
         DataError: It is missing or damaged.
     """
+    rows = tables.read_csv(path, "a table of slice scores", _COLUMNS)
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError("not a table of scores", path=path, found=f"no column {missing[0]}")
-            return [_row(cells) for cells in reader]
-    except OSError as error:
-        raise DataError("the scores of slices cannot be read", path=path, found=error.strerror) from None
-    except (ValueError, TypeError, csv.Error) as error:
-        raise DataError("the scores of slices are damaged", path=path, found=str(error)) from None
+        return [_row(cells) for cells in rows]
+    except (ValueError, TypeError) as error:
+        raise DataError("the table of slice scores is damaged", path=path, found=str(error)) from None
 
 
 def _row(cells: dict[str, str]) -> SliceRow:
@@ -172,13 +161,12 @@ def _row(cells: dict[str, str]) -> SliceRow:
 def _cell(value: str | int | float) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(float(value))
-    # Names of slices and patients are untrusted: an apostrophe keeps spreadsheets from running them as formulas.
-    return f"'{value}" if _FORMULA.match(str(value)) else str(value)
+    return str(value)
 
 
 def _value(text: str, kind: str) -> Any:
     if kind == "str":
-        return text[1:] if _FORMULA.match(text) and text.startswith("'") else text
+        return text
     if kind == "int":
         return int(text)
     return float(text) if text else math.nan

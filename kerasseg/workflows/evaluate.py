@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import itertools
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,7 +45,7 @@ from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import explain_os_error, sync_folder, write_atomically
+from kerasseg_tfrecords.files import atomic_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, load_manifest
 from kerasseg_tfrecords.records.shards import read_records
 from kerasseg_tfrecords.splitting.duplicates import Fingerprints, fingerprint, overlap
@@ -64,7 +59,6 @@ _PHANTOMS = "These slices are synthetic (phantoms): the figures say nothing abou
 _NO_TUMOUR = (
     "No evaluated slice has a tumour: there is no verdict, and the figures do not say how well tumours are found."
 )
-_DRAFT = ".tmp-evaluate-"
 
 _Split = Literal["train", "val", "test", "all"]
 
@@ -611,7 +605,8 @@ def _write(loaded: _Loaded, scored: _Scored, evaluation: Evaluation) -> Evaluati
         evaluation = evaluation.model_copy(update={"earlier": f"earlier/{earlier.name}"})
     data, rules = loaded.data, loaded.rules
 
-    def count_this() -> None:
+    def before_exchange() -> None:
+        # All files are written by now: an evaluation that fails is not counted and leaves the earlier files alone.
         if data.split in ("test", "all"):
             record_look(
                 data.root,
@@ -620,8 +615,11 @@ def _write(loaded: _Loaded, scored: _Scored, evaluation: Evaluation) -> Evaluati
                 fingerprint=data.manifest.fingerprint,
                 split=data.split,
             )
+        if earlier is not None:
+            earlier.parent.mkdir(exist_ok=True)
+            folder.rename(earlier)
 
-    with _replaced(folder, earlier, count_this) as draft:
+    with atomic_folder(folder, replace=True, check=before_exchange) as draft:
         to_csv(scored.rows, draft / "per_slice.csv")
         pictures = PredictionPictures(scored.predictions, [row.slice_id for row in scored.rows], rules.model)
         _write_page(evaluation, scored.rows, pictures, rules.evidence, draft / "report.html")
@@ -680,70 +678,6 @@ def _covers(new: Evaluation, old: Evaluation) -> bool:
     return (
         old.second_reader is None or new.second_reader is None or old.second_reader.source == new.second_reader.source
     )
-
-
-@contextlib.contextmanager
-def _replaced(folder: Path, earlier: Path | None, then: Callable[[], None]) -> Iterator[Path]:
-    """Build a folder beside its place, exchange it for the one that is there, and undo this if what follows fails.
-
-    Args:
-        folder: The place.
-        earlier: Where the folder that is there is kept; None deletes it.
-        then: Called after the exchange.
-
-    Yields:
-        An empty folder.
-
-    Raises:
-        KerassegError: It cannot be written; the earlier folder is as it was.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_drafts(folder.parent)
-        scratch = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=folder.parent))
-        held = os.open(scratch, os.O_RDONLY)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    try:
-        # Held while this process lives, so that another one can tell this draft from what a killed one left.
-        fcntl.flock(held, fcntl.LOCK_EX)
-        draft, kept = scratch / "new", earlier or scratch / "old" / folder.name
-        draft.mkdir()
-        yield draft
-        kept.parent.mkdir(exist_ok=True)
-        if folder.exists():
-            folder.rename(kept)
-        try:
-            draft.rename(folder)
-            then()
-        except BaseException:
-            if folder.exists():
-                folder.rename(scratch / "failed")
-            if kept.exists():
-                kept.rename(folder)
-            raise
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    finally:
-        os.close(held)
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _remove_drafts(parent: Path) -> None:
-    """Remove what killed evaluations left, and restore a folder that one of them was about to replace."""
-    for left in parent.glob(f"{_DRAFT}*"):
-        held = os.open(left, os.O_RDONLY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for old in (left / "old").glob("*"):
-                if not (parent / old.name).exists():
-                    old.rename(parent / old.name)
-            shutil.rmtree(left, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(held)
 
 
 _SEEN = ("train", "val")

@@ -295,7 +295,7 @@ def test_files_that_hold_no_rows(rows: list[SliceRow], tmp_path: Path, damage: s
     path = tmp_path / "per_slice.csv"
     if damage is not None:
         path.write_text(damage)
-    with pytest.raises(DataError, match="scores of slices|not a table of scores"):
+    with pytest.raises(DataError, match="table of slice scores"):
         read_csv(path)
     to_csv(rows, path)
     path.write_text(path.read_text().replace(",24,20,", ",x,20,", 1))

@@ -503,19 +503,6 @@ def test_what_fails_leaves_the_earlier_files_and_counts_no_look(
     assert read_evaluation(folder / "metrics.json") == again
 
 
-def test_what_a_killed_evaluation_left_is_cleaned_and_its_earlier_files_come_back(
-    evaluate: Evaluate, desk: Path
-) -> None:
-    folder = evaluation_folder(desk / "run", evaluate("test", None, 0.5))
-    left = folder.parent / ".tmp-evaluate-x"
-    (left / "new").mkdir(parents=True)
-    (left / "old").mkdir()
-    folder.rename(left / "old" / "test")  # killed between the two renames
-    evaluate("validation", None, 0.5)
-    assert not left.exists()
-    assert (folder / "metrics.json").is_file()
-
-
 def test_nothing_that_is_shared_names_a_folder_of_this_machine(evaluate: Evaluate, desk: Path) -> None:
     write_masks(desk / "second", desk / "shards")
     found = evaluate("validation", None, 0.3, extras=Extras(reference_2=desk / "second"))
