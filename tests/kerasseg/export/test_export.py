@@ -539,7 +539,7 @@ def test_other_shards_are_refused(moved: RunDirectory, made: Path, tmp_path: Pat
         ({"slices": 0}, "cannot be so few"),
         ({"format": "litert", "int8": True, "calibration": 0}, "cannot be so few"),
         ({"max_loss": float("nan")}, "loss that is allowed"),
-        ({"push_to": "me/unet"}, "no address on the Hugging Face Hub"),
+        ({"push_to": "me/unet"}, "not an address on the Hugging Face Hub"),
     ],
 )
 def test_what_cannot_be_meant(options: dict[str, Any], message: str, export: Export, tmp_path: Path) -> None:
