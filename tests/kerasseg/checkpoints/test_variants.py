@@ -66,28 +66,29 @@ def test_the_option_decides_and_the_outputs_are_equal(options: dict[str, Any], t
         assert (f"({name}=" in said) == (name not in named), said
 
 
-def fitting(options: dict[str, Any], images: np.ndarray, masks: np.ndarray) -> keras.Model:
+def decided(options: dict[str, Any], images: np.ndarray) -> keras.Model:
+    """A network whose probabilities on these images are near 0 and 1, about half of each."""
     model = network(**options)
-    model.compile(keras.optimizers.Adam(3e-2), "binary_crossentropy", jit_compile=False)
-    model.fit(images, masks, batch_size=8, epochs=25, verbose=0)
+    head = model.layers[-1]
+    features = np.asarray(keras.Model(model.inputs[0], head.input)(images, training=False))
+    logits = features @ head.get_weights()[0][0, 0]
+    gain = 12 / logits.std()
+    head.set_weights([head.get_weights()[0] * gain, np.array([-np.median(logits) * gain])])
     return model
 
 
 @pytest.mark.parametrize("options", [{}, {"skip_first": True}, {"activation_first": True}])
 def test_examples_choose_the_graph_that_fits_the_weights(options: dict[str, Any], tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    masks = np.zeros((32, 16, 16, 1), "float32")
-    for mask, (row, column) in zip(masks, rng.integers(0, 10, (32, 2)), strict=True):
-        mask[row : row + 6, column : column + 6] = 1
-    images = np.clip(masks * 0.5 + rng.random(masks.shape) * 0.5, 0, 1).astype("float32")
-    model = fitting(options, images, masks)
+    images = np.random.default_rng(0).random((24, 16, 16, 1), "float32")
+    model = decided(options, images)
+    masks = np.asarray(model(images, training=False)) > 0.5
     model.save_weights(tmp_path / "w.weights.h5")
     opened = open_checkpoint(tmp_path / "w.weights.h5", examples=(images, masks))
     said = " ".join(provenance(opened).translated)
     assert "variants were compared by masks on 16 slices" in said
     assert ("is taken" in said) == bool(options), said
-    found = np.asarray(fit_size(opened)(images))
-    np.testing.assert_allclose(found, np.asarray(model(images)), atol=1e-4)
+    found = np.asarray(fit_size(opened)(images, training=False))
+    np.testing.assert_allclose(found, np.asarray(model(images, training=False)), atol=1e-3)
 
 
 def fit_size(model: keras.Model) -> keras.Model:
