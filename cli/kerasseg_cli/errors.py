@@ -22,6 +22,7 @@ from kerasseg_cli.help import HELP_ALL, help_text, is_advanced, with_metavar
 from kerasseg_cli.options import COMMON, OutputOptions, output_options, using_options
 from kerasseg_cli.suggest import either, suggest_commands, suggest_options
 from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, UsageError, one_line
+from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["FAILED", "INTERRUPTED", "USAGE", "Commands", "complain", "guarded", "output_lost"]
 
@@ -85,7 +86,7 @@ def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
         _show_traceback()
         if isinstance(error, OSError) and output_lost(error):
             raise typer.Exit(FAILED) from None
-        text = f"{one_line(error) or type(error).__name__} ({type(error).__name__})."
+        text = f"{without_credentials(one_line(error)) or type(error).__name__} ({type(error).__name__})."
         fault = "This is a bug in kerasseg: please report it with the output of the same command with --debug."
         complain(f"Error: {text}", fault, kind="fault", exit_code=FAILED)
         raise typer.Exit(FAILED) from None

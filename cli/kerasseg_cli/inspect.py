@@ -116,6 +116,8 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
                 ("comparison", f"outputs differ from the original's by at most {origin.largest_difference:.2g}")
             )
     rows += [("input", _tensor(t)) for t in found.inputs]
+    if found.scaling is not None:
+        rows.append(("expects", f"{found.scaling}; kerasseg multiplies its images in 0..1 by {found.scaling.white:g}"))
     rows += [("output", _tensor(t)) for t in found.outputs]
     rows.append(("weights", f"{found.parameters:,} parameters in {found.variables} variables of {found.layers} layers"))
     return rows

@@ -70,12 +70,16 @@ Architecture = Annotated[
     typer.Option(
         "--architecture",
         metavar="NETWORK",
-        help="Network of a weights-only file, where the shapes do not tell: 'unet(depth=4)', a .json configuration or "
-        "another checkpoint.",
+        help="Network that the weights of a .keras or .h5 file belong to: 'unet(depth=4)', a .json configuration or a "
+        "checkpoint. Default: the file's own, or a kerasseg U-Net read off the shapes of the weights.",
     ),
 ]
 AllowPartial = Annotated[
-    bool, typer.Option("--allow-partial", help="Load a weights-only file even if it fits only a part of the network.")
+    bool,
+    typer.Option(
+        "--allow-partial",
+        help="Load the weights that fit the network and ignore the rest (weights-only files and --architecture).",
+    ),
 ]
 
 

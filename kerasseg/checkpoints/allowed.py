@@ -1,20 +1,23 @@
-"""The gate that every network configuration passes before Keras sees it.
+"""Check a network's configuration before Keras sees it.
 
 A configuration is a tree of `{"module": ..., "class_name": ..., "config": ...}`, and Keras looks classes up by these names.
-Nothing is looked up here: names are compared with lists. What is not on a list is refused by name, so a new way of
-smuggling code in through a new class is refused without anybody having thought of it.
+Here names are only compared with lists. A class that is not on a list is refused, including future ways to run code.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from typing import Any
 
 import keras
 
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = [
@@ -28,8 +31,13 @@ __all__ = [
     "without_training",
 ]
 
-_MOST_BYTES = 1 << 26  # of a configuration; that of EfficientNetB7 has 1.5 MB
+_MOST_BYTES = 1 << 24  # of a configuration; that of EfficientNetB7 has 1.5 MB
+_MOST_VALUES = 2_000_000  # in a configuration; EfficientNetB7 has 100,000. Each takes 64 bytes or more when parsed
+_MOST_LAYERS = 20_000
 _DEEPEST = 200
+_LARGEST_MAP = 1 << 28  # numbers in one map of one image: 1 GiB in float32
+_OPEN_SIZE = 256  # pixels at which a network for any size is checked
+_BUILD_SECONDS = 30.0
 _LARGEST_NUMBER = 1 << 31  # no count, size or number of filters of a real network comes near
 
 
@@ -122,6 +130,11 @@ _WHY = {
     "JaxLayer": "it holds a foreign program",
     "FlaxLayer": "it holds a foreign program",
 }
+_LAMBDA_REMEDY = (
+    "Build the same network without it and name that with --architecture FILE: the weights are then taken from here. Or "
+    "export the network where its code is at hand: kerasseg opens what model.export() writes"
+)
+_HARM = "The file was damaged or made to harm: fetch it again from a source that you trust"
 _REMEDY = "Rebuild the network with Keras' own layers, or register your class with keras.saving before opening"
 
 
@@ -131,36 +144,72 @@ def operation_module(name: str) -> str | None:
 
 
 def without_training(config: Any) -> Any:
-    """A copy of a configuration without its optimizers, losses and metrics, which opening a network has no use for."""
+    """Copy a configuration without its optimizers, losses and metrics."""
     if isinstance(config, dict):
         return {k: without_training(v) for k, v in config.items() if k != "compile_config"}
     return [without_training(v) for v in config] if isinstance(config, list) else config
 
 
 def parse_config(text: bytes | str, path: object) -> dict[str, Any]:
-    """The configuration as a dictionary.
+    """Parse the configuration of a network.
 
     Raises:
-        CheckpointError: If it is no JSON object, too long or nested too deeply.
+        CheckpointError: If it is not a JSON object that describes a network, or exceeds a limit.
     """
-    if len(text) > _MOST_BYTES:
+    data = text.encode() if isinstance(text, str) else text
+    values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if len(text) > _MOST_BYTES or values > _MOST_VALUES:
         raise CheckpointError(
-            "the network's configuration is too long",
+            "refused: the network's configuration is too long",
             path=str(path),
-            found=f"{len(text)} bytes",
-            expected=f"at most {_MOST_BYTES}",
+            found=f"{len(text):,} bytes, {values:,} values",
+            expected=f"at most {_MOST_BYTES:,} bytes, {_MOST_VALUES:,} values",
         )
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            "the network's configuration is no readable JSON", path=str(path), found=type(error).__name__
-        ) from error
+        config = parse_json(text, max_depth=_DEEPEST)
+    except ValueError as error:
+        raise CheckpointError("the network's configuration cannot be read", path=str(path), found=error) from error
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
         raise CheckpointError(
-            "the network's configuration describes no network", path=str(path), expected="an object with `class_name`"
+            "the network's configuration does not describe a network",
+            path=str(path),
+            expected="an object with `class_name`",
         )
+    _check_form(config, path)
     return config
+
+
+def _check_form(network: Mapping[str, Any], path: object) -> None:
+    """Refuse networks whose lists and objects are something else, which all readers rely on."""
+    waiting: list[Any] = [network]
+    count = 0
+    while waiting:
+        entry = waiting.pop()
+        count += 1
+        form = isinstance(entry, Mapping) and isinstance(entry.get("class_name"), str)
+        config = entry.get("config") if form else None
+        if not form or not isinstance(config, dict | list):
+            raise _malformed(path, "a layer", entry)
+        if not isinstance(entry.get("inbound_nodes") or [], list):
+            raise _malformed(path, "`inbound_nodes`", entry["inbound_nodes"])
+        if entry["class_name"] in NETWORKS:
+            layers = config if isinstance(config, list) else config.get("layers")
+            if not isinstance(layers, list):
+                raise _malformed(path, "the list of layers", layers)
+            waiting += layers
+        if count + len(waiting) > _MOST_LAYERS:
+            raise CheckpointError(
+                "refused: the network has too many layers", path=str(path), expected=f"at most {_MOST_LAYERS:,}"
+            )
+
+
+def _malformed(path: object, what: str, found: object) -> CheckpointError:
+    return CheckpointError(
+        f"refused: the network's configuration is malformed: {what} is not what Keras writes",
+        path=str(path),
+        found=repr(found)[:60],
+        remedy="The file is damaged or was edited: fetch it again.",
+    )
 
 
 def check_config(config: Mapping[str, Any], path: object, *, custom: Iterable[str] = ()) -> None:
@@ -198,7 +247,8 @@ class _Gate:
                 where = self.named(node, where)
             elif {"module", "registered_name"} <= node.keys():
                 self.refuse("its configuration names a class without describing it", where)
-            for call in node.get("inbound_nodes") or []:
+            calls = node.get("inbound_nodes") or []
+            for call in calls if isinstance(calls, list) else [calls]:
                 # A layer called on nothing but constants would compute while the network is being read.
                 if "__keras_tensor__" not in json.dumps(call):
                     self.refuse("it calls a layer on constants alone", str(node.get("name", where)))
@@ -213,29 +263,29 @@ class _Gate:
                 self.walk(value, where, depth + 1)
         elif isinstance(node, int | float) and not isinstance(node, bool) and abs(node) >= _LARGEST_NUMBER:
             if not isinstance(node, float):
-                self.refuse(f"its configuration holds the absurd number {node}", where)
+                self.refuse(f"a number in its configuration is out of range: {node}", where)
         elif isinstance(node, str) and len(node) > _MOST_BYTES >> 6:
-            self.refuse("its configuration holds an absurdly long text", where)
+            self.refuse("a text in its configuration is too long", where)
 
     def named(self, node: Mapping[str, Any], where: str) -> str:
         """Check one `{"module", "class_name", "config", "registered_name"}`; returns the name of the layer it is."""
         name, module, registered = node["class_name"], node.get("module"), node.get("registered_name")
         if not isinstance(name, str) or not isinstance(module, str | None) or not isinstance(registered, str | None):
-            self.refuse("its configuration names a class by something that is no text", where)
+            self.refuse("its configuration names a class by something other than a text", where)
         config = node["config"]
         if isinstance(config, Mapping) and isinstance(config.get("name"), str):
             where = config["name"]
         if name in _VALUES:
             return where
         if name in _CODE:
-            self.refuse("it holds Python code, which kerasseg does not run", where)
+            self.refuse("it holds Python code, which kerasseg does not run", where, _LAMBDA_REMEDY)
         if name == "function":
             self.function(node, where)
             return where
         if registered in self.custom or (module is None and name in self.custom):
             return where
         if name in _WHY:
-            self.refuse(f"it holds a layer of class `{name}`: {_WHY[name]}", where)
+            self.refuse(f"it holds a layer of class `{name}`: {_WHY[name]}", where, _LAMBDA_REMEDY)
         # Keras looks a registered name up first: one that hides behind a built-in class is a trick.
         if registered is not None and registered not in {name, ""} and ">" not in registered:
             self.refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
@@ -245,9 +295,7 @@ class _Gate:
             full = registered if registered and ">" in registered else f"{module}.{name}" if module else name
             self.refuse(f"it asks for the unknown class `{full}`", where, _REMEDY)
         elif name not in _MODULES[module]:
-            self.refuse(
-                f"it asks for the class `{module}.{name}`, which image networks have no use for", where, _REMEDY
-            )
+            self.refuse(f"it asks for the class `{module}.{name}`, which image networks do not need", where, _REMEDY)
         elif registered is not None and ">" in registered:
             self.refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
         return where
@@ -266,14 +314,14 @@ class _Gate:
     def function(self, node: Mapping[str, Any], where: str) -> None:
         name, module = node["config"], node.get("module")
         if not isinstance(name, str):
-            self.refuse("its configuration names a function by something that is no text", where)
+            self.refuse("its configuration names a function by something other than a text", where)
         if name in self.custom:
             return
         known = name.isidentifier() and callable(getattr(keras.activations, name, None)) and not name.startswith("_")
         if not known or name in {"get", "serialize", "deserialize"} or module not in {"builtins", "keras.activations"}:
             self.refuse(f"it asks for the unknown function `{module}.{name}`", where, _REMEDY)
 
-    def refuse(self, what: str, where: str, remedy: str = "Do not trust this file") -> None:
+    def refuse(self, what: str, where: str, remedy: str = _HARM) -> None:
         at = f" (in `{where}`)" if where else ""
         raise CheckpointError(f"refused: {what}{at}", path=self.path, remedy=f"{remedy}.")
 
@@ -300,7 +348,7 @@ def check_size(config: Mapping[str, Any], stored: int, path: object) -> None:
             path=str(path),
             found=f"{stored} numbers",
             expected=f"{declared}",
-            remedy="The file is incomplete or made to exhaust memory.",
+            remedy="The file is incomplete, or was made to exhaust memory: fetch it again.",
         )
 
 
@@ -317,13 +365,16 @@ def _count(config: Mapping[str, Any], path: object) -> int:
 
 
 def build(config: Mapping[str, Any], path: object) -> keras.Model:
-    """The network of a configuration that has passed `check_config`, in safe mode.
+    """Build the network of a configuration that has passed `check_config`, in safe mode.
 
     Raises:
         CheckpointError: If Keras cannot make a network of it.
     """
     try:
-        model = keras.saving.deserialize_keras_object(deepcopy(dict(config)), safe_mode=True)
+        with _time_limit(_BUILD_SECONDS, path):
+            model = keras.saving.deserialize_keras_object(deepcopy(dict(config)), safe_mode=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # Keras raises whatever its layers raise
         raise CheckpointError(
             "Keras cannot build the network that it describes",
@@ -331,7 +382,7 @@ def build(config: Mapping[str, Any], path: object) -> keras.Model:
             found=f"{type(error).__name__}: {_first_sentence(error)}",
         ) from error
     if not isinstance(model, keras.Model):
-        raise CheckpointError("it describes no network", path=str(path), found=type(model).__name__)
+        raise CheckpointError("it does not describe a network", path=str(path), found=type(model).__name__)
     if not model.built:
         raise CheckpointError(
             "the network has no input shape",
@@ -340,6 +391,69 @@ def build(config: Mapping[str, Any], path: object) -> keras.Model:
             remedy="Call the network on data once before saving it.",
         )
     return model
+
+
+class _OutOfTime(BaseException):  # not an Exception, which Keras might swallow
+    """Raised in the thread that builds a network when its time is over."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float, path: object) -> Iterator[None]:
+    """End the block, in whichever thread it runs, after some seconds; Python code only."""
+    thread = ctypes.c_ulong(threading.get_ident())
+    lock, running = threading.Lock(), [True]
+
+    def strike() -> None:
+        with lock:
+            if running:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_OutOfTime))
+
+    timer = threading.Timer(seconds, strike)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except _OutOfTime:
+        raise CheckpointError(f"refused: building the network takes more than {seconds:g} s", path=str(path)) from None
+    finally:
+        timer.cancel()
+        with lock:
+            running.clear()
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
+
+
+def check_maps(model: keras.Model, path: object) -> None:
+    """Refuse a network with a map so large that running it on one image would exhaust memory.
+
+    Raises:
+        CheckpointError: Naming the layer.
+    """
+
+    def check(operation: Any, outputs: Any) -> Any:
+        for tensor in keras.tree.flatten(outputs):
+            size = 1
+            for n in tensor.shape[1:]:
+                size *= n or 1
+            if size > _LARGEST_MAP:
+                shape = "x".join(str(n or "any") for n in tensor.shape[1:])
+                raise CheckpointError(
+                    f"refused: layer `{operation.name}` makes a map of {size * 4 / 1e9:,.0f} GB from one image",
+                    path=str(path),
+                    found=shape,
+                    expected=f"at most {_LARGEST_MAP:,} numbers",
+                )
+        return outputs
+
+    models = [model, *(m for m in model._flatten_layers(include_self=False) if isinstance(m, keras.Model))]
+    for operation in [o for m in models for o in getattr(m, "operations", ())]:
+        for node in operation._inbound_nodes:
+            check(operation, node.output_tensors)
+    if any(None in tensor.shape[1:] for tensor in model.inputs):
+        specs = [keras.KerasTensor((1, *(n or _OPEN_SIZE for n in t.shape[1:])), t.dtype) for t in model.inputs]
+        run = getattr(getattr(model, "_functional", None) or model, "_run_through_graph", None)
+        if run is not None:
+            with contextlib.suppress(ValueError, TypeError, NotImplementedError, RuntimeError):
+                run(specs, lambda o: lambda *args, **kw: check(o, o.compute_output_spec(*args, **kw)))
 
 
 def _first_sentence(error: Exception) -> str:

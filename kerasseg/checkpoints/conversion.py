@@ -15,6 +15,7 @@ import numpy as np
 from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
 from kerasseg.checkpoints.provenance import attach, public_name
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
+from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["Conversion", "convert_checkpoint"]
 
@@ -102,7 +103,7 @@ def convert_checkpoint(
             remedy="Look to the rights and the free space of its folder, or write elsewhere.",
         ) from error
     return Conversion(
-        source=str(source),
+        source=without_credentials(str(source)),
         out=target,
         bytes=size,
         parameters=model.count_params(),

@@ -8,6 +8,7 @@ of these is said, and where it cannot be assumed the user is asked.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,17 @@ from kerasseg.checkpoints.keras2.translate import translate
 from kerasseg.checkpoints.stored import StoredLayer
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
-__all__ = ["Family", "NotOurFamily", "named_arguments", "ordered_like", "read_configuration", "read_family"]
+__all__ = [
+    "READ_OFF",
+    "Family",
+    "NotOurFamily",
+    "Variant",
+    "as_variant",
+    "named_arguments",
+    "ordered_like",
+    "read_configuration",
+    "read_family",
+]
 
 _ACTIVATIONS = ("activation", "re_lu", "leaky_re_lu", "elu", "p_re_lu", "selu", "softmax")
 
@@ -129,10 +140,18 @@ def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -
         "upsampling": "transposed" if kinds.up else "bilinear",
         "bias": bias,
     }
+    ours, other = ("sigmoid", "linear") if arguments["classes"] == 1 else ("softmax", "sigmoid")
     assumed = {
         "input_shape": "the weights do not tell the image size: 256x256 is assumed",
         "activation": "the weights do not tell the activation: relu is assumed",
+        "skip_first": "the weights do not tell the order of Concatenate: [upsampled, skip] is assumed (skip_first=true)",
+        "pooling": "the weights do not tell the pooling: max is assumed (pooling=average)",
+        "output": f"the weights do not tell the last activation: {ours} is assumed (output={other})",
     }
+    if norms:
+        assumed["activation_first"] = (
+            "the weights do not tell whether the activation comes before the normalization: no (activation_first=true)"
+        )
     ambiguous = "whether its normalisation is `group` or `instance`" if kinds.affine else None
     return Family(arguments, assumed, ambiguous)
 
@@ -161,11 +180,109 @@ def _is(layer: keras.layers.Layer, name: str) -> bool:
     return type(layer).__name__ == name
 
 
-def build_family(family: Family) -> keras.Model:
+@dataclass(frozen=True)
+class Variant:
+    """What the shapes of weights do not tell of a U-Net's graph, and how `kerasseg.unet` has it.
+
+    Attributes:
+        skip_first: Concatenate([skip, up]) instead of [up, skip].
+        activation_first: Convolution, activation, normalization instead of convolution, normalization, activation.
+        pooling: `max` or `average`.
+        output: `sigmoid`, `softmax` or `linear`; None: softmax for several classes, sigmoid for one.
+    """
+
+    skip_first: bool = False
+    activation_first: bool = False
+    pooling: str = "max"
+    output: str | None = None
+
+    @classmethod
+    def split(cls, arguments: Mapping[str, Any]) -> tuple[Variant, dict[str, Any]]:
+        """The variant in the arguments of `--architecture unet(...)`, and those for `kerasseg.unet`.
+
+        Raises:
+            UsageError: A value that none of them can have.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        chosen = {name: arguments[name] for name in names if name in arguments}
+        valid: dict[str, tuple[Any, ...]] = {
+            "skip_first": (True, False),
+            "activation_first": (True, False),
+            "pooling": ("max", "average"),
+            "output": ("sigmoid", "softmax", "linear"),
+        }
+        for name, value in chosen.items():
+            if value not in valid[name]:
+                expected = " or ".join(str(v).lower() for v in valid[name])
+                raise UsageError(f"invalid {name} in the architecture", found=value, expected=expected)
+        return cls(**chosen), {k: v for k, v in arguments.items() if k not in names}
+
+    def __str__(self) -> str:
+        """As `--architecture` takes it: only what differs from `kerasseg.unet`."""
+        parts = [f"{k}={str(v).lower()}" for k, v in dataclasses.asdict(self).items() if v != getattr(Variant(), k)]
+        return f"unet({', '.join(parts)})"
+
+
+def build_family(family: Family, variant: Variant = Variant()) -> keras.Model:
     """The U-Net itself, with fresh weights."""
-    return plain_unet(**family.arguments)
+    return as_variant(plain_unet(**family.arguments), variant)
 
 
+def as_variant(model: keras.Model, variant: Variant, shape: Sequence[int | None] | None = None) -> keras.Model:
+    """`model`, a network of `kerasseg.unet`, with another graph over layers of the same names and fresh weights.
+
+    Args:
+        model: The network; it is returned itself where nothing changes.
+        variant: What to change.
+        shape: Another input shape; None keeps it.
+    """
+    if variant == Variant() and shape is None:
+        return model
+    config = model.get_config()
+    if shape is not None:
+        config["layers"][0]["config"]["batch_shape"] = (None, *shape)
+        for entry in config["layers"]:
+            entry.pop("build_config", None)
+    before: dict[str, str] = {}
+    for entry in config["layers"]:
+        name, settings = entry["name"], entry["config"]
+        sources = _histories(entry["inbound_nodes"])
+        if entry["class_name"] == "Concatenate" and variant.skip_first:
+            call = entry["inbound_nodes"][0]
+            call["args"] = (list(reversed(call["args"][0])), *call["args"][1:])
+        elif entry["class_name"] == "MaxPooling2D" and variant.pooling == "average":
+            entry["class_name"] = "AveragePooling2D"
+        elif name == "head" and variant.output is not None:
+            settings["activation"] = variant.output
+        elif entry["class_name"] in {"BatchNormalization", "GroupNormalization"}:
+            before[name] = sources[0][0]
+    if variant.activation_first:
+        # conv -> norm -> act becomes conv -> act -> norm; what took the activation takes the normalization.
+        acts = {norm: norm.replace("_norm_", "_act_") for norm in before}
+        for entry in config["layers"]:
+            for history in _histories(entry["inbound_nodes"]):
+                source = history[0]
+                if entry["name"] in before:
+                    history[0] = acts[entry["name"]]
+                elif source in before:
+                    history[0] = before[source]
+                elif source in acts.values():
+                    history[0] = source.replace("_act_", "_norm_")
+    made: keras.Model = keras.Model.from_config(config)
+    return made
+
+
+def _histories(node: Any) -> list[list[Any]]:
+    """The references to other layers in the calls of one, as lists that can be changed."""
+    if isinstance(node, dict):
+        if "keras_history" in node:
+            return [node["keras_history"]]
+        return [found for value in node.values() for found in _histories(value)]
+    return [found for value in node for found in _histories(value)] if isinstance(node, list | tuple) else []
+
+
+_WORDS = {"true": True, "false": False}
+READ_OFF = "the architecture was read off the shapes"
 _HOW = "unet, unet(depth=4, filters=64, ...), a network's JSON file or a checkpoint of the same network"
 
 
@@ -193,12 +310,14 @@ def named_arguments(architecture: str) -> Mapping[str, Any] | None:
         if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
             raise ValueError("only keyword arguments")
         arguments = {
-            str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
+            str(k.arg): _WORDS.get(k.value.id, k.value.id)
+            if isinstance(k.value, ast.Name)
+            else ast.literal_eval(k.value)
             for k in call.keywords
         }
     except (SyntaxError, ValueError) as error:
         raise UsageError(f"the architecture `{text}` cannot be read", found=error, expected=_HOW) from error
-    known = inspect.signature(plain_unet).parameters
+    known = [*inspect.signature(plain_unet).parameters, *(field.name for field in dataclasses.fields(Variant))]
     if unknown := sorted(set(arguments) - set(known)):
         raise UsageError(f"kerasseg.unet has no argument {', '.join(unknown)}", expected=", ".join(known))
     return arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,13 @@ def open_h5(file: h5py.File, path: Path) -> OpenedModel:
     """
     text = text_attribute(file, "model_config")
     weights = file.get("model_weights")
+    if any(re.fullmatch(r"layer_\d+", k) and isinstance(g, h5py.Group) and "param_0" in g for k, g in file.items()):
+        raise CheckpointError(
+            "these are weights of Keras 0.x (2015 to 2016), which stored no layer names",
+            path=str(path),
+            expected="a file of Keras 2 or later",
+            remedy="Load them into their network with Keras 0.3 or 1.x and save the whole network with Keras 2.",
+        )
     if text is None or not isinstance(weights, h5py.Group):
         raise CheckpointError(
             "the HDF5 file holds no whole network",

@@ -1,119 +1,141 @@
-"""HDF5 files of strangers: looked over before a number is read from them.
+"""HDF5 files of strangers, parsed in a process of their own.
 
 An HDF5 file is a small file system. It can point into other files (external and soft links, external storage, virtual data
-sets), hold a link that leads back to its own parent, and declare terabytes that it does not store. Nothing of that occurs
-in a checkpoint, so all of it is refused by name.
+sets), contain its own parent, declare terabytes that it does not store, or hold a chunk that makes the C library read
+beyond its memory. `hdf5_child.py` reads it under limits on memory and time and hands over plain numbers and texts; from
+these a new file is written here, which the rest of kerasseg and Keras read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
+from typing import IO, Any
 
 import h5py
 import numpy as np
 
+from kerasseg.checkpoints import hdf5_child
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.files import temporary_space
 
 __all__ = ["attribute_texts", "open_hdf5", "text_attribute", "walk_datasets"]
 
-_DEEPEST = 64
-_MOST_OBJECTS = 1_000_000
-_ALWAYS_FINE = 1 << 26  # bytes that a data set may declare whatever it stores
-_MOST_EXPANSION = 200  # times the bytes stored; compressed float32 weights stay below 2, zeros compress to 1 in 1000
+_MEMORY = 2 << 30  # bytes of address space; the data sets are read one by one
+_SECONDS = 60
 
 
 @contextlib.contextmanager
 def open_hdf5(source: Path | bytes, name: object) -> Iterator[h5py.File]:
-    """Open and look over an HDF5 file; what is yielded is the very file that was looked over.
+    """Open a copy of an HDF5 file that holds its groups, numbers and texts and nothing else.
 
     Args:
         source: The file, or its bytes.
-        name: How to call it in messages.
+        name: What to call it in messages.
+
+    Yields:
+        The copy, read-only; its `filename` ends in `.weights.h5` and exists until the block ends.
 
     Raises:
-        CheckpointError: If it cannot be read or holds anything that a checkpoint has no use for.
+        CheckpointError: If the file cannot be read within the limits or holds anything that a checkpoint has no use for.
     """
-    try:
-        # By file object: HDF5 then has no folder that a relative external link could start from.
-        with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(BytesIO(source) if isinstance(source, bytes) else source.open("rb"))
-            size = len(source) if isinstance(source, bytes) else source.stat().st_size
-            file = stack.enter_context(h5py.File(stream, "r"))
-            _look_over(file, size, name)
+    with temporary_space(), tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
+        with tempfile.TemporaryFile(dir=folder) as answer:
+            with contextlib.ExitStack() as stack:
+                stream: IO[bytes]
+                if isinstance(source, bytes):
+                    stream = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+                    stream.write(source)
+                    stream.seek(0)
+                else:
+                    stream = stack.enter_context(source.open("rb"))
+                _parse(stream, answer, name)
+            copy = Path(folder, "model.weights.h5")
+            try:
+                _write_copy(answer, copy)
+            except ValueError as error:
+                raise _damaged(name, error) from error
+        with h5py.File(copy, "r") as file:
             yield file
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            "the HDF5 file is damaged",
-            path=str(name),
-            found=str(error).split("(")[0].strip() or type(error).__name__,
-            remedy="Fetch it again and compare its size or checksum.",
-        ) from error
 
 
-def _look_over(file: h5py.File, size: int, name: object) -> None:
-    seen: set[int] = set()
-    declared = 0
-    stack: list[tuple[h5py.Group, str, int]] = [(file, "", 0)]
-    while stack:
-        group, prefix, depth = stack.pop()
-        if depth > _DEEPEST or len(seen) > _MOST_OBJECTS:
-            raise CheckpointError("refused: its groups are nested without end", path=str(name), found=prefix)
-        for key in group:
-            path = f"{prefix}/{key}"
-            link = group.get(key, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                target = getattr(link, "filename", None) or getattr(link, "path", "")
-                kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
-                raise CheckpointError(
-                    f"refused: `{path}` is {kind}",
-                    path=str(name),
-                    found=f"a link to {target}",
-                    expected="data",
-                    remedy="Do not trust this file.",
-                )
-            item = group[key]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in seen:
-                raise CheckpointError(f"refused: `{path}` stands in the file twice", path=str(name))
-            seen.add(address)
-            if isinstance(item, h5py.Group):
-                stack.append((item, path, depth + 1))
-            elif isinstance(item, h5py.Dataset):
-                declared += _check_dataset(item, path, name)
-    if declared > max(_ALWAYS_FINE, _MOST_EXPANSION * size):
-        raise CheckpointError(
-            "refused: it declares far more than it stores",
-            path=str(name),
-            found=f"{declared} bytes declared, {size} stored",
+def _parse(stream: IO[bytes], answer: IO[bytes], name: object) -> None:
+    """Let the child process read `stream` into `answer`."""
+    # -P: the folder of the script holds modules (`open`, `h5`) that must not hide others.
+    command = [sys.executable, "-P", hdf5_child.__file__, str(_MEMORY), str(_SECONDS)]
+    try:
+        child = subprocess.run(
+            command, stdin=stream, stdout=answer, stderr=subprocess.PIPE, timeout=2 * _SECONDS, check=False
         )
+    except subprocess.TimeoutExpired as error:
+        raise _damaged(name, f"reading it took more than {2 * _SECONDS} s") from error
+    if child.returncode == 0:
+        return
+    if child.returncode == hdf5_child.REFUSED:
+        try:
+            reason = parse_json(child.stderr.splitlines()[-1], max_bytes=1 << 16)
+        except (ValueError, IndexError):
+            reason = {"what": "the HDF5 file is damaged"}
+        raise CheckpointError(path=str(name), **reason)
+    if child.returncode > 0:
+        raise _damaged(name, f"its reader failed: {child.stderr[-200:].decode(errors='replace').strip()}")
+    number = -child.returncode
+    limit = number in (getattr(signal, "SIGXCPU", 0), getattr(signal, "SIGKILL", 0))
+    raise _damaged(
+        name, f"reading it took more than {_SECONDS} s" if limit else f"it crashes the HDF5 library (signal {number})"
+    )
 
 
-def _check_dataset(dataset: h5py.Dataset, path: str, name: object) -> int:
-    if dataset.is_virtual:
-        raise CheckpointError(
-            f"refused: `{path}` is a virtual data set", path=str(name), expected="numbers stored in it"
-        )
-    if dataset.external:
-        raise CheckpointError(
-            f"refused: `{path}` keeps its numbers in another file", path=str(name), found=dataset.external[0][0]
-        )
-    size = int(np.prod([int(n) for n in dataset.shape or ()], dtype=object)) * dataset.dtype.itemsize
-    stored = dataset.id.get_storage_size()
-    if size > max(_ALWAYS_FINE, _MOST_EXPANSION * stored):
-        raise CheckpointError(
-            f"refused: `{path}` declares far more than it stores",
-            path=str(name),
-            found=f"shape {dataset.shape}, {stored} bytes",
-            remedy="Do not trust this file.",
-        )
-    return size
+def _damaged(name: object, found: object) -> CheckpointError:
+    return CheckpointError(
+        "the HDF5 file is damaged",
+        path=str(name),
+        found=found,
+        remedy="Fetch it again and compare its size or checksum.",
+    )
+
+
+def _write_copy(answer: IO[bytes], copy: Path) -> None:
+    """Write what the child sent as a plain HDF5 file; raise `ValueError` where the message contradicts itself."""
+    size = os.fstat(answer.fileno()).st_size
+    answer.seek(0)
+    length = int.from_bytes(answer.read(8), "little")
+    if not 0 < length <= size - 8:
+        raise ValueError("its reader sent no header")
+    header: dict[str, Any] = parse_json(answer.read(length))
+    with (
+        mmap.mmap(answer.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        h5py.File(copy, "w", libver="latest") as file,  # of the layouts, the one without limits on attributes
+    ):
+        for path in header["groups"]:
+            file.require_group(path or "/")
+        at = 8 + length
+        for path, kind, shape in header["datasets"]:
+            dtype = np.dtype(kind)
+            count = math.prod(shape)
+            if at + count * dtype.itemsize > size:
+                raise ValueError("its reader sent too few numbers")
+            values = np.frombuffer(data, dtype, count, at).reshape(shape)
+            file.create_dataset(path, data=values)
+            del values
+            at += count * dtype.itemsize
+        for path, attributes in header["attributes"].items():
+            for key, value in attributes.items():
+                texts = value if isinstance(value, str) else np.array(value, dtype=h5py.string_dtype())
+                file[path or "/"].attrs[key] = texts
 
 
 def walk_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Every data set below `group` with its path, in the order of the names; of a file that `open_hdf5` looked over."""
+    """Every data set below `group` with its path, in the order of the names."""
     for key in group:
         item = group[key]
         if isinstance(item, h5py.Dataset):
@@ -123,23 +145,19 @@ def walk_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
                 yield f"{key}/{path}", dataset
 
 
-def _decoded(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
 def text_attribute(group: h5py.Group, name: str) -> str | None:
     """One attribute as text, or None where it is not there."""
     value = group.attrs.get(name)
-    return None if value is None else _decoded(value)
+    return value if value is None or isinstance(value, str) else hdf5_child.decoded(value)
 
 
 def attribute_texts(group: h5py.Group, name: str) -> list[str] | None:
     """A list of texts that Keras wrote as attribute `name`, or in pieces as `name0`, `name1`, ...; None without it."""
     if name in group.attrs:
-        return [_decoded(v) for v in np.atleast_1d(group.attrs[name])]
+        return [hdf5_child.decoded(v) for v in np.atleast_1d(group.attrs[name])]
     pieces: list[str] = []
     number = 0
     while f"{name}{number}" in group.attrs:
-        pieces += [_decoded(v) for v in np.atleast_1d(group.attrs[f"{name}{number}"])]
+        pieces += [hdf5_child.decoded(v) for v in np.atleast_1d(group.attrs[f"{name}{number}"])]
         number += 1
     return pieces or None

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg.data.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
+from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["Fetched", "HubAddress", "RepositoryCheckpoint", "cache_folder", "choose", "fetch", "is_remote"]
 
@@ -171,7 +172,7 @@ class HubAddress:
         inside = PurePosixPath(found[3] or "") if found else PurePosixPath()
         if found is None or ".." in inside.parts or ".." in found[1].split("/"):
             raise UsageError(
-                f"`{text}` is no address on the Hugging Face Hub", expected="hf://owner/name[@revision][/file]"
+                f"`{text}` is not an address on the Hugging Face Hub", expected="hf://owner/name[@revision][/file]"
             )
         return cls(found[1], found[2], str(inside) if found[3] else None)
 
@@ -202,7 +203,7 @@ def fetch(address: str, *, endpoint: str | None = None, most_bytes: int = _MOST_
 
     Raises:
         CheckpointError: If it cannot be fetched and was not before, is too large, or changed since.
-        UsageError: If it is no such address.
+        UsageError: If `address` is not such an address.
     """
     if address.startswith("hf://"):
         return _fetch_hub(HubAddress.parse(address), endpoint, most_bytes)
@@ -222,15 +223,15 @@ def _fetch_url(url: str, most_bytes: int) -> Fetched:
     if file.exists():
         known = _read_record(record).get("sha256", {}).get(file.name)
         _check_hash(file, known, url)
-        return Fetched(file, url)
+        return Fetched(file, without_credentials(url))
     try:
         retrieve(url, file, most_bytes=most_bytes)
     except BrokenDownloadError as error:
         raise _not_fetched(url, error, [str(file)], found=error.found) from error
     except KerassegError as error:
         raise CheckpointError(error.what, path=url, found=error.found, expected=error.expected) from error
-    _write_record(record, {"address": url, "sha256": {file.name: sha256_of(file)}})
-    return Fetched(file, url)
+    _write_record(record, {"address": without_credentials(url), "sha256": {file.name: sha256_of(file)}})
+    return Fetched(file, without_credentials(url))
 
 
 def _check_size(size: int, most_bytes: int, address: str) -> None:
@@ -340,7 +341,7 @@ def _write_record(record: Path, content: dict[str, Any]) -> None:
 def _check_hash(file: Path, known: object, address: str) -> None:
     if known is not None and sha256_of(file) != known:
         raise CheckpointError(
-            "the file in the cache is not the one that was fetched",
+            "the cached file has changed since it was fetched",
             path=str(file),
             expected=f"SHA-256 {known}, from {address}",
             remedy="Delete it to fetch it again.",
@@ -352,13 +353,13 @@ def _not_fetched(address: str, error: Exception, looked: list[str], *, found: st
     if answer is not None:
         login = "Log in with `hf auth login`, or fetch it in a browser and give its path."
         return CheckpointError(
-            "the server does not give it, and it was not fetched before",
+            "the server refuses the file, and no earlier copy exists",
             path=address,
             found=answer,
             remedy=login if address.startswith("hf:") and answer.status in {401, 403} else answer.remedy,
         )
     return CheckpointError(
-        "it cannot be fetched, and it was not fetched before",
+        "the file cannot be fetched, and no earlier copy exists",
         path=address,
         found=found or first_line(error),
         expected=f"the network, or an earlier copy in {' or '.join(looked)}",

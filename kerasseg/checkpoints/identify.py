@@ -109,9 +109,7 @@ _SIGNS = (
         "a web page, not the file itself",
         "Use the link of the raw file.",
     ),
-    _sign(
-        rb"\s*<\?xml|\s*<Error>", "an XML message of a file server", "Look into it: it says why the download failed."
-    ),
+    _sign(rb"\s*<\?xml|\s*<Error>", "an XML message of a file server", "Read it: it says why the download failed."),
     _sign(rb"\x80\x02\x8a\x0al\xfc\x9cF\xf9", "a PyTorch checkpoint (the old format, a pickle)", _TORCH),
     _sign(rb"\x80[\x02-\x05]", "a Python pickle", "kerasseg does not unpickle: a pickle is a program."),
     _sign(
@@ -157,7 +155,7 @@ def explain(path: Path) -> CheckpointError:
         return _error(path, "this is a tar archive", "Unpack it and give what is inside.")
     name = path.name.lower()
     if name.endswith(".onnx") or re.match(rb"\x08[\x01-\x20]\x12.{1,64}(\x1a|\x3a|\x22)", head, re.DOTALL):
-        return _error(path, "this is an ONNX model", "Use the Keras model that it was exported from.")
+        return _error(path, "this is an ONNX model", "Use the Keras model it was exported from.")
     if name.endswith((".index", ".meta", ".ckpt")) or ".data-0" in name:
         return _error(
             path,
@@ -170,7 +168,9 @@ def explain(path: Path) -> CheckpointError:
             "this is a frozen TensorFlow graph, or a saved_model.pb without its folder",
             "Give the folder that holds saved_model.pb and variables/; a frozen graph has no weights that can be trained.",
         )
-    return _explain_text(path, head) or _error(path, f"this is no checkpoint that kerasseg knows ({size} bytes)", None)
+    return _explain_text(path, head) or _error(
+        path, f"this is not a checkpoint that kerasseg can open ({size} bytes)", None
+    )
 
 
 def _error(path: Path, what: str, remedy: str | None) -> CheckpointError:
@@ -217,11 +217,11 @@ def _explain_text(path: Path, head: bytes) -> CheckpointError | None:
             return _error(
                 path, "this is a network's configuration without weights", "Give its weights, and this as architecture."
             )
-        return _error(path, "this is a JSON file", "Look into it: it may say why a download failed.")
+        return _error(path, "this is a JSON file", "Read it: it may say why a download failed.")
     if "\0" in text:
         return None
     first = text.strip().splitlines()[0][:60] if text.strip() else ""
-    return _error(path, f"this is a text file that begins `{first}`", "Look into it: it may say why a download failed.")
+    return _error(path, f"this is a text file that begins `{first}`", "Read it: it may say why a download failed.")
 
 
 def _explain_folder(path: Path) -> CheckpointError:

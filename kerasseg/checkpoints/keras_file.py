@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import stat
-import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
@@ -17,10 +16,10 @@ from kerasseg.checkpoints.keras2.rewrites import rewrite
 from kerasseg.checkpoints.keras2.translate import translate, with_bare_ends
 from kerasseg.checkpoints.provenance import OpenedModel, Provenance, recorded
 from kerasseg.checkpoints.stored import assign, read_by_class, stored_numbers
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
-from kerasseg_tfrecords.files import temporary_space
 
-__all__ = ["check_archive", "is_keras_archive", "open_keras", "open_keras_folder", "read_archive"]
+__all__ = ["check_archive", "is_keras_archive", "open_keras", "open_keras_folder", "read_archive", "read_weights"]
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ALWAYS_FINE = 1 << 26
@@ -46,7 +45,7 @@ def check_archive(archive: zipfile.ZipFile, path: object) -> None:
                 "refused: a member of the archive climbs out of its folder",
                 path=str(path),
                 found=name,
-                remedy="Do not trust this file.",
+                remedy="The file was made to harm: get it from a source that you trust.",
             )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise CheckpointError("refused: a member of the archive is a link", path=str(path), found=name)
@@ -94,25 +93,39 @@ def read_archive(path: Path) -> tuple[dict[str, object], object, bytes]:
     Raises:
         CheckpointError: The archive is damaged or is not a `.keras` file.
     """
+    members = _members(path, (_CONFIG, _METADATA, _WEIGHTS))
+    return parse_config(members[_CONFIG], path), _metadata(members.get(_METADATA)), members[_WEIGHTS]
+
+
+def read_weights(path: Path) -> bytes:
+    """The weights of a `.keras` archive or folder, an HDF5 file, whatever network it holds."""
+    return (path / _WEIGHTS).read_bytes() if path.is_dir() else _members(path, (_WEIGHTS,))[_WEIGHTS]
+
+
+def _members(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     try:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             check_archive(archive, path)
             names = set(archive.namelist())
             if _CONFIG not in names or _WEIGHTS not in names:
                 raise CheckpointError(
-                    "the archive is no `.keras` file",
+                    "the archive is not a `.keras` file",
                     path=str(path),
                     found=", ".join(sorted(names)[:8]) or "nothing in it",
                     expected=f"{_CONFIG}, {_METADATA} and {_WEIGHTS}",
                 )
-            config = parse_config(_read(archive, _CONFIG), path)
-            metadata = json.loads(_read(archive, _METADATA)) if _METADATA in names else {}
-            weights = _read(archive, _WEIGHTS)
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError) as error:
+            return {name: _read(archive, name) for name in wanted if name in names}
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, zlib.error) as error:
         raise CheckpointError(
             "the archive is damaged", path=str(path), found=str(error), remedy="Fetch it again and compare its size."
         ) from error
-    return config, metadata, weights
+
+
+def _metadata(data: bytes | None) -> object:
+    try:
+        return {} if data is None else parse_json(data, max_bytes=1 << 20)
+    except ValueError:
+        return {}
 
 
 def open_keras_folder(path: Path) -> tuple[OpenedModel, Provenance | None]:
@@ -121,7 +134,7 @@ def open_keras_folder(path: Path) -> tuple[OpenedModel, Provenance | None]:
         if (path / _CONFIG).stat().st_size > _ALWAYS_FINE or (path / _METADATA).stat().st_size > _ALWAYS_FINE:
             raise CheckpointError("the network's configuration is too long", path=str(path))
         config = parse_config((path / _CONFIG).read_bytes(), path / _CONFIG)
-        metadata = json.loads((path / _METADATA).read_bytes())
+        metadata = _metadata((path / _METADATA).read_bytes())
         weights = (path / _WEIGHTS).read_bytes()
     except (OSError, ValueError) as error:
         raise CheckpointError("the folder cannot be read", path=str(path), found=error) from error
@@ -144,13 +157,9 @@ def _open_keras_3(config: dict[str, object], weights: bytes, version: str | None
     check_config(config, path)
     with open_hdf5(weights, f"{path}!{_WEIGHTS}") as file:
         check_size(config, stored_numbers(file), path)
-    model = build(config, path)
-    # Keras' own reader, as layers may keep their weights as they like; from a copy of the bytes that were looked over.
-    with temporary_space(), tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
-        copy = Path(folder, _WEIGHTS)
-        copy.write_bytes(weights)
+        model = build(config, path)
         try:
-            model.load_weights(copy)
+            model.load_weights(file.filename)  # Keras' own reader, since layers may keep their weights as they like
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise CheckpointError(
                 "the weights do not fit the network that the file describes",

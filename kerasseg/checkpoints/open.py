@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
+import numpy as np
 
+from kerasseg.checkpoints.allowed import check_maps
 from kerasseg.checkpoints.h5 import open_h5
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
-from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder
+from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder, read_weights
 from kerasseg.checkpoints.provenance import OpenedModel, Provenance, attach, recorded_beside, sha256_of
 from kerasseg.checkpoints.stored import leaves, nested
+from kerasseg.checkpoints.variants import is_assumed, settle_variant
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.text import count
 
 __all__ = ["open_checkpoint"]
 
@@ -31,6 +36,7 @@ def open_checkpoint(
     architecture: str | Path | keras.Model | None = None,
     allow_partial: bool = False,
     compare: bool = True,
+    examples: tuple[Any, Any] | None = None,
 ) -> keras.Model:
     """Open a checkpoint of a 2-D segmentation network as a native, trainable Keras 3 network.
 
@@ -40,17 +46,20 @@ def open_checkpoint(
     Args:
         path: A `.keras` or `.h5` file, a SavedModel folder, `hf://owner/name[@revision]` or `https://...`. What it is is
             told by its content, not by its name.
-        architecture: For files that hold weights alone: the network they belong to, as a network (which is not changed),
+        architecture: The network that the weights of a `.keras` or `.h5` file belong to: a network (which is not changed),
             `unet`, `unet(depth=3, normalization=group)`, the path of its configuration as JSON, or of another checkpoint of
-            it. Without it a U-Net of kerasseg is read off the shapes.
+            it. The structure in the file itself, if any, is then not read. Without `architecture`, files that hold weights
+            alone are read as a U-Net of kerasseg, by their shapes.
         allow_partial: For files that hold weights alone: take what fits and leave the rest as it was initialised.
         compare: For SavedModels: run the original beside the rebuilt network on random input.
+        examples: For files that hold weights alone: images (slices, height, width, channels) in 0..1 for the network to
+            segment, and their masks or None. What the shapes of the weights do not tell is then compared on them.
 
     Returns:
         The network, not compiled; input (batch, rows, columns, channels). `provenance(model)` tells where it came from.
 
     Raises:
-        CheckpointError: Saying what the file is, if it is no network that can be opened.
+        CheckpointError: The file is not a network that can be opened; the message says what it is.
 
     Example:
         >>> import kerasseg
@@ -79,7 +88,17 @@ def open_checkpoint(
         opened, record = _read(file, _Options(architecture, allow_partial, compare))
     except OSError as error:
         raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # Readers expect the form that Keras writes; a file of another form may trip them anywhere.
+        raise CheckpointError(
+            "its content does not have the form that Keras writes",
+            path=source,
+            found=f"{type(error).__name__}: {error}"[:200],
+            remedy="The file is damaged or was edited: fetch it again.",
+        ) from error
     _check_purpose(opened.model, file)
+    _check_numbers(opened.model, file)
+    check_maps(opened.model, file)
     translated = (*opened.translated, *_thaw(opened.model))
     digest = sha256_of(file)
     if record is None:
@@ -94,7 +113,11 @@ def open_checkpoint(
     else:
         record = dataclasses.replace(record, file=source, file_sha256=digest)
     _LOG.info("opened %s: %s, written by %s", source, record.kind, record.writer)
-    return attach(opened.model, record)
+    model = attach(opened.model, record)
+    if examples is not None and is_assumed(model):
+        images, masks = examples
+        model, _ = settle_variant(model, np.asarray(images, np.float32), None if masks is None else np.asarray(masks))
+    return model
 
 
 @dataclass(frozen=True)
@@ -106,21 +129,19 @@ class _Options:
 
 def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None]:
     match kind_of(file):
-        case Kind.KERAS:
-            return open_keras(file)
-        case Kind.KERAS_FOLDER:
-            return open_keras_folder(file)
+        case Kind.KERAS | Kind.KERAS_FOLDER as kind:
+            if options.architecture is not None:
+                with open_hdf5(read_weights(file), file) as hdf5:
+                    return _read_weights(hdf5, file, options), None
+            return open_keras(file) if kind is Kind.KERAS else open_keras_folder(file)
         case Kind.HDF5:
             with open_hdf5(file, file) as hdf5:
-                if not is_weights_only(hdf5):
-                    return open_h5(hdf5, file), None
-                return open_weights(
-                    hdf5,
-                    file,
-                    architecture=options.architecture,
-                    allow_partial=options.allow_partial,
-                    open_other=open_checkpoint,
-                ), None
+                if is_weights_only(hdf5):
+                    return _read_weights(hdf5, file, options), None
+                weights = hdf5.get("model_weights")
+                if options.architecture is not None and isinstance(weights, h5py.Group):
+                    return _read_weights(weights, file, options), None
+                return open_h5(hdf5, file), None
         case Kind.SAVED_MODEL:
             # Not above: it alone needs TensorFlow.
             from kerasseg.checkpoints.savedmodel.open import open_savedmodel
@@ -130,6 +151,16 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
             return opened, recorded_beside(file)
         case _:
             raise explain(file)
+
+
+def _read_weights(weights: h5py.Group, file: Path, options: _Options) -> OpenedModel:
+    return open_weights(
+        weights,
+        file,
+        architecture=options.architecture,
+        allow_partial=options.allow_partial,
+        open_other=open_checkpoint,
+    )
 
 
 def _thaw(model: keras.Model) -> tuple[str, ...]:
@@ -142,6 +173,25 @@ def _thaw(model: keras.Model) -> tuple[str, ...]:
     return (f"{count} layers were saved frozen and are trainable now",) if count else ()
 
 
+def _check_numbers(model: keras.Model, path: Path) -> None:
+    """Refuse weights that hold NaN or infinity, by name."""
+    bad = []
+    for weight in model.weights:
+        values = np.asarray(keras.ops.convert_to_numpy(weight), copy=False)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            kind = "NaN" if np.isnan(values).any() else "infinite numbers"
+            bad.append(f"{kind} in {weight.path}")
+    if bad:
+        more = f" and {count(len(bad) - 5, 'other variable')}" if len(bad) > 5 else ""
+        raise CheckpointError(
+            "its weights are damaged",
+            path=str(path),
+            found=", ".join(bad[:5]) + more,
+            expected="finite numbers",
+            remedy="The training that wrote it diverged: take an earlier checkpoint.",
+        )
+
+
 def _check_purpose(model: keras.Model, path: Path) -> None:
     """Refuse networks that do not map an image to an image."""
     inputs, outputs = _shapes(model.inputs), _shapes(model.outputs)
@@ -152,7 +202,7 @@ def _check_purpose(model: keras.Model, path: Path) -> None:
         )
     if len(inputs[0]) == 4 and all(len(shape) < 4 for shape in outputs):
         raise CheckpointError(
-            "this is a classifier: it answers with one vector for an image",
+            "this is a classifier: its output is one vector for an image",
             path=str(path),
             found=found,
             expected="a mask, (batch, rows, columns, classes)",

@@ -21,6 +21,7 @@ from typing import Any
 import keras
 
 from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.text import without_credentials
 
 __all__ = [
     "OpenedModel",
@@ -75,6 +76,11 @@ class Provenance:
     kerasseg: str = __version__
     file: str | None = None
     file_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", without_credentials(self.path))
+        if self.file is not None:
+            object.__setattr__(self, "file", without_credentials(self.file))
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values; `from_json` reads it back.

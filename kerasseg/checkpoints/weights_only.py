@@ -11,8 +11,11 @@ import keras
 
 from kerasseg.architectures.unet import plain_unet
 from kerasseg.checkpoints.family import (
+    READ_OFF,
     Family,
     NotOurFamily,
+    Variant,
+    as_variant,
     build_family,
     named_arguments,
     ordered_like,
@@ -86,7 +89,7 @@ def open_weights(
     new = _is_new_layout(file)
     stored = read_all(file) if new else read_by_name(file, path)
     if not stored:
-        raise CheckpointError("the file of weights is empty: it holds no layer with weights", path=str(path))
+        raise CheckpointError("the file holds no weights", path=str(path))
     names = attribute_texts(file, "layer_names") or _names(file)
     notes: tuple[str, ...]
     if isinstance(architecture, keras.Model):
@@ -137,26 +140,31 @@ def _family(
         problem = ""
     except NotOurFamily as error:
         family, problem = None, str(error)
+    given = set(arguments)
+    variant, arguments = Variant.split(arguments)
     if family is None:
         if asked and {"depth", "filters"} <= set(arguments):
-            return plain_unet(**arguments), ("the architecture was named, not read off the shapes",)  # type: ignore[arg-type]
+            return as_variant(plain_unet(**arguments), variant), (
+                "the architecture was named, not read off the shapes",
+            )
         raise CheckpointError(
-            "the file holds weights and no network, and they are not those of a U-Net of kerasseg",
+            "the file holds weights without a network, and their shapes do not match a kerasseg U-Net",
             path=str(path),
             found=f"{len(stored)} layers; {problem}",
             remedy="Name the network with --architecture: a JSON file of its configuration, or a checkpoint of it.",
         )
     if family.ambiguous and "normalization" not in arguments:
         raise CheckpointError(
-            "the file holds weights and no network",
+            "the file holds weights without a network",
             path=str(path),
             found=f"a U-Net, but not {family.ambiguous}",
-            remedy="Say it with --architecture 'unet(normalization=group)' or 'unet(normalization=instance)'.",
+            remedy="Choose with --architecture 'unet(normalization=group)' or 'unet(normalization=instance)'.",
         )
     family = dataclasses.replace(family, arguments={**family.arguments, **arguments})
     read = ", ".join(f"{k}={v}" for k, v in family.arguments.items())
-    assumed = [sentence for argument, sentence in family.assumed.items() if argument not in arguments]
-    return build_family(family), (f"the architecture was read off the shapes: unet({read})", *assumed)
+    told = {*arguments, *given}
+    assumed = [sentence for argument, sentence in family.assumed.items() if argument not in told]
+    return build_family(family, variant), (f"{READ_OFF}: unet({read})", *assumed)
 
 
 def _named_by_file(

@@ -22,6 +22,7 @@ from urllib.parse import urljoin, urlsplit
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, scratch_folder
+from kerasseg_tfrecords.text import without_credentials
 
 __all__ = [
     "Answer",
@@ -166,7 +167,8 @@ def download(
         # Without a network, waiting does not help.
         if idle >= ATTEMPTS or (not started and isinstance(error, requests.ConnectionError)):
             raise _broken(url, part, error) from error
-        _LOG.info("%s: %s; trying again in %g s", url, first_line(error) if error else "starting again", pause)
+        why = first_line(error) if error else "starting again"
+        _LOG.info("%s: %s; trying again in %g s", without_credentials(url), why, pause)
         time.sleep(pause)
         pause *= 2
     part.replace(target)
@@ -265,7 +267,7 @@ def check_url(url: str, original: str) -> None:
 def first_line(error: BaseException) -> str:
     """Return the type and the first line of an error."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")
+    return without_credentials(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))[:240]
 
 
 def _one_attempt(
@@ -283,7 +285,7 @@ def _one_attempt(
         headers["Range"] = f"bytes={here}-"
         if version.condition:
             headers["If-Range"] = version.condition
-        _LOG.info("%s: resuming after %d bytes", url, here)
+        _LOG.info("%s: resuming after %d bytes", without_credentials(url), here)
 
     def check(response: Any, *_args: Any, **_kwargs: Any) -> None:
         if response.is_redirect:

@@ -19,6 +19,7 @@ from kerasseg.evaluation.per_slice import SliceRow
 from kerasseg.evaluation.predictions import ArrayPredictions, check_probabilities
 from kerasseg.evaluation.schema import Evaluation, Mean, SplitFacts, StageName
 from kerasseg.evaluation.scoring import score_slices, stage_rules, with_baseline
+from kerasseg.models.input_scaling import read_input_scaling
 from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import UsageError
@@ -209,7 +210,10 @@ def _gathered(dataset: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int6
 
 def _images(images: Any, model: keras.Model) -> NDArray[np.float32]:
     given = np.asarray(images)
-    values = given.astype(np.float32) / np.float32(255) if given.dtype == np.uint8 else given.astype(np.float32)
+    values = given.astype(np.float32)
+    if given.dtype == np.uint8:
+        scaling = read_input_scaling(model)
+        values /= np.float32(255 / (scaling.white if scaling else 1.0))
     if values.ndim == 3:
         values = values[..., np.newaxis]
     wanted = tuple(model.inputs[0].shape)

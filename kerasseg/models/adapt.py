@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kerasseg.models.heads import Head, Output, Plan, Wish, deepest_scale, plan_output, read_output, trial_size
+from kerasseg.models.input_scaling import InputScaling, read_input_scaling
 from kerasseg.models.surgery import Replacement, first_kernels, rebuild
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
@@ -62,6 +63,9 @@ def fit_to_task(
     (`"sum"`). A network for grey images takes several channels by spreading its first kernels evenly: it then sees
     their mean.
 
+    A network that rescales grey levels itself (`Rescaling(1/255)`, `Normalization`, a subtracted mean) gets a layer in
+    front that multiplies images in 0..1 to the levels that it expects.
+
     The output: a single channel of probabilities stays, logits get a sigmoid, tanh is mapped from -1..1 to 0..1. Several
     classes become `1 - background` of their softmax. Whether values are probabilities or logits is read off the graph,
     and found by running the network on random input where the graph does not tell.
@@ -107,11 +111,14 @@ def fit_to_task(
     old_shape = tuple(model.inputs[0].shape[1:])
     shape = _new_size(old_shape, size, changes)
     takes, replacements = _new_channels(model, old_shape[-1], channels, channel_rule, changes)
+    scaling = read_input_scaling(model)
+    if scaling is not None:
+        changes.append(f"the network expects {scaling}: images in 0..1 are multiplied by {scaling.white:g}")
     plan = plan_output(model, found, Wish(head, background, foreground, seed), changes)
     new = model
     replacements |= plan.replacements
     if changes or replacements or not _is_plain(model):
-        new = _build(model, (*shape, takes), found, replacements, plan)
+        new = _build(model, (*shape, takes), found, replacements, plan, scaling)
     _try(new, found.name)
     if new is not model:
         _hand_on_provenance(model, new, tuple(changes))
@@ -185,9 +192,16 @@ def _build(
     output: Output,
     replacements: dict[int, Replacement],
     plan: Plan,
+    scaling: InputScaling | None,
 ) -> keras.Model:
+    def brighter(image: Any) -> Any:
+        names = {operation.name for operation in model.operations}
+        name = next(n for n in ("grey_levels", *(f"grey_levels_{i}" for i in range(2, 1000))) if n not in names)
+        return keras.layers.Rescaling(scaling.white if scaling else 1.0, dtype="float32", name=name)(image)
+
     try:
-        new = rebuild(model, shape, outputs=[output.index], replacements=replacements)
+        front = brighter if scaling else None
+        new = rebuild(model, shape, outputs=[output.index], replacements=replacements, front=front)
         result = plan.finish(new.outputs[0], {operation.name for operation in new.operations})
     except CheckpointError as error:
         _explain_size(model, shape, error)

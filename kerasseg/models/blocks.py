@@ -85,6 +85,12 @@ class Blocks:
         >>> blocks = find_blocks(unet((16, 16, 1), filters=2, depth=1))
         >>> blocks.names, "encoder_2" in blocks, blocks.of("decoder_1_up").name
         (('encoder_1', 'bottleneck', 'decoder_1', 'head'), False, 'decoder_1')
+        >>> print(blocks)
+        block       scale  size   filters  layers  parameters
+        encoder_1   1/1    16x16  2        7       70
+        bottleneck  1/2    8x8    4        6       248
+        decoder_1   1/1    16x16  2        8       160
+        head        1/1    16x16  1        1       3
     """
 
     encoder: tuple[Block, ...]
@@ -93,6 +99,25 @@ class Blocks:
     head: Block
     skips: tuple[Skip, ...] = ()
     _by_layer: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """A table with one line for each block."""
+        rows = [("block", "scale", "size", "filters", "layers", "parameters")]
+        for block in self:
+            size = "x".join("any" if side is None else str(side) for side in block.size)
+            rows.append(
+                (
+                    block.name,
+                    f"1/{block.scale}",
+                    size,
+                    str(block.filters),
+                    str(len(block.layers)),
+                    f"{block.parameters:,}",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join(lines)
 
     def __post_init__(self) -> None:
         names: dict[str, dict[str, None]] = {}

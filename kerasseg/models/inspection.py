@@ -14,7 +14,9 @@ import keras
 from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
 from kerasseg.models.blocks import Blocks, find_blocks
 from kerasseg.models.freezing import STRATEGIES, FreezeReport, freeze
+from kerasseg.models.input_scaling import InputScaling, read_input_scaling
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["Inspection", "Strategy", "Tensor", "inspect_checkpoint", "inspect_model", "layer_prefixes"]
 
@@ -77,6 +79,7 @@ class Inspection:
         chosen: The same for the strategy or the patterns that were asked for.
         states: For each block what these would make of it: `frozen`, `trained`, `partly trained` or `no weights`.
         problem: Why it has no blocks.
+        scaling: The grey levels that the network expects, where its first layers rescale them; None for 0..1.
     """
 
     path: str
@@ -92,6 +95,7 @@ class Inspection:
     chosen: Strategy | None = None
     states: Mapping[str, str] = dataclasses.field(default_factory=dict)
     problem: str | None = None
+    scaling: InputScaling | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values; `docs/blocks.md` describes them."""
@@ -124,6 +128,7 @@ class Inspection:
             "strategies": [dataclasses.asdict(s) for s in self.strategies],
             "chosen": dataclasses.asdict(self.chosen) if self.chosen else None,
             "problem": self.problem,
+            "scaling": None if self.scaling is None else dataclasses.asdict(self.scaling),
         }
 
 
@@ -160,13 +165,14 @@ def inspect_model(model: keras.Model, *, path: str | Path = "", what: str | Sequ
         (7637, ('encoder_*',), 'sigmoid')
     """
     about: dict[str, Any] = {
-        "path": str(path),
+        "path": without_credentials(str(path)),
         "provenance": provenance(model),
         "inputs": tuple(_tensor(t) for t in model.inputs),
         "outputs": tuple(_tensor(t, made=True) for t in model.outputs),
         "layers": sum(bool(layer.weights) for layer in _leaves(model)),
         "variables": len(model.weights),
         "parameters": model.count_params(),
+        "scaling": read_input_scaling(model),
     }
     try:
         blocks = find_blocks(model)

@@ -44,6 +44,7 @@ def rebuild(
     *,
     outputs: Sequence[int] | None = None,
     replacements: Mapping[int, Replacement] | None = None,
+    front: Callable[[Any], Any] | None = None,
 ) -> keras.Model:
     """Build a model with the layers and weights of `model` at another input shape.
 
@@ -52,6 +53,7 @@ def rebuild(
         shape: Height, width and channels of the new input, which is float32.
         outputs: Which of `model.outputs` the new model has, None for all. What serves the others alone is left out.
         replacements: What to build instead of a layer or operation, by its `id`.
+        front: What to do with the image before the model sees it.
 
     Returns:
         A functional model; names of layers and nested models are those of `model`.
@@ -61,7 +63,7 @@ def rebuild(
     """
     wanted = list(range(len(model.outputs))) if outputs is None else list(outputs)
     image = keras.Input(tuple(shape), dtype="float32", name=model.inputs[0]._keras_history.operation.name)
-    return _Replay(replacements or {}).model(model, [image], wanted)
+    return _Replay(replacements or {}).model(model, [image], wanted, front)
 
 
 class _Replay:
@@ -71,9 +73,12 @@ class _Replay:
         self.replacements = replacements
         self.made: dict[int, Any] = {}
 
-    def model(self, model: keras.Model, inputs: list[Any], wanted: list[int]) -> keras.Model:
+    def model(
+        self, model: keras.Model, inputs: list[Any], wanted: list[int], front: Callable[[Any], Any] | None = None
+    ) -> keras.Model:
         """`model` on new inputs, with some of its outputs."""
-        known = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
+        taken_in = [front(new) for new in inputs] if front else inputs
+        known = {id(old): new for old, new in zip(model.inputs, taken_in, strict=True)}
         targets = [model.outputs[i] for i in wanted]
         nodes, taken = _needed(model, targets)
         for node in nodes:

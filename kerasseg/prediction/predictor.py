@@ -25,6 +25,7 @@ from kerasseg.tuning.threshold_file import load_threshold
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 from kerasseg_tfrecords.intensity import IntensityRule
 from kerasseg_tfrecords.records.manifest import PrepareOptions, load_manifest
+from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["Network", "Source", "check_averaging", "open_network"]
 
@@ -211,7 +212,7 @@ def _open(source: Source | None, *, needs_rule: bool) -> _Member:
     if "://" in text:
         opened = open_checkpoint(text)
         known = provenance(opened)
-        return _from_model(opened, text, "" if known is None else known.sha256)
+        return _from_model(opened, without_credentials(text), "" if known is None else known.sha256)
     return _from_run(RunDirectory.find(text), needs_rule=needs_rule)
 
 

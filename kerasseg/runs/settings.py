@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator, model_validator
 
 from kerasseg.callbacks import RECIPE_STAGES
 from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.text import without_credentials
 from kerasseg_tfrecords.validation import complaint
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
 
 Strategy = Literal["conservative", "moderate", "aggressive", "progressive", "two-stage", "auto", "scratch"]
 Precision = Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"]
+
+Address = Annotated[str, PlainSerializer(without_credentials)]
+"""A path or an address; what is written of it has no password and no query."""
 
 _RATES: dict[str, float] = {"aggressive": 1e-5, "scratch": 1e-3, "decoder": 1e-3}
 _RATE = 1e-4
@@ -138,8 +142,8 @@ class TrainSettings(_Settings):
     """
 
     shards: str = "shards"
-    checkpoint: str | None = None
-    architecture: str | None = None
+    checkpoint: Address | None = None
+    architecture: Address | None = None
     head: Literal["auto", "keep", "binary"] = "auto"
     encoder: str | None = None
     encoder_weights: str | None = None

@@ -19,6 +19,7 @@ from kerasseg.data.arrays import ArraySlices
 from kerasseg.data.augmentation import COLUMNS, SafeAugmentation
 from kerasseg.data.tf_data import EvaluationData, TrainingData
 from kerasseg.models.heads import read_output
+from kerasseg.models.input_scaling import read_input_scaling
 from kerasseg.models.layers import with_inner
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import Precision, Strategy, TrainSettings, parse_settings
@@ -431,6 +432,13 @@ def _check_model(model: keras.Model) -> int:
             found=found,
             expected="(batch, height, width, 1) after a sigmoid",
             remedy="kerasseg.fit_to_task(model, size=..., channels=...).model is a network that does.",
+        )
+    scaling = read_input_scaling(model)
+    if scaling is not None:
+        raise UsageError(
+            "the network rescales its input, and slices are fed as values in 0..1",
+            found=f"a network for {scaling}",
+            remedy="kerasseg.fit_to_task(model).model takes 0..1.",
         )
     return int(model.inputs[0].shape[-1])
 

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.provenance import copy_provenance
+from kerasseg.checkpoints.variants import is_assumed, settle_variant
+from kerasseg.data.batches import EvaluationBatches
 from kerasseg.interrupts import StopFlag, stop_on_signals
 from kerasseg.losses import DiceBCELoss
 from kerasseg.models.adapt import fit_to_task
@@ -55,6 +57,7 @@ from kerasseg.training.trainer import Plan, Trainer
 from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["DEFAULT_CHECKPOINT", "Network", "TrainingSession", "in_new_run", "resume", "train"]
 
@@ -478,16 +481,21 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
             remedy="Give one: --checkpoint FILE (.keras, .h5 or a SavedModel folder) or hf://owner/name; set "
             "KERASSEG_CHECKPOINT for good; or train a fresh network with --strategy scratch.",
         ) from error
+    named = without_credentials(str(source))
+    compared: tuple[str, ...] = ()
+    if is_assumed(model):
+        images, masks = _tumour_slices(settings, int(model.inputs[0].shape[-1]))
+        model, compared = settle_variant(model, images, masks)
     if settings.strategy != "scratch":
         record = provenance(model)
         # Refused before anything is written.
-        check_intensity(manifest.intensity, None if record is None else record.intensity, checkpoint=str(source))
+        check_intensity(manifest.intensity, None if record is None else record.intensity, checkpoint=named)
     fitted = fit_to_task(model, size=manifest.size, channels=manifest.channels, head=settings.head, seed=settings.seed)
     if settings.strategy == "scratch":
         fresh = keras.models.clone_model(fitted.model)
-        return Network(fresh, str(source), (*fitted.changes, "all weights are fresh"))
+        return Network(fresh, named, (*compared, *fitted.changes, "all weights are fresh"))
     fresh_head = any("replaced by a fresh" in change for change in fitted.changes)
-    return Network(fitted.model, str(source), fitted.changes, fresh="head" if fresh_head else None)
+    return Network(fitted.model, named, (*compared, *fitted.changes), fresh="head" if fresh_head else None)
 
 
 def _on_encoder(settings: TrainSettings, manifest: Manifest) -> Network:
@@ -518,6 +526,22 @@ def _with_strategy(settings: TrainSettings, network: Network, observers: Iterabl
     for observer in observers:
         observer(Message("note", "two-stage", text))
     return settings.model_copy(update={"strategy": "two-stage"})
+
+
+def _tumour_slices(settings: TrainSettings, channels: int, count: int = 8) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The first training slices with a tumour and their masks, as a network for `channels` channels takes them."""
+    data = EvaluationBatches(settings.shards, "train", channels=channels, batch_size=16, cache="none", check=False)
+    images: list[NDArray[Any]] = []
+    masks: list[NDArray[Any]] = []
+    for batch in (data.batch(step) for step in range(data.steps)):
+        there = batch.mask.any(axis=(1, 2, 3))
+        images += list(batch.image[there])
+        masks += list(batch.mask[there])
+        if len(images) >= count:
+            break
+    if not images:
+        return batch.image[:count], batch.mask[:count]
+    return np.stack(images[:count]), np.stack(masks[:count])
 
 
 def _provenance(model: keras.Model) -> dict[str, Any] | None:

@@ -68,7 +68,7 @@ def test_json_is_one_document(export: Type, tmp_path: Path) -> None:
         (["second"], 3, "no such run"),
         (["--threshold", "often"], 2, "--threshold cannot be 'often'"),
         (["--format", "onnx", "--with-postprocessing"], 2, "min_diameter, fill_holes cannot be included in onnx"),
-        (["--push", "me/unet"], 2, "no address on the Hugging Face Hub"),
+        (["--push", "me/unet"], 2, "not an address on the Hugging Face Hub"),
     ],
 )
 def test_what_cannot_be_meant_has_its_code(arguments: list[str], code: int, message: str, export: Type) -> None:

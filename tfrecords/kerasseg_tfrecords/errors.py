@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kerasseg_tfrecords.text import count
+from kerasseg_tfrecords.text import count, without_credentials
 
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories: control, format (direction marks, zero-width characters), surrogates, line and paragraph ends."""
@@ -66,11 +66,10 @@ class KerassegError(Exception):
         expected: object = None,
         remedy: str | None = None,
     ) -> None:
-        self.what = what
-        self.path = None if path is None else str(path)
-        self.found = None if found is None else str(found)
-        self.expected = None if expected is None else str(expected)
-        self.remedy = remedy
+        self.what = without_credentials(what)
+        self.path, self.found, self.expected, self.remedy = (
+            None if value is None else without_credentials(str(value)) for value in (path, found, expected, remedy)
+        )
         super().__init__(self.sentence())
 
     def sentence(self, *, with_path: bool = True) -> str:

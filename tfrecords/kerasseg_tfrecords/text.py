@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
-__all__ = ["Progress", "count", "duration"]
+__all__ = ["Progress", "count", "duration", "without_credentials"]
+
+_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s?#]*@")
+_QUERY = re.compile(r"(?i)(\b(?!hf:)[a-z][a-z0-9+.-]*://[^\s?#'\"]*|/[^\s?'\"]*(?=\?[^\s'\")]*=))[?#][^\s'\")]*")
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, items finished, items in all)."""
@@ -35,3 +39,17 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
+
+
+def without_credentials(text: str) -> str:
+    """A text without the user names, passwords, queries and fragments of the addresses in it.
+
+    Signed addresses carry their key in the query. Whatever is printed, logged or recorded passes through here.
+
+    Example:
+        >>> without_credentials("https://me:secret@host.org:8080/a/unet.keras?X-Amz-Signature=3f#top")
+        'https://host.org:8080/a/unet.keras'
+        >>> without_credentials("hf://me/unet@v1/best.keras"), without_credentials("what?.mat")
+        ('hf://me/unet@v1/best.keras', 'what?.mat')
+    """
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if "://" in text or "?" in text else text

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,8 +18,11 @@ import numpy as np
 import pytest
 
 from kerasseg.checkpoints import hub, open_checkpoint, provenance
+from kerasseg.checkpoints.conversion import convert_checkpoint
 from kerasseg.checkpoints.hub import choose
 from kerasseg.data import download as downloads
+from kerasseg.models.inspection import inspect_model
+from kerasseg.runs.settings import TrainSettings
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -171,14 +175,14 @@ def test_offline_without_a_copy_it_says_where_it_looked(server: Server, tmp_path
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint("hf://me/unet")
     text = str(caught.value)
-    assert text.startswith("hf://me/unet: it cannot be fetched, and it was not fetched before")
+    assert text.startswith("hf://me/unet: the file cannot be fetched, and no earlier copy exists")
     assert str(tmp_path / "hf") in text
-    assert "give its path" in text
+    assert "its path" in text
 
 
 ANSWERS = [
     (500, "500 Internal Server Error", "The server has a problem"),
-    (403, "403 Forbidden", "give its path"),
+    (403, "403 Forbidden", "its path"),
     (429, "429 Too Many Requests", "too many requests"),
 ]
 
@@ -193,7 +197,7 @@ def test_what_a_server_answers_is_said(
     address = "hf://me/unet" if kind == "hub" else f"{server.address}/files/unet.keras"
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(address)
-    assert caught.value.what == "the server does not give it, and it was not fetched before"
+    assert caught.value.what == "the server refuses the file, and no earlier copy exists"
     assert caught.value.found == words
     assert remedy in str(caught.value.remedy)
     server.status = None
@@ -214,7 +218,7 @@ def test_a_server_that_fails_between_list_and_file_is_quoted(
         server.status = 403
 
     monkeypatch.setattr(hub, "_check_size", stop_then)
-    with pytest.raises(CheckpointError, match=r"does not give it.*found 403 Forbidden.*hf auth login"):
+    with pytest.raises(CheckpointError, match=r"refuses the file.*found 403 Forbidden.*hf auth login"):
         open_checkpoint("hf://me/unet")
 
 
@@ -224,7 +228,7 @@ def test_a_copy_that_changed_is_not_opened(server: Server, file: bytes) -> None:
     blob = path.resolve()
     blob.chmod(0o644)
     blob.write_bytes(file[:-1] + b"!")
-    with pytest.raises(CheckpointError, match="not the one that was fetched"):
+    with pytest.raises(CheckpointError, match="has changed since it was fetched"):
         hub.fetch("hf://me/unet")
 
 
@@ -260,7 +264,7 @@ def test_a_saved_model_is_fetched_as_a_folder(server: Server) -> None:
 
 @pytest.mark.parametrize("text", ["hf://unet", "hf://me/unet@", "hf://me/unet/../x", "hf://../unet/x", "hf://me/u net"])
 def test_addresses_that_are_none(text: str) -> None:
-    with pytest.raises(UsageError, match="no address on the Hugging Face Hub"):
+    with pytest.raises(UsageError, match="not an address on the Hugging Face Hub"):
         hub.HubAddress.parse(text)
 
 
@@ -316,7 +320,7 @@ def test_a_url_is_fetched_once_and_its_hash_kept(server: Server, network: keras.
     assert len(server.fetched()) == 1
     path = hub.fetch(url).path
     path.write_bytes(b"tampered")
-    with pytest.raises(CheckpointError, match=r"not the one that was fetched .*Delete it"):
+    with pytest.raises(CheckpointError, match=r"has changed since it was fetched .*Delete it"):
         open_checkpoint(url)
 
 
@@ -389,3 +393,47 @@ def test_the_default_address_of_the_hub_needs_nothing_imported_before(
     environment = {**child_environment, "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run([python, "-c", LAZY], env=environment, capture_output=True, text=True, check=False)
     assert "hf://nobody/nothing" in done.stdout, done.stderr
+
+
+def secret(server: Server, name: str = "unet.keras") -> str:
+    return f"http://me:PASSW@127.0.0.1:{server.server_port}/files/{name}?X-Amz-Signature=SIGNED#k=SIGNED"
+
+
+def test_no_credentials_are_recorded(
+    server: Server, file: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("DEBUG")
+    server.files = {"unet.keras": file}
+    model = open_checkpoint(secret(server))
+    made = convert_checkpoint(secret(server), tmp_path / "out.keras")
+    record = provenance(model)
+    assert record is not None
+    assert record.path == f"{server.address}/files/unet.keras"
+    settings = TrainSettings(checkpoint=secret(server))
+    assert settings.checkpoint == secret(server)  # what is opened
+    with zipfile.ZipFile(tmp_path / "out.keras") as archive:
+        config = archive.read("config.json").decode()
+    kept = [p.read_text() for p in (tmp_path / "cache").rglob("*.json")]
+    ours = [r.getMessage() for r in caplog.records if not r.name.startswith(("urllib3", "requests"))]
+    texts = [
+        config,
+        json.dumps(made.to_json()),
+        settings.model_dump_json(),
+        inspect_model(model, path=secret(server)).path,
+    ]
+    for text in (*texts, *kept, *ours, *capfd.readouterr()):
+        assert "PASSW" not in text
+        assert "SIGNED" not in text
+
+
+@pytest.mark.parametrize("status", [None, 403, 500])
+def test_no_credentials_in_errors(status: int | None, server: Server) -> None:
+    server.status = status
+    if status is None:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(secret(server, "none.keras"))
+    for text in (str(caught.value), caught.value.path, caught.value.found, caught.value.remedy):
+        assert "PASSW" not in (text or "")
+        assert "SIGNED" not in (text or "")

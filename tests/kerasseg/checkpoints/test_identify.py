@@ -79,7 +79,7 @@ TABLE = [
     ("a.tar.gz", gzip.compress(b"x" * 99), ["gzip"]),
     ("a.tar", b"\0" * 257 + b"ustar" + b"\0" * 300, ["tar archive"]),
     ("slice.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 30, ["image"]),
-    ("noise.bin", b"\xfe\x01\x80\xff" * 20, ["no checkpoint that kerasseg knows", "80 bytes"]),
+    ("noise.bin", b"\xfe\x01\x80\xff" * 20, ["not a checkpoint that kerasseg can open", "80 bytes"]),
 ]
 
 

@@ -28,7 +28,7 @@ NETWORKS = {
 OTHERS = {
     "git-lfs-pointer.h5": ["Git LFS pointer", 'git lfs pull --include="git-lfs-pointer.h5"', "123995312 bytes"],
     "mangled.h5": ["damaged", "read as text", "Fetch the file again"],
-    "tumour-weights-only.h5": ["holds weights and no network", "21 layers", "--architecture"],
+    "tumour-weights-only.h5": ["holds weights without a network", "21 layers", "--architecture"],
 }
 
 

@@ -134,7 +134,7 @@ def test_weights_of_keras_2_fill_the_network_that_is_named(name: str) -> None:
 
 
 def test_weights_of_another_network_ask_for_it() -> None:
-    with pytest.raises(CheckpointError, match=r"holds weights and no network.*Name the network with --architecture"):
+    with pytest.raises(CheckpointError, match=r"holds weights without a network.*Name the network with --architecture"):
         open_checkpoint(FOLDER / "tf2.15.1-unet.weights.h5")
 
 
@@ -223,7 +223,7 @@ def test_a_file_of_no_weights_is_named(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.attrs["layer_names"] = np.array([b"a"])
         file.create_group("a").attrs["weight_names"] = np.array([], "S1")
-    with pytest.raises(CheckpointError, match="the file of weights is empty"):
+    with pytest.raises(CheckpointError, match="the file holds no weights"):
         open_checkpoint(tmp_path / "w.h5")
 
 

@@ -542,7 +542,7 @@ def test_other_shards_are_refused(moved: RunDirectory, made: Path, tmp_path: Pat
         ({"slices": 0}, "too few slices to compare"),
         ({"format": "litert", "int8": True, "calibration": 0}, "too few slices for calibration"),
         ({"max_loss": float("nan")}, "invalid --max-loss"),
-        ({"push_to": "me/unet"}, "no address on the Hugging Face Hub"),
+        ({"push_to": "me/unet"}, "not an address on the Hugging Face Hub"),
     ],
 )
 def test_what_cannot_be_meant(options: dict[str, Any], message: str, export: Export, tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+"""Which grey levels a network expects, read off the layers that scale its input: `read_input_scaling`.
+
+kerasseg feeds images in 0..1. Networks that begin with `Rescaling(1/255)`, `Normalization` or the subtraction of a mean
+expect 0..255; fed 0..1 they see black. `fit_to_task` multiplies the image in front of such a network, so that training,
+evaluation, prediction and export all feed it alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from kerasseg.models.graph import Step, flatten
+
+__all__ = ["InputScaling", "read_input_scaling"]
+
+_PASSING = {
+    "Identity", "Dropout", "GaussianNoise", "ZeroPadding2D", "Cropping2D", "Resizing", "Permute", "Reshape", "Cast",
+    "Concatenate", "Repeat", "Flip", "GetItem", "Take", "Transpose", "Pad", "Resize", "Stack", "Activation", "Squeeze",
+    "ExpandDims", "BroadcastTo", "Tile", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation",
+}  # fmt: skip
+_ARITHMETIC = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide"}
+_BYTE = 255.0
+
+
+@dataclass(frozen=True, slots=True)
+class InputScaling:
+    """How a network scales its input by itself.
+
+    Attributes:
+        white: The largest value of the images that it expects, 255 for 8-bit grey levels.
+        layers: Names of the layers and operations that tell.
+    """
+
+    white: float
+    layers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """What the network expects, for people."""
+        return f"grey levels 0 to {self.white:g}, which {', '.join(map(repr, self.layers))} rescales"
+
+
+def read_input_scaling(model: keras.Model) -> InputScaling | None:
+    """Read the affine layers at the beginning of a network: Rescaling, Normalization, BatchNorm, arithmetic with constants.
+
+    Args:
+        model: A functional or sequential network.
+
+    Returns:
+        What it expects; None where it takes images in 0..1, or nothing tells.
+
+    Example:
+        >>> image = keras.Input((32, 32, 1))
+        >>> body = keras.layers.Conv2D(1, 3)(keras.layers.Rescaling(1 / 255, name="scale")(image))
+        >>> print(read_input_scaling(keras.Model(image, body)))
+        grey levels 0 to 255, which 'scale' rescales
+    """
+    graph = flatten(model)
+    # (step, scale, offset, names): all ways from the input through what only scales and rearranges.
+    waiting: list[tuple[int, Any, Any, tuple[str, ...]]] = [(i, 1.0, 0.0, ()) for i in graph.inputs]
+    seen: set[int] = set()
+    while waiting:
+        index, scale, offset, names = waiting.pop()
+        for child in graph.children[index]:
+            if child in seen:
+                continue
+            seen.add(child)
+            step = graph.steps[child]
+            line = _line(step)
+            if line is not None:
+                try:
+                    own_scale, own_offset = (np.asarray(v, np.float64) for v in line)
+                    new = (own_scale * scale, own_scale * offset + own_offset)
+                except ValueError:  # channels that a rearrangement between has changed
+                    new = (
+                        np.median(line[0]) * np.median(scale),
+                        np.median(line[0]) * np.median(offset) + np.median(line[1]),
+                    )
+                waiting.append((child, *new, (*names, step.operation.name)))
+                continue
+            if type(step.operation).__name__ in _PASSING and _passes(step):
+                waiting.append((child, scale, offset, names))
+                continue
+            if names and (white := _white(float(np.median(scale)), float(np.median(offset)))) != 1:
+                return InputScaling(white, names)
+    return None
+
+
+def _passes(step: Step) -> bool:
+    return not isinstance(step.operation, layers.Activation) or step.operation.activation is keras.activations.linear
+
+
+def _line(step: Step) -> tuple[Any, Any] | None:
+    """Scale and offset of a step that is an affine function of each pixel's channels."""
+    operation: Any = step.operation
+    if isinstance(operation, layers.Rescaling):
+        return operation.scale, operation.offset
+    if isinstance(operation, layers.Normalization):
+        mean, variance = (np.asarray(ops.convert_to_numpy(v)).reshape(-1) for v in (operation.mean, operation.variance))
+        deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
+        return (deviation, mean) if operation.invert else (1 / deviation, -mean / deviation)
+    if isinstance(operation, layers.BatchNormalization):
+        mean, variance = (
+            np.asarray(ops.convert_to_numpy(v)) for v in (operation.moving_mean, operation.moving_variance)
+        )
+        deviation = np.sqrt(variance + operation.epsilon)
+        # Statistics of images in 0..1 stay below 1 and say no more than that.
+        return (1 / deviation, -mean / deviation) if np.median(mean) > 1.5 else None
+    name = type(operation).__name__
+    if (
+        name not in _ARITHMETIC
+        or len(step.parents) != 1
+        or isinstance(operation, keras.Layer)
+        or step.arguments is None
+    ):
+        return None
+    values = [*step.arguments.args, *step.arguments.kwargs.values()]
+    constants = [v for v in values if not isinstance(v, keras.KerasTensor)]
+    if len(values) != 2 or len(constants) != 1:
+        return None
+    number = np.asarray(ops.convert_to_numpy(constants[0]), np.float64).reshape(-1)
+    first = not isinstance(values[0], keras.KerasTensor)
+    if number.size > 4 or (first and name in {"Divide", "TrueDivide"}):
+        return None
+    if name in {"Multiply", "Divide", "TrueDivide"}:
+        return (number if name == "Multiply" else 1 / number), 0.0
+    if name == "Add":
+        return 1.0, number
+    return (-1.0, number) if first else (1.0, -number)
+
+
+def _white(scale: float, offset: float) -> float:
+    """The largest grey level for which `scale * x + offset` makes sense: what is mapped to 0 lies inside the range."""
+    width = abs(scale)
+    if not np.isfinite([scale, offset]).all() or width < 1e-12:
+        return 1.0
+    centre = -offset / scale
+    if centre > _BYTE:
+        return float(round(centre + 4 / width))
+    if centre <= 1.5 and width < 1 / 300:
+        return float(round(1 / width))
+    return _BYTE if centre > 1.5 or width < 1 / 50 else 1.0
