@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasseg.models.graph import Step, flatten
+from kerasseg.models.graph import Node, flatten
 
 __all__ = ["InputScaling", "read_input_scaling"]
 
@@ -60,7 +60,7 @@ def read_input_scaling(model: keras.Model) -> InputScaling | None:
         grey levels 0 to 255, which 'scale' rescales
     """
     graph = flatten(model)
-    # (step, scale, offset, names): all ways from the input through what only scales and rearranges.
+    # (node, scale, offset, names): all ways from the input through what only scales and rearranges.
     waiting: list[tuple[int, Any, Any, tuple[str, ...]]] = [(i, 1.0, 0.0, ()) for i in graph.inputs]
     seen: set[int] = set()
     while waiting:
@@ -69,8 +69,8 @@ def read_input_scaling(model: keras.Model) -> InputScaling | None:
             if child in seen:
                 continue
             seen.add(child)
-            step = graph.steps[child]
-            line = _line(step)
+            node = graph.nodes[child]
+            line = _line(node)
             if line is not None:
                 try:
                     own_scale, own_offset = (np.asarray(v, np.float64) for v in line)
@@ -80,9 +80,9 @@ def read_input_scaling(model: keras.Model) -> InputScaling | None:
                         np.median(line[0]) * np.median(scale),
                         np.median(line[0]) * np.median(offset) + np.median(line[1]),
                     )
-                waiting.append((child, *new, (*names, step.operation.name)))
+                waiting.append((child, *new, (*names, node.operation.name)))
                 continue
-            if type(step.operation).__name__ in _PASSING and _passes(step):
+            if type(node.operation).__name__ in _PASSING and _passes(node):
                 waiting.append((child, scale, offset, names))
                 continue
             if names and (white := _white(float(np.median(scale)), float(np.median(offset)))) != 1:
@@ -90,13 +90,13 @@ def read_input_scaling(model: keras.Model) -> InputScaling | None:
     return None
 
 
-def _passes(step: Step) -> bool:
-    return not isinstance(step.operation, layers.Activation) or step.operation.activation is keras.activations.linear
+def _passes(node: Node) -> bool:
+    return not isinstance(node.operation, layers.Activation) or node.operation.activation is keras.activations.linear
 
 
-def _line(step: Step) -> tuple[Any, Any] | None:
-    """Scale and offset of a step that is an affine function of each pixel's channels."""
-    operation: Any = step.operation
+def _line(node: Node) -> tuple[Any, Any] | None:
+    """Scale and offset of a node that is an affine function of each pixel's channels."""
+    operation: Any = node.operation
     if isinstance(operation, layers.Rescaling):
         return operation.scale, operation.offset
     if isinstance(operation, layers.Normalization):
@@ -113,12 +113,12 @@ def _line(step: Step) -> tuple[Any, Any] | None:
     name = type(operation).__name__
     if (
         name not in _ARITHMETIC
-        or len(step.parents) != 1
+        or len(node.parents) != 1
         or isinstance(operation, keras.Layer)
-        or step.arguments is None
+        or node.arguments is None
     ):
         return None
-    values = [*step.arguments.args, *step.arguments.kwargs.values()]
+    values = [*node.arguments.args, *node.arguments.kwargs.values()]
     constants = [v for v in values if not isinstance(v, keras.KerasTensor)]
     if len(values) != 2 or len(constants) != 1:
         return None
