@@ -187,7 +187,7 @@ class TrainingBatches:
             raise DataError(
                 f"the split train holds no {kind}" + (f" of {', '.join(sorted(missing))}" if missing else ""),
                 path=self.slices.root,
-                remedy="Prepare with another split.",
+                remedy="Prepare the shards again with another split.",
             )
         if self.batch_size > len(self.numbers):
             raise UsageError(
@@ -195,7 +195,7 @@ class TrainingBatches:
                 path=self.slices.root,
                 found=f"batches of {self.batch_size}",
                 expected=f"at most {len(self.numbers)}",
-                remedy="Take a smaller batch size.",
+                remedy="Use a smaller batch size.",
             )
 
 
@@ -322,14 +322,14 @@ def _channels(slices: SplitSlices | ArraySlices, channels: int | None) -> int:
     if channels is None or channels == held:
         return held
     if channels not in (1, 3):
-        raise UsageError("number of channels cannot be used", found=channels, expected="1 or 3")
+        raise UsageError("invalid number of channels", found=channels, expected="1 or 3")
     if held != 1:
         raise UsageError(
-            "the slices have colour, or several sequences, and the network takes another number of channels",
+            "the number of channels of the slices does not fit the network",
             path=slices.root,
             found=f"{held} channels",
             expected=channels,
-            remedy="Take a network with three, or prepare grey slices.",
+            remedy="Use a network with three channels, or prepare grey slices.",
         )
     return channels
 

@@ -35,7 +35,7 @@ class SliceBatches(keras.utils.PyDataset):
         epoch: Epoch whose batches are given; set it to go on in the middle. Keras moves it on after each epoch.
 
     Raises:
-        UsageError: If the arrays do not fit one another.
+        UsageError: If the arrays have different shapes.
 
     Example:
         >>> images, masks = np.zeros((20, 16, 16, 1), "uint8"), np.zeros((20, 16, 16, 1), "uint8")
@@ -61,7 +61,7 @@ class SliceBatches(keras.utils.PyDataset):
         self.labels = np.zeros(len(images), np.int64) if labels is None else np.asarray(labels)
         if not len(images) == len(masks) == len(self.labels):
             found = f"{len(images)} images, {len(masks)} masks, {len(self.labels)} labels"
-            raise UsageError("arrays do not fit one another", found=found, expected="one mask and label an image")
+            raise UsageError("arrays have different shapes", found=found, expected="one mask and label an image")
         self.batch_size, self.mode, self.channels, self.seed = batch_size, mode, channels, seed
         self.augmentation = augmentation
         self.epoch = 0

@@ -149,7 +149,12 @@ def open_split(
     records = ShardRecords(root, manifest, name)
     if not len(records):
         held = ", ".join(f"{manifest.slices_in(other)} in {other}" for other in SPLITS if other != name)
-        raise DataError(f"the split {name} holds no slices", path=root, found=held, remedy="Prepare with other shares.")
+        raise DataError(
+            f"the split {name} holds no slices",
+            path=root,
+            found=held,
+            remedy="Prepare the shards again with other shares.",
+        )
 
     _LOG.info("%s of %s: %d slices in %d shards", name, root, len(records), len(records.shards))
 
@@ -181,7 +186,7 @@ def _choose(caching: Caching, need: int, split: str, workers: int) -> Literal["n
         raise UsageError("unknown cache", found=repr(caching.kind), expected="auto, memory, disk or none")
     if caching.kind == "memory" and not fits:
         raise UsageError(
-            f"the split {split} does not fit the budget of its cache in memory",
+            f"the split {split} does not fit into the memory budget of its cache",
             found=f"{need / 1e6:,.1f} MB",
             expected=f"at most {caching.budget / 1e6:,.1f} MB",
             remedy="Raise memory_budget, or use cache='disk'.",

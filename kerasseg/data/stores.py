@@ -141,7 +141,7 @@ class ShardSlices:
                 ) from error
             if label != self.records.labels[number]:
                 raise DataError(
-                    "a record of another class than its file",
+                    "the class of a record differs from that of its file",
                     path=self.records.path_of(number),
                     found=label,
                     expected=int(self.records.labels[number]),
@@ -236,9 +236,9 @@ class FileSlices:
                 got = os.preadv(self._descriptor, [row[done:].data], number * width + done)
                 if got == 0:
                     raise DataError(
-                        "the cache of slices is shorter than it was",
+                        "the slice cache on disk is truncated",
                         path=self.path,
-                        remedy="Start again: it is built anew.",
+                        remedy="Run the command again; the cache is rebuilt.",
                     )
                 done += got
         return rows
@@ -297,7 +297,7 @@ def cached_on_disk(
                 free = shutil.disk_usage(folder).free
                 if free < need:
                     raise KerassegError(
-                        "no space for the cache of slices",
+                        "not enough disk space for the slice cache",
                         path=folder,
                         found=f"{free / 1e9:.1f} GB free",
                         expected=f"{need / 1e9:.1f} GB",

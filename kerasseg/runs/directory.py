@@ -78,16 +78,16 @@ class RunDirectory:
         """
         if (root / _CONFIG).exists():
             raise UsageError(
-                "a run is there already",
+                "the folder already holds a run",
                 path=root,
-                remedy=f"Go on with it: kerasseg train --resume --out {root}. Or choose another --out.",
+                remedy=f"Resume it: kerasseg train --resume --out {root}. Or choose another --out.",
             )
         # A run that was killed before its first state left nothing worth keeping, and may be begun anew.
         strange = [p.name for p in root.iterdir() if not _before_config(p.name)] if root.is_dir() else []
         if strange or (root.exists() and not root.is_dir()):
             found = ", ".join(sorted(strange)[:3]) or "a file"
             raise UsageError(
-                "the folder of a run must be new or empty", path=root, found=found, remedy="Choose another --out."
+                "a run needs a new or empty folder", path=root, found=found, remedy="Choose another --out."
             )
 
     @classmethod
@@ -99,7 +99,9 @@ class RunDirectory:
         """
         run = cls(Path(root))
         if not run.config_file.is_file():
-            raise DataError("this is no run", path=root, expected=f"a folder with {_CONFIG}", remedy=_how_to_begin())
+            raise DataError(
+                "not a run directory", path=root, expected=f"a folder with {_CONFIG}", remedy=_how_to_begin()
+            )
         return run
 
     @classmethod
@@ -124,10 +126,10 @@ class RunDirectory:
         try:
             root = runs / (runs / _LATEST).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
-            raise DataError("there is no run yet", path=runs, remedy=_how_to_begin()) from None
+            raise DataError("no run found", path=runs, remedy=_how_to_begin()) from None
         if not (root / _CONFIG).is_file():
             remedy = "Name a run." if _names(runs) else _how_to_begin()
-            raise DataError("the latest run is gone", path=root, expected=_listed(_names(runs)), remedy=remedy)
+            raise DataError("the latest run was deleted", path=root, expected=_listed(_names(runs)), remedy=remedy)
         return cls(root)
 
     def point_latest(self) -> None:
@@ -253,7 +255,7 @@ class RunDirectory:
             raise KerassegError(
                 "this run is still being trained, and its weights change",
                 path=self.root,
-                remedy="Wait until it is over, or stop it with Ctrl-C; what was trained stays.",
+                remedy="Wait until it has finished, or stop it with Ctrl-C, which keeps what was trained.",
             )
 
     def require_network(self) -> None:
@@ -267,7 +269,7 @@ class RunDirectory:
                 "this run has no network yet",
                 path=self.root,
                 expected=self.model_file.name,
-                remedy=f"Go on training: kerasseg train --resume --out {self.root}",
+                remedy=f"Resume training: kerasseg train --resume --out {self.root}",
             )
 
     def save_model(self, model: keras.Model, path: Path) -> None:

@@ -127,7 +127,7 @@ def read_history(path: Path) -> list[EpochRow]:
             for entry in entries
         ]
     except (OSError, KeyError, ValueError, AttributeError, TypeError, UnicodeDecodeError) as error:
-        raise DataError("no history of a run", path=path, found=repr(error)) from None
+        raise DataError("cannot read the history of a run", path=path, found=repr(error)) from None
 
 
 def _kept(rows: Sequence[EpochRow]) -> list[str]:

@@ -73,10 +73,10 @@ def meet(addresses: Sequence[str], number: int, seconds: float) -> None:
                 break
             time.sleep(_PAUSE)
     raise KerassegError(
-        "not all machines of this run have come",
+        "some machines of this run did not answer",
         found=", ".join(f"worker {index} at {addresses[index]}: {reason}" for index, reason in missing.items()),
         expected=f"an answer within {seconds:g} s",
-        remedy="Type the same command there; if it runs, look at the addresses in TF_CONFIG and at firewalls. To wait "
+        remedy="Run the same command there. If it runs, check the addresses in TF_CONFIG and firewalls. To wait "
         f"longer: {VARIABLE}=SECONDS.",
     )
 
@@ -111,7 +111,7 @@ def _listening(port: int, address: str) -> Iterator[None]:
         raise KerassegError(
             "this machine cannot listen at its address in TF_CONFIG",
             found=f"{address}: {error.strerror or error}",
-            remedy="End what listens there (an earlier run?), or name another port, on all machines.",
+            remedy="Stop the process that listens there (an earlier run?), or use another port on all machines.",
         ) from error
     with listener:
         yield

@@ -116,7 +116,7 @@ def augmentation_of(amounts: AugmentationSettings | None) -> SafeAugmentation | 
 def no_tumour(shards: str | None) -> DataError:
     """What is said where validation has nothing to find."""
     return DataError(
-        "no slice of the validation split has a tumour: nothing can be measured",
+        "no slice of the validation split has a tumour, so Dice cannot be measured",
         path=shards,
         remedy="Prepare again with a larger share for validation." if shards else None,
     )

@@ -88,7 +88,7 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
     if os.environ.get("TF_CONFIG"):
         if names:
             raise UsageError(
-                "--devices and TF_CONFIG name devices both",
+                "both --devices and TF_CONFIG choose devices",
                 found=", ".join(names),
                 remedy="Leave --devices out: each machine takes all its GPUs, or those of CUDA_VISIBLE_DEVICES. "
                 "Or unset TF_CONFIG.",
@@ -99,7 +99,7 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
         known = [_short(device.name) for device in (*gpus, *tf.config.list_logical_devices("CPU"))]
         chosen = [_checked(name, known) for name in names] or known[: len(gpus)] or ["CPU:0"]
         if len(set(chosen)) < len(chosen):
-            raise UsageError("a device is named twice", found=", ".join(chosen))
+            raise UsageError("a device is given twice", found=", ".join(chosen))
         gpu = chosen[0].startswith("GPU")
         if len(chosen) == 1:
             return Devices(None, f"/{chosen[0]}", "one GPU" if gpu else "the processor (no GPU)", gpu=gpu)
@@ -109,7 +109,7 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
         devices = Devices(strategy, None, f"{len(chosen)} devices: {', '.join(chosen)}", len(chosen), gpu=gpu)
     if batch_size % devices.replicas:
         raise UsageError(
-            "the batch cannot be divided among the devices",
+            "the batch size is not a multiple of the number of the devices",
             found=f"{batch_size} slices, {devices.replicas} devices",
             expected=f"a multiple of {devices.replicas}",
             remedy="Change --batch-size or --devices.",
@@ -168,10 +168,10 @@ def agree(devices: Devices, facts: Mapping[str, str]) -> None:
     different = [name for name, column in zip(facts, rows.T, strict=True) if len(set(column.tolist())) > 1]
     if different:
         raise UsageError(
-            "the machines of this run were not told the same",
-            found=f"not everywhere the same: {', '.join(different)}",
-            remedy="Type the same command on all of them, with the same shards and checkpoint; --resume needs a run "
-            "directory that all of them see.",
+            "the machines of this run have different options or data",
+            found=f"different: {', '.join(different)}",
+            remedy="Run the same command with the same shards and checkpoint on all of them; --resume needs a run "
+            "directory that all of them can read.",
         )
 
 

@@ -14,7 +14,7 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 
 __all__ = ["DatasetTraining", "DatasetValidation", "explained", "is_dataset"]
 
-_RANGE = "images of the training dataset are out of their range"
+_RANGE = "images of the training dataset are out of range"
 _BINARY = "masks of the training dataset hold other values than 0 and 1"
 _KEYS = ("image", "mask", "weight", "label")
 
@@ -55,11 +55,11 @@ class DatasetTraining:
         known = int(dataset.cardinality())
         if known == tf.data.INFINITE_CARDINALITY and steps is None:
             raise UsageError(
-                "the training dataset never ends", expected="a finite one", remedy="Give steps=, batches an epoch."
+                "the training dataset is infinite", expected="a finite one", remedy="Give steps=, batches an epoch."
             )
         if known == tf.data.INFINITE_CARDINALITY and size is None:
             raise UsageError(
-                "the training dataset never ends, and its batches are of unknown size",
+                "the training dataset is infinite, and its batch size is unknown",
                 remedy="Batch it with drop_remainder=True.",
             )
         if size is not None and known >= 0:
@@ -126,14 +126,14 @@ class DatasetValidation:
 
     Raises:
         UsageError: Elements of another form, or no end.
-        DataError: Values out of their range.
+        DataError: Values out of range.
     """
 
     def __init__(self, dataset: tf.data.Dataset, channels: int, batch_size: int) -> None:
         self._channels, self.batch_size = channels, batch_size
         self.shape, _ = _form(dataset, "validation")
         if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-            raise UsageError("the validation dataset never ends", expected="a finite one")
+            raise UsageError("the validation dataset is infinite", expected="a finite one")
         labels, rows, self.has_tumour = [np.zeros(0, np.int64)], 0, False
         for element in dataset:
             parts = {name: part.numpy() for name, part in _tensors(element, channels).items()}
@@ -239,7 +239,7 @@ def _check_values(image: NDArray[np.float32], mask: NDArray[np.float32]) -> None
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise DataError(
-            "images of the validation dataset are out of their range", found=f"{low:g} to {high:g}", expected="0 to 1"
+            "images of the validation dataset are out of range", found=f"{low:g} to {high:g}", expected="0 to 1"
         )
     if not np.isin(mask, (0, 1)).all():
         raise DataError("masks of the validation dataset hold other values than 0 and 1")

@@ -230,7 +230,7 @@ def _begin(root: Path, asked: CrossValidation) -> CrossValidation:
             "another cross-validation is there already",
             path=root,
             found="; ".join(other[:3]),
-            remedy=f"Go on with it: kerasseg cross-validate --resume --out {root}. Or choose another --out.",
+            remedy=f"Resume it: kerasseg cross-validate --resume --out {root}. Or choose another --out.",
         )
     return there
 

@@ -159,7 +159,7 @@ def fine_tune(
 
     Raises:
         UsageError: A network, slices or an option that cannot be used; an option that the data decide for themselves.
-        DataError: Slices that are missing, damaged or out of their range; validation without any tumour.
+        DataError: Slices that are missing, damaged or out of range; validation without any tumour.
         BrokenTrainingError: The loss is no number any more.
         KerassegError: No memory even for one slice; the run directory cannot be written.
 
@@ -179,7 +179,7 @@ def fine_tune(
     channels = _check_model(model)
     if os.environ.get("TF_CONFIG"):
         raise UsageError(
-            "fine_tune trains on one machine, and TF_CONFIG names several",
+            "fine_tune trains on one machine, but TF_CONFIG names several",
             remedy="Unset it, or use kerasseg train, which trains on several.",
         )
     task = _task(train, validation, settings, channels)
@@ -255,9 +255,7 @@ def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | st
         raise UsageError(
             f"{lost[0]} has no effect here",
             found=f"train is {_kind(train)}",
-            remedy="Leave it out; what comes as batches is composed already."
-            if decided == _COMPOSES
-            else "Leave it out.",
+            remedy="Leave it out; batches are composed already." if decided == _COMPOSES else "Leave it out.",
         )
     amounts = options.get("augmentation")
     if isinstance(amounts, SafeAugmentation):
@@ -267,9 +265,9 @@ def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | st
     if out is not None:
         if not isinstance(train, str | Path):
             raise UsageError(
-                "a run directory needs a shard directory, from which it can be gone on with",
+                "a run directory needs a shard directory, so that the run can be resumed",
                 found=f"train is {_kind(train)}",
-                remedy="Leave out= away and save the model yourself, or write shards with kerasseg.prepare.",
+                remedy="Leave out= out and save the model yourself, or write shards with kerasseg.prepare.",
             )
         # The network as it came: what a replay of this run begins with.
         options["checkpoint"] = str(RunDirectory(Path(out)).baseline_file)
@@ -313,7 +311,9 @@ def _task(train: Any, validation: Any, settings: TrainSettings, channels: int) -
         if isinstance(validation, str | Path) and Path(validation).resolve() == Path(train).resolve():
             return task_from_shards(settings, manifest, channels, (0, 1))
         if settings.checkpoint is not None:
-            raise UsageError("a run directory keeps one shard directory", remedy="Leave validation away, or out.")
+            raise UsageError(
+                "a run directory keeps one shard directory", remedy="Leave out either validation= or out=."
+            )
     training = _training(train, settings, channels)
     data, rows, groups, tumour = _validation(validation, training.batch_size, settings, channels)
     if not tumour:
@@ -365,7 +365,9 @@ def _validation(
         return data, (), np.full(len(data.labels), ""), data.has_tumour
     if isinstance(validation, EvaluationData):
         if not isinstance(validation.slices, ArraySlices) and validation.slices.split == "test":
-            raise UsageError("the test split is for the end", found='EvaluationData(..., "test")', expected='"val"')
+            raise UsageError(
+                "the test split must not be used for validation", found='EvaluationData(..., "test")', expected='"val"'
+            )
         if validation.channels != channels:
             raise _other_channels("validation", validation.channels, channels)
         own = copy.copy(validation)
@@ -398,7 +400,7 @@ def _classes(data: Any) -> tuple[str, ...]:
 
 def _other_channels(what: str, found: int, expected: int) -> UsageError:
     return UsageError(
-        f"{what} makes batches of another number of channels than the network takes",
+        f"{what} has a different number of channels than the network",
         found=found,
         expected=expected,
         remedy=f"Make it with channels={expected}.",
@@ -416,7 +418,7 @@ def _check_model(model: keras.Model) -> int:
     """
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise UsageError(
-            "this is no network that can be trained here",
+            "not a network that can be fine-tuned",
             found=type(model).__name__,
             expected="a keras.Model with an Input (functional or Sequential)",
         )
@@ -427,7 +429,7 @@ def _check_model(model: keras.Model) -> int:
         found = f"{1 + len(output.others)} outputs"
     if found:
         raise UsageError(
-            "the network puts out something else than one probability a pixel",
+            "the output of the network is not one probability per pixel",
             found=found,
             expected="(batch, height, width, 1) after a sigmoid",
             remedy="kerasseg.fit_to_task(model, size=..., channels=...).model is a network that does.",
@@ -444,14 +446,14 @@ def _check_size(model: keras.Model, task: Task) -> None:
         sizes = [(own, theirs) for own, theirs in zip((height, width), shape, strict=False) if own and theirs]
         if any(own != theirs for own, theirs in sizes):
             raise UsageError(
-                f"the {what} slices are of another size than the network takes",
+                f"the {what} slices have a different size than the network",
                 found=f"{shape[0]} x {shape[1]}",
                 expected=f"{height} x {width}",
                 remedy="kerasseg.fit_to_task(model, size=...).model takes another size, where the network allows it.",
             )
         if shape[2] not in (None, 1, channels):
             raise UsageError(
-                f"the {what} slices have another number of channels than the network takes",
+                f"the {what} slices have a different number of channels than the network",
                 found=shape[2],
                 expected=f"{channels}, or 1 to be repeated",
             )
