@@ -109,7 +109,7 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
         devices = Devices(strategy, None, f"{len(chosen)} devices: {', '.join(chosen)}", len(chosen), gpu=gpu)
     if batch_size % devices.replicas:
         raise UsageError(
-            "the batch size is not a multiple of the number of the devices",
+            "the batch size is not a multiple of the number of devices",
             found=f"{batch_size} slices, {devices.replicas} devices",
             expected=f"a multiple of {devices.replicas}",
             remedy="Change --batch-size or --devices.",

@@ -206,7 +206,7 @@ class Trainer:
             self._epoch_zero()
         while not self.progress.finished:
             if self.progress.epoch >= self._limit():
-                self._close_phase("finished", _all_done(self._limit()))
+                self._close_phase("finished", _all_done(self.plan.epochs if self._phase.continues else self._limit()))
                 continue
             self._epoch()
 
@@ -259,7 +259,12 @@ class Trainer:
         if not self._phase.recalibrates:
             kind = f"phase-{self.progress.phase}" if self.progress.phase else "phase"
             self._say(Message("note", kind, f"{self._phase.strategy}: {text}. Next: {following.strategy}."))
-        elif any(self.progress.best):
+        else:
+            kept = "kept" if any(self.progress.best) else "not kept"
+            before, after = self._first_dice(), self.progress.history[-1].val_dice
+            text = f"Recalibrated BatchNorm changes validation Dice from {before:.4f} to {after:.4f}: {kept}."
+            self._say(Message("note", "recalibrated", text))
+        if self._phase.recalibrates and any(self.progress.best):
             changed = zip(self._best_weights, self._untouched, strict=True)
             self._set(base={i: new for i, (new, old) in enumerate(changed) if not np.array_equal(new, old)})
         self.model.set_weights(self._best_weights if following.continues else self._base())

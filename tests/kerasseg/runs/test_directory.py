@@ -62,10 +62,10 @@ def test_a_run_that_is_not_there_is_said_with_those_that_are() -> None:
 def test_a_folder_with_something_else_is_not_taken() -> None:
     Path("thesis").mkdir()
     Path("thesis/chapter-1.tex").write_text("")
-    with pytest.raises(UsageError, match=r"must be new or empty.*chapter-1.tex"):
+    with pytest.raises(UsageError, match=r"new or empty folder.*chapter-1.tex"):
         RunDirectory.create(Path("thesis"), "scratch")
     Path("file").write_text("")
-    with pytest.raises(UsageError, match="must be new or empty"):
+    with pytest.raises(UsageError, match="new or empty folder"):
         RunDirectory.create(Path("file"), "scratch")
     made(Path("run"))
     with pytest.raises(UsageError, match="--resume --out run"):

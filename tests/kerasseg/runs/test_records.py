@@ -296,7 +296,7 @@ def test_a_network_that_has_not_begun(marks, losses, event, said):
 def test_intensity_rules_must_agree():
     assert check_intensity("minmax", "minmax", checkpoint="x") is None
     assert check_intensity("minmax", None, checkpoint="x").kind == "intensity-unknown"
-    with pytest.raises(UsageError, match=r"x: the shards are not scaled.*minmax.*zscore.*--intensity zscore"):
+    with pytest.raises(UsageError, match=r"x: the shards are scaled differently.*minmax.*zscore.*--intensity zscore"):
         check_intensity("minmax", "zscore", checkpoint="x")
 
 

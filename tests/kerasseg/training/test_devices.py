@@ -178,7 +178,9 @@ def test_the_batch_is_shared_evenly(three_processors: list[Any]) -> None:
     assert three_processors == [["/CPU:0", "/CPU:2"]]
     assert found.replicas == 2
     assert found.description == "2 devices: CPU:0, CPU:2"
-    with pytest.raises(UsageError, match=r"cannot be divided.*8 slices, 3 devices.*a multiple of 3.*--batch-size"):
+    with pytest.raises(
+        UsageError, match=r"batch size is not a multiple.*8 slices, 3 devices.*a multiple of 3.*--batch-size"
+    ):
         choose_devices(["CPU:0", "CPU:1", "CPU:2"], 8)
 
 

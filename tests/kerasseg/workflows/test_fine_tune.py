@@ -302,7 +302,7 @@ def test_networks_that_put_out_something_else(monkeypatch):
     three = keras.Model(source, keras.layers.Conv2D(3, 3, padding="same", activation="sigmoid")(source))
     with pytest.raises(UsageError, match="found 3 channels"):
         kerasseg.fine_tune(three, slices, slices)
-    with pytest.raises(UsageError, match="no network that can be trained here"):
+    with pytest.raises(UsageError, match="not a network that can be fine-tuned"):
         kerasseg.fine_tune(keras.layers.Dense(1), slices, slices)
     monkeypatch.setenv("TF_CONFIG", "{}")
     with pytest.raises(UsageError, match="TF_CONFIG names several"):
