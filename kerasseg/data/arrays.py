@@ -1,4 +1,4 @@
-"""Slices in memory, with the surface of a split: what those have who work with arrays and no shards."""
+"""Slices given as arrays, with the interface of a split."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ArraySlices:
         self.groups: NDArray[np.str_] = np.full(many, "") if given is None else given.astype(str)
 
     def __len__(self) -> int:
-        """Slices."""
+        """Number of slices."""
         return len(self.labels)
 
     def pixels(self, numbers: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -75,7 +75,7 @@ class ArraySlices:
         return np.asarray(self._masks.any(axis=(1, 2, 3)))
 
     def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
-        """Names of some slices, for messages: the rows of the arrays."""
+        """Names of slices for messages: the rows of the arrays."""
         return [f"row {number}" for number in np.asarray(numbers).tolist()]
 
     def classes_to_expect(self) -> set[str]:

@@ -16,7 +16,7 @@ __all__ = ["SliceBatches"]
 
 
 class SliceBatches(keras.utils.PyDataset):
-    """Slices in memory as a data set for `model.fit`: stratified batches, safe augmentation, a new draw each epoch.
+    """Data set for `model.fit` from slices in memory, with stratified batches and new augmentation each epoch.
 
     For those who have arrays and no shards. What a slice looks like in an epoch depends on (seed, epoch, slice) alone.
 
@@ -68,7 +68,7 @@ class SliceBatches(keras.utils.PyDataset):
 
     @property
     def epoch(self) -> int:
-        """The epoch whose batches are given, counted from 0."""
+        """Current epoch, counted from 0."""
         return self._epoch
 
     @epoch.setter
@@ -89,5 +89,5 @@ class SliceBatches(keras.utils.PyDataset):
         return self._apply(self.images[rows], self.masks[rows], self._table[rows], channels=self.channels)
 
     def on_epoch_end(self) -> None:
-        """Moves on to the next epoch; called by Keras."""
+        """Move to the next epoch; called by Keras."""
         self.epoch += 1

@@ -276,7 +276,7 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
         ((IMAGES, MASKS), (IMAGES, MASKS), {"cache": "disk"}, UsageError, "cache has no effect here"),
         ((IMAGES, MASKS), (IMAGES, MASKS), {"out": "run"}, UsageError, "needs a shard directory"),
         ((IMAGES, MASKS), (IMAGES, MASKS), {"class_weight": {"x": 2}}, UsageError, "unknown class"),
-        ((IMAGES, MASKS), (IMAGES, MASKS), {"loss": keras.losses.Dice()}, UsageError, "one value a batch"),
+        ((IMAGES, MASKS), (IMAGES, MASKS), {"loss": keras.losses.Dice()}, UsageError, "one value per batch"),
         (pairs(), pairs(), {"batch_size": 4}, UsageError, "batch_size has no effect"),
         (pairs(batch=0), pairs(), {}, UsageError, "training dataset cannot be used"),
         (pairs().repeat(), pairs(), {}, UsageError, "is infinite"),
@@ -313,7 +313,7 @@ def test_the_options_are_those_of_the_recipe():
     """What is missing is what a network in memory has no use for."""
     from kerasseg.workflows.fine_tune import Recipe
 
-    own = {"shards", "checkpoint", "architecture", "head", "network", "strategy"}
+    own = {"shards", "checkpoint", "architecture", "head", "network", "strategy", "encoder", "encoder_weights"}
     assert set(Recipe.__annotations__) == set(TrainSettings.model_fields) - own
 
 
@@ -327,9 +327,10 @@ data = tf.data.Dataset.from_tensor_slices((images, (images > 0.6).astype("float3
 results = []
 for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
     model = kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=1)
-    options = {"epochs": 1, "learning_rate": 1e-3, "precision": "float32", "loss": {"positive_weight": 5.0}}
-    done = kerasseg.fine_tune(model, data, data, devices=devices, **options)
+    options = {"epochs": 1, "learning_rate": 1e-3, "precision": "float32", "loss": {"positive_weight": 5.0}, "ema": 0.9}
+    done = kerasseg.fine_tune(model, data, data, devices=devices, recalibrate_batchnorm=True, **options)
     assert done.best.epoch == 1
+    assert done.history[-1].val_dice_ema >= 0
     results.append((done, model))
 (one, a), (two, b) = results
 assert two.devices.startswith("2 devices")
