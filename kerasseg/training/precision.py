@@ -68,7 +68,7 @@ def choose_precision(
         'mixed_float16'
     """
     if asked in _NAMES:
-        return PrecisionChoice(asked, "asked for")
+        return PrecisionChoice(asked, "as requested")
     if asked != "auto":
         raise UsageError(f"unknown precision {asked!r}", expected="auto, float32, mixed_float16 or mixed_bfloat16")
     if gpu:

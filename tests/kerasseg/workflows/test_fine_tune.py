@@ -252,7 +252,7 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
 @pytest.mark.parametrize(
     ("train", "validation", "options", "kind", "message"),
     [
-        ((IMAGES, MASKS[:, :8]), None, {}, DataError, r"training slices do not fit.*\(8, 8, 16, 1\)"),
+        ((IMAGES, MASKS[:, :8]), None, {}, DataError, r"training slices have different shapes.*\(8, 8, 16, 1\)"),
         ((IMAGES, MASKS), (IMAGES[:0], MASKS[:0]), {}, DataError, "validation slices hold no slices"),
         ((IMAGES, MASKS), None, {}, UsageError, "validation cannot be used .found NoneType"),
         ((IMAGES, MASKS, [0, 1]), (IMAGES, MASKS), {}, UsageError, r"labels of the training slices do not fit"),
@@ -266,7 +266,7 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
             (IMAGES, MASKS),
             {},
             UsageError,
-            "training slices are of another size.*found 8 x 16",
+            "training slices have a different size.*found 8 x 16",
         ),
         ((IMAGES, MASKS), (IMAGES, MASKS), {"batch_size": 9}, UsageError, "larger than the training split"),
         ((IMAGES, MASKS), (IMAGES, MASKS), {"learning_rate": 0}, UsageError, "learning_rate cannot be used"),
@@ -285,7 +285,7 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
         (pairs(), pairs().take(0), {}, DataError, "no slice of the validation"),
         (pairs(), pairs(IMAGES * 2), {}, DataError, "out of range"),
         (pairs(IMAGES * 255), pairs(), {}, DataError, "images of the training dataset are out of range"),
-        (pairs(), pairs(IMAGES[:, :8], MASKS[:, :8]), {}, UsageError, "validation slices are of another size"),
+        (pairs(), pairs(IMAGES[:, :8], MASKS[:, :8]), {}, UsageError, "validation slices have a different size"),
         ("nowhere", None, {}, DataError, "nowhere"),
     ],
 )
