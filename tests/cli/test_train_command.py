@@ -316,7 +316,7 @@ def test_a_run_that_is_over_or_of_a_newer_version_is_not_gone_on_with(
         (("--shards", "nowhere"), 3, "nowhere: not a shard directory"),
         ((*TINY, "--batch-size", 60), 2, "a batch is larger than the training split"),
         ((*TINY, "--depth", 9), 2, "cannot be"),
-        (("--config", "nothing.json"), 3, "nothing.json: no such file"),
+        (("--config", "nothing.json"), 3, "nothing.json: .*missing"),
     ],
 )
 def test_what_cannot_be_meant_is_said(
@@ -440,12 +440,7 @@ SHORT = ("--precision", "float32", "--batch-size", 4, "--steps", 3, "--augment",
 
 
 @pytest.mark.slow
-def test_a_fresh_head_is_trained_in_two_stages_and_that_is_said(
-    type_here: Callable[..., Any], checkpoints: Path, tmp_path: Path
-) -> None:
-    done = type_here("--checkpoint", checkpoints / "unet.keras", "--head", "binary", *SHORT, "--epochs", 4)
-    if done.exit_code == 0:
-        assert "two stages" not in done.stderr, "a head that fits is kept, or said to be fresh"
+def test_a_fresh_head_is_trained_in_two_stages_and_that_is_said(type_here: Callable[..., Any], tmp_path: Path) -> None:
     keras_file = tmp_path / "classes.keras"
     kerasseg.unet((32, 32, 1), classes=3, filters=2, depth=2, seed=1).save(keras_file)
     done = type_here("--checkpoint", keras_file, "--head", "binary", *SHORT, "--epochs", 4, "--out", "two")
