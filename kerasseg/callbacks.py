@@ -1,4 +1,4 @@
-"""When to thaw, lower the rate and stop: a pure state machine, one step an epoch."""
+"""Learning-rate schedules: plateaus as a pure state machine and as a Keras callback, and the cosine."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RECIPE_STAGES: tuple[tuple[int, float], ...] = ((5, 1e-5), (3, 1e-6))
 
 @dataclass(frozen=True, slots=True)
 class Thaw:
-    """Thaw one block more.
+    """Unfreeze one more block.
 
     Attributes:
-        depth: How many blocks have been thawed by the schedule, this one included.
+        depth: Number of blocks that the schedule has unfrozen, this one included.
     """
 
     depth: int
@@ -31,7 +31,7 @@ class Thaw:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Go on with a lower learning rate.
+    """Continue with a lower learning rate.
 
     Attributes:
         rate: The new learning rate.
@@ -45,7 +45,7 @@ class Stop:
     """Stop training.
 
     Attributes:
-        reason: A sentence for the user, without its full stop.
+        reason: A sentence without its full stop.
     """
 
     reason: str
@@ -56,16 +56,16 @@ Event = Thaw | Drop | Stop
 
 @dataclass(frozen=True, slots=True)
 class PlateauState:
-    """Everything that the schedule remembers; plain numbers, so that it can be kept as JSON.
+    """State of the schedule: plain numbers that can be stored as JSON.
 
     Attributes:
-        rate: Learning rate in force.
+        rate: Current learning rate.
         epoch: Epochs seen; 0 before the first.
-        best: Best score so far; None before any.
+        best: Best score so far; None before the first.
         best_epoch: Its epoch; 0 is the network before the first step.
         flat: Epochs since the last better score, drop or thaw.
-        thawed: Blocks thawed so far.
-        stopped: Whether the last step said `Stop`.
+        thawed: Number of blocks unfrozen so far.
+        stopped: Whether the last step returned `Stop`.
 
     Example:
         >>> state = PlateauState(rate=1e-4, epoch=3, best=0.7, best_epoch=2, flat=1)
@@ -82,49 +82,49 @@ class PlateauState:
     stopped: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As a dictionary of plain numbers; `from_json` reads it back."""
+        """Convert to a dictionary of plain numbers, which `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PlateauState:
-        """Reads what `to_json` gave.
+        """Read what `to_json` returned.
 
         Raises:
-            UsageError: If keys are missing or unknown.
+            UsageError: Keys are missing or unknown.
         """
         names = {item.name for item in fields(cls)}
         if set(data) != names:
-            raise UsageError("state of the schedule cannot be read", found=sorted(data), expected=sorted(names))
+            raise UsageError("invalid state of the schedule", found=sorted(data), expected=sorted(names))
         return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
 class PlateauRule:
-    """The recipe's schedule: lower the rate on plateaus, stop when a fresh chance has not helped.
+    """The recipe's schedule: lower the rate on plateaus, and stop when that no longer helps.
 
-    With the defaults: 5 epochs without a better score -> 1e-5; 3 more -> 1e-6; stop after 7 without improvement. A drop
-    gives the network a fresh chance, so that the stop counts from the drop (counted from the best epoch it would come
-    at 7, and 1e-6, due at 8, never). Without any gain over epoch 0: 1e-5 after epoch 5, 1e-6 after epoch 8, stop after
-    epoch 15. Rates never rise again, and a drop restores nothing.
+    With the defaults, 5 epochs without a better score lower the rate to 1e-5, 3 more to 1e-6, and 7 without improvement
+    stop. The stop counts from the last drop: counted from the best epoch it would come at 7, and 1e-6, due at 8, would
+    never be reached. Without any gain over epoch 0 the drops come after epochs 5 and 8, and the stop after epoch 15. The
+    rate never rises, and weights are not restored at a drop.
 
-    Stages whose rate is not below the one in force are skipped: training that starts at 1e-5 ("aggressive") has one
-    stage, 1e-6 after 3 flat epochs, since a stage's patience belongs to the rate that is being left.
+    Stages whose rate is not below the current one are skipped: training that starts at 1e-5 ("aggressive") has one stage,
+    1e-6 after 3 flat epochs.
 
-    With `thaws` > 0 (strategy "progressive") a plateau first thaws one block more, without touching the rate; only when
-    all are thawed do the stages begin. A thaw is a fresh chance, too.
+    With `thaws` > 0 (strategy "progressive") each plateau first unfreezes one more block at the same rate, and counting
+    starts again. The stages follow when all blocks are unfrozen.
 
     Args:
         rate: Learning rate of the first epoch, > 0.
         stages: (patience, rate) pairs, rates falling, patiences >= 1 in epochs; () never lowers the rate.
         stop_after: Epochs without improvement until the stop, >= 1; None never stops.
         stop_counter: "stage": the stop counts from the last better score, drop or thaw. "total": from the best epoch.
-        thaws: How many blocks can be thawed.
+        thaws: Number of blocks that can be unfrozen.
         thaw_patience: Epochs without a better score until a thaw; None: the patience of the first stage, or 5.
-        mode: "max" where a higher score is better, "min" for losses.
-        min_delta: Gain that does not count; 0: any gain counts.
+        mode: "max" if a higher score is better, "min" for losses.
+        min_delta: Largest gain that does not count; 0: any gain counts.
 
     Raises:
-        UsageError: If an argument is out of its range.
+        UsageError: An argument is out of range.
 
     Example:
         >>> rule = PlateauRule(rate=1e-4)
@@ -145,7 +145,7 @@ class PlateauRule:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the arguments."""
+        """Check the arguments."""
         object.__setattr__(self, "stages", _checked_stages(self.stages))
         _require(_positive(self.rate), "learning rate cannot be used", self.rate, "a number > 0")
         _require(
@@ -171,8 +171,7 @@ class PlateauRule:
         """The state before the first epoch.
 
         Args:
-            baseline: Score of the untouched network ("epoch 0"), a candidate for the best; None where it is not known:
-                then the first epoch is the first candidate.
+            baseline: Score of the untouched network ("epoch 0"), which can be the best; None if it is not known.
         """
         if baseline is None or math.isnan(baseline):
             return PlateauState(rate=self.rate)
@@ -188,21 +187,21 @@ class PlateauRule:
         return gain > self.min_delta
 
     def step(self, state: PlateauState, score: float) -> tuple[PlateauState, tuple[Event, ...]]:
-        """One epoch further.
+        """Advance by one epoch.
 
         Args:
-            state: From `begin`, or the last step.
-            score: The epoch's validation score.
+            state: State from `begin` or the last step.
+            score: Validation score of the epoch.
 
         Returns:
-            The new state, and what is to be done before the next epoch: nothing, or one event.
+            The new state, and the events to apply before the next epoch: none or one.
         """
         epoch = state.epoch + 1
         if self.better(state, score):
             return replace(state, epoch=epoch, best=float(score), best_epoch=epoch, flat=0, stopped=False), ()
         state = replace(state, epoch=epoch, flat=state.flat + 1, stopped=False)
 
-        # Counted in total the stop is an upper bound, so it comes first; counted a stage it waits for the fresh chance.
+        # Counted in total, the stop is an upper bound and comes first; counted per stage, a drop or thaw comes first.
         if self.stop_counter == "total" and self._idle_too_long(state):
             return self._stop(state)
         if state.thawed < self.thaws:
@@ -215,11 +214,11 @@ class PlateauRule:
         return state, ()
 
     def idle(self, state: PlateauState) -> int:
-        """Epochs without improvement as the stop counts them."""
+        """Epochs without improvement, as the stop counts them."""
         return state.epoch - state.best_epoch if self.stop_counter == "total" else state.flat
 
     def lower(self, state: PlateauState, rate: float) -> PlateauState:
-        """The state after somebody else has lowered the rate: a fresh chance, and stages now passed are skipped."""
+        """The state after the rate was lowered from outside; stages above the new rate are skipped."""
         _require(_positive(rate) and rate <= state.rate, "rate is not lower", rate, f"at most {state.rate:g}")
         return replace(state, rate=float(rate), flat=0, stopped=False)
 
@@ -292,33 +291,32 @@ def _positive(value: float) -> bool:
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class PlateauSchedule(keras.callbacks.Callback):
-    """Lowers the rate on plateaus of a validation score and stops; `kerasseg.callbacks.PlateauRule` has the rules.
+    """Lower the learning rate on plateaus of a validation score, and stop; see `kerasseg.callbacks.PlateauRule`.
 
-    What `keras.callbacks.ReduceLROnPlateau` with `EarlyStopping` cannot do: several patiences, a stop that counts anew
-    after each drop, and counters that survive: neither a second `fit` nor a resumed run starts them again. Use `reset`
-    to begin with another model.
+    Unlike `keras.callbacks.ReduceLROnPlateau` with `EarlyStopping`, it has several patiences, a stop that counts from the
+    last drop, and counters that a second `fit` or a resumed run does not reset. Call `reset` before training another model.
 
     Args:
         monitor: Name of the score in the logs; with `DiceScore()` it is "val_dice".
-        rate: Learning rate of the first epoch; None takes the optimizer's.
-        stages: (patience in epochs, rate that follows), rates falling.
+        rate: Learning rate of the first epoch; None for the optimizer's.
+        stages: Pairs of patience in epochs and the rate that follows; rates fall.
         stop_after: Epochs without improvement until the stop; None never stops.
         stop_counter: "stage" or "total".
         baseline: Score of the untouched model, so that epoch 0 can be the best; see `PlateauRule.begin`.
         mode: "max", or "min" for losses.
-        min_delta: Gain that does not count.
-        thaws: How many blocks `on_thaw` can thaw.
+        min_delta: Largest gain that does not count.
+        thaws: Number of blocks that `on_thaw` can unfreeze.
         thaw_patience: Epochs without a better score until a thaw.
-        on_thaw: Called with (model, depth) at each plateau while blocks are frozen. A compiled Keras model takes up a
-            changed `trainable` only when it is compiled again, which the function has to see to. Not serialised.
+        on_thaw: Called with (model, depth) at each plateau while blocks are frozen. It must compile the model again, since
+            Keras ignores a changed `trainable` otherwise. Not serialised.
 
     Attributes:
         state: The `PlateauState`, None before training.
-        events: What the last epoch brought.
+        events: Events of the last epoch.
 
     Raises:
-        UsageError: If an argument is out of its range, the score is not in the logs, or the optimizer's rate is a
-            schedule of its own.
+        UsageError: An argument is out of range, the score is not in the logs, or the optimizer's learning rate is itself a
+            schedule.
 
     Example:
         >>> schedule = PlateauSchedule(monitor="val_dice", stages=[(5, 1e-5), (3, 1e-6)], stop_after=7)
@@ -348,7 +346,7 @@ class PlateauSchedule(keras.callbacks.Callback):
         self.baseline = baseline
         self.on_thaw = on_thaw
         self._rate = rate
-        # The rate is only known when training begins; any stands in, so that wrong arguments are told here.
+        # The rate is only known when training begins; with any other, invalid arguments are found here.
         self._rule = PlateauRule(
             rate=1.0 if rate is None else rate,
             stages=tuple((stage[0], stage[1]) for stage in stages),  # type: ignore[misc]
@@ -363,7 +361,7 @@ class PlateauSchedule(keras.callbacks.Callback):
         self.events: tuple[Event, ...] = ()
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Begins, or goes on where it was; the optimizer gets the rate in force."""
+        """Start or continue; sets the optimizer's learning rate."""
         if self._rule.thaws and self.on_thaw is None:
             raise UsageError("nothing to thaw with", found=f"thaws={self._rule.thaws}", expected="on_thaw, a function")
         if self.state is None:
@@ -372,16 +370,16 @@ class PlateauSchedule(keras.callbacks.Callback):
         self._set_rate(self.state.rate)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Takes the epoch's score and does what the rule says."""
+        """Apply the rule to the score of the epoch."""
         if self.state is None:
             raise UsageError("the schedule has not begun", remedy="Call on_train_begin first.")
         logs = {} if logs is None else logs
         if self.monitor not in logs:
             raise UsageError(
-                "the schedule's score is not in the logs",
+                "the monitored score is not in the logs",
                 found=", ".join(sorted(logs)) or "no logs",
                 expected=self.monitor,
-                remedy="Give validation_data and a metric of that name, or another monitor.",
+                remedy="Pass validation_data and a metric of that name, or another monitor.",
             )
         logs["learning_rate"] = self.state.rate  # the rate that this epoch was trained at
         self.state, self.events = self._rule_at(self.state.rate).step(self.state, float(logs[self.monitor]))
@@ -397,7 +395,7 @@ class PlateauSchedule(keras.callbacks.Callback):
                     self.model.stop_training = True
 
     def reset(self) -> None:
-        """Forgets everything, for another model."""
+        """Forget the state, for another model."""
         self.state, self.events = None, ()
 
     def get_state(self) -> dict[str, Any] | None:
@@ -405,12 +403,12 @@ class PlateauSchedule(keras.callbacks.Callback):
         return None if self.state is None else self.state.to_json()
 
     def set_state(self, state: Mapping[str, Any] | None) -> None:
-        """Goes on from what `get_state` gave."""
+        """Restore what `get_state` returned."""
         self.state = None if state is None else PlateauState.from_json(state)
         self.events = ()
 
     def get_config(self) -> dict[str, Any]:
-        """All arguments but `on_thaw`, for `from_config`; a function is no data, set it again."""
+        """All arguments except `on_thaw`, a function, which must be set again."""
         rule = self._rule
         return {
             "monitor": self.monitor,
@@ -440,7 +438,7 @@ class PlateauSchedule(keras.callbacks.Callback):
         behind = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
         if isinstance(behind, keras.optimizers.schedules.LearningRateSchedule):
             raise UsageError(
-                "two schedules want to set the rate",
+                "the optimizer's learning rate is already a schedule",
                 found=type(behind).__name__,
                 expected="an optimizer with a plain learning rate",
             )

@@ -1,4 +1,4 @@
-"""Ctrl-C and the queue's SIGTERM: the first asks to stop at the end of the step, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first stops at the end of the step, the second at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["StopFlag", "stop_on_signals"]
 
 
 class StopFlag:
-    """Whether somebody asked to stop; call it to ask.
+    """Whether a signal asked to stop; call it to read.
 
     >>> flag = StopFlag(); flag()
     False
@@ -33,7 +33,7 @@ def stop_on_signals(on_first: Callable[[str], None]) -> Iterator[StopFlag]:
     Outside of the main thread, where Python allows no handlers, the flag is never set.
 
     Args:
-        on_first: Told the signal's name, to tell people. Called between two byte codes of whatever runs.
+        on_first: Called with the name of the first signal, between two bytecodes of the running code.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():

@@ -78,8 +78,6 @@ class DecayedAdam(keras.optimizers.AdamW):
         for label, value in (("clipnorm", clipnorm), ("global_clipnorm", global_clipnorm)):
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{label} cannot be used", found=value, expected="a number > 0, or none")
-        self._scaled: tuple[set[int], float] = (set(), 1.0)
-        self._factors: list[float] = []
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
@@ -88,6 +86,9 @@ class DecayedAdam(keras.optimizers.AdamW):
             name=name,
             **kwargs,
         )
+        self._scaled: frozenset[int] = frozenset()
+        self._scale = 1.0
+        self._factors: tuple[float, ...] = ()
 
     def scale_rate(self, variables: Iterable[Any], factor: float) -> None:
         """Train some variables at a multiple of the learning rate. Call it before `build`; it is not part of the config.
@@ -96,7 +97,7 @@ class DecayedAdam(keras.optimizers.AdamW):
             variables: Keras variables.
             factor: Multiple of the learning rate, > 0.
         """
-        self._scaled = ({id(v) for v in variables}, factor)
+        self._scaled, self._scale = frozenset(id(v) for v in variables), factor
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves one variable."""
@@ -106,8 +107,8 @@ class DecayedAdam(keras.optimizers.AdamW):
     def build(self, variables: Iterable[Any]) -> None:
         """Makes the optimizer's own variables, and settles what decays."""
         variables = list(variables)
-        scaled, factor = self._scaled
-        self._factors = [factor if id(v) in scaled else 1.0 for v in variables] if scaled else []
+        if self._scaled:
+            self._factors = tuple(self._scale if id(v) in self._scaled else 1.0 for v in variables)
         if not self.built:
             self.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
         super().build(variables)

@@ -12,6 +12,7 @@ STRATEGIES = {
     "moderate": "freezes a quarter of the encoder",
     "aggressive": "freezes nothing, learning rate 1e-5",
     "progressive": "unfreezes block by block",
+    "two-stage": "trains a fresh decoder first, then conservative",
     "auto": "trains conservative and moderate, keeps the better",
     "scratch": "starts from random weights",
 }

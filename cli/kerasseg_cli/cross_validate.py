@@ -23,12 +23,17 @@ __all__ = ["cross_validate"]
 _ROOM = 96
 """Columns below which headings are short and counts are left out."""
 
-_Folds = Annotated[int, typer.Option(min=2, help="How many; groups of patients stay together.", rich_help_panel=RUN)]
+_Folds = Annotated[
+    int, typer.Option(min=2, help="Number of folds; a patient's slices stay together.", rich_help_panel=RUN)
+]
 _Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="The folder; runs/<date-time-cv-strategy>.", rich_help_panel=RUN)
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", help="Folder. Default: runs/<date-time-cv-strategy>.", rich_help_panel=RUN
+    ),
 ]
 _Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the one in --out, or the latest one.", rich_help_panel=RUN)
+    bool, typer.Option("--resume", help="Resume the cross-validation in --out, or the latest one.", rich_help_panel=RUN)
 ]
 
 
@@ -49,7 +54,7 @@ def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> No
     with watching(as_json=as_json, quiet=quiet) as observer:
         found, root = run(settings, folds, out, [observer])
     if found.out_of_fold is None:
-        text = f"Stopped and saved. Go on with: kerasseg cross-validate --resume --out {root}"
+        text = f"Stopped and saved. Resume with: kerasseg cross-validate --resume --out {root}"
         errors().print(text, markup=False, soft_wrap=True)
         raise typer.Exit(130)
     if as_json:
@@ -80,8 +85,8 @@ def _begun(out: Path | None) -> tuple[Path, TrainSettings, int]:
     if out is None:
         known = sorted(RUNS.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
         if not known:
-            remedy = "Begin one: kerasseg cross-validate --folds 5 --checkpoint FILE"
-            raise DataError("there is no cross-validation yet", path=RUNS, remedy=remedy)
+            remedy = "Start one: kerasseg cross-validate --folds 5 --checkpoint FILE"
+            raise DataError("no cross-validation found", path=RUNS, remedy=remedy)
         out = known[-1].parent
     found = read_cross_validation(out)
     return out, found.settings, found.folds
@@ -116,8 +121,10 @@ def _show(found: CrossValidation, root: Path) -> None:
     if low is not None and high is not None:
         console.print(f"Dice {figures.all.after.mean:.4f}, 95 % interval {low:.4f} to {high:.4f}.", markup=False)
     console.print(f"Standard deviation over folds: {figures.spread:.4f}.", markup=False)
-    console.print("Each fold's best epoch was chosen on the slices it held out, which flatters a little.", markup=False)
-    console.print("The test split was not looked at.", markup=False)
+    console.print(
+        "Each fold's best epoch was chosen on its held-out slices, so Dice is slightly optimistic.", markup=False
+    )
+    console.print("The test split was not read.", markup=False)
     for label, path in (("Ensemble of the folds", root / "ensemble"), ("Every slice", root / "out-of-fold.csv")):
         console.print(f"{label}: {path}", markup=False, soft_wrap=True)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kerasseg_cli.completion import AUGMENTATIONS, BLOCKS, STRATEGIES, listed, proposing
-from kerasseg_cli.options import COMMON, Json, Quiet
+from kerasseg_cli.options import ADVANCED, COMMON, Json, Quiet, choices
 from kerasseg_tfrecords.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -18,20 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["given", "refuse_others", "settings_of", "train"]
 
-WHAT, RECIPE, SCHEDULE, DATA, MACHINE, RUN = (
-    "What is trained",
-    "Recipe",
-    "Schedule",
-    "Data",
-    "Machine",
-    "The run",
+DATA, TRAINING, RUN = "Model and data", "Training", "Run"
+MODEL, OPTIMISATION, SCHEDULE, SLICES, MACHINE = (
+    f"{ADVANCED}: {name}" for name in ("model", "optimisation and loss", "schedule", "slices", "machine")
 )
 
+SCHEDULES = ("plateau", "cosine")
+PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 
 _TYPED = ("COMMANDLINE", "ENVIRONMENT")
 
 _AS_TYPED = (
-    *("checkpoint", "architecture", "head", "strategy", "freeze_batchnorm"),
+    *("checkpoint", "encoder", "encoder_weights", "architecture", "head", "strategy", "freeze_batchnorm"),
+    *("recalibrate_batchnorm", "encoder_rate_factor"),
     *("batchnorm_momentum", "learning_rate", "weight_decay", "l2"),
     *("clipnorm", "ema", "epochs", "steps", "batch_size", "balance", "train_on_positives", "guard", "seed"),
     *("precision", "deterministic", "xla", "save_every", "cache"),
@@ -41,164 +40,288 @@ _AS_TYPED = (
 
 def train(
     context: typer.Context,
-    shards: Annotated[Path, typer.Option(help="The shard directory.", rich_help_panel=DATA)] = Path("shards"),
+    shards: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Shard directory, written by kerasseg prepare.", rich_help_panel=DATA)
+    ] = Path("shards"),
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="A .keras or .h5 file, a SavedModel folder, hf://owner/name or https://...; without it the network that "
-            "the recipe was made for is fetched.",
-            rich_help_panel=WHAT,
+            metavar="CHECKPOINT",
+            help="Pretrained network: a .keras or .h5 file, a SavedModel folder, hf://owner/name or https://... "
+            "Default: the network that the recipe was made for, downloaded.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Pretrained encoder instead of a checkpoint, such as vgg16; the decoder is fresh.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     strategy: Annotated[
         str,
         typer.Option(
-            help="conservative (freezes the first half of the encoder), moderate (a quarter), aggressive (nothing, rate "
-            "1e-5), progressive (thaws block by block), auto (conservative, then moderate, the better is kept), scratch.",
-            rich_help_panel=WHAT,
+            metavar=choices(STRATEGIES),
             autocompletion=proposing(STRATEGIES),
+            help="What is trained, see above. With a fresh head or decoder two-stage is the default.",
+            rich_help_panel=TRAINING,
         ),
     ] = "conservative",
+    epochs: Annotated[int, typer.Option(help="Maximum number of epochs.", rich_help_panel=TRAINING)] = 20,
+    batch_size: Annotated[int, typer.Option(help="Slices in a batch, over all devices.", rich_help_panel=TRAINING)] = 8,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of the first epoch. Default: 1e-4; aggressive 1e-5, scratch 1e-3.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar=choices(SCHEDULES),
+            autocompletion=proposing(SCHEDULES),
+            help="Lower the rate on plateaus, or follow a cosine to 0. Default: plateau; scratch and two-stage: cosine.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            autocompletion=listed(AUGMENTATIONS),
+            help="Augmentations to use: flip, brightness, contrast, zoom, or none. Default: all four.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.", rich_help_panel=TRAINING)] = 42,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar=choices(PRECISIONS),
+            autocompletion=proposing(PRECISIONS),
+            help="Number format; auto takes the fastest that costs no Dice.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE,...",
+            help="Devices, such as GPU:0,GPU:1. Default: all GPUs, otherwise the CPU.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="Run folder. Default: runs/<date-time-strategy>.", rich_help_panel=RUN
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the run in --out, or the latest run.", rich_help_panel=RUN)
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Repeat the run with this config.json; other options override it.", rich_help_panel=RUN
+        ),
+    ] = None,
+    encoder_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|imagenet",
+            help="Weights of --encoder: imagenet, or a file. Default: imagenet.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(
-            help="Blocks or layers to freeze instead, such as 'encoder_*'.",
-            rich_help_panel=WHAT,
+            metavar="BLOCK,...",
             autocompletion=listed(BLOCKS),
+            help="Blocks or layers to freeze instead of the strategy's, such as 'encoder_*'.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     freeze_batchnorm: Annotated[
-        bool, typer.Option("--freeze-batchnorm", help="Hold every BatchNorm layer.", rich_help_panel=WHAT)
+        bool,
+        typer.Option(
+            "--freeze-batchnorm",
+            help="Keep scale, offset and statistics of every BatchNorm layer.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
+    recalibrate_batchnorm: Annotated[
+        bool,
+        typer.Option(
+            "--recalibrate-batchnorm",
+            help="Measure BatchNorm statistics on the training slices before the first step, for images of another "
+            "scanner; kept if validation Dice rises.",
+            rich_help_panel=MODEL,
+        ),
     ] = False,
     batchnorm_momentum: Annotated[
         float | None,
         typer.Option(
-            help="Of BatchNorm in training; lowered by itself where epochs are short.", rich_help_panel=RECIPE
+            help="Momentum of BatchNorm in training. Default: the network's, less where epochs are short.",
+            rich_help_panel=MODEL,
         ),
-    ] = None,
-    architecture: Annotated[
-        str | None,
-        typer.Option(help="For files that hold weights alone: the network they belong to.", rich_help_panel=WHAT),
     ] = None,
     head: Annotated[
-        str, typer.Option(help="The last layer: auto, keep, or binary (a fresh one).", rich_help_panel=WHAT)
-    ] = "auto",
-    filters: Annotated[
-        int | None, typer.Option(help="Of encoder_1, for scratch without a checkpoint.", rich_help_panel=WHAT)
-    ] = None,
-    depth: Annotated[
-        int | None, typer.Option(help="Encoder blocks, for scratch without a checkpoint.", rich_help_panel=WHAT)
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(help="Of the first epoch; 1e-4, aggressive 1e-5, scratch 1e-3.", rich_help_panel=RECIPE),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Slices in a batch, all devices.", rich_help_panel=RECIPE)] = 8,
-    epochs: Annotated[int, typer.Option(help="At most.", rich_help_panel=RECIPE)] = 20,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps an epoch at most, for short runs.", rich_help_panel=RECIPE)
-    ] = None,
-    weight_decay: Annotated[
-        float, typer.Option(help="Decoupled; next to nothing at these rates, see --l2.", rich_help_panel=RECIPE)
-    ] = 1e-5,
-    l2: Annotated[float, typer.Option(help="L2 on kernels, in the loss.", rich_help_panel=RECIPE)] = 0.0,
-    clipnorm: Annotated[
-        float | None, typer.Option(help="Limit of the norm of all gradients.", rich_help_panel=RECIPE)
-    ] = None,
-    dice_weight: Annotated[float, typer.Option(help="Of Dice in the loss.", rich_help_panel=RECIPE)] = 1.0,
-    bce_weight: Annotated[float, typer.Option(help="Of cross-entropy in the loss.", rich_help_panel=RECIPE)] = 1.0,
-    smooth: Annotated[float, typer.Option(help="Pixels that smooth Dice in the loss.", rich_help_panel=RECIPE)] = 1.0,
-    positive_weight: Annotated[
-        float, typer.Option(help="Of a tumour pixel in cross-entropy.", rich_help_panel=RECIPE)
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of every random choice.", rich_help_panel=RECIPE)] = 42,
-    schedule: Annotated[
-        Literal["plateau", "cosine"] | None,
+        str,
         typer.Option(
-            help="Lower the rate on plateaus, or warm up and follow a cosine to 0. Default: cosine for scratch, otherwise "
-            "plateau.",
-            rich_help_panel=SCHEDULE,
+            metavar=choices(("auto", "keep", "binary")),
+            help="Last layer: binary replaces it by a fresh one, auto only where its meaning is unclear.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto",
+    architecture: Annotated[
+        str | None, typer.Option(help="Network that a file with weights alone belongs to.", rich_help_panel=MODEL)
+    ] = None,
+    filters: Annotated[
+        int | None,
+        typer.Option(
+            help="Filters in the first encoder block (scratch training only). Default: 64.", rich_help_panel=MODEL
         ),
     ] = None,
-    warmup: Annotated[
-        float, typer.Option(help="Share of the steps that warm up, cosine schedule.", rich_help_panel=SCHEDULE)
-    ] = 0.05,
+    depth: Annotated[
+        int | None,
+        typer.Option(help="Number of encoder blocks (scratch training only). Default: 4.", rich_help_panel=MODEL),
+    ] = None,
+    encoder_rate_factor: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of the encoder as a multiple of the decoder's. Default: 0.1 for two-stage, otherwise 1.",
+            rich_help_panel=OPTIMISATION,
+        ),
+    ] = None,
     ema: Annotated[
         float | None,
         typer.Option(
-            help="Decay of a moving average of the weights, such as 0.999. The better weights are kept.",
-            rich_help_panel=RECIPE,
+            help="Decay of a moving average of the weights, such as 0.999. The better of both weights is kept.",
+            rich_help_panel=OPTIMISATION,
         ),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Maximum number of steps in an epoch, for short runs.", rich_help_panel=OPTIMISATION),
+    ] = None,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.", rich_help_panel=OPTIMISATION)] = 1e-5,
+    l2: Annotated[
+        float, typer.Option(help="Strength of L2 regularization in the loss, on kernels.", rich_help_panel=OPTIMISATION)
+    ] = 0.0,
+    clipnorm: Annotated[
+        float | None, typer.Option(help="Limit of the norm of all gradients together.", rich_help_panel=OPTIMISATION)
+    ] = None,
+    dice_weight: Annotated[float, typer.Option(help="Weight of Dice in the loss.", rich_help_panel=OPTIMISATION)] = 1.0,
+    bce_weight: Annotated[
+        float, typer.Option(help="Weight of cross-entropy in the loss.", rich_help_panel=OPTIMISATION)
+    ] = 1.0,
+    smooth: Annotated[
+        float, typer.Option(help="Pixels that smooth Dice in the loss.", rich_help_panel=OPTIMISATION)
+    ] = 1.0,
+    positive_weight: Annotated[
+        float, typer.Option(help="Weight of a tumour pixel in cross-entropy.", rich_help_panel=OPTIMISATION)
+    ] = 1.0,
+    warmup: Annotated[
+        float, typer.Option(help="Share of the steps that warm up (cosine schedule).", rich_help_panel=SCHEDULE)
+    ] = 0.05,
     stages: Annotated[
-        str, typer.Option(help="EPOCHS:RATE,...: flat epochs, and the rate that follows.", rich_help_panel=SCHEDULE)
+        str,
+        typer.Option(
+            metavar="EPOCHS:RATE,...",
+            help="Flat epochs and the learning rate that follows (plateau schedule).",
+            rich_help_panel=SCHEDULE,
+        ),
     ] = "5:1e-5,3:1e-6",
     stop_after: Annotated[
-        int, typer.Option(min=0, help="Epochs without a gain until the stop; 0 never stops.", rich_help_panel=SCHEDULE)
+        int,
+        typer.Option(
+            min=0,
+            help="Stop after this many epochs without improvement; 0 never stops (plateau schedule).",
+            rich_help_panel=SCHEDULE,
+        ),
     ] = 7,
     stop_counter: Annotated[
         str,
-        typer.Option(help="stage (counts anew at each drop) or total (from the best epoch).", rich_help_panel=SCHEDULE),
+        typer.Option(
+            metavar=choices(("stage", "total")),
+            help="Count them from the last drop of the rate (stage) or from the best epoch (total).",
+            rich_help_panel=SCHEDULE,
+        ),
     ] = "stage",
     guard: Annotated[
         bool,
         typer.Option(
-            "--guard", help="Where training falls clearly below epoch 0: go back, rate / 10.", rich_help_panel=SCHEDULE
+            "--guard",
+            help="Where Dice falls clearly below epoch 0, restore the weights and divide the rate by 10.",
+            rich_help_panel=SCHEDULE,
         ),
     ] = False,
     balance: Annotated[
-        str, typer.Option(help="Batches: proportional, or balanced (equal classes).", rich_help_panel=DATA)
-    ] = "proportional",
-    flip: Annotated[float, typer.Option(help="Share that is mirrored, 0 to 1.", rich_help_panel=DATA)] = 0.5,
-    brightness: Annotated[float, typer.Option(help="Largest shift.", rich_help_panel=DATA)] = 0.1,
-    contrast: Annotated[float, typer.Option(help="Largest relative change.", rich_help_panel=DATA)] = 0.1,
-    zoom: Annotated[float, typer.Option(help="Largest relative change.", rich_help_panel=DATA)] = 0.05,
-    augment: Annotated[
-        list[str] | None,
+        str,
         typer.Option(
-            help="Only these of flip, brightness, contrast, zoom; or none.",
-            rich_help_panel=DATA,
-            autocompletion=listed(AUGMENTATIONS),
+            metavar=choices(("proportional", "balanced")),
+            help="Classes in a batch: as in the data, or in equal parts.",
+            rich_help_panel=SLICES,
+        ),
+    ] = "proportional",
+    class_weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Weights of the classes in the loss: balanced, or CLASS=WEIGHT,...",
+            rich_help_panel=SLICES,
         ),
     ] = None,
-    class_weight: Annotated[
-        str | None, typer.Option(help="balanced, or glioma=2,meningioma=1,...", rich_help_panel=DATA)
-    ] = None,
     train_on_positives: Annotated[
-        bool, typer.Option("--train-on-positives", help="Leave out slices without tumour.", rich_help_panel=DATA)
+        bool,
+        typer.Option("--train-on-positives", help="Leave out training slices without tumour.", rich_help_panel=SLICES),
     ] = False,
-    cache: Annotated[str, typer.Option(help="auto, memory, disk or none.", rich_help_panel=DATA)] = "auto",
-    memory_budget: Annotated[str, typer.Option(help="Memory that the slices may take.", rich_help_panel=DATA)] = "2GB",
-    precision: Annotated[
-        str, typer.Option(help="auto, float32, mixed_float16 or mixed_bfloat16.", rich_help_panel=MACHINE)
+    flip: Annotated[
+        float, typer.Option(help="Share of slices that are mirrored, 0 to 1.", rich_help_panel=SLICES)
+    ] = 0.5,
+    brightness: Annotated[
+        float, typer.Option(help="Largest shift of brightness, as a share of the range.", rich_help_panel=SLICES)
+    ] = 0.1,
+    contrast: Annotated[float, typer.Option(help="Largest relative change of contrast.", rich_help_panel=SLICES)] = 0.1,
+    zoom: Annotated[float, typer.Option(help="Largest relative zoom.", rich_help_panel=SLICES)] = 0.05,
+    cache: Annotated[
+        str,
+        typer.Option(
+            metavar=choices(("auto", "memory", "disk", "none")),
+            help="Where training slices are kept.",
+            rich_help_panel=SLICES,
+        ),
     ] = "auto",
-    devices: Annotated[str | None, typer.Option(help="Such as GPU:0,GPU:1; all GPUs.", rich_help_panel=MACHINE)] = None,
+    memory_budget: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory that slices may take.", rich_help_panel=SLICES)
+    ] = "2GB",
     deterministic: Annotated[
         bool,
-        typer.Option("--deterministic", help="Same seed, same weights, bit for bit.", rich_help_panel=MACHINE),
+        typer.Option(
+            "--deterministic", help="Compute the same weights from the same seed, bit for bit.", rich_help_panel=MACHINE
+        ),
     ] = False,
     xla: Annotated[
-        bool | None, typer.Option("--xla/--no-xla", help="Compile with XLA; on a single GPU.", rich_help_panel=MACHINE)
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="The run's folder; runs/<date-time-strategy>.", rich_help_panel=RUN),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the run in --out, or the latest one.", rich_help_panel=RUN),
-    ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="Replay an earlier run's config.json; other options win over it.", rich_help_panel=RUN),
+        bool | None,
+        typer.Option("--xla/--no-xla", help="Compile with XLA. Default: on a single GPU.", rich_help_panel=MACHINE),
     ] = None,
     save_every: Annotated[
-        int | None, typer.Option(help="Save the state every so many steps, too.", rich_help_panel=RUN)
+        int | None, typer.Option(help="Also save the state after every N steps.", rich_help_panel=MACHINE)
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a U-Net on the shards, and keep the best weights by validation Dice."""
+    """Fine-tune a U-Net on prepared shards and keep the weights with the best validation Dice.
+
+    Strategies: conservative freezes the first half of the encoder, moderate a quarter, aggressive nothing; progressive
+    unfreezes block by block; two-stage trains a fresh decoder first; auto trains conservative, then moderate, and keeps
+    the better; scratch starts from fresh weights.
+    """
     # All of them by their names, so that `cross-validate`, which has the same, resolves them alike.
     options = dict(locals())
     if resume:
@@ -225,7 +348,8 @@ def settings_of(context: typer.Context, options: Mapping[str, Any]) -> TrainSett
         UsageError: One that cannot be meant.
     """
     asked: dict[str, Any] = {
-        **{name: options[name] for name in _AS_TYPED},
+        # A strategy that nobody typed may follow from the checkpoint.
+        **{name: options[name] for name in _AS_TYPED if name != "strategy" or "strategy" in given(context)},
         "shards": str(options["shards"]),
         "freeze": tuple(name for text in options["freeze"] or () for name in text.split(",") if name),
         "class_weight": _weights(options["class_weight"]),
@@ -304,9 +428,9 @@ def refuse_others(names: set[str]) -> None:
     if names:
         options = ", ".join("--" + name.replace("_", "-") for name in sorted(names))
         raise UsageError(
-            "a run goes on as it was begun",
+            "a resumed run keeps its options",
             found=f"--resume with {options}",
-            remedy="Leave these out, or begin a new run: --config RUN/config.json and what is to change.",
+            remedy="Leave these options out, or start a new run with --config RUN/config.json and the options to change.",
         )
 
 

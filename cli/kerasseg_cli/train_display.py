@@ -1,4 +1,4 @@
-"""What one sees while a network is trained: a line an epoch and, on a terminal, a bar for the epoch under way."""
+"""Progress of a training run: a line an epoch and, on a terminal, a bar for the epoch under way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kerasseg_cli.console import errors, print_json, screen
-from kerasseg_tfrecords.text import count
+from kerasseg_tfrecords.text import count, duration
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.bootstrap import Interval
@@ -48,7 +48,7 @@ class SpeedColumn(ProgressColumn):
 
 @contextmanager
 def watching(*, as_json: bool, quiet: bool) -> Iterator[Callable[[Event], None]]:
-    """An observer for the time of a run; what it shows goes to standard error, so that results stay apart."""
+    """Give an observer that shows a run's progress on standard error, apart from results."""
     console = errors()
     if as_json or quiet:
         yield Watcher(console, None, warnings_only=True)
@@ -122,7 +122,7 @@ class Watcher:
         if event.resumed is not None:
             epoch, step = event.resumed
             within = f", step {step}" if step else ""
-            self._console.print(f"Going on after epoch {epoch}{within}.", markup=False)
+            self._console.print(f"Resuming after epoch {epoch}{within}.", markup=False)
 
     def _say(self, event: Message) -> None:
         if self._warnings_only and event.level != "warning":
@@ -153,12 +153,12 @@ class Watcher:
         gain = row.val_dice - self._first
         cells = [
             f"{row.epoch:>5}",
-            f"{row.learning_rate:>7.0e}" if row.epoch else " " * 7,
+            f"{row.learning_rate:>7.0e}" if row.epoch and not math.isnan(row.learning_rate) else " " * 7,
             f"{row.loss:>8.4f}" if not math.isnan(row.loss) else " " * 8,
             f"{row.dice:>7.4f}" if not math.isnan(row.dice) else " " * 7,
             f"{row.val_dice:>10.4f}",
             f"{gain:>+8.4f}" if row.epoch else " " * 8,
-            f"{_time(row.seconds):>8}" if timed else "",
+            f"{duration(row.seconds):>8}" if timed else "",
             "  best" if row.best and row.epoch else "",
             f"  {row.event}" if row.event else "",
         ]
@@ -191,24 +191,24 @@ class Watcher:
 
 
 def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: bool) -> None:
-    """The table at the end, and what to type next; one JSON document where a machine asked.
+    """Print the table at the end and the next command, or one JSON document.
 
     Args:
         ended: How the run ended.
         run: Its folder; None on a machine that is not the chief, where one line is enough.
-        as_json: Whether a machine asked.
-        quiet: Whether nobody did.
+        as_json: Print JSON.
+        quiet: Print only how to resume an interrupted run.
     """
     if as_json:
         print_json(_document(ended, run))
         return
     if run is None:
         if not quiet:
-            errors().print(f"{ended.text[:1].upper()}{ended.text[1:]}. The chief has written the run.", markup=False)
+            errors().print(f"{ended.text[:1].upper()}{ended.text[1:]}. The chief wrote the run.", markup=False)
         return
     if quiet:
         if ended.reason == "interrupted":
-            errors().print(f"Stopped and saved. Go on with: {_next(ended, run)}", markup=False)
+            errors().print(f"Stopped and saved. Resume with: {_next(ended, run)}", markup=False)
         return
     console = screen()
     best = f"epoch {ended.best.epoch}"
@@ -237,33 +237,34 @@ def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: boo
 
 
 def _sentences(ended: Ended) -> list[str]:
-    trained = sum(row.epoch > 0 for row in ended.history)
+    trained = sum(row.epoch > 0 and row.phase != "recalibrated" for row in ended.history)
+    phases = list(dict.fromkeys(row.phase for row in ended.history if row.epoch))
+    fresh = ended.first.phase in ("scratch", "decoder")
     lines = []
     if ended.gain is not None:
-        lines.append("Intervals of the gain are over patients.")
+        lines.append("The intervals of the gain are over patients.")
         few = [name for name, gain in ended.class_gains.items() if gain.few]
         if few:
-            lines.append(f"None with fewer than 5 patients ({', '.join(few)}).")
+            lines.append(f"No interval with fewer than 5 patients ({', '.join(few)}).")
         if _holds_empty(ended):
-            lines.append("All slices: those without tumour in mask and prediction count 1.")
+            lines.append("In all slices, those without tumour in mask and prediction count as Dice 1.")
         if ended.gain.few:
             lines.append(f"Validation has {count(ended.gain.groups, 'patient')}: too few for a conclusion.")
     if ended.best.epoch == 0 and trained:
-        untouched = "fresh network" if ended.first.phase == "scratch" else "untouched checkpoint"
-        lines.append(f"No epoch beat the {untouched}: it is what model.keras holds.")
-    elif len({row.phase for row in ended.history}) > 1:
-        lines.append(f"The better strategy on validation: {ended.best.phase}.")
-        lines += [
-            f"  {phase}: {max(row.val_dice for row in ended.history if row.phase == phase and row.epoch):.4f}"
-            for phase in dict.fromkeys(row.phase for row in ended.history if row.epoch)
-        ]
+        lines.append(f"No epoch beat the {'fresh' if fresh else 'untouched'} network, which model.keras holds.")
+    elif len(phases) > 1:
+        lines.append(f"Best validation Dice of each part; {ended.best.phase} was kept:")
+        best = {phase: max(r.val_dice for r in ended.history if r.phase == phase and r.epoch) for phase in phases}
+        lines += [f"  {phase}: {dice:.4f}" for phase, dice in best.items()]
+    if not math.isnan(ended.best.val_dice_ema):
+        averaged = ended.best.val_dice_ema > ended.best.val_dice_raw
+        lines.append(f"model.keras holds {'the moving average of the weights' if averaged else 'the trained weights'}.")
     memory = max(row.memory_mb for row in ended.history)
-    epochs = f"{trained} epoch{'s' if trained != 1 else ''}"
     lines.append(
-        f"{epochs} in {_time(ended.seconds)}, peak memory {memory / 1000:.1f} GB. "
+        f"{count(trained, 'epoch')} in {duration(ended.seconds)}, peak memory {memory / 1000:.1f} GB. "
         f"{ended.text[:1].upper()}{ended.text[1:]}."
     )
-    lines.append("Tuned on validation alone; the test split was not looked at.")
+    lines.append("All choices were made on the validation split; the test split was not read.")
     return lines
 
 
@@ -298,13 +299,6 @@ def _gain(interval: Interval | None) -> tuple[str, str]:
     if interval.few or math.isnan(interval.low):
         return f"{interval.estimate:+.4f}", "none"
     return f"{interval.estimate:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def _document(ended: Ended, run: RunDirectory | None) -> dict[str, Any]:

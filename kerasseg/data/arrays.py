@@ -1,4 +1,4 @@
-"""Slices in memory, with the surface of a split: what those have who work with arrays and no shards."""
+"""Slices given as arrays, with the interface of a split."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ArraySlices:
         shape: (height, width, channels).
 
     Raises:
-        DataError: No slices, values out of their range, arrays that do not fit one another.
+        DataError: No slices, values out of range, arrays that have different shapes.
 
     Example:
         >>> images, masks = np.zeros((4, 16, 16, 1), "float32"), np.zeros((4, 16, 16, 1), "float32")
@@ -63,7 +63,7 @@ class ArraySlices:
         self.groups: NDArray[np.str_] = np.full(many, "") if given is None else given.astype(str)
 
     def __len__(self) -> int:
-        """Slices."""
+        """Number of slices."""
         return len(self.labels)
 
     def pixels(self, numbers: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -75,7 +75,7 @@ class ArraySlices:
         return np.asarray(self._masks.any(axis=(1, 2, 3)))
 
     def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
-        """Names of some slices, for messages: the rows of the arrays."""
+        """Names of slices for messages: the rows of the arrays."""
         return [f"row {number}" for number in np.asarray(numbers).tolist()]
 
     def classes_to_expect(self) -> set[str]:
@@ -88,7 +88,7 @@ def _checked(images: NDArray[Any], masks: NDArray[Any], name: str) -> tuple[NDAr
         masks = masks[..., None]
     if images.ndim != 4 or masks.shape != (*images.shape[:3], 1):
         raise DataError(
-            f"images and masks of the {name} do not fit one another",
+            f"images and masks of the {name} have different shapes",
             found=f"images {images.shape}, masks {masks.shape}",
             expected="(n, height, width, channels) and (n, height, width, 1)",
         )
@@ -101,10 +101,10 @@ def _checked(images: NDArray[Any], masks: NDArray[Any], name: str) -> tuple[NDAr
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # also catches NaN
             raise DataError(
-                f"images of the {name} are out of their range",
+                f"images of the {name} are out of range",
                 found=f"{low:g} to {high:g}",
                 expected="0 to 1",
-                remedy="Scale them: each slice by its smallest and largest value, say.",
+                remedy="Scale them, for example each slice by its minimum and maximum.",
             )
     values = np.unique(masks)
     if not np.isin(values, (0, 1)).all():

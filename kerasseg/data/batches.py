@@ -1,4 +1,4 @@
-"""Batches of a split as NumPy arrays, identified by epoch and step; `kerasseg.data.tf_data` hands them to TensorFlow."""
+"""Batches of a split as NumPy arrays, identified by epoch and step."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
-    """One epoch: `batches` (steps, batch) of slice numbers, `table` (slices, 4) of augmentation parameters."""
+    """Plan of an epoch: `batches` (steps, batch) of slice numbers, `table` (slices, 4) of augmentation parameters."""
 
     batches: NDArray[np.int64]
     table: NDArray[np.float32] | None
 
 
 class TrainingBatches:
-    """The training split as batches that are known by epoch and step.
+    """Batches of the training split, identified by epoch and step.
 
     A batch depends on the shards, the options and (seed, epoch, step) alone; what a slice looks like in an epoch on
     (seed, epoch, slice) alone. So a run goes on exactly where it stopped, and one device, several replicas and several
@@ -144,11 +144,11 @@ class TrainingBatches:
 
     @property
     def cache(self) -> Literal["none", "memory", "disk"]:
-        """Where the slices are kept."""
+        """Where slices are cached."""
         return self.slices.cache
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return self.steps
 
     def batch_slices(self, epoch: int) -> NDArray[np.int64]:
@@ -187,7 +187,7 @@ class TrainingBatches:
             raise DataError(
                 f"the split train holds no {kind}" + (f" of {', '.join(sorted(missing))}" if missing else ""),
                 path=self.slices.root,
-                remedy="Prepare with another split.",
+                remedy="Prepare the shards again with another split.",
             )
         if self.batch_size > len(self.numbers):
             raise UsageError(
@@ -195,12 +195,12 @@ class TrainingBatches:
                 path=self.slices.root,
                 found=f"batches of {self.batch_size}",
                 expected=f"at most {len(self.numbers)}",
-                remedy="Take a smaller batch size.",
+                remedy="Use a smaller batch size.",
             )
 
 
 class EvaluationBatches:
-    """The slices of a split in the order of the shards, as they are, for validation, test and prediction.
+    """Slices of a split in the order of the shards, without augmentation, for validation, test and prediction.
 
     Args:
         shards: A shard directory, written by `prepare`; or slices in memory, as in `TrainingBatches`.
@@ -264,7 +264,7 @@ class EvaluationBatches:
 
     @property
     def records(self) -> SplitSlices:
-        """The slices with all that their shards know of them.
+        """The slices with the records of their shards.
 
         Raises:
             UsageError: They are in memory, where nothing more is known.
@@ -275,11 +275,11 @@ class EvaluationBatches:
 
     @property
     def cache(self) -> Literal["none", "memory", "disk"]:
-        """Where the slices are kept."""
+        """Where slices are cached."""
         return self.slices.cache
 
     def __len__(self) -> int:
-        """Batches."""
+        """Number of batches."""
         return self.steps
 
     def batch(self, step: int) -> Batch:
@@ -312,7 +312,7 @@ def _manifest(slices: SplitSlices | ArraySlices) -> Manifest:
 
 
 def _plain(images: NDArray[Any], channels: int) -> NDArray[np.float32]:
-    """Images as the network takes them, without augmentation."""
+    """Convert images to what the network takes, without augmentation."""
     scaled = images.astype(np.float32) / np.float32(1 if images.dtype.kind == "f" else 255)
     return scaled if images.shape[3] == channels else np.repeat(scaled, channels, axis=3)
 
@@ -322,14 +322,14 @@ def _channels(slices: SplitSlices | ArraySlices, channels: int | None) -> int:
     if channels is None or channels == held:
         return held
     if channels not in (1, 3):
-        raise UsageError("number of channels cannot be used", found=channels, expected="1 or 3")
+        raise UsageError("invalid number of channels", found=channels, expected="1 or 3")
     if held != 1:
         raise UsageError(
-            "the slices have colour, or several sequences, and the network takes another number of channels",
+            "the number of channels of the slices does not fit the network",
             path=slices.root,
             found=f"{held} channels",
             expected=channels,
-            remedy="Take a network with three, or prepare grey slices.",
+            remedy="Use a network with three channels, or prepare grey slices.",
         )
     return channels
 

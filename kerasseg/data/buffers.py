@@ -1,4 +1,4 @@
-"""Memory that is used again: fresh megabytes cost more in page faults than the arithmetic on them.
+"""Reused memory: page faults of new memory cost more than the arithmetic on it.
 
 What is freed is not kept for the next batch by itself: the allocator gives it back to the system, the more so in the
 threads that `tf.data` calls Python in, and each page of it is zeroed by the kernel when it is touched again.
@@ -21,7 +21,7 @@ _KEPT = 16  # in use or spare
 
 
 class RecycledArrays:
-    """Aligned arrays; memory is used again once nobody holds the array, a view of it, or a tensor on it.
+    """Aligned arrays whose memory is reused once no array, view or tensor refers to it.
 
     May be called from several threads at once.
 
@@ -40,7 +40,7 @@ class RecycledArrays:
         self.kept: list[NDArray[np.uint8]] = []
 
     def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """An array, its values undefined."""
+        """An array with undefined values."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         with self._lock:
             memory = self._spare(size + _ALIGNMENT)
@@ -60,13 +60,13 @@ class RecycledArrays:
 
 
 class Scratch:
-    """Buffers by what they are for; each keeps the memory of the largest it has been. For one thread at a time."""
+    """Named buffers, each as large as its largest use so far; not thread-safe."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, NDArray[np.uint8]] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """A buffer; what was there under its name is gone."""
+        """A buffer; its earlier content under this name is lost."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         memory = self._buffers.get(name)
         if memory is None or memory.nbytes < size:

@@ -16,7 +16,7 @@ __all__ = ["SliceBatches"]
 
 
 class SliceBatches(keras.utils.PyDataset):
-    """Slices in memory as a data set for `model.fit`: stratified batches, safe augmentation, a new draw each epoch.
+    """Data set for `model.fit` from slices in memory, with stratified batches and new augmentation each epoch.
 
     For those who have arrays and no shards. What a slice looks like in an epoch depends on (seed, epoch, slice) alone.
 
@@ -35,7 +35,7 @@ class SliceBatches(keras.utils.PyDataset):
         epoch: Epoch whose batches are given; set it to go on in the middle. Keras moves it on after each epoch.
 
     Raises:
-        UsageError: If the arrays do not fit one another.
+        UsageError: If the arrays have different shapes.
 
     Example:
         >>> images, masks = np.zeros((20, 16, 16, 1), "uint8"), np.zeros((20, 16, 16, 1), "uint8")
@@ -61,14 +61,14 @@ class SliceBatches(keras.utils.PyDataset):
         self.labels = np.zeros(len(images), np.int64) if labels is None else np.asarray(labels)
         if not len(images) == len(masks) == len(self.labels):
             found = f"{len(images)} images, {len(masks)} masks, {len(self.labels)} labels"
-            raise UsageError("arrays do not fit one another", found=found, expected="one mask and label an image")
+            raise UsageError("arrays have different shapes", found=found, expected="one mask and label an image")
         self.batch_size, self.mode, self.channels, self.seed = batch_size, mode, channels, seed
         self.augmentation = augmentation
         self.epoch = 0
 
     @property
     def epoch(self) -> int:
-        """The epoch whose batches are given, counted from 0."""
+        """Current epoch, counted from 0."""
         return self._epoch
 
     @epoch.setter
@@ -89,5 +89,5 @@ class SliceBatches(keras.utils.PyDataset):
         return self._apply(self.images[rows], self.masks[rows], self._table[rows], channels=self.channels)
 
     def on_epoch_end(self) -> None:
-        """Moves on to the next epoch; called by Keras."""
+        """Move to the next epoch; called by Keras."""
         self.epoch += 1

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on when or where they are drawn."""
+"""Random numbers that depend on their purpose, not on when or where they are drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORDS = 1 << 64
 
 
 def uniforms(seed: int, epoch: int, purpose: str, rows: int, columns: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), row `i` of which depends on (seed, epoch, purpose, i) alone.
+    """Uniform numbers in [0, 1), whose row `i` depends only on (seed, epoch, purpose, i).
 
     The generator is counter-based (Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), so
     a longer table begins with the shorter one, and neighbouring seeds or epochs share nothing. Only the raw stream of
@@ -47,7 +47,7 @@ def uniforms(seed: int, epoch: int, purpose: str, rows: int, columns: int) -> ND
 
 
 def permutation(seed: int, epoch: int, purpose: str, size: int) -> NDArray[np.int64]:
-    """A random order of `range(size)` that depends on the arguments alone; see `uniforms`."""
+    """A random order of `range(size)` that depends only on the arguments; see `uniforms`."""
     return np.argsort(uniforms(seed, epoch, purpose, size, 1)[:, 0], kind="stable").astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Which slices stand in which batch of an epoch."""
+"""Composition of the batches of an epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def stratified_batches(
     seed: int = 0,
     epoch: int = 0,
 ) -> NDArray[np.int64]:
-    """The batches of one epoch, each with its share of every class.
+    """Batches of one epoch, each with its share of every class.
 
     "proportional": each slice once an epoch, ceil(slices / batch_size) batches. A class with share s = batch_size *
     (slices of the class / slices) has floor(s) or ceil(s) slices in every batch, and after k batches floor(k s) or
@@ -80,7 +80,7 @@ def stratified_batches(
 
 
 class _Deck:
-    """The slices of one class: dealt in a random order, then all over again in another."""
+    """Slices of one class, drawn in random order; when all are drawn, again in another order."""
 
     def __init__(self, members: NDArray[np.int64], seed: int, epoch: int, purpose: str) -> None:
         self.members, self.seed, self.epoch, self.purpose = members, seed, epoch, purpose
@@ -105,7 +105,7 @@ class _Deck:
 
 
 def _shares(weights: list[int], batch_size: int, n_batches: int, ties: list[int]) -> list[list[int]]:
-    """How many slices of each class stand in each batch.
+    """Number of slices of each class in each batch.
 
     Each class gets the whole part of its share in every batch. The fractions add up to a whole number of further places
     a batch, and which classes take them is the "proportionate progress" problem: at most one place a class and batch,

@@ -1,4 +1,4 @@
-"""A split opened for reading: checked against its manifest, cached as asked, its slices given by number."""
+"""Open a split: check it against its manifest, cache it, and read slices by number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["MEMORY_BUDGET", "CacheChoice", "Caching", "SplitSlices", "open_split
 _LOG = logging.getLogger("kerasseg")
 
 MEMORY_BUDGET = 2 * 1024**3
-"""Bytes of memory that one split may take by default: 29,000 grey slices of 256 x 256."""
+"""Default memory for a split in bytes: 29,000 grey slices of 256 x 256."""
 
 SPLITS = ("train", "val", "test")
 
@@ -33,7 +33,7 @@ CacheChoice = Literal["auto", "memory", "disk", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Caching:
-    """Where slices are kept after they were read.
+    """Where slices are kept after reading.
 
     Attributes:
         kind: "memory", "disk", "none" (each slice is read from the shards whenever it is needed), or "auto": memory where
@@ -69,12 +69,12 @@ class SplitSlices:
         self._records = records
 
     def __len__(self) -> int:
-        """Slices in the split."""
+        """Number of slices."""
         return len(self.labels)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names; a label is an index into them."""
+        """Class names; a label is an index into them."""
         return self.manifest.classes
 
     @property
@@ -103,11 +103,11 @@ class SplitSlices:
         return np.concatenate(found) if found else np.zeros(0, bool)
 
     def record(self, number: int) -> Record:
-        """Everything that the shards know of one slice: id, patient, mask at native size, ...; read from the shards."""
+        """Read the record of one slice: id, patient, mask at native size, ..."""
         return decode(self._records.read(number), size=self.manifest.size, channels=self.manifest.channels)
 
     def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
-        """The ids of some slices, for messages."""
+        """Ids of slices, for messages."""
         return [self.record(number).slice_id for number in np.asarray(numbers).tolist()]
 
 
@@ -120,7 +120,7 @@ def open_split(
     check: bool = True,
     progress: Progress | None = None,
 ) -> SplitSlices:
-    """Opens one split of a shard directory.
+    """Open a split of a shard directory.
 
     Args:
         shards: The shard directory.
@@ -149,7 +149,12 @@ def open_split(
     records = ShardRecords(root, manifest, name)
     if not len(records):
         held = ", ".join(f"{manifest.slices_in(other)} in {other}" for other in SPLITS if other != name)
-        raise DataError(f"the split {name} holds no slices", path=root, found=held, remedy="Prepare with other shares.")
+        raise DataError(
+            f"the split {name} holds no slices",
+            path=root,
+            found=held,
+            remedy="Prepare the shards again with other shares.",
+        )
 
     _LOG.info("%s of %s: %d slices in %d shards", name, root, len(records), len(records.shards))
 
@@ -181,7 +186,7 @@ def _choose(caching: Caching, need: int, split: str, workers: int) -> Literal["n
         raise UsageError("unknown cache", found=repr(caching.kind), expected="auto, memory, disk or none")
     if caching.kind == "memory" and not fits:
         raise UsageError(
-            f"the split {split} does not fit the budget of its cache in memory",
+            f"the split {split} does not fit into the memory budget of its cache",
             found=f"{need / 1e6:,.1f} MB",
             expected=f"at most {caching.budget / 1e6:,.1f} MB",
             remedy="Raise memory_budget, or use cache='disk'.",

@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 CHUNK = 64
-"""Slices that are read at a time where all are read: 5 MB."""
+"""Number of slices read at a time: 5 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """Where image and mask stand in a row of bytes.
+    """Layout of image and mask in a row of bytes.
 
     Attributes:
         size: Side of the square slices, pixels.
@@ -83,7 +83,7 @@ class RowLayout:
 
 
 class SliceSource(Protocol):
-    """What gives slices by their numbers.
+    """Source of slices by number.
 
     Attributes:
         kind: Where the slices come from.
@@ -94,14 +94,14 @@ class SliceSource(Protocol):
     layout: RowLayout
 
     def __len__(self) -> int:
-        """How many slices there are."""
+        """Number of slices."""
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         """(n, row_bytes) of n slices, in the order asked for; a copy."""
 
 
 class ShardSlices:
-    """Slices straight from the shards, each read when it is asked for.
+    """Slices read from the shards when needed.
 
     Args:
         records: The records of a split.
@@ -115,7 +115,7 @@ class ShardSlices:
         self._arrays = RecycledArrays()
 
     def __len__(self) -> int:
-        """How many slices there are."""
+        """Number of slices."""
         return len(self.records)
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -141,7 +141,7 @@ class ShardSlices:
                 ) from error
             if label != self.records.labels[number]:
                 raise DataError(
-                    "a record of another class than its file",
+                    "the class of a record differs from that of its file",
                     path=self.records.path_of(number),
                     found=label,
                     expected=int(self.records.labels[number]),
@@ -153,7 +153,7 @@ class ShardSlices:
 
 
 class MemorySlices:
-    """Slices in memory; each is read from the shards when it is first asked for, and never again.
+    """Slices in memory; each is read from the shards once, when first needed.
 
     Args:
         shards: Where they come from.
@@ -169,11 +169,11 @@ class MemorySlices:
         self._there = np.zeros(len(shards), bool)
 
     def __len__(self) -> int:
-        """How many slices there are."""
+        """Number of slices."""
         return len(self._rows)
 
     def fill(self, progress: Progress | None = None) -> None:
-        """Reads everything now, in the order of the shards."""
+        """Read all slices now, in the order of the shards."""
         for first in range(0, len(self), CHUNK):
             if progress:
                 progress("read", first, len(self))
@@ -219,7 +219,7 @@ class FileSlices:
         weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
-        """How many slices there are."""
+        """Number of slices."""
         return self._count
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -236,9 +236,9 @@ class FileSlices:
                 got = os.preadv(self._descriptor, [row[done:].data], number * width + done)
                 if got == 0:
                     raise DataError(
-                        "the cache of slices is shorter than it was",
+                        "the slice cache on disk is truncated",
                         path=self.path,
-                        remedy="Start again: it is built anew.",
+                        remedy="Run the command again; the cache is rebuilt.",
                     )
                 done += got
         return rows
@@ -257,7 +257,7 @@ def default_cache_folder() -> Path:
 
 
 def cache_key(manifest: Manifest, split: str) -> str:
-    """Names a cache: equal for equal bytes of the split's shards, whatever their folder is called."""
+    """Name of a cache, which depends on the content of the split's shards but not on their folder."""
     shards = [[shard.path, shard.sha256, shard.records] for shard in manifest.shards_of(split)]
     facts = [_VERSION, manifest.fingerprint, split, manifest.size, manifest.channels, shards]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -271,7 +271,7 @@ def cached_on_disk(
     check: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> FileSlices:
-    """The split's cache, built first where there is none.
+    """Open the cache of a split, after building it if necessary.
 
     Args:
         shards: Where the slices come from; nothing of them is read where the cache is there already.
@@ -297,7 +297,7 @@ def cached_on_disk(
                 free = shutil.disk_usage(folder).free
                 if free < need:
                     raise KerassegError(
-                        "no space for the cache of slices",
+                        "not enough disk space for the slice cache",
                         path=folder,
                         found=f"{free / 1e9:.1f} GB free",
                         expected=f"{need / 1e9:.1f} GB",
@@ -332,7 +332,7 @@ def _build(shards: ShardSlices, path: Path, progress: Progress | None) -> None:
 
 
 def _clear(folder: Path, root: Path, split: str, key: str) -> None:
-    """Removes what killed builders left (nobody else is building: we hold the lock) and the caches that are stale."""
+    """Remove stale caches and what killed builders left; the caller holds the lock."""
     for left in folder.glob(".tmp-*"):
         left.unlink(missing_ok=True)
     for data in folder.glob("*.slices"):
@@ -352,7 +352,7 @@ def _clear(folder: Path, root: Path, split: str, key: str) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits for the lock, where `kerasseg_tfrecords.files.lock` would refuse."""
+    """Wait for the lock, where `kerasseg_tfrecords.files.lock` would raise."""
     with path.open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

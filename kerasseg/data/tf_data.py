@@ -275,7 +275,7 @@ class _Share:
         total = context.num_replicas_in_sync
         if batch_size % total:
             raise UsageError(
-                "the batch cannot be divided among the replicas",
+                "the batch size is not a multiple of the number of replicas",
                 found=f"{batch_size} slices, {total} replicas",
                 expected=f"a multiple of {total}",
                 remedy="Change the batch size, or the number of devices.",

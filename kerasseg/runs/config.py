@@ -1,4 +1,4 @@
-"""`config.json`: everything that was asked of a run and what was resolved from it."""
+"""`config.json`: the settings of a run and what they were resolved to."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class _Model(BaseModel):
 
 
 class Resolved(_Model):
-    """What the settings came to on this machine, with these shards and this checkpoint.
+    """What the settings were resolved to on this machine, with these shards and this checkpoint.
 
     Attributes:
-        checkpoint: As it was opened; None for a fresh network.
+        checkpoint: The checkpoint that was opened; None for a fresh network.
         provenance: Of the checkpoint, see `kerasseg.Provenance`; None where there is none.
         changes: What was changed to fit it to the task.
-        precision, precision_reason: Computed in, and why.
-        devices: In words.
-        phases: Strategies trained one after the other.
+        precision, precision_reason: Number format of the computation, and why it was chosen.
+        devices: Description of the devices.
+        phases: Strategies or stages, one after the other.
         rates: Learning rate of the first epoch of each phase.
         frozen: Names of the blocks that the first phase froze.
-        parameters, trained: Numbers in the network, and those the first phase moved.
+        parameters, trained: Parameters of the network, and those that the first phase trained.
         steps: Steps an epoch.
         fingerprint: Of the data set, see the manifest.
         intensity, size, channels, classes: Of the shards.

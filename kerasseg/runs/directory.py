@@ -1,4 +1,4 @@
-"""A run's folder: where each file lies, how it comes to be, and how a command finds the run it is meant to use."""
+"""The folder of a run: its files, and how commands find it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kerasseg_tfrecords.files import lock, open_atomically, sync_folder, write_a
 __all__ = ["RUNS", "RunDirectory"]
 
 RUNS = Path("runs")
-"""Where runs lie by default."""
+"""Default folder of runs."""
 
 _ENSEMBLE, _FOLDS = "ensemble", "cross-validation.json"
 _CONFIG, _LATEST, _LOCK, _STATE, _TEMPORARY = "config.json", "latest", ".lock", "state", ".tmp-"
@@ -44,7 +44,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, root: Path | None, strategy: str) -> RunDirectory:
-        """A new run's folder, still without configuration.
+        """Create the folder of a new run, without a configuration yet.
 
         Args:
             root: The folder; None for `runs/<date-time-strategy>`.
@@ -71,40 +71,42 @@ class RunDirectory:
 
     @staticmethod
     def check_free(root: Path) -> None:
-        """Whether a new run can be made in a folder, before anything long is begun.
+        """Check that a folder can hold a new run, before any long computation.
 
         Raises:
             UsageError: A run is there already, or something else.
         """
         if (root / _CONFIG).exists():
             raise UsageError(
-                "a run is there already",
+                "the folder already holds a run",
                 path=root,
-                remedy=f"Go on with it: kerasseg train --resume --out {root}. Or choose another --out.",
+                remedy=f"Resume it: kerasseg train --resume --out {root}. Or choose another --out.",
             )
         # A run that was killed before its first state left nothing worth keeping, and may be begun anew.
         strange = [p.name for p in root.iterdir() if not _before_config(p.name)] if root.is_dir() else []
         if strange or (root.exists() and not root.is_dir()):
             found = ", ".join(sorted(strange)[:3]) or "a file"
             raise UsageError(
-                "the folder of a run must be new or empty", path=root, found=found, remedy="Choose another --out."
+                "a run needs a new or empty folder", path=root, found=found, remedy="Choose another --out."
             )
 
     @classmethod
     def open(cls, root: Path | str) -> RunDirectory:
-        """An existing run.
+        """Open an existing run.
 
         Raises:
             DataError: It is none.
         """
         run = cls(Path(root))
         if not run.config_file.is_file():
-            raise DataError("this is no run", path=root, expected=f"a folder with {_CONFIG}", remedy=_how_to_begin())
+            raise DataError(
+                "not a run directory", path=root, expected=f"a folder with {_CONFIG}", remedy=_how_to_begin()
+            )
         return run
 
     @classmethod
     def find(cls, name: str | Path | None = None, runs: Path = RUNS) -> RunDirectory:
-        """The run that is meant.
+        """Find a run by folder or name.
 
         Args:
             name: A folder, the name of one below `runs`, or "latest" (also None): the one that was begun last.
@@ -124,19 +126,19 @@ class RunDirectory:
         try:
             root = runs / (runs / _LATEST).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
-            raise DataError("there is no run yet", path=runs, remedy=_how_to_begin()) from None
+            raise DataError("no run found", path=runs, remedy=_how_to_begin()) from None
         if not (root / _CONFIG).is_file():
             remedy = "Name a run." if _names(runs) else _how_to_begin()
-            raise DataError("the latest run is gone", path=root, expected=_listed(_names(runs)), remedy=remedy)
+            raise DataError("the latest run was deleted", path=root, expected=_listed(_names(runs)), remedy=remedy)
         return cls(root)
 
     def point_latest(self) -> None:
-        """Makes this the run that later commands use by default."""
+        """Make this the default run of later commands."""
         RUNS.mkdir(parents=True, exist_ok=True)
         write_atomically(RUNS / _LATEST, os.path.relpath(self.root.absolute(), RUNS.absolute()) + "\n")
 
     def is_latest(self) -> bool:
-        """Whether commands that are given no run use this one."""
+        """Whether this is the default run of commands."""
         try:
             return RunDirectory.find().root.samefile(self.root)
         except (KerassegError, OSError):
@@ -154,7 +156,7 @@ class RunDirectory:
 
     @property
     def config_file(self) -> Path:
-        """What was asked and resolved."""
+        """Settings and what they were resolved to."""
         return self.root / _CONFIG
 
     @property
@@ -164,7 +166,7 @@ class RunDirectory:
 
     @property
     def baseline_file(self) -> Path:
-        """The checkpoint as it was opened and fitted, before any step."""
+        """The checkpoint, fitted to the task, before any step."""
         return self.root / "baseline.keras"
 
     @property
@@ -174,47 +176,47 @@ class RunDirectory:
 
     @property
     def history_file(self) -> Path:
-        """A line an epoch."""
+        """One line per epoch."""
         return self.root / "history.csv"
 
     @property
     def curves_file(self) -> Path:
-        """The curves as a picture."""
+        """Picture of the curves."""
         return self.root / "training.png"
 
     @property
     def validation_file(self) -> Path:
-        """Dice of every validation slice, at epoch 0 and at its best."""
+        """Dice of every validation slice at epoch 0 and at the best epoch."""
         return self.root / "validation.csv"
 
     @property
     def log_file(self) -> Path:
-        """What was told, a JSON object a line."""
+        """Messages, one JSON object per line."""
         return self.root / "log.jsonl"
 
     @property
     def events_folder(self) -> Path:
-        """For TensorBoard."""
+        """TensorBoard events."""
         return self.root / "events"
 
     @property
     def state_folder(self) -> Path:
-        """What going on needs."""
+        """State for resuming."""
         return self.root / _STATE
 
     def config(self) -> RunConfig:
-        """Reads the configuration; see `read_config`."""
+        """Read the configuration; see `read_config`."""
         return read_config(self.config_file)
 
     def write_config(self, config: RunConfig) -> None:
-        """Writes the configuration: from now on the folder is a run."""
+        """Write the configuration, which makes the folder a run."""
         write_atomically(self.config_file, config.model_dump_json(indent=1) + "\n")
 
     # --- one process at a time -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process from training in this run while the block runs; clears what a killed one left.
+        """Lock the run against other training processes while the block runs, and remove what a killed one left.
 
         Raises:
             KerassegError: Another process trains in it.
@@ -230,7 +232,7 @@ class RunDirectory:
             yield
 
     def is_running(self) -> bool:
-        """Whether a process is training in this run now."""
+        """Whether a process is training in this run."""
         if not (self.root / _LOCK).exists():
             return False
         # For reading, so that a finished run in a folder that cannot be written is not taken for one that runs.
@@ -244,7 +246,7 @@ class RunDirectory:
     # --- networks --------------------------------------------------------------------------------------------------------
 
     def require_rest(self) -> None:
-        """Refuses a run whose weights may change under whoever reads them.
+        """Refuse a run that is being trained, since its weights may change.
 
         Raises:
             KerassegError: It is being trained.
@@ -253,11 +255,11 @@ class RunDirectory:
             raise KerassegError(
                 "this run is still being trained, and its weights change",
                 path=self.root,
-                remedy="Wait until it is over, or stop it with Ctrl-C; what was trained stays.",
+                remedy="Wait until it has finished, or stop it with Ctrl-C, which keeps what was trained.",
             )
 
     def require_network(self) -> None:
-        """Refuses a run that was begun and has no weights.
+        """Refuse a run that has no weights yet.
 
         Raises:
             DataError: There is no network.
@@ -267,11 +269,11 @@ class RunDirectory:
                 "this run has no network yet",
                 path=self.root,
                 expected=self.model_file.name,
-                remedy=f"Go on training: kerasseg train --resume --out {self.root}",
+                remedy=f"Resume training: kerasseg train --resume --out {self.root}",
             )
 
     def save_model(self, model: keras.Model, path: Path) -> None:
-        """Writes a network as a `.keras` file without its training, whole or not at all.
+        """Write a network as a `.keras` file without its optimizer, atomically.
 
         Raises:
             KerassegError: The disk is full, or the folder cannot be written; an earlier file is as it was.
@@ -289,11 +291,11 @@ class RunDirectory:
             raise _full(error, path) from error
 
     def best_file(self, tag: str) -> Path:
-        """The best weights under a name of their own, so that each state can name the ones it belongs to."""
+        """File of the best weights with this tag, to which a state refers."""
         return self.state_folder / f"best-{tag}.keras"
 
     def use_best(self, tag: str) -> None:
-        """Makes `model.keras` the network that was kept under this tag: the same file under a second name.
+        """Make `model.keras` a second name for the file of the best weights with this tag.
 
         Raises:
             KerassegError: It cannot be written.
@@ -317,7 +319,7 @@ class RunDirectory:
             raise _full(error, self.model_file) from error
 
     def prune_best(self, tags: Collection[str]) -> None:
-        """Deletes the best weights of states that are no more."""
+        """Delete the best weights of deleted states."""
         keep = {self.best_file(tag).name for tag in tags}
         for path in self.state_folder.glob("best-*.keras"):
             if path.name not in keep:
@@ -325,7 +327,7 @@ class RunDirectory:
 
 
 def _before_config(name: str) -> bool:
-    """Whether a run may have left this before its configuration was written."""
+    """Whether a run may have left this file before its configuration was written."""
     # The shards of a fold lie in its run from the beginning.
     return name in {_STATE, _LOCK, "baseline.keras", "shards"} or name.startswith(_TEMPORARY)
 

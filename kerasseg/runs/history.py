@@ -1,4 +1,4 @@
-"""`history.csv` for people and their spreadsheets, and the same lines as exact JSON for the state."""
+"""Rows of `history.csv`, the same rows as exact JSON for the state, and `log.jsonl`."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["EpochRow", "append_log", "read_history", "read_log", "rows_from_json
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """One line of `history.csv`. Means over slices, at threshold 0.5 and the network's resolution.
+    """One row of `history.csv`. Scores are means over slices at threshold 0.5 and the network's resolution.
 
     Attributes:
-        phase: Strategy that is trained.
+        phase: Strategy or stage; "recalibrated" for new BatchNorm statistics alone.
         epoch: Counted from 1 in each phase; 0 is the untouched network.
-        learning_rate: That it was trained at.
-        loss, dice: On augmented training slices in training mode, while weights moved; NaN for epoch 0.
+        learning_rate: Learning rate of the last step; NaN where nothing was trained.
+        loss, dice: Means over augmented training slices during training; NaN for epoch 0.
         val_loss, val_dice, val_soft_dice, val_iou, val_precision, val_recall: Over all validation slices.
-        val_dice_tumour: Over those where mask or prediction holds tumour.
+        val_dice_tumour: Over slices with tumour in mask or prediction.
         classes: Class -> validation Dice.
-        seconds: For the epoch, validation included.
-        slices_per_second: In training; NaN for epoch 0.
-        memory_mb: Peak so far: of the process, or of the busiest GPU, in MB (1e6 bytes).
-        thawed: Blocks thawed by the schedule so far.
-        parts: Into how many parts each batch was divided for lack of memory.
+        seconds: Duration of the epoch, validation included.
+        slices_per_second: Training speed; NaN for epoch 0.
+        memory_mb: Peak memory so far of the process or the busiest GPU, in MB (1e6 bytes).
+        thawed: Number of blocks unfrozen by the schedule so far.
+        parts: Number of parts that each batch was divided into for lack of memory.
         best: Whether its validation Dice is the best so far.
-        event: What the schedule did after it, in words; "".
+        event: What the schedule did after it; "" for nothing.
         val_dice_raw, val_dice_ema: Validation Dice of the trained weights and of their moving average; the other validation
             scores are those of the better of the two. NaN, and left out of files, where no average is kept.
     """
@@ -71,7 +71,7 @@ _TEXT, _WHOLE, _FLAG = {"phase", "event"}, {"epoch", "thawed", "parts"}, {"best"
 
 
 def rows_to_json(rows: Iterable[EpochRow]) -> list[dict[str, Any]]:
-    """Lines as JSON values; NaN becomes null, other numbers keep every digit."""
+    """Convert rows to JSON values; NaN becomes null, other numbers keep every digit."""
     return [
         {name: _null(getattr(row, name)) for name in (*_PLAIN, *_kept([row]))}
         | {"classes": {name: _null(value) for name, value in row.classes.items()}}
@@ -80,7 +80,7 @@ def rows_to_json(rows: Iterable[EpochRow]) -> list[dict[str, Any]]:
 
 
 def rows_from_json(data: Sequence[Mapping[str, Any]]) -> list[EpochRow]:
-    """What `rows_to_json` gave."""
+    """Restore what `rows_to_json` returned."""
     return [
         EpochRow(
             **{name: _back(name, entry[name]) for name in (*_PLAIN, *_there(entry))},
@@ -91,9 +91,9 @@ def rows_from_json(data: Sequence[Mapping[str, Any]]) -> list[EpochRow]:
 
 
 def to_csv(rows: Sequence[EpochRow]) -> str:
-    """The whole file: one line an epoch, an empty cell where there is no number, a column a class.
+    """Format the file: one line per epoch, one column per class, an empty cell for NaN.
 
-    Rates and scores are written with all their digits, so that the file tells two runs apart as the weights do.
+    Numbers keep all their digits, so that runs with different weights differ in the file.
     """
     classes = list(dict.fromkeys(name for row in rows for name in row.classes))
     text = io.StringIO()
@@ -107,10 +107,10 @@ def to_csv(rows: Sequence[EpochRow]) -> str:
 
 
 def read_history(path: Path) -> list[EpochRow]:
-    """What `to_csv` wrote.
+    """Read what `to_csv` wrote.
 
     Raises:
-        DataError: A file that is missing or no history.
+        DataError: The file is missing or not a history.
     """
     try:
         with path.open(newline="", encoding="utf-8") as stream:
@@ -127,7 +127,7 @@ def read_history(path: Path) -> list[EpochRow]:
             for entry in entries
         ]
     except (OSError, KeyError, ValueError, AttributeError, TypeError, UnicodeDecodeError) as error:
-        raise DataError("no history of a run", path=path, found=repr(error)) from None
+        raise DataError("cannot read the history of a run", path=path, found=repr(error)) from None
 
 
 def _kept(rows: Sequence[EpochRow]) -> list[str]:
@@ -166,10 +166,10 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def append_log(path: Path, event: Mapping[str, Any]) -> None:
-    """Adds a line with the time. A line that a kill has torn is ended first.
+    """Append a line with the time. An incomplete last line, left by a kill, is ended first.
 
     Args:
-        path: The file; made where it is missing.
+        path: The file, created if missing.
         event: JSON values; NaN becomes null.
     """
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **_plain(event)}, allow_nan=False)
@@ -182,7 +182,7 @@ def append_log(path: Path, event: Mapping[str, Any]) -> None:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that are whole, in order."""
+    """Read the complete lines, in order."""
     with path.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:

@@ -1,4 +1,4 @@
-"""Everything that a training run is asked to do, checked at the border and kept in the run as JSON."""
+"""Settings of a training run, validated by pydantic and stored in the run as JSON."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ScheduleSettings(_Settings):
             the planned epochs, and never stops early. None: plateau; cosine for scratch and two-stage training, unless one
             of the attributes for plateaus is given.
         warmup: Share of the steps that a cosine schedule spends on a linear warm-up.
-        stages: (epochs without a better score, rate that follows).
+        stages: Pairs of epochs without a better score and the learning rate that follows.
         stop_after: Epochs without improvement until the stop; None never stops.
         stop_counter: "stage" or "total".
         min_delta: Gain that does not count.
@@ -96,48 +96,48 @@ class ScheduleSettings(_Settings):
 
 
 class TrainSettings(_Settings):
-    """What was asked for; None means "as the recipe has it", resolved when the run begins.
+    """Settings of a training run; None means the recipe's value, which is resolved when the run starts.
 
     Attributes:
         shards: Shard directory.
         checkpoint: File, folder, `hf://...` or `https://...`; None for the configured default (none for `scratch`).
-        architecture: For checkpoints that hold weights alone.
-        head: What becomes of the checkpoint's last layer; see `fit_to_task`.
+        architecture: Network of a checkpoint that holds only weights.
+        head: What to do with the checkpoint's last layer; see `fit_to_task`.
         encoder: Instead of a checkpoint: name of a pretrained encoder, see `kerasseg.unet`.
         encoder_weights: Its weights: "imagenet", or a file; None for "imagenet".
         strategy: What is frozen, and the rate that goes with it.
         freeze: Blocks or layers to freeze instead of the strategy's.
-        freeze_batchnorm: Hold every BatchNorm layer.
-        batchnorm_momentum: Of every BatchNorm layer while it is trained, [0, 1); None: the network's own, or less where
-            an epoch has too few steps for it, see `kerasseg.training.batchnorm`.
-        learning_rate: Of the first epoch, > 0; None: 1e-4, "aggressive" 1e-5, "scratch" 1e-3. Of two-stage training it is
-            the rate of the second stage; the first one's is ten times as high.
+        freeze_batchnorm: Freeze every BatchNorm layer.
+        batchnorm_momentum: Momentum of trained BatchNorm layers, [0, 1); None: the network's own, less where epochs are
+            short, see `kerasseg.training.batchnorm`.
+        learning_rate: Learning rate of the first epoch, > 0; None: 1e-4, "aggressive" 1e-5, "scratch" 1e-3. In
+            two-stage training the rate of the second stage; the first one's is ten times as high.
         encoder_rate_factor: Learning rate of encoder and bottleneck as a multiple of the decoder's, (0, 1]; None: 0.1 in
             the second of two stages, otherwise 1.
-        weight_decay: Decoupled, on kernels alone.
-        l2: Strength of L2 in the loss, on kernels alone; 0 for none.
+        weight_decay: Decoupled weight decay, on kernels only.
+        l2: Strength of L2 in the loss, on kernels only; 0 for none.
         clipnorm: Limit of the norm of all gradients together; None for none.
-        epochs: At most.
-        steps: Steps an epoch at most, for short runs; None for the whole split.
+        epochs: Maximum number of epochs.
+        steps: Maximum number of steps in an epoch; None for the whole split.
         recalibrate_batchnorm: Measure BatchNorm's statistics on the training slices before the first step. They are kept
             where validation Dice rises.
         batch_size: Slices in a global batch, over all devices.
-        loss: Of the loss.
-        schedule: When the rate drops and training stops.
-        balance: How batches are composed.
-        augmentation: None for none.
+        loss: Arguments of the loss.
+        schedule: When the learning rate changes and training stops.
+        balance: Composition of batches.
+        augmentation: Amounts of augmentation; None for none.
         class_weight: "balanced", or class name -> weight.
         train_on_positives: Leave out training slices without tumour.
-        guard: Act where training falls clearly below epoch 0: restore, divide the rate by ten, go on.
-        seed: Of order, augmentation, fresh weights and dropout.
-        precision: "auto" takes what is fastest on the device without losing Dice.
+        guard: Where Dice falls clearly below epoch 0, restore the weights and divide the rate by ten.
+        seed: Random seed of order, augmentation, fresh weights and dropout.
+        precision: "auto" takes the fastest format of the device that costs no Dice.
         devices: Names such as "GPU:0"; empty for all GPUs, or the CPU.
-        deterministic: Same seed, same machine: same weights, bit for bit.
-        xla: None: where it is allowed and pays.
+        deterministic: The same seed on the same machine gives the same weights, bit for bit.
+        xla: Compile with XLA; None: on a single GPU.
         ema: Decay of an exponential moving average of the weights, such as 0.999; None for none.
-        save_every: Steps between two saved states within an epoch; None saves after epochs alone.
+        save_every: Steps between saved states within an epoch; None saves only after epochs.
         cache: Where training slices are kept.
-        memory_budget: Bytes of memory that a split may take.
+        memory_budget: Memory for a split, in bytes.
         network: For `scratch` without a checkpoint: arguments of `kerasseg.unet`, such as {"filters": 16}.
     """
 
@@ -229,14 +229,14 @@ class TrainSettings(_Settings):
 
 
 def parse_settings(path: Path | None = None, /, **values: Any) -> TrainSettings:
-    """Settings from plain values.
+    """Validate settings.
 
     Args:
-        path: The file that the values come from, for the message.
+        path: File that the values come from, for error messages.
         **values: Fields of `TrainSettings`.
 
     Raises:
-        UsageError: Naming the first field that cannot be used, what was found and what is expected.
+        UsageError: The first invalid field, with the value found and the one expected.
 
     Example:
         >>> try: parse_settings(strategy="timid")

@@ -1,4 +1,4 @@
-"""The state of a run, two generations of it: whatever happens while one is written, the other can be read."""
+"""The saved state of a run, in two generations, so that one can be read whatever happens while the other is written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedState:
-    """What a generation holds.
+    """Content of a generation.
 
     Attributes:
         generation: Its number; later ones are higher.
@@ -46,7 +46,7 @@ class SavedState:
 
 
 class StateStore:
-    """Saves the state of a run, and finds the newest that can be read.
+    """Save the state of a run, and find the newest readable one.
 
     A generation is one `.npz` file (a zip of `.npy` arrays, uncompressed, nothing pickled) with the facts as JSON and a
     SHA-256 over all of it beside the zip's own CRCs. It is written to a temporary file in the same folder, forced to the
@@ -68,7 +68,7 @@ class StateStore:
         self._good: Path | None = None
 
     def save(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Path:
-        """Writes a new generation.
+        """Write a new generation.
 
         Args:
             facts: JSON values.
@@ -101,7 +101,7 @@ class StateStore:
         return path
 
     def newest(self) -> SavedState | None:
-        """The newest generation that can be read; None where nothing was saved.
+        """Read the newest intact generation; None if nothing was saved.
 
         Raises:
             KerassegError: None of them can be read, or it is of a newer version of kerasseg.
@@ -120,7 +120,7 @@ class StateStore:
         return None
 
     def _readable(self, skipped: list[str]) -> Iterator[tuple[int, Path, _Content]]:
-        """Generations that can be read, the newest first; a sentence for each that cannot is added to `skipped`."""
+        """Readable generations, newest first; for each damaged one a sentence is added to `skipped`."""
         for generation, path in reversed(self._generations()):
             try:
                 content = _read(path)

@@ -1,9 +1,8 @@
-"""How fast BatchNorm follows the data: validation is only worth as much as the statistics that it runs with.
+"""BatchNorm in training: momentum for short epochs, recalibration of statistics, and a fused kernel.
 
-In training BatchNorm uses the statistics of the batch, in validation their running mean. With Keras' momentum of 0.99 that
-mean forgets a hundredth a step: after an epoch of 31 steps three quarters of it are still those of the checkpoint, and
-validation measures a network that nobody trained. Epochs then look flat, the schedule drops the rate, and the best weights
-are chosen by how far the statistics have come.
+In training BatchNorm uses the statistics of the batch, in validation their running mean. With Keras' momentum of 0.99, an
+epoch of 31 steps leaves three quarters of that mean from the checkpoint, so validation does not measure the trained
+network: epochs look flat, and the schedule lowers the rate too early.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from kerasseg.models.layers import all_layers
 __all__ = ["batch_statistics", "batchnorms", "fused_batchnorm", "momenta", "pace", "with_momenta"]
 
 _LEFT = 0.1
-"""Share of the statistics that may be older than an epoch."""
+"""Largest share of the statistics that is older than an epoch."""
 
 
 def batchnorms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """All BatchNorm layers of a network, nested ones too."""
+    """All BatchNorm layers of a network, nested ones included."""
     return [layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
 
 
@@ -35,12 +34,12 @@ def momenta(model: keras.Model) -> tuple[float, ...]:
 
 
 def pace(own: Sequence[float], steps: int, asked: float | None = None) -> tuple[float, ...]:
-    """Momenta for training: at most one with which a tenth of the statistics is older than an epoch.
+    """Momenta for training, at which at most a tenth of the statistics is older than an epoch.
 
     Args:
-        own: The network's momenta.
-        steps: In an epoch.
-        asked: One for all, instead.
+        own: Momenta of the network.
+        steps: Steps in an epoch.
+        asked: Momentum for all layers instead.
 
     Example:
         >>> [round(m, 3) for m in (*pace([0.99], 10), *pace([0.99], 31), *pace([0.99], 300), *pace([0.9], 300))]
@@ -52,11 +51,11 @@ def pace(own: Sequence[float], steps: int, asked: float | None = None) -> tuple[
 
 @contextlib.contextmanager
 def with_momenta(model: keras.Model, values: Sequence[float]) -> Iterator[None]:
-    """While the block runs, BatchNorm layers have these momenta. Functions that were compiled before do not notice.
+    """While the block runs, BatchNorm layers have these momenta. It does not affect functions compiled before.
 
     Args:
-        model: Changed in place, and put back.
-        values: One a layer, in the order of `momenta`.
+        model: Network, changed in place and restored.
+        values: One momentum per layer, in the order of `momenta`.
     """
     layers = batchnorms(model)
     before = momenta(model)
@@ -99,14 +98,13 @@ _DTYPES = (tf.float32, tf.bfloat16)
 
 @contextlib.contextmanager
 def fused_batchnorm(model: keras.Model) -> Iterator[None]:
-    """While the block runs, BatchNorm layers of a network compute by the fused kernel; a function traced in it keeps that.
+    """While the block runs, BatchNorm layers use TensorFlow's fused kernel; a function traced in the block keeps it.
 
-    The results are those of Keras up to rounding, those of the moving statistics included: their variance is that of the
-    batch, and not the unbiased one which the kernel gives. What the kernel cannot do (statistics over several devices,
-    renorm, masks, images that are no images, channels first) stays Keras'.
+    Results, moving statistics included, are those of Keras up to rounding. Cases that the kernel does not cover (statistics
+    over several devices, renorm, masks, inputs that are not images, channels first) are computed by Keras.
 
     Args:
-        model: Changed in place, and put back.
+        model: Network, changed in place and restored.
 
     Example:
         >>> import kerasseg
@@ -155,6 +153,6 @@ def _call(layer: Any, inputs: Any, training: bool | None = None, mask: Any = Non
         variance *= (pixels - 1.0) / pixels
         for moving, new in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
             moving.assign(moving * layer.momentum + new * (1.0 - layer.momentum))
-    # TensorFlow would join the kernel with a ReLU behind it, and that makes 0 of NaN: a broken network would look whole. It
-    # does not join across an operation, even one that does nothing.
+    # TensorFlow would fuse the kernel with a following ReLU, which turns NaN into 0 and hides divergence. An operation in
+    # between, even one that does nothing, prevents that.
     return tf.raw_ops.EnsureShape(input=outputs, shape=inputs.shape)

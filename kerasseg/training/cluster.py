@@ -1,4 +1,4 @@
-"""Several machines wait for each other, before TensorFlow does: nothing bounds its wait, and it does not hear Ctrl-C."""
+"""Wait for the other machines before TensorFlow does, whose wait has no limit and ignores Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ VARIABLE = "KERASSEG_MACHINES_TIMEOUT"
 _USUAL = 600.0
 _PAUSE = 0.2
 _ANSWER = 5.0
-"""Seconds, until a machine that does not even refuse is asked again."""
+"""Seconds until a machine that does not respond is tried again."""
 
 
 def patience() -> float:
-    """Seconds to wait for the other machines: `KERASSEG_MACHINES_TIMEOUT`, or 600.
+    """Seconds to wait for other machines: `KERASSEG_MACHINES_TIMEOUT`, or 600.
 
     Raises:
         UsageError: It is no number above 0.
@@ -42,7 +42,7 @@ def patience() -> float:
 
 
 def meet(addresses: Sequence[str], number: int, seconds: float) -> None:
-    """Waits until every machine answers at its address.
+    """Wait until every machine answers at its address.
 
     Each listens at its own address meanwhile. When all have answered, this one's is free for TensorFlow; who comes a moment
     later meets TensorFlow there.
@@ -73,17 +73,17 @@ def meet(addresses: Sequence[str], number: int, seconds: float) -> None:
                 break
             time.sleep(_PAUSE)
     raise KerassegError(
-        "not all machines of this run have come",
+        "some machines of this run did not answer",
         found=", ".join(f"worker {index} at {addresses[index]}: {reason}" for index, reason in missing.items()),
         expected=f"an answer within {seconds:g} s",
-        remedy="Type the same command there; if it runs, look at the addresses in TF_CONFIG and at firewalls. To wait "
+        remedy="Run the same command there. If it runs, check the addresses in TF_CONFIG and firewalls. To wait "
         f"longer: {VARIABLE}=SECONDS.",
     )
 
 
 @contextlib.contextmanager
 def breakable() -> Iterator[None]:
-    """While the block runs Ctrl-C ends the process at once: inside of TensorFlow's wait Python hears nothing of it."""
+    """While the block runs, Ctrl-C ends the process at once; Python handlers do not run inside TensorFlow's wait."""
     if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
         yield
         return
@@ -111,14 +111,14 @@ def _listening(port: int, address: str) -> Iterator[None]:
         raise KerassegError(
             "this machine cannot listen at its address in TF_CONFIG",
             found=f"{address}: {error.strerror or error}",
-            remedy="End what listens there (an earlier run?), or name another port, on all machines.",
+            remedy="Stop the process that listens there (an earlier run?), or use another port on all machines.",
         ) from error
     with listener:
         yield
 
 
 def _reason(host: str, port: int, seconds: float) -> str | None:
-    """Why a machine does not answer; None where it does."""
+    """Why a machine does not answer; None if it does."""
     try:
         with socket.create_connection((host, port), timeout=min(seconds, _ANSWER)) as connection:
             # On one machine a connection to a free port can, by chance, begin at that port, and answers itself.

@@ -1,4 +1,4 @@
-"""The slices that a training is about: those to train on, those to validate on, and what is known of them."""
+"""Slices to train and validate on, and what is known about them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["Task", "augmentation_of", "count", "examples_of", "no_tumour", "shar
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """What is trained and validated on.
+    """Slices of a training run.
 
     Attributes:
-        training: `TrainingData` with labels, or the like.
-        validation: What the schedule goes by.
+        training: `TrainingData` with labels, or an object with the same methods.
+        validation: Validation slices.
         counts: "train" and "val" -> class -> slices.
-        rows: (slice_id, patient, group, class) of each validation slice; none where there are no shards.
-        tumour: (slices,) whether the mask of each validation slice has any pixel; None where there are no shards.
-        fingerprint, intensity: Of the shards; "" where there are none.
-        size: Height of a slice.
-        channels: Of a slice, before grey is repeated.
+        rows: (slice_id, patient, group, class) of each validation slice; empty without shards.
+        tumour: (slices,) whether each validation mask has any pixel; None without shards.
+        fingerprint, intensity: Fingerprint and intensity rule of the shards; "" without shards.
+        size: Height of a slice in pixels.
+        channels: Channels of a slice, before grey is repeated.
     """
 
     training: Any
@@ -47,7 +47,7 @@ class Task:
     channels: int = 0
 
     def of(self, manifest: Manifest) -> Task:
-        """The same, with what a manifest knows."""
+        """The same, with facts of a manifest."""
         return replace(
             self,
             fingerprint=manifest.fingerprint,
@@ -58,17 +58,17 @@ class Task:
 
 
 def task_from_shards(settings: TrainSettings, manifest: Manifest, channels: int, worker: tuple[int, int]) -> Task:
-    """Opens the splits for training and validation of a shard directory.
+    """Open the training and validation splits of a shard directory.
 
     Args:
-        settings: Name the directory, and how batches are composed.
-        manifest: Of the directory.
-        channels: Of the network.
-        worker: (number, count) where several machines train together.
+        settings: Settings with the directory and the composition of batches.
+        manifest: Manifest of the directory.
+        channels: Channels of the network.
+        worker: (number, count) of machines that train together.
 
     Raises:
-        DataError: Shards that do not fit their manifest; no tumour in validation.
-        UsageError: An option that cannot be used.
+        DataError: The shards do not fit their manifest, or validation has no tumour.
+        UsageError: An option is invalid.
     """
     training = TrainingData(
         settings.shards,
@@ -107,16 +107,16 @@ def task_from_shards(settings: TrainSettings, manifest: Manifest, channels: int,
 
 
 def augmentation_of(amounts: AugmentationSettings | None) -> SafeAugmentation | None:
-    """The augmentation that the settings name."""
+    """The augmentation of the settings."""
     if amounts is None:
         return None
     return SafeAugmentation(amounts.flip, amounts.brightness, amounts.contrast, amounts.zoom)
 
 
 def no_tumour(shards: str | None) -> DataError:
-    """What is said where validation has nothing to find."""
+    """The error for a validation split without tumours."""
     return DataError(
-        "no slice of the validation split has a tumour: nothing can be measured",
+        "no slice of the validation split has a tumour, so Dice cannot be measured",
         path=shards,
         remedy="Prepare again with a larger share for validation." if shards else None,
     )
@@ -140,7 +140,7 @@ def count(labels: ArrayLike, classes: Sequence[str]) -> dict[str, int]:
 
 
 def examples_of(task: Task, seed: int) -> list[Example]:
-    """The validation slices to look at; see `choose`."""
+    """Validation slices to show; see `choose`."""
     data, examples = task.validation.data, []
     if task.tumour is None:
         return []

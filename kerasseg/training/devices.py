@@ -1,4 +1,4 @@
-"""On what a network is trained: one device, all GPUs of a machine, or several machines."""
+"""Devices to train on: one device, all GPUs of a machine, or several machines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What a run trains on.
+    """Devices of a training run.
 
     Attributes:
         distribution: The strategy of TensorFlow that spreads the batch; None on a single device.
@@ -58,11 +58,11 @@ class Devices:
 
     @property
     def chief(self) -> bool:
-        """Whether this process writes files and talks to people."""
+        """Whether this process writes files and shows progress."""
         return self.worker[0] == 0
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Where networks and optimizers are made."""
+        """Context in which networks and optimizers are created."""
         if self.distribution is not None:
             scope: AbstractContextManager[Any] = self.distribution.scope()
             return scope
@@ -70,7 +70,7 @@ class Devices:
 
 
 def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
-    """The devices to train on. Call it before anything has touched a device.
+    """Choose the devices to train on. Call it before any device is used.
 
     With `TF_CONFIG` set the machines that it names train together (`MultiWorkerMirroredStrategy`), each with all its GPUs
     or its processor; this waits for the last of them, `KERASSEG_MACHINES_TIMEOUT` seconds at most. Otherwise all GPUs
@@ -88,7 +88,7 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
     if os.environ.get("TF_CONFIG"):
         if names:
             raise UsageError(
-                "--devices and TF_CONFIG name devices both",
+                "both --devices and TF_CONFIG choose devices",
                 found=", ".join(names),
                 remedy="Leave --devices out: each machine takes all its GPUs, or those of CUDA_VISIBLE_DEVICES. "
                 "Or unset TF_CONFIG.",
@@ -99,7 +99,7 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
         known = [_short(device.name) for device in (*gpus, *tf.config.list_logical_devices("CPU"))]
         chosen = [_checked(name, known) for name in names] or known[: len(gpus)] or ["CPU:0"]
         if len(set(chosen)) < len(chosen):
-            raise UsageError("a device is named twice", found=", ".join(chosen))
+            raise UsageError("a device is given twice", found=", ".join(chosen))
         gpu = chosen[0].startswith("GPU")
         if len(chosen) == 1:
             return Devices(None, f"/{chosen[0]}", "one GPU" if gpu else "the processor (no GPU)", gpu=gpu)
@@ -109,7 +109,7 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
         devices = Devices(strategy, None, f"{len(chosen)} devices: {', '.join(chosen)}", len(chosen), gpu=gpu)
     if batch_size % devices.replicas:
         raise UsageError(
-            "the batch cannot be divided among the devices",
+            "the batch size is not a multiple of the number of devices",
             found=f"{batch_size} slices, {devices.replicas} devices",
             expected=f"a multiple of {devices.replicas}",
             remedy="Change --batch-size or --devices.",
@@ -145,7 +145,7 @@ def _several_machines() -> Devices:
 
 
 def agree(devices: Devices, facts: Mapping[str, str]) -> None:
-    """Makes sure that several machines were told the same; otherwise they would wait for each other, or differ silently.
+    """Check that several machines have the same values; otherwise they would hang or differ silently.
 
     Args:
         devices: With one machine nothing is asked.
@@ -168,15 +168,15 @@ def agree(devices: Devices, facts: Mapping[str, str]) -> None:
     different = [name for name, column in zip(facts, rows.T, strict=True) if len(set(column.tolist())) > 1]
     if different:
         raise UsageError(
-            "the machines of this run were not told the same",
-            found=f"not everywhere the same: {', '.join(different)}",
-            remedy="Type the same command on all of them, with the same shards and checkpoint; --resume needs a run "
-            "directory that all of them see.",
+            "the machines of this run have different options or data",
+            found=f"different: {', '.join(different)}",
+            remedy="Run the same command with the same shards and checkpoint on all of them; --resume needs a run "
+            "directory that all of them can read.",
         )
 
 
 def _grow_memory() -> bool:
-    """Lets GPUs take memory as they need it, so that others have some; whether there are any."""
+    """Let GPUs allocate memory as needed; return whether there are any."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         # Devices that are in use already keep what they were told.
@@ -198,12 +198,12 @@ def _checked(name: str, known: Sequence[str]) -> str:
 
 
 def enable_determinism() -> None:
-    """From now on this process computes the same from the same, bit for bit, where that costs speed."""
+    """Make this process compute deterministically, at a cost in speed."""
     tf.config.experimental.enable_op_determinism()
 
 
 def compute_capability() -> tuple[int, int] | None:
-    """Of the first GPU; None where there is none or it does not tell."""
+    """Compute capability of the first GPU; None if there is none or it is unknown."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return None
@@ -212,14 +212,14 @@ def compute_capability() -> tuple[int, int] | None:
 
 
 def gpu_names() -> list[str]:
-    """What TensorFlow calls the GPUs that it can use, for people."""
+    """Names of the GPUs that TensorFlow can use."""
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return [str(found.get("device_name") or _short(gpu.name)) for gpu, found in zip(gpus, details, strict=True)]
 
 
 def peak_memory_mb(devices: Devices) -> float:
-    """The most memory in use so far, MB (1e6 bytes): of the busiest GPU, or of this process."""
+    """Peak memory so far of the busiest GPU or of this process, in MB (1e6 bytes)."""
     if devices.gpu:
         names = [_short(device.name) for device in tf.config.list_logical_devices("GPU")]
         return float(max(tf.config.experimental.get_memory_info(name)["peak"] for name in names)) / 1e6
@@ -229,7 +229,7 @@ def peak_memory_mb(devices: Devices) -> float:
 
 @contextlib.contextmanager
 def plain_batchnorm(model: keras.Model) -> Iterator[None]:
-    """While the block runs, no BatchNorm is synchronized: as a network is saved, for a machine with one device."""
+    """While the block runs, BatchNorm is not synchronized, as in saved networks."""
     layers = [layer for layer in batchnorms(model) if layer.synchronized]
     for layer in layers:
         layer.synchronized = False
@@ -241,7 +241,7 @@ def plain_batchnorm(model: keras.Model) -> Iterator[None]:
 
 
 def synchronized_batchnorm(model: keras.Model, replicas: int) -> int:
-    """With several replicas, trained BatchNorm layers measure the whole batch; frozen ones measure nothing.
+    """Synchronize trained BatchNorm layers over several replicas, so that they measure the whole batch.
 
     Without it two replicas differ from one device by 3e-4 after five steps, with it by 3e-8.
 
@@ -263,7 +263,7 @@ _WORDS = ("out of memory", "out_of_memory", "resource_exhausted", "failed to all
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of TensorFlow means that memory ran out; XLA and CUDA's libraries wrap it in errors of other kinds.
+    """Whether an error of TensorFlow means out of memory; XLA and CUDA libraries raise other kinds.
 
     >>> out_of_memory(tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"))
     True
@@ -274,7 +274,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def more_parts(parts: int, share: int) -> int | None:
-    """Into how many parts to divide next: twice as many, or the next number that divides the share; None beyond slices.
+    """Next number of parts: twice as many, or the next divisor of the share; None beyond single slices.
 
     Args:
         parts: So far.

@@ -103,8 +103,8 @@ def sunk_message(first: SliceTable, now: SliceTable, rate: float, strategy: str 
     more = "--freeze-batchnorm" if strategy == "conservative" else "--strategy conservative, --freeze-batchnorm"
     text = (
         f"Validation Dice fell to {now.mean('dice'):.4f}, clearly below the untouched checkpoint's "
-        f"{first.mean('dice'):.4f}: it is forgetting what it knew. Lower the rate (--learning-rate {rate / 10:g}), freeze "
-        f"more ({more}), or let --guard act on it."
+        f"{first.mean('dice'):.4f}: training is losing what the checkpoint had learned. Lower the rate (--learning-rate "
+        f"{rate / 10:g}), freeze more ({more}), or use --guard."
     )
     return Message("warning", "below-epoch-0", text)
 
@@ -149,9 +149,9 @@ def idle_message(history: Sequence[EpochRow]) -> Message | None:
     if not (marks < _MARKS and rows[-1].val_loss < (1 - _FALLS) * rows[0].val_loss):
         return None
     text = (
-        f"The rate is lowered, as validation Dice at 0.5 did not rise, but the loss still fell ({rows[0].val_loss:.3f} to "
-        f"{rows[-1].val_loss:.3f}): the network marks next to nothing yet. Give it longer: --stages 10:1e-5,3:1e-6; or try "
-        "another --seed."
+        f"The learning rate was lowered because validation Dice did not rise, but the loss still fell "
+        f"({rows[0].val_loss:.3f} to {rows[-1].val_loss:.3f}): the network marks almost nothing yet. Wait longer before "
+        "the rate falls (--stages 10:1e-5,3:1e-6), or try another --seed."
     )
     return Message("warning", "not-begun", text)
 
@@ -190,13 +190,13 @@ def check_intensity(shards: str, recorded: str | None, *, checkpoint: str) -> Me
     """
     if recorded is None:
         text = (
-            f"The checkpoint does not say how its training images were scaled; the shards are scaled by {shards!r}. If its "
-            "makers say otherwise, prepare the shards again with --intensity."
+            f"The checkpoint does not record how its training images were scaled; the shards use {shards!r}. If its "
+            "documentation says otherwise, prepare the shards again with --intensity."
         )
         return Message("note", "intensity-unknown", text)
     if recorded != shards:
         raise UsageError(
-            "the shards are not scaled as the images that the checkpoint was trained on",
+            "the shards are scaled differently from the images that the checkpoint was trained on",
             path=checkpoint,
             found=f"intensity {shards}",
             expected=recorded,

@@ -31,10 +31,10 @@ _WHOLE = {"slice": np.int64, "label": np.int64}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
-    """What a step of training did.
+    """Result of a training step.
 
     Attributes:
-        loss: Mean over the global batch, weighted by class weights, L2 included; NaN where the network is broken.
+        loss: Mean over the global batch, weighted by class weights, L2 included; NaN if the network diverged.
         dice: (batch,) Dice at 0.5 of each augmented slice, in training mode, before the weights moved.
         slices: (batch,) numbers of the slices.
     """
@@ -45,27 +45,27 @@ class StepResult:
 
 
 class Engine:
-    """Trains and evaluates a network, step by step.
+    """Train and evaluate a network step by step.
 
-    The loss is the sum over the global batch of weight * loss, divided by the batch, plus L2: what `model.fit` computes,
-    and the same on one device and on several. When memory runs out in a step, the batch is divided in two (four, ...)
-    and the gradients of the parts are added up before the weights move, so that the effective batch stays. The step that
-    failed leaves no trace. BatchNorm then measures parts instead of batches, which is the one thing that changes.
+    The loss is the sum of weight * loss over the global batch, divided by the batch size, plus L2. This is the loss of
+    `model.fit`, on one device and on several. If memory runs out in a step, the batch is divided into 2, 4, ... parts whose
+    gradients are summed before the weights move; the failed step has no effect. Only BatchNorm differs then, since it
+    measures parts instead of batches.
 
     Args:
-        model: A built network, probabilities (batch, height, width, 1); made under `devices.scope()`.
-        optimizer: Made there, too; a `LossScaleOptimizer` under float16.
-        loss: With one value a slice; a `keras.losses.Loss` whose `call` gives more is averaged over the other axes.
-        devices: What it runs on; None for TensorFlow's default.
+        model: A built network with probabilities (batch, height, width, 1), created under `devices.scope()`.
+        optimizer: Optimizer created in the same scope; a `LossScaleOptimizer` under float16.
+        loss: Loss with one value per slice; other axes of the result of `call` are averaged.
+        devices: Devices to run on; None for TensorFlow's default.
         batch_size: Slices in a global batch.
-        parts: Into how many parts a batch is divided from the start.
+        parts: Number of parts that a batch is divided into from the start.
         ema: Decay of a moving average of the weights, (0, 1); None keeps none.
-        xla: None: on a single GPU. True compiles with XLA, which no strategy allows.
-        deterministic: Never chooses XLA by itself.
-        on_message: Told when a batch is divided.
+        xla: True compiles with XLA, which needs a single device. None: only on a single GPU.
+        deterministic: Do not choose XLA.
+        on_message: Called when a batch is divided.
 
     Attributes:
-        parts: As it is now.
+        parts: Current number of parts.
 
     Raises:
         UsageError: XLA under a strategy, or a batch that cannot be divided into parts.
@@ -120,16 +120,16 @@ class Engine:
 
     @property
     def rate(self) -> float:
-        """Learning rate in force."""
+        """Current learning rate."""
         return float(self.optimizer.learning_rate)
 
     def set_rate(self, rate: float) -> None:
-        """Sets the learning rate; the optimizer's averages stay."""
+        """Set the learning rate; the optimizer keeps its averages."""
         with self._devices.scope():
             self.optimizer.learning_rate = rate
 
     def rebuild(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Takes up which weights are trained now, with an optimizer that has seen none of them."""
+        """Use a new optimizer for the weights that are trainable now."""
         self.optimizer = optimizer
         self._trained = list(self.model.trainable_variables)
         synchronized_batchnorm(self.model, self._devices.replicas)
@@ -143,27 +143,27 @@ class Engine:
     # --- training ------------------------------------------------------------------------------------------------------
 
     def batches(self, data: Any, epoch: int, start_step: int = 0) -> Iterable[Mapping[str, Any]]:
-        """The batches of an epoch from a step on, spread over the devices.
+        """Batches of an epoch from a step on, distributed over the devices.
 
         Args:
-            data: `TrainingData` with labels, or what has its `epoch` method.
+            data: `TrainingData` with labels, or an object with its `epoch` method.
             epoch: Counted from 0.
             start_step: The first batch.
         """
         return self._spread(lambda context: data.epoch(epoch, start_step, input_context=context))
 
     def train_step(self, batch: Mapping[str, Any]) -> StepResult:
-        """One step of the optimizer.
+        """Take one optimizer step.
 
         Args:
-            batch: image, mask, weight, label, slice, from `batches` or, on one device, any arrays.
+            batch: image, mask, weight, label and slice from `batches`; on one device also arrays.
 
         Raises:
-            KerassegError: No memory even for one slice at a time, or none on one of several machines.
+            KerassegError: Out of memory with a single slice, or on one of several machines.
         """
         while True:
-            # Reading shares the memory until somebody writes, so this costs next to nothing; in one call, since dozens of
-            # small ones cost as much as starting the step.
+            # Reading shares memory until it is written, so this is cheap. One call, since dozens of small ones cost as much
+            # as starting the step.
             before = self._run(self._read_moving) if self._strategy is None else self._moving_values()
             try:
                 rows = self._whole(batch) if self.parts == 1 else self._in_parts(batch)
@@ -190,7 +190,7 @@ class Engine:
             self._make_accumulators()
         for total in self._accumulated or []:
             total.assign(tf.zeros_like(total))
-        # One after the other: within one function TensorFlow could run them side by side, and need the memory of all.
+        # One call each: within one function TensorFlow could run the parts in parallel and need memory for all of them.
         parts = [self._collect(self._run(self._part_function, batch, tf.constant(k))) for k in range(self.parts)]
         self._run(self._apply_function)
         rows = np.concatenate(parts)
@@ -212,21 +212,19 @@ class Engine:
             ) from error
         self.parts = more
         fits = self.batch_size // more
-        text = (
-            f"Out of memory: batches of {self.batch_size} are computed in {more} parts of {fits}, with the same effect."
-        )
+        text = f"Out of memory: each batch of {self.batch_size} is now computed in {more} parts of {fits}."
         self._tell(Message("note", f"batch-in-{more}-parts", text))
         self._compile()
 
     def recalibrate(self, data: Any, steps: int, after_batch: Callable[[], None] = lambda: None) -> None:
-        """Measures the statistics of all BatchNorm layers anew, without a gradient: their means over batches.
+        """Replace the statistics of all BatchNorm layers by their means over training batches, without a gradient.
 
         Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576), call it precise BatchNorm.
 
         Args:
-            data: As for `batches`; its first epoch is taken.
-            steps: Batches at most.
-            after_batch: Called after each; what it raises leaves the statistics as they were.
+            data: As for `batches`; its first epoch is used.
+            steps: Maximum number of batches.
+            after_batch: Called after each batch; if it raises, the statistics stay as they were.
 
         Raises:
             UsageError: The network has no BatchNorm layer.
@@ -238,7 +236,7 @@ class Engine:
         sums, count = [np.zeros(v.shape) for v in values], 0
         try:
             with batch_statistics(self.model):
-                # Something has to come back, or TensorFlow prunes what leads to it.
+                # Without a result TensorFlow would prune the forward pass.
                 measure = tf.function(lambda batch: tf.reduce_mean(self.model(batch["image"], training=False)))
                 for batch in itertools.islice(iter(self.batches(data, 0)), steps):
                     self._run(measure, batch)
@@ -254,7 +252,7 @@ class Engine:
     # --- moving average of the weights ---------------------------------------------------------------------------------
 
     def restart_average(self) -> None:
-        """Starts the moving average anew, at the weights as they are."""
+        """Restart the moving average from the current weights."""
         if self._ema is None:
             return
         self._averaged_steps = 0
@@ -285,13 +283,13 @@ class Engine:
                     variable.assign(value)
 
     def _averages(self) -> list[Any]:
-        """Weights and BatchNorm statistics; seeds of dropout are no quantities."""
+        """Variables that are averaged: weights and BatchNorm statistics, without dropout seeds."""
         return [v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)]
 
     def _update_average(self) -> None:
         if self._ema is None:
             return
-        # A young average forgets faster, or epochs of few steps would be validated with the weights of the beginning.
+        # A young average forgets faster; otherwise short epochs would be validated with the initial weights.
         decay = min(self._ema, (1 + self._averaged_steps) / (10 + self._averaged_steps))
         self._averaged_steps += 1
         self._run(self._average_function, tf.constant(1 - decay, tf.float32))
@@ -299,17 +297,17 @@ class Engine:
     # --- validation ----------------------------------------------------------------------------------------------------
 
     def evaluate(self, data: Any, on_batch: Callable[[int, int, SliceTable], None] | None = None) -> SliceTable:
-        """Scores of every slice, in inference mode.
+        """Score every slice in inference mode.
 
         Args:
-            data: `EvaluationData` with labels and `pad`, or what has `dataset` and `steps`.
-            on_batch: Told (step from 1, steps, scores of the batch).
+            data: `EvaluationData` with labels and `pad`, or an object with `dataset` and `steps`.
+            on_batch: Called with (step from 1, steps, scores of the batch).
 
         Returns:
-            The same table on every machine; slices that only fill up the last batch are left out.
+            The same table on every machine, without the slices that pad the last batch.
 
         Raises:
-            KerassegError: No memory even for one slice at a time.
+            KerassegError: Out of memory with a single slice.
         """
         tables = []
         for step, batch in enumerate(self._spread(lambda context: data.dataset(input_context=context)), 1):
@@ -333,18 +331,18 @@ class Engine:
                 self._evaluation_parts = more
                 self._compile()
 
-    # --- all that a resumed run needs ------------------------------------------------------------------------------------
+    # --- state for resuming ------------------------------------------------------------------------------------
 
     def variables(self) -> dict[str, NDArray[Any]]:
-        """Copies of the weights, BatchNorm statistics, seeds of dropout and the optimizer's variables, by unique names."""
+        """Copy weights, BatchNorm statistics, dropout seeds, optimizer variables and moving averages, by unique names."""
         found = {name: np.array(ops.convert_to_numpy(v)) for name, v in self._named().items()}
         return found if self._ema is None else found | {_AVERAGED_STEPS: np.array(self._averaged_steps)}
 
     def restore(self, variables: Mapping[str, NDArray[Any]]) -> None:
-        """Puts back what `variables` gave.
+        """Restore what `variables` returned.
 
         Raises:
-            KerassegError: Variables of another network or optimizer.
+            KerassegError: The variables belong to another network or optimizer.
         """
         named, variables = self._named(), dict(variables)
         if self._ema is not None:
@@ -372,7 +370,7 @@ class Engine:
     # --- compiled functions ----------------------------------------------------------------------------------------------
 
     def _compile(self) -> None:
-        """Functions that are traced when first called. Made anew when a trait changes that a trace has fixed."""
+        """Create the functions, anew whenever something changes that a trace has fixed."""
         parts, compiled = self.parts, {"jit_compile": True} if self._xla else {"jit_compile": False}
 
         def whole(batch: Mapping[str, Any]) -> Any:
@@ -397,7 +395,7 @@ class Engine:
             return self._rows(piece, ("slice", "label"), values)
 
         def average(share: Any) -> None:
-            # Written so that weights that do not move, frozen ones above all, are met exactly.
+            # In this form the average of a frozen weight equals the weight exactly.
             for mean, variable in zip(self._average, self._averages(), strict=True):
                 mean.assign_add(tf.cast(share, mean.dtype) * (variable.value - mean))
 
@@ -409,10 +407,10 @@ class Engine:
         self._evaluate_function = tf.function(evaluate, **compiled)
 
     def _fuses(self) -> bool:
-        """Whether BatchNorm is computed by TensorFlow's fused kernel.
+        """Whether BatchNorm uses TensorFlow's fused kernel.
 
-        In bfloat16 alone: there its passes cost most, and its other rounding (1e-5 of a value) is far below bfloat16's. In
-        float32 two devices must give what one gives.
+        Only in bfloat16, whose rounding is far coarser than that of the kernel (1e-5). In float32 two devices must give the
+        result of one.
         """
         if self._devices.gpu or self._devices.replicas > 1:
             return False
@@ -443,8 +441,7 @@ class Engine:
         return ops.mean(values, axis=tuple(range(1, len(values.shape)))) if len(values.shape) > 1 else values
 
     def _move(self, gradients: list[Any]) -> None:
-        # Memory may run out in the last of them, when the first could have moved their weights already; and decay and the
-        # count of steps would wait for none. Under a strategy this waits for the gradients of all devices.
+        # Wait for all gradients: if memory runs out in the last one, no weight may have moved yet.
         with tf.control_dependencies(gradients):
             self.optimizer.apply(gradients, self._trained)
 
@@ -454,7 +451,7 @@ class Engine:
         rows = tf.stack(columns, axis=1)
         if self._devices.worker[1] == 1:
             return rows
-        # Here and not outside, where TensorFlow would compile the gathering anew each time.
+        # Outside of the function TensorFlow would compile the gathering each time.
         return tf.distribute.get_replica_context().all_gather(rows, axis=0)
 
     def _cut(self, batch: Mapping[str, Any], k: Any, parts: int) -> Mapping[str, Any]:
@@ -470,7 +467,7 @@ class Engine:
                 tf.Variable(
                     tf.zeros(v.shape, v.dtype),
                     trainable=False,
-                    # Each device adds up its own; the optimizer adds those of all.
+                    # Each device sums its own; the optimizer sums over devices.
                     synchronization=tf.VariableSynchronization.ON_READ,
                     aggregation=tf.VariableAggregation.SUM,
                 )
@@ -485,8 +482,8 @@ class Engine:
     def _shares(self, dataset: Callable[[Any], tf.data.Dataset]) -> Iterator[Mapping[str, Any]]:
         """Batches of this machine's devices, each device with its part.
 
-        The strategy's own distributed datasets ask all machines before each batch whether there is another one, and stall
-        for half a minute when a loop leaves them early. Here all machines know how many batches there are.
+        The strategy's own distributed datasets synchronise all machines before each batch and stall for half a minute when
+        a loop leaves them early.
         """
         number, machines = self._devices.worker
         here = self._devices.replicas // machines
@@ -505,7 +502,7 @@ class Engine:
         return self._strategy.run(function, args=args)
 
     def _collect(self, rows: Any) -> NDArray[np.float64]:
-        """Rows of all devices, in the order of the global batch."""
+        """Collect the rows of all devices in the order of the global batch."""
         if self._strategy is None:
             return np.asarray(rows.numpy())
         found = [r.numpy() for r in self._strategy.experimental_local_results(rows)]
@@ -521,7 +518,7 @@ class Engine:
                 variable.assign(value)
 
     def _without_xla(self, error: Exception) -> bool:
-        """Falls back where XLA was our own idea and cannot compile this network."""
+        """Fall back where XLA was chosen by default and cannot compile this network."""
         if not self._xla or self._xla_asked or out_of_memory(error):
             return False
         if not isinstance(
@@ -529,7 +526,7 @@ class Engine:
         ):
             return False
         self._xla = False
-        self._tell(Message("note", "no-xla", "XLA cannot compile this network: training goes on without it."))
+        self._tell(Message("note", "no-xla", "XLA cannot compile this network; training continues without it."))
         self._compile()
         return True
 

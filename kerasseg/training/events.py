@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, and the protocol of those who listen: screen, files, TensorBoard."""
+"""Events of a training run, and the protocol of observers (screen, files, TensorBoard)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["Began", "Ended", "Evaluated", "Event", "Message", "Observer", "Saved
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """The run begins, or goes on.
+    """The run starts or resumes.
 
     Attributes:
-        title: For people, such as "conservative, unet-lgg-savedmodel".
-        epochs: At most, a phase.
+        title: Short description, such as "conservative, unet-lgg-savedmodel".
+        epochs: Maximum number of epochs in a phase.
         steps: Steps in an epoch.
         batch_size: Slices in a global batch.
-        facts: What was resolved, label -> text, in the order to show it: strategy, frozen blocks, rate, precision, ...
-        resumed: (epoch, step) where an earlier run is taken up; None for a fresh one.
-        first, best: Validation Dice of epoch 0 and the best so far, of a run that is taken up; NaN for a fresh one.
+        facts: Resolved settings, label -> text, in display order: strategy, frozen blocks, rate, precision, ...
+        resumed: (epoch, step) from which a run resumes; None for a new one.
+        first, best: Validation Dice of epoch 0 and the best so far when a run resumes; NaN for a new one.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step, or one batch of evaluation.
+    """An optimizer step or a batch of validation.
 
     Attributes:
         kind: "train" or "validation".
@@ -65,7 +65,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A validation pass is over.
+    """A validation pass has finished.
 
     Attributes:
         row: Its line.
@@ -80,7 +80,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Something to tell people, once.
+    """A note or warning, sent once.
 
     Attributes:
         level: "note" or "warning".
@@ -95,7 +95,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The state was written: a run that is killed now goes on from here.
+    """The state was saved; a killed run resumes from here.
 
     Attributes:
         epoch: Epochs completed.
@@ -108,7 +108,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The run is over.
+    """The run has ended.
 
     Attributes:
         reason: "finished" (all epochs), "stopped" (the schedule), "interrupted" (Ctrl-C) or "failed".
@@ -136,7 +136,7 @@ Event = Began | Step | Evaluated | Message | Saved | Ended
 
 
 class Observer(Protocol):
-    """Somebody who listens to a run. Called in the training thread: be quick, and raise nothing."""
+    """A function that receives events, called in the training thread. It should be quick and not raise."""
 
     def __call__(self, event: Event, /) -> None:
-        """Takes an event."""
+        """Receive an event."""

@@ -1,4 +1,4 @@
-"""Mixed precision for networks that exist already: which is fastest here, and how their layers are told."""
+"""Mixed precision for existing networks: choose the fastest, and set it on their layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 @dataclass(frozen=True, slots=True)
 class PrecisionChoice:
-    """A precision and why.
+    """A precision and the reason for it.
 
     Attributes:
         name: "float32", "mixed_bfloat16" or "mixed_float16".
@@ -34,7 +34,7 @@ class PrecisionChoice:
 
 
 def processor_has_bfloat16(cpuinfo: Path = _PROCESSOR) -> bool:
-    """Whether the processor multiplies bfloat16 matrices (AVX512-BF16 or AMX), as far as the system tells."""
+    """Whether the processor multiplies bfloat16 matrices (AVX512-BF16 or AMX), as the system reports."""
     try:
         return _BFLOAT16.search(cpuinfo.read_text()) is not None
     except OSError:
@@ -44,7 +44,7 @@ def processor_has_bfloat16(cpuinfo: Path = _PROCESSOR) -> bool:
 def choose_precision(
     asked: str, *, gpu: bool, capability: tuple[int, int] | None = None, bfloat16: bool | None = None
 ) -> PrecisionChoice:
-    """What is computed in; weights, loss and metrics are float32 always.
+    """Choose the number format of the computation; weights, loss and metrics are always float32.
 
     | device | auto |
     | --- | --- |
@@ -68,7 +68,7 @@ def choose_precision(
         'mixed_float16'
     """
     if asked in _NAMES:
-        return PrecisionChoice(asked, "asked for")
+        return PrecisionChoice(asked, "as requested")
     if asked != "auto":
         raise UsageError(f"unknown precision {asked!r}", expected="auto, float32, mixed_float16 or mixed_bfloat16")
     if gpu:
@@ -87,7 +87,7 @@ def choose_precision(
 
 
 def compute_in(model: keras.Model, precision: str) -> None:
-    """Makes the layers of a float32 network compute in a precision; its weights stay float32, as does what it puts out.
+    """Make the layers of a float32 network compute in a precision; weights and output stay float32.
 
     The last layers, from the last convolution on, stay float32: probabilities near 0 and 1 need their digits.
 
@@ -116,7 +116,7 @@ def compute_in(model: keras.Model, precision: str) -> None:
 
 @contextlib.contextmanager
 def as_float32(model: keras.Model) -> Iterator[None]:
-    """While the block runs, the network is float32 throughout: as it is saved, whatever it is trained in."""
+    """While the block runs, the network is float32 throughout, as in saved networks."""
     before = [(layer, layer.dtype_policy) for layer in all_layers(model)]
     compute_in(model, "float32")
     try:

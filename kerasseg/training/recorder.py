@@ -1,4 +1,4 @@
-"""Where the loop and its listeners write: the files of a run directory."""
+"""Write the files of a run directory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
+import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg.runs.directory import RunDirectory
@@ -23,53 +25,43 @@ from kerasseg.training.validation_table import SliceTable
 from kerasseg_tfrecords.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
-    from numpy.typing import NDArray
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["VARIABLES", "NullRecorder", "Recorder", "RunRecorder", "draw_curves", "log_to", "validation_csv"]
 
 
 class Recorder(Protocol):
-    """What the loop asks of a run directory.
+    """What the training loop saves.
 
-    The order within `save` is what makes a run survive a kill at any moment: the best weights are written under a name of
-    their own first, then the state that names them, then `model.keras` is pointed at them.
+    The order within `save` lets a run survive a kill at any moment: the best weights are written first under a name of
+    their own, then the state that names them, then `model.keras` points to them.
     """
 
     def keep_best(self, tag: str, model: keras.Model) -> None:
-        """Writes the best weights so far, under the tag."""
+        """Write the best weights so far under the tag."""
 
     def save(self, progress: Progress, variables: Mapping[str, NDArray[Any]]) -> None:
-        """Writes the state; the best weights it names have been kept."""
+        """Write the state; the best weights that it names have been written."""
 
     def write_history(self, history: tuple[EpochRow, ...]) -> None:
-        """Writes what people look at."""
+        """Write history and curves."""
 
 
 class NullRecorder:
-    """Keeps nothing: for `fine_tune` without a run directory, and for workers that are not the chief."""
+    """Save nothing: for `fine_tune` without a run directory, and for workers other than the chief."""
 
     def keep_best(self, tag: str, model: keras.Model) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def save(self, progress: Progress, variables: Mapping[str, NDArray[Any]]) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def write_history(self, history: tuple[EpochRow, ...]) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 VARIABLES = "variables/"
-"""Before the names of the engine's variables in a state."""
+"""Prefix of the names of the engine's variables in a state."""
 
 
 class RunRecorder:
@@ -90,12 +82,12 @@ class RunRecorder:
         self._tags: deque[str] = deque([] if tag is None else [tag], maxlen=2)
 
     def keep_best(self, tag: str, model: keras.Model) -> None:
-        """Writes the best weights so far, under the tag."""
+        """Write the best weights so far under the tag."""
         with self._as_saved(model):
             self._run.save_model(model, self._run.best_file(tag))
 
     def save(self, progress: Progress, variables: Mapping[str, NDArray[Any]]) -> None:
-        """Writes the state, then points `model.keras` at the weights it names, then clears up."""
+        """Write the state, point `model.keras` to the weights that it names, then delete old files."""
         arrays = progress.arrays() | {VARIABLES + name: array for name, array in variables.items()}
         self._store.save(progress.facts(), arrays)
         self._tags.append(progress.best_tag)
@@ -103,13 +95,13 @@ class RunRecorder:
         self._run.prune_best(self._tags)
 
     def write_history(self, history: tuple[EpochRow, ...]) -> None:
-        """Writes `history.csv` and `training.png`."""
+        """Write `history.csv` and `training.png`."""
         write_atomically(self._run.history_file, to_csv(history), durable=False)
         draw_curves(history, self._run.curves_file)
 
 
 def validation_csv(slices: Sequence[tuple[str, str, str, str]], first: SliceTable, best: SliceTable) -> str:
-    """Dice of each validation slice before training and at its best, threshold 0.5, the network's resolution.
+    """Format Dice of each validation slice before training and at the best epoch (threshold 0.5, network resolution).
 
     Args:
         slices: (slice_id, patient, group, class) in the order of the tables.
@@ -125,9 +117,9 @@ def validation_csv(slices: Sequence[tuple[str, str, str, str]], first: SliceTabl
 
 
 def log_to(run: RunDirectory) -> Callable[[Event], None]:
-    """A listener that writes what is told into `log.jsonl`, steps left out.
+    """Observer that writes events except steps to `log.jsonl`.
 
-    A line that cannot be written costs nothing else: where the disk is full, the next saved state says so.
+    A line that cannot be written is dropped; on a full disk the next saved state raises the error.
     """
 
     def listen(event: Event) -> None:
@@ -153,7 +145,7 @@ _CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
-    """Draws the lines of a run so far; phases follow one another, with a line between.
+    """Draw the curves of a run so far, phases one after the other.
 
     Args:
         history: Lines, epoch 0 first.

@@ -1,4 +1,4 @@
-"""How far a run has come: all that a later process needs, besides the weights, to go on as if nothing had happened."""
+"""Progress of a run: everything but the weights that resuming needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIRST, _BEST, _BASE = "first/", "best/", "base/"
 
 @dataclass(frozen=True, slots=True)
 class EpochSums:
-    """Sums over the training steps of the epoch under way.
+    """Sums over the training steps of the current epoch.
 
     Attributes:
         steps: Steps done.
@@ -37,7 +37,7 @@ class EpochSums:
     seconds: float = 0.0
 
     def with_step(self, loss: float, dice: NDArray[np.float32], seconds: float) -> EpochSums:
-        """One step further."""
+        """The sums after one more step."""
         total = self.dice + float(dice.astype(np.float64).sum())
         return EpochSums(self.steps + 1, self.loss + loss, total, self.slices + len(dice), self.seconds + seconds)
 
@@ -54,23 +54,23 @@ class EpochSums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Progress:
-    """Where a run stands. A value: each step makes a new one.
+    """Progress of a run, immutable.
 
     Attributes:
-        phase: Number of the phase under way, from 0.
+        phase: Number of the current phase, from 0.
         epoch: Epochs of the phase that are complete, validation included.
-        sums: Of the epoch under way.
+        sums: Sums of the current epoch.
         plateau: State of the schedule; None before the phase's first epoch.
-        parts: Into how many parts a batch is divided for lack of memory.
-        history: Lines so far.
+        parts: Number of parts that a batch is divided into for lack of memory.
+        history: Rows so far.
         best: (phase, epoch) of the best weights so far; (0, 0) is the untouched network.
         first_table: Validation before the first step; None until it is done.
         best_table: Validation of the best weights.
-        base: Place among the weights -> weights that recalibration changed for good, for all later phases.
-        said: Kinds of messages that were given, each once a run.
-        guarded: How often the guard has acted, in this phase.
-        seconds: Time over all sessions, up to the last saved state.
-        finished: Why the run is over: "finished", "stopped", or "" while it is not.
+        base: Index -> weight for the weights that recalibration changed; later phases start from them.
+        said: Kinds of messages sent so far.
+        guarded: How often the guard has acted in this phase.
+        seconds: Duration of all sessions up to the last saved state.
+        finished: "finished", "stopped", or "" while the run has not finished.
         text: The reason as a sentence.
     """
 
@@ -96,7 +96,7 @@ class Progress:
         return f"{self.best[0]}-{self.best[1]:05d}"
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the tables, as JSON values."""
+        """Everything but the arrays, as JSON values."""
         return {
             "phase": self.phase,
             "epoch": self.epoch,
@@ -122,7 +122,7 @@ class Progress:
 
     @classmethod
     def from_saved(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Progress:
-        """What `facts` and `arrays` gave."""
+        """Restore what `facts` and `arrays` returned."""
 
         def table(prefix: str) -> SliceTable | None:
             columns = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""What a strategy means for a network: what is frozen, at which depth of thaw, and the schedule that goes with it."""
+"""Strategies as training phases: what is frozen, and the schedule that goes with it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _CAUGHT_UP, _STILL_RISES = 3, 0.005
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One training from the checkpoint to its stop.
+    """One phase of training, with an optimizer of its own.
 
     Attributes:
-        strategy: Its name, for people and `history.csv`.
+        strategy: Its name in `history.csv`.
         freezes: A strategy of `freeze`, or names of blocks and layers.
-        encoders: How many of the first encoder blocks "progressive" begins with frozen; 0 for the others.
-        freeze_batchnorm: Hold every BatchNorm layer.
+        encoders: Number of first encoder blocks that "progressive" freezes at first; 0 for other strategies.
+        freeze_batchnorm: Freeze every BatchNorm layer.
         rule: What counts as a gain, when the rate drops and when training stops.
         encoder_rate_factor: Learning rate of encoder and bottleneck as a multiple of the decoder's.
         continues: Starts from the best weights so far, and takes the epochs that the phase before has left.
@@ -66,7 +66,7 @@ class Phase:
         return peak if self.warmup is None else cosine_rate(peak, step, max(1, steps), self.warmup)
 
     def freeze(self, model: keras.Model, thawed: int = 0) -> FreezeReport:
-        """Freezes what the phase freezes, less `thawed` blocks, the deepest first."""
+        """Freeze the blocks of the phase, without the `thawed` deepest ones."""
         what = self.freezes
         if self.encoders:
             left = [block.name for block in find_blocks(model).encoder[: max(0, self.encoders - thawed)]]
@@ -76,7 +76,7 @@ class Phase:
         return report
 
     def optimizer(self, model: keras.Model, rate: float, *, scales_loss: bool = False) -> keras.optimizers.Optimizer:
-        """A fresh optimizer; `scales_loss` for float16, whose small gradients would vanish otherwise."""
+        """Create an optimizer; `scales_loss` for float16, in which small gradients would vanish."""
         adam = DecayedAdam(rate, self.weight_decay, global_clipnorm=self.clipnorm)
         if self.encoder_rate_factor != 1.0:
             blocks = find_blocks(model)
@@ -86,11 +86,11 @@ class Phase:
 
 
 def phases_of(settings: TrainSettings, model: keras.Model) -> tuple[Phase, ...]:
-    """The phases that the settings ask for.
+    """Create the phases for the settings.
 
     Raises:
-        UsageError: A rate or stage out of its range.
-        KerassegError: `find_blocks` sees no encoder-decoder in the model.
+        UsageError: A rate or stage is out of range.
+        KerassegError: `find_blocks` finds no encoder-decoder in the model.
     """
     blocks = find_blocks(model)
     phases = [_phase(settings, strategy, blocks) for strategy in settings.phases]

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: the figures of each epoch, and a few validation slices with mask and prediction."""
+"""TensorBoard events of a run: scores of each epoch, and validation slices with mask and prediction."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from kerasseg_tfrecords.files import sync_folder
 __all__ = ["MASK_COLOUR", "MOST", "PREDICTION_COLOUR", "EventWriter", "Example", "choose", "draw_outlines", "scalars"]
 
 MOST = 6
-"""Slices to look at, at most: each is predicted once an epoch, and stored."""
+"""Maximum number of slices to show; each is predicted and stored once per epoch."""
 
 _PER_CLASS = 2
 
 # Okabe and Ito's palette: told apart by the colour-blind, and on grey.
 MASK_COLOUR = (0, 158, 115)
-"""Bluish green, red-green-blue: what an expert drew."""
+"""Bluish green: the expert's mask."""
 
 PREDICTION_COLOUR = (230, 159, 0)
-"""Orange: what the network says."""
+"""Orange: the predicted mask."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """One slice to look at.
+    """A slice to show.
 
     Attributes:
         name: For people, such as "glioma/data/17.mat".
@@ -53,7 +53,7 @@ class Example:
 
 
 def choose(labels: ArrayLike, tumour: ArrayLike, seed: int, most: int = MOST) -> list[int]:
-    """Numbers of the slices to look at: two a class or fewer, in turn, those with tumour first, drawn by the seed.
+    """Choose slices to show: at most two per class, those with tumour first, drawn by the seed.
 
     Args:
         labels: (slices,) class of each, whole numbers.
@@ -80,7 +80,7 @@ def draw_outlines(
     image: NDArray[np.float32],
     outlines: Sequence[tuple[NDArray[np.bool_], tuple[int, int, int]]],
 ) -> NDArray[np.uint8]:
-    """A slice with the outlines of masks, the later ones on top.
+    """Draw a slice with the outlines of masks, later ones on top.
 
     Outlines are one pixel wide and lie within what they surround, so that a single pixel shows, too.
 
@@ -119,7 +119,7 @@ _VERSION = "brain.Event:2"
 
 
 class EventWriter:
-    """A listener that writes event files for `tensorboard --logdir`.
+    """Observer that writes event files for `tensorboard --logdir`.
 
     The step is the line of `history.csv`, from 0 for the untouched network: the epoch, where there is one phase. Each
     process writes a file of its own. One that goes on with a run first cuts off what an earlier one told of epochs that
@@ -157,7 +157,7 @@ class EventWriter:
         self._broken = False
 
     def __call__(self, event: Event) -> None:
-        """Writes what an epoch brought; other events are passed over."""
+        """Write the scores of an epoch; other events are ignored."""
         if self._broken:
             return
         try:
@@ -216,7 +216,7 @@ class EventWriter:
 
 
 def scalars(row: EpochRow) -> dict[str, float]:
-    """Tag -> value of an epoch's figures; those that are no numbers are left out.
+    """Tag -> value of an epoch's scores, without NaN.
 
     >>> row = EpochRow("conservative", 0, 1e-4, *[math.nan] * 2, *[0.5] * 7, {"glioma": 0.25}, 1.0, math.nan, 100.0)
     >>> scalars(row)["dice_by_class/glioma"], "loss/train" in scalars(row)
@@ -255,7 +255,7 @@ def _picture(name: str, drawn: NDArray[np.uint8]) -> Any:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Takes the events of a step and later ones out of a file, and a record that a kill has torn."""
+    """Remove the events of a step and later ones from a file, and an incomplete last record."""
     kept, whole = [], True
     try:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():

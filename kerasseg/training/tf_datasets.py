@@ -1,4 +1,4 @@
-"""Somebody's own `tf.data`, with the surface of `TrainingData` and `EvaluationData`: what `fine_tune` makes of it."""
+"""A user's `tf.data.Dataset` with the interfaces of `TrainingData` and `EvaluationData`, for `fine_tune`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 
 __all__ = ["DatasetTraining", "DatasetValidation", "explained", "is_dataset"]
 
-_RANGE = "images of the training dataset are out of their range"
+_RANGE = "images of the training dataset are out of range"
 _BINARY = "masks of the training dataset hold other values than 0 and 1"
 _KEYS = ("image", "mask", "weight", "label")
 
@@ -25,7 +25,7 @@ def is_dataset(value: Any) -> bool:
 
 
 class DatasetTraining:
-    """A dataset of training batches, iterated once an epoch.
+    """A dataset of training batches, iterated once per epoch.
 
     Batches go on as they come, in batches of one size: a smaller last one is left out, as a partial batch would count its
     slices more. Whether the next epoch has another order and other augmentation is the dataset's own affair;
@@ -55,11 +55,11 @@ class DatasetTraining:
         known = int(dataset.cardinality())
         if known == tf.data.INFINITE_CARDINALITY and steps is None:
             raise UsageError(
-                "the training dataset never ends", expected="a finite one", remedy="Give steps=, batches an epoch."
+                "the training dataset is infinite", expected="a finite one", remedy="Give steps=, batches an epoch."
             )
         if known == tf.data.INFINITE_CARDINALITY and size is None:
             raise UsageError(
-                "the training dataset never ends, and its batches are of unknown size",
+                "the training dataset is infinite, and its batch size is unknown",
                 remedy="Batch it with drop_remainder=True.",
             )
         if size is not None and known >= 0:
@@ -98,17 +98,17 @@ class DatasetTraining:
         return _shared(rows, self.batch_size, input_context).prefetch(1)
 
     def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
-        """Names of some slices, for messages."""
+        """Names of slices, for messages."""
         return [f"slice {number} of the epoch" for number in np.asarray(numbers).tolist()]
 
     @property
     def slices(self) -> DatasetTraining:
-        """What knows the names of slices."""
+        """Source of the names of slices."""
         return self
 
 
 class DatasetValidation:
-    """A dataset of validation batches: all its slices, in the order in which they come.
+    """A dataset of validation batches: all its slices, in their order.
 
     It is iterated once here, to count and check, and once an epoch.
 
@@ -126,14 +126,14 @@ class DatasetValidation:
 
     Raises:
         UsageError: Elements of another form, or no end.
-        DataError: Values out of their range.
+        DataError: Values out of range.
     """
 
     def __init__(self, dataset: tf.data.Dataset, channels: int, batch_size: int) -> None:
         self._channels, self.batch_size = channels, batch_size
         self.shape, _ = _form(dataset, "validation")
         if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-            raise UsageError("the validation dataset never ends", expected="a finite one")
+            raise UsageError("the validation dataset is infinite", expected="a finite one")
         labels, rows, self.has_tumour = [np.zeros(0, np.int64)], 0, False
         for element in dataset:
             parts = {name: part.numpy() for name, part in _tensors(element, channels).items()}
@@ -151,7 +151,7 @@ class DatasetValidation:
         )
 
     def _row(self, before: Any, element: Any) -> tuple[Any, dict[str, Any]]:
-        """Numbers the slices through, those that only fill up left out."""
+        """Number the slices, without padding."""
         parts = _tensors(element, self._channels)
         real = tf.cast(parts["weight"] > 0, tf.int64)
         numbers = tf.where(real > 0, before + tf.cumsum(real) - 1, -1)
@@ -173,7 +173,7 @@ class DatasetValidation:
 
 
 def _parts(element: Any) -> dict[str, Any]:
-    """Image, mask and what else there is by name."""
+    """Elements of a batch by name."""
     if isinstance(element, dict):
         return {name: element[name] for name in _KEYS if name in element}
     parts = tuple(element) if isinstance(element, tuple | list) else (element,)
@@ -181,7 +181,7 @@ def _parts(element: Any) -> dict[str, Any]:
 
 
 def _form(dataset: tf.data.Dataset, what: str) -> tuple[tuple[int | None, int | None, int | None] | None, int | None]:
-    """Shape of a slice and size of a batch, as far as they are known."""
+    """Shape of a slice and size of a batch, where known."""
     parts = _parts(dataset.element_spec)
     ranks = {name: spec.shape.rank for name, spec in parts.items() if isinstance(spec, tf.TensorSpec)}
     if ranks.get("image", 0) not in (4, None) or ranks.get("mask", 0) not in (3, 4, None):
@@ -197,7 +197,7 @@ def _form(dataset: tf.data.Dataset, what: str) -> tuple[tuple[int | None, int | 
 
 
 def _tensors(element: Any, channels: int) -> dict[str, Any]:
-    """image, mask, weight and label of a batch, in the types that the engine wants."""
+    """image, mask, weight and label of a batch, in the types that the engine expects."""
     parts = _parts(element)
     image = parts["image"]
     scale = 1.0 if image.dtype.is_floating else 255.0
@@ -218,14 +218,14 @@ def _tensors(element: Any, channels: int) -> dict[str, Any]:
 
 
 def _shared(rows: tf.data.Dataset, batch_size: int, context: tf.distribute.InputContext | None) -> tf.data.Dataset:
-    """Batches as one device takes them: the parts of a global batch one after the other."""
+    """Batches for one device: the parts of a global batch one after the other."""
     replicas = 1 if context is None else context.num_replicas_in_sync
     return rows if replicas == 1 else rows.rebatch(batch_size // replicas)
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """While the block runs, what is found wrong with a training batch becomes an error for people."""
+    """While the block runs, translate errors found in training batches."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -239,7 +239,7 @@ def _check_values(image: NDArray[np.float32], mask: NDArray[np.float32]) -> None
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise DataError(
-            "images of the validation dataset are out of their range", found=f"{low:g} to {high:g}", expected="0 to 1"
+            "images of the validation dataset are out of range", found=f"{low:g} to {high:g}", expected="0 to 1"
         )
     if not np.isin(mask, (0, 1)).all():
         raise DataError("masks of the validation dataset hold other values than 0 and 1")

@@ -1,8 +1,7 @@
-"""The loop: epoch 0, then epochs of training and validation, phase by phase, until the schedule or somebody says stop.
+"""The training loop: epoch 0, then epochs of training and validation in one or more phases.
 
-It knows nothing of files, screens or devices: what it must not lose goes to a `Recorder`, what it tells to an observer, and
-what is computed is the `Engine`'s. Where a run stands is a value (`Progress`), so that a run that was killed goes on from
-the last saved one as if nothing had happened.
+Files are written by a `Recorder`, output is left to observers, and computation to the `Engine`. The progress of a run is a
+value (`Progress`), so that a killed run resumes from the last saved one.
 """
 
 from __future__ import annotations
@@ -41,34 +40,34 @@ from kerasseg_tfrecords.errors import KerassegError
 __all__ = ["BrokenTrainingError", "NothingTrainedError", "Plan", "Trainer", "Validation"]
 
 _WATCHED = 3
-"""Epochs after the first step in which validation is held against epoch 0: forgetting shows at once or not at all."""
+"""Number of first epochs in which validation is compared with epoch 0: a rate that is too high shows at once."""
 
 _GUARDS = 2
-"""How often the guard divides the rate: after a hundredth of it the fault lies elsewhere."""
+"""How often the guard divides the rate."""
 
 
 class BrokenTrainingError(KerassegError):
-    """The loss, or what the network puts out, is no number any more."""
+    """The loss, the weights or the output of the network became NaN or infinite."""
 
 
 class NothingTrainedError(KerassegError):
-    """Somebody asked to stop before there was anything to keep."""
+    """Training was stopped before epoch 0 was evaluated."""
 
     exit_code = 130
 
 
-class _Interrupted(Exception):  # noqa: N818 - no error: somebody asked
-    """Somebody asked to stop; everything is at a step's end."""
+class _Interrupted(Exception):  # noqa: N818 - not an error
+    """Training was asked to stop; raised at the end of a step."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Validation:
-    """What is validated on.
+    """Validation slices.
 
     Attributes:
-        data: `EvaluationData` with labels, or the like.
-        classes: Names; a label is an index into them.
-        groups: (slices,) patient group of each slice, for the intervals.
+        data: `EvaluationData` with labels, or an object with the same methods.
+        classes: Class names; a label is an index into them.
+        groups: (slices,) patient group of each slice, for intervals.
     """
 
     data: Any
@@ -78,19 +77,18 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done.
+    """Plan of a training run.
 
     Attributes:
-        phases: One after the other.
+        phases: Phases to train one after the other.
         epochs: Maximum number of epochs in a phase; of two phases that continue, together.
-        steps: Steps an epoch at most; None for all.
-        guard: Whether to act where training falls clearly below epoch 0.
+        steps: Maximum number of steps in an epoch; None for all.
+        guard: Whether to restore weights and lower the rate where Dice falls clearly below epoch 0.
         cautions: Messages to give after epoch 0, unless the checkpoint hardly knows the task.
-        ema: Whether the engine keeps a moving average of the weights, which is validated, too.
+        ema: Whether the engine keeps a moving average of the weights, which is also validated.
         save_every: Steps between saved states within an epoch; None for none.
         scales_loss: Whether the loss is scaled (float16).
-        title: For people.
-        facts: For people, see `Began`.
+        title, facts: To show, see `Began`.
     """
 
     phases: tuple[Phase, ...]
@@ -109,20 +107,20 @@ class Trainer:
     """Trains a network by a plan.
 
     Args:
-        model: The untouched network, in the precision of the training; changed in place. In the end it holds the best
+        model: The untouched network, in the precision of the training. It is changed in place and ends with the best
             weights.
-        make_engine: Gives an `Engine` for the network and an optimizer, for so many parts a batch.
-        training: `TrainingData` with labels, or the like.
-        validation: What the schedule goes by.
-        plan: What is to be done.
-        recorder: Where the state is kept.
-        observers: Who is told.
-        scope: Gives the block within which optimizers are made, see `Devices.scope`.
-        interrupted: Asked after each step whether to stop.
-        memory: Peak memory so far, in MB.
+        make_engine: Creates an `Engine` from the network, an optimizer and the number of parts of a batch.
+        training: `TrainingData` with labels, or an object with the same methods.
+        validation: Validation slices.
+        plan: Plan of the run.
+        recorder: Saves the state.
+        observers: Functions that receive events.
+        scope: Context in which optimizers are created, see `Devices.scope`.
+        interrupted: Called after each step; returns whether to stop.
+        memory: Returns the peak memory so far, in MB.
 
     Attributes:
-        progress: Where the run stands.
+        progress: Progress of the run.
     """
 
     def __init__(
@@ -151,17 +149,17 @@ class Trainer:
         self._last_slices: NDArray[np.int64] | None = None
         self._written = 0
 
-    # --- going on ----------------------------------------------------------------------------------------------------
+    # --- resuming ----------------------------------------------------------------------------------------------------
 
     def restore(
         self, progress: Progress, variables: dict[str, NDArray[Any]], best_weights: list[NDArray[Any]] | None
     ) -> None:
-        """Goes on from a saved state.
+        """Restore a saved state.
 
         Args:
-            progress: Where the run stood.
-            variables: What `Recorder.save` was given with it.
-            best_weights: Of the best network so far; None where that is the untouched one.
+            progress: Progress of the saved run.
+            variables: Variables that `Recorder.save` received with it.
+            best_weights: Best weights so far; None if those are the untouched ones.
         """
         self.progress = progress
         if best_weights is not None:
@@ -171,11 +169,11 @@ class Trainer:
             self._engine.restore(variables)
 
     def run(self) -> Ended:
-        """Trains until the end, an interruption, or an error.
+        """Train until the end, an interruption or an error.
 
         Raises:
-            BrokenTrainingError: The loss is no number; the last saved state is still good.
-            KerassegError: What else goes wrong: no memory even for one slice, no space on the disk, ...
+            BrokenTrainingError: The loss became NaN or infinite; the last saved state is intact.
+            KerassegError: Anything else, such as no memory for a single slice or a full disk.
         """
         self._since = time.monotonic()
         resumed = (self.progress.epoch, self.progress.sums.steps) if self.progress.history else None
@@ -208,7 +206,7 @@ class Trainer:
             self._epoch_zero()
         while not self.progress.finished:
             if self.progress.epoch >= self._limit():
-                self._close_phase("finished", _all_done(self._limit()))
+                self._close_phase("finished", _all_done(self.plan.epochs if self._phase.continues else self._limit()))
                 continue
             self._epoch()
 
@@ -236,7 +234,7 @@ class Trainer:
         return [self.progress.base.get(i, weight) for i, weight in enumerate(self._untouched)]
 
     def _open_phase(self) -> None:
-        """Freezes, makes the optimizer and compiles what there is; the weights are left as they are."""
+        """Freeze, create the optimizer and compile; the weights stay as they are."""
         plateau = self.progress.plateau
         rate, thawed = (self._phase.rule.rate, 0) if plateau is None else (plateau.rate, plateau.thawed)
         self._phase.freeze(self.model, thawed)
@@ -261,7 +259,12 @@ class Trainer:
         if not self._phase.recalibrates:
             kind = f"phase-{self.progress.phase}" if self.progress.phase else "phase"
             self._say(Message("note", kind, f"{self._phase.strategy}: {text}. Next: {following.strategy}."))
-        elif any(self.progress.best):
+        else:
+            kept = "kept" if any(self.progress.best) else "not kept"
+            before, after = self._first_dice(), self.progress.history[-1].val_dice
+            text = f"Recalibrated BatchNorm changes validation Dice from {before:.4f} to {after:.4f}: {kept}."
+            self._say(Message("note", "recalibrated", text))
+        if self._phase.recalibrates and any(self.progress.best):
             changed = zip(self._best_weights, self._untouched, strict=True)
             self._set(base={i: new for i, (new, old) in enumerate(changed) if not np.array_equal(new, old)})
         self.model.set_weights(self._best_weights if following.continues else self._base())
@@ -284,14 +287,14 @@ class Trainer:
     # --- epochs ------------------------------------------------------------------------------------------------------
 
     def _epoch_zero(self) -> None:
-        """The untouched network on validation: what every epoch is held against."""
+        """Validate the untouched network, with which every epoch is compared."""
         began = time.monotonic()
         table = self._validate(0)
         if np.isnan(table.dice).all():
             raise BrokenTrainingError(
-                "the network puts out no numbers (NaN), before the first step",
+                "the output of the network is NaN before the first step",
                 expected="finite probabilities",
-                remedy="Take another checkpoint, or --precision float32; kerasseg inspect shows what is in a file.",
+                remedy="Use another checkpoint or --precision float32; kerasseg inspect shows what a file contains.",
             )
         row = self._row(table, 0, EpochSums(), seconds=time.monotonic() - began, best=True)
         row = replace(row, phase=next(p.strategy for p in self.plan.phases if not p.recalibrates))
@@ -309,7 +312,7 @@ class Trainer:
                 self._say(message)
 
     def _epoch(self) -> None:
-        """One epoch of training, from the step where it stands, its validation, and what follows from it."""
+        """Train the rest of an epoch, validate, and apply the schedule."""
         recalibrates = self._phase.recalibrates
         if recalibrates:
             self._engine.recalibrate(self.training, self.steps, self._stop_if_asked)
@@ -319,7 +322,7 @@ class Trainer:
         number = self.progress.epoch + 1
         table = self._validate(number)
         if np.isnan(table.dice).all():
-            raise self._broken(f"after epoch {number} the network puts out no numbers (NaN)", self._last_slices)
+            raise self._broken(f"the output of the network is NaN after epoch {number}", self._last_slices)
         raw, averaged = table, None
         if self.plan.ema and not recalibrates:
             with self._engine.averaged():
@@ -337,6 +340,8 @@ class Trainer:
         new, events = rule.step(plateau, dice if self._phase.watch == "dice" else table.mean(self._phase.watch))
         seconds = progress.sums.seconds + time.monotonic() - began
         row = replace(self._row(table, number, progress.sums, seconds=seconds, best=best), event=_in_words(events))
+        if recalibrates:
+            row = replace(row, learning_rate=float("nan"))
         if averaged is not None:
             row = replace(row, val_dice_raw=raw.mean("dice"), val_dice_ema=averaged.mean("dice"))
         self._set(epoch=number, sums=EpochSums(), plateau=new, history=(*progress.history, row))
@@ -365,7 +370,7 @@ class Trainer:
                 self._engine.set_rate(rate)
             result = self._engine.train_step(batch)
             if not math.isfinite(result.loss):
-                what = f"the loss is no number any more (NaN or infinite), in epoch {epoch + 1}, step {step}"
+                what = f"the loss became NaN or infinite in epoch {epoch + 1}, step {step}"
                 raise self._broken(what, result.slices)
             self._last_slices = result.slices
             self._set(sums=self.progress.sums.with_step(result.loss, result.dice, time.monotonic() - began))
@@ -394,10 +399,10 @@ class Trainer:
         table: SliceTable = self._engine.evaluate(self.validation.data, on_batch)
         return table
 
-    # --- what follows from an epoch ------------------------------------------------------------------------------------
+    # --- after an epoch --------------------------------------------------------------------------------------------------
 
     def _follow(self, events: tuple[PlateauEvent, ...]) -> str | None:
-        """Does what the schedule says; the reason where it says stop."""
+        """Apply events of the schedule; return the reason if training stops."""
         for event in events:
             match event:
                 case Drop(rate):
@@ -408,17 +413,17 @@ class Trainer:
                     # or their first steps would be three times too long.
                     self._engine.rebuild(self._optimizer(self._peak()))
                     still = ", ".join(report.frozen_blocks) or "nothing"
-                    self._say(Message("note", f"thaw-{depth}", f"No gain: one block more is trained. Frozen: {still}."))
+                    self._say(Message("note", f"thaw-{depth}", f"No gain: one more block is trained. Frozen: {still}."))
                 case Stop(reason):
                     return reason
         return None
 
     def _advise(self, table: SliceTable, *, stopping: bool) -> None:
-        """Says what the figures say: below epoch 0 (and acts where asked to and training goes on), or overfitting."""
+        """Warn where Dice fell below epoch 0 (the guard also acts on it) or training overfits."""
         progress = self.progress
         if progress.first_table is None or progress.plateau is None:
             return
-        # Fresh weights know nothing that could be forgotten, or gone back to.
+        # Fresh weights have learned nothing that could be lost or restored.
         far = self._first_dice() < KNOWS
         fresh = self._phase.strategy == "scratch"
         below = not fresh and clearly_below(progress.first_table, table, self.validation.groups)
@@ -431,7 +436,7 @@ class Trainer:
             self._engine.restart_average()
             text = (
                 f"Guard: validation Dice {table.mean('dice'):.4f} is clearly below epoch 0 ({self._first_dice():.4f}): "
-                f"back to the untouched weights, learning rate {rate:g}."
+                f"restored the starting weights, learning rate {rate:g}."
             )
             self._say(Message("warning", f"guard-{self.progress.phase}-{self.progress.guarded}", text))
         elif below and not far and progress.epoch <= _WATCHED and not progress.guarded:
@@ -467,15 +472,15 @@ class Trainer:
         )
 
     def _broken(self, what: str, slices: NDArray[np.int64] | None) -> BrokenTrainingError:
-        """The error that names the slices of the batch it happened in, where there was one."""
+        """The error, which names the slices of the batch."""
         names = None if slices is None else ", ".join(self.training.slices.slice_ids(slices))
         rate = self._peak()
         return BrokenTrainingError(
             what,
             found=None if names is None else f"in a batch of the slices {names}",
             expected="finite numbers",
-            remedy=f"The last saved state is good. Begin a new run with --learning-rate {rate / 10:g}, --clipnorm 1 or "
-            "--precision float32, and look at these slices: kerasseg verify.",
+            remedy=f"Start a new run with --learning-rate {rate / 10:g}, --clipnorm 1 or "
+            "--precision float32, and check these slices with kerasseg verify.",
         )
 
     def _first_dice(self) -> float:
@@ -499,7 +504,7 @@ class Trainer:
             observer(event)
 
     def _say(self, message: Message) -> None:
-        """Each kind of message once a run."""
+        """Send a message; each kind once per run."""
         if message.kind not in self.progress.said:
             self._set(said=self.progress.said | {message.kind})
             self._tell(message)
@@ -510,11 +515,11 @@ class Trainer:
 
     def _save(self) -> None:
         if self.progress.first_table is None:
-            return  # nothing to go on from that a fresh start would not give
+            return  # a fresh start gives the same
         variables = self._engine.variables()
-        # The loss of a step is that of the weights before it: the step that broke them had a good one.
+        # The loss of a step is that of the weights before it, so it does not show that the step broke them.
         if any(name.startswith("model/") and not np.isfinite(array).all() for name, array in variables.items()):
-            raise self._broken("weights of the network are no numbers any more (NaN or infinite)", self._last_slices)
+            raise self._broken("weights of the network became NaN or infinite", self._last_slices)
         now = time.monotonic()
         self._set(seconds=self.progress.seconds + now - self._since)
         self._since = now
@@ -525,7 +530,7 @@ class Trainer:
         self._tell(Saved(self.progress.epoch, self.progress.sums.steps))
 
     def back_to_best(self) -> None:
-        """Gives the network the best weights so far."""
+        """Restore the best weights so far."""
         self.model.set_weights(self._best_weights)
 
     def _end(self, reason: Any, text: str) -> Ended:
@@ -534,8 +539,8 @@ class Trainer:
         history = progress.history
         row = history[0] if history else None
         if row is None or first is None or best is None:
-            msg = "stopped before the untouched network was evaluated: nothing was trained"
-            raise NothingTrainedError(msg, remedy="Begin it with: kerasseg train --resume")
+            msg = "stopped before the untouched network was evaluated; nothing was trained"
+            raise NothingTrainedError(msg, remedy="Start it again with: kerasseg train --resume")
         winner = next(
             (r for r in history if r.best and r.epoch == progress.best[1] and r.phase == self._strategy_of_best()), row
         )

@@ -1,4 +1,4 @@
-"""Scores of every slice of a split after one pass: what means, classes and intervals are computed from."""
+"""Scores of every slice of a split after one pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Score = Literal["loss", "dice", "soft_dice", "iou", "precision", "recall"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SliceTable:
-    """One row a slice.
+    """One row per slice.
 
     Attributes:
         slice: (slices,) int64 number within the split.
@@ -40,7 +40,7 @@ class SliceTable:
 
     @classmethod
     def joined(cls, parts: Iterable[SliceTable]) -> SliceTable:
-        """All rows in the order of the slices; rows that only filled a batch up (slice -1) are left out."""
+        """Join tables in the order of the slices, without padding (slice -1)."""
         tables = list(parts)
         columns = {f.name: np.concatenate([getattr(table, f.name) for table in tables]) for f in fields(cls)}
         order = np.argsort(columns["slice"], kind="stable")
@@ -48,11 +48,11 @@ class SliceTable:
         return cls(**{name: column[order] for name, column in columns.items()})
 
     def __len__(self) -> int:
-        """Slices."""
+        """Number of slices."""
         return len(self.slice)
 
     def mean(self, score: Score, *, subset: Literal["all", "tumour"] = "all", label: int | None = None) -> float:
-        """Mean over slices; NaN where none counts.
+        """Mean over slices; NaN without any.
 
         Args:
             score: One of `SCORES`.
@@ -71,5 +71,5 @@ class SliceTable:
         return {name: self.mean(score, label=i) for i, name in enumerate(classes)}
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Column name -> column, for saving; `SliceTable(**arrays)` is the way back."""
+        """Column name -> column, for saving; `SliceTable(**arrays)` restores the table."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,7 +1,7 @@
-"""Cross-validation: a run for each fold of the training and validation slices, and figures; the test split stays closed.
+"""Cross-validation: a run for each fold of the training and validation slices; the test split is not read.
 
 runs/NAME/
-cross-validation.json   what was asked, and the figures once all folds are done
+cross-validation.json   the settings, and the scores once all folds have finished
 out-of-fold.csv         every slice with its Dice from the fold that held it out
 fold-1/ ...             run directories; fold-1/shards holds the fold's slices, its splits.csv the frozen list
 ensemble/               a run directory with the mean of all folds as its network
@@ -52,7 +52,7 @@ class _Model(BaseModel):
 
 
 class Scores(_Model):
-    """Dice over some of the slices, each from the network that never saw it.
+    """Dice over a set of slices, each predicted by the network that was not trained on it.
 
     Attributes:
         before: Of the checkpoint before training.
@@ -70,10 +70,10 @@ class FoldResult(_Model):
 
     Attributes:
         name: Its folder.
-        slices: Held out.
+        slices: Number of held-out slices.
         before, after: Mean Dice over them.
-        epochs: Trained.
-        best_epoch: With the highest Dice over them.
+        epochs: Number of epochs trained.
+        best_epoch: Epoch with the highest Dice over the held-out slices.
         text: Why training ended.
     """
 
@@ -87,13 +87,13 @@ class FoldResult(_Model):
 
 
 class OutOfFold(_Model):
-    """Figures over all slices: threshold 0.5, the network's resolution.
+    """Scores over all slices: threshold 0.5, the network's resolution.
 
     Attributes:
         all: Over every slice.
         tumour: Over slices with tumour in reference or prediction.
         classes: Class -> over its slices.
-        folds: Each fold for itself.
+        folds: Scores of each fold.
         spread: Standard deviation of the folds' mean Dice.
     """
 
@@ -105,15 +105,15 @@ class OutOfFold(_Model):
 
 
 class CrossValidation(_Model):
-    """The whole of `cross-validation.json`.
+    """Content of `cross-validation.json`.
 
     Attributes:
-        format_version: Rises when a reader of an earlier version could misread it.
-        kerasseg, created: What began it, and when.
-        folds: How many.
-        fingerprint: Of the shards that were dealt.
-        settings: Of every fold, but for `shards`.
-        out_of_fold: None until all folds are done.
+        format_version: Increased when readers of an earlier version could misread the file.
+        kerasseg, created: Version of kerasseg, and time of the start.
+        folds: Number of folds.
+        fingerprint: Fingerprint of the shards.
+        settings: Settings of every fold, except `shards`.
+        out_of_fold: Scores; None until all folds have finished.
     """
 
     format_version: int = FORMAT_VERSION
@@ -128,21 +128,21 @@ class CrossValidation(_Model):
 def cross_validate(
     settings: TrainSettings, folds: int = 5, out: Path | str | None = None, observers: Iterable[Observer] = ()
 ) -> tuple[CrossValidation, Path]:
-    """Trains once for each fold of the training and validation slices; goes on where an earlier call stopped.
+    """Train once for each fold of the training and validation slices, and resume what an earlier call left.
 
-    A finished fold is not trained again; one that was killed goes on from its last saved state.
+    A finished fold is not trained again; a killed one resumes from its last saved state.
 
     Args:
-        settings: Of every fold; `shards` names the shard directory that is dealt.
-        folds: 2 or more.
+        settings: Settings of every fold; `shards` is the shard directory to divide.
+        folds: Number of folds, 2 or more.
         out: The folder; None for `runs/<date-time>-cv<folds>-<strategy>`.
-        observers: Who is told what happens.
+        observers: Functions that receive events.
 
     Returns:
-        What stands in `cross-validation.json`, and the folder. Without figures where training was interrupted.
+        The content of `cross-validation.json`, without scores if training was interrupted; and the folder.
 
     Raises:
-        UsageError: Fewer groups than folds; or another cross-validation, or something else, is in the folder.
+        UsageError: There are fewer groups than folds, or the folder is not empty.
         KerassegError: As `kerasseg.workflows.train.train`.
     """
     manifest = load_manifest(settings.shards)
@@ -182,11 +182,11 @@ def cross_validate(
 
 
 def read_cross_validation(root: Path) -> CrossValidation:
-    """Reads what a cross-validation asked and found.
+    """Read `cross-validation.json`.
 
     Raises:
-        DataError: There is none, or it is damaged.
-        KerassegError: It is of a newer version.
+        DataError: The file is missing or damaged.
+        KerassegError: It was written by a newer version.
     """
     return read_document(root / FILE, CrossValidation, FORMAT_VERSION, "the cross-validation")
 
@@ -205,7 +205,7 @@ def _root(settings: TrainSettings, folds: int, out: Path | str | None) -> Path:
 
 
 def _begin(root: Path, asked: CrossValidation) -> CrossValidation:
-    """What is there already, if it is the same; otherwise the beginning of it."""
+    """Open a cross-validation with the same settings, or start it."""
     if not (root / FILE).exists():
         strange = sorted(path.name for path in root.iterdir() if path.name != ".lock")
         if strange:
@@ -221,23 +221,23 @@ def _begin(root: Path, asked: CrossValidation) -> CrossValidation:
     before, now = there.settings.model_dump(), asked.settings.model_dump()
     before["folds"], now["folds"] = there.folds, asked.folds
     before["slices"], now["slices"] = there.fingerprint[:12], asked.fingerprint[:12]
-    # Where the same shards lie is no matter.
+    # The same shards may have moved.
     other = [
         f"{name} {before[name]!r}, now {now[name]!r}" for name in now if name != "shards" and before[name] != now[name]
     ]
     if other:
         raise UsageError(
-            "another cross-validation is there already",
+            "the folder holds another cross-validation",
             path=root,
             found="; ".join(other[:3]),
-            remedy=f"Go on with it: kerasseg cross-validate --resume --out {root}. Or choose another --out.",
+            remedy=f"Resume it: kerasseg cross-validate --resume --out {root}. Or choose another --out.",
         )
     return there
 
 
 @contextlib.contextmanager
 def _latest_kept() -> Iterator[None]:
-    """Folds are no runs that somebody asked for: `latest` stays what it was."""
+    """Keep `latest` while folds are trained, since they are not runs of their own."""
     pointer = RUNS / "latest"
     before = pointer.read_bytes() if pointer.is_file() else None
     try:
@@ -253,7 +253,7 @@ def _latest_kept() -> Iterator[None]:
 
 
 def _train_fold(root: Path, settings: TrainSettings, observers: Sequence[Observer]) -> bool:
-    """Brings one fold to its end; False where it was interrupted."""
+    """Train one fold to its end; False if it was interrupted."""
     run = RunDirectory(root)
     if run.config_file.is_file():
         progress = _progress(run)
@@ -364,7 +364,7 @@ def _csv(table: Sequence[_Entry]) -> str:
 
 
 def _write_ensemble(root: Path, runs: Sequence[Path], settings: TrainSettings) -> None:
-    """A run directory that evaluate and predict take like any other: the mean of all folds, for the shards as they were."""
+    """Write a run directory for evaluate and predict, whose network is the mean over the folds."""
     run = RunDirectory(root / "ensemble")
     if run.config_file.is_file():
         return
@@ -389,5 +389,5 @@ def _write_ensemble(root: Path, runs: Sequence[Path], settings: TrainSettings) -
             },
         }
     )
-    # Last: it makes the folder a run.
+    # Written last, since it makes the folder a run.
     run.write_config(first.model_copy(update={"settings": settings, "resolved": resolved}))

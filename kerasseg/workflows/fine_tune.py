@@ -1,4 +1,4 @@
-"""`kerasseg.fine_tune`: the recipe for a network that is in memory, and for slices in shards, arrays or `tf.data`."""
+"""`kerasseg.fine_tune`: the recipe for a network in memory, with slices in shards, arrays or `tf.data`."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ __all__ = ["FineTuned", "Recipe", "fine_tune"]
 _LOG = logging.getLogger("kerasseg")
 
 _COMPOSES = ("batch_size", "balance", "augmentation", "class_weight", "train_on_positives", "cache", "memory_budget")
-"""Settings that say how batches are made of slices; the other data come as batches, and decide for themselves."""
+"""Settings for composing batches from slices; data that come as batches ignore them."""
 
 _OF_FILES = ("cache", "memory_budget")
 
 
 class Recipe(TypedDict, total=False):
-    """Options of `fine_tune`; each is described in `TrainSettings`, which checks it and has the default.
+    """Options of `fine_tune`; `TrainSettings` describes, validates and gives defaults for each.
 
-    `loss` may also be any Keras loss that gives one value a slice or more, `augmentation` a `SafeAugmentation`.
+    `loss` can also be a Keras loss with at least one value per slice, `augmentation` a `SafeAugmentation`.
     """
 
     freeze: Sequence[str]
@@ -81,13 +81,13 @@ class Recipe(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class FineTuned(Ended):
-    """What `fine_tune` did: all that `Ended` has, and how it was done.
+    """Result of `fine_tune`: the attributes of `Ended`, and how the network was trained.
 
     Attributes:
         frozen: Names of the blocks that were frozen at first.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
-        devices: In words.
-        run: The run directory, where there is one.
+        devices: Description of the devices.
+        run: The run directory, if there is one.
 
     Example:
         >>> import kerasseg
@@ -121,48 +121,48 @@ def fine_tune(
     observers: Iterable[Observer] = (),
     **options: Unpack[Recipe],
 ) -> FineTuned:
-    """Fine-tunes a network as `kerasseg train` does, and leaves the best weights in it.
+    """Fine-tune a network as `kerasseg train` does, and leave the best weights in it.
 
-    The untouched network is evaluated first and is a candidate: where no epoch gains, it stays as it was. Whatever happens,
-    Ctrl-C and errors included, the model then has the best weights so far, and the dtype policies, `trainable` flags and
-    regularizers it came with. It need not be compiled.
+    The untouched network is evaluated first; if no epoch is better, it stays as it was. In any case, Ctrl-C and errors
+    included, the model ends with the best weights so far and its original dtype policies, `trainable` flags and
+    regularizers. It does not have to be compiled.
 
-    Slices can be given as
+    Slices can be
 
-    - a shard directory: its splits train and val; `validation` may then be left out;
-    - `TrainingData` and `EvaluationData`: they make their batches, with their own batch size, balance, augmentation, seed;
+    - a shard directory, whose splits train and val are used; `validation` can then be left out;
+    - `TrainingData` and `EvaluationData`, with their own batch size, balance, augmentation and seed;
     - arrays `(images, masks)`, `(images, masks, labels)` or `(images, masks, labels, groups)`: (n, height, width, channels)
       float in [0, 1] or uint8; (n, height, width, 1) of 0 and 1; (n,) classes, names or numbers, or None; (n,) patients;
     - a `tf.data.Dataset` of batches `(image, mask)` or `(image, mask, weight)`, or of dictionaries with these names and
-      `label`: shapes and ranges as above. It is iterated once an epoch; a smaller last batch is left out in training.
-      Validation must come to an end.
+      `label`, with shapes and ranges as above. It is iterated once per epoch; training drops a smaller last batch.
+      Validation must be finite.
 
-    Without labels there is one class, "all"; without groups each slice is a patient of its own, and the interval of the
-    gain is then narrower than it should be where patients have several slices.
+    Without labels there is one class, "all". Without groups each slice counts as a patient, and the interval of the gain
+    is too narrow if patients have several slices.
 
     Args:
         model: A U-Net: one input (batch, height, width, channels), one output of probabilities (batch, height, width, 1).
             `kerasseg.fit_to_task` makes one of most networks.
         train: Slices to train on.
-        validation: Slices that the schedule and the choice of the best weights go by. Never those for the final test.
+        validation: Slices for the schedule and the choice of the best weights. Never use those of the final test.
         strategy: "conservative", "moderate", "aggressive", "progressive", "two-stage", "auto"; "scratch" trains
             everything, at a rate for fresh weights.
-        out: A folder for a run directory, which `kerasseg evaluate` and `kerasseg train --resume` understand. Needs a
-            shard directory.
-        observers: Functions that are told what happens, see `kerasseg.training.events`. Without any, notes and warnings go
-            to the logger "kerasseg".
+        out: Folder for a run directory, which `kerasseg evaluate` and `kerasseg train --resume` take. Needs a shard
+            directory.
+        observers: Functions that receive events, see `kerasseg.training.events`. Without any, notes and warnings go to the
+            logger "kerasseg".
         **options: The recipe, see `Recipe` and `TrainSettings`: learning_rate > 0 (1e-4), epochs >= 0 (20), batch_size >= 1
-            (8), schedule, loss, l2 and weight_decay >= 0, guard, precision, devices, seed, ... With `deterministic` the
-            whole process computes deterministically from then on.
+            (8), schedule, loss, l2 and weight_decay >= 0, guard, precision, devices, seed, ... `deterministic` affects the
+            whole process.
 
     Returns:
         History, epoch 0, best epoch, gain with its interval over patients, gains by class.
 
     Raises:
-        UsageError: A network, slices or an option that cannot be used; an option that the data decide for themselves.
-        DataError: Slices that are missing, damaged or out of their range; validation without any tumour.
-        BrokenTrainingError: The loss is no number any more.
-        KerassegError: No memory even for one slice; the run directory cannot be written.
+        UsageError: The network, the slices or an option are invalid, or an option has no effect on these data.
+        DataError: Slices are missing, damaged or out of range, or validation has no tumour.
+        BrokenTrainingError: The loss became NaN or infinite.
+        KerassegError: Out of memory with a single slice, or the run directory cannot be written.
 
     Example:
         >>> import kerasseg
@@ -180,12 +180,12 @@ def fine_tune(
     channels = _check_model(model)
     if os.environ.get("TF_CONFIG"):
         raise UsageError(
-            "fine_tune trains on one machine, and TF_CONFIG names several",
+            "fine_tune trains on one machine, but TF_CONFIG names several",
             remedy="Unset it, or use kerasseg train, which trains on several.",
         )
     task = _task(train, validation, settings, channels)
     _check_size(model, task)
-    # What comes as batches has its own size of them.
+    # Data that come as batches have their own batch size.
     settings = settings.model_copy(update={"batch_size": task.training.batch_size})
     devices = choose_devices(settings.devices, settings.batch_size)
     if settings.deterministic:
@@ -213,7 +213,7 @@ def fine_tune(
 
 
 def _as_given(train: Any, validation: Any) -> tuple[Any, Any]:
-    """Both, with the kinds that can be used; paths as paths, arrays checked."""
+    """Check the kinds of both arguments, and convert arrays."""
     if validation is None and isinstance(train, str | Path):
         validation = train
     given = (_arrays(train, "training slices"), _arrays(validation, "validation slices"))
@@ -256,9 +256,7 @@ def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | st
         raise UsageError(
             f"{lost[0]} has no effect here",
             found=f"train is {_kind(train)}",
-            remedy="Leave it out; what comes as batches is composed already."
-            if decided == _COMPOSES
-            else "Leave it out.",
+            remedy="Leave it out; batches are composed already." if decided == _COMPOSES else "Leave it out.",
         )
     amounts = options.get("augmentation")
     if isinstance(amounts, SafeAugmentation):
@@ -268,11 +266,11 @@ def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | st
     if out is not None:
         if not isinstance(train, str | Path):
             raise UsageError(
-                "a run directory needs a shard directory, from which it can be gone on with",
+                "a run directory needs a shard directory, so that the run can be resumed",
                 found=f"train is {_kind(train)}",
-                remedy="Leave out= away and save the model yourself, or write shards with kerasseg.prepare.",
+                remedy="Leave out= out and save the model yourself, or write shards with kerasseg.prepare.",
             )
-        # The network as it came: what a replay of this run begins with.
+        # The network as it was passed, with which a repetition of this run starts.
         options["checkpoint"] = str(RunDirectory(Path(out)).baseline_file)
     for name in ("freeze", "devices"):
         if isinstance(options.get(name), str):
@@ -283,7 +281,7 @@ def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | st
 
 
 def _own_loss(options: Mapping[str, Any], out: Path | str | None) -> keras.losses.Loss | None:
-    """The loss that was given as an object; None where it is described by its arguments."""
+    """The loss object; None if the loss is described by its arguments."""
     loss = options.get("loss")
     if not isinstance(loss, keras.losses.Loss):
         return None
@@ -295,10 +293,10 @@ def _own_loss(options: Mapping[str, Any], out: Path | str | None) -> keras.losse
         )
     if not len(loss.call(np.zeros((2, 8, 8, 1), "float32"), np.full((2, 8, 8, 1), 0.5, "float32")).shape):
         raise UsageError(
-            "the loss gives one value a batch",
+            "the loss returns one value per batch",
             found=type(loss).__name__,
-            expected="one a slice",
-            remedy="keras.losses.Dice(axis=(1, 2, 3)) gives one a slice, as kerasseg.DiceBCELoss does.",
+            expected="one value per slice",
+            remedy="keras.losses.Dice(axis=(1, 2, 3)) and kerasseg.DiceBCELoss return one value per slice.",
         )
     return loss
 
@@ -308,13 +306,15 @@ def _kind(train: Any) -> str:
 
 
 def _task(train: Any, validation: Any, settings: TrainSettings, channels: int) -> Task:
-    """Opens what was given."""
+    """Open the slices."""
     if isinstance(train, str | Path):
         manifest = load_manifest(train)
         if isinstance(validation, str | Path) and Path(validation).resolve() == Path(train).resolve():
             return task_from_shards(settings, manifest, channels, (0, 1))
         if settings.checkpoint is not None:
-            raise UsageError("a run directory keeps one shard directory", remedy="Leave validation away, or out.")
+            raise UsageError(
+                "a run directory keeps one shard directory", remedy="Leave out either validation= or out=."
+            )
     training = _training(train, settings, channels)
     data, rows, groups, tumour = _validation(validation, training.batch_size, settings, channels)
     if not tumour:
@@ -360,13 +360,15 @@ def _training(train: Any, settings: TrainSettings, channels: int) -> Any:
 def _validation(
     validation: Any, batch_size: int, settings: TrainSettings, channels: int
 ) -> tuple[Any, Sequence[tuple[str, str, str, str]], Any, bool]:
-    """What is validated on, its rows where there are shards, patients, and whether there is any tumour."""
+    """Open validation data; return also their rows (from shards), their patients and whether any slice has a tumour."""
     if is_dataset(validation):
         data = DatasetValidation(validation, channels, batch_size)
         return data, (), np.full(len(data.labels), ""), data.has_tumour
     if isinstance(validation, EvaluationData):
         if not isinstance(validation.slices, ArraySlices) and validation.slices.split == "test":
-            raise UsageError("the test split is for the end", found='EvaluationData(..., "test")', expected='"val"')
+            raise UsageError(
+                "the test split must not be used for validation", found='EvaluationData(..., "test")', expected='"val"'
+            )
         if validation.channels != channels:
             raise _other_channels("validation", validation.channels, channels)
         own = copy.copy(validation)
@@ -399,7 +401,7 @@ def _classes(data: Any) -> tuple[str, ...]:
 
 def _other_channels(what: str, found: int, expected: int) -> UsageError:
     return UsageError(
-        f"{what} makes batches of another number of channels than the network takes",
+        f"{what} has a different number of channels than the network",
         found=found,
         expected=expected,
         remedy=f"Make it with channels={expected}.",
@@ -410,14 +412,14 @@ def _other_channels(what: str, found: int, expected: int) -> UsageError:
 
 
 def _check_model(model: keras.Model) -> int:
-    """The channels that it takes.
+    """Channels that the network takes.
 
     Raises:
-        UsageError: Not one image in and one map of probabilities out.
+        UsageError: The network does not map one image to one probability map.
     """
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise UsageError(
-            "this is no network that can be trained here",
+            "not a network that can be fine-tuned",
             found=type(model).__name__,
             expected="a keras.Model with an Input (functional or Sequential)",
         )
@@ -428,7 +430,7 @@ def _check_model(model: keras.Model) -> int:
         found = f"{1 + len(output.others)} outputs"
     if found:
         raise UsageError(
-            "the network puts out something else than one probability a pixel",
+            "the output of the network is not one probability per pixel",
             found=found,
             expected="(batch, height, width, 1) after a sigmoid",
             remedy="kerasseg.fit_to_task(model, size=..., channels=...).model is a network that does.",
@@ -452,14 +454,14 @@ def _check_size(model: keras.Model, task: Task) -> None:
         sizes = [(own, theirs) for own, theirs in zip((height, width), shape, strict=False) if own and theirs]
         if any(own != theirs for own, theirs in sizes):
             raise UsageError(
-                f"the {what} slices are of another size than the network takes",
+                f"the {what} slices have a different size than the network",
                 found=f"{shape[0]} x {shape[1]}",
                 expected=f"{height} x {width}",
                 remedy="kerasseg.fit_to_task(model, size=...).model takes another size, where the network allows it.",
             )
         if shape[2] not in (None, 1, channels):
             raise UsageError(
-                f"the {what} slices have another number of channels than the network takes",
+                f"the {what} slices have a different number of channels than the network",
                 found=shape[2],
                 expected=f"{channels}, or 1 to be repeated",
             )
@@ -471,7 +473,7 @@ def _check_size(model: keras.Model, task: Task) -> None:
 
 @contextmanager
 def _on_devices(model: keras.Model, devices: Devices) -> Iterator[keras.Model]:
-    """The network where it can be trained: itself, or with several devices, whose variables it does not have, a copy."""
+    """Give the network itself, or with several devices a copy that is created on them."""
     if devices.replicas == 1:
         yield model
         return
@@ -485,14 +487,14 @@ def _on_devices(model: keras.Model, devices: Devices) -> Iterator[keras.Model]:
 
 
 def _copy_variables(source: keras.Model, target: keras.Model) -> None:
-    """All of them, seeds of dropout included."""
+    """Copy all variables, dropout seeds included."""
     for old, new in zip(source.variables, target.variables, strict=True):
         new.assign(keras.ops.convert_to_numpy(old))
 
 
 @contextmanager
 def _as_it_came(model: keras.Model) -> Iterator[None]:
-    """After the block the network has the dtype policies, flags and regularizers that it had before."""
+    """Restore dtype policies, `trainable` flags and regularizers after the block."""
     layers = [(layer, layer.dtype_policy, layer._trainable) for layer in with_inner([model])]
     norms = [(layer, layer.synchronized) for layer, _, _ in layers if hasattr(layer, "synchronized")]
     variables = [(v, v.trainable, getattr(v, "regularizer", None)) for v in model.variables]
@@ -502,7 +504,7 @@ def _as_it_came(model: keras.Model) -> Iterator[None]:
         for layer, policy, trainable in layers:
             if layer.dtype_policy is not policy:
                 layer.dtype_policy = policy
-            # Below the property, which would hand the value down to what lies within.
+            # Not through the property, which would also set the inner layers.
             layer._trainable = trainable
         for layer, synchronized in norms:
             layer.synchronized = synchronized

@@ -1,7 +1,7 @@
-"""A run from its settings to its end, and the way back into it: shards, checkpoint, devices, run directory and loop.
+"""Start and resume training runs: shards, checkpoint, devices, run directory and training loop.
 
-`train` and `resume` are what the command line calls; `kerasseg.fine_tune` brings a network and slices of its own to the
-same `TrainingSession`. The loop itself is `kerasseg.training.trainer`.
+The command line calls `train` and `resume`; `kerasseg.fine_tune` passes a network and slices in memory to the same
+`TrainingSession`. The loop itself is in `kerasseg.training.trainer`.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ from kerasseg_tfrecords.text import without_credentials
 __all__ = ["DEFAULT_CHECKPOINT", "Network", "TrainingSession", "in_new_run", "resume", "train"]
 
 DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
-"""The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` names another."""
+"""The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` overrides it."""
 
 _LOSS_OF_PRECISION = 0.002
-"""Dice that a faster precision may cost on the untouched network before float32 is taken instead."""
+"""Largest loss of Dice on the untouched network for which a faster precision is used."""
 
 _NODES = re.compile(r"\{\{.*?\}\}")
 _EMPTY_WORDS = ("Graph execution error", "Detected at node", "File ", "<stack traces unavailable>", "node ")
@@ -91,22 +91,21 @@ class Network:
 def train(
     settings: TrainSettings, out: Path | str | None = None, observers: Iterable[Observer] = ()
 ) -> tuple[Ended, RunDirectory | None]:
-    """Trains by the settings, into a new run directory.
+    """Train into a new run directory.
 
-    With `TF_CONFIG` set this is one of several machines, on each of which the same is called. The chief (worker 0) alone
-    writes and tells what happens.
+    With `TF_CONFIG` set, call it on each of several machines. Only the chief (worker 0) writes files and calls observers.
 
     Args:
-        settings: What is asked.
-        out: The run's folder; None for `runs/<date-time-strategy>`.
-        observers: Who is told what happens.
+        settings: Settings of the run.
+        out: Folder of the run; None for `runs/<date-time-strategy>`.
+        observers: Functions that receive events.
 
     Returns:
-        How it ended, and the run; None for it where another machine writes.
+        How the run ended, and its directory (None on machines that do not write).
 
     Raises:
-        KerassegError: Shards, checkpoint, devices or options that cannot be used; a loss that is no number; no memory or no
-            space left. What was saved before stays good.
+        KerassegError: Invalid shards, checkpoint, devices or options; a loss that became NaN; no memory or disk space left.
+            Earlier saved states stay intact.
     """
     if out is not None:
         RunDirectory.check_free(Path(out))
@@ -119,7 +118,7 @@ def train(
         settings = _with_strategy(settings, network, watching)
         task = task_from_shards(settings, manifest, _input_channels(network.model), devices.worker)
         session = TrainingSession(settings, task, devices, network, watching)
-        # Whatever is wrong with shards, blocks or options is found before anything is written.
+        # Invalid shards, blocks and options are found before anything is written.
         session.load()
         if not devices.chief:
             return session.begin(None), None
@@ -127,11 +126,11 @@ def train(
 
 
 def in_new_run(session: TrainingSession, out: Path | None) -> tuple[Ended, RunDirectory]:
-    """Trains into a new run directory.
+    """Train into a new run directory.
 
     Args:
-        session: Loaded.
-        out: The run's folder; None for `runs/<date-time-strategy>`.
+        session: A session after `load`.
+        out: Folder of the run; None for `runs/<date-time-strategy>`.
     """
     model, settings = session.network.model, session.settings
     run = RunDirectory.create(out, settings.strategy)
@@ -146,18 +145,18 @@ def in_new_run(session: TrainingSession, out: Path | None) -> tuple[Ended, RunDi
 def resume(
     run: RunDirectory, observers: Iterable[Observer] = (), *, shards: Path | str | None = None
 ) -> tuple[Ended, RunDirectory | None]:
-    """Goes on with a run from its last saved state, as if it had never stopped.
+    """Resume a run from its last saved state; the result is that of an undisturbed run.
 
-    It need not be on the devices that it was begun on. On several machines each reads the run directory, which therefore
-    lies on a file system that all of them see; the chief alone writes.
+    The devices may differ from those the run started on. Several machines must all be able to read the run directory; only
+    the chief writes.
 
     Args:
         run: The run.
-        observers: Who is told what happens.
-        shards: Where the run's shards lie now; None for where they lay. They must hold the same data.
+        observers: Functions that receive events.
+        shards: New location of the run's shards; None if they have not moved.
 
     Raises:
-        UsageError: The run is over.
+        UsageError: The run has finished.
         KerassegError: As `train`; or another process trains in the run, or its shards have changed.
     """
     config = run.config()
@@ -166,24 +165,24 @@ def resume(
         manifest = load_manifest(settings.shards)
     except DataError as error:
         raise DataError(
-            "the shards that this run was begun with cannot be read",
+            "cannot read the shards that this run was started with",
             path=run.root,
             found=error.sentence().removesuffix(f". {error.remedy}"),
-            remedy="Say where they lie now: --shards FOLDER",
+            remedy="Give their new location: --shards FOLDER.",
         ) from None
     if manifest.fingerprint != config.resolved.fingerprint:
         raise DataError(
-            "the shards are not those that the run was begun with",
+            "these are not the shards that the run was started with",
             path=settings.shards,
             found=f"fingerprint {manifest.fingerprint[:12]}",
             expected=config.resolved.fingerprint[:12],
-            remedy="Say where the run's own lie now (--shards FOLDER), or prepare them again with the same options.",
+            remedy="Give the location of the run's shards (--shards FOLDER), or prepare them again with the same options.",
         )
     if not run.baseline_file.is_file():
         raise DataError(
-            "the run lacks the network that it began with",
+            "the baseline network of the run is missing",
             path=run.baseline_file,
-            remedy="Put it back, or begin a new run.",
+            remedy="Restore the file, or start a new run.",
         )
     with (
         _machines(settings, manifest, observers) as devices,
@@ -193,10 +192,10 @@ def resume(
         progress = None if saved is None else Progress.from_saved(saved.facts, saved.arrays)
         if progress is not None and progress.finished:
             raise UsageError(
-                "the run is over: there is nothing to go on with",
+                "this run has already finished",
                 path=run.root,
                 found=progress.text,
-                remedy=f"Begin a new one, from its weights if you like: --checkpoint {run.model_file}",
+                remedy=f"To train further, start a new run from its weights: --checkpoint {run.model_file}",
             )
         with devices.scope():
             model = open_checkpoint(run.baseline_file)
@@ -205,7 +204,7 @@ def resume(
         session = TrainingSession(settings, task, devices, network, tuple(observers))
         session.load(PrecisionChoice(config.resolved.precision, config.resolved.precision_reason))
         written = run if devices.chief else None
-        # Before the chief can have gone on, so that all read one and the same state.
+        # Before the chief trains and saves, so that all machines read the same state.
         agree(devices, {"the saved state": "none" if saved is None else str(saved.generation)})
         if saved is None or progress is None:
             return session.begin(written), written
@@ -218,20 +217,20 @@ def resume(
 
 @contextlib.contextmanager
 def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[Observer]) -> Iterator[Devices]:
-    """The devices to train on; while the block runs, what TensorFlow raises becomes an error for people."""
+    """Give the devices to train on; while the block runs, errors of TensorFlow are translated."""
     told = os.environ.get("TF_CONFIG")
     if told:
         for observer in observers:
-            text = f"Waiting for the other machines that TF_CONFIG names, for {patience():g} s at most."
+            text = f"Waiting for the other machines in TF_CONFIG, at most {patience():g} s."
             observer(Message("note", "waiting", text))
     devices = None
     try:
         devices = choose_devices(settings.devices, settings.batch_size)
-        # Where things lie may differ from machine to machine.
+        # Paths may differ between machines.
         options = settings.model_dump_json(exclude={"shards", "checkpoint", "cache", "memory_budget"})
         agree(devices, {"the options": options, "the shards": manifest.fingerprint})
         if not devices.chief:
-            text = f"{devices.description}. Worker 0, the chief, shows how it goes, and writes."
+            text = f"{devices.description}. Worker 0 shows the progress and writes the run."
             for observer in observers:
                 observer(Message("note", "worker", text))
         _seed(settings)
@@ -241,19 +240,19 @@ def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[O
 
 
 class TrainingSession:
-    """One process's part of a training.
+    """The part of one process in a training run.
 
     Args:
-        settings: What is asked.
-        task: The slices.
-        devices: What it runs on.
-        network: Made under `devices.scope()`.
-        observers: Who is told what happens.
-        loss: Instead of the one that the settings describe.
+        settings: Settings of the run.
+        task: Slices to train and validate on.
+        devices: Devices to train on.
+        network: Network, created under `devices.scope()`.
+        observers: Functions that receive events.
+        loss: Overrides the loss in the settings.
 
     Attributes:
-        resolved: What the settings came to; after `load`.
-        trainer: The loop; after `begin`.
+        resolved: Resolved settings; set by `load`.
+        trainer: The loop; set by `begin`.
     """
 
     def __init__(
@@ -272,15 +271,15 @@ class TrainingSession:
         self.flag = StopFlag()
 
     def say(self, message: Message) -> None:
-        """Tells the observers."""
+        """Send a message to the observers."""
         for observer in self.observers:
             observer(message)
 
     def load(self, precision: PrecisionChoice | None = None) -> None:
-        """Freezes and chooses the precision; nothing is written.
+        """Freeze the network and choose the precision; nothing is written.
 
         Args:
-            precision: Of the run that is gone on with; None chooses.
+            precision: Precision of the run that is resumed; None chooses one.
         """
         settings, task, model = self.settings, self.task, self.network.model
         self.phases = phases_of(settings, model)
@@ -312,15 +311,15 @@ class TrainingSession:
         )
 
     def begin(self, run: RunDirectory | None, saved: tuple[Progress, Any, Any] | None = None) -> Ended:
-        """Trains to the end, with Ctrl-C and SIGTERM waiting for the end of a step.
+        """Train to the end; Ctrl-C and SIGTERM take effect at the end of a step.
 
         Args:
-            run: Where files are written; None where another machine does that.
-            saved: What `Trainer.restore` takes; None for a fresh start.
+            run: Run directory to write; None if another machine writes it.
+            saved: Arguments of `Trainer.restore`; None for a fresh start.
         """
         model = self.network.model
         if self.task.intensity:
-            # What is saved from here on knows these grey values, whatever the checkpoint said of itself.
+            # Networks saved from here on were trained on these grey values, whatever the checkpoint recorded.
             copy_provenance(model, model, intensity=self.task.intensity)
         own = momenta(model)
         with with_momenta(model, pace(own, self.resolved.steps, self.settings.batchnorm_momentum)):
@@ -371,11 +370,11 @@ class TrainingSession:
             trainer.restore(*saved)
         agree(self.devices, {"the checkpoint's weights": _digest(self.network.model)})
         if self.devices.worker[1] > 1:
-            # Several machines cannot stop at different steps: there a signal ends the process, and --resume goes on.
+            # Several machines cannot stop at different steps: there a signal ends the process.
             return self._run(trainer, run)
 
         def first(name: str) -> None:
-            text = f"{name}: finishing this step and saving. Once more stops at once, without saving."
+            text = f"{name}: finishing this step and saving. Press again to stop at once without saving."
             self.say(Message("note", "interrupt", text))
 
         with stop_on_signals(first) as self.flag:
@@ -392,7 +391,7 @@ class TrainingSession:
     # --- parts -----------------------------------------------------------------------------------------------------------
 
     def _precision(self) -> PrecisionChoice:
-        """What is fastest here, unless it costs the untouched network Dice."""
+        """Choose the fastest precision that does not cost the untouched network Dice."""
         choice = choose_precision(
             self.settings.precision,
             gpu=self.devices.gpu,
@@ -430,7 +429,7 @@ class TrainingSession:
         )
 
     def _predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities, outside of any compiled step: for a few slices only."""
+        """Predict a few slices, outside of compiled steps."""
         with self.devices.scope():
             return np.asarray(keras.ops.convert_to_numpy(self.network.model(images, training=False)))
 
@@ -450,7 +449,7 @@ class TrainingSession:
 
 
 def _open(settings: TrainSettings, manifest: Manifest) -> Network:
-    """The checkpoint, fitted to the shards; for "scratch" the same network with fresh weights."""
+    """Open the checkpoint and fit it to the shards; for "scratch" with fresh weights."""
     source = settings.checkpoint
     if settings.encoder is not None:
         return _on_encoder(settings, manifest)
@@ -465,9 +464,9 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
         source = os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT
     if settings.network:
         raise UsageError(
-            "filters and depth are of a fresh network, and a checkpoint has its own",
+            "filters and depth apply only to networks with fresh weights",
             found=", ".join(settings.network),
-            remedy="Leave them out; or leave --checkpoint out and take --strategy scratch.",
+            remedy="Leave them out, or use --strategy scratch without --checkpoint.",
         )
     try:
         model = open_checkpoint(source, architecture=settings.architecture)
@@ -475,7 +474,7 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
         if settings.checkpoint is not None:
             raise
         raise CheckpointError(
-            "no checkpoint was named, and the default one cannot be fetched",
+            "no checkpoint was given, and the default one cannot be downloaded",
             path=source,
             found=error.what,
             remedy="Give one: --checkpoint FILE (.keras, .h5 or a SavedModel folder) or hf://owner/name; set "
@@ -551,13 +550,13 @@ def _provenance(model: keras.Model) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def as_saved(model: keras.Model) -> Iterator[None]:
-    """While the block runs, the network is as it is to be saved: float32, its BatchNorm for one device."""
+    """While the block runs, the network is in the form to save: float32, with BatchNorm for one device."""
     with plain_batchnorm(model), as_float32(model):
         yield
 
 
 def _anywhere(settings: TrainSettings) -> TrainSettings:
-    """Paths in full, so that a run can be gone on with, tuned and evaluated from any folder."""
+    """Make paths absolute, so that a run can be resumed, tuned and evaluated from any folder."""
     full = {"shards": str(Path(settings.shards).absolute())}
     if settings.checkpoint is not None and Path(settings.checkpoint).exists():
         full["checkpoint"] = str(Path(settings.checkpoint).absolute())
@@ -570,7 +569,7 @@ def _anywhere(settings: TrainSettings) -> TrainSettings:
 
 
 def _seed(settings: TrainSettings) -> None:
-    """Fresh weights and dropout are drawn from Keras' global generators; order and augmentation have their own."""
+    """Seed Keras' global generators for fresh weights and dropout; order and augmentation have their own."""
     keras.utils.set_random_seed(settings.seed)
     if settings.deterministic:
         enable_determinism()
@@ -592,7 +591,7 @@ def _unnamed(settings: TrainSettings) -> str:
 
 
 def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None) -> dict[str, str]:
-    """What people want to see before it begins, in order."""
+    """Facts to show before training starts, in order."""
     train, val = (sum(resolved.slices[split].values()) for split in ("train", "val"))
     facts = {
         "checkpoint": resolved.checkpoint or _unnamed(settings),
@@ -607,13 +606,13 @@ def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None
         ),
         "precision": f"{resolved.precision}: {resolved.precision_reason}",
         "device": resolved.devices,
-        "run": "written by the chief" if run is None else str(run.root),
+        "run": "written by worker 0" if run is None else str(run.root),
     }
     return facts | ({"changed": "; ".join(resolved.changes)} if resolved.changes else {})
 
 
 def _schedule(settings: TrainSettings, phase: str, first: float) -> str:
-    """What becomes of the first rate, in words."""
+    """How the learning rate changes, in words."""
     if phase == "decoder":
         return "constant until the decoder has caught up"
     if settings.schedule_of(phase) == "cosine":
@@ -636,24 +635,24 @@ def _translated(error: tf.errors.OpError, *, several: bool) -> KerassegError:
         return KerassegError(
             "out of memory",
             found=found,
-            remedy="Take a smaller --batch-size, --precision mixed_bfloat16, or smaller slices (kerasseg prepare --size).",
+            remedy="Use a smaller --batch-size, --precision mixed_bfloat16, or smaller slices (kerasseg prepare --size).",
         )
     if several:
         return KerassegError(
-            "another machine of this run does not answer any more",
+            "another machine of this run stopped answering",
             found=found,
-            remedy="What it says itself tells why. The last saved state is good: once all machines are back, start "
+            remedy="Its own output tells the reason. Once all machines are back, resume from the last saved state with "
             "kerasseg train --resume on each of them.",
         )
     return KerassegError(
-        "TensorFlow gave up",
+        "TensorFlow failed",
         found=found,
-        remedy="The last saved state is good: kerasseg train --resume. With --debug the whole message is shown.",
+        remedy="Resume from the last saved state: kerasseg train --resume. --debug shows the whole message.",
     )
 
 
 def _gist(error: tf.errors.OpError) -> str:
-    """The first line that says something, without names of nodes."""
+    """The first informative line, without names of nodes."""
     lines = [_NODES.sub("", line).strip() for line in str(error.message or "").splitlines()]
     telling = [line for line in lines if line and not line.startswith(_EMPTY_WORDS)]
     return telling[0][:200] if telling else type(error).__name__

@@ -99,7 +99,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(
         (["in", "--model", "net.keras", "--precision", "half"], 2, "unknown precision"),
         (["in", "--model", "net.keras", "--format", "bmp"], 2, "unknown format"),
         (["in", "--model", "net.keras", "--continue", "--overwrite"], 2, "contradict"),
-        (["in"], 3, "there is no run yet"),
+        (["in"], 3, "no run found"),
         (["in", "--run", "gone"], 3, "no such run"),
         (["gone", "--model", "net.keras"], 3, "no such file"),
     ],

@@ -172,12 +172,12 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_happened(
         if rng.random() < 0.5:
             kill_somewhere(children.start("train", "--resume", "--out", run), run, rng)
         done = children.run("train", "--resume", "--out", run)
-        if "is over" in done.stderr:  # killed after its last word
+        if "already finished" in done.stderr:  # killed after its last word
             assert done.returncode == 2
         else:
             assert done.returncode == 0, done.stderr
         assert_same_run(undisturbed, run)
-        assert not list(run.rglob(".tmp-*")) or "is over" in done.stderr
+        assert not list(run.rglob(".tmp-*")) or "already finished" in done.stderr
 
 
 def kill_somewhere(child: Child, run: Path, rng: random.Random) -> None:
@@ -220,7 +220,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     assert "Traceback" not in child.stderr
     done = children.run("train", "--resume")
     assert done.returncode == 0, done.stderr
-    assert "Going on after epoch" in done.stderr
+    assert "Resuming after epoch" in done.stderr
     assert_same_run(undisturbed, run)
 
 
@@ -246,9 +246,9 @@ def test_shards_that_moved_are_asked_for_and_taken(
     (run / "config.json").write_text(json.dumps(config))
     asked = type_here("--resume", "--out", run)
     assert asked.exit_code == 3
-    assert "Say where they lie now: --shards FOLDER" in asked.stderr
+    assert "Give their new location: --shards FOLDER." in asked.stderr
     taken = type_here("--resume", "--out", run, "--shards", shards)
-    assert "the run is over" in taken.stderr  # past the shards
+    assert "already finished" in taken.stderr  # past the shards
 
 
 @pytest.mark.slow
@@ -257,7 +257,7 @@ def test_a_folder_that_is_taken_is_refused_before_anything_is_opened(
 ) -> None:
     done = type_here("--checkpoint", "nothing.keras", "--out", undisturbed)
     assert done.exit_code == 2
-    assert "a run is there already" in done.stderr
+    assert "the folder already holds a run" in done.stderr
 
 
 @pytest.mark.slow
@@ -282,7 +282,7 @@ def test_a_run_that_is_over_or_of_a_newer_version_is_not_gone_on_with(
     shutil.copytree(undisturbed, run)
     done = type_here("--resume", "--out", run)
     assert done.exit_code == 2
-    assert "the run is over" in done.stderr
+    assert "already finished" in done.stderr
     assert f"--checkpoint {run / 'model.keras'}" in done.stderr
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"format_version": 2, "unheard_of": 1}))
@@ -304,8 +304,8 @@ def test_a_run_that_is_over_or_of_a_newer_version_is_not_gone_on_with(
         (("--learning-rate", "nan"), 2, "learning_rate cannot be used"),
         (("--augment", "rotation"), 2, "rotation' is refused: heads lie"),
         (("--checkpoint", "nothing.keras"), 1, "nothing.keras: no such file"),
-        (("--resume",), 3, "there is no run yet"),
-        (("--resume", "--epochs", 3), 2, "a run goes on as it was begun .*--epochs"),
+        (("--resume",), 3, "no run found"),
+        (("--resume", "--epochs", 3), 2, "a resumed run keeps its options .*--epochs"),
         (("--devices", "GPU:7"), 2, "no such device .*GPU:7"),
         (("--stages", "five"), 2, "--stages cannot be 'five'"),
         ((*TINY, "--stages", "5:1e-5,3:1e-4"), 2, "stages cannot be used .*falling rates"),
@@ -316,7 +316,7 @@ def test_a_run_that_is_over_or_of_a_newer_version_is_not_gone_on_with(
         (("--shards", "nowhere"), 3, "nowhere: not a shard directory"),
         ((*TINY, "--batch-size", 60), 2, "a batch is larger than the training split"),
         ((*TINY, "--depth", 9), 2, "cannot be"),
-        (("--config", "nothing.json"), 3, "nothing.json: no such file"),
+        (("--config", "nothing.json"), 3, "nothing.json: .*missing"),
     ],
 )
 def test_what_cannot_be_meant_is_said(
@@ -432,3 +432,93 @@ def test_a_broken_network_stops_and_names_the_slices(
     run = tmp_path / "run"
     assert all(np.isfinite(np.frombuffer(w, "float32")).all() for w in weights(run))
     assert all(np.isfinite(a).all() for name, a in final_state(run).items() if name.startswith("variables/model/"))
+
+
+# --- options that came later ---------------------------------------------------------------------------------------------
+
+SHORT = ("--precision", "float32", "--batch-size", 4, "--steps", 3, "--augment", "none")
+
+
+@pytest.mark.slow
+def test_a_fresh_head_is_trained_in_two_stages_and_that_is_said(type_here: Callable[..., Any], tmp_path: Path) -> None:
+    keras_file = tmp_path / "classes.keras"
+    kerasseg.unet((32, 32, 1), classes=3, filters=2, depth=2, seed=1).save(keras_file)
+    done = type_here("--checkpoint", keras_file, "--head", "binary", *SHORT, "--epochs", 4, "--out", "two")
+    assert done.exit_code == 0, done.stderr
+    assert "head has fresh weights" in " ".join(done.stderr.split())
+    rows = history(tmp_path / "two")
+    assert [row["phase"] for row in rows] == ["decoder", "decoder", "decoder", "conservative", "conservative"]
+    rates = [float(row["learning_rate"]) for row in rows[1:]]
+    assert rates[:2] == [1e-3, 1e-3]
+    assert 1e-4 >= rates[2] > rates[3] > 0
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert config["settings"]["strategy"] == "two-stage"
+    assert config["resolved"]["phases"] == ["decoder", "conservative"]
+    assert config["resolved"]["frozen"] == ["encoder_1", "encoder_2", "bottleneck"]
+    # The strategy that is typed wins.
+    done = type_here("--checkpoint", keras_file, "--head", "binary", *SHORT, "--epochs", 0, "--strategy", "moderate")
+    assert "two stages" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_pretrained_encoder_is_named_and_its_decoder_is_trained_first(
+    type_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    import keras
+
+    trunk = keras.applications.MobileNetV2((32, 32, 3), include_top=False, weights=None)
+    trunk.save_weights(tmp_path / "trunk.weights.h5")
+    encoder = ("--encoder", "mobilenetv2", "--encoder-weights", tmp_path / "trunk.weights.h5")
+    done = type_here(*encoder, *SHORT, "--epochs", 2, "--out", "run")
+    assert done.exit_code == 0, done.stderr
+    assert "decoder has fresh weights" in " ".join(done.stderr.split())
+    assert [row["phase"] for row in history(tmp_path / "run")] == ["decoder", "decoder", "conservative"]
+    config = (tmp_path / "run" / "config.json").read_text()
+    assert "encoder mobilenetv2 with weights trunk.weights.h5, fresh decoder" in config
+    done = type_here("--resume", "--out", "run")
+    assert "already finished" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--encoder", "vgg61"), "unknown encoder 'vgg61'"),
+        (("--encoder", "vgg16", "--checkpoint", "x.keras"), "a checkpoint and an encoder are given"),
+        (("--encoder-weights", "imagenet"), "encoder_weights are given without the encoder"),
+        (("--schedule", "linear"), "schedule.kind cannot be used .*plateau or cosine"),
+        (("--schedule", "cosine", "--stop-after", 3), "--stop-after has no effect on a cosine schedule"),
+        (("--strategy", "two-stage", "--freeze", "encoder_1"), "decides itself what is frozen"),
+        (("--ema", 1), "ema cannot be used"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    type_here: Callable[..., Any], arguments: tuple[object, ...], message: str
+) -> None:
+    done = type_here(*arguments)
+    assert done.exit_code == 2, done.stderr
+    assert re.search(message, done.stderr.replace("\n", " ")), done.stderr
+
+
+@pytest.mark.slow
+def test_batchnorm_is_recalibrated_without_an_epoch(
+    type_here: Callable[..., Any], checkpoints: Path, tmp_path: Path
+) -> None:
+    checkpoint = ("--checkpoint", checkpoints / "unet.keras")
+    done = type_here(*checkpoint, *SHORT, "--epochs", 0, "--recalibrate-batchnorm", "--out", "run")
+    assert done.exit_code == 0, done.stderr
+    rows = history(tmp_path / "run")
+    assert [(row["phase"], row["epoch"]) for row in rows] == [("conservative", "0"), ("recalibrated", "1")]
+    kept = int(rows[1]["best"])
+    assert (weights(tmp_path / "run") != weights(tmp_path / "run", "baseline.keras")) == bool(kept)
+
+
+def test_help_shows_the_common_options_on_60_lines_and_all_on_request(type_here: Callable[..., Any]) -> None:
+    from kerasseg_cli.app import app
+
+    shown = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "80", "NO_COLOR": "1"}).stdout
+    whole = CliRunner().invoke(app, ["train", "--help-all"], env={"COLUMNS": "80", "NO_COLOR": "1"}).stdout
+    assert len(shown.splitlines()) <= 60
+    assert max(map(len, whole.splitlines())) <= 80
+    assert "--ema" in whole
+    assert "--ema" not in shown
+    assert "[plateau|cosine]" in shown

@@ -185,7 +185,7 @@ def test_the_table_at_the_end_fits(
     assert ["meningioma", "0.6200", "0.7223", "+0.0500", "none"] in cells
     text = "\n".join(lines)
     assert "Validation Dice, epoch 0 and the best (epoch 3)" in text
-    assert "None with fewer than 5 patients (" in text
+    assert "No interval with fewer than 5 patients (" in text
     assert "3 epochs in 90 min, peak memory 2.3 GB." in text
     assert "\x1b" not in text
     for file in (run.model_file, run.curves_file, run.history_file):
@@ -208,7 +208,7 @@ def test_when_epoch_0_wins_that_is_said(
     run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "\n".join(end(capsys, monkeypatch, 80, ended(best=0), run))
-    assert "No epoch beat the untouched checkpoint" in text
+    assert "No epoch beat the untouched network" in text
     assert "(epoch 0)" in text
 
 
@@ -235,4 +235,4 @@ def test_the_quiet_learn_how_to_go_on(run: RunDirectory, capsys: pytest.CaptureF
     summary(ended("interrupted"), run, as_json=False, quiet=True)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == "Stopped and saved. Go on with: kerasseg train --resume\n"
+    assert shown.err == "Stopped and saved. Resume with: kerasseg train --resume\n"

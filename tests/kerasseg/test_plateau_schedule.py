@@ -109,5 +109,5 @@ def test_says_which_scores_there_are():
 
 def test_two_schedules_are_one_too_many():
     network = model(keras.optimizers.schedules.ExponentialDecay(1e-3, 10, 0.9))
-    with pytest.raises(UsageError, match="two schedules"):
+    with pytest.raises(UsageError, match="already a schedule"):
         fit(network, Scripted([0.5]), PlateauSchedule(), epochs=1)

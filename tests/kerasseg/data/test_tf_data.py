@@ -495,7 +495,7 @@ def test_a_cache_that_shrinks_in_use_is_an_error(shards, cache_folder):
     (path,) = cache_folder.glob("*.slices")
     with path.open("r+b") as stream:
         stream.truncate(1000)
-    with pytest.raises(DataError, match="shorter than it was"):
+    with pytest.raises(DataError, match="cache on disk is truncated"):
         data.batch(0, 0)
 
 
@@ -523,7 +523,7 @@ def test_a_cache_that_cannot_be_written_says_so(shards, tmp_path, cache_folder, 
         TrainingData(shards, cache="disk", cache_folder=tmp_path / "file")
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(KerassegError, match="no space for the cache"):
+    with pytest.raises(KerassegError, match="not enough disk space for the slice cache"):
         TrainingData(shards, cache="disk")
     monkeypatch.undo()
 
@@ -610,7 +610,7 @@ def test_a_record_in_the_wrong_file_is_an_error(own):
         a["label"], b["label"] = b["label"], a["label"]
 
     edit(own, swap)
-    with pytest.raises(DataError, match="another class than its file"):
+    with pytest.raises(DataError, match="class of a record differs"):
         TrainingData(own)
 
 

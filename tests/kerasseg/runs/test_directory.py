@@ -46,26 +46,26 @@ def test_a_run_is_found_by_folder_name_or_as_the_latest() -> None:
 
 
 def test_a_run_that_is_not_there_is_said_with_those_that_are() -> None:
-    with pytest.raises(DataError, match=r"there is no run yet.*kerasseg train"):
+    with pytest.raises(DataError, match=r"no run found.*kerasseg train"):
         RunDirectory.find()
     for name in ("monday", "tuesday"):
         made(RUNS / name)
     with pytest.raises(DataError, match=r"no such run.*monday, tuesday.*Did you mean 'monday'"):
         RunDirectory.find("munday")
     (RUNS / "latest").write_text("gone\n")
-    with pytest.raises(DataError, match="the latest run is gone"):
+    with pytest.raises(DataError, match="the latest run was deleted"):
         RunDirectory.find()
-    with pytest.raises(DataError, match="this is no run"):
+    with pytest.raises(DataError, match="not a run directory"):
         RunDirectory.open("nowhere")
 
 
 def test_a_folder_with_something_else_is_not_taken() -> None:
     Path("thesis").mkdir()
     Path("thesis/chapter-1.tex").write_text("")
-    with pytest.raises(UsageError, match=r"must be new or empty.*chapter-1.tex"):
+    with pytest.raises(UsageError, match=r"new or empty folder.*chapter-1.tex"):
         RunDirectory.create(Path("thesis"), "scratch")
     Path("file").write_text("")
-    with pytest.raises(UsageError, match="must be new or empty"):
+    with pytest.raises(UsageError, match="new or empty folder"):
         RunDirectory.create(Path("file"), "scratch")
     made(Path("run"))
     with pytest.raises(UsageError, match="--resume --out run"):

@@ -76,7 +76,7 @@ def test_history_comes_back_from_csv(tmp_path_factory, history):
 def test_what_is_no_history_is_said(tmp_path, content):
     path = tmp_path / "history.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="no history of a run"):
+    with pytest.raises(DataError, match="cannot read the history of a run"):
         read_history(path)
 
 
@@ -100,6 +100,7 @@ def test_progress_comes_back():
         best=(1, 2),
         first_table=table(0.5),
         best_table=table(0.7),
+        base={3: np.ones(2, np.float32)},
         said=frozenset({"below-epoch-0", "phase"}),
         guarded=1,
         seconds=12.25,
@@ -256,6 +257,8 @@ def test_aggressive_with_few_slices(strategy, counts, named):
         (0.30, 1e-4, "conservative", False),
         (0.02, 1e-3, "conservative", False),
         (0.02, 1e-4, "scratch", False),
+        (0.02, 1e-4, "decoder", False),
+        (float("nan"), 1e-4, "conservative", False),
     ],
 )
 def test_a_checkpoint_that_hardly_knows_the_task(dice, rate, strategy, said):
@@ -293,7 +296,7 @@ def test_a_network_that_has_not_begun(marks, losses, event, said):
 def test_intensity_rules_must_agree():
     assert check_intensity("minmax", "minmax", checkpoint="x") is None
     assert check_intensity("minmax", None, checkpoint="x").kind == "intensity-unknown"
-    with pytest.raises(UsageError, match=r"x: the shards are not scaled.*minmax.*zscore.*--intensity zscore"):
+    with pytest.raises(UsageError, match=r"x: the shards are scaled differently.*minmax.*zscore.*--intensity zscore"):
         check_intensity("minmax", "zscore", checkpoint="x")
 
 

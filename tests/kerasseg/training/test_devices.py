@@ -155,7 +155,7 @@ def test_a_device_has_several_spellings(name: str) -> None:
     [
         (["CPU:0", "CPU:1"], r"no such device \(found CPU:1, expected CPU:0\)"),
         (["GPU:0"], r"no such device \(found GPU:0, expected CPU:0\)"),
-        (["CPU:0", "/device:CPU:0"], r"a device is named twice \(found CPU:0, CPU:0\)"),
+        (["CPU:0", "/device:CPU:0"], r"a device is given twice \(found CPU:0, CPU:0\)"),
     ],
 )
 def test_devices_that_cannot_be_meant(names: list[str], message: str) -> None:
@@ -178,7 +178,9 @@ def test_the_batch_is_shared_evenly(three_processors: list[Any]) -> None:
     assert three_processors == [["/CPU:0", "/CPU:2"]]
     assert found.replicas == 2
     assert found.description == "2 devices: CPU:0, CPU:2"
-    with pytest.raises(UsageError, match=r"cannot be divided.*8 slices, 3 devices.*a multiple of 3.*--batch-size"):
+    with pytest.raises(
+        UsageError, match=r"batch size is not a multiple.*8 slices, 3 devices.*a multiple of 3.*--batch-size"
+    ):
         choose_devices(["CPU:0", "CPU:1", "CPU:2"], 8)
 
 
@@ -284,7 +286,7 @@ def test_machines_that_were_told_different_things_are_named() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.distribute, "get_replica_context", Context)
         devices = Devices(strategy, None, "", 2, (1, 2))
-        with pytest.raises(UsageError, match=r"not everywhere the same: the shards\)\. Type the same command"):
+        with pytest.raises(UsageError, match=r"different: the shards\)\. Run the same command"):
             agree(devices, {"the options": "a", "the shards": "b"})
     assert rows[0].shape == (1, 2)
 
@@ -339,6 +341,6 @@ def test_what_tensorflow_says_is_told_in_a_line() -> None:
     assert _gist(error) == "Collective ops is aborted by: connection lost"
     assert _gist(tf.errors.UnavailableError(None, None, "")) == "UnavailableError"
     assert "another machine of this run does not answer" in str(_translated(error, several=True))
-    assert "TensorFlow gave up" in str(_translated(error, several=False))
+    assert "TensorFlow failed" in str(_translated(error, several=False))
     exhausted = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
     assert str(_translated(exhausted, several=True)).startswith("out of memory")

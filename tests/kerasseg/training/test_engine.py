@@ -367,7 +367,7 @@ def test_recalibrated_statistics_are_the_means_over_batches_and_nothing_else_mov
     weights = [v.numpy() for v in model.trainable_variables]
     own.recalibrate(data, 2)
     layer = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
-    before = keras.Model(model.inputs, layer.input)
+    before = keras.Model(model.inputs[0], layer.input)
     maps = [before(batch(i)["image"]).numpy() for i in range(2)]
     assert np.allclose(layer.moving_mean, np.mean([m.mean((0, 1, 2)) for m in maps], axis=0), atol=1e-6)
     assert np.allclose(layer.moving_variance, np.mean([m.var((0, 1, 2)) for m in maps], axis=0), atol=1e-6)

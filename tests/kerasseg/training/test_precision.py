@@ -57,7 +57,7 @@ def test_auto(gpu: bool, capability: tuple[int, int] | None, bfloat16: bool, exp
 
 @pytest.mark.parametrize("name", ["float32", *MIXED])
 def test_what_is_asked_for_is_taken(name: str) -> None:
-    assert choose_precision(name, gpu=False, bfloat16=False) == PrecisionChoice(name, "asked for")
+    assert choose_precision(name, gpu=False, bfloat16=False) == PrecisionChoice(name, "as requested")
 
 
 def test_an_unknown_precision_is_refused() -> None:

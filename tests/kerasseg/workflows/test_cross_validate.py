@@ -265,7 +265,7 @@ def test_the_command_goes_on_with_what_is_finished(done: tuple[CrossValidation, 
     code, shown, said = typed("--resume", "--out", done[1])
     assert code == 0, said
     assert "all slices" in shown
-    assert "The test split was not looked at." in shown
+    assert "The test split was not read." in shown
     # The same by the same options; through the file of another run.
     code, shown, said = typed(
         *("--folds", 2, "--config", done[1] / "fold-1", "--shards", desk / "shards", "--out", done[1], "--json")
@@ -275,7 +275,7 @@ def test_the_command_goes_on_with_what_is_finished(done: tuple[CrossValidation, 
     assert document["out_of_fold"]["all"]["after"]["mean"] == done[0].out_of_fold.all.after.mean  # type: ignore[union-attr]
     code, shown, said = typed("--resume", "--out", done[1], "--epochs", 3)
     assert code == 2
-    assert "goes on as it was begun" in said
+    assert "resumed run keeps its options" in said
     code, shown, said = typed("--folds", 1)
     assert code == 2
 

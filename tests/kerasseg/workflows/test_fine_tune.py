@@ -252,13 +252,13 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
 @pytest.mark.parametrize(
     ("train", "validation", "options", "kind", "message"),
     [
-        ((IMAGES, MASKS[:, :8]), None, {}, DataError, r"training slices do not fit.*\(8, 8, 16, 1\)"),
+        ((IMAGES, MASKS[:, :8]), None, {}, DataError, r"training slices have different shapes.*\(8, 8, 16, 1\)"),
         ((IMAGES, MASKS), (IMAGES[:0], MASKS[:0]), {}, DataError, "validation slices hold no slices"),
         ((IMAGES, MASKS), None, {}, UsageError, "validation cannot be used .found NoneType"),
         ((IMAGES, MASKS, [0, 1]), (IMAGES, MASKS), {}, UsageError, r"labels of the training slices do not fit"),
         ((IMAGES, MASKS), (IMAGES, MASKS, None, [1]), {}, UsageError, r"groups of the validation slices do not fit"),
         ((IMAGES,), (IMAGES, MASKS), {}, UsageError, "found 1 arrays"),
-        ((IMAGES * 255, MASKS), (IMAGES, MASKS), {}, DataError, "out of their range"),
+        ((IMAGES * 255, MASKS), (IMAGES, MASKS), {}, DataError, "out of range"),
         ((IMAGES, IMAGES), (IMAGES, MASKS), {}, DataError, "masks of the training slices"),
         ((IMAGES, MASKS), (IMAGES, 0 * MASKS), {}, DataError, "no slice of the validation split has a tumour"),
         (
@@ -266,7 +266,7 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
             (IMAGES, MASKS),
             {},
             UsageError,
-            "training slices are of another size.*found 8 x 16",
+            "training slices have a different size.*found 8 x 16",
         ),
         ((IMAGES, MASKS), (IMAGES, MASKS), {"batch_size": 9}, UsageError, "larger than the training split"),
         ((IMAGES, MASKS), (IMAGES, MASKS), {"learning_rate": 0}, UsageError, "learning_rate cannot be used"),
@@ -276,16 +276,16 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
         ((IMAGES, MASKS), (IMAGES, MASKS), {"cache": "disk"}, UsageError, "cache has no effect here"),
         ((IMAGES, MASKS), (IMAGES, MASKS), {"out": "run"}, UsageError, "needs a shard directory"),
         ((IMAGES, MASKS), (IMAGES, MASKS), {"class_weight": {"x": 2}}, UsageError, "unknown class"),
-        ((IMAGES, MASKS), (IMAGES, MASKS), {"loss": keras.losses.Dice()}, UsageError, "one value a batch"),
+        ((IMAGES, MASKS), (IMAGES, MASKS), {"loss": keras.losses.Dice()}, UsageError, "one value per batch"),
         (pairs(), pairs(), {"batch_size": 4}, UsageError, "batch_size has no effect"),
         (pairs(batch=0), pairs(), {}, UsageError, "training dataset cannot be used"),
-        (pairs().repeat(), pairs(), {}, UsageError, "never ends"),
-        (pairs(), pairs().repeat(), {}, UsageError, "never ends"),
+        (pairs().repeat(), pairs(), {}, UsageError, "is infinite"),
+        (pairs(), pairs().repeat(), {}, UsageError, "is infinite"),
         (pairs().take(0), pairs(), {}, DataError, "holds no batch"),
         (pairs(), pairs().take(0), {}, DataError, "no slice of the validation"),
-        (pairs(), pairs(IMAGES * 2), {}, DataError, "out of their range"),
-        (pairs(IMAGES * 255), pairs(), {}, DataError, "images of the training dataset are out of their range"),
-        (pairs(), pairs(IMAGES[:, :8], MASKS[:, :8]), {}, UsageError, "validation slices are of another size"),
+        (pairs(), pairs(IMAGES * 2), {}, DataError, "out of range"),
+        (pairs(IMAGES * 255), pairs(), {}, DataError, "images of the training dataset are out of range"),
+        (pairs(), pairs(IMAGES[:, :8], MASKS[:, :8]), {}, UsageError, "validation slices have a different size"),
         ("nowhere", None, {}, DataError, "nowhere"),
     ],
 )
@@ -302,7 +302,7 @@ def test_networks_that_put_out_something_else(monkeypatch):
     three = keras.Model(source, keras.layers.Conv2D(3, 3, padding="same", activation="sigmoid")(source))
     with pytest.raises(UsageError, match="found 3 channels"):
         kerasseg.fine_tune(three, slices, slices)
-    with pytest.raises(UsageError, match="no network that can be trained here"):
+    with pytest.raises(UsageError, match="not a network that can be fine-tuned"):
         kerasseg.fine_tune(keras.layers.Dense(1), slices, slices)
     monkeypatch.setenv("TF_CONFIG", "{}")
     with pytest.raises(UsageError, match="TF_CONFIG names several"):
@@ -313,7 +313,7 @@ def test_the_options_are_those_of_the_recipe():
     """What is missing is what a network in memory has no use for."""
     from kerasseg.workflows.fine_tune import Recipe
 
-    own = {"shards", "checkpoint", "architecture", "head", "network", "strategy"}
+    own = {"shards", "checkpoint", "architecture", "head", "network", "strategy", "encoder", "encoder_weights"}
     assert set(Recipe.__annotations__) == set(TrainSettings.model_fields) - own
 
 
@@ -327,9 +327,10 @@ data = tf.data.Dataset.from_tensor_slices((images, (images > 0.6).astype("float3
 results = []
 for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
     model = kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=1)
-    options = {"epochs": 1, "learning_rate": 1e-3, "precision": "float32", "loss": {"positive_weight": 5.0}}
-    done = kerasseg.fine_tune(model, data, data, devices=devices, **options)
+    options = {"epochs": 1, "learning_rate": 1e-3, "precision": "float32", "loss": {"positive_weight": 5.0}, "ema": 0.9}
+    done = kerasseg.fine_tune(model, data, data, devices=devices, recalibrate_batchnorm=True, **options)
     assert done.best.epoch == 1
+    assert done.history[-1].val_dice_ema >= 0
     results.append((done, model))
 (one, a), (two, b) = results
 assert two.devices.startswith("2 devices")
