@@ -328,5 +328,5 @@ def test_what_is_no_json_and_what_is_newer(copy: RunDirectory) -> None:
         load_threshold(copy)
     for text in ("{", "[]", "null"):
         copy.threshold_file.write_text(text)
-        with pytest.raises(DataError, match=r"threshold\.json: the rule can"):
+        with pytest.raises(DataError, match=r"threshold\.json: the tuned threshold"):
             load_threshold(copy)
