@@ -225,7 +225,7 @@ def test_the_test_split_cannot_be_named(copy: RunDirectory) -> None:
 
 def test_a_run_without_network_or_without_rule(copy: RunDirectory) -> None:
     copy.threshold_file.unlink()
-    with pytest.raises(DataError, match=r"no tuned threshold yet.*kerasseg tune-threshold"):
+    with pytest.raises(DataError, match=r"the tuned threshold is missing.*kerasseg tune-threshold"):
         load_threshold(copy)
     copy.model_file.unlink()
     with pytest.raises(DataError, match=r"model.keras: the run has no such network.*--resume"):
@@ -299,11 +299,11 @@ def test_after_more_training_the_rule_is_refused(copy: RunDirectory) -> None:
     [
         (
             lambda d: d["model"]["rule"].update(threshold=1.5),
-            r"model\.rule: threshold .*found 1\.5, expected at most 1",
+            r"model\.rule: invalid threshold .*found 1\.5, expected at most 1",
         ),
         (
             lambda d: d["model"]["rule"].update(threshold="low"),
-            r"model\.rule: threshold .*found 'low', expected a number",
+            r"model\.rule: invalid threshold .*found 'low', expected a number",
         ),
         (lambda d: d["baseline"]["rule"].update(min_size=3), r"baseline\.rule: a rule has no 'min_size'"),
         (lambda d: d["model"].pop("curve"), r"model\.curve is missing"),
@@ -328,5 +328,5 @@ def test_what_is_no_json_and_what_is_newer(copy: RunDirectory) -> None:
         load_threshold(copy)
     for text in ("{", "[]", "null"):
         copy.threshold_file.write_text(text)
-        with pytest.raises(DataError, match=r"threshold\.json: the rule can"):
+        with pytest.raises(DataError, match=r"threshold\.json: the tuned threshold"):
             load_threshold(copy)
