@@ -144,10 +144,12 @@ def upright(
         raise _damaged(name, "its orientation: the affine describes no orientation")
     if isinstance(header, nib.Nifti1Header):  # of which NIfTI-2 is a subclass
         header = header.copy()
+        if math.prod(header.get_data_shape()) != stored.size:  # one of several channels; else axes of length 1 are kept
+            header.set_data_shape(stored.shape)
     else:
         header = nib.Nifti1Header()
         header.set_sform(affine, 1)
-    header.set_data_shape(stored.shape)
+        header.set_data_shape(stored.shape)
     change = orientations.ornt_transform(ornt, orientations.axcodes2ornt(("L", "P", "S")))
     turned = affine @ orientations.inv_ornt_aff(change, voxels.shape)
     across, down, along = np.sqrt((turned[:3, :3] ** 2).sum(axis=0)).tolist()
