@@ -388,7 +388,7 @@ def super_resolution() -> keras.Model:
         (sequence, ["sequences"]),
         (vectors, ["vectors"]),
         (no_level_above, ["no encoder", "single level"]),
-        (subclassed, ["Opaque", "subclassed"]),
+        (subclassed, ["Opaque", "subclass"]),
         (super_resolution, ["never goes down"]),
     ],
 )
