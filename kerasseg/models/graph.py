@@ -121,7 +121,7 @@ def flatten(model: keras.Model) -> Graph:
     if not _has_graph(model):
         raise CheckpointError(
             f"the graph of the model {model.name!r} cannot be read",
-            found=f"a {type(model).__name__} {'subclass of keras.Model' if model.built else 'that was never built'}",
+            found=f"{type(model).__name__}, {'a subclass of keras.Model' if model.built else 'which was never built'}",
             expected="a functional or sequential Keras model",
             remedy="Rebuild it as keras.Model(inputs, outputs)." if model.built else "Call it on an image first.",
         )
