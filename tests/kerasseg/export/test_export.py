@@ -30,7 +30,7 @@ from kerasseg.data.split import open_split
 from kerasseg.evaluation.overlap import dice
 from kerasseg.evaluation.schema import NetworkFigures
 from kerasseg.export import Exported, atomic_folder, export_model, export_run, read_metadata
-from kerasseg.export.card import card
+from kerasseg.export.card import card, interval
 from kerasseg.export.metadata import evaluations
 from kerasseg.export.parity import LEAST_EQUAL, MOST_DIFFERENT, check, compare, measure_int8, native
 from kerasseg.export.schema import Comparison, MaskFacts
@@ -421,7 +421,7 @@ def test_the_card_has_the_figures_with_their_intervals(made: Path, tmp_path: Pat
     text = (done.folder / "README.md").read_text()
     assert "not evaluated" not in text
     assert "newer than these figures" not in text
-    assert f"| Dice, all slices | {mean.mean:.4f} ({mean.low:.4f} to {mean.high:.4f}) |" in text
+    assert f"| Dice, all slices | {interval(mean)} |" in text
     assert text.index("### Test split") < text.index("### Validation split")
     assert "looked at this test split 1 time." in text
     assert [facts.name for facts in done.metadata.evaluations] == ["test", "val"]
