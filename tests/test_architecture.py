@@ -35,6 +35,7 @@ ORDER = (
     "kerasseg.optimizers",
     "kerasseg.callbacks",
     "kerasseg.postprocessing",
+    "kerasseg.catalogue",
     "kerasseg.interrupts",
     "kerasseg_tfrecords",
     "kerasseg_tfrecords.conversion",

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kerasseg_cli import (
+    checkpoints,
     compare,
     convert,
     cross_validate,
@@ -80,6 +81,7 @@ def _build() -> typer.Typer:
         fetch.fetch,
         prepare.prepare,
         verify.verify,
+        checkpoints.checkpoints,
         inspect.inspect,
         convert.convert,
         train.train,

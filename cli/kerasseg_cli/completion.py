@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["AUGMENTATIONS", "BLOCKS", "FORMATS", "STRATEGIES", "listed", "proposing", "runs", "strategies_and_blocks"]
+__all__ = [
+    "AUGMENTATIONS",
+    "BLOCKS",
+    "FORMATS",
+    "STRATEGIES",
+    "listed",
+    "proposing",
+    "runs",
+    "starting_points",
+    "strategies_and_blocks",
+]
 
 STRATEGIES = {
     "conservative": "freezes the first half of the encoder",
@@ -69,3 +79,10 @@ def runs(incomplete: str) -> list[str]:
 
     names = run_names(Path(RUNS))[::-1]
     return [name for name in ("latest", *names) if names and name.startswith(incomplete)]
+
+
+def starting_points(incomplete: str) -> list[tuple[str, str]]:
+    """Complete the names of `kerasseg checkpoints`."""
+    from kerasseg.catalogue import STARTING_POINTS
+
+    return [(point.name, point.task) for point in STARTING_POINTS if point.name.startswith(incomplete)]

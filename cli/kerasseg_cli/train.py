@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kerasseg_cli.completion import AUGMENTATIONS, BLOCKS, STRATEGIES, listed, proposing
+from kerasseg_cli.completion import AUGMENTATIONS, BLOCKS, STRATEGIES, listed, proposing, starting_points
 from kerasseg_cli.options import ADVANCED, COMMON, Json, Quiet, choices
 from kerasseg_tfrecords.errors import DataError, UsageError
 
@@ -47,8 +47,9 @@ def train(
         str | None,
         typer.Option(
             metavar="CHECKPOINT",
-            help="Pretrained network: a .keras or .h5 file, a SavedModel folder, hf://owner/name or https://... "
-            "Default: the network that the recipe was made for, downloaded.",
+            autocompletion=starting_points,
+            help="Pretrained network: a name from kerasseg checkpoints, a .keras or .h5 file, a SavedModel folder, "
+            "hf://owner/name or https://... Default: recipe, downloaded.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -386,6 +387,11 @@ def _settings(
             for field, part in parts.items()
         }
     values |= asked
+    if "checkpoint" in given and "encoder" not in given:
+        from kerasseg.catalogue import settings_for
+
+        named = settings_for(values["checkpoint"])
+        values |= {name: value for name, value in named.items() if name == "checkpoint" or name not in given}
     for field, part in parts.items():
         if part:
             values[field] = (values.get(field) or {}) | part

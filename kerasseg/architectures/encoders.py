@@ -19,6 +19,7 @@ import numpy as np
 from keras import applications, layers
 
 from kerasseg.architectures.unet import BlockBuilder, check_output, check_shape, is_whole
+from kerasseg.catalogue import offline_choices
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["ENCODERS", "EncoderConvention", "encoder_named", "encoder_unet"]
@@ -170,7 +171,8 @@ def _application(encoder: str, channels: int, *, imagenet: bool) -> keras.Model:
         raise CheckpointError(
             f"the ImageNet weights of {encoder} cannot be downloaded",
             found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-            remedy="Connect to the internet once (Keras caches the file in ~/.keras/models), or give a file of weights.",
+            remedy="Connect to the internet once (Keras caches the file in ~/.keras/models), or give a file of weights. "
+            + offline_choices(),
         ) from error
 
 

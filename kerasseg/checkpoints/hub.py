@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from kerasseg.catalogue import offline_choices
 from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg.data.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
@@ -363,5 +364,5 @@ def _not_fetched(address: str, error: Exception, looked: list[str], *, found: st
         path=address,
         found=found or first_line(error),
         expected=f"the network, or an earlier copy in {' or '.join(looked)}",
-        remedy="Fetch it on a machine with a network and give its path, or carry the cache over.",
+        remedy="Download it on a machine with a network and give its path, or copy the cache. " + offline_choices(),
     )

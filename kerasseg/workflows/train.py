@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from kerasseg.catalogue import DEFAULT_CHECKPOINT, offline_choices, settings_for
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.provenance import copy_provenance
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
@@ -61,7 +62,6 @@ from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["DEFAULT_CHECKPOINT", "Network", "TrainingSession", "in_new_run", "resume", "train"]
 
-DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
 """The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` overrides it."""
 
 _LOSS_OF_PRECISION = 0.002
@@ -461,7 +461,10 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
         except TypeError as error:
             raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
     if source is None:
-        source = os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT
+        named = settings_for(os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT)
+        source = named["checkpoint"]
+        if source is None:
+            return _on_encoder(settings.model_copy(update=named), manifest)
     if settings.network:
         raise UsageError(
             "filters and depth apply only to networks with fresh weights",
@@ -477,8 +480,8 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
             "no checkpoint was given, and the default one cannot be downloaded",
             path=source,
             found=error.what,
-            remedy="Give one: --checkpoint FILE (.keras, .h5 or a SavedModel folder) or hf://owner/name; set "
-            "KERASSEG_CHECKPOINT for good; or train a fresh network with --strategy scratch.",
+            remedy="Give one: --checkpoint FILE (.keras, .h5 or a SavedModel folder) or a name that kerasseg checkpoints "
+            f"lists; KERASSEG_CHECKPOINT sets another default. {offline_choices()}",
         ) from error
     named = without_credentials(str(source))
     compared: tuple[str, ...] = ()
