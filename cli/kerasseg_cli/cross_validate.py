@@ -69,6 +69,7 @@ def _with_options_of_train() -> inspect.Signature:
     parameters = [
         parameter.replace(annotation=own.get(name, parameter.annotation))
         for name, parameter in inspect.signature(train, eval_str=True, locals={"Any": Any}).parameters.items()
+        if name != "track"  # folds are compared here, not in a tracker
     ]
     keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
     folds = inspect.Parameter("folds", keyword, default=5, annotation=_Folds)

@@ -130,6 +130,15 @@ def train(
             metavar="FILE", help="Repeat the run with this config.json; other options override it.", rich_help_panel=RUN
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER",
+            autocompletion=proposing({"mlflow": "MLflow; mlflow:URI names a server", "wandb": "Weights & Biases"}),
+            help="Send the run to a tracker: mlflow, mlflow:URI or wandb.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     encoder_weights: Annotated[
         str | None,
         typer.Option(
@@ -333,7 +342,7 @@ def train(
 
     from kerasseg.workflows.train import train as run
 
-    _show(lambda observer: run(settings, out, [observer]), as_json=as_json, quiet=quiet)
+    _show(lambda observer: run(settings, out, [observer], track=track or ()), as_json=as_json, quiet=quiet)
 
 
 def given(context: typer.Context) -> set[str]:

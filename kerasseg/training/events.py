@@ -136,7 +136,20 @@ Event = Began | Step | Evaluated | Message | Saved | Ended
 
 
 class Observer(Protocol):
-    """A function that receives events, called in the training thread. It should be quick and not raise."""
+    """A function that receives the events of a run, called in the training thread. It should be quick and not raise.
+
+    `kerasseg.fine_tune(..., observers=[...])` takes any number of them. Events are the classes of this module: `Began`,
+    `Step`, `Evaluated`, `Message`, `Saved` and `Ended`.
+
+    Example:
+        >>> import kerasseg
+        >>> def tell(event: Event) -> None:
+        ...     if isinstance(event, Message):
+        ...         print(event.level, event.text)
+        >>> observer: kerasseg.Observer = tell
+        >>> observer(Message("note", "example", "Training takes two stages."))
+        note Training takes two stages.
+    """
 
     def __call__(self, event: Event, /) -> None:
         """Receive an event."""

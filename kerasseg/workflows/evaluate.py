@@ -42,6 +42,7 @@ from kerasseg.phantom.slices import is_phantom
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
+from kerasseg.training.tracking import track_evaluation
 from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
@@ -624,6 +625,7 @@ def _write(loaded: _Loaded, scored: _Scored, evaluation: Evaluation) -> Evaluati
         pictures = PredictionPictures(scored.predictions, [row.slice_id for row in scored.rows], rules.model)
         _write_page(evaluation, scored.rows, pictures, rules.evidence, draft / "report.html")
         write_atomically(draft / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
+    track_evaluation(loaded.run, folder, evaluation)
     return evaluation
 
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,7 @@ from kerasseg.training.recorder import VARIABLES, NullRecorder, Recorder, RunRec
 from kerasseg.training.state import Progress
 from kerasseg.training.strategies import phases_of
 from kerasseg.training.tensorboard import EventWriter
+from kerasseg.training.tracking import Tracker, TrackerEntry, begin_tracking, parse_trackers, trackers_of
 from kerasseg.training.trainer import Plan, Trainer
 from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import write_atomically
@@ -89,7 +90,11 @@ class Network:
 
 
 def train(
-    settings: TrainSettings, out: Path | str | None = None, observers: Iterable[Observer] = ()
+    settings: TrainSettings,
+    out: Path | str | None = None,
+    observers: Iterable[Observer] = (),
+    *,
+    track: Iterable[str] = (),
 ) -> tuple[Ended, RunDirectory | None]:
     """Train into a new run directory.
 
@@ -99,6 +104,7 @@ def train(
         settings: Settings of the run.
         out: Folder of the run; None for `runs/<date-time-strategy>`.
         observers: Functions that receive events.
+        track: Trackers to send the run to: "mlflow", "mlflow:URI", "wandb". A resumed run keeps them.
 
     Returns:
         How the run ended, and its directory (None on machines that do not write).
@@ -109,6 +115,7 @@ def train(
     """
     if out is not None:
         RunDirectory.check_free(Path(out))
+    trackers = parse_trackers(track)
     settings = _anywhere(settings)
     manifest = load_manifest(settings.shards)
     watching = tuple(observers)
@@ -122,15 +129,18 @@ def train(
         session.load()
         if not devices.chief:
             return session.begin(None), None
-        return in_new_run(session, None if out is None else Path(out))
+        return in_new_run(session, None if out is None else Path(out), trackers)
 
 
-def in_new_run(session: TrainingSession, out: Path | None) -> tuple[Ended, RunDirectory]:
+def in_new_run(
+    session: TrainingSession, out: Path | None, trackers: Sequence[TrackerEntry] = ()
+) -> tuple[Ended, RunDirectory]:
     """Train into a new run directory.
 
     Args:
         session: A session after `load`.
         out: Folder of the run; None for `runs/<date-time-strategy>`.
+        trackers: Trackers to send the run to.
     """
     model, settings = session.network.model, session.settings
     run = RunDirectory.create(out, settings.strategy)
@@ -138,6 +148,7 @@ def in_new_run(session: TrainingSession, out: Path | None) -> tuple[Ended, RunDi
         with as_saved(model):
             run.save_model(model, run.baseline_file)
         run.write_config(new_config(settings, session.resolved))
+        begin_tracking(run, trackers)
         run.point_latest()
         return session.begin(run), run
 
@@ -339,7 +350,8 @@ class TrainingSession:
         if run is not None:
             recorder = RunRecorder(run, as_it_came, None if saved is None else saved[0].best_tag)
             events = EventWriter(run.events_folder, examples_of(self.task, settings.seed), self._predict, self.say)
-            self.observers = (*self.observers, log_to(run), events)
+            trackers = [tracker.report_to(self.say) for tracker in trackers_of(run)]
+            self.observers = (*self.observers, log_to(run), events, *trackers)
         if saved is None:
             self._first_words()
         plan = Plan(
@@ -381,7 +393,13 @@ class TrainingSession:
             return self._run(trainer, run)
 
     def _run(self, trainer: Trainer, run: RunDirectory | None) -> Ended:
-        ended = trainer.run()
+        try:
+            ended = trainer.run()
+        except BaseException:
+            for observer in self.observers:
+                if isinstance(observer, Tracker):
+                    observer.fail()
+            raise
         progress = trainer.progress
         if run is not None and progress.first_table is not None and progress.best_table is not None:
             text = validation_csv(self.task.rows, progress.first_table, progress.best_table)
@@ -461,10 +479,10 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
         except TypeError as error:
             raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
     if source is None:
-        named = settings_for(os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT)
-        source = named["checkpoint"]
+        default = settings_for(os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT)
+        source = default["checkpoint"]
         if source is None:
-            return _on_encoder(settings.model_copy(update=named), manifest)
+            return _on_encoder(settings.model_copy(update=default), manifest)
     if settings.network:
         raise UsageError(
             "filters and depth apply only to networks with fresh weights",
