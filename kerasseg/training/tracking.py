@@ -47,9 +47,10 @@ _FAILED = 20.0
 _MLFLOW = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""MLflow's own defaults wait for minutes, and print on standard output. What the user has set stays."""
+"""MLflow's own defaults wait for minutes, and print. What the user has set stays."""
 
 
 class TrackerEntry(BaseModel):
