@@ -139,7 +139,7 @@ def stopped_after(epoch: int) -> Callable[[Event], None]:
     return listen
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_mlflow
 def test_a_run_in_mlflow(settings: TrainSettings, server: str, tmp_path: Path) -> None:
     """Parameters, every epoch's figures, curves and model; then the report. Nothing of this machine."""
@@ -178,7 +178,7 @@ def test_a_run_in_mlflow(settings: TrainSettings, server: str, tmp_path: Path) -
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_mlflow
 def test_a_resumed_run_continues_in_mlflow(settings: TrainSettings, server: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
@@ -196,7 +196,7 @@ def test_a_resumed_run_continues_in_mlflow(settings: TrainSettings, server: str,
     assert client.get_run(before["id"]).info.status == "FINISHED"
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_mlflow
 def test_what_a_server_missed_is_sent_when_the_run_is_resumed(
     settings: TrainSettings, server: str, tmp_path: Path
@@ -220,7 +220,7 @@ def test_what_a_server_missed_is_sent_when_the_run_is_resumed(
     assert [point.value for point in logged] == pytest.approx(validation_dice(run))
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_mlflow
 def test_a_server_that_never_answers_does_not_hold_up_training(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -238,7 +238,7 @@ def test_a_server_that_never_answers_does_not_hold_up_training(
     assert isinstance(events[-2 if isinstance(events[-1], Message) else -1], Ended)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_wandb
 def test_a_run_in_wandb_offline(settings: TrainSettings, tmp_path: Path) -> None:
     """Two sessions, one run: the second one has the first one's id, and sends the lines that the first did not."""
@@ -272,7 +272,7 @@ def test_a_run_in_wandb_offline(settings: TrainSettings, tmp_path: Path) -> None
     assert str(tmp_path) not in configured
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_mlflow
 def test_a_run_that_breaks_is_a_failed_one(settings: TrainSettings, server: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
@@ -287,7 +287,7 @@ def test_a_run_that_breaks_is_a_failed_one(settings: TrainSettings, server: str,
     assert MlflowClient(server).get_run(identifier).info.status == "FAILED"
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @needs_wandb
 def test_wandb_without_a_login_is_a_warning(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
