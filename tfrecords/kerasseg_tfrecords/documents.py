@@ -20,7 +20,7 @@ Document = TypeVar("Document", bound=BaseModel)
 
 
 def parse_json(data: bytes | str, *, max_bytes: int = _MAX_BYTES, max_depth: int = _MAX_DEPTH) -> Any:
-    """Parse JSON from a file that anybody may have written.
+    """Parse untrusted JSON.
 
     Args:
         data: UTF-8 bytes or text.
