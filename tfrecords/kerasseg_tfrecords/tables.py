@@ -83,7 +83,7 @@ def read_csv(path: Path, what: str, columns: Sequence[str] = (), *, remedy: str 
 
     Args:
         path: The file, UTF-8.
-        what: What the file should hold, for messages ("a table of scores").
+        what: Description of the file for messages ("a table of scores").
         columns: Columns that it must have.
         remedy: What to do about a damaged file.
 

@@ -82,16 +82,15 @@ def _damaged(name: str, error: Exception) -> DataError:
 
 def members(group: Any) -> tuple[str, ...]:
     """Return the names in a group, at most 100, without MATLAB's own (`#refs#`)."""
-    names: list[str] = []
+    names: list[bytes] = []
 
     def collect(name: bytes) -> bool | None:
-        text = name.decode("utf-8", "backslashreplace")
-        if not text.startswith("#"):
-            names.append(text)
+        if not name.startswith(b"#"):
+            names.append(name)
         return True if len(names) >= 100 else None
 
     group.links.iterate(collect)
-    return tuple(sorted(names))
+    return tuple(sorted(name.decode("utf-8", "backslashreplace") for name in names))
 
 
 def open_child(group: Any, child: str, name: str) -> Any:

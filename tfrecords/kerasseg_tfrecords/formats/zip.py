@@ -231,7 +231,7 @@ def read_member(location: Location, *, limit: int) -> bytes:
         info = archive.zip.getinfo(location.members[-1])
         reason = _refusal(info)
         if reason is not None:
-            raise DataError(reason.message, path=location.name, kind=reason.kind)
+            raise DataError(reason[1], path=location.name, kind=reason[0])
         if info.file_size > limit:
             found, expected = f"{info.file_size} bytes", f"at most {limit} bytes"
             raise DataError(
@@ -244,34 +244,26 @@ def read_member(location: Location, *, limit: int) -> bytes:
         return data
 
 
-@dataclass(frozen=True, slots=True)
-class _Reason:
-    kind: str
-    message: str
-
-
 def _unsafe_name(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     return not name or ".." in parts or parts[0] == "" or (len(parts[0]) > 1 and parts[0][1] == ":") or "\0" in name
 
 
-def _refusal(info: zipfile.ZipInfo) -> _Reason | None:
-    """Return the reason not to read a member, from its entry in the archive's directory; None if there is none."""
+def _refusal(info: zipfile.ZipInfo) -> tuple[str, str] | None:
+    """Return kind and message of the reason not to read a member, from the archive's directory; None if it is good."""
     if _unsafe_name(info.orig_filename):  # not `filename`, which zipfile cuts at a NUL
-        return _Reason("unsafe-name", "its name leads out of the archive; it was not read. Create the archive again")
+        return "unsafe-name", "its name leads out of the archive; it was not read. Create the archive again"
     if stat.S_ISLNK(info.external_attr >> 16):
-        return _Reason("unsafe-name", "links inside archives are not followed. Archive the file itself")
+        return "unsafe-name", "links inside archives are not followed. Archive the file itself"
     if info.flag_bits & 0x1:
-        return _Reason("encrypted", "is encrypted. Unpack the archive with its password and use the folder")
+        return "encrypted", "is encrypted. Unpack the archive with its password and use the folder"
     if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         method = _METHODS.get(info.compress_type, f"method {info.compress_type}")
-        return _Reason(
-            "unreadable", f"is compressed with {method} (expected stored or deflate). Unpack the archive first"
-        )
+        return "unreadable", f"is compressed with {method} (expected stored or deflate). Unpack the archive first"
     packed, size = info.compress_size, info.file_size
     bomb = size > packed * BOMB_RATIO and size > BOMB_BYTES
     if (info.compress_type == zipfile.ZIP_STORED and packed != size) or bomb or size > packed * DEFLATE_RATIO + 4096:
-        return _Reason("zip-bomb", f"{packed} bytes claim to unpack to {size}, as in a zip bomb; it was not read")
+        return "zip-bomb", f"{packed} bytes claim to unpack to {size}, as in a zip bomb; it was not read"
     return None
 
 
@@ -311,10 +303,10 @@ def _list_into(listing: ArchiveListing, path: Path, chain: tuple[str, ...], name
         member = f"{name}!{plain}"
         reason = _refusal(info)
         if reason is None and info.filename in seen:
-            reason = _Reason("duplicate-name", "the archive has two files with this name. Create the archive again")
+            reason = "duplicate-name", "the archive has two files with this name. Create the archive again"
         seen.add(info.filename)
         if reason is not None:
-            listing.problems.append(Problem(member, reason.kind, reason.message))
+            listing.problems.append(Problem(member, *reason))
         elif plain.lower().endswith(".zip"):
             try:
                 _check_spool(info, member)

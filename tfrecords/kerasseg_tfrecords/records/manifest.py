@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -104,6 +104,20 @@ class Counts(_Model):
     tumour_mm2: float | None = Field(description="the same in square millimetres; None if a spacing is unknown")
     empty: int = Field(description="slices without tumour")
 
+    @classmethod
+    def of(cls, split: str, label: str, slices: Sequence[tuple[str, int, float | None]]) -> Counts:
+        """Count slices given as (group, tumour area in pixels, and in square millimetres or None)."""
+        areas = [area for _, _, area in slices if area is not None]
+        return cls(
+            split=split,
+            label=label,
+            slices=len(slices),
+            patients=len({group for group, _, _ in slices}),
+            tumour_pixels=sum(pixels for _, pixels, _ in slices),
+            tumour_mm2=round(sum(areas), 3) if slices and len(areas) == len(slices) else None,
+            empty=sum(pixels == 0 for _, pixels, _ in slices),
+        )
+
 
 class ShardFacts(_Model):
     """One TFRecord file."""
@@ -192,7 +206,7 @@ class Manifest(_Model):
     overlap: tuple[Overlap, ...] = ()
     skipped: Annotated[tuple[tuple[str, str, str], ...], Field(description="name, kind, message")] = ()
     left_out: Annotated[tuple[tuple[str, str], ...], Field(description="name, reason")] = ()
-    remarks: Annotated[tuple[tuple[str, str], ...], Field(description="slice_id, what was decided or looks odd")] = ()
+    remarks: Annotated[tuple[tuple[str, str], ...], Field(description="slice_id, decision or warning")] = ()
     notes: tuple[str, ...] = ()
 
     def shards_of(self, split: str) -> tuple[ShardFacts, ...]:

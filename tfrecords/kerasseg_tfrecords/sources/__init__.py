@@ -16,30 +16,14 @@ from importlib import import_module
 from typing import cast
 
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
 from kerasseg_tfrecords.slices import Reading
-from kerasseg_tfrecords.sources.base import Item, Listing, NotASlice, Source, SourceOptions
-from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree, read_bytes
+from kerasseg_tfrecords.sources.base import Item, Listing, Source, SourceOptions
+from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree
 from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.validation import did_you_mean
 
-__all__ = [
-    "SOURCES",
-    "Item",
-    "Listing",
-    "Location",
-    "NotASlice",
-    "Source",
-    "SourceOptions",
-    "Tree",
-    "detect",
-    "find_items",
-    "open_tree",
-    "read_bytes",
-    "read_item",
-    "source_for",
-]
+__all__ = ["SOURCES", "SourceOptions", "detect", "find_items", "open_tree", "read_item", "source_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +130,7 @@ def find_items(tree: Tree, options: SourceOptions, format_name: str | None = Non
     source = detect(tree) if format_name is None else source_for(format_name)
     listing = source.find_items(tree, options)
     listing = replace(
-        listing,
-        problems=(*tree.problems, *listing.problems),
-        notes=(*listing.notes, *_other_formats(tree, source)),
+        listing, problems=(*tree.problems, *listing.problems), notes=(*listing.notes, *_other_formats(tree, source))
     )
     if not listing.items and not listing.problems:
         found = f"{count(len(tree.locations), 'file')}, but no {source.name} data"

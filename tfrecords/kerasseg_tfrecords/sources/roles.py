@@ -241,10 +241,7 @@ def pair_by_name(named: Iterable[Named]) -> Pairing:
 
 
 def _settle(
-    images: list[Named],
-    masks: list[Named],
-    pairs: list[tuple[Location, tuple[Location, ...]]],
-    problems: list[Problem],
+    images: list[Named], masks: list[Named], pairs: list[tuple[Location, tuple[Location, ...]]], problems: list[Problem]
 ) -> None:
     """Pair files that share a key if their full stems match one to one, and report the others."""
     stems: defaultdict[str, tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))

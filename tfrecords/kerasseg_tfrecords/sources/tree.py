@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
@@ -71,6 +71,15 @@ class Tree:
     def with_suffix(self, *suffixes: str) -> tuple[Location, ...]:
         """Return the locations whose lower-case name ends with one of `suffixes` (".mat", ".nii.gz")."""
         return tuple(loc for loc in self.locations if loc.name.lower().endswith(suffixes))
+
+    def without(self, folders: Iterable[Path]) -> Tree:
+        """Leave out the files below `folders`, except for a folder that is the root itself."""
+        root = self.root.resolve()
+        paths = [
+            path for path in (folder.resolve() for folder in folders) if path != root and path.is_relative_to(root)
+        ]
+        starts = tuple(f"{path.relative_to(root).as_posix()}/" for path in paths)
+        return replace(self, locations=tuple(loc for loc in self.locations if not loc.name.startswith(starts)))
 
     def suffixes(self) -> Counter[str]:
         """Count the files of each suffix (see `suffix_of`)."""

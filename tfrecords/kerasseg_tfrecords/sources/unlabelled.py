@@ -14,7 +14,7 @@ from pathlib import Path
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
-from kerasseg_tfrecords.sources import source_for
+from kerasseg_tfrecords.sources import SOURCES, source_for
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of
 
@@ -65,21 +65,17 @@ def list_images(
         DataError: An input does not exist, or no input has images.
         UsageError: The format is unknown.
     """
-    formats = _FORMATS if format_name is None else (source_for(format_name).name,)
+    formats = tuple(SOURCES) if format_name is None else (source_for(format_name).name,)
     trees = list(_trees(inputs))
     names = input_names([tree.root for tree in trees])
-    found = []
-    for tree, name in zip(trees, names, strict=True):
-        found.append(_list_one(_without(tree, hidden), name, replace(options, masks=False), formats))
+    options = replace(options, masks=False)
+    found = [_list_one(tree.without(hidden), name, options, formats) for tree, name in zip(trees, names, strict=True)]
     if not any(entry.items for entry in found):
         problems = [problem for entry in found for problem in entry.problems]
         if problems:
             raise BadInputError(problems, "no image can be read", remedy="Download or copy the files again.")
         raise _no_images(trees, format_name)
     return found
-
-
-_FORMATS = ("figshare", "pairs", "nifti", "dicom")
 
 
 def _trees(inputs: Sequence[Path | str]) -> Iterator[Tree]:
@@ -119,15 +115,6 @@ def _open(path: Path) -> Tree:
         if error.kind != "empty":
             raise
         raise DataError("no images", path=path, found=error.what, expected=_EXPECTED, kind="empty") from None
-
-
-def _without(tree: Tree, hidden: Sequence[Path]) -> Tree:
-    root = tree.root.resolve()
-    inside = [path for path in (folder.resolve() for folder in hidden) if path != root and path.is_relative_to(root)]
-    if not inside:
-        return tree
-    kept = tuple(p for p in tree.locations if not any(p.path.resolve().is_relative_to(folder) for folder in inside))
-    return replace(tree, locations=kept)
 
 
 def _no_images(trees: Iterable[Tree], format_name: str | None) -> DataError:
