@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks.measure import Cost, costs, rounds_of
 from benchmarks.result import Result, compared
-from kerasseg_tfrecords.splitting.duplicates import MIN_CORRELATION, Fingerprints, find_duplicates, fingerprint, overlap
-from kerasseg_tfrecords.splitting.fingerprints import ORIENTATIONS, turn_details, turn_hashes
+from kerasseg_tfrecords.splitting.duplicates import MIN_CORRELATION, find_duplicates, overlap
+from kerasseg_tfrecords.splitting.fingerprints import ORIENTATIONS, Fingerprints, fingerprint, turn_details, turn_hashes
 from kerasseg_tfrecords.splitting.patients import group_of
 
 REAL = Path(os.environ.get("KERASSEG_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

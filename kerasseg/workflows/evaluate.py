@@ -49,8 +49,8 @@ from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import atomic_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, load_manifest
 from kerasseg_tfrecords.records.shards import read_records
-from kerasseg_tfrecords.splitting.duplicates import Fingerprints, fingerprint, overlap
-from kerasseg_tfrecords.splitting.fingerprints import Fingerprint
+from kerasseg_tfrecords.splitting.duplicates import overlap
+from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
 from kerasseg_tfrecords.splitting.splits_file import load
 from kerasseg_tfrecords.text import Progress, count
 

@@ -544,14 +544,14 @@ def test_a_network_that_disagrees_with_its_run(trained: Path, folder: Path, tmp_
 
 def test_a_folder_without_images(bright: keras.Model, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match=r"no images in it \(found an empty folder"):
+    with pytest.raises(DataError, match=r"no images \(found an empty folder"):
         predict_files(bright, tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"no images in it \(found files: 1 \.txt"):
+    with pytest.raises(DataError, match=r"no images \(found files: 1 \.txt"):
         predict_files(bright, tmp_path / "in", tmp_path / "out")
     with pytest.raises(DataError, match="no such file"):
         predict_files(bright, tmp_path / "gone", tmp_path / "out")
-    with pytest.raises(DataError, match="no file fits"):
+    with pytest.raises(DataError, match="no file matches"):
         predict_files(bright, tmp_path / "*.png", tmp_path / "out")
 
 

@@ -15,14 +15,18 @@ from hypothesis import strategies as st
 from kerasseg_tfrecords.splitting.duplicates import (
     HASH_RADIUS,
     MIN_CORRELATION,
-    Fingerprint,
-    Fingerprints,
     find_duplicates,
-    fingerprint,
     merge_groups,
     overlap,
 )
-from kerasseg_tfrecords.splitting.fingerprints import ORIENTATIONS, turn_details, turn_hashes
+from kerasseg_tfrecords.splitting.fingerprints import (
+    ORIENTATIONS,
+    Fingerprint,
+    Fingerprints,
+    fingerprint,
+    turn_details,
+    turn_hashes,
+)
 from kerasseg_tfrecords.splitting.hash_index import HashIndex
 from kerasseg_tfrecords.splitting.patients import group_of
 
