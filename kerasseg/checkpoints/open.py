@@ -1,4 +1,4 @@
-"""`open_checkpoint`: one call for every kind of checkpoint."""
+"""Open any supported kind of checkpoint: `open_checkpoint`."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ def open_checkpoint(
 ) -> keras.Model:
     """Open a checkpoint of a 2-D segmentation network as a native, trainable Keras 3 network.
 
-    A checkpoint is data: nothing in it is run, and what would have to be run (Lambda layers, Python code) or leads out of
-    the file (links, archive members with `..`) is refused by name first.
+    Nothing in the checkpoint is executed. Files that contain Python code (such as Lambda layers), links out of the file or
+    archive members with `..` are refused.
 
     Args:
-        path: A `.keras` or `.h5` file, a SavedModel folder, `hf://owner/name[@revision]` or `https://...`. What it is is
-            told by its content, not by its name.
-        architecture: The network that the weights of a `.keras` or `.h5` file belong to: a network (which is not changed),
-            `unet`, `unet(depth=3, normalization=group)`, the path of its configuration as JSON, or of another checkpoint of
-            it. The structure in the file itself, if any, is then not read. Without `architecture`, files that hold weights
-            alone are read as a U-Net of kerasseg, by their shapes.
-        allow_partial: For files that hold weights alone: take what fits and leave the rest as it was initialised.
-        compare: For SavedModels: run the original beside the rebuilt network on random input.
-        examples: For files that hold weights alone: images (slices, height, width, channels) in 0..1 for the network to
-            segment, and their masks or None. What the shapes of the weights do not tell is then compared on them.
+        path: A `.keras` or `.h5` file, a SavedModel folder, `hf://owner/name[@revision]` or `https://...`. The kind is
+            determined from the content, not the name.
+        architecture: The network that the weights of a `.keras` or `.h5` file belong to: a model (left unchanged),
+            `unet`, `unet(depth=3, normalization=group)`, the path of its configuration as JSON, or another checkpoint of
+            it. The structure in the file, if any, is then ignored. Without `architecture`, weights-only files are read as
+            a kerasseg U-Net inferred from the weight shapes.
+        allow_partial: For weights-only files: load what fits and keep the initial values of the rest.
+        compare: For SavedModels: compare the original with the rebuilt network on random input.
+        examples: For weights-only files: images (slices, height, width, channels) in 0..1, and their masks or None. They
+            are used to choose between variants that the weight shapes do not distinguish.
 
     Returns:
-        The network, not compiled; input (batch, rows, columns, channels). `provenance(model)` tells where it came from.
+        The uncompiled network; input (batch, rows, columns, channels). `provenance(model)` returns its origin.
 
     Raises:
-        CheckpointError: The file is not a network that can be opened; the message says what it is.
+        CheckpointError: The file does not contain a supported network; the message says what it contains.
 
     Example:
         >>> import kerasseg
@@ -81,7 +81,7 @@ def open_checkpoint(
     try:
         if not file.exists():
             raise missing(file)
-        if not (file.is_file() or file.is_dir()):  # reading a pipe would wait for ever
+        if not (file.is_file() or file.is_dir()):  # reading a pipe would block
             raise CheckpointError("this is a pipe or a device", path=source, expected="a file or a folder")
         if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
             file = file.parent
@@ -89,7 +89,7 @@ def open_checkpoint(
     except OSError as error:
         raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        # Readers expect the form that Keras writes; a file of another form may trip them anywhere.
+        # Readers expect the structure that Keras writes; any other content may fail anywhere in them.
         raise CheckpointError(
             "its content does not have the form that Keras writes",
             path=source,
@@ -143,7 +143,7 @@ def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None
                     return _read_weights(weights, file, options), None
                 return open_h5(hdf5, file), None
         case Kind.SAVED_MODEL:
-            # Not above: it alone needs TensorFlow.
+            # Imported here because only SavedModels need TensorFlow.
             from kerasseg.checkpoints.savedmodel.open import open_savedmodel
 
             found = open_savedmodel(file, compare=options.compare)
@@ -164,9 +164,9 @@ def _read_weights(weights: h5py.Group, file: Path, options: _Options) -> OpenedM
 
 
 def _thaw(model: keras.Model) -> tuple[str, ...]:
-    """Make every layer trainable: what is frozen is decided by `freeze`, not by whoever saved the file."""
+    """Make every layer trainable: `freeze` decides what is frozen, not the saved file."""
     frozen = [layer for _, layer in leaves(model) if not layer.trainable]
-    # One by one: set on a network, the flag does not reach the layers where the network has that value already.
+    # One by one: a network's setter does not reach its layers where the network already has that value.
     for layer in (*nested(model), *frozen):
         layer.trainable = True
     count = sum(bool(layer.weights) for layer in frozen)
@@ -174,7 +174,7 @@ def _thaw(model: keras.Model) -> tuple[str, ...]:
 
 
 def _check_numbers(model: keras.Model, path: Path) -> None:
-    """Refuse weights that hold NaN or infinity, by name."""
+    """Refuse weights that contain NaN or infinity, and name them."""
     bad = []
     for weight in model.weights:
         values = np.asarray(keras.ops.convert_to_numpy(weight), copy=False)

@@ -1,4 +1,4 @@
-"""Layers of TensorFlow Addons as layers of Keras 3: native ones wherever Keras has one, else those of `legacy`."""
+"""TensorFlow Addons layers as Keras 3 layers: native ones where they exist, else those of `legacy`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["ADDONS", "translate_addon"]
 
 
 def translate_addon(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """The Keras 3 layers of one `Addons>...` layer.
+    """Translate one `Addons>...` layer into Keras 3 layers.
 
     Raises:
-        Untranslatable: If it wraps or asks for something that Keras 3 has no counterpart for.
+        Untranslatable: It wraps a layer or uses an option without a counterpart in Keras 3.
     """
     short = old.class_name.rpartition(">")[2]
     return ADDONS[short](old, notes)
@@ -55,7 +55,7 @@ def _wrapped(old: OldLayer, notes: list[str]) -> list[NewLayer]:
 
 
 def _weight(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """`WeightNormalization.remove()` of the Addons themselves: the layer with the kernel that it computes with."""
+    """Fold the normalisation into the kernel, as `WeightNormalization.remove()` of TensorFlow Addons does."""
     first, *rest = _wrapped(old, notes)
     notes.append("Addons>WeightNormalization was removed: its layer has the normalised kernel as a plain weight")
     has_bias = first.config.get("use_bias", True)
@@ -65,7 +65,7 @@ def _weight(old: OldLayer, notes: list[str]) -> list[NewLayer]:
         g = np.asarray(_pick(values, "g", "vars/0"), np.float32)
         initialized = bool(np.asarray(_pick(values, "initialized", "vars/2")))
         axes = tuple(range(v.ndim - 1))
-        # As tf.nn.l2_normalize; a network that was never called computes g from v when it is.
+        # As tf.nn.l2_normalize; without `initialized`, the network was never called and g is still to be computed from v.
         norm = np.sqrt(np.maximum(np.sum(v * v, axis=axes), 1e-12))
         kernel = v * (g / norm) if initialized else v
         return [kernel, _pick(values, "bias", "layer/vars/0")] if has_bias else [kernel]
@@ -76,7 +76,7 @@ def _weight(old: OldLayer, notes: list[str]) -> list[NewLayer]:
 def _spectral(old: OldLayer, notes: list[str]) -> list[NewLayer]:
     first, *rest = _wrapped(old, notes)
     if rest:
-        raise Untranslatable("it wraps a layer that Keras 3 needs several layers for")
+        raise Untranslatable("it wraps a layer that becomes several layers in Keras 3")
     notes.append("Addons>SpectralNormalization became SpectralNormalization")
     inner = {"module": first.module, "class_name": first.class_name, "config": first.config, "registered_name": None}
     has_bias = first.config.get("use_bias", True)
@@ -90,7 +90,7 @@ def _spectral(old: OldLayer, notes: list[str]) -> list[NewLayer]:
 
 
 def _registered(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """A layer that Keras has no counterpart for: kerasseg's own, under the name it has in the file."""
+    """Use kerasseg's own layer, under the name in the file, where Keras has no counterpart."""
     short = old.class_name.rpartition(">")[2]
     notes.append(
         f"Addons>{short} is computed by kerasseg: import kerasseg.checkpoints.legacy before Keras loads a copy"

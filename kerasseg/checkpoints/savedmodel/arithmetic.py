@@ -1,7 +1,7 @@
-"""What constants and shapes come to: the operations that compute sizes, in NumPy, also with sizes that are not known yet.
+"""Evaluation of constants and sizes with NumPy, including sizes that are known only at run time.
 
-A size that is only known at run time is a `Dim`. Arrays of sizes are arrays of objects in which numbers and `Dim`s mix,
-so that `shape(x)[1] * 2` stays readable: "twice axis 1 of x".
+Such a size is a `Dim`. Arrays of sizes are object arrays that may mix numbers and `Dim`s, so `shape(x)[1] * 2` remains
+"twice axis 1 of x".
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from kerasseg.checkpoints.savedmodel.graph import Node
 
 __all__ = ["Dim", "evaluate"]
 
-MAX_ELEMENTS = 1 << 22
-"""Elements of a computed constant."""
+MAX_ELEMENTS = 1 << 22  # of a computed constant
 
 
 @dataclass(frozen=True, slots=True)
 class Dim:
-    """`axis` of the tensor called `source`, times `factor`, plus `offset`.
+    """The size of `axis` of the tensor named `source`, times `factor`, plus `offset`.
 
     >>> Dim("x", 1) * 2 + 1
     Dim(source='x', axis=1, factor=2, offset=1)
@@ -53,11 +52,11 @@ class Dim:
 
 
 def evaluate(node: Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-    """The outputs of an operation on known arrays, or None where it is not computed here.
+    """Return the outputs of an operation on known arrays, or None if it is not supported here.
 
     Args:
         node: The operation.
-        arrays: Its inputs; sizes that are not known yet are `Dim`s in arrays of objects.
+        arrays: Its inputs; unknown sizes are `Dim`s in object arrays.
     """
     function = _FUNCTIONS.get(node.op)
     if function is None:
@@ -66,7 +65,7 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | Non
         with np.errstate(all="ignore"):
             result = function(node, *arrays)
     except (TypeError, ValueError, IndexError, KeyError, ZeroDivisionError, OverflowError, MemoryError):
-        return None  # not that simple; whoever needs the value will say that it is not known
+        return None  # reported later if the value is needed
     return result if isinstance(result, list) else [np.asarray(result)]
 
 
@@ -98,7 +97,7 @@ def _range(_: Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> 
 
 
 def index(node: Node, begin: np.ndarray, end: np.ndarray, strides: np.ndarray) -> tuple[Any, ...]:
-    """The Python index that a `StridedSlice` stands for.
+    """Return the Python index of a `StridedSlice`.
 
     >>> node = Node("s", "StridedSlice", attrs={"begin_mask": 1, "shrink_axis_mask": 2})
     >>> index(node, np.array([0, 3]), np.array([2, 4]), np.array([1, 1]))
@@ -119,10 +118,6 @@ def index(node: Node, begin: np.ndarray, end: np.ndarray, strides: np.ndarray) -
             step = int(strides[i])
             key.append(slice(first, last, None if step == 1 else step))
     return tuple(key)
-
-
-def _strided_slice(node: Node, x: np.ndarray, *where: np.ndarray) -> np.ndarray:
-    return x[index(node, *where)]
 
 
 def _pack(node: Node, *parts: np.ndarray) -> np.ndarray:
@@ -150,10 +145,7 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _float(function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(_: Node, x: np.ndarray) -> Any:
-        return function(x).astype(x.dtype)
-
-    return run
+    return lambda _, x: function(x).astype(x.dtype)
 
 
 def _tile(_: Node, x: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -199,7 +191,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Sqrt": _float(np.sqrt),
     "Square": _plain(np.square),
     "Squeeze": _squeeze,
-    "StridedSlice": _strided_slice,
+    "StridedSlice": lambda node, x, *where: x[index(node, *where)],
     "Sub": _plain(np.subtract),
     "Sum": _reduce(np.sum),
     "Tile": _tile,

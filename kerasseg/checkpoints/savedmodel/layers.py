@@ -1,4 +1,4 @@
-"""Nodes with weights -> Keras layers."""
+"""Keras layers for nodes with weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _L = keras.layers
 
 
 def _window(node: Node, name: str) -> tuple[int, int]:
-    """Height and width of an attribute that has one entry for each axis."""
+    """Return height and width of an attribute with one entry per axis."""
     if (node.attrs.get("data_format") or "NHWC") != "NHWC":
         remedy = "Open the .keras or .h5 file of the network, which kerasseg converts, or export it with channels last"
         raise refuse(node, "its channels come first", remedy=remedy)
@@ -40,7 +40,7 @@ def _common(node: Node) -> dict[str, Any]:
 
 
 def _weights(node: Node, *names: str, first: int = 1) -> dict[str, Any]:
-    """Attribute -> tensor, for a kernel or several and a bias if there is one."""
+    """Return attribute -> tensor for one or more kernels and the bias, if any."""
     inputs = node.inputs[first:]
     wanted = (*names, "bias") if node.attrs.get("bias") else names
     if len(inputs) != len(wanted):
@@ -115,7 +115,7 @@ def _transposed(b: Builder, node: Node) -> Any:
         node,
         _L.Conv2DTranspose,
         x,
-        _weights(node, "kernel", first=1) if len(node.inputs) == 2 else _transposed_weights(node),
+        _weights(node, "kernel") if len(node.inputs) == 2 else _transposed_weights(node),
         filters=kernel[2],
         kernel_size=kernel[:2],
         strides=strides,
@@ -131,15 +131,15 @@ def _transposed_weights(node: Node) -> dict[str, Any]:
 
 
 def _extra(node: Node, x: Any, axis: int, size: Any, stride: int) -> int:
-    """How much larger the output is than input times stride."""
+    """Return how much larger the output is than input times stride."""
     if isinstance(size, Dim):
         if size.source != str(id(x)):
-            return 0  # the size of a skip, which is the usual one where sizes halve evenly; the comparison tells
+            return 0  # the size of a skip, usually the same; the comparison of outputs would show a difference
         if size.axis != axis or size.factor != stride:
-            raise refuse(node, "its output's size has no fixed relation to its input's")
+            raise refuse(node, "the size of its output has no fixed relation to that of its input")
         return size.offset
     if x.shape[axis] is None:
-        raise refuse(node, "its output's size is fixed while its input's is not")
+        raise refuse(node, "the size of its output is fixed but that of its input is not")
     return int(size) - int(x.shape[axis]) * stride
 
 
@@ -151,7 +151,7 @@ def _dense(b: Builder, node: Node) -> Any:
 
 
 def _einsum(b: Builder, node: Node) -> Any:
-    """A product with a kernel as `Dense` or `EinsumDense`, a product of two tensors of data as `keras.ops.einsum`."""
+    """Translate a product with a kernel to `Dense` or `EinsumDense`, and one of two data tensors to `ops.einsum`."""
     left, _, result = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
     x, _, kernel = left.partition(",")
     if isinstance(b.value(node.inputs[1]), keras.KerasTensor):
@@ -190,7 +190,7 @@ def _batch_norm(b: Builder, node: Node) -> Any:
 def _group_norm(b: Builder, node: Node) -> Any:
     x, groups = b.data(node), int(node.attrs["groups"])
     if groups == x.shape[-1]:
-        groups = -1  # each channel by itself: instance normalisation
+        groups = -1  # one group per channel: instance normalisation
     return b.layer(node, _L.GroupNormalization, x, _norm_weights(node), groups=groups, **_norm_options(node))
 
 
@@ -222,10 +222,10 @@ def _prelu(b: Builder, node: Node) -> Any:
 
 
 def _channelwise(b: Builder, node: Node) -> Any:
-    """A trainable scale or shift of channels: a depthwise convolution of one pixel is the native layer that has both."""
+    """Translate a trainable scale or shift of channels to a depthwise 1x1 convolution."""
     x, kind = b.data(node), node.attrs["kind"]
     if len(x.shape) != 4:
-        raise refuse(node, "a variable scales or shifts what is no image")
+        raise refuse(node, "a variable scales or shifts a tensor that is not an image")
     if kind == "scale":
         return b.layer(node, _L.DepthwiseConv2D, x, {"kernel": node.inputs[1]}, kernel_size=1, use_bias=False)
     sign = -1.0 if kind == "minus" else 1.0
@@ -256,4 +256,4 @@ WEIGHTED: Mapping[str, Callable[[Builder, Node], Any]] = {
     "rms_norm": _rms_norm,
     "separable": _separable,
 }
-"""Operation -> the layer with its weights."""
+"""Operation -> function that makes its layer."""

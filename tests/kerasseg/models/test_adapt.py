@@ -208,7 +208,7 @@ def test_what_else_looks_at_the_channels_is_named(first: Any) -> None:
     image = keras.Input((16, 16, 3))
     x = first()(image)
     model = keras.Model(image, small(shape=(16, 16, x.shape[-1]))(x))
-    with pytest.raises(CheckpointError, match=r"cannot be changed: .* 'looks' looks at them"):
+    with pytest.raises(CheckpointError, match=r"cannot be changed: .* 'looks' depends on them"):
         fit_to_task(model, channels=1, channel_rule="sum")
     assert fit_to_task(model, channels=1).repeat_channels == 3
 
@@ -433,7 +433,7 @@ def test_a_sequential_model_that_was_never_built_says_what_to_do() -> None:
 
 def test_a_head_that_cannot_be_found_is_said() -> None:
     model = tailed(lambda z: layers.Average()([ops.sigmoid(z), layers.Activation("sigmoid")(z)]))
-    with pytest.raises(CheckpointError, match="no last convolution is found"):
+    with pytest.raises(CheckpointError, match="no convolution to replace was found"):
         fit_to_task(model, head="binary")
 
 
