@@ -198,7 +198,7 @@ def _check_form(network: Mapping[str, Any], path: object) -> None:
         if not isinstance(entry.get("inbound_nodes") or [], list):
             raise _malformed(path, "`inbound_nodes`", entry["inbound_nodes"])
         if entry["class_name"] in NETWORKS:
-            layers = config if isinstance(config, list) else config.get("layers")
+            layers = config if isinstance(config, list) else config.get("layers", [])
             if not isinstance(layers, list):
                 raise _malformed(path, "the list of layers", layers)
             waiting += layers

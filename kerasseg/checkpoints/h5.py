@@ -71,7 +71,6 @@ def open_h5(file: h5py.File, path: Path) -> OpenedModel:
             expected="the attribute model_config and the group model_weights",
         )
     version = text_attribute(file, "keras_version") or text_attribute(weights, "keras_version")
-    config = without_training(parse_config(text, path))
     if (version or "1").startswith("1."):
         raise CheckpointError(
             "the file was written by Keras 1, which described networks differently",
@@ -80,6 +79,7 @@ def open_h5(file: h5py.File, path: Path) -> OpenedModel:
             expected="Keras 2 or later",
             remedy="Open and save it once with Keras 2.0 to 2.2, which convert such files.",
         )
+    config = without_training(parse_config(text, path))
     modern = is_keras_3(version)
     if modern:
         translation = rewrite(with_bare_ends(add_modules(config)), path)
