@@ -124,11 +124,7 @@ def _is_own(stored: Mapping[str, StoredLayer]) -> bool:
 
 
 def _fill(
-    encoder: keras.Model,
-    candidates: list[dict[str, StoredLayer]],
-    convention: EncoderConvention,
-    where: str,
-    name: str,
+    encoder: keras.Model, candidates: list[dict[str, StoredLayer]], convention: EncoderConvention, where: str, name: str
 ) -> EncoderConvention:
     """Assign the candidate that fits best, if it covers all layers of the encoder."""
     found: list[Match] = [match(encoder, _by_last_name(encoder, stored)) for stored in candidates]

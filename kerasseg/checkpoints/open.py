@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def open_checkpoint(
             raise CheckpointError("this is a pipe or a device", path=source, expected="a file or a folder")
         if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
             file = file.parent
-        opened, record = _read(file, _Options(architecture, allow_partial, compare))
+        opened, record = _read(file, architecture, allow_partial=allow_partial, compare=compare)
     except OSError as error:
         raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -120,47 +119,34 @@ def open_checkpoint(
     return model
 
 
-@dataclass(frozen=True)
-class _Options:
-    architecture: str | Path | keras.Model | None
-    allow_partial: bool
-    compare: bool
+def _read(
+    file: Path, architecture: str | Path | keras.Model | None, *, allow_partial: bool, compare: bool
+) -> tuple[OpenedModel, Provenance | None]:
+    def read_weights_only(weights: h5py.Group) -> tuple[OpenedModel, None]:
+        options = {"architecture": architecture, "allow_partial": allow_partial, "open_other": open_checkpoint}
+        return open_weights(weights, file, **options), None  # type: ignore[arg-type]
 
-
-def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None]:
     match kind_of(file):
         case Kind.KERAS | Kind.KERAS_FOLDER as kind:
-            if options.architecture is not None:
+            if architecture is not None:
                 with open_hdf5(read_weights(file), file) as hdf5:
-                    return _read_weights(hdf5, file, options), None
+                    return read_weights_only(hdf5)
             return open_keras(file) if kind is Kind.KERAS else open_keras_folder(file)
         case Kind.HDF5:
             with open_hdf5(file, file) as hdf5:
                 if is_weights_only(hdf5):
-                    return _read_weights(hdf5, file, options), None
+                    return read_weights_only(hdf5)
                 weights = hdf5.get("model_weights")
-                if options.architecture is not None and isinstance(weights, h5py.Group):
-                    return _read_weights(weights, file, options), None
+                if architecture is not None and isinstance(weights, h5py.Group):
+                    return read_weights_only(weights)
                 return open_h5(hdf5, file), None
         case Kind.SAVED_MODEL:
             # Imported here because only SavedModels need TensorFlow.
             from kerasseg.checkpoints.savedmodel.open import open_savedmodel
 
-            found = open_savedmodel(file, compare=options.compare)
-            opened = OpenedModel(found.model, found.writer, found.kind, found.translated, found.largest_difference)
-            return opened, recorded_beside(file)
+            return open_savedmodel(file, compare=compare), recorded_beside(file)
         case _:
             raise explain(file)
-
-
-def _read_weights(weights: h5py.Group, file: Path, options: _Options) -> OpenedModel:
-    return open_weights(
-        weights,
-        file,
-        architecture=options.architecture,
-        allow_partial=options.allow_partial,
-        open_other=open_checkpoint,
-    )
 
 
 def _thaw(model: keras.Model) -> tuple[str, ...]:
@@ -194,7 +180,7 @@ def _check_numbers(model: keras.Model, path: Path) -> None:
 
 def _check_purpose(model: keras.Model, path: Path) -> None:
     """Refuse networks that do not map an image to an image."""
-    inputs, outputs = _shapes(model.inputs), _shapes(model.outputs)
+    inputs, outputs = ([tuple(t.shape) for t in tensors] for tensors in (model.inputs, model.outputs))
     found = f"input {inputs[0]}, output {outputs[0]}"
     if len(inputs[0]) == 5 or len(outputs[0]) == 5:
         raise CheckpointError(
@@ -214,7 +200,3 @@ def _check_purpose(model: keras.Model, path: Path) -> None:
             found=found,
             expected="(batch, rows, columns, channels)",
         )
-
-
-def _shapes(tensors: Any) -> list[tuple[int | None, ...]]:
-    return [tuple(t.shape) for t in tensors]

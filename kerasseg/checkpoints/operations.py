@@ -156,10 +156,6 @@ def _gelu(a: Arguments) -> Expression:
     return _layer("Activation", *_need(a, "x"), activation="gelu")
 
 
-def _softmax(a: Arguments) -> Expression:
-    return _layer("Softmax", *_need(a, "x"), axis=_integers(a, "axis", -1))
-
-
 def _leaky_relu(a: Arguments) -> Expression:
     return _layer("LeakyReLU", *_need(a, "x"), negative_slope=_static(a, "alpha", 0.2))
 
@@ -198,10 +194,6 @@ def _bias_add(a: Arguments) -> Expression:
 
 def _quotient(number: np.ndarray, first: bool) -> tuple[Any, Any] | None:
     return None if first or not np.all(number) else (1.0 / number, 0.0)
-
-
-def _squared_difference(a: Arguments) -> Expression:
-    return _op("Square", _op("Subtract", *_need(a, "x", "y")))
 
 
 def _add_all(a: Arguments) -> Expression:
@@ -292,10 +284,6 @@ def _expand_dims(a: Arguments) -> Expression:
 def _squeeze(a: Arguments) -> Expression:
     axis = _integers(a, "axis") if a.get("axis") not in (None, []) else None
     return _op("Squeeze", *_need(a, "input"), axis=axis)
-
-
-def _reverse(a: Arguments) -> Expression:
-    return _op("Flip", *_need(a, "tensor"), axis=_integers(a, "axis"))
 
 
 def _flip(axis: int) -> Rule:
@@ -472,7 +460,7 @@ _ROWS: tuple[tuple[str, str, Rule], ...] = (
     ("nn.log_softmax math.log_softmax", "x axis", _activation("log_softmax", axis=-1)),
     ("math.log_sigmoid", "x", _activation("log_sigmoid")),
     ("exp math.exp", "x", _activation("exponential")),
-    ("nn.softmax math.softmax", "x axis", _softmax),
+    ("nn.softmax math.softmax", "x axis", lambda a: _layer("Softmax", *_need(a, "x"), axis=_integers(a, "axis", -1))),
     ("nn.leaky_relu", "x alpha", _leaky_relu),
     ("identity stop_gradient", "input", _identity),
     ("add math.add __operators__.add", "x y", _merge("Add", line=_line(1.0, 1.0))),
@@ -487,7 +475,7 @@ _ROWS: tuple[tuple[str, str, Rule], ...] = (
     ("maximum math.maximum", "x y", _merge("Maximum")),
     ("minimum math.minimum", "x y", _merge("Minimum")),
     ("pow math.pow __operators__.pow", "x y", _merge("", "Power")),
-    ("math.squared_difference", "x y", _squared_difference),
+    ("math.squared_difference", "x y", lambda a: _op("Square", _op("Subtract", *_need(a, "x", "y")))),
     ("math.add_n add_n", "inputs", _add_all),
     ("where", "condition x y", _plain("Where", "condition x y")),
     ("reduce_mean math.reduce_mean", _REDUCTION, _reduce("Mean", "GlobalAveragePooling2D")),
@@ -511,7 +499,7 @@ _ROWS: tuple[tuple[str, str, Rule], ...] = (
     ("repeat", "input repeats axis", _repeat),
     ("expand_dims", "input axis", _expand_dims),
     ("squeeze", "input axis", _squeeze),
-    ("reverse", "tensor axis", _reverse),
+    ("reverse", "tensor axis", lambda a: _op("Flip", *_need(a, "tensor"), axis=_integers(a, "axis"))),
     ("image.flip_left_right", "image", _flip(-2)),
     ("image.flip_up_down", "image", _flip(-3)),
     ("reshape", "tensor shape", _reshape),

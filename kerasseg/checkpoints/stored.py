@@ -26,7 +26,6 @@ __all__ = [
     "LoadReport",
     "Match",
     "StoredLayer",
-    "assign",
     "leaves",
     "match",
     "nested",
@@ -304,13 +303,6 @@ def match(
         loaded.append(path)
     count = sum(int(np.prod(v.shape)) for _, values in pairs for v in values)
     return Match(LoadReport(tuple(loaded), tuple(missing), tuple(stored), tuple(wrong), count), tuple(pairs))
-
-
-def assign(
-    model: keras.Model, stored: Mapping[str, StoredLayer], *, adapters: Mapping[str, Adapter] | None = None
-) -> LoadReport:
-    """Match the weights and assign those that fit; a partial match raises no error."""
-    return match(model, stored, adapters=adapters).apply()
 
 
 def _shapes(values: Iterable[Any]) -> str:

@@ -89,7 +89,7 @@ class Blocks:
         block       scale  size   filters  layers  parameters
         encoder_1   1/1    16x16  2        7       70
         bottleneck  1/2    8x8    4        6       248
-        decoder_1   1/1    16x16  2        8       160
+        decoder_1   1/1    16x16  2        8       158
         head        1/1    16x16  1        1       3
     """
 

@@ -341,7 +341,15 @@ def _kept_head(
         changes.append(_how_read(output, chosen, exclusive=kind == "softmax", foreground=foreground))
     elif foreground not in (None, 0, -1):
         raise UsageError("there is no such channel", found=f"foreground {foreground}", expected="0: it is the only one")
-    return Plan(_in_float32(output, changes), _Chain(tuple(steps)))
+
+    def finish(x: Any, taken: set[str]) -> Any:
+        for step in steps:
+            x = step(x, taken)
+        if x.dtype != "float32":
+            x = layers.Activation("linear", dtype="float32", name=free_name("float32", taken))(x)
+        return x
+
+    return Plan(_in_float32(output, changes), finish)
 
 
 _WORDS: dict[Kind, str] = {"probability": "probabilities", "softmax": "probabilities of classes", "logits": "logits"}
@@ -386,18 +394,6 @@ class _Foreground:
             return x
         merged = (ops.sum if self.exclusive else ops.max)(x, axis=-1, keepdims=True)
         return _named(merged, "foreground", taken)
-
-
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    steps: tuple[Callable[[Any, set[str]], Any], ...]
-
-    def __call__(self, x: Any, taken: set[str]) -> Any:
-        for step in self.steps:
-            x = step(x, taken)
-        if x.dtype != "float32":
-            x = layers.Activation("linear", dtype="float32", name=free_name("float32", taken))(x)
-        return x
 
 
 def _named(tensor: Any, name: str, taken: set[str]) -> Any:

@@ -19,13 +19,7 @@ from kerasseg.models.graph import Graph, Node, Shape
 
 __all__ = ["Place", "image_axes", "is_permutation", "measure"]
 
-_STRIDED = (
-    layers.Conv2D,
-    layers.DepthwiseConv2D,
-    layers.SeparableConv2D,
-    layers.MaxPooling2D,
-    layers.AveragePooling2D,
-)
+_STRIDED = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.MaxPooling2D, layers.AveragePooling2D)
 _POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
 _GLOBAL = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 _SAME = (layers.ZeroPadding2D, layers.Cropping2D)
@@ -108,8 +102,7 @@ def _place(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Plac
         # Resizing never changes the aspect ratio this much: the axes are heads, patches or rearrangements.
         return lost
     return Place(
-        (source.scale[0] * _whole(ratios[0]), source.scale[1] * _whole(ratios[1])),
-        (float(size[0]), float(size[1])),
+        (source.scale[0] * _whole(ratios[0]), source.scale[1] * _whole(ratios[1])), (float(size[0]), float(size[1]))
     )
 
 

@@ -23,25 +23,14 @@ def translate_addon(old: OldLayer, notes: list[str]) -> list[NewLayer]:
     return ADDONS[short](old, notes)
 
 
-def _native(old: OldLayer, class_name: str, config: dict[str, Any], notes: list[str]) -> NewLayer:
-    known = arguments(class_name, {**old.config, **config}, notes)
-    return NewLayer(class_name, {"name": old.name, **known}, calls=old.calls)
+def _native(class_name: str, **config: Any) -> Callable[[OldLayer, list[str]], list[NewLayer]]:
+    def rule(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+        shown = f"({', '.join(f'{k}={v}' for k, v in config.items())})" if config else ""
+        notes.append(f"{old.class_name} became {class_name}{shown}")
+        known = arguments(class_name, {**old.config, **config}, notes)
+        return [NewLayer(class_name, {"name": old.name, **known}, calls=old.calls)]
 
-
-def _instance(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    notes.append("Addons>InstanceNormalization became GroupNormalization(groups=-1)")
-    return [_native(old, "GroupNormalization", {"groups": -1}, notes)]
-
-
-def _group(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    notes.append("Addons>GroupNormalization became GroupNormalization")
-    return [_native(old, "GroupNormalization", {}, notes)]
-
-
-def _adaptive(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    short = old.class_name.rpartition(">")[2]
-    notes.append(f"Addons>{short} became {short}")
-    return [_native(old, short, {}, notes)]
+    return rule
 
 
 def _wrapped(old: OldLayer, notes: list[str]) -> list[NewLayer]:
@@ -114,12 +103,12 @@ def _pick(values: Mapping[str, Any], *names: str) -> Any:
 
 
 ADDONS: Mapping[str, Callable[[OldLayer, list[str]], list[NewLayer]]] = {
-    "InstanceNormalization": _instance,
-    "GroupNormalization": _group,
+    "InstanceNormalization": _native("GroupNormalization", groups=-1),
+    "GroupNormalization": _native("GroupNormalization"),
     "WeightNormalization": _weight,
     "SpectralNormalization": _spectral,
-    "AdaptiveAveragePooling2D": _adaptive,
-    "AdaptiveMaxPooling2D": _adaptive,
+    "AdaptiveAveragePooling2D": _native("AdaptiveAveragePooling2D"),
+    "AdaptiveMaxPooling2D": _native("AdaptiveMaxPooling2D"),
     "FilterResponseNormalization": _registered,
     "TLU": _registered,
     "StochasticDepth": _registered,

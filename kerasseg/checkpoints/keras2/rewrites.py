@@ -190,7 +190,6 @@ _WITH_AXIS = _words(
     "Argmax BatchNormalization Concatenate GroupNormalization LayerNormalization Max Mean Min Normalization",
     "Softmax Stack Sum UnitNormalization",
 )
-_SHAPED = frozenset({"InputLayer", "Flatten", "Dense", "Reshape", "Permute", "PReLU"})
 
 
 def _has_channels_first(value: Any) -> bool:

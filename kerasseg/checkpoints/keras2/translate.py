@@ -19,7 +19,7 @@ from kerasseg.checkpoints.keras2.layer_config import Adapter, Call, NewLayer, Ol
 from kerasseg.checkpoints.keras2.layers import LEGACY_BILINEAR, translate_layer
 from kerasseg.checkpoints.keras2.rewrites import Translation, ends, entry_name, histories, rewrite
 from kerasseg.checkpoints.keras2.tf_operations import OPERATION_CLASSES, Sizes, translate_operation
-from kerasseg.checkpoints.stored import StoredLayer, assign
+from kerasseg.checkpoints.stored import StoredLayer, match
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import count
 
@@ -29,7 +29,6 @@ __all__ = [
     "one_end",
     "samples_at_corners",
     "translate",
-    "translate_config",
     "with_bare_ends",
 ]
 
@@ -106,18 +105,6 @@ def _candidates(name: str) -> Iterator[str]:
     yield from (f"{name}_{i}" for i in itertools.count(1))
 
 
-def translate_config(config: Mapping[str, Any], *, writer: str = "") -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Translate a configuration; return it and what was translated, without adapters.
-
-    Example:
-        >>> old = {"class_name": "Model", "config": {"name": "m", "layers": [], "input_layers": [], "output_layers": []}}
-        >>> translate_config(old)[0]["class_name"]
-        'Functional'
-    """
-    result = translate(config, writer=writer)
-    return result.config, result.notes
-
-
 def translate(config: Mapping[str, Any], *, writer: str = "", path: object = "the configuration") -> Translation:
     """Rewrite the configuration of a functional or sequential network.
 
@@ -174,7 +161,7 @@ def build_translated(
     check_config(translation.config, path)
     check_size(translation.config, numbers, path)
     model = build(translation.config, path)
-    report = assign(model, translation.placed(stored), adapters=translation.adapters)
+    report = match(model, translation.placed(stored), adapters=translation.adapters).apply()
     if not report.complete:
         raise CheckpointError(
             "the weights do not fit the network that the file describes",

@@ -120,24 +120,13 @@ def index(node: Node, begin: np.ndarray, end: np.ndarray, strides: np.ndarray) -
     return tuple(key)
 
 
-def _pack(node: Node, *parts: np.ndarray) -> np.ndarray:
-    return np.stack([np.asarray(p) for p in parts], axis=int(node.attrs.get("axis") or 0))
-
-
-def _concat(_: Node, *parts: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts[:-1], axis=int(parts[-1]))
-
-
 def _squeeze(node: Node, x: np.ndarray) -> np.ndarray:
     axes = tuple(node.attrs.get("squeeze_dims") or node.attrs.get("axis") or ())
     return np.squeeze(x, axis=axes or None)
 
 
 def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(node: Node, x: np.ndarray, axes: np.ndarray) -> Any:
-        return function(x, axis=_axes(axes), keepdims=bool(node.attrs.get("keep_dims")))
-
-    return run
+    return lambda node, x, axes: function(x, axis=_axes(axes), keepdims=bool(node.attrs.get("keep_dims")))
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,7 +151,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "AddV2": _plain(np.add),
     "BroadcastTo": lambda _, x, shape: np.broadcast_to(x, _small(shape)),
     "Cast": _cast,
-    "ConcatV2": _concat,
+    "ConcatV2": lambda _, *parts: np.concatenate(parts[:-1], axis=int(parts[-1])),
     "Div": _divide,
     "ExpandDims": lambda _, x, axis: np.expand_dims(x, int(axis)),
     "Exp": _float(np.exp),
@@ -177,7 +166,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Mul": _plain(np.multiply),
     "Neg": _plain(np.negative),
     "OnesLike": _plain(np.ones_like),
-    "Pack": _pack,
+    "Pack": lambda node, *parts: np.stack(parts, axis=int(node.attrs.get("axis") or 0)),
     "Pow": _plain(np.power),
     "Prod": _reduce(np.prod),
     "Range": _range,

@@ -39,6 +39,11 @@ def _common(node: Node) -> dict[str, Any]:
     return {"use_bias": bool(node.attrs.get("bias")), "activation": node.attrs.get("activation")}
 
 
+def _windowed(node: Node) -> dict[str, Any]:
+    strides, dilations = _window(node, "strides"), _window(node, "dilations")
+    return {"strides": strides, "dilation_rate": dilations, "padding": _padding(node), **_common(node)}
+
+
 def _weights(node: Node, *names: str, first: int = 1) -> dict[str, Any]:
     """Return attribute -> tensor for one or more kernels and the bias, if any."""
     inputs = node.inputs[first:]
@@ -59,11 +64,8 @@ def _conv(b: Builder, node: Node) -> Any:
         _weights(node, "kernel"),
         filters=kernel[3],
         kernel_size=kernel[:2],
-        strides=_window(node, "strides"),
-        dilation_rate=_window(node, "dilations"),
-        padding=_padding(node),
         groups=x.shape[-1] // kernel[2],
-        **_common(node),
+        **_windowed(node),
     )
 
 
@@ -76,10 +78,7 @@ def _depthwise(b: Builder, node: Node) -> Any:
         _weights(node, "kernel"),
         kernel_size=kernel[:2],
         depth_multiplier=kernel[3],
-        strides=_window(node, "strides"),
-        dilation_rate=_window(node, "dilations"),
-        padding=_padding(node),
-        **_common(node),
+        **_windowed(node),
     )
 
 
@@ -93,10 +92,7 @@ def _separable(b: Builder, node: Node) -> Any:
         filters=point[3],
         kernel_size=depth[:2],
         depth_multiplier=depth[3],
-        strides=_window(node, "strides"),
-        dilation_rate=_window(node, "dilations"),
-        padding=_padding(node),
-        **_common(node),
+        **_windowed(node),
     )
 
 

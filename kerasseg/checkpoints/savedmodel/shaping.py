@@ -186,10 +186,6 @@ def _times(x: Any, axis: int, size: Any) -> int | None:
     return int(size) // known if known and int(size) % known == 0 and int(size) >= known else None
 
 
-def _upsample(b: Builder, node: Node) -> Any:
-    return b.layer(node, _L.UpSampling2D, b.data(node), size=node.attrs["size"], interpolation="nearest")
-
-
 def _from_table(b: Builder, node: Node) -> Any:
     """Translate an operation by the table shared with Keras 2 files."""
     raw = RAW[node.op]
@@ -255,7 +251,7 @@ PLAIN: Mapping[str, Callable[[Builder, Node], Any]] = {
     "activation": _activation,
     "fixed": _fixed,
     "rescale": _rescale,
-    "upsample": _upsample,
+    "upsample": lambda b, node: b.layer(node, _L.UpSampling2D, b.data(node), size=node.attrs["size"]),
     "repeat": lambda b, node: ops.repeat(b.data(node), node.attrs["times"], axis=node.attrs["axis"]),
 }
 """Operation -> function that makes its layer."""
