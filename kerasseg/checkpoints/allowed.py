@@ -256,7 +256,7 @@ class _Gate:
             for call in calls if isinstance(calls, list) else [calls]:
                 # A layer called only on constants would compute while the configuration is being read.
                 if "__keras_tensor__" not in json.dumps(call):
-                    self.refuse("it calls a layer on constants alone", str(node.get("name", where)))
+                    self.refuse("it calls a layer only on constants", str(node.get("name", where)))
             for key, value in node.items():
                 # Arguments that control Keras' safe mode.
                 if key in {"safe_mode", "enable_unsafe_deserialization"}:

@@ -99,7 +99,7 @@ def convert_checkpoint(
             "it cannot be written, and nothing was changed",
             path=target,
             found=error.strerror or error,
-            remedy="Look to the rights and the free space of its folder, or write elsewhere.",
+            remedy="Check the permissions and free space of its folder, or write elsewhere.",
         ) from error
     return Conversion(
         source=without_credentials(str(source)),
@@ -129,7 +129,7 @@ def _write(
         expected, found = _outputs(model, inputs), _outputs(again, inputs)
         if not all(np.isfinite(x).all() for x in expected):
             raise CheckpointError(
-                "the opened network does not give numbers, so nothing was written",
+                "the opened network gives NaN or infinite outputs, so nothing was written",
                 path=source,
                 found="NaN or infinite outputs on random input",
                 remedy="Its weights are damaged, as by a training that diverged: take an earlier checkpoint.",

@@ -143,15 +143,15 @@ def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -
     }
     ours, other = ("sigmoid", "linear") if arguments["classes"] == 1 else ("softmax", "sigmoid")
     assumed = {
-        "input_shape": "the weights do not tell the image size: 256x256 is assumed",
-        "activation": "the weights do not tell the activation: relu is assumed",
-        "skip_first": "the weights do not tell the order of Concatenate: [upsampled, skip] is assumed (skip_first=true)",
-        "pooling": "the weights do not tell the pooling: max is assumed (pooling=average)",
-        "output": f"the weights do not tell the last activation: {ours} is assumed (output={other})",
+        "input_shape": "the weights do not determine the image size: 256x256 is assumed",
+        "activation": "the weights do not determine the activation: relu is assumed",
+        "skip_first": "the weights do not determine the skip order: [upsampled, skip] is assumed (skip_first=true)",
+        "pooling": "the weights do not determine the pooling: max is assumed (pooling=average)",
+        "output": f"the weights do not determine the last activation: {ours} is assumed (output={other})",
     }
     if norms:
         assumed["activation_first"] = (
-            "the weights do not tell whether the activation comes before the normalization: no (activation_first=true)"
+            "the weights do not determine whether the activation comes before the normalization: no (activation_first=true)"
         )
     ambiguous = "whether its normalisation is `group` or `instance`" if kinds.affine else None
     return Family(arguments, assumed, ambiguous)

@@ -188,7 +188,7 @@ def _check_purpose(model: keras.Model, path: Path) -> None:
         )
     if len(inputs[0]) == 4 and all(len(shape) < 4 for shape in outputs):
         raise CheckpointError(
-            "this is a classifier: its output is one vector for an image",
+            "this is a classifier: its output is one vector per image",
             path=str(path),
             found=found,
             expected="a mask, (batch, rows, columns, classes)",

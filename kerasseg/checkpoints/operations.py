@@ -187,7 +187,7 @@ def _merge(class_name: str, operation: str | None = None, line: Any = None) -> R
 
 def _bias_add(a: Arguments) -> Expression:
     if _static(a, "data_format", "NHWC") not in {"NHWC", "N...C"}:
-        raise Untranslatable("its channels come first")
+        raise Untranslatable("it is channels-first")
     x, bias = _need(a, "value", "bias")
     return _merge("Add", line=_line(1.0, 1.0))({"x": x, "y": bias})
 
@@ -235,7 +235,7 @@ def _stack(a: Arguments) -> Expression:
 def _tensors(a: Arguments) -> list[Any]:
     (values,) = _need(a, "values")
     if not isinstance(values, list) or not all(is_tensor(v) for v in values):
-        raise Untranslatable("it joins constants to data")
+        raise Untranslatable("it concatenates constants with data")
     return values
 
 
@@ -244,7 +244,7 @@ def _split(a: Arguments) -> Expression:
     axis, parts = _integers(a, "axis", 0), _integers(a, "num_or_size_splits")
     if isinstance(parts, list):
         if parts.count(-1) and parts.index(-1) != len(parts) - 1:
-            raise Untranslatable("the size of one of its parts is left open")
+            raise Untranslatable("the size of one of its parts is unspecified")
         parts = np.cumsum(parts[:-1]).tolist()
     return _op("Split", value, indices_or_sections=parts, axis=axis)
 
@@ -266,7 +266,7 @@ def _transpose(a: Arguments) -> Expression:
 def _tile(a: Arguments) -> Expression:
     times = _integers(a, "multiples")
     if times[0] != 1:
-        raise Untranslatable("it multiplies slices")
+        raise Untranslatable("it repeats the batch axis")
     return _op("Tile", *_need(a, "input"), repeats=times)
 
 
@@ -318,7 +318,7 @@ def _integers_2d(a: Arguments, name: str) -> list[list[int]]:
 def _pool(class_name: str) -> Rule:
     def rule(a: Arguments) -> Expression:
         if str(_static(a, "data_format", "NHWC")) != "NHWC":
-            raise Untranslatable("its channels come first")
+            raise Untranslatable("it is channels-first")
         size, strides = _window(a, "ksize"), _window(a, "strides")
         padding = _static(a, "padding")
         if not isinstance(padding, str) or padding.lower() not in {"same", "valid"}:
@@ -342,7 +342,7 @@ def _window(a: Arguments, name: str) -> list[int]:
 def _blocks(class_name: str) -> Rule:
     def rule(a: Arguments) -> Expression:
         if str(_static(a, "data_format", "NHWC")) != "NHWC":
-            raise Untranslatable("its channels come first")
+            raise Untranslatable("it is channels-first")
         return _op(class_name, *_need(a, "input"), module="nn", block_size=_integers(a, "block_size"))
 
     return rule
@@ -378,7 +378,7 @@ def _einsum(a: Arguments) -> Expression:
 
 def _gather(a: Arguments) -> Expression:
     if _integers(a, "batch_dims", 0) or "axis" not in a:
-        raise Untranslatable("it takes slices by their number")
+        raise Untranslatable("it selects slices by index")
     indices = _static(a, "indices")
     if not isinstance(indices, int | list):
         raise Untranslatable("its indices are not known integers")
@@ -387,7 +387,7 @@ def _gather(a: Arguments) -> Expression:
 
 def _cast(a: Arguments) -> Expression:
     if str(_static(a, "dtype")) not in {"float16", "bfloat16", "float32", "float64"}:
-        raise Untranslatable("it turns numbers into something other than floating-point numbers")
+        raise Untranslatable("it casts to a type other than floating point")
     return _op("Cast", *_need(a, "x"), module="core", dtype="float32")
 
 

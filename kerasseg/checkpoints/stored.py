@@ -136,7 +136,7 @@ def read_by_name(group: h5py.Group, path: object) -> dict[str, StoredLayer]:
         for weight in names or []:
             dataset = inner.get(weight)
             if not isinstance(dataset, h5py.Dataset):
-                message = f"the weights `{weight}` of layer `{name}` are listed but not there"
+                message = f"the weights `{weight}` of layer `{name}` are listed but missing"
                 raise CheckpointError(message, path=str(path))
             values[weight] = dataset
         if values:

@@ -140,7 +140,7 @@ def _family(
     if family is None:
         if asked and {"depth", "filters"} <= set(arguments):
             model = as_variant(plain_unet(**arguments), variant)
-            return model, ("the architecture was named, not read off the shapes",)
+            return model, ("the architecture was specified, not read off the shapes",)
         raise CheckpointError(
             "the file holds weights without a network, and their shapes do not match a kerasseg U-Net",
             path=str(path),

@@ -34,7 +34,7 @@ def ensemble(models: Sequence[keras.Model]) -> keras.Model:
     shapes = {(tuple(model.input_shape), tuple(model.output_shape)) for model in models}
     if len(shapes) > 1:
         found = ", ".join(sorted(f"{i} -> {o}" for i, o in shapes))
-        raise UsageError("networks of an ensemble take and give the same shapes", found=found)
+        raise UsageError("the networks of an ensemble must have the same input and output shapes", found=found)
     inputs = keras.Input(tuple(models[0].input_shape[1:]), name="image")
     outputs = [_named(model, f"fold_{i + 1}")(inputs, training=False) for i, model in enumerate(models)]
     mean = keras.layers.Average(name="mean")(outputs) if len(outputs) > 1 else outputs[0]

@@ -460,7 +460,7 @@ def _fresh_head(output: Output, seed: int | None, changes: list[str]) -> Plan:
     replacements = {id(node.operation): Replacement(drop=True) for node in behind}
     replacements[id(last)] = Replacement(make=_copier(last, **settings), fresh=True)
     had = "1 channel" if output.channels == 1 else f"{output.channels} channels"
-    changes.append(f"head {last.name!r} ({had}) replaced by a fresh binary head {name!r}")
+    changes.append(f"head {last.name!r} ({had}) replaced by a new binary head {name!r}")
 
     def sigmoid(x: Any, taken: set[str]) -> Any:
         return layers.Activation("sigmoid", dtype="float32", name=free_name("probability", taken))(x) if moving else x

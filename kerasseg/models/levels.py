@@ -195,7 +195,7 @@ class Layout:
         if not any(self.risen[i] for i in maps):
             scale = side(max(self.places[i].area for i in maps))
             raise CheckpointError(
-                f"an encoder alone: it goes down to 1/{scale} of the resolution and never up",
+                f"only an encoder: it goes down to 1/{scale} of the resolution and never up",
                 found=found,
                 expected=expected,
             )

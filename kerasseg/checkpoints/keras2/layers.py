@@ -142,7 +142,7 @@ def arguments(class_name: str, config: dict[str, Any], notes: list[str]) -> dict
     for old_key, value in config.items():
         key = _RENAMED.get(class_name, {}).get(old_key, old_key)
         if key != old_key:
-            notes.append(f"{class_name}: {old_key} is called {key} now")
+            notes.append(f"{class_name}: {old_key} was renamed to {key}")
         part = next((p for p in _PARTS if key.endswith(f"_{p}") or key == p), None)
         if key in _BOOKKEEPING:
             continue
@@ -159,7 +159,7 @@ def arguments(class_name: str, config: dict[str, Any], notes: list[str]) -> dict
         elif part:
             value = _part(value, part)
             if value is _UNKNOWN:
-                notes.append(f"{class_name}: a custom {part} was dropped, which only training would use")
+                notes.append(f"{class_name}: a custom {part} was dropped (used only in training)")
             else:
                 result[key] = value
         else:
@@ -218,7 +218,7 @@ def _activation(value: Any, notes: list[str]) -> tuple[Any, list[tuple[str, str,
         return value, []
     if name == "hard_sigmoid":
         notes.append(
-            "hard_sigmoid of Keras 2, clip(0.2 x + 0.5, 0, 1), became Rescaling and ReLU: Keras 3 defines another"
+            "hard_sigmoid of Keras 2, clip(0.2 x + 0.5, 0, 1), which Keras 3 defines differently, became Rescaling and ReLU"
         )
         steps = [("hard", "Rescaling", {"scale": 0.2, "offset": 0.5}), ("sigmoid", "ReLU", {"max_value": 1.0})]
         return "linear", steps

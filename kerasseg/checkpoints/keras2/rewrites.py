@@ -79,7 +79,7 @@ def rewrite(config: Mapping[str, Any], path: object) -> Translation:
             conversion = _ChannelsLast(str(path))
             conversion.network(result, None, "")
             adapters = conversion.adapters
-            notes.append("channels first became channels last: the network takes and returns (rows, columns, channels)")
+            notes.append("converted to channels last: the network takes and returns (rows, columns, channels)")
         result, removed = _without_decisions(result)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -139,7 +139,7 @@ def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[st
             tail.append(current[0])
             current = sources[0]
             if decision is not None:
-                notes.append(f"the final {decision} was removed: the network returns the scores that it decides by")
+                notes.append(f"the final {decision} was removed: the network returns the scores before it")
                 removed.update(tail)
                 return list(current)
         return end

@@ -41,7 +41,7 @@ def without_decisions(graph: Graph, order: Sequence[str]) -> Undecided:
         found = _scores(graph, outputs[name])
         if found is not None:
             outputs[name], decision = found
-            notes.append(f"the final {decision} was removed: the network returns the scores that it decides by")
+            notes.append(f"the final {decision} was removed: the network returns the scores before it")
     if not notes:
         return Undecided(graph, list(order), ())
     kept: list[str] = []

@@ -21,7 +21,7 @@ def _window(node: Node, name: str) -> tuple[int, int]:
     """Return height and width of an attribute with one entry per axis."""
     if (node.attrs.get("data_format") or "NHWC") != "NHWC":
         remedy = "Open the .keras or .h5 file of the network, which kerasseg converts, or export it with channels last"
-        raise refuse(node, "its channels come first", remedy=remedy)
+        raise refuse(node, "it is channels-first", remedy=remedy)
     four = node.attrs.get(name) or (1, 1, 1, 1)
     if len(four) != 4 or four[0] != 1 or four[3] != 1:
         raise refuse(node, f"its {name} are {four}")

@@ -248,7 +248,7 @@ class Builder:
         keys = self._variables_of(tensor)
         self._used.update(keys)
         names = ", ".join(sorted(self.variables[k].name for k in keys))
-        self.notes.append(f"{names}: scales the input; its values are fixed in a Rescaling layer now")
+        self.notes.append(f"{names}: scales the input; its values became constants of a Rescaling layer")
         return self._number(tensor)
 
     def shape_of(self, tensor: Tensor) -> tuple[int, ...]:

@@ -215,7 +215,7 @@ def test_custom_parts_that_only_training_needs_are_dropped_and_said() -> None:
     inner = new["config"]["layers"][1]["config"]
     assert "kernel_initializer" not in inner
     assert inner["kernel_regularizer"]["class_name"] == "L2"
-    assert notes == ("Conv2D: a custom initializer was dropped, which only training would use",)
+    assert notes == ("Conv2D: a custom initializer was dropped (used only in training)",)
 
 
 def test_arguments_that_mean_something_are_not_dropped() -> None:

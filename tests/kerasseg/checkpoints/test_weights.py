@@ -83,8 +83,8 @@ def test_what_shapes_cannot_tell_is_said(tmp_path: Path) -> None:
     assert model.input_shape == (None, 256, 256, 1)
     record = provenance(model)
     assert record is not None
-    assert "the weights do not tell the image size: 256x256 is assumed" in record.translated
-    assert "the weights do not tell the activation: relu is assumed" in record.translated
+    assert "the weights do not determine the image size: 256x256 is assumed" in record.translated
+    assert "the weights do not determine the activation: relu is assumed" in record.translated
 
 
 def test_what_shapes_leave_open_is_asked(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_listed_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         inner = file["a_head"]
         del inner[next(n for n in inner.attrs["weight_names"] if "kernel" in str(n))]
-    with pytest.raises(CheckpointError, match=r"`.*kernel.*` of layer `a_head` are listed but not there"):
+    with pytest.raises(CheckpointError, match=r"`.*kernel.*` of layer `a_head` are listed but missing"):
         open_checkpoint(path, architecture=small("a"))
 
 
