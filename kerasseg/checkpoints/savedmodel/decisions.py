@@ -1,4 +1,4 @@
-"""A final argmax or threshold is removed from a graph: nothing could be trained through it."""
+"""Removal of a final argmax or threshold from a graph, because it has no gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Undecided:
 
     Attributes:
         graph: The graph.
-        order: Names of its outputs. An output that only decided on another output is left out.
+        order: Names of its outputs, without outputs that only decided on another output.
         notes: What was removed, one sentence each.
     """
 
@@ -41,7 +41,7 @@ def without_decisions(graph: Graph, order: Sequence[str]) -> Undecided:
         found = _scores(graph, outputs[name])
         if found is not None:
             outputs[name], decision = found
-            notes.append(f"the final {decision} was removed: the network returns the scores that it decides by")
+            notes.append(f"the final {decision} was removed: the network returns the scores before it")
     if not notes:
         return Undecided(graph, list(order), ())
     kept: list[str] = []
@@ -54,7 +54,7 @@ def without_decisions(graph: Graph, order: Sequence[str]) -> Undecided:
 
 
 def _scores(graph: Graph, tensor: Tensor) -> tuple[Tensor, str] | None:
-    """What a tensor is decided by, and how; None where nothing is decided."""
+    """Return the scores that a tensor decides on, and how; None if it decides nothing."""
     node = graph[tensor]
     while node.op in _PASSED and (node.op != "StridedSlice" or node.attrs.get("new_axis_mask")):
         node = graph[node.inputs[0]]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kerasseg.checkpoints.allowed import build, check_config, operation_module
-from kerasseg.checkpoints.keras2.translate import translate, translate_config
+from kerasseg.checkpoints.keras2.translate import translate
 from kerasseg.checkpoints.operations import Expression
 from kerasseg_tfrecords.errors import CheckpointError
 
@@ -41,9 +41,14 @@ def functional(*layers: tuple[str, str, dict[str, Any], list[Any]], output: str 
     }
 
 
+def translated(config: dict[str, Any], *, writer: str = "") -> tuple[dict[str, Any], tuple[str, ...]]:
+    result = translate(config, writer=writer)
+    return result.config, result.notes
+
+
 def rebuilt(config: dict[str, Any], writer: str = "2.3.1") -> keras.Model:
     before = copy.deepcopy(config)
-    new, _ = translate_config(config, writer=writer)
+    new, _ = translated(config, writer=writer)
     assert config == before  # pure
     check_config(new, "test")
     return build(new, "test")
@@ -120,7 +125,7 @@ def test_operations_compute_what_tensorflow_did(function: str, call: list[Any], 
 
 def expressions(function: str, call: list[Any]) -> list[Expression]:
     """All that one call is translated to."""
-    new, _ = translate_config(functional(("TFOpLambda", "tf.op", {"function": function}, call)), writer="2.9.0")
+    new, _ = translated(functional(("TFOpLambda", "tf.op", {"function": function}, call)), writer="2.9.0")
     entries = [e for e in new["config"]["layers"] if e["class_name"] != "InputLayer"]
     return [Expression(e["class_name"], (), module=e["module"]) for e in entries]
 
@@ -206,11 +211,11 @@ def test_names_of_other_times_and_packages() -> None:
 def test_custom_parts_that_only_training_needs_are_dropped_and_said() -> None:
     mine, theirs = {"class_name": "Mine", "config": {}}, {"class_name": "L2", "config": {"l2": 0.1}}
     config = {**CONV, "kernel_initializer": mine, "kernel_regularizer": theirs}
-    new, notes = translate_config(functional(("Conv2D", "conv", config, node("a"))))
+    new, notes = translated(functional(("Conv2D", "conv", config, node("a"))))
     inner = new["config"]["layers"][1]["config"]
     assert "kernel_initializer" not in inner
     assert inner["kernel_regularizer"]["class_name"] == "L2"
-    assert notes == ("Conv2D: a custom initializer was dropped, which only training would use",)
+    assert notes == ("Conv2D: a custom initializer was dropped (used only in training)",)
 
 
 def test_arguments_that_mean_something_are_not_dropped() -> None:
@@ -221,7 +226,7 @@ def test_arguments_that_mean_something_are_not_dropped() -> None:
 
 
 def test_unknown_layers_pass_the_translation_and_fall_at_the_gate() -> None:
-    new, _ = translate_config(functional(("Mystery", "x", {}, node("a"))))
+    new, _ = translated(functional(("Mystery", "x", {}, node("a"))))
     with pytest.raises(CheckpointError, match=r"unknown class `Mystery` \(in `x`\)"):
         check_config(new, "old.h5")
 
@@ -282,7 +287,7 @@ def test_a_final_decision_is_removed_and_said(endings: list[str]) -> None:
     for name in endings:
         layers.append(operation(name, calls[name][0], [last, 0, 0, calls[name][1]]))
         last = name
-    new, notes = translate_config(functional(*layers), writer="2.9.0")
+    new, notes = translated(functional(*layers), writer="2.9.0")
     check_config(new, "test")
     model = build(new, "test")
     expected = np.asarray(keras.ops.softmax(X)) if "softmax" in endings else X

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.family import named_arguments
-from kerasseg.checkpoints.stored import assign, read_by_name
+from kerasseg.checkpoints.stored import match, read_by_name
 from kerasseg.checkpoints.weights_only import PartialMatchError
 from kerasseg.models.unet import unet
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -83,8 +83,8 @@ def test_what_shapes_cannot_tell_is_said(tmp_path: Path) -> None:
     assert model.input_shape == (None, 256, 256, 1)
     record = provenance(model)
     assert record is not None
-    assert "the weights do not tell the image size: 256x256 is assumed" in record.translated
-    assert "the weights do not tell the activation: relu is assumed" in record.translated
+    assert "the weights do not determine the image size: 256x256 is assumed" in record.translated
+    assert "the weights do not determine the activation: relu is assumed" in record.translated
 
 
 def test_what_shapes_leave_open_is_asked(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_partial_match_is_reported_layer_by_layer(tmp_path: Path) -> None:
     assert "missing in the file: extra" in record.translated
     source = small("a")
     with h5py.File(path) as file:
-        assign(source, read_by_name(file, path))
+        match(source, read_by_name(file, path)).apply()
     for name in ("a_conv", "a_norm"):
         for ours, theirs in zip(opened.get_layer(name).weights, source.get_layer(name).weights, strict=True):
             np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
@@ -232,7 +232,7 @@ def test_listed_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         inner = file["a_head"]
         del inner[next(n for n in inner.attrs["weight_names"] if "kernel" in str(n))]
-    with pytest.raises(CheckpointError, match=r"`.*kernel.*` of layer `a_head` are listed but not there"):
+    with pytest.raises(CheckpointError, match=r"`.*kernel.*` of layer `a_head` are listed but missing"):
         open_checkpoint(path, architecture=small("a"))
 
 

@@ -208,7 +208,7 @@ def test_what_else_looks_at_the_channels_is_named(first: Any) -> None:
     image = keras.Input((16, 16, 3))
     x = first()(image)
     model = keras.Model(image, small(shape=(16, 16, x.shape[-1]))(x))
-    with pytest.raises(CheckpointError, match=r"cannot be changed: .* 'looks' looks at them"):
+    with pytest.raises(CheckpointError, match=r"cannot be changed: .* 'looks' depends on them"):
         fit_to_task(model, channels=1, channel_rule="sum")
     assert fit_to_task(model, channels=1).repeat_channels == 3
 
@@ -319,7 +319,7 @@ def test_independent_channels_need_to_be_told() -> None:
     replaced = fit_to_task(model, head="auto", seed=1)
     assert replaced.model.output_shape == (None, 16, 16, 1)
     assert "do not exclude each other" in replaced.changes[0]
-    assert "replaced by a fresh binary head" in replaced.changes[1]
+    assert "replaced by a new binary head" in replaced.changes[1]
 
 
 def test_a_softmax_over_one_channel_is_refused() -> None:
@@ -378,7 +378,7 @@ def test_a_head_that_upsamples_keeps_its_place() -> None:
         assert fitted.model.output_shape == (None, 16, 16, 1)
         y = run(fitted.model, images(2, 16, 16, 3))
         assert ((y > 0) & (y < 1)).all()
-        assert fitted.changes == ("head 'last' (6 channels) replaced by a fresh binary head 'head'",)
+        assert fitted.changes == ("head 'last' (6 channels) replaced by a new binary head 'head'",)
 
 
 def test_a_sequential_model_gets_one_too() -> None:
@@ -386,7 +386,7 @@ def test_a_sequential_model_gets_one_too() -> None:
     model = keras.Sequential([keras.Input((16, 16, 3)), x, layers.MaxPooling2D(), layers.UpSampling2D(), y])
     fitted = fit_to_task(model, head="binary")
     assert fitted.model.output_shape == (None, 16, 16, 1)
-    assert fitted.changes == ("head 'head' (3 channels) replaced by a fresh binary head 'head'",)
+    assert fitted.changes == ("head 'head' (3 channels) replaced by a new binary head 'head'",)
 
 
 def sequential(head: str, *, kind: str) -> keras.Model:
@@ -433,7 +433,7 @@ def test_a_sequential_model_that_was_never_built_says_what_to_do() -> None:
 
 def test_a_head_that_cannot_be_found_is_said() -> None:
     model = tailed(lambda z: layers.Average()([ops.sigmoid(z), layers.Activation("sigmoid")(z)]))
-    with pytest.raises(CheckpointError, match="no last convolution is found"):
+    with pytest.raises(CheckpointError, match="no convolution to replace was found"):
         fit_to_task(model, head="binary")
 
 
