@@ -18,6 +18,7 @@ ORDER = (
     "kerasseg_cli",
     "kerasseg",
     "kerasseg.workflows",
+    "kerasseg.app",
     "kerasseg.prediction",
     "kerasseg.training",
     "kerasseg.export",

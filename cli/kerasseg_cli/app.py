@@ -24,6 +24,7 @@ from kerasseg_cli import (
     train,
     tune_threshold,
     verify,
+    web_app,
 )
 from kerasseg_cli.errors import Commands, guarded
 from kerasseg_cli.help import Command
@@ -88,6 +89,7 @@ def _build() -> typer.Typer:
         tune_threshold.tune_threshold,
         evaluate.evaluate,
         predict.predict,
+        web_app.app,
         export.export,
         compare.compare,
         cross_validate.cross_validate,

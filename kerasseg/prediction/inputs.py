@@ -22,7 +22,17 @@ from kerasseg_tfrecords.sources.roles import split_name, without_suffix
 from kerasseg_tfrecords.sources.tree import natural_key, read_bytes, suffix_of
 from kerasseg_tfrecords.sources.unlabelled import ImageInput
 
-__all__ = ["OpenedUnit", "RawSlice", "Unit", "check_folder", "check_inputs", "check_name", "open_unit", "plan_units"]
+__all__ = [
+    "OpenedUnit",
+    "RawSlice",
+    "Unit",
+    "check_folder",
+    "check_inputs",
+    "check_name",
+    "network_image",
+    "open_unit",
+    "plan_units",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +293,28 @@ def open_unit(
         return OpenedUnit(1, PictureLayout(), iter(raws), first.notes)
     pages = SeriesLayout(tuple(one.slice_id for one in reading.slices), None, (None,) * len(raws))
     return OpenedUnit(len(raws), pages, iter(raws), first.notes)
+
+
+def network_image(image: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
+    """Give a prepared slice the number of channels that the network takes.
+
+    Args:
+        image: (size, size, 1 or 3).
+        channels: Channels of the network's input.
+        name: Name of the input, for the error.
+
+    Raises:
+        DataError: A colour slice for a network that takes grey ones.
+    """
+    if image.shape[2] == 3 and channels == 1:
+        raise DataError(
+            "the network takes grey pictures, but this is a colour picture",
+            path=name,
+            expected="one channel",
+            remedy="Save it as a grey picture.",
+            kind="colour",
+        )
+    return image if image.shape[2] == channels else np.repeat(image, channels, axis=2)
 
 
 # --- volumes ---------------------------------------------------------------------------------------------------------

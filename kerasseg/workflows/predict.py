@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from kerasseg.interrupts import StopFlag
 from kerasseg.postprocessing import MaskRule, apply_rule
-from kerasseg.prediction.inputs import OpenedUnit, Unit, check_folder, check_inputs, check_name, open_unit, plan_units
+from kerasseg.prediction.inputs import (
+    OpenedUnit,
+    Unit,
+    check_folder,
+    check_inputs,
+    check_name,
+    network_image,
+    open_unit,
+    plan_units,
+)
 from kerasseg.prediction.pipeline import Limits, run_flow
 from kerasseg.prediction.predictor import Network, Source, check_averaging, open_network
 from kerasseg.prediction.resume import JOURNAL, Done, Journal
@@ -421,19 +430,11 @@ class _Job:
             start = time.perf_counter()
 
     def _channels(self, image: NDArray[np.uint8], unit: Unit) -> NDArray[np.uint8]:
-        have, want = image.shape[2], self.network.channels
-        if have == 3 and want == 1:
-            raise DataError(
-                "the network takes grey pictures, but this is a colour picture",
-                path=unit.name,
-                expected="one channel",
-                remedy="Save it as a grey picture.",
-                kind="colour",
-            )
-        if have == 3 and self.network.grey:
+        fitted = network_image(image, self.network.channels, unit.name)
+        if image.shape[2] == 3 and self.network.grey:
             with self.lock:
                 self.colour += 1
-        return image if have == want else np.repeat(image, want, axis=2)
+        return fitted
 
     def ask(self, batch: Sequence[_Prepared]) -> list[NDArray[np.float32]]:
         """Predict probabilities, (size, size) per slice."""
