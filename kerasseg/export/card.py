@@ -11,6 +11,7 @@ import jinja2
 
 from kerasseg.evaluation.schema import Mean
 from kerasseg.export.schema import EvaluationFacts, ExportMetadata
+from kerasseg.export.space import space_front_matter
 
 __all__ = ["CARD", "card"]
 
@@ -36,7 +37,8 @@ def card(metadata: ExportMetadata) -> str:
     Args:
         metadata: Everything that it says.
     """
-    return f"---\n{_front_matter(metadata)}---\n\n" + _environment().get_template("card.md.j2").render(
+    front = space_front_matter(metadata) if metadata.format == "app" else _front_matter(metadata)
+    return f"---\n{front}---\n\n" + _environment().get_template("card.md.j2").render(
         m=metadata,
         measures=_MEASURES,
         splits=_SPLITS,

@@ -52,6 +52,7 @@ from kerasseg.export.slices import (
     find_shards,
     network_images,
 )
+from kerasseg.export.space import write_space
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
@@ -149,7 +150,8 @@ def export_model(
     Args:
         run: The run, its folder or name; None for the latest run.
         format: "savedmodel" (takes stored slices of any size, returns masks), "onnx", "litert" or "keras" (take the
-            network's input, float32 in [0, 1], (batch, size, size, channels), and return probabilities).
+            network's input, float32 in [0, 1], (batch, size, size, channels), and return probabilities), or "app" (a
+            Hugging Face Space: `app.py`, `requirements.txt` and the network).
         out: Output folder; None for `export/<format>` in the run.
         with_postprocessing: Include the run's rule: all of it in a SavedModel, its threshold in ONNX and LiteRT.
         threshold: "auto" for the rule in the run's `threshold.json`, or a threshold in (0, 1] without post-processing.
@@ -214,7 +216,7 @@ def export_model(
     )
     with placed(target, overwrite=overwrite, need=2 * directory.model_file.stat().st_size) as folder:
         metadata = _write(job, folder, target, tuned, license)
-    pushed = None if address is None else push(target, address, private=private)
+    pushed = None if address is None else push(target, address, private=private, space=form == "app")
     return Exported(target, metadata, pushed)
 
 
@@ -231,7 +233,7 @@ def _format(name: str, *, int8: bool, with_postprocessing: bool) -> ExportFormat
     form = cast("ExportFormat", name)
     if form == "onnx":
         need_extra("onnx", *ONNX_PACKAGES)
-    if form != "keras":
+    if form not in ("keras", "app"):
         check_backend()
     return form
 
@@ -267,7 +269,10 @@ def _rule(
             remedy="Omit --with-postprocessing (the rule is in metadata.json), use --format savedmodel, which includes all "
             f"of it, or give only a threshold: --threshold {rule.threshold:g}",
         )
-    inside = (("threshold",) if makes_masks else ()) + (steps if with_postprocessing else ())
+    # The page applies the whole rule, and people can switch its steps off.
+    inside = (("threshold",) if makes_masks or form == "app" else ()) + (
+        steps if with_postprocessing or form == "app" else ()
+    )
     every = ("threshold", *(("class_thresholds",) if rule.class_thresholds else ()), *steps)
     left = tuple(name for name in every if name not in inside)
     return tuned, MaskFacts(rule=rule, source=source, inside=inside, left=left)
@@ -337,7 +342,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
             checkpoint_sha256=None if resolved.provenance is None else resolved.provenance.get("sha256"),
         ),
         preprocessing=Preprocessing(
-            inside=job.form == "savedmodel",
+            inside=job.form in ("savedmodel", "app"),
             intensity=resolved.intensity,
             window_of="volume" if job.samples.volumes else "slice",
             size=resolved.size,
@@ -364,8 +369,10 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
 def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
     """Write the network's files, and return a function that opens them."""
     threshold = job.mask.rule.threshold if job.mask.inside else None
-    if job.form == "keras":
+    if job.form in ("keras", "app"):
         write_keras(job.model, folder)
+        if job.form == "app":
+            write_space(folder)
         return lambda: open_keras_export(folder)
     if job.form == "savedmodel":
         from kerasseg.export.savedmodel_format import FromStored, open_savedmodel_export, write_savedmodel

@@ -128,7 +128,7 @@ def callings(form: str, mask: MaskFacts, size: int, channels: int, stored: int) 
     image = Port(name="image", dtype="float32", shape=(None, size, size, channels), meaning=seen)
     probability = Port(name="probability", dtype="float32", shape=(None, size, size, 1), meaning="of tumour, 0 to 1")
     network: tuple[Port, ...] = (probability,)
-    if form == "keras":
+    if form in ("keras", "app"):
         return (Calling(name="", inputs=(image,), outputs=network),)
     if form != "savedmodel":
         if mask.inside:

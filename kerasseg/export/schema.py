@@ -38,7 +38,7 @@ FORMAT_VERSION = 1
 METADATA = "metadata.json"
 SCHEMA: Literal["kerasseg-export"] = "kerasseg-export"
 
-ExportFormat = Literal["keras", "savedmodel", "onnx", "litert"]
+ExportFormat = Literal["keras", "savedmodel", "onnx", "litert", "app"]
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
 
 
@@ -309,7 +309,7 @@ class ExportMetadata(_Model):
         Other programs find its schema so:
 
         >>> ExportMetadata.model_json_schema()["properties"]["format"]["enum"]
-        ['keras', 'savedmodel', 'onnx', 'litert']
+        ['keras', 'savedmodel', 'onnx', 'litert', 'app']
     """
 
     kind: Literal["kerasseg-export"] = Field(default="kerasseg-export", alias="schema")

@@ -531,7 +531,7 @@ def test_other_shards_are_refused(moved: RunDirectory, made: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "pickle"}, "unknown format 'pickle' .*keras, savedmodel, onnx or litert"),
+        ({"format": "pickle"}, "unknown format 'pickle' .*keras, savedmodel, onnx, litert or app"),
         ({"format": "onnx", "int8": True}, "available for LiteRT only"),
         ({"with_postprocessing": True}, "meant for training"),
         (
