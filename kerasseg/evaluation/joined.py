@@ -38,11 +38,15 @@ class SlicePicture:
         image: (height, width, channels) uint8, 1 or 3 channels.
         reference: (height, width) bool.
         prediction: (height, width) bool, after the last stage.
+        probability: (height, width) float32 in [0, 1]; None where it is not known.
+        threshold: Threshold of the prediction.
     """
 
     image: NDArray[np.uint8]
     reference: NDArray[np.bool_]
     prediction: NDArray[np.bool_]
+    probability: NDArray[np.float32] | None = None
+    threshold: float = 0.5
 
 
 class Pictures(Protocol):
@@ -173,8 +177,10 @@ class PredictionPictures:
         number = self._numbers[slice_id]
         case = self._predictions.case(number, "model")
         name = self._predictions.classes[case.label]
-        mask = apply_rule(self._predictions.probability(number, "model"), self._rule, name)
-        return SlicePicture(self._predictions.image(number), case.mask, mask)
+        probability = self._predictions.probability(number, "model")
+        mask = apply_rule(probability, self._rule, name)
+        image, threshold = self._predictions.image(number), self._rule.threshold_for(name)
+        return SlicePicture(image, case.mask, mask, probability, threshold)
 
 
 def output_range(predictions: Predictions) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-__all__ = ["Line", "Span", "interval_chart", "line_chart", "ticks"]
+__all__ = ["Line", "Span", "interval_chart", "line_chart", "strip_chart", "ticks"]
 
 _WIDTH = 480
 """Units of a chart's width: at a phone's 360 pixels its text of 15 is still 11 pixels high."""
@@ -144,6 +144,33 @@ def interval_chart(
             parts.append(_span(plane, span, top + 26 + step * k, k))
     legend = _legend(names) if len(names) > 1 else Markup("")
     return _svg(parts, height, describe) + legend
+
+
+def strip_chart(
+    rows: Sequence[tuple[str, Sequence[float]]], *, describe: str, x_label: str, x: tuple[float, float] = (0.0, 1.0)
+) -> Markup:
+    """A row of dots per category, one dot per value, spread over the row's height so that they overlap little.
+
+    Args:
+        rows: (category, values).
+        describe: What the chart shows, in a sentence.
+        x_label: Label of the axis.
+        x: Limits of the axis.
+    """
+    band, spread = 62, 26
+    height = _TOP + band * len(rows) + _BOTTOM
+    plane = _Plane(x, (0, 1), height, left=14)
+    parts = [_axis_below(plane, x_label)]
+    for i, (category, values) in enumerate(rows):
+        top = _TOP + band * i
+        parts.append(Markup('<text x="14" y="{}" class="name">{}</text>').format(top + 14, category))
+        # Steps of the golden ratio spread neighbours evenly, and the same values give the same picture.
+        dots = "".join(
+            f"M{plane.across(value)} {top + 24 + spread * (k * 0.618034 % 1):.1f}h0"
+            for k, value in enumerate(sorted(_numbers(values)))
+        )
+        parts.append(Markup('<path class="dots s{}" d="{}"/>').format(i % 3, dots))
+    return _svg(parts, height, describe)
 
 
 # --- the plane -----------------------------------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ def _context(
     split = SPLITS[evaluation.split]
     robustness, calibration = evaluation.robustness, evaluation.calibration
     second, speed = evaluation.second_reader, evaluation.speed
+    shown = () if pictures is None else examples(rows, pictures, evaluation.classes, evaluation.final)
     return {
         "title": f"{_data_set(evaluation)}, {split} slices, {_date(evaluation.created)}",
         "subtitle": f"{evaluation.network}{f'. Run {evaluation.run}' if evaluation.run else ''}.",
@@ -84,7 +85,9 @@ def _context(
         "tuning": _tuning(evaluation.tuning_gain),
         "measures": sections.measure_table(evaluation),
         "groups": _groups(evaluation),
-        "examples": () if pictures is None else examples(rows, pictures, evaluation.classes, evaluation.final),
+        "strip": sections.slice_chart(rows, evaluation.classes, evaluation.final),
+        "examples": shown,
+        "script": any(slice_.slider for example in shown for slice_ in example.slices),
         "threshold": None if curve is None else sections.threshold_chart(curve),
         "calibration": None if calibration is None else sections.calibration_chart(calibration),
         "calibration_error": None if calibration is None else share(calibration.error),

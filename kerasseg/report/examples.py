@@ -11,7 +11,7 @@ from markupsafe import Markup
 from kerasseg.evaluation.joined import Pictures, SlicePicture
 from kerasseg.evaluation.per_slice import SliceRow
 from kerasseg.evaluation.schema import StageName
-from kerasseg.report.overlays import close_up, outlined
+from kerasseg.report.overlays import close_up, outlined, threshold_slider
 from kerasseg.report.wording import share
 from kerasseg_tfrecords.errors import one_line
 
@@ -27,6 +27,7 @@ class Example:
         slice_id: Of the slice.
         said: Its figures in words.
         whole, near: The pictures.
+        slider: A slider for the threshold; "" where the probabilities are not known.
     """
 
     place: str
@@ -34,6 +35,7 @@ class Example:
     said: str
     whole: Markup
     near: Markup
+    slider: Markup
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +108,7 @@ def _example(place: str, row: SliceRow, stage: StageName, picture: SlicePicture)
         said=said,
         whole=outlined(*parts, f"{about}: the whole slice with the outlines of reference and network"),
         near=close_up(*parts, f"{about}: close-up with hits, misses and false alarms"),
+        slider=Markup("")
+        if picture.probability is None
+        else threshold_slider(picture.probability, picture.reference, picture.threshold),
     )

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-__all__ = ["close_up", "data_uri", "outline_path", "outlined"]
+__all__ = ["close_up", "data_uri", "outline_path", "outlined", "threshold_slider"]
 
 _SIDE = 240
 """Units of a picture's longer side; widths of lines and hatching are in the same units."""
@@ -105,6 +105,25 @@ def data_uri(image: NDArray[np.uint8]) -> str:
         msg = f"a picture cannot be encoded. Received: shape {picture.shape}"
         raise ValueError(msg)
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def threshold_slider(probability: NDArray[np.float32], reference: NDArray[np.bool_], threshold: float) -> Markup:
+    """A place where `threshold.js` puts a slider; hidden without JavaScript.
+
+    Args:
+        probability: (height, width), in [0, 1]; embedded with 8 bits.
+        reference: (height, width).
+        threshold: Where the slider starts.
+    """
+    levels = np.asarray(np.rint(probability * 255), np.uint8)
+    blue = np.zeros_like(levels)
+    done, data = cv2.imencode(".png", np.dstack([blue, reference.astype(np.uint8) * np.uint8(255), levels]))
+    if not done:  # pragma: no cover - OpenCV writes any 8-bit picture
+        msg = f"a probability map cannot be encoded. Received: shape {probability.shape}"
+        raise ValueError(msg)
+    address = "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
+    level = min(max(round(threshold * 255), 1), 255)
+    return Markup('<div class="slider" hidden data-level="{}" data-map="{}"></div>').format(level, address)
 
 
 def _over(image: NDArray[np.uint8], layers: Markup, shape: tuple[int, ...], scale: float, describe: str) -> Markup:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from kerasseg.evaluation.schema import Calibration, Evaluation, Figures, Mean, Robustness, SecondReader, Speed
+from kerasseg.evaluation.per_slice import SliceRow
+from kerasseg.evaluation.schema import (
+    Calibration,
+    Evaluation,
+    Figures,
+    Mean,
+    Robustness,
+    SecondReader,
+    Speed,
+    StageName,
+)
 from kerasseg.postprocessing import rule_in_words
-from kerasseg.report.charts import Line, Span, interval_chart, line_chart
+from kerasseg.report.charts import Line, Span, interval_chart, line_chart, strip_chart
 from kerasseg.report.wording import (
     Cell,
     Table,
@@ -219,6 +229,18 @@ def robustness_table(robustness: Robustness) -> Table:
 
 
 # --- charts --------------------------------------------------------------------------------------------------------------
+
+
+def slice_chart(rows: Sequence[SliceRow], classes: Sequence[str], stage: StageName) -> Markup | None:
+    """Dice of each slice by class; None without slices."""
+    found = [(name, [row.stage(stage).dice for row in rows if row.label == name]) for name in classes]
+    found = [(name, values) for name, values in found if values]
+    if not found:
+        return None
+    said = "; ".join(
+        f"{name}: {count(len(values), 'slice')}, median {share(float(np.median(values)))}" for name, values in found
+    )
+    return strip_chart(found, describe=f"Dice of each slice by class. {said}", x_label="Dice")
 
 
 def group_chart(evaluation: Evaluation, kind: str) -> Markup | None:
