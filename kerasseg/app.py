@@ -189,7 +189,7 @@ def build_page(network: Network, *, name: str = "") -> Any:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 files = gr.File(
-                    label="PNG, MAT, NIfTI or DICOM files", file_count="multiple", height=130, elem_id="drop"
+                    label="PNG, MAT, NIfTI or DICOM files", file_count="multiple", height=150, elem_id="drop"
                 )
                 with gr.Group(visible=False) as cases:
                     case = gr.Dropdown(label="File", choices=[], type="value", elem_id="case")
@@ -201,7 +201,7 @@ def build_page(network: Network, *, name: str = "") -> Any:
                     value=round(tuned.threshold, 3),
                     step=_STEP,
                     label="Threshold",
-                    info=f"{tuned.threshold:.3g} belongs to this network.",
+                    info=f"This network uses {tuned.threshold:.3g}.",
                     elem_id="threshold",
                 )
                 postprocess = gr.Checkbox(
