@@ -295,7 +295,7 @@ WIDE = """[...document.querySelectorAll('main *, header *, footer *')].filter(e 
 @pytest.mark.slow
 def test_the_page_is_whole_in_a_browser(page: Page, report: Path) -> None:
     page.open(report)
-    assert page.value("document.title") == "unet-tiny, conservative on the test slices"
+    assert page.value("document.title") == "shards, test slices, 2026-01-02"
     assert page.value("document.images.length") == 18
     assert page.value(MISSING) == 0
     assert page.value("document.querySelectorAll('svg.chart').length") == 9
