@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -219,6 +220,9 @@ def _tell(error: Any, typed: Sequence[str], *, as_json: bool) -> None:
     # Older versions of click list options that are spelt alike in the message itself.
     option = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None
     text = one_line(error.message if option else error.format_message()).rstrip(".")
+    # Pydantic's words for a value of the wrong type or range.
+    text = re.sub(r"Input should be (?=less|greater)", "expected a number ", text)
+    text = re.sub(r"Input should be (.+?)(?:, unable to parse .*)?$", r"expected \1", text)
     if option and context is not None:
         text = _unknown_option(option, typed, context)
     lines = [f"Error: {text}" + ("" if text.endswith("?") else "."), f"See: {path} --help"]

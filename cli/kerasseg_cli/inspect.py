@@ -112,9 +112,9 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
         if origin.intensity is not None:
             rows.append(("intensity", origin.intensity))
         if origin.largest_difference is not None:
-            rows.append(
-                ("comparison", f"outputs differ from the original's by at most {origin.largest_difference:.2g}")
-            )
+            difference = origin.largest_difference
+            same = f"outputs differ from the original's by at most {difference:.2g}"
+            rows.append(("comparison", same if difference else "outputs identical to the original's"))
     rows += [("input", _tensor(t)) for t in found.inputs]
     if found.scaling is not None:
         rows.append(("expects", f"{found.scaling}; kerasseg multiplies its images in 0..1 by {found.scaling.white:g}"))

@@ -66,7 +66,7 @@ def train(
         typer.Option(
             metavar=choices(STRATEGIES),
             autocompletion=proposing(STRATEGIES),
-            help="What is trained, see above. With a fresh head or decoder two-stage is the default.",
+            help="What is trained; kerasseg train --help explains it. Default with a fresh head or decoder: two-stage.",
             rich_help_panel=TRAINING,
         ),
     ] = "conservative",

@@ -204,7 +204,7 @@ def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: boo
         return
     if run is None:
         if not quiet:
-            errors().print(f"{ended.text[:1].upper()}{ended.text[1:]}. The chief wrote the run.", markup=False)
+            errors().print(f"{ended.text[:1].upper()}{ended.text[1:]}. Worker 0 wrote the run.", markup=False)
         return
     if quiet:
         if ended.reason == "interrupted":
@@ -242,7 +242,7 @@ def _sentences(ended: Ended) -> list[str]:
     fresh = ended.first.phase in ("scratch", "decoder")
     lines = []
     if ended.gain is not None:
-        lines.append("The intervals of the gain are over patients.")
+        lines.append(f"The intervals of the gain are over patients ({ended.gain.groups} in validation).")
         few = [name for name, gain in ended.class_gains.items() if gain.few]
         if few:
             lines.append(f"No interval with fewer than 5 patients ({', '.join(few)}).")

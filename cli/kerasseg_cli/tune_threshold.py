@@ -10,6 +10,7 @@ import typer
 from kerasseg_cli.completion import runs
 from kerasseg_cli.console import print_json, progress_bar, screen
 from kerasseg_cli.options import Json, Quiet
+from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -200,10 +201,13 @@ def _rule(rule: Rule, tuned: Tuned) -> str:
 
 
 def _gain(name: str, tuned: Tuned) -> str:
-    return (
-        f"{name}: validation Dice {tuned.raw.mean:.4f} -> {tuned.dice.mean:.4f}, {_interval(tuned.gain, tuned)}; "
-        f"{tuned.slices:,} slices, {tuned.patients:,} patients."
-    )
+    from kerasseg.postprocessing import MaskRule
+
+    data = f"{count(tuned.slices, 'slice')}, {count(tuned.patients, 'patient')}"
+    if tuned.rule == MaskRule():
+        return f"{name}: validation Dice {tuned.raw.mean:.4f} at 0.5; {data}."
+    change = f"{tuned.raw.mean:.4f} -> {tuned.dice.mean:.4f}, {_interval(tuned.gain, tuned)}"
+    return f"{name}: validation Dice {change}; {data}."
 
 
 def _interval(gain: Mean, tuned: Tuned) -> str:
@@ -217,7 +221,7 @@ def _certainty(tuned: Tuned) -> str:
     if tuned.threshold_low is None or tuned.threshold_high is None:
         return f"{text}."
     share = f"{100 * tuned.confidence:g} %"
-    return f"{text} ({share} range over other patients: {tuned.threshold_low:g} to {tuned.threshold_high:g})."
+    return f"{text} ({share} range over patients: {tuned.threshold_low:g} to {tuned.threshold_high:g})."
 
 
 def _curve(tuned: Tuned) -> str:

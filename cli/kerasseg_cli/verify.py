@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kerasseg_tfrecords.errors import UsageError, one_line
+from kerasseg_tfrecords.errors import DataError, UsageError, one_line
 from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ def verify(
 
 def _verify_shards(folder: Path, *, as_json: bool, quiet: bool) -> None:
     from kerasseg_tfrecords.checks.shards import verify as run
+    from kerasseg_tfrecords.records.manifest import MANIFEST
 
+    if folder.exists() and not (folder / MANIFEST).exists():
+        remedy = f"To check raw data: kerasseg verify --data {folder}"
+        raise DataError("not a shard directory", path=folder, expected=MANIFEST, remedy=remedy)
     with progress_bar(quiet=quiet or as_json) as progress:
         found = run(folder, progress=progress)
     if as_json:
@@ -110,6 +114,8 @@ def _sentence(found: IntegrityReport) -> str:
     people = count(found.patients, "patient id")
     if found.slices_without_patient:
         people += f", {count(found.slices_without_patient, 'slice')} without one"
+    if not found.items:
+        return f"{count(len(found.problems), 'error')}." if found.problems else "No slices found."
     verdict = f"{count(len(found.problems), 'error')}: " if found.problems else "Sound: " if found.with_tumour else ""
     said = f"{count(found.slices, 'slice')} in {count(found.items, 'file')} ({classes or 'none'}; {people})"
     return f"{verdict}{said}{'' if found.with_tumour or not found.slices else ', but no mask holds a tumour'}."

@@ -90,7 +90,7 @@ def _table(comparison: Comparison, sets: Mapping[str, Difference]) -> Table:
         "Mean Dice of both runs, final stage",
         (*columns, "Missed, A / B", "HD95 difference, pixels"),
         rows,
-        f"In small: the {100 * comparison.confidence:g} % interval over patients. HD95 is a distance: below 0 is better.",
+        f"Small figures: {100 * comparison.confidence:g} % interval over patients. HD95 is a distance: below 0 is better.",
     )
 
 

@@ -135,14 +135,19 @@ def _sentences(evaluation: Evaluation, rows: Sequence[SliceRow]) -> list[str]:
 
 
 def _tuning(gain: Mean | None) -> str:
+    if gain is not None and gain.mean == gain.low == gain.high == 0:
+        return ""  # no rule was kept: the masks are those of 0.5
     return gain_sentence(gain, "0.5 without post-processing")
 
 
 def _groups(evaluation: Evaluation) -> list[tuple[str, Any, Table, str]]:
     found = []
     headings = {
-        "classes": ("By class", "Classes with few patients have wide intervals."),
-        "sizes": ("By size of the tumour", "Dice is lower for small tumours, where each pixel weighs more."),
+        "classes": ("By class", f"No interval is shown for fewer than {FEWEST_PATIENTS} patients."),
+        "sizes": (
+            "By size of the tumour",
+            "Thirds of the tumours by diameter. In small tumours each pixel weighs more.",
+        ),
     }
     for kind, (heading, said) in headings.items():
         table = sections.group_table(evaluation, kind)
@@ -155,7 +160,11 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
     data = evaluation.data
     by = {"patient": "by patient", "id": "by id as it stands", "slice": "by slice, without regard to patients"}
     sides = data.patients_on_both_sides
-    leak = f"{count(sides, 'patient')} with slices in more than one split" if sides else "no patient on both sides"
+    leak = (
+        f"{count(sides, 'patient')} with slices in more than one split"
+        if sides
+        else "no patient in more than one split"
+    )
     if data.slices_without_patient:
         leak += f"; {count(data.slices_without_patient, 'slice')} without a patient, for which this cannot be said"
     facts = [

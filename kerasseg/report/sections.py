@@ -118,7 +118,7 @@ def stage_table(evaluation: Evaluation) -> Table:
             row += [beside, gain_cell(evaluation.gain.get(stage.name))]
         rows.append(tuple(row))
     columns = ("Stage", "Network") + (("Checkpoint before training", "Gain, paired") if evaluation.baseline else ())
-    note = f"In small: the {100 * evaluation.confidence:g} % interval over patients."
+    note = f"Small figures: {100 * evaluation.confidence:g} % interval over patients."
     if evaluation.baseline is not None:
         note += " The gain is paired: both networks on the same slices."
         own, its = evaluation.final_stage().rule, stage_of(evaluation.baseline, evaluation.final)
@@ -147,7 +147,7 @@ def measure_table(evaluation: Evaluation) -> Table:
         row = [Cell("Dice, pooled within volumes", count(final.volumes.slices, "volume")), cell(final.volumes)]
         rows.append((*row, cell(before.volumes)) if before is not None else tuple(row))
     columns = ("Measure", "Network") + (("Checkpoint before training",) if before is not None else ())
-    note = "A missed tumour counts as Dice 0; distances are over slices with tumour in reference and prediction alone."
+    note = "A missed tumour counts as Dice 0; distances are averaged over slices with tumour in both masks."
     return Table("All measures, final stage", columns, tuple(rows), note)
 
 
@@ -174,7 +174,7 @@ def group_table(evaluation: Evaluation, kind: str) -> Table | None:
                 row.append(gain_cell(gains.get(name)))
         row += [Cell(_missed(figures)), cell(figures.measures.get("hd95"), 1)]
         rows.append(tuple(row))
-    columns = ["Class" if kind == "classes" else "Tumour size", "Dice"]
+    columns = ["Class" if kind == "classes" else "Diameter", "Dice"]
     if before is not None:
         columns += ["Dice before training", *(["Gain, paired"] if gains else [])]
     columns += ["Missed", "HD95, pixels"]
@@ -185,9 +185,9 @@ def group_table(evaluation: Evaluation, kind: str) -> Table | None:
 def speed_table(speed: Speed) -> Table:
     """Time of the networks alone."""
     batches = sorted(speed.slices_per_second, key=lambda text: (len(text), text))
-    columns = ["Slices at once", "Slices a second", "Milliseconds a slice"]
+    columns = ["Slices at once", "Slices per second", "Milliseconds per slice"]
     if speed.baseline_slices_per_second:
-        columns += ["Before training: slices a second", "milliseconds a slice"]
+        columns += ["Before training: slices per second", "milliseconds per slice"]
     rows = []
     for size in batches:
         row = [Cell(size), Cell(_plain(speed.slices_per_second[size]))]

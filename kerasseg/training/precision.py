@@ -74,16 +74,16 @@ def choose_precision(
     if gpu:
         if capability is not None and capability >= (8, 0):
             return PrecisionChoice(
-                "mixed_bfloat16", f"the GPU multiplies it (compute capability {capability[0]}.{capability[1]})"
+                "mixed_bfloat16", f"computed natively by the GPU (compute capability {capability[0]}.{capability[1]})"
             )
         if capability is not None and capability >= (7, 0):
             return PrecisionChoice(
-                "mixed_float16", f"the GPU multiplies it (compute capability {capability[0]}.{capability[1]})"
+                "mixed_float16", f"computed natively by the GPU (compute capability {capability[0]}.{capability[1]})"
             )
-        return PrecisionChoice("float32", "the GPU has no matrix units for less")
+        return PrecisionChoice("float32", "the GPU computes no shorter format faster")
     if processor_has_bfloat16() if bfloat16 is None else bfloat16:
-        return PrecisionChoice("mixed_bfloat16", "the processor multiplies it")
-    return PrecisionChoice("float32", "the processor has nothing faster")
+        return PrecisionChoice("mixed_bfloat16", "computed natively by the processor")
+    return PrecisionChoice("float32", "the processor computes no shorter format faster")
 
 
 def compute_in(model: keras.Model, precision: str) -> None:

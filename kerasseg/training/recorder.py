@@ -186,9 +186,10 @@ def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
             if i and row.phase != history[i - 1].phase and i > 1:
                 axis.axvline(i - 0.5, color=_FIRST, linewidth=1)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axis in (axes[0, 0], axes[0, 1], axes[1, 0]):
+    # Where curves of a training that works leave room.
+    for axis, place in ((axes[0, 0], "upper right"), (axes[0, 1], "lower right"), (axes[1, 0], "lower right")):
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, framealpha=0.7)
+            axis.legend(fontsize=8, framealpha=0.7, loc=place)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
     phases = list(dict.fromkeys(row.phase for row in history))

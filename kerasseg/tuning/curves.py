@@ -87,7 +87,7 @@ class Survey:
         elif self.highest < 0.5:
             notes.append(f"No probability reaches 0.5 (the highest is {self.highest:.2g}): at 0.5 every mask is empty.")
         elif self.mean().argmax() == 0:
-            notes.append("The best threshold is the lowest one, 0.001: the network is very unsure of all tumours.")
+            notes.append("The best threshold is the lowest one, 0.001: tumours have very low probabilities.")
         return tuple(notes)
 
 

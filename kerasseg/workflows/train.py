@@ -497,7 +497,7 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
         raise CheckpointError(
             "no checkpoint was given, and the default one cannot be downloaded",
             path=source,
-            found=error.what,
+            found=error.found or error.what,
             remedy="Give one: --checkpoint FILE (.keras, .h5 or a SavedModel folder) or a name that kerasseg checkpoints "
             f"lists; KERASSEG_CHECKPOINT sets another default. {offline_choices()}",
         ) from error
@@ -629,7 +629,7 @@ def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None
         "device": resolved.devices,
         "run": "written by worker 0" if run is None else str(run.root),
     }
-    return facts | ({"changed": "; ".join(resolved.changes)} if resolved.changes else {})
+    return facts | ({"adapted": "; ".join(resolved.changes)} if resolved.changes else {})
 
 
 def _schedule(settings: TrainSettings, phase: str, first: float) -> str:

@@ -185,6 +185,7 @@ def test_a_rule_that_is_not_kept_is_explained(
     assert "Threshold 0.5 without post-processing is used: the validation split has 6 patients with tumours" in text
     assert f"the rule would have been threshold {found.model.rule.threshold:g}" in text
     assert f"({found.model.gain.mean:+.3f} Dice on the validation slices)" in text
+    assert re.search(r"Network: validation Dice 0\.\d{4} at 0\.5;", text)  # no gain of 0.0000
 
 
 def test_a_file_of_an_earlier_version_is_read_and_its_digest_holds() -> None:

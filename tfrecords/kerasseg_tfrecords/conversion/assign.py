@@ -164,19 +164,19 @@ def _few_patients(
     """
     unit = "patient" if known else "patient group"
     sizes = {split: len({group for where, _, group in cells if where == split}) for split in SPLITS}
-    few = [f"{split} holds {count(sizes[split], unit)}" for split in SPLITS[1:] if 0 < sizes[split] < _FEW_PATIENTS]
+    few = [f"{count(sizes[split], unit)} in {split}" for split in SPLITS[1:] if 0 < sizes[split] < _FEW_PATIENTS]
     for label in sorted({label for _, label, _ in cells}):
         of_class = {s: len({group for where, what, group in cells if (where, what) == (s, label)}) for s in SPLITS}
         lacking = [s for s in SPLITS if sizes[s] and (0 if frozen else 1) <= of_class[s] < _FEW_OF_CLASS]
-        few += [f"{s} holds {count(of_class[s], unit)} with {label}" for s in lacking]
+        few += [f"{of_class[s]} with {label} in {s}" for s in lacking]
     if not few:
         return []
     shares = Shares.parse(options.split)
     small = frozen or min(shares.val or 1, shares.test or 1) < Fraction(1, 5)
     remedy = "larger validation and test splits (--split 60/20/20) or " if small else ""
     note = (
-        f"Warning: {', '.join(few)}. This is too few for reliable results (at least {_FEW_PATIENTS} patients in validation "
-        f"and in test, {_FEW_OF_CLASS} of each class). Consider {remedy}kerasseg cross-validate."
+        f"Warning: too few {unit}s for reliable results: {', '.join(few)}. At least {_FEW_PATIENTS} in validation and in "
+        f"test, and {_FEW_OF_CLASS} with each class, are needed. Consider {remedy}kerasseg cross-validate."
     )
     return [note]
 
