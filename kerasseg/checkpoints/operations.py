@@ -410,9 +410,20 @@ def _gather(a: Arguments) -> Expression:
 
 
 def _cast(a: Arguments) -> Expression:
-    if str(_static(a, "dtype")) not in {"float16", "bfloat16", "float32", "float64"}:
-        raise Untranslatable("it turns numbers into something other than floating-point numbers")
+    dtype = str(_static(a, "dtype"))
+    if dtype in {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16"}:
+        return _op("Cast", *_need(a, "x"), module="core", dtype=dtype)
+    if dtype not in {"float16", "bfloat16", "float32", "float64"}:
+        raise Untranslatable("it turns numbers into something other than floating-point numbers or integers")
     return _op("Cast", *_need(a, "x"), module="core", dtype="float32")
+
+
+def _one_hot(a: Arguments) -> Expression:
+    if a.get("on_value", 1) != 1 or a.get("off_value", 0) != 0:
+        raise Untranslatable("its values are not 0 and 1")
+    return _op(
+        "OneHot", *_need(a, "indices"), module="nn", num_classes=_integers(a, "depth"), axis=_integers(a, "axis", -1)
+    )
 
 
 def _resize(a: Arguments) -> Expression:
@@ -513,8 +524,8 @@ _enter("reduce_sum math.reduce_sum", "input_tensor axis keepdims", _reduce("Sum"
 _enter("reduce_prod math.reduce_prod", "input_tensor axis keepdims", _reduce("Prod"))
 _enter("math.reduce_std", "input_tensor axis keepdims", _reduce("Std"))
 _enter("math.reduce_variance", "input_tensor axis keepdims", _reduce("Var"))
-_enter("argmax math.argmax", "input axis", _argmax("Argmax"))
-_enter("argmin math.argmin", "input axis", _argmax("Argmin"))
+_enter("argmax math.argmax", "input axis output_type", _argmax("Argmax"))
+_enter("argmin math.argmin", "input axis output_type", _argmax("Argmin"))
 _enter("math.l2_normalize nn.l2_normalize linalg.l2_normalize", "x axis epsilon", _l2_normalize)
 _enter("matmul linalg.matmul", "a b transpose_a transpose_b adjoint_a adjoint_b", _matmul)
 _enter("einsum", "equation inputs", _einsum)
@@ -540,6 +551,7 @@ _enter("nn.space_to_depth", "input block_size data_format", _blocks("SpaceToDept
 _enter("clip_by_value", "t clip_value_min clip_value_max", _clip)
 _enter("gather", "params indices validate_indices axis batch_dims", _gather)
 _enter("cast", "x dtype", _cast)
+_enter("one_hot", "indices depth on_value off_value axis", _one_hot)
 _enter("image.resize", "images size method preserve_aspect_ratio antialias", _resize)
 
 
