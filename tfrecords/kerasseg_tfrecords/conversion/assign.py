@@ -167,7 +167,7 @@ def _few_patients(
     for label in sorted({label for _, label, _ in cells}):
         of_class = {s: len({group for where, what, group in cells if (where, what) == (s, label)}) for s in SPLITS}
         lacking = [s for s in SPLITS if sizes[s] and (0 if frozen else 1) <= of_class[s] < _FEW_OF_CLASS]
-        few += [f"{s} holds {count(of_class[s], unit)} with {label}" for s in lacking]
+        few += [f"{s} holds {count(of_class[s], unit)} of class {label}" for s in lacking]
     if not few:
         return []
     shares = Shares.parse(options.split)
