@@ -88,8 +88,9 @@ _OPERATIONS = {
     "nn": """
         AdaptiveAveragePool AdaptiveMaxPool AveragePool BatchNorm Celu Conv ConvTranspose DepthToSpace DepthwiseConv
         DotProductAttention Elu Fold Gelu Glu HardShrink HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid
-        LogSoftmax MaxPool Moments Normalize PixelShuffle Relu Relu6 RMSNorm Selu SeparableConv Sigmoid Silu SoftShrink
-        Softmax Softplus Softsign SpaceToDepth SparsePlus SparseSigmoid Sparsemax Squareplus TanhShrink Threshold Unfold
+        LogSoftmax MaxPool Moments Normalize OneHot PixelShuffle Relu Relu6 RMSNorm Selu SeparableConv Sigmoid Silu
+        SoftShrink Softmax Softplus Softsign SpaceToDepth SparsePlus SparseSigmoid Sparsemax Squareplus TanhShrink
+        Threshold Unfold
         """,
     "image": """
         AffineTransform CropImages ExtractPatches GaussianBlur HSVToRGB MapCoordinates PadImages PerspectiveTransform

@@ -186,7 +186,7 @@ def _check_purpose(model: keras.Model, path: Path) -> None:
         raise CheckpointError(
             "this is a 3-D network", path=str(path), found=found, expected="a 2-D one, (batch, rows, columns, channels)"
         )
-    if len(inputs[0]) == 4 and all(len(shape) < 4 for shape in outputs):
+    if len(inputs[0]) == 4 and not any(_holds_pixels(shape, inputs[0]) for shape in outputs):
         raise CheckpointError(
             "this is a classifier: its output is one vector per image",
             path=str(path),
@@ -200,3 +200,11 @@ def _check_purpose(model: keras.Model, path: Path) -> None:
             found=found,
             expected="(batch, rows, columns, channels)",
         )
+
+
+def _holds_pixels(output: tuple[int | None, ...], image: tuple[int | None, ...]) -> bool:
+    """Return whether an output is a map, or one value or one list of classes for each pixel of the image."""
+    _, height, width, _ = image
+    if len(output) == 4 or height is None or width is None:
+        return len(output) == 4
+    return output[1:] == (height, width) or (len(output) == 3 and output[1] == height * width)

@@ -386,9 +386,20 @@ def _gather(a: Arguments) -> Expression:
 
 
 def _cast(a: Arguments) -> Expression:
-    if str(_static(a, "dtype")) not in {"float16", "bfloat16", "float32", "float64"}:
-        raise Untranslatable("it casts to a type other than floating point")
+    dtype = str(_static(a, "dtype"))
+    if dtype in {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16"}:
+        return _op("Cast", *_need(a, "x"), module="core", dtype=dtype)
+    if dtype not in {"float16", "bfloat16", "float32", "float64"}:
+        raise Untranslatable("it casts to a type other than floating point or integer")
     return _op("Cast", *_need(a, "x"), module="core", dtype="float32")
+
+
+def _one_hot(a: Arguments) -> Expression:
+    if a.get("on_value", 1) != 1 or a.get("off_value", 0) != 0:
+        raise Untranslatable("its values are not 0 and 1")
+    return _op(
+        "OneHot", *_need(a, "indices"), module="nn", num_classes=_integers(a, "depth"), axis=_integers(a, "axis", -1)
+    )
 
 
 def _resize(a: Arguments) -> Expression:
@@ -485,8 +496,8 @@ _ROWS: tuple[tuple[str, str, Rule], ...] = (
     ("reduce_prod math.reduce_prod", _REDUCTION, _reduce("Prod")),
     ("math.reduce_std", _REDUCTION, _reduce("Std")),
     ("math.reduce_variance", _REDUCTION, _reduce("Var")),
-    ("argmax math.argmax", "input axis", _argmax("Argmax")),
-    ("argmin math.argmin", "input axis", _argmax("Argmin")),
+    ("argmax math.argmax", "input axis output_type", _argmax("Argmax")),
+    ("argmin math.argmin", "input axis output_type", _argmax("Argmin")),
     ("math.l2_normalize nn.l2_normalize linalg.l2_normalize", "x axis epsilon", _l2_normalize),
     ("matmul linalg.matmul", "a b transpose_a transpose_b adjoint_a adjoint_b", _matmul),
     ("einsum", "equation inputs", _einsum),
@@ -511,6 +522,7 @@ _ROWS: tuple[tuple[str, str, Rule], ...] = (
     ("clip_by_value", "t clip_value_min clip_value_max", _clip),
     ("gather", "params indices validate_indices axis batch_dims", _gather),
     ("cast", "x dtype", _cast),
+    ("one_hot", "indices depth on_value off_value axis", _one_hot),
     ("image.resize", "images size method preserve_aspect_ratio antialias", _resize),
 )
 

@@ -260,6 +260,8 @@ class Match:
         for layer, values in self.values:
             for weight, value in zip(layer.weights, values, strict=True):
                 weight.assign(np.asarray(value))
+            if isinstance(layer, keras.layers.Normalization) and layer.weights:
+                layer.finalize_state()  # it works with copies of its mean and variance
         return self.report
 
 

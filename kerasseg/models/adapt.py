@@ -110,8 +110,9 @@ def fit_to_task(
         the 4 softmax channels of 'head' are read as 1 - channel 0 (background)
     """
     _check_options(channel_rule, head)
-    found = read_output(model, output)
     changes: list[str] = []
+    given, model = model, _with_maps(model, changes)
+    found = read_output(model, output)
     if found.others:
         changes.append(f"of {len(found.others) + 1} outputs {found.name!r} is taken, without {', '.join(found.others)}")
 
@@ -127,10 +128,10 @@ def fit_to_task(
     if changes or replacements or not _is_plain(model):
         new = _build(model, (*shape, takes), found, replacements, plan, scaling)
     _try(new, found.name)
-    if new is not model:
+    if new is not given:
         from kerasseg.checkpoints.provenance import copy_provenance  # imports the readers of all checkpoint formats
 
-        copy_provenance(model, new, changes=tuple(changes))
+        copy_provenance(given, new, changes=tuple(changes))
     repeat = takes if channels == 1 else 1
     return Fitted(new, tuple(changes), repeat)
 
@@ -153,6 +154,28 @@ def _new_size(
     if (height, width) != old[:2]:
         changes.append(f"input size {_by(old[:2])} changed to {_by((height, width))}")
     return height, width
+
+
+def _with_maps(model: keras.Model, changes: list[str]) -> keras.Model:
+    """The network with rows and columns in its outputs, where it returns lists of pixels or leaves out the channel.
+
+    Examples are SegNet's (batch, rows * columns, classes) and masks of (batch, rows, columns).
+    """
+    image = tuple(model.inputs[0].shape[1:])
+    if len(model.inputs) != 1 or len(image) != 3 or None in image[:2]:
+        return model
+    height, width = image[:2]
+    outputs = []
+    for tensor in model.outputs:
+        shape = tuple(tensor.shape[1:])
+        classes = shape[1] if len(shape) == 2 and shape[0] == height * width else None
+        if classes is None and shape != (height, width):
+            outputs.append(tensor)
+            continue
+        name = tensor._keras_history.operation.name
+        outputs.append(keras.layers.Reshape((height, width, classes or 1), name=f"{name}_map")(tensor))
+        changes.append(f"output {name!r} {shape} reshaped to {(height, width, classes or 1)}")
+    return keras.Model(model.inputs, outputs, name=model.name) if changes else model
 
 
 def _by(size: Sequence[int | None]) -> str:
@@ -198,7 +221,7 @@ def _build(
     scaling: InputScaling | None,
 ) -> keras.Model:
     def brighter(image: Any) -> Any:
-        names = {operation.name for operation in model.operations}
+        names = {node.operation.name for node in output.graph.nodes}
         return keras.layers.Rescaling(
             scaling.white if scaling else 1.0, dtype="float32", name=free_name("grey_levels", names)
         )(image)

@@ -46,6 +46,7 @@ _KEEPING = {
     "Permute", "Average", "Maximum", "Minimum", "MaxPooling2D", "AveragePooling2D", "Concatenate", "Cast", "Transpose",
     "Resize", "Pad", "ExpandDims", "Squeeze", "GetItem", "Take",
 }  # fmt: skip
+_CHOOSING = {"GetItem", "Take"}
 _MAKING = (layers.Conv2D, layers.Conv2DTranspose, layers.SeparableConv2D, layers.DepthwiseConv2D, layers.Dense)
 
 
@@ -240,8 +241,8 @@ def _kind(graph: Graph, node: Node) -> Kind:
         return "logits"
     if name in _KEEPING or (isinstance(operation, layers.Activation) and node.parents):
         kinds = {_kind(graph, graph.nodes[parent]) for parent in node.parents}
-        if name == "Concatenate" and kinds == {"softmax"}:
-            return "probability"
+        if kinds == {"softmax"} and (name == "Concatenate" or (name in _CHOOSING and node.shape != node.incoming[0])):
+            return "probability"  # some of the classes: they no longer sum to 1
         return kinds.pop() if len(kinds) == 1 else "unknown"
     if name == "Add" and all(_kind(graph, graph.nodes[parent]) == "logits" for parent in node.parents):
         return "logits"

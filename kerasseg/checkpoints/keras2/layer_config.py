@@ -72,7 +72,9 @@ class NewLayer:
 
 def native(old: OldLayer, class_name: str, *, module: str = "keras.layers", **config: Any) -> NewLayer:
     """Return a Keras layer in the place of `old`: same name, dtype and calls, without keyword arguments."""
-    base: dict[str, Any] = {k: old.config[k] for k in ("trainable", "dtype") if k in old.config}
+    # SpatialDropout layers are the only ones that refuse `trainable` in Keras 3.
+    kept = ("dtype",) if class_name.startswith("SpatialDropout") else ("trainable", "dtype")
+    base: dict[str, Any] = {k: old.config[k] for k in kept if k in old.config}
     calls = tuple(dataclasses.replace(c, kwargs={}) for c in old.calls)
     return NewLayer(class_name, {"name": old.name, **base, **config}, module=module, calls=calls)
 

@@ -164,6 +164,8 @@ def arguments(class_name: str, config: dict[str, Any], notes: list[str]) -> dict
                 result[key] = value
         else:
             result[key] = value
+    if class_name.startswith("SpatialDropout"):
+        result.pop("trainable", None)
     return {k: v for k, v in result.items() if k != "name"}
 
 

@@ -113,7 +113,12 @@ def _count(network: Any) -> int:
     return 1 + sum(_count(layer) for layer in layers) if isinstance(layers, list) else 1
 
 
-_PASSED = frozenset({"Identity", "Cast", "ExpandDims", "Squeeze", "Reshape"})
+# --- final decisions -------------------------------------------------------------------------------------------------
+
+_PASSED = frozenset(
+    {"Identity", "Cast", "ExpandDims", "Multiply", "OneHot", "Rescaling", "Reshape", "Squeeze", "Where"}
+)
+_FILLED = frozenset({"FullLike", "OnesLike", "ZerosLike"})
 
 
 def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -130,13 +135,19 @@ def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[st
         while (entry := by_name.get(current[0])) is not None and entry.get("inbound_nodes"):
             kind = str(entry["class_name"])
             decision = _decision(entry, kind)
-            if decision is None and kind not in _PASSED:
-                return end
             node = entry["inbound_nodes"][current[1]]
+            if decision is None and kind not in _PASSED and not (kind == "GetItem" and _adds_axes(node)):
+                return end
             sources = list(histories(node))
+            if kind == "Where":  # what it chooses between may be made by layers, but of constants alone
+                filled = [by_name[name] for name, *_ in sources[1:] if name in by_name]
+                sources = sources[:1] if all(e["class_name"] in _FILLED for e in filled) else sources
+                removed_too = [entry_name(e) for e in filled]
+            else:
+                removed_too = []
             if len(sources) != 1:
                 return end
-            tail.append(current[0])
+            tail += [current[0], *removed_too]
             current = sources[0]
             if decision is not None:
                 notes.append(f"the final {decision} was removed: the network returns the scores before it")
@@ -153,6 +164,16 @@ def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[st
     read = {h[0] for e in inner["layers"] if entry_name(e) not in removed for h in histories(e.get("inbound_nodes"))}
     kept = [e for e in inner["layers"] if entry_name(e) not in removed or entry_name(e) in read]
     return {**config, "config": {**inner, "layers": kept, "output_layers": outputs}}, tuple(dict.fromkeys(notes))
+
+
+def _adds_axes(node: Mapping[str, Any]) -> bool:
+    """Whether a slice takes all and only adds axes, as `[..., None]` does."""
+    key = node["args"][1] if len(node.get("args", ())) > 1 else node.get("kwargs", {}).get("key")
+    whole = {"start": None, "stop": None, "step": None}
+    parts = key if isinstance(key, list) else [key]
+    return all(
+        part is None or part.get("class_name") == "__ellipsis__" or part.get("config") == whole for part in parts
+    )
 
 
 def _decision(entry: Mapping[str, Any], kind: str) -> str | None:

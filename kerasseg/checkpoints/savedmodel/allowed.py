@@ -41,8 +41,8 @@ NETWORK = (
         "Abs Add AddN AddV2 Ceil ClipByValue Cos Div DivNoNan Erf Erfc Exp Expm1 Floor FloorDiv FloorMod Inv Log Log1p",
         "Maximum Minimum Mul Neg Pow RealDiv Reciprocal Round Rsqrt Sign Sin Sqrt Square SquaredDifference Sub",
         # Comparison and choice.
-        "ArgMax ArgMin Equal Greater GreaterEqual IsFinite Less LessEqual LogicalAnd LogicalNot LogicalOr",
-        "NotEqual Select SelectV2",
+        "ArgMax ArgMin Bitcast BitwiseAnd Equal Greater GreaterEqual IsFinite Less LessEqual LogicalAnd LogicalNot",
+        "LogicalOr NotEqual OneHot Select SelectV2",
         # Reduction.
         "Max Mean Min Prod Sum",
         # Shape.
@@ -68,7 +68,7 @@ ELSEWHERE = INITIALISER | _words(
     "DynamicStitch InvertPermutation L2Loss RandomStandardNormal RandomUniform RandomUniformInt StatelessRandomGetAlg",
     "StatelessRandomGetKeyCounter StatelessRandomGetKeyCounterAlg StatelessRandomNormalV2 StatelessRandomUniform",
     "StatelessRandomUniformV2 StatelessRandomUniformFullIntV2 StatelessTruncatedNormalV2 TruncatedNormal",
-    "RngReadAndSkip Bitcast BitwiseXor SparseSoftmaxCrossEntropyWithLogits SoftmaxCrossEntropyWithLogits Xdivy Xlogy",
+    "RngReadAndSkip BitwiseXor SparseSoftmaxCrossEntropyWithLogits SoftmaxCrossEntropyWithLogits Xdivy Xlogy",
     "ApplyAdam ApplyGradientDescent ApplyMomentum ApplyRMSProp ResourceApplyAdam ResourceApplyGradientDescent",
     "ResourceApplyKerasMomentum ResourceApplyMomentum ResourceApplyRMSProp ResourceApplyAdagradV2",
     "ResourceApplyAdaMax ResourceApplyAdamWithAmsgrad",

@@ -11,7 +11,9 @@ from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
 
 __all__ = ["Undecided", "without_decisions"]
 
-_PASSED = frozenset({"Cast", "ExpandDims", "Reshape", "Squeeze", "StridedSlice"})
+_PASSED = frozenset({"Cast", "ExpandDims", "OneHot", "Reshape", "Squeeze", "StridedSlice"})
+_CHOICES = frozenset({"Select", "SelectV2"})
+_FILLED = frozenset({"Const", "Fill", "OnesLike", "ZerosLike"})
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,33 @@ def without_decisions(graph: Graph, order: Sequence[str]) -> Undecided:
 def _scores(graph: Graph, tensor: Tensor) -> tuple[Tensor, str] | None:
     """Return the scores that a tensor decides on, and how; None if it decides nothing."""
     node = graph[tensor]
-    while node.op in _PASSED and (node.op != "StridedSlice" or node.attrs.get("new_axis_mask")):
-        node = graph[node.inputs[0]]
+    while (before := _passed(graph, node)) is not None:
+        node = graph[before]
     if node.op == "ArgMax" and _channels(graph, node):
-        return node.inputs[0], "argmax"
+        return _with_negative_zeros(graph, node.inputs[0]), "argmax"
     if node.op in {"Greater", "GreaterEqual"} and graph.constant(node.inputs[1]) is not None:
         return node.inputs[0], "threshold"
     return (node.inputs[0], "rounding") if node.op == "Round" else None
+
+
+def _passed(graph: Graph, node: Node) -> Tensor | None:
+    """The input of a node that may follow a decision without changing it; None for another node."""
+    if node.op == "StridedSlice":
+        return node.inputs[0] if node.attrs.get("new_axis_mask") else None
+    if node.op in _CHOICES:  # where(decision, 1, 0)
+        return node.inputs[0] if all(graph[value].op in _FILLED for value in node.inputs[1:]) else None
+    if node.op == "Mul":  # decision * 255
+        inputs = [tensor for tensor in node.inputs if graph.constant(tensor) is None]
+        return inputs[0] if len(inputs) == 1 else None
+    return node.inputs[0] if node.op in _PASSED else None
+
+
+def _with_negative_zeros(graph: Graph, tensor: Tensor) -> Tensor:
+    """The scores of an argmax of Keras 3, which first replaces each -0.0 by the smallest negative number."""
+    node = graph[tensor]
+    if node.op in _CHOICES and (value := graph.constant(node.inputs[1])) is not None and value.size == 1:
+        return node.inputs[2] if -1e-37 < float(np.reshape(value, -1)[0]) < 0 else tensor
+    return tensor
 
 
 def _channels(graph: Graph, node: Node) -> bool:

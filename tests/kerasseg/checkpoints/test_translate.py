@@ -274,7 +274,18 @@ def test_sizes_are_worked_out(rows: int | None) -> None:
     np.testing.assert_allclose(np.asarray(model(X)), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("endings", [["ArgMax"], ["softmax", "ArgMax", "cast", "expand"], ["threshold", "cast"]])
+ENDINGS = [
+    ["ArgMax"],
+    ["softmax", "ArgMax", "cast", "expand"],
+    ["threshold", "cast"],
+    ["softmax", "ArgMax", "one_hot"],
+    ["ArgMax", "new_axis", "byte"],
+    ["threshold", "choice"],
+    ["threshold", "cast", "white"],
+]
+
+
+@pytest.mark.parametrize("endings", ENDINGS)
 def test_a_final_decision_is_removed_and_said(endings: list[str]) -> None:
     calls = {
         "softmax": ("nn.softmax", {"axis": -1}),
@@ -282,6 +293,14 @@ def test_a_final_decision_is_removed_and_said(endings: list[str]) -> None:
         "cast": ("cast", {"dtype": "float32"}),
         "expand": ("expand_dims", {"axis": -1}),
         "threshold": ("math.greater", {"y": 0.5}),
+        "one_hot": ("one_hot", {"depth": 2}),
+        "new_axis": (
+            "__operators__.getitem",
+            {"slice_spec": [{"start": None, "stop": None, "step": None}] * 3 + [None]},
+        ),
+        "byte": ("cast", {"dtype": "uint8"}),
+        "choice": ("where", {"x": 1.0, "y": 0.0}),
+        "white": ("math.multiply", {"y": 255.0}),
     }
     layers, last = [], "a"
     for name in endings:
@@ -355,3 +374,8 @@ def test_thousands_of_layers_are_refused_at_once() -> None:
     chain = [("Activation", f"l{i}", {"activation": "relu"}, node(f"l{i - 1}" if i else "a")) for i in range(20_000)]
     with pytest.raises(CheckpointError, match=r"too large \(found 20,002 layers, expected at most 5,000"):
         translate(functional(*chain))
+
+
+def test_spatial_dropout_is_translated() -> None:
+    old = functional(("SpatialDropout2D", "drop", {"rate": 0.2, "trainable": True, "dtype": "float32"}, node("a")))
+    assert rebuilt(old).get_layer("drop").rate == 0.2

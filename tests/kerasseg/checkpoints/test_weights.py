@@ -284,3 +284,17 @@ def test_architectures_are_read_not_evaluated() -> None:
         "dropout": 0.1,
     }
     assert named_arguments("models/unet.keras") is None
+
+
+def test_an_adapted_normalization_works_with_the_weights_of_the_file(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(40, 90, (8, 8, 8, 2)).astype("f")
+    norm = keras.layers.Normalization()
+    norm.adapt(x)
+    inputs = keras.Input((8, 8, 2))
+    keras.Model(inputs, keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")(norm(inputs))).save(
+        tmp_path / "net.h5"
+    )
+    expected = keras.models.load_model(tmp_path / "net.h5", compile=False)
+    expected.layers[1].finalize_state()
+    model = open_checkpoint(tmp_path / "net.h5")
+    np.testing.assert_allclose(np.asarray(model(x)), np.asarray(expected(x)), atol=1e-6)

@@ -623,3 +623,32 @@ def test_published_checkpoints_are_fitted(name: str, real: Path) -> None:
     repeated = keras.tree.pack_sequence_as(model.input, [np.repeat(grey, channels, -1)])
     expected = np.asarray(keras.tree.flatten(free(repeated))[0])
     np.testing.assert_allclose(run(fitted.model, grey), expected, atol=2e-6)
+
+
+def test_a_sequential_network_that_rescales_by_itself_fits() -> None:
+    model = keras.Sequential(
+        [keras.Input((16, 16, 1)), layers.Rescaling(1 / 255), layers.Conv2D(1, 3, padding="same", activation="sigmoid")]
+    )
+    x = np.random.default_rng(0).random((2, 16, 16, 1), dtype="float32")
+    fitted = fit_to_task(model)
+    np.testing.assert_allclose(np.asarray(fitted.model(x)), np.asarray(model(255 * x)), atol=1e-5)
+
+
+def test_lists_of_pixels_become_maps() -> None:
+    inputs = keras.Input((8, 12, 1))
+    x = layers.Reshape((96, 3))(layers.Conv2D(3, 3, padding="same")(inputs))
+    model = keras.Model(inputs, layers.Softmax()(x))
+    image = np.random.default_rng(0).random((2, 8, 12, 1), dtype="float32")
+    fitted = fit_to_task(model)
+    expected = 1 - np.asarray(model(image))[..., :1].reshape(2, 8, 12, 1)
+    np.testing.assert_allclose(np.asarray(fitted.model(image)), expected, atol=1e-6)
+    assert "reshaped to (8, 12, 3)" in str(fitted)
+
+
+@pytest.mark.parametrize("part", [np.s_[..., 1], np.s_[..., 1:2]])
+def test_one_class_of_a_softmax_is_a_probability(part: Any) -> None:
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, layers.Conv2D(3, 3, padding="same", activation="softmax")(inputs)[part])
+    image = np.random.default_rng(0).random((2, 8, 8, 1), dtype="float32")
+    expected = np.asarray(model(image)).reshape(2, 8, 8, 1)
+    np.testing.assert_allclose(np.asarray(fit_to_task(model).model(image)), expected, atol=1e-6)

@@ -662,6 +662,14 @@ def test_masks_of_a_type_that_is_not_read_are_named(tmp_path: Path) -> None:
     assert "2 images without masks (not read: 2 masks/*.webp" in problems(listing(tmp_path))["."]
 
 
+@pytest.mark.parametrize("name", ["_annotations.coco.json", "outlines/1.json", "outlines/1.xml"])
+def test_outlines_instead_of_masks_are_named(name: str, tmp_path: Path) -> None:
+    put(tmp_path, "images/1.png", "images/2.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    assert f"Outlines, as {name} may hold, are not read" in problems(listing(tmp_path))["."]
+
+
 def test_objects_of_pascal_voc_are_no_masks(tmp_path: Path) -> None:
     put(tmp_path, "JPEGImages/1.png", "SegmentationClass/1.png", "SegmentationObject/1.png")
     assert pairs(listing(tmp_path)) == {"JPEGImages/1.png": "SegmentationClass/1.png"}

@@ -320,7 +320,7 @@ def _items(
             f"{count(len(names), 'image')} without masks{_unread(tree)}. Put masks into a folder masks/ beside images/, or "
             "beside the images as NAME_mask.png"
         )
-        return [], [Problem(".", "no-masks", message)], ()
+        return [], [Problem(".", "no-masks", f"{message}{_outlines(tree)}")], ()
     volumes = _volumes(names)
     regions = options.masks and options.foreground is None and _grey_regions(masks, options)
     stems = Counter(stem_of(name) for name in names)
@@ -372,6 +372,15 @@ def _unread(tree: Tree) -> str:
             kinds["/".join((*split_name(location.name)[0][-1:], f"*{suffix}"))] += 1
     listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common(3))
     return f" (not read: {listed}; masks may be {', '.join(PICTURE_SUFFIXES)})" if listed else ""
+
+
+def _outlines(tree: Tree) -> str:
+    """What to do with files of outlines (COCO, LabelMe, VIA), where there are any, as a sentence."""
+    files = [one.name for one in tree.locations if suffix_of(one.name) in {".json", ".xml"}]
+    if not files:
+        return ""
+    named = files[0] if len(files) == 1 else f"{files[0]} and {count(len(files) - 1, 'other')}"
+    return f". Outlines, as {named} may hold, are not read: draw them as mask images (COCO: pycocotools' annToMask)"
 
 
 def _grey_regions(masks: Mapping[Location, tuple[Location, ...]], options: SourceOptions) -> bool:
