@@ -78,7 +78,7 @@ class Tree:
         paths = [
             path for path in (folder.resolve() for folder in folders) if path != root and path.is_relative_to(root)
         ]
-        starts = tuple(f"{path.relative_to(root).as_posix()}/" for path in paths)
+        starts = tuple(shown(f"{path.relative_to(root).as_posix()}/") for path in paths)
         return replace(self, locations=tuple(loc for loc in self.locations if not loc.name.startswith(starts)))
 
     def suffixes(self) -> Counter[str]:
