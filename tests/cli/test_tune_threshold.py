@@ -259,9 +259,9 @@ def test_other_shards_are_refused(copy: RunDirectory, shards: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (network(20, -13, activation=None), "does not put out probabilities .*logits"),
+        (network(20, -13, activation=None), "does not return probabilities .*logits"),
         (network(1, 0, size=16), "disagree on the size of slices .*--size 16"),
-        (network(float("nan"), 0), "puts out NaN"),
+        (network(float("nan"), 0), "returns NaN"),
     ],
     ids=["logits", "another size", "NaN"],
 )
