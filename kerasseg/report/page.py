@@ -66,7 +66,7 @@ def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
         context: As in `render`.
 
     Raises:
-        KerassegError: It cannot be written.
+        KerassegError: The file cannot be written.
     """
-    # Names that are not UTF-8 are surrogates, which cannot be encoded.
+    # Names that are not UTF-8 contain surrogates, which cannot be encoded.
     write_atomically(path, render(template, context).encode("utf-8", "replace"))
