@@ -311,7 +311,7 @@ def test_after_more_training_the_rule_is_refused(copy: RunDirectory) -> None:
         (lambda d: d["model"].update(sha256="abc"), r"model\.sha256"),
         (
             lambda d: d["model"]["rule"].update(threshold=0.77),
-            r"model: rule is not .* edited by hand.*--threshold",
+            r"model: the rule differs .* edited by hand.*--threshold",
         ),
         (lambda d: d.pop("baseline"), r"baseline is missing"),
     ],
