@@ -250,8 +250,10 @@ def lower_bound(
     change = sums - standing[:, None]
     gain = change.sum(0) / counts.sum()
     patients = len(counts)
+    if math.isinf(errors):  # infinity times no noise would be NaN
+        return np.full_like(gain, -np.inf)
     if patients < 2:
-        return gain if math.isfinite(errors) else np.full_like(gain, -np.inf)
+        return gain
     residual = change - counts[:, None] * gain
     noise = np.sqrt(patients / (patients - 1) * (residual**2).sum(0)) / counts.sum()
     return np.asarray(gain - errors * noise)

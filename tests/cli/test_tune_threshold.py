@@ -261,7 +261,7 @@ def test_other_shards_are_refused(copy: RunDirectory, shards: Path, tmp_path: Pa
     [
         (network(20, -13, activation=None), "does not return probabilities .*logits"),
         (network(1, 0, size=16), "disagree on the size of slices .*--size 16"),
-        (network(float("nan"), 0), "returns NaN"),
+        (network(float("nan"), 0), "weights are damaged .found NaN in conv2d"),
     ],
     ids=["logits", "another size", "NaN"],
 )
