@@ -49,7 +49,7 @@ def train(
             metavar="CHECKPOINT",
             autocompletion=starting_points,
             help="Pretrained network: a name from kerasseg checkpoints, a .keras or .h5 file, a SavedModel folder, "
-            "hf://owner/name or https://... Default: recipe, downloaded.",
+            "hf://owner/name or https://... [default: recipe, downloaded]",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -66,7 +66,7 @@ def train(
         typer.Option(
             metavar=choices(STRATEGIES),
             autocompletion=proposing(STRATEGIES),
-            help="What is trained; kerasseg train --help explains it. Default with a fresh head or decoder: two-stage.",
+            help="Training strategy, see above; with a fresh head or decoder the default is two-stage.",
             rich_help_panel=TRAINING,
         ),
     ] = "conservative",

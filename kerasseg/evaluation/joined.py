@@ -38,7 +38,7 @@ class SlicePicture:
         image: (height, width, channels) uint8, 1 or 3 channels.
         reference: (height, width) bool.
         prediction: (height, width) bool, after the last stage.
-        probability: (height, width) float32 in [0, 1]; None where it is not known.
+        probability: (height, width) float32 in [0, 1]; None if unknown.
         threshold: Threshold of the prediction.
     """
 

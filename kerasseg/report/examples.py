@@ -24,10 +24,10 @@ class Example:
 
     Attributes:
         place: "best", "median" or "worst".
-        slice_id: Of the slice.
-        said: Its figures in words.
-        whole, near: The pictures.
-        slider: A slider for the threshold; "" where the probabilities are not known.
+        slice_id: Id of the slice.
+        said: Its scores as text.
+        whole, near: Pictures of the whole slice and of the close-up.
+        slider: A slider for the threshold; "" without probabilities.
     """
 
     place: str
