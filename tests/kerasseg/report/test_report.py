@@ -111,7 +111,7 @@ def test_every_part_is_there_and_only_where_it_was_asked_for(
     parts = ("Threshold", "Calibration", "Robustness", "Second annotator", "Speed", "Best, median and worst")
     headings = {part: f" {part}" in text for part in parts}
     assert all(headings.values()), headings
-    for fact in ("80/10/10", "3, this one included", "keras 3.15.1", "no patient in more than one split", "0.043"):
+    for fact in ("80/10/10", "3, including this one", "keras 3.15.1", "no patient in more than one split", "0.043"):
         assert fact in text
     bare = tmp_path / "bare.html"
     write_report(evaluation(slices.rows(), whole=False), (), None, bare)
