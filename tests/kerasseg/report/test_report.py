@@ -186,7 +186,7 @@ def test_a_gain_is_called_what_its_interval_says(mean: Mean, said: str) -> None:
 
 
 def test_a_curve_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"one low a threshold \(found shape \(2,\), expected shape \(3,\)\)"):
+    with pytest.raises(UsageError, match=r"one low per threshold \(found shape \(2,\), expected shape \(3,\)\)"):
         ThresholdCurve([0.1, 0.2, 0.3], [1, 1, 1], 0.1, low=[0, 0])
 
 
