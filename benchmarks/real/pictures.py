@@ -1,4 +1,4 @@
-"""Best, median and worst test slice of each class, as one picture."""
+"""A picture of the best, median and worst test slice per class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFERENCE, NETWORK = "#f0e442", "#56b4e9"
 
 
 def draw_examples(shop: Workshop, trial: TrialFigures, folder: Path) -> None:
-    """Writes `results-slices.jpg` of a network."""
+    """Write `results-slices.jpg` for a network."""
     run = RunDirectory(shop.folder / "runs" / trial.name)
     rows = read_csv(run.root / "evaluation" / "test" / "per_slice.csv")
     slices = open_split(shop.folder / trial.data, "test", Caching("memory"), check=False)

@@ -1,4 +1,4 @@
-"""Values for shell completion; nothing heavy is imported, because the shell waits."""
+"""Values for shell completion. Heavy imports are avoided, because the shell waits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STRATEGIES = {
     "scratch": "starts from random weights",
 }
 _FREEZING = ("conservative", "moderate", "aggressive")
-# Blocks of networks of the usual depth; those of deeper networks can be typed.
+# Blocks of networks of the default depth.
 BLOCKS = (
     "encoder_*",
     *(f"encoder_{k}" for k in range(1, 6)),
@@ -41,7 +41,7 @@ AUGMENTATIONS = ("flip", "brightness", "contrast", "zoom", "none")
 
 
 def proposing(values: Iterable[str] | dict[str, str]) -> Callable[[str], list[tuple[str, str]]]:
-    """Complete one of these values, with their meanings in a dictionary.
+    """Return a function that completes one of these values; a dictionary also gives their meanings.
 
     >>> proposing(["native", "model"])("n")
     [('native', '')]
@@ -55,7 +55,7 @@ def proposing(values: Iterable[str] | dict[str, str]) -> Callable[[str], list[tu
 
 
 def listed(values: Iterable[str]) -> Callable[[str], list[str]]:
-    """Complete the last value of a comma-separated list; values before it are not proposed again.
+    """Return a function that completes the last value of a comma-separated list, without repeating values.
 
     >>> listed(["encoder_1", "encoder_2"])("encoder_1,enc")
     ['encoder_1,encoder_2']

@@ -73,7 +73,7 @@ def export(
         int, typer.Option(min=1, help="Training slices for calibration.", rich_help_panel=EIGHT_BITS)
     ] = 100,
     max_loss: Annotated[
-        float, typer.Option(help="Largest allowed loss of mean Dice on validation.", rich_help_panel=EIGHT_BITS)
+        float, typer.Option(help="Largest allowed loss of mean validation Dice.", rich_help_panel=EIGHT_BITS)
     ] = 0.05,
     slices: Annotated[
         int, typer.Option(min=1, help="Validation slices for the comparison.", rich_help_panel=CHECKS)

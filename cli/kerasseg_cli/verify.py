@@ -22,9 +22,7 @@ __all__ = ["verify"]
 
 
 def verify(
-    shards: Annotated[
-        Path | None, typer.Argument(metavar="SHARDS", help="Shard directory. ./shards by default.")
-    ] = None,
+    shards: Annotated[Path | None, typer.Argument(metavar="SHARDS", help="Shard directory. [default: shards]")] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option("--data", metavar="INPUT", help="Raw data to check instead of shards; may be repeated."),
@@ -34,14 +32,14 @@ def verify(
         typer.Option(
             "--format",
             metavar=f"[{'|'.join(FORMATS)}]",
-            help="Format of the raw data. Detected by default.",
+            help="Format of the raw data. [default: detected]",
             autocompletion=proposing(FORMATS),
         ),
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", "-j", min=1, metavar="N", help="Worker processes for --data. One per processor by default."
+            "--jobs", "-j", min=1, metavar="N", help="Worker processes for --data. [default: one per processor]"
         ),
     ] = None,
     as_json: Json = False,

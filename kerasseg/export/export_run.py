@@ -65,8 +65,8 @@ from kerasseg_tfrecords.text import Progress
 __all__ = ["Exported", "export_model"]
 
 _REASONS = {
-    "onnx": "they need loops over pixels, and the file contains only arithmetic that every runtime has",
-    "litert": "they need loops over pixels, which runtimes of small devices do not have",
+    "onnx": "they need loops over pixels, but the file contains only arithmetic that every runtime supports",
+    "litert": "they need loops over pixels, which runtimes of small devices do not support",
 }
 
 
@@ -80,7 +80,7 @@ class Exported:
         pushed: Address on the Hub; None if it was not pushed.
 
     Example:
-        `export_model(...)` returns them:
+        `export_model(...)` returns:
 
         >>> sorted(name for name in vars(Exported) if not name.startswith("_"))
         ['bytes', 'folder', 'metadata', 'pushed']
@@ -92,13 +92,13 @@ class Exported:
 
     @property
     def bytes(self) -> int:
-        """Size of the network's files together."""
+        """Total size of the network's files."""
         return sum(file.bytes for file in self.metadata.files)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Everything that is known before anything is written."""
+    """Everything that is known before writing."""
 
     form: ExportFormat
     run: RunDirectory
@@ -126,7 +126,7 @@ class _Job:
 
 def export_model(
     run: RunDirectory | Path | str | None = None,
-    format: str = "savedmodel",  # noqa: A002 - the word that Keras has for it
+    format: str = "savedmodel",  # noqa: A002 - as in Keras
     out: Path | str | None = None,
     *,
     with_postprocessing: bool = False,
@@ -136,7 +136,7 @@ def export_model(
     max_loss: float = 0.05,
     slices: int = 32,
     shards: Path | str | None = None,
-    license: str | None = None,  # noqa: A002 - as the Hub calls it
+    license: str | None = None,  # noqa: A002 - as on the Hub
     overwrite: bool = False,
     push_to: str | None = None,
     private: bool = False,
@@ -156,11 +156,11 @@ def export_model(
         with_postprocessing: Include the run's rule: all of it in a SavedModel, its threshold in ONNX and LiteRT.
         threshold: "auto" for the rule in the run's `threshold.json`, or a threshold in (0, 1] without post-processing.
         int8: Compute with 8-bit integers (LiteRT only).
-        calibration: Number of training slices for calibrating their ranges.
+        calibration: Number of training slices for calibrating 8-bit ranges.
         max_loss: Largest allowed loss of mean Dice on validation with `int8`.
         slices: Number of validation slices for the comparison.
-        shards: Shard directory of the run if it was moved. Without shards, synthetic slices are compared, and the card says
-            so.
+        shards: Shard directory of the run if it was moved. Without shards, synthetic slices are compared, and the card
+            states this.
         license: License of the weights for the card, such as "cc-by-4.0".
         overwrite: Whether to replace an earlier export in `out`.
         push_to: `hf://owner/name` to upload the export to.
@@ -198,7 +198,7 @@ def export_model(
         raise DataError(
             "--int8 needs the run's shards for calibration, and they are missing",
             path=config.settings.shards,
-            remedy="Give their new place with --shards, or omit --int8.",
+            remedy="Give their new location with --shards, or omit --int8.",
         )
     job = _Job(
         form=form,
@@ -249,13 +249,13 @@ def _check_numbers(slices: int, calibration: int, max_loss: float) -> None:
 def _rule(
     run: RunDirectory, form: ExportFormat, threshold: Literal["auto"] | float, *, with_postprocessing: bool
 ) -> tuple[ThresholdFile | None, MaskFacts]:
-    """The rule, and the steps of it that the export includes."""
+    """Return the rule, and the steps of it that the export includes."""
     makes_masks = form == "savedmodel" or with_postprocessing
     tuned: ThresholdFile | None = None
     source: Literal["threshold.json", "given", "default"]
     if threshold != "auto":
         if not 0 < threshold <= 1:
-            raise UsageError("threshold cannot be used", found=threshold, expected="auto, or a probability in (0, 1]")
+            raise UsageError("invalid threshold", found=threshold, expected="auto, or a probability in (0, 1]")
         rule, source = MaskRule(threshold=float(threshold)), "given"
     elif makes_masks or run.threshold_file.exists():
         tuned = load_threshold(run)
@@ -279,7 +279,7 @@ def _rule(
 
 
 def _network(run: RunDirectory, config: RunConfig) -> keras.Model:
-    """The best network, with a provenance that names no folder of this machine."""
+    """Return the best network, with a provenance that contains no folder of this machine."""
     from kerasseg.checkpoints.provenance import attach
 
     model = open_checkpoint(run.model_file)
@@ -322,7 +322,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
     resolved = job.config.resolved
     record = provenance(job.model)
     if record is None:
-        msg = "the network lost its record"
+        msg = "the network has no provenance"
         raise AssertionError(msg)
     folders = [job.run.root, *job.run.root.absolute().parents, Path(job.config.settings.shards), Path.home()]
     metadata = ExportMetadata(
@@ -392,7 +392,7 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
 
 def _int8(job: _Job, folder: Path, target: Path, network: Network, exported: Network) -> Int8Facts:
     if job.shards is None:
-        msg = "8 bits were begun without shards"
+        msg = "8 bits need shards"
         raise AssertionError(msg)
     beside = folder / "float32"
     beside.mkdir()

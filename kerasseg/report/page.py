@@ -34,8 +34,8 @@ def render(template: str, context: dict[str, Any]) -> str:
 
     Args:
         template: Name of a file in `templates`.
-        context: What it shows; text is escaped, `markupsafe.Markup` is not. With a true "script", the page gets the
-            script of the threshold sliders, and its policy allows no other.
+        context: Values for the template; text is escaped, `markupsafe.Markup` is not. If "script" is true, the page
+            gets the script of the threshold sliders, and its policy allows no other.
     """
     script = _script() if context.get("script") else ""
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -66,7 +66,7 @@ def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
         context: As in `render`.
 
     Raises:
-        KerassegError: It cannot be written.
+        KerassegError: The file cannot be written.
     """
-    # Names that are not UTF-8 are surrogates, which cannot be encoded.
+    # Names that are not UTF-8 contain surrogates, which cannot be encoded.
     write_atomically(path, render(template, context).encode("utf-8", "replace"))

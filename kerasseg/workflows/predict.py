@@ -69,12 +69,12 @@ class PredictedFile:
 
     @property
     def tumours(self) -> int | None:
-        """Connected tumours; None where an earlier version of kerasseg predicted the input."""
+        """Connected tumours; None if an earlier version of kerasseg predicted the input."""
         return self.rows[0].case_tumours if self.rows else 0
 
     @property
     def volume_ml(self) -> float | None:
-        """Tumour volume in millilitres; None for single slices, and where the voxel size is unknown."""
+        """Tumour volume in millilitres; None for single slices, and if the voxel size is unknown."""
         return self.rows[0].case_volume_ml if self.rows else None
 
 
@@ -165,8 +165,8 @@ def predict_files(
         overlay: Also write pictures of the slices with the outline of the mask.
         probabilities: Also write the probabilities: 16-bit PNG (65535 is 1), or float32 NIfTI for volumes.
         plane: Plane of the slices of volumes: "axial", "coronal" or "sagittal"; None for that of the run's shards.
-        channel: Channel of volumes that have several: a number from 0 or a name; None for that of the run's shards.
-        sequence: Sequence of cases that have several files, such as "t1ce"; None for that of the run's shards.
+        channel: Channel of volumes with several: a number from 0 or a name; None for that of the run's shards.
+        sequence: Sequence of cases with several files, such as "t1ce"; None for that of the run's shards.
         format_name: Read only this format: "figshare", "pairs", "nifti" or "dicom".
         batch_size: Slices per batch; None chooses.
         precision: "auto", "float32", "mixed_bfloat16" or "mixed_float16".
@@ -245,7 +245,7 @@ def predict_files(
             whole = job.run([unit for unit in units if unit.name not in journal.done], stop or StopFlag())
             _write_table(folder, units, journal)
         except BaseException as error:
-            # The table covers what is done, however this ends; a full disk may have no room for it.
+            # Write the table of finished inputs in any case, if the disk has room for it.
             with contextlib.suppress(KerassegError):
                 _write_table(folder, units, journal)
             if isinstance(error, KerassegError):
@@ -446,7 +446,7 @@ class _Job:
         return list(answers)
 
     def write(self, one: _Prepared, answer: NDArray[np.float32]) -> None:
-        """Make the mask of a slice; after the last slice of an input, write its files."""
+        """Compute the mask of a slice; after the last slice of an input, write its files."""
         start = time.perf_counter()
         work, unit = one.work, one.work.unit
         native = np.clip(restore(answer, one.height, one.width, one.spacing), 0, 1)
@@ -525,11 +525,11 @@ class _Job:
                 self.progress("predict", len(self.journal.done) + len(self.problems), self.total)
 
     def notes(self) -> list[str]:
-        """Remarks about the inputs as a whole."""
+        """Return remarks about all inputs."""
         notes = []
         if self.colour:
             slices = count(self.colour, "colour slice")
-            notes.append(f"{slices} converted for a network that was trained on grey ones: check the masks")
+            notes.append(f"{slices} converted for a network that was trained on grey slices: check the masks")
         if self.series_without_seg:
             series = count(self.series_without_seg, "series", "series")
             notes.append(

@@ -259,9 +259,9 @@ def test_other_shards_are_refused(copy: RunDirectory, shards: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (network(20, -13, activation=None), "does not put out probabilities .*logits"),
+        (network(20, -13, activation=None), "does not return probabilities .*logits"),
         (network(1, 0, size=16), "disagree on the size of slices .*--size 16"),
-        (network(float("nan"), 0), "puts out NaN"),
+        (network(float("nan"), 0), "weights are damaged .found NaN in conv2d"),
     ],
     ids=["logits", "another size", "NaN"],
 )
@@ -311,7 +311,7 @@ def test_after_more_training_the_rule_is_refused(copy: RunDirectory) -> None:
         (lambda d: d["model"].update(sha256="abc"), r"model\.sha256"),
         (
             lambda d: d["model"]["rule"].update(threshold=0.77),
-            r"model: rule is not .* edited by hand.*--threshold",
+            r"model: the rule differs .* edited by hand.*--threshold",
         ),
         (lambda d: d.pop("baseline"), r"baseline is missing"),
     ],

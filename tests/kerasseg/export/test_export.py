@@ -348,9 +348,7 @@ def test_an_export_that_is_not_the_network_is_removed(
         return keras.Model(serving.inputs, {"probability": serving.output["probability"] + 1e-3})
 
     monkeypatch.setattr(export_run, "serving_model", other)
-    with pytest.raises(
-        KerassegError, match="does not give what the network gives .*probabilities that differ"
-    ) as caught:
+    with pytest.raises(KerassegError, match="give different probabilities .*a difference") as caught:
         export("litert")
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
@@ -359,7 +357,7 @@ def test_an_export_that_is_not_the_network_is_removed(
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"largest_difference": 2e-4}, "does not give what the network gives"),
+        ({"largest_difference": 2e-4}, "give different probabilities"),
         ({"largest_difference": float("nan")}, "differ by nan"),
         ({"equal_pixels": 0.998}, "99.8000 % of the pixels equal"),
         ({"raw_equal_pixels": 0.9}, "90.0000 % of the pixels equal"),

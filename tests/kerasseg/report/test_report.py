@@ -111,7 +111,7 @@ def test_every_part_is_there_and_only_where_it_was_asked_for(
     parts = ("Threshold", "Calibration", "Robustness", "Second annotator", "Speed", "Best, median and worst")
     headings = {part: f" {part}" in text for part in parts}
     assert all(headings.values()), headings
-    for fact in ("80/10/10", "3, this one included", "keras 3.15.1", "no patient in more than one split", "0.043"):
+    for fact in ("80/10/10", "3, including this one", "keras 3.15.1", "no patient in more than one split", "0.043"):
         assert fact in text
     bare = tmp_path / "bare.html"
     write_report(evaluation(slices.rows(), whole=False), (), None, bare)
@@ -186,7 +186,7 @@ def test_a_gain_is_called_what_its_interval_says(mean: Mean, said: str) -> None:
 
 
 def test_a_curve_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"one low a threshold \(found shape \(2,\), expected shape \(3,\)\)"):
+    with pytest.raises(UsageError, match=r"one low per threshold \(found shape \(2,\), expected shape \(3,\)\)"):
         ThresholdCurve([0.1, 0.2, 0.3], [1, 1, 1], 0.1, low=[0, 0])
 
 
