@@ -161,6 +161,8 @@ def _with_maps(model: keras.Model, changes: list[str]) -> keras.Model:
 
     Examples are SegNet's (batch, rows * columns, classes) and masks of (batch, rows, columns).
     """
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        return model
     image = tuple(model.inputs[0].shape[1:])
     if len(model.inputs) != 1 or len(image) != 3 or None in image[:2]:
         return model

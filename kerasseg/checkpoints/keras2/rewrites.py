@@ -135,7 +135,8 @@ def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[st
         while (entry := by_name.get(current[0])) is not None and entry.get("inbound_nodes"):
             kind = str(entry["class_name"])
             decision = _decision(entry, kind)
-            node = entry["inbound_nodes"][current[1]]
+            # In files of nested networks, Keras counts calls that the configuration does not list.
+            node = entry["inbound_nodes"][min(current[1], len(entry["inbound_nodes"]) - 1)]
             if decision is None and kind not in _PASSED and not (kind == "GetItem" and _adds_axes(node)):
                 return end
             sources = list(histories(node))

@@ -138,7 +138,7 @@ def expressions(function: str, call: list[Any]) -> list[Expression]:
         ("py_function", ["a", 0, 0, {}], "does not translate the TensorFlow operation"),
         ("image.resize", ["a", 0, 0, {"size": ["a", 0, 0]}], "computed by other operations"),
         ("image.resize", ["a", 0, 0, {"size": [8, 8], "antialias": True}], "no Keras layer"),
-        ("cast", ["a", 0, 0, {"dtype": "int32"}], "other than floating point"),
+        ("cast", ["a", 0, 0, {"dtype": "complex64"}], "other than floating point"),
         ("math.truediv", ["a", 0, 0, {"y": 0}], "divides by zero"),
         ("nn.silu", ["a", 0, 0, {"beta": 2.0}], "differs from the Keras activation"),
     ],

@@ -358,7 +358,7 @@ def test_an_export_that_is_not_the_network_is_removed(
     ("found", "message"),
     [
         ({"largest_difference": 2e-4}, "give different probabilities"),
-        ({"largest_difference": float("nan")}, "differ by nan"),
+        ({"largest_difference": float("nan")}, "difference of nan"),
         ({"equal_pixels": 0.998}, "99.8000 % of the pixels equal"),
         ({"raw_equal_pixels": 0.9}, "90.0000 % of the pixels equal"),
         ({"raw_equal_pixels": float("nan")}, "nan % of the pixels equal"),
@@ -436,7 +436,7 @@ def test_the_card_has_the_figures_with_their_intervals(made: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("inside", "stage", "words"),
     [
-        (("threshold",), "threshold", "masks of the file: threshold 0.4 alone"),
+        (("threshold",), "threshold", "masks of the file: threshold 0.4 only"),
         (
             ("threshold", *RULE_STEPS),
             "postprocessing",
@@ -536,7 +536,7 @@ def test_other_shards_are_refused(moved: RunDirectory, made: Path, tmp_path: Pat
             {"format": "litert", "with_postprocessing": True},
             "min_diameter, fill_holes cannot be included in litert.*0.4",
         ),
-        ({"threshold": 0.0}, "threshold cannot be used"),
+        ({"threshold": 0.0}, "invalid threshold"),
         ({"slices": 0}, "too few slices to compare"),
         ({"format": "litert", "int8": True, "calibration": 0}, "too few slices for calibration"),
         ({"max_loss": float("nan")}, "invalid --max-loss"),

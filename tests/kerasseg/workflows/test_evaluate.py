@@ -274,7 +274,7 @@ def test_second_masks_that_cannot_be_used(evaluate: Evaluate, desk: Path) -> Non
     def extras() -> Extras:
         return Extras(speed=False, calibration=False, reference_2=desk / "second")
 
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="not a folder"):
         evaluate("validation", None, 0.5, extras=extras())
     (desk / "second").mkdir()
     with pytest.raises(DataError, match="the folder contains no masks"):
