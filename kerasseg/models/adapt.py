@@ -38,11 +38,13 @@ class Fitted:
         model: Maps images (batch, height, width, channels) to float32 tumour probabilities (batch, height, width, 1).
         changes: Changes and assumptions, one sentence each, also recorded in the provenance.
         repeat_channels: How often the channel of a grey image must be repeated as input.
+        fresh_head: Whether the last layer has fresh weights.
     """
 
     model: keras.Model
     changes: tuple[str, ...] = ()
     repeat_channels: int = 1
+    fresh_head: bool = False
 
     def __str__(self) -> str:
         """Return the changes, one per line."""
@@ -133,7 +135,8 @@ def fit_to_task(
 
         copy_provenance(given, new, changes=tuple(changes))
     repeat = takes if channels == 1 else 1
-    return Fitted(new, tuple(changes), repeat)
+    fresh_head = any(replacement.fresh for replacement in plan.replacements.values())
+    return Fitted(new, tuple(changes), repeat, fresh_head)
 
 
 def _check_options(channel_rule: str, head: str) -> None:

@@ -170,7 +170,7 @@ def _measured(
     record = provenance(model)
     check_intensity(manifest.intensity, None if record is None else record.intensity, checkpoint=name)
     fitted = fit_to_task(model, size=manifest.size, channels=manifest.channels, head="auto", seed=0)
-    if any("replaced by a fresh" in change for change in fitted.changes):
+    if fitted.fresh_head:
         raise KerassegError("its last layer would be replaced by a fresh one, so there is nothing to measure")
     values, counted = [], []
     for step in range(data.steps):

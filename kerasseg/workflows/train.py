@@ -514,7 +514,7 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
     if settings.strategy == "scratch":
         fresh = keras.models.clone_model(fitted.model)
         return Network(fresh, named, (*compared, *fitted.changes, "all weights are fresh"))
-    fresh_head = any("replaced by a fresh" in change for change in fitted.changes)
+    fresh_head = fitted.fresh_head
     return Network(fitted.model, named, (*compared, *fitted.changes), fresh="head" if fresh_head else None)
 
 
