@@ -26,7 +26,10 @@ __all__ = [
     "DiceBySlice",
     "Figures",
     "Judged",
+    "Knows",
+    "KnowsRow",
     "Paired",
+    "StageFigures",
     "TrialFigures",
     "counts",
     "difference",
@@ -134,6 +137,65 @@ class Paired(_Model):
     difference: Mean
 
 
+class StageFigures(_Model):
+    """The untouched checkpoint at one stage: Dice of all slices and of each class, and tumours without any pixel found."""
+
+    name: str
+    all: Mean
+    classes: dict[str, Mean]
+    missed: int
+
+
+class KnowsRow(_Model):
+    """A cross-validation of one strategy that starts from the checkpoint that knows the task.
+
+    Attributes:
+        label: As the page calls it.
+        epochs: Trained in the longest fold.
+        figures: At the network's size and 0.5: epoch 0, the best epoch of each fold, and the paired gain.
+        last: Dice after the last epoch, mean over slices: no epoch is chosen on the slices.
+        native: Dice at 0.5 at each slice's own size.
+        ruled: The same with the rule tuned on out-of-fold predictions.
+        rule: Why no rule was kept; empty where one was, or where none was better.
+        minutes: Of all folds.
+    """
+
+    label: str
+    epochs: int
+    figures: OutOfFold
+    last: float
+    native: Mean | None
+    ruled: Mean | None
+    rule: str
+    minutes: float
+
+
+class Knows(_Model):
+    """What a checkpoint that knows the task gains on heads it has never seen.
+
+    Attributes:
+        machine, date: Where and when it was measured.
+        counts: Data set -> split -> class -> (slices, patients).
+        epochs, best_epoch, best, minutes: Of the training of the checkpoint; Dice on its validation slices.
+        untouched: The checkpoint on all unseen heads, by stage.
+        rule_decision: Why its rule was not kept, in words; empty where it was.
+        rows: Cross-validations.
+        against: "A minus B" -> paired difference.
+    """
+
+    machine: str
+    date: str
+    counts: dict[str, dict[str, dict[str, tuple[int, int]]]]
+    epochs: int
+    best_epoch: int
+    best: float
+    minutes: float
+    untouched: tuple[StageFigures, ...]
+    rule_decision: str
+    rows: tuple[KnowsRow, ...]
+    against: dict[str, Mean]
+
+
 class Figures(_Model):
     """The whole document.
 
@@ -148,6 +210,7 @@ class Figures(_Model):
         crossed: Cross-validations.
         compared: Differences from the first of each kind.
         looks: Data set -> names of the looks at its test split.
+        knows: A checkpoint that knows the task; on another machine, perhaps.
     """
 
     machine: str
@@ -160,6 +223,7 @@ class Figures(_Model):
     crossed: tuple[CrossFigures, ...] = ()
     compared: tuple[Paired, ...] = ()
     looks: dict[str, tuple[str, ...]] = {}
+    knows: Knows | None = None
 
 
 def of_trial(root: Path, trial: Trial) -> TrialFigures:

@@ -37,13 +37,17 @@ class Workshop:
         """Shards."""
         if (self.folder / data.name / "manifest.json").exists():
             return
-        for name in data.inputs:
+        self.need(*data.inputs)
+        self._type(*data.command(str(self.data)))
+
+    def need(self, *folders: str) -> None:
+        """Exit unless these folders of raw data exist."""
+        for name in folders:
             if not (self.data / name).exists():
                 sys.exit(
                     f"{self.data / name} is not there. --data, or KERASSEG_REAL_DATA, names the folder that has it; "
                     "docs/results.md says what is in it."
                 )
-        self._type(*data.command(str(self.data)))
 
     def done(self, trial: Trial) -> bool:
         """Whether its training has come to its end."""
@@ -59,11 +63,27 @@ class Workshop:
         self.prepare(trial.data)
         if done:
             return
-        out = ["--out", f"runs/{trial.name}"]
-        if (self.run(trial) / "config.json").exists():
-            self._type("train", "--resume", *out)
+        self.train_run(trial.name, *trial.options(str(self.checkpoint)))
+
+    def train_run(self, name: str, *options: str) -> None:
+        """Train a run to its end, resuming what an earlier call left."""
+        root = self.folder / "runs" / name
+        if (root / "validation.csv").exists() and _finished(root):
+            return
+        if (root / "config.json").exists():
+            self._type("train", "--resume", "--out", f"runs/{name}")
         else:
-            self._type("train", *trial.options(str(self.checkpoint)), *self.extra, *out)
+            self._type("train", *options, *self.extra, "--out", f"runs/{name}")
+
+    def once(self, result: str, *words: str) -> None:
+        """Type a command unless the file that it writes last exists.
+
+        Args:
+            result: The file, below `folder`.
+            words: The command.
+        """
+        if not (self.folder / result).exists():
+            self._type(*words)
 
     def judge(self, trial: Trial, split: str) -> None:
         """Threshold and post-processing on validation; figures on a split."""
@@ -80,20 +100,21 @@ class Workshop:
 
         # The figures are written last, behind the ensemble.
         try:
-            return read_cross_validation(self._cross(trial)).out_of_fold is not None
+            return read_cross_validation(self.cross_root(trial)).out_of_fold is not None
         except KerassegError:
             return False
 
     def cross_validate(self, trial: Trial, folds: int = 5) -> Path:
         """A training for each fold of training and validation slices; the folder."""
         self.prepare(trial.data)
-        root = self._cross(trial)
+        root = self.cross_root(trial)
         if not self.crossed(trial):
             options = [*trial.options(str(self.checkpoint)), *self.extra]
             self._type("cross-validate", "--folds", str(folds), *options, "--out", f"runs/{root.name}", "--quiet")
         return root
 
-    def _cross(self, trial: Trial) -> Path:
+    def cross_root(self, trial: Trial) -> Path:
+        """Folder of its cross-validation."""
         return self.folder / "runs" / f"cv-{trial.name}"
 
     def _type(self, *words: str) -> None:
