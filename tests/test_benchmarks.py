@@ -17,7 +17,7 @@ from benchmarks.page import HEADLINES, TITLES, page, slower, tables
 from benchmarks.real.__main__ import Effort, Job, collect, train_long
 from benchmarks.real.figures import Figures, difference, looks
 from benchmarks.real.keeping import with_earlier
-from benchmarks.real.knows import KnowsPlan, collect_knows, train_knows
+from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, train_knows
 from benchmarks.real.page import page_text
 from benchmarks.real.plan import trials_on_few
 from benchmarks.real.unseen import other_heads
@@ -117,7 +117,7 @@ def test_a_part_whose_raw_data_are_missing_says_which_and_writes_nothing(tmp_pat
     with pytest.raises(SystemExit, match=r"figshare-png is not there.*--data"):
         train_knows(shop, KnowsPlan())
     assert collect_knows(shop, KnowsPlan()) is None
-    assert KnowsPlan().shown(shop) is None
+    assert best_trial(shop, KnowsPlan()) is None
     assert not shop.folder.exists()
 
 

@@ -29,7 +29,7 @@ from benchmarks.machine import describe
 from benchmarks.measure import ROOT
 from benchmarks.real import figures as read
 from benchmarks.real.keeping import read_earlier, same_ground, with_earlier
-from benchmarks.real.knows import KnowsPlan, collect_knows, train_knows
+from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, finished_folds, train_knows
 from benchmarks.real.page import pictured, write_page
 from benchmarks.real.pictures import draw_before_after, draw_examples
 from benchmarks.real.plan import Trial, leaking, long, quicker, trials_on_few, trials_on_many
@@ -241,8 +241,8 @@ def main() -> None:
             # Where the run is not in this folder, the picture that the page has stays.
             if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():
                 draw_examples(shop, shown, pages / "images")
-            if (root := effort.knows.shown(shop)) is not None:
-                draw_before_after(shop, root, pages / "images")
+            if (best := best_trial(shop, effort.knows)) is not None:
+                draw_before_after(shop.data, finished_folds(shop, best), pages / "images")
             write_page(found, pages / "results.md", document)
         except (KerassegError, OSError) as error:
             sys.exit(f"{error}\nThe runs are there, and `--part page` makes the page of them.")

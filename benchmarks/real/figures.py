@@ -151,22 +151,26 @@ class KnowsRow(_Model):
 
     Attributes:
         label: As the page calls it.
+        folds: Number of finished folds; the figures are over the slices that they held out.
+        slices, patients: Held out by them.
         epochs: Trained in the longest fold.
-        figures: At the network's size and 0.5: epoch 0, the best epoch of each fold, and the paired gain.
+        before, after, gain: Dice at 0.5 at the network's size: epoch 0, the best epoch of each fold, and the paired gain.
+        before_classes, after_classes: Class -> Dice over its slices.
         last: Dice after the last epoch, mean over slices: no epoch is chosen on the slices.
-        native: Dice at 0.5 at each slice's own size.
-        ruled: The same with the rule tuned on out-of-fold predictions.
-        rule: Why no rule was kept; empty where one was, or where none was better.
         minutes: Of all folds.
     """
 
     label: str
+    folds: int
+    slices: int
+    patients: int
     epochs: int
-    figures: OutOfFold
+    before: Mean
+    after: Mean
+    gain: Mean
+    before_classes: dict[str, Mean]
+    after_classes: dict[str, Mean]
     last: float
-    native: Mean | None
-    ruled: Mean | None
-    rule: str
     minutes: float
 
 
@@ -175,23 +179,30 @@ class Knows(_Model):
 
     Attributes:
         machine, date: Where and when it was measured.
+        size: Height and width of the slices in pixels.
         counts: Data set -> split -> class -> (slices, patients).
-        epochs, best_epoch, best, minutes: Of the training of the checkpoint; Dice on its validation slices.
+        planned, epochs, best_epoch, best, minutes: Of the training of the checkpoint; Dice on its validation slices.
         untouched: The checkpoint on all unseen heads, by stage.
         rule_decision: Why its rule was not kept, in words; empty where it was.
         rows: Cross-validations.
-        against: "A minus B" -> paired difference.
+        folds: Of the cross-validations, finished or not.
+        curves: Training -> Dice over the slices that the first fold holds out, after each epoch so far, epoch 0 first.
+        against: "A minus B" -> paired difference on the slices that both have held out.
     """
 
     machine: str
     date: str
+    size: int
     counts: dict[str, dict[str, dict[str, tuple[int, int]]]]
+    planned: int
     epochs: int
     best_epoch: int
     best: float
     minutes: float
     untouched: tuple[StageFigures, ...]
     rule_decision: str
+    folds: int
+    curves: dict[str, tuple[float, ...]]
     rows: tuple[KnowsRow, ...]
     against: dict[str, Mean]
 

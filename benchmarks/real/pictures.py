@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +30,11 @@ _COLOURS = 48
 
 
 class HeldOut(NamedTuple):
-    """A slice of a cross-validation: the fold that held it out, and its Dice before and after training."""
+    """A slice, the run of the fold that held it out, and its Dice before and after training."""
 
     slice_id: str
     label: str
-    fold: int
+    fold: Path
     before: float
     after: float
 
@@ -58,29 +58,28 @@ def draw_examples(shop: Workshop, trial: TrialFigures, folder: Path) -> None:
     figure.savefig(folder / "results-slices.jpg", dpi=90, pil_kwargs={"quality": 80})
 
 
-def draw_before_after(shop: Workshop, root: Path, folder: Path) -> None:
+def draw_before_after(data: Path, folds: Sequence[Path], folder: Path) -> None:
     """Draw best, median and worst held-out slice of a cross-validation, before and after training.
 
     Args:
-        shop: Names the folder of raw slices.
-        root: The cross-validation; its shards hold slices of `figshare-mat`.
+        data: Folder of raw slices, with `figshare-mat`.
+        folds: Runs whose validation slices are held-out slices of `figshare-mat`.
         folder: Receives `results-before-after.png`.
     """
-    with (root / "out-of-fold.csv").open(newline="") as stream:
-        rows = [
-            HeldOut(
-                row["slice_id"], row["label"], int(row["fold"]), float(row["dice_epoch_0"]), float(row["dice_best"])
-            )
-            for row in csv.DictReader(stream)
-        ]
+    rows = []
+    for fold in folds:
+        with (fold / "validation.csv").open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                before, after = float(row["dice_epoch_0"]), float(row["dice_best"])
+                rows.append(HeldOut(row["slice_id"], row["label"], fold, before, after))
     rows.sort(key=lambda row: row.after)
     chosen = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
     figure, axes = _figure(3, "Annotator (yellow) and network (blue, dashed) on heads that the checkpoint has not seen")
     for line, (place, row) in zip(axes, chosen.items(), strict=True):
-        fold = RunDirectory(root / f"fold-{row.fold}")
+        fold = RunDirectory(row.fold)
         slices = open_split(fold.root / "shards", "val", Caching("memory"), check=False)
         record = next(r for r in map(slices.record, range(len(slices))) if r.slice_id == row.slice_id)
-        image, reference = _native(shop.data / "figshare-mat" / f"{Path(row.slice_id).stem}.mat")
+        image, reference = _native(data / "figshare-mat" / f"{Path(row.slice_id).stem}.mat")
         _draw(line[0], image, {REFERENCE: reference}, f"{place}: {row.label}")
         for axis, file, title in (
             (line[1], fold.baseline_file, f"untouched: {row.before:.2f}"),

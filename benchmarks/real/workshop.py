@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.real.plan import DataSet, Trial
 
-__all__ = ["Workshop"]
+__all__ = ["Workshop", "finished"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Workshop:
         if (self.folder / data.name / "manifest.json").exists():
             return
         self.need(*data.inputs)
-        self._type(*data.command(str(self.data)))
+        self.command(*data.command(str(self.data)))
 
     def need(self, *folders: str) -> None:
         """Exit unless these folders of raw data exist."""
@@ -52,7 +52,7 @@ class Workshop:
     def done(self, trial: Trial) -> bool:
         """Whether its training has come to its end."""
         # Both are written by then; an interrupted run has the file too, but an unfinished state.
-        return (self.run(trial) / "validation.csv").exists() and _finished(self.run(trial))
+        return (self.run(trial) / "validation.csv").exists() and finished(self.run(trial))
 
     def train(self, trial: Trial) -> None:
         """A training, to its end."""
@@ -68,12 +68,12 @@ class Workshop:
     def train_run(self, name: str, *options: str) -> None:
         """Train a run to its end, resuming what an earlier call left."""
         root = self.folder / "runs" / name
-        if (root / "validation.csv").exists() and _finished(root):
+        if (root / "validation.csv").exists() and finished(root):
             return
         if (root / "config.json").exists():
-            self._type("train", "--resume", "--out", f"runs/{name}")
+            self.command("train", "--resume", "--out", f"runs/{name}")
         else:
-            self._type("train", *options, *self.extra, "--out", f"runs/{name}")
+            self.command("train", *options, *self.extra, "--out", f"runs/{name}")
 
     def once(self, result: str, *words: str) -> None:
         """Type a command unless the file that it writes last exists.
@@ -83,15 +83,15 @@ class Workshop:
             words: The command.
         """
         if not (self.folder / result).exists():
-            self._type(*words)
+            self.command(*words)
 
     def judge(self, trial: Trial, split: str) -> None:
         """Threshold and post-processing on validation; figures on a split."""
         run = self.run(trial)
         if not (run / "threshold.json").exists():
-            self._type("tune-threshold", f"runs/{trial.name}", "--quiet")
+            self.command("tune-threshold", f"runs/{trial.name}", "--quiet")
         if not (run / "evaluation" / {"validation": "val"}.get(split, split) / "metrics.json").exists():
-            self._type("evaluate", f"runs/{trial.name}", "--split", split, "--quiet", "--no-speed")
+            self.command("evaluate", f"runs/{trial.name}", "--split", split, "--quiet", "--no-speed")
 
     def crossed(self, trial: Trial) -> bool:
         """Whether it has been cross-validated."""
@@ -110,14 +110,15 @@ class Workshop:
         root = self.cross_root(trial)
         if not self.crossed(trial):
             options = [*trial.options(str(self.checkpoint)), *self.extra]
-            self._type("cross-validate", "--folds", str(folds), *options, "--out", f"runs/{root.name}", "--quiet")
+            self.command("cross-validate", "--folds", str(folds), *options, "--out", f"runs/{root.name}", "--quiet")
         return root
 
     def cross_root(self, trial: Trial) -> Path:
         """Folder of its cross-validation."""
         return self.folder / "runs" / f"cv-{trial.name}"
 
-    def _type(self, *words: str) -> None:
+    def command(self, *words: str) -> None:
+        """Type a command of kerasseg, and exit if it fails."""
         print("$ kerasseg", shlex.join(words), flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         with subprocess.Popen([sys.executable, "-m", "kerasseg_cli", *words], cwd=self.folder) as command:
@@ -131,7 +132,8 @@ class Workshop:
             sys.exit(f"kerasseg {words[0]} ended with {ended}; the same command goes on from here.")
 
 
-def _finished(run: Path) -> bool:
+def finished(run: Path) -> bool:
+    """Whether a training has come to its end."""
     from kerasseg.runs.state import StateStore
     from kerasseg.training.state import Progress
 
