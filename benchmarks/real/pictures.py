@@ -25,7 +25,7 @@ from kerasseg.tuning.threshold_file import load_threshold
 __all__ = ["draw_before_after", "draw_examples"]
 
 REFERENCE, NETWORK = "#f0e442", "#56b4e9"
-_COLOURS = 48
+_GREYS = 64
 """Few colours keep the picture for README small."""
 
 
@@ -69,21 +69,21 @@ def draw_before_after(data: Path, folds: Sequence[Path], folder: Path) -> None:
     rows = []
     for fold in folds:
         with (fold / "validation.csv").open(newline="") as stream:
-            for row in csv.DictReader(stream):
-                before, after = float(row["dice_epoch_0"]), float(row["dice_best"])
-                rows.append(HeldOut(row["slice_id"], row["label"], fold, before, after))
+            for line in csv.DictReader(stream):
+                before, after = float(line["dice_epoch_0"]), float(line["dice_best"])
+                rows.append(HeldOut(line["slice_id"], line["label"], fold, before, after))
     rows.sort(key=lambda row: row.after)
     chosen = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
     figure, axes = _figure(3, "Annotator (yellow) and network (blue, dashed) on heads that the checkpoint has not seen")
-    for line, (place, row) in zip(axes, chosen.items(), strict=True):
-        fold = RunDirectory(row.fold)
-        slices = open_split(fold.root / "shards", "val", Caching("memory"), check=False)
+    for row_axes, (place, row) in zip(axes, chosen.items(), strict=True):
+        run = RunDirectory(row.fold)
+        slices = open_split(run.root / "shards", "val", Caching("memory"), check=False)
         record = next(r for r in map(slices.record, range(len(slices))) if r.slice_id == row.slice_id)
         image, reference = _native(data / "figshare-mat" / f"{Path(row.slice_id).stem}.mat")
-        _draw(line[0], image, {REFERENCE: reference}, f"{place}: {row.label}")
+        _draw(row_axes[0], image, {REFERENCE: reference}, f"{place}: {row.label}")
         for axis, file, title in (
-            (line[1], fold.baseline_file, f"untouched: {row.before:.2f}"),
-            (line[2], fold.model_file, f"fine-tuned: {row.after:.2f}"),
+            (row_axes[1], run.baseline_file, f"untouched: {row.before:.2f}"),
+            (row_axes[2], run.model_file, f"fine-tuned: {row.after:.2f}"),
         ):
             model = keras.saving.load_model(file, compile=False)
             _draw(axis, image, {REFERENCE: reference, NETWORK: _predict(model, record.image, MaskRule())}, title)
@@ -103,7 +103,18 @@ def _save_small(figure: Any, file: Path) -> None:
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
-    Image.open(buffer).convert("RGB").quantize(_COLOURS).save(file, optimize=True)
+    # A palette of its own: one that is fitted to the picture has greys alone, and the outlines lose their colours.
+    lines = [
+        int(colour[k : k + 2], 16) * share // 8
+        for colour in (REFERENCE, NETWORK)
+        for share in range(2, 9)
+        for k in (1, 3, 5)
+    ]
+    greys = [value * 255 // (_GREYS - 1) for value in range(_GREYS) for _ in range(3)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*greys, *lines])
+    picture = Image.open(buffer).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+    picture.save(file, optimize=True)
 
 
 def _figure(rows: int, title: str) -> Any:
