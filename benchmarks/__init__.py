@@ -1,1 +1,1 @@
-"""Benchmarks: every pair measured in turn in one run and reported as a ratio. Run all with `python -m benchmarks`."""
+"""Benchmarks: kerasseg and its peers take turns in one run; results are ratios. Run all with `python -m benchmarks`."""

@@ -1,8 +1,7 @@
-"""`python -m benchmarks [part ...] [--quick]`: runs parts, each in a process of its own, and writes what they found.
+"""`python -m benchmarks [part ...] [--quick]`: run parts, each in its own process, and write the results.
 
-Writes `benchmarks/results.json`, in which the other parts stay as they were, and makes `docs/benchmarks.md` and
-`docs/benchmarks-tables.md` of it.
-`--quick` does few rounds and small sizes, and writes nothing: its figures are no claims.
+Results go to `benchmarks/results.json`, where other parts stay unchanged, and from there to `docs/benchmarks.md` and
+`docs/benchmarks-tables.md`. `--quick` uses few rounds and small sizes and writes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from benchmarks.page import page, tables
 from benchmarks.result import Result
 from kerasseg_tfrecords.files import write_atomically
 
-# About so many minutes on two quiet cores; the page says what each took.
+# Approximate minutes on two idle cores.
 PARTS = {
     "startup": 2,
     "prepare": 2,
@@ -44,7 +43,7 @@ RESULTS, DOCS = ROOT / "benchmarks" / "results.json", ROOT / "docs"
 
 
 def run(part: str, *, quick: bool) -> list[Result]:
-    """What a part found; nothing where it failed, which it has said by then."""
+    """Run a part and return its results; none if it failed."""
     with tempfile.TemporaryDirectory(prefix="kerasseg-bench-") as folder:
         out = Path(folder) / "found.json"
         command = [sys.executable, "-m", "benchmarks", "--inner", part, "--out", str(out), *["--quick"] * quick]
@@ -61,7 +60,7 @@ def inner(part: str, out: Path, *, quick: bool) -> None:
 
 
 def merge(part: str, found: list[Result], seconds: float, results: Path) -> None:
-    """Puts what a part found, where, and in how many seconds, in the place of what it found before."""
+    """Replace the earlier results of a part, with machine and duration in seconds."""
     document = json.loads(results.read_text()) if results.exists() else {"parts": {}}
     lines = [result.document() for result in found]
     document["parts"][part] = {"machine": describe(), "seconds": round(seconds), "results": lines}
@@ -72,10 +71,10 @@ def merge(part: str, found: list[Result], seconds: float, results: Path) -> None
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     named = ", ".join(f"{part} ({minutes})" for part, minutes in PARTS.items())
-    about = f"of, with minutes on two quiet cores, {named}; all ({sum(PARTS.values())}) where none is named"
+    about = f"parts to run, with minutes on two idle cores: {named}. Default: all ({sum(PARTS.values())})"
     parser.add_argument("parts", nargs="*", metavar="part", help=about)
-    parser.add_argument("--quick", action="store_true", help="few rounds, small sizes; nothing is written")
-    parser.add_argument("--page", action="store_true", help="only make the page again from results.json")
+    parser.add_argument("--quick", action="store_true", help="use few rounds and small sizes, and write nothing")
+    parser.add_argument("--page", action="store_true", help="only write the pages again from results.json")
     parser.add_argument("--inner", metavar="PART", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -83,7 +82,7 @@ def main() -> int:
         inner(asked.inner, asked.out, quick=asked.quick)
         return 0
     if unknown := set(asked.parts) - set(PARTS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        parser.error(f"unknown part: {', '.join(sorted(unknown))}; available: {', '.join(PARTS)}")
     failed = False
     for part in () if asked.page else asked.parts or PARTS:
         print(f"== {part}", flush=True)

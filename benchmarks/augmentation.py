@@ -1,8 +1,7 @@
-"""Augmentation: batches in OpenCV against the usual per-example `tf.image` map, in turn in one run.
+"""Augmentation: batches in OpenCV against a per-example `tf.image` map, in turn in one run.
 
-256x256 slices, all four augmentations, out comes what the network takes (float32,
-three channels, and the mask). Both read the same uint8 slices from memory, in a `tf.data` pipeline with as many parallel
-calls as TensorFlow sees fit.
+256x256 slices, all four augmentations; outputs are network inputs (float32, three channels) and masks. Both read the same
+uint8 slices from memory, in a `tf.data` pipeline with as many parallel calls as TensorFlow chooses.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def slices(count: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def per_example(images: np.ndarray, masks: np.ndarray, batch: int) -> tf.data.Dataset:
-    """What a careful user writes with tf.image: stateless ops, one slice at a time."""
+    """Build a pipeline as a careful user would with tf.image: stateless operations, one slice at a time."""
 
     def drawn(image, mask, i):
         return augment({"image": image, "mask": mask}, tf.random.stateless_uniform([4], tf.stack([i, 0])))
@@ -57,7 +56,7 @@ def batched(images: np.ndarray, masks: np.ndarray, batch: int, *, reference: boo
 
 
 def cost(data: tf.data.Dataset, batch: int, seconds: float) -> Cost:
-    """Of a slice."""
+    """Measure the cost per slice."""
     source = iter(data)
     for _ in range(4):
         next(source)

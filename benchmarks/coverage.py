@@ -1,8 +1,8 @@
-"""Coverage of the confidence intervals over patients, by simulation; the method against a percentile bootstrap.
+"""Coverage of the confidence intervals over patients, by simulation, compared with a percentile bootstrap.
 
-A simulated patient has 1 to 24 slices, a mean Dice of its own (Beta(8, 2)) with a spread of 0.1 between slices, and 8 % of
-the slices are missed (Dice 0). For differences, a second network with half as many misses scores the same slices. The truth
-is the mean over 600,000 patients.
+Simulated patients have 1 to 24 slices, a mean Dice from Beta(8, 2) and a spread of 0.1 between slices; 8 % of the slices
+are missed (Dice 0). For differences, a second network with half as many misses scores the same slices. The truth is the
+mean over 600,000 patients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PATIENTS = (3, 4, 5, 8, 10, 15, 30, 55)
 
 
 def draw(rng: np.random.Generator, patients: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Dice of two networks on the slices of simulated patients, and the patient of each slice."""
+    """Return the Dice of two networks on the slices of simulated patients, and the patient of each slice."""
     sizes = rng.integers(1, 25, patients)
     people = np.repeat(np.arange(patients), sizes)
     own = rng.beta(8, 2, patients)
@@ -32,7 +32,7 @@ def draw(rng: np.random.Generator, patients: int) -> tuple[NDArray[np.float64], 
 def percentiles(
     values: NDArray[np.float64], people: NDArray[np.int64], rng: np.random.Generator, draws: int = 1000
 ) -> tuple[float, float]:
-    """Limits by percentiles of a bootstrap over patients: the method before this one."""
+    """Return the limits of a percentile bootstrap over patients, the method of earlier versions."""
     sums, counts = np.bincount(people, values), np.bincount(people)
     times = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), draws)
     low, high = np.percentile((times @ sums) / (times @ counts), [2.5, 97.5])

@@ -1,10 +1,10 @@
-"""HD95 of 256x256 slices against the libraries that one would take, after it is shown how far the values are the same.
+"""HD95 of 256x256 slices compared with other libraries, in values and in time.
 
-Ours, MONAI's and Metrics Reloaded's have one definition; the last is on no package index and stands here as that definition
-written down with SciPy. MedPy pools both directions and surface-distance weighs border elements: the values differ by
-definition, and it is said by how much. DeepMind's surface-distance is written here from its formulae, with
-SciPy: its package index release fails on empty masks and current NumPy. Ratios are those of the libraries as they come; in
-processor time on one thread each, MONAI's, which has most to lose from further threads, is smaller.
+kerasseg, MONAI and Metrics Reloaded share one definition; Metrics Reloaded is on no package index, so its definition is
+written with SciPy here. MedPy pools both directions, and surface-distance weighs border elements: their values differ by
+definition, and the benchmark reports by how much. DeepMind's surface-distance is written from its formulae with SciPy,
+because its released package fails on empty masks and current NumPy. Ratios are with the libraries' default threads, and
+with one thread each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 def pairs() -> list[Pair]:
-    """Tumours of radius 20, found with an error of a few pixels in place and size."""
+    """Create tumours of radius 20, predicted with an error of a few pixels in place and size."""
     rng = np.random.default_rng(0)
     rows, columns = np.ogrid[:SIZE, :SIZE]
 
@@ -44,7 +44,7 @@ def pairs() -> list[Pair]:
 
 
 def specks() -> list[Pair]:
-    """Random masks of all densities and sizes, some of them cut off by the image's edge: for equality, not for time."""
+    """Create random masks of all densities and sizes, some at the image's edge, to compare values."""
     rng = np.random.default_rng(1)
     found = []
     while len(found) < 200:
@@ -56,42 +56,20 @@ def specks() -> list[Pair]:
 
 
 def plain(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """The definition on whole images, as one would write it down."""
+    """Compute the definition on whole images."""
     a, b = (mask & ~ndimage.binary_erosion(mask) for mask in (prediction, reference))
     there, back = ndimage.distance_transform_edt(~b)[a], ndimage.distance_transform_edt(~a)[b]
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
-def _lengths() -> np.ndarray:
-    """Length of the border in a square of 2x2 pixels, by its code of 4 bits: surface-distance's table."""
-    half, straight = np.sqrt(2) / 2, 1.0
-    return np.array(
-        (
-            0,
-            half,
-            half,
-            straight,
-            half,
-            straight,
-            2 * half,
-            half,
-            half,
-            2 * half,
-            straight,
-            half,
-            straight,
-            half,
-            half,
-            0,
-        )
-    )
-
-
-_LENGTHS = _lengths()
+_HALF = np.sqrt(2) / 2
+_LENGTHS = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0]) * _HALF
+_LENGTHS[[3, 5, 10, 12]] = 1.0
+"""Length of the border in a square of 2x2 pixels, by its code of 4 bits, from surface-distance's table."""
 
 
 def surface_distance(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """DeepMind's: border elements between pixels, each with its length, and percentiles of length."""
+    """Compute HD95 as DeepMind does: border elements between pixels, weighted by length."""
     rows, columns = np.nonzero(prediction | reference)
     box = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
     codes = [
@@ -143,9 +121,9 @@ def peers() -> dict[str, Score]:
 
 
 def agreement(theirs: Score, made: list[Pair]) -> str:
-    """In words: whether all values are equal, or how far they are apart."""
+    """Return as text whether all values are equal, or how much they differ."""
     apart = np.array([abs(hd95(*pair) - theirs(*pair)) for pair in made])
-    # MONAI's distances and ranks between them are single precision.
+    # MONAI computes distances in single precision.
     same = int((apart < 1e-4).sum())
     if same == len(made):
         return f"the same values on {len(made)} pairs"
@@ -153,12 +131,12 @@ def agreement(theirs: Score, made: list[Pair]) -> str:
 
 
 def results(*, quick: bool) -> list[Result]:
-    warnings.simplefilter("ignore")  # MONAI warns of its own calls
+    warnings.simplefilter("ignore")  # MONAI warns about its own calls
     made, rounds = pairs(), 3 if quick else 15
     scores = {"ours": hd95, **peers()}
     said = {name: agreement(score, [*made, *specks()]) for name, score in scores.items()}
     for name in said:
-        # A definition that is ours and values that are not would be a defect.
+        # MONAI has the same definition, so different values would be a defect.
         assert "MONAI" not in name or said[name].startswith("the same"), said[name]
 
     def once(score: Score) -> Callable[[], object]:

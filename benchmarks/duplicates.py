@@ -1,11 +1,10 @@
-"""The search for copies among slices, against looking at all pairs, and its cost a slice where there are more.
+"""Search for duplicate slices, compared with correlating all pairs, and its cost per slice for more slices.
 
-Drawn heads, bent at random; one in forty has a copy: mirrored, and through JPEG.
+The data are synthetic heads, distorted at random; one in forty has a copy, mirrored and compressed with JPEG.
 
-`python -m benchmarks.duplicates [--slices 100000]` prints what docs/split.md quotes besides, over the real slices in
-KERASSEG_REAL_DATA (default ../shared/data): how well copies correlate after each disturbance, how well slices correlate
-that are no copies, how many BRISC images are found among the Cheng slices; and then, over as many slices as asked, the cost
-of the search.
+`python -m benchmarks.duplicates [--slices 100000]` prints the figures in docs/split.md for the real slices in
+KERASSEG_REAL_DATA (default ../shared/data): correlations of copies after each disturbance and of different slices, the
+number of BRISC images found among the Cheng slices, and the cost of the search over the given number of slices.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ import numpy as np
 
 from benchmarks.measure import Cost, costs, rounds_of
 from benchmarks.result import Result, compared
-from kerasseg_tfrecords.splitting.duplicates import MIN_CORRELATION, Fingerprints, find_duplicates, fingerprint, overlap
-from kerasseg_tfrecords.splitting.fingerprints import ORIENTATIONS, turn_details, turn_hashes
+from kerasseg_tfrecords.splitting.duplicates import MIN_CORRELATION, find_duplicates, overlap
+from kerasseg_tfrecords.splitting.fingerprints import ORIENTATIONS, Fingerprints, fingerprint, turn_details, turn_hashes
 from kerasseg_tfrecords.splitting.patients import group_of
 
 REAL = Path(os.environ.get("KERASSEG_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -33,7 +32,7 @@ Image = np.ndarray
 
 
 def prepared(image: Image, size: int = 256) -> Image:
-    """As `prepare` does: minimum to maximum onto 0..255, padded to a square, area interpolation."""
+    """Convert a slice as `prepare` does: minimum to maximum onto 0..255, padded to a square, area interpolation."""
     grey = image if image.ndim == 2 else image.mean(axis=2)
     grey = grey.astype(np.float32)
     grey = (grey - grey.min()) * (255 / max(float(grey.max() - grey.min()), 1e-6))
@@ -46,7 +45,7 @@ def prepared(image: Image, size: int = 256) -> Image:
 
 
 def cheng() -> Iterator[tuple[str, str, Image]]:
-    """(name, group, image) of each Cheng slice."""
+    """Yield (name, group, image) of each Cheng slice."""
     with (REAL / "figshare-png" / "index.csv").open(newline="") as lines:
         for row in csv.DictReader(lines):
             path = REAL / "figshare-png" / row["image"]
@@ -63,7 +62,7 @@ def brisc() -> Iterator[tuple[str, Image]]:
 
 
 def volumes() -> Iterator[tuple[str, list[Image]]]:
-    """The slices, in order, of each volume."""
+    """Yield the name and the slices of each volume, in order."""
     for folder in sorted((REAL / "lgg-tiff").glob("TCGA*")):
         files = [path for path in folder.glob("*.tif") if not path.stem.endswith("_mask")]
         files.sort(key=lambda path: int(path.stem.rsplit("_", 1)[1]))
@@ -127,7 +126,7 @@ def unit(details: np.ndarray) -> np.ndarray:
 
 
 def best_correlation(a: Fingerprints, b: Fingerprints, orientations: tuple[int, ...] = tuple(range(8))) -> np.ndarray:
-    """(len(a), len(b)) largest detail correlation over the orientations; all pairs, no index."""
+    """Return (len(a), len(b)) largest detail correlation over the orientations, of all pairs."""
     left = unit(a.details)
     tables = (left @ unit(np.ascontiguousarray(turn_details(b.details, k))).T for k in orientations)
     table = next(tables)
@@ -152,7 +151,7 @@ def print_copies(images: list[Image], prints: Fingerprints) -> None:
             ],
             0,
         )
-        # Among all slices, not only against its own original.
+        # Searched among all slices, not only the original.
         right = sum(chosen[match.first] == match.second for match in overlap(copies, prints).matches)
         print(
             f"{name:46}          {values.min():7.4f} {np.quantile(values, 0.01):6.4f} {np.median(values):7.4f}"
@@ -204,7 +203,7 @@ def print_brisc(names: list[str], prints: Fingerprints) -> None:
 
 
 def bodies(count: int, *, drawn: bool = False) -> Iterator[Image]:
-    """Different slices in any number: real ones, or drawn ones where there are none, bent at random."""
+    """Yield any number of different slices: real ones, or synthetic ones if there are none, distorted at random."""
     draw = np.random.default_rng(0)
     real = REAL.is_dir() and not drawn
     sources = [image for _, _, image in cheng()] if real else [blobs(draw) for _ in range(500)]
@@ -216,7 +215,7 @@ def bodies(count: int, *, drawn: bool = False) -> Iterator[Image]:
 
 
 def blobs(draw: np.random.Generator) -> Image:
-    """A drawn head: an oval with smooth random contents."""
+    """Create a synthetic head: an oval with smooth random contents."""
     noise = sum(
         cv2.resize(draw.normal(0, 1, (n, n)).astype(np.float32), (256, 256), interpolation=cv2.INTER_CUBIC)
         for n in (6, 12, 24, 48)
@@ -227,7 +226,7 @@ def blobs(draw: np.random.Generator) -> Image:
 
 
 def with_copies(count: int) -> Fingerprints:
-    """Of drawn slices, of which every fortieth is a copy of the one before."""
+    """Return fingerprints of synthetic slices, of which every fortieth is a copy of the previous one."""
 
     def images() -> Iterator[Image]:
         before = None
@@ -239,7 +238,7 @@ def with_copies(count: int) -> Fingerprints:
 
 
 def all_pairs(prints: Fingerprints) -> set[tuple[int, int]]:
-    """Copies by correlating each slice with each, in all orientations."""
+    """Find copies by correlating all pairs in all orientations."""
     table = best_correlation(prints, prints)
     return {(int(a), int(b)) for a, b in np.argwhere(np.triu(table >= MIN_CORRELATION, 1))}
 
@@ -257,9 +256,9 @@ def results(*, quick: bool) -> list[Result]:
     }
     times = rounds_of(searches, rounds)
     both = all_pairs(some)
-    remark = f"{len(found & both)} of the {len(both)} copies that it finds, {len(found - both)} others"
+    remark = f"{len(found & both)} of the {len(both)} copies that all pairs give, {len(found - both)} others"
     each = {"few": [cost.each(few) for cost in times["few"]], "many": [cost.each(many) for cost in times["many"]]}
-    what, unit = "search for copies among {:,} slices", {"unit": "ms a slice", "scale": 1000.0}
+    what, unit = "search for copies among {:,} slices", {"unit": "ms per slice", "scale": 1000.0}
     return [
         compared("duplicates", what.format(few), "all pairs correlated", times["few"], times["all"], remark=remark),
         compared("duplicates", what.format(many), f"{few:,} slices", each["many"], each["few"], **unit),
@@ -269,7 +268,7 @@ def results(*, quick: bool) -> list[Result]:
 def print_cost(most: int) -> None:
     start = time.perf_counter()
     prints = Fingerprints.of(map(fingerprint, bodies(most)))
-    print(f"{most} fingerprints with the bending: {time.perf_counter() - start:.0f} s")
+    print(f"{most} distorted slices and their fingerprints: {time.perf_counter() - start:.0f} s")
     sizes = [most // 4, most // 2, most]
     for size in sizes:
         some = prints.take(np.random.default_rng(1).permutation(most)[:size])
@@ -278,14 +277,14 @@ def print_cost(most: int) -> None:
         taken = time.perf_counter() - start
         print(
             f"{size:7} slices: {taken:6.1f} s, {report.examined / size:.0f} pairs of hashes examined "
-            f"and {report.compared / size:.2f} correlated a slice, {report.examined / size**2:.1e} of all, "
+            f"and {report.compared / size:.2f} correlated per slice, {report.examined / size**2:.1e} of all, "
             f"{len(report.pairs)} found"
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slices", type=int, default=20_000, help="slices in the measurement of cost; 0 leaves it out")
+    parser.add_argument("--slices", type=int, default=20_000, help="slices for measuring the cost; 0 skips it")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     if REAL.is_dir():
@@ -294,7 +293,7 @@ def main() -> None:
         start = time.perf_counter()
         for image in images:
             fingerprint(image)
-        print(f"fingerprint: {(time.perf_counter() - start) / len(images) * 1e3:.2f} ms a slice of 256 x 256")
+        print(f"fingerprint: {(time.perf_counter() - start) / len(images) * 1e3:.2f} ms per slice of 256 x 256")
         print_copies(images, prints)
         print_strangers(groups, prints)
         print_neighbours()

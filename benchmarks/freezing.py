@@ -1,7 +1,7 @@
-"""What freezing saves of a training step, in multiply-adds counted; `benchmarks.training` measures it in seconds.
+"""Savings of frozen blocks in a training step, as a count of multiply-adds; `benchmarks.training` measures seconds.
 
-A frozen block is still run forward. It saves the gradients of its weights, and those of its input where nothing that is
-trained stands before it.
+A frozen block still runs forward. It saves the gradients of its weights, and those of its input if no block before it is
+trained.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from benchmarks.result import Result, show, sized
 
 
 def multiply_adds(model: object) -> tuple[int, int]:
-    """Multiply-adds of the convolutions for one image: forward, and backward as the model is frozen."""
+    """Count the multiply-adds of the convolutions for one image, forward and backward, with the current freezing."""
     from kerasseg.models.graph import flatten
 
     forward = backward = 0
@@ -26,7 +26,7 @@ def multiply_adds(model: object) -> tuple[int, int]:
         kernel = getattr(layer, "kernel", None)
         if kernel is None:
             continue
-        # A transposed convolution uses its kernel once for each pixel of its input.
+        # A transposed convolution applies its kernel once per input pixel.
         shape = step.incoming[0] if "Transpose" in type(layer).__name__ else step.shape
         once = math.prod(kernel.shape) * shape[1] * shape[2]
         forward += once
@@ -35,7 +35,7 @@ def multiply_adds(model: object) -> tuple[int, int]:
 
 
 def counted_saving(strategy: str | Sequence[str], model: object = None) -> float:
-    """Share of a step's multiply-adds that a strategy saves, of the default network where no other is given."""
+    """Return the share of a step's multiply-adds that a strategy saves; of the default network if none is given."""
     import kerasseg
 
     model = kerasseg.unet() if model is None else model
@@ -57,7 +57,7 @@ def results(*, quick: bool) -> list[Result]:  # noqa: ARG001
         saved = counted_saving(strategy, model)
         name = strategy if isinstance(strategy, str) else "frozen: " + ", ".join(strategy)
         remark = f"trains {trained / 1e6:.1f} M weights, saves {saved:.1%} of a step"
-        unit = "G multiply-adds a slice"
+        unit = "G multiply-adds per slice"
         lines.append(
             sized("freezing", f"{name}, counted", "aggressive", whole * (1 - saved), whole, unit=unit, remark=remark)
         )

@@ -1,4 +1,4 @@
-"""On what the figures were measured: processor, memory, versions, date, and how busy it was."""
+"""Machine of a benchmark: processor, memory, versions, date, and load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 def describe() -> dict[str, Any]:
-    """As it is now."""
+    """Describe this machine."""
     cpu = _read("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.*)$", cpu, re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)

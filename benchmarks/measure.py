@@ -1,4 +1,4 @@
-"""Measuring in turn: A, B, A, B, ... in one run, so that a noisy machine disturbs both alike."""
+"""Measure actions in turn (A, B, A, B, ...) in one run, so that a noisy machine affects all alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Cost(NamedTuple):
-    """Seconds, and processor seconds of the processes: what others do on the machine disturbs the second less."""
+    """Seconds, and processor seconds, which other load affects less."""
 
     time: float
     processor: float
@@ -28,7 +28,7 @@ class Cost(NamedTuple):
 
 
 def costs(action: Callable[[], object]) -> Cost:
-    """Of an action in this process and in those that it starts and waits for."""
+    """Measure an action in this process and in those that it starts and waits for."""
     start, used = time.perf_counter(), _processor()
     action()
     return Cost(time.perf_counter() - start, _processor() - used)
@@ -42,12 +42,12 @@ def _processor() -> float:
 def rounds_of(
     actions: Mapping[str, Callable[[], Cost]], rounds: int, once: Collection[str] = ()
 ) -> dict[str, list[Cost]]:
-    """What each cost in each round; in every round they take turns.
+    """Measure each action in each round; actions take turns.
 
     Args:
-        actions: By name.
-        rounds: How many.
-        once: Names of those that take part in the first alone: much slower ones, of which nobody doubts it.
+        actions: Name -> action.
+        rounds: Number of rounds.
+        once: Names of very slow actions, which run only in the first round.
     """
     found: dict[str, list[Cost]] = {name: [] for name in actions}
     for number in range(rounds):
@@ -58,9 +58,9 @@ def rounds_of(
 
 
 def own_peak_memory() -> float:
-    """Peak resident memory of this process in MB."""
+    """Return the peak resident memory of this process in MB."""
     with contextlib.suppress(OSError):
-        # Not getrusage's: a process that is started begins with the peak of the one that started it.
+        # Not getrusage's, which starts from the peak of the parent process.
         found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         if found:
             return int(found[1]) / 1024
@@ -68,7 +68,7 @@ def own_peak_memory() -> float:
 
 
 def child_environment() -> dict[str, str]:
-    """For the processes that a benchmark starts: the packages of this tree, no chatter, no GPU."""
+    """Return the environment for child processes: the packages of this tree, few log messages, no GPU."""
     paths = [str(path) for path in (ROOT, ROOT / "cli", ROOT / "tfrecords")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
@@ -78,14 +78,14 @@ def child_environment() -> dict[str, str]:
 
 
 def make_slices(folder: Path, count: int, distinct: int = 60, *, size: int = 512, patient: int = 1) -> None:
-    """Writes .mat files as the figshare data set stores them (int16, gzip).
+    """Write .mat files like those of the figshare data set (int16, gzip).
 
     Args:
-        folder: Made where it is not there; files that are there stay.
-        count: How many.
-        distinct: How many different ones; the rest are links to them.
-        size: Height and width in pixels: 64 or a multiple.
-        patient: How many slices each has.
+        folder: Output folder, created if missing; existing files are kept.
+        count: Number of files.
+        distinct: Number of different files; the rest are links to them.
+        size: Height and width in pixels, a multiple of 64.
+        patient: Slices per patient.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

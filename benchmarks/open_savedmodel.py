@@ -1,8 +1,8 @@
-"""Opening the 31-million-parameter SavedModel that people start from, against `tf.saved_model.load`: seconds and memory.
+"""Opening a SavedModel of 31 million parameters, compared with `tf.saved_model.load`: seconds and memory.
 
-`tf.saved_model.load` gives functions that can be called; ours gives Keras layers that can be frozen and trained, and
-compares them with the original. One process writes it (`kerasseg.unet` and `model.export`); fresh ones open it, so that
-memory is that of opening alone. What TensorFlow and Keras take to be imported is in neither.
+`tf.saved_model.load` returns functions; kerasseg returns Keras layers that can be frozen and trained, and compares them
+with the original. One process writes the SavedModel and new ones open it, so that memory is that of opening only. Imports
+are not measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WRITE = "import sys, kerasseg; kerasseg.unet(filters=int(sys.argv[2]), seed=0).e
 
 
 def opening(path: str, compare: bool) -> Callable[[], object]:
-    """Ours; nothing that it needs is left to import."""
+    """Return our action, after all imports."""
     import keras  # noqa: F401
     import tensorflow as tf  # noqa: F401
 
@@ -58,7 +58,7 @@ def results(*, quick: bool) -> list[Result]:
     what = f"SavedModel of {'31' if filters == 64 else '1.9'} million parameters"
     lines = [compared(PART, f"{what}, {name}", PEER, costs[name], costs[PEER]) for name in WAYS]
     for name in WAYS:
-        remark = f"{bases[name]:,.0f} MB of it are TensorFlow and Keras"
+        remark = f"including {bases[name]:,.0f} MB of TensorFlow and Keras"
         lines.append(sized(PART, f"peak memory, {what}, {name}", PEER, peaks[name], peaks[PEER], remark=remark))
     return lines
 

@@ -1,4 +1,4 @@
-"""The pages of benchmarks in `docs`, made from `benchmarks/results.json` alone: no figure is written by hand."""
+"""Pages of benchmarks in `docs`, generated from `benchmarks/results.json`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ HEADLINES = (
     ("`prepare`, one process", "prepare", "prepare --jobs 1", "load all"),
     ("Peak memory of training", "training", "peak memory, aggressive", "PyTorch"),
 )
-"""Label, part, beginning of the line's name, beginning of the peer's name; the first line that fits is shown."""
+"""Label, part, prefix of the line's name, prefix of the peer's name; the first matching line is shown."""
 _HEAD = """# Benchmarks
 
 `make bench` measures everything on your machine (40 minutes on two cores, 10 GB of memory), in an environment of its own.
@@ -93,7 +93,7 @@ _TABLES_HEAD = """# Benchmarks: the full tables
 [How to read them](benchmarks.md). A bold ratio is below its goal, or below 0.97 where there is none, by processor time
 where it is known, because a busy machine disturbs wall-clock time.
 """
-# Why a peer is ahead, by how the line begins and whom it is compared with.
+# Why a peer is faster or smaller, by prefixes of the line's name and of the peer.
 _LOCK = (
     "two of our threads compete for Python's lock about ten times per slice; without a cache, each slice is also decoded "
     "again every epoch, while the peer keeps it."
@@ -133,7 +133,7 @@ REASONS: dict[tuple[str, str], str] = {
 
 
 def page(document: dict[str, Any]) -> str:
-    """The page of headline ratios, and of what is behind.
+    """Return the page of headline ratios, and of the lines where kerasseg is behind.
 
     Args:
         document: The content of `results.json`.
@@ -157,7 +157,7 @@ def page(document: dict[str, Any]) -> str:
 
 
 def tables(document: dict[str, Any]) -> str:
-    """The page of all tables.
+    """Return the page of all tables.
 
     Args:
         document: The content of `results.json`.
@@ -174,7 +174,7 @@ def tables(document: dict[str, Any]) -> str:
 
 
 def slower(result: Result) -> bool:
-    """Whether a peer, or a goal, is ahead of us: by processor time where the line has it."""
+    """Return whether a peer or a goal is ahead, by processor time if it is known."""
     ratio = (result.processor or result.ratio).median
     return ratio < (0.97 if result.goal is None else result.goal)
 

@@ -1,11 +1,10 @@
-"""Training batches from `kerasseg.data.tf_data` against a per-example `tf.image` map, a `keras.utils.PyDataset`, and MONAI.
+"""Training batches compared with a per-example `tf.image` map, a `keras.utils.PyDataset`, and MONAI.
 
-256x256, slices of one channel (repeated to the three that the network takes) and of three, all four augmentations, batch 8.
-Both read the same shards and have them in memory when the clock starts (epochs after the first). The usual one is what a
-careful user writes: parse, cache, shuffle, map over single slices with as many parallel calls as TensorFlow sees fit,
-batch, prefetch. The PyDataset (once `keras.utils.Sequence`) augments NumPy arrays in memory with OpenCV, in two threads, as
-`fit` reads it; MONAI has the same arrays in a `CacheDataset`, in a process of its own. Beside them, what a step of training
-consumes: the conservative strategy in the precision that `auto` chooses.
+Slices are 256x256 with one channel (repeated to three) or three, with all four augmentations, in batches of 8. All have the
+slices in memory when the clock starts. The `tf.image` pipeline is what a careful user writes: parse, cache, shuffle, map
+over single slices with as many parallel calls as TensorFlow chooses, batch, prefetch. The PyDataset augments NumPy arrays
+with OpenCV in two threads; MONAI has the same arrays in a `CacheDataset`, in its own process. A training step (strategy
+conservative, precision auto) shows how many slices training consumes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from kerasseg.data.tf_data import TrainingData
 from kerasseg_tfrecords import parse_batch, prepare, shard_paths
 from kerasseg_tfrecords.records.manifest import PrepareOptions
 
-SIZE, EPOCHS = 256, 6  # a turn of a second: shorter ones measure how threads start
+SIZE, EPOCHS = 256, 6  # about a second per turn; shorter ones would measure the start of threads
 
 
 def augment(slice_: dict[str, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -57,7 +56,7 @@ def usual(shards: Path, channels: int) -> tf.data.Dataset:
 
 
 def make_colour(folder: Path, count: int, distinct: int = 60) -> None:
-    """`count` pairs of PNG files in three channels, `distinct` different ones linked."""
+    """Create `count` pairs of PNG files with three channels, `distinct` different ones and links to them."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
@@ -73,7 +72,7 @@ def make_colour(folder: Path, count: int, distinct: int = 60) -> None:
 
 
 def cost(data: tf.data.Dataset) -> Cost:
-    """Of a slice, without the first batch: it pays for the graph."""
+    """Measure the cost per slice, without the first batch, which traces the graph."""
     batches = iter(data)
     next(batches)
     seen = 0
@@ -87,9 +86,9 @@ def cost(data: tf.data.Dataset) -> Cost:
 
 
 def compare(work: Path, channels: int, count: int, rounds: int) -> list[Result]:
-    """The pipeline from each kind of cache against what others do, and what a step consumes."""
+    """Compare the pipeline for each kind of cache with those of others, and with a training step."""
     (make_slices if channels == 1 else make_colour)(work / "raw", count)
-    # All slices are linked copies of a few: a search for duplicates would put them into one group.
+    # All slices are copies of a few: a search for duplicates would put them into one group.
     options = PrepareOptions(size=SIZE, split="80/10/10", split_by="slice", find_duplicates=False)
     prepare(work / "raw", work / "shards", options)
     other = usual(work / "shards", channels).repeat(EPOCHS)
@@ -105,7 +104,7 @@ def compare(work: Path, channels: int, count: int, rounds: int) -> list[Result]:
         **{kind: lambda d=data: cost(d.epochs(next(epoch), EPOCHS)) for kind, data in ours.items()},
     }
     step = our_step(16)
-    step()  # it is traced then
+    step()  # traces the graph
     peer = ("benchmarks.peers.monai_input:epochs", kept, SIZE, channels, BATCH, EPOCHS)
     with contenders({"MONAI": peer}) as running:
         actions["step"] = lambda: costs(step).each(BATCH)
@@ -123,12 +122,12 @@ def compare(work: Path, channels: int, count: int, rounds: int) -> list[Result]:
         for kind in ("memory", "disk", "none") if key == "tf.image" else ("memory",):
             if key in found:
                 goal = 3.0 if (key, kind) == ("tf.image", "memory") else None
-                # Its workers' processor time is not in the one process that is asked.
+                # The processor time of its workers is unknown.
                 pair = [found[kind], found[key] if key != "MONAI" else [Cost(c.time, 0.0) for c in found[key]]]
                 lines.append(
                     compared("pipeline", f"{words}, cache in {kind}", title, *pair, slices=1, goal=goal)
                 )  # fmt: skip
-    remark = "what training takes of the pipeline"
+    remark = "slices that training consumes"
     title = "a step of the 1.9-million network"
     pair = found["memory"], found["step"]
     lines.append(compared("pipeline", f"{words}, cache in memory", title, *pair, slices=1, goal=5.0, remark=remark))

@@ -1,13 +1,12 @@
-"""Slices a second of `kerasseg predict` against what people write instead, in turn in one run.
+"""Slices per second of `kerasseg predict` compared with simple scripts, in turn in one run.
 
     python -m benchmarks.prediction [--quick]
 
-The peers read, resize, ask, and write the mask, one after another, as one writes it first: the original SavedModel's
-signature a slice at a time; Keras' `model.predict`, ONNX Runtime and PyTorch with batches of 8. PyTorch has the same
-weights in the same layers, channels-last, in a process of its own. All read the same files, and start when the network is
-in memory. What computes in bfloat16 is compared with ours in bfloat16 alone. `KERASSEG_REAL_DATA` names the SavedModel
-(`checkpoints/unet-lgg-savedmodel`) and the slices; without it, a synthetic network of the same shape and synthetic slices
-are taken.
+The peers read, resize, predict and write one after another: the original SavedModel's signature one slice at a time; Keras'
+`model.predict`, ONNX Runtime and PyTorch in batches of 8. PyTorch has the same weights in the same layers, channels-last,
+in its own process. All read the same files, with the network already in memory. Peers in bfloat16 are compared only with
+kerasseg in bfloat16. `KERASSEG_REAL_DATA` contains the SavedModel (`checkpoints/unet-lgg-savedmodel`) and the slices;
+without it, a synthetic network of the same shape and synthetic slices are used.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Answer = Callable[[np.ndarray], np.ndarray]
 
 
 def write_masks(answer: Answer, files: list[Path], out: Path, batch: int) -> None:
-    """What one writes first; `answer` takes (batch, 256, 256, 3) and gives probabilities (batch, 256, 256, 1)."""
+    """Write masks with a simple loop; `answer` maps (batch, 256, 256, 3) to probabilities (batch, 256, 256, 1)."""
     out.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
@@ -59,7 +58,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def equal_pixels(one: Path, other: Path) -> tuple[float, float]:
-    """Share of equal pixels, and Dice over all slices together."""
+    """Return the share of equal pixels, and Dice pooled over all slices."""
     same = total = both = either = 0
     for path in sorted(one.glob("*_mask.png")):
         a, b = (cv2.imread(str(folder / path.name), cv2.IMREAD_UNCHANGED) > 0 for folder in (one, other))
@@ -69,7 +68,7 @@ def equal_pixels(one: Path, other: Path) -> tuple[float, float]:
 
 
 def peers(savedmodel: Path, network: Any, folder: Path) -> dict[str, tuple[Answer, int]]:
-    """Name -> how to ask it, and how many slices at once."""
+    """Return name -> (function, batch size)."""
     import tensorflow as tf
 
     signature = tf.saved_model.load(str(savedmodel)).signatures["serving_default"]
@@ -88,7 +87,7 @@ def peers(savedmodel: Path, network: Any, folder: Path) -> dict[str, tuple[Answe
     if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("tf2onnx"):
         import onnxruntime
 
-        network(np.zeros((1, 256, 256, 3), np.float32))  # Keras exports what has been called
+        network(np.zeros((1, 256, 256, 3), np.float32))  # Keras exports only called models
         network.export(str(folder / "network.onnx"), format="onnx", verbose=False)
         session = onnxruntime.InferenceSession(str(folder / "network.onnx"))
         entry = session.get_inputs()[0].name
@@ -125,7 +124,7 @@ def results(*, quick: bool) -> list[Result]:
             write_masks(others[peer][0], files, folder / "peer", others[peer][1])
 
         made = {precision: predict(precision) for precision in precisions}
-        for peer in reversed(others):  # warm; the loop's masks remain
+        for peer in reversed(others):  # warm up; the masks of the loop remain
             ask(peer)
         actions = {peer: lambda peer=peer: costs(lambda: ask(peer)) for peer in others}
         actions |= {p: lambda p=p: costs(lambda: predict(p)) for p in precisions}
@@ -154,7 +153,7 @@ def results(*, quick: bool) -> list[Result]:
                 remark = ""
                 if peer in masks:
                     pixels, overlap = equal_pixels(masks[peer], made[precision])
-                    remark = f"{pixels:.4%} of pixels and Dice {overlap:.4f} with its masks"
+                    remark = f"{pixels:.4%} of pixels and Dice {overlap:.4f} in common with its masks"
                 lines.append(
                     compared(
                         "prediction",

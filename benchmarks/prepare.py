@@ -1,7 +1,7 @@
-"""`prepare` against only reading the same .mat files with h5py, and against loading and stacking all, as scripts do.
+"""`prepare` compared with only reading the same .mat files with h5py, and with loading and stacking all of them.
 
-The slices are made like the figshare ones. Each way is a process of its own that has done it with 64 slices before, so that
-imports are not in the figures; what it costs to start worker processes is. They take turns.
+The slices resemble the figshare ones. Each contender is a process that has already run with 64 slices, so that imports are
+not measured; the start of worker processes is. Contenders take turns.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ WAYS: dict[str, Callable[[Path, Path, int], None]] = {READ: only_read, "prepare"
 
 
 def way(name: str, jobs: int, work: str, count: int) -> Callable[[], object]:
-    """A way over so many slices, which has been gone with few."""
+    """Return the action over `count` slices, after a warm-up with few."""
     folder, out = Path(work), Path(work) / f"{list(WAYS).index(name)}-{jobs}"
     WAYS[name](folder / f"slices{FEW}", out, jobs)
     return lambda: WAYS[name](folder / f"slices{count}", out, jobs)
@@ -80,7 +80,7 @@ def results(*, quick: bool) -> list[Result]:
         makers = {name: ("benchmarks.prepare:way", *kind, work, count) for name, kind in kinds.items()}
         with contenders(makers, warm=False) as running:
             found = rounds_of(running, rounds)
-    # The goal is on the clock: at most one and a half times what reading takes.
+    # The goal is for wall-clock time: at most one and a half times that of reading.
     goals = {READ: round(1 / 1.5, 2)}
     pairs = [(one, READ), (two, f"{READ}, 2 jobs"), (one, STACK), (two, STACK), (two, one)]
     lines = [
@@ -90,7 +90,7 @@ def results(*, quick: bool) -> list[Result]:
     pair = running[one].peak, running[STACK].peak
     lines.append(sized(PART, f"peak memory, {count:,} slices, --jobs 1", STACK, *pair))
     grown = [max(running[name].peak - running[name].base, 0.1) for name in (one, STACK)]
-    lines.append(sized(PART, f"memory that {count - FEW:,} more slices take", STACK, *grown))
+    lines.append(sized(PART, f"additional memory for {count - FEW:,} more slices", STACK, *grown))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark found: one pair, measured in turn. Lines, JSON and the page are made from this and nothing else."""
+"""Result of a benchmark: one pair, measured in turn. Lines, JSON and pages are generated from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.measure import Cost
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of several rounds."""
+    """Median and range over several rounds."""
 
     median: float
     low: float
@@ -33,17 +33,17 @@ class Result:
     """One thing measured for us and for a peer.
 
     Attributes:
-        part: Of the benchmarks.
+        part: Part of the benchmarks.
         name: What is measured.
-        peer_name: What ours is compared with.
+        peer_name: Name of the peer.
         ours: Median of our rounds, in `unit`.
-        peer: Median of the peer's, in `unit`.
-        ratio: What the peer costs over what we cost, a round each: above 1 we are cheaper.
-        rounds: In which both took turns.
-        unit: Of `ours` and `peer`: "s", "slices/s", "MB", ...
-        processor: As `ratio`, in processor time; None where it was not measured.
-        goal: The least ratio that is wanted; None where a peer is only shown.
-        remark: What one must know to read the line.
+        peer: Median of the peer's rounds, in `unit`.
+        ratio: Cost of the peer divided by ours, by round; above 1 kerasseg is cheaper.
+        rounds: Number of rounds.
+        unit: Unit of `ours` and `peer`: "s", "slices/s", "MB", ...
+        processor: Ratio in processor time; None if not measured.
+        goal: Smallest ratio to reach; None without a goal.
+        remark: Explanation of the line.
     """
 
     part: str
@@ -77,7 +77,7 @@ class Result:
 
 
 def figure(value: float) -> str:
-    """A number with as many digits as say something."""
+    """Format a number with a sensible number of digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
@@ -94,14 +94,14 @@ def compared(
     goal: float | None = None,
     remark: str = "",
 ) -> Result:
-    """The result of rounds in which both took turns.
+    """Return the result of rounds in which both took turns.
 
     Args:
         part, name, peer_name, goal, remark: As in `Result`.
-        ours, peer: A cost a round.
-        slices: Where given, speeds are shown: so many slices a round.
-        unit: Where not.
-        scale: Of the unit; 1000 for ms.
+        ours, peer: Cost of each round.
+        slices: Slices per round, to show speeds; 0 shows costs.
+        unit: Unit of costs.
+        scale: Factor from seconds to the unit; 1000 for ms.
     """
     each = [statistics.median(cost.time for cost in costs) for costs in (ours, peer)]
     shown = [slices / value if slices else value * scale for value in each]
@@ -122,7 +122,7 @@ def compared(
 
 
 def sized(part: str, name: str, peer_name: str, ours: float, peer: float, **options: Any) -> Result:
-    """The result of two figures of which one round says all: memory, counted operations."""
+    """Return the result of two figures that need only one round: memory, counted operations."""
     ratio = peer / ours
     return Result(
         part, name, peer_name, ours, peer, Spread(ratio, ratio, ratio), **({"unit": "MB", "rounds": 1} | options)
@@ -130,6 +130,6 @@ def sized(part: str, name: str, peer_name: str, ours: float, peer: float, **opti
 
 
 def show(results: Callable[..., list[Result]]) -> None:
-    """Prints the results of one part, in this process; `--quick` on the command line does few rounds."""
+    """Print the results of one part, measured in this process; `--quick` on the command line uses few rounds."""
     for result in results(quick="--quick" in sys.argv):
         print(result, flush=True)

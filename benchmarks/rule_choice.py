@@ -1,9 +1,9 @@
-"""Is a tuned rule better than 0.5 without post-processing on new patients, when it was tuned on few of them?
+"""Rules tuned on few patients, compared with 0.5 without post-processing, on new patients.
 
 Four small networks are trained on a third of the patients of the figshare data (`KERASSEG_REAL_DATA`, 64 x 64), with two
-losses and several lengths; where the data are absent, probability maps are simulated. Of the other patients, k are drawn to
-tune on, and the rule is evaluated on the rest. "Highest mean" is the choice of earlier versions: the threshold nearest to
-0.5 among those within noise of the best, then each step of post-processing that raises the mean without loss for a class.
+losses and several lengths; without the data, probability maps are simulated. Of the other patients, k are drawn for tuning,
+and the rule is evaluated on the rest. "Highest mean" is the choice of earlier versions: the threshold nearest to 0.5 among
+those within noise of the best, then each step of post-processing that raises the mean without loss for a class.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _THRESHOLDS = np.arange(2, 99, 2) / 100
 
 @dataclass(eq=False)
 class Maps:
-    """Probability maps of one network on patients that it has not seen."""
+    """Probability maps of one network on patients that it was not trained on."""
 
     name: str
     probabilities: NDArray[np.float32]
@@ -46,7 +46,7 @@ class Maps:
     people: NDArray[np.int64]
 
     def dice(self, rule: MaskRule, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Dice of the chosen slices."""
+        """Return the Dice of the chosen slices."""
         masks = self.masks[chosen]
         found = np.stack([apply_rule(probability, rule) for probability in self.probabilities[chosen]])
         sizes = found.sum((1, 2)) + masks.sum((1, 2))
@@ -54,7 +54,7 @@ class Maps:
 
 
 def real_slices(data: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    """Images, masks, class and patient of the figshare slices; ids that differ in a trailing letter are one patient."""
+    """Return images, masks, class and patient of the figshare slices; ids that differ by a trailing letter are equal."""
     folder = data / "figshare-png"
     with (folder / "index.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -105,7 +105,7 @@ def first_of_each(people: NDArray[np.int64], most: int = 4) -> NDArray[np.bool_]
 
 
 def simulated(*, quick: bool) -> list[Maps]:
-    """Maps with soft tumours, false alarms and patients that differ; each network has a bias of its own."""
+    """Simulate maps with soft tumours, false alarms and differing patients; each network has its own bias."""
     found = []
     rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     for number, bias in enumerate((0.0,) if quick else (-1.5, -0.5, 0.0, 0.8)):
@@ -129,7 +129,7 @@ def simulated(*, quick: bool) -> list[Maps]:
 
 
 def highest_mean(maps: Maps, drawn: NDArray[np.bool_]) -> MaskRule:
-    """The choice of earlier versions, on the drawn slices."""
+    """Choose a rule on the drawn slices as earlier versions did."""
     _, people = np.unique(maps.people[drawn], return_inverse=True)
     counts = np.bincount(people)
     labels = maps.labels[drawn]
@@ -163,7 +163,7 @@ def highest_mean(maps: Maps, drawn: NDArray[np.bool_]) -> MaskRule:
 
 
 def beyond_noise(maps: Maps, drawn: NDArray[np.bool_]) -> MaskRule:
-    """The choice of `kerasseg tune-threshold`."""
+    """Choose a rule as `kerasseg tune-threshold` does."""
     people = [str(person) for person in maps.people[drawn]]
     given = ArrayPredictions(maps.probabilities[drawn], maps.masks[drawn], maps.labels[drawn], people, list("abc"))
     return tune(given, resamples=1, jobs=1).rule

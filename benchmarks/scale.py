@@ -1,9 +1,9 @@
-"""The cost of a slice where there are many more: prepare, an epoch of input, evaluating; time and memory.
+"""Cost per slice with many more slices: prepare, an epoch of input, evaluate; time and memory.
 
-300, 1,000, 3,000 and 10,000 different synthetic slices of 64x64, ten of a patient, and a network so small that what is
-around it is measured. Each number of slices is a process of its own, in which everything was done once with 64 slices, so
-that start-up is not in the figures; they take turns. The peer is the same over 300: what stays flat has a ratio near 1,
-and below 0.8 is called behind.
+300, 1,000, 3,000 and 10,000 different synthetic slices of 64x64, ten per patient, and a very small network, so that the
+code around it is measured. Each number of slices has its own process, which has already run with 64 slices, so that
+start-up is not measured; they take turns. The peer is the same over 300 slices: a flat cost has a ratio near 1, and
+below 0.8 counts as behind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_epoch(raw: Path, shards: Path) -> None:  # noqa: ARG001
 
 
 def evaluate_all(raw: Path, shards: Path) -> None:  # noqa: ARG001
-    """As `kerasseg evaluate` does: predictions, scores of each slice, means with intervals over patients."""
+    """Evaluate as `kerasseg evaluate` does: predictions, scores of each slice, means with intervals over patients."""
     import kerasseg
     from kerasseg.evaluation.figures import USUAL, network_figures
     from kerasseg.evaluation.joined import predict_splits
@@ -57,7 +57,7 @@ STAGES: dict[str, Stage] = {
 
 
 def stage(name: str, work: str, count: int) -> Callable[[], object]:
-    """A stage over so many slices, which has been done over few."""
+    """Return a stage over `count` slices, after a warm-up with few."""
     do, folder = STAGES[name], Path(work)
 
     def over(number: int) -> None:
@@ -84,11 +84,11 @@ def results(*, quick: bool) -> list[Result]:
             for count in counts[1:]:
                 pair = each[count], each[few]
                 what = f"{title}: {count:,} slices"
-                shown = {"unit": "ms a slice", "scale": 1000.0, "goal": GOAL}
+                shown = {"unit": "ms per slice", "scale": 1000.0, "goal": GOAL}
                 lines.append(compared("scale", what, f"{few} slices", *pair, **shown))
             for count in counts[1:]:
                 what = f"peak memory of {title}: {count:,} slices"
-                remark = f"{(peak[count] - peak[few]) * 1024 / (count - few):.1f} kB a slice more"
+                remark = f"{(peak[count] - peak[few]) * 1024 / (count - few):.1f} kB per additional slice"
                 pair = peak[count], peak[few]
                 lines.append(sized("scale", what, f"{few} slices", *pair, remark=remark, goal=GOAL))
     return lines

@@ -1,4 +1,4 @@
-"""Start-up: `kerasseg --help` and `import kerasseg` beside Python alone, the first step of training beside plain Keras."""
+"""Start-up: `kerasseg --help` and `import kerasseg` against Python alone, the first training step against plain Keras."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ engine.train_step({"image": image, "mask": image[..., :1], "weight": ones, "labe
 """
 
 
-# In one process, one behind the other: between two processes TensorFlow's own import varies by more than ours takes.
+# In one process, one after the other: between processes, TensorFlow's own import varies by more than ours takes.
 IMPORTS = """
 import json, time
 def took(action):
@@ -52,7 +52,7 @@ def run(*arguments: str) -> Cost:
 
 
 def said(*arguments: str) -> str:
-    """The last line that Python prints when it is given these arguments."""
+    """Return the last line that Python prints when run with these arguments."""
     command, environment = [sys.executable, *arguments], child_environment()
     done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, env=environment)
     return done.stdout[-10_000:].strip().rpartition("\n")[2]
@@ -68,15 +68,15 @@ def results(*, quick: bool) -> list[Result]:
     }
     found = rounds_of(light, 2 if quick else 7)
     for name in list(light)[1:]:
-        remark = "goal: under 0.3 s in all" if name == "kerasseg --help" else ""
+        remark = "goal: under 0.3 s in total" if name == "kerasseg --help" else ""
         lines.append(compared("startup", name, "Python alone", found[name], found["Python alone"], remark=remark))
     pairs = [[Cost(*cost) for cost in json.loads(said("-c", IMPORTS))] for _ in range(1 if quick else 5)]
-    what = "import kerasseg and all its names, behind TensorFlow and Keras"
+    what = "import kerasseg and all its names, after TensorFlow and Keras"
     framework, ours = zip(*pairs, strict=True)
     lines.append(compared("startup", what, "TensorFlow and Keras themselves", ours, framework))
     first = {"ours": lambda: run("-c", OURS), "theirs": lambda: run("-c", KERAS)}
     found = rounds_of(first, 1 if quick else 3)
-    what = "from nothing to the end of the first step (0.5 million parameters, 128x128)"
+    what = "from start to the end of the first step (0.5 million parameters, 128x128)"
     lines.append(compared("startup", what, "plain Keras", found["ours"], found["theirs"]))
     return lines
 

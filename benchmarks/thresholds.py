@@ -1,9 +1,8 @@
-"""Thresholds against 99 one by one, the whole search for a rule, post-processing against SciPy and scikit-image.
+"""Thresholds against 99 one by one, the whole search for a rule, and post-processing against SciPy and scikit-image.
 
-210 synthetic slices at 256x256 and 512x512, as a network that is fairly sure of itself
-puts them out: a tumour with a soft and wavy edge, false alarms, and next to nothing elsewhere. "One by one" is the loop
-that one writes first (`found = p >= t`, sums); "counted" the fastest loop that was found (`np.count_nonzero`, slice by
-slice). "Soft" is a network that puts out more than 0.001 everywhere, which is the slowest case.
+210 synthetic slices at 256x256 and 512x512, like those of a confident network: a tumour with a soft, wavy edge, false
+alarms, and almost nothing elsewhere. "One by one" is a simple loop (`found = p >= t`, sums); "counted" is the fastest loop
+we know (`np.count_nonzero`, slice by slice). "Soft" is a network whose output exceeds 0.001 everywhere, the slowest case.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ COUNT = 210
 
 
 def slices(size: int, count: int = COUNT, *, soft: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (count, size, size) float32, and masks (count, size, size) bool."""
+    """Return probabilities (count, size, size) float32, and masks (count, size, size) bool."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:size, :size].astype(np.float32) / size
     probabilities = np.empty((count, size, size), np.float32)
@@ -72,14 +71,14 @@ RULE = MaskRule(min_diameter=0.03, fill_holes=True, keep_largest=True)
 
 
 def straightforward(masks: np.ndarray) -> list[np.ndarray]:
-    """The same three steps as one writes them with SciPy and scikit-image, on whole slices."""
+    """Apply the same three steps with SciPy and scikit-image, on whole slices."""
     from skimage.measure import label
     from skimage.morphology import remove_small_objects
 
     out = []
     for mask in masks:
         area = np.pi / 4 * (RULE.min_diameter * mask.shape[1]) ** 2
-        # It removes what is as large as the limit, too.
+        # It also removes objects as large as the limit.
         tidy = remove_small_objects(mask, max_size=int(np.ceil(area)) - 1, connectivity=2)
         tidy = ndimage.binary_fill_holes(tidy)
         regions = label(tidy, connectivity=2)

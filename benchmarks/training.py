@@ -1,10 +1,10 @@
-"""A step of training against plain Keras and PyTorch, in the precision that is fastest here, with peak memory.
+"""A training step compared with plain Keras and PyTorch, in the fastest precision of this machine, with peak memory.
 
 256x256x3, batch 8, 31 million parameters (with `--quick` 1.9). Plain Keras is `model.train_on_batch` on the same network,
-with everything trainable, the same loss and Dice as its metric, in the precision that `auto` chooses here. PyTorch is the
-same network, layer for layer, with the same loss and optimizer, everything trainable.
-Each contender is a process of its own; between its turns it sleeps. Not all are in memory at once: two rows of turns need
-7 to 9 GB, one would need 13. Slower peers stand in `benchmarks.training_others`.
+with everything trainable, the same loss, Dice as its metric, and the precision that `auto` chooses. PyTorch has the same
+network, layer for layer, with the same loss and optimizer, everything trainable. Each contender is a process that sleeps
+between its turns. They run in two groups, which need 7 to 9 GB each; one group would need 13 GB. Slower peers are in
+`benchmarks.training_others`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def batch(size: int = SIZE) -> dict[str, np.ndarray]:
 
 
 def precision() -> str:
-    """What `--precision auto` takes on this machine."""
+    """Return what `--precision auto` chooses on this machine."""
     from kerasseg.training.devices import choose_devices, compute_capability
     from kerasseg.training.precision import choose_precision
 
@@ -70,7 +70,7 @@ def _optimizer(name: str) -> Any:
 
 
 def our_step(filters: int, strategy: str = "conservative", size: int = SIZE, **options: Any) -> Callable[[], object]:
-    """One step of `kerasseg train`; the first one traces it."""
+    """Return one step of `kerasseg train`; the first call traces it."""
     from kerasseg.training.devices import choose_devices
     from kerasseg.training.engine import Engine
 
@@ -82,7 +82,7 @@ def our_step(filters: int, strategy: str = "conservative", size: int = SIZE, **o
 
 
 def keras_step(filters: int, name: str, size: int = SIZE) -> Callable[[], object]:
-    """One step of plain Keras, everything trainable; the first one traces it."""
+    """Return one step of plain Keras, everything trainable; the first call traces it."""
     import kerasseg
 
     data = batch(size)
@@ -92,7 +92,7 @@ def keras_step(filters: int, name: str, size: int = SIZE) -> Callable[[], object
 
 
 def maker_of(filters: int, name: str) -> tuple[Any, ...]:
-    """What makes a contender: a strategy, "plain Keras, <precision>" or one of the PyTorch variants."""
+    """Return the maker of a contender: a strategy, "plain Keras, <precision>" or one of the PyTorch variants."""
     if name.startswith("plain Keras"):
         return "benchmarks.training:keras_step", filters, name.removeprefix("plain Keras, ")
     if name.startswith("PyTorch"):
@@ -109,12 +109,12 @@ def title(filters: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """What contenders found that took turns.
+    """Measurements of contenders that took turns.
 
     Attributes:
-        costs: Of each, by name; a cost a round.
-        base: Peak memory in MB of each before its first step.
-        peak: The same at the end.
+        costs: Name -> cost of each round.
+        base: Name -> peak memory in MB before the first step.
+        peak: Name -> peak memory in MB at the end.
     """
 
     costs: dict[str, list[Cost]]
@@ -123,7 +123,7 @@ class Race:
 
 
 def race(filters: int, names: Sequence[str], rounds: int, once: Collection[str] = ()) -> Race:
-    """Steps in turn; `once` as in `rounds_of`."""
+    """Measure steps in turn; `once` as in `rounds_of`."""
     with contenders({name: maker_of(filters, name) for name in names}) as running:
         found = rounds_of(running, rounds, once)
     return Race(
@@ -134,7 +134,7 @@ def race(filters: int, names: Sequence[str], rounds: int, once: Collection[str] 
 
 
 def memory(part: str, race: Race, peer: str, what: str) -> list[Result]:
-    """Peak memory of the aggressive strategy beside a peer's, and what it consists of."""
+    """Compare the peak memory of the aggressive strategy with a peer's, in total and by part."""
     ours = "aggressive"
     sizes = {
         "peak memory": race.peak,
@@ -145,7 +145,7 @@ def memory(part: str, race: Race, peer: str, what: str) -> list[Result]:
 
 
 def saved_by(strategy: str, race: Race, part: str, what: str) -> Result:
-    """A strategy that freezes blocks beside one that freezes none, and what counting says."""
+    """Compare a strategy that freezes blocks with one that freezes none, and with the counted saving."""
     ratio = 1 / (1 - counted_saving(strategy))
     remark = f"counting the multiply-adds that the frozen blocks' backward pass saves gives {ratio:.3f}"
     return compared(
@@ -164,7 +164,7 @@ def results(*, quick: bool) -> list[Result]:
     lines = [compared("training", f"aggressive, {what}", keras, *pair)]
     for strategy in ("aggressive", "conservative"):
         for name in there:
-            goal, remark = (1.0, "PyTorch's best here") if name == best else (None, "")
+            goal, remark = (1.0, "fastest PyTorch variant here") if name == best else (None, "")
             pair = first.costs[strategy], first.costs[name]
             lines.append(compared("training", f"{strategy}, {what}", name, *pair, goal=goal, remark=remark))
     lines.append(saved_by("conservative", first, "training", what))

@@ -1,7 +1,7 @@
-"""The rest about steps of training: float32 peers, the moderate strategy, fixed costs, and what `--deterministic` costs.
+"""More about training steps: float32 peers, the moderate strategy, fixed costs, and the cost of `--deterministic`.
 
-The peers here take up to half a minute a step and are not the best. They come in three rows of turns, so that few networks
-are in memory at once: PyTorch's give back what a step needed, TensorFlow's do not.
+These peers take up to half a minute per step and are not the fastest. They run in three groups, so that few networks are in
+memory at once: PyTorch frees the memory of a step, TensorFlow does not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PART = "training_others"
 
 
 def slow_peers(filters: int, rounds: int, peers: Sequence[str]) -> list[Result]:
-    """Our step against peers that are slower."""
+    """Compare our step with slower peers."""
     lines, what = [], title(filters)
     found = race(filters, ("aggressive", *peers), rounds)
     for peer in found.costs:
@@ -32,7 +32,7 @@ def slow_peers(filters: int, rounds: int, peers: Sequence[str]) -> list[Result]:
 
 
 def overhead(rounds: int) -> Result:
-    """What a step costs beyond arithmetic: a network so small that nothing else is left."""
+    """Measure the fixed cost of a step, with a network so small that nothing else is left."""
     makers = {
         "ours": ("benchmarks.training:our_step", 2, "aggressive", 16),
         "theirs": ("benchmarks.training:keras_step", 2, precision(), 16),
@@ -44,7 +44,7 @@ def overhead(rounds: int) -> Result:
 
 
 def determinism(rounds: int) -> Result:
-    """The cost of `--deterministic`. It cannot be switched off again: two processes take turns."""
+    """Measure the cost of `--deterministic` in two processes, since it cannot be switched off again."""
     makers = {name: ("benchmarks.training_others:seeded_step", 16, name == "with") for name in ("without", "with")}
     with contenders(makers) as running:
         found = rounds_of(running, rounds)

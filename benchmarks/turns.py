@@ -1,8 +1,8 @@
-"""Contenders in processes of their own that take turns: libraries that want all threads do not meet in one process.
+"""Contenders in separate processes that take turns, because libraries that use all threads disturb each other.
 
-A contender names a function that makes an action (`"benchmarks.training:our_step"`) and its arguments. The action is done
-once each time it is asked for; the other processes sleep meanwhile. What they need is not given back while they sleep
-(TensorFlow keeps what a step needed), so that memory has to hold all that are in one `contenders` at once.
+A contender is the name of a function that returns an action (`"benchmarks.training:our_step"`), with its arguments. The
+action runs once per request; the other processes sleep meanwhile but keep their memory, so that all contenders of one
+`contenders` have to fit in memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from benchmarks.measure import ROOT, Cost, child_environment, costs, own_peak_me
 
 
 class Contender:
-    """A process that does an action each time it is called, and says what it cost.
+    """A process that performs an action on request and reports the cost.
 
     Attributes:
-        base: Peak resident memory of the process in MB when the action was made, and not done yet: libraries, weights.
-        peak: The same, once it has ended.
+        base: Peak resident memory of the process in MB before the first action: libraries, weights.
+        peak: Peak resident memory in MB after it has ended.
     """
 
     def __init__(self, maker: str, *arguments: Any) -> None:
@@ -40,10 +40,10 @@ class Contender:
         )
 
     def ready(self) -> None:
-        """Waits until the action has been made.
+        """Wait until the action is ready.
 
         Raises:
-            RuntimeError: It could not be made; its reason stands on standard error.
+            RuntimeError: The action could not be created; the reason is on standard error.
         """
         word, _, base = self._line().partition(" ")
         if word != "ready":
@@ -75,11 +75,11 @@ class Contender:
 
 @contextlib.contextmanager
 def contenders(makers: dict[str, Sequence[Any]], *, warm: bool = True) -> Iterator[dict[str, Contender]]:
-    """Contenders by name, made one after another; one that cannot be made is left out, and said so.
+    """Yield contenders by name; one that cannot be started is reported and left out.
 
     Args:
-        makers: The function, and its arguments, by name.
-        warm: Whether each does its action once before anything is measured: graphs are traced, buffers there.
+        makers: Name -> function and its arguments.
+        warm: Whether each performs its action once before measuring, to trace graphs and allocate buffers.
     """
     with contextlib.ExitStack() as stack:
         found = {}
@@ -98,7 +98,7 @@ def contenders(makers: dict[str, Sequence[Any]], *, warm: bool = True) -> Iterat
 
 def _serve(maker: str, arguments: list[Any]) -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries goes to standard error
     module, _, function = maker.partition(":")
     action = getattr(importlib.import_module(module), function)(*arguments)
     print("ready", own_peak_memory(), file=answers, flush=True)

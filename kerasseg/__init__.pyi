@@ -92,6 +92,7 @@ from kerasseg.postprocessing import apply_rule as apply_rule
 from kerasseg.postprocessing import postprocess as postprocess
 from kerasseg.prediction.arrays import predict_masks as predict_masks
 from kerasseg.report import write_report as write_report
+from kerasseg.training.events import Observer as Observer
 from kerasseg.tuning.thresholds import ThresholdSweep as ThresholdSweep
 from kerasseg.tuning.thresholds import sweep_thresholds as sweep_thresholds
 from kerasseg.workflows.fine_tune import FineTuned as FineTuned

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: plateaus as a pure state machine and as a Keras callback, and the cosine."""
+"""Learning-rate schedules: plateaus, as a state machine and as a Keras callback, and the cosine."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class PlateauState:
         rate: Current learning rate.
         epoch: Epochs seen; 0 before the first.
         best: Best score so far; None before the first.
-        best_epoch: Its epoch; 0 is the network before the first step.
-        flat: Epochs since the last better score, drop or thaw.
+        best_epoch: Epoch of the best score; 0 is the network before training.
+        flat: Epochs since the last improvement, drop or thaw.
         thawed: Number of blocks unfrozen so far.
         stopped: Whether the last step returned `Stop`.
 
@@ -82,7 +82,7 @@ class PlateauState:
     stopped: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to a dictionary of plain numbers, which `from_json` reads."""
+        """Return the state as a dictionary of plain numbers."""
         return asdict(self)
 
     @classmethod
@@ -100,28 +100,24 @@ class PlateauState:
 
 @dataclass(frozen=True, slots=True)
 class PlateauRule:
-    """The recipe's schedule: lower the rate on plateaus, and stop when that no longer helps.
+    """Schedule of the training recipe: lower the learning rate on plateaus, and stop when that no longer helps.
 
-    With the defaults, 5 epochs without a better score lower the rate to 1e-5, 3 more to 1e-6, and 7 without improvement
-    stop. The stop counts from the last drop: counted from the best epoch it would come at 7, and 1e-6, due at 8, would
-    never be reached. Without any gain over epoch 0 the drops come after epochs 5 and 8, and the stop after epoch 15. The
-    rate never rises, and weights are not restored at a drop.
+    With the defaults, 5 epochs without improvement lower the rate to 1e-5, 3 more to 1e-6, and 7 more stop. The stop
+    counts from the last drop; counted from the best epoch, it would come before the drop to 1e-6. The rate never rises,
+    and weights are not restored at a drop. Stages whose rate is not below the current one are skipped.
 
-    Stages whose rate is not below the current one are skipped: training that starts at 1e-5 ("aggressive") has one stage,
-    1e-6 after 3 flat epochs.
-
-    With `thaws` > 0 (strategy "progressive") each plateau first unfreezes one more block at the same rate, and counting
-    starts again. The stages follow when all blocks are unfrozen.
+    With `thaws` > 0 (strategy "progressive"), each plateau first unfreezes one more block at the same rate and restarts the
+    count. The stages follow when all blocks are unfrozen.
 
     Args:
         rate: Learning rate of the first epoch, > 0.
-        stages: (patience, rate) pairs, rates falling, patiences >= 1 in epochs; () never lowers the rate.
+        stages: (patience, rate) pairs with falling rates and patiences >= 1 in epochs; () never lowers the rate.
         stop_after: Epochs without improvement until the stop, >= 1; None never stops.
-        stop_counter: "stage": the stop counts from the last better score, drop or thaw. "total": from the best epoch.
+        stop_counter: "stage" counts from the last improvement, drop or thaw; "total" from the best epoch.
         thaws: Number of blocks that can be unfrozen.
-        thaw_patience: Epochs without a better score until a thaw; None: the patience of the first stage, or 5.
-        mode: "max" if a higher score is better, "min" for losses.
-        min_delta: Largest gain that does not count; 0: any gain counts.
+        thaw_patience: Epochs without improvement until a thaw; None for the patience of the first stage, or 5.
+        mode: "max" if higher scores are better, "min" for losses.
+        min_delta: Improvements up to this size do not count.
 
     Raises:
         UsageError: An argument is out of range.
@@ -148,37 +144,28 @@ class PlateauRule:
         """Check the arguments."""
         object.__setattr__(self, "stages", _checked_stages(self.stages))
         _require(_positive(self.rate), "learning rate cannot be used", self.rate, "a number > 0")
-        _require(
-            self.stop_after is None or _whole(self.stop_after, 1),
-            "stop_after cannot be used",
-            self.stop_after,
-            "a whole number of epochs >= 1",
-        )
+        for name in ("stop_after", "thaw_patience"):
+            value = getattr(self, name)
+            whole = value is None or _whole(value, 1)
+            _require(whole, f"{name} cannot be used", value, "a whole number of epochs >= 1")
         _require(self.stop_counter in ("stage", "total"), "unknown stop counter", self.stop_counter, "stage or total")
         _require(_whole(self.thaws, 0), "number of thaws cannot be used", self.thaws, "a whole number >= 0")
-        _require(
-            self.thaw_patience is None or _whole(self.thaw_patience, 1),
-            "thaw_patience cannot be used",
-            self.thaw_patience,
-            "a whole number of epochs >= 1",
-        )
         _require(self.mode in ("max", "min"), "unknown mode of the schedule", self.mode, "max or min")
-        _require(
-            math.isfinite(self.min_delta) and self.min_delta >= 0, "min_delta cannot be used", self.min_delta, ">= 0"
-        )
+        valid = math.isfinite(self.min_delta) and self.min_delta >= 0
+        _require(valid, "min_delta cannot be used", self.min_delta, ">= 0")
 
     def begin(self, baseline: float | None = None) -> PlateauState:
-        """The state before the first epoch.
+        """Return the state before the first epoch.
 
         Args:
-            baseline: Score of the untouched network ("epoch 0"), which can be the best; None if it is not known.
+            baseline: Score of the network before training ("epoch 0"), which can be the best; None if unknown.
         """
         if baseline is None or math.isnan(baseline):
             return PlateauState(rate=self.rate)
         return PlateauState(rate=self.rate, best=float(baseline))
 
     def better(self, state: PlateauState, score: float) -> bool:
-        """Whether the score beats the best so far; NaN never does."""
+        """Return whether the score beats the best so far; NaN never does."""
         if math.isnan(score):
             return False
         if state.best is None:
@@ -194,14 +181,14 @@ class PlateauRule:
             score: Validation score of the epoch.
 
         Returns:
-            The new state, and the events to apply before the next epoch: none or one.
+            The new state, and the event to apply before the next epoch, if any.
         """
         epoch = state.epoch + 1
         if self.better(state, score):
             return replace(state, epoch=epoch, best=float(score), best_epoch=epoch, flat=0, stopped=False), ()
         state = replace(state, epoch=epoch, flat=state.flat + 1, stopped=False)
 
-        # Counted in total, the stop is an upper bound and comes first; counted per stage, a drop or thaw comes first.
+        # The "total" counter is an upper bound and therefore comes first; with "stage", a drop or thaw comes first.
         if self.stop_counter == "total" and self._idle_too_long(state):
             return self._stop(state)
         if state.thawed < self.thaws:
@@ -214,17 +201,17 @@ class PlateauRule:
         return state, ()
 
     def idle(self, state: PlateauState) -> int:
-        """Epochs without improvement, as the stop counts them."""
+        """Return the epochs without improvement, as counted for the stop."""
         return state.epoch - state.best_epoch if self.stop_counter == "total" else state.flat
 
     def lower(self, state: PlateauState, rate: float) -> PlateauState:
-        """The state after the rate was lowered from outside; stages above the new rate are skipped."""
+        """Return the state after the rate was lowered from outside; stages above the new rate are skipped."""
         _require(_positive(rate) and rate <= state.rate, "rate is not lower", rate, f"at most {state.rate:g}")
         return replace(state, rate=float(rate), flat=0, stopped=False)
 
     def next_stage(self, rate: float) -> tuple[int, float] | None:
-        """(patience, rate) of the first stage below the given rate; None after the last."""
-        # An optimizer keeps its rate as float32: 5e-5 read back from there may be a hair above 5e-5.
+        """Return (patience, rate) of the first stage below the given rate; None after the last."""
+        # Optimizers store the rate as float32, so 5e-5 may read back slightly larger.
         return next((stage for stage in self.stages if stage[1] < rate * (1 - 1e-6)), None)
 
     def _patience_of_thaw(self) -> int:
@@ -236,21 +223,21 @@ class PlateauRule:
         return self.stop_after is not None and self.idle(state) >= self.stop_after
 
     def _stop(self, state: PlateauState) -> tuple[PlateauState, tuple[Event, ...]]:
-        since = "the best epoch" if self.stop_counter == "total" else "the last gain or fresh chance"
+        since = "the best epoch" if self.stop_counter == "total" else "the last improvement, drop or thaw"
         reason = f"no better score for {self.idle(state)} epochs since {since}"
         return replace(state, stopped=True), (Stop(reason),)
 
 
 def cosine_rate(peak: float, step: int, steps: int, warmup: float = 0.05) -> float:
-    """Learning rate of one step: a linear warm-up to `peak`, then half a cosine towards 0 (SGDR without restarts).
+    """Return the learning rate of one step: linear warm-up to `peak`, then a half cosine towards 0.
 
-    The rate depends on the step alone, so that a resumed run continues with the same rates.
+    It depends only on the step, so a resumed run continues with the same rates.
 
     Args:
         peak: Highest learning rate, > 0.
-        step: Optimizer steps taken before this one, 0 or more.
-        steps: Planned steps in total, 1 or more.
-        warmup: Share of the steps spent on the warm-up, [0, 1).
+        step: Optimizer steps taken before, 0 or more.
+        steps: Planned total number of steps, 1 or more.
+        warmup: Fraction of the steps used for the warm-up, [0, 1).
 
     Example:
         >>> [round(cosine_rate(1.0, step, 10, warmup=0.2), 3) for step in (0, 1, 2, 6, 9)]
@@ -267,9 +254,8 @@ def _checked_stages(stages: Sequence[Any]) -> tuple[tuple[int, float], ...]:
     expected = "pairs (epochs >= 1, rate > 0) with falling rates"
     pairs = []
     for stage in stages:
-        _require(
-            len(stage) == 2 and _whole(stage[0], 1) and _positive(stage[1]), "stages cannot be used", stages, expected
-        )
+        valid = len(stage) == 2 and _whole(stage[0], 1) and _positive(stage[1])
+        _require(valid, "stages cannot be used", stages, expected)
         pairs.append((int(stage[0]), float(stage[1])))
     falling = all(a[1] > b[1] for a, b in pairwise(pairs))
     _require(falling, "stages cannot be used", stages, expected)
@@ -293,30 +279,29 @@ def _positive(value: float) -> bool:
 class PlateauSchedule(keras.callbacks.Callback):
     """Lower the learning rate on plateaus of a validation score, and stop; see `kerasseg.callbacks.PlateauRule`.
 
-    Unlike `keras.callbacks.ReduceLROnPlateau` with `EarlyStopping`, it has several patiences, a stop that counts from the
-    last drop, and counters that a second `fit` or a resumed run does not reset. Call `reset` before training another model.
+    Unlike `keras.callbacks.ReduceLROnPlateau` with `EarlyStopping`, it has a patience for each stage, counts the stop from
+    the last drop, and keeps its counters over a second `fit` or a resumed run. Call `reset` before training another model.
 
     Args:
-        monitor: Name of the score in the logs; with `DiceScore()` it is "val_dice".
+        monitor: Name of the score in the logs; "val_dice" for `DiceScore()`.
         rate: Learning rate of the first epoch; None for the optimizer's.
-        stages: Pairs of patience in epochs and the rate that follows; rates fall.
-        stop_after: Epochs without improvement until the stop; None never stops.
-        stop_counter: "stage" or "total".
-        baseline: Score of the untouched model, so that epoch 0 can be the best; see `PlateauRule.begin`.
+        stages: See `PlateauRule`.
+        stop_after: See `PlateauRule`.
+        stop_counter: See `PlateauRule`.
+        baseline: Score of the model before training; see `PlateauRule.begin`.
         mode: "max", or "min" for losses.
-        min_delta: Largest gain that does not count.
+        min_delta: See `PlateauRule`.
         thaws: Number of blocks that `on_thaw` can unfreeze.
-        thaw_patience: Epochs without a better score until a thaw.
-        on_thaw: Called with (model, depth) at each plateau while blocks are frozen. It must compile the model again, since
-            Keras ignores a changed `trainable` otherwise. Not serialised.
+        thaw_patience: Epochs without improvement until a thaw.
+        on_thaw: Function called with (model, depth) at each plateau while blocks are frozen. It must compile the model
+            again, because Keras otherwise ignores the changed `trainable`. Not serialised.
 
     Attributes:
-        state: The `PlateauState`, None before training.
+        state: The `PlateauState`; None before training.
         events: Events of the last epoch.
 
     Raises:
-        UsageError: An argument is out of range, the score is not in the logs, or the optimizer's learning rate is itself a
-            schedule.
+        UsageError: An argument is out of range, the score is not in the logs, or the optimizer already has a schedule.
 
     Example:
         >>> schedule = PlateauSchedule(monitor="val_dice", stages=[(5, 1e-5), (3, 1e-6)], stop_after=7)
@@ -346,7 +331,7 @@ class PlateauSchedule(keras.callbacks.Callback):
         self.baseline = baseline
         self.on_thaw = on_thaw
         self._rate = rate
-        # The rate is only known when training begins; with any other, invalid arguments are found here.
+        # The rate is known only when training begins; 1.0 lets the other arguments be checked here.
         self._rule = PlateauRule(
             rate=1.0 if rate is None else rate,
             stages=tuple((stage[0], stage[1]) for stage in stages),  # type: ignore[misc]
@@ -361,7 +346,7 @@ class PlateauSchedule(keras.callbacks.Callback):
         self.events: tuple[Event, ...] = ()
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Start or continue; sets the optimizer's learning rate."""
+        """Start or continue, and set the optimizer's learning rate."""
         if self._rule.thaws and self.on_thaw is None:
             raise UsageError("nothing to thaw with", found=f"thaws={self._rule.thaws}", expected="on_thaw, a function")
         if self.state is None:
@@ -399,16 +384,16 @@ class PlateauSchedule(keras.callbacks.Callback):
         self.state, self.events = None, ()
 
     def get_state(self) -> dict[str, Any] | None:
-        """The counters as plain numbers, None before training."""
+        """Return the counters as plain numbers; None before training."""
         return None if self.state is None else self.state.to_json()
 
     def set_state(self, state: Mapping[str, Any] | None) -> None:
-        """Restore what `get_state` returned."""
+        """Restore the result of `get_state`."""
         self.state = None if state is None else PlateauState.from_json(state)
         self.events = ()
 
     def get_config(self) -> dict[str, Any]:
-        """All arguments except `on_thaw`, a function, which must be set again."""
+        """Return all arguments except `on_thaw`."""
         rule = self._rule
         return {
             "monitor": self.monitor,
@@ -425,7 +410,7 @@ class PlateauSchedule(keras.callbacks.Callback):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PlateauSchedule:
-        """A schedule with these arguments."""
+        """Create a schedule with these arguments."""
         return cls(**config)
 
     def _rule_at(self, rate: float) -> PlateauRule:
@@ -433,8 +418,8 @@ class PlateauSchedule(keras.callbacks.Callback):
 
     def _current_rate(self) -> float:
         optimizer = self.model.optimizer
-        # `learning_rate` computes the current value; the attribute behind it tells a schedule from a number. Under
-        # mixed_float16 the optimizer stands within one that scales the loss.
+        # `learning_rate` is the current value; `_learning_rate` shows whether it comes from a schedule. Under mixed_float16
+        # the optimizer is wrapped in one that scales the loss.
         behind = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
         if isinstance(behind, keras.optimizers.schedules.LearningRateSchedule):
             raise UsageError(

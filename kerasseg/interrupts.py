@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first stops at the end of the step, the second at once."""
+"""Handling of Ctrl-C and SIGTERM: the first signal stops at the end of the step, the second at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["StopFlag", "stop_on_signals"]
 
 
 class StopFlag:
-    """Whether a signal asked to stop; call it to read.
+    """A flag that is set by a signal; call it to read it.
 
     >>> flag = StopFlag(); flag()
     False
@@ -22,18 +22,18 @@ class StopFlag:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Return whether to stop."""
         return self.signal is not None
 
 
 @contextlib.contextmanager
 def stop_on_signals(on_first: Callable[[str], None]) -> Iterator[StopFlag]:
-    """While the block runs, SIGINT and SIGTERM set the flag; a second one raises KeyboardInterrupt.
+    """Set a flag at the first SIGINT or SIGTERM while the block runs; a second one raises KeyboardInterrupt.
 
-    Outside of the main thread, where Python allows no handlers, the flag is never set.
+    Outside the main thread, where Python allows no signal handlers, the flag is never set.
 
     Args:
-        on_first: Called with the name of the first signal, between two bytecodes of the running code.
+        on_first: Called with the name of the first signal.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Losses that give one value per slice, so that one device and several agree."""
+"""Losses with one value per slice, so that training on one device and on several agrees."""
 
 from __future__ import annotations
 
@@ -25,38 +25,36 @@ class DiceBCELoss(keras.losses.Loss):
         bce  = mean(w * (-g * log(p) - (1 - g) * log(1 - p))),   w = positive_weight where g = 1, else 1
         loss = dice_weight * (1 - dice) + bce_weight * bce
 
-    The Dice term is that of V-Net (Milletari, Navab, Ahmadi, 3DV 2016; there with squares in the
-    denominator, which `squared=True` gives) and follows overlap at any tumour size; the cross-entropy adds
-    a well-behaved gradient to every pixel, and to slices without tumour, where the Dice term alone gives next to none
-    (the sum of both is the nnU-Net loss, Isensee et al., Nature Methods 2021).
+    The Dice term is from V-Net (Milletari, Navab, Ahmadi, 3DV 2016; `squared=True` is their formula) and measures overlap
+    at any tumour size. The cross-entropy adds a gradient for every pixel, also on slices without tumour, where the Dice
+    term has almost none. The sum of both is the nnU-Net loss (Isensee et al., Nature Methods 2021).
 
-    `smooth` is in pixels. It stands in numerator and denominator: a slice without tumour that is predicted empty then
-    costs 0 and not 1, its gradient points towards fewer false pixels, and a tumour of hundreds of pixels is hardly
-    affected. With several channels the Dice term is taken per channel and averaged.
+    `smooth` gives a slice without tumour that is predicted empty a loss of 0 instead of 1, and hardly affects tumours of
+    hundreds of pixels. With several channels the Dice term is averaged over channels.
 
-    Everything is computed in float32, under a mixed-precision policy too. Under `tf.distribute` the reduction
-    `"sum_over_batch_size"` divides by the global batch, so that two replicas give the loss and the gradient of one
-    device; this is why the loss is not a scalar (`keras.losses.Dice()` is one, and doubles on two replicas).
+    The loss is computed in float32 under every precision policy. It is not a scalar, so under `tf.distribute` the
+    reduction `"sum_over_batch_size"` divides by the global batch, and several replicas give the gradient of one device
+    (the scalar `keras.losses.Dice()` doubles on two replicas).
 
     Args:
         dice_weight: Weight of the Dice term, >= 0.
-        bce_weight: Weight of the cross-entropy term, >= 0; not both weights may be 0.
+        bce_weight: Weight of the cross-entropy term, >= 0; one of the weights must be above 0.
         smooth: Pixels added to numerator and denominator of Dice, > 0.
-        positive_weight: Weight of a tumour pixel in the cross-entropy against 1 for the others, > 0.
-        squared: Squares in the denominator of Dice, as Milletari et al. write it.
-        from_logits: Whether predictions are logits; the default expects probabilities.
-        reduction: As in `keras.losses.Loss`; "none" gives the values per slice.
+        positive_weight: Weight of tumour pixels in the cross-entropy, > 0; other pixels have weight 1.
+        squared: Whether to square the terms in the denominator of Dice.
+        from_logits: Whether predictions are logits instead of probabilities.
+        reduction: As in `keras.losses.Loss`; "none" returns the values per slice.
         name: Name of the loss.
 
     Call arguments:
-        y_true: (batch, height, width, channels), values 0 and 1, any type; the channel axis may be left out.
-        y_pred: Same shape, floating.
-        sample_weight: (batch,) or (batch, 1): one weight per slice. 0 leaves a slice out of the sum, not out of the
-            count that it is divided by (see `reduction="mean_with_sample_weight"`). See `class_weights`.
+        y_true: (batch, height, width, channels), values 0 and 1, any type; the channel axis may be omitted.
+        y_pred: Same shape, floating-point.
+        sample_weight: One weight per slice, (batch,) or (batch, 1); see `class_weights`. Slices of weight 0 still count in
+            the average unless `reduction="mean_with_sample_weight"`.
 
     Raises:
-        ValueError: If shapes do not match, or weights are not one per slice.
-        UsageError: If an argument is out of its range.
+        ValueError: The shapes do not match, or there is not one weight per slice.
+        UsageError: An argument is out of range.
 
     Example:
         >>> import numpy as np
@@ -65,7 +63,7 @@ class DiceBCELoss(keras.losses.Loss):
         >>> values.shape, bool(np.abs(np.asarray(values)).max() < 1e-5)
         (TensorShape([2]), True)
 
-        In someone's own training: `model.compile("adam", loss=kerasseg.DiceBCELoss())`.
+        Custom training: `model.compile("adam", loss=kerasseg.DiceBCELoss())`.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class DiceBCELoss(keras.losses.Loss):
         name: str = "dice_bce",
         dtype: Any = None,
     ) -> None:
-        # float32 whatever keras.config.floatx() says: a sum over 65,536 pixels in float16 is not a sum.
+        # float32 regardless of keras.config.floatx(), because float16 cannot sum 65,536 pixels.
         super().__init__(name=name, reduction=reduction, dtype=dtype or "float32")
         for label, value in (("dice_weight", dice_weight), ("bce_weight", bce_weight)):
             if not (np.isfinite(value) and value >= 0):
@@ -99,7 +97,7 @@ class DiceBCELoss(keras.losses.Loss):
         self.from_logits = bool(from_logits)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """The reduced loss; see the class for shapes."""
+        """Return the reduced loss; see the class for shapes."""
         if sample_weight is not None:
             sample_weight = ops.convert_to_tensor(sample_weight)
             shape = tuple(sample_weight.shape)
@@ -111,7 +109,7 @@ class DiceBCELoss(keras.losses.Loss):
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """The loss of each slice, (batch,)."""
+        """Return the loss of each slice, (batch,)."""
         target, predicted = as_pair(y_true, y_pred, self.name)
         value = 0.0
         if self.dice_weight:
@@ -136,7 +134,7 @@ class DiceBCELoss(keras.losses.Loss):
         return ops.mean(value, axis=list(range(1, len(value.shape))))
 
     def get_config(self) -> dict[str, Any]:
-        """All arguments, for `from_config`."""
+        """Return all arguments, for `from_config`."""
         return {
             **super().get_config(),
             "dice_weight": self.dice_weight,
@@ -150,18 +148,18 @@ class DiceBCELoss(keras.losses.Loss):
 
 
 def as_pair(y_true: Any, y_pred: Any, name: str) -> tuple[Any, Any]:
-    """Masks and predictions as float32 tensors of one shape, (batch, ..., channels).
+    """Return masks and predictions as float32 tensors of the same shape, (batch, ..., channels).
 
-    A mask without its channel axis gets one: broadcasting (batch, h, w) against (batch, h, w, 1) would silently compare
-    every slice with every other.
+    A missing channel axis of the masks is added, because broadcasting (batch, h, w) against (batch, h, w, 1) would
+    silently compare every slice with every other.
 
     Args:
         y_true: Masks.
         y_pred: Predictions, (batch, ..., channels).
-        name: Who asks, for the message.
+        name: Name of the caller, for messages.
 
     Raises:
-        ValueError: If the shapes do not match.
+        ValueError: The shapes do not match.
     """
     predicted = ops.cast(ops.convert_to_tensor(y_pred), "float32")
     target = ops.cast(ops.convert_to_tensor(y_true), "float32")
@@ -182,20 +180,19 @@ def as_pair(y_true: Any, y_pred: Any, name: str) -> tuple[Any, Any]:
 def class_weights(
     labels: ArrayLike, weights: Mapping[Any, float] | Literal["balanced"] = "balanced"
 ) -> NDArray[np.float32]:
-    """One weight per slice from its class, with mean 1, to be given as `sample_weight`.
+    """Return a weight for each slice from its class, for use as `sample_weight`.
 
-    Keras' own `class_weight=` cannot be used with masks: it looks for the class in the target.
+    Keras' own `class_weight=` does not work with masks, because it takes the class from the target.
 
     Args:
-        labels: (slices,) class of each slice, whole numbers or names.
-        weights: Class -> weight > 0, for every class that occurs; or "balanced": each class weighs the same in sum
-            (slices / (classes * slices of the class)).
+        labels: (slices,) class of each slice, integers or names.
+        weights: Class -> weight > 0, for every class that occurs; "balanced" gives all classes the same total weight.
 
     Returns:
         (slices,) float32 with mean 1, so that the learning rate keeps its meaning.
 
     Raises:
-        UsageError: If a class has no weight, or a weight is not above 0.
+        UsageError: A class has no weight, or a weight is not above 0.
 
     Example:
         >>> class_weights(["glioma", "glioma", "glioma", "meningioma"]).tolist()

@@ -1,4 +1,4 @@
-"""Scores of a slice, and Keras metrics that average them over slices, never over pooled pixels.
+"""Scores of single slices, and Keras metrics that average them over slices rather than over pooled pixels.
 
 | mask | prediction | Dice, soft Dice, IoU | precision | recall | in "tumour" |
 | --- | --- | --- | --- | --- | --- |
@@ -8,8 +8,8 @@
 | tumour | something | as computed | as computed | as computed | yes |
 | any | holds a NaN | NaN | NaN | NaN | yes |
 
-A prediction is empty when no pixel reaches the threshold. The third row is a miss and counts; the last makes a broken
-network visible, which would otherwise look like "no tumour" and score 1 on every slice without one.
+A prediction is empty when no pixel reaches the threshold. The third row is a missed tumour and counts as 0. The last row
+exposes a broken network, whose NaN outputs would otherwise count as "no tumour" and score 1 on slices without one.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ Subset = Literal["all", "tumour"]
 
 
 class SliceScores(NamedTuple):
-    """Scores of each slice of a batch, tensors (batch,) float32 in [0, 1].
+    """Scores of each slice of a batch: float32 tensors of shape (batch,) in [0, 1].
 
     Attributes:
         dice: 2 |A and B| / (|A| + |B|) of mask and thresholded prediction.
-        soft_dice: 2 sum(p g) / (sum(p) + sum(g)), no threshold but for the empty case.
+        soft_dice: 2 sum(p g) / (sum(p) + sum(g)); the threshold matters only if the mask is empty.
         iou: |A and B| / |A or B| (Jaccard).
-        precision: Share of the predicted pixels that are tumour.
-        recall: Share of the tumour's pixels that are predicted.
-        tumour: 1 where mask or prediction holds a tumour pixel, 0 where both are empty.
+        precision: Fraction of predicted pixels that are tumour.
+        recall: Fraction of tumour pixels that are predicted.
+        tumour: 1 if the mask or the prediction contains tumour, 0 if both are empty.
 
     Example:
         >>> import numpy as np
@@ -68,19 +68,19 @@ class SliceScores(NamedTuple):
 
 
 def slice_scores(y_true: Any, y_pred: Any, threshold: float = 0.5, *, from_logits: bool = False) -> SliceScores:
-    """Scores of each slice by itself; the table above has the edge cases.
+    """Score each slice separately; the module's table lists the edge cases.
 
     Args:
         y_true: Masks (batch, height, width, 1) or (batch, height, width); above 0.5 is tumour.
         y_pred: Probabilities (or logits) (batch, height, width, 1).
-        threshold: A pixel is tumour where its probability is at least this; in (0, 1].
+        threshold: Minimum probability of a tumour pixel, in (0, 1].
         from_logits: Whether predictions are logits; the threshold remains a probability.
 
     Returns:
         Tensors (batch,), float32 under every precision policy.
 
     Raises:
-        ValueError: If shapes do not match.
+        ValueError: The shapes do not match.
 
     Example:
         >>> import numpy as np
@@ -105,7 +105,7 @@ def slice_scores(y_true: Any, y_pred: Any, threshold: float = 0.5, *, from_logit
     broken = ops.isnan(soft_size)
 
     def ratio(above: Any, below: Any) -> Any:
-        # The inner `where` keeps 0 / 0 from being computed at all (NaN checkers of JAX and TensorFlow look there).
+        # The inner `where` avoids 0 / 0, which the NaN checkers of JAX and TensorFlow would report.
         value = ops.where(below > 0.0, above / ops.where(below > 0.0, below, 1.0), 0.0)
         value = ops.where(both_empty, 1.0, value)
         return ops.where(broken, float("nan"), value)
@@ -121,7 +121,7 @@ def slice_scores(y_true: Any, y_pred: Any, threshold: float = 0.5, *, from_logit
 
 
 class _SliceMean(keras.metrics.Metric):
-    """Mean over slices of one score; `DiceScore` documents it."""
+    """Mean of one score over slices; documented in `DiceScore`."""
 
     measure: ClassVar[str]
     _direction = "up"
@@ -152,11 +152,11 @@ class _SliceMean(keras.metrics.Metric):
         self.count.assign(self.count + ops.sum(weight))
 
     def result(self) -> Any:
-        """The mean over the slices so far, NaN before the first."""
+        """Return the mean over the slices so far; NaN before the first."""
         return _mean(self.total, self.count)
 
     def get_config(self) -> dict[str, Any]:
-        """All arguments, for `from_config`."""
+        """Return all arguments, for `from_config`."""
         return {
             **super().get_config(),
             "threshold": self.threshold,
@@ -167,22 +167,22 @@ class _SliceMean(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class DiceScore(_SliceMean):
-    """Mean over slices of Dice at a threshold, 2 |A and B| / (|A| + |B|) a slice.
+    """Mean over slices of Dice at a threshold: 2 |A and B| / (|A| + |B|) for each slice.
+
+    The result is NaN until a slice counts. Replicas add up sums and counts, so several devices give the mean over all
+    slices, however unevenly they are distributed.
 
     Args:
-        threshold: A pixel is tumour where its probability is at least this; in (0, 1].
-        subset: "all" slices, or "tumour": without those where mask and prediction are both empty.
-        name: Name in logs; always given, since Keras numbers unnamed metrics through (`dice_1`) within a process.
+        threshold: Minimum probability of a tumour pixel, in (0, 1].
+        subset: "all" slices, or "tumour" to leave out slices where mask and prediction are both empty.
+        name: Name in logs; by default the measure and subset.
         from_logits: Whether predictions are logits.
 
     Call arguments:
         y_true: Masks (batch, height, width, 1) or (batch, height, width).
         y_pred: Probabilities (batch, height, width, 1).
-        sample_weight: (batch,) or (batch, 1); rows of weight 0 do not count, not even when they are NaN. Keras hands
-            weights only to metrics given as `weighted_metrics=`.
-
-    The result is NaN while no slice counts. Sums add up over replicas, so that several devices give the mean over all
-    slices, however uneven their shares are.
+        sample_weight: (batch,) or (batch, 1). Slices of weight 0 are ignored, even if they contain NaN. Keras passes
+            weights only to `weighted_metrics=`.
 
     Example:
         >>> import numpy as np
@@ -199,8 +199,8 @@ class DiceScore(_SliceMean):
 class SoftDice(_SliceMean):
     """Mean over slices of soft Dice, 2 sum(p g) / (sum(p) + sum(g)); arguments as in `DiceScore`.
 
-    Nothing is added for smoothness, unlike in the loss: a missed one-pixel tumour would otherwise score 0.5. The
-    threshold only decides which predictions are empty.
+    Unlike the loss, it has no smoothing term, with which a missed one-pixel tumour would score 0.5. The threshold only
+    decides which predictions are empty.
 
     Example:
         >>> import numpy as np
@@ -229,7 +229,7 @@ class IoU(_SliceMean):
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class Precision(_SliceMean):
-    """Mean over slices of the share of predicted pixels that are tumour; arguments as in `DiceScore`.
+    """Mean over slices of the fraction of predicted pixels that are tumour; arguments as in `DiceScore`.
 
     Example:
         >>> import numpy as np
@@ -244,7 +244,7 @@ class Precision(_SliceMean):
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class Recall(_SliceMean):
-    """Mean over slices of the share of tumour pixels that are predicted; arguments as in `DiceScore`.
+    """Mean over slices of the fraction of tumour pixels that are predicted; arguments as in `DiceScore`.
 
     Example:
         >>> import numpy as np
@@ -259,21 +259,20 @@ class Recall(_SliceMean):
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class ClassScores(keras.metrics.Metric):
-    """Mean over the slices of each class, several measures in one pass.
+    """Mean scores of each class, for several measures in one pass.
 
-    Keras hands its metrics masks and predictions, no classes; so this one is called from a training or evaluation step
-    that has them, with the labels as a further argument.
+    Keras passes no class labels to metrics, so call this one from a custom training or evaluation step.
 
     Args:
-        classes: Names of the classes; label i is `classes[i]`. Other labels (-1 for unknown) count in no class.
-        measures: Which of `MEASURES`.
-        threshold: As in `DiceScore`.
-        subset: As in `DiceScore`.
+        classes: Class names; label i is `classes[i]`. Other labels (-1 for unknown) are ignored.
+        measures: A selection from `MEASURES`.
+        threshold: See `DiceScore`.
+        subset: See `DiceScore`.
         name: Name of the metric.
         from_logits: Whether predictions are logits.
 
     Raises:
-        UsageError: If classes are none or twice the same, or a measure is unknown.
+        UsageError: Class names are missing or repeated, or a measure is unknown.
 
     Example:
         >>> import numpy as np
@@ -312,24 +311,24 @@ class ClassScores(keras.metrics.Metric):
         self.count = self.add_variable(shape=shape[1:], initializer="zeros", dtype="float32", name="count")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None, *, labels: Any) -> None:
-        """Add the slices of a batch; `labels` is (batch,) whole numbers."""
+        """Add the slices of a batch; `labels` are integers (batch,)."""
         scores = slice_scores(y_true, y_pred, self.threshold, from_logits=self.from_logits)
         weight = _weights(scores, self.subset, sample_weight, self.name)
         labels = ops.cast(ops.reshape(ops.convert_to_tensor(labels), (-1, 1)), "int32")
         member = ops.cast(labels == ops.arange(len(self.classes), dtype="int32"), "float32")
         values = ops.stack([_weighted(getattr(scores, m), weight) for m in self.measures])
-        # A NaN stays in its own class: 0 * NaN in a matrix product would carry it into all.
+        # Not a matrix product, because 0 * NaN would spread a NaN to all classes.
         apart = ops.where(member > 0.0, values[:, :, None], 0.0)
         self.total.assign(self.total + ops.sum(apart, axis=1))
         self.count.assign(self.count + ops.sum(member * weight[:, None], axis=0))
 
     def result(self) -> dict[str, Any]:
-        """`{measure}_{class}` -> mean over the slices of the class, NaN where it has none."""
+        """Return `{measure}_{class}` -> mean over the slices of the class; NaN if it has none."""
         means = _mean(self.total, self.count)
         return {f"{m}_{c}": means[i, j] for i, m in enumerate(self.measures) for j, c in enumerate(self.classes)}
 
     def get_config(self) -> dict[str, Any]:
-        """All arguments, for `from_config`."""
+        """Return all arguments, for `from_config`."""
         return {
             **super().get_config(),
             "classes": list(self.classes),
@@ -349,7 +348,7 @@ def _checked(threshold: float, subset: str) -> tuple[float, Subset]:
 
 
 def _weights(scores: SliceScores, subset: Subset, sample_weight: Any, name: str) -> Any:
-    """(batch,) weights of the slices that count."""
+    """Return the weight (batch,) of each slice."""
     weight = scores.tumour if subset == "tumour" else ops.ones_like(scores.tumour)
     if sample_weight is None:
         return weight
@@ -361,7 +360,7 @@ def _weights(scores: SliceScores, subset: Subset, sample_weight: Any, name: str)
 
 
 def _weighted(values: Any, weight: Any) -> Any:
-    # Rows that only fill a batch up may hold anything, and 0 * NaN is NaN.
+    # Padding slices may contain anything, and 0 * NaN is NaN.
     return ops.where(weight > 0.0, values * weight, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The recipe's optimizer, and L2 for networks that exist already."""
+"""The optimizer of the training recipe, and L2 regularisation for existing networks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ _NEVER_DECAYED = frozenset({"bias", "gamma", "beta", "scale", "offset", "moving_
 
 
 def decays(variable: Any) -> bool:
-    """Whether weight decay applies to a variable: to kernels, not to biases and normalisation.
+    """Return whether weight decay applies to a variable: to kernels, but not to biases and normalisation.
 
-    Pulling a bias or a normalisation's scale towards 0 shifts what a layer puts out and regularises nothing (Goyal et
-    al., "Accurate, large minibatch SGD", 2017; He et al., "Bag of tricks", CVPR 2019). They are told by
-    their shape, at most one axis longer than 1 (so also `Addons>InstanceNormalization` and the like), or by their name.
+    Decaying a bias or a normalisation scale shifts the outputs without regularising (Goyal et al., "Accurate, large
+    minibatch SGD", 2017; He et al., "Bag of tricks", CVPR 2019). Such variables have one axis or a known name.
 
     Args:
         variable: A Keras or TensorFlow variable.
@@ -35,25 +34,25 @@ def decays(variable: Any) -> bool:
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class DecayedAdam(keras.optimizers.AdamW):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, "AdamW", ICLR 2019) on kernels alone.
+    """Adam with decoupled weight decay (Loshchilov and Hutter, "AdamW", ICLR 2019) on kernels only.
 
-    In each step a kernel first shrinks by learning_rate * weight_decay, then Adam's step is taken. At the recipe's
-    1e-4 * 1e-5 that is one part in 10^9 a step, next to nothing; `set_l2` is the way to a decay that shows.
+    In each step a kernel shrinks by learning_rate * weight_decay before Adam's update. With the recipe's 1e-4 * 1e-5 this
+    is negligible (one part in 10^9); use `set_l2` for a noticeable decay.
 
-    `keras.optimizers.AdamW` can leave variables out, but forgets which when a model is saved and opened again; here the
-    rule (`decays`) is part of the class, and holds for variables that are thawed later, too. Nor does it clip each
-    replica's gradients by themselves: limits are those of the whole batch, on one device and on several.
+    `keras.optimizers.AdamW` can exclude variables, but loses that setting when a model is saved and loaded. Here the rule
+    (`decays`) is part of the class and also covers variables that are unfrozen later. Gradients are clipped for the whole
+    batch, on one device and on several, not for each replica.
 
     Args:
-        learning_rate: Rate > 0, or a `keras.optimizers.schedules.LearningRateSchedule`.
+        learning_rate: Learning rate > 0, or a `keras.optimizers.schedules.LearningRateSchedule`.
         weight_decay: Decoupled decay >= 0; 0 is plain Adam.
-        clipnorm: Each variable's gradient is scaled to at most this norm; None for no limit.
-        global_clipnorm: All gradients together are scaled to at most this norm; None for no limit.
+        clipnorm: Maximum norm of each variable's gradient; None for no limit.
+        global_clipnorm: Maximum norm of all gradients together; None for no limit.
         name: Name of the optimizer.
-        **kwargs: As in `keras.optimizers.AdamW`.
+        **kwargs: See `keras.optimizers.AdamW`.
 
     Raises:
-        UsageError: If a number is out of its range.
+        UsageError: A number is out of range.
 
     Example:
         >>> optimizer = DecayedAdam(1e-4)
@@ -91,7 +90,7 @@ class DecayedAdam(keras.optimizers.AdamW):
         self._factors: tuple[float, ...] = ()
 
     def scale_rate(self, variables: Iterable[Any], factor: float) -> None:
-        """Train some variables at a multiple of the learning rate. Call it before `build`; it is not part of the config.
+        """Train some variables at a multiple of the learning rate. Call it before `build`; it is not serialised.
 
         Args:
             variables: Keras variables.
@@ -100,12 +99,12 @@ class DecayedAdam(keras.optimizers.AdamW):
         self._scaled, self._scale = frozenset(id(v) for v in variables), factor
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Moves one variable."""
+        """Update one variable."""
         factor = self._factors[self._get_variable_index(variable)] if self._factors else 1.0
         super().update_step(gradient, variable, learning_rate if factor == 1.0 else learning_rate * factor)
 
     def build(self, variables: Iterable[Any]) -> None:
-        """Makes the optimizer's own variables, and settles what decays."""
+        """Create the optimizer's own variables and determine which variables decay."""
         variables = list(variables)
         if self._scaled:
             self._factors = tuple(self._scale if id(v) in self._scaled else 1.0 for v in variables)
@@ -114,35 +113,33 @@ class DecayedAdam(keras.optimizers.AdamW):
         super().build(variables)
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
-        # Keras clips what each replica has before summing it up: two replicas would take up to twice the step of one
-        # device. On TensorFlow, the only backend with replicas here, clipping waits for the sum.
-        return grads if self._sums_replicas() else super()._clip_gradients(grads)
+        # Keras clips each replica's gradients before summing, so two replicas could take twice the step of one device. On
+        # TensorFlow, the only backend with replicas here, clip after summing.
+        sums_replicas = hasattr(super(), "_all_reduce_sum_gradients")
+        return grads if sums_replicas else super()._clip_gradients(grads)
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         pairs = list(super()._all_reduce_sum_gradients(grads_and_vars))
         clipped = super()._clip_gradients([gradient for gradient, _ in pairs])
         return [(gradient, variable) for gradient, (_, variable) in zip(clipped, pairs, strict=True)]
 
-    def _sums_replicas(self) -> bool:
-        return hasattr(super(), "_all_reduce_sum_gradients")
-
 
 def set_l2(model: Any, strength: float) -> int:
-    """Adds strength * sum(w^2) over the trainable kernels to a model's loss, whatever it was built with.
+    """Add strength * sum(w^2) over the trainable kernels to a model's loss.
 
-    Unlike decoupled decay this goes through Adam's scaling, and so does something at small rates. Works on networks
-    opened from a checkpoint, is part of `model.losses` (and so of `fit`), leaves out what is frozen (thawed later it
-    comes in) and biases and normalisation (`decays`). It is not part of the saved model: set it again after opening.
+    Unlike decoupled decay, it is scaled by Adam and therefore effective at small learning rates. It works on networks
+    opened from a checkpoint and is part of `model.losses`. Frozen kernels count only once they are unfrozen; biases and
+    normalisation never do (`decays`). It is not saved with the model.
 
     Args:
         model: A built `keras.Model` or layer.
-        strength: 0 or more; 0 takes regularisation off again.
+        strength: 0 or more; 0 removes the regularisation.
 
     Returns:
-        Number of kernels that have it, frozen ones included.
+        Number of regularised kernels, including frozen ones.
 
     Raises:
-        UsageError: If the strength is out of its range, or the model has no variables yet.
+        UsageError: The strength is out of range, or the model has no variables yet.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, kernel_initializer="ones")])
@@ -153,7 +150,7 @@ def set_l2(model: Any, strength: float) -> int:
         raise UsageError("strength of L2 cannot be used", found=strength, expected="a number >= 0")
     if not model.built:
         raise UsageError("L2 needs a model that is built", remedy="Call it on a batch, or give it an Input.")
-    # Variables are not enough under `trainable_variables`: a frozen kernel may be thawed later.
+    # `_trainable_variables` includes frozen kernels, which may be unfrozen later.
     trainable_kinds = {id(v): v for layer in model._flatten_layers() for v in layer._trainable_variables}
     kernels = [v for v in trainable_kinds.values() if decays(v)]
     for kernel in kernels:

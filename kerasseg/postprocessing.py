@@ -1,14 +1,13 @@
-"""Apply a `MaskRule`: from probabilities to a mask, then post-processing.
+"""Masks from probabilities: apply the threshold and post-processing of a `MaskRule`.
 
-Objects are 8-connected: pixels that touch at a corner belong together. (Thin tumour rims run diagonally; with
-4-connectivity they would break into pieces, which the first step then removes.) Holes, accordingly, are 4-connected parts
-of the background that do not reach the outside.
+Objects are 8-connected, because thin diagonal parts of a tumour would otherwise break into pieces and be removed as small
+objects. Holes are 4-connected parts of the background that do not reach the outside.
 
-Lengths of a rule are shares of the width: the slice's longer side, which is the width of the square that the network saw.
-So a rule means the same millimetres at the network's size and at native size, and for a slice that lies on its side.
+Lengths are fractions of the slice's longer side, which is the width of the square network input. A rule therefore means
+the same millimetres at the network's size and at native size.
 
-A disk of radius r holds the pixels whose centres are at most r away; below 1 it is one pixel, and the step does nothing.
-Beyond the slice's edge everything is background.
+A disk of radius r contains the pixels whose centres are at most r away; with r < 1 a step has no effect. Beyond the edge
+of the slice everything is background.
 """
 
 from __future__ import annotations
@@ -33,25 +32,25 @@ _Threshold = Annotated[float, Field(gt=0, le=1)]
 
 
 class RuleError(UsageError, ValueError):
-    """An invalid rule; a ValueError too, so that a file with such a rule is reported as damaged."""
+    """An invalid rule; also a ValueError, so that a file with such a rule is reported as damaged."""
 
 
 class MaskRule(BaseModel):
-    """From probabilities to a mask: a threshold, then post-processing, in the order of the attributes.
+    """A threshold and post-processing steps, applied in the order of the attributes.
 
-    Lengths are shares of the slice's width, so that a rule suits any resolution.
+    Lengths are fractions of the slice's width, so that a rule fits any resolution.
 
     Attributes:
-        threshold: A pixel is tumour where its probability is at least this, (0, 1].
-        class_thresholds: Class -> its own threshold instead; empty for one for all. Needs the class at prediction time.
+        threshold: Minimum probability of a tumour pixel, (0, 1].
+        class_thresholds: Class -> its own threshold. Needs the class at prediction time.
         min_diameter: Objects smaller in area than a disk of this diameter are removed; 0 for none.
-        close_radius: Of the disk that closes gaps; 0 for none.
-        fill_holes: Whether holes are filled.
-        keep_largest: Whether only the largest object stays.
-        open_radius: Of the disk that opens (removes thin parts); 0 for none.
+        close_radius: Radius of the disk that closes gaps; 0 for none.
+        fill_holes: Whether to fill holes.
+        keep_largest: Whether to keep only the largest object.
+        open_radius: Radius of the disk that removes thin parts (opening); 0 for none.
 
     Raises:
-        UsageError: A name that is not known, or a number out of its range.
+        UsageError: An unknown name, or a number out of range.
 
     Example:
         >>> MaskRule(threshold=0.4, min_diameter=0.02).without_postprocessing()
@@ -83,11 +82,11 @@ class MaskRule(BaseModel):
 
     @property
     def postprocesses(self) -> bool:
-        """Whether the rule has post-processing."""
+        """Whether there are steps after the threshold."""
         return self != self.without_postprocessing()
 
     def threshold_for(self, name: str | None) -> float:
-        """Return the threshold for a class; the common one if the class is unknown or has none of its own."""
+        """Return the threshold of a class; the common one if the class is unknown or has none."""
         return self.threshold if name is None else self.class_thresholds.get(name, self.threshold)
 
     def __repr_args__(self) -> list[tuple[str | None, object]]:
@@ -104,14 +103,14 @@ def apply_rule(
     Args:
         probability: (height, width), in [0, 1]; compared as float32.
         rule: Threshold and post-processing.
-        class_name: The slice's class, for rules with a threshold for each; None where it is unknown.
-        width: As in `postprocess`.
+        class_name: The slice's class, for rules with class thresholds; None if unknown.
+        width: See `postprocess`.
 
     Returns:
         (height, width) bool.
 
     Raises:
-        UsageError: Another number of dimensions.
+        UsageError: The array does not have two dimensions.
 
     Example:
         >>> apply_rule([[0.2, 0.6], [0.4, 0.1]], MaskRule(threshold=0.4)).tolist()
@@ -123,19 +122,19 @@ def apply_rule(
 
 
 def postprocess(mask: ArrayLike, rule: MaskRule, *, width: float | None = None) -> NDArray[np.bool_]:
-    """Apply the steps of a rule after its threshold: remove small objects, close, fill, keep the largest object, open.
+    """Apply the steps of a rule after its threshold.
 
     Args:
         mask: (height, width) bool, or numbers of which those above 0.5 are tumour.
-        rule: Its threshold is not used.
-        width: Pixels that a length of 1 stands for; None for the longer side of the mask. Needed where the mask is a part
-            of a slice.
+        rule: The rule; its threshold is not used.
+        width: Pixels that a length of 1 corresponds to; None for the longer side of the mask. Pass it if the mask is only
+            part of a slice.
 
     Returns:
-        (height, width) bool; an array of its own.
+        A new (height, width) bool array.
 
     Raises:
-        UsageError: Another number of dimensions.
+        UsageError: The mask does not have two dimensions.
 
     Example:
         >>> mask = np.zeros((20, 20), bool)
@@ -154,8 +153,7 @@ def postprocess(mask: ArrayLike, rule: MaskRule, *, width: float | None = None) 
     pixels = out.view(np.uint8)
     left, top, columns, rows = cv2.boundingRect(pixels)
     scale = float(max(out.shape) if width is None else width)
-    # All steps stay within the bounding box: closing within the convex hull, the others within the objects. One pixel of
-    # background around it is where holes end and disks are cut off.
+    # No step reaches outside the bounding box. The border of one background pixel is where holes end and disks are cut.
     box = (slice(top, top + rows), slice(left, left + columns))
     inner = cv2.copyMakeBorder(np.ascontiguousarray(pixels[box]), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     inner = _remove_small(inner, math.pi / 4 * (rule.min_diameter * scale) ** 2)
@@ -196,7 +194,7 @@ def _check(array: NDArray[np.generic]) -> None:
 
 
 def _remove_small(pixels: NDArray[np.uint8], area: float) -> NDArray[np.uint8]:
-    """Without the objects of fewer pixels than `area`."""
+    """Remove objects of fewer than `area` pixels."""
     if area <= 1:
         return pixels
     count, labels, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8, ltype=cv2.CV_32S)
@@ -206,19 +204,19 @@ def _remove_small(pixels: NDArray[np.uint8], area: float) -> NDArray[np.uint8]:
 
 
 def _largest(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The largest object; of several, the one that comes first in reading order."""
+    """Return the largest object, or of several the first in reading order."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8, ltype=cv2.CV_32S)
     if count < 3:
         return pixels
     areas = stats[1:, cv2.CC_STAT_AREA]
     candidates = 1 + np.flatnonzero(areas == areas.max())
-    # OpenCV does not promise an order of its labels.
+    # OpenCV does not guarantee the order of labels.
     first = candidates[0] if len(candidates) == 1 else labels.ravel()[np.isin(labels, candidates).argmax()]
     return np.asarray(labels == first, np.uint8)
 
 
 def _fill(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """With every part of the background that the outside does not reach."""
+    """Fill the parts of the background that are not connected to the outside."""
     outside = pixels.copy()
     cv2.floodFill(outside, None, (0, 0), 2, flags=4)
     return np.asarray(outside != 2, np.uint8)
@@ -229,8 +227,7 @@ def _close(pixels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
         return pixels
     disk = _disk(math.floor(radius * radius + 1e-9))
     reach = len(disk) // 2
-    # Dilated over the edge of the slice and eroded from there, as if the slice went on: otherwise a gap between tumour and
-    # edge would be closed.
+    # Dilate and erode beyond the edge of the slice, so that a gap between tumour and edge stays open.
     wide = cv2.copyMakeBorder(pixels, reach, reach, reach, reach, cv2.BORDER_CONSTANT, value=0)
     closed = cv2.erode(cv2.dilate(wide, disk), disk)
     return np.asarray(closed[reach:-reach, reach:-reach], np.uint8)
@@ -245,7 +242,7 @@ def _open(pixels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)
 def _disk(square: int) -> NDArray[np.uint8]:
-    """Pixels whose centre is at most the root of `square` from the middle one."""
+    """Return the pixels whose centre is at most the root of `square` from the middle."""
     reach = math.isqrt(square)
     rows, columns = np.ogrid[-reach : reach + 1, -reach : reach + 1]
     return np.asarray(rows * rows + columns * columns <= square, np.uint8)

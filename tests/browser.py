@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,14 +67,16 @@ class Page:
                 assert "error" not in answer, answer
                 return answer["result"]  # type: ignore[no-any-return]
 
-    def open(self, path: Path, *, width: int = 1200, height: int = 900, dark: bool = False, media: str = "") -> None:
-        """Loads a file and waits until it is there."""
+    def open(
+        self, path: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False, media: str = ""
+    ) -> None:
+        """Loads a file or an address and waits until it is there."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.requests.clear()
         self._loaded = False
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.as_uri())
         while not self._loaded:
             self._next()
 
@@ -82,6 +85,37 @@ class Page:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 60) -> None:
+        """Waits until a JavaScript expression is true."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.value(f"Boolean({expression})"):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"never true: {expression}")
+
+    def click(self, selector: str) -> None:
+        """Presses the left button in the middle of an element."""
+        self.wait(f"document.querySelector({selector!r})")
+        self.value(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
+        middle = "(r => [r.x + r.width / 2, r.y + r.height / 2])"
+        x, y = self.value(f"{middle}(document.querySelector({selector!r}).getBoundingClientRect())")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key: str, code: int, times: int = 1) -> None:
+        """Presses a key, such as ArrowRight (39), in what has the focus."""
+        for _ in range(times):
+            for kind in ("rawKeyDown", "keyUp"):
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def give(self, selector: str, *paths: Path) -> None:
+        """Chooses files in an `<input type=file>`."""
+        self.wait(f"document.querySelector({selector!r})")
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
     def screenshot(self, path: Path) -> Path:
         """The whole page as PNG."""

@@ -87,10 +87,10 @@ def test_no_training_here_takes_nothing_from_the_page(tmp_path: Path) -> None:
 def test_what_is_missing_is_named_with_the_option_that_names_it(tmp_path: Path) -> None:
     trial = trials_on_few(128)[0]
     shop = Workshop(tmp_path / "work", tmp_path / "nowhere", tmp_path / "unet")
-    with pytest.raises(SystemExit, match=r"unet is not there.*--checkpoint"):
+    with pytest.raises(SystemExit, match=r"unet is missing.*--checkpoint"):
         shop.train(trial)
     shop.checkpoint.mkdir()
-    with pytest.raises(SystemExit, match=r"figshare-mat is not there.*--data"):
+    with pytest.raises(SystemExit, match=r"figshare-mat is missing.*--data"):
         shop.train(trial)
     assert not shop.folder.exists()
 

@@ -54,10 +54,27 @@ def interpreter(version: str) -> Path | None:
     return None
 
 
+def docker_context(folder: Path) -> Path:
+    """What the Dockerfile copies into the image."""
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY "):
+            *names, target = line.split()[1:]
+            for name in names:
+                to = folder / target / ("" if target == name else name)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                if (ROOT / name).is_dir():
+                    shutil.copytree(ROOT / name, to, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(ROOT / name, to)
+    return folder
+
+
 @pytest.mark.rest
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_command_runs_in_a_clean_environment(wheel: Path, tmp_path: Path, version: str) -> None:
-    """With all dependencies on the running version; on the others with what `--help` and reading shards' facts need."""
+    """With all dependencies on the running version, installed as the Dockerfile does from the files that it copies; on the
+    others the wheel, with what `--help` and reading shards' facts need.
+    """
     whole = sys.version.startswith(version)
     base = interpreter(version)
     if base is None:
@@ -66,8 +83,7 @@ def test_the_command_runs_in_a_clean_environment(wheel: Path, tmp_path: Path, ve
     python = tmp_path / "venv" / "bin" / "python"
     # Bytes of the dependencies are compiled when they are imported: ours are, below, and of theirs few are.
     pip = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt"]
-    light = ["--no-deps", wheel]
-    done = run(*pip, *([wheel] if whole else light), cwd=tmp_path)
+    done = run(*pip, *([docker_context(tmp_path / "src")] if whole else ["--no-deps", wheel]), cwd=tmp_path)
     if not whole and done.returncode == 0:
         done = run(*pip, "typer", "rich", "pydantic", "numpy", "opencv-python-headless", cwd=tmp_path)
     if done.returncode and "CI" not in os.environ:

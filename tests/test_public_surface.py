@@ -42,6 +42,7 @@ NAMES = [
     "KerassegError",
     "Manifest",
     "MaskRule",
+    "Observer",
     "PlateauRule",
     "PlateauSchedule",
     "PlateauState",

@@ -20,7 +20,7 @@ from monai.transforms import (
 
 
 def epochs(count: int, size: int, channels: int, batch: int, passes: int) -> Callable[[], object]:
-    """Reads so many epochs."""
+    """Read a number of epochs."""
     random = np.random.default_rng(0)
     data = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""The default U-Net in PyTorch, layer for layer: a step of training with it, and masks."""
+"""The default U-Net in PyTorch, layer for layer: training steps and masks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """Logits (batch, 1, height, width) from images (batch, 3, height, width); 31,037,633 weights with 64 filters.
 
-    `bias` is that of the convolutions before a BatchNorm: ours have none, others' networks do.
+    `bias`: whether convolutions before a BatchNorm have one; kerasseg's have none.
     """
 
     def __init__(self, filters: int = 64, *, bias: bool = False) -> None:
@@ -53,7 +53,7 @@ class UNet(nn.Module):
         return self.head(x)
 
     def in_order(self) -> Iterator[nn.Module]:
-        """The layers that have weights, in the order in which they compute."""
+        """Layers with weights, in order of computation."""
         blocks = [*self.down]
         for up, block in zip(self.up, self.decode, strict=True):
             blocks += [up, block]
@@ -84,7 +84,7 @@ def batch(size: int, count: int, layout: str) -> tuple[torch.Tensor, torch.Tenso
 
 
 def step(filters: int, layout: str, bfloat16: bool, compiled: bool, size: int, count: int) -> Callable[[], object]:
-    """One step of training, everything trained."""
+    """One training step, all layers trainable."""
     model = network(filters, layout, compiled=compiled)
     adam = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=1e-5)
     image, mask = batch(size, count, layout)
@@ -102,12 +102,12 @@ def step(filters: int, layout: str, bfloat16: bool, compiled: bool, size: int, c
 
 
 def filled(weights: Sequence[np.ndarray]) -> UNet:
-    """The network in inference mode with a Keras network's weights, in the order of its layers.
+    """Load a Keras network's weights, in the order of its layers; return the network in inference mode.
 
     Raises:
-        ValueError: If it has another architecture.
+        ValueError: If the architecture differs.
     """
-    model = UNet(weights[0].shape[-1], bias=weights[5].ndim == 1)  # one, or a second kernel
+    model = UNet(weights[0].shape[-1], bias=weights[5].ndim == 1)  # a bias, or a second kernel
     left = iter(weights)
     for layer in model.in_order():
         names = (
@@ -120,7 +120,7 @@ def filled(weights: Sequence[np.ndarray]) -> UNet:
             if into is None:
                 continue
             value = torch.from_numpy(next(left))
-            # Keras' kernels: height, width, in, out (of a transposed one out, in); here the other way round.
+            # Keras kernels: height, width, in, out (transposed: out, in); PyTorch reverses the order.
             value = value.permute(3, 2, 0, 1) if value.ndim == 4 else value
             if value.shape != into.shape:
                 msg = f"weights of shape {tuple(value.shape)} do not fit {name} of {layer}"
@@ -134,13 +134,13 @@ def filled(weights: Sequence[np.ndarray]) -> UNet:
 
 
 def masks(weights: str, files: Sequence[str], out: str, count: int, bfloat16: bool) -> Callable[[], object]:
-    """Masks of files, `count` at once, as `benchmarks.prediction.write_masks` makes them.
+    """Write masks of files in batches, as `benchmarks.prediction.write_masks` does.
 
     Args:
-        weights: .npz file of the weights in the order of the layers.
-        files, out: As `write_masks` takes them.
-        count: Slices at once.
-        bfloat16: Autocast.
+        weights: .npz file with the weights in the order of the layers.
+        files, out: See `write_masks`.
+        count: Slices per batch.
+        bfloat16: Whether to autocast.
     """
     from benchmarks.prediction import write_masks
 
@@ -148,7 +148,7 @@ def masks(weights: str, files: Sequence[str], out: str, count: int, bfloat16: bo
         model = filled([stored[name] for name in stored.files]).to(memory_format=torch.channels_last)
 
     def answer(images: np.ndarray) -> np.ndarray:
-        # (batch, height, width, channels) is what channels-last means.
+        # Channels-last: (batch, height, width, channels).
         image = torch.from_numpy(images).permute(0, 3, 1, 2)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             return model(image).float().sigmoid().permute(0, 2, 3, 1).numpy()

@@ -1,4 +1,4 @@
-"""A `keras.utils.PyDataset` (once `Sequence`) on NumPy arrays, augmented with OpenCV slice by slice."""
+"""A `keras.utils.PyDataset` (formerly `Sequence`) on NumPy arrays, augmented with OpenCV slice by slice."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def arrays(count: int, size: int, channels: int) -> tuple[np.ndarray, np.ndarray
 
 
 def sequence_epochs(count: int, size: int, channels: int, batch: int, epochs: int) -> Callable[[], Cost]:
-    """The cost of a slice when epochs are read as `fit` reads them."""
+    """Cost per slice when epochs are read as `fit` reads them."""
     from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
     adapter = PyDatasetAdapter(Slices(count, size, channels, batch), shuffle=True)

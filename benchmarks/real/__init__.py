@@ -1,1 +1,1 @@
-"""The job itself on real slices: which strategy wins, and what the best one reaches. `python -m benchmarks.real --help`."""
+"""Strategies compared on real slices, and the figures of the best. See `python -m benchmarks.real --help`."""

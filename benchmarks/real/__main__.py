@@ -1,4 +1,4 @@
-"""The job on real data, typed as a user would: trains, tunes, evaluates, and writes docs/results.md.
+"""Train, tune and evaluate on real data with the commands a user would type, and write docs/results.md.
 
     python -m benchmarks.real [--part knows|few|many|long|page ...] [--data DIR] [--checkpoint FILE] [--work DIR] [--quick]
 
@@ -42,7 +42,7 @@ SOFTWARE = ("tensorflow", "keras", "numpy", "opencv-python-headless")
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is done.
+    """Amount of work.
 
     Attributes:
         small, large: Pixels.
@@ -67,12 +67,12 @@ QUICK = Effort(64, 80, (42, 1), 2, 3, ("--epochs", "2", "--steps", "1"), KnowsPl
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be done.
+    """Planned trainings.
 
     Attributes:
-        shop: Where commands are typed.
-        effort: How much.
-        earlier: What the page says so far.
+        shop: Folder in which commands run.
+        effort: Amount of work.
+        earlier: Figures of the current page.
     """
 
     shop: Workshop
@@ -80,7 +80,7 @@ class Job:
     earlier: read.Figures | None
 
     def best_tuned(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Fine-tunings by validation Dice, the best first; from their runs, or as the page has them."""
+        """Fine-tunings by validation Dice, best first, from their runs or the page."""
         known = {} if self.earlier is None else {trial.name: trial.best for trial in self.earlier.trials}
         for trial in trials:
             if self.shop.done(trial):
@@ -89,24 +89,24 @@ class Job:
         return sorted(tuned, key=lambda trial: -known[trial.name])
 
     def on_many(self) -> list[Trial]:
-        """Of the large set."""
+        """Trainings on the large set."""
         best = self.best_tuned(trials_on_few(self.effort.small))
         if not best:
             sys.exit("The part `few` comes first: what does best there is tried on the large set.")
         return trials_on_many(self.effort.small, best[0])
 
     def leaking(self) -> list[Trial]:
-        """On the slice-wise split: the recipe, and the best of the large set."""
+        """The recipe and the best of the large set, on the slice-wise split."""
         return leaking([trial for trial in self.on_many() if trial.strategy != "scratch"], self.effort.small)
 
     def at_length(self) -> list[Trial]:
-        """Of the large set, at the large size: scratch, the recipe, and the best."""
+        """Scratch, the recipe and the best of the large set, at the large size."""
         scratch, recipe, *_ = trials = self.on_many()
         chosen = dict.fromkeys((scratch, quicker(recipe), *self.best_tuned(trials)[:1]))
         return [long(trial, self.effort.large) for trial in chosen]
 
     def planned(self) -> list[Trial]:
-        """All that the page may show, in its order."""
+        """All trainings of the page, in its order."""
         on_few = [trial.with_seed(seed) for trial in trials_on_few(self.effort.small) for seed in self.effort.seeds]
         return [*on_few, *self.on_many(), *self.leaking(), *self.at_length()]
 
@@ -117,7 +117,7 @@ def train_on_unseen_heads(job: Job) -> None:
 
 
 def train_few(job: Job) -> None:
-    """All strategies and rates; seeds of the best two, the recipe and scratch; the better of the two is crossed as well."""
+    """Train all strategies and rates, and further seeds; cross-validate."""
     trials = trials_on_few(job.effort.small)[: job.effort.trials]
     for trial in trials:
         job.shop.train(trial)
@@ -131,13 +131,13 @@ def train_few(job: Job) -> None:
 
 
 def train_many(job: Job) -> None:
-    """The recipe, scratch and the best of `few`; and the leak."""
+    """Train the recipe, scratch and the best of `few`, and on the slice-wise split."""
     for trial in (*job.on_many(), *job.leaking()):
         job.shop.train(trial)
 
 
 def train_long(job: Job) -> None:
-    """Scratch, the recipe and the best of `many`, large."""
+    """Train scratch, the recipe and the best of `many` at the large size."""
     if not job.best_tuned(job.on_many()):
         sys.exit("The part `many` comes first: what does best there is trained at the large size.")
     for trial in job.at_length():
@@ -145,7 +145,7 @@ def train_long(job: Job) -> None:
 
 
 def nothing_yet(checkpoint: Path, *, quick: bool) -> read.Figures:
-    """The ground on which figures are found, and none of them."""
+    """A document without figures: machine, software, checkpoint and slices."""
     machine = describe()
     return read.Figures(
         machine=f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU used",
@@ -157,14 +157,14 @@ def nothing_yet(checkpoint: Path, *, quick: bool) -> read.Figures:
 
 
 def collect(job: Job) -> read.Figures:
-    """Figures of all that is trained; opens the test split for it."""
+    """Collect the figures of all finished trainings; opens the test split."""
     shop = job.shop
     planned = job.planned()
     trials = [trial for trial in planned if shop.done(trial)]
     if not trials:
         if job.earlier is None:
-            sys.exit(f"No training has come to its end in {shop.folder}: there is nothing for a page.")
-        return job.earlier  # the page is made from its document again
+            sys.exit(f"No training has finished in {shop.folder}: nothing to report.")
+        return job.earlier
     for trial, split in itertools.product(trials, ("validation", "test")):
         shop.judge(trial, split)
     crossed = [trial for trial in trials_on_few(job.effort.small) if shop.crossed(trial)]
@@ -238,14 +238,14 @@ def main() -> None:
         knows = collect_knows(shop, effort.knows) or known
         found = collect(job).model_copy(update={"knows": knows})
         try:
-            # Where the run is not in this folder, the picture that the page has stays.
+            # If the run is not in this folder, the old picture stays.
             if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():
                 draw_examples(shop, shown, pages / "images")
             if (best := best_trial(shop, effort.knows)) is not None:
                 draw_before_after(shop.data, finished_folds(shop, best), pages / "images")
             write_page(found, pages / "results.md", document)
         except (KerassegError, OSError) as error:
-            sys.exit(f"{error}\nThe runs are there, and `--part page` makes the page of them.")
+            sys.exit(f"{error}\nThe runs are kept; `--part page` writes the page from them.")
         print(pages / "results.md")
 
 

@@ -1,4 +1,4 @@
-"""What the runs found, read from their files into one document that the page is made from."""
+"""Figures read from the files of the runs into the document behind the page."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ class _Model(BaseModel):
 
 
 class Judged(_Model):
-    """A split, by stage: raw at 0.5, at the tuned threshold, with post-processing as well.
+    """Figures of a split by stage: raw at 0.5, at the tuned threshold, with post-processing as well.
 
     Attributes:
-        slices, patients: In the split.
+        slices, patients: Counts.
         stages: Stage -> mean Dice with its interval over patients.
         classes: Class -> mean Dice of the last stage.
         baseline: The untouched checkpoint at its own tuned threshold and post-processing.
-        gain: Over it, paired.
-        missed: Tumours without any pixel found, last stage.
-        looks: At this test split so far, by whomever; None for validation.
+        gain: Paired gain over the baseline.
+        missed: Tumours without any pixel found, at the last stage.
+        looks: Evaluations on this test split so far; None for validation.
     """
 
     slices: int
@@ -78,18 +78,18 @@ class TrialFigures(_Model):
     """One training.
 
     Attributes:
-        name: Of the run.
-        label: As the page calls it.
+        name: Run.
+        label: Name in the page.
         data: Data set.
-        strategy, seed: Of the training.
-        rate: Of its first epoch.
-        epochs, best_epoch: Trained; the best of them.
-        epoch_seconds: Of the fastest epoch, validation included: what else ran on the machine disturbs it least.
-        memory_mb: Peak.
-        epoch_0, best: Validation Dice at 0.5, untouched and at the best epoch.
-        train_dice: Of the last epoch.
-        first_rate_epochs: Epochs before the rate dropped.
-        gain: Of best over epoch 0, paired over patients.
+        strategy, seed: As passed to `train`.
+        rate: Learning rate of the first epoch.
+        epochs, best_epoch: Epochs trained, and the best one.
+        epoch_seconds: Fastest epoch with validation: least disturbed by other processes.
+        memory_mb: Peak memory.
+        epoch_0, best: Validation Dice at 0.5, before training and at the best epoch.
+        train_dice: Training Dice of the last epoch.
+        first_rate_epochs: Epochs before the first rate drop.
+        gain: Best over epoch 0, paired over patients.
         validation, test: Figures by stage; None where not evaluated.
     """
 
@@ -113,7 +113,7 @@ class TrialFigures(_Model):
 
 
 class CrossFigures(_Model):
-    """A cross-validation: every slice of training and validation from the network that never saw it."""
+    """A cross-validation: each training and validation slice by the network not trained on it."""
 
     label: str
     data: str
@@ -126,8 +126,8 @@ class Paired(_Model):
     Attributes:
         data: Data set.
         split: "folds" of training and validation, or "test".
-        first, second: Labels.
-        difference: Mean Dice of the second less the first, interval over patients.
+        first, second: Labels of the networks.
+        difference: Mean Dice of the second minus the first, with its interval over patients.
     """
 
     data: str
@@ -211,13 +211,13 @@ class Figures(_Model):
     """The whole document.
 
     Attributes:
-        machine: In words.
+        machine: Description.
         software: Package -> version.
-        dates: ISO 8601, of the days on which figures were collected.
-        quick: Whether it is a trial of the machinery, whose figures say nothing.
-        checkpoint: Name of its file or folder.
+        dates: Days on which figures were collected, ISO 8601.
+        quick: Whether this is a dry run with meaningless figures.
+        checkpoint: File or folder name.
         counts: Data set -> split -> class -> (slices, patients).
-        trials: In the order of training.
+        trials: Trainings in order.
         crossed: Cross-validations.
         compared: Differences from the first of each kind.
         looks: Data set -> names of the looks at its test split.
@@ -238,7 +238,7 @@ class Figures(_Model):
 
 
 def of_trial(root: Path, trial: Trial) -> TrialFigures:
-    """Everything that the run's files say."""
+    """Figures from the files of a run."""
     run = RunDirectory(root)
     history = read_history(run.history_file)
     first, trained = history[0], [row for row in history if row.epoch > 0]
@@ -288,19 +288,19 @@ def _judged(root: Path, split: Literal["val", "test"]) -> Judged | None:
 
 
 def of_cross_validation(root: Path, trial: Trial) -> CrossFigures:
-    """What `cross-validation.json` says."""
+    """Figures from `cross-validation.json`."""
     found = read_cross_validation(root).out_of_fold
     assert found is not None
     return CrossFigures(label=trial.label, data=trial.data.name, figures=found)
 
 
 def out_of_fold(root: Path) -> DiceBySlice:
-    """Of a cross-validation: each slice by the network that never saw its patient."""
+    """Scores of a cross-validation: each slice by the network not trained on its patient."""
     return _dice(root / "out-of-fold.csv", "dice_best")
 
 
 def on_test(root: Path) -> DiceBySlice:
-    """Of a run, with its threshold and post-processing."""
+    """Test scores of a run with its threshold and post-processing."""
     return _dice(root / "evaluation" / "test" / "per_slice.csv", "postprocessing_dice")
 
 
@@ -310,7 +310,7 @@ def _dice(file: Path, column: str) -> DiceBySlice:
 
 
 def difference(one: DiceBySlice, other: DiceBySlice) -> Mean:
-    """Mean Dice of the other less the one, paired, interval over patients; on the same slices."""
+    """Mean Dice of the other minus the one on the same slices, paired, interval over patients."""
     if one.keys() != other.keys():
         msg = "two networks that were judged on different slices cannot be compared"
         raise ValueError(msg)
@@ -334,11 +334,11 @@ def counts(shards: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def looks(shards: Path) -> tuple[str, ...]:
-    """At the test split, by anything that has evaluated on it."""
+    """Identifiers of all evaluations on the test split."""
     file = shards / "test-looks.jsonl"
     found = set()
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        # As `count_looks` does: a line that a full disk cut off was a look all the same.
+        # As in `count_looks`, a truncated line counts too.
         try:
             found.add(str(json.loads(line)["look"]))
         except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What the page said before stays in it: runs take hours, and their folder need not be there when others are added."""
+"""Merge new figures with those of the page: runs take hours, and earlier ones may have been deleted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def read_earlier(document: Path) -> Figures | None:
-    """What the document holds; None where there is none, or one of another form."""
+    """Read the document; None if missing or in an unknown format."""
     try:
         return Figures.model_validate_json(document.read_text())
     except (OSError, pydantic.ValidationError):
@@ -24,12 +24,12 @@ def read_earlier(document: Path) -> Figures | None:
 
 
 def with_earlier(found: Figures, earlier: Figures, names: Sequence[str]) -> Figures:
-    """Figures found now, and of those found earlier what is not found anew.
+    """Merge new figures with earlier ones; new ones win.
 
     Args:
-        found: Now.
-        earlier: Passed over where it is of another ground: see `same_ground`.
-        names: Of all trainings that the plan has, in its order; others have no place in the page.
+        found: New figures.
+        earlier: Ignored unless `same_ground`.
+        names: All planned trainings in order; others are left out.
     """
     if not same_ground(found, earlier):
         return found
@@ -44,24 +44,24 @@ def with_earlier(found: Figures, earlier: Figures, names: Sequence[str]) -> Figu
             "crossed": _joined(earlier.crossed, found.crossed, lambda c: (c.data, c.label)),
             "compared": _joined(earlier.compared, found.compared, lambda p: (p.data, p.split, p.first, p.second)),
             "looks": {
-                # An earlier folder counted its own.
+                # An earlier folder counted only its own.
                 data: tuple(dict.fromkeys((*earlier.looks.get(data, ()), *found.looks.get(data, ()))))
                 for data in dict.fromkeys(sets)
             },
         }
     )
-    # A day on which nothing new was found is none on which figures were printed.
+    # Days without new figures are not listed.
     return earlier if joined.model_copy(update={"dates": earlier.dates}) == earlier else joined
 
 
 def same_ground(found: Figures, earlier: Figures) -> bool:
-    """Whether figures may stand side by side: of one machine, software, effort, checkpoint, and the same slices."""
+    """Whether figures are comparable: same machine, software, effort, checkpoint and slices."""
     one, other = ((f.machine, f.software, f.quick, f.checkpoint) for f in (found, earlier))
     shared = found.counts.keys() & earlier.counts.keys()
     return one == other and all(found.counts[data] == earlier.counts[data] for data in shared)
 
 
 def _joined(earlier: Sequence[T], found: Sequence[T], key: Callable[[T], object]) -> tuple[T, ...]:
-    """The earlier ones, each replaced where it was found anew, then the others."""
+    """Earlier ones, replaced where found again, followed by new ones."""
     by_key = {key(one): one for one in earlier} | {key(one): one for one in found}
     return tuple(by_key.values())

@@ -1,4 +1,4 @@
-"""docs/results.md and benchmarks/real.json: nothing stands in the page that is not in the document."""
+"""docs/results.md and benchmarks/real.json; the page is made only from the document."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _STAGES = {"raw": "at 0.5", "threshold": "+ threshold", "postprocessing": "+ pos
 
 
 def write_page(found: Figures, page: Path, document: Path) -> None:
-    """Writes both.
+    """Write both.
 
     Args:
         found: All figures.
-        page: Markdown.
-        document: JSON.
+        page: Markdown file.
+        document: JSON file.
     """
     text = page_text(found)
     page.parent.mkdir(parents=True, exist_ok=True)
-    # The document first: the page can be made from it again.
+    # The document first: the page can be remade from it.
     write_atomically(document, found.model_dump_json(indent=1) + "\n")
     write_atomically(page, text)
 
@@ -47,7 +47,7 @@ def page_text(found: Figures) -> str:
 
 
 def pictured(found: Figures) -> TrialFigures | None:
-    """The network that is shown: of those on the largest data set and picture the best on validation."""
+    """The best network on validation, of those on the largest data set and slice size."""
     sizes = {
         name: (sum(n for split in by.values() for n, _ in split.values()), name) for name, by in found.counts.items()
     }
@@ -56,25 +56,25 @@ def pictured(found: Figures) -> TrialFigures | None:
 
 
 def share(value: float | None) -> str:
-    """0.714; or a dash."""
+    """Format as 0.714, or a dash for None."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def mean(value: Mean) -> str:
-    """0.714 (0.61 to 0.80)."""
+    """Format as 0.714 (0.61 to 0.80)."""
     if value.low is None or value.high is None:
         return share(value.mean)
     return f"{share(value.mean)} ({value.low:.2f} to {value.high:.2f})"
 
 
 def gain(value: Mean) -> str:
-    """+0.550 (+0.45 to +0.64)."""
+    """Format as +0.550 (+0.45 to +0.64)."""
     middle = "-" if value.mean is None else f"{value.mean:+.3f}"
     return middle if value.low is None or value.high is None else f"{middle} ({value.low:+.2f} to {value.high:+.2f})"
 
 
 def _groups(found: Figures) -> dict[str, list[TrialFigures]]:
-    """Kind of table -> its trainings."""
+    """Table -> its trainings."""
     groups: dict[str, list[TrialFigures]] = {"few": [], "many": [], "long": [], "leak": []}
     sizes: dict[str, Any] = {}
     for trial in found.trials:

@@ -1,4 +1,4 @@
-"""What is tried: data sets, and trainings on them. Everything is a command that a user could have typed."""
+"""Data sets and trainings; each is a command that a user could type."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class DataSet:
     """A shard directory.
 
     Attributes:
-        name: Of its folder.
-        inputs: Folders of the raw data, below the data folder.
-        size: Pixels.
+        name: Folder name.
+        inputs: Folders of raw slices, relative to the data folder.
+        size: Slice size in pixels.
         split_by: "patient" or "slice".
     """
 
@@ -25,7 +25,7 @@ class DataSet:
     split_by: str = "patient"
 
     def command(self, data: str) -> list[str]:
-        """What makes it."""
+        """The `prepare` command."""
         options = [] if self.split_by == "patient" else ["--split-by", self.split_by]
         folders = [f"{data}/{name}" for name in self.inputs]
         return ["prepare", *folders, "--size", str(self.size), "--out", self.name, *options]
@@ -36,11 +36,11 @@ class Trial:
     """One training.
 
     Attributes:
-        data: On which data set.
-        strategy: Of `kerasseg train`.
-        rate: Of the first epoch; None for the strategy's own.
-        seed: Of every random choice.
-        extra: Further options.
+        data: Data set.
+        strategy: Strategy of `kerasseg train`.
+        rate: Learning rate; None for the strategy's default.
+        seed: Random seed.
+        extra: Additional options.
     """
 
     data: DataSet
@@ -51,17 +51,17 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """As the page calls it."""
+        """Name in the page."""
         return " ".join([self.strategy, *([] if self.rate is None else [f"at {self.rate}"]), *self.extra])
 
     @property
     def name(self) -> str:
-        """Of its run."""
+        """Name of the run."""
         words = [self.data.name, *self.label.replace("--", "").replace(" at ", " ").split()]
         return "-".join([*words, *([] if self.seed == 42 else [f"seed{self.seed}"])])
 
     def options(self, checkpoint: str) -> list[str]:
-        """Of `train` and `cross-validate`."""
+        """Options for `train` and `cross-validate`."""
         rate = [] if self.rate is None else ["--learning-rate", self.rate]
         seed = [] if self.seed == 42 else ["--seed", str(self.seed)]
         # A network of its own size is described, not opened.
@@ -70,17 +70,17 @@ class Trial:
         return [*named, *rate, *self.extra, *seed]
 
     def with_seed(self, seed: int) -> Trial:
-        """The same once more."""
+        """The same training with another seed."""
         return replace(self, seed=seed)
 
 
 def few(size: int) -> DataSet:
-    """308 slices of 34 heads: what a student has."""
+    """The small data set: 308 slices of 34 patients."""
     return DataSet(f"mat{size}", ("figshare-mat",), size)
 
 
 def many(size: int, split_by: str = "patient") -> DataSet:
-    """2,271 slices."""
+    """The large data set: 2,271 slices."""
     ending = "" if split_by == "patient" else f"-by-{split_by}"
     return DataSet(f"both{size}{ending}", ("figshare-mat", "figshare-png"), size, split_by)
 
@@ -96,21 +96,21 @@ def trials_on_few(size: int) -> list[Trial]:
 
 
 def trials_on_many(size: int, best: Trial) -> list[Trial]:
-    """Scratch first, the recipe, and what did best on the small set."""
+    """Scratch, the recipe, and the best of the small set."""
     data = many(size)
     return list(dict.fromkeys([Trial(data, "scratch"), Trial(data, "conservative"), replace(best, data=data)]))
 
 
 def leaking(trials: Sequence[Trial], size: int) -> list[Trial]:
-    """The same on the slice-wise split."""
+    """The same training on the slice-wise split."""
     return [replace(trial, data=many(size, "slice")) for trial in trials]
 
 
 def long(trial: Trial, size: int) -> Trial:
-    """The same at another size."""
+    """The same training at another size."""
     return replace(trial, data=many(size))
 
 
 def quicker(trial: Trial) -> Trial:
-    """The same in half precision, where `auto` would take single: on processors that multiply it, half the time."""
+    """The same training in bfloat16 where `auto` means float32; half the time on CPUs that support it."""
     return replace(trial, extra=(*trial.extra, "--precision", "mixed_bfloat16"))

@@ -1,4 +1,4 @@
-"""Types the commands, shows them, and leaves out what is done already: `make results` goes on where it stopped."""
+"""Run and print the commands, skipping finished work, so that `make results` can be resumed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Workshop", "finished"]
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """A folder with shards and runs, in which commands are typed.
+    """A folder with shards and runs, in which commands run.
 
     Attributes:
-        folder: Where they lie.
-        data: Raw slices.
-        checkpoint: That is fine-tuned.
-        extra: Further options of every training: a short run's.
+        folder: The folder.
+        data: Folder of raw slices.
+        checkpoint: Network to fine-tune.
+        extra: Additional options of every training.
     """
 
     folder: Path
@@ -30,11 +30,11 @@ class Workshop:
     extra: tuple[str, ...] = ()
 
     def run(self, trial: Trial) -> Path:
-        """Its run directory."""
+        """Run directory of a training."""
         return self.folder / "runs" / trial.name
 
     def prepare(self, data: DataSet) -> None:
-        """Shards."""
+        """Prepare the shards of a data set."""
         if (self.folder / data.name / "manifest.json").exists():
             return
         self.need(*data.inputs)
@@ -45,7 +45,7 @@ class Workshop:
         for name in folders:
             if not (self.data / name).exists():
                 sys.exit(
-                    f"{self.data / name} is not there. --data, or KERASSEG_REAL_DATA, names the folder that has it; "
+                    f"{self.data / name} is missing. Set its parent with --data or KERASSEG_REAL_DATA; "
                     "docs/results.md says what is in it."
                 )
 
@@ -55,11 +55,11 @@ class Workshop:
         return (self.run(trial) / "validation.csv").exists() and finished(self.run(trial))
 
     def train(self, trial: Trial) -> None:
-        """A training, to its end."""
+        """Run a training to its end."""
         done = self.done(trial)
-        # Known before minutes go into shards.
+        # Checked first: preparing shards takes minutes.
         if not done and not self.checkpoint.exists():
-            sys.exit(f"{self.checkpoint} is not there. --checkpoint names the network that is fine-tuned.")
+            sys.exit(f"{self.checkpoint} is missing. Set the network to fine-tune with --checkpoint.")
         self.prepare(trial.data)
         if done:
             return
@@ -86,7 +86,7 @@ class Workshop:
             self.command(*words)
 
     def judge(self, trial: Trial, split: str) -> None:
-        """Threshold and post-processing on validation; figures on a split."""
+        """Tune threshold and post-processing on validation; evaluate on a split."""
         run = self.run(trial)
         if not (run / "threshold.json").exists():
             self.command("tune-threshold", f"runs/{trial.name}", "--quiet")
@@ -94,18 +94,18 @@ class Workshop:
             self.command("evaluate", f"runs/{trial.name}", "--split", split, "--quiet", "--no-speed")
 
     def crossed(self, trial: Trial) -> bool:
-        """Whether it has been cross-validated."""
+        """Whether the cross-validation has finished."""
         from kerasseg.workflows.cross_validate import read_cross_validation
         from kerasseg_tfrecords.errors import KerassegError
 
-        # The figures are written last, behind the ensemble.
+        # Written last, after the ensemble.
         try:
             return read_cross_validation(self.cross_root(trial)).out_of_fold is not None
         except KerassegError:
             return False
 
     def cross_validate(self, trial: Trial, folds: int = 5) -> Path:
-        """A training for each fold of training and validation slices; the folder."""
+        """Cross-validate on training and validation slices; return the folder."""
         self.prepare(trial.data)
         root = self.cross_root(trial)
         if not self.crossed(trial):
@@ -125,11 +125,11 @@ class Workshop:
             try:
                 ended = command.wait()
             except KeyboardInterrupt:
-                # Ctrl-C reached the command as well, which saves what it has; subprocess.run would kill it meanwhile.
+                # The command got Ctrl-C too and saves its state; subprocess.run would kill it meanwhile.
                 command.wait()
                 sys.exit("Stopped; the same command goes on from here.")
         if ended:
-            sys.exit(f"kerasseg {words[0]} ended with {ended}; the same command goes on from here.")
+            sys.exit(f"kerasseg {words[0]} failed with exit code {ended}. Run the same command again to resume.")
 
 
 def finished(run: Path) -> bool:

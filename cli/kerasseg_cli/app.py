@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kerasseg_cli import (
+    checkpoints,
     compare,
     convert,
     cross_validate,
@@ -23,6 +24,7 @@ from kerasseg_cli import (
     train,
     tune_threshold,
     verify,
+    web_app,
 )
 from kerasseg_cli.errors import Commands, guarded
 from kerasseg_cli.help import Command
@@ -80,12 +82,14 @@ def _build() -> typer.Typer:
         fetch.fetch,
         prepare.prepare,
         verify.verify,
+        checkpoints.checkpoints,
         inspect.inspect,
         convert.convert,
         train.train,
         tune_threshold.tune_threshold,
         evaluate.evaluate,
         predict.predict,
+        web_app.app,
         export.export,
         compare.compare,
         cross_validate.cross_validate,

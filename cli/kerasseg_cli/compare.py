@@ -11,7 +11,7 @@ import typer
 
 from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, screen
-from kerasseg_cli.options import Json, Quiet
+from kerasseg_cli.options import Json, Quiet, choices
 from kerasseg_tfrecords.errors import KerassegError, one_line
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 _ROOM = 100
-"""Columns from which counts stand in the same table as Dice."""
+"""Columns from which counts share a table with Dice."""
 
 _COUNTS = ("B better / worse / same", "missed, A / B")
 
@@ -37,19 +37,22 @@ def compare(
         str, typer.Argument(metavar="RUN_B", help="Run B, compared with A: folder or name.", autocompletion=runs)
     ],
     split: Annotated[
-        str, typer.Option(help="Split that both were evaluated on: test, validation, train, or all.")
+        str,
+        typer.Option(
+            metavar=choices(("test", "validation", "train", "all")), help="Split that both runs were evaluated on."
+        ),
     ] = "test",
-    most: Annotated[int, typer.Option(min=0, help="Number of slices to show: those that changed most.")] = 8,
+    most: Annotated[int, typer.Option(min=0, help="Maximum number of changed slices to show.")] = 8,
     pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Show pictures of the slices that changed most.")
+        bool, typer.Option("--pictures/--no-pictures", help="Show pictures of these slices on the page.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="HTML page (default: compare-RUN_A-RUN_B.html beside RUN_B).")
+        Path | None, typer.Option("--out", "-o", help="HTML page. [default: compare-RUN_A-RUN_B.html next to RUN_B]")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare two evaluated runs on the same slices: paired differences, wins, losses, and pictures."""
+    """Compare two evaluated runs on the same slices: paired differences, wins and losses, and pictures."""
     from kerasseg.evaluation.compare import compare as run
     from kerasseg.evaluation.compare import evaluated
     from kerasseg.report import write_comparison

@@ -1,11 +1,21 @@
-"""Values for shell completion; nothing heavy is imported, because the shell waits."""
+"""Values for shell completion. Heavy imports are avoided, because the shell waits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["AUGMENTATIONS", "BLOCKS", "FORMATS", "STRATEGIES", "listed", "proposing", "runs", "strategies_and_blocks"]
+__all__ = [
+    "AUGMENTATIONS",
+    "BLOCKS",
+    "FORMATS",
+    "STRATEGIES",
+    "listed",
+    "proposing",
+    "runs",
+    "starting_points",
+    "strategies_and_blocks",
+]
 
 STRATEGIES = {
     "conservative": "freezes the first half of the encoder",
@@ -17,7 +27,7 @@ STRATEGIES = {
     "scratch": "starts from random weights",
 }
 _FREEZING = ("conservative", "moderate", "aggressive")
-# Blocks of networks of the usual depth; those of deeper networks can be typed.
+# Blocks of networks of the default depth.
 BLOCKS = (
     "encoder_*",
     *(f"encoder_{k}" for k in range(1, 6)),
@@ -31,7 +41,7 @@ AUGMENTATIONS = ("flip", "brightness", "contrast", "zoom", "none")
 
 
 def proposing(values: Iterable[str] | dict[str, str]) -> Callable[[str], list[tuple[str, str]]]:
-    """Complete one of these values, with their meanings in a dictionary.
+    """Return a function that completes one of these values; a dictionary also gives their meanings.
 
     >>> proposing(["native", "model"])("n")
     [('native', '')]
@@ -45,7 +55,7 @@ def proposing(values: Iterable[str] | dict[str, str]) -> Callable[[str], list[tu
 
 
 def listed(values: Iterable[str]) -> Callable[[str], list[str]]:
-    """Complete the last value of a comma-separated list; values before it are not proposed again.
+    """Return a function that completes the last value of a comma-separated list, without repeating values.
 
     >>> listed(["encoder_1", "encoder_2"])("encoder_1,enc")
     ['encoder_1,encoder_2']
@@ -69,3 +79,10 @@ def runs(incomplete: str) -> list[str]:
 
     names = run_names(Path(RUNS))[::-1]
     return [name for name in ("latest", *names) if names and name.startswith(incomplete)]
+
+
+def starting_points(incomplete: str) -> list[tuple[str, str]]:
+    """Complete the names of `kerasseg checkpoints`."""
+    from kerasseg.catalogue import STARTING_POINTS
+
+    return [(point.name, point.task) for point in STARTING_POINTS if point.name.startswith(incomplete)]

@@ -73,7 +73,7 @@ class RateColumn(ProgressColumn):
 
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Report | None]:
-    """Show a bar per stage with count, rate and remaining time; yields None if standard error is not a terminal."""
+    """Show a bar per stage with count, rate and remaining time; yield None if standard error is not a terminal."""
     console = errors()
     if quiet or not console.is_terminal:
         yield None

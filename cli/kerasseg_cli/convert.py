@@ -1,4 +1,4 @@
-"""`kerasseg convert`: any checkpoint as a Keras 3 file."""
+"""`kerasseg convert`: write any checkpoint as a Keras 3 file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["convert"]
 
 def convert(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Argument(help="The file to write; ends in .keras.", metavar="OUT.keras")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.keras where it exists.")] = False,
+    out: Annotated[Path, typer.Argument(help="File to write, ending in .keras.", metavar="OUT.keras")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     architecture: Architecture = None,
     allow_partial: AllowPartial = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a checkpoint as a Keras 3 file and show how it compares."""
+    """Convert a checkpoint to a Keras 3 file, and compare the two."""
     from kerasseg.checkpoints.conversion import convert_checkpoint
 
     made = convert_checkpoint(

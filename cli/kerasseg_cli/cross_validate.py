@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["cross_validate"]
 
 _ROOM = 96
-"""Columns below which headings are short and counts are left out."""
+"""Columns from which headings are long and counts are shown."""
 
 _Folds = Annotated[
-    int, typer.Option(min=2, help="Number of folds; a patient's slices stay together.", rich_help_panel=RUN)
+    int, typer.Option(min=2, help="Number of folds; the slices of a patient stay together.", rich_help_panel=RUN)
 ]
 _Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", metavar="FOLDER", help="Folder. Default: runs/<date-time-cv-strategy>.", rich_help_panel=RUN
+        "--out", "-o", metavar="FOLDER", help="Folder. [default: runs/<date-time-cv-strategy>]", rich_help_panel=RUN
     ),
 ]
 _Resume = Annotated[
@@ -38,7 +38,7 @@ _Resume = Annotated[
 
 
 def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> None:
-    """Train once for each fold of the training and validation slices; the test split stays closed."""
+    """Train once for each fold of the training and validation slices; the test split is not read."""
     out: Path | None = options["out"]
     settings: TrainSettings
     if options["resume"]:
@@ -64,11 +64,12 @@ def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> No
 
 
 def _with_options_of_train() -> inspect.Signature:
-    """The signature that typer reads: everything that `train` has, with folds first and its own folder and resume."""
+    """Return the signature for typer: folds, then the options of `train`, with other help for --out and --resume."""
     own = {"out": _Out, "resume": _Resume}
     parameters = [
         parameter.replace(annotation=own.get(name, parameter.annotation))
         for name, parameter in inspect.signature(train, eval_str=True, locals={"Any": Any}).parameters.items()
+        if name != "track"  # folds are compared here, not in a tracker
     ]
     keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
     folds = inspect.Parameter("folds", keyword, default=5, annotation=_Folds)

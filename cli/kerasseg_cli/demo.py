@@ -1,4 +1,4 @@
-"""`kerasseg demo`: the whole job on synthetic head slices, with the commands that a user types for real ones."""
+"""`kerasseg demo`: run the whole workflow on synthetic head slices, with the usual commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _MARK = ".kerasseg-demo"
-"""Marks the folder of an earlier demonstration: only such a folder is ever replaced."""
+"""File that marks the folder of an earlier demonstration; only such a folder is ever replaced."""
 
 _BUSY = "another demonstration is running in this folder"
 
@@ -42,15 +42,15 @@ _EXPORT = 'keras.models.load_model("runs/pretrained/model.keras", compile=False)
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How much is generated and trained.
+    """Amount of data and training.
 
     Attributes:
-        patients: Patients per scanner; a fifth of them for validation, a fifth for the test.
+        patients: Patients per scanner: three fifths for training, one each for validation and test.
         slices: Slices per patient.
         pixels: Side of the raw slices.
         size: Side of the prepared slices.
         depth: Depth of the U-Net.
-        pretrain, tune: Epochs on scanner A and on scanner B.
+        pretrain, tune: Maximum number of epochs on scanner A and on scanner B.
     """
 
     patients: int
@@ -79,8 +79,8 @@ def demo(
     verbose: Verbose = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
-    """Show the whole job on synthetic slices of two scanners, in a few minutes, without data or GPU."""
-    # TensorFlow warns of a dozen networks in one process, which it takes for a mistake in a loop.
+    """Run the whole workflow on synthetic slices of two scanners, in a few minutes, without data or GPU."""
+    # TensorFlow would warn that a dozen networks in one process look like a mistake in a loop.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     started = time.monotonic()
     root = _folder(keep)
@@ -189,12 +189,12 @@ def _figures(run: str) -> Evaluation:
 
 
 class _Stage:
-    """Shows commands as a user would type them, and runs them.
+    """Show commands as a user would type them, and run them.
 
     Args:
         kerasseg: The group of all commands.
-        silent: Show nothing.
-        whole: Show all output of the commands instead of one line each.
+        silent: Whether to show nothing.
+        whole: Whether to show all output of the commands instead of one line each.
     """
 
     def __init__(self, kerasseg: Callable[..., Any], *, silent: bool, whole: bool) -> None:
@@ -227,14 +227,14 @@ class _Stage:
             self.say(f"  {figure}")
 
     def command(self, *words: str) -> dict[str, Any] | None:
-        """Run a `kerasseg` command in this process, where TensorFlow is loaded already.
+        """Run a `kerasseg` command in this process, where TensorFlow is already loaded.
 
         Returns:
-            What it prints with `--json`; None where its output was shown.
+            The document printed with `--json`; None if the output was shown.
 
         Raises:
-            KerassegError: It failed.
-            KeyboardInterrupt: It was interrupted.
+            KerassegError: The command failed.
+            KeyboardInterrupt: The command was interrupted.
         """
         self.typed(f"kerasseg {shlex.join(words)}")
         output = io.StringIO()
@@ -269,7 +269,7 @@ def _verdict(stage: _Stage, own: Evaluation, new: Evaluation) -> None:
 
 def _rows(own: Evaluation, new: Evaluation) -> list[tuple[str, Mean, str]]:
     before = next(s for s in new.baseline.stages if s.name == new.final) if new.baseline else None
-    assert before is not None  # noqa: S101 - a run that was fine-tuned has a baseline
+    assert before is not None  # noqa: S101 - a fine-tuned run has a baseline
     return [
         ("pretrained network, its own scanner A", own.final_stage().all.measures["dice"], ""),
         ("pretrained network, scanner B", before.all.measures["dice"], ""),
@@ -299,7 +299,7 @@ def _folder(keep: Path) -> Path:
         if keep.is_dir() and any(keep.iterdir()):
             if not (keep / _MARK).is_file():
                 raise UsageError(
-                    "the folder is not empty and holds no earlier demonstration",
+                    "the folder is not empty and contains no earlier demonstration",
                     path=keep,
                     remedy="Choose another folder with --keep.",
                 )
@@ -323,7 +323,7 @@ def _folder(keep: Path) -> Path:
 
 @contextlib.contextmanager
 def _inside(root: Path) -> Iterator[None]:
-    """Work in the folder, as after `cd`; on Ctrl-C, say what is left."""
+    """Work in the folder, as after `cd`; on Ctrl-C, report what is left."""
     try:
         with contextlib.chdir(root):
             yield

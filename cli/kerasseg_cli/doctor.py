@@ -45,7 +45,7 @@ def _show(found: Diagnosis, *, quiet: bool) -> None:
     shown = [f for f in found.findings if not quiet or f.verdict == "bad"]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
-    # Names of runs (date, time, strategy) stay whole; very long ones are folded.
+    # Names of runs (date, time, strategy) stay on one line; very long ones are folded.
     whole = max((len(f.name) for f in shown), default=0) <= _NAME
     table.add_column(overflow="fold", no_wrap=whole, max_width=_NAME)
     table.add_column(overflow="fold")
@@ -56,7 +56,7 @@ def _show(found: Diagnosis, *, quiet: bool) -> None:
             if topic is not None:
                 table.add_row("", "", "")
             topic = finding.topic
-        # `Text`, so that no part of a file's or folder's name is taken for markup.
+        # `Text`, so that names of files and folders are not interpreted as markup.
         mark = Text(marks[finding.verdict], style=_STYLES[finding.verdict])
         table.add_row(mark, Text(one_line(finding.name), style="bold"), _text(finding))
     if shown:

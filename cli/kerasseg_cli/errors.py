@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ _KINDS: tuple[tuple[type[KerassegError], str], ...] = (
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """Add the common options to a command, and turn its errors into messages and exit codes.
 
-    A common option is passed on to the command's function only if the function has a parameter of that name.
+    A common option is passed to the command's function only if that has a parameter of the same name.
     """
     # Annotations are resolved in the command's own module.
     signature = inspect.signature(command, eval_str=True)
@@ -97,9 +98,9 @@ def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None
 
     Args:
         *lines: Text; the first line is the message.
-        kind: Kind of error, a short stable word for scripts.
+        kind: Kind of error, a stable identifier for scripts.
         exit_code: Exit code of the process.
-        as_json: Whether to print JSON; None for what the running command was given.
+        as_json: Whether to print JSON; None for the option of the running command.
         **more: Further JSON values.
     """
     if output_options().as_json if as_json is None else as_json:
@@ -111,19 +112,19 @@ def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None
 
 
 def output_lost(cause: OSError | None = None) -> bool:
-    """Whether standard output cannot be written: its disk is full, or its reader has exited (`| head`).
+    """Return whether standard output cannot be written: its disk is full, or its reader has exited (`| head`).
 
-    A full disk is reported on standard error; a reader that has exited is not. Standard output then leads nowhere, because
-    the interpreter would try to write the rest at its end and print a traceback.
+    Only a full disk is reported, on standard error. Standard output is then redirected to nowhere, because the interpreter
+    would try to write the rest on exit and print a traceback.
 
     Args:
-        cause: An error that may have come from standard output, or from something else.
+        cause: An error, possibly of standard output.
     """
     if sys.stdout is None or (cause is not None and cause.filename is not None):
         return False
     try:
         if cause is not None and not sys.stdout.isatty():
-            # Without a buffer there is nothing to flush: an empty line fails in the same way.
+            # Without a buffer there is nothing to flush; an empty line fails in the same way.
             sys.stdout.write("\n")
         sys.stdout.flush()
     except OSError as error:
@@ -175,7 +176,7 @@ class Commands(TyperGroup):
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             found = suggest_commands(name, self.list_commands(ctx))
-            # What is no command (`kerasseg version`) is suggested in full.
+            # Options that are suggested for a command (`kerasseg version`) are shown in full.
             words = [f"kerasseg {one}" if one.startswith("-") else repr(one) for one in found]
             ctx.fail(f"No such command {name!r}." + (f" Did you mean {either(words)}?" if words else ""))
         return super().resolve_command(ctx, args)
@@ -219,6 +220,9 @@ def _tell(error: Any, typed: Sequence[str], *, as_json: bool) -> None:
     # Older versions of click list options that are spelt alike in the message itself.
     option = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None
     text = one_line(error.message if option else error.format_message()).rstrip(".")
+    # Pydantic's words for a value of the wrong type or range.
+    text = re.sub(r"Input should be (?=less|greater)", "expected a number ", text)
+    text = re.sub(r"Input should be (.+?)(?:, unable to parse .*)?$", r"expected \1", text)
     if option and context is not None:
         text = _unknown_option(option, typed, context)
     lines = [f"Error: {text}" + ("" if text.endswith("?") else "."), f"See: {path} --help"]
@@ -227,7 +231,7 @@ def _tell(error: Any, typed: Sequence[str], *, as_json: bool) -> None:
 
 def _unknown_option(option: str, typed: Sequence[str], context: Any) -> str:
     if not option.startswith("--"):
-        # `-lr` is read as `-l -r`; what was typed says more.
+        # click reads `-lr` as `-l -r`; show the whole word instead.
         option = next((word for word in typed if word.startswith(option) and not word.startswith("--")), option)
     text = f"No such option: {one_line(option.partition('=')[0])}"
     if found := suggest_options(option, _long_options(context.command, context)):
@@ -238,7 +242,7 @@ def _unknown_option(option: str, typed: Sequence[str], context: Any) -> str:
         for name, command in getattr(group, "commands", {}).items()
         if option in _long_options(command, context) and command is not context.command
     ]
-    return f"{text}. {either([f'kerasseg {name}' for name in owners[:3]])} has it" if owners else text
+    return f"{text}. {either([f'kerasseg {name}' for name in owners[:3]])} has this option" if owners else text
 
 
 def _long_options(command: Any, context: Any) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 
 from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, progress_bar
-from kerasseg_cli.options import Json, Quiet, one_of
+from kerasseg_cli.options import Json, Quiet, choices, one_of
 from kerasseg_tfrecords.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,35 +24,44 @@ WHAT, JUDGE, BESIDES = "What to evaluate", "Verdict", "Optional measurements"
 def evaluate(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Run folder or name (default: the latest run).", autocompletion=runs),
+        typer.Argument(metavar="RUN", help="Run folder or name. [default: the latest run]", autocompletion=runs),
     ] = None,
     threshold: Annotated[
         str,
         typer.Option(
-            help="auto (the rule that tune-threshold chose; it runs first if needed), or a threshold such as 0.5 without "
-            "post-processing.",
+            metavar="NUMBER|auto",
+            help="Probability threshold without post-processing, or auto for the tuned rule (tuned first if needed).",
             rich_help_panel=WHAT,
         ),
     ] = "auto",
     split: Annotated[
         str | None,
-        typer.Option(help="test (default; each evaluation is counted), validation or train.", rich_help_panel=WHAT),
+        typer.Option(
+            metavar=choices(("test", "validation", "train")),
+            help="Split to evaluate; each evaluation of the test split is counted. [default: test]",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     shards: Annotated[
         Path | None,
         typer.Option(
-            help="Shard directory of another data set (all of it is evaluated), or the run's own if they were moved.",
+            help="Shard directory of another data set, evaluated as a whole, or of the run if it was moved.",
             rich_help_panel=WHAT,
         ),
     ] = None,
     resolution: Annotated[
-        str, typer.Option(help="Size of the compared masks: native (each slice's own) or model.", rich_help_panel=WHAT)
+        str,
+        typer.Option(
+            metavar=choices(("native", "model")),
+            help="Resolution of the compared masks: each slice's own size, or the network's.",
+            rich_help_panel=WHAT,
+        ),
     ] = "native",
     flip_average: Annotated[
         bool,
         typer.Option(
             "--flip-average",
-            help="Average the predictions of image and mirror image: twice the time.",
+            help="Average the predictions of the image and its mirror image (doubles the time).",
             rich_help_panel=WHAT,
         ),
     ] = False,
@@ -60,31 +69,40 @@ def evaluate(
     goals: Annotated[
         str | None,
         typer.Option(
-            help="recipe: judge by the recipe's goals (default only for runs that started from the recipe's checkpoint).",
+            metavar=choices(("recipe",)),
+            help="Goals to judge. [default: recipe if the run started from the recipe's checkpoint]",
             rich_help_panel=JUDGE,
         ),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Dice to reach, such as 0.92 or glioma=0.9; may be repeated.", rich_help_panel=JUDGE),
+        typer.Option(
+            metavar="[CLASS=]DICE",
+            help="Mean Dice to reach, such as 0.92 or glioma=0.9; may be repeated.",
+            rich_help_panel=JUDGE,
+        ),
     ] = None,
     fail_under: Annotated[
         float | None,
         typer.Option(
-            help="Exit with code 4 if mean Dice is lower or no evaluated slice has a tumour.", rich_help_panel=JUDGE
+            metavar="DICE",
+            help="Exit with code 4 if mean Dice is lower or no evaluated slice has a tumour.",
+            rich_help_panel=JUDGE,
         ),
     ] = None,
     robustness: Annotated[
         bool,
         typer.Option(
-            "--robustness", help="Measure Dice under image corruption: 40 more passes.", rich_help_panel=BESIDES
+            "--robustness",
+            help="Measure Dice under image corruption (40 more passes over the slices).",
+            rich_help_panel=BESIDES,
         ),
     ] = False,
     reference_2: Annotated[
         Path | None,
         typer.Option(
             "--reference-2",
-            help="A second annotator's masks: a folder of PNG or TIFF files named like the slices, or shards.",
+            help="Masks of a second annotator: a folder of PNG or TIFF files named like the slices, or shards.",
             rich_help_panel=BESIDES,
         ),
     ] = None,
@@ -96,14 +114,14 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate the best weights of a run against the checkpoint they started from: tables, pictures, and a verdict."""
+    """Evaluate the best weights of a run, compared with the checkpoint that training started from."""
     one_of("--resolution", resolution, ("native", "model"))
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise UsageError(f"invalid --fail-under {fail_under:g}", expected="a Dice in [0, 1]")
     if goals is not None:
         one_of("--goals", goals, ("recipe",))
         if target:
-            raise UsageError("--goals and --target exclude each other", remedy="Leave out one of them.")
+            raise UsageError("--goals and --target exclude each other", remedy="Use only one of them.")
     if split not in (None, "val"):
         one_of("--split", str(split), ("test", "validation", "train"))
     asked = threshold_of(threshold)

@@ -21,7 +21,7 @@ __all__ = ["summary"]
 _SPLITS = {"test": "Test", "val": "Validation", "train": "Training", "all": "External"}
 _SHARES = {"IoU": "iou", "precision": "precision", "recall": "recall"}
 _ROOM = 112
-"""Columns from which all figures have their intervals; below, only those that the verdict is about."""
+"""Columns from which all figures have their intervals; otherwise only those of the verdict have."""
 
 
 def summary(evaluation: Evaluation, folder: Path | None = None, console: Console | None = None) -> None:
@@ -51,7 +51,7 @@ def summary(evaluation: Evaluation, folder: Path | None = None, console: Console
     for line in _lines(evaluation, final):
         out.print(line, markup=False)
     if folder is not None:
-        # Not wrapped, so that the paths can be copied whole.
+        # Not wrapped, so that paths can be copied.
         if evaluation.earlier is not None:
             place = folder.parent / evaluation.earlier
             out.print(f"The previous evaluation, with other options, is kept: {place}", markup=False, soft_wrap=True)
@@ -86,7 +86,7 @@ def _stages(evaluation: Evaluation, width: int) -> Table:
             network is None or network.stages[i].rule == network.stages[i - 1].rule
             for network in (evaluation.model, baseline)
         ):
-            continue  # nothing was changed at this stage
+            continue  # this stage changed nothing
         cells = [_stage_name(stage), _cell(stage.all.measures["dice"], roomy)]
         if baseline is not None:
             cells.append(_cell(baseline.stages[i].all.measures["dice"], roomy))
@@ -105,7 +105,7 @@ def _groups(evaluation: Evaluation, final: Stage, width: int) -> Table:
     table = _table("Final masks", headings)
 
     def row(name: str, figures: Figures, over: Mean | None) -> None:
-        cells: list[str | Text] = [Text(name), str(figures.slices)]  # a name is no markup
+        cells: list[str | Text] = [Text(name), str(figures.slices)]  # names are not markup
         if width >= 75:
             cells.append(str(figures.patients))
         cells.append(_cell(figures.measures["dice"], roomy or (width >= 75 and not gain)))
@@ -164,12 +164,12 @@ def _lines(evaluation: Evaluation, final: Stage) -> list[str]:
 
 def _speed(evaluation: Evaluation) -> str:
     speed = evaluation.speed
-    assert speed is not None  # noqa: S101 - asked for by the caller
+    assert speed is not None  # noqa: S101 - checked by the caller
     parts = []
     for batch, milliseconds in speed.milliseconds_a_slice.items():
         before = speed.baseline_milliseconds_a_slice.get(batch)
         than = "" if before is None else f" (before training {before:.3g})"
-        parts.append(f"{milliseconds:.3g} ms a slice at batch {batch}{than}")
+        parts.append(f"{milliseconds:.3g} ms per slice at batch size {batch}{than}")
     return f"Speed: {', '.join(parts)}."
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 MASKS, EIGHT_BITS, CHECKS, HUB = "Masks", "8 bits (LiteRT)", "Comparison", "Model card and Hub"
-FORMS = ("savedmodel", "onnx", "litert", "keras")
+FORMS = ("savedmodel", "onnx", "litert", "keras", "app")
 
 
 def export(
@@ -37,8 +37,8 @@ def export(
         typer.Option(
             "--format",
             metavar=choices(FORMS),
-            help="Format. A SavedModel takes stored slices of any size and returns masks; the others take prepared slices "
-            "and return probabilities.",
+            help="Format. A SavedModel takes stored slices of any size and returns masks; app is a folder for a Hugging "
+            "Face Space; the others take prepared slices and return probabilities.",
             autocompletion=proposing(FORMS),
         ),
     ] = "savedmodel",
@@ -73,7 +73,7 @@ def export(
         int, typer.Option(min=1, help="Training slices for calibration.", rich_help_panel=EIGHT_BITS)
     ] = 100,
     max_loss: Annotated[
-        float, typer.Option(help="Largest allowed loss of mean Dice on validation.", rich_help_panel=EIGHT_BITS)
+        float, typer.Option(help="Largest allowed loss of mean validation Dice.", rich_help_panel=EIGHT_BITS)
     ] = 0.05,
     slices: Annotated[
         int, typer.Option(min=1, help="Validation slices for the comparison.", rich_help_panel=CHECKS)
@@ -108,7 +108,7 @@ def export(
     quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`
 ) -> None:
-    """Export a run's network as SavedModel, ONNX, LiteRT or Keras file, with a model card."""
+    """Export a run's network as SavedModel, ONNX, LiteRT, Keras file or web page, with a model card."""
     asked = threshold_of(threshold)
     from kerasseg.runs.directory import RunDirectory
 

@@ -23,8 +23,8 @@ def fetch(
     dataset: Annotated[
         str,
         typer.Argument(
-            metavar="[figshare]",
-            help="Data set: figshare is that of Jun Cheng (3,064 slices, 0.88 GB).",
+            metavar="figshare",
+            help="Data set: figshare is the one of Jun Cheng (3,064 slices, 0.88 GB).",
             autocompletion=proposing(["figshare"]),
         ),
     ] = "figshare",
@@ -69,7 +69,7 @@ def _bar(*, quiet: bool) -> Iterator[Report | None]:
 
         def report(name: str, done: int, total: int) -> None:
             if name not in known:
-                # Bytes from an earlier call say nothing about the speed.
+                # Bytes from an earlier call would distort the speed.
                 known[name] = bars.add_task(name.removeprefix("brainTumorDataPublic_"), total=total, completed=done)
             bars.update(known[name], completed=done)
 
@@ -77,7 +77,7 @@ def _bar(*, quiet: bool) -> Iterator[Report | None]:
 
 
 class _Lines:
-    """Prints one line for each complete file."""
+    """Print one line for each complete file."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()

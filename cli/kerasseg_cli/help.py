@@ -1,4 +1,4 @@
-"""`--help` and `--help-all` of every command: options in panels, choices as choices, no word broken across lines."""
+"""`--help` and `--help-all` of every command: options in panels, with choices, and wrapped between words."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HELP_ALL = typer.Option(
     rich_help_panel=COMMON_PANEL,
     help="Show this help with the advanced options.",
 )
-"""Given by `guarded` to each command that has options in a panel named `ADVANCED`."""
+"""Added by `guarded` to each command that has options in a panel named `ADVANCED`."""
 
 
 class Command(TyperCommand):
@@ -59,13 +59,13 @@ class Command(TyperCommand):
 
 
 def help_text(command: Any, context: Any, *, advanced: bool, width: int | None = None) -> str:
-    """What `--help` or, with `advanced`, `--help-all` prints.
+    """Return what `--help` or, with `advanced`, `--help-all` prints.
 
     Args:
         command: A click command or group.
-        context: The context of that command.
+        context: Context of that command.
         advanced: Whether to include the options of panels whose names start with `ADVANCED`.
-        width: Columns; None for those of the terminal.
+        width: Columns; None for the width of the terminal.
     """
     if width is None:
         width = min(context.terminal_width or shutil.get_terminal_size().columns, 120)
@@ -117,7 +117,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _folded(names: str, width: int) -> Iterator[str]:
-    """An option and its choices, broken after a `|` where they do not fit on a line."""
+    """Yield the lines of an option and its choices, broken after a `|` if needed."""
     line = "  "
     for part in re.findall(r"[^|]+\|?", names):
         if len(line) + len(part) > width:
@@ -128,7 +128,7 @@ def _folded(names: str, width: int) -> Iterator[str]:
 
 
 def usage(command: Any, context: Any) -> str:
-    """How a command is typed: `kerasseg predict [OPTIONS] INPUT...`."""
+    """Return the usage line: `kerasseg predict [OPTIONS] INPUT...`."""
     arguments = [p for p in command.get_params(context) if p.param_type_name == "argument"]
     words = [argument_metavar(p) if p.required else f"[{argument_metavar(p)}]" for p in arguments]
     if getattr(command, "commands", None):
@@ -137,7 +137,7 @@ def usage(command: Any, context: Any) -> str:
 
 
 def option_names(parameter: Any) -> str:
-    """An option's names and its metavar: `-o, --out PATH`."""
+    """Return the names of an option and its metavar: `-o, --out PATH`."""
     # The short name first, as in most manuals.
     names = ", ".join(sorted(parameter.opts, key=len))
     names += "".join(f" / {name}" for name in parameter.secondary_opts)
@@ -145,7 +145,7 @@ def option_names(parameter: Any) -> str:
 
 
 def with_metavar(annotation: Any) -> Any:
-    """The annotation of an option or argument, with a metavar that follows from its type where it names none."""
+    """Return the annotation of an option or argument, with a metavar from its type if it has none."""
     kind, *infos = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     if not infos or infos[0].metavar is not None:
         return annotation
@@ -157,18 +157,18 @@ def with_metavar(annotation: Any) -> Any:
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
-    """Types in `int | None` or `list[int]`; the type itself where it is a single one."""
+    """Return the types in `int | None` or `list[int]`; a single type is returned as it is."""
     return get_args(kind) or (kind,)
 
 
 def is_advanced(annotation: Any) -> bool:
-    """Whether an option belongs to a panel that only `--help-all` shows."""
+    """Return whether an option belongs to a panel that only `--help-all` shows."""
     infos = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
     return any((getattr(info, "rich_help_panel", None) or "").startswith(ADVANCED) for info in infos)
 
 
 def argument_metavar(argument: Any) -> str:
-    """How an argument appears in usage lines."""
+    """Return the name of an argument in usage lines."""
     return str(argument.metavar or argument.name.upper())
 
 
@@ -182,10 +182,10 @@ def _meaning(parameter: Any) -> str:
 
 
 def default_text(parameter: Any) -> str:
-    """The default as one would type it; "" where there is none to show."""
+    """Return the default as text to type; "" if there is none to show."""
     default = parameter.default
     if isinstance(default, bool):
-        # Of a flag only a default of True is news: its name says the opposite.
+        # A default of False needs no mention.
         return "on" if default else ""
     if default is None or callable(default) or default in ((), []):
         return ""

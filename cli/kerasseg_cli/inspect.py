@@ -1,4 +1,4 @@
-"""`kerasseg inspect`: what a checkpoint is, drawn as its U."""
+"""`kerasseg inspect`: show what a checkpoint contains, with a drawing of its U."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def inspect(
         typer.Option(
             "--strategy",
             "-s",
-            metavar="S",
-            help="Mark what S freezes: conservative, moderate, aggressive, or names of blocks and layers with * and ?, "
-            "separated by commas (encoder_1,decoder_*).",
+            metavar="STRATEGY",
+            help="Mark the blocks that a strategy freezes: conservative, moderate, aggressive, or names of blocks and "
+            "layers with * and ?, comma-separated (encoder_1,decoder_*).",
             autocompletion=strategies_and_blocks,
         ),
     ] = None,
@@ -36,7 +36,7 @@ def inspect(
     allow_partial: AllowPartial = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a checkpoint is: its origin, its U, and what each strategy would train."""
+    """Show the origin and structure of a checkpoint, and what each strategy would train."""
     from kerasseg.models.inspection import inspect_checkpoint
 
     names = [part.strip() for part in strategy.split(",") if part.strip()] if strategy is not None else None
@@ -87,7 +87,7 @@ def _show(found: Inspection) -> None:
 
 
 def facts_table(rows: list[tuple[str, str]]) -> Table:
-    """Names in bold and what is to be said about them, wrapped beside."""
+    """Return a table with names in bold and texts wrapped next to them."""
     from rich.table import Table
     from rich.text import Text
 
@@ -95,7 +95,7 @@ def facts_table(rows: list[tuple[str, str]]) -> Table:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, text in rows:
-        # Names come from files of strangers: as `Text` they are no markup, and control characters are escaped.
+        # Names come from untrusted files: `Text` is not markup, and control characters are escaped.
         grid.add_row(name, Text(one_line(text)))
     return grid
 
@@ -112,9 +112,9 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
         if origin.intensity is not None:
             rows.append(("intensity", origin.intensity))
         if origin.largest_difference is not None:
-            rows.append(
-                ("comparison", f"outputs differ from the original's by at most {origin.largest_difference:.2g}")
-            )
+            difference = origin.largest_difference
+            same = f"outputs differ from the original's by at most {difference:.2g}"
+            rows.append(("comparison", same if difference else "outputs identical to the original's"))
     rows += [("input", _tensor(t)) for t in found.inputs]
     if found.scaling is not None:
         rows.append(("expects", f"{found.scaling}; kerasseg multiplies its images in 0..1 by {found.scaling.white:g}"))

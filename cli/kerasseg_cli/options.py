@@ -1,7 +1,4 @@
-"""Options that several commands share, declared once.
-
-`kerasseg_cli.errors.guarded` adds those in `COMMON` to every command.
-"""
+"""Options that several commands share; `kerasseg_cli.errors.guarded` adds those in `COMMON` to every command."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ __all__ = [
 ]
 
 ADVANCED = "Advanced"
-"""Start of the names of the panels (`rich_help_panel`) whose options only `--help-all` shows."""
+"""Prefix of the panels (`rich_help_panel`) whose options only `--help-all` shows."""
 
 COMMON_PANEL = "Common options"
 
@@ -70,8 +67,8 @@ Architecture = Annotated[
     typer.Option(
         "--architecture",
         metavar="NETWORK",
-        help="Network that the weights of a .keras or .h5 file belong to: 'unet(depth=4)', a .json configuration or a "
-        "checkpoint. Default: the file's own, or a kerasseg U-Net read off the shapes of the weights.",
+        help="Network for a .keras or .h5 file that contains only weights: 'unet(depth=4)', a .json configuration or a "
+        "checkpoint. [default: the file's own, or a kerasseg U-Net that fits the weights]",
     ),
 ]
 AllowPartial = Annotated[
@@ -84,7 +81,7 @@ AllowPartial = Annotated[
 
 
 def choices(values: Iterable[str]) -> str:
-    """The metavar of an option that takes one of these values.
+    """Return the metavar of an option that takes one of these values.
 
     Example:
         >>> choices(["savedmodel", "onnx"])
@@ -97,7 +94,7 @@ def one_of(option: str, value: str, known: Sequence[str]) -> None:
     """Check that an option has one of its values.
 
     Raises:
-        UsageError: It has not; the message suggests the nearest value.
+        UsageError: The value is not allowed; the message suggests the nearest one.
 
     Example:
         >>> one_of("--split", "test", ("test", "train"))
@@ -115,7 +112,7 @@ class OutputOptions:
 
     Attributes:
         as_json: Print one JSON document on standard output, and nothing else.
-        quiet: Print errors only; the command decides what that means.
+        quiet: Print errors only; what that means is up to the command.
         silent: Print nothing on standard output, for commands without a parameter `quiet`.
         verbose: Print the library's log on standard error.
         debug: Print tracebacks and TensorFlow's messages.
@@ -132,7 +129,7 @@ _ASKED: ContextVar[OutputOptions] = ContextVar("output_options", default=OutputO
 
 
 def output_options() -> OutputOptions:
-    """Options of the running command."""
+    """Return the options of the running command."""
     return _ASKED.get()
 
 
@@ -163,7 +160,7 @@ def _log_shown() -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-    # A program that runs commands may have a handler at the root logger: no message is printed twice.
+    # A program that runs commands may have a handler at the root logger; without this, messages would appear twice.
     logger.propagate = False
     try:
         yield

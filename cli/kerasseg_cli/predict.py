@@ -49,7 +49,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="CHECKPOINT",
-            help="Checkpoint to use instead of a run, with a threshold of 0.5 unless --threshold is given.",
+            help="Checkpoint to use instead of a run, with threshold 0.5 unless --threshold is given.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -134,7 +134,7 @@ def predict(
         str,
         typer.Option(
             metavar=choices(PRECISIONS),
-            help="Numeric precision; auto takes that of the run.",
+            help="Numeric precision; auto uses that of the run.",
             rich_help_panel=PREDICTION,
             autocompletion=proposing(PRECISIONS),
         ),
@@ -205,13 +205,13 @@ def predict(
 
 
 def _networks(run: str | None, model: str | None, ensemble: list[str] | None) -> list[str] | None:
-    """The networks to use; None for the latest run."""
+    """Return the networks to use; None for the latest run."""
     given = [name for name, value in (("--run", run), ("--model", model), ("--ensemble", ensemble)) if value]
     if len(given) > 1:
         raise UsageError(
             "--run, --model and --ensemble exclude each other",
             found=" and ".join(given),
-            remedy="To average several networks, name all of them with --ensemble; it takes runs and checkpoints.",
+            remedy="To average several networks, give all of them to --ensemble; it takes runs and checkpoints.",
         )
     if ensemble:
         return [part.strip() for name in ensemble for part in name.split(",") if part.strip()]
@@ -228,7 +228,7 @@ def _networks(run: str | None, model: str | None, ensemble: list[str] | None) ->
 
 
 def summary(report: PredictionReport) -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return what `--json` prints."""
     return {
         "out": str(report.out),
         "networks": report.networks,
@@ -262,7 +262,7 @@ def summary(report: PredictionReport) -> dict[str, Any]:
 
 
 def show(report: PredictionReport, *, quiet: bool) -> None:
-    """Print problems, and unless quiet what was found and where it was written."""
+    """Print problems and, unless quiet, what was found and where it was written."""
     for problem in report.problems:
         errors().print(f"  {problem}", markup=False)
     if not quiet:
@@ -278,7 +278,7 @@ def show(report: PredictionReport, *, quiet: bool) -> None:
 
 
 def lines(report: PredictionReport) -> list[str]:
-    """The sentences of the summary."""
+    """Return the sentences of the summary."""
     slices = sum(len(file.rows) for file in report.files)
     tumours = sum(file.tumour_slices for file in report.files)
     now = len(report.files) - report.earlier

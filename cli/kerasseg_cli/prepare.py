@@ -36,7 +36,7 @@ def prepare(
         typer.Option(
             "--format",
             metavar=f"[{'|'.join(FORMATS)}]",
-            help="Format of the inputs. Detected by default.",
+            help="Format of the inputs. [default: detected]",
             rich_help_panel=READ,
             autocompletion=proposing(FORMATS),
         ),
@@ -49,7 +49,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="REGEX",
-            help="Regular expression for file names or patient ids, with brackets around the patient.",
+            help="Regular expression for file names or patient ids, with a group for the patient.",
             rich_help_panel=READ,
         ),
     ] = None,
@@ -63,7 +63,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="LABEL,...",
-            help="Mask labels that count as tumour, comma-separated. All but 0 by default.",
+            help="Mask labels that count as tumour, comma-separated. [default: all but 0]",
             rich_help_panel=READ,
         ),
     ] = None,
@@ -76,7 +76,7 @@ def prepare(
     sequence: Annotated[
         str | None,
         typer.Option(
-            help="Sequence of a case with several, such as t1ce or flair; default T1 with contrast.",
+            help="Sequence of a case with several, such as t1ce or flair. [default: T1 with contrast]",
             rich_help_panel=READ,
         ),
     ] = None,
@@ -90,9 +90,7 @@ def prepare(
     ] = 0.2,
     exclude_overlap: Annotated[
         Path | None,
-        typer.Option(
-            metavar="SHARDS", help="Shard directory; leave out slices that it already holds.", rich_help_panel=READ
-        ),
+        typer.Option(metavar="SHARDS", help="Shard directory whose slices are left out.", rich_help_panel=READ),
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip bad files instead of stopping.", rich_help_panel=READ)
@@ -107,7 +105,7 @@ def prepare(
         str,
         typer.Option(
             metavar="[patient|id|slice]",
-            help="Unit that stays in one split: a patient, a patient id, or a slice (leaks patients).",
+            help="Unit that stays in one split: a patient, a patient id, or a slice (which may leak patients).",
             rich_help_panel=SPLIT,
         ),
     ] = "patient",
@@ -115,12 +113,12 @@ def prepare(
     per_class: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Number of slices to draw from each class. All by default.", rich_help_panel=SPLIT
+            metavar="N", help="Number of slices to draw from each class. [default: all]", rich_help_panel=SPLIT
         ),
     ] = None,
     splits: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="splits.csv to reuse instead of making a new split.", rich_help_panel=SPLIT),
+        typer.Option(metavar="FILE", help="splits.csv to reuse instead of creating a split.", rich_help_panel=SPLIT),
     ] = None,
     duplicates: Annotated[
         bool, typer.Option(help="Keep copies of a slice in the same split.", rich_help_panel=SPLIT)
@@ -145,7 +143,7 @@ def prepare(
             "-j",
             min=1,
             metavar="N",
-            help="Worker processes. One per processor by default.",
+            help="Number of worker processes. [default: one per processor]",
             rich_help_panel=WRITE,
         ),
     ] = None,
@@ -203,9 +201,7 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(
-            f"invalid --foreground {text!r}", expected="comma-separated whole numbers, such as 1,4"
-        ) from None
+        raise UsageError(f"invalid --foreground {text!r}", expected="comma-separated integers, such as 1,4") from None
 
 
 def summary(manifest: Manifest, out: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _show(found: Overview, console: Console) -> None:
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for step in found.steps:
-        # `Text`, so that no part of a folder's name is taken for markup.
+        # `Text`, so that names of folders are not interpreted as markup.
         text = Text(_figure(step), style="" if step.when else "dim")
         when = "" if step.when is None else _when(step.when)
         name = Text(step.name, style="bold")

@@ -1,6 +1,6 @@
-"""What a mistyped command or option was probably meant to be: by its meaning first, then by its letters.
+"""Suggest the command or option that a mistyped one stands for: by its meaning first, then by its letters.
 
-People bring the names of Keras, nnU-Net, MONAI, PyTorch Lightning and scikit-learn with them; the tables list those.
+The tables list names from Keras, nnU-Net, MONAI, PyTorch Lightning and scikit-learn.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _OPTIONS = {
     "json": "as-json output-json machine-readable",
     "help": "usage h man",
 }
-"""Option -> names that other tools give it. Where a command has several that fit, the first here is meant."""
+"""Option -> its names in other tools. If a command has several options that fit, the first here is suggested."""
 
 _COMMANDS = {
     "fetch": "download get get-data pull download-data",
@@ -108,7 +108,7 @@ _COMMANDS = {
 
 
 def either(names: Sequence[str]) -> str:
-    """Names in a sentence.
+    """Join names with commas and "or".
 
     Example:
         >>> either(["--a", "--b", "--c"])
@@ -118,7 +118,7 @@ def either(names: Sequence[str]) -> str:
 
 
 def suggest_commands(name: str, known: Sequence[str]) -> list[str]:
-    """Commands that a mistyped one may stand for, the likeliest first.
+    """Return the commands that a mistyped one may stand for, the likeliest first.
 
     Example:
         >>> suggest_commands("segment", ["train", "predict"]), suggest_commands("trian", ["train", "predict"])
@@ -134,7 +134,7 @@ def suggest_commands(name: str, known: Sequence[str]) -> list[str]:
 
 
 def suggest_options(name: str, known: Iterable[str]) -> list[str]:
-    """Options of a command that a mistyped one may stand for, the likeliest first.
+    """Return the options of a command that a mistyped one may stand for, the likeliest first.
 
     Args:
         name: As typed, with or without leading hyphens.

@@ -32,7 +32,7 @@ _CHATTER = re.compile(
 
 
 def is_chatter(line: bytes) -> bool:
-    """Whether a line is one of TensorFlow's start-up messages."""
+    """Return whether a line is one of TensorFlow's start-up messages."""
     return _CHATTER.fullmatch(line.rstrip(b"\r\n")) is not None
 
 

@@ -1,4 +1,4 @@
-"""`kerasseg train`: shards and a checkpoint -> a fine-tuned network, and a run that can be repeated or gone on with."""
+"""`kerasseg train`: fine-tune a checkpoint on shards into a run that can be resumed and repeated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kerasseg_cli.completion import AUGMENTATIONS, BLOCKS, STRATEGIES, listed, proposing
+from kerasseg_cli.completion import AUGMENTATIONS, BLOCKS, STRATEGIES, listed, proposing, starting_points
 from kerasseg_cli.options import ADVANCED, COMMON, Json, Quiet, choices
 from kerasseg_tfrecords.errors import DataError, UsageError
 
@@ -35,20 +35,21 @@ _AS_TYPED = (
     *("clipnorm", "ema", "epochs", "steps", "batch_size", "balance", "train_on_positives", "guard", "seed"),
     *("precision", "deterministic", "xla", "save_every", "cache"),
 )
-"""Options that are settings as they stand."""
+"""Options whose values are settings without conversion."""
 
 
 def train(
     context: typer.Context,
     shards: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Shard directory, written by kerasseg prepare.", rich_help_panel=DATA)
+        Path, typer.Option(metavar="FOLDER", help="Shard directory from kerasseg prepare.", rich_help_panel=DATA)
     ] = Path("shards"),
     checkpoint: Annotated[
         str | None,
         typer.Option(
             metavar="CHECKPOINT",
-            help="Pretrained network: a .keras or .h5 file, a SavedModel folder, hf://owner/name or https://... "
-            "Default: the network that the recipe was made for, downloaded.",
+            autocompletion=starting_points,
+            help="Pretrained network: a name from kerasseg checkpoints, a .keras or .h5 file, a SavedModel folder, "
+            "hf://owner/name or https://... [default: recipe, downloaded]",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -56,7 +57,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Pretrained encoder instead of a checkpoint, such as vgg16; the decoder is fresh.",
+            help="Pretrained encoder to use instead of a checkpoint, such as vgg16, with a fresh decoder.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -65,16 +66,16 @@ def train(
         typer.Option(
             metavar=choices(STRATEGIES),
             autocompletion=proposing(STRATEGIES),
-            help="What is trained, see above. With a fresh head or decoder two-stage is the default.",
+            help="Training strategy, see above; with a fresh head or decoder the default is two-stage.",
             rich_help_panel=TRAINING,
         ),
     ] = "conservative",
     epochs: Annotated[int, typer.Option(help="Maximum number of epochs.", rich_help_panel=TRAINING)] = 20,
-    batch_size: Annotated[int, typer.Option(help="Slices in a batch, over all devices.", rich_help_panel=TRAINING)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Slices per batch, over all devices.", rich_help_panel=TRAINING)] = 8,
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of the first epoch. Default: 1e-4; aggressive 1e-5, scratch 1e-3.",
+            help="Initial learning rate. [default: 1e-4; aggressive 1e-5, scratch 1e-3]",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -83,7 +84,8 @@ def train(
         typer.Option(
             metavar=choices(SCHEDULES),
             autocompletion=proposing(SCHEDULES),
-            help="Lower the rate on plateaus, or follow a cosine to 0. Default: plateau; scratch and two-stage: cosine.",
+            help="Schedule of the learning rate: lower it on plateaus, or follow a cosine to 0. [default: plateau; "
+            "scratch and two-stage: cosine]",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -92,7 +94,7 @@ def train(
         typer.Option(
             metavar="NAME,...",
             autocompletion=listed(AUGMENTATIONS),
-            help="Augmentations to use: flip, brightness, contrast, zoom, or none. Default: all four.",
+            help="Augmentations to use: flip, brightness, contrast, zoom, or none. [default: all four]",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -102,7 +104,7 @@ def train(
         typer.Option(
             metavar=choices(PRECISIONS),
             autocompletion=proposing(PRECISIONS),
-            help="Number format; auto takes the fastest that costs no Dice.",
+            help="Number format; auto chooses the fastest that costs no Dice.",
             rich_help_panel=TRAINING,
         ),
     ] = "auto",
@@ -110,14 +112,18 @@ def train(
         str | None,
         typer.Option(
             metavar="DEVICE,...",
-            help="Devices, such as GPU:0,GPU:1. Default: all GPUs, otherwise the CPU.",
+            help="Devices, such as GPU:0,GPU:1. [default: all GPUs, otherwise the CPU]",
             rich_help_panel=TRAINING,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FOLDER", help="Run folder. Default: runs/<date-time-strategy>.", rich_help_panel=RUN
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Run folder. [default: runs/<date-time-strategy>]",
+            rich_help_panel=RUN,
         ),
     ] = None,
     resume: Annotated[
@@ -126,14 +132,23 @@ def train(
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Repeat the run with this config.json; other options override it.", rich_help_panel=RUN
+            metavar="FILE", help="config.json of a run to repeat; other options override it.", rich_help_panel=RUN
+        ),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER",
+            autocompletion=proposing({"mlflow": "MLflow; mlflow:URI names a server", "wandb": "Weights & Biases"}),
+            help="Send the run to a tracker: mlflow, mlflow:URI or wandb.",
+            rich_help_panel=RUN,
         ),
     ] = None,
     encoder_weights: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|imagenet",
-            help="Weights of --encoder: imagenet, or a file. Default: imagenet.",
+            help="Weights of --encoder: imagenet, or a file. [default: imagenet]",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -150,7 +165,7 @@ def train(
         bool,
         typer.Option(
             "--freeze-batchnorm",
-            help="Keep scale, offset and statistics of every BatchNorm layer.",
+            help="Freeze scale, offset and statistics of every BatchNorm layer.",
             rich_help_panel=MODEL,
         ),
     ] = False,
@@ -159,14 +174,14 @@ def train(
         typer.Option(
             "--recalibrate-batchnorm",
             help="Measure BatchNorm statistics on the training slices before the first step, for images of another "
-            "scanner; kept if validation Dice rises.",
+            "scanner; they are kept if validation Dice rises.",
             rich_help_panel=MODEL,
         ),
     ] = False,
     batchnorm_momentum: Annotated[
         float | None,
         typer.Option(
-            help="Momentum of BatchNorm in training. Default: the network's, less where epochs are short.",
+            help="Momentum of BatchNorm in training. [default: the network's, or less if epochs are short]",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -174,66 +189,66 @@ def train(
         str,
         typer.Option(
             metavar=choices(("auto", "keep", "binary")),
-            help="Last layer: binary replaces it by a fresh one, auto only where its meaning is unclear.",
+            help="Last layer of the network: binary replaces it by a fresh one, auto only if its meaning is unclear.",
             rich_help_panel=MODEL,
         ),
     ] = "auto",
     architecture: Annotated[
-        str | None, typer.Option(help="Network that a file with weights alone belongs to.", rich_help_panel=MODEL)
+        str | None, typer.Option(help="Network for a file that contains only weights.", rich_help_panel=MODEL)
     ] = None,
     filters: Annotated[
         int | None,
         typer.Option(
-            help="Filters in the first encoder block (scratch training only). Default: 64.", rich_help_panel=MODEL
+            help="Filters in the first encoder block (scratch training only). [default: 64]", rich_help_panel=MODEL
         ),
     ] = None,
     depth: Annotated[
         int | None,
-        typer.Option(help="Number of encoder blocks (scratch training only). Default: 4.", rich_help_panel=MODEL),
+        typer.Option(help="Number of encoder blocks (scratch training only). [default: 4]", rich_help_panel=MODEL),
     ] = None,
     encoder_rate_factor: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of the encoder as a multiple of the decoder's. Default: 0.1 for two-stage, otherwise 1.",
+            help="Learning rate of the encoder as a multiple of the decoder's. [default: 0.1 for two-stage, otherwise 1]",
             rich_help_panel=OPTIMISATION,
         ),
     ] = None,
     ema: Annotated[
         float | None,
         typer.Option(
-            help="Decay of a moving average of the weights, such as 0.999. The better of both weights is kept.",
+            help="Decay of a moving average of the weights, such as 0.999; the better weights are kept.",
             rich_help_panel=OPTIMISATION,
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Maximum number of steps in an epoch, for short runs.", rich_help_panel=OPTIMISATION),
+        typer.Option(help="Maximum number of steps per epoch, for short runs.", rich_help_panel=OPTIMISATION),
     ] = None,
     weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.", rich_help_panel=OPTIMISATION)] = 1e-5,
     l2: Annotated[
-        float, typer.Option(help="Strength of L2 regularization in the loss, on kernels.", rich_help_panel=OPTIMISATION)
+        float, typer.Option(help="Strength of L2 regularization of kernels in the loss.", rich_help_panel=OPTIMISATION)
     ] = 0.0,
     clipnorm: Annotated[
-        float | None, typer.Option(help="Limit of the norm of all gradients together.", rich_help_panel=OPTIMISATION)
+        float | None, typer.Option(help="Maximum global norm of the gradients.", rich_help_panel=OPTIMISATION)
     ] = None,
     dice_weight: Annotated[float, typer.Option(help="Weight of Dice in the loss.", rich_help_panel=OPTIMISATION)] = 1.0,
     bce_weight: Annotated[
         float, typer.Option(help="Weight of cross-entropy in the loss.", rich_help_panel=OPTIMISATION)
     ] = 1.0,
     smooth: Annotated[
-        float, typer.Option(help="Pixels that smooth Dice in the loss.", rich_help_panel=OPTIMISATION)
+        float, typer.Option(help="Smoothing of Dice in the loss, in pixels.", rich_help_panel=OPTIMISATION)
     ] = 1.0,
     positive_weight: Annotated[
         float, typer.Option(help="Weight of a tumour pixel in cross-entropy.", rich_help_panel=OPTIMISATION)
     ] = 1.0,
     warmup: Annotated[
-        float, typer.Option(help="Share of the steps that warm up (cosine schedule).", rich_help_panel=SCHEDULE)
+        float, typer.Option(help="Share of the steps that warm up, 0 to 1 (cosine schedule).", rich_help_panel=SCHEDULE)
     ] = 0.05,
     stages: Annotated[
         str,
         typer.Option(
             metavar="EPOCHS:RATE,...",
-            help="Flat epochs and the learning rate that follows (plateau schedule).",
+            help="Epochs without improvement and the learning rate that follows (plateau schedule).",
             rich_help_panel=SCHEDULE,
         ),
     ] = "5:1e-5,3:1e-6",
@@ -249,7 +264,7 @@ def train(
         str,
         typer.Option(
             metavar=choices(("stage", "total")),
-            help="Count them from the last drop of the rate (stage) or from the best epoch (total).",
+            help="Start of the count of --stop-after: the last drop of the rate (stage) or the best epoch (total).",
             rich_help_panel=SCHEDULE,
         ),
     ] = "stage",
@@ -257,7 +272,7 @@ def train(
         bool,
         typer.Option(
             "--guard",
-            help="Where Dice falls clearly below epoch 0, restore the weights and divide the rate by 10.",
+            help="Restore the weights and divide the rate by 10 if Dice falls clearly below epoch 0.",
             rich_help_panel=SCHEDULE,
         ),
     ] = False,
@@ -265,7 +280,7 @@ def train(
         str,
         typer.Option(
             metavar=choices(("proportional", "balanced")),
-            help="Classes in a batch: as in the data, or in equal parts.",
+            help="Composition of batches: classes as in the data, or in equal parts.",
             rich_help_panel=SLICES,
         ),
     ] = "proportional",
@@ -282,10 +297,13 @@ def train(
         typer.Option("--train-on-positives", help="Leave out training slices without tumour.", rich_help_panel=SLICES),
     ] = False,
     flip: Annotated[
-        float, typer.Option(help="Share of slices that are mirrored, 0 to 1.", rich_help_panel=SLICES)
+        float, typer.Option(help="Probability of a horizontal flip, 0 to 1.", rich_help_panel=SLICES)
     ] = 0.5,
     brightness: Annotated[
-        float, typer.Option(help="Largest shift of brightness, as a share of the range.", rich_help_panel=SLICES)
+        float,
+        typer.Option(
+            help="Largest shift of brightness, as a share of the range of grey levels.", rich_help_panel=SLICES
+        ),
     ] = 0.1,
     contrast: Annotated[float, typer.Option(help="Largest relative change of contrast.", rich_help_panel=SLICES)] = 0.1,
     zoom: Annotated[float, typer.Option(help="Largest relative zoom.", rich_help_panel=SLICES)] = 0.05,
@@ -293,25 +311,27 @@ def train(
         str,
         typer.Option(
             metavar=choices(("auto", "memory", "disk", "none")),
-            help="Where training slices are kept.",
+            help="Where training slices are cached.",
             rich_help_panel=SLICES,
         ),
     ] = "auto",
     memory_budget: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory that slices may take.", rich_help_panel=SLICES)
+        str, typer.Option(metavar="SIZE", help="Maximum memory for slices.", rich_help_panel=SLICES)
     ] = "2GB",
     deterministic: Annotated[
         bool,
         typer.Option(
-            "--deterministic", help="Compute the same weights from the same seed, bit for bit.", rich_help_panel=MACHINE
+            "--deterministic", help="Make the weights depend only on the seed, bit for bit.", rich_help_panel=MACHINE
         ),
     ] = False,
     xla: Annotated[
         bool | None,
-        typer.Option("--xla/--no-xla", help="Compile with XLA. Default: on a single GPU.", rich_help_panel=MACHINE),
+        typer.Option(
+            "--xla/--no-xla", help="Compile with XLA. [default: only on a single GPU]", rich_help_panel=MACHINE
+        ),
     ] = None,
     save_every: Annotated[
-        int | None, typer.Option(help="Also save the state after every N steps.", rich_help_panel=MACHINE)
+        int | None, typer.Option(help="Steps between additional saved states.", rich_help_panel=MACHINE)
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -322,33 +342,33 @@ def train(
     unfreezes block by block; two-stage trains a fresh decoder first; auto trains conservative, then moderate, and keeps
     the better; scratch starts from fresh weights.
     """
-    # All of them by their names, so that `cross-validate`, which has the same, resolves them alike.
+    # By name, so that `cross-validate`, which has the same options, resolves them alike.
     options = dict(locals())
     if resume:
         refuse_others(given(context) - {"resume", "out", "shards", *COMMON})
-        _go_on(out, shards if "shards" in given(context) else None, as_json=as_json, quiet=quiet)
+        _resume(out, shards if "shards" in given(context) else None, as_json=as_json, quiet=quiet)
         return
     settings = settings_of(context, options)
 
     from kerasseg.workflows.train import train as run
 
-    _show(lambda observer: run(settings, out, [observer]), as_json=as_json, quiet=quiet)
+    _show(lambda observer: run(settings, out, [observer], track=track or ()), as_json=as_json, quiet=quiet)
 
 
 def given(context: typer.Context) -> set[str]:
-    """Names of the options that were typed, or set in the environment."""
-    # By its name: typer brings the class along from a click of its own.
+    """Return the names of the options that were typed or set in the environment."""
+    # Compared by name, because typer may bundle its own click.
     return {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") in _TYPED}
 
 
 def settings_of(context: typer.Context, options: Mapping[str, Any]) -> TrainSettings:
-    """Settings from the options of `train`, by their names there.
+    """Return the settings for the options of `train`.
 
     Raises:
-        UsageError: One that cannot be meant.
+        UsageError: An option is invalid.
     """
     asked: dict[str, Any] = {
-        # A strategy that nobody typed may follow from the checkpoint.
+        # The default strategy may depend on the checkpoint.
         **{name: options[name] for name in _AS_TYPED if name != "strategy" or "strategy" in given(context)},
         "shards": str(options["shards"]),
         "freeze": tuple(name for text in options["freeze"] or () for name in text.split(",") if name),
@@ -356,7 +376,7 @@ def settings_of(context: typer.Context, options: Mapping[str, Any]) -> TrainSett
         "devices": tuple(part.strip() for part in (options["devices"] or "").split(",") if part.strip()),
         "memory_budget": _bytes(options["memory_budget"]),
     }
-    # Fields of a field: those that were typed win over the file's, the others stay the file's.
+    # Nested settings: options that were typed override the file's.
     parts: dict[str, dict[str, Any]] = {
         "loss": {name: options[name] for name in ("dice_weight", "bce_weight", "smooth", "positive_weight")},
         "schedule": _schedule(options, given(context)),
@@ -386,6 +406,11 @@ def _settings(
             for field, part in parts.items()
         }
     values |= asked
+    if "checkpoint" in given and "encoder" not in given:
+        from kerasseg.catalogue import settings_for
+
+        named = settings_for(values["checkpoint"])
+        values |= {name: value for name, value in named.items() if name == "checkpoint" or name not in given}
     for field, part in parts.items():
         if part:
             values[field] = (values.get(field) or {}) | part
@@ -397,7 +422,7 @@ def _settings(
     return parse_settings(None, **values)
 
 
-def _go_on(out: Path | None, shards: Path | None, *, as_json: bool, quiet: bool) -> None:
+def _resume(out: Path | None, shards: Path | None, *, as_json: bool, quiet: bool) -> None:
     from kerasseg.runs.directory import RunDirectory
 
     try:
@@ -405,7 +430,7 @@ def _go_on(out: Path | None, shards: Path | None, *, as_json: bool, quiet: bool)
     except DataError as error:
         if not os.environ.get("TF_CONFIG"):
             raise
-        remedy = "Of several machines each reads the run: --out names a folder that all of them see."
+        remedy = "Every machine must be able to read the run: give its folder with --out."
         raise DataError(error.what, path=error.path, expected=error.expected, remedy=remedy) from None
     from kerasseg.workflows.train import resume
 
@@ -413,7 +438,7 @@ def _go_on(out: Path | None, shards: Path | None, *, as_json: bool, quiet: bool)
 
 
 def _show(run: Any, *, as_json: bool, quiet: bool) -> None:
-    """Runs with somebody watching, and ends as the run ended."""
+    """Run with progress on the screen, and exit with 130 if interrupted."""
     from kerasseg_cli.train_display import summary, watching
 
     with watching(as_json=as_json, quiet=quiet) as observer:
@@ -424,7 +449,7 @@ def _show(run: Any, *, as_json: bool, quiet: bool) -> None:
 
 
 def refuse_others(names: set[str]) -> None:
-    """Refuses options beside `--resume`."""
+    """Refuse options that have no effect with `--resume`."""
     if names:
         options = ", ".join("--" + name.replace("_", "-") for name in sorted(names))
         raise UsageError(
@@ -435,7 +460,7 @@ def refuse_others(names: set[str]) -> None:
 
 
 def _augmentations(names: list[str] | None) -> set[str] | None:
-    """The augmentations that stay on; None for all. Unsafe ones are refused by name, with the reason."""
+    """Return the augmentations to use; None for all. Others are refused with the reason."""
     if names is None:
         return None
     chosen = {part.strip() for name in names for part in name.split(",") if part.strip()}
@@ -449,7 +474,7 @@ def _augmentations(names: list[str] | None) -> set[str] | None:
 
 
 def _schedule(options: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
-    """The part of the schedule that was typed. Options for plateaus ask for a plateau schedule."""
+    """Return the typed settings of the schedule; options for plateaus select a plateau schedule."""
     values = {
         "warmup": options["warmup"],
         "stages": _stages(options["stages"]),

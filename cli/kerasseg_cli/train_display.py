@@ -1,4 +1,4 @@
-"""Progress of a training run: a line an epoch and, on a terminal, a bar for the epoch under way."""
+"""Progress of a training run: one line per epoch and, on a terminal, a bar for the current epoch."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 __all__ = ["Watcher", "summary", "watching"]
 
 _PATIENCE = 30.0
-"""Seconds between lines within an epoch where there is no terminal."""
+"""Seconds between lines within an epoch without a terminal."""
 
 _NARROW, _WIDE, _WIDEST = 70, 100, 120
-"""Columns of the terminal below which figures are left out, and from which more are shown."""
+"""Columns below which figures are left out, and from which more are shown."""
 
 
 class SpeedColumn(ProgressColumn):
-    """Slices a second, on wide terminals."""
+    """Slices per second, on wide terminals."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
 
     def render(self, task: Task) -> Text:
-        """For instance `312 slices/s`."""
+        """Format the rate, such as `312 slices/s`."""
         if self._console.width < _WIDEST or not task.speed:
             return Text("")
         return Text(f"{task.speed * task.fields['slices']:,.3g} slices/s")
@@ -48,7 +48,7 @@ class SpeedColumn(ProgressColumn):
 
 @contextmanager
 def watching(*, as_json: bool, quiet: bool) -> Iterator[Callable[[Event], None]]:
-    """Give an observer that shows a run's progress on standard error, apart from results."""
+    """Yield an observer that shows a run's progress on standard error."""
     console = errors()
     if as_json or quiet:
         yield Watcher(console, None, warnings_only=True)
@@ -69,12 +69,12 @@ def watching(*, as_json: bool, quiet: bool) -> Iterator[Callable[[Event], None]]
 
 
 class Watcher:
-    """Turns events into lines.
+    """Print events as lines.
 
     Args:
-        console: Where they go.
-        bar: For the epoch under way; None where there is no terminal.
-        warnings_only: No progress, only what the user must know.
+        console: Console for the lines.
+        bar: Bar for the current epoch; None without a terminal.
+        warnings_only: Whether to print only warnings.
     """
 
     def __init__(self, console: Console, bar: Progress | None, *, warnings_only: bool = False) -> None:
@@ -87,7 +87,7 @@ class Watcher:
         self._phase = ""
 
     def __call__(self, event: Event) -> None:
-        """Shows an event."""
+        """Show an event."""
         from kerasseg.training.events import Began, Evaluated, Message, Step
 
         match event:
@@ -115,7 +115,7 @@ class Watcher:
                 table.add_row(label, Text(text))
             self._console.print(table, soft_wrap=False)
         else:
-            # One fact a line, however long: a log is searched.
+            # One fact per line, however long, so that a log can be searched.
             width = max(map(len, event.facts), default=0)
             for label, text in event.facts.items():
                 self._console.print(f"{label:<{width}}  {text}", markup=False)
@@ -128,7 +128,7 @@ class Watcher:
         if self._warnings_only and event.level != "warning":
             return
         word = "Warning: " if event.level == "warning" else ""
-        # A terminal would break in the middle of words.
+        # Only a terminal wraps at words.
         soft = not self._console.is_terminal
         self._console.print(word + event.text, markup=False, style="yellow" if word else None, soft_wrap=soft)
 
@@ -191,20 +191,20 @@ class Watcher:
 
 
 def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: bool) -> None:
-    """Print the table at the end and the next command, or one JSON document.
+    """Print the final table and the next command, or one JSON document.
 
     Args:
-        ended: How the run ended.
-        run: Its folder; None on a machine that is not the chief, where one line is enough.
-        as_json: Print JSON.
-        quiet: Print only how to resume an interrupted run.
+        ended: The end of the run.
+        run: Its folder; None on a machine that is not the chief, which prints one line.
+        as_json: Whether to print JSON.
+        quiet: Whether to print only how to resume an interrupted run.
     """
     if as_json:
         print_json(_document(ended, run))
         return
     if run is None:
         if not quiet:
-            errors().print(f"{ended.text[:1].upper()}{ended.text[1:]}. The chief wrote the run.", markup=False)
+            errors().print(f"{ended.text[:1].upper()}{ended.text[1:]}. Worker 0 wrote the run.", markup=False)
         return
     if quiet:
         if ended.reason == "interrupted":
@@ -231,7 +231,7 @@ def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: boo
     console.print(table)
     for line in _sentences(ended):
         console.print(line, markup=False)
-    # Not wrapped, so that paths and commands can be copied whole.
+    # Not wrapped, so that paths and commands can be copied.
     for label, text in _places(ended, run):
         console.print(f"{label:<13} {text}" if label else text, markup=False, soft_wrap=True)
 
@@ -242,7 +242,7 @@ def _sentences(ended: Ended) -> list[str]:
     fresh = ended.first.phase in ("scratch", "decoder")
     lines = []
     if ended.gain is not None:
-        lines.append("The intervals of the gain are over patients.")
+        lines.append(f"The intervals of the gain are over patients ({ended.gain.groups} in validation).")
         few = [name for name, gain in ended.class_gains.items() if gain.few]
         if few:
             lines.append(f"No interval with fewer than 5 patients ({', '.join(few)}).")
@@ -269,7 +269,7 @@ def _sentences(ended: Ended) -> list[str]:
 
 
 def _holds_empty(ended: Ended) -> bool:
-    """Whether slices without tumour lift the mean over all slices."""
+    """Return whether slices without tumour raise the mean over all slices."""
     return any(
         not math.isnan(row.val_dice_tumour) and row.val_dice > row.val_dice_tumour + 1e-9
         for row in (ended.first, ended.best)
@@ -286,7 +286,7 @@ def _places(ended: Ended, run: RunDirectory) -> list[tuple[str, str]]:
 
 
 def _next(ended: Ended, run: RunDirectory) -> str:
-    """The command to type next; it names the run only where that is not the latest."""
+    """Return the next command; it names the run unless that is the latest."""
     named = "" if run.is_latest() else shlex.quote(str(run.root))
     if ended.reason == "interrupted":
         return "kerasseg train --resume" + (f" --out {named}" if named else "")

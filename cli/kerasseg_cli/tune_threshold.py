@@ -10,6 +10,7 @@ import typer
 from kerasseg_cli.completion import runs
 from kerasseg_cli.console import print_json, progress_bar, screen
 from kerasseg_cli.options import Json, Quiet
+from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,8 +27,8 @@ def tune_threshold(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="[RUN]",
-            help="Run folder, its name in runs/, or latest.",
+            metavar="RUN",
+            help="Run folder, its name in runs/, or latest. [default: latest]",
             show_default=False,
             autocompletion=runs,
         ),
@@ -36,7 +37,7 @@ def tune_threshold(
         bool,
         typer.Option(
             "--per-class",
-            help="Also choose a threshold for each class. It can be used only where the class is known before the mask.",
+            help="Also choose a threshold for each class, which applies only if the class is known before prediction.",
         ),
     ] = False,
     cross_validation: Annotated[
@@ -44,19 +45,21 @@ def tune_threshold(
         typer.Option(
             "--from",
             metavar="CROSS_VALIDATION",
-            help="Use the out-of-fold predictions of a finished cross-validation of the run's shards: more patients.",
+            help="Cross-validation of the run's shards whose out-of-fold predictions are used (more patients).",
             show_default=False,
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Keep the rule even if its gain may be chance or patients are few.")
+        bool, typer.Option("--force", help="Keep the rule even if its gain may be chance or there are few patients.")
     ] = False,
     flip_average: Annotated[
         bool,
-        typer.Option("--flip-average", help="Average the predictions of image and mirror image: twice the time."),
+        typer.Option(
+            "--flip-average", help="Average the predictions of the image and its mirror image (doubles the time)."
+        ),
     ] = False,
     shards: Annotated[
-        Path | None, typer.Option(help="Folder of the run's shards, if they were moved.", show_default=False)
+        Path | None, typer.Option(help="Shard directory of the run, if it was moved.", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Slices per batch.")] = 8,
     as_json: Json = False,
@@ -68,7 +71,7 @@ def tune_threshold(
     """
     from kerasseg.runs.directory import RunDirectory
 
-    # Reports a missing run before TensorFlow is loaded.
+    # A missing run is reported before TensorFlow is loaded.
     directory = RunDirectory.find(run)
     from kerasseg.workflows.tune import tune_run
 
@@ -109,7 +112,7 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
         if line:
             console.print(line, markup=False)
     if tuned.rule.class_thresholds:
-        console.print("Class thresholds apply only where the class is known at prediction time.")
+        console.print("Class thresholds apply only if the class is known at prediction time.")
     said = dict.fromkeys(
         [*tuned.notes, *(f"Baseline: {note}" for note in found.baseline.notes if note not in tuned.notes)]
     )
@@ -120,7 +123,7 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
 
 
 def _table(tuned: Tuned, width: int) -> Table:
-    """Return the table of steps; without the classes where the screen is narrow."""
+    """Return the table of steps, without classes on a narrow screen."""
     from rich.table import Table
 
     classes = list(tuned.steps[0].classes) if width >= 76 and len(tuned.steps[0].classes) > 1 else []
@@ -170,20 +173,20 @@ def _label(step: TuningStep, tuned: Tuned) -> str:
         "keep_largest": "keep the largest",
         "open_radius": f"open {_length(rule.open_radius, tuned)}",
         "settled": f"threshold -> {rule.threshold:g}",
-        "class_thresholds": "threshold a class",
+        "class_thresholds": "threshold per class",
     }
     return labels[step.name]
 
 
 def _length(share: float, tuned: Tuned) -> str:
-    """Return a length in pixels of the slices, and in millimetres where their spacing is known."""
+    """Return a length in pixels and, if the spacing is known, in millimetres."""
     pixels = share * tuned.width
     text = f"{pixels:.0f} px" if pixels >= 10 else f"{pixels:.1f} px"
     return text if tuned.spacing is None else f"{text} ({pixels * tuned.spacing:.1f} mm)"
 
 
 def _rule(rule: Rule, tuned: Tuned) -> str:
-    """Return for instance `threshold 0.3, remove objects below 10 px across, fill holes`."""
+    """Return a rule as text: `threshold 0.3, remove objects below 10 px across, fill holes`."""
     parts = [f"threshold {rule.threshold:g}"]
     parts += [f"{value:g} for {name}" for name, value in rule.class_thresholds.items()]
     if rule.min_diameter:
@@ -200,10 +203,13 @@ def _rule(rule: Rule, tuned: Tuned) -> str:
 
 
 def _gain(name: str, tuned: Tuned) -> str:
-    return (
-        f"{name}: validation Dice {tuned.raw.mean:.4f} -> {tuned.dice.mean:.4f}, {_interval(tuned.gain, tuned)}; "
-        f"{tuned.slices:,} slices, {tuned.patients:,} patients."
-    )
+    from kerasseg.postprocessing import MaskRule
+
+    data = f"{count(tuned.slices, 'slice')}, {count(tuned.patients, 'patient')}"
+    if tuned.rule == MaskRule():
+        return f"{name}: validation Dice {tuned.raw.mean:.4f} at 0.5; {data}."
+    change = f"{tuned.raw.mean:.4f} -> {tuned.dice.mean:.4f}, {_interval(tuned.gain, tuned)}"
+    return f"{name}: validation Dice {change}; {data}."
 
 
 def _interval(gain: Mean, tuned: Tuned) -> str:
@@ -217,7 +223,7 @@ def _certainty(tuned: Tuned) -> str:
     if tuned.threshold_low is None or tuned.threshold_high is None:
         return f"{text}."
     share = f"{100 * tuned.confidence:g} %"
-    return f"{text} ({share} range over other patients: {tuned.threshold_low:g} to {tuned.threshold_high:g})."
+    return f"{text} ({share} range over patients: {tuned.threshold_low:g} to {tuned.threshold_high:g})."
 
 
 def _curve(tuned: Tuned) -> str:

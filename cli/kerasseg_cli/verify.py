@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kerasseg_tfrecords.errors import UsageError, one_line
+from kerasseg_tfrecords.errors import DataError, UsageError, one_line
 from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ __all__ = ["verify"]
 
 
 def verify(
-    shards: Annotated[
-        Path | None, typer.Argument(metavar="SHARDS", help="Shard directory. ./shards by default.")
-    ] = None,
+    shards: Annotated[Path | None, typer.Argument(metavar="SHARDS", help="Shard directory. [default: shards]")] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option("--data", metavar="INPUT", help="Raw data to check instead of shards; may be repeated."),
@@ -34,14 +32,14 @@ def verify(
         typer.Option(
             "--format",
             metavar=f"[{'|'.join(FORMATS)}]",
-            help="Format of the raw data. Detected by default.",
+            help="Format of the raw data. [default: detected]",
             autocompletion=proposing(FORMATS),
         ),
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", "-j", min=1, metavar="N", help="Worker processes for --data. One per processor by default."
+            "--jobs", "-j", min=1, metavar="N", help="Worker processes for --data. [default: one per processor]"
         ),
     ] = None,
     as_json: Json = False,
@@ -60,7 +58,11 @@ def verify(
 
 def _verify_shards(folder: Path, *, as_json: bool, quiet: bool) -> None:
     from kerasseg_tfrecords.checks.shards import verify as run
+    from kerasseg_tfrecords.records.manifest import MANIFEST
 
+    if folder.exists() and not (folder / MANIFEST).exists():
+        remedy = f"To check raw data: kerasseg verify --data {folder}"
+        raise DataError("not a shard directory", path=folder, expected=MANIFEST, remedy=remedy)
     with progress_bar(quiet=quiet or as_json) as progress:
         found = run(folder, progress=progress)
     if as_json:
@@ -110,6 +112,8 @@ def _sentence(found: IntegrityReport) -> str:
     people = count(found.patients, "patient id")
     if found.slices_without_patient:
         people += f", {count(found.slices_without_patient, 'slice')} without one"
+    if not found.items:
+        return f"{count(len(found.problems), 'error')}." if found.problems else "No slices found."
     verdict = f"{count(len(found.problems), 'error')}: " if found.problems else "Sound: " if found.with_tumour else ""
     said = f"{count(found.slices, 'slice')} in {count(found.items, 'file')} ({classes or 'none'}; {people})"
     return f"{verdict}{said}{'' if found.with_tumour or not found.slices else ', but no mask holds a tumour'}."

@@ -1,1 +1,1 @@
-"""Networks that kerasseg builds itself, with fresh weights."""
+"""Networks that kerasseg builds itself, with new weights."""

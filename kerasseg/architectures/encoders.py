@@ -1,7 +1,7 @@
-"""U-Nets whose encoder is a network of `keras.applications`, which is published with ImageNet weights.
+"""U-Nets with an encoder from `keras.applications`, optionally with ImageNet weights.
 
-The encoder keeps the layer names that Keras gave it, so its weights can be compared layer by layer; the decoder is built
-as in the plain U-Net. Only layers of Keras' own are used: ConvNeXt's `LayerScale` is folded into the layer before it.
+The encoder keeps Keras' layer names, so its weights can be compared layer by layer; the decoder is that of the plain U-Net.
+Only Keras layers are used: ConvNeXt's `LayerScale` is folded into the layer before it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from keras import applications, layers
 
 from kerasseg.architectures.unet import BlockBuilder, check_output, check_shape, is_whole
+from kerasseg.catalogue import offline_choices
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 __all__ = ["ENCODERS", "EncoderConvention", "encoder_named", "encoder_unet"]
@@ -30,21 +31,20 @@ _SCALINGS = {
     "torch": (list(_MEAN), [s**2 for s in _STD]),
     "tf": ([0.5] * 3, [0.25] * 3),
 }
-_TYPICAL = 224  # pixels: the size of ImageNet's images, which `keras.applications` expects without a warning
-SCALING_LAYER = "encoder_scaling"
-"""Name of the layer that turns intensities of 0 to 1 into what the encoder was trained on."""
+_TYPICAL = 224  # pixels; `keras.applications` warns about other sizes
+SCALING_LAYER = "encoder_scaling"  # maps intensities of 0 to 1 to the range of the encoder's training images
 
 
 @dataclass(frozen=True, slots=True)
 class _Application:
-    """One network of `keras.applications`.
+    """A network of `keras.applications`.
 
     Attributes:
-        make: The function that builds it.
-        scaling: How its training images were scaled: `"caffe"` (BGR, 0..255 minus the mean), `"torch"` (0..1, then mean
-            and standard deviation) or `"tf"` (-1..1).
-        halvings: How often it halves the resolution above its deepest map.
-        scales_itself: It has scaling layers of its own, which are left out here.
+        make: Function that builds it.
+        scaling: Scaling of its training images: `"caffe"` (BGR, 0..255 minus the mean), `"torch"` (0..1, then mean and
+            standard deviation) or `"tf"` (-1..1).
+        halvings: How often it halves the resolution.
+        scales_itself: Whether it has scaling layers of its own, which are left out here.
     """
 
     make: Callable[..., keras.Model]
@@ -70,11 +70,11 @@ ENCODERS = {
 
 @dataclass(frozen=True, slots=True)
 class EncoderConvention:
-    """What the source of an encoder's weights says about the images that they were trained on.
+    """The images that an encoder's weights were trained on.
 
     Attributes:
-        rgb: The first convolution expects red, green, blue, where the application itself expects blue first.
-        mean: Mean of red, green and blue (0..1) that was subtracted, where it is not the application's.
+        rgb: Whether the first convolution expects RGB although the application itself expects BGR.
+        mean: Subtracted mean of red, green and blue (0..1), if it is not the application's.
     """
 
     rgb: bool = False
@@ -82,7 +82,7 @@ class EncoderConvention:
 
 
 def encoder_named(name: str) -> str:
-    """The key in `ENCODERS` for a name as people write it.
+    """Return the key in `ENCODERS` for a name in any usual spelling.
 
     Raises:
         UsageError: There is no such encoder.
@@ -107,14 +107,14 @@ def encoder_unet(
     builder: BlockBuilder,
     name: str,
 ) -> keras.Model:
-    """Build a U-Net on an encoder of `keras.applications`; `kerasseg.unet` describes the arguments.
+    """Build a U-Net with an encoder of `keras.applications`; `kerasseg.unet` describes the arguments.
 
     Args:
         encoder: A key of `ENCODERS`.
-        load: `"imagenet"` for the weights that Keras publishes, None for fresh ones, or a function that puts weights into
-            the application it is given and tells what images they were trained on.
+        load: `"imagenet"` for the weights published by Keras, None for random weights, or a function that loads weights
+            into the given network and returns their convention.
         input_shape: Height, width and channels of one image.
-        classes: Channels of the output.
+        classes: Number of output channels.
         decoder_filters: Filters of `decoder_1`, doubled at each level down, or one number for each decoder block.
         builder: Builds the decoder's blocks.
         name: Name of the model.
@@ -140,7 +140,7 @@ def encoder_unet(
     x = builder.dropped(x, "bottleneck")
     for level in range(len(skips), 0, -1):
         x = builder.up(x, f"decoder_{level}", widths[level - 1], skips[level - 1])
-    # Above the finest map of the encoder there is nothing to connect to.
+    # Above the finest feature map of the encoder there is no skip connection.
     scale = scales[0] // 2
     while scale:
         width = max(8, widths[0] * scale // scales[0])
@@ -150,27 +150,28 @@ def encoder_unet(
 
 
 def _application(encoder: str, channels: int, *, imagenet: bool) -> keras.Model:
-    """The application without its classifier, on images of 0 to 1 with 1 or 3 channels."""
+    """Build the network without its classifier, for images of 0 to 1 with 1 or 3 channels."""
     application = ENCODERS[encoder]
     x = keras.Input((_TYPICAL, _TYPICAL, channels), name="image", dtype="float32")
     if channels == 1:
         x = layers.Concatenate(axis=-1, name="grey_to_rgb")([x, x, x])
     mean, variance = _SCALINGS[application.scaling]
-    # In float32 under mixed precision too: bfloat16 keeps 8 bits of an intensity.
+    # In float32 under mixed precision too, because bfloat16 has only 8 significant bits.
     x = layers.Normalization(axis=-1, mean=mean, variance=variance, dtype="float32", name=SCALING_LAYER)(x)
     options = {"include_preprocessing": False} if application.scales_itself else {}
     if not imagenet:
         return application.make(include_top=False, weights=None, input_tensor=x, **options)
     try:
-        # Keras reports downloads on standard output, which may be somebody's JSON.
+        # Keras reports downloads on standard output, which may carry JSON.
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return application.make(include_top=False, weights="imagenet", input_tensor=x, **options)
-    except Exception as error:  # Keras raises a bare Exception where a download fails, and a ValueError for a bad hash
+    except Exception as error:  # Keras raises a bare Exception for failed downloads and a ValueError for a wrong hash
         raise CheckpointError(
             f"the ImageNet weights of {encoder} cannot be downloaded",
             found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-            remedy="Connect to the internet once (Keras caches the file in ~/.keras/models), or give a file of weights.",
+            remedy="Connect to the internet once (Keras caches the file in ~/.keras/models), or give a file of weights. "
+            + offline_choices(),
         ) from error
 
 
@@ -183,7 +184,7 @@ def _copied(
     *,
     pretrained: bool,
 ) -> tuple[Any, dict[int, Any]]:
-    """The application anew for images of `shape`: its input, and its last map at each scale."""
+    """Rebuild the network for images of `shape`; return its input and the last feature map at each scale."""
     _rename(base)
     scales = _last_at_scale(base, application.halvings)
     trunk = keras.Model(base.inputs[0], list(scales.values()))
@@ -191,7 +192,7 @@ def _copied(
     def anew(operation: Any) -> Any:
         if type(operation).__name__ == "LayerScale":
             return layers.Identity(name=operation.name)
-        if isinstance(operation, keras.Sequential):  # its configuration would keep the size of the input
+        if isinstance(operation, keras.Sequential):  # its configuration contains the input size
             start = keras.Input((None, None, operation.input_shape[-1]), name=f"{operation.name}_input")
             return keras.Sequential([start, *map(anew, operation.layers)], name=operation.name)
         config = operation.get_config()
@@ -211,7 +212,7 @@ def _copied(
 
 
 def _rename(model: keras.Model) -> None:
-    """Replace names that Keras numbered by what the process had built before."""
+    """Replace names that depend on what the process has built before."""
     counts: dict[str, int] = {}
     for operation in model.operations:
         numbered = re.fullmatch(r"(activation|add|layer_normalization|multiply|re_lu)(_\d+)?", operation.name)
@@ -221,11 +222,11 @@ def _rename(model: keras.Model) -> None:
 
 
 def _last_at_scale(model: keras.Model, halvings: int) -> dict[int, Any]:
-    """The last map at each scale, finest first; the scale of a map is the number of image pixels in one of its sides."""
+    """Return the last feature map at each scale, finest first; a pixel of scale s covers s x s image pixels."""
     found: dict[int, Any] = {}
     for operation in model.operations:
         shape = operation.output.shape
-        # The image and its scaling are not maps of the encoder.
+        # The image and its scaling are not feature maps of the encoder.
         if len(shape) == 4 and operation.name not in ("image", "grey_to_rgb", SCALING_LAYER):
             for scale in (2**level for level in range(halvings + 1)):
                 if shape[1:3] == (_TYPICAL // scale, _TYPICAL // scale):
@@ -234,12 +235,12 @@ def _last_at_scale(model: keras.Model, halvings: int) -> dict[int, Any]:
 
 
 def _carry_weights(old: keras.Model, new: keras.Model, *, flip: bool) -> None:
-    """Copy weights layer by layer.
+    """Copy weights layer by layer between networks with the same layer names.
 
     Args:
-        old: The application.
-        new: Its copy, with the same names.
-        flip: Reverse the channels of the first kernel, from blue first to red first.
+        old: The original network.
+        new: Its copy.
+        flip: Whether to reverse the channels of the first kernel, from BGR to RGB.
     """
     values = {layer.name: layer.get_weights() for layer in old.layers if layer.weights}
     for name in [name for name in values if name.endswith("_layer_scale")]:
@@ -254,7 +255,7 @@ def _carry_weights(old: keras.Model, new: keras.Model, *, flip: bool) -> None:
 
 
 def _checked_filters(filters: int | Sequence[int], blocks: int) -> tuple[int, ...]:
-    """Filters of `decoder_1` to the deepest decoder block."""
+    """Return the filters of `decoder_1` to the deepest decoder block."""
     widths = tuple(filters * 2**level for level in range(blocks)) if is_whole(filters) else filters
     if not isinstance(widths, Sequence) or len(widths) != blocks or not all(is_whole(w) and w >= 1 for w in widths):
         raise UsageError(
@@ -267,7 +268,7 @@ def _checked_filters(filters: int | Sequence[int], blocks: int) -> tuple[int, ..
 
 @contextlib.contextmanager
 def _channels_last() -> Iterator[None]:
-    """`keras.applications` follow the user's `~/.keras/keras.json`; kerasseg's networks have their channels last."""
+    """Build with channels last, whatever `~/.keras/keras.json` says, which `keras.applications` follow."""
     before = keras.config.image_data_format()
     keras.config.set_image_data_format("channels_last")
     try:

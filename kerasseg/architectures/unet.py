@@ -1,9 +1,8 @@
-"""The plain U-Net, and the blocks that all networks of kerasseg are built from.
+"""The plain U-Net, and the blocks that all kerasseg networks are built from.
 
 Ronneberger, Fischer, Brox: *U-Net: Convolutional Networks for Biomedical Image Segmentation*, MICCAI 2015
-(arXiv 1505.04597), with "same" padding, so that the mask has the size of the image, and with a normalization.
-Only layers of Keras are used: the network builds on every backend, and `keras.saving.load_model` opens the saved file
-where kerasseg is not installed.
+(arXiv 1505.04597), with "same" padding, so that the mask has the size of the image, and with normalization. Only Keras
+layers are used, so the network works on every backend and loads without kerasseg.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ __all__ = ["BlockBuilder", "Normalization", "Upsampling", "check_output", "check
 Normalization = Literal["batch", "group", "instance", "none"]
 Upsampling = Literal["transposed", "bilinear"]
 
-_CHANNELS_PER_GROUP = 16  # Wu & He 2018, table 3: as good as 32 groups, and defined for few filters as well
+_CHANNELS_PER_GROUP = 16  # Wu & He 2018, table 3: as good as 32 groups, and also possible with few filters
 
 
 def plain_unet(
@@ -59,7 +58,7 @@ def plain_unet(
     )
     check_output(classes, name)
 
-    # Every layer states the order of its axes: a checkpoint must not depend on the user's ~/.keras/keras.json.
+    # Every layer sets its data format, so that a checkpoint does not depend on the user's ~/.keras/keras.json.
     image = keras.Input(shape, name="image", dtype="float32")
     x, skips = image, []
     for level in range(1, depth + 1):
@@ -74,7 +73,7 @@ def plain_unet(
 
 @dataclass(frozen=True, slots=True)
 class BlockBuilder:
-    """Build the blocks of one network; the attributes are arguments of `kerasseg.unet`.
+    """Builder for the blocks of one network; the attributes are arguments of `kerasseg.unet`.
 
     Raises:
         UsageError: An argument is invalid.
@@ -111,11 +110,11 @@ class BlockBuilder:
             raise UsageError("seed is not an integer", found=self.seed, expected="an integer or None")
 
     def seed_of(self, layer: str) -> int | None:
-        """A seed for each layer, since a common one would give layers of the same shape the same weights."""
+        """Return a seed for a layer; with a common seed, layers of the same shape would start with equal weights."""
         return None if self.seed is None else crc32(f"{self.seed}/{layer}".encode()) & 0x7FFFFFFF
 
     def block(self, x: Any, block: str, filters: int, *, drop: bool = False) -> Any:
-        """Twice a 3x3 convolution, normalization and activation; with `drop`, dropout behind them."""
+        """Apply a 3x3 convolution, normalization and activation twice, then dropout if `drop`."""
         for i in (1, 2):
             x = self._convolution(f"{block}_conv_{i}", filters, 3, bias=self.bias)(x)
             x = self._normalized(x, f"{block}_norm_{i}", filters)
@@ -123,12 +122,12 @@ class BlockBuilder:
         return self.dropped(x, block) if drop else x
 
     def dropped(self, x: Any, block: str) -> Any:
-        """Dropout at the end of a block, where the network has any."""
+        """Apply dropout at the end of a block, if the network has any."""
         name = f"{block}_drop"
         return layers.Dropout(self.dropout, seed=self.seed_of(name), name=name)(x) if self.dropout else x
 
     def up(self, x: Any, block: str, filters: int, skip: Any = None) -> Any:
-        """A decoder block: double the resolution, concatenate the skip connection if there is one, convolve."""
+        """Apply a decoder block: double the resolution, concatenate the skip connection if any, convolve."""
         name = f"{block}_up"
         if self.upsampling == "transposed":
             x = layers.Conv2DTranspose(
@@ -148,13 +147,13 @@ class BlockBuilder:
         return self.block(x, block, filters)
 
     def head(self, x: Any, classes: int) -> Any:
-        """Probabilities: a sigmoid for one class, a softmax for several."""
+        """Return probabilities: a sigmoid for one class, a softmax for several."""
         return layers.Conv2D(
             classes,
             1,
             activation="sigmoid" if classes == 1 else "softmax",
             data_format="channels_last",
-            # No ReLU follows: Glorot keeps the first logits near 0.
+            # No ReLU follows, so Glorot keeps the first logits near 0.
             kernel_initializer=keras.initializers.GlorotUniform(seed=self.seed_of("head")),
             dtype="float32",
             name="head",
@@ -185,15 +184,15 @@ class BlockBuilder:
 def check_shape(
     input_shape: Sequence[int | None], halvings: int, *, otherwise: str
 ) -> tuple[int | None, int | None, int]:
-    """The shape of an image whose height and width can be halved `halvings` times.
+    """Check the shape of images, whose height and width must be divisible by 2 `halvings` times.
 
     Args:
-        input_shape: Height, width and channels, as the user gave them.
+        input_shape: Height, width and channels as given by the user.
         halvings: How often the network halves the resolution.
-        otherwise: What the user can change instead of the size, for the error message.
+        otherwise: What the user can change instead of the size, for the message.
 
     Raises:
-        UsageError: It is not such a shape.
+        UsageError: The shape is invalid.
     """
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
     if len(shape) != 3 or not all(size is None or is_whole(size) for size in shape) or shape[2] is None:
@@ -213,7 +212,7 @@ def check_shape(
 
 
 def check_output(classes: int, name: str) -> None:
-    """Refuse an invalid number of classes or name of a model.
+    """Refuse an invalid number of classes or model name.
 
     Raises:
         UsageError: One of them is invalid.
@@ -225,7 +224,7 @@ def check_output(classes: int, name: str) -> None:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value is an integer and not a truth value."""
+    """Return whether a value is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""Open checkpoints of U-Nets, whoever wrote them, as native Keras 3 networks, and never run what is in them."""
+"""Open U-Net checkpoints from any source as native Keras 3 networks, without running anything in them."""
 
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.provenance import Provenance, provenance

@@ -1,7 +1,8 @@
-"""Check a network's configuration before Keras sees it.
+"""Check a network's configuration before Keras reads it.
 
-A configuration is a tree of `{"module": ..., "class_name": ..., "config": ...}`, and Keras looks classes up by these names.
-Here names are only compared with lists. A class that is not on a list is refused, including future ways to run code.
+A configuration is a tree of `{"module": ..., "class_name": ..., "config": ...}`, and Keras looks up classes by these
+names. This module compares the names with lists and refuses every class that is not listed, including future ways to run
+code.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
@@ -28,17 +30,20 @@ __all__ = [
     "check_size",
     "operation_module",
     "parse_config",
+    "without_memory",
     "without_training",
 ]
 
-_MOST_BYTES = 1 << 24  # of a configuration; that of EfficientNetB7 has 1.5 MB
-_MOST_VALUES = 2_000_000  # in a configuration; EfficientNetB7 has 100,000. Each takes 64 bytes or more when parsed
+_T = TypeVar("_T")
+
+_MOST_BYTES = 1 << 24  # per configuration; EfficientNetB7 has 1.5 MB
+_MOST_VALUES = 2_000_000  # per configuration; EfficientNetB7 has 100,000, and each takes 64 bytes or more when parsed
 _MOST_LAYERS = 20_000
 _DEEPEST = 200
-_LARGEST_MAP = 1 << 28  # numbers in one map of one image: 1 GiB in float32
-_OPEN_SIZE = 256  # pixels at which a network for any size is checked
+_LARGEST_MAP = 1 << 28  # values in one feature map of one image: 1 GiB in float32
+_OPEN_SIZE = 256  # pixels, for checking networks without a fixed size
 _BUILD_SECONDS = 30.0
-_LARGEST_NUMBER = 1 << 31  # no count, size or number of filters of a real network comes near
+_LARGEST_NUMBER = 1 << 31  # far above any count, size or number of filters in a real network
 
 
 def _words(text: str) -> list[str]:
@@ -47,9 +52,9 @@ def _words(text: str) -> list[str]:
 
 NETWORKS = frozenset({"Functional", "Model", "Sequential"})
 
-#: Layers of Keras that image networks are made of. Not among them, on purpose: Lambda (Python byte code), TFSMLayer,
-#: TorchModuleWrapper, JaxLayer, FlaxLayer (foreign programs), StringLookup, TextVectorization and their kin (they read
-#: files that the configuration names), MelSpectrogram (allocates what the configuration asks for).
+#: Keras layers for image networks. Deliberately left out: Lambda (Python byte code); TFSMLayer, TorchModuleWrapper,
+#: JaxLayer, FlaxLayer (foreign programs); StringLookup, TextVectorization and similar (they read files that the
+#: configuration names); MelSpectrogram (its memory use is set by the configuration).
 LAYERS = frozenset(
     _words("""
     Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
@@ -67,8 +72,8 @@ LAYERS = frozenset(
     """)
 )
 
-#: `keras.ops` that a functional network may hold as nodes, by the module they are kept in. Those that take a Python
-#: function (map, scan, cond, ...) are not among them.
+#: `keras.ops` operations that a functional network may contain, by module. Those that take a Python function (map, scan,
+#: cond, ...) are left out.
 _OPERATIONS = {
     "numpy": """
         Abs Absolute Add All Amax Amin Any Append Arccos Arcsin Arctan Arctan2 Argmax Argmin Average BroadcastTo Cbrt
@@ -83,8 +88,9 @@ _OPERATIONS = {
     "nn": """
         AdaptiveAveragePool AdaptiveMaxPool AveragePool BatchNorm Celu Conv ConvTranspose DepthToSpace DepthwiseConv
         DotProductAttention Elu Fold Gelu Glu HardShrink HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid
-        LogSoftmax MaxPool Moments Normalize PixelShuffle Relu Relu6 RMSNorm Selu SeparableConv Sigmoid Silu SoftShrink
-        Softmax Softplus Softsign SpaceToDepth SparsePlus SparseSigmoid Sparsemax Squareplus TanhShrink Threshold Unfold
+        LogSoftmax MaxPool Moments Normalize OneHot PixelShuffle Relu Relu6 RMSNorm Selu SeparableConv Sigmoid Silu
+        SoftShrink Softmax Softplus Softsign SpaceToDepth SparsePlus SparseSigmoid Sparsemax Squareplus TanhShrink
+        Threshold Unfold
         """,
     "image": """
         AffineTransform CropImages ExtractPatches GaussianBlur HSVToRGB MapCoordinates PadImages PerspectiveTransform
@@ -107,7 +113,7 @@ _MODULES: dict[str, frozenset[str]] = {
     "keras.src.engine.functional": frozenset({"Functional"}),
     **_OPERATION_MODULES,
 }
-#: Harmless helpers inside a layer's configuration: every public class of these modules computes numbers only.
+#: Modules of harmless helpers in layer configurations: all their public classes only compute numbers.
 _HELPERS = frozenset(
     {
         "keras.initializers",
@@ -120,26 +126,26 @@ _HELPERS = frozenset(
     }
 )
 _VALUES = frozenset({"__tensor__", "__numpy__", "__keras_tensor__", "__ellipsis__", "__slice__", "__bytes__"})
-_IDENTITIES = frozenset({"shared_object_id", "seed"})  # any number will do
+_IDENTITIES = frozenset({"shared_object_id", "seed"})  # may be any number
 _CODE = frozenset({"__lambda__", "__typespec__", "__function__", "__method__"})
 
 _WHY = {
     "Lambda": "a Lambda layer holds Python byte code, which kerasseg does not run",
     "TFSMLayer": "it runs a foreign TensorFlow graph that the file names",
-    "TorchModuleWrapper": "it holds a pickled PyTorch module, and a pickle is a program",
+    "TorchModuleWrapper": "it holds a pickled PyTorch module, which can run code",
     "JaxLayer": "it holds a foreign program",
     "FlaxLayer": "it holds a foreign program",
 }
 _LAMBDA_REMEDY = (
-    "Build the same network without it and name that with --architecture FILE: the weights are then taken from here. Or "
-    "export the network where its code is at hand: kerasseg opens what model.export() writes"
+    "Build the same network without it and pass that with --architecture FILE to use the weights of this file. Or export "
+    "the network with model.export() where its code is available: kerasseg opens the result"
 )
-_HARM = "The file was damaged or made to harm: fetch it again from a source that you trust"
+_HARM = "The file was damaged or tampered with: download it again from a trusted source"
 _REMEDY = "Rebuild the network with Keras' own layers, or register your class with keras.saving before opening"
 
 
 def operation_module(name: str) -> str | None:
-    """The module in which Keras keeps the operation `name`, or None where it is not on the list."""
+    """Return the Keras module of the operation `name`, or None if it is not allowed."""
     return next((module for module, names in _OPERATION_MODULES.items() if name in names), None)
 
 
@@ -154,7 +160,7 @@ def parse_config(text: bytes | str, path: object) -> dict[str, Any]:
     """Parse the configuration of a network.
 
     Raises:
-        CheckpointError: If it is not a JSON object that describes a network, or exceeds a limit.
+        CheckpointError: It is not a JSON object that describes a network, or it exceeds a limit.
     """
     data = text.encode() if isinstance(text, str) else text
     values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
@@ -180,7 +186,7 @@ def parse_config(text: bytes | str, path: object) -> dict[str, Any]:
 
 
 def _check_form(network: Mapping[str, Any], path: object) -> None:
-    """Refuse networks whose lists and objects are something else, which all readers rely on."""
+    """Refuse networks whose layers, calls and configurations do not have the types that all readers expect."""
     waiting: list[Any] = [network]
     count = 0
     while waiting:
@@ -193,7 +199,7 @@ def _check_form(network: Mapping[str, Any], path: object) -> None:
         if not isinstance(entry.get("inbound_nodes") or [], list):
             raise _malformed(path, "`inbound_nodes`", entry["inbound_nodes"])
         if entry["class_name"] in NETWORKS:
-            layers = config if isinstance(config, list) else config.get("layers")
+            layers = config if isinstance(config, list) else config.get("layers", [])
             if not isinstance(layers, list):
                 raise _malformed(path, "the list of layers", layers)
             waiting += layers
@@ -217,12 +223,12 @@ def check_config(config: Mapping[str, Any], path: object, *, custom: Iterable[st
 
     Args:
         config: A Keras 3 configuration: a network's `{"module", "class_name", "config"}`.
-        path: The checkpoint, for the message.
-        custom: Registered names that are allowed besides; those that this process has registered with
-            `keras.saving.register_keras_serializable` are allowed anyhow, since its own program put them there.
+        path: The checkpoint, for messages.
+        custom: Further registered names to allow. Names that this process registered with
+            `keras.saving.register_keras_serializable` are always allowed.
 
     Raises:
-        CheckpointError: Naming the class and the layer it stands in.
+        CheckpointError: The message names the class and its layer.
 
     Example:
         >>> check_config({"module": "os", "class_name": "system", "config": {}}, "x.keras")
@@ -249,11 +255,11 @@ class _Gate:
                 self.refuse("its configuration names a class without describing it", where)
             calls = node.get("inbound_nodes") or []
             for call in calls if isinstance(calls, list) else [calls]:
-                # A layer called on nothing but constants would compute while the network is being read.
+                # A layer called only on constants would compute while the configuration is being read.
                 if "__keras_tensor__" not in json.dumps(call):
-                    self.refuse("it calls a layer on constants alone", str(node.get("name", where)))
+                    self.refuse("it calls a layer only on constants", str(node.get("name", where)))
             for key, value in node.items():
-                # Keras switches safe mode by an argument; a file that tries to is either broken or hostile.
+                # Arguments that control Keras' safe mode.
                 if key in {"safe_mode", "enable_unsafe_deserialization"}:
                     self.refuse(f"its configuration tries to set `{key}`", where)
                 if key not in _IDENTITIES:
@@ -268,7 +274,7 @@ class _Gate:
             self.refuse("a text in its configuration is too long", where)
 
     def named(self, node: Mapping[str, Any], where: str) -> str:
-        """Check one `{"module", "class_name", "config", "registered_name"}`; returns the name of the layer it is."""
+        """Check one `{"module", "class_name", "config", "registered_name"}` and return the name of its layer."""
         name, module, registered = node["class_name"], node.get("module"), node.get("registered_name")
         if not isinstance(name, str) or not isinstance(module, str | None) or not isinstance(registered, str | None):
             self.refuse("its configuration names a class by something other than a text", where)
@@ -286,7 +292,7 @@ class _Gate:
             return where
         if name in _WHY:
             self.refuse(f"it holds a layer of class `{name}`: {_WHY[name]}", where, _LAMBDA_REMEDY)
-        # Keras looks a registered name up first: one that hides behind a built-in class is a trick.
+            # Keras looks up the registered name first, so it must not differ from a built-in class name.
         if registered is not None and registered not in {name, ""} and ">" not in registered:
             self.refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
         if module is None or module not in _MODULES:
@@ -303,12 +309,7 @@ class _Gate:
     def helper(self, module: str, name: str) -> bool:
         if module == "builtins":
             return False
-        home = {
-            "keras.initializers": keras.initializers,
-            "keras.regularizers": keras.regularizers,
-            "keras.constraints": keras.constraints,
-            "keras.activations": keras.activations,
-        }.get(module, keras.dtype_policies)
+        home = getattr(keras, module.removeprefix("keras."), keras.dtype_policies)
         return name.isidentifier() and isinstance(getattr(home, name, None), type)
 
     def function(self, node: Mapping[str, Any], where: str) -> None:
@@ -327,21 +328,17 @@ class _Gate:
 
 
 def check_size(config: Mapping[str, Any], stored: int, path: object) -> None:
-    """Refuse a configuration that describes a larger network than the file has numbers for.
-
-    The network is drawn up with variables that have a shape and no memory. Keras keeps the list of such variables by
-    thread; the thread that draws ends here, and with it the list, so nothing will ever allocate them.
+    """Refuse a configuration that describes a larger network than the file has values for.
 
     Args:
         config: A configuration that has passed `check_config`.
-        stored: How many numbers the file holds.
-        path: The checkpoint, for the message.
+        stored: Number of values in the file.
+        path: The checkpoint, for messages.
 
     Raises:
-        CheckpointError: If the network is larger than the file, or cannot be drawn up at all.
+        CheckpointError: The network is larger than the file, or cannot be built.
     """
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        declared = thread.submit(_count, config, path).result()
+    declared = without_memory(config, path, lambda model: sum(math.prod(w.shape) for w in model.weights))
     if declared > stored:
         raise CheckpointError(
             "the network that it describes is larger than the weights that it holds",
@@ -352,30 +349,37 @@ def check_size(config: Mapping[str, Any], stored: int, path: object) -> None:
         )
 
 
-def _count(config: Mapping[str, Any], path: object) -> int:
-    with keras.StatelessScope(initialize_variables=False):
-        model = build(config, path)
-        total = 0
-        for weight in model.weights:
-            size = 1
-            for n in weight.shape:
-                size *= int(n)
-            total += size
-    return total
+def without_memory(config: Mapping[str, Any], path: object, read: Callable[[keras.Model], _T]) -> _T:
+    """Build a network whose variables have shapes but no memory, and return `read(network)`.
+
+    Keras keeps a list of such variables per thread. The thread and its list end here, so they are never allocated.
+
+    Args:
+        config: A configuration that has passed `check_config`.
+        path: The checkpoint, for messages.
+        read: Function of the network.
+    """
+
+    def build_and_read() -> _T:
+        with keras.StatelessScope(initialize_variables=False):
+            return read(build(config, path))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(build_and_read).result()
 
 
 def build(config: Mapping[str, Any], path: object) -> keras.Model:
     """Build the network of a configuration that has passed `check_config`, in safe mode.
 
     Raises:
-        CheckpointError: If Keras cannot make a network of it.
+        CheckpointError: Keras cannot build the network.
     """
     try:
         with _time_limit(_BUILD_SECONDS, path):
             model = keras.saving.deserialize_keras_object(deepcopy(dict(config)), safe_mode=True)
     except CheckpointError:
         raise
-    except Exception as error:  # Keras raises whatever its layers raise
+    except Exception as error:  # layers may raise anything
         raise CheckpointError(
             "Keras cannot build the network that it describes",
             path=str(path),
@@ -393,13 +397,13 @@ def build(config: Mapping[str, Any], path: object) -> keras.Model:
     return model
 
 
-class _OutOfTime(BaseException):  # not an Exception, which Keras might swallow
-    """Raised in the thread that builds a network when its time is over."""
+class _OutOfTime(BaseException):  # not an Exception, which Keras might catch
+    """Raised in the thread that builds a network when the time limit is reached."""
 
 
 @contextlib.contextmanager
 def _time_limit(seconds: float, path: object) -> Iterator[None]:
-    """End the block, in whichever thread it runs, after some seconds; Python code only."""
+    """Interrupt the block after some seconds, in any thread; this works for Python code only."""
     thread = ctypes.c_ulong(threading.get_ident())
     lock, running = threading.Lock(), [True]
 
@@ -423,17 +427,15 @@ def _time_limit(seconds: float, path: object) -> Iterator[None]:
 
 
 def check_maps(model: keras.Model, path: object) -> None:
-    """Refuse a network with a map so large that running it on one image would exhaust memory.
+    """Refuse a network with a feature map so large that running it on one image would exhaust memory.
 
     Raises:
-        CheckpointError: Naming the layer.
+        CheckpointError: The message names the layer.
     """
 
     def check(operation: Any, outputs: Any) -> Any:
         for tensor in keras.tree.flatten(outputs):
-            size = 1
-            for n in tensor.shape[1:]:
-                size *= n or 1
+            size = math.prod(n or 1 for n in tensor.shape[1:])
             if size > _LARGEST_MAP:
                 shape = "x".join(str(n or "any") for n in tensor.shape[1:])
                 raise CheckpointError(

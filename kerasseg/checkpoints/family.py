@@ -1,8 +1,8 @@
-"""Read off the shapes of its weights which `kerasseg.unet` a file belongs to.
+"""Infer from weight shapes which `kerasseg.unet` a file belongs to.
 
-The shapes tell depth, filters, channels, classes, normalisation, biases and the kind of upsampling. They do not tell the
-activation, the image size, dropout, nor whether a two-parameter normalisation is by group or by instance; what is assumed
-of these is said, and where it cannot be assumed the user is asked.
+The shapes determine depth, filters, channels, classes, normalisation, biases and the kind of upsampling. They do not
+determine the activation, image size or dropout, nor whether a two-parameter normalisation is group or instance
+normalisation. Assumptions are reported; where none is reasonable, the user must choose.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import keras
 
 from kerasseg.architectures.unet import plain_unet
 from kerasseg.checkpoints.allowed import build, check_config, check_size, parse_config, without_training
+from kerasseg.checkpoints.keras2.rewrites import histories
 from kerasseg.checkpoints.keras2.translate import translate
 from kerasseg.checkpoints.stored import StoredLayer
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -39,17 +40,17 @@ _ACTIVATIONS = ("activation", "re_lu", "leaky_re_lu", "elu", "p_re_lu", "selu", 
 
 
 class NotOurFamily(Exception):  # noqa: N818 - control flow inside this package; users see CheckpointError
-    """The weights are not those of a `kerasseg.unet`; the message is a sentence about what does not fit."""
+    """The weights are not those of a `kerasseg.unet`; the message is a sentence about the mismatch."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A U-Net read off its weights.
+    """A U-Net inferred from its weights.
 
     Attributes:
-        arguments: What `kerasseg.unet` has to be called with.
-        assumed: What the shapes do not tell, by argument, one sentence each.
-        ambiguous: What the shapes leave open and nobody should guess, or None.
+        arguments: Arguments for `kerasseg.unet`.
+        assumed: Argument -> a sentence about its assumed value, where the shapes do not determine it.
+        ambiguous: A choice that the user must make, or None.
     """
 
     arguments: Mapping[str, Any]
@@ -59,7 +60,7 @@ class Family:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """The layers of a file by what they are, each kind in the file's order."""
+    """The layers of a file by kind, each kind in the file's order."""
 
     wide: tuple[StoredLayer, ...]
     narrow: tuple[StoredLayer, ...]
@@ -85,7 +86,7 @@ def _kind(layer: StoredLayer) -> str:
             return "wide"
         if first[:2] == (1, 1):
             return "narrow"
-        # More filters below than above, or the name, tell it from an ordinary 2x2 convolution: levels may be equally wide.
+        # A growing number of filters, or the name, distinguishes it from an ordinary 2x2 convolution.
         named = "transpose" in layer.path or layer.path.endswith("_up")
         if first[:2] == (2, 2) and (first[2] < first[3] or named):
             return "up"
@@ -98,14 +99,14 @@ def _kind(layer: StoredLayer) -> str:
 
 
 def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -> Family:
-    """The U-Net that these weights belong to.
+    """Infer the U-Net that these weights belong to.
 
     Args:
         stored: The layers with weights, each class of layers in the network's order.
-        every_name: The names of all layers in the file, also those without weights, where it keeps them.
+        every_name: The names of all layers, including those without weights, if the file has them.
 
     Raises:
-        NotOurFamily: Saying what does not fit.
+        NotOurFamily: The weights belong to another network.
     """
     kinds = _sort(stored)
     depth = len(kinds.up) or len(kinds.narrow) - 1
@@ -129,7 +130,7 @@ def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -
         raise NotOurFamily(f"it has {norms} normalisations for {len(kinds.wide)} convolutions")
     shown = [n for n in every_name if _stem(n) in _ACTIVATIONS or "_act_" in n]
     if norms and every_name and not shown:
-        raise NotOurFamily("its activations stand inside the convolutions, before the normalisation and not after it")
+        raise NotOurFamily("its activations are inside the convolutions, before the normalisation instead of after it")
     bias = len(kinds.wide[0].shapes) == 2
     arguments = {
         "input_shape": (256, 256, kernels[0][2]),
@@ -142,15 +143,15 @@ def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -
     }
     ours, other = ("sigmoid", "linear") if arguments["classes"] == 1 else ("softmax", "sigmoid")
     assumed = {
-        "input_shape": "the weights do not tell the image size: 256x256 is assumed",
-        "activation": "the weights do not tell the activation: relu is assumed",
-        "skip_first": "the weights do not tell the order of Concatenate: [upsampled, skip] is assumed (skip_first=true)",
-        "pooling": "the weights do not tell the pooling: max is assumed (pooling=average)",
-        "output": f"the weights do not tell the last activation: {ours} is assumed (output={other})",
+        "input_shape": "the weights do not determine the image size: 256x256 is assumed",
+        "activation": "the weights do not determine the activation: relu is assumed",
+        "skip_first": "the weights do not determine the skip order: [upsampled, skip] is assumed (skip_first=true)",
+        "pooling": "the weights do not determine the pooling: max is assumed (pooling=average)",
+        "output": f"the weights do not determine the last activation: {ours} is assumed (output={other})",
     }
     if norms:
         assumed["activation_first"] = (
-            "the weights do not tell whether the activation comes before the normalization: no (activation_first=true)"
+            "the weights do not determine whether the activation comes before the normalization: no (activation_first=true)"
         )
     ambiguous = "whether its normalisation is `group` or `instance`" if kinds.affine else None
     return Family(arguments, assumed, ambiguous)
@@ -161,34 +162,31 @@ def _stem(name: str) -> str:
 
 
 def ordered_like(model: keras.Model, stored: Sequence[StoredLayer]) -> dict[str, StoredLayer]:
-    """The stored layers under the names of `model`, kind by kind in order; `model` is a U-Net that they were read as."""
+    """Return the stored layers under the names of `model`, matched in order within each kind of layer."""
     layers = [layer for layer in model.layers if layer.weights]
     kinds = _sort(stored)
     result: dict[str, StoredLayer] = {}
-    for ours, theirs in (
-        ([n for n in layers if _is(n, "Conv2D") and n.kernel_size == (3, 3)], kinds.wide),
-        ([n for n in layers if _is(n, "Conv2D") and n.kernel_size == (1, 1)], kinds.narrow),
-        ([n for n in layers if _is(n, "Conv2DTranspose")], kinds.up),
-        ([n for n in layers if _is(n, "BatchNormalization")], kinds.batch),
-        ([n for n in layers if _is(n, "GroupNormalization")], kinds.affine),
+    for (name, size), theirs in (
+        (("Conv2D", (3, 3)), kinds.wide),
+        (("Conv2D", (1, 1)), kinds.narrow),
+        (("Conv2DTranspose", None), kinds.up),
+        (("BatchNormalization", None), kinds.batch),
+        (("GroupNormalization", None), kinds.affine),
     ):
+        ours = [n for n in layers if type(n).__name__ == name and size in (None, getattr(n, "kernel_size", None))]
         result |= {layer.name: source for layer, source in zip(ours, theirs, strict=False)}
     return result
 
 
-def _is(layer: keras.layers.Layer, name: str) -> bool:
-    return type(layer).__name__ == name
-
-
 @dataclass(frozen=True)
 class Variant:
-    """What the shapes of weights do not tell of a U-Net's graph, and how `kerasseg.unet` has it.
+    """The parts of a U-Net's graph that weight shapes do not determine; the defaults are those of `kerasseg.unet`.
 
     Attributes:
         skip_first: Concatenate([skip, up]) instead of [up, skip].
         activation_first: Convolution, activation, normalization instead of convolution, normalization, activation.
         pooling: `max` or `average`.
-        output: `sigmoid`, `softmax` or `linear`; None: softmax for several classes, sigmoid for one.
+        output: `sigmoid`, `softmax` or `linear`; None means softmax for several classes and sigmoid for one.
     """
 
     skip_first: bool = False
@@ -198,10 +196,10 @@ class Variant:
 
     @classmethod
     def split(cls, arguments: Mapping[str, Any]) -> tuple[Variant, dict[str, Any]]:
-        """The variant in the arguments of `--architecture unet(...)`, and those for `kerasseg.unet`.
+        """Split the arguments of `--architecture unet(...)` into a variant and arguments of `kerasseg.unet`.
 
         Raises:
-            UsageError: A value that none of them can have.
+            UsageError: A value is invalid.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         chosen = {name: arguments[name] for name in names if name in arguments}
@@ -218,22 +216,22 @@ class Variant:
         return cls(**chosen), {k: v for k, v in arguments.items() if k not in names}
 
     def __str__(self) -> str:
-        """As `--architecture` takes it: only what differs from `kerasseg.unet`."""
+        """Return the `--architecture` text, with only the values that differ from `kerasseg.unet`."""
         parts = [f"{k}={str(v).lower()}" for k, v in dataclasses.asdict(self).items() if v != getattr(Variant(), k)]
         return f"unet({', '.join(parts)})"
 
 
 def build_family(family: Family, variant: Variant = Variant()) -> keras.Model:
-    """The U-Net itself, with fresh weights."""
+    """Build the U-Net with new weights."""
     return as_variant(plain_unet(**family.arguments), variant)
 
 
 def as_variant(model: keras.Model, variant: Variant, shape: Sequence[int | None] | None = None) -> keras.Model:
-    """`model`, a network of `kerasseg.unet`, with another graph over layers of the same names and fresh weights.
+    """Return a `kerasseg.unet` network with another graph, the same layer names and new weights.
 
     Args:
-        model: The network; it is returned itself where nothing changes.
-        variant: What to change.
+        model: The network; returned itself if nothing changes.
+        variant: The graph to build.
         shape: Another input shape; None keeps it.
     """
     if variant == Variant() and shape is None:
@@ -246,7 +244,7 @@ def as_variant(model: keras.Model, variant: Variant, shape: Sequence[int | None]
     before: dict[str, str] = {}
     for entry in config["layers"]:
         name, settings = entry["name"], entry["config"]
-        sources = _histories(entry["inbound_nodes"])
+        sources = list(histories(entry["inbound_nodes"]))
         if entry["class_name"] == "Concatenate" and variant.skip_first:
             call = entry["inbound_nodes"][0]
             call["args"] = (list(reversed(call["args"][0])), *call["args"][1:])
@@ -257,10 +255,10 @@ def as_variant(model: keras.Model, variant: Variant, shape: Sequence[int | None]
         elif entry["class_name"] in {"BatchNormalization", "GroupNormalization"}:
             before[name] = sources[0][0]
     if variant.activation_first:
-        # conv -> norm -> act becomes conv -> act -> norm; what took the activation takes the normalization.
+        # conv -> norm -> act becomes conv -> act -> norm; consumers of the activation now take the normalization.
         acts = {norm: norm.replace("_norm_", "_act_") for norm in before}
         for entry in config["layers"]:
-            for history in _histories(entry["inbound_nodes"]):
+            for history in histories(entry["inbound_nodes"]):
                 source = history[0]
                 if entry["name"] in before:
                     history[0] = acts[entry["name"]]
@@ -272,27 +270,18 @@ def as_variant(model: keras.Model, variant: Variant, shape: Sequence[int | None]
     return made
 
 
-def _histories(node: Any) -> list[list[Any]]:
-    """The references to other layers in the calls of one, as lists that can be changed."""
-    if isinstance(node, dict):
-        if "keras_history" in node:
-            return [node["keras_history"]]
-        return [found for value in node.values() for found in _histories(value)]
-    return [found for value in node for found in _histories(value)] if isinstance(node, list | tuple) else []
-
-
 _WORDS = {"true": True, "false": False}
 READ_OFF = "the architecture was read off the shapes"
 _HOW = "unet, unet(depth=4, filters=64, ...), a network's JSON file or a checkpoint of the same network"
 
 
 def named_arguments(architecture: str) -> Mapping[str, Any] | None:
-    """The arguments in `unet(depth=4, normalization="group")`; None if the text names no U-Net of kerasseg.
+    """Parse arguments such as `unet(depth=4, normalization="group")`; None if the text is not of this form.
 
     Values are numbers, texts (with or without quotes) and lists; nothing is evaluated.
 
     Raises:
-        UsageError: If it begins like one and cannot be meant.
+        UsageError: The text starts like a U-Net but is invalid.
 
     Example:
         >>> named_arguments("unet(depth=3, normalization=group)")
@@ -324,14 +313,14 @@ def named_arguments(architecture: str) -> Mapping[str, Any] | None:
 
 
 def read_configuration(path: Path, stored: int) -> keras.Model:
-    """A network with fresh weights from the JSON file that `model.to_json()` writes, of Keras 2 or 3.
+    """Build a network with new weights from the JSON of `model.to_json()`, of Keras 2 or 3.
 
     Args:
         path: The JSON file.
-        stored: How many numbers the weights have that it is for; it must not describe a larger network.
+        stored: Number of values in the weights file; the network must not be larger.
 
     Raises:
-        CheckpointError: If it is refused, as for a whole checkpoint.
+        CheckpointError: The configuration is refused, as for a whole checkpoint.
     """
     try:
         config = without_training(parse_config(path.read_bytes(), path))

@@ -1,4 +1,4 @@
-"""Whole-model HDF5 files: the legacy format of Keras 3, and those of tf.keras and of Keras 2."""
+"""Whole-model HDF5 files: the legacy format of Keras 3, and the format of tf.keras and Keras 2."""
 
 from __future__ import annotations
 
@@ -9,30 +9,21 @@ from typing import Any
 
 import h5py
 
-from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
-from kerasseg.checkpoints.allowed import (
-    LAYERS,
-    NETWORKS,
-    build,
-    check_config,
-    check_size,
-    operation_module,
-    parse_config,
-    without_training,
-)
+from kerasseg.checkpoints import legacy  # noqa: F401 - registers the names of TensorFlow Addons
+from kerasseg.checkpoints.allowed import LAYERS, NETWORKS, operation_module, parse_config, without_training
 from kerasseg.checkpoints.hdf5 import text_attribute
 from kerasseg.checkpoints.identify import is_keras_3, writer_name
 from kerasseg.checkpoints.keras2.rewrites import rewrite
-from kerasseg.checkpoints.keras2.translate import translate, with_bare_ends
+from kerasseg.checkpoints.keras2.translate import build_translated, translate, with_bare_ends
 from kerasseg.checkpoints.provenance import OpenedModel
-from kerasseg.checkpoints.stored import assign, read_by_name, stored_numbers
+from kerasseg.checkpoints.stored import read_by_name, stored_numbers
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["add_modules", "open_h5"]
 
 
 def add_modules(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A network or layer of Keras 3's legacy format as Keras 3's own format describes it.
+    """Convert a network or layer from Keras 3's legacy format to its native format.
 
     Example:
         >>> add_modules({"class_name": "Conv2D", "config": {"name": "c", "trainable": True}})["module"]
@@ -47,7 +38,7 @@ def add_modules(entry: Mapping[str, Any]) -> dict[str, Any]:
         result["config"] = {**config, "layers": [add_modules(inner) for inner in config["layers"]]}
     elif name == "InputLayer" or (name in LAYERS and "trainable" in config):
         result["module"] = "keras.layers"
-    else:  # an operation of keras.ops, which has no `trainable`, or a class that the gate will refuse
+    else:  # an operation of keras.ops, which has no `trainable`, or a class that `check_config` refuses
         result["module"] = operation_module(name) or ("keras.layers" if name in LAYERS else None)
         result["class_name"] = name.rpartition(">")[2]
     return result
@@ -57,11 +48,11 @@ def open_h5(file: h5py.File, path: Path) -> OpenedModel:
     """Open a whole-model HDF5 file.
 
     Args:
-        file: The file, as `open_hdf5` yields it.
-        path: What to call it in messages.
+        file: The file, as yielded by `open_hdf5`.
+        path: Its name in messages.
 
     Raises:
-        CheckpointError: If its configuration is refused or has no counterpart in Keras 3, or its weights do not fit.
+        CheckpointError: The configuration is refused or has no counterpart in Keras 3, or the weights do not fit.
     """
     text = text_attribute(file, "model_config")
     weights = file.get("model_weights")
@@ -80,7 +71,6 @@ def open_h5(file: h5py.File, path: Path) -> OpenedModel:
             expected="the attribute model_config and the group model_weights",
         )
     version = text_attribute(file, "keras_version") or text_attribute(weights, "keras_version")
-    config = without_training(parse_config(text, path))
     if (version or "1").startswith("1."):
         raise CheckpointError(
             "the file was written by Keras 1, which described networks differently",
@@ -89,21 +79,12 @@ def open_h5(file: h5py.File, path: Path) -> OpenedModel:
             expected="Keras 2 or later",
             remedy="Open and save it once with Keras 2.0 to 2.2, which convert such files.",
         )
+    config = without_training(parse_config(text, path))
     modern = is_keras_3(version)
-    translation = (
-        rewrite(with_bare_ends(add_modules(config)), path)
-        if modern
-        else translate(config, writer=version or "", path=path)
-    )
-    check_config(translation.config, path)
-    check_size(translation.config, stored_numbers(weights), path)
-    model = build(translation.config, path)
-    report = assign(model, translation.placed(read_by_name(weights, path)), adapters=translation.adapters)
-    if not report.complete:
-        raise CheckpointError(
-            "the weights do not fit the network that the file describes",
-            path=str(path),
-            found="; ".join(report.lines()),
-        )
+    if modern:
+        translation = rewrite(with_bare_ends(add_modules(config)), path)
+    else:
+        translation = translate(config, writer=version or "", path=path)
+    model = build_translated(translation, stored_numbers(weights), read_by_name(weights, path), path)
     kind = "Keras 3 HDF5 (legacy)" if modern else "Keras 2 HDF5"
     return OpenedModel(model, writer_name(version), kind, translation.notes)

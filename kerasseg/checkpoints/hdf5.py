@@ -1,9 +1,8 @@
-"""HDF5 files of strangers, parsed in a process of their own.
+"""Safe reading of untrusted HDF5 files in a separate process.
 
-An HDF5 file is a small file system. It can point into other files (external and soft links, external storage, virtual data
-sets), contain its own parent, declare terabytes that it does not store, or hold a chunk that makes the C library read
-beyond its memory. `hdf5_child.py` reads it under limits on memory and time and hands over plain numbers and texts; from
-these a new file is written here, which the rest of kerasseg and Keras read.
+An HDF5 file can point to other files (links, external storage, virtual data sets), contain itself, declare terabytes that
+it does not store, or contain a chunk that makes the C library read out of bounds. `hdf5_child.py` parses it under limits on
+memory and time and returns plain numbers and texts. This module writes them to a new file for kerasseg and Keras to read.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ from kerasseg_tfrecords.files import temporary_space
 
 __all__ = ["attribute_texts", "open_hdf5", "text_attribute", "walk_datasets"]
 
-_MEMORY = 2 << 30  # bytes of address space; the data sets are read one by one
+_MEMORY = 2 << 30  # bytes of address space; data sets are read one at a time
 _SECONDS = 60
 
 
 @contextlib.contextmanager
 def open_hdf5(source: Path | bytes, name: object) -> Iterator[h5py.File]:
-    """Open a copy of an HDF5 file that holds its groups, numbers and texts and nothing else.
+    """Open a sanitised copy of an HDF5 file, with only its groups, numbers and texts.
 
     Args:
         source: The file, or its bytes.
-        name: What to call it in messages.
+        name: Its name in messages.
 
     Yields:
         The copy, read-only; its `filename` ends in `.weights.h5` and exists until the block ends.
 
     Raises:
-        CheckpointError: If the file cannot be read within the limits or holds anything that a checkpoint has no use for.
+        CheckpointError: The file exceeds the limits or contains features that Keras does not use.
     """
     with temporary_space(), tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
         with tempfile.TemporaryFile(dir=folder) as answer:
@@ -69,8 +68,8 @@ def open_hdf5(source: Path | bytes, name: object) -> Iterator[h5py.File]:
 
 
 def _parse(stream: IO[bytes], answer: IO[bytes], name: object) -> None:
-    """Let the child process read `stream` into `answer`."""
-    # -P: the folder of the script holds modules (`open`, `h5`) that must not hide others.
+    """Parse `stream` in the child process and write the result to `answer`."""
+    # -P: modules in the script's folder (`open`, `h5`) must not shadow others.
     command = [sys.executable, "-P", hdf5_child.__file__, str(_MEMORY), str(_SECONDS)]
     try:
         child = subprocess.run(
@@ -105,7 +104,7 @@ def _damaged(name: object, found: object) -> CheckpointError:
 
 
 def _write_copy(answer: IO[bytes], copy: Path) -> None:
-    """Write what the child sent as a plain HDF5 file; raise `ValueError` where the message contradicts itself."""
+    """Write the child's output as a plain HDF5 file; raise `ValueError` if it is inconsistent."""
     size = os.fstat(answer.fileno()).st_size
     answer.seek(0)
     length = int.from_bytes(answer.read(8), "little")
@@ -114,7 +113,7 @@ def _write_copy(answer: IO[bytes], copy: Path) -> None:
     header: dict[str, Any] = parse_json(answer.read(length))
     with (
         mmap.mmap(answer.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        h5py.File(copy, "w", libver="latest") as file,  # of the layouts, the one without limits on attributes
+        h5py.File(copy, "w", libver="latest") as file,  # the layout without a size limit on attributes
     ):
         for path in header["groups"]:
             file.require_group(path or "/")
@@ -135,7 +134,7 @@ def _write_copy(answer: IO[bytes], copy: Path) -> None:
 
 
 def walk_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Every data set below `group` with its path, in the order of the names."""
+    """Yield every data set below `group` with its path, in the order of the names."""
     for key in group:
         item = group[key]
         if isinstance(item, h5py.Dataset):
@@ -146,13 +145,13 @@ def walk_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
 
 
 def text_attribute(group: h5py.Group, name: str) -> str | None:
-    """One attribute as text, or None where it is not there."""
+    """Return an attribute as text, or None if it does not exist."""
     value = group.attrs.get(name)
     return value if value is None or isinstance(value, str) else hdf5_child.decoded(value)
 
 
 def attribute_texts(group: h5py.Group, name: str) -> list[str] | None:
-    """A list of texts that Keras wrote as attribute `name`, or in pieces as `name0`, `name1`, ...; None without it."""
+    """Return a list of texts that Keras stored as attribute `name`, or split as `name0`, `name1`, ...; else None."""
     if name in group.attrs:
         return [hdf5_child.decoded(v) for v in np.atleast_1d(group.attrs[name])]
     pieces: list[str] = []

@@ -1,10 +1,10 @@
-"""The process in which HDF5 bytes of strangers are parsed: `hdf5.py` starts this file as a script.
+"""Child process that parses untrusted HDF5 bytes; `hdf5.py` runs this file as a script.
 
-It reads the file from standard input, checks it, and writes to standard output what a checkpoint can hold: a JSON header
-(groups, text attributes, shape and type of each data set) and then the numbers, nothing else. The HDF5 library is written
-in C; if a file makes it crash, hang, or ask for memory without end, this process ends and not the caller's.
+It reads the file from standard input, checks it, and writes a JSON header (groups, text attributes, shape and type of each
+data set) and then the numbers to standard output. The HDF5 library is written in C: if a file makes it crash, hang or
+allocate without limit, only this process ends.
 
-It imports nothing of kerasseg, so that it starts in a quarter of a second.
+It does not import kerasseg, so that it starts in a quarter of a second.
 """
 
 from __future__ import annotations
@@ -19,32 +19,31 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each thread of a pool would count against the limit on memory
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # every thread of a pool counts towards the memory limit
 
 import h5py
 import numpy as np
 
-REFUSED = 3
-"""Exit code: the reason is on standard error, as a JSON object of `CheckpointError`'s arguments."""
+REFUSED = 3  # exit code; standard error then holds the arguments of `CheckpointError` as JSON
 _MAX_DEPTH = 64
 _MAX_OBJECTS = 1_000_000
 _MAX_CHUNKS = 1_000_000
 _MAX_TEXT = 1 << 26  # bytes of all text attributes together
-_ALWAYS_FINE = 1 << 26  # bytes that a data set may declare whatever it stores
-_MAX_EXPANSION = 200  # times the bytes stored; compressed float32 weights stay below 2, zeros compress to 1 in 1000
+_ALWAYS_FINE = 1 << 26  # bytes that a data set may declare regardless of its stored size
+_MAX_EXPANSION = 200  # times the stored bytes; compressed float32 weights stay below 2, zeros reach 1000
 _DEFLATE, _SHUFFLE, _CHECKSUM = 1, 2, 3
-_REMEDY = "The file was damaged or made to harm: fetch it again from a source that you trust."
+_REMEDY = "The file was damaged or tampered with: download it again from a trusted source."
 
 
 def refuse(what: str, **details: object) -> NoReturn:
-    """End the process with a reason."""
+    """Exit with a reason."""
     sys.stderr.write(json.dumps({"what": what} | {key: str(value) for key, value in details.items()}) + "\n")
     sys.stderr.flush()
     os._exit(REFUSED)
 
 
 def limit(memory: int, seconds: int) -> None:
-    """Bound what this process may use, where the system can."""
+    """Limit the CPU time and memory of this process, where supported."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limits
         import resource
 
@@ -54,7 +53,7 @@ def limit(memory: int, seconds: int) -> None:
 
 
 def look_over(file: h5py.File, size: int) -> tuple[list[tuple[str, Any]], list[tuple[str, h5py.Dataset]]]:
-    """Every group and every numeric data set with its path, checked."""
+    """Check the file and return its groups and numeric data sets with their paths."""
     seen: set[int] = set()
     groups: list[tuple[str, Any]] = []
     datasets: list[tuple[str, h5py.Dataset]] = []
@@ -64,7 +63,7 @@ def look_over(file: h5py.File, size: int) -> tuple[list[tuple[str, Any]], list[t
         group, prefix, depth = stack.pop()
         groups.append((prefix, group))
         if depth > _MAX_DEPTH or len(seen) > _MAX_OBJECTS:
-            refuse("refused: its groups are nested without end", found=prefix)
+            refuse("refused: its groups are nested too deeply", found=prefix)
         for key in group:
             path = f"{prefix}/{key}"
             link = group.get(key, getlink=True)
@@ -89,12 +88,12 @@ def look_over(file: h5py.File, size: int) -> tuple[list[tuple[str, Any]], list[t
 
 
 def _is_numeric(dtype: np.dtype[Any]) -> bool:
-    # Keras stores bfloat16 as two opaque bytes. Texts and tables are no weights.
+    # Keras stores bfloat16 as two opaque bytes. Texts and tables are not weights.
     return dtype.kind in "fiub" or (dtype.kind == "V" and dtype.itemsize == 2 and dtype.fields is None)
 
 
 def check_dataset(dataset: h5py.Dataset, path: str) -> int:
-    """The bytes that a data set declares."""
+    """Check a data set and return the number of bytes that it declares."""
     if dataset.is_virtual:
         refuse(f"refused: `{path}` is a virtual data set", expected="numbers stored in it")
     if dataset.external:
@@ -113,7 +112,7 @@ def check_dataset(dataset: h5py.Dataset, path: str) -> int:
 
 
 def check_chunks(dataset: h5py.Dataset, path: str) -> None:
-    """Refuse chunks that do not unpack to the bytes that a chunk has: HDF5 would read beyond their end."""
+    """Refuse chunks that do not unpack to the expected size, because HDF5 would read past their end."""
     plan = dataset.id.get_create_plist()
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if not set(filters) <= {_DEFLATE, _SHUFFLE, _CHECKSUM}:
@@ -153,11 +152,11 @@ def check_chunks(dataset: h5py.Dataset, path: str) -> None:
 
 
 def texts(item: Any) -> Iterator[tuple[str, str | list[str]]]:
-    """The attributes that are texts or lists of texts."""
+    """Yield the attributes that are texts or lists of texts."""
     for name in item.attrs:
         try:
             value = item.attrs[name]
-        except (OSError, TypeError, ValueError):  # a type that h5py does not know: nothing that Keras writes
+        except (OSError, TypeError, ValueError):  # a type that h5py does not support and Keras does not write
             continue
         if isinstance(value, str | bytes):
             yield name, decoded(value)
@@ -166,12 +165,12 @@ def texts(item: Any) -> Iterator[tuple[str, str | list[str]]]:
 
 
 def decoded(value: object) -> str:
-    """Text of an attribute."""
+    """Return an attribute value as text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def send(file: h5py.File, size: int, out: BinaryIO) -> None:
-    """Write the header and the numbers."""
+    """Write the header, then the numbers."""
     groups, datasets = look_over(file, size)
     attributes = {path: found for path, item in (*groups, *datasets) if (found := dict(texts(item)))}
     header = json.dumps(
@@ -185,7 +184,7 @@ def send(file: h5py.File, size: int, out: BinaryIO) -> None:
         refuse("refused: its attributes are too long", found=f"{len(header)} bytes")
     out.write(len(header).to_bytes(8, "little") + header)
     for _, item in datasets:
-        values = np.zeros(item.shape or (), item.dtype)  # never memory that held something else
+        values = np.zeros(item.shape or (), item.dtype)  # zeros, so that no old memory is sent
         if values.size:
             item.read_direct(values) if values.ndim else values.__setitem__((), item[()])
         out.write(values.tobytes())
@@ -193,12 +192,12 @@ def send(file: h5py.File, size: int, out: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Read standard input: `hdf5_child.py MEMORY SECONDS`."""
+    """Parse the file on standard input: `hdf5_child.py MEMORY SECONDS`."""
     limit(int(sys.argv[1]), int(sys.argv[2]))
     stream = os.fdopen(0, "rb")
     size = os.fstat(0).st_size
     try:
-        # By file object: HDF5 then has no folder that a relative external link could start from.
+        # As a file object, so that relative external links have no folder to start from.
         with h5py.File(stream, "r") as file:
             send(file, size, os.fdopen(1, "wb", closefd=False))
     except MemoryError:

@@ -1,8 +1,7 @@
-"""Checkpoints from the Hugging Face Hub (`hf://owner/name[@revision]`) and from the web (`https://...`).
+"""Checkpoints from the Hugging Face Hub (`hf://owner/name[@revision]`) and the web (`https://...`).
 
-What is fetched is kept and fetched once: by the Hub's own cache, or by pooch under its folder for kerasseg. Beside it
-stands a record of the hashes; a file that no longer has its hash is not opened. Only the files that make up the checkpoint
-are fetched.
+Downloads are cached, by the Hub's own cache or by pooch, with a record of their hashes; a cached file that no longer
+matches its hash is refused. Only the files that make up the checkpoint are downloaded.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from kerasseg.catalogue import offline_choices
 from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg.data.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
@@ -42,15 +42,15 @@ class RepositoryCheckpoint:
 
 
 def choose(files: Sequence[str], inside: str | None, name: str) -> RepositoryCheckpoint:
-    """The checkpoint among the files of a repository: a `.keras` file, else a SavedModel, else an HDF5 file.
+    """Choose the checkpoint in a repository: a `.keras` file, else a SavedModel, else an HDF5 file.
 
     Args:
         files: All files of the repository, with forward slashes.
-        inside: The file or folder that the user asked for, if any.
+        inside: The requested file or folder, if any.
         name: The repository, for messages.
 
     Raises:
-        CheckpointError: If there is none, or several that nothing tells apart.
+        CheckpointError: There is no checkpoint, or the choice between several is ambiguous.
 
     Example:
         >>> choose(["README.md", "saved_model.pb", "variables/variables.index", "model.h5"], None, "me/unet")
@@ -125,23 +125,23 @@ def _weights(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
 
 def _advice(files: Sequence[str]) -> str | None:
     if any(f.endswith((".bin", ".pt", ".pth", ".ckpt", ".safetensors")) for f in files):
-        return "Its weights are for another library (PyTorch); kerasseg opens what Keras wrote."
+        return "Its weights are for another library (PyTorch); kerasseg opens files written by Keras."
     if any(f.endswith((".onnx", ".tflite")) for f in files):
-        return "It holds an export for inference; kerasseg needs the Keras network that it was made of."
+        return "It holds an export for inference; use the Keras network that it was exported from."
     return None
 
 
-_MOST_BYTES = 8 << 30  # the 31-million-parameter U-Net with its optimizer has 0.4 GB
-_TIMEOUT = 30.0  # seconds without an answer
+_MOST_BYTES = 8 << 30  # the 31-million-parameter U-Net with its optimizer takes 0.4 GB
+_TIMEOUT = 30.0  # seconds
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A checkpoint that lies on this machine now.
+    """A downloaded checkpoint.
 
     Attributes:
-        path: The file or folder.
-        source: Where it came from, exactly: `hf://owner/name@<commit>[/file]`, or the URL.
+        path: The local file or folder.
+        source: Its exact origin: `hf://owner/name@<commit>[/file]`, or the URL.
     """
 
     path: Path
@@ -150,7 +150,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class HubAddress:
-    """`hf://owner/name[@revision][/path/inside]` in its parts.
+    """The parts of `hf://owner/name[@revision][/path/inside]`.
 
     Example:
         >>> HubAddress.parse("hf://me/unet@v1.0/models/best.keras")
@@ -163,10 +163,10 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
-        """The parts of an address.
+        """Parse an address.
 
         Raises:
-            UsageError: If it is none.
+            UsageError: The text is not a Hub address.
         """
         found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?", text, re.ASCII)
         inside = PurePosixPath(found[3] or "") if found else PurePosixPath()
@@ -178,7 +178,7 @@ class HubAddress:
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether `path` is an address to fetch from and not a path.
+    """Return whether `path` is a URL or Hub address.
 
     >>> is_remote("hf://me/unet"), is_remote("https://example.org/a.h5"), is_remote("C:/a.h5")
     (True, True, False)
@@ -187,31 +187,28 @@ def is_remote(path: str | Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where fetched files and the records of their hashes are kept: `KERASSEG_CACHE`, or the user's cache folder."""
-    import pooch  # heavy, and only wanted when something is fetched
+    """Return the folder of downloads and their hashes: `KERASSEG_CACHE`, or the user's cache folder."""
+    import pooch  # slow to import, and needed only for downloads
 
     return Path(os.environ.get("KERASSEG_CACHE") or pooch.os_cache("kerasseg"))
 
 
 def fetch(address: str, *, endpoint: str | None = None, most_bytes: int = _MOST_BYTES) -> Fetched:
-    """Fetch a checkpoint, or find it where it was fetched to before.
+    """Download a checkpoint, or return the cached copy.
 
     Args:
         address: `hf://owner/name[@revision][/path/inside]` or `https://...`.
         endpoint: Address of the Hub; by default `HF_ENDPOINT` or the public one.
-        most_bytes: Nothing larger is fetched.
+        most_bytes: Maximum size.
 
     Raises:
-        CheckpointError: If it cannot be fetched and was not before, is too large, or changed since.
-        UsageError: If `address` is not such an address.
+        CheckpointError: The download failed and there is no cached copy, it is too large, or the cached copy was changed.
+        UsageError: `address` is invalid.
     """
     if address.startswith("hf://"):
         return _fetch_hub(HubAddress.parse(address), endpoint, most_bytes)
     check_url(address, address)
     return _fetch_url(address, most_bytes)
-
-
-# --- the web ---------------------------------------------------------------------------------------------------------
 
 
 def _fetch_url(url: str, most_bytes: int) -> Fetched:
@@ -234,25 +231,12 @@ def _fetch_url(url: str, most_bytes: int) -> Fetched:
     return Fetched(file, without_credentials(url))
 
 
-def _check_size(size: int, most_bytes: int, address: str) -> None:
-    if size > most_bytes:
-        raise CheckpointError(
-            "refused: it is too large for a checkpoint",
-            path=address,
-            found=f"{size} bytes",
-            expected=f"{most_bytes} at most",
-        )
-
-
-# --- the Hub ---------------------------------------------------------------------------------------------------------
-
-
 def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fetched:
-    import huggingface_hub as hub  # heavy, and only wanted here
-    from huggingface_hub import constants, errors  # modules that the package loads by itself only now and then
+    import huggingface_hub as hub  # slow to import, and needed only here
+    from huggingface_hub import constants, errors  # not always imported by the package itself
 
     name = f"hf://{address.repository}" + (f"@{address.revision}" if address.revision else "")
-    # Said at every call: the library's own default is fixed when it is imported, and in more than one place.
+    # Passed to every call, because the library fixes its own default at import.
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     key = json.dumps([endpoint, address.repository, address.revision, address.inside])
     record = cache_folder() / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
@@ -267,11 +251,18 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
             found=first_line(error),
             remedy="Check the name; for a private or gated one log in with `hf auth login`.",
         ) from error
-    except Exception as error:  # no network in its many forms: what was fetched before will do
+    except Exception as error:  # any kind of network failure: try the cached copy
         return _from_cache(address, record, name, error)
     sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or ()}
     chosen = choose(tuple(sizes), address.inside, name)
-    _check_size(sum(sizes[file] for file in chosen.files), most_bytes, name)
+    size = sum(sizes[file] for file in chosen.files)
+    if size > most_bytes:
+        raise CheckpointError(
+            "refused: it is too large for a checkpoint",
+            path=name,
+            found=f"{size} bytes",
+            expected=f"{most_bytes} at most",
+        )
     commit = str(info.sha)
     known = _read_record(record)
     try:
@@ -317,9 +308,6 @@ def _hub_result(address: HubAddress, commit: str, entry: str, paths: dict[str, P
     return Fetched(root / entry, f"hf://{address.repository}@{commit}{inside}")
 
 
-# --- records ---------------------------------------------------------------------------------------------------------
-
-
 def _read_record(record: Path) -> dict[str, Any]:
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
@@ -363,5 +351,5 @@ def _not_fetched(address: str, error: Exception, looked: list[str], *, found: st
         path=address,
         found=found or first_line(error),
         expected=f"the network, or an earlier copy in {' or '.join(looked)}",
-        remedy="Fetch it on a machine with a network and give its path, or carry the cache over.",
+        remedy="Download it on a machine with a network and give its path, or copy the cache. " + offline_choices(),
     )

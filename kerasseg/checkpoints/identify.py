@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes, never by its name and never by loading it."""
+"""Identify files by their first bytes, never by their name and never by loading them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import enum
 import json
 import re
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import CheckpointError
@@ -19,7 +18,7 @@ _OPENABLE = "a .keras or .h5 file, a SavedModel folder, hf://owner/name or https
 
 
 class Kind(enum.Enum):
-    """Which reader a checkpoint is for."""
+    """The kinds of checkpoints, one for each reader."""
 
     KERAS = "a .keras archive"
     KERAS_FOLDER = "an unpacked .keras archive"
@@ -29,15 +28,18 @@ class Kind(enum.Enum):
 
 
 def kind_of(path: Path) -> Kind:
-    """Which reader the file or folder at `path` is for."""
+    """Return the kind of the file or folder at `path`."""
     if path.is_dir():
         if any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
             return Kind.SAVED_MODEL
-        return Kind.KERAS_FOLDER if _is_keras_folder(path) else Kind.OTHER
+        whole = all((path / name).is_file() for name in ("config.json", "metadata.json", "model.weights.h5"))
+        return Kind.KERAS_FOLDER if whole else Kind.OTHER
     head = _head(path)
-    if _has_hdf5_signature(head):
+    # The signature is at 0 or, after a user block, at 512, 1024, 2048, ...
+    if any(head[at : at + 8] == _HDF5 for at in (0, 512, 1024, 2048)):
         return Kind.HDF5
-    if head.startswith(b"PK\x03\x04") and _is_keras_archive(_members(path)):
+    names = _members(path) if head.startswith(b"PK\x03\x04") else []
+    if "config.json" in names and any(name.startswith("model.weights") for name in names):
         return Kind.KERAS
     return Kind.OTHER
 
@@ -45,11 +47,6 @@ def kind_of(path: Path) -> Kind:
 def _head(path: Path, size: int = 4096) -> bytes:
     with path.open("rb") as file:
         return file.read(size)
-
-
-def _has_hdf5_signature(head: bytes) -> bool:
-    # The signature stands at 0 or, after a user block, at 512, 1024, 2048, ...
-    return head.startswith(_HDF5) or any(head[at : at + 8] == _HDF5 for at in (512, 1024, 2048))
 
 
 def _members(path: Path) -> list[str]:
@@ -60,16 +57,8 @@ def _members(path: Path) -> list[str]:
         return []
 
 
-def _is_keras_archive(names: list[str]) -> bool:
-    return "config.json" in names and any(name.startswith("model.weights") for name in names)
-
-
-def _is_keras_folder(path: Path) -> bool:
-    return all((path / name).is_file() for name in ("config.json", "metadata.json", "model.weights.h5"))
-
-
 def missing(path: Path) -> CheckpointError:
-    """The error for a path that is not there, with names that are near it."""
+    """Return the error for a missing path, with similar names as suggestions."""
     folder = path.parent
     if not folder.is_dir():
         return CheckpointError("no such file", path=str(path), found=f"no folder {folder}", expected=_OPENABLE)
@@ -80,61 +69,45 @@ def missing(path: Path) -> CheckpointError:
     return CheckpointError("no such file", path=str(path), expected=_OPENABLE, remedy=remedy)
 
 
-@dataclass(frozen=True)
-class _Sign:
-    """First bytes by which a format is known."""
-
-    pattern: re.Pattern[bytes]
-    what: str
-    remedy: str
-
-
-def _sign(pattern: bytes, what: str, remedy: str) -> _Sign:
-    return _Sign(re.compile(pattern, re.DOTALL | re.IGNORECASE), what, remedy)
-
-
 _FETCH = "Fetch the file again, in binary mode."
 _TORCH = (
-    "kerasseg does not unpickle: a pickle is a program. Export the network with PyTorch to a format of numbers, rebuild "
-    "it in Keras and copy the weights."
+    "kerasseg does not unpickle, because a pickle can run code. Export the weights from PyTorch as arrays, rebuild the "
+    "network in Keras and copy them."
 )
+#: First bytes of formats (a pattern), what the file is, and what to do.
 _SIGNS = (
-    _sign(rb"\xef\xbf\xbdHDF", "an HDF5 file that was damaged by being read as text (its bytes became U+FFFD)", _FETCH),
-    _sign(
-        rb"\x89HDF(\n\x1a\n|\r\r\n|\r\n\x1a\r\n)", "an HDF5 file that was damaged by a conversion of line ends", _FETCH
-    ),
-    _sign(rb"\x89?HDF", "a damaged HDF5 file: its signature is broken", _FETCH),
-    _sign(
+    (rb"\xef\xbf\xbdHDF", "an HDF5 file that was damaged by being read as text (its bytes became U+FFFD)", _FETCH),
+    (rb"\x89HDF(\n\x1a\n|\r\r\n|\r\n\x1a\r\n)", "an HDF5 file that was damaged by a conversion of line ends", _FETCH),
+    (rb"\x89?HDF", "a damaged HDF5 file: its signature is broken", _FETCH),
+    (
         rb"\s*(<!doctype html|<html|<\?xml[^>]*>\s*<html)",
         "a web page, not the file itself",
         "Use the link of the raw file.",
     ),
-    _sign(rb"\s*<\?xml|\s*<Error>", "an XML message of a file server", "Read it: it says why the download failed."),
-    _sign(rb"\x80\x02\x8a\x0al\xfc\x9cF\xf9", "a PyTorch checkpoint (the old format, a pickle)", _TORCH),
-    _sign(rb"\x80[\x02-\x05]", "a Python pickle", "kerasseg does not unpickle: a pickle is a program."),
-    _sign(
+    (rb"\s*<\?xml|\s*<Error>", "an XML message of a file server", "Read it: it says why the download failed."),
+    (rb"\x80\x02\x8a\x0al\xfc\x9cF\xf9", "a PyTorch checkpoint (the old format, a pickle)", _TORCH),
+    (rb"\x80[\x02-\x05]", "a Python pickle", "kerasseg does not unpickle, because a pickle can run code."),
+    (
         rb".{4}TFL3",
         "a TensorFlow Lite model",
-        "It is made for inference and cannot be trained: use the Keras model it was made of.",
+        "It is for inference only and cannot be trained: use the Keras model that it was converted from.",
     ),
-    _sign(
+    (
         rb"model_checkpoint_path:",
         "the index of a TensorFlow checkpoint",
         "Weights without a network: see `architecture`.",
     ),
-    _sign(rb"\x93NUMPY", "a NumPy array", "Give the network it belongs to."),
-    _sign(rb"\x1f\x8b", "a gzip archive", "Unpack it and give what is inside."),
-    _sign(rb"BZh[1-9]|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed archive", "Unpack it and give what is inside."),
-    _sign(
-        rb"\x89PNG|\xff\xd8\xff|II\*\0|MM\0\*|GIF8", "an image", "Give the checkpoint; images are what it is used on."
-    ),
+    (rb"\x93NUMPY", "a NumPy array", "Give the network it belongs to."),
+    (rb"\x1f\x8b", "a gzip archive", "Unpack it and give what is inside."),
+    (rb"BZh[1-9]|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed archive", "Unpack it and give what is inside."),
+    (rb"\x89PNG|\xff\xd8\xff|II\*\0|MM\0\*|GIF8", "an image", "Give the checkpoint instead of an image."),
 )
 
 
 def explain(path: Path) -> CheckpointError:
-    """What the file or folder at `path` is, and what to do, as an error to raise.
+    """Return an error that says what the file or folder at `path` is and what to do.
 
-    Only the first bytes and the names in an archive are looked at; nothing is unpickled, unpacked or run.
+    It reads only the first bytes and the names in an archive; nothing is unpickled, unpacked or executed.
     """
     if path.is_dir():
         return _explain_folder(path)
@@ -144,9 +117,9 @@ def explain(path: Path) -> CheckpointError:
         return _error(path, "the file is empty", "Fetch it again.")
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return _explain_pointer(path, head)
-    for sign in _SIGNS:
-        if sign.pattern.match(head):
-            return _error(path, f"this is {sign.what}", sign.remedy)
+    for pattern, what, remedy in _SIGNS:
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            return _error(path, f"this is {what}", remedy)
     if head.startswith(b"PK"):
         return _explain_zip(path)
     if len(head) > 9 and int.from_bytes(head[:8], "little") < size and head[8:9] == b"{":
@@ -240,7 +213,7 @@ def _explain_folder(path: Path) -> CheckpointError:
 
 
 def is_keras_3(version: str | None) -> bool:
-    """Whether this version of Keras writes configurations that Keras 3 reads as they are.
+    """Return whether this version of Keras writes configurations that Keras 3 reads unchanged.
 
     >>> is_keras_3("3.15.1"), is_keras_3("2.15.0"), is_keras_3(None)
     (True, False, False)
@@ -250,7 +223,7 @@ def is_keras_3(version: str | None) -> bool:
 
 
 def writer_name(version: str | None) -> str:
-    """The library of a version: `tf.keras` and its successor `tf-keras` counted on where Keras stopped at 2.3.1.
+    """Return the library and version; `tf.keras` and `tf-keras` continued the numbering of Keras after 2.3.1.
 
     >>> [writer_name(v) for v in ("3.15.1", "2.15.0", "2.2.4-tf", "2.3.1", None)]
     ['Keras 3.15.1', 'tf-keras 2.15.0', 'tf-keras 2.2.4-tf', 'Keras 2.3.1', 'an unknown version of Keras']

@@ -1,4 +1,4 @@
-"""`.keras` archives: of Keras 3 in safe mode, of Keras 2 (tf-keras) translated first."""
+"""`.keras` archives of Keras 3 (loaded in safe mode) and of Keras 2 (tf-keras; translated first)."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from kerasseg.checkpoints import legacy  # noqa: F401 - registers the Addons' names, which files may contain
+from kerasseg.checkpoints import legacy  # noqa: F401 - registers the names of TensorFlow Addons
 from kerasseg.checkpoints.allowed import build, check_config, check_size, parse_config, without_training
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.identify import is_keras_3, writer_name
 from kerasseg.checkpoints.keras2.rewrites import rewrite
-from kerasseg.checkpoints.keras2.translate import translate, with_bare_ends
+from kerasseg.checkpoints.keras2.translate import build_translated, translate, with_bare_ends
 from kerasseg.checkpoints.provenance import OpenedModel, Provenance, recorded
-from kerasseg.checkpoints.stored import assign, read_by_class, stored_numbers
+from kerasseg.checkpoints.stored import read_by_class, stored_numbers
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["check_archive", "is_keras_archive", "open_keras", "open_keras_folder", "read_archive", "read_weights"]
+__all__ = ["check_archive", "open_keras", "open_keras_folder", "read_archive", "read_weights"]
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-_ALWAYS_FINE = 1 << 26
-_MOST_EXPANSION = 200  # times the bytes stored; Keras stores without compression, float32 weights shrink to 90 %
+_ALWAYS_FINE = 1 << 26  # bytes
+_MOST_EXPANSION = 200  # times the stored bytes; Keras stores without compression, float32 weights compress to 90 %
 _MOST_MEMBERS = 10_000
 
 
 def check_archive(archive: zipfile.ZipFile, path: object) -> None:
-    """Refuse archives that climb out of their folder, hold links, name a member twice or would fill the disk.
+    """Refuse archives with paths outside their folder, links, duplicate members or an excessive unpacked size.
 
     Raises:
-        CheckpointError: Naming the member.
+        CheckpointError: The archive is refused; the message names the member.
     """
     names: set[str] = set()
-    total = 0
     if len(archive.infolist()) > _MOST_MEMBERS:
         raise CheckpointError("refused: too many members in the archive", path=str(path))
     for info in archive.infolist():
@@ -42,10 +41,10 @@ def check_archive(archive: zipfile.ZipFile, path: object) -> None:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts or name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
             raise CheckpointError(
-                "refused: a member of the archive climbs out of its folder",
+                "refused: a member of the archive has a path outside its folder",
                 path=str(path),
                 found=name,
-                remedy="The file was made to harm: get it from a source that you trust.",
+                remedy="The file may be malicious: get it from a trusted source.",
             )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise CheckpointError("refused: a member of the archive is a link", path=str(path), found=name)
@@ -54,7 +53,6 @@ def check_archive(archive: zipfile.ZipFile, path: object) -> None:
         if info.flag_bits & 1:
             raise CheckpointError("the archive is encrypted", path=str(path), found=name)
         names.add(info.filename)
-        total += info.file_size
         if info.file_size > max(_ALWAYS_FINE, _MOST_EXPANSION * info.compress_size):
             raise CheckpointError(
                 "refused: a member of the archive unpacks to far more than it stores",
@@ -66,7 +64,7 @@ def check_archive(archive: zipfile.ZipFile, path: object) -> None:
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:
     size = archive.getinfo(name).file_size
     with archive.open(name) as member:
-        data = member.read(size + 1)  # a header that lies about the size gains nothing
+        data = member.read(size + 1)  # at most one byte more than declared
     if len(data) != size:
         raise zipfile.BadZipFile(f"{name} has another size than declared")
     return data
@@ -76,19 +74,19 @@ def open_keras(path: Path) -> tuple[OpenedModel, Provenance | None]:
     """Open a `.keras` archive.
 
     Args:
-        path: The file, whatever its suffix.
+        path: The file; its suffix does not matter.
 
     Returns:
-        The network, and the record of where it came from that kerasseg wrote into the file, if it did.
+        The network, and the provenance that kerasseg recorded in the file, if any.
 
     Raises:
-        CheckpointError: If the archive, its configuration or its weights are refused or damaged.
+        CheckpointError: The archive, its configuration or its weights are refused or damaged.
     """
     return _open(*read_archive(path), path)
 
 
 def read_archive(path: Path) -> tuple[dict[str, object], object, bytes]:
-    """The configuration, the metadata and the weights (an HDF5 file) in a `.keras` archive.
+    """Read the configuration, the metadata and the weights (an HDF5 file) of a `.keras` archive.
 
     Raises:
         CheckpointError: The archive is damaged or is not a `.keras` file.
@@ -98,7 +96,7 @@ def read_archive(path: Path) -> tuple[dict[str, object], object, bytes]:
 
 
 def read_weights(path: Path) -> bytes:
-    """The weights of a `.keras` archive or folder, an HDF5 file, whatever network it holds."""
+    """Read the weights (an HDF5 file) of a `.keras` archive or folder, whatever its network."""
     return (path / _WEIGHTS).read_bytes() if path.is_dir() else _members(path, (_WEIGHTS,))[_WEIGHTS]
 
 
@@ -129,7 +127,7 @@ def _metadata(data: bytes | None) -> object:
 
 
 def open_keras_folder(path: Path) -> tuple[OpenedModel, Provenance | None]:
-    """Open an unpacked `.keras` archive, as Keras writes it to the Hugging Face Hub; otherwise as `open_keras`."""
+    """Open an unpacked `.keras` archive, as Keras writes it to the Hugging Face Hub; see `open_keras`."""
     try:
         if (path / _CONFIG).stat().st_size > _ALWAYS_FINE or (path / _METADATA).stat().st_size > _ALWAYS_FINE:
             raise CheckpointError("the network's configuration is too long", path=str(path))
@@ -159,7 +157,7 @@ def _open_keras_3(config: dict[str, object], weights: bytes, version: str | None
         check_size(config, stored_numbers(file), path)
         model = build(config, path)
         try:
-            model.load_weights(file.filename)  # Keras' own reader, since layers may keep their weights as they like
+            model.load_weights(file.filename)  # Keras' own reader, because layers may define their own layout
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise CheckpointError(
                 "the weights do not fit the network that the file describes",
@@ -172,20 +170,6 @@ def _open_keras_3(config: dict[str, object], weights: bytes, version: str | None
 def _open_keras_2(config: dict[str, object], weights: bytes, version: str | None, path: Path) -> OpenedModel:
     old = without_training(config)
     translation = translate(old, writer=version or "", path=path)
-    check_config(translation.config, path)
     with open_hdf5(weights, f"{path}!{_WEIGHTS}") as file:
-        check_size(translation.config, stored_numbers(file), path)
-        model = build(translation.config, path)
-        report = assign(model, translation.placed(read_by_class(file, old)), adapters=translation.adapters)
-    if not report.complete:
-        raise CheckpointError(
-            "the weights do not fit the network that the file describes",
-            path=str(path),
-            found="; ".join(report.lines()),
-        )
+        model = build_translated(translation, stored_numbers(file), read_by_class(file, old), path)
     return OpenedModel(model, writer_name(version), "Keras 2 archive (.keras)", translation.notes)
-
-
-def is_keras_archive(names: list[str]) -> bool:
-    """Whether an archive with these members is a `.keras` file."""
-    return _CONFIG in names and any(name.startswith("model.weights") for name in names)

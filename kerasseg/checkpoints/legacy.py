@@ -1,7 +1,7 @@
-"""Classes of TensorFlow Addons that checkpoints contain, under their own registered names, computed with Keras 3.
+"""TensorFlow Addons classes that checkpoints contain, computed with Keras 3 under their original registered names.
 
-TensorFlow Addons ended in May 2024 (0.23.0) and cannot be imported beside Keras 3. `open_checkpoint` turns what Keras has a
-layer for into that layer; what is left is here. Importing this module registers the names, so that plain
+TensorFlow Addons was retired in May 2024 (0.23.0) and cannot be imported with Keras 3. `open_checkpoint` replaces its
+classes with Keras layers where they exist; this module provides the rest. Importing it registers the names, so that
 `keras.saving.load_model` opens such files too.
 """
 
@@ -37,10 +37,10 @@ class GroupNormalization(keras.layers.GroupNormalization):
 
 @_addons(package="Addons")
 class InstanceNormalization(keras.layers.GroupNormalization):
-    """`tfa.layers.InstanceNormalization`: one group a channel (Ulyanov et al., 2016)."""
+    """`tfa.layers.InstanceNormalization`: one group per channel (Ulyanov et al., 2016)."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "groups": -1})  # the Addons write the number of channels into `groups`
+        super().__init__(**{**kwargs, "groups": -1})  # TensorFlow Addons stores the number of channels as `groups`
 
 
 @_addons(package="Addons")
@@ -48,8 +48,8 @@ class WeightNormalization(keras.layers.Wrapper):
     """`tfa.layers.WeightNormalization`: the wrapped layer's kernel is `g v / |v|` (Salimans and Kingma, 2016).
 
     Args:
-        layer: A layer with a `kernel`, whose last axis are its filters.
-        data_init: Kept in the configuration only: a checkpoint's `g` is there already.
+        layer: A layer with a `kernel` whose last axis is the filter axis.
+        data_init: Kept only for the configuration: a checkpoint already contains `g`.
     """
 
     def __init__(self, layer: keras.layers.Layer, data_init: bool = True, **kwargs: Any) -> None:
@@ -70,7 +70,7 @@ class WeightNormalization(keras.layers.Wrapper):
         axes = list(range(len(self.v.shape) - 1))
         norm = ops.rsqrt(ops.maximum(ops.sum(ops.square(self.v), axis=axes), 1e-12))
         layer = self.layer
-        # The kernel of the moment, and no other: the wrapped layer computes with whatever its attribute holds.
+        # Set the kernel for this call only: the wrapped layer computes with whatever the attribute holds.
         object.__setattr__(layer, "_kernel", ops.multiply(self.v, self.g * norm))
         try:
             return layer(inputs)
@@ -100,7 +100,7 @@ class FilterResponseNormalization(keras.layers.Layer):
         self.learned_epsilon = learned_epsilon
 
     def build(self, input_shape: Any) -> None:
-        if self.learned_epsilon:  # first, as in the Addons: weights are kept by their order
+        if self.learned_epsilon:  # first, as in TensorFlow Addons: weights are matched by order
             self.eps = self.add_weight(
                 shape=(1,), name="learned_epsilon", initializer=keras.initializers.Constant(1e-4)
             )
@@ -147,9 +147,9 @@ class TLU(keras.layers.Layer):
 
 @_addons(package="Addons")
 class StochasticDepth(keras.layers.Layer):
-    """`tfa.layers.StochasticDepth`: shortcut + residual, which training leaves out now and then (Huang et al., 2016).
+    """`tfa.layers.StochasticDepth`: shortcut + residual, with the residual dropped at random (Huang et al., 2016).
 
-    Call it on `[shortcut, residual]`. In inference the residual is scaled by `survival_probability`.
+    Call it on `[shortcut, residual]`. At inference the residual is scaled by `survival_probability`.
     """
 
     def __init__(self, survival_probability: float = 0.5, seed: int | None = None, **kwargs: Any) -> None:
@@ -186,15 +186,15 @@ def snake(x: Any, frequency: float = 1.0) -> Any:
 
 @_addons(package="Addons")
 def rrelu(x: Any, lower: float = 0.125, upper: float = 1 / 3) -> Any:
-    """`tfa.activations.rrelu` as it is outside training: a leaky ReLU with the mean of the slopes."""
+    """`tfa.activations.rrelu` at inference: a leaky ReLU with the mean slope."""
     return ops.where(x >= 0, x, x * ((lower + upper) / 2))
 
 
 @_addons(package="Addons")
 def sparsemax(x: Any) -> Any:
-    """`tfa.activations.sparsemax` over the last axis: the nearest point of the probability simplex.
+    """`tfa.activations.sparsemax` over the last axis: projection onto the probability simplex.
 
-    Martins and Astudillo, 2016. `keras.activations.sparsemax` (3.15) differs from it where more than one entry is kept.
+    Martins and Astudillo, 2016. `keras.activations.sparsemax` (3.15) differs where more than one entry is kept.
     """
     largest = ops.flip(ops.sort(x, axis=-1), axis=-1)
     summed = ops.cumsum(largest, axis=-1)
@@ -207,10 +207,10 @@ def sparsemax(x: Any) -> Any:
 
 @_addons(package="Addons")
 class AdamW(keras.optimizers.Adam):
-    """`tfa.optimizers.AdamW`: Adam whose weight decay is not multiplied by the learning rate, unlike that of Keras.
+    """`tfa.optimizers.AdamW`: Adam whose weight decay, unlike in Keras, is not multiplied by the learning rate.
 
     Args:
-        weight_decay: What a weight loses in each step, as a fraction of itself.
+        weight_decay: Fraction of each weight that is subtracted in every step.
         exclude_from_weight_decay: Regular expressions; variables whose path contains a match do not decay.
     """
 

@@ -1,10 +1,9 @@
-"""`open_checkpoint`: one call for every kind of checkpoint."""
+"""Open any supported kind of checkpoint: `open_checkpoint`."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +39,26 @@ def open_checkpoint(
 ) -> keras.Model:
     """Open a checkpoint of a 2-D segmentation network as a native, trainable Keras 3 network.
 
-    A checkpoint is data: nothing in it is run, and what would have to be run (Lambda layers, Python code) or leads out of
-    the file (links, archive members with `..`) is refused by name first.
+    Nothing in the checkpoint is executed. Files that contain Python code (such as Lambda layers), links out of the file or
+    archive members with `..` are refused.
 
     Args:
-        path: A `.keras` or `.h5` file, a SavedModel folder, `hf://owner/name[@revision]` or `https://...`. What it is is
-            told by its content, not by its name.
-        architecture: The network that the weights of a `.keras` or `.h5` file belong to: a network (which is not changed),
-            `unet`, `unet(depth=3, normalization=group)`, the path of its configuration as JSON, or of another checkpoint of
-            it. The structure in the file itself, if any, is then not read. Without `architecture`, files that hold weights
-            alone are read as a U-Net of kerasseg, by their shapes.
-        allow_partial: For files that hold weights alone: take what fits and leave the rest as it was initialised.
-        compare: For SavedModels: run the original beside the rebuilt network on random input.
-        examples: For files that hold weights alone: images (slices, height, width, channels) in 0..1 for the network to
-            segment, and their masks or None. What the shapes of the weights do not tell is then compared on them.
+        path: A `.keras` or `.h5` file, a SavedModel folder, `hf://owner/name[@revision]` or `https://...`. The kind is
+            determined from the content, not the name.
+        architecture: The network that the weights of a `.keras` or `.h5` file belong to: a model (left unchanged),
+            `unet`, `unet(depth=3, normalization=group)`, the path of its configuration as JSON, or another checkpoint of
+            it. The structure in the file, if any, is then ignored. Without `architecture`, weights-only files are read as
+            a kerasseg U-Net inferred from the weight shapes.
+        allow_partial: For weights-only files: load what fits and keep the initial values of the rest.
+        compare: For SavedModels: compare the original with the rebuilt network on random input.
+        examples: For weights-only files: images (slices, height, width, channels) in 0..1, and their masks or None. They
+            are used to choose between variants that the weight shapes do not distinguish.
 
     Returns:
-        The network, not compiled; input (batch, rows, columns, channels). `provenance(model)` tells where it came from.
+        The uncompiled network; input (batch, rows, columns, channels). `provenance(model)` returns its origin.
 
     Raises:
-        CheckpointError: The file is not a network that can be opened; the message says what it is.
+        CheckpointError: The file does not contain a supported network; the message says what it contains.
 
     Example:
         >>> import kerasseg
@@ -81,15 +80,15 @@ def open_checkpoint(
     try:
         if not file.exists():
             raise missing(file)
-        if not (file.is_file() or file.is_dir()):  # reading a pipe would wait for ever
+        if not (file.is_file() or file.is_dir()):  # reading a pipe would block
             raise CheckpointError("this is a pipe or a device", path=source, expected="a file or a folder")
         if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
             file = file.parent
-        opened, record = _read(file, _Options(architecture, allow_partial, compare))
+        opened, record = _read(file, architecture, allow_partial=allow_partial, compare=compare)
     except OSError as error:
         raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        # Readers expect the form that Keras writes; a file of another form may trip them anywhere.
+        # Readers expect the structure that Keras writes; any other content may fail anywhere in them.
         raise CheckpointError(
             "its content does not have the form that Keras writes",
             path=source,
@@ -120,53 +119,40 @@ def open_checkpoint(
     return model
 
 
-@dataclass(frozen=True)
-class _Options:
-    architecture: str | Path | keras.Model | None
-    allow_partial: bool
-    compare: bool
+def _read(
+    file: Path, architecture: str | Path | keras.Model | None, *, allow_partial: bool, compare: bool
+) -> tuple[OpenedModel, Provenance | None]:
+    def read_weights_only(weights: h5py.Group) -> tuple[OpenedModel, None]:
+        options = {"architecture": architecture, "allow_partial": allow_partial, "open_other": open_checkpoint}
+        return open_weights(weights, file, **options), None  # type: ignore[arg-type]
 
-
-def _read(file: Path, options: _Options) -> tuple[OpenedModel, Provenance | None]:
     match kind_of(file):
         case Kind.KERAS | Kind.KERAS_FOLDER as kind:
-            if options.architecture is not None:
+            if architecture is not None:
                 with open_hdf5(read_weights(file), file) as hdf5:
-                    return _read_weights(hdf5, file, options), None
+                    return read_weights_only(hdf5)
             return open_keras(file) if kind is Kind.KERAS else open_keras_folder(file)
         case Kind.HDF5:
             with open_hdf5(file, file) as hdf5:
                 if is_weights_only(hdf5):
-                    return _read_weights(hdf5, file, options), None
+                    return read_weights_only(hdf5)
                 weights = hdf5.get("model_weights")
-                if options.architecture is not None and isinstance(weights, h5py.Group):
-                    return _read_weights(weights, file, options), None
+                if architecture is not None and isinstance(weights, h5py.Group):
+                    return read_weights_only(weights)
                 return open_h5(hdf5, file), None
         case Kind.SAVED_MODEL:
-            # Not above: it alone needs TensorFlow.
+            # Imported here because only SavedModels need TensorFlow.
             from kerasseg.checkpoints.savedmodel.open import open_savedmodel
 
-            found = open_savedmodel(file, compare=options.compare)
-            opened = OpenedModel(found.model, found.writer, found.kind, found.translated, found.largest_difference)
-            return opened, recorded_beside(file)
+            return open_savedmodel(file, compare=compare), recorded_beside(file)
         case _:
             raise explain(file)
 
 
-def _read_weights(weights: h5py.Group, file: Path, options: _Options) -> OpenedModel:
-    return open_weights(
-        weights,
-        file,
-        architecture=options.architecture,
-        allow_partial=options.allow_partial,
-        open_other=open_checkpoint,
-    )
-
-
 def _thaw(model: keras.Model) -> tuple[str, ...]:
-    """Make every layer trainable: what is frozen is decided by `freeze`, not by whoever saved the file."""
+    """Make every layer trainable: `freeze` decides what is frozen, not the saved file."""
     frozen = [layer for _, layer in leaves(model) if not layer.trainable]
-    # One by one: set on a network, the flag does not reach the layers where the network has that value already.
+    # One by one: a network's setter does not reach its layers where the network already has that value.
     for layer in (*nested(model), *frozen):
         layer.trainable = True
     count = sum(bool(layer.weights) for layer in frozen)
@@ -174,7 +160,7 @@ def _thaw(model: keras.Model) -> tuple[str, ...]:
 
 
 def _check_numbers(model: keras.Model, path: Path) -> None:
-    """Refuse weights that hold NaN or infinity, by name."""
+    """Refuse weights that contain NaN or infinity, and name them."""
     bad = []
     for weight in model.weights:
         values = np.asarray(keras.ops.convert_to_numpy(weight), copy=False)
@@ -194,15 +180,15 @@ def _check_numbers(model: keras.Model, path: Path) -> None:
 
 def _check_purpose(model: keras.Model, path: Path) -> None:
     """Refuse networks that do not map an image to an image."""
-    inputs, outputs = _shapes(model.inputs), _shapes(model.outputs)
+    inputs, outputs = ([tuple(t.shape) for t in tensors] for tensors in (model.inputs, model.outputs))
     found = f"input {inputs[0]}, output {outputs[0]}"
     if len(inputs[0]) == 5 or len(outputs[0]) == 5:
         raise CheckpointError(
             "this is a 3-D network", path=str(path), found=found, expected="a 2-D one, (batch, rows, columns, channels)"
         )
-    if len(inputs[0]) == 4 and all(len(shape) < 4 for shape in outputs):
+    if len(inputs[0]) == 4 and not any(_holds_pixels(shape, inputs[0]) for shape in outputs):
         raise CheckpointError(
-            "this is a classifier: its output is one vector for an image",
+            "this is a classifier: its output is one vector per image",
             path=str(path),
             found=found,
             expected="a mask, (batch, rows, columns, classes)",
@@ -216,5 +202,9 @@ def _check_purpose(model: keras.Model, path: Path) -> None:
         )
 
 
-def _shapes(tensors: Any) -> list[tuple[int | None, ...]]:
-    return [tuple(t.shape) for t in tensors]
+def _holds_pixels(output: tuple[int | None, ...], image: tuple[int | None, ...]) -> bool:
+    """Return whether an output is a map, or one value or one list of classes for each pixel of the image."""
+    _, height, width, _ = image
+    if len(output) == 4 or height is None or width is None:
+        return len(output) == 4
+    return output[1:] == (height, width) or (len(output) == 3 and output[1] == height * width)

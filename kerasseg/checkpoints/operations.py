@@ -1,8 +1,8 @@
-"""TensorFlow operations without weights as Keras 3 layers, one table for every file format.
+"""TensorFlow operations without weights as Keras 3 layers, in one table for every file format.
 
-Keras 2 files name a TensorFlow function (`math.reduce_mean`), SavedModels name a raw operation (`Mean`) that the same
-function wrote. Both are looked up here; names from a file are never resolved in any other way. Keras layers are preferred;
-where Keras has no such layer, the operation of `keras.ops` is used.
+Keras 2 files name a TensorFlow function (`math.reduce_mean`); SavedModels name the raw operation that the function wrote
+(`Mean`). Names from a file are looked up only in these tables. An operation becomes a Keras layer where there is one, and
+an operation of `keras.ops` otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["RAW", "TABLE", "Expression", "Raw", "Ref", "Untranslatable", "expres
 
 
 class Untranslatable(Exception):  # noqa: N818 - control flow inside this package; users see CheckpointError
-    """An operation or a layer that no Keras 3 layer computes. The message is a sentence about it."""
+    """An operation or layer without a Keras 3 counterpart. The message is a sentence about it."""
 
 
 class Ref(NamedTuple):
@@ -37,7 +37,7 @@ class Expression:
         class_name: For instance `Permute`.
         inputs: Positional arguments of the call: tensors, expressions, constants, or lists of them.
         config: Arguments of the constructor, without the name.
-        module: Where Keras keeps the class.
+        module: The module of the class.
     """
 
     class_name: str
@@ -55,7 +55,7 @@ Rule = Callable[[Arguments], Expression]
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is data of the network rather than a constant."""
+    """Return whether a value is computed by the network rather than a constant."""
     return isinstance(value, Ref | Expression | keras.KerasTensor)
 
 
@@ -64,7 +64,7 @@ def expression(function: str, arguments: Arguments) -> Expression:
 
     Args:
         function: The name below `tf`, for instance `math.square`.
-        arguments: Its arguments by name. Arguments that are None count as not given.
+        arguments: Its arguments by name; None means not given.
 
     Raises:
         Untranslatable: The function is not in the table, or an argument has no counterpart.
@@ -80,7 +80,7 @@ def expression(function: str, arguments: Arguments) -> Expression:
 
 
 def _op(class_name: str, *inputs: Any, module: str = "numpy", **config: Any) -> Expression:
-    # The modules that Keras itself writes into `.keras` files.
+    # Keras writes the same module paths into `.keras` files.
     return Expression(class_name, inputs, config, f"keras.src.ops.{module}")
 
 
@@ -96,7 +96,7 @@ def _need(a: Arguments, *names: str) -> list[Any]:
 
 
 def _static(a: Arguments, name: str, default: Any = None) -> Any:
-    """An argument that has to be a number, a text or a list of them."""
+    """Return an argument that must be a number, a text or a list of them."""
     value = a.get(name, default)
     if _holds_tensor(value):
         raise Untranslatable(f"its argument `{name}` is computed by other operations")
@@ -124,7 +124,7 @@ def _number(value: Any) -> bool:
 
 
 def _channels(value: Any) -> float | list[float] | None:
-    """A number, or one number for each channel; None for everything else."""
+    """Return a number or one number per channel; None for anything else."""
     if _number(value):
         return float(value)
     if isinstance(value, np.ndarray):
@@ -136,8 +136,8 @@ def _channels(value: Any) -> float | list[float] | None:
     return None
 
 
-def _unary(class_name: str, module: str = "numpy") -> Rule:
-    return lambda a: _op(class_name, *_need(a, "x"), module=module)
+def _plain(class_name: str, arguments: str = "x", module: str = "numpy") -> Rule:
+    return lambda a: _op(class_name, *_need(a, *arguments.split()), module=module)
 
 
 def _activation(name: str, **defaults: Any) -> Rule:
@@ -156,16 +156,12 @@ def _gelu(a: Arguments) -> Expression:
     return _layer("Activation", *_need(a, "x"), activation="gelu")
 
 
-def _softmax(a: Arguments) -> Expression:
-    return _layer("Softmax", *_need(a, "x"), axis=_integers(a, "axis", -1))
-
-
 def _leaky_relu(a: Arguments) -> Expression:
     return _layer("LeakyReLU", *_need(a, "x"), negative_slope=_static(a, "alpha", 0.2))
 
 
 def _merge(class_name: str, operation: str | None = None, line: Any = None) -> Rule:
-    """Two inputs. `line(number, first)` is the (scale, offset) of the `Rescaling` that a constant input amounts to."""
+    """Two inputs. `line(number, first)` returns the `Rescaling` (scale, offset) equivalent to a constant input."""
 
     def rule(a: Arguments) -> Expression:
         x, y = _need(a, "x", "y")
@@ -191,21 +187,13 @@ def _merge(class_name: str, operation: str | None = None, line: Any = None) -> R
 
 def _bias_add(a: Arguments) -> Expression:
     if _static(a, "data_format", "NHWC") not in {"NHWC", "N...C"}:
-        raise Untranslatable("its channels come first")
+        raise Untranslatable("it is channels-first")
     x, bias = _need(a, "value", "bias")
     return _merge("Add", line=_line(1.0, 1.0))({"x": x, "y": bias})
 
 
 def _quotient(number: np.ndarray, first: bool) -> tuple[Any, Any] | None:
     return None if first or not np.all(number) else (1.0 / number, 0.0)
-
-
-def _compare(class_name: str) -> Rule:
-    return lambda a: _op(class_name, *_need(a, "x", "y"))
-
-
-def _squared_difference(a: Arguments) -> Expression:
-    return _op("Square", _op("Subtract", *_need(a, "x", "y")))
 
 
 def _add_all(a: Arguments) -> Expression:
@@ -220,7 +208,7 @@ def _reduce(class_name: str, pooling: str | None = None) -> Rule:
         axes = axis if isinstance(axis, list | tuple) else [] if axis is None else [axis]
         if axis is not None:
             _integers(a, "axis")
-        rank = _rank(x) or 4  # of the tensors in an image network that are reduced over these axes
+        rank = _rank(x) or 4  # tensors of an image network that are reduced over these axes
         if pooling and rank == 4 and sorted(n % 4 for n in axes) == [1, 2]:
             return _layer(pooling, x, keepdims=keep)
         return _op(class_name, x, axis=axis, keepdims=keep)
@@ -230,22 +218,25 @@ def _reduce(class_name: str, pooling: str | None = None) -> Rule:
 
 def _l2_normalize(a: Arguments) -> Expression:
     (x,) = _need(a, "x")
-    epsilon = float(_static(a, "epsilon", 1e-12)) ** 0.5  # TensorFlow bounds the sum of squares, Keras the norm
+    # TensorFlow bounds the sum of squares, Keras the norm.
+    epsilon = float(_static(a, "epsilon", 1e-12)) ** 0.5
     return _op("Normalize", x, module="nn", axis=_static(a, "axis", -1), order=2, epsilon=epsilon)
 
 
 def _concat(a: Arguments) -> Expression:
-    (values,) = _need(a, "values")
-    if not isinstance(values, list) or not all(is_tensor(v) for v in values):
-        raise Untranslatable("it joins constants to data")
+    values = _tensors(a)
     return values[0] if len(values) == 1 else _layer("Concatenate", values, axis=_integers(a, "axis", -1))
 
 
 def _stack(a: Arguments) -> Expression:
+    return _op("Stack", _tensors(a), axis=_integers(a, "axis", 0))
+
+
+def _tensors(a: Arguments) -> list[Any]:
     (values,) = _need(a, "values")
     if not isinstance(values, list) or not all(is_tensor(v) for v in values):
-        raise Untranslatable("it joins constants to data")
-    return _op("Stack", values, axis=_integers(a, "axis", 0))
+        raise Untranslatable("it concatenates constants with data")
+    return values
 
 
 def _split(a: Arguments) -> Expression:
@@ -253,7 +244,7 @@ def _split(a: Arguments) -> Expression:
     axis, parts = _integers(a, "axis", 0), _integers(a, "num_or_size_splits")
     if isinstance(parts, list):
         if parts.count(-1) and parts.index(-1) != len(parts) - 1:
-            raise Untranslatable("the size of one of its parts is left open")
+            raise Untranslatable("the size of one of its parts is unspecified")
         parts = np.cumsum(parts[:-1]).tolist()
     return _op("Split", value, indices_or_sections=parts, axis=axis)
 
@@ -275,7 +266,7 @@ def _transpose(a: Arguments) -> Expression:
 def _tile(a: Arguments) -> Expression:
     times = _integers(a, "multiples")
     if times[0] != 1:
-        raise Untranslatable("it multiplies slices")
+        raise Untranslatable("it repeats the batch axis")
     return _op("Tile", *_need(a, "input"), repeats=times)
 
 
@@ -295,10 +286,6 @@ def _squeeze(a: Arguments) -> Expression:
     return _op("Squeeze", *_need(a, "input"), axis=axis)
 
 
-def _reverse(a: Arguments) -> Expression:
-    return _op("Flip", *_need(a, "tensor"), axis=_integers(a, "axis"))
-
-
 def _flip(axis: int) -> Rule:
     return lambda a: _op("Flip", *_need(a, "image"), axis=axis)
 
@@ -312,11 +299,8 @@ def _reshape(a: Arguments) -> Expression:
 
 def _pad(a: Arguments) -> Expression:
     (x,) = _need(a, "tensor")
-    pads, mode, value = (
-        _integers_2d(a, "paddings"),
-        str(_static(a, "mode", "CONSTANT")),
-        _static(a, "constant_values", 0),
-    )
+    pads = _integers_2d(a, "paddings")
+    mode, value = str(_static(a, "mode", "CONSTANT")), _static(a, "constant_values", 0)
     if mode.upper() != "CONSTANT":
         return _op("Pad", x, pad_width=pads, mode=mode.lower())
     if value == 0 and len(pads) == 4 and pads[0] == pads[3] == [0, 0]:
@@ -334,7 +318,7 @@ def _integers_2d(a: Arguments, name: str) -> list[list[int]]:
 def _pool(class_name: str) -> Rule:
     def rule(a: Arguments) -> Expression:
         if str(_static(a, "data_format", "NHWC")) != "NHWC":
-            raise Untranslatable("its channels come first")
+            raise Untranslatable("it is channels-first")
         size, strides = _window(a, "ksize"), _window(a, "strides")
         padding = _static(a, "padding")
         if not isinstance(padding, str) or padding.lower() not in {"same", "valid"}:
@@ -345,7 +329,7 @@ def _pool(class_name: str) -> Rule:
 
 
 def _window(a: Arguments, name: str) -> list[int]:
-    """Rows and columns of an argument that is one number, two, or one for each axis."""
+    """Return rows and columns of an argument that is one number, two, or one per axis."""
     value = _integers(a, name)
     numbers = value if isinstance(value, list) else [value]
     if len(numbers) == 4 and numbers[0] == numbers[3] == 1:
@@ -358,7 +342,7 @@ def _window(a: Arguments, name: str) -> list[int]:
 def _blocks(class_name: str) -> Rule:
     def rule(a: Arguments) -> Expression:
         if str(_static(a, "data_format", "NHWC")) != "NHWC":
-            raise Untranslatable("its channels come first")
+            raise Untranslatable("it is channels-first")
         return _op(class_name, *_need(a, "input"), module="nn", block_size=_integers(a, "block_size"))
 
     return rule
@@ -369,10 +353,6 @@ def _clip(a: Arguments) -> Expression:
     if not (_number(low) and _number(high)):
         raise Untranslatable("its bounds are not numbers")
     return _op("Clip", *_need(a, "t"), x_min=low, x_max=high)
-
-
-def _where(a: Arguments) -> Expression:
-    return _op("Where", *_need(a, "condition", "x", "y"))
 
 
 def _matmul(a: Arguments) -> Expression:
@@ -396,13 +376,9 @@ def _einsum(a: Arguments) -> Expression:
     return _op("Einsum", *inputs, subscripts=equation)
 
 
-def _argmax(class_name: str) -> Rule:
-    return lambda a: _op(class_name, *_need(a, "input"), axis=_integers(a, "axis", 0))
-
-
 def _gather(a: Arguments) -> Expression:
     if _integers(a, "batch_dims", 0) or "axis" not in a:
-        raise Untranslatable("it takes slices by their number")
+        raise Untranslatable("it selects slices by index")
     indices = _static(a, "indices")
     if not isinstance(indices, int | list):
         raise Untranslatable("its indices are not known integers")
@@ -410,9 +386,20 @@ def _gather(a: Arguments) -> Expression:
 
 
 def _cast(a: Arguments) -> Expression:
-    if str(_static(a, "dtype")) not in {"float16", "bfloat16", "float32", "float64"}:
-        raise Untranslatable("it turns numbers into something other than floating-point numbers")
+    dtype = str(_static(a, "dtype"))
+    if dtype in {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16"}:
+        return _op("Cast", *_need(a, "x"), module="core", dtype=dtype)
+    if dtype not in {"float16", "bfloat16", "float32", "float64"}:
+        raise Untranslatable("it casts to a type other than floating point or integer")
     return _op("Cast", *_need(a, "x"), module="core", dtype="float32")
+
+
+def _one_hot(a: Arguments) -> Expression:
+    if a.get("on_value", 1) != 1 or a.get("off_value", 0) != 0:
+        raise Untranslatable("its values are not 0 and 1")
+    return _op(
+        "OneHot", *_need(a, "indices"), module="nn", num_classes=_integers(a, "depth"), axis=_integers(a, "axis", -1)
+    )
 
 
 def _resize(a: Arguments) -> Expression:
@@ -433,12 +420,8 @@ def _line(scale: float, sign: float, *, swapped: bool = False) -> Any:
     return lambda number, first: (-scale, number) if swapped and first else (scale, sign * number)
 
 
-#: Function below `tf` -> (its arguments by position, rule).
-TABLE: dict[str, tuple[str, Rule]] = {}
-
-
-def _enter(names: str, arguments: str, rule: Rule) -> None:
-    TABLE.update(dict.fromkeys(names.split(), (arguments, rule)))
+def _argmax(class_name: str) -> Rule:
+    return lambda a: _op(class_name, *_need(a, "input"), axis=_integers(a, "axis", 0))
 
 
 _UNARY = {
@@ -452,48 +435,17 @@ _UNARY = {
     "math.log1p": "Log1p",
     "math.logical_not logical_not": "LogicalNot",
     "negative math.negative __operators__.neg": "Negative",
+    "ones_like": "OnesLike",
     "math.reciprocal": "Reciprocal",
     "round math.round": "Round",
     "sign math.sign": "Sign",
     "sin math.sin": "Sin",
     "sqrt math.sqrt": "Sqrt",
     "square math.square": "Square",
+    "zeros_like": "ZerosLike",
 }
-for _names, _class in _UNARY.items():
-    _enter(_names, "x", _unary(_class))
-_enter("ones_like", "x", _unary("OnesLike"))
-_enter("zeros_like", "x", _unary("ZerosLike"))
-_enter("math.erf", "x", _unary("Erf", "math"))
-_enter("math.rsqrt", "x", _unary("Rsqrt", "math"))
-_enter("math.erfc", "x", lambda a: _op("Subtract", 1.0, _op("Erf", *_need(a, "x"), module="math")))
-
-for _name in ("relu", "relu6", "elu", "selu", "sigmoid", "tanh", "softplus", "softsign"):
-    _enter(f"nn.{_name} math.{_name} {_name}", "x", _activation(_name))
-_enter("nn.gelu", "x approximate", _gelu)
-_enter("nn.silu nn.swish keras.activations.swish", "x beta", _activation("silu", beta=1.0))
-_enter("nn.log_softmax math.log_softmax", "x axis", _activation("log_softmax", axis=-1))
-_enter("math.log_sigmoid", "x", _activation("log_sigmoid"))
-_enter("exp math.exp", "x", _activation("exponential"))
-_enter("nn.softmax math.softmax", "x axis", _softmax)
-_enter("nn.leaky_relu", "x alpha", _leaky_relu)
-_enter("identity stop_gradient", "input", _identity)
-
-_enter("add math.add __operators__.add", "x y", _merge("Add", line=_line(1.0, 1.0)))
-_enter("nn.bias_add", "value bias data_format", _bias_add)
-_enter("subtract math.subtract __operators__.subtract", "x y", _merge("Subtract", line=_line(1.0, -1.0, swapped=True)))
-_enter("multiply math.multiply __operators__.multiply", "x y", _merge("Multiply", line=lambda n, _: (n, 0.0)))
-_enter(
-    "divide math.divide truediv math.truediv realdiv __operators__.truediv", "x y", _merge("", "Divide", line=_quotient)
-)
-_enter("math.divide_no_nan", "x y", _merge("", "DivideNoNan"))
-_enter("math.floordiv __operators__.floordiv", "x y", _merge("", "FloorDivide"))
-_enter("math.mod math.floormod __operators__.mod", "x y", _merge("", "Mod"))
-_enter("maximum math.maximum", "x y", _merge("Maximum"))
-_enter("minimum math.minimum", "x y", _merge("Minimum"))
-_enter("pow math.pow __operators__.pow", "x y", _merge("", "Power"))
-_enter("math.squared_difference", "x y", _squared_difference)
-_enter("math.add_n add_n", "inputs", _add_all)
-for _name, _class in {
+_ACTIVATIONS = ("relu", "relu6", "elu", "selu", "sigmoid", "tanh", "softplus", "softsign")
+_COMPARISONS = {
     "equal": "Equal",
     "greater": "Greater",
     "greater_equal": "GreaterEqual",
@@ -502,53 +454,90 @@ for _name, _class in {
     "logical_and": "LogicalAnd",
     "logical_or": "LogicalOr",
     "not_equal": "NotEqual",
-}.items():
-    _enter(f"{_name} math.{_name}", "x y", _compare(_class))
-_enter("where", "condition x y", _where)
+}
+_REDUCTION = "input_tensor axis keepdims"
+_POOLING = "input ksize strides padding data_format"
 
-_enter("reduce_mean math.reduce_mean", "input_tensor axis keepdims", _reduce("Mean", "GlobalAveragePooling2D"))
-_enter("reduce_max math.reduce_max", "input_tensor axis keepdims", _reduce("Max", "GlobalMaxPooling2D"))
-_enter("reduce_min math.reduce_min", "input_tensor axis keepdims", _reduce("Min"))
-_enter("reduce_sum math.reduce_sum", "input_tensor axis keepdims", _reduce("Sum"))
-_enter("reduce_prod math.reduce_prod", "input_tensor axis keepdims", _reduce("Prod"))
-_enter("math.reduce_std", "input_tensor axis keepdims", _reduce("Std"))
-_enter("math.reduce_variance", "input_tensor axis keepdims", _reduce("Var"))
-_enter("argmax math.argmax", "input axis", _argmax("Argmax"))
-_enter("argmin math.argmin", "input axis", _argmax("Argmin"))
-_enter("math.l2_normalize nn.l2_normalize linalg.l2_normalize", "x axis epsilon", _l2_normalize)
-_enter("matmul linalg.matmul", "a b transpose_a transpose_b adjoint_a adjoint_b", _matmul)
-_enter("einsum", "equation inputs", _einsum)
+#: Names of functions, their arguments by position, and the rule that translates them.
+_ROWS: tuple[tuple[str, str, Rule], ...] = (
+    *((names, "x", _plain(class_name)) for names, class_name in _UNARY.items()),
+    *((f"nn.{name} math.{name} {name}", "x", _activation(name)) for name in _ACTIVATIONS),
+    *((f"{name} math.{name}", "x y", _plain(class_name, "x y")) for name, class_name in _COMPARISONS.items()),
+    ("math.erf", "x", _plain("Erf", module="math")),
+    ("math.rsqrt", "x", _plain("Rsqrt", module="math")),
+    ("math.erfc", "x", lambda a: _op("Subtract", 1.0, _op("Erf", *_need(a, "x"), module="math"))),
+    ("nn.gelu", "x approximate", _gelu),
+    ("nn.silu nn.swish keras.activations.swish", "x beta", _activation("silu", beta=1.0)),
+    ("nn.log_softmax math.log_softmax", "x axis", _activation("log_softmax", axis=-1)),
+    ("math.log_sigmoid", "x", _activation("log_sigmoid")),
+    ("exp math.exp", "x", _activation("exponential")),
+    ("nn.softmax math.softmax", "x axis", lambda a: _layer("Softmax", *_need(a, "x"), axis=_integers(a, "axis", -1))),
+    ("nn.leaky_relu", "x alpha", _leaky_relu),
+    ("identity stop_gradient", "input", _identity),
+    ("add math.add __operators__.add", "x y", _merge("Add", line=_line(1.0, 1.0))),
+    ("nn.bias_add", "value bias data_format", _bias_add),
+    ("subtract math.subtract __operators__.subtract", "x y", _merge("Subtract", line=_line(1.0, -1.0, swapped=True))),
+    ("multiply math.multiply __operators__.multiply", "x y", _merge("Multiply", line=lambda n, _: (n, 0.0))),
+    ("divide math.divide truediv math.truediv realdiv", "x y", _merge("", "Divide", line=_quotient)),
+    ("__operators__.truediv", "x y", _merge("", "Divide", line=_quotient)),
+    ("math.divide_no_nan", "x y", _merge("", "DivideNoNan")),
+    ("math.floordiv __operators__.floordiv", "x y", _merge("", "FloorDivide")),
+    ("math.mod math.floormod __operators__.mod", "x y", _merge("", "Mod")),
+    ("maximum math.maximum", "x y", _merge("Maximum")),
+    ("minimum math.minimum", "x y", _merge("Minimum")),
+    ("pow math.pow __operators__.pow", "x y", _merge("", "Power")),
+    ("math.squared_difference", "x y", lambda a: _op("Square", _op("Subtract", *_need(a, "x", "y")))),
+    ("math.add_n add_n", "inputs", _add_all),
+    ("where", "condition x y", _plain("Where", "condition x y")),
+    ("reduce_mean math.reduce_mean", _REDUCTION, _reduce("Mean", "GlobalAveragePooling2D")),
+    ("reduce_max math.reduce_max", _REDUCTION, _reduce("Max", "GlobalMaxPooling2D")),
+    ("reduce_min math.reduce_min", _REDUCTION, _reduce("Min")),
+    ("reduce_sum math.reduce_sum", _REDUCTION, _reduce("Sum")),
+    ("reduce_prod math.reduce_prod", _REDUCTION, _reduce("Prod")),
+    ("math.reduce_std", _REDUCTION, _reduce("Std")),
+    ("math.reduce_variance", _REDUCTION, _reduce("Var")),
+    ("argmax math.argmax", "input axis output_type", _argmax("Argmax")),
+    ("argmin math.argmin", "input axis output_type", _argmax("Argmin")),
+    ("math.l2_normalize nn.l2_normalize linalg.l2_normalize", "x axis epsilon", _l2_normalize),
+    ("matmul linalg.matmul", "a b transpose_a transpose_b adjoint_a adjoint_b", _matmul),
+    ("einsum", "equation inputs", _einsum),
+    ("concat", "values axis", _concat),
+    ("stack", "values axis", _stack),
+    ("split", "value num_or_size_splits axis num", _split),
+    ("unstack", "value num axis", _unstack),
+    ("transpose", "a perm conjugate", _transpose),
+    ("tile", "input multiples", _tile),
+    ("repeat", "input repeats axis", _repeat),
+    ("expand_dims", "input axis", _expand_dims),
+    ("squeeze", "input axis", _squeeze),
+    ("reverse", "tensor axis", lambda a: _op("Flip", *_need(a, "tensor"), axis=_integers(a, "axis"))),
+    ("image.flip_left_right", "image", _flip(-2)),
+    ("image.flip_up_down", "image", _flip(-3)),
+    ("reshape", "tensor shape", _reshape),
+    ("pad", "tensor paddings mode constant_values", _pad),
+    ("nn.max_pool2d nn.max_pool", _POOLING, _pool("MaxPooling2D")),
+    ("nn.avg_pool2d nn.avg_pool", _POOLING, _pool("AveragePooling2D")),
+    ("nn.depth_to_space", "input block_size data_format", _blocks("DepthToSpace")),
+    ("nn.space_to_depth", "input block_size data_format", _blocks("SpaceToDepth")),
+    ("clip_by_value", "t clip_value_min clip_value_max", _clip),
+    ("gather", "params indices validate_indices axis batch_dims", _gather),
+    ("cast", "x dtype", _cast),
+    ("one_hot", "indices depth on_value off_value axis", _one_hot),
+    ("image.resize", "images size method preserve_aspect_ratio antialias", _resize),
+)
 
-_enter("concat", "values axis", _concat)
-_enter("stack", "values axis", _stack)
-_enter("split", "value num_or_size_splits axis num", _split)
-_enter("unstack", "value num axis", _unstack)
-_enter("transpose", "a perm conjugate", _transpose)
-_enter("tile", "input multiples", _tile)
-_enter("repeat", "input repeats axis", _repeat)
-_enter("expand_dims", "input axis", _expand_dims)
-_enter("squeeze", "input axis", _squeeze)
-_enter("reverse", "tensor axis", _reverse)
-_enter("image.flip_left_right", "image", _flip(-2))
-_enter("image.flip_up_down", "image", _flip(-3))
-_enter("reshape", "tensor shape", _reshape)
-_enter("pad", "tensor paddings mode constant_values", _pad)
-_enter("nn.max_pool2d nn.max_pool", "input ksize strides padding data_format", _pool("MaxPooling2D"))
-_enter("nn.avg_pool2d nn.avg_pool", "input ksize strides padding data_format", _pool("AveragePooling2D"))
-_enter("nn.depth_to_space", "input block_size data_format", _blocks("DepthToSpace"))
-_enter("nn.space_to_depth", "input block_size data_format", _blocks("SpaceToDepth"))
-_enter("clip_by_value", "t clip_value_min clip_value_max", _clip)
-_enter("gather", "params indices validate_indices axis batch_dims", _gather)
-_enter("cast", "x dtype", _cast)
-_enter("image.resize", "images size method preserve_aspect_ratio antialias", _resize)
+#: Function below `tf` -> (its arguments by position, rule).
+TABLE: Mapping[str, tuple[str, Rule]] = {
+    name: (arguments, rule) for names, arguments, rule in _ROWS for name in names.split()
+}
 
 
 class Raw(NamedTuple):
-    """A raw operation as a call of a function.
+    """A raw operation as a function call.
 
     Attributes:
         function: The entry in `TABLE`.
-        inputs: The argument for each input, in order; `*values` takes several.
+        inputs: The argument for each input, in order; `*values` takes any number.
         attributes: Attribute -> argument.
     """
 
@@ -567,7 +556,7 @@ _POOL = "input ksize>ksize strides>strides padding>padding data_format>data_form
 _REDUCED = "input_tensor axis keep_dims>keepdims"
 _MATRICES = "matmul a b adj_x>adjoint_a adj_y>adjoint_b"
 
-#: Raw operation, as in a SavedModel's graph -> the function of `TABLE` that it amounts to.
+#: Raw operation in a SavedModel graph -> the equivalent function in `TABLE`.
 RAW: Mapping[str, Raw] = {
     op: _raw(text)
     for op, text in {

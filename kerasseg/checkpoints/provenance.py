@@ -1,9 +1,8 @@
-"""Where an opened network came from, kept with it through `save`.
+"""The origin of an opened network, kept with it through `save`.
 
-The record rides in the model's *build configuration*: Keras writes that entry into every `.keras` file and does not read
-it back for a network that is built already, as functional networks are. So the saved file stays a plain Keras file, which
-`keras.saving.load_model` opens without kerasseg, and kerasseg finds its record there again. The legacy `.h5` format has
-no such place: what is saved to it keeps no record.
+The record is part of the model's *build configuration*, which Keras writes into every `.keras` file and ignores when it
+loads a functional network. The saved file therefore stays a plain Keras file that `keras.saving.load_model` opens without
+kerasseg. The legacy `.h5` format has no such entry and keeps no record.
 """
 
 from __future__ import annotations
@@ -37,26 +36,26 @@ __all__ = [
 
 _KEY = "kerasseg"
 _ATTRIBUTE = "_kerasseg_provenance"
-_LONGEST = 4096  # characters of one recorded text: a record is read from files of strangers
-_MOST = 1000  # entries of one recorded list
+_LONGEST = 4096  # characters per recorded text: records come from untrusted files
+_MOST = 1000  # entries per recorded list
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a network came from.
+    """The origin of a network.
 
     Attributes:
-        path: The checkpoint as the user named it when it was first opened: a path, `hf://...` or `https://...`.
-        sha256: SHA-256 of that file in hexadecimal; of a folder, that of its files (see `kerasseg.checkpoints.provenance`).
-        writer: What wrote it, for instance `Keras 3.15.1`, `tf-keras 2.15.0`, `Keras 2.3.1`.
-        kind: What it is, for instance `Keras 3 archive` or `SavedModel`.
-        translated: What had to be translated to make native Keras 3 layers of it, one sentence each.
-        largest_difference: The largest absolute difference between the outputs of the original and the opened network
-            on random input; None where the original cannot be run beside it.
-        changes: What was changed afterwards to fit it to a task, one sentence each.
-        intensity: The rule by which its training images were scaled (`minmax`, `percentile`, `zscore`), where known.
+        path: The checkpoint as it was named when first opened: a path, `hf://...` or `https://...`.
+        sha256: SHA-256 of that file in hexadecimal; for a folder, see `sha256_of`.
+        writer: The program that wrote it, for instance `Keras 3.15.1`, `tf-keras 2.15.0`, `Keras 2.3.1`.
+        kind: The kind of checkpoint, for instance `Keras 3 archive` or `SavedModel`.
+        translated: What was translated to native Keras 3 layers, one sentence each.
+        largest_difference: Largest absolute difference between the outputs of the original and the opened network on
+            random input; None if the original was not run.
+        changes: Later changes that fitted it to a task, one sentence each.
+        intensity: Intensity scaling of its training images (`minmax`, `percentile`, `zscore`), if known.
         kerasseg: The version of kerasseg that opened it.
-        file: The saved copy that was opened, where that is not `path` itself; None otherwise.
+        file: The saved copy that was opened, if it is not `path` itself.
         file_sha256: SHA-256 of that copy.
 
     Example:
@@ -83,7 +82,7 @@ class Provenance:
             object.__setattr__(self, "file", without_credentials(self.file))
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain JSON values; `from_json` reads it back.
+        """Return the record as plain JSON values.
 
         >>> p = Provenance("unet.h5", "00", "Keras 2.3.1", "Keras 2 HDF5", translated=("groups=1 dropped",))
         >>> Provenance.from_json(p.to_json()) == p
@@ -93,7 +92,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, record: object) -> Provenance | None:
-        """The record that `to_json` wrote, or None where it is not one: files are written by anybody."""
+        """Return the record that `to_json` wrote, or None if the value is not a valid one."""
         if not isinstance(record, Mapping):
             return None
         values: dict[str, Any] = {}
@@ -117,7 +116,7 @@ class Provenance:
 
 
 def public_name(source: str) -> str:
-    """A checkpoint's name for files that are shared: without folders of this machine, user names and passwords.
+    """Return a checkpoint's name for shared files: without local folders, user names and passwords.
 
     Example:
         >>> public_name("/home/ann/nets/unet.keras"), public_name("hf://me/unet@main")
@@ -140,12 +139,11 @@ def _is_text(value: object) -> bool:
 
 
 def provenance(model: keras.Model | str | Path) -> Provenance | None:
-    """Where `model` came from, or None where nobody recorded it.
+    """Return the origin of `model`, or None if none was recorded.
 
     Args:
-        model: A network that `open_checkpoint` returned (or one made from it by `fit_to_task`), or the path of a
-            `.keras` file that such a network was saved to. A network that plain `keras.saving.load_model` read knows
-            nothing of its record; ask for the file then.
+        model: A network from `open_checkpoint` or `fit_to_task`, or the path of a `.keras` file that such a network was
+            saved to. A network loaded with plain `keras.saving.load_model` has no record; pass its file instead.
 
     Example:
         >>> provenance(keras.Sequential()) is None
@@ -163,13 +161,13 @@ def provenance(model: keras.Model | str | Path) -> Provenance | None:
 
 
 def recorded(config: object) -> Provenance | None:
-    """The record inside the configuration of a `.keras` file, if there is a valid one."""
+    """Return the record in the configuration of a `.keras` file, if there is a valid one."""
     build = config.get("build_config") if isinstance(config, Mapping) else None
     return Provenance.from_json(build.get(_KEY)) if isinstance(build, Mapping) else None
 
 
 def recorded_beside(folder: Path) -> Provenance | None:
-    """The record that `kerasseg export` left beside a SavedModel, in `metadata.json`, if there is a valid one."""
+    """Return the record that `kerasseg export` wrote beside a SavedModel in `metadata.json`, if there is a valid one."""
     path = folder / "metadata.json"
     try:
         state = json.loads(path.read_bytes()) if path.stat().st_size < (1 << 26) else None
@@ -181,17 +179,14 @@ def recorded_beside(folder: Path) -> Provenance | None:
 
 
 def attach(model: keras.Model, record: Provenance) -> keras.Model:
-    """Let `model` know where it came from; returns the same model.
-
-    The record is written by every later `model.save("x.keras")`, also by Keras' own callbacks.
-    """
+    """Attach a record to `model` and return the model; every later `model.save("x.keras")` writes the record."""
     setattr(model, _ATTRIBUTE, record)
     inherited = type(model).get_build_config
 
     def get_build_config() -> dict[str, Any]:
         return {**(inherited(model) or {}), _KEY: getattr(model, _ATTRIBUTE).to_json()}
 
-    # On the instance, not by a subclass: a saved subclass could not be opened without kerasseg.
+    # On the instance, because a saved subclass could not be opened without kerasseg.
     model.get_build_config = get_build_config
     return model
 
@@ -199,16 +194,16 @@ def attach(model: keras.Model, record: Provenance) -> keras.Model:
 def copy_provenance(
     old: keras.Model, new: keras.Model, *, changes: tuple[str, ...] = (), **fields: Any
 ) -> Provenance | None:
-    """Hand the record of `old` on to `new`, which was made from it.
+    """Copy the record of `old` to `new`, which was made from it.
 
     Args:
-        old: The network that was opened.
+        old: The opened network.
         new: The network made from it.
-        changes: What was changed, one sentence each; added to the changes that are recorded already.
+        changes: What was changed, one sentence each; appended to the recorded changes.
         **fields: Other fields of `Provenance` to replace, for instance `intensity="minmax"`.
 
     Returns:
-        The record of `new`; None, and nothing recorded, where `old` has none.
+        The record of `new`; None if `old` has none.
     """
     record = provenance(old)
     if record is None:
@@ -220,16 +215,7 @@ def copy_provenance(
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A checkpoint, opened.
-
-    Attributes:
-        model: The network, uncompiled, of native Keras 3 layers wherever Keras has one.
-        writer: What wrote the checkpoint, for instance `Keras 2.3.1`.
-        kind: What the checkpoint is, for instance `Keras 2 HDF5`.
-        translated: What had to be translated, one sentence each.
-        largest_difference: The largest absolute difference between original and opened network on random input; None
-            where the original was not run.
-    """
+    """An opened checkpoint: the uncompiled model, and the fields of `Provenance` known at this point."""
 
     model: keras.Model
     writer: str
@@ -239,10 +225,10 @@ class OpenedModel:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files, in hexadecimal.
+    """Return the SHA-256 of a file or of a folder's files in hexadecimal.
 
-    A folder's digest is that of the lines `<sha256>  <relative path>` in the order of the paths, which is what
-    `find . -type f | sort | xargs sha256sum` prints without the leading `./`.
+    The digest of a folder is that of the lines `<sha256>  <relative path>` sorted by path, as printed by
+    `find . -type f | sort | xargs sha256sum` without the leading `./`.
 
     Example:
         >>> import tempfile

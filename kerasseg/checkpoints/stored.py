@@ -1,13 +1,14 @@
-"""Weights as files keep them, layer by layer, and how they get into a network.
+"""Weights as files store them, layer by layer, and how they are matched to a network.
 
-Keras has two layouts. The old one (whole-model and weights `.h5` of Keras 1-2 and Keras' legacy `.h5`) has one group a
-layer, by the layer's name, and the names of its weights. The new one (`.weights.h5`, also inside `.keras`) has one group a
-layer by its class and a counter (`conv2d`, `conv2d_1`, ...), with numbered variables.
+Keras has two layouts. The old one (`.h5` files of Keras 1-2 and legacy `.h5` of Keras 3) has one group per layer, under
+the layer's name, and lists the names of its weights. The new one (`.weights.h5`, also inside `.keras`) has one group per
+layer named after its class and a counter (`conv2d`, `conv2d_1`, ...), with numbered variables.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,6 @@ __all__ = [
     "LoadReport",
     "Match",
     "StoredLayer",
-    "assign",
     "leaves",
     "match",
     "nested",
@@ -42,12 +42,12 @@ CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """The weights of one layer in a file, not read yet.
+    """The weights of one layer in a file, not yet read.
 
     Attributes:
         path: The layer's name, or `network/layer` inside a nested network.
-        values: Data sets by their name in the file, in the file's order: `conv2d/kernel:0`, or `vars/0`.
-        flipped: Whether kernels are stored mirrored, as Keras on Theano did.
+        values: Data sets by name, in the file's order: `conv2d/kernel:0` or `vars/0`.
+        flipped: Whether kernels are stored mirrored, as by Keras on Theano.
     """
 
     path: str
@@ -56,7 +56,7 @@ class StoredLayer:
 
     @property
     def short(self) -> dict[str, h5py.Dataset]:
-        """The data sets under the last part of their names (`kernel`), where the layout has such names."""
+        """The data sets under the last part of their names (`kernel`), if the layout has such names."""
         short: dict[str, h5py.Dataset] = {}
         for name, value in self.values.items():
             last = name.split("/")[-1]
@@ -70,14 +70,14 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which layers got their weights.
+    """Which layers of a network received their weights.
 
     Attributes:
-        loaded: Layers that did, by path.
-        missing: Layers with weights that the file says nothing about.
-        unexpected: Layers in the file that the network does not have.
-        wrong_shape: Layers whose weights have other shapes in the file: path, the network's shapes, the file's shapes.
-        parameters: How many numbers were loaded.
+        loaded: Paths of the loaded layers.
+        missing: Layers with weights that are not in the file.
+        unexpected: Layers in the file that are not in the network.
+        wrong_shape: Layers with different shapes in the file: path, the network's shapes, the file's shapes.
+        parameters: Number of loaded values.
     """
 
     loaded: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def lines(self) -> list[str]:
-        """The report for people, one line a layer that is not simply loaded, after a line of counts."""
+        """Return a line of counts, then one line for each layer that was not loaded."""
         head = (
             f"{len(self.loaded)} layers loaded ({self.parameters} parameters), {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected, {len(self.wrong_shape)} of wrong shape"
@@ -106,7 +106,7 @@ class LoadReport:
 
 
 def snake_case(class_name: str) -> str:
-    """A class's name as Keras' new layout writes it.
+    """Return a class name as Keras' new layout writes it.
 
     >>> [snake_case(n) for n in ("Conv2DTranspose", "ReLU", "PReLU", "BatchNormalization")]
     ['conv2d_transpose', 're_lu', 'p_re_lu', 'batch_normalization']
@@ -117,12 +117,12 @@ def snake_case(class_name: str) -> str:
 
 
 def stored_numbers(group: h5py.Group) -> int:
-    """How many numbers a file stores below `group`."""
+    """Return the number of values stored below `group`."""
     return sum(int(d.size or 0) for _, d in walk_datasets(group))
 
 
 def read_by_name(group: h5py.Group, path: object) -> dict[str, StoredLayer]:
-    """The layers of the old layout, by name, in the file's order; layers without weights are left out.
+    """Read the layers of the old layout by name, in the file's order, without layers that have no weights.
 
     Raises:
         CheckpointError: If the file lists weights that it does not hold.
@@ -136,9 +136,8 @@ def read_by_name(group: h5py.Group, path: object) -> dict[str, StoredLayer]:
         for weight in names or []:
             dataset = inner.get(weight)
             if not isinstance(dataset, h5py.Dataset):
-                raise CheckpointError(
-                    f"the weights `{weight}` of layer `{name}` are listed but not there", path=str(path)
-                )
+                message = f"the weights `{weight}` of layer `{name}` are listed but missing"
+                raise CheckpointError(message, path=str(path))
             values[weight] = dataset
         if values:
             layers[name] = StoredLayer(name, values, flipped)
@@ -146,56 +145,61 @@ def read_by_name(group: h5py.Group, path: object) -> dict[str, StoredLayer]:
 
 
 def read_by_class(group: h5py.Group, config: Mapping[str, Any], prefix: str = "") -> dict[str, StoredLayer]:
-    """The layers of the new layout, by name: `config` (as the writer wrote it) says which layer each group is.
+    """Read the layers of the new layout by name; `config`, as stored with them, names the layer of each group.
 
-    Layers that have no group in the file, or an empty one, are left out.
+    Layers whose group is missing or empty are left out.
     """
-    container = next((group[c] for c in CONTAINERS if isinstance(group.get(c), h5py.Group)), None)
+    container = _container(group)
     if container is None:
         return {}
     inner = config["config"]
     entries = inner if isinstance(inner, list) else inner["layers"]
     if config["class_name"] == "Sequential":
         entries = [e for e in entries if e["class_name"] != "InputLayer"]
-    counts: dict[str, int] = {}
     layers: dict[str, StoredLayer] = {}
-    for entry in entries:
-        stem = snake_case(str(entry["class_name"]))
-        number = counts.get(stem, 0)
-        counts[stem] = number + 1
-        child = container.get(f"{stem}_{number}" if number else stem)
-        name = str(entry.get("name") or entry["config"]["name"])
+    for entry, child in zip(entries, _children(container, [str(e["class_name"]) for e in entries]), strict=True):
         if not isinstance(child, h5py.Group):
             continue
+        path = prefix + str(entry.get("name") or entry["config"]["name"])
         if entry["class_name"] in NETWORKS:
-            layers |= read_by_class(child, entry, f"{prefix}{name}/")
-            continue
-        if values := _values(child):
-            layers[f"{prefix}{name}"] = StoredLayer(f"{prefix}{name}", values)
+            layers |= read_by_class(child, entry, f"{path}/")
+        elif values := _values(child):
+            layers[path] = StoredLayer(path, values)
     return layers
 
 
 def read_by_model(group: h5py.Group, model: keras.Model, prefix: str = "") -> dict[str, StoredLayer]:
-    """The layers of the new layout as `model` would look for them; what it does not look for is left out."""
-    container = next((group[c] for c in CONTAINERS if isinstance(group.get(c), h5py.Group)), None)
-    counts: dict[str, int] = {}
+    """Read the layers of the new layout where `model` would look for them; the rest of the file is left out."""
+    container = _container(group)
+    if container is None:
+        return {}
     layers: dict[str, StoredLayer] = {}
-    for layer in model.layers:
-        stem = snake_case(type(layer).__name__)
-        number = counts.get(stem, 0)
-        counts[stem] = number + 1
-        child = None if container is None else container.get(f"{stem}_{number}" if number else stem)
+    names = [type(layer).__name__ for layer in model.layers]
+    for layer, child in zip(model.layers, _children(container, names), strict=True):
+        path = f"{prefix}{layer.name}"
         if not isinstance(child, h5py.Group):
             continue
         if isinstance(layer, keras.Model):
-            layers |= read_by_model(child, layer, f"{prefix}{layer.name}/")
+            layers |= read_by_model(child, layer, f"{path}/")
         elif values := _values(child):
-            layers[f"{prefix}{layer.name}"] = StoredLayer(f"{prefix}{layer.name}", values)
+            layers[path] = StoredLayer(path, values)
     return layers
 
 
+def _container(group: h5py.Group) -> h5py.Group | None:
+    return next((group[c] for c in CONTAINERS if isinstance(group.get(c), h5py.Group)), None)
+
+
+def _children(container: h5py.Group, class_names: Iterable[str]) -> Iterator[Any]:
+    """Yield the group of each layer: the class name in snake case, numbered from the second layer of a class."""
+    counts: Counter[str] = Counter()
+    for stem in map(snake_case, class_names):
+        yield container.get(f"{stem}_{counts[stem]}" if counts[stem] else stem)
+        counts[stem] += 1
+
+
 def read_all(group: h5py.Group, prefix: str = "") -> dict[str, StoredLayer]:
-    """Every layer of the new layout with weights, under its group (`layers/conv2d_1`), each class in its order."""
+    """Read every layer of the new layout by its group (`layers/conv2d_1`), the layers of a class in order."""
     container = next((c for c in CONTAINERS if isinstance(group.get(c), h5py.Group)), None)
     layers: dict[str, StoredLayer] = {}
     for key in sorted(group[container] if container else (), key=_natural_name):
@@ -217,13 +221,13 @@ def _natural_name(name: str) -> tuple[str, int]:
 
 
 def _natural(path: str) -> list[Any]:
-    # A layer's own variables come before those of its parts, as `layer.weights` has them.
+    # A layer's own variables come before those of its sublayers, as in `layer.weights`.
     own = path.startswith("vars/")
     return [not own, *((0, int(p), "") if p.isdigit() else (1, 0, p) for p in path.split("/"))]
 
 
 def leaves(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Every layer of a network by path, those of nested networks one by one."""
+    """Yield every layer of a network by path, including the layers of nested networks."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from leaves(layer, f"{prefix}{layer.name}/")
@@ -232,7 +236,7 @@ def leaves(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.la
 
 
 def nested(model: keras.Model) -> Iterator[keras.Model]:
-    """A network and the networks nested in it, outermost first."""
+    """Yield a network and the networks nested in it, outermost first."""
     yield model
     for layer in model.layers:
         if isinstance(layer, keras.Model):
@@ -241,21 +245,23 @@ def nested(model: keras.Model) -> Iterator[keras.Model]:
 
 @dataclass(frozen=True)
 class Match:
-    """Which stored weights belong to which layer, before any is put in place.
+    """The stored weights of each layer, before any are assigned.
 
     Attributes:
         report: What fits and what does not.
-        values: For each layer that fits: the layer, and its weights in its order.
+        values: Each layer that fits, with its weights in the layer's order.
     """
 
     report: LoadReport
     values: tuple[tuple[keras.layers.Layer, tuple[Any, ...]], ...]
 
     def apply(self) -> LoadReport:
-        """Put the weights that fit into their layers, all of a layer or none."""
+        """Assign the weights that fit."""
         for layer, values in self.values:
             for weight, value in zip(layer.weights, values, strict=True):
                 weight.assign(np.asarray(value))
+            if isinstance(layer, keras.layers.Normalization) and layer.weights:
+                layer.finalize_state()  # it works with copies of its mean and variance
         return self.report
 
 
@@ -265,9 +271,9 @@ def match(
     """Find the stored weights of each layer by its path.
 
     Args:
-        model: A built network; it is not changed.
-        stored: What `read_by_name` or `read_by_class` found.
-        adapters: For translated layers, what makes the new weights from the old (see `translate`).
+        model: A built network, left unchanged.
+        stored: The result of `read_by_name` or `read_by_class`.
+        adapters: For translated layers, functions that make the new weights from the old (see `translate`).
     """
     stored = _split_nested(model, dict(stored))
     loaded: list[str] = []
@@ -301,13 +307,6 @@ def match(
     return Match(LoadReport(tuple(loaded), tuple(missing), tuple(stored), tuple(wrong), count), tuple(pairs))
 
 
-def assign(
-    model: keras.Model, stored: Mapping[str, StoredLayer], *, adapters: Mapping[str, Adapter] | None = None
-) -> LoadReport:
-    """`match`, and put what fits in place; nothing is raised for a partial match."""
-    return match(model, stored, adapters=adapters).apply()
-
-
 def _shapes(values: Iterable[Any]) -> str:
     return ", ".join("x".join(str(n) for n in v.shape) or "scalar" for v in values) or "none"
 
@@ -321,12 +320,12 @@ def _ordered(source: StoredLayer, weights: list[Any]) -> list[h5py.Dataset]:
 
 
 def _unflipped(kernel: np.ndarray) -> np.ndarray:
-    # Theano computed convolutions, TensorFlow computes correlations: the kernels are each other's mirror image.
+    # Theano computes convolutions and TensorFlow correlations, so the kernels are mirror images.
     return kernel[::-1, ::-1] if kernel.ndim == 4 else kernel
 
 
 def _split_nested(model: keras.Model, stored: dict[str, StoredLayer]) -> dict[str, StoredLayer]:
-    """The old layout keeps a nested network as one layer with many weights; give them to its layers."""
+    """Distribute the weights of nested networks, which the old layout stores as one layer each."""
     result = dict(stored)
     for layer in model.layers:
         if not isinstance(layer, keras.Model) or layer.name not in stored:
@@ -350,7 +349,7 @@ def _split_nested(model: keras.Model, stored: dict[str, StoredLayer]) -> dict[st
 def _by_order(
     network: keras.Model, inner: Mapping[str, keras.layers.Layer], whole: StoredLayer
 ) -> dict[str, dict[str, h5py.Dataset]]:
-    # The order in which Keras writes the weights of a nested network: trainable ones first.
+    # Keras writes the trainable weights of a nested network first.
     owners = {id(w): path for path, layer in inner.items() for w in layer.weights}
     order = [*network.trainable_weights, *network.non_trainable_weights]
     parts: dict[str, dict[str, h5py.Dataset]] = {}

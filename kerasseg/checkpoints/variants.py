@@ -1,4 +1,4 @@
-"""Compare on images what the shapes of weights do not tell of a U-Net: `settle_variant`."""
+"""Choose between U-Net variants that weight shapes do not distinguish, by running them on images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from kerasseg.checkpoints.provenance import attach, provenance
 
 __all__ = ["is_assumed", "settle_variant"]
 
-_CLEARLY = 0.02
-"""By how much the score of a variant must exceed that of the assumed one to replace it."""
+_CLEARLY = 0.02  # the margin by which a variant must beat the assumed one to replace it
 _MOST_IMAGES = 16
 
 
 def is_assumed(model: keras.Model) -> bool:
-    """Whether `model` was read off the shapes of its weights, so that its graph is in part assumed."""
+    """Return whether the graph of `model` was partly assumed, because its file holds only weights."""
     record = provenance(model)
     return record is not None and any(text.startswith(READ_OFF) for text in record.translated)
 
@@ -29,23 +28,24 @@ def is_assumed(model: keras.Model) -> bool:
 def settle_variant(
     model: keras.Model, images: NDArray[np.float32], masks: NDArray[Any] | None = None
 ) -> tuple[keras.Model, tuple[str, ...]]:
-    """Run the plausible variants of a U-Net on images and take the one that fits its weights best.
+    """Run the plausible variants of a U-Net on images and return the one that fits its weights best.
 
-    With masks, the score of a variant is the likelihood of the masks (the exponential of minus the balanced cross-entropy).
-    Without, it is the mean distance of the probabilities from 1/2: weights in the wrong graph give blurred maps.
+    With masks, a variant is scored by the likelihood of the masks (the exponential of minus the balanced cross-entropy).
+    Without masks, it is scored by the mean distance of the probabilities from 1/2, because weights in the wrong graph give
+    blurred maps.
 
     Args:
-        model: What `open_checkpoint` made of a file of weights.
-        images: (slices, height, width, channels) in 0..1; at most the first 16 are used.
+        model: A network that `open_checkpoint` made from a weights-only file.
+        images: (slices, height, width, channels) in 0..1; the first 16 are used.
         masks: (slices, height, width, 1), 0 and 1.
 
     Returns:
-        The chosen network, or `model` itself where none is clearly better; and sentences about the comparison.
+        The chosen network (`model` itself unless another is clearly better) and sentences about the comparison.
     """
     record = provenance(model)
     if record is None:
         return model, ()
-    # What the user named is not in the assumptions.
+    # Options that the user specified are not among the assumptions.
     open_ = {
         field.name for field in dataclasses.fields(Variant) if any(f"({field.name}=" in t for t in record.translated)
     }
@@ -96,7 +96,7 @@ def _score(output: NDArray[np.float32], masks: NDArray[Any] | None) -> float:
     if masks is None:
         return float(np.abs(2 * tumour - 1).mean())
     inside = np.asarray(masks)[..., 0] > 0
-    # Cross-entropy as a likelihood in 0..1, with tumour and background of equal weight.
+    # Cross-entropy as a likelihood in 0..1, with equal weight for tumour and background.
     likely = np.log(np.clip(np.where(inside, tumour, 1 - tumour), 1e-4, 1))
     sides = [likely[side].mean() for side in (inside, ~inside) if side.any()]
     return float(np.exp(np.mean(sides)))

@@ -1,4 +1,4 @@
-"""Files that hold weights and no network: `.weights.h5` and `save_weights` `.h5`, in the old layout and the new."""
+"""Files that hold weights without a network: `.weights.h5` and `save_weights` `.h5`, in both layouts."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ _MOST_LINES = 12
 
 
 class PartialMatchError(CheckpointError):
-    """The weights do not fill the network, or the network does not use all weights.
+    """The weights do not fill the network, or the network does not use all of them.
 
     Attributes:
-        report: What was loaded, missing, unexpected and of wrong shape, layer by layer.
+        report: The layers that were loaded, missing, unexpected or of wrong shape.
     """
 
     report: LoadReport
 
 
 def is_weights_only(file: h5py.File) -> bool:
-    """Whether an HDF5 file has the layout of Keras weights and no network beside them."""
+    """Return whether an HDF5 file has the layout of Keras weights and no network."""
     if "model_config" in file.attrs:
         return False
     return attribute_texts(file, "layer_names") is not None or _is_new_layout(file)
@@ -72,19 +72,18 @@ def open_weights(
     allow_partial: bool,
     open_other: Callable[[str], keras.Model],
 ) -> OpenedModel:
-    """Open a file of weights.
+    """Open a weights-only file.
 
     Args:
-        file: The file, as `open_hdf5` yields it.
-        path: What to call it in messages.
-        architecture: The network it belongs to: a network (which is not changed), `unet`, `unet(depth=3, ...)`, a JSON
-            file or another checkpoint; None to read a U-Net of kerasseg off the shapes.
-        allow_partial: Whether to take what fits and leave the rest as it was initialised.
-        open_other: Opens the checkpoint that `architecture` names.
+        file: The file, as yielded by `open_hdf5`.
+        path: Its name in messages.
+        architecture: See `open_checkpoint`.
+        allow_partial: Whether to load what fits and keep the initial values of the rest.
+        open_other: Function that opens the checkpoint named by `architecture`.
 
     Raises:
-        PartialMatchError: If the match is partial and that is not allowed.
-        CheckpointError: If the weights are not those of a U-Net of kerasseg and no architecture is given.
+        PartialMatchError: The match is partial and `allow_partial` is false.
+        CheckpointError: The weights are not those of a kerasseg U-Net and no architecture is given.
     """
     new = _is_new_layout(file)
     stored = read_all(file) if new else read_by_name(file, path)
@@ -108,18 +107,14 @@ def open_weights(
     if not report.complete:
         notes = (*notes, *report.lines())
     kind = f"Keras weights ({'new' if new else 'old'} layout)"
-    return OpenedModel(
-        model, writer_name(text_attribute(file, "keras_version")) if not new else _writer(file), kind, notes
-    )
-
-
-def _writer(file: h5py.File) -> str:
-    # The new layout does not say who wrote it; only Keras 3 names the layers.
-    return "Keras 3" if _names(file) else "Keras 3 or tf-keras"
+    writer = writer_name(text_attribute(file, "keras_version"))
+    if new:  # this layout does not name its writer; only Keras 3 names the layers
+        writer = "Keras 3" if _names(file) else "Keras 3 or tf-keras"
+    return OpenedModel(model, writer, kind, notes)
 
 
 def _names(file: h5py.Group) -> list[str]:
-    """The layer names that Keras 3 notes beside the variables, with the groups' own names where it does not."""
+    """Return the layer names that Keras 3 stores with the variables; empty for other writers."""
     names: list[str] = []
 
     def note(path: str, item: object) -> None:
@@ -144,9 +139,8 @@ def _family(
     variant, arguments = Variant.split(arguments)
     if family is None:
         if asked and {"depth", "filters"} <= set(arguments):
-            return as_variant(plain_unet(**arguments), variant), (
-                "the architecture was named, not read off the shapes",
-            )
+            model = as_variant(plain_unet(**arguments), variant)
+            return model, ("the architecture was specified, not read off the shapes",)
         raise CheckpointError(
             "the file holds weights without a network, and their shapes do not match a kerasseg U-Net",
             path=str(path),
@@ -176,7 +170,7 @@ def _named_by_file(
 
 
 def _best_match(model: keras.Model, file: h5py.File, stored: Mapping[str, StoredLayer], path: Path) -> Match:
-    """By name, by class or in order: whichever fills most of the network."""
+    """Match by name, by class and in order, and return the match that fills most of the network."""
     candidates = [match(model, stored)]
     if _is_new_layout(file):
         found = read_by_model(file, model)
@@ -202,20 +196,16 @@ def _best_match(model: keras.Model, file: h5py.File, stored: Mapping[str, Stored
 
 def _partial(report: LoadReport, path: Path) -> PartialMatchError:
     lines = report.lines()
-    shown = lines[: _MOST_LINES + 1] + (
-        [f"and {len(lines) - _MOST_LINES - 1} more"] if len(lines) > _MOST_LINES + 1 else []
-    )
+    shown = lines[: _MOST_LINES + 1]
+    if len(lines) > len(shown):
+        shown.append(f"and {len(lines) - len(shown)} more")
+    partly = bool(report.loaded)
     error = PartialMatchError(
-        "the weights do not fit the network"
-        if report.loaded
-        else "no layer of the network has its weights in the file",
+        "the weights do not fit the network" if partly else "no layer of the network has its weights in the file",
         path=str(path),
         found="; ".join(shown),
-        remedy=(
-            "Name the right network with --architecture, or take what fits with --allow-partial."
-            if report.loaded
-            else "Name the right network with --architecture."
-        ),
+        remedy="Name the right network with --architecture"
+        + (", or take what fits with --allow-partial." if partly else "."),
     )
     error.report = report
     return error

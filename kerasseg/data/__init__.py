@@ -1,1 +1,1 @@
-"""From shards and arrays to augmented batches."""
+"""Turn shards and arrays into augmented batches."""

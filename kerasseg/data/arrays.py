@@ -1,4 +1,4 @@
-"""Slices given as arrays, with the interface of a split."""
+"""Slices in memory, with the interface of a split."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _ONE_CLASS = "all"
 
 
 class ArraySlices:
-    """Slices as arrays; number i is row i. See `SplitSlices`.
+    """Slices in memory, with the interface of `SplitSlices`; slice i is row i.
 
     Args:
         images: (n, height, width, channels), float in [0, 1], or uint8.
         masks: (n, height, width, 1) or (n, height, width), 0 and 1 or False and True.
-        labels: (n,) class of each slice, names or whole numbers; None: one class, "all".
-        groups: (n,) patient of each slice; "" or None: a patient of its own.
-        name: What they are, for messages.
+        labels: (n,) class of each slice, names or integers; None: a single class, "all".
+        groups: (n,) patient of each slice; "" or None: each slice is its own patient.
+        name: Name of the arrays, for messages.
 
     Attributes:
         labels: (n,) int64 index into `classes`.
-        classes: Names, sorted; a number's name is its digits.
-        groups: (n,) str.
+        classes: Names, sorted; numbers become text.
+        groups: (n,) patient of each slice, str.
         shape: (height, width, channels).
 
     Raises:
-        DataError: No slices, values out of range, arrays that have different shapes.
+        DataError: There are no slices, values are out of range, or the arrays differ in shape.
 
     Example:
         >>> images, masks = np.zeros((4, 16, 16, 1), "float32"), np.zeros((4, 16, 16, 1), "float32")
@@ -67,19 +67,19 @@ class ArraySlices:
         return len(self.labels)
 
     def pixels(self, numbers: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Images (n, height, width, channels) and masks (n, height, width, 1)."""
+        """Return images (n, height, width, channels) and masks (n, height, width, 1)."""
         return self._images[numbers], self._masks[numbers]
 
     def with_tumour(self) -> NDArray[np.bool_]:
-        """(n,) whether a slice's mask has any pixel."""
+        """Return (n,) whether the mask of each slice has any pixel."""
         return np.asarray(self._masks.any(axis=(1, 2, 3)))
 
     def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
-        """Names of slices for messages: the rows of the arrays."""
+        """Return names of slices for messages: the rows of the arrays."""
         return [f"row {number}" for number in np.asarray(numbers).tolist()]
 
     def classes_to_expect(self) -> set[str]:
-        """Names of the classes that have slices."""
+        """Return names of the classes that have slices."""
         return set(self.classes)
 
 
@@ -93,7 +93,7 @@ def _checked(images: NDArray[Any], masks: NDArray[Any], name: str) -> tuple[NDAr
             expected="(n, height, width, channels) and (n, height, width, 1)",
         )
     if not images.size:
-        raise DataError(f"the {name} hold no slices", found=f"images {images.shape}")
+        raise DataError(f"the {name} are empty", found=f"images {images.shape}")
     if images.dtype != np.uint8:
         if images.dtype.kind != "f":
             raise DataError(f"images of the {name} cannot be used", found=images.dtype, expected="float, or uint8")
@@ -117,5 +117,5 @@ def _checked(images: NDArray[Any], masks: NDArray[Any], name: str) -> tuple[NDAr
 def _column(values: ArrayLike, many: int, what: str) -> NDArray[Any]:
     column = np.asarray(values)
     if column.shape != (many,):
-        raise UsageError(f"the {what} do not fit", found=f"shape {column.shape}", expected=f"({many},): one a slice")
+        raise UsageError(f"the {what} do not fit", found=f"shape {column.shape}", expected=f"({many},): one per slice")
     return column

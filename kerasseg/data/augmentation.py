@@ -1,14 +1,13 @@
-"""Augmentation that leaves a head a head: horizontal flip, zoom, contrast, brightness.
+"""Augmentation that keeps anatomy plausible: horizontal flip, zoom, contrast, brightness.
 
-Parameters are drawn in one place (`SafeAugmentation.parameters`) and applied in another (`apply`, `apply_numpy`). A slice
-goes through these steps, image and mask together in the first:
+Parameters are drawn by `SafeAugmentation.parameters` and applied by `apply` or `apply_numpy`, in these steps:
 
-1. geometry: flipped, then resized by the factor, bilinear; of that the middle is taken, or it is laid into the middle of
-   zeros. Resized, a row of n pixels has round(n * zoom), and pixel x of them is read at (x + 0.5) / zoom - 0.5 (the ends go
-   on); number round(n * (zoom - 1) / 2) becomes the first of the result, so that the centre stays where it is within half a
-   pixel. A factor by which no side grows or shrinks does nothing. The mask goes the same way and is cut at 0.5.
-2. contrast: value -> mean + contrast * (value - mean), mean over the slice's pixels and channels after step 1.
-3. brightness: value -> value + brightness, then clipped to [0, 1].
+1. Geometry, for image and mask: flip, then resize by the factor (bilinear), and crop or zero-pad about the centre. A row of
+   n pixels becomes round(n * zoom) pixels; pixel x of them is read at (x + 0.5) / zoom - 0.5, with edge values repeated.
+   Pixel round(n * (zoom - 1) / 2) becomes the first of the result, so that the centre moves by less than half a pixel. A
+   factor that does not change the size does nothing. The mask is cut at 0.5.
+2. Contrast: value -> mean + contrast * (value - mean), with the mean over the slice's pixels and channels after step 1.
+3. Brightness: value -> value + brightness, then clipped to [0, 1].
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ from kerasseg_tfrecords.validation import did_you_mean
 __all__ = ["COLUMNS", "REFUSED", "SafeAugmentation", "refuse"]
 
 COLUMNS = ("flip", "brightness", "contrast", "zoom")
-"""Columns of a table of parameters."""
+"""Columns of a parameter table."""
 
-_ANATOMY = "it makes heads that no scanner delivers"
+_ANATOMY = "it creates heads that no scanner produces"
 _SIGNAL = "the grey values of a sequence carry the diagnosis"
 REFUSED: dict[str, str] = {
-    "rotation": "heads lie in the scanner one way up, so a turned one is not met later, and turning smears tumour borders",
+    "rotation": "heads lie in the scanner one way up, so rotated ones do not occur, and rotating smears tumour borders",
     "vertical_flip": "it puts the face at the back of the head: front and back of a brain are not interchangeable, and "
-    "where a tumour sits tells its kind (pituitary tumours sit in one place)",
+    "the position of a tumour indicates its kind (pituitary tumours sit in one place)",
     "elastic": "it bends ventricles and midline as a growing tumour does, so the network learns a mass effect without mass",
     "shear": f"{_ANATOMY}, and slants tumour borders",
     "perspective": f"{_ANATOMY}: slices are parallel projections",
     "color_jitter": "MRI has no colours: hue and saturation of a grey slice are noise that no sequence produces",
-    "invert": f"{_SIGNAL}: inverting them turns bright fluid into dark",
-    "gamma": f"{_SIGNAL}: a curve can turn a T1-like contrast into another; contrast +-10 % is the safe form",
+    "invert": f"{_SIGNAL}: inverting them turns bright fluid dark",
+    "gamma": f"{_SIGNAL}: a curve can turn a T1-like contrast into another; contrast +-10 % is safe",
     "equalize": f"{_SIGNAL}: equalising them lifts noise to the brightness of tumours",
-    "noise": "it hides small tumours under a mask that still says they are there",
+    "noise": "it hides small tumours that the mask still marks",
     "blur": "it blurs the border that the mask marks sharply",
     "cutout": "it can erase the tumour while the mask keeps it",
-    "mixup": "it lays one patient's tumour over another's brain, with a mask that fits neither",
-    "crop": "it can cut the tumour off and moves anatomy out of its place; zoom is the safe form",
-    "translation": "shifts beyond the head's own play cut it off; zoom about the centre is the safe form",
+    "mixup": "it mixes the tumours and brains of two patients, and the mask fits neither",
+    "crop": "it can cut the tumour off and moves anatomy out of place; zoom is safe",
+    "translation": "large shifts cut the head off; zoom about the centre is safe",
 }
 """Name of an augmentation -> why it is refused."""
 
@@ -81,7 +80,7 @@ _SYNONYMS = {
 
 
 def refuse(name: str) -> NoReturn:
-    """Refuses an augmentation by its name, with the reason.
+    """Refuse an augmentation by name, with the reason.
 
     Args:
         name: As users write it: "rotation", "RandomRotation", "vertical-flip", ...
@@ -104,7 +103,7 @@ def refuse(name: str) -> NoReturn:
 
 
 def _plain(name: str) -> str:
-    """RandomVerticalFlip, vertical-flip -> vertical_flip."""
+    """Normalise a name: RandomVerticalFlip, vertical-flip -> vertical_flip."""
     letters = "".join(c for c in name.lower() if c.isalnum()).removeprefix("random")
     known = {key.replace("_", ""): key for key in (*REFUSED, *_SYNONYMS)}
     word = known.get(letters, letters)
@@ -113,13 +112,12 @@ def _plain(name: str) -> str:
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class SafeAugmentation:
-    """Draws and applies the safe augmentations; every random choice is a function of (seed, epoch, slice).
+    """Draw and apply safe augmentations; every random choice is a function of (seed, epoch, slice).
 
-    It keeps no state and is no layer: a layer draws anew whenever it is called, so that order, batch size, replicas and
-    resuming would change what a slice looks like. Instead one table of parameters an epoch is drawn (`parameters`),
-    travels with the slices, and is applied to whole batches: by `apply` (keras.ops, the reference: any backend, any
-    device, inside `tf.data` with the TensorFlow backend) or by `apply_numpy` (OpenCV, several times as fast on a CPU).
-    Both follow the same steps, borders included; values differ by less than 5e-5, by rounding.
+    It has no state and is not a layer: a layer draws anew at each call, so that order, batch size, replicas and resuming
+    would change the result. Instead `parameters` draws one table per epoch, which is applied to whole batches: by `apply`
+    (keras.ops, the reference, on any backend and device, inside `tf.data` with the TensorFlow backend) or by `apply_numpy`
+    (OpenCV, several times as fast on a CPU). The two differ by rounding, less than 5e-5.
 
     Args:
         flip: Probability of a horizontal flip, 0 to 1.
@@ -128,10 +126,10 @@ class SafeAugmentation:
         zoom: Largest change of size: factors from 1 - zoom to 1 + zoom; 0 to 0.5.
         **others: Any other augmentation is refused by name (see `REFUSED`).
 
-    0 turns one off, without changing what the others draw.
+    0 turns an augmentation off without changing what the others draw.
 
     Raises:
-        UsageError: If a value is out of its range, or another augmentation is asked for.
+        UsageError: A value is out of range, or another augmentation is requested.
 
     Example:
         >>> augmentation = SafeAugmentation(zoom=0)
@@ -141,8 +139,8 @@ class SafeAugmentation:
         >>> augmented.shape, bool(np.allclose(augmented[:, 0, 0, 0], 0.5 + table[:, 1]))
         ((2, 8, 8, 1), True)
 
-        In someone's `tf.data`, for one epoch: `Dataset.from_tensor_slices((images, masks, table)).batch(8)
-        .map(augmentation.apply)`; for `fit` over several, see `kerasseg.SliceBatches`.
+        In `tf.data`, for one epoch: `Dataset.from_tensor_slices((images, masks, table)).batch(8)
+        .map(augmentation.apply)`; for `fit` over several epochs, see `kerasseg.SliceBatches`.
     """
 
     def __init__(
@@ -162,25 +160,25 @@ class SafeAugmentation:
         self._fast = FastAugmenter()
 
     def parameters(self, seed: int, epoch: int, indices: ArrayLike) -> NDArray[np.float32]:
-        """The parameters of some slices in one epoch.
+        """Draw the parameters of slices for one epoch.
 
         Args:
-            seed: Whole number >= 0.
-            epoch: Whole number >= 0.
+            seed: Integer >= 0.
+            epoch: Integer >= 0.
             indices: (n,) numbers of the slices within the training split, >= 0, in any order.
 
         Returns:
-            (n, 4) float32, `COLUMNS`: flip (0 or 1), brightness (added), contrast (factor), zoom (factor). A row
-            depends on seed, epoch and its slice's number alone.
+            (n, 4) float32, `COLUMNS`: flip (0 or 1), brightness (added), contrast (factor), zoom (factor). A row depends
+            only on seed, epoch and slice number.
 
         Raises:
-            UsageError: If an index is negative or no whole number.
+            UsageError: An index is negative or not an integer.
         """
         rows = np.asarray(indices)
         if rows.size == 0:
             return np.empty((0, len(COLUMNS)), np.float32)
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0:
-            raise UsageError("slice numbers cannot be used", found=f"{rows.dtype} {rows.shape}", expected="(n,), >= 0")
+            raise UsageError("invalid slice numbers", found=f"{rows.dtype} {rows.shape}", expected="(n,), >= 0")
         drawn = uniforms(seed, epoch, "augmentation", int(rows.max()) + 1, len(COLUMNS))[rows]
         around = 2.0 * drawn - 1.0
         table = np.stack(
@@ -199,10 +197,10 @@ class SafeAugmentation:
         return self.apply(images, masks, table)
 
     def apply(self, images: Any, masks: Any, table: Any) -> tuple[Any, Any]:
-        """Applies a table to a batch with keras.ops; the reference.
+        """Apply a table to a batch with keras.ops; the reference.
 
         Args:
-            images: (batch, height, width, channels), float in [0, 1], or whole numbers 0 to 255.
+            images: (batch, height, width, channels), float in [0, 1], or integers from 0 to 255.
             masks: (batch, height, width, 1), 0 and 1.
             table: (batch, 4) from `parameters`.
 
@@ -210,7 +208,7 @@ class SafeAugmentation:
             Images float32 in [0, 1] and masks float32 of 0 and 1, same shapes.
 
         Raises:
-            ValueError: If the shapes are others.
+            ValueError: The shapes differ from these.
         """
         images, masks = ops.convert_to_tensor(images), ops.convert_to_tensor(masks)
         table = ops.cast(ops.convert_to_tensor(table), "float32")
@@ -224,7 +222,7 @@ class SafeAugmentation:
         same = ops.logical_and(*(ops.round(length * zoom) == length for length in lengths))
         zoom = ops.where(same, 1.0, zoom)
         scale = 1.0 / zoom
-        # Row and column of the resized picture that become the first of the result.
+        # Row and column of the resized image that become the first of the result.
         top, left = (ops.round(length * (zoom - 1.0) / 2.0) for length in lengths)
         start_y, start_x = ((first + 0.5) * scale - 0.5 for first in (top, left))
         mirrored = flip > 0.5
@@ -249,12 +247,12 @@ class SafeAugmentation:
     def apply_numpy(
         self, images: NDArray[Any], masks: NDArray[Any], table: ArrayLike, channels: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Applies a table to a batch with OpenCV: the fast way on a CPU.
+        """Apply a table to a batch with OpenCV; the fastest way on a CPU.
 
-        Equal to `apply` within 5e-5 in the image; mask pixels within that distance of a tie may differ. OpenCV lets go of
-        the GIL, so several batches can be made in several threads; its own threads are kept out meanwhile
-        (`cv2.setNumThreads`, which is as before afterwards). Results are aligned: `tf.numpy_function` and
-        `jax.numpy.asarray` take them without a copy, and their memory is used again once nobody holds it.
+        Equal to `apply` within 5e-5 in the image; mask pixels within that distance of a tie may differ. OpenCV releases
+        the GIL, so several threads can make batches; its own threads are turned off meanwhile (`cv2.setNumThreads`).
+        Results are aligned, so that `tf.numpy_function` and `jax.numpy.asarray` take them without a copy, and their memory
+        is reused once it is released.
 
         Args:
             images: (batch, height, width, channels), uint8 0 to 255 or float in [0, 1], 1 or 3 channels.
@@ -266,7 +264,7 @@ class SafeAugmentation:
             Images float32 in [0, 1], masks float32 of 0 and 1.
 
         Raises:
-            ValueError: If the shapes are others.
+            ValueError: The shapes differ from these.
         """
         rows = np.asarray(table, np.float64)
         _check_shapes(images.shape, masks.shape, rows.shape)
@@ -278,33 +276,33 @@ class SafeAugmentation:
         return self._fast(images, masks, rows, channels)
 
     def get_config(self) -> dict[str, float]:
-        """All arguments, for `from_config`."""
+        """Return all arguments, for `from_config`."""
         return {"flip": self.flip, "brightness": self.brightness, "contrast": self.contrast, "zoom": self.zoom}
 
     @classmethod
     def from_config(cls, config: dict[str, float]) -> SafeAugmentation:
-        """An augmentation with these arguments."""
+        """Create an augmentation from `get_config`."""
         return cls(**config)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As its arguments, so that worker processes can have it."""
+        """Pickle as arguments, for worker processes."""
         return type(self).from_config, (self.get_config(),)
 
     def __repr__(self) -> str:
-        """As it is written in Python."""
+        """Python expression that creates the augmentation."""
         return f"SafeAugmentation({', '.join(f'{k}={v:g}' for k, v in self.get_config().items())})"
 
     def __eq__(self, other: object) -> bool:
-        """Equal where all amounts are."""
+        """Equal if all amounts are."""
         return isinstance(other, SafeAugmentation) and self.get_config() == other.get_config()
 
     def __hash__(self) -> int:
-        """Fits `==`."""
+        """Hash consistent with `==`."""
         return hash(tuple(self.get_config().values()))
 
 
 def _inside(length: Any, first: Any, zoom: Any) -> Any:
-    """(n, length) 1 where a resized picture reaches; `first` (n,) of its pixels is the first of the result."""
+    """Return (n, length), 1 inside the resized image, whose pixel `first` (n,) is the first of the result."""
     places = ops.arange(length, dtype="float32")[None] + first[:, None]
     return ops.cast(ops.logical_and(places >= 0.0, places < ops.round(length * zoom)[:, None]), "float32")
 

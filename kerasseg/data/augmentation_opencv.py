@@ -1,7 +1,7 @@
 """Safe augmentation in OpenCV, for CPUs: the same steps as the reference in `kerasseg.data.augmentation`.
 
-Three things make it fast. Memory is reused (`kerasseg.data.buffers`); results are aligned, so that TensorFlow takes them
-over without a copy; and OpenCV's own threads are kept out, which cost more than they save on pictures of this size.
+It is fast because memory is reused (`kerasseg.data.buffers`), results are aligned so that TensorFlow takes them without a
+copy, and OpenCV's own threads are turned off, which cost more than they save at this image size.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ __all__ = ["FastAugmenter"]
 
 
 class FastAugmenter:
-    """Applies tables of parameters to batches; may be called from several threads at once."""
+    """Apply parameter tables to batches; thread-safe."""
 
     def __init__(self) -> None:
         self._results = RecycledArrays()
-        # Not one a thread: each call of `tf.data` comes from a thread that Python has not seen, and forgets.
+        # Not one per thread: `tf.data` calls Python from ever new threads.
         self._movers: list[_Mover] = []
 
     def __call__(
         self, images: NDArray[Any], masks: NDArray[Any], rows: NDArray[np.float64], channels: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Images (n, height, width, channels) and masks (n, height, width, 1), augmented.
+        """Return images (n, height, width, channels) and masks (n, height, width, 1), augmented.
 
         Args:
-            images: (n, height, width, 1 or 3), whole numbers 0 to 255 or float in [0, 1].
+            images: (n, height, width, 1 or 3), integers from 0 to 255 or float in [0, 1].
             masks: (n, height, width, 1), 0 and 1.
             rows: (n, 4), columns as in `kerasseg.data.augmentation.COLUMNS`.
-            channels: Those of the images, or 3 to repeat grey.
+            channels: Channels of the result: those of the images, or 3 to repeat grey.
         """
         unit = 1.0 if images.dtype.kind == "f" else 1.0 / 255.0
         whole = images.dtype == np.uint8
@@ -70,13 +70,13 @@ class FastAugmenter:
 
 
 class _Mover:
-    """Step 1, through buffers of its own."""
+    """Step 1, with its own buffers."""
 
     def __init__(self) -> None:
         self.scratch = Scratch()
 
     def move_mask(self, mask: NDArray[Any], flip: bool, zoom: float, out: NDArray[np.float32]) -> None:
-        """Step 1 for a mask (height, width) into (height, width, 1); only up to the end of its tumour: the rest is 0."""
+        """Apply step 1 to a mask (height, width), into (height, width, 1); beyond its tumour the mask is 0."""
         mask = self.flipped(mask, flip)
         x, y, width, height = cv2.boundingRect(mask)
         if not width:
@@ -84,7 +84,7 @@ class _Mover:
             return
         used = mask[: y + height + 1, : x + width + 1]
         if _stays(used.shape, zoom):
-            used = mask  # OpenCV copies what keeps its size, and the whole may not
+            used = mask  # OpenCV would copy a part that keeps its size, while the whole may change
         laid = _laid(self.resized(used, zoom), out, zoom)
         laid.surround(0.0)
         if laid.part.size:
@@ -96,24 +96,24 @@ class _Mover:
         return cv2.flip(picture, 1, dst=self.scratch.get("flipped", picture.shape, picture.dtype))
 
     def resized(self, picture: NDArray[Any], zoom: float) -> NDArray[np.float32]:
-        """A picture (height, width[, 3]), values as they were; good until the next call."""
+        """Resize an image (height, width[, 3]) without scaling values; valid until the next call."""
         if picture.dtype != np.float32:
             plane = self.scratch.get("plane", picture.shape)
             np.copyto(plane, picture)
             picture = plane
         shape = (*(round(length * zoom) for length in picture.shape[:2]), *picture.shape[2:])
         space = self.scratch.get("resized", shape)
-        # Told the size instead, OpenCV would zoom by the quotient of whole numbers.
+        # With a target size instead, OpenCV would zoom by the quotient of integers.
         return cv2.resize(picture, None, dst=space, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
 
 
 class _Laid(NamedTuple):
-    """The middle of a resized picture, and where it comes to lie; all with the channels side by side.
+    """The middle of a resized image and its place in the result, with channels side by side.
 
     Attributes:
-        part: Of the resized picture.
+        part: Middle of the resized image.
         result: (height, width * channels).
-        rows, columns: The part's place in it.
+        rows, columns: Place of the part in the result.
     """
 
     part: NDArray[np.float32]
@@ -143,7 +143,7 @@ def _laid(moved: NDArray[np.float32], result: NDArray[np.float32], zoom: float) 
 
 
 def _middle(length: int, found: int, zoom: float) -> tuple[slice, slice]:
-    """Along one axis: what is taken of `found` pixels, and where it lies among `length`."""
+    """Along one axis, return what is taken of `found` pixels, and its place among `length`."""
     first = round(length * (zoom - 1.0) / 2.0)
     start = max(first, 0)
     end = max(start, min(first + length, found))
@@ -155,25 +155,25 @@ def _stays(size: tuple[int, ...], zoom: float) -> bool:
 
 
 def _shade(image: _Laid, contrast: float, brightness: float, unit: float, *, whole: bool) -> None:
-    """Steps 2 and 3: one multiplication, one addition, and what is left of the clipping.
+    """Apply steps 2 and 3: one multiplication, one addition, and clipping where needed.
 
     Args:
-        image: Where it is read and written.
+        image: Image to read and write.
         contrast: Factor.
         brightness: Shift, on the scale [0, 1].
-        unit: What makes the values a number in [0, 1].
-        whole: Whether the values were uint8: then it is known how far they can reach.
+        unit: Factor that scales values to [0, 1].
+        whole: Whether the values were uint8, which bounds their range.
     """
     part, place = image.part, image.place
     scale = contrast * unit
     mean = cv2.sumElems(part)[0] / image.result.size
     shift = mean * unit * (1.0 - contrast) + brightness
-    image.surround(min(max(shift, 0.0), 1.0))  # what 0 becomes, which lies around a picture that was made smaller
+    image.surround(min(max(shift, 0.0), 1.0))  # shaded value of the zeros around a smaller image
     cv2.addWeighted(part, scale, part, 0.0, shift, dst=place)
     if not whole:
         np.clip(place, 0.0, 1.0, out=place)
         return
-    # A bright slice does not reach 0 and a dark one does not reach 1; the margin is for rounding.
+    # Clip only where values can leave [0, 1]; the margin is for rounding.
     if shift < 1e-6:
         cv2.threshold(place, 0.0, 0.0, cv2.THRESH_TOZERO, dst=place)
     if 255.0 * scale + shift > 1.0 - 1e-6:
@@ -181,7 +181,7 @@ def _shade(image: _Laid, contrast: float, brightness: float, unit: float, *, who
 
 
 class _SingleThreaded:
-    """While any thread is inside, OpenCV uses none of its own; then as many as before. The number is the process's."""
+    """Turn off OpenCV's own threads, a setting of the whole process, while any thread is inside."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -30,9 +30,9 @@ class Batch:
     Attributes:
         image: (batch, size, size, channels) float32 in [0, 1].
         mask: (batch, size, size, 1) float32, 0 and 1.
-        weight: (batch,) float32: the class's weight; 0 where a batch was filled up.
+        weight: (batch,) float32: weight of the class; 0 for padding.
         label: (batch,) int64 index into the manifest's classes.
-        slice: (batch,) int64 number of the slice within its split; -1 where a batch was filled up.
+        slice: (batch,) int64 number of the slice within its split; -1 for padding.
     """
 
     image: NDArray[np.float32]
@@ -53,40 +53,41 @@ class _Plan:
 class TrainingBatches:
     """Batches of the training split, identified by epoch and step.
 
-    A batch depends on the shards, the options and (seed, epoch, step) alone; what a slice looks like in an epoch on
-    (seed, epoch, slice) alone. So a run goes on exactly where it stopped, and one device, several replicas and several
+    A batch depends only on the shards, the options and (seed, epoch, step), and the appearance of a slice in an epoch only
+    on (seed, epoch, slice). A run therefore resumes exactly where it stopped, and one device, several replicas and several
     machines see the same global batches.
 
     Args:
-        shards: A shard directory, written by `prepare`; or slices in memory (`ArraySlices`), for which `cache` and what
-            follows up to `cache_folder`, `worker`, `check` and `progress` have no meaning.
+        shards: A shard directory, written by `prepare`; or slices in memory (`ArraySlices`), for which `cache`,
+            `memory_budget`, `cache_folder`, `worker`, `check` and `progress` have no effect.
         batch_size: Slices in a global batch, over all replicas.
-        channels: What the network takes, 1 or 3; None for what the shards hold. Grey is repeated to three, last of all.
-        balance: "proportional" (each slice once an epoch) or "balanced" (equal classes); see `stratified_batches`.
-        augmentation: None for none.
-        seed: Of order and augmentation.
-        cache: Where the slices are kept, see `split_slices.Caching`. "auto": memory where they fit the budget, else disk.
-        memory_budget: Bytes of memory that the slices may take; 2 GiB by default, 29,000 grey slices of 256 x 256.
-        cache_folder: For the cache on disk; None for `$KERASSEG_CACHE`, `$XDG_CACHE_HOME/kerasseg` or `~/.cache/kerasseg`.
+        channels: Input channels of the network, 1 or 3; None for those of the shards. Grey is repeated to three.
+        balance: "proportional" (each slice once per epoch) or "balanced" (equal classes); see `stratified_batches`.
+        augmentation: Augmentation; None for none.
+        seed: Random seed for order and augmentation.
+        cache: Where slices are cached, see `kerasseg.data.split.Caching`. "auto": memory if they fit the budget, else disk.
+        memory_budget: Memory that the slices may take, in bytes; 2 GiB by default, 29,000 grey slices of 256 x 256.
+        cache_folder: Folder of the cache on disk; None for `$KERASSEG_CACHE`, `$XDG_CACHE_HOME/kerasseg` or
+            `~/.cache/kerasseg`.
         positives_only: Leave out slices without tumour.
         class_weight: Class name -> weight, or "balanced"; batches then have weights (mean 1). None for no weights.
-        with_labels: Datasets give dictionaries of all that `Batch` holds, instead of tuples.
-        worker: (number, count) where several machines train together.
+        with_labels: Datasets yield dictionaries of all fields of `Batch`, instead of tuples.
+        worker: (index, number) of the machines that train together.
         check: Compare the files with the manifest's hashes first.
-        progress: Told a stage, what is done, and how much there is.
+        progress: Called with a stage, the amount done and the total.
 
     Attributes:
-        steps: Batches in an epoch, the same in each.
-        numbers: (n,) the slices that are trained on: all, or those with tumour.
+        steps: Batches in an epoch.
+        numbers: (n,) numbers of the training slices: all, or those with tumour.
         labels: (slices,) class of each slice of the split, as an index into `manifest.classes`.
-        manifest: Of the shards.
+        manifest: Manifest of the shards.
         cache: "memory", "disk" or "none".
 
     Raises:
-        DataError: Shards that are missing, damaged or do not fit their manifest; no slices; a class that has slices, but
-            none in this split.
-        UsageError: An option that cannot be used; a batch larger than the split; three channels where the network takes
-            one.
+        DataError: Shards are missing, damaged or do not match their manifest; there are no slices; or a class of the
+            data set has none in this split.
+        UsageError: An option is invalid, a batch is larger than the split, or the slices have more channels than the
+            network.
         KerassegError: The cache on disk cannot be written.
 
     Example:
@@ -129,13 +130,13 @@ class TrainingBatches:
         self._check_content(positives_only)
         self._weights = _weights(self.slices, self.numbers, class_weight)
         self.weighted = class_weight is not None
-        # Two epochs, since the next one is prefetched while the last batches of this one are under way.
+        # Two epochs, since the next one is prefetched during the last batches of this one.
         self._plan: Callable[[int], _Plan] = lru_cache(maxsize=2)(self._make_plan)
         self.steps = len(self._plan(0).batches)
 
     @property
     def manifest(self) -> Manifest:
-        """Of the shards.
+        """Manifest of the shards.
 
         Raises:
             UsageError: The slices were given as arrays.
@@ -152,15 +153,15 @@ class TrainingBatches:
         return self.steps
 
     def batch_slices(self, epoch: int) -> NDArray[np.int64]:
-        """(steps, batch) numbers of the slices in an epoch's global batches; `slices.slice_ids` gives their names."""
+        """Return (steps, batch) numbers of the slices in an epoch's batches; `slices.slice_ids` gives their names."""
         return self._plan(epoch).batches
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """One global batch."""
+        """Return a global batch."""
         return self.part(epoch, step, 0, self.batch_size)
 
     def part(self, epoch: int, step: int, first: int, count: int) -> Batch:
-        """Slices `first` to `first + count` of a global batch: a replica's share of it."""
+        """Return slices `first` to `first + count` of a global batch, a replica's share."""
         plan = self._plan(epoch)
         numbers = plan.batches[step, first : first + count]
         images, masks = self.slices.pixels(numbers)
@@ -206,15 +207,15 @@ class EvaluationBatches:
         shards: A shard directory, written by `prepare`; or slices in memory, as in `TrainingBatches`.
         split: "val" or "validation", "test", or "train".
         batch_size: Slices in a global batch, over all replicas.
-        channels: What the network takes, 1 or 3; None for what the shards hold.
-        pad: Fill the last batch up with slices of weight 0, so that all batches have one size. Needed with several
-            replicas: Keras raises where a replica gets nothing.
+        channels: Input channels of the network, 1 or 3; None for those of the shards.
+        pad: Pad the last batch with slices of weight 0, so that all batches have the same size. Needed with several
+            replicas: Keras raises an error if a replica gets nothing.
         cache, memory_budget, cache_folder, worker, check, progress: As in `TrainingBatches`; "auto" keeps the split in
-            memory where it fits the budget, and reads from the shards otherwise.
+            memory if it fits the budget, and reads from the shards otherwise.
         with_labels: As in `TrainingBatches`.
 
     Attributes:
-        steps: Batches.
+        steps: Number of batches.
         labels, manifest, cache: As in `TrainingBatches`.
 
     Raises:
@@ -255,7 +256,7 @@ class EvaluationBatches:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the shards.
+        """Manifest of the shards.
 
         Raises:
             UsageError: The slices were given as arrays.
@@ -264,10 +265,10 @@ class EvaluationBatches:
 
     @property
     def records(self) -> SplitSlices:
-        """The slices with the records of their shards.
+        """Slices with the records of their shards.
 
         Raises:
-            UsageError: They are in memory, where nothing more is known.
+            UsageError: The slices were given as arrays.
         """
         if isinstance(self.slices, ArraySlices):
             raise UsageError("slices in memory have no records", expected="a shard directory")
@@ -283,17 +284,17 @@ class EvaluationBatches:
         return self.steps
 
     def batch(self, step: int) -> Batch:
-        """One global batch."""
+        """Return a global batch."""
         return self.part(step, 0, self.batch_size)
 
     def part(self, step: int, first: int, count: int) -> Batch:
-        """Slices `first` to `first + count` of a global batch: a replica's share of it."""
+        """Return slices `first` to `first + count` of a global batch, a replica's share."""
         start = step * self.batch_size + first
         numbers = np.arange(start, start + count)
         there = numbers < len(self.slices)
         if not self.pad:
             numbers, there = numbers[there], there[there]
-        # The filling is the last slice once more, so that it is an image like others.
+        # Padding repeats the last slice, so that it is a valid image.
         safe = np.minimum(numbers, len(self.slices) - 1)
         images, masks = self.slices.pixels(safe)
         return Batch(
@@ -312,7 +313,7 @@ def _manifest(slices: SplitSlices | ArraySlices) -> Manifest:
 
 
 def _plain(images: NDArray[Any], channels: int) -> NDArray[np.float32]:
-    """Convert images to what the network takes, without augmentation."""
+    """Convert images to the input of the network, without augmentation."""
     scaled = images.astype(np.float32) / np.float32(1 if images.dtype.kind == "f" else 255)
     return scaled if images.shape[3] == channels else np.repeat(scaled, channels, axis=3)
 
@@ -346,7 +347,7 @@ def _weights(
         if unknown:
             known = ", ".join(slices.classes)
             raise UsageError("weight of an unknown class", found=", ".join(unknown), expected=known)
-        # Classes that are not named weigh 1.
+        # Classes without a given weight have weight 1.
         whole = asked if isinstance(asked, str) else dict.fromkeys(slices.classes, 1.0) | dict(asked)
         weights[numbers] = class_weights(names, whole)
     return weights
@@ -354,4 +355,4 @@ def _weights(
 
 def _check_batch_size(batch_size: int) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError("batch size cannot be used", found=repr(batch_size), expected="a whole number >= 1")
+        raise UsageError("invalid batch size", found=repr(batch_size), expected="an integer >= 1")

@@ -1,7 +1,7 @@
 """Reused memory: page faults of new memory cost more than the arithmetic on it.
 
-What is freed is not kept for the next batch by itself: the allocator gives it back to the system, the more so in the
-threads that `tf.data` calls Python in, and each page of it is zeroed by the kernel when it is touched again.
+The allocator returns freed memory to the system, especially in the threads from which `tf.data` calls Python, and the
+kernel zeroes each page when it is touched again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 __all__ = ["RecycledArrays", "Scratch"]
 
-_ALIGNMENT = 64  # what TensorFlow asks of memory that it is to share
-_KEPT = 16  # in use or spare
+_ALIGNMENT = 64  # needed by TensorFlow to share memory
+_KEPT = 16  # pieces in use or spare
 
 
 class RecycledArrays:
-    """Aligned arrays whose memory is reused once no array, view or tensor refers to it.
-
-    May be called from several threads at once.
+    """Aligned arrays whose memory is reused once no array, view or tensor refers to it; thread-safe.
 
     Attributes:
         kept: The memory, in use or spare; at most 16 pieces.
@@ -40,7 +38,7 @@ class RecycledArrays:
         self.kept: list[NDArray[np.uint8]] = []
 
     def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """An array with undefined values."""
+        """Return an array with undefined values."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         with self._lock:
             memory = self._spare(size + _ALIGNMENT)
@@ -49,11 +47,11 @@ class RecycledArrays:
 
     def _spare(self, size: int) -> NDArray[np.uint8]:
         for memory in self.kept:
-            # Views keep their owner alive: three references are the list's, the loop's and the question's own.
+            # Views keep their owner alive. Three references remain for spare memory: list, loop, and this call.
             if memory.nbytes == size and sys.getrefcount(memory) == 3:
                 return memory
         memory = np.empty(size, np.uint8)
-        # Other sizes (the last batch of an evaluation, another image size) make room for each other.
+        # Spare memory of other sizes (the last batch of an evaluation, another image size) is released.
         self.kept = [m for m in self.kept if m.nbytes == size or sys.getrefcount(m) > 3][-_KEPT + 1 :]
         self.kept.append(memory)
         return memory
@@ -66,7 +64,7 @@ class Scratch:
         self._buffers: dict[str, NDArray[np.uint8]] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """A buffer; its earlier content under this name is lost."""
+        """Return a buffer; its earlier content under this name is lost."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         memory = self._buffers.get(name)
         if memory is None or memory.nbytes < size:

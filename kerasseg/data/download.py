@@ -1,8 +1,8 @@
 """Resumable, verified, atomic download of a file.
 
-`FILE.part` holds what has been received, `FILE.part.json` the server's name for this version of the file. A later call,
-even of another process, requests the rest (HTTP `Range`). It starts again where the server has another version or does not
-support ranges.
+`FILE.part` holds what has been received, `FILE.part.json` the server's identifier of this version of the file. A later
+call, also from another process, requests the rest (HTTP `Range`). It starts again if the server has another version or
+does not support ranges.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Answer:
 
     @property
     def remedy(self) -> str:
-        """What to do about it, for public addresses."""
+        """What to do about it."""
         if self.status == HTTPStatus.TOO_MANY_REQUESTS:
             return "There were too many requests: try again in a few minutes."
         if self.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
@@ -107,7 +107,7 @@ class BrokenDownloadError(KerassegError):
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """The server's identification of a version of a file; empty where it has none."""
+    """The server's identification of a version of a file; empty if unknown."""
 
     etag: str = ""
     modified: str = ""
@@ -134,7 +134,7 @@ def download(
         most_bytes: Largest size that is accepted.
         hash_known: Whether the caller will compare a hash. A partial download is then continued even if the server cannot
             confirm that it still has the same version.
-        progress: Called with the bytes received and the total (0 where it is unknown).
+        progress: Called with the bytes received and the total (0 if unknown).
 
     Raises:
         BrokenDownloadError: The download failed; what has been received is kept.

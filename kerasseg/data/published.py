@@ -76,7 +76,7 @@ class FetchedDataset:
         dataset: The data set.
         folder: Its folder, which `kerasseg prepare` reads as it is.
         fetched: Names of the files that were downloaded now.
-        present: Names of the files that existed already, with the published content.
+        present: Names of the files that already existed with the published content.
 
     Example:
         >>> there = FetchedDataset(DATASETS["figshare"], Path("data"), ("cvind.mat",), ())
@@ -130,7 +130,7 @@ def fetch_dataset(
 
     Args:
         name: "figshare", the data set of Jun Cheng (0.88 GB).
-        out: The folder; created where it is missing.
+        out: The folder; created if missing.
         progress: Called with the name of a file, the bytes received, and its size.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Arrays -> stratified, augmented batches for `model.fit`, on every Keras backend."""
+"""Stratified, augmented batches from arrays for `model.fit`, on every Keras backend."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["SliceBatches"]
 class SliceBatches(keras.utils.PyDataset):
     """Data set for `model.fit` from slices in memory, with stratified batches and new augmentation each epoch.
 
-    For those who have arrays and no shards. What a slice looks like in an epoch depends on (seed, epoch, slice) alone.
+    Use it for arrays without shards. The appearance of a slice in an epoch depends only on (seed, epoch, slice).
 
     Args:
         images: (slices, height, width, channels), uint8 or float in [0, 1], 1 or 3 channels.
         masks: (slices, height, width, 1), 0 and 1.
-        labels: (slices,) class of each slice; None where there is one class.
+        labels: (slices,) class of each slice; None for a single class.
         batch_size: Slices in a batch.
         mode: "proportional" or "balanced"; see `stratified_batches`.
-        augmentation: None for none.
+        augmentation: Augmentation; None for none.
         channels: 3 repeats grey, as the last step. None keeps the channels.
-        seed: Whole number >= 0.
+        seed: Integer >= 0.
         **kwargs: `workers` and so on, as in `keras.utils.PyDataset`.
 
     Attributes:
-        epoch: Epoch whose batches are given; set it to go on in the middle. Keras moves it on after each epoch.
+        epoch: Epoch of the batches, from 0; set it to resume. Keras advances it after each epoch.
 
     Raises:
-        UsageError: If the arrays have different shapes.
+        UsageError: The arrays differ in shape.
 
     Example:
         >>> images, masks = np.zeros((20, 16, 16, 1), "uint8"), np.zeros((20, 16, 16, 1), "uint8")
@@ -61,33 +61,33 @@ class SliceBatches(keras.utils.PyDataset):
         self.labels = np.zeros(len(images), np.int64) if labels is None else np.asarray(labels)
         if not len(images) == len(masks) == len(self.labels):
             found = f"{len(images)} images, {len(masks)} masks, {len(self.labels)} labels"
-            raise UsageError("arrays have different shapes", found=found, expected="one mask and label an image")
+            raise UsageError("arrays have different shapes", found=found, expected="one mask and one label per image")
         self.batch_size, self.mode, self.channels, self.seed = batch_size, mode, channels, seed
         self.augmentation = augmentation
         self.epoch = 0
 
     @property
     def epoch(self) -> int:
-        """Current epoch, counted from 0."""
+        """Current epoch, from 0."""
         return self._epoch
 
     @epoch.setter
     def epoch(self, value: int) -> None:
         batches = stratified_batches(self.labels, self.batch_size, self.mode, seed=self.seed, epoch=value)
-        # No augmentation is one whose amounts are all 0: conversion and channels remain.
+        # Amounts of 0 augment nothing, but still convert types and channels.
         augmentation = self.augmentation or SafeAugmentation(0, 0, 0, 0)
         table = augmentation.parameters(self.seed, value, np.arange(len(self.images)))
         self._epoch, self._batches, self._table, self._apply = value, batches, table, augmentation.apply_numpy
 
     def __len__(self) -> int:
-        """Batches in an epoch, the same in each."""
+        """Number of batches in an epoch."""
         return len(self._batches)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Images (batch, height, width, channels) in [0, 1] and masks (batch, height, width, 1) of one batch."""
+        """Return images (batch, height, width, channels) in [0, 1] and masks (batch, height, width, 1) of a batch."""
         rows = self._batches[index]
         return self._apply(self.images[rows], self.masks[rows], self._table[rows], channels=self.channels)
 
     def on_epoch_end(self) -> None:
-        """Move to the next epoch; called by Keras."""
+        """Advance to the next epoch; called by Keras."""
         self.epoch += 1

@@ -16,16 +16,16 @@ _WORDS = 1 << 64
 
 
 def uniforms(seed: int, epoch: int, purpose: str, rows: int, columns: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), whose row `i` depends only on (seed, epoch, purpose, i).
+    """Draw uniform numbers in [0, 1), whose row `i` depends only on (seed, epoch, purpose, i).
 
-    The generator is counter-based (Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), so
-    a longer table begins with the shorter one, and neighbouring seeds or epochs share nothing. Only the raw stream of
-    the generator is used, which NumPy promises never to change.
+    The generator is counter-based (Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), so a
+    longer table begins with the shorter one, and neighbouring seeds or epochs are unrelated. Only the raw stream of the
+    generator is used, which NumPy guarantees never to change.
 
     Args:
-        seed: Whole number from 0 to 2^64 - 1.
-        epoch: Whole number from 0 to 2^64 - 1.
-        purpose: A word for what the numbers are used for; other words give unrelated numbers.
+        seed: Integer from 0 to 2^64 - 1.
+        epoch: Integer from 0 to 2^64 - 1.
+        purpose: Name of the purpose; other names give unrelated numbers.
         rows: Number of rows.
         columns: Numbers in a row.
 
@@ -33,7 +33,7 @@ def uniforms(seed: int, epoch: int, purpose: str, rows: int, columns: int) -> ND
         Array (rows, columns).
 
     Raises:
-        UsageError: If seed or epoch is negative, too large or no whole number.
+        UsageError: Seed or epoch is negative, too large or not an integer.
 
     Example:
         >>> bool((uniforms(1, 2, "zoom", 3, 2) == uniforms(1, 2, "zoom", 9, 2)[:3]).all())
@@ -47,11 +47,11 @@ def uniforms(seed: int, epoch: int, purpose: str, rows: int, columns: int) -> ND
 
 
 def permutation(seed: int, epoch: int, purpose: str, size: int) -> NDArray[np.int64]:
-    """A random order of `range(size)` that depends only on the arguments; see `uniforms`."""
+    """Return a random order of `range(size)` that depends only on the arguments; see `uniforms`."""
     return np.argsort(uniforms(seed, epoch, purpose, size, 1)[:, 0], kind="stable").astype(np.int64)
 
 
 def _word(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= int(value) < _WORDS:
-        raise UsageError(f"{name} cannot be used", found=repr(value), expected="a whole number from 0 to 2^64 - 1")
+        raise UsageError(f"invalid {name}", found=repr(value), expected="an integer from 0 to 2^64 - 1")
     return int(value)

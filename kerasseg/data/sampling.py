@@ -21,32 +21,32 @@ def stratified_batches(
     seed: int = 0,
     epoch: int = 0,
 ) -> NDArray[np.int64]:
-    """Batches of one epoch, each with its share of every class.
+    """Compose the batches of one epoch, each with its share of every class.
 
-    "proportional": each slice once an epoch, ceil(slices / batch_size) batches. A class with share s = batch_size *
+    "proportional": each slice once per epoch, in ceil(slices / batch_size) batches. A class with share s = batch_size *
     (slices of the class / slices) has floor(s) or ceil(s) slices in every batch, and after k batches floor(k s) or
-    ceil(k s) in all. The last batch is filled up by slices drawn once more: at most batch_size - 1 of them, each slice
-    at most twice (as long as there are that many slices), and not twice in one batch where the class has others left.
+    ceil(k s) in total. The last batch is filled with slices drawn once more: at most batch_size - 1, none more than twice
+    (given that many slices), and none twice in one batch while others of its class are left.
 
-    "balanced": every class has the share batch_size / classes, with the same bounds; ceil(classes * slices of the
-    largest class / batch_size) batches, so that every slice is seen at least once; smaller classes are drawn again in
-    new orders, as evenly as whole numbers allow: the counts of two slices of a class differ by at most 1.
+    "balanced": every class has the share batch_size / classes, with the same bounds, in ceil(classes * slices of the
+    largest class / batch_size) batches, so that every slice is seen at least once. Smaller classes are drawn again in new
+    orders: the counts of two slices of a class differ by at most 1.
 
-    Slices stand in random order within a batch, so that the replicas which share a batch get the same mix on average.
-    The result depends on the arguments alone, on any machine.
+    Slices are in random order within a batch, so that replicas which share a batch get the same mix on average. The result
+    depends only on the arguments.
 
     Args:
-        labels: (slices,) class of each slice, whole numbers or names.
+        labels: (slices,) class of each slice, integers or names.
         batch_size: Slices in a batch, >= 1.
         mode: "proportional" or "balanced".
-        seed: Whole number >= 0.
-        epoch: Whole number >= 0; other epochs have other orders.
+        seed: Integer >= 0.
+        epoch: Integer >= 0; other epochs have other orders.
 
     Returns:
         (batches, batch_size) indices into `labels`.
 
     Raises:
-        UsageError: If there are no labels, or an argument is out of its range.
+        UsageError: There are no labels, or an argument is out of range.
 
     Example:
         >>> batches = stratified_batches([0] * 6 + [1] * 3, batch_size=3, seed=1)
@@ -55,9 +55,9 @@ def stratified_batches(
     """
     values = np.asarray(labels)
     if values.ndim != 1 or not values.size:
-        raise UsageError("no batches can be made", found=f"labels of shape {values.shape}", expected="(slices,)")
+        raise UsageError("invalid labels", found=f"shape {values.shape}", expected="(slices,), not empty")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise UsageError("batch size cannot be used", found=repr(batch_size), expected="a whole number >= 1")
+        raise UsageError("invalid batch size", found=repr(batch_size), expected="an integer >= 1")
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     if mode == "proportional":
         weights = counts
@@ -80,7 +80,7 @@ def stratified_batches(
 
 
 class _Deck:
-    """Slices of one class, drawn in random order; when all are drawn, again in another order."""
+    """Slices of one class, drawn in random order; once all are drawn, in another order."""
 
     def __init__(self, members: NDArray[np.int64], seed: int, epoch: int, purpose: str) -> None:
         self.members, self.seed, self.epoch, self.purpose = members, seed, epoch, purpose
@@ -88,14 +88,14 @@ class _Deck:
         self.left = members[:0]
 
     def draw(self, count: int) -> NDArray[np.int64]:
-        """The next slices, for one batch."""
+        """Return the next slices for one batch."""
         hand = self.left[:count]
         self.left = self.left[count:]
         while len(hand) < count:
             order = permutation(self.seed, self.epoch, f"{self.purpose}, round {self.rounds}", len(self.members))
             self.rounds += 1
             fresh = self.members[order]
-            # What is in this batch already comes last, so that no batch holds a slice twice without need.
+            # Slices of this batch come last, so that a batch holds no slice twice without need.
             seen = np.isin(fresh, hand)
             fresh = np.concatenate([fresh[~seen], fresh[seen]])
             missing = count - len(hand)
@@ -105,13 +105,13 @@ class _Deck:
 
 
 def _shares(weights: list[int], batch_size: int, n_batches: int, ties: list[int]) -> list[list[int]]:
-    """Number of slices of each class in each batch.
+    """Return the number of slices of each class in each batch.
 
-    Each class gets the whole part of its share in every batch. The fractions add up to a whole number of further places
-    a batch, and which classes take them is the "proportionate progress" problem: at most one place a class and batch,
-    and after every batch less than one place away from the exact share. It always has a solution, and the priorities of
-    PD2 find it (Baruah et al., Algorithmica 15, 1996; Anderson and Srinivasan, JCSS 68, 2004): earliest deadline, then
-    the place whose time overlaps with its successor's, then the latest deadline of the group that depends on it.
+    Each class gets the integer part of its share in every batch. Assigning the remaining places is the "proportionate
+    progress" problem: at most one place per class and batch, and after every batch less than one place away from the exact
+    share. It always has a solution, which the priorities of PD2 find (Baruah et al., Algorithmica 15, 1996; Anderson and
+    Srinivasan, JCSS 68, 2004): earliest deadline, then places that overlap with their successor, then the latest deadline
+    of the group that depends on it.
     """
     total = sum(weights)
     whole = [batch_size * w // total for w in weights]
@@ -120,7 +120,7 @@ def _shares(weights: list[int], batch_size: int, n_batches: int, ties: list[int]
     given = [0] * len(weights)
     shares = []
     for batch in range(n_batches):
-        # Place i of a class (from 0) may stand in the batches from floor(i * total / rest) on.
+        # Place i of a class (from 0) is available from batch floor(i * total / rest) on.
         waiting = [c for c, r in enumerate(rest) if r and given[c] * total // r <= batch]
         waiting.sort(key=lambda c: (*_urgency(given[c] + 1, rest[c], total), ties[c]))
         taken = waiting[:places]
@@ -131,7 +131,7 @@ def _shares(weights: list[int], batch_size: int, n_batches: int, ties: list[int]
 
 
 def _urgency(number: int, rest: int, total: int) -> tuple[int, int, int]:
-    """Priority of the `number`-th place (from 1) of a class that takes `rest` places in `total` batches."""
+    """Return the priority of the `number`-th place (from 1) of a class that takes `rest` places in `total` batches."""
     deadline = _ceil(number * total, rest)
     overlaps = number * total % rest != 0
     group = 0

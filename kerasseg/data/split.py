@@ -33,14 +33,14 @@ CacheChoice = Literal["auto", "memory", "disk", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Caching:
-    """Where slices are kept after reading.
+    """Where slices are cached.
 
     Attributes:
-        kind: "memory", "disk", "none" (each slice is read from the shards whenever it is needed), or "auto": memory where
-            the split fits `budget`; otherwise disk for a training split, none for the others, which are read in order, and
-            for one of several workers, which needs only its part.
-        budget: Bytes of memory that the split may take.
-        folder: For "disk"; None for `default_cache_folder()`.
+        kind: "memory", "disk", "none" (slices are read from the shards each time), or "auto": memory if the split fits
+            `budget`; otherwise disk for a training split, and none for other splits, which are read in order, and for one
+            of several workers, which needs only its part.
+        budget: Memory that the split may take, in bytes.
+        folder: Folder for "disk"; None for `default_cache_folder()`.
     """
 
     kind: CacheChoice = "auto"
@@ -49,16 +49,16 @@ class Caching:
 
 
 class SplitSlices:
-    """The slices of one split by number: number i is the i-th record in the order of the manifest.
+    """The slices of a split; slice i is the i-th record in the order of the manifest.
 
     Args:
         root: The shard directory.
         split: `train`, `val` or `test`.
-        records: Its records.
-        source: Where the pixels come from.
+        records: Records of the split.
+        source: Source of the pixels.
 
     Attributes:
-        manifest: Of the shard directory.
+        manifest: Manifest of the shard directory.
         labels: (slices,) index into `manifest.classes`.
     """
 
@@ -74,7 +74,7 @@ class SplitSlices:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; a label is an index into them."""
+        """Class names, indexed by label."""
         return self.manifest.classes
 
     @property
@@ -83,31 +83,31 @@ class SplitSlices:
         return self.manifest.size, self.manifest.size, self.manifest.channels
 
     def classes_to_expect(self) -> set[str]:
-        """Names of the classes that have slices in any split."""
+        """Return names of the classes that have slices in any split."""
         return {shard.label for shard in self.manifest.shards if shard.records}
 
     @property
     def cache(self) -> Literal["none", "memory", "disk"]:
-        """Where the slices are kept."""
+        """Where slices are cached."""
         return self.source.kind
 
     def pixels(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Images (n, size, size, channels as in the shards), 0 to 255, and masks (n, size, size, 1), 0 and 1."""
+        """Return images (n, size, size, channels), 0 to 255, and masks (n, size, size, 1), 0 and 1."""
         rows = self.source.take(numbers)
         return self.source.layout.images(rows), self.source.layout.masks(rows)
 
     def with_tumour(self) -> NDArray[np.bool_]:
-        """(slices,) whether a slice's mask has any pixel; reads all slices once."""
+        """Return (slices,) whether the mask of each slice has any pixel; reads all slices once."""
         chunks = (np.arange(i, min(i + CHUNK, len(self))) for i in range(0, len(self), CHUNK))
         found = [self.source.layout.tumour(self.source.take(chunk)) for chunk in chunks]
         return np.concatenate(found) if found else np.zeros(0, bool)
 
     def record(self, number: int) -> Record:
-        """Read the record of one slice: id, patient, mask at native size, ..."""
+        """Read the record of a slice: id, patient, mask at native size, ..."""
         return decode(self._records.read(number), size=self.manifest.size, channels=self.manifest.channels)
 
     def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
-        """Ids of slices, for messages."""
+        """Return ids of slices, for messages."""
         return [self.record(number).slice_id for number in np.asarray(numbers).tolist()]
 
 
@@ -125,17 +125,17 @@ def open_split(
     Args:
         shards: The shard directory.
         split: `train`, `val` (or `validation`) or `test`.
-        caching: Where slices are kept.
-        worker: (number, count) where several machines train together: each reads the slices of its own batches alone, and
+        caching: Where slices are cached.
+        worker: (index, number) of the machines that train together; each reads only the slices of its own batches, and
             checks its share of the files.
-        check: Compare the SHA-256 of the files with the manifest's before anything is read from them. A cache on disk that
-            fits the manifest is used without reading the shards.
-        progress: Told a stage ("check", "read", "cache"), what is done, and how much there is.
+        check: Compare the SHA-256 of the files with the manifest's before reading. A cache on disk that matches the
+            manifest is used without reading the shards.
+        progress: Called with a stage ("check", "read", "cache"), the amount done and the total.
 
     Raises:
-        DataError: A manifest or shard that is missing or damaged, a split without slices.
-        UsageError: An unknown split or kind of cache, a split that does not fit the budget of a cache in memory.
-        KerassegError: A cache on disk that cannot be written.
+        DataError: The manifest or a shard is missing or damaged, or the split is empty.
+        UsageError: The split or the kind of cache is unknown, or the split does not fit the memory budget.
+        KerassegError: The cache on disk cannot be written.
     """
     root = Path(shards)
     name = "val" if split == "validation" else split
@@ -143,7 +143,7 @@ def open_split(
         raise UsageError("unknown split", found=repr(split), expected=f"one of {', '.join(SPLITS)}")
     number, workers = worker
     if not 0 <= number < workers:
-        raise UsageError("worker cannot be used", found=f"{number} of {workers}", expected="(number from 0, how many)")
+        raise UsageError("invalid worker", found=f"{number} of {workers}", expected="(index from 0, number)")
     manifest = load_manifest(root)
     shard_paths(root, name, manifest)
     records = ShardRecords(root, manifest, name)

@@ -1,7 +1,7 @@
-"""Slices by their number: out of the shards, out of memory, or out of one file on disk.
+"""Slices by number: from the shards, from memory, or from a cache file on disk.
 
-All three give the same rows of bytes: a slice's image (size x size x channels, uint8), then its mask, a bit a pixel. They
-are read by several threads at once.
+All sources give the same rows of bytes: the image of a slice (size x size x channels, uint8), then its mask, one bit per
+pixel. They are read by several threads at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RowLayout:
     """Layout of image and mask in a row of bytes.
 
     Attributes:
-        size: Side of the square slices, pixels.
+        size: Side of the square slices in pixels.
         channels: 1 or 3.
     """
 
@@ -60,25 +60,25 @@ class RowLayout:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of a slice's image."""
+        """Bytes of an image."""
         return self.size * self.size * self.channels
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a slice; 73,728 for a grey one of 256 x 256."""
+        """Bytes of a row; 73,728 for a grey slice of 256 x 256."""
         return self.image_bytes + self.size * ((self.size + 7) // 8)
 
     def images(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(n, size, size, channels) of rows (n, row_bytes)."""
+        """Return images (n, size, size, channels) of rows (n, row_bytes)."""
         return rows[:, : self.image_bytes].reshape(len(rows), self.size, self.size, self.channels)
 
     def masks(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(n, size, size, 1), 0 and 1, of rows (n, row_bytes)."""
+        """Return masks (n, size, size, 1), 0 and 1, of rows (n, row_bytes)."""
         packed = rows[:, self.image_bytes :].reshape(len(rows), self.size, (self.size + 7) // 8)
         return np.unpackbits(packed, axis=2, count=self.size)[..., None]
 
     def tumour(self, rows: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """(n,) whether the mask has any pixel."""
+        """Return (n,) whether the mask has any pixel."""
         return np.asarray(rows[:, self.image_bytes :].any(axis=1))
 
 
@@ -87,7 +87,7 @@ class SliceSource(Protocol):
 
     Attributes:
         kind: Where the slices come from.
-        layout: How a row of bytes is to be read.
+        layout: Layout of a row of bytes.
     """
 
     kind: Literal["none", "memory", "disk"]
@@ -97,7 +97,7 @@ class SliceSource(Protocol):
         """Number of slices."""
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n, row_bytes) of n slices, in the order asked for; a copy."""
+        """Return a copy of n slices as (n, row_bytes), in the given order."""
 
 
 class ShardSlices:
@@ -119,10 +119,10 @@ class ShardSlices:
         return len(self.records)
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n, row_bytes) of n slices.
+        """Return n slices as (n, row_bytes).
 
         Raises:
-            DataError: Where a record is damaged, or of another class than its file.
+            DataError: A record is damaged, or its class differs from that of its file.
         """
         rows = self._arrays.take((len(numbers), self.layout.row_bytes), np.uint8)
         for row, number in zip(rows, numbers.tolist(), strict=True):
@@ -156,7 +156,7 @@ class MemorySlices:
     """Slices in memory; each is read from the shards once, when first needed.
 
     Args:
-        shards: Where they come from.
+        shards: Source of the slices.
     """
 
     kind: Literal["none", "memory", "disk"] = "memory"
@@ -182,15 +182,15 @@ class MemorySlices:
             progress("read", len(self), len(self))
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n, row_bytes) of n slices."""
+        """Return n slices as (n, row_bytes)."""
         missing = numbers[~self._there[numbers]]
         if missing.size:
             self._fetch(np.unique(missing))
         rows = self._arrays.take((len(numbers), self.layout.row_bytes), np.uint8)
-        return np.take(self._rows, numbers, axis=0, out=rows, mode="wrap")  # "raise" would go through a copy
+        return np.take(self._rows, numbers, axis=0, out=rows, mode="wrap")  # "raise" would make a copy
 
     def _fetch(self, numbers: NDArray[np.int64]) -> None:
-        # Two threads may fetch the same slice: they write the same bytes, and say so only afterwards.
+        # Two threads may fetch the same slice; they write the same bytes, and mark them only afterwards.
         self._rows[numbers] = self._shards.take(numbers)
         self._there[numbers] = True
 
@@ -198,16 +198,16 @@ class MemorySlices:
 class FileSlices:
     """Slices in one file, row after row.
 
-    The file is read by `pread` and not mapped: a mapping would count as this process's memory page by page, and a
-    scheduler with a limit would kill what only looks large. The system caches either way.
+    The file is read by `pread` instead of mapped: pages of a mapping count as memory of this process, which a scheduler
+    with a memory limit might kill.
 
     Args:
-        path: The file; it stays open as long as this object lives, so that it may be removed while it is in use.
-        count: How many slices it holds.
-        layout: Of its rows.
+        path: The file; it stays open as long as this object exists, so it may be deleted meanwhile.
+        count: Number of slices.
+        layout: Layout of the rows.
 
     Raises:
-        OSError: Where it cannot be opened.
+        OSError: The file cannot be opened.
     """
 
     kind: Literal["none", "memory", "disk"] = "disk"
@@ -223,10 +223,10 @@ class FileSlices:
         return self._count
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n, row_bytes) of n slices.
+        """Return n slices as (n, row_bytes).
 
         Raises:
-            DataError: Where the file has been cut off since it was opened.
+            DataError: The file has been truncated since it was opened.
         """
         width = self.layout.row_bytes
         rows = self._arrays.take((len(numbers), width), np.uint8)
@@ -249,7 +249,7 @@ _REMEDY = "Choose another folder (cache_folder, or the variable KERASSEG_CACHE),
 
 
 def default_cache_folder() -> Path:
-    """`$KERASSEG_CACHE`, else `kerasseg` under `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Return `$KERASSEG_CACHE`, else `kerasseg` under `$XDG_CACHE_HOME` or `~/.cache`."""
     asked = os.environ.get("KERASSEG_CACHE")
     if asked:
         return Path(asked)
@@ -257,7 +257,7 @@ def default_cache_folder() -> Path:
 
 
 def cache_key(manifest: Manifest, split: str) -> str:
-    """Name of a cache, which depends on the content of the split's shards but not on their folder."""
+    """Return the name of a cache, which depends on the content of the split's shards but not on their folder."""
     shards = [[shard.path, shard.sha256, shard.records] for shard in manifest.shards_of(split)]
     facts = [_VERSION, manifest.fingerprint, split, manifest.size, manifest.channels, shards]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -274,15 +274,15 @@ def cached_on_disk(
     """Open the cache of a split, after building it if necessary.
 
     Args:
-        shards: Where the slices come from; nothing of them is read where the cache is there already.
-        split: For the name and for what is stale.
-        folder: Created where it is missing.
-        check: Called before anything is read from the shards; not where the cache is there already.
-        progress: Told "cache", the slices written, and how many there are.
+        shards: Source of the slices; not read if the cache exists.
+        split: Split, for the name and to find stale caches.
+        folder: Folder of caches; created if missing.
+        check: Called before reading from the shards.
+        progress: Called with "cache", the slices written and their number.
 
     Raises:
-        KerassegError: Where the disk is full or the folder cannot be written.
-        DataError: Where a shard is damaged.
+        KerassegError: The disk is full or the folder cannot be written to.
+        DataError: A shard is damaged.
     """
     manifest, root = shards.records.manifest, shards.records.root.resolve()
     key = cache_key(manifest, split)
@@ -304,10 +304,10 @@ def cached_on_disk(
                         remedy=_REMEDY,
                     )
                 _build(shards, path, progress)
-            # Also where it was there: the shards may have moved, and what belongs to no shards is removed one day.
+            # Also for an existing cache: the shards may have moved, and caches without shards are deleted.
             facts = {"shards": str(root), "split": split, "fingerprint": manifest.fingerprint}
             write_atomically(path.with_suffix(".json"), json.dumps(facts, indent=1) + "\n", durable=False)
-            # Opened under the lock: whoever clears up afterwards removes the name alone.
+            # Opened under the lock; a later cleanup then removes only the name.
             return FileSlices(path, len(shards), shards.layout)
     except OSError as error:
         raise KerassegError(explain_os_error(error, folder).what, path=folder, remedy=_REMEDY) from error
@@ -332,7 +332,7 @@ def _build(shards: ShardSlices, path: Path, progress: Progress | None) -> None:
 
 
 def _clear(folder: Path, root: Path, split: str, key: str) -> None:
-    """Remove stale caches and what killed builders left; the caller holds the lock."""
+    """Remove stale caches and files of killed processes; the caller holds the lock."""
     for left in folder.glob(".tmp-*"):
         left.unlink(missing_ok=True)
     for data in folder.glob("*.slices"):
@@ -352,7 +352,7 @@ def _clear(folder: Path, root: Path, split: str, key: str) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Wait for the lock, where `kerasseg_tfrecords.files.lock` would raise."""
+    """Wait for the lock; `kerasseg_tfrecords.files.lock` would raise instead."""
     with path.open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -1,8 +1,8 @@
-"""Shards -> batches of tensors: `load_split` for any TensorFlow project, `TrainingData` where every step counts.
+"""Shards as `tf.data`: `load_split` for any TensorFlow project, `TrainingData` to choose epoch and step.
 
-The order, for training: index table of an epoch -> slices out of the cache (uint8, masks packed) -> augmentation of the
-whole batch with OpenCV, by the epoch's table of parameters -> grey repeated to three channels -> prefetch. Nothing in it
-keeps state: a batch is a function of (seed, epoch, step), so that any can be made at once, by any replica or worker.
+For training: order of the epoch -> slices from the cache (uint8, masks packed) -> augmentation of the whole batch with
+OpenCV -> grey repeated to three channels -> prefetch. Nothing has state: a batch is a function of (seed, epoch, step), so
+that any replica or worker can make any batch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from kerasseg_tfrecords.workers import available_cpus
 __all__ = ["MEMORY_BUDGET", "Batch", "EvaluationData", "TrainingData", "load_split"]
 
 _PARALLEL = 8
-"""Batches made at once, at most: beyond it Python's lock holds the threads up."""
+"""Maximum number of batches made in parallel; with more, threads wait for Python's lock."""
 
 
 class TrainingData(TrainingBatches):
-    """The training split as `tf.data`: any epoch, from any step on.
+    """The training split as `tf.data`: any epoch, from any step.
 
     Arguments, attributes and errors are those of `TrainingBatches`.
 
@@ -45,23 +45,23 @@ class TrainingData(TrainingBatches):
     def epoch(
         self, epoch: int, start_step: int = 0, *, input_context: tf.distribute.InputContext | None = None
     ) -> tf.data.Dataset:
-        """The batches of one epoch, from a step on.
+        """Return the batches of one epoch, from a step on.
 
         Args:
-            epoch: Counted from 0.
-            start_step: The first batch, 0 to `steps`: what a resumed run gives.
+            epoch: Epoch, from 0.
+            start_step: First batch, 0 to `steps`.
             input_context: From `strategy.distribute_datasets_from_function(lambda context: data.epoch(e,
                 input_context=context))`: batches are then a replica's part of the global one, in the order of the replicas.
 
         Returns:
-            `steps - start_step` batches (image, mask), with class weights (image, mask, weight), as Keras takes them; with
-            `with_labels` dictionaries with the names of `Batch`. It can be iterated again, with the same result.
+            `steps - start_step` batches (image, mask), or (image, mask, weight) with class weights, or dictionaries of the
+            fields of `Batch` with `with_labels`. Iterating again gives the same result.
 
         Raises:
-            UsageError: If epoch or step do not exist, or the batch cannot be divided by the number of replicas.
+            UsageError: Epoch or step do not exist, or the batch cannot be divided by the number of replicas.
         """
         if not 0 <= start_step <= self.steps:
-            raise UsageError("step cannot be used", found=start_step, expected=f"0 to {self.steps}")
+            raise UsageError("invalid step", found=start_step, expected=f"0 to {self.steps}")
         self._plan(epoch)
         share = _Share.of(self.batch_size, input_context)
         pairs = tf.data.Dataset.range(start_step * share.replicas, self.steps * share.replicas)
@@ -75,19 +75,18 @@ class TrainingData(TrainingBatches):
         *,
         input_context: tf.distribute.InputContext | None = None,
     ) -> tf.data.Dataset:
-        """Epoch after epoch, for `model.fit`.
+        """Return epoch after epoch, for `model.fit`.
 
         Args:
-            first_epoch: Counted from 0.
-            count: None: each time the dataset is iterated it gives the next epoch, as `fit(dataset, epochs=20)` wants
-                it. A number: one pass gives so many epochs, for `fit(dataset.repeat(), steps_per_epoch=data.steps)` or
-                loops of one's own.
-            start_step: Where the first epoch begins; needs a `count`.
+            first_epoch: Epoch, from 0.
+            count: None: each iteration of the dataset is the next epoch, for `fit(dataset, epochs=20)`. A number: one
+                iteration gives so many epochs, for `fit(dataset.repeat(), steps_per_epoch=data.steps)` or custom loops.
+            start_step: First step of the first epoch; needs a `count`.
             input_context: As in `epoch`.
 
         Returns:
-            As `epoch`. With None, whatever else iterates the dataset (a look at its first batch; Keras' own, under a
-            strategy, before the first epoch) uses an epoch up.
+            As `epoch`. With None, every other iteration (looking at the first batch; Keras' own, under a strategy, before
+            the first epoch) uses up an epoch.
 
         Raises:
             UsageError: As `epoch`.
@@ -98,7 +97,7 @@ class TrainingData(TrainingBatches):
         if count is not None:
             if not 0 <= start_step <= self.steps or count < 1:
                 found = f"step {start_step}, {count} epochs"
-                raise UsageError("epochs cannot be used", found=found, expected=f"step 0 to {self.steps}, >= 1 epochs")
+                raise UsageError("invalid epochs", found=found, expected=f"step 0 to {self.steps}, at least 1 epoch")
             first = first_epoch * places + start_step * share.replicas
             pairs = tf.data.Dataset.range(first, (first_epoch + count) * places)
             return self._dataset(pairs.map(lambda place: (place // places, place % places)), share)
@@ -132,21 +131,21 @@ class EvaluationData(EvaluationBatches):
     """
 
     def dataset(self, *, input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-        """All slices, once.
+        """Return all slices, once.
 
         Args:
             input_context: As in `TrainingData.epoch`; needs `pad`.
 
         Returns:
-            `steps` batches (image, mask), where they are padded (image, mask, weight); with `with_labels` dictionaries with
-            the names of `Batch`.
+            `steps` batches (image, mask), or (image, mask, weight) with `pad`, or dictionaries of the fields of `Batch`
+            with `with_labels`.
 
         Raises:
-            UsageError: If there are several replicas and batches are not padded, or cannot be divided by their number.
+            UsageError: There are several replicas, and batches are not padded or not divisible by their number.
         """
         share = _Share.of(self.batch_size, input_context)
         if input_context is not None and input_context.num_replicas_in_sync > 1 and not self.pad:
-            raise UsageError("several replicas need batches of one size", expected="pad=True")
+            raise UsageError("several replicas need batches of the same size", expected="pad=True")
 
         def make(place: Any) -> tuple[Any, ...]:
             first = share.first(int(place) % share.replicas)
@@ -179,31 +178,31 @@ def load_split(
     input_context: tf.distribute.InputContext | None = None,
     check: bool = True,
 ) -> tf.data.Dataset:
-    """One split of a shard directory as a `tf.data.Dataset`, for `model.fit` and any other TensorFlow code.
+    """Load a split of a shard directory as a `tf.data.Dataset`, for `model.fit` and any other TensorFlow code.
 
-    "train" gives stratified, augmented batches of one size, in a new order and with new augmentation each time the dataset
-    is iterated: the next epoch. The other splits are given in the order of the shards, as they are. To choose epoch and
-    step oneself, use `TrainingData` and `EvaluationData`; `TrainingBatches` tells more about the arguments.
+    "train" gives stratified, augmented batches; each iteration of the dataset is the next epoch, with a new order and new
+    augmentation. Other splits are given unchanged in the order of the shards. To choose epoch and step, use `TrainingData`
+    and `EvaluationData`.
 
     Args:
         shards: A shard directory, written by `prepare`.
         split: "train", "val" (or "validation"), "test".
         batch_size: Slices in a global batch.
-        channels: What the network takes, 1 or 3; None for what the shards hold.
-        balance: "proportional" (each slice once an epoch) or "balanced" (equal classes). This and what follows up to
-            `positives_only` concerns training; the other splits pass it over.
-        augmentation: None for none.
-        seed: Of order and augmentation.
-        first_epoch: The epoch that is given first, from 0.
+        channels: Input channels of the network, 1 or 3; None for those of the shards.
+        balance: "proportional" (each slice once per epoch) or "balanced" (equal classes). This argument and those up to
+            `positives_only` only affect training.
+        augmentation: Augmentation; None for none.
+        seed: Random seed for order and augmentation.
+        first_epoch: First epoch, from 0.
         epochs: None: each iteration is the next epoch. A number: one iteration gives so many epochs.
         class_weight: Class name -> weight, or "balanced".
         positives_only: Leave out slices without tumour.
-        pad: Fill the last batch up with slices of weight 0; for the other splits (in training all batches are full).
-        with_labels: Batches are dictionaries: image, mask, weight, label, slice.
+        pad: Pad the last batch of another split with slices of weight 0; training batches are always full.
+        with_labels: Yield dictionaries: image, mask, weight, label, slice.
         cache: "auto", "memory", "disk" or "none".
-        memory_budget: Bytes of memory that the slices of this split may take.
-        cache_folder: For the cache on disk.
-        input_context: Of a `tf.distribute` strategy; batches are then a replica's part of the global one.
+        memory_budget: Memory that the slices of this split may take, in bytes.
+        cache_folder: Folder of the cache on disk.
+        input_context: Context of a `tf.distribute` strategy; batches are then a replica's part of the global one.
         check: Compare the files with the manifest's hashes first.
 
     Returns:
@@ -211,8 +210,8 @@ def load_split(
         With class weights or `pad`, (image, mask, weight).
 
     Raises:
-        DataError: Shards that are missing, damaged or do not fit their manifest; an empty split; a missing class.
-        UsageError: An unknown split, or an option that cannot be used.
+        DataError: Shards are missing, damaged or do not match their manifest; the split is empty, or a class is missing.
+        UsageError: The split is unknown, or an option is invalid.
         KerassegError: The cache on disk cannot be written.
 
     Example:
@@ -262,7 +261,7 @@ def load_split(
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What one input pipeline gives of each global batch: `replicas` parts of `size`, from replica `offset` on."""
+    """Part of each global batch for one input pipeline: `replicas` parts of `size`, from replica `offset` on."""
 
     size: int
     replicas: int
@@ -284,13 +283,13 @@ class _Share:
         return cls(batch_size // total, here, context.input_pipeline_id * here)
 
     def first(self, replica: int) -> int:
-        """Where in the global batch the part of this pipeline's replica begins."""
+        """Return where in the global batch the part of a replica starts."""
         return (self.offset + replica) * self.size
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Static shape of a batch; `batch` is None where the last one is smaller."""
+    """Static shape of a batch; `batch` is None if the last one is smaller."""
 
     height: int
     width: int
@@ -321,7 +320,7 @@ def _batches(
 
     options = tf.data.Options()
     options.deterministic = True
-    # Workers take their parts by `input_context`; the files are not TensorFlow's to divide.
+    # Workers take their parts by `input_context`; TensorFlow must not divide the files.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     parallel = min(available_cpus(), _PARALLEL)
     return places.map(element, num_parallel_calls=parallel, deterministic=True).prefetch(2).with_options(options)

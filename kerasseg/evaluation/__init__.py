@@ -1,1 +1,1 @@
-"""Evaluation: what a network puts out (`predictions`), its figures (`document` is their form), and how they come about."""
+"""Evaluation: predictions of a network, scores of its slices, and the figures computed from them."""

@@ -1,4 +1,4 @@
-"""Evaluation as a library: a network, images and masks in; figures out. Nothing is read or written."""
+"""Evaluate a network on arrays, without reading or writing files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EvaluationResult:
     """The result of `evaluate`.
 
     Attributes:
-        figures: Everything, in the form of `metrics.json`.
+        figures: All figures, in the form of `metrics.json`.
         rows: The scores of each slice, in the order of the arrays.
 
     Example:
@@ -70,40 +70,40 @@ def evaluate(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> EvaluationResult:
-    """Evaluates a network on arrays: the figures of `kerasseg evaluate`, at the network's size.
+    """Evaluate a network on arrays: the figures of `kerasseg evaluate`, at the network's size.
 
     Args:
-        model: Takes (batch, height, width, channels), gives probabilities (batch, height, width, 1).
-        images: (slices, height, width, channels) as the network takes them, usually float32 in [0, 1]; uint8 is divided by
-            255. Grey images may leave the last axis out, and are repeated where the network takes three channels. Or,
-            without `masks`, a data set that ends: batches (images, masks) or (images, masks, weights), of which rows of
-            weight 0 are left out, or dictionaries with "image", "mask", "weight", "label", as `load_split` gives them.
+        model: Network that takes (batch, height, width, channels) and returns probabilities (batch, height, width, 1).
+        images: (slices, height, width, channels) in the range of the network, usually float32 in [0, 1]; uint8 is divided
+            by 255. The last axis of grey images may be missing; they are repeated for three channels. Without `masks`, a
+            finite data set: batches (images, masks) or (images, masks, weights), where rows of weight 0 are left out, or
+            dictionaries with "image", "mask", "weight", "label", as from `load_split`.
         masks: (slices, height, width) or (slices, height, width, 1); above 0.5 is tumour.
-        labels: (slices,) index into `classes`; None: one class.
-        groups: (slices,) patient of each, for the intervals; "" where unknown; None: every slice is a patient of its own,
-            which makes intervals too narrow where it is not so.
-        classes: Names; None: the labels as text.
-        spacing: Millimetres a pixel, rows then columns, of all slices; None where unknown.
+        labels: (slices,) index into `classes`; None: a single class.
+        groups: (slices,) patient of each slice, for the intervals; "" if unknown. None treats every slice as a patient of
+            its own, which makes intervals too narrow if patients have several slices.
+        classes: Class names; None: the labels as text.
+        spacing: Millimetres per pixel, rows then columns, of all slices; None if unknown.
         rule: A threshold in (0, 1], or a rule with post-processing.
-        baseline: Another network for the same images, to measure the gain over.
-        batch_size: Slices at once.
-        confidence: Of the intervals.
-        resamples: Draws of patients.
-        seed: Of the draws.
+        baseline: Another network for the same images, to compute the gain.
+        batch_size: Slices per batch.
+        confidence: Confidence level of the intervals.
+        resamples: Random sign flips.
+        seed: Random seed of the sign flips.
 
     Returns:
         Figures and the scores of each slice. An empty slice that is predicted empty has Dice 1, a missed tumour 0.
 
     Raises:
-        UsageError: Arrays that do not fit one another or the network, or an output that is no probability.
-        KerassegError: The network puts out NaN.
+        UsageError: Arrays do not fit each other or the network, or the output is not a probability.
+        KerassegError: The network returns NaN.
 
     Example:
         >>> import kerasseg
         >>> model = kerasseg.unet((16, 16, 1), depth=1, filters=2, seed=0)
         >>> images = np.zeros((4, 16, 16, 1), np.float32)
         >>> masks = np.zeros((4, 16, 16), bool); masks[:, 4:9, 4:9] = True
-        >>> result = evaluate(model, images, masks, groups=["a", "a", "b", "b"], rule=1.0)  # nothing is that sure
+        >>> result = evaluate(model, images, masks, groups=["a", "a", "b", "b"], rule=1.0)
         >>> result.dice.mean, result.figures.final_stage().all.missed, result.rows[0].missed()
         (0.0, 4, True)
     """
@@ -184,10 +184,10 @@ def _threshold(value: float) -> MaskRule:
 
 
 def _gathered(dataset: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64] | None]:
-    """Return images, masks and, where known, labels of all batches of a data set."""
+    """Return images, masks and, if known, labels of all batches of a data set."""
     if isinstance(dataset, np.ndarray):
         raise UsageError("masks are missing", found="images alone", expected="images and masks, or a data set of both")
-    # Keras' own data sets are sequences that do not say where they end.
+    # Keras' own data sets are sequences that do not raise IndexError at the end.
     indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]] = []
     for batch in (dataset[i] for i in range(len(dataset))) if indexed else dataset:

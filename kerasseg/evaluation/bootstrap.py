@@ -1,4 +1,4 @@
-"""Means over slices with their confidence intervals, and tests of paired differences; both over patients.
+"""Means over slices with confidence intervals, and tests of paired differences, both over patients.
 
 Slices of one patient resemble one another: 100 slices of 20 patients carry less information than 100 of 100 patients.
 Patients are therefore treated as clusters. The variance of the mean is the bias-reduced cluster-robust one (CR2) with
@@ -6,12 +6,12 @@ Student's t and Satterthwaite's degrees of freedom (Bell and McCaffrey, "Bias re
 regression with multi-stage samples", Survey Methodology 28, 2002; Imbens and Kolesar, "Robust standard errors in small
 samples", Review of Economics and Statistics 98, 2016). Patients with many slices lower the degrees of freedom.
 
-Earlier versions took percentiles of a bootstrap over patients. Those intervals are too narrow with few patients: where
-95 % was printed they contained the true mean in 74 % of simulations with 3 patients, 83 % with 5 and 89 % with 10.
+Earlier versions used a percentile bootstrap over patients. Those intervals are too narrow with few patients: nominal 95 %
+intervals contained the true mean in 74 % of simulations with 3 patients, 83 % with 5 and 89 % with 10.
 `python -m benchmarks coverage` measures both methods.
 
 A paired difference is called clear only if its interval excludes 0 and a sign-flip test over patients agrees: under the
-null hypothesis every patient's difference could as well have had the other sign.
+null hypothesis the difference of each patient could equally have the other sign.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ FEWEST_PATIENTS = 5
 """With fewer patients, reports show no interval and state no verdict."""
 
 _EXACT = 14
-"""Patients up to which all sign flips are enumerated: 16,384 of them."""
+"""Number of patients up to which all sign flips are enumerated: 16,384 of them."""
 
 _DRAWN = 500
-"""Patients up to which sign flips are drawn; beyond, their distribution is normal for all purposes."""
+"""Number of patients up to which sign flips are drawn; for more, the normal distribution is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,11 @@ class Interval:
 
     @property
     def clear(self) -> bool:
-        """Whether the mean differs from 0 beyond chance.
+        """Whether the mean differs significantly from 0.
 
-        At least five patients, an interval that excludes 0, and for paired differences a sign-flip test that agrees.
+        This needs five patients, an interval that excludes 0, and for paired differences a sign-flip test that agrees.
         """
-        # A NaN fails every comparison.
+        # NaN fails every comparison.
         excluded = self.low > 0 or self.high < 0
         return excluded and not self.few and not self.p > 1 - self.confidence + 1e-12
 
@@ -86,7 +86,7 @@ class Interval:
         return self.clear and self.low > 0
 
     def __str__(self) -> str:
-        """Return for instance `0.712 (95 % 0.690 to 0.733)`."""
+        """Text such as `0.712 (95 % 0.690 to 0.733)`."""
         return f"{self.estimate:.3f} ({100 * self.confidence:g} % {self.low:.3f} to {self.high:.3f})"
 
 
@@ -103,15 +103,15 @@ def bootstrap_interval(
     The name dates from earlier versions, which used a bootstrap; see the module for the method.
 
     Args:
-        values: (slices,) any measure; NaN where a slice has none (for instance the distance of a missed tumour).
-        groups: (slices,) patient of each slice; "" marks an unknown patient, counted as one of its own; None treats every
+        values: (slices,) any measure; NaN if a slice has none (for instance the distance of a missed tumour).
+        groups: (slices,) patient of each slice; "" marks an unknown patient, counted as one of its own. None treats every
             slice as a patient of its own.
         confidence: Confidence level, in (0, 1).
         resamples: Kept for compatibility; means are not resampled.
         seed: Kept for compatibility.
 
     Raises:
-        UsageError: Arrays of different lengths, infinite values, or an option out of range.
+        UsageError: Arrays differ in length, values are infinite, or an option is out of range.
 
     Example:
         >>> print(bootstrap_interval([0.9, 0.8, 0.7, 0.5, 0.6, 0.7], ["a", "a", "b", "c", "d", "e"]))
@@ -140,16 +140,16 @@ def paired_interval(
 ) -> Interval:
     """Compute the mean of `second - first` over the same slices, with its interval and sign-flip test over patients.
 
-    What both have in common (easy and hard patients) cancels in the difference, so that a paired interval shows gains that
-    two separate intervals would hide. Slices where either value is NaN are left out.
+    Differences between easy and hard patients cancel, so that a paired interval shows gains that two separate intervals
+    would hide. Slices where either value is NaN are left out.
 
     Args:
         first: (slices,) values before.
         second: (slices,) values after, in the same order.
         groups: As in `bootstrap_interval`.
         confidence: Confidence level, in (0, 1).
-        resamples: Random sign flips, where there are too many patients to enumerate all of them.
-        seed: Seed of the random sign flips.
+        resamples: Random sign flips, if there are too many patients to enumerate all.
+        seed: Random seed of the sign flips.
 
     Raises:
         UsageError: As in `bootstrap_interval`.
@@ -180,7 +180,7 @@ def sign_flip_p(sums: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> f
     Args:
         sums: (patients,) sum of each patient's differences.
         resamples: Random sign flips.
-        seed: Seed of the random sign flips.
+        seed: Random seed of the sign flips.
 
     Example:
         >>> sign_flip_p([0.3, 0.1, 0.2, 0.1, 0.2])
@@ -188,7 +188,7 @@ def sign_flip_p(sums: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> f
     """
     values = np.asarray(sums, np.float64)
     observed = abs(float(values.sum()))
-    # Sums that differ by rounding alone are equal.
+    # Sums that differ only by rounding are equal.
     least = observed - 1e-12 * max(float(np.abs(values).sum()), 1e-300)
     if len(values) > _DRAWN:
         spread = float(np.sqrt((values**2).sum()))
@@ -205,7 +205,7 @@ def group_numbers(groups: ArrayLike) -> NDArray[np.int64]:
     >>> group_numbers(["a", "", "a", ""]).tolist()
     [0, 1, 0, 2]
     """
-    # Tables hold None or NaN where the patient is unknown.
+    # Tables contain None or NaN for unknown patients.
     given = np.asarray(groups, object).ravel().tolist()
     names = np.array(["" if g is None or g != g else str(g) for g in given], str)
     known: dict[str, int] = {}
@@ -225,17 +225,17 @@ def group_numbers(groups: ArrayLike) -> NDArray[np.int64]:
 def _checked(
     values: ArrayLike, groups: ArrayLike | None, confidence: float, resamples: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the values that are not NaN, and the number of each one's group."""
+    """Return the values that are not NaN, and the group number of each."""
     numbers = np.asarray(values, np.float64)
     if numbers.ndim != 1:
-        raise UsageError("an interval needs one value a slice", found=f"shape {numbers.shape}", expected="(slices,)")
+        raise UsageError("an interval needs one value per slice", found=f"shape {numbers.shape}", expected="(slices,)")
     if not 0 < confidence < 1 or resamples < 1:
         found = f"confidence {confidence}, {resamples} resamples"
         raise UsageError("invalid options of an interval", found=found, expected="0 < confidence < 1, resamples >= 1")
     members = np.arange(len(numbers)) if groups is None else group_numbers(groups)
     if members.shape != numbers.shape:
         found = f"{len(numbers)} values, {len(members)} groups"
-        raise UsageError("values and groups do not fit", found=found, expected="one group a value")
+        raise UsageError("values and groups do not fit", found=found, expected="one group per value")
     if np.isinf(numbers).any():
         raise UsageError(
             "infinite values have no interval",
@@ -249,7 +249,7 @@ def _checked(
 def _by_group(
     numbers: NDArray[np.float64], members: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(groups,) sums and (groups,) counts of the groups that have values."""
+    """Return sums and counts, both (groups,), of the groups that have values."""
     _, members = np.unique(members, return_inverse=True)
     return np.bincount(members, numbers).astype(np.float64), np.bincount(members).astype(np.float64)
 
@@ -275,12 +275,12 @@ def _standard_error(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> t
 
 @lru_cache(maxsize=8)
 def _all_signs(many: int) -> NDArray[np.float64]:
-    """(2 ** many, many) every pattern of signs."""
+    """Return every pattern of signs, (2 ** many, many)."""
     return np.asarray(1.0 - 2.0 * ((np.arange(2**many)[:, None] >> np.arange(many)) & 1), np.float64)
 
 
 @lru_cache(maxsize=4)
 def _drawn_signs(many: int, resamples: int, seed: int) -> NDArray[np.float32]:
-    """(resamples, many) random signs; an evaluation asks for dozens of tests over the same patients."""
+    """Return random signs (resamples, many); cached, since an evaluation runs many tests over the same patients."""
     drawn = np.random.default_rng(seed).integers(0, 2, (resamples, many), dtype=np.int8)
     return (1 - 2 * drawn).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Whether a probability of 0.8 means tumour in 8 of 10 cases: reliability and expected calibration error.
+"""Calibration: reliability curve and expected calibration error.
 
-Most of a slice is background that any network calls 0.00, and rightly; over all pixels every network would look calibrated.
-So only pixels in and near the reference count, and slices without tumour are left out. Bins are of equal width, as in Guo
-et al., "On calibration of modern neural networks" (ICML 2017), which also defines the error.
+Almost all background pixels have a probability near 0, rightly, so that over all pixels every network would look
+calibrated. Only pixels in and near the reference are counted, and slices without tumour are left out. Bins have equal
+width, as in Guo et al., "On calibration of modern neural networks" (ICML 2017), which also defines the error.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from kerasseg.evaluation.schema import Calibration
 __all__ = ["calibrate", "near"]
 
 BINS = 15
-"""As Guo et al. have it."""
+"""Number of bins, as in Guo et al."""
 
 MARGIN = 0.1
 """Margin around the reference's bounding box, as a share of the slice's longer side."""
 
 
 def calibrate(predictions: Predictions, *, resolution: Resolution = "native", bins: int = BINS) -> Calibration:
-    """The reliability curve over all slices with tumour.
+    """Compute the reliability curve over all slices with tumour.
 
     Args:
-        predictions: Of a network.
-        resolution: Of the pixels that are counted.
-        bins: Of equal width, over [0, 1].
+        predictions: Predictions of a network.
+        resolution: Resolution of the pixels.
+        bins: Number of bins of equal width over [0, 1].
 
     Example:
         >>> from kerasseg.evaluation.predictions import ArrayPredictions
         >>> masks = np.zeros((1, 10, 10), bool); masks[0, :, :5] = True
-        >>> sure = calibrate(ArrayPredictions(masks * 0.9, masks), bins=2)  # says 0.9 where it is always right
+        >>> sure = calibrate(ArrayPredictions(masks * 0.9, masks), bins=2)
         >>> sure.predicted, sure.observed, round(sure.error, 3)
         ((0.0, 0.899...), (0.0, 1.0), 0.083)
     """
@@ -63,7 +63,7 @@ def calibrate(predictions: Predictions, *, resolution: Resolution = "native", bi
 
 
 def near(mask: NDArray[np.bool_], margin: float = MARGIN) -> tuple[slice, slice]:
-    """The bounding box of a mask, wider by a share of the longer side, within the image.
+    """Return the bounding box of a mask, widened by a share of the image's longer side, within the image.
 
     >>> mask = np.zeros((20, 20), bool); mask[8:10, 0] = True
     >>> near(mask)

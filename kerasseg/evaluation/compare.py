@@ -1,7 +1,7 @@
-"""Compare two evaluated runs on the same slices: which is better, on what, and where they differ most.
+"""Compare two evaluated runs on the same slices: which is better, in what, and where they differ most.
 
 Differences are paired, slice by slice, because two separate intervals would hide most of them. They are computed from the
-files that `kerasseg evaluate` wrote to each run; nothing is measured again.
+files that `kerasseg evaluate` wrote to each run.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Difference(_Model):
     """Two runs on one set of slices: all, or one class.
 
     Attributes:
-        first, second: Mean Dice of each.
-        dice: Paired difference of Dice, second minus first: above 0 the second is better.
-        hd95: Paired difference of HD95 in pixels, where both have one: below 0 the second is better.
-        wins, losses, ties: Slices where the second is better, worse, or as good (see `TIE`).
+        first, second: Mean Dice of each run.
+        dice: Paired difference of Dice, second minus first; above 0 the second is better.
+        hd95: Paired difference of HD95 in pixels, over slices where both have one; below 0 the second is better.
+        wins, losses, ties: Slices where the second is better, worse, or equal (see `TIE`).
         missed_first, missed_second: Tumours without any predicted pixel.
     """
 
@@ -70,19 +70,19 @@ class Change(_Model):
 
 
 class Comparison(_Model):
-    """The whole comparison; also what `--json` prints.
+    """The whole comparison, as printed by `--json`.
 
     Attributes:
         first, second: Names of the runs.
-        split: That both were evaluated on.
-        resolution: Of the figures.
-        stages: Final stage of each run, which is what is compared.
-        confidence: Of the intervals.
-        all: Over every slice.
-        classes: Class -> the same.
-        changed: The slices that changed most, the largest change first.
-        remarks: Sentences for people.
-        with_tumour: Slices whose reference holds a tumour; None where unknown.
+        split: Split that both were evaluated on.
+        resolution: Resolution of the figures.
+        stages: Final stage of each run, which is compared.
+        confidence: Confidence level of the intervals.
+        all: Difference over all slices.
+        classes: Class -> difference.
+        changed: Slices that changed most, the largest change first.
+        remarks: Sentences to show.
+        with_tumour: Slices with a tumour in the reference; None if unknown.
     """
 
     first: str
@@ -99,7 +99,7 @@ class Comparison(_Model):
 
     @property
     def verdict(self) -> str:
-        """Return the verdict in one sentence."""
+        """The verdict in one sentence."""
         gain = self.all.dice
         if self.with_tumour == 0:
             return "No slice has a tumour: there is no verdict."
@@ -128,10 +128,10 @@ class Evaluated(_Model):
     rows: tuple[SliceRow, ...]
 
     def shards(self) -> Path:
-        """Return the shard directory that was evaluated: as the evaluation or the run's configuration names it.
+        """Return the evaluated shard directory, as named by the evaluation or the run's configuration.
 
         Raises:
-            DataError: Neither holds the evaluated data.
+            DataError: Neither contains the evaluated data.
         """
         candidates = [Path(self.figures.shards)]
         with contextlib.suppress(KerassegError):
@@ -153,16 +153,16 @@ def evaluated(run: RunDirectory, split: str = "test") -> Evaluated:
 
     Args:
         run: The run.
-        split: "test", "val" (or "validation"), "train", or "all" for another shard directory (if there are several, its
-            folder's name in the run's `evaluation/`).
+        split: "test", "val" (or "validation"), "train", or "all" for another shard directory (if there are several, the
+            name of its folder in the run's `evaluation/`).
 
     Raises:
         DataError: The run was not evaluated on this split, or its files are damaged.
-        UsageError: "all", where several other shard directories are there.
+        UsageError: "all" is ambiguous: the run was evaluated on several other shard directories.
     """
     name = "val" if split == "validation" else split
     there = sorted(path.parent for path in (run.root / "evaluation").glob("*/metrics.json"))
-    # Other shard directories each have a folder that begins so.
+    # Evaluations of other shard directories have folders with this prefix.
     meant = [path for path in there if path.name == name or (name == "all" and path.name.startswith("all-"))]
     if len(meant) > 1:
         raise UsageError(
@@ -188,8 +188,7 @@ def evaluated(run: RunDirectory, split: str = "test") -> Evaluated:
 def compare(first: Evaluated, second: Evaluated, *, most: int = 8) -> Comparison:
     """Compare two evaluations slice by slice.
 
-    Slices that only one of them has are left out, and a remark says how many. A slice is the same where id, class, size
-    and reference are.
+    Slices that only one of them has are left out, with a remark. Slices are the same if id, class, size and reference are.
 
     Args:
         first: Run A, the reference.
@@ -197,7 +196,7 @@ def compare(first: Evaluated, second: Evaluated, *, most: int = 8) -> Comparison
         most: Maximum number of changed slices to name.
 
     Raises:
-        UsageError: No slice in common, or figures at different resolutions.
+        UsageError: The runs have no slice in common, or different resolutions.
 
     Example:
         >>> runs = [RunDirectory.find(name) for name in ("a", "b")]  # doctest: +SKIP

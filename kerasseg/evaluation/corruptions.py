@@ -1,22 +1,21 @@
-"""Corruptions of images as scanners, coils and patients cause them, in five grades.
+"""Image corruptions as caused by scanners, coils and patients, in five grades.
 
-In the manner of Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations"
-(ICLR 2019), and Kamann and Rother, "Benchmarking the robustness of semantic segmentation models" (CVPR 2020), with the
-corruptions of MRI. Every function takes a float32 image in [0, 1] of one channel and returns another; what is random comes
-from the generator that it is given.
+They follow Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations"
+(ICLR 2019), and Kamann and Rother, "Benchmarking the robustness of semantic segmentation models" (CVPR 2020), adapted to
+MRI. Each function maps a float32 image in [0, 1] with one channel to another, with randomness from a given generator.
 
-| name | what happens | strength, grade 1 to 5 |
+| name | effect | strength, grade 1 to 5 |
 | --- | --- | --- |
 | `rician_noise` | noise of magnitude images (Gudbjartsson and Patz 1995) | standard deviation |
-| `bias_field` | brightness drifts smoothly over the image, as near a coil | largest relative change |
-| `ghosting` | periodic motion: faint copies along one axis | how much every n-th line of k-space loses |
-| `motion_blur` | movement in one direction | length, share of the width |
-| `gamma` | grey levels are bent | |log2| of the exponent |
-| `low_resolution` | fewer samples: down and up again | factor |
+| `bias_field` | smooth brightness drift, as near a coil | largest relative change |
+| `ghosting` | periodic motion: faint copies along one axis | share removed from every n-th line of k-space |
+| `motion_blur` | movement in one direction | length, as a share of the width |
+| `gamma` | nonlinear grey levels | |log2| of the exponent |
+| `low_resolution` | downsampled, then upsampled | factor |
 | `contrast` | grey levels move towards or away from their mean | relative change |
 | `brightness` | grey levels are shifted | shift |
 
-The background of a slice is near 0 and stays there under all but noise and brightness, as it would in a scanner.
+The background stays near 0 under all but noise and brightness, as in a scanner.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ _Apply = Callable[[Image, float, np.random.Generator], Image]
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """One kind.
+    """A kind of corruption.
 
     Attributes:
-        name: For people and for the seed.
-        strengths: Of the grades, rising.
-        apply: (image (height, width) float32, strength, generator) -> image, not yet clipped.
+        name: Name for display and for the random seed.
+        strengths: Strength of each grade, rising.
+        apply: (image (height, width) float32, strength, generator) -> image, before clipping.
     """
 
     name: str
@@ -54,17 +53,17 @@ class Corruption:
 
 
 def corrupt(image: NDArray[np.float32], corruption: Corruption, grade: int, *, seed: int, number: int) -> Image:
-    """One slice under one corruption; the same arguments give the same image.
+    """Corrupt a slice; the same arguments give the same image.
 
     Args:
         image: (height, width, channels) float32 in [0, 1].
         corruption: One of `CORRUPTIONS`.
-        grade: 1 to 5.
-        seed: Of the evaluation.
-        number: Of the slice.
+        grade: Grade, 1 to 5.
+        seed: Random seed of the evaluation.
+        number: Number of the slice.
 
     Returns:
-        The same shape, float32 in [0, 1]. Channels that are equal stay equal: a grey image stays grey.
+        Image of the same shape, float32 in [0, 1]. Equal channels stay equal: a grey image stays grey.
 
     Example:
         >>> image = np.full((16, 16, 3), 0.5, np.float32)
@@ -73,7 +72,7 @@ def corrupt(image: NDArray[np.float32], corruption: Corruption, grade: int, *, s
         (True, True)
     """
     strength = corruption.strengths[grade - 1]
-    # Equal for each channel, so that what moves or shades one does the same to the others.
+    # The same seed for each channel, so that movement and shading affect all channels alike.
     entropy = (seed, zlib.crc32(corruption.name.encode()), grade, number)
     grey = image.shape[2] > 1 and bool((image == image[..., :1]).all())
     channels = 1 if grey else image.shape[2]
@@ -104,11 +103,11 @@ def _ghosting(image: Image, strength: float, rng: np.random.Generator) -> Image:
     copies = int(rng.integers(3, 7))
     axis = int(rng.integers(2))
     side = image.shape[axis]
-    # Every so many-th line of k-space is weaker: copies at that fraction of the field of view, as of breathing.
+    # Weakening every n-th line of k-space gives copies at that fraction of the field of view, as breathing does.
     spectrum = np.fft.fft(image, axis=axis)
     weights = np.ones(side)
     weights[::copies] = 1 - strength
-    weights[0] = 1  # the mean is the tissue's, not the ghost's
+    weights[0] = 1  # keep the mean
     shape = (side, 1) if axis == 0 else (1, side)
     return _single(np.abs(np.fft.ifft(spectrum * weights.reshape(shape), axis=axis)))
 
@@ -118,7 +117,7 @@ def _motion_blur(image: Image, strength: float, rng: np.random.Generator) -> Ima
     angle = rng.uniform(0, np.pi)
     half = int(np.ceil(length / 2)) + 1
     kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
-    # Points along the way, each shared out over the four pixels around it, so that less than a pixel is a movement, too.
+    # Points along the path, each spread over four pixels, so that movements of less than a pixel count, too.
     for step in np.linspace(-length / 2, length / 2, 8 * kernel.shape[0] + 1):
         row, column = half + step * np.sin(angle), half + step * np.cos(angle)
         top, left = int(row), int(column)
@@ -132,7 +131,7 @@ def _gamma(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _low_resolution(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    del rng  # nothing about it is a matter of chance
+    del rng  # deterministic
     height, width = image.shape
     small = (max(1, round(width / strength)), max(1, round(height / strength)))
     down = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
@@ -140,7 +139,7 @@ def _low_resolution(image: Image, strength: float, rng: np.random.Generator) -> 
 
 
 def _contrast(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    # About the mean of the head: about the mean of all, background would turn grey.
+    # Relative to the mean of the head: relative to the mean of the image, the background would turn grey.
     head = image > 0.05
     middle = float(image[head].mean()) if head.any() else 0.0
     return _single(np.where(head, middle + (image - middle) * (1 + strength * _sign(rng)), image))
@@ -168,4 +167,4 @@ CORRUPTIONS = (
     Corruption("contrast", (0.1, 0.2, 0.3, 0.4, 0.5), _contrast),
     Corruption("brightness", (0.05, 0.1, 0.15, 0.2, 0.3), _brightness),
 )
-"""All of them, in the order of the report."""
+"""All corruptions, in the order of the report."""

@@ -1,4 +1,4 @@
-"""From scores of slices to the figures of a set of slices: means, counts, intervals, and paired gains."""
+"""Figures of a set of slices from their scores: means, counts, intervals, and paired gains."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """Options of intervals and of the sign-flip test.
+    """Options of intervals and sign-flip tests.
 
     Attributes:
         confidence: Confidence level, in (0, 1).
         resamples: Random sign flips, with more than 14 patients.
-        seed: Seed of the random sign flips.
+        seed: Random seed of the sign flips.
     """
 
     confidence: float = 0.95
@@ -44,7 +44,7 @@ class Resampling:
     seed: int = 0
 
     def of(self, values: NDArray[np.float64], people: NDArray[np.int64], highest: float | None = None) -> Mean:
-        """Return the mean of values that are not NaN, with its interval within 0 and `highest` (None for no bounds)."""
+        """Return the mean of values that are not NaN, with its interval cut to 0 to `highest` (None for no bounds)."""
         found = as_mean(bootstrap_interval(values, people, **self._options()))  # type: ignore[arg-type]
         if highest is None or found.low is None or found.high is None:
             return found
@@ -59,14 +59,14 @@ class Resampling:
 
 
 USUAL = Resampling()
-"""The options of every report."""
+"""Default options of every report."""
 
 SHARES = ("dice", "dice_tumour", "iou", "precision", "recall")
 """Measures between 0 and 1; the others are distances."""
 
 
 def as_mean(interval: Interval) -> Mean:
-    """Convert to the form of `metrics.json`: None where there is no number, and no limits with fewer than five patients."""
+    """Convert to the form of `metrics.json`: None for NaN, and no limits with fewer than five patients."""
     mean = None if math.isnan(interval.estimate) else interval.estimate
     known = not interval.few and not math.isnan(interval.low)
     return Mean(
@@ -80,10 +80,10 @@ def as_mean(interval: Interval) -> Mean:
 
 
 def clusters(rows: Sequence[SliceRow]) -> NDArray[np.int64]:
-    """(slices,) whole numbers, equal for slices of one patient: of one id, or of one group of the split.
+    """Number slices by patient: (slices,) integers, equal for slices with the same patient id or split group.
 
-    Both count, because a split by slice groups no patients, and a group may hold several ids of one head. A slice without
-    either is a patient of its own.
+    Both count, because a split by slice groups no patients, and a group may contain several ids of one head. A slice
+    without either is a patient of its own.
 
     Example:
         >>> from kerasseg.evaluation.scoring import mask_scores
@@ -110,11 +110,10 @@ def clusters(rows: Sequence[SliceRow]) -> NDArray[np.int64]:
 
 
 def size_groups(rows: Sequence[SliceRow]) -> dict[str, NDArray[np.bool_]]:
-    """Thirds of the tumours by size: words -> (slices,) which belong there; the smallest first.
+    """Divide the slices with tumour into thirds by tumour size: description -> (slices,) bool, the smallest first.
 
-    The size is the diameter of a disk of the same area: in millimetres where every slice with tumour has its spacing, in
-    pixels where all slices have one size, and in percent of the slice's longer side otherwise. Slices whose reference is
-    empty belong nowhere.
+    The size is the diameter of a disk of the same area: in millimetres if every slice with tumour has a known spacing, in
+    pixels if all slices have the same size, and otherwise in percent of the slice's longer side.
     """
     tumour = np.array([row.reference_pixels > 0 for row in rows], bool)
     if not tumour.any():
@@ -129,7 +128,7 @@ def size_groups(rows: Sequence[SliceRow]) -> dict[str, NDArray[np.bool_]]:
         unit = "pixels"
     else:
         diameter, unit = 100 * diameter / sides, "% of the width"
-    # Rounded before they divide, so that the words are exact.
+    # Rounded before the comparison, so that the descriptions are exact.
     low, high = (round(float(bound), 1) for bound in np.percentile(diameter[tumour], [100 / 3, 200 / 3]))
     groups = {
         f"up to {low:g} {unit}": tumour & (diameter <= low),
@@ -145,13 +144,13 @@ def figures_of(
     people: NDArray[np.int64],
     resampling: Resampling = USUAL,
 ) -> Figures:
-    """Everything about a set of slices at one stage.
+    """Compute all figures of a set of slices at one stage.
 
     Args:
-        rows: The set.
-        stage: Which masks.
+        rows: The slices.
+        stage: Stage of the masks.
         people: (slices,) from `clusters`.
-        resampling: Of the intervals.
+        resampling: Options of the intervals.
     """
     scores = [row.stage(stage) for row in rows]
     true = np.array([row.reference_pixels for row in rows], np.int64)
@@ -183,13 +182,13 @@ def network_figures(
     rules: Mapping[StageName, MaskRule],
     resampling: Resampling = USUAL,
 ) -> NetworkFigures:
-    """The figures of a network at every stage: all slices, each class, each range of sizes, and volumes.
+    """Compute the figures of a network at every stage: all slices, each class, each range of sizes, and volumes.
 
     Args:
-        rows: Of all slices.
-        classes: Names, in order; those without slices are left out.
-        rules: What was applied at each stage.
-        resampling: Of the intervals.
+        rows: All slices.
+        classes: Class names, in order; those without slices are left out.
+        rules: Stage -> rule.
+        resampling: Options of the intervals.
     """
     people = clusters(rows)
     labels = np.array([row.label for row in rows])
@@ -217,7 +216,7 @@ def network_figures(
 
 
 def gains(rows: Sequence[SliceRow], stages: Sequence[StageName], resampling: Resampling = USUAL) -> dict[str, Mean]:
-    """Stage -> paired gain in Dice over the baseline, all slices; rows from `with_baseline`."""
+    """Return stage -> paired gain in Dice over the baseline, of all slices; rows from `with_baseline`."""
     people = clusters(rows)
     return {stage: _gain(rows, stage, people, resampling) for stage in stages}
 
@@ -225,7 +224,7 @@ def gains(rows: Sequence[SliceRow], stages: Sequence[StageName], resampling: Res
 def gain_classes(
     rows: Sequence[SliceRow], classes: Sequence[str], stage: StageName, resampling: Resampling = USUAL
 ) -> dict[str, Mean]:
-    """Class -> paired gain in Dice over the baseline at one stage; classes without slices are left out."""
+    """Return class -> paired gain in Dice over the baseline at one stage; classes without slices are left out."""
     people = clusters(rows)
     found = {}
     for name in classes:
@@ -236,7 +235,7 @@ def gain_classes(
 
 
 def tuning_gain(rows: Sequence[SliceRow], final: StageName, resampling: Resampling = USUAL) -> Mean:
-    """Paired gain in Dice of the final stage over the raw one, of one network."""
+    """Return the paired gain in Dice of the final stage over the raw one."""
     before, after = (np.array([row.stage(stage).dice for row in rows], np.float64) for stage in ("raw", final))
     return resampling.paired(before, after, clusters(rows))
 
@@ -250,7 +249,7 @@ def _gain(rows: Sequence[SliceRow], stage: StageName, people: NDArray[np.int64],
 def _volumes(
     rows: Sequence[SliceRow], stage: StageName, people: NDArray[np.int64], resampling: Resampling
 ) -> Mean | None:
-    """Mean over volumes of Dice pooled within each; None without volumes."""
+    """Return the mean over volumes of the Dice pooled within each; None without volumes."""
     members: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         if row.volume:

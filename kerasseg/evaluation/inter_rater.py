@@ -1,4 +1,4 @@
-"""A second annotator: how well two people agree is the ceiling for any network."""
+"""Agreement of two annotators, the ceiling for any network."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ __all__ = ["SecondMasks", "compare_readers", "open_second"]
 _PICTURES = (".png", ".tif", ".tiff")
 
 SecondMasks = Callable[[str], "tuple[NDArray[np.bool_], str] | None"]
-"""slice_id -> (mask at native size, where it stands); None where there is none."""
+"""slice_id -> (mask at native size, its place); None if there is no such mask."""
 
 
 def open_second(source: Path | str) -> SecondMasks:
-    """A second set of masks.
+    """Open a second set of masks.
 
     Args:
         source: A folder of PNG or TIFF masks, named like the slices: `figshare-mat/26` is found as
             `figshare-mat/26.png`, `26.png`, or `anywhere/26.tif`. Or a shard directory with slices of the same ids.
 
     Raises:
-        DataError: No masks there.
-        UsageError: Not a folder.
+        DataError: The folder contains no masks.
+        UsageError: The source is not a folder.
     """
     folder = Path(source)
     if not folder.is_dir():
-        raise UsageError("--reference-2 is no folder", path=folder, expected="masks, or a shard directory")
+        raise UsageError("--reference-2 is not a folder", path=folder, expected="masks, or a shard directory")
     return _shards(folder) if (folder / MANIFEST).is_file() else _pictures(folder)
 
 
@@ -57,19 +57,19 @@ def compare_readers(
     resolution: Resolution = "native",
     resampling: Resampling = USUAL,
 ) -> SecondReader:
-    """Agreement of two annotators, and of the network with each, over the slices that both have marked.
+    """Measure the agreement of two annotators, and of the network with each, over the slices that both annotated.
 
     Args:
-        predictions: Of the network.
-        rows: Its scores against the first annotator.
-        rule: Of the final masks.
+        predictions: Predictions of the network.
+        rows: Scores of the network against the first annotator.
+        rule: Rule of the final masks.
         second: From `open_second`.
-        source: Where the second masks come from, for people.
-        resolution: As that of the rows.
-        resampling: Of the intervals.
+        source: Source of the second masks, for display.
+        resolution: Resolution of the rows.
+        resampling: Options of the intervals.
 
     Raises:
-        DataError: No slice has a second mask, or one is of another size than its slice.
+        DataError: No slice has a second mask, or one differs in size from its slice.
     """
     agreement, beside = (np.full(len(rows), np.nan) for _ in range(2))
     for number in range(len(predictions)):
@@ -113,12 +113,12 @@ def _fitted(found: tuple[NDArray[np.bool_], str], own: Case, fitted: Case) -> ND
         return mask
     if mask.shape != native:
         raise DataError(
-            "a second mask is of another size than its slice",
+            "a second mask differs in size from its slice",
             path=where,
             found=f"{mask.shape[0]} x {mask.shape[1]}",
             expected=f"{native[0]} x {native[1]}",
         )
-    # Shards of earlier versions kept pixels as they were; then the fitted ones are not square either.
+    # Shards of earlier versions kept the pixels' shape; then the fitted pixels are not square either.
     square = np.isclose(*fitted.spacing, rtol=1e-4)
     return fit_mask(mask, wanted[0], own.spacing if square else (0.0, 0.0))
 
@@ -126,7 +126,7 @@ def _fitted(found: tuple[NDArray[np.bool_], str], own: Case, fitted: Case) -> ND
 def _shards(folder: Path) -> SecondMasks:
     from kerasseg_tfrecords.records.shards import read_records
 
-    # One bit a pixel: ten thousand slices of 512 x 512 are 330 MB.
+    # One bit per pixel: ten thousand slices of 512 x 512 take 330 MB.
     kept = {r.slice_id: (np.packbits(r.mask_native), r.mask_native.shape) for r in read_records(folder)}
 
     def find(slice_id: str) -> tuple[NDArray[np.bool_], str] | None:
@@ -141,7 +141,7 @@ def _shards(folder: Path) -> SecondMasks:
 def _pictures(folder: Path) -> SecondMasks:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
     if not files:
-        raise DataError("no masks here", path=folder, expected="PNG or TIFF files, or a shard directory")
+        raise DataError("the folder contains no masks", path=folder, expected="PNG or TIFF files, or a shard directory")
     by_path = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for file in files:
@@ -149,7 +149,7 @@ def _pictures(folder: Path) -> SecondMasks:
     most = SourceOptions().max_pixels
 
     def find(slice_id: str) -> tuple[NDArray[np.bool_], str] | None:
-        # The id is the input's name and the reader's id; a reader's id may end in the suffix of its file.
+        # A slice id is the input's name and the reader's id, which may end in the suffix of its file.
         inner = slice_id.split("/", 1)[-1]
         for name in (slice_id, inner, str(Path(inner).with_suffix(""))):
             if name in by_path:
@@ -157,7 +157,7 @@ def _pictures(folder: Path) -> SecondMasks:
         named = by_stem.get(Path(inner).name) or by_stem.get(Path(inner).stem) or []
         if len(named) > 1:
             raise DataError(
-                f"two masks might be that of slice {slice_id}",
+                f"two masks match slice {slice_id}",
                 path=named[0],
                 found=str(named[1]),
                 remedy="Give each the path of its slice below the folder.",

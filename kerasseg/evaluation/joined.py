@@ -1,4 +1,4 @@
-"""One pass of a network over a split or over several, as predictions; and pictures of them."""
+"""Predict one or several splits in one pass, and provide pictures of the slices."""
 
 from __future__ import annotations
 
@@ -38,29 +38,33 @@ class SlicePicture:
         image: (height, width, channels) uint8, 1 or 3 channels.
         reference: (height, width) bool.
         prediction: (height, width) bool, after the last stage.
+        probability: (height, width) float32 in [0, 1]; None if unknown.
+        threshold: Threshold of the prediction.
     """
 
     image: NDArray[np.uint8]
     reference: NDArray[np.bool_]
     prediction: NDArray[np.bool_]
+    probability: NDArray[np.float32] | None = None
+    threshold: float = 0.5
 
 
 class Pictures(Protocol):
-    """Pictures of slices by their id."""
+    """Pictures of slices by id."""
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """The picture of a slice.
+        """Return the picture of a slice.
 
         Raises:
-            KeyError: No such slice.
+            KeyError: There is no such slice.
         """
 
 
 class JoinedPredictions:
-    """Several predictions as one, one after another.
+    """Several predictions, joined in order.
 
     Args:
-        parts: With the same classes.
+        parts: Predictions with the same classes.
 
     Attributes:
         classes, labels: As in `Predictions`.
@@ -73,21 +77,21 @@ class JoinedPredictions:
         self.labels: NDArray[np.int64] = np.concatenate([part.labels for part in self._parts])
 
     def __len__(self) -> int:
-        """Slices."""
+        """Number of slices."""
         return int(self._first[-1])
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:
-        """Facts and reference of a slice."""
+        """Return facts and reference of a slice."""
         part, inner = self._at(number)
         return part.case(inner, resolution)
 
     def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:
-        """(height, width) in [0, 1]."""
+        """Return (height, width) probabilities."""
         part, inner = self._at(number)
         return part.probability(inner, resolution)
 
     def image(self, number: int) -> NDArray[np.uint8]:
-        """(size, size, channels)."""
+        """Return the (size, size, channels) image."""
         part, inner = self._at(number)
         return part.image(inner)
 
@@ -107,17 +111,17 @@ def predict_splits(
     transform: Transform | None = None,
     flip_average: bool = False,
 ) -> Predictions:
-    """One pass of a network over the named splits; arguments and errors as in `predict_split`.
+    """Predict the named splits in one pass; errors as in `predict_split`.
 
     Args:
         model: The network.
         shards: The shard directory.
-        splits: At least one, each with slices.
-        batch_size: Slices at once.
-        memory_budget: Bytes of memory for probabilities.
+        splits: One or more splits that contain slices.
+        batch_size: Slices per batch.
+        memory_budget: Memory for probabilities, in bytes.
         progress: Called with (slices done, slices).
-        transform: Given images and the numbers that slices have in the result.
-        flip_average: Whether the predictions of each image and its mirror image are averaged.
+        transform: Called with images and their slice numbers in the result.
+        flip_average: Whether to average the predictions of each image and its mirror image.
     """
     manifest = load_manifest(shards)
     total = sum(manifest.slices_in(split) for split in splits)
@@ -147,7 +151,7 @@ def predict_splits(
 
 
 def _shifted(transform: Transform, before: int) -> Transform:
-    """The transform, told numbers within the whole; -1 remains a row that only fills a batch."""
+    """Return the transform with numbers within the whole; -1 still marks padding."""
     return lambda images, numbers: transform(images, np.where(numbers < 0, numbers, numbers + before))
 
 
@@ -155,9 +159,9 @@ class PredictionPictures:
     """Pictures of slices with their final masks, at the network's size.
 
     Args:
-        predictions: Of the network.
-        ids: Of its slices, in order.
-        rule: Of the final masks.
+        predictions: Predictions of the network.
+        ids: Ids of the slices, in order.
+        rule: Rule of the final masks.
     """
 
     def __init__(self, predictions: Predictions, ids: Sequence[str], rule: MaskRule) -> None:
@@ -165,20 +169,22 @@ class PredictionPictures:
         self._numbers = {name: number for number, name in enumerate(ids)}
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """The picture of a slice.
+        """Return the picture of a slice.
 
         Raises:
-            KeyError: No such slice.
+            KeyError: There is no such slice.
         """
         number = self._numbers[slice_id]
         case = self._predictions.case(number, "model")
         name = self._predictions.classes[case.label]
-        mask = apply_rule(self._predictions.probability(number, "model"), self._rule, name)
-        return SlicePicture(self._predictions.image(number), case.mask, mask)
+        probability = self._predictions.probability(number, "model")
+        mask = apply_rule(probability, self._rule, name)
+        image, threshold = self._predictions.image(number), self._rule.threshold_for(name)
+        return SlicePicture(image, case.mask, mask, probability, threshold)
 
 
 def output_range(predictions: Predictions) -> tuple[float, float]:
-    """The smallest and the largest probability over all slices, at the network's size."""
+    """Return the smallest and the largest probability over all slices, at the network's size."""
     low, high = 1.0, 0.0
     for number in range(len(predictions)):
         values = predictions.probability(number, "model")
@@ -187,16 +193,16 @@ def output_range(predictions: Predictions) -> tuple[float, float]:
 
 
 class NetworkPictures:
-    """The `Pictures` of one network; each is predicted when it is asked for.
+    """The `Pictures` of one network, predicted on request.
 
     Args:
         model: The network.
-        rule: From its probabilities to masks.
+        rule: Rule of the masks.
         shards: The shard directory.
         split: `train`, `val`, `test`, or `all`.
 
     Raises:
-        DataError: Shards that are missing or damaged.
+        DataError: Shards are missing or damaged.
     """
 
     def __init__(self, model: keras.Model, rule: MaskRule, shards: Path | str, split: str) -> None:
@@ -211,10 +217,10 @@ class NetworkPictures:
         self._places: dict[str, tuple[EvaluationBatches, int]] = {}
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """The picture of a slice.
+        """Return the picture of a slice.
 
         Raises:
-            KeyError: No such slice.
+            KeyError: There is no such slice.
         """
         if not self._places:
             self._places = {

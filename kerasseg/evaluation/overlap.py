@@ -1,4 +1,4 @@
-"""Dice, IoU, precision and recall of masks, each slice by itself, in plain NumPy.
+"""Dice, IoU, precision and recall of masks, for each slice, in plain NumPy.
 
 | reference | prediction | Dice, IoU | precision | recall |
 | --- | --- | --- | --- | --- |
@@ -7,8 +7,8 @@
 | tumour | empty | 0 | 0 | 0 |
 | tumour | something | as computed | as computed | as computed |
 
-The same table as in `kerasseg.metrics`, which scores probabilities on tensors during training; here are the masks that
-are left after thresholding and post-processing.
+`kerasseg.metrics` has the same table and scores probabilities on tensors during training; this module scores masks after
+thresholding and post-processing.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ __all__ = ["dice", "iou", "mask_pair", "precision", "recall"]
 
 
 def dice(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.float64]:
-    """2 |A and B| / (|A| + |B|) of each slice; the table above has the edge cases.
+    """Compute 2 |A and B| / (|A| + |B|) of each slice; see the table above for edge cases.
 
     Args:
         prediction: Masks (height, width), (slices, height, width) or (slices, height, width, 1): booleans, or 0 and 1.
-        reference: The same slices as they ought to be; for Dice and IoU the order of the two does not matter.
+        reference: Ground truth of the same shape; Dice and IoU are symmetric.
 
     Returns:
-        A number in [0, 1] for one slice, an array (slices,) for several. Nothing is pooled over slices: the mean is the
-        caller's.
+        A number in [0, 1] for one slice, an array (slices,) for several.
 
     Raises:
-        UsageError: If sizes differ, or values are not those of a mask (probabilities are not rounded in silence).
+        UsageError: Sizes differ, or values are neither 0 nor 1 (probabilities are not rounded).
 
     Example:
         >>> reference = np.zeros((2, 8, 8), bool); reference[0, 2:6, 2:6] = True; reference[1, 4, 4] = True
@@ -46,7 +45,7 @@ def dice(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np
 
 
 def iou(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.float64]:
-    """|A and B| / |A or B| (Jaccard) of each slice; arguments, result and errors as in `dice`.
+    """Compute |A and B| / |A or B| (Jaccard) of each slice; arguments, result and errors as in `dice`.
 
     >>> float(iou([[1, 1, 0]], [[0, 1, 1]]).round(3))
     0.333
@@ -56,7 +55,7 @@ def iou(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.
 
 
 def precision(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.float64]:
-    """Share of the predicted pixels that are tumour; arguments, result and errors as in `dice`.
+    """Compute the share of predicted pixels that are tumour; arguments, result and errors as in `dice`.
 
     >>> float(precision([[1, 1, 1, 1]], [[0, 1, 0, 0]]))
     0.25
@@ -66,7 +65,7 @@ def precision(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArr
 
 
 def recall(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.float64]:
-    """Share of the tumour's pixels that are predicted; arguments, result and errors as in `dice`.
+    """Compute the share of tumour pixels that are predicted; arguments, result and errors as in `dice`.
 
     >>> float(recall([[1, 1, 1, 1]], [[0, 1, 0, 0]]))
     1.0
@@ -76,18 +75,18 @@ def recall(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[
 
 
 def mask_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Both as boolean arrays of one shape.
+    """Return both masks as boolean arrays of the same shape.
 
     Args:
-        prediction: Any shape; booleans, or numbers that are 0 and 1.
-        reference: The same.
+        prediction: Any shape; booleans, or numbers 0 and 1.
+        reference: The same shape.
 
     Returns:
-        The two arrays, not copied where they were boolean before.
+        The two arrays; boolean ones are not copied.
 
     Raises:
-        UsageError: If shapes differ or a value is neither 0 nor 1. A probability of 0.1, or a 255 from a picture, would
-            count as tumour if it were simply cast.
+        UsageError: Shapes differ, or a value is neither 0 nor 1: a probability of 0.1, or 255, would count as tumour if it
+            were cast.
 
     Example:
         >>> mask_pair([[0, 1]], [[0.3, 0.9]])
@@ -98,7 +97,7 @@ def mask_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.b
     pair = _boolean(prediction, "prediction"), _boolean(reference, "reference")
     if pair[0].shape != pair[1].shape:
         found = f"{pair[0].shape} and {pair[1].shape}"
-        raise UsageError("prediction and reference differ in size", found=found, expected="one shape")
+        raise UsageError("prediction and reference differ in size", found=found, expected="the same shape")
     return pair
 
 
@@ -109,7 +108,7 @@ def _boolean(values: ArrayLike, what: str) -> NDArray[np.bool_]:
     if array.dtype.kind not in "uif":
         raise UsageError(f"the {what} is not a mask", found=array.dtype, expected="booleans or 0 and 1")
     mask: NDArray[np.bool_] = array == 1
-    odd = array[~mask & (array != 0)]  # a NaN is odd, too
+    odd = array[~mask & (array != 0)]  # includes NaN
     if odd.size:
         remedy = "Compare probabilities with a threshold, pictures with 0"
         raise UsageError(f"the {what} is not a mask", found=odd.flat[0], expected="booleans or 0 and 1", remedy=remedy)
@@ -117,7 +116,7 @@ def _boolean(values: ArrayLike, what: str) -> NDArray[np.bool_]:
 
 
 def _counts(prediction: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int64], ...]:
-    """Pixels in both, in the prediction, in the reference; (slices,) each, or () for one slice."""
+    """Count pixels in both, in the prediction, in the reference: (slices,) each, or () for one slice."""
     pair = mask_pair(*(_slices(np.asarray(array)) for array in (prediction, reference)))
     return tuple(np.count_nonzero(mask, axis=(-2, -1)) for mask in (pair[0] & pair[1], *pair))
 
@@ -125,16 +124,16 @@ def _counts(prediction: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int
 def _slices(array: NDArray[np.generic]) -> NDArray[np.generic]:
     if array.ndim == 4 and array.shape[-1] == 1:
         return array[..., 0]
-    # (height, width, 1) would pass for slices of one pixel's width.
+    # (height, width, 1) would count as slices of one pixel's width.
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] == 1 < array.shape[1]):
         expected = "(height, width), (slices, height, width) or (slices, height, width, 1)"
-        raise UsageError("masks cannot be told apart into slices", found=array.shape, expected=expected)
+        raise UsageError("invalid shape of masks", found=array.shape, expected=expected)
     return array
 
 
 def _ratio(
     above: NDArray[np.int64], below: NDArray[np.int64], empty: NDArray[np.bool_]
 ) -> np.float64 | NDArray[np.float64]:
-    """`above / below`, 0 where `below` is 0 and 1 where both masks are empty."""
-    # [()] makes a number of an array without axes.
+    """Return `above / below`, 0 where `below` is 0 and 1 where both masks are empty."""
+    # [()] turns a zero-dimensional array into a number.
     return np.where(empty, 1.0, above / np.maximum(below, 1))[()]

@@ -1,8 +1,8 @@
 """`per_slice.csv`: the scores of every slice at every stage, from which all figures of an evaluation can be computed.
 
-A line holds the slice first (`slice_id` to `reference_pixels`), then the columns of `StageScores` for each stage, named
-`raw_dice`, `threshold_dice`, `postprocessing_dice` and so on. Numbers are written so that reading gives the same ones back;
-what is undefined (a distance to nothing, an unknown spacing) is an empty cell.
+A row describes the slice (`slice_id` to `reference_pixels`) and contains the columns of `StageScores` for each stage, named
+`raw_dice`, `threshold_dice`, `postprocessing_dice` and so on. Numbers keep all their digits; undefined values (a distance
+to nothing, an unknown spacing) are empty cells.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 
 @dataclass(frozen=True, slots=True)
 class StageScores:
-    """Scores of a slice at one stage; for the edge cases see `kerasseg.metrics`.
+    """Scores of a slice at one stage; see `kerasseg.metrics` for edge cases.
 
     Attributes:
-        predicted_pixels: In the mask of this stage.
-        overlap_pixels: Of these, in the reference.
+        predicted_pixels: Pixels of the mask.
+        overlap_pixels: Pixels in both mask and reference.
         dice, iou, precision, recall: Shares, 0 to 1.
-        hd95, asd: Pixels; NaN where reference or prediction is empty.
-        hd95_mm, asd_mm: Millimetres; NaN where the spacing is unknown, too.
-        baseline_dice: Dice of the baseline at the same stage; NaN where there is none.
+        hd95, asd: Distances in pixels; NaN if reference or prediction is empty.
+        hd95_mm, asd_mm: Distances in millimetres; NaN also if the spacing is unknown.
+        baseline_dice: Dice of the baseline at the same stage; NaN without a baseline.
     """
 
     predicted_pixels: int
@@ -55,14 +55,14 @@ class SliceRow:
     """One slice.
 
     Attributes:
-        slice_id: Unique.
-        patient: As read; "" where unknown.
-        group: Patient group; "" where unknown.
-        volume: "" for single slices.
+        slice_id: Unique id.
+        patient: Patient id as read; "" if unknown.
+        group: Patient group; "" if unknown.
+        volume: Volume; "" for single slices.
         label: Class name.
-        height, width: Pixels, at the resolution of the figures.
-        spacing_rows, spacing_columns: Millimetres a pixel; 0 where unknown.
-        reference_pixels: Tumour of the reference.
+        height, width: Size in pixels, at the resolution of the figures.
+        spacing_rows, spacing_columns: Millimetres per pixel; 0 if unknown.
+        reference_pixels: Tumour pixels of the reference.
         raw, threshold, postprocessing: Scores at each stage.
 
     Example:
@@ -122,11 +122,11 @@ def to_csv(rows: Iterable[SliceRow], path: Path) -> None:
     """Write the rows atomically.
 
     Args:
-        rows: In the order of the file.
-        path: UTF-8, comma-separated.
+        rows: Rows in the order of the file.
+        path: The file.
 
     Raises:
-        KerassegError: It cannot be written.
+        KerassegError: The file cannot be written.
     """
     table: list[list[str]] = [list(_COLUMNS)]
     for row in rows:
@@ -142,7 +142,7 @@ def read_csv(path: Path) -> list[SliceRow]:
     """Read the rows that `to_csv` wrote.
 
     Raises:
-        DataError: It is missing or damaged.
+        DataError: The file is missing or damaged.
     """
     rows = tables.read_csv(path, "a table of slice scores", _COLUMNS)
     try:

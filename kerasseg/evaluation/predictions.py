@@ -39,12 +39,12 @@ class Case:
     """One slice.
 
     Attributes:
-        slice_id: Unique.
-        patient: As read; "" where unknown.
-        group: Patient group that the split kept together; "" where unknown.
-        volume: The volume it belongs to; "" for single slices.
+        slice_id: Unique id.
+        patient: Patient id as read; "" if unknown.
+        group: Patient group that the split kept together; "" if unknown.
+        volume: Volume of the slice; "" for single slices.
         label: Index into the classes.
-        spacing: Millimetres a pixel, rows then columns, at the resolution of `mask`; (0, 0) where unknown.
+        spacing: Millimetres per pixel, rows then columns, at the resolution of `mask`; (0, 0) if unknown.
         mask: (height, width) bool, the reference.
     """
 
@@ -58,10 +58,10 @@ class Case:
 
 
 class Predictions(Protocol):
-    """Slices by number, 0 to `len - 1`, each with its probabilities and its reference.
+    """Probabilities and references of slices, numbered from 0.
 
     Attributes:
-        classes: Names; a label is an index into them.
+        classes: Class names, indexed by label.
         labels: (slices,) int64 class of each slice.
     """
 
@@ -86,7 +86,7 @@ class SplitPredictions:
 
     Args:
         slices: The split.
-        probabilities: (slices, size, size) float32, or a file mapped into memory.
+        probabilities: (slices, size, size) float32, possibly memory-mapped.
 
     Attributes:
         classes, labels: As in `Predictions`.
@@ -135,19 +135,19 @@ class SplitPredictions:
 
 
 class ArrayPredictions:
-    """Predictions from plain arrays; the network's size and the slice's own are one here.
+    """Predictions from plain arrays, for which both resolutions are the same.
 
     Args:
         probabilities: (slices, height, width) or (slices, height, width, 1), in [0, 1]; slices of several sizes as a list.
         masks: The same shapes; above 0.5 is tumour.
-        labels: (slices,) index into `classes`; None: one class.
-        groups: (slices,) patient of each; None: each slice is its own.
-        classes: Names; None: "all", or the labels as text.
-        spacing: Millimetres a pixel, rows then columns; None where unknown.
+        labels: (slices,) index into `classes`; None: a single class.
+        groups: (slices,) patient of each slice; None: each slice is its own patient.
+        classes: Class names; None: "all", or the labels as text.
+        spacing: Millimetres per pixel, rows then columns; None if unknown.
         images: (slices, height, width, channels) uint8 for pictures; None for none.
 
     Raises:
-        UsageError: Shapes that do not fit, or values outside of [0, 1].
+        UsageError: Shapes do not fit, or values are outside [0, 1].
 
     Example:
         >>> predictions = ArrayPredictions(np.zeros((2, 8, 8)), np.zeros((2, 8, 8)))
@@ -178,7 +178,7 @@ class ArrayPredictions:
                     "these are not probabilities",
                     found=found,
                     expected="values in [0, 1]",
-                    remedy="If the network puts out logits, apply a sigmoid first.",
+                    remedy="If the network returns logits, apply a sigmoid first.",
                 )
         self.labels = np.zeros(count, np.int64) if labels is None else np.asarray(labels, np.int64)
         if classes is None:
@@ -191,7 +191,7 @@ class ArrayPredictions:
             raise UsageError(
                 "labels or groups do not fit the slices",
                 found=f"{count} slices, labels {self.labels.shape}, {None if groups is None else len(groups)} groups",
-                expected=f"one a slice, labels 0 to {len(names) - 1}",
+                expected=f"one per slice, labels 0 to {len(names) - 1}",
             )
         self._groups = None if groups is None else [str(group) for group in groups]
         self._spacing = (0.0, 0.0) if spacing is None else spacing
@@ -232,19 +232,20 @@ def predict_split(
     """Predict all slices of a split.
 
     Args:
-        model: Takes (batch, size, size, 1 or 3) float32 in [0, 1], gives probabilities (batch, size, size, 1).
+        model: Network that takes (batch, size, size, 1 or 3) float32 in [0, 1] and returns probabilities (batch, size,
+            size, 1).
         shards: The shard directory.
         split: "val" (or "validation"), "test" or "train".
-        batch_size: Slices at once.
-        memory_budget: Bytes of memory that probabilities may take; beyond it they lie in a temporary file.
+        batch_size: Slices per batch.
+        memory_budget: Memory for probabilities, in bytes; larger arrays go to a temporary file.
         on_batch: Called with (batches done, batches).
-        transform: Changes images before the network sees them, given (images, numbers of the slices).
-        flip_average: Whether the predictions of each image and its mirror image are averaged.
+        transform: Called with (images, slice numbers) to change the images.
+        flip_average: Whether to average the predictions of each image and its mirror image.
 
     Raises:
-        UsageError: A network of another size, or one that puts out no probabilities.
-        KerassegError: The network puts out NaN.
-        DataError: Shards that are missing or damaged.
+        UsageError: The network has another size, or does not return probabilities.
+        KerassegError: The network returns NaN.
+        DataError: Shards are missing or damaged.
     """
     size, channels = _input_of(model)
     data = EvaluationBatches(
@@ -284,26 +285,26 @@ def check_probabilities(values: Any, shape: tuple[int, int, int]) -> NDArray[np.
         shape: Expected (batch, height, width).
 
     Raises:
-        UsageError: Another shape, or values outside of [0, 1].
-        KerassegError: NaN.
+        UsageError: The shape differs, or values are outside [0, 1].
+        KerassegError: The output contains NaN.
     """
     found = np.asarray(keras.ops.convert_to_numpy(values), np.float32)
     if found.shape != (*shape, 1):
         raise UsageError(
-            "the network does not put out one probability per pixel",
+            "the network does not return one probability per pixel",
             found=f"shape {found.shape}",
             expected=f"{(*shape, 1)}",
             remedy="Fit it to the task: kerasseg.fit_to_task(model).",
         )
     if np.isnan(found).any():
-        raise KerassegError("the network puts out NaN", remedy="Train again with a lower --learning-rate.")
+        raise KerassegError("the network returns NaN", remedy="Train again with a lower --learning-rate.")
     low, high = float(found.min()), float(found.max())
     if low < -1e-6 or high > 1 + 1e-6:
         raise UsageError(
-            "the network does not put out probabilities",
+            "the network does not return probabilities",
             found=f"values from {low:.3g} to {high:.3g}",
             expected="0 to 1",
-            remedy="It seems to put out logits: kerasseg.fit_to_task(model) appends a sigmoid.",
+            remedy="It seems to return logits: kerasseg.fit_to_task(model) appends a sigmoid.",
         )
     return np.clip(found[..., 0], 0, 1)
 
@@ -314,7 +315,7 @@ def predict_batch(
     """Predict a batch of slices.
 
     Args:
-        model: Takes (batch, height, width, channels) in [0, 1] and returns probabilities (batch, height, width, 1).
+        model: Network that takes (batch, height, width, channels) in [0, 1] and returns (batch, height, width, 1).
         images: (batch, height, width, channels) float32.
         flip_average: Whether to average the prediction with that of the mirrored image (left and right exchanged), which
             doubles the time.
@@ -323,8 +324,8 @@ def predict_batch(
         (batch, height, width) float32 in [0, 1].
 
     Raises:
-        UsageError: The network returns another shape, or values outside of [0, 1].
-        KerassegError: The network returns NaN.
+        UsageError: The output has another shape, or values are outside [0, 1].
+        KerassegError: The output contains NaN.
 
     Example:
         >>> import kerasseg
@@ -365,5 +366,5 @@ def _plane(values: Any, what: str) -> NDArray[np.float32]:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim != 2:
-        raise UsageError(f"{what} cannot be used", found=f"shape {array.shape}", expected="(height, width) a slice")
+        raise UsageError(f"invalid {what}", found=f"shape {array.shape}", expected="(height, width) per slice")
     return array

@@ -25,10 +25,10 @@ Transform = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float3
 
 
 class Predict(Protocol):
-    """Predictions of the network for images that were changed first."""
+    """Predict with changed images."""
 
     def __call__(self, transform: Transform) -> Predictions:
-        """Predictions for `transform(images, numbers of the slices)`."""
+        """Return predictions for `transform(images, slice numbers)`."""
 
 
 def measure_robustness(
@@ -42,18 +42,17 @@ def measure_robustness(
     grades: int = GRADES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Robustness:
-    """Mean Dice at every grade of every corruption.
+    """Measure mean Dice at every grade of every corruption.
 
     Args:
-        predict: One pass of the network over the slices, images changed by the transform that it is given. Numbers of -1
-            are rows that only fill a batch.
-        rule: From probabilities to masks; the same as without corruption.
-        clean: Mean Dice without corruption; None or 0: nothing can be kept of it.
-        resolution: Of the figures.
-        seed: Of what is random.
-        corruptions: Kinds.
-        grades: How many of them, the weakest first.
-        progress: Told (passes done, passes).
+        predict: Function that predicts the slices after a transform of the images. Slice number -1 marks padding.
+        rule: Rule of the masks, the same as without corruption.
+        clean: Mean Dice without corruption; None or 0 if no share can be computed.
+        resolution: Resolution of the figures.
+        seed: Random seed of the corruptions.
+        corruptions: Kinds of corruption.
+        grades: Number of grades, the weakest first.
+        progress: Called with (passes done, passes).
     """
     curves = []
     total = len(corruptions) * grades
@@ -72,7 +71,7 @@ def measure_robustness(
 
 
 def mean_dice(predictions: Predictions, rule: MaskRule, resolution: Resolution = "native") -> float:
-    """Mean over slices of Dice of the final masks."""
+    """Return the mean over slices of Dice of the final masks."""
     total = 0.0
     for number in range(len(predictions)):
         case = predictions.case(number, resolution)
@@ -90,7 +89,7 @@ def _transform(corruption: Corruption, grade: int, seed: int) -> Transform:
 
 
 _LEAST, _MOST, _BUDGET = 5, 30, 4.0
-"""Passes at least and at most, and seconds for a batch size, all networks together."""
+"""Minimum and maximum number of passes, and seconds for a batch size with all networks."""
 
 
 def measure_speed(
@@ -101,24 +100,24 @@ def measure_speed(
     batches: Sequence[int] = (1, 8),
     budget: float = _BUDGET,
 ) -> Speed:
-    """Medians over passes, of the two networks in turn, so that whatever else the machine does falls on both.
+    """Measure the median time of a pass; two networks take turns, so that other load affects both.
 
     Args:
-        model: Takes (batch, size, size, channels).
-        baseline: The same; None for none.
-        size: Side of the slices.
-        batches: Slices in a batch.
-        budget: Seconds for one batch size; five passes are made in any case.
+        model: Network that takes (batch, size, size, channels).
+        baseline: Another such network; None for none.
+        size: Side of the slices in pixels.
+        batches: Batch sizes.
+        budget: Seconds for one batch size; at least five passes are made.
 
     Returns:
-        Slices a second and milliseconds a slice by batch size, of a pass from array to array.
+        Slices per second and milliseconds per slice by batch size, from array to array.
     """
     networks = [model] if baseline is None else [model, baseline]
     seconds: list[dict[str, float]] = [{} for _ in networks]
     channels = int(model.inputs[0].shape[-1])
     for batch in batches:
         images = np.random.default_rng(0).random((batch, size, size, channels), np.float32)
-        for network in networks:  # the first pass compiles, the second finds its memory
+        for network in networks:  # warm up: the first pass compiles, the second allocates
             network.predict_on_batch(images)
             network.predict_on_batch(images)
         taken: list[list[float]] = [[] for _ in networks]

@@ -1,13 +1,13 @@
 """The schema of `metrics.json`.
 
-Measures, by name (`Figures.measures`); each is a mean over slices with its 95 % interval over patients:
+Measures, by name (`Figures.measures`); each is a mean over slices with its interval over patients:
 
 | name | over which slices | unit |
 | --- | --- | --- |
 | `dice`, `iou`, `precision`, `recall` | all slices of the set | share, 0 to 1 |
-| `dice_tumour` | those with tumour in reference or prediction | share |
-| `hd95`, `asd` | those with tumour in reference and prediction | pixels |
-| `hd95_mm`, `asd_mm` | the same, where the spacing is known | mm |
+| `dice_tumour` | slices with tumour in reference or prediction | share |
+| `hd95`, `asd` | slices with tumour in reference and prediction | pixels |
+| `hd95_mm`, `asd_mm` | the same, if the spacing is known | mm |
 | `hd95_with_misses` | tumour in reference or prediction; a miss or false alarm counts as the image's diagonal | pixels |
 """
 
@@ -70,9 +70,9 @@ class Mean(_Model):
     Attributes:
         mean: The mean; None if no slice counts.
         low, high: Limits; None with fewer than five patients, which are too few for an interval.
-        slices, patients: That count.
-        clear: For paired differences, whether the difference is beyond chance: the interval excludes 0 and an exact
-            sign-flip test over patients agrees. None for other means, and in files of earlier versions.
+        slices, patients: Number of slices and patients that count.
+        clear: For paired differences, whether the difference is significant: the interval excludes 0 and a sign-flip test
+            over patients agrees. None for other means, and in files of earlier versions.
     """
 
     mean: float | None
@@ -84,12 +84,12 @@ class Mean(_Model):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        # Other means are written as in earlier versions, as the digest of threshold.json requires.
+        # Other means are saved as in earlier versions, because the digest of threshold.json depends on it.
         return {name: value for name, value in handler(self).items() if name != "clear" or value is not None}
 
     @property
     def is_clear(self) -> bool:
-        """Whether a difference is beyond chance, also one from a file without `clear`."""
+        """Whether a difference is significant, also one from a file without `clear`."""
         if self.low is None or self.high is None or self.patients < FEWEST_PATIENTS:
             return False
         return (self.low > 0 or self.high < 0) and self.clear is not False
@@ -99,13 +99,13 @@ class Figures(_Model):
     """Figures of one set of slices: all, one class, or one range of tumour sizes.
 
     Attributes:
-        slices, patients: In the set.
-        with_tumour: Slices whose reference holds tumour.
-        missed: Of these, those without any predicted pixel.
-        untouched: Of these, those where prediction and reference do not meet (Dice 0), the missed included.
-        empty: Slices whose reference is empty.
-        false_alarms: Of these, those with a predicted pixel.
-        measures: By name, see above.
+        slices, patients: Number of slices and patients.
+        with_tumour: Slices with a tumour in the reference.
+        missed: Slices with tumour but without any predicted pixel.
+        untouched: Slices with tumour where prediction and reference do not overlap (Dice 0), `missed` included.
+        empty: Slices with an empty reference.
+        false_alarms: Slices with an empty reference and a predicted pixel.
+        measures: Means by name, see above.
     """
 
     slices: int
@@ -119,15 +119,15 @@ class Figures(_Model):
 
 
 class Stage(_Model):
-    """One stage on the way to the final mask.
+    """One stage from probabilities to the final mask.
 
     Attributes:
-        name: Which.
-        rule: What was applied.
-        all: Over every slice.
-        classes: Class -> the same.
-        sizes: Range of tumour sizes, in words -> the same; the smallest first.
-        volumes: Mean over volumes of Dice pooled within each; None where there are no volumes.
+        name: Name of the stage.
+        rule: Rule that was applied.
+        all: Figures of all slices.
+        classes: Class -> figures.
+        sizes: Range of tumour sizes -> figures; the smallest first.
+        volumes: Mean over volumes of Dice pooled within each; None without volumes.
     """
 
     name: StageName
@@ -139,7 +139,7 @@ class Stage(_Model):
 
 
 class NetworkFigures(_Model):
-    """A network in its stages, in the order raw, threshold, postprocessing."""
+    """Figures of a network at each stage: raw, threshold, postprocessing."""
 
     stages: tuple[Stage, ...]
 
@@ -149,9 +149,9 @@ class Calibration(_Model):
 
     Attributes:
         edges: Bounds of the bins of predicted probability, one more than bins.
-        predicted: Mean probability in each bin; None where it is empty.
-        observed: Share of tumour pixels in each bin; None where it is empty.
-        pixels: In each bin.
+        predicted: Mean probability in each bin; None if empty.
+        observed: Share of tumour pixels in each bin; None if empty.
+        pixels: Pixels in each bin.
         error: Expected calibration error: mean of |predicted - observed|, weighted by pixels.
     """
 
@@ -163,7 +163,7 @@ class Calibration(_Model):
 
 
 class Speed(_Model):
-    """Speed of a network alone, warm, on this machine: batch size (as text) -> median."""
+    """Median speed of a network without reading files, on this machine, by batch size (as text)."""
 
     slices_per_second: dict[str, float]
     milliseconds_a_slice: dict[str, float]
@@ -189,13 +189,13 @@ class RobustnessCurve(_Model):
 
 
 class Robustness(_Model):
-    """Dice under corruption, final stage of the network.
+    """Dice under corruption, at the final stage.
 
     Attributes:
-        seed: Of the corruptions.
+        seed: Random seed of the corruptions.
         clean: Dice without corruption.
-        curves: One for each corruption.
-        kept: Mean over all of them: the one number.
+        curves: One curve per corruption.
+        kept: Mean over all of them.
     """
 
     seed: int
@@ -208,13 +208,13 @@ class SecondReader(_Model):
     """A second annotator's masks for the same slices.
 
     Attributes:
-        source: Where they come from.
-        slices: Slices with a second mask; figures are over these alone.
-        without: Slices without one.
-        agreement: Dice of the two annotators: the ceiling.
+        source: Source of the masks.
+        slices: Slices with a second mask, over which all figures are computed.
+        without: Slices without a second mask.
+        agreement: Dice of the two annotators.
         agreement_classes: The same for each class.
         network: Dice of the network against the first annotator, on the same slices.
-        network_second: Dice of the network against the second.
+        network_second: Dice of the network against the second annotator.
     """
 
     source: str
@@ -229,16 +229,16 @@ class SecondReader(_Model):
 class Target(_Model):
     """A goal and whether it was met.
 
-    "met" and "missed": mean Dice is above or below the goal beyond chance, by interval and sign-flip test over at least
-    five patients; "open": neither.
+    "met" and "missed" mean that Dice is significantly above or below the goal, by interval and sign-flip test over at least
+    five patients; "open" means neither.
 
     Attributes:
         name: "Dice", or "Dice of glioma", ...
-        goal: To be reached.
-        stretch: Whether it is the further goal.
-        value: What was measured.
-        verdict: By the interval.
-        reached: By the point alone.
+        goal: Dice to reach.
+        stretch: Whether it is a stretch goal.
+        value: Measured Dice.
+        verdict: Verdict of the test.
+        reached: Whether the mean reaches the goal.
     """
 
     name: str
@@ -254,13 +254,13 @@ class SplitFacts(_Model):
 
     Attributes:
         split_by: `patient`, `id` or `slice`.
-        seed: Of the split.
-        shares: Such as "80/10/10".
+        seed: Random seed of the split.
+        shares: Shares such as "80/10/10".
         patients_on_both_sides: Patients with slices in more than one split.
-        slices_without_patient: Leaks cannot be excluded for these.
-        intensity, size: How slices were made.
-        fingerprint: Of the data set.
-        overlap_with_training: Slices that the run's training data hold too (with another shard directory); None: not asked.
+        slices_without_patient: Slices of unknown patients, for which leaks cannot be excluded.
+        intensity, size: Intensity rule and size of the slices.
+        fingerprint: Fingerprint of the data set.
+        overlap_with_training: Slices of another shard directory that are also in the run's training data; None: unchecked.
     """
 
     split_by: str
@@ -278,32 +278,30 @@ class Evaluation(_Model):
     """The content of `metrics.json`.
 
     Attributes:
-        format_version: Rises when a reader of an earlier version could misread it.
-        kerasseg, software, created: What wrote it, and when (ISO 8601, UTC).
-        run: The run's folder, without folders above it unless it was named by a relative path; "" for a network without a
-            run.
+        format_version: Raised when earlier versions could misread the file.
+        kerasseg, software, created: Versions that wrote it, and when (ISO 8601, UTC).
+        run: Folder of the run, without its parents unless it was given as a relative path; "" without a run.
         run_id: Hash of the run's configuration.
-        network: What was evaluated, for people.
-        shards, split: The shard directory, named as the run, and the split; "all" for a whole other
-            shard directory.
+        network: Description of the network.
+        shards, split: The shard directory, as given, and the split; "all" for a whole other shard directory.
         resolution: "native" or "model".
-        threshold: As asked: "auto", "0.5", ...
-        confidence: Of the intervals.
-        classes: Names.
-        final: Name of the last stage: the verdict is about that.
-        model, baseline: Figures; the baseline is the checkpoint as it was before training; None where there is none.
-        gain: Stage -> paired gain in Dice of the model over the baseline at that stage.
-        gain_classes: The same for each class, final stage.
-        tuning_gain: Paired gain of the final stage over the raw one, of the model.
+        threshold: Option as given: "auto", "0.5", ...
+        confidence: Confidence level of the intervals.
+        classes: Class names.
+        final: Name of the last stage, which the verdict is about.
+        model, baseline: Figures; the baseline is the checkpoint before training, None if there is none.
+        gain: Stage -> paired gain in Dice of the model over the baseline.
+        gain_classes: The same for each class, at the final stage.
+        tuning_gain: Paired gain of the final stage over the raw one.
         targets: Goals.
-        calibration, speed, robustness, second_reader: Where they were asked for.
-        data: How the data were split.
-        test_looks: How often anybody has looked at the test split of these shards, this time included where it was one.
+        calibration, speed, robustness, second_reader: Results of these analyses, if requested.
+        data: Facts about the split.
+        test_looks: Number of evaluations of the test split of these shards, including this one.
         rule_decision: Why the tuned rule is 0.5 without post-processing, and what it would have been; "" otherwise.
         flip_average: Whether predictions of each image and its mirror image were averaged.
-        warnings: Sentences for people.
-        earlier: Where the previous evaluation lies, which had other options, relative to the run's `evaluation/`; None
-            where there was none.
+        warnings: Sentences to show.
+        earlier: Place of the previous evaluation with other options, relative to the run's `evaluation/`; None if there is
+            none.
     """
 
     format_version: int = FORMAT_VERSION
@@ -338,7 +336,7 @@ class Evaluation(_Model):
     earlier: str | None = None
 
     def final_stage(self) -> Stage:
-        """Return the stage that the verdict is about."""
+        """Return the final stage, which the verdict is about."""
         return next(stage for stage in self.model.stages if stage.name == self.final)
 
 
@@ -346,7 +344,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """Read a `metrics.json`.
 
     Raises:
-        DataError: It is missing or damaged.
-        KerassegError: It is of a newer version.
+        DataError: The file is missing or damaged.
+        KerassegError: A newer version wrote it.
     """
     return read_document(path, Evaluation, FORMAT_VERSION, "the evaluation")

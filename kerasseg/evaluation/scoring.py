@@ -24,7 +24,7 @@ def stage_rules(rule: MaskRule, final: StageName = "postprocessing") -> dict[Sta
     """Return the rule of each stage up to the final one.
 
     Args:
-        rule: Of the final stage.
+        rule: Rule of the final stage.
         final: The last stage.
 
     Example:
@@ -49,9 +49,9 @@ def score_slices(
     """Score every slice at every stage.
 
     Args:
-        predictions: Of one network.
-        rules: From `stage_rules`; stages that are left out have the scores of the last one.
-        resolution: Of the masks that are compared.
+        predictions: Predictions of a network.
+        rules: From `stage_rules`; later stages get the scores of the last one.
+        resolution: Resolution of the masks.
         progress: Called with (slices done, slices).
 
     Returns:
@@ -110,7 +110,7 @@ def mask_scores(
     Args:
         prediction: (height, width) bool.
         reference: The same shape.
-        spacing: Millimetres a pixel, rows then columns; 0 where unknown.
+        spacing: Millimetres per pixel, rows then columns; 0 if unknown.
 
     Example:
         >>> mask = np.eye(4, dtype=bool)
@@ -152,7 +152,7 @@ def mask_dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> fl
 
 
 def with_baseline(rows: Sequence[SliceRow], baseline: Sequence[SliceRow]) -> list[SliceRow]:
-    """Return the rows of a network with the baseline's Dice added; both in the same order."""
+    """Return the rows of a network with the Dice of the baseline, whose rows are in the same order."""
     joined = []
     for row, other in zip(rows, baseline, strict=True):
         stages = {name: replace(row.stage(name), baseline_dice=other.stage(name).dice) for name in STAGES}

@@ -1,9 +1,9 @@
-"""Distances between the borders of two masks: HD95 and its kin, read from one pair of distance maps.
+"""Distances between the borders of two masks, such as HD95, from one pair of distance maps.
 
-A border pixel belongs to the mask and has a neighbour above, below, left or right that does not; beyond the image there
-is no mask. From each border pixel of one mask the distance to the nearest border pixel of the other is measured, centre
-to centre, exactly and in both directions. HD95 is the larger of the two directed 95th percentiles (Metrics Reloaded:
-Maier-Hein et al., Nature Methods 21, 2024; the same in MONAI). `docs/decisions/hd95.md` says what others call by that name.
+A border pixel belongs to the mask and has a neighbour above, below, left or right that does not; outside the image there
+is no mask. Distances go from each border pixel of one mask to the nearest border pixel of the other, centre to centre,
+exactly and in both directions. HD95 is the larger of the two directed 95th percentiles (Metrics Reloaded: Maier-Hein et
+al., Nature Methods 21, 2024; the same in MONAI). `docs/decisions/hd95.md` compares other definitions.
 
 | reference | prediction | `outcome` | distances | `..._or_diagonal` |
 | --- | --- | --- | --- | --- |
@@ -12,10 +12,8 @@ Maier-Hein et al., Nature Methods 21, 2024; the same in MONAI). `docs/decisions/
 | tumour | empty | "missed" | infinite | the image's diagonal |
 | tumour | something | "compared" | as measured | as measured |
 
-Infinite, not NaN: a mean that leaves NaNs out would drop the missed tumours and look the better for each, while an
-infinite mean cannot be overlooked, and medians and ranks stay right. Count the misses, average the rest, and say both; or
-take the finite variant, which is another figure under another name. The diagonal is longer than any distance within the
-image, so that a miss always ranks last.
+Distances are infinite instead of NaN, because a mean that leaves NaN out would drop missed tumours and improve with each.
+Count the misses and average the rest, or use the finite variant: the diagonal is longer than any distance within the image.
 """
 
 from __future__ import annotations
@@ -40,17 +38,17 @@ Outcome = Literal["compared", "missed", "false_alarm", "no_tumour"]
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 _EXACT_IN_FLOAT32 = 1 << 21
-"""Squared distances in pixels below which rounding mends what single precision loses (its error is a quarter there)."""
+"""Squared distances in pixels below which rounding restores exact values (the error of float32 is a quarter there)."""
 
 
 @dataclass(frozen=True, slots=True)
 class DirectedDistances:
-    """From the border pixels of one mask to the nearest border pixel of the other.
+    """Distances from the border pixels of one mask to the nearest border pixel of the other.
 
     Attributes:
-        count: Border pixels measured from; 0 if that mask is empty.
+        count: Border pixels of that mask; 0 if it is empty.
         mean, p95, largest: Mean, 95th percentile (linear between ranks, as NumPy's default) and maximum, in the unit of
-            the spacing. Infinite in both directions where one mask is empty, 0 where both are.
+            the spacing. Infinite in both directions if one mask is empty, 0 if both are.
     """
 
     count: int
@@ -61,13 +59,13 @@ class DirectedDistances:
 
 @dataclass(frozen=True, slots=True)
 class SurfaceDistances:
-    """The distances of one slice; pixels, or millimetres where a spacing was given.
+    """Distances of one slice, in pixels, or in millimetres with a spacing.
 
     Attributes:
-        outcome: Which row of the table above: "compared", "missed", "false_alarm", "no_tumour".
-        to_reference: From the prediction's border to the reference's.
-        to_prediction: From the reference's border to the prediction's.
-        diagonal: Corner to corner of the image, its pixels' own extent included.
+        outcome: Row of the table above: "compared", "missed", "false_alarm", "no_tumour".
+        to_reference: Distances from the prediction's border to the reference's.
+        to_prediction: Distances from the reference's border to the prediction's.
+        diagonal: Diagonal of the image, from outer corner to outer corner.
 
     Example:
         >>> reference = np.zeros((3, 4)); reference[1, :2] = 1
@@ -91,7 +89,7 @@ class SurfaceDistances:
 
     @property
     def hd(self) -> float:
-        """The Hausdorff distance: the largest of all."""
+        """Hausdorff distance: the largest distance."""
         return max(self.to_reference.largest, self.to_prediction.largest)
 
     @property
@@ -104,36 +102,36 @@ class SurfaceDistances:
 
     @property
     def masd(self) -> float:
-        """Mean average surface distance: the mean of the two directed means, so that a long border has no more say."""
+        """Mean average surface distance: the mean of the two directed means, whatever the lengths of the borders."""
         return (self.to_reference.mean + self.to_prediction.mean) / 2
 
     @property
     def hd95_or_diagonal(self) -> float:
-        """HD95, and the image's diagonal for a missed tumour or a false alarm."""
+        """HD95, or the image's diagonal for a missed tumour or a false alarm."""
         return min(self.hd95, self.diagonal)
 
     @property
     def assd_or_diagonal(self) -> float:
-        """Average symmetric surface distance, and the image's diagonal for a missed tumour or a false alarm."""
+        """Average symmetric surface distance, or the image's diagonal for a missed tumour or a false alarm."""
         return min(self.assd, self.diagonal)
 
 
 def surface_distances(
     prediction: ArrayLike, reference: ArrayLike, spacing: Sequence[float] = (1.0, 1.0)
 ) -> SurfaceDistances:
-    """All distances of one slice, from one pair of distance maps; the table above has the edge cases.
+    """Compute all distances of one slice; see the table above for edge cases.
 
     Args:
         prediction: Mask (height, width): booleans, or 0 and 1.
-        reference: The same slice as it ought to be.
-        spacing: Millimetres from pixel to pixel, rows then columns; 1 and 1 gives pixels. With three numbers, masks are
-            one volume (slices, height, width). A stack of slices is never taken for a volume, or the other way round.
+        reference: Ground truth of the same shape.
+        spacing: Millimetres per pixel, rows then columns; 1 and 1 for pixels. Three numbers make the masks one volume
+            (slices, height, width).
 
     Returns:
-        Figures in the unit of `spacing`. Swapping the masks swaps the directions and leaves all else.
+        Distances in the unit of `spacing`. Swapping the masks swaps only the directions.
 
     Raises:
-        UsageError: If sizes differ, values are not those of a mask, or the spacing does not fit or is unknown (0).
+        UsageError: Sizes differ, values are neither 0 nor 1, or the spacing does not fit or is unknown (0).
 
     Example:
         >>> reference = np.zeros((64, 64), bool); reference[20:40, 20:40] = True
@@ -149,7 +147,7 @@ def surface_distances(
     steps = _steps(spacing, predicted.shape)
     diagonal = math.hypot(*(n * step for n, step in zip(predicted.shape, steps, strict=True)))
     box = _box(predicted | true)
-    # Nothing beyond the union matters: all border pixels lie in it, and its rim meets what is no mask.
+    # The box contains all border pixels, and its rim counts as no mask.
     predicted_border, true_border = _border(predicted[box]), _border(true[box])
     counts = int(np.count_nonzero(predicted_border)), int(np.count_nonzero(true_border))
     if not all(counts):
@@ -166,15 +164,15 @@ def surface_distances(
 
 
 def hd95(prediction: ArrayLike, reference: ArrayLike, spacing: Sequence[float] = (1.0, 1.0)) -> float:
-    """The larger of the two directed 95th percentiles over border pixels.
+    """Compute the larger of the two directed 95th percentiles over border pixels.
 
     Args:
-        prediction: (height, width) mask; above 0 is tumour.
-        reference: Likewise.
-        spacing: Millimetres a pixel, rows then columns; 1, 1 for a result in pixels.
+        prediction: Mask (height, width): booleans, or 0 and 1.
+        reference: Ground truth of the same shape.
+        spacing: Millimetres per pixel, rows then columns; 1, 1 for a result in pixels.
 
     Returns:
-        Pixels or millimetres; infinite where one mask is empty, 0 where both are.
+        Pixels or millimetres; infinite if one mask is empty, 0 if both are.
 
     Raises:
         UsageError: As in `surface_distances`.
@@ -189,9 +187,9 @@ def hd95(prediction: ArrayLike, reference: ArrayLike, spacing: Sequence[float] =
 def average_surface_distance(
     prediction: ArrayLike, reference: ArrayLike, spacing: Sequence[float] = (1.0, 1.0)
 ) -> float:
-    """The mean over the border pixels of both masks (ASSD); arguments and errors as in `surface_distances`.
+    """Compute the mean over the border pixels of both masks (ASSD); arguments and errors as in `surface_distances`.
 
-    Infinite where one mask is empty, 0 where both are.
+    Infinite if one mask is empty, 0 if both are.
 
     >>> average_surface_distance([[1, 0, 0, 0]], [[0, 0, 0, 1]], spacing=(2.0, 0.5))
     1.5
@@ -210,7 +208,7 @@ def _steps(spacing: Sequence[float], shape: tuple[int, ...]) -> tuple[float, ...
         )
     if not all(0 < step < math.inf for step in steps):
         remedy = "Leave it out to measure in pixels"
-        raise UsageError("spacing cannot be used", found=steps, expected="millimetres above 0", remedy=remedy)
+        raise UsageError("invalid spacing", found=steps, expected="millimetres above 0", remedy=remedy)
     return steps
 
 
@@ -225,17 +223,17 @@ def _box(union: NDArray[np.bool_]) -> tuple[slice, ...]:
 
 def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if mask.ndim == 2 and mask.size:
-        # OpenCV's own default counts what lies beyond the image as mask.
+        # OpenCV's default treats the outside of the image as mask.
         inner = cv2.erode(mask.view(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0)
         return mask ^ inner.view(bool)
     return mask ^ ndimage.binary_erosion(mask)
 
 
 def _distances(border: NDArray[np.bool_], other: NDArray[np.bool_], steps: tuple[float, ...]) -> NDArray[np.float64]:
-    """From each pixel of `border` to the nearest of `other`, neither empty, smallest first."""
+    """Return distances from each pixel of `border` to the nearest of `other`, ascending; neither is empty."""
     square = len(steps) == 2 and steps[0] == steps[1]
     if square and sum((n - 1) ** 2 for n in border.shape) < _EXACT_IN_FLOAT32:
-        # A third of SciPy's time. Its squares are whole numbers, so that rounding them gives the exact distance back.
+        # Three times as fast as SciPy. Squared distances are integers, so that rounding them gives exact distances.
         apart = cv2.distanceTransform((~other).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[border]
         found = np.sqrt(np.rint(np.square(apart, dtype=np.float64))) * steps[0]
     else:
@@ -245,7 +243,7 @@ def _distances(border: NDArray[np.bool_], other: NDArray[np.bool_], steps: tuple
 
 
 def _summary(ascending: NDArray[np.float64]) -> DirectedDistances:
-    # numpy.percentile gives the same, in more time than a distance map takes.
+    # numpy.percentile gives the same, but takes longer than a distance map.
     count = len(ascending)
     rank, part = divmod(0.95 * (count - 1), 1)
     low, high = float(ascending[int(rank)]), float(ascending[min(int(rank) + 1, count - 1)])

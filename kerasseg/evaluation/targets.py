@@ -1,4 +1,4 @@
-"""Goals, and whether they were met: judged beyond chance, not by the mean alone."""
+"""Goals and their verdicts: whether mean Dice is significantly above or below."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STATED_BASELINE = 0.8657
 """Test Dice that the recipe states for its checkpoint with tuned threshold and post-processing."""
 
 DICE_GOALS = ((0.92, False), (0.95, True))
-"""(goal, whether it is the further one) of Dice over all slices."""
+"""(goal, whether it is a stretch goal) for Dice over all slices."""
 
 CLASS_GOALS = ((0.90, False), (0.93, True))
 """The same for each class."""
@@ -45,8 +45,8 @@ class Goal:
     Attributes:
         of: A class, or None for all slices.
         goal: Mean Dice.
-        stretch: Whether it is the further goal.
-        name: For people.
+        stretch: Whether it is a stretch goal.
+        name: Name for display.
     """
 
     of: str | None
@@ -67,7 +67,7 @@ def parse_goal(text: str) -> Goal:
     """Parse a goal such as "0.92", "92%", or "glioma=0.9".
 
     Raises:
-        UsageError: It is not in (0, 1].
+        UsageError: The Dice is not in (0, 1].
 
     Example:
         >>> parse_goal("glioma=0.9")
@@ -84,11 +84,11 @@ def parse_goal(text: str) -> Goal:
 
 
 def is_recipe_checkpoint(checkpoint: str | None, provenance: Mapping[str, Any] | None = None) -> bool:
-    """Return whether a checkpoint is the one that the recipe and its goals are about.
+    """Return whether a checkpoint is the recipe's, to which its goals apply.
 
     Args:
-        checkpoint: As it was opened.
-        provenance: Its recorded provenance, which names where a saved copy came from.
+        checkpoint: Address of the checkpoint.
+        provenance: Its recorded provenance, which contains the origin of a saved copy.
 
     Example:
         >>> is_recipe_checkpoint("hf://bombshelll/unet-brain-tumor-segmentation@main"), is_recipe_checkpoint("unet.keras")
@@ -110,7 +110,7 @@ def targets_of(
         resampling: Options of the tests.
 
     Raises:
-        UsageError: A goal for a class that is not among the evaluated ones.
+        UsageError: A goal is for a class that was not evaluated.
     """
     people = clusters(rows)
     dice = np.array([row.stage(stage.name).dice for row in rows], np.float64)
@@ -139,7 +139,7 @@ def judge(over: Mean) -> Literal["met", "missed", "open"]:
     """Return the verdict on a goal.
 
     Args:
-        over: Dice less the goal.
+        over: Dice minus the goal.
 
     Example:
         >>> judge(Mean(mean=0.01, low=-0.01, high=0.03, slices=90, patients=30, clear=False))

@@ -1,7 +1,7 @@
 """The log of evaluations of a test split: one line each, in the shard directory and in the run.
 
-Choices that are made with test figures in view make later test figures too good. Each evaluation is therefore counted, and
-every report shows the count.
+Choices made after looking at test figures make later test figures too good. Each evaluation is therefore counted, and every
+report shows the count.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Look:
 
     Attributes:
         look: Unique id: the same entry is in two files.
-        time: ISO 8601, UTC.
+        time: Time of the evaluation, ISO 8601, UTC.
         run, run_id: The evaluated run.
-        fingerprint: Of the data set.
+        fingerprint: Fingerprint of the data set.
         split: "test", or "all" for the whole of another shard directory.
-        by: The command.
+        by: Command.
     """
 
     look: str
@@ -52,17 +52,17 @@ def record_look(
 
     Args:
         shards: The shard directory; if it is read-only, only the run's log gets the entry.
-        run: The run's folder; None for a network without a run.
+        run: Folder of the run; None for a network without a run.
         run_id: See `Look`.
-        fingerprint: Of the data set.
+        fingerprint: Fingerprint of the data set.
         split: "test", or "all".
-        by: The command.
+        by: Command.
 
     Returns:
         Known evaluations of the test split of this data set, including this one.
 
     Raises:
-        KerassegError: The run's folder cannot be written.
+        KerassegError: The run's folder cannot be written to.
 
     Example:
         >>> import tempfile
@@ -84,11 +84,11 @@ def record_look(
 
 
 def count_looks(files: Iterable[Path], fingerprint: str) -> int:
-    """Count the different entries for a data set; an unreadable line counts as one.
+    """Count the distinct entries for a data set; an unreadable line counts as one.
 
     Args:
-        files: The logs; missing files count 0.
-        fingerprint: Of the data set.
+        files: The logs; missing files are skipped.
+        fingerprint: Fingerprint of the data set.
     """
     seen: set[str] = set()
     for file in files:
@@ -103,7 +103,7 @@ def count_looks(files: Iterable[Path], fingerprint: str) -> int:
                 entry = json.loads(line)
                 mine, name = entry["fingerprint"] == fingerprint, str(entry["look"])
             except (ValueError, KeyError, TypeError):
-                # Cut off by a full disk, or edited by hand: it was an evaluation all the same.
+                # Truncated by a full disk, or edited: it was an evaluation all the same.
                 mine, name = True, line.decode("utf-8", "replace")
             if mine:
                 seen.add(name)

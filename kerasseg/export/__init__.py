@@ -1,4 +1,4 @@
-"""Networks of runs for other people's software: SavedModel, ONNX, LiteRT, Keras; compared, and with a model card."""
+"""Export of a run's network as SavedModel, ONNX, LiteRT or Keras file, compared with the original, with a model card."""
 
 from kerasseg.export.export_run import Exported, export_model
 from kerasseg.export.schema import ExportMetadata, read_metadata

@@ -1,4 +1,4 @@
-"""Write an export folder beside its place, and move it there when it is complete."""
+"""Write an export to a temporary folder, and move it to its place when it is complete."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
 
     Raises:
         UsageError: As `check_place`.
-        KerassegError: The disk is full, or the folder cannot be written.
+        KerassegError: The disk is full, or the folder cannot be written to.
     """
     check_place(target, overwrite=overwrite)
     try:
@@ -72,7 +72,7 @@ def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
     except OSError as error:
         raise explain_os_error(error, target) from error
     try:
-        # Held while this process lives: it tells a folder in use from what a killed process left.
+        # Held by this process, so that `_clear` can tell a folder in use from one of a killed process.
         fcntl.flock(lock, fcntl.LOCK_EX)
         content = draft / "export"
         content.mkdir()

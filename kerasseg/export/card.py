@@ -1,4 +1,4 @@
-"""The model card, `README.md`: front matter that the Hugging Face Hub reads, and the same facts for people."""
+"""The model card, `README.md`: front matter for the Hugging Face Hub, and the same facts as text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jinja2
 
 from kerasseg.evaluation.schema import Mean
 from kerasseg.export.schema import EvaluationFacts, ExportMetadata
+from kerasseg.export.space import space_front_matter
 
 __all__ = ["CARD", "card"]
 
@@ -31,12 +32,13 @@ _SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training s
 
 
 def card(metadata: ExportMetadata) -> str:
-    """The whole card.
+    """Return the text of the card.
 
     Args:
-        metadata: Everything that it says.
+        metadata: Facts of the export.
     """
-    return f"---\n{_front_matter(metadata)}---\n\n" + _environment().get_template("card.md.j2").render(
+    front = space_front_matter(metadata) if metadata.format == "app" else _front_matter(metadata)
+    return f"---\n{front}---\n\n" + _environment().get_template("card.md.j2").render(
         m=metadata,
         measures=_MEASURES,
         splits=_SPLITS,
@@ -48,7 +50,7 @@ def card(metadata: ExportMetadata) -> str:
 
 
 def _front_matter(metadata: ExportMetadata) -> str:
-    from huggingface_hub import EvalResult, ModelCardData  # heavy, and only wanted here
+    from huggingface_hub import EvalResult, ModelCardData  # slow to import
 
     results = [
         EvalResult(
@@ -75,7 +77,7 @@ def _front_matter(metadata: ExportMetadata) -> str:
         + (["int8"] if metadata.int8 else []),
         base_model=_base_model(metadata.network.checkpoint),
         metrics=sorted({result.metric_type for result in results}) or None,
-        # The Hub's form of results needs a name, and a name without results is refused.
+        # The Hub requires a name for results, and refuses a name without results.
         model_name=_title(metadata) if results else None,
         eval_results=results or None,
     )
@@ -83,11 +85,11 @@ def _front_matter(metadata: ExportMetadata) -> str:
 
 
 def _taken(metadata: ExportMetadata, facts: EvaluationFacts) -> str:
-    """The rule behind figures, and whether the file applies it."""
+    """Return the rule behind figures, and whether the file applies it."""
     rule, mask = facts.rule, metadata.mask
     words = f"threshold {rule.threshold:g}"
     words += ", thresholds of classes" if rule.class_thresholds else ""
-    words += " and post-processing" if rule.postprocesses else " alone"
+    words += " and post-processing" if rule.postprocesses else " only"
     if rule == mask.inner_rule and mask.inside and metadata.preprocessing.inside:
         return f"masks of the file: {words}"
     if rule in (mask.meant_rule, mask.rule):
@@ -108,7 +110,7 @@ def _data_name(metadata: ExportMetadata, facts: EvaluationFacts) -> str:
 
 
 def _base_model(checkpoint: str | None) -> str | None:
-    """The repository on the Hub that it was fine-tuned from, if it was one."""
+    """Return the Hub repository of the checkpoint, if it came from the Hub."""
     found = re.match(r"hf://([\w.-]+/[\w.-]+)", checkpoint or "", re.ASCII)
     return found[1] if found else None
 
@@ -118,11 +120,11 @@ def _title(metadata: ExportMetadata) -> str:
 
 
 def _rule_parts(metadata: ExportMetadata) -> dict[str, str]:
-    """Field of the rule -> the step in words."""
+    """Return field of the rule -> step as text."""
     rule = metadata.mask.rule
     words = {
-        "threshold": f"a pixel is tumour where its probability is at least {rule.threshold:g}",
-        "class_thresholds": "thresholds per class, where the class is known: "
+        "threshold": f"a pixel is tumour if its probability is at least {rule.threshold:g}",
+        "class_thresholds": "thresholds per class, if the class is known: "
         + ", ".join(f"{name} {value:g}" for name, value in rule.class_thresholds.items()),
         "min_diameter": f"objects below {100 * rule.min_diameter:g} % of the slice's longer side across are removed",
         "close_radius": f"gaps are closed with a disk of radius {100 * rule.close_radius:g} % of it",
@@ -134,13 +136,13 @@ def _rule_parts(metadata: ExportMetadata) -> dict[str, str]:
 
 
 def interval(value: Mean | None, digits: int = 4) -> str:
-    """For instance `0.8712 (0.8431 to 0.8990)`.
+    """Format a mean with its interval, such as `0.8712 (0.8431 to 0.8990)`.
 
     >>> interval(Mean(mean=0.5, low=None, high=None, slices=1, patients=1), 2)
     '0.50 (no interval: 1 patient)'
     """
     if value is None or value.mean is None:
-        return "nothing to measure"
+        return "not available"
     if value.low is None or value.high is None:
         people = f"{value.patients} patient" + ("" if value.patients == 1 else "s")
         return f"{value.mean:.{digits}f} (no interval: {people})"
@@ -148,7 +150,7 @@ def interval(value: Mean | None, digits: int = 4) -> str:
 
 
 def plain(text: Any) -> str:
-    r"""Text of strangers (names of files, of classes) as text in a Markdown table.
+    r"""Escape untrusted text (names of files, of classes) for a Markdown table.
 
     >>> plain("a|b<script>\n# c")
     'a\\|b&lt;script&gt; # c'
@@ -161,7 +163,7 @@ def plain(text: Any) -> str:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kerasseg.export"),
-        autoescape=False,  # noqa: S701 - this is Markdown, for which `plain` escapes
+        autoescape=False,  # noqa: S701 - Markdown, escaped by `plain`
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -52,6 +52,7 @@ from kerasseg.export.slices import (
     find_shards,
     network_images,
 )
+from kerasseg.export.space import write_space
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
@@ -64,8 +65,8 @@ from kerasseg_tfrecords.text import Progress
 __all__ = ["Exported", "export_model"]
 
 _REASONS = {
-    "onnx": "they need loops over pixels, and the file contains only arithmetic that every runtime has",
-    "litert": "they need loops over pixels, which runtimes of small devices do not have",
+    "onnx": "they need loops over pixels, but the file contains only arithmetic that every runtime supports",
+    "litert": "they need loops over pixels, which runtimes of small devices do not support",
 }
 
 
@@ -79,7 +80,7 @@ class Exported:
         pushed: Address on the Hub; None if it was not pushed.
 
     Example:
-        `export_model(...)` returns them:
+        `export_model(...)` returns:
 
         >>> sorted(name for name in vars(Exported) if not name.startswith("_"))
         ['bytes', 'folder', 'metadata', 'pushed']
@@ -91,13 +92,13 @@ class Exported:
 
     @property
     def bytes(self) -> int:
-        """Size of the network's files together."""
+        """Total size of the network's files."""
         return sum(file.bytes for file in self.metadata.files)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Everything that is known before anything is written."""
+    """Everything that is known before writing."""
 
     form: ExportFormat
     run: RunDirectory
@@ -125,7 +126,7 @@ class _Job:
 
 def export_model(
     run: RunDirectory | Path | str | None = None,
-    format: str = "savedmodel",  # noqa: A002 - the word that Keras has for it
+    format: str = "savedmodel",  # noqa: A002 - as in Keras
     out: Path | str | None = None,
     *,
     with_postprocessing: bool = False,
@@ -135,7 +136,7 @@ def export_model(
     max_loss: float = 0.05,
     slices: int = 32,
     shards: Path | str | None = None,
-    license: str | None = None,  # noqa: A002 - as the Hub calls it
+    license: str | None = None,  # noqa: A002 - as on the Hub
     overwrite: bool = False,
     push_to: str | None = None,
     private: bool = False,
@@ -149,16 +150,17 @@ def export_model(
     Args:
         run: The run, its folder or name; None for the latest run.
         format: "savedmodel" (takes stored slices of any size, returns masks), "onnx", "litert" or "keras" (take the
-            network's input, float32 in [0, 1], (batch, size, size, channels), and return probabilities).
+            network's input, float32 in [0, 1], (batch, size, size, channels), and return probabilities), or "app" (a
+            Hugging Face Space: `app.py`, `requirements.txt` and the network).
         out: Output folder; None for `export/<format>` in the run.
         with_postprocessing: Include the run's rule: all of it in a SavedModel, its threshold in ONNX and LiteRT.
         threshold: "auto" for the rule in the run's `threshold.json`, or a threshold in (0, 1] without post-processing.
         int8: Compute with 8-bit integers (LiteRT only).
-        calibration: Number of training slices for calibrating their ranges.
+        calibration: Number of training slices for calibrating 8-bit ranges.
         max_loss: Largest allowed loss of mean Dice on validation with `int8`.
         slices: Number of validation slices for the comparison.
-        shards: Shard directory of the run if it was moved. Without shards, synthetic slices are compared, and the card says
-            so.
+        shards: Shard directory of the run if it was moved. Without shards, synthetic slices are compared, and the card
+            states this.
         license: License of the weights for the card, such as "cc-by-4.0".
         overwrite: Whether to replace an earlier export in `out`.
         push_to: `hf://owner/name` to upload the export to.
@@ -196,7 +198,7 @@ def export_model(
         raise DataError(
             "--int8 needs the run's shards for calibration, and they are missing",
             path=config.settings.shards,
-            remedy="Give their new place with --shards, or omit --int8.",
+            remedy="Give their new location with --shards, or omit --int8.",
         )
     job = _Job(
         form=form,
@@ -214,7 +216,7 @@ def export_model(
     )
     with placed(target, overwrite=overwrite, need=2 * directory.model_file.stat().st_size) as folder:
         metadata = _write(job, folder, target, tuned, license)
-    pushed = None if address is None else push(target, address, private=private)
+    pushed = None if address is None else push(target, address, private=private, space=form == "app")
     return Exported(target, metadata, pushed)
 
 
@@ -231,7 +233,7 @@ def _format(name: str, *, int8: bool, with_postprocessing: bool) -> ExportFormat
     form = cast("ExportFormat", name)
     if form == "onnx":
         need_extra("onnx", *ONNX_PACKAGES)
-    if form != "keras":
+    if form not in ("keras", "app"):
         check_backend()
     return form
 
@@ -247,13 +249,13 @@ def _check_numbers(slices: int, calibration: int, max_loss: float) -> None:
 def _rule(
     run: RunDirectory, form: ExportFormat, threshold: Literal["auto"] | float, *, with_postprocessing: bool
 ) -> tuple[ThresholdFile | None, MaskFacts]:
-    """The rule, and the steps of it that the export includes."""
+    """Return the rule, and the steps of it that the export includes."""
     makes_masks = form == "savedmodel" or with_postprocessing
     tuned: ThresholdFile | None = None
     source: Literal["threshold.json", "given", "default"]
     if threshold != "auto":
         if not 0 < threshold <= 1:
-            raise UsageError("threshold cannot be used", found=threshold, expected="auto, or a probability in (0, 1]")
+            raise UsageError("invalid threshold", found=threshold, expected="auto, or a probability in (0, 1]")
         rule, source = MaskRule(threshold=float(threshold)), "given"
     elif makes_masks or run.threshold_file.exists():
         tuned = load_threshold(run)
@@ -267,14 +269,17 @@ def _rule(
             remedy="Omit --with-postprocessing (the rule is in metadata.json), use --format savedmodel, which includes all "
             f"of it, or give only a threshold: --threshold {rule.threshold:g}",
         )
-    inside = (("threshold",) if makes_masks else ()) + (steps if with_postprocessing else ())
+    # The page applies the whole rule, and people can switch its steps off.
+    inside = (("threshold",) if makes_masks or form == "app" else ()) + (
+        steps if with_postprocessing or form == "app" else ()
+    )
     every = ("threshold", *(("class_thresholds",) if rule.class_thresholds else ()), *steps)
     left = tuple(name for name in every if name not in inside)
     return tuned, MaskFacts(rule=rule, source=source, inside=inside, left=left)
 
 
 def _network(run: RunDirectory, config: RunConfig) -> keras.Model:
-    """The best network, with a provenance that names no folder of this machine."""
+    """Return the best network, with a provenance that contains no folder of this machine."""
     from kerasseg.checkpoints.provenance import attach
 
     model = open_checkpoint(run.model_file)
@@ -317,7 +322,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
     resolved = job.config.resolved
     record = provenance(job.model)
     if record is None:
-        msg = "the network lost its record"
+        msg = "the network has no provenance"
         raise AssertionError(msg)
     folders = [job.run.root, *job.run.root.absolute().parents, Path(job.config.settings.shards), Path.home()]
     metadata = ExportMetadata(
@@ -337,7 +342,7 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
             checkpoint_sha256=None if resolved.provenance is None else resolved.provenance.get("sha256"),
         ),
         preprocessing=Preprocessing(
-            inside=job.form == "savedmodel",
+            inside=job.form in ("savedmodel", "app"),
             intensity=resolved.intensity,
             window_of="volume" if job.samples.volumes else "slice",
             size=resolved.size,
@@ -364,8 +369,10 @@ def _write(job: _Job, folder: Path, target: Path, tuned: ThresholdFile | None, l
 def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
     """Write the network's files, and return a function that opens them."""
     threshold = job.mask.rule.threshold if job.mask.inside else None
-    if job.form == "keras":
+    if job.form in ("keras", "app"):
         write_keras(job.model, folder)
+        if job.form == "app":
+            write_space(folder)
         return lambda: open_keras_export(folder)
     if job.form == "savedmodel":
         from kerasseg.export.savedmodel_format import FromStored, open_savedmodel_export, write_savedmodel
@@ -385,7 +392,7 @@ def _write_network(job: _Job, folder: Path) -> Callable[[], Network]:
 
 def _int8(job: _Job, folder: Path, target: Path, network: Network, exported: Network) -> Int8Facts:
     if job.shards is None:
-        msg = "8 bits were begun without shards"
+        msg = "8 bits need shards"
         raise AssertionError(msg)
     beside = folder / "float32"
     beside.mkdir()

@@ -1,10 +1,10 @@
 """`kerasseg_tfrecords.intensity` as TensorFlow operations: windows and both resizes, for slices of any size.
 
-A resize of a square is linear in rows and in columns, so that it is a product with one matrix from either side. The
-matrices are OpenCV's weights, computed in the graph from the size of the slices that come in. Padding is never made: what
-lies outside of the slice has the window's lower end, which is 0 once that has been subtracted.
+Resizing a square is linear in rows and in columns, so it is a product with a matrix from either side. The matrices are
+OpenCV's weights, computed in the graph from the size of the slices. Padding is implicit: it has the window's lower end,
+which is 0 after subtraction.
 
-Only operations stand here that `open_checkpoint` lets a SavedModel hold.
+Only operations that `open_checkpoint` allows in a SavedModel are used.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from kerasseg_tfrecords.intensity import IntensityRule
 __all__ = ["fit_images", "restore_all"]
 
 _LEAST_OVERLAP = 1e-3
-"""OpenCV leaves out parts of a pixel that are smaller."""
+"""OpenCV ignores parts of a pixel that are smaller."""
 
 
 def fit_images(pixels: Any, rule: IntensityRule, size: int, *, one_window: bool = False) -> Any:
-    """What `fit_image` gives for each slice of a batch.
+    """Compute `fit_image` for each slice of a batch.
 
     Args:
         pixels: (batch, height, width, channels), any numbers.
-        rule: Of the window.
+        rule: Intensity rule.
         size: Side of the result.
-        one_window: Whether the batch is one volume, with one window; else every slice has its own.
+        one_window: Whether the batch is one volume with one window; otherwise every slice has its own.
 
     Returns:
-        (batch, size, size, channels) float32, whole numbers 0 to 255.
+        (batch, size, size, channels) float32, integers from 0 to 255.
     """
     values = tf.cast(pixels, tf.float32)
     low, high = _window(values, rule, one_window=one_window)
@@ -52,12 +52,12 @@ def fit_images(pixels: Any, rule: IntensityRule, size: int, *, one_window: bool 
 
 
 def restore_all(probabilities: Any, height: Any, width: Any) -> Any:
-    """What `restore` gives for each slice of a batch.
+    """Compute `restore` for each slice of a batch.
 
     Args:
         probabilities: (batch, size, size) float32.
-        height: Native, a whole number or a tensor of one.
-        width: Likewise.
+        height: Native height, an integer or a tensor of one.
+        width: Native width, likewise.
 
     Returns:
         (batch, height, width) float32.
@@ -69,7 +69,7 @@ def restore_all(probabilities: Any, height: Any, width: Any) -> Any:
 
 
 def _window(values: Any, rule: IntensityRule, *, one_window: bool) -> tuple[Any, Any]:
-    """(batch, 1, 1, 1) or (1, 1, 1, 1) float64 ends of the window."""
+    """Return the ends of the window, (batch, 1, 1, 1) or (1, 1, 1, 1) float64."""
     axes = [0, 1, 2, 3] if one_window else [1, 2, 3]
     if rule == "minmax":
         low, high = tf.reduce_min(values, axes, keepdims=True), tf.reduce_max(values, axes, keepdims=True)
@@ -85,7 +85,7 @@ def _window(values: Any, rule: IntensityRule, *, one_window: bool) -> tuple[Any,
 
 
 def _percentile(ordered: Any, share: float) -> Any:
-    """As NumPy's: linear between the two values that the place lies between."""
+    """Compute a percentile as NumPy does, linear between the two nearest values."""
     last = tf.shape(ordered)[1] - 1
     place = tf.cast(last, tf.float64) * tf.constant(share, tf.float64)
     under = tf.cast(tf.floor(place), tf.int32)
@@ -96,9 +96,9 @@ def _percentile(ordered: Any, share: float) -> Any:
 
 
 def _along(weights: Any, values: Any, axis: int) -> Any:
-    """The product of (new, old) weights with one axis of values of four axes."""
-    # As one product of two matrices. Products of batches of matrices, one side broadcast, end the process in TensorFlow
-    # 2.21 (oneDNN kernels, batches of two and more).
+    """Multiply (new, old) weights with one axis of a tensor of rank 4."""
+    # As one product of two matrices: products of batches of matrices with one side broadcast crash TensorFlow 2.21 (oneDNN
+    # kernels, batches of two and more).
     order = [axis, *(i for i in range(4) if i != axis)]
     turned = tf.transpose(values, order)
     shape = tf.shape(turned)
@@ -108,22 +108,22 @@ def _along(weights: Any, values: Any, axis: int) -> Any:
 
 
 def _cut(weights: Any, side: Any, length: Any) -> Any:
-    """The columns that belong to a slice of this length in the middle of the square."""
+    """Return the columns for a slice of this length in the middle of the square."""
     first = (side - length) // 2
     return weights[:, first : first + length]
 
 
 def _shrinking_or_growing(side: Any, size: int) -> Any:
-    """(size, side) float32: OpenCV's INTER_AREA, which interpolates where it would have to enlarge."""
+    """Return (size, side) float32 weights of OpenCV's INTER_AREA, which interpolates when enlarging."""
     scale = tf.cast(side, tf.float64) / size
     source = tf.cast(tf.range(side), tf.float64)[tf.newaxis, :]
     target = tf.cast(tf.range(size), tf.float64)[:, tf.newaxis]
-    # Shares of the pixels that each pixel of the result covers.
+    # Shares of the input pixels that each output pixel covers.
     begin = target * scale
     end = tf.minimum(begin + scale, tf.cast(side, tf.float64))
     overlap = tf.minimum(end, source + 1) - tf.maximum(begin, source)
     area = tf.where(overlap > _LEAST_OVERLAP, overlap, tf.zeros_like(overlap)) / (end - begin)
-    # Between two pixels, at a place that never leaves the first one.
+    # Interpolation between two pixels.
     under = tf.floor(begin)
     part = (target + 1) - (under + 1) / scale
     part = tf.where(part <= 0, tf.zeros_like(part), part - tf.floor(part))
@@ -132,7 +132,7 @@ def _shrinking_or_growing(side: Any, size: int) -> Any:
 
 
 def _linear(size: int, side: Any) -> Any:
-    """(side, size) float32: OpenCV's INTER_LINEAR from `size` to `side` pixels."""
+    """Return (side, size) float32 weights of OpenCV's INTER_LINEAR from `size` to `side` pixels."""
     scale = size / tf.cast(side, tf.float64)
     place = (tf.cast(tf.range(side), tf.float64)[:, tf.newaxis] + 0.5) * scale - 0.5
     under = tf.floor(place)
@@ -142,7 +142,7 @@ def _linear(size: int, side: Any) -> Any:
 
 
 def _two_pixels(under: Any, part: Any, source: Any, many: Any) -> Any:
-    """Weights 1 - part for the pixel `under` and part for the next; the last pixel has no next."""
+    """Return weights 1 - part for the pixel `under` and part for the next; the last pixel has no next."""
     part = tf.where(under >= many - 1, tf.zeros_like(part), part)
     under = tf.minimum(under, many - 1)
     first = tf.cast(tf.equal(source, under), tf.float64)

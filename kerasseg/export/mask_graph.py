@@ -1,9 +1,9 @@
-"""`kerasseg.postprocessing` as TensorFlow operations, for a batch of masks of any size at once.
+"""`kerasseg.postprocessing` as TensorFlow operations, for a batch of masks of any size.
 
-Objects and holes are found by spreading: every pixel takes the greatest number among its neighbours until nothing changes.
-All steps stay within the box around the batch's tumour, as they do there, which makes that quick.
+Objects and holes are found by spreading: every pixel takes the largest number among its neighbours until nothing changes.
+All steps stay within the bounding box of the batch's tumours, which makes this fast.
 
-Only operations stand here that `open_checkpoint` lets a SavedModel hold.
+Only operations that `open_checkpoint` allows in a SavedModel are used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["postprocess_all"]
 
 
 def postprocess_all(masks: Any, rule: MaskRule) -> Any:
-    """What `postprocess` gives for each mask of a batch.
+    """Compute `postprocess` for each mask of a batch.
 
     Args:
         masks: (batch, height, width) int32, 0 and 1.
@@ -36,7 +36,7 @@ def postprocess_all(masks: Any, rule: MaskRule) -> Any:
     scale = tf.cast(tf.maximum(height, width), tf.float64)
     top, bottom = _ends(tf.reduce_max(masks, [0, 2]))
     left, right = _ends(tf.reduce_max(masks, [0, 1]))
-    # One pixel of background around the box is where holes end.
+    # One pixel of background around the box, where holes end.
     inner = tf.pad(masks[:, top:bottom, left:right], [[0, 0], [1, 1], [1, 1]])
     if rule.min_diameter:
         inner = _remove_small(inner, math.pi / 4 * (rule.min_diameter * scale) ** 2)
@@ -52,7 +52,7 @@ def postprocess_all(masks: Any, rule: MaskRule) -> Any:
 
 
 def _ends(line: Any) -> tuple[Any, Any]:
-    """First place of a 1, and the place after the last; all of the line where there is none."""
+    """Return the first place of a 1, and the place after the last; the whole line if there is none."""
     first = tf.argmax(line, output_type=tf.int32)
     after = tf.shape(line)[0] - tf.argmax(tf.reverse(line, [0]), output_type=tf.int32)
     return first, after
@@ -62,12 +62,12 @@ def _ends(line: Any) -> tuple[Any, Any]:
 
 
 def _objects(masks: Any) -> Any:
-    """Each pixel of an object has the object's number, greater for those that begin earlier in reading order; others -1."""
+    """Number each pixel by its object, with larger numbers for objects that start earlier in reading order; others -1."""
     count = tf.size(masks)
     own = tf.reshape(tf.range(count - 1, -1, -1), tf.shape(masks))
 
-    # A number names the pixel that it began at. What has come there meanwhile is taken over at once, so that numbers leap
-    # through an object instead of going through it pixel by pixel.
+    # A number denotes the pixel that it started from. Taking over the number which that pixel has now lets numbers leap
+    # through an object instead of moving pixel by pixel.
     def leap(now: Any) -> Any:
         near = _eight(now)
         return tf.reshape(tf.gather(tf.reshape(near, [-1]), tf.minimum(count - 1 - near, count - 1)), tf.shape(near))
@@ -76,7 +76,7 @@ def _objects(masks: Any) -> Any:
 
 
 def _areas(objects: Any) -> Any:
-    """Pixels of the object that each pixel belongs to; nonsense outside of objects."""
+    """Return the area of each pixel's object; undefined outside objects."""
     count = tf.size(objects)
     flat = tf.reshape(objects, [-1, 1]) + 1
     sums = tf.scatter_nd(flat, tf.ones([count], tf.int32), [count + 1])
@@ -104,7 +104,7 @@ def _largest(masks: Any) -> Any:
 def _fill(masks: Any) -> Any:
     free = tf.equal(masks, 0)
     rows, columns = tf.range(tf.shape(masks)[1])[:, tf.newaxis], tf.range(tf.shape(masks)[2])[tf.newaxis, :]
-    # The added frame is background on all sides, and all of one piece.
+    # The added frame is background on all sides, and connected.
     corner = tf.cast(tf.equal(rows, 0) | tf.equal(columns, 0), tf.int32)
     outside = _spread(tf.cast(free, tf.int32) * corner, free, _four)
     return 1 - outside
@@ -130,7 +130,7 @@ def _four(now: Any) -> Any:
 
 
 def _three(now: Any, axis: int) -> Any:
-    """The greatest of a pixel and its two neighbours along an axis."""
+    """Return the maximum of a pixel and its two neighbours along an axis."""
     around = [[0, 0], [0, 0], [0, 0]]
     around[axis] = [1, 1]
     wide = tf.pad(now, around, constant_values=-1)
@@ -143,7 +143,7 @@ def _three(now: Any, axis: int) -> Any:
 
 
 def _with_disk(masks: Any, radius: Any, first: Callable[[Any, Any], Any], second: Callable[[Any, Any], Any]) -> Any:
-    """Both steps with background all around, as if the slice went on."""
+    """Apply both steps with background all around, as if the slice were larger."""
     square = tf.cast(tf.floor(radius * radius + 1e-9), tf.int32)
     reach = tf.cast(tf.floor(tf.sqrt(tf.cast(square, tf.float64))), tf.int32)
     line = tf.range(-reach, reach + 1)

@@ -32,7 +32,7 @@ __all__ = ["callings", "data_facts", "evaluations", "origin", "recipe", "steps_o
 
 T = TypeVar("T")
 _ABSOLUTE = re.compile(r"""(?<![\w:/.~])~?(?:/[^\s/'"]+)+/([^\s/'"]*)""")
-"""A path with at least two folders; `https://...` is none, nor is `1/255`."""
+"""A path with at least two folders; neither `https://...` nor `1/255`."""
 
 _SETTINGS = (
     "strategy",
@@ -56,11 +56,11 @@ _SETTINGS = (
 
 
 def without_paths(value: T, folders: Iterable[Path] = ()) -> T:
-    """Copy JSON values, with every absolute path in their texts cut down to the name of the file.
+    """Copy JSON values, with every absolute path in their texts shortened to the name of the file.
 
     Args:
-        value: A text, a list, a dictionary, or anything else, which is returned as it is.
-        folders: Folders whose names are removed also where they contain spaces.
+        value: A text, list or dictionary; other values are returned unchanged.
+        folders: Folders whose names are removed even if they contain spaces.
 
     Example:
         >>> without_paths({"from": "read /home/ann/nets/unet.keras", "see": ["https://example.org/a/b", 3]})
@@ -80,14 +80,14 @@ def without_paths(value: T, folders: Iterable[Path] = ()) -> T:
 
 
 def origin(record: Provenance | None, run: RunDirectory, sha256: str, intensity: str, writer: str) -> Provenance:
-    """The record that goes along with an export: where the network came from, and now also its intensity rule.
+    """Return the provenance of an export: the origin of the network, and its intensity rule.
 
     Args:
-        record: Of the run's network; None where it has none, as after `--strategy scratch`.
+        record: Provenance of the run's network; None if it has none, as after `--strategy scratch`.
         run: The run.
-        sha256: Of its `model.keras`.
-        intensity: That it was trained with.
-        writer: For instance `Keras 3.15.1`.
+        sha256: SHA-256 of its `model.keras`.
+        intensity: Intensity rule of the training slices.
+        writer: Software that wrote the network, such as `Keras 3.15.1`.
     """
     if record is None:
         name = f"{run.root.absolute().name}/{run.model_file.name}"
@@ -104,7 +104,7 @@ def origin(record: Provenance | None, run: RunDirectory, sha256: str, intensity:
 
 
 def steps_of(rule: MaskRule) -> tuple[str, ...]:
-    """Names of the steps after the threshold, in their order.
+    """Return the names of the steps after the threshold, in order.
 
     >>> steps_of(MaskRule(threshold=0.4, min_diameter=0.02, fill_holes=True))
     ('min_diameter', 'fill_holes')
@@ -115,24 +115,24 @@ def steps_of(rule: MaskRule) -> tuple[str, ...]:
 
 
 def callings(form: str, mask: MaskFacts, size: int, channels: int, stored: int) -> tuple[Calling, ...]:
-    """How an export is called.
+    """Describe how an export is called.
 
     Args:
         form: The format.
-        mask: What it makes of probabilities.
+        mask: The mask that the export makes.
         size: Side of the network's input.
-        channels: Of that.
+        channels: Channels of the network's input.
         stored: Channels of a stored slice.
     """
     seen = "grey levels 0 to 255 after intensity rule and resize, times 1/255"
     image = Port(name="image", dtype="float32", shape=(None, size, size, channels), meaning=seen)
     probability = Port(name="probability", dtype="float32", shape=(None, size, size, 1), meaning="of tumour, 0 to 1")
     network: tuple[Port, ...] = (probability,)
-    if form == "keras":
+    if form in ("keras", "app"):
         return (Calling(name="", inputs=(image,), outputs=network),)
     if form != "savedmodel":
         if mask.inside:
-            meaning = f"1 where the probability is at least {mask.rule.threshold:g}, else 0"
+            meaning = f"1 if the probability is at least {mask.rule.threshold:g}, else 0"
             network += (Port(name="mask", dtype="uint8", shape=(None, size, size, 1), meaning=meaning),)
         return (Calling(name="", inputs=(image,), outputs=network),)
     free = (None, None, None)
@@ -154,7 +154,7 @@ def callings(form: str, mask: MaskFacts, size: int, channels: int, stored: int) 
 
 
 def data_facts(config: RunConfig, shards: Shards | None) -> DataFacts:
-    """What the run was trained on, from its shards or, where they are gone, from its configuration."""
+    """Return facts about the training data, from the shards or, if they are missing, from the configuration."""
     resolved = config.resolved
     if shards is None:
         split = {
@@ -194,7 +194,7 @@ def data_facts(config: RunConfig, shards: Shards | None) -> DataFacts:
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:
-    """How the run was trained: settings, and what they came to."""
+    """Return how the run was trained: settings, and their resolved values."""
     asked = config.settings.model_dump(mode="json")
     resolved = config.resolved
     return {
@@ -212,12 +212,12 @@ def recipe(config: RunConfig) -> dict[str, Any]:
 
 
 def evaluations(run: RunDirectory, mask: MaskFacts, tuned: ThresholdFile | None) -> tuple[EvaluationFacts, ...]:
-    """Every evaluation of the run, the test split first; those that cannot be read are left out, and say so by absence.
+    """Return every readable evaluation of the run, the test split first.
 
     Args:
         run: The run.
-        mask: What the export makes of probabilities: of its stages, each evaluation gives the figures of that.
-        tuned: The run's rules, which belong to the weights as they are now; None where there are none.
+        mask: The mask that the export makes; each evaluation gives the figures of the matching stage.
+        tuned: Rules that were tuned for the current weights; None if there are none.
     """
     order = {"test": 0, "val": 1}
     found = []
@@ -236,7 +236,7 @@ def _facts(
     final = evaluation.final_stage()
     stage = next((s for s in evaluation.model.stages if s.rule == mask.meant_rule), final)
     warnings = list(evaluation.warnings)
-    # Taken after tuning, whose file names the weights: then a newer file was only copied.
+    # If figures were taken after tuning, whose file contains the hash of the weights, a newer file is only a copy.
     sure = tuned is not None and _time(evaluation.created) >= _time(tuned.created)
     if not sure and _written_after(network, evaluation.created):
         warnings.append(
@@ -282,7 +282,7 @@ def _written_after(network: Path, created: str) -> bool:
 
 
 def _time(written: str) -> float:
-    """Seconds, of a time in ISO 8601; for ever ago where it is none."""
+    """Convert a time in ISO 8601 to seconds; minus infinity if it is invalid."""
     try:
         return datetime.fromisoformat(written).timestamp()
     except ValueError:

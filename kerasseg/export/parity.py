@@ -1,4 +1,4 @@
-"""Compare an export, opened from disk, with the network it was made from."""
+"""Compare an export, opened from disk, with the original network."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_EQUAL", "MOST_DIFFERENT", "check", "compare", "measure_int8", "native"]
 
 MOST_DIFFERENT = 1e-4
-"""Largest allowed difference of probabilities: another runtime adds in another order."""
+"""Largest allowed difference of probabilities: other runtimes add in another order."""
 LEAST_EQUAL = 0.999
-"""Least share of equal mask pixels. A grey level rounded differently moves a few pixels at a border."""
+"""Smallest allowed share of equal mask pixels: one grey level rounded differently moves a few pixels at a border."""
 
 
 def native(model: keras.Model) -> Network:
-    """The network itself."""
+    """Return the original network as a function."""
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         count, height, width = images.shape[:3]
@@ -56,19 +56,19 @@ def compare(
     bounded: bool = True,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Probabilities and masks of both on the same slices.
+    """Compare probabilities and masks of both on the same slices.
 
     Args:
-        network: Of the run.
-        exported: Opened from disk.
+        network: Network of the run.
+        exported: Export, opened from disk.
         samples: Slices.
-        rule: From probabilities to masks, where both saw the same image.
-        channels: That the network takes.
-        intensity: Of the run.
-        raw: The export for stored slices, where it takes them.
-        raw_rule: What it applies.
+        rule: Rule of the masks, for images at the network's size.
+        channels: Input channels of the network.
+        intensity: Intensity rule of the run.
+        raw: Export for stored slices, if it takes them.
+        raw_rule: Rule that it applies.
         bounded: Whether there are bounds.
-        progress: Told "compare", slices done, and how many there are.
+        progress: Called with "compare", the slices done and their number.
     """
     images = network_images(samples.images, channels)
     side = images.shape[1]
@@ -78,7 +78,7 @@ def compare(
         batch = images[start : start + BATCH]
         first, results = network(batch)["probability"], exported(batch)
         second = results["probability"]
-        # NumPy's, not Python's: NaN has to come through.
+        # NumPy's maximum propagates NaN.
         largest = float(np.maximum(largest, np.abs(first - second).max()))
         masks = results["mask"] > 0 if "mask" in results else [apply_rule(p, rule) for p in second]
         equal += sum(int((apply_rule(p, rule) == mask).sum()) for p, mask in zip(first, masks, strict=True))
@@ -124,18 +124,18 @@ def _compare_raw(
 
 
 def check(found: Comparison, path: Path) -> None:
-    """Refuses an export that is not the network.
+    """Refuse an export that differs from the network.
 
     Raises:
-        KerassegError: A bound is passed.
+        KerassegError: A bound is exceeded.
     """
     remedy = "Nothing was written. Please report this bug with the network."
-    # `not <=` rather than `>`: NaN is a difference too.
+    # `not <=` instead of `>`, which NaN would pass.
     if found.allowed_difference is not None and not found.largest_difference <= found.allowed_difference:
         raise KerassegError(
-            "the export does not give what the network gives",
+            "the export and the network give different probabilities",
             path=path,
-            found=f"probabilities that differ by {found.largest_difference:.3g}",
+            found=f"a difference of {found.largest_difference:.3g}",
             expected=f"at most {found.allowed_difference:g}",
             remedy=remedy,
         )
@@ -144,7 +144,7 @@ def check(found: Comparison, path: Path) -> None:
     lacking = [share for share in shares if least is not None and not share >= least]
     if lacking:
         raise KerassegError(
-            "the masks of the export are not those of the network",
+            "the export and the network give different masks",
             path=path,
             found=f"{100 * lacking[0]:.4f} % of the pixels equal",
             expected=f"at least {100 * (least or 0):g} %",
@@ -165,22 +165,22 @@ def measure_int8(
     path: Path,
     progress: Progress | None = None,
 ) -> Int8Facts:
-    """Dice of both on every validation slice, at native size, and the paired difference with its interval over patients.
+    """Measure the Dice of both on every validation slice at native size, and the paired difference.
 
     Args:
-        network: In float32.
-        exported: In 8 bits.
-        shards: Of the run.
-        rule: From probabilities to masks.
-        channels: That the network takes.
-        calibration: Slices that it was calibrated on.
-        allowed: Largest mean cost.
+        network: Network in float32.
+        exported: Network in 8 bits.
+        shards: Shards of the run.
+        rule: Rule of the masks.
+        channels: Input channels of the network.
+        calibration: Number of slices that it was calibrated on.
+        allowed: Largest allowed loss of mean Dice.
         bytes_float: Size of the float32 export.
-        path: For the message.
-        progress: Told "int8", slices done, and how many there are.
+        path: The export, for the message.
+        progress: Called with "int8", the slices done and their number.
 
     Raises:
-        KerassegError: The cost is larger than allowed.
+        KerassegError: The loss is larger than allowed.
     """
     split = open_split(shards.root, "val", Caching("none"), check=False)
     scores: list[tuple[float, float]] = []

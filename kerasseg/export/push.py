@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kerasseg.checkpoints.hub import HubAddress
 from kerasseg_tfrecords.errors import KerassegError, UsageError
@@ -28,7 +28,9 @@ def parse_address(text: str) -> HubAddress:
     return address
 
 
-def push(folder: Path, address: HubAddress, *, private: bool = False, endpoint: str | None = None) -> str:
+def push(
+    folder: Path, address: HubAddress, *, private: bool = False, endpoint: str | None = None, space: bool = False
+) -> str:
     """Upload all files of an export in one commit.
 
     Args:
@@ -36,6 +38,7 @@ def push(folder: Path, address: HubAddress, *, private: bool = False, endpoint: 
         address: Address on the Hub; a missing repository is created.
         private: Whether a new repository is private.
         endpoint: Address of the Hub; by default `HF_ENDPOINT` or the public one.
+        space: Whether the export is a Space, not a model.
 
     Returns:
         The address of the commit: `hf://owner/name@<commit>`.
@@ -49,14 +52,17 @@ def push(folder: Path, address: HubAddress, *, private: bool = False, endpoint: 
     name = f"hf://{address.repository}"
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     api = hub.HfApi(endpoint=endpoint)
+    kind: dict[str, Any] = {"repo_type": "space"} if space else {}
     try:
-        api.create_repo(address.repository, private=private, exist_ok=True)
+        sdk: dict[str, Any] = {"space_sdk": "gradio"} if space else {}
+        api.create_repo(address.repository, private=private, exist_ok=True, **kind, **sdk)
         made = api.upload_folder(
             repo_id=address.repository,
             folder_path=folder,
             path_in_repo=address.inside,
             revision=address.revision,
             commit_message="Export by kerasseg",
+            **kind,
         )
     except errors.LocalTokenNotFoundError as error:
         _fail(name, folder, "no token for the Hub was found", error, "Log in: hf auth login")

@@ -1,4 +1,4 @@
-"""`--format savedmodel`: stored slices of any size in, masks of that size out; nothing of kerasseg is needed to use it.
+"""`--format savedmodel`: stored slices of any size in, masks of that size out; usable without kerasseg.
 
 | signature | takes | gives |
 | --- | --- | --- |
@@ -7,7 +7,7 @@
 | `volume` | the same; the batch is one volume, with one window | the same |
 | `kerasseg_network` | float32 in [0, 1] (batch, size, size, channels) | `probability` (batch, size, size, 1) |
 
-The argument is `image` everywhere. The last one is what `open_checkpoint` rebuilds as a network that can be trained.
+The argument is always `image`. `open_checkpoint` rebuilds the last signature as a trainable network.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ RawNetwork = Callable[[NDArray[Any]], tuple[NDArray[np.bool_], NDArray[np.float3
 
 @dataclass(frozen=True, slots=True)
 class FromStored:
-    """What happens before and after the network.
+    """Steps before and after the network.
 
     Attributes:
-        intensity: Rule of the window.
+        intensity: Intensity rule.
         size: Side of the network's input.
-        channels: Of a stored slice, 1 or 3.
-        rule: From probabilities to masks; its thresholds of classes are not used.
+        channels: Channels of a stored slice, 1 or 3.
+        rule: Rule of the masks; class thresholds are ignored.
     """
 
     intensity: IntensityRule
@@ -54,7 +54,7 @@ class FromStored:
 
 
 def write_savedmodel(model: keras.Model, folder: Path, around: FromStored) -> None:
-    """Writes the SavedModel into a folder.
+    """Write the SavedModel to a folder.
 
     Raises:
         KerassegError: It cannot be written.
@@ -68,12 +68,12 @@ def write_savedmodel(model: keras.Model, folder: Path, around: FromStored) -> No
             seen = tf.tile(seen, [1, 1, 1, wanted])
         seen = tf.ensure_shape(seen, [None, around.size, around.size, wanted])
         found = model(seen, training=False)[..., 0]
-        # The same bounds as wherever kerasseg takes a network's output for probabilities.
+        # Clipped like every network output in kerasseg.
         probability = restore_all(tf.minimum(tf.maximum(found, 0.0), 1.0), shape[1], shape[2])
         mask = tf.cast(probability >= tf.constant(around.rule.threshold, tf.float32), tf.int32)
         return {"mask": tf.cast(postprocess_all(mask, around.rule), tf.uint8), "probability": probability}
 
-    # Not Keras' own archive, which writes every variable twice.
+    # Not Keras' own archive, which saves every variable twice.
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     stored = [None, None, None, around.channels]
@@ -93,12 +93,12 @@ def write_savedmodel(model: keras.Model, folder: Path, around: FromStored) -> No
     except tf.errors.OpError as error:
         first = str(error).splitlines()[0][:200]
         raise KerassegError(
-            "the SavedModel cannot be written", path=folder, found=first, remedy="Look to the free space of the disk."
+            "the SavedModel cannot be written", path=folder, found=first, remedy="Check the free space of the disk."
         ) from error
 
 
 def open_savedmodel_export(folder: Path) -> Network:
-    """Opens it by TensorFlow alone; the network without what is around it."""
+    """Open the network signature with TensorFlow."""
     signature = _signature(folder, NETWORK_SIGNATURE)
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -108,7 +108,7 @@ def open_savedmodel_export(folder: Path) -> Network:
 
 
 def open_savedmodel_raw(folder: Path) -> RawNetwork:
-    """Opens it by TensorFlow alone, for stored slices."""
+    """Open the signatures for stored slices with TensorFlow."""
     whole, values = _signature(folder, "serving_default"), _signature(folder, "stored_values")
 
     def call(image: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
@@ -122,7 +122,7 @@ def open_savedmodel_raw(folder: Path) -> RawNetwork:
 
 
 def _signature(folder: Path, name: str) -> Any:
-    # What runs is what was written a moment ago. The object is kept with the function: its variables live in it.
+    # The loaded object is kept with the function, because it owns the variables.
     loaded = tf.saved_model.load(str(folder))
     function = loaded.signatures[name]
     function._kerasseg_keep = loaded

@@ -1,4 +1,4 @@
-"""The form of `metadata.json`, beside every export: what a program needs to use it, and a reader to judge it."""
+"""The schema of `metadata.json` in every export: what is needed to use and to judge it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FORMAT_VERSION = 1
 METADATA = "metadata.json"
 SCHEMA: Literal["kerasseg-export"] = "kerasseg-export"
 
-ExportFormat = Literal["keras", "savedmodel", "onnx", "litert"]
+ExportFormat = Literal["keras", "savedmodel", "onnx", "litert", "app"]
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
 
 
@@ -50,9 +50,9 @@ class FileFacts(_Model):
     """One file of the export.
 
     Attributes:
-        path: Relative to the folder.
-        bytes: Its size.
-        sha256: Hex digest.
+        path: Path relative to the folder.
+        bytes: Size.
+        sha256: SHA-256 as hex digits.
     """
 
     path: str
@@ -64,10 +64,10 @@ class Port(_Model):
     """One input or output.
 
     Attributes:
-        name: As the format has it.
-        dtype: Such as "float32".
-        shape: With None for sizes that are free.
-        meaning: For people.
+        name: Name in the format.
+        dtype: Data type, such as "float32".
+        shape: Shape, with None for free sizes.
+        meaning: Description for display.
     """
 
     name: str
@@ -80,8 +80,8 @@ class Calling(_Model):
     """One way to call the export.
 
     Attributes:
-        name: Of the signature; "" where a format has one alone.
-        inputs, outputs: In order.
+        name: Name of the signature; "" if the format has only one.
+        inputs, outputs: Ports, in order.
     """
 
     name: str
@@ -93,12 +93,12 @@ class NetworkFacts(_Model):
     """The network.
 
     Attributes:
-        parameters: Numbers in it.
-        size: Side of its input in pixels.
-        channels: Of its input.
-        sha256: Of the run's `model.keras`.
-        checkpoint: That it was fine-tuned from; None for a fresh one. Without the folders of whoever trained it.
-        checkpoint_sha256: Of that; None where unknown.
+        parameters: Number of parameters.
+        size: Side of the input in pixels.
+        channels: Channels of the input.
+        sha256: SHA-256 of the run's `model.keras`.
+        checkpoint: Checkpoint that it was fine-tuned from, without local folders; None for a fresh network.
+        checkpoint_sha256: SHA-256 of the checkpoint; None if unknown.
     """
 
     parameters: int
@@ -110,15 +110,15 @@ class NetworkFacts(_Model):
 
 
 class Preprocessing(_Model):
-    """From a stored slice to the network's input.
+    """Steps from a stored slice to the network's input.
 
     Attributes:
-        inside: Whether the export does it by itself.
-        intensity: The rule of the window: `minmax`, `percentile` or `zscore`.
-        window_of: "slice", or "volume" where the run was trained on slices of volumes.
+        inside: Whether the export includes them.
+        intensity: Intensity rule: `minmax`, `percentile` or `zscore`.
+        window_of: "slice", or "volume" if the run was trained on slices of volumes.
         size: Side of the square that the slice is padded and resized to (area interpolation).
-        channels: Of a slice, 1 or 3; grey is repeated to what the network takes.
-        scale: What grey levels 0 to 255 are multiplied with at last.
+        channels: Channels of a slice, 1 or 3; grey is repeated to the channels of the network.
+        scale: Final factor for grey levels 0 to 255.
     """
 
     inside: bool
@@ -130,14 +130,14 @@ class Preprocessing(_Model):
 
 
 class MaskFacts(_Model):
-    """From probabilities to the mask.
+    """Steps from probabilities to the mask.
 
     Attributes:
         rule: Threshold and post-processing; lengths are shares of the slice's longer side.
         source: "threshold.json", "given" (as an option) or "default" (the run has none: 0.5).
-        resolution: Where the rule is meant: at the slice's own size, after enlarging the probabilities bilinearly.
-        inside: Fields of the rule that the export applies by itself.
-        left: Those that whoever uses the export applies: `kerasseg.postprocess(mask, rule)`.
+        resolution: Resolution of the rule: the slice's own size, after enlarging the probabilities bilinearly.
+        inside: Fields of the rule that the export applies.
+        left: Fields that the user of the export has to apply: `kerasseg.postprocess(mask, rule)`.
     """
 
     rule: MaskRule
@@ -148,18 +148,18 @@ class MaskFacts(_Model):
 
     @property
     def inner_rule(self) -> MaskRule:
-        """The steps that the export itself does; the usual threshold where it makes no masks."""
+        """The steps that the export applies; the default threshold if it makes no masks."""
         given = self.rule.model_dump()
         return MaskRule(**{name: given[name] for name in self.inside if name != "class_thresholds"})
 
     @property
     def meant_rule(self) -> MaskRule:
-        """That its masks come of: what it does by itself, or all of the rule where it makes no masks."""
+        """The rule behind its masks: what it applies, or the whole rule if it makes no masks."""
         return self.inner_rule if self.inside else self.rule
 
 
 class SplitCounts(_Model):
-    """Slices of a split, patients (summed over classes), slices without tumour; None where the shards were not there."""
+    """Slices of a split, patients (summed over classes), slices without tumour; None if the shards were missing."""
 
     slices: int
     patients: int | None
@@ -167,15 +167,15 @@ class SplitCounts(_Model):
 
 
 class DataFacts(_Model):
-    """What the network was trained on.
+    """Facts about the training data.
 
     Attributes:
-        fingerprint: Of the data set, see `manifest.json`.
-        inputs: Names and formats of what was read, such as "figshare-mat (figshare)"; empty where the shards are gone.
-        classes: Names.
-        split: Split -> what it holds.
-        split_by, shares, seed: How it was split; None where the shards are gone.
-        patients_on_both_sides: Patients in more than one split; None where unknown.
+        fingerprint: Fingerprint of the data set, see `manifest.json`.
+        inputs: Names and formats of the inputs, such as "figshare-mat (figshare)"; empty if the shards are missing.
+        classes: Class names.
+        split: Split -> counts.
+        split_by, shares, seed: Options of the split; None if the shards are missing.
+        patients_on_both_sides: Patients in more than one split; None if unknown.
     """
 
     fingerprint: str
@@ -189,18 +189,18 @@ class DataFacts(_Model):
 
 
 class Comparison(_Model):
-    """The export, opened from disk, beside the network of the run.
+    """Comparison of the export, opened from disk, with the network of the run.
 
     Attributes:
-        slices: That were compared.
-        source: "validation" (real slices) or "synthetic" (the shards were not there).
-        largest_difference: Of probabilities, where both saw the same image.
+        slices: Number of compared slices.
+        source: "validation" (real slices) or "synthetic" (the shards were missing).
+        largest_difference: Largest difference of probabilities at the network's size.
         allowed_difference: Its bound; None for int8, which is judged by Dice.
-        equal_pixels: Share of equal mask pixels, where both saw the same image.
-        raw_slices: Slices that were given as stored, at their own and other sizes; 0 where only the network's size can be
-            given.
-        raw_equal_pixels: Share of equal mask pixels there; None without.
-        raw_largest_difference: Of probabilities there; None without. One grey level that is rounded otherwise shows here.
+        equal_pixels: Share of equal mask pixels at the network's size.
+        raw_slices: Number of slices that were given as stored, in several sizes; 0 if the export does not take them.
+        raw_equal_pixels: Share of equal mask pixels of these; None without.
+        raw_largest_difference: Largest difference of their probabilities, where a grey level may be rounded differently;
+            None without.
         least_equal_pixels: Bound of both shares; None for int8.
     """
 
@@ -216,13 +216,13 @@ class Comparison(_Model):
 
 
 class Int8Facts(_Model):
-    """What whole numbers of 8 bits cost.
+    """Cost of 8-bit integers.
 
     Attributes:
-        calibration: Training slices that the ranges were found on.
-        slices, patients: Validation slices that Dice was taken on.
+        calibration: Number of training slices for calibration.
+        slices, patients: Number of validation slices and patients.
         dice_float, dice_int8: Mean Dice with the rule, at native size.
-        cost: Paired difference, float less int8.
+        cost: Paired difference, float minus int8.
         allowed_cost: Bound of its mean.
         bytes_float: Size of the same network in float32.
     """
@@ -245,24 +245,24 @@ class ClassFigures(_Model):
 
 
 class EvaluationFacts(_Model):
-    """One evaluation of the run: the stage of its `metrics.json` whose rule is the export's, else the final one.
+    """One evaluation of the run: the stage of its `metrics.json` with the export's rule, or else the final one.
 
     Attributes:
-        name: Folder below `evaluation`.
+        name: Folder in `evaluation`.
         split: "test", "val", "train" or "all" (another data set).
-        created: When.
-        fingerprint: Of the data set.
+        created: Time of the evaluation.
+        fingerprint: Fingerprint of the data set.
         resolution: "native" or "model".
-        rule: That was applied.
-        slices, patients, with_tumour, missed, false_alarms: Counted.
-        measures: By name, see `kerasseg.evaluation.schema`.
+        rule: Rule of the stage.
+        slices, patients, with_tumour, missed, false_alarms: Counts.
+        measures: Means by name, see `kerasseg.evaluation.schema`.
         classes: Class -> Dice.
-        baseline_dice: Of the checkpoint before training.
-        gain: Paired, over the baseline.
-        whole_rule_dice: Dice with all of the rule, where the export leaves some of it to whoever uses it; None elsewhere.
-        confidence: Of the intervals.
-        test_looks: How often anybody has looked at the test split.
-        warnings: Of the evaluation, and about it.
+        baseline_dice: Dice of the checkpoint before training.
+        gain: Paired gain over the baseline.
+        whole_rule_dice: Dice with the whole rule, if the export applies only part of it; otherwise None.
+        confidence: Confidence level of the intervals.
+        test_looks: Number of evaluations of the test split.
+        warnings: Warnings of the evaluation, and about it.
     """
 
     name: str
@@ -290,26 +290,26 @@ class ExportMetadata(_Model):
     """The whole file.
 
     Attributes:
-        kind: Says what the file is.
-        format_version: Rises when a reader of an earlier version could misread it.
-        kerasseg, created, software: What wrote it, when (ISO 8601, UTC), and with which versions.
-        name: Of the run.
-        license: Of the weights, as whoever exported them said.
-        format: Of the export.
-        int8: What 8 bits cost; None for float32.
-        files: All but this one and the card.
-        network, preprocessing, mask, calling, data, comparison: See there.
-        training: The recipe: settings and what they came to.
-        evaluations: Of the run, in the order test, val, others; empty where there is none.
-        tuning: Evidence for the rule, on validation: mean Dice, and its gain over 0.5; None where it was not tuned.
-        provenance: The record that `kerasseg.open_checkpoint` gives to what it opens from here.
-        warnings: Sentences for people.
+        kind: Identifies the file.
+        format_version: Raised when earlier versions could misread the file.
+        kerasseg, created, software: Version that wrote it, when (ISO 8601, UTC), and versions of packages.
+        name: Name of the run.
+        license: License of the weights, as given at the export.
+        format: Format of the export.
+        int8: Cost of 8 bits; None for float32.
+        files: All files except this one and the card.
+        network, preprocessing, mask, calling, data, comparison: See these classes.
+        training: Settings, and their resolved values.
+        evaluations: Evaluations of the run: test, val, others.
+        tuning: Evidence for the rule, on validation: mean Dice, and its gain over 0.5; None if it was not tuned.
+        provenance: Provenance that `kerasseg.open_checkpoint` gives to the opened export.
+        warnings: Sentences to show.
 
     Example:
-        Other programs find its schema so:
+        The JSON schema is available to other programs:
 
         >>> ExportMetadata.model_json_schema()["properties"]["format"]["enum"]
-        ['keras', 'savedmodel', 'onnx', 'litert']
+        ['keras', 'savedmodel', 'onnx', 'litert', 'app']
     """
 
     kind: Literal["kerasseg-export"] = Field(default="kerasseg-export", alias="schema")
@@ -335,15 +335,15 @@ class ExportMetadata(_Model):
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """As it is written."""
+        """Return the content of the file."""
         return self.model_dump_json(indent=1, by_alias=True) + "\n"
 
 
 def read_metadata(folder: Path | str) -> ExportMetadata:
-    """Reads the `metadata.json` of an export.
+    """Read the `metadata.json` of an export.
 
     Raises:
-        DataError: It is missing or damaged.
-        KerassegError: It is of a newer version.
+        DataError: The file is missing or damaged.
+        KerassegError: A newer version wrote it.
     """
     return read_document(Path(folder) / METADATA, ExportMetadata, FORMAT_VERSION, "the metadata of the export")

@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 Network = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
-"""Images (batch, size, size, channels) in [0, 1] -> "probability" (batch, size, size) float32 and, where the export makes
-it, "mask" of that shape."""
+"""Images (batch, size, size, channels) in [0, 1] -> "probability" (batch, size, size) float32 and, if the export makes it,
+"mask" of that shape."""
 
 BATCH = 4
 """Batch size in comparisons."""
@@ -188,7 +188,7 @@ def open_litert(folder: Path) -> Network:
 ONNX_FILE = "model.onnx"
 ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
 ONNX_OPSET = 15
-"""Operator set: the default of tf2onnx, known to runtimes of the last years."""
+"""Operator set: the default of tf2onnx, which most runtimes support."""
 
 
 def write_onnx(serving: keras.Model, folder: Path, notes: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ __all__ = ["Samples", "Shards", "calibration_images", "comparison_samples", "fin
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """The shard directory of a run, there and unchanged."""
+    """The shard directory of a run, present and unchanged."""
 
     root: Path
     manifest: Manifest
@@ -30,12 +30,12 @@ class Shards:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """What is compared on.
+    """Slices for the comparison.
 
     Attributes:
-        images: (slices, size, size, channels) uint8, as the shards have them.
-        raw: Slices as a scanner's file would hold them, of differing sizes: (height, width, channels) uint8 or float32.
-        source: Where they come from.
+        images: (slices, size, size, channels) uint8, as in the shards.
+        raw: Slices as in a scanner's file, of various sizes: (height, width, channels) uint8 or float32.
+        source: Origin of the slices.
         volumes: Whether the slices belong to volumes.
     """
 
@@ -46,15 +46,15 @@ class Samples:
 
 
 def find_shards(run: RunDirectory, config: RunConfig, moved: Path | None) -> Shards | None:
-    """The run's shards; None where they are not there and nobody said where else.
+    """Open the run's shards; None if they are missing and no other location is given.
 
     Args:
-        run: The run; of a cross-validation's ensemble, the shards of its first fold are taken.
+        run: The run; for the ensemble of a cross-validation, the shards of its first fold are used.
         config: Its configuration.
-        moved: Where they lie now; None for where they lay.
+        moved: New location of the shards; None if they have not moved.
 
     Raises:
-        DataError: Those that were named are none, or others.
+        DataError: The given folder contains no shards, or others.
     """
     if run.folds and moved is None:
         config = run.folds[0].config()
@@ -74,15 +74,15 @@ def find_shards(run: RunDirectory, config: RunConfig, moved: Path | None) -> Sha
 
 
 def comparison_samples(shards: Shards | None, config: RunConfig, count: int) -> Samples:
-    """Slices to compare on: validation slices, evenly over all of them, and each at its own size and at another.
+    """Choose validation slices, spread evenly over the split, each at its own size and at another.
 
     Args:
-        shards: Of the run; None makes slices up.
-        config: Of the run.
-        count: How many.
+        shards: Shards of the run; None for synthetic slices.
+        config: Configuration of the run.
+        count: Number of slices.
 
     Raises:
-        DataError: Shards that are damaged.
+        DataError: The shards are damaged.
     """
     size, channels = config.resolved.size, config.resolved.channels
     if shards is None:
@@ -97,11 +97,11 @@ def comparison_samples(shards: Shards | None, config: RunConfig, count: int) -> 
 
 
 def calibration_images(shards: Shards, count: int) -> NDArray[np.uint8]:
-    """(slices, size, size, channels) training slices, evenly over the split, and so over its classes.
+    """Return (slices, size, size, channels) training slices, spread evenly over the split and so over its classes.
 
     Raises:
-        DataError: Shards that are damaged.
-        UsageError: None at all was asked for.
+        DataError: The shards are damaged.
+        UsageError: The count is below 1.
     """
     if count < 1:
         raise UsageError("calibration needs slices", found=count, expected="at least 1; 100 are usual")
@@ -110,7 +110,7 @@ def calibration_images(shards: Shards, count: int) -> NDArray[np.uint8]:
 
 
 def network_images(images: NDArray[np.uint8], channels: int) -> NDArray[np.float32]:
-    """Stored slices (n, size, size, 1 or 3) as a network takes them: float32 in [0, 1], grey repeated."""
+    """Convert stored slices (n, size, size, 1 or 3) to the input of a network: float32 in [0, 1], grey repeated."""
     scaled = images.astype(np.float32) / np.float32(255)
     return scaled if images.shape[3] == channels else np.repeat(scaled, channels, axis=3)
 
@@ -122,7 +122,7 @@ def _evenly(many: int, count: int) -> NDArray[np.int64]:
 def _raw(
     images: NDArray[np.uint8], sizes: list[tuple[int, int]]
 ) -> tuple[NDArray[np.uint8] | NDArray[np.float32], ...]:
-    """Each slice at its own size; every second one cropped besides, to another shape; every fourth one in 16 bits."""
+    """Return each slice at its own size; every second one cropped to another shape, every fourth one in 16 bits."""
     found: list[NDArray[np.uint8] | NDArray[np.float32]] = []
     for number, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
         planes = [restore(image[..., c].astype(np.float32), height, width) for c in range(image.shape[2])]
@@ -137,7 +137,7 @@ def _raw(
 
 
 def _made_up(count: int, size: int, channels: int) -> NDArray[np.uint8]:
-    """A bright head with something brighter in it, blurred noise throughout; always the same."""
+    """Return synthetic slices, always the same: a bright head with a brighter spot, and blurred noise."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[0:size, 0:size] / size - 0.5
     images = np.zeros((count, size, size, channels), np.uint8)

@@ -1,1 +1,1 @@
-"""The network as a graph: blocks, freezing, fitting to the task, folding, inspection and drawing."""
+"""Networks as graphs: blocks, freezing, fitting to the task, folding, inspection and drawing."""

@@ -1,4 +1,4 @@
-"""Adapt a segmentation network to the task, from an image to a tumour probability: `fit_to_task`."""
+"""Adapt a segmentation network to images of a given size and to tumour probabilities: `fit_to_task`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasseg.models.heads import Head, Output, Plan, Wish, deepest_scale, plan_output, read_output, trial_size
+from kerasseg.models.heads import (
+    Head,
+    Output,
+    Plan,
+    Wish,
+    deepest_scale,
+    free_name,
+    plan_output,
+    read_output,
+    trial_size,
+)
 from kerasseg.models.input_scaling import InputScaling, read_input_scaling
 from kerasseg.models.surgery import Replacement, first_kernels, rebuild
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -25,9 +35,9 @@ class Fitted:
     """A network that fits the task, and what was changed for it.
 
     Attributes:
-        model: Images (batch, height, width, channels) to float32 tumour probabilities (batch, height, width, 1).
-        changes: One sentence for each thing that was changed or assumed; for people, and kept in the provenance.
-        repeat_channels: How often a grey image is to be repeated along its channels before it enters the network.
+        model: Maps images (batch, height, width, channels) to float32 tumour probabilities (batch, height, width, 1).
+        changes: Changes and assumptions, one sentence each, also recorded in the provenance.
+        repeat_channels: How often the channel of a grey image must be repeated as input.
     """
 
     model: keras.Model
@@ -35,7 +45,7 @@ class Fitted:
     repeat_channels: int = 1
 
     def __str__(self) -> str:
-        """The changes, one a line."""
+        """Return the changes, one per line."""
         return "\n".join(self.changes) if self.changes else "nothing was changed"
 
 
@@ -51,46 +61,43 @@ def fit_to_task(
     output: str | int | None = None,
     seed: int | None = None,
 ) -> Fitted:
-    """Turn a segmentation network into one from images of the given size and channels to tumour probabilities.
+    """Adapt a segmentation network to images of the given size and channels, with tumour probabilities as output.
 
-    What fits already is left alone; if all does, the given model itself is returned. Otherwise the result is a new model
-    that shares no weights with the given one, uncompiled, of native Keras layers wherever the given one is. It carries the
-    given one's provenance with the changes added.
+    A network that already fits is returned itself. Otherwise the result is a new, uncompiled model that shares no weights
+    with the given one and has its provenance with the changes added.
 
-    The input: another size is possible where the layers allow it (convolutions do, dense layers on flattened maps do not).
-    Networks for colour images take grey ones repeated (`channel_rule="repeat"`, which the input pipeline does), or have
-    the kernels of their first convolution summed over the channels, which gives the same output from a third of the input
-    (`"sum"`). A network for grey images takes several channels by spreading its first kernels evenly: it then sees
-    their mean.
+    Input: The size can change if the layers allow it (convolutions do, dense layers on flattened maps do not). Networks for
+    colour images take repeated grey images (`channel_rule="repeat"`, done by the input pipeline), or the kernels of their
+    first convolution are summed over the channels (`"sum"`), which gives the same output from a third of the input. The
+    first kernels of a network for grey images are spread evenly over several channels, so that it sees their mean. If the
+    network rescales intensities itself (`Rescaling(1/255)`, `Normalization`, a subtracted mean), a layer in front
+    multiplies images in 0..1 to the expected range.
 
-    A network that rescales grey levels itself (`Rescaling(1/255)`, `Normalization`, a subtracted mean) gets a layer in
-    front that multiplies images in 0..1 to the levels that it expects.
-
-    The output: a single channel of probabilities stays, logits get a sigmoid, tanh is mapped from -1..1 to 0..1. Several
-    classes become `1 - background` of their softmax. Whether values are probabilities or logits is read off the graph,
-    and found by running the network on random input where the graph does not tell.
+    Output: A single channel of probabilities stays, logits get a sigmoid, and tanh is mapped from -1..1 to 0..1. Several
+    classes become `1 - background` of their softmax. Whether values are probabilities or logits is read from the graph, or
+    else determined by running the network on random input.
 
     Args:
         model: A functional or sequential network with one image input, channels last.
-        size: Height and width in pixels to build the network for, one number for a square; None keeps its own.
-        channels: Channels that the source images have, 1 for grey; None: as many as the network takes.
-        channel_rule: What to do with grey images where the network takes more channels.
-        head: `"keep"` uses the head as it is; `"binary"` replaces the last convolution by a fresh one with one filter
-            and a sigmoid, named `head`; `"auto"` keeps the head where its meaning is clear and replaces it where not.
-        background: Which channel of a softmax is the background, by kerasseg's convention the first.
-        foreground: Channel or channels to take as tumour instead: of a softmax their sum, of independent sigmoids the
-            largest. Networks with several independent sigmoids need it.
-        output: Name or place of the output to take where there are several; None takes, of those at full resolution, the
-            one that most of the network works for.
-        seed: Makes the weights of a fresh head repeatable.
+        size: Height and width in pixels, or one number for a square; None keeps the network's size.
+        channels: Channels of the source images, 1 for grey; None for as many as the network takes.
+        channel_rule: How to feed grey images to a network with more channels.
+        head: `"keep"` uses the head as it is; `"binary"` replaces the last convolution by a new one with one filter and a
+            sigmoid, named `head`; `"auto"` replaces the head only if its meaning is unclear.
+        background: Background channel of a softmax, by convention the first.
+        foreground: Tumour channel or channels instead: the sum of softmax channels or the largest of independent
+            sigmoids. Required for several independent sigmoids.
+        output: Name or index of the output; None takes the full-resolution output that most of the network contributes
+            to.
+        seed: Random seed of a new head.
 
     Returns:
         The model and the changes.
 
     Raises:
-        UsageError: An option that does not fit the network, for instance a size that cannot be halved as often as needed.
-        CheckpointError: A network that cannot be made to fit: channels first, no mask of the size of the image, a layer
-            that works at one size only, a head whose meaning is not clear.
+        UsageError: An option does not fit the network, for instance a size that cannot be halved often enough.
+        CheckpointError: The network cannot be adapted: it is channels-first, has no mask of the size of the image, a layer
+            with a fixed size, or a head of unclear meaning.
 
     Example:
         >>> import kerasseg
@@ -103,8 +110,9 @@ def fit_to_task(
         the 4 softmax channels of 'head' are read as 1 - channel 0 (background)
     """
     _check_options(channel_rule, head)
-    found = read_output(model, output)
     changes: list[str] = []
+    given, model = model, _with_maps(model, changes)
+    found = read_output(model, output)
     if found.others:
         changes.append(f"of {len(found.others) + 1} outputs {found.name!r} is taken, without {', '.join(found.others)}")
 
@@ -120,8 +128,10 @@ def fit_to_task(
     if changes or replacements or not _is_plain(model):
         new = _build(model, (*shape, takes), found, replacements, plan, scaling)
     _try(new, found.name)
-    if new is not model:
-        _hand_on_provenance(model, new, tuple(changes))
+    if new is not given:
+        from kerasseg.checkpoints.provenance import copy_provenance  # imports the readers of all checkpoint formats
+
+        copy_provenance(given, new, changes=tuple(changes))
     repeat = takes if channels == 1 else 1
     return Fitted(new, tuple(changes), repeat)
 
@@ -130,9 +140,6 @@ def _check_options(channel_rule: str, head: str) -> None:
     for what, value, kind in (("channel rule", channel_rule, ChannelRule), ("head", head, Head)):
         if value not in get_args(kind):
             raise UsageError(f"unknown {what} {value!r}", expected=" or ".join(get_args(kind)))
-
-
-# --- the input -----------------------------------------------------------------------------------------------------------
 
 
 def _new_size(
@@ -149,6 +156,28 @@ def _new_size(
     return height, width
 
 
+def _with_maps(model: keras.Model, changes: list[str]) -> keras.Model:
+    """The network with rows and columns in its outputs, where it returns lists of pixels or leaves out the channel.
+
+    Examples are SegNet's (batch, rows * columns, classes) and masks of (batch, rows, columns).
+    """
+    image = tuple(model.inputs[0].shape[1:])
+    if len(model.inputs) != 1 or len(image) != 3 or None in image[:2]:
+        return model
+    height, width = image[:2]
+    outputs = []
+    for tensor in model.outputs:
+        shape = tuple(tensor.shape[1:])
+        classes = shape[1] if len(shape) == 2 and shape[0] == height * width else None
+        if classes is None and shape != (height, width):
+            outputs.append(tensor)
+            continue
+        name = tensor._keras_history.operation.name
+        outputs.append(keras.layers.Reshape((height, width, classes or 1), name=f"{name}_map")(tensor))
+        changes.append(f"output {name!r} {shape} reshaped to {(height, width, classes or 1)}")
+    return keras.Model(model.inputs, outputs, name=model.name) if changes else model
+
+
 def _by(size: Sequence[int | None]) -> str:
     return "(any)" if set(size) == {None} else "x".join("any" if side is None else str(side) for side in size)
 
@@ -156,7 +185,7 @@ def _by(size: Sequence[int | None]) -> str:
 def _new_channels(
     model: keras.Model, old: int, channels: int | None, rule: ChannelRule, changes: list[str]
 ) -> tuple[int, dict[int, Replacement]]:
-    """Channels of the new input, and the first convolutions where these change."""
+    """Return the channels of the new input, and replacements for the first convolutions if they change."""
     if channels is None or channels == old:
         return old, {}
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
@@ -183,9 +212,6 @@ def _names(kernels: list[tuple[Any, Replacement]]) -> str:
     return " and ".join(repr(layer.name) for layer, _ in kernels)
 
 
-# --- building and trying -------------------------------------------------------------------------------------------------
-
-
 def _build(
     model: keras.Model,
     shape: tuple[int | None, int | None, int],
@@ -195,9 +221,10 @@ def _build(
     scaling: InputScaling | None,
 ) -> keras.Model:
     def brighter(image: Any) -> Any:
-        names = {operation.name for operation in model.operations}
-        name = next(n for n in ("grey_levels", *(f"grey_levels_{i}" for i in range(2, 1000))) if n not in names)
-        return keras.layers.Rescaling(scaling.white if scaling else 1.0, dtype="float32", name=name)(image)
+        names = {node.operation.name for node in output.graph.nodes}
+        return keras.layers.Rescaling(
+            scaling.white if scaling else 1.0, dtype="float32", name=free_name("grey_levels", names)
+        )(image)
 
     try:
         front = brighter if scaling else None
@@ -212,7 +239,7 @@ def _build(
 
 
 def _explain_size(model: keras.Model, shape: tuple[int | None, ...], error: Exception) -> None:
-    """Say that a size cannot be halved often enough, where that is why a layer failed."""
+    """Raise a better error if a layer failed because the size cannot be halved often enough."""
     step = deepest_scale(model)
     for side in shape[:2]:
         if side is not None and side % step:
@@ -225,10 +252,9 @@ def _explain_size(model: keras.Model, shape: tuple[int | None, ...], error: Exce
 
 
 def _is_plain(model: keras.Model) -> bool:
-    """Whether it is functional, takes one float32 tensor and gives one.
+    """Return whether the model is functional and has one float32 input and one output.
 
-    Keras warns in every call of a model with lists of one tensor; a Sequential has neither `input` nor `output` before it
-    is called on a symbolic tensor.
+    Keras warns about every call of a model with lists of one tensor; a Sequential has no `input` before it is called.
     """
     if isinstance(model, keras.Sequential):
         return False
@@ -237,13 +263,13 @@ def _is_plain(model: keras.Model) -> bool:
 
 
 def _try(new: keras.Model, name: str) -> None:
-    """Run the new network once: shapes that were written into operations show only now."""
+    """Run the new network once, which reveals fixed sizes in its operations."""
     height, width = trial_size(new)
     x = np.random.default_rng(0).random((2, height, width, new.inputs[0].shape[-1]), dtype="float32")
     expected = (2, height, width, 1)
     try:
         y = np.asarray(ops.convert_to_numpy(keras.tree.flatten(new(x, training=False))[0]))
-    except Exception as error:  # whatever the backend raises for shapes that do not fit
+    except Exception as error:  # backends raise various errors for shapes that do not fit
         raise CheckpointError(
             f"the network does not run on images of {height}x{width}", found=str(error).strip().splitlines()[0]
         ) from error
@@ -254,10 +280,3 @@ def _try(new: keras.Model, name: str) -> None:
             expected=f"float32 {expected}",
             remedy="Keep the size that the network has.",
         )
-
-
-def _hand_on_provenance(old: keras.Model, new: keras.Model, changes: tuple[str, ...]) -> None:
-    # Here, since the package that it belongs to brings the readers of all checkpoint formats with it.
-    from kerasseg.checkpoints.provenance import copy_provenance
-
-    copy_provenance(old, new, changes=changes)

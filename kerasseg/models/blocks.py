@@ -1,7 +1,7 @@
-"""The blocks of a U-Net: encoder, bottleneck, decoder and head, found by its graph and not by names.
+"""Detection of the blocks of a U-Net (encoder, bottleneck, decoder, head) from its graph, not from names.
 
-The scale of every tensor relative to the input gives the levels; what the deepest level is computed from is the encoder;
-what comes after going up again is the decoder. `docs/blocks.md` tells the rules and the edge cases.
+Levels follow from the scale of every tensor relative to the input. The encoder is everything that the deepest level is
+computed from; the decoder is what follows the first upsampling. `docs/blocks.md` has the rules and edge cases.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Block:
 
     Attributes:
         name: `encoder_1`, ..., `bottleneck`, ..., `decoder_1`, `head`.
-        layers: Its layers in the order in which they run, each once; nested models are opened up.
-        scale: Input pixels that a pixel of its maps spans: 1 is full resolution, 16 the bottleneck of a usual U-Net.
-        filters: Channels of the map that it hands on.
-        paths: For each layer its name below the names of the models that it is nested in, `backbone/conv1`.
-        size: Height and width in pixels of the map that it hands on; None where the model leaves them open.
+        layers: Its layers in execution order, each once, including those of nested models.
+        scale: Input pixels per pixel of its feature maps: 1 is full resolution, 16 the bottleneck of a usual U-Net.
+        filters: Channels of its output.
+        paths: Path of each layer, which includes the names of nested models: `backbone/conv1`.
+        size: Height and width of its output in pixels; None if not fixed.
 
     Example:
         >>> from kerasseg import find_blocks, unet
@@ -48,7 +48,7 @@ class Block:
 
     @property
     def parameters(self) -> int:
-        """Number of weights, those of BatchNorm statistics included (as Keras counts them)."""
+        """Number of parameters, including BatchNorm statistics (as Keras counts them)."""
         return sum(math.prod(weight.shape) for layer in self.layers for weight in layer.weights)
 
 
@@ -57,8 +57,8 @@ class Skip:
     """A connection from the encoder to the decoder that does not pass through the bottleneck.
 
     Attributes:
-        source: Name of the encoder block that it leaves.
-        target: Name of the decoder block that it joins.
+        source: Encoder block where it starts.
+        target: Decoder block where it ends.
         filters: Channels of the tensor.
         tensor: Path of the operation that made the tensor.
     """
@@ -71,13 +71,13 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The blocks of a network; iterating yields them in the order in which they run.
+    """The blocks of a network, iterable in execution order.
 
     Attributes:
         encoder: `encoder_1` (finest) to `encoder_n`.
-        bottleneck: The deepest level; without weights where the network turns round right after pooling.
-        decoder: `decoder_n` to `decoder_1`; a number without layers is left out.
-        head: What turns the last decoder map into classes.
+        bottleneck: The deepest level; without weights if upsampling directly follows the last pooling.
+        decoder: `decoder_n` to `decoder_1`; numbers without layers are left out.
+        head: The layers that turn the last decoder map into classes.
         skips: Connections from encoder to decoder; empty for an autoencoder.
 
     Example:
@@ -89,7 +89,7 @@ class Blocks:
         block       scale  size   filters  layers  parameters
         encoder_1   1/1    16x16  2        7       70
         bottleneck  1/2    8x8    4        6       248
-        decoder_1   1/1    16x16  2        8       160
+        decoder_1   1/1    16x16  2        8       158
         head        1/1    16x16  1        1       3
     """
 
@@ -101,20 +101,12 @@ class Blocks:
     _by_layer: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
     def __str__(self) -> str:
-        """A table with one line for each block."""
+        """Return a table with one line per block."""
         rows = [("block", "scale", "size", "filters", "layers", "parameters")]
         for block in self:
             size = "x".join("any" if side is None else str(side) for side in block.size)
-            rows.append(
-                (
-                    block.name,
-                    f"1/{block.scale}",
-                    size,
-                    str(block.filters),
-                    str(len(block.layers)),
-                    f"{block.parameters:,}",
-                )
-            )
+            numbers = (str(block.filters), str(len(block.layers)), f"{block.parameters:,}")
+            rows.append((block.name, f"1/{block.scale}", size, *numbers))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
         return "\n".join(lines)
@@ -128,7 +120,7 @@ class Blocks:
         object.__setattr__(self, "_by_layer", {name: tuple(blocks) for name, blocks in names.items()})
 
     def __iter__(self) -> Iterator[Block]:
-        """`encoder_1`..`encoder_n`, `bottleneck`, `decoder_n`..`decoder_1`, `head`."""
+        """Yield `encoder_1`..`encoder_n`, `bottleneck`, `decoder_n`..`decoder_1`, `head`."""
         return iter((*self.encoder, self.bottleneck, *self.decoder, self.head))
 
     def __len__(self) -> int:
@@ -149,20 +141,20 @@ class Blocks:
         return tuple(block.name for block in self)
 
     def of(self, layer_name: str) -> Block:
-        """The block that a layer belongs to.
+        """Return the block of a layer.
 
         Args:
-            layer_name: The layer's name, or its path (`backbone/conv1`) where nested models repeat names.
+            layer_name: The layer's name, or its path (`backbone/conv1`) if nested models repeat names.
 
         Raises:
-            UsageError: There is no such layer, or layers of that name are in several blocks.
+            UsageError: There is no such layer, or several blocks have layers of that name.
         """
         found = self._by_layer.get(layer_name, ())
         if not found:
             raise UsageError("no such layer in the network", found=layer_name)
         if len(found) > 1:
             raise UsageError(
-                f"layers named {layer_name!r} stand in several blocks",
+                f"layers named {layer_name!r} are in several blocks",
                 found=" ".join(found),
                 remedy="Give the layer's path, for instance backbone/conv1.",
             )
@@ -170,20 +162,20 @@ class Blocks:
 
 
 def find_blocks(model: keras.Model) -> Blocks:
-    """Tell encoder, bottleneck, decoder and head of a U-Net apart by its graph.
+    """Find the encoder, bottleneck, decoder and head of a U-Net from its graph.
 
-    Works on functional and sequential models, nested ones included, whatever their layers are called: U-Nets (Ronneberger
-    et al. 2015) with any encoder, attention, residual and nested (U-Net++) variants, and autoencoders (without skips).
+    It works for functional, sequential and nested models with any layer names: U-Nets (Ronneberger et al. 2015) with any
+    encoder, attention, residual and nested (U-Net++) variants, and autoencoders (without skips).
 
     Args:
-        model: A built model with one image input, (batch, height, width, channels) or channels first. Height and width may
-            be open.
+        model: A built model with one image input, (batch, height, width, channels) or channels first. Height and width
+            need not be fixed.
 
     Returns:
-        The blocks. Every layer of the model (but its input) belongs to exactly one of them.
+        The blocks. Every layer of the model except its input belongs to exactly one of them.
 
     Raises:
-        CheckpointError: The network is not an encoder-decoder; the message says what it is.
+        CheckpointError: The network is not an encoder-decoder; the message describes it.
 
     Example:
         >>> import keras
@@ -203,11 +195,11 @@ def find_blocks(model: keras.Model) -> Blocks:
 
 
 def _assemble(layout: Layout) -> Blocks:
-    """What was read, as blocks."""
+    """Make the blocks from a layout."""
     members: dict[str, dict[int, tuple[keras.Layer, str]]] = {}
     taken: set[int] = set()
     for node in layout.graph.nodes:
-        # A layer used in several places belongs to the first.
+        # A layer that is used several times belongs to its first place.
         if node.layer is not None and id(node.layer) not in taken:
             taken.add(id(node.layer))
             members.setdefault(layout.home(node), {})[node.index] = (node.layer, node.path)
@@ -243,7 +235,7 @@ def _block(layout: Layout, name: str, found: list[tuple[keras.Layer, str]]) -> B
 
 
 def _handed_on(layout: Layout, inside: list[Node]) -> tuple[int | None, int | None, int | None]:
-    """Height, width and channels of the last map that nothing inside the block takes."""
+    """Return height, width and channels of the last feature map that the block does not use itself."""
     maps = [s for s in inside if layout.places[s.index].spatial and s.index in layout.useful and not is_permutation(s)]
     own = {s.index for s in inside}
     ends = [s for s in maps if not own.intersection(layout.graph.children[s.index])] or maps
@@ -252,7 +244,7 @@ def _handed_on(layout: Layout, inside: list[Node]) -> tuple[int | None, int | No
 
 
 def _skips(layout: Layout) -> tuple[Skip, ...]:
-    """Edges from the encoder's side into the decoder, at the same scale or a coarser one."""
+    """Find edges from the encoder into the decoder, at the same scale or to a finer one."""
     found: dict[Skip, None] = {}
     for node in layout.graph.nodes:
         if not layout.risen[node.index] or node.index in layout.heads:
@@ -267,7 +259,7 @@ def _skips(layout: Layout) -> tuple[Skip, ...]:
 
 
 def _sources(layout: Layout, start: int) -> list[int]:
-    """The encoder's steps that a node outside the decoder comes from."""
+    """Return the encoder nodes that a node outside the decoder is computed from."""
     found: list[int] = []
     waiting, seen = [start], {start}
     while waiting:

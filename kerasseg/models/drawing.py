@@ -1,6 +1,6 @@
-"""The U of a network, drawn for a terminal: `draw`.
+"""A text drawing of a network's U for terminals: `draw`.
 
-The encoder goes down the left, the decoder up the right, skips lead across. Pure text: nothing is printed here.
+The encoder goes down on the left, the decoder up on the right, with skips between them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from kerasseg.models.blocks import Block, Blocks
 __all__ = ["WIDEST", "draw"]
 
 NARROWEST = 60
-WIDEST = 110
-"""Columns beyond which the drawing does not grow: arrows across a whole wide screen are hard to follow."""
+WIDEST = 110  # columns; longer arrows are hard to follow
 
 _FROZEN = "bold cyan"
 _PARTLY = "cyan"
@@ -26,7 +25,7 @@ _ROWS = 4  # of a box: border, size, parameters, border
 
 @dataclass(frozen=True, slots=True)
 class _Signs:
-    """The characters to draw with."""
+    """The characters of the drawing."""
 
     corners: str  # top left, top right, bottom left, bottom right
     across: str
@@ -49,7 +48,7 @@ _ASCII = _Signs("++++", "-", "|", "+", "v", "+", "^", "+", ">", "x", "*", "~", "
 
 @dataclass(slots=True)
 class _Canvas:
-    """Characters and their styles on a grid."""
+    """A grid of characters with styles."""
 
     width: int
     rows: list[list[tuple[str, str]]] = field(default_factory=list)
@@ -84,15 +83,15 @@ def draw(
     """Draw the U.
 
     Args:
-        blocks: What `find_blocks` found.
-        frozen: Names of the blocks that are frozen; they carry a snowflake.
+        blocks: The result of `find_blocks`.
+        frozen: Names of the frozen blocks, marked with a snowflake.
         partly: Names of the blocks in which only some layers are frozen.
-        width: Columns at hand; 60 are needed, more than 110 are not used.
-        unicode: Whether box-drawing characters can be shown; else plain ASCII, with `*` for the snowflake.
-        source: Height, width and channels of the input (None where open), if they are to be shown.
+        width: Available columns; at least 60 are needed, at most 110 are used.
+        unicode: Whether to use box-drawing characters; otherwise plain ASCII, with `*` for the snowflake.
+        source: Height, width and channels of the input (None if not fixed) to show.
 
     Returns:
-        The drawing with its styles; `.plain` is the bare text. Lines are never longer than `width` (or 60).
+        The styled drawing; `.plain` is the text. Lines are no longer than `width` (or 60).
 
     Example:
         >>> from kerasseg.models.blocks import Block
@@ -113,7 +112,7 @@ def draw(
     longest = max(len(line) for name, lines in texts.items() if name != "bottleneck" for line in lines)
     node = 6
     while True:
-        # Room for the title beside the arrow that comes from the box above, which stands `node` further out.
+        # The title needs room beside the arrow from the box above, which is `node` columns further out.
         box = max(longest + 4, len("bottleneck *") + 5 + node)
         if node == 0 or width - 2 * box - 2 * node * levels >= 12:
             break
@@ -137,7 +136,7 @@ def draw(
     x = levels * node
     pen.box(x, _ROWS * (levels + 1), width - 2 * x, "bottleneck", texts["bottleneck"])
     for k in range(levels + 1):
-        # From each level to the next below it on the left, and above it on the right.
+        # Arrows to the next level down on the left, and up on the right.
         column, row = max(0, k - 1) * node + box - 2, _ROWS * (k + 1)
         if k:
             pen.canvas.put(column, row - 1, signs.leave_down, _LINES)
@@ -157,7 +156,7 @@ class _Pen:
     side: int
 
     def box(self, x: int, y: int, width: int, name: str, lines: tuple[str, str], *, right: bool = False) -> None:
-        """A box with its title in the border; on the right-hand side everything is flush right, as in a mirror."""
+        """Draw a box with its title in the border, right-aligned on the right-hand side."""
         signs, mark = self.signs, self.marks.get(name)
         style = {signs.frozen: _FROZEN, signs.partly: _PARTLY}.get(mark or "", "")
         a, b, c, d = tuple(signs.corners)
@@ -174,7 +173,7 @@ class _Pen:
         self.canvas.put(x, y + 3, c + signs.across * inner + d, style or _LINES)
 
     def skip(self, start: int, end: int, y: int, label: str) -> None:
-        """An arrow from the column `start` to the box at `end`."""
+        """Draw an arrow from the column `start` to the box at `end`."""
         signs = self.signs
         room = end - start - 1
         label = f" {label} " if len(label) + 4 <= room else ""
@@ -189,14 +188,14 @@ def _contents(block: Block, signs: _Signs, *, long: bool) -> tuple[str, str]:
 
 
 def _extent(size: tuple[int | None, int | None], channels: int | None, scale: int, signs: _Signs) -> str:
-    """256x256x16; where the size is open, 1/2 x16 says how much smaller than the input the map is."""
+    """Format as 256x256x16, or as 1/2 x16 (relative to the input) if the size is not fixed."""
     if None in size:
         return f"{'full' if scale == 1 else f'1/{scale}'} {signs.times} {channels}"
     return signs.times.join(str(n) for n in (*size, channels))
 
 
 def _legend(blocks: Blocks, marks: dict[str, str], signs: _Signs, width: int) -> list[Text]:
-    """Lines below the drawing: skips that lead to another level, and what the marks mean."""
+    """Return the lines below the drawing: skips between different levels, and the meaning of the marks."""
     further = [
         f"{skip.source} {signs.arrow} {skip.target} ({skip.filters})"
         for skip in blocks.skips

@@ -1,4 +1,4 @@
-"""Several networks as one: the mean of their probabilities."""
+"""Ensembles: one network that returns the mean probabilities of several."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ __all__ = ["ensemble"]
 
 
 def ensemble(models: Sequence[keras.Model]) -> keras.Model:
-    """One network that puts out the mean of several, such as those of the folds of a cross-validation.
+    """Combine networks, such as those of cross-validation folds, into one that returns their mean.
 
-    It is an ordinary Keras model: it can be saved, opened, evaluated and asked for predictions like each of its parts. It
-    takes as long as all of them together.
+    The result is an ordinary Keras model. It takes as long as all parts together.
 
     Args:
-        models: At least one; each takes (batch, height, width, channels) and gives (batch, height, width, 1). They stay
-            usable on their own; the ensemble shares their weights.
+        models: At least one; each maps (batch, height, width, channels) to (batch, height, width, 1). The ensemble shares
+            their weights.
 
     Raises:
-        UsageError: None, or networks that take or give different shapes.
+        UsageError: There are no networks, or their shapes differ.
 
     Example:
         >>> from kerasseg import unet
@@ -35,7 +34,7 @@ def ensemble(models: Sequence[keras.Model]) -> keras.Model:
     shapes = {(tuple(model.input_shape), tuple(model.output_shape)) for model in models}
     if len(shapes) > 1:
         found = ", ".join(sorted(f"{i} -> {o}" for i, o in shapes))
-        raise UsageError("networks of an ensemble take and give the same shapes", found=found)
+        raise UsageError("the networks of an ensemble must have the same input and output shapes", found=found)
     inputs = keras.Input(tuple(models[0].input_shape[1:]), name="image")
     outputs = [_named(model, f"fold_{i + 1}")(inputs, training=False) for i, model in enumerate(models)]
     mean = keras.layers.Average(name="mean")(outputs) if len(outputs) > 1 else outputs[0]
@@ -43,5 +42,5 @@ def ensemble(models: Sequence[keras.Model]) -> keras.Model:
 
 
 def _named(model: keras.Model, name: str) -> keras.Model:
-    """The same layers and weights under another name: two parts of one name could not be saved together."""
+    """Return the model under another name, because a saved model cannot have two parts of the same name."""
     return keras.Model(model.inputs, model.outputs[0], name=name)

@@ -1,7 +1,6 @@
-"""BatchNorm folded into the convolution before it, for prediction: the same outputs from fewer steps.
+"""Folding of BatchNorm into the convolution before it, for faster prediction with the same outputs.
 
-In inference mode BatchNorm multiplies each channel by a number and adds another. So does a convolution, if its kernel is
-multiplied by the first and the second is added to its bias.
+At inference BatchNorm scales and shifts each channel, which can be included in the convolution's kernel and bias.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How a kind of convolution keeps its kernels.
+    """Where a kind of convolution keeps its kernel.
 
     Attributes:
-        kind: The layer's class; classes derived from it count where they compute alike.
+        kind: The layer's class; derived classes count if they compute the same.
         scaled: Name of the kernel that makes the output channels.
-        scale: That kernel multiplied by a number for each output channel.
+        scale: Multiplies that kernel by a number for each output channel.
     """
 
     kind: type[Any]
@@ -41,7 +40,7 @@ class _Kind:
 
 
 _KINDS = (
-    # A depthwise kernel is (rows, columns, channels, multiplier): output channels run over both.
+    # A depthwise kernel is (rows, columns, channels, multiplier); output channels run over the last two.
     _Kind(layers.DepthwiseConv2D, "kernel", lambda kernel, by: kernel * by.reshape(kernel.shape[2:])),
     _Kind(layers.SeparableConv2D, "pointwise_kernel", lambda kernel, by: kernel * by),
     # A transposed kernel is (rows, columns, filters, channels).
@@ -51,22 +50,22 @@ _KINDS = (
 
 
 def fold_batchnorm(model: keras.Model) -> keras.Model:
-    """A network for prediction alone: each BatchNorm that directly follows a convolution becomes part of it.
+    """Return a network for prediction in which each BatchNorm directly after a convolution is part of it.
 
-    Folded are Conv2D, Conv2DTranspose, DepthwiseConv2D and SeparableConv2D without activation, also inside of nested
-    models. A BatchNorm stays where it is behind an activation or anything else, where the convolution's output is used
-    elsewhere too, where one of the two is used twice, and where it was called with `training=True`.
+    This applies to Conv2D, Conv2DTranspose, DepthwiseConv2D and SeparableConv2D without activation, also in nested models.
+    A BatchNorm stays if it follows anything else, if the convolution's output has other uses, if either layer is used
+    twice, or if it was called with `training=True`.
 
     Args:
-        model: A functional or sequential network with one input, channels last or first. It stays as it is.
+        model: A functional or sequential network with one input; left unchanged.
 
     Returns:
-        A new network that shares no weights with the given one, with the same names, input and output shapes. Its outputs
-        differ by rounding alone: at most 1e-5 for probabilities. Not for training: what BatchNorm would learn is gone.
+        A new network that shares no weights with the given one and has the same names and shapes. Outputs differ only by
+        rounding, at most 1e-5 for probabilities. It is not suitable for training.
 
     Raises:
-        UsageError: Several inputs.
-        CheckpointError: A subclassed network, whose graph cannot be read.
+        UsageError: The network has several inputs.
+        CheckpointError: The network is subclassed and has no readable graph.
 
     Example:
         >>> import kerasseg
@@ -99,10 +98,10 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
 
 
 def _kind_of(operation: Any) -> _Kind | None:
-    """How the kernels lie; None where it is not a convolution that can be changed, or has an activation."""
+    """Return the kind of a convolution; None for other layers and for convolutions that cannot be folded."""
     for kind in _KINDS:
         if isinstance(operation, kind.kind):
-            # Another `call` may do anything; a layer of whole numbers has no kernel to multiply.
+            # A changed `call` may do anything, and a quantised layer has no float kernel to multiply.
             computes_alike = type(operation).call is kind.kind.call and not getattr(
                 operation, "quantization_mode", None
             )
@@ -116,7 +115,7 @@ def _stands_alone(graph: Graph, node: Node) -> bool:
 
 
 def _rests(node: Node) -> bool:
-    """Whether this use of BatchNorm is in inference mode when the network is."""
+    """Return whether this use of BatchNorm is in inference mode whenever the network is."""
     arguments = node.arguments
     asked = [*arguments.args[1:], *arguments.kwargs.values()]
     return not any(value is not None and value is not False for value in asked)
@@ -130,7 +129,7 @@ def _same_axis(convolution: Any, node: Node) -> bool:
 
 
 def _fold(convolution: Any, norm: Any, kind: _Kind) -> Replacement:
-    # In double precision: folded and unfolded then differ by the rounding of the network alone.
+    # In double precision, so that only the rounding of the network itself remains.
     mean, variance = _values(norm.moving_mean), _values(norm.moving_variance)
     by = 1.0 / np.sqrt(variance + norm.epsilon)
     if norm.scale:

@@ -1,13 +1,13 @@
-"""Freeze blocks of a U-Net while the rest is trained: `freeze`.
+"""Freezing of blocks of a U-Net: `freeze`.
 
-What is frozen does not change: neither its weights nor, and this is what is usually forgotten, the moving statistics of
-its BatchNorm. In Keras both follow from `layer.trainable = False`: no gradient is taken, and `BatchNormalization` runs in
-inference mode, normalising with the statistics of the data the network was pretrained on, even where the model is called
-with `training=True`. (Freezing weights alone, as `tf.stop_gradient` does, would let a frozen encoder drift.)
+Frozen layers keep their weights and the moving statistics of their BatchNorm. In Keras both follow from
+`layer.trainable = False`: no gradient is computed, and `BatchNormalization` uses its stored statistics even if the model is
+called with `training=True`. (With weights alone frozen, as by `tf.stop_gradient`, the encoder would drift.)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,15 +28,15 @@ STRATEGIES = ("conservative", "moderate", "aggressive")
 
 @dataclass(frozen=True, slots=True)
 class BlockReport:
-    """What `freeze` made of one block.
+    """The state of one block after `freeze`.
 
     Attributes:
-        name: `encoder_1`, ..., `bottleneck`, `decoder_n`, ..., `head`; or `other` for layers outside of all blocks.
-        parameters: Numbers in the block, including BatchNorm statistics, which are measured and never trained.
-        trained: Numbers that the optimizer moves.
-        statistics: BatchNorm statistics (moving means and variances) that training keeps updating.
-        frozen_layers: Names of its layers with weights that are held, in graph order.
-        held_batchnorm: How many of these are held by `freeze_batchnorm` alone.
+        name: `encoder_1`, ..., `bottleneck`, `decoder_n`, ..., `head`; or `other` for layers outside all blocks.
+        parameters: Number of parameters, including BatchNorm statistics, which are never trained.
+        trained: Number of parameters that the optimizer updates.
+        statistics: Number of BatchNorm statistics that training updates.
+        frozen_layers: Names of frozen layers with weights, in graph order.
+        held_batchnorm: Number of these that only `freeze_batchnorm` froze.
     """
 
     name: str
@@ -58,17 +58,17 @@ class BlockReport:
 
 @dataclass(frozen=True, slots=True)
 class FreezeReport:
-    """What is frozen and what is trained, block by block; `str()` gives a table for the terminal.
+    """What is frozen and what is trained, by block; `str()` gives a table.
 
     Attributes:
-        what: The strategy or the patterns, as they were given.
-        blocks: One entry a block, in the order of `find_blocks`.
-        parameters: Numbers in the whole model. A layer that two blocks share counts once here.
-        trained: Numbers in the whole model that the optimizer moves.
-        batchnorm: How many BatchNorm layers the model has.
-        held_batchnorm: How many of them keep their statistics.
-        thawed: Layers that were frozen before and are trained now, for instance because the checkpoint was saved frozen.
-        recompile: The model was compiled before; compile it again, since an optimizer serves the weights it was built for.
+        what: The strategy or the patterns, as given.
+        blocks: One entry per block, in the order of `find_blocks`.
+        parameters: Number of parameters of the model; shared layers count once.
+        trained: Number of parameters that the optimizer updates.
+        batchnorm: Number of BatchNorm layers.
+        held_batchnorm: Number of BatchNorm layers that keep their statistics.
+        thawed: Layers that were frozen before and are trained now, for instance those of a checkpoint saved frozen.
+        recompile: Whether the model was compiled before and must be compiled again.
 
     Example:
         >>> import kerasseg
@@ -88,11 +88,11 @@ class FreezeReport:
 
     @property
     def frozen_blocks(self) -> tuple[str, ...]:
-        """Names of the blocks in which nothing changes."""
+        """Names of the completely frozen blocks."""
         return tuple(block.name for block in self.blocks if block.state == "frozen")
 
     def __str__(self) -> str:
-        """The table, the totals and what one should know, one line each."""
+        """Return the table, the totals and remarks."""
         rows = [("block", "parameters", "trained", "")]
         rows += [(b.name, f"{b.parameters:,}", f"{b.trained:,}", b.state) for b in self.blocks]
         rows += [("total", f"{self.parameters:,}", f"{self.trained:,}", "")]
@@ -113,28 +113,25 @@ class FreezeReport:
 def freeze(model: keras.Model, what: str | Sequence[str], *, freeze_batchnorm: bool = False) -> FreezeReport:
     """Freeze blocks or layers of a U-Net by name; everything else is trained.
 
-    The call is absolute: it thaws the whole model first, so the result depends on its arguments and not on what was
-    frozen before. Call it before `compile`; where the model is compiled already, compile it again.
-
-    Dropout and other random layers inside a frozen block stay active in training: they hold nothing that could change.
+    The whole model is unfrozen first, so the result depends only on the arguments. Call it before `compile`, or compile
+    again. Dropout and other random layers in frozen blocks stay active in training.
 
     Args:
-        model: A U-Net of any origin; its blocks are found by `find_blocks`. It is changed in place.
+        model: A U-Net of any origin; it is changed in place.
         what: `"conservative"` freezes the first half of the encoder blocks (`max(1, n // 2)` of n), `"moderate"` the first
-            quarter (`max(1, n // 4)`), `"aggressive"` none. Or one or more patterns with `*`, `?` and `[...]` that are
-            held against the names of blocks (`"encoder_1"`, `"decoder_*"`), of layers (`"conv2d_19"`; with its path,
-            `"vgg16/block1_conv1"`) and of nested models (`"vgg16"`), capitals included.
-        freeze_batchnorm: Hold every BatchNorm layer of the model, also in blocks that are trained: its statistics, scale
-            and offset stay those of pretraining. Worth it where batches are small.
+            quarter (`max(1, n // 4)`), `"aggressive"` none. Or one or more case-sensitive patterns with `*`, `?` and
+            `[...]` for the names of blocks (`"encoder_1"`, `"decoder_*"`), of layers (`"conv2d_19"`, or with a path
+            `"vgg16/block1_conv1"`) and of nested models (`"vgg16"`).
+        freeze_batchnorm: Whether to freeze every BatchNorm layer, also in trained blocks: statistics, scale and offset
+            stay as pretrained. Useful for small batches.
 
     Returns:
-        What is frozen and what is trained, block by block.
+        What is frozen and what is trained, by block.
 
     Raises:
-        UsageError: A pattern that fits no name (the message lists those there are), one that fits only layers without
-            weights, no pattern at all, or a layer that changes its state in training although it is frozen
-            (`SpectralNormalization`). The model is then as it was.
-        KerassegError: `find_blocks` sees no encoder-decoder in the model.
+        UsageError: A pattern matches no name or only layers without weights, there is no pattern, or a layer changes its
+            state in training although it is frozen (`SpectralNormalization`). The model is then unchanged.
+        KerassegError: The model is not an encoder-decoder.
 
     Example:
         >>> import kerasseg
@@ -163,7 +160,7 @@ def freeze(model: keras.Model, what: str | Sequence[str], *, freeze_batchnorm: b
     if freeze_batchnorm:
         set_trainable(batchnorm, False)
     frozen = {id(layer) for layer in _frozen_layers(model)}
-    # A training step that was traced before would go on training what is frozen now, without a word.
+    # A train step that was traced before would continue to train layers that are frozen now.
     model.train_function = None
 
     in_blocks = {id(layer) for block in blocks for layer in with_inner(block.layers)}
@@ -182,17 +179,17 @@ def freeze(model: keras.Model, what: str | Sequence[str], *, freeze_batchnorm: b
 
 
 def frozen_encoder_blocks(strategy: str, encoder_blocks: int) -> int:
-    """How many of the first encoder blocks a strategy freezes.
+    """Return how many of the first encoder blocks a strategy freezes.
 
-    The first blocks see edges and texture, which differ least from one kind of image to the next (Yosinski et al. 2014,
-    arXiv 1411.1792); the decoder has to learn the task and is always trained.
+    The first blocks respond to edges and texture, which differ least between kinds of images (Yosinski et al. 2014, arXiv
+    1411.1792). The decoder must learn the task and is always trained.
 
     Args:
         strategy: One of `STRATEGIES`.
-        encoder_blocks: How many encoder blocks the network has, at least 1.
+        encoder_blocks: Number of encoder blocks, at least 1.
 
     Raises:
-        UsageError: Another strategy.
+        UsageError: The strategy is unknown.
 
     Example:
         >>> [frozen_encoder_blocks(strategy, 4) for strategy in STRATEGIES]
@@ -208,15 +205,15 @@ def frozen_encoder_blocks(strategy: str, encoder_blocks: int) -> int:
 
 
 def _chosen(model: keras.Model, blocks: Blocks, patterns: tuple[str, ...]) -> list[Any]:
-    """The layers and nested models to freeze, each once."""
+    """Return the layers and nested models to freeze, each once."""
     if len(patterns) == 1 and patterns[0] in STRATEGIES:
         count = frozen_encoder_blocks(patterns[0], len(blocks.encoder))
         return [layer for block in blocks.encoder[:count] for layer in block.layers]
     if not patterns:
-        raise UsageError("no block or layer is named", remedy='Name some, or take "aggressive" to freeze nothing.')
+        raise UsageError("no block or layer is named", remedy='Name some, or use "aggressive" to freeze nothing.')
     named = [(block.name, tuple(block.layers)) for block in blocks]
     named += [(layer.name, (layer,)) for layer in all_layers(model)]
-    # Two nested models may repeat names: backbone/conv1 tells them apart.
+    # Nested models may repeat names, which paths such as backbone/conv1 distinguish.
     named += [
         (path, (layer,))
         for block in blocks
@@ -256,7 +253,7 @@ def _unknown(pattern: str, blocks: Blocks, names: list[str]) -> UsageError:
 
 
 def _refuse_restless(layers: Iterable[Any]) -> None:
-    """Refuse layers that do not honour `trainable = False`, before anything is changed."""
+    """Refuse layers that ignore `trainable = False`, before anything is changed."""
     for layer in with_inner(layers):
         if restless(layer):
             raise UsageError(
@@ -287,12 +284,12 @@ def _report(name: str, layers: Sequence[Any], frozen: set[int], only_batchnorm: 
 
 
 def _frozen_layers(model: keras.Model) -> list[Any]:
-    """Layers that own weights and are held; not the models around them."""
+    """Return frozen layers with weights of their own, without the models around them."""
     return [layer for layer in all_layers(model) if not layer.trainable and own_weights(layer)]
 
 
 def _freezable(layer: Any) -> bool:
-    """Whether freezing makes a difference: weights to train, or statistics to keep."""
+    """Return whether freezing has an effect: there are weights to train or statistics to keep."""
     return any(
         inner._trainable_variables or isinstance(inner, keras.layers.BatchNormalization)
         for inner in with_inner([layer])
@@ -304,13 +301,7 @@ def _unique(variables: Iterable[Any]) -> list[Any]:
 
 
 def _count(variables: Iterable[Any]) -> int:
-    total = 0
-    for variable in _unique(variables):
-        size = 1
-        for length in variable.shape:
-            size *= length
-        total += size
-    return total
+    return sum(math.prod(variable.shape) for variable in _unique(variables))
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

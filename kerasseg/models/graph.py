@@ -1,6 +1,6 @@
-"""A Keras model as one flat graph of nodes: nested models opened up, shared layers listed once for each use.
+"""A Keras model as one flat graph: nested models are expanded, and shared layers appear once per use.
 
-Only the wiring is read: which operation takes which tensors. Names, classes and weights play no part here.
+Only the connections are read; names, classes and weights do not matter.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import keras
 
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Graph", "Node", "Shape", "flatten"]
+__all__ = ["Graph", "Node", "Shape", "flatten", "has_graph"]
 
 Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One use of one operation.
+    """One use of an operation.
 
     Attributes:
-        index: Place in `Graph.nodes`; parents have smaller ones.
-        operation: The layer or `keras.ops` operation; a model only where it hides its graph (a subclassed model).
-        path: The operation's name, below the names of the models that it is nested in: `backbone/conv1`.
-        parents: Indices of the nodes whose outputs are taken, one for each tensor argument, in order.
-        incoming: Shapes of those tensors, the batch first.
-        shape: Shape of the (first) output, the batch first.
-        arguments: Keras' record of the call, `None` for an input.
-        tensors: The symbolic tensors taken.
+        index: Position in `Graph.nodes`, after all its parents.
+        operation: The layer or `keras.ops` operation; a model only if it is subclassed and has no graph.
+        path: The operation's name, with the names of enclosing models: `backbone/conv1`.
+        parents: Indices of the nodes whose outputs it takes, one per tensor argument, in order.
+        incoming: Shapes of these tensors, with the batch axis.
+        shape: Shape of the (first) output, with the batch axis.
+        arguments: Keras' record of the call, None for an input.
+        tensors: The symbolic tensors that it takes.
     """
 
     index: int
@@ -49,23 +49,24 @@ class Node:
 
     @property
     def layer(self) -> keras.Layer | None:
-        """The operation where it is a layer (which may hold weights)."""
+        """The operation, if it is a layer."""
         return self.operation if isinstance(self.operation, keras.Layer) and not self.is_input else None
 
     @property
     def weighted(self) -> bool:
-        """Whether the operation holds variables that a checkpoint stores."""
+        """Whether the operation has variables that a checkpoint stores."""
         return self.layer is not None and bool(self.layer.weights)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """The nodes of a model in an order in which they can be run.
+    """The nodes of a model in execution order.
 
     Attributes:
-        nodes: All nodes; inputs among them.
+        nodes: All nodes, including inputs.
         inputs: Indices of the model's inputs.
         outputs: Indices of the nodes that make the model's outputs.
+        children: For each node the indices of the nodes that take its output.
     """
 
     nodes: tuple[Node, ...]
@@ -81,7 +82,7 @@ class Graph:
         object.__setattr__(self, "children", tuple(tuple(c) for c in children))
 
     def ancestors(self, indices: Iterable[int]) -> set[int]:
-        """The given nodes and all that they are computed from."""
+        """Return the given nodes and all that they are computed from."""
         found = set(indices)
         for node in reversed(self.nodes):
             if node.index in found:
@@ -89,9 +90,9 @@ class Graph:
         return found
 
     def only_for(self, start: int, consumer: int) -> set[int]:
-        """The nodes whose results serve nothing but one argument: `start`, as taken by `consumer`.
+        """Return the nodes whose results are used only through `start` as an argument of `consumer`.
 
-        Empty where `start` is used elsewhere too. Inputs and outputs of the model are never among them.
+        Empty if `start` has other uses. Inputs and outputs of the model are never included.
         """
         if self.children[start] != (consumer,) or self.nodes[consumer].parents.count(start) != 1:
             return set()
@@ -107,21 +108,20 @@ class Graph:
 
 
 def flatten(model: keras.Model) -> Graph:
-    """The graph of a functional or sequential model with every nested one opened up.
+    """Return the graph of a functional or sequential model with all nested models expanded.
+
+    A nested model that is used twice appears twice, with the same layers.
 
     Args:
         model: A built model.
 
-    Returns:
-        The flat graph. A nested model that is used twice appears twice, with the same layers.
-
     Raises:
-        CheckpointError: The model is subclassed or unbuilt, so that no graph can be read.
+        CheckpointError: The model is subclassed or unbuilt and has no readable graph.
     """
-    if not _has_graph(model):
+    if not has_graph(model):
         raise CheckpointError(
             f"the graph of the model {model.name!r} cannot be read",
-            found=f"a {type(model).__name__} {'subclass of keras.Model' if model.built else 'that was never built'}",
+            found=f"{type(model).__name__}, {'a subclass of keras.Model' if model.built else 'which was never built'}",
             expected="a functional or sequential Keras model",
             remedy="Rebuild it as keras.Model(inputs, outputs)." if model.built else "Call it on an image first.",
         )
@@ -135,16 +135,16 @@ def flatten(model: keras.Model) -> Graph:
     return Graph(tuple(nodes), tuple(bound), tuple(dict.fromkeys(outputs)))
 
 
-def _has_graph(operation: Any) -> bool:
-    """Whether an operation is a model whose tensors carry their history."""
+def has_graph(operation: Any) -> bool:
+    """Return whether an operation is a model whose tensors have a history."""
     return isinstance(operation, keras.Model) and bool(getattr(operation, "outputs", None))
 
 
 def _walk(model: keras.Model, bound: list[int], prefix: str, nodes: list[Node]) -> list[int]:
-    """Append the nodes of `model`, its inputs being the nodes `bound`; the nodes that make its outputs."""
+    """Append the nodes of `model`, whose inputs are the nodes `bound`; return the nodes of its outputs."""
     known = {id(tensor): index for tensor, index in zip(model.inputs, bound, strict=True)}
     for output in model.outputs:
-        # Depth first with a stack of our own: deep encoders exceed Python's recursion limit.
+        # Depth first with an explicit stack, because deep encoders exceed Python's recursion limit.
         stack = [output]
         while stack:
             tensor = stack[-1]
@@ -163,7 +163,7 @@ def _walk(model: keras.Model, bound: list[int], prefix: str, nodes: list[Node]) 
                 continue
             parents = [known[id(parent)] for parent in call.input_tensors]
             path = prefix + operation.name
-            if _has_graph(operation):
+            if has_graph(operation):
                 results = _walk(operation, parents, path + "/", nodes)
             else:
                 shapes = tuple(tuple(parent.shape) for parent in call.input_tensors)

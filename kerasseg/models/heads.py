@@ -1,4 +1,4 @@
-"""Turn the output of a network into one tumour probability: `plan_output`."""
+"""The output of a network as one tumour probability: `plan_output`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ __all__ = [
     "Plan",
     "Wish",
     "deepest_scale",
+    "free_name",
     "plan_output",
     "read_output",
     "settle_by_test",
@@ -39,27 +40,28 @@ _ACTIVATIONS: dict[str, Kind] = {
     "softmax": "softmax",
     "tanh": "tanh",
 }
-# Operations whose values stay where those of their inputs are.
+# Operations that keep the range of their inputs' values.
 _KEEPING = {
     "Identity", "Dropout", "SpatialDropout2D", "Cropping2D", "ZeroPadding2D", "Resizing", "UpSampling2D", "Reshape",
     "Permute", "Average", "Maximum", "Minimum", "MaxPooling2D", "AveragePooling2D", "Concatenate", "Cast", "Transpose",
     "Resize", "Pad", "ExpandDims", "Squeeze", "GetItem", "Take",
 }  # fmt: skip
+_CHOOSING = {"GetItem", "Take"}
 _MAKING = (layers.Conv2D, layers.Conv2DTranspose, layers.SeparableConv2D, layers.DepthwiseConv2D, layers.Dense)
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The output of a network that is taken as its mask.
+    """The output of a network that is used as its mask.
 
     Attributes:
-        index: Place in `model.outputs`.
+        index: Index in `model.outputs`.
         name: The layer's name.
-        channels: Channels of the map.
-        kind: What its values are, as far as the graph tells: `"probability"` (each channel by itself), `"softmax"`
-            (channels sum to 1), `"logits"`, `"tanh"` (-1..1) or `"unknown"`.
+        channels: Number of channels.
+        kind: Its values, as far as the graph determines them: `"probability"` (of each channel), `"softmax"` (channels sum
+            to 1), `"logits"`, `"tanh"` (-1..1) or `"unknown"`.
         graph: The graph of the network.
-        others: Names of the outputs that were not taken.
+        others: Names of the other outputs.
     """
 
     index: int
@@ -71,13 +73,13 @@ class Output:
 
 
 def read_output(model: keras.Model, wanted: str | int | None = None) -> Output:
-    """Find the output that is the mask: at full resolution, and the one that most of the network works for.
+    """Find the mask output: the one at full resolution that most of the network contributes to.
 
-    So in a network with deep supervision (U-Net++, U2-Net) it is the last or the fused output.
+    In a network with deep supervision (U-Net++, U2-Net) this is the last or the fused output.
 
     Args:
         model: A model with one image input, channels last.
-        wanted: Name or place of the output to take instead.
+        wanted: Name or index of the output to use instead.
 
     Raises:
         CheckpointError: No output is a map of the size of the input.
@@ -110,9 +112,9 @@ def read_output(model: keras.Model, wanted: str | int | None = None) -> Output:
 
 
 def tail(output: Output) -> list[Node]:
-    """The nodes from the output back to the layer that makes its channels (a convolution), that one last.
+    """Return the nodes from the output back to the layer that makes its channels (such as a convolution).
 
-    Ends early, without such a layer, where nodes merge.
+    If nodes merge before such a layer, the list ends there.
     """
     graph = output.graph
     found = [graph.nodes[graph.outputs[output.index]]]
@@ -122,7 +124,7 @@ def tail(output: Output) -> list[Node]:
 
 
 def deepest_scale(model: keras.Model) -> int:
-    """Input pixels that one pixel of the deepest map spans; 1 where the model is not an encoder-decoder."""
+    """Return the input pixels per pixel of the deepest feature map; 1 if the model is not an encoder-decoder."""
     try:
         return max(block.scale for block in find_blocks(model))
     except CheckpointError:
@@ -130,7 +132,7 @@ def deepest_scale(model: keras.Model) -> int:
 
 
 def trial_size(model: keras.Model) -> tuple[int, int]:
-    """Height and width to try a model at: its own, or where they are open a small multiple of its deepest scale."""
+    """Return height and width for a trial run: the model's own, or a small multiple of its deepest scale."""
     height, width = model.inputs[0].shape[1:3]
     if height is None or width is None:
         step = deepest_scale(model)
@@ -140,7 +142,7 @@ def trial_size(model: keras.Model) -> tuple[int, int]:
 
 
 def settle_by_test(model: keras.Model, output: Output) -> Kind:
-    """Tell probabilities from logits by running the network, where its graph does not tell.
+    """Distinguish probabilities from logits by running the network on random input.
 
     Raises:
         CheckpointError: The values are neither.
@@ -148,10 +150,9 @@ def settle_by_test(model: keras.Model, output: Output) -> Kind:
     height, width = trial_size(model)
     channels = model.inputs[0].shape[-1]
     rng = np.random.default_rng(0)
-    x = np.concatenate(
-        [rng.random((1, height, width, channels)), 3 * rng.standard_normal((1, height, width, channels))]
-    ).astype("float32")
-    # Some models take a list of one tensor; a Sequential never does, and has no `input` before it is called.
+    shape = (1, height, width, channels)
+    x = np.concatenate([rng.random(shape), 3 * rng.standard_normal(shape)]).astype("float32")
+    # Some models take a list of one tensor. A Sequential never does, and has no `input` before its first call.
     given = x if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model.input, [x])
     results = keras.tree.flatten(model(given, training=False))
     values = np.asarray(ops.convert_to_numpy(ops.cast(results[output.index], "float32")))
@@ -165,7 +166,7 @@ def settle_by_test(model: keras.Model, output: Output) -> Kind:
             f"output {output.name!r} holds neither probabilities nor logits",
             found=f"values {low:.3g} to {high:.3g} on random input",
             expected="values in 0..1, or of both signs",
-            remedy="Replace the head by a fresh one (head='binary').",
+            remedy="Replace the head by a new one (head='binary').",
         )
     sums = values.sum(-1)
     return "softmax" if output.channels > 1 and np.allclose(sums, 1, atol=1e-2) else "probability"
@@ -187,7 +188,7 @@ def _check_input(graph: Graph) -> None:
             remedy="Build it with data_format='channels_last' and copy the weights: kernels have the same layout in both.",
         )
     if shapes[0][-1] is None:
-        raise CheckpointError("the network leaves the number of channels open", found=f"input {shapes[0]}")
+        raise CheckpointError("the network does not fix the number of channels", found=f"input {shapes[0]}")
 
 
 def _is_full(graph: Graph, places: list[Place], index: int) -> bool:
@@ -212,7 +213,7 @@ def _no_map(graph: Graph, places: list[Place], looked_at: Sequence[int]) -> Chec
         f"the network's mask does not have the size of the image: {why}",
         found=found,
         expected="output of the height and width of the input",
-        remedy="Take a network with padding='same' that ends at full resolution.",
+        remedy="Use a network with padding='same' that ends at full resolution.",
     )
 
 
@@ -225,7 +226,7 @@ def _place(wanted: str | int, names: list[str]) -> int:
 
 
 def _kind(graph: Graph, node: Node) -> Kind:
-    """What the values of a node are, by what makes them."""
+    """Determine the kind of a node's values from the operations that make them."""
     operation: Any = node.operation
     name = type(operation).__name__
     activation = getattr(operation, "activation", None)
@@ -240,8 +241,8 @@ def _kind(graph: Graph, node: Node) -> Kind:
         return "logits"
     if name in _KEEPING or (isinstance(operation, layers.Activation) and node.parents):
         kinds = {_kind(graph, graph.nodes[parent]) for parent in node.parents}
-        if name == "Concatenate" and kinds == {"softmax"}:
-            return "probability"
+        if kinds == {"softmax"} and (name == "Concatenate" or (name in _CHOOSING and node.shape != node.incoming[0])):
+            return "probability"  # some of the classes: they no longer sum to 1
         return kinds.pop() if len(kinds) == 1 else "unknown"
     if name == "Add" and all(_kind(graph, graph.nodes[parent]) == "logits" for parent in node.parents):
         return "logits"
@@ -265,11 +266,11 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done at the end of a network.
+    """The changes at the end of a network.
 
     Attributes:
         replacements: Layers to replace, by their `id`.
-        finish: From the output tensor and the names that are taken, to the tensor that the new network gives.
+        finish: Maps the output tensor and the used layer names to the output of the new network.
     """
 
     replacements: dict[int, Replacement]
@@ -277,17 +278,17 @@ class Plan:
 
 
 def plan_output(model: keras.Model, output: Output, wish: Wish, changes: list[str]) -> Plan:
-    """Decide how the output of a network becomes one tumour probability in float32.
+    """Plan how the output of a network becomes one tumour probability in float32.
 
     Args:
-        model: The network as it is.
-        output: Which of its outputs, and what its values are.
-        wish: What the user asked for.
-        changes: One sentence is appended for each thing that is changed or assumed.
+        model: The network, left unchanged.
+        output: Its mask output.
+        wish: The user's options.
+        changes: A sentence is appended for each change or assumption.
 
     Raises:
-        CheckpointError: The meaning of the head is not clear (`"keep"`), or there is no convolution to replace.
-        UsageError: A channel that the output does not have.
+        CheckpointError: The meaning of the head is unclear (`"keep"`), or there is no convolution to replace.
+        UsageError: The output does not have a requested channel.
     """
     if wish.head == "binary":
         return _fresh_head(output, wish.seed, changes)
@@ -318,12 +319,16 @@ def _kept_head(
     chosen = _chosen(output, background, foreground)
     steps: list[Callable[[Any, set[str]], Any]] = []
     if kind == "tanh":
-        steps.append(lambda x, taken: layers.Rescaling(0.5, 0.5, dtype="float32", name=_free("probability", taken))(x))
+        steps.append(
+            lambda x, taken: layers.Rescaling(0.5, 0.5, dtype="float32", name=free_name("probability", taken))(x)
+        )
         changes.append(f"tanh output {output.name!r} mapped from -1..1 to 0..1")
         kind = "probability"
     if kind == "logits":
         function = "sigmoid" if output.channels == 1 else "softmax"
-        steps.append(lambda x, taken: layers.Activation(function, dtype="float32", name=_free("probability", taken))(x))
+        steps.append(
+            lambda x, taken: layers.Activation(function, dtype="float32", name=free_name("probability", taken))(x)
+        )
         changes.append(f"output {output.name!r} holds logits: {function} appended")
         kind = "probability" if output.channels == 1 else "softmax"
     if output.channels > 1:
@@ -337,14 +342,22 @@ def _kept_head(
         changes.append(_how_read(output, chosen, exclusive=kind == "softmax", foreground=foreground))
     elif foreground not in (None, 0, -1):
         raise UsageError("there is no such channel", found=f"foreground {foreground}", expected="0: it is the only one")
-    return Plan(_in_float32(output, changes), _Chain(tuple(steps)))
+
+    def finish(x: Any, taken: set[str]) -> Any:
+        for step in steps:
+            x = step(x, taken)
+        if x.dtype != "float32":
+            x = layers.Activation("linear", dtype="float32", name=free_name("float32", taken))(x)
+        return x
+
+    return Plan(_in_float32(output, changes), finish)
 
 
 _WORDS: dict[Kind, str] = {"probability": "probabilities", "softmax": "probabilities of classes", "logits": "logits"}
 
 
 def _chosen(output: Output, background: int, foreground: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Places of the channels to read: the background alone, or the foreground."""
+    """Return the indices of the background channel or of the foreground channels."""
     given = (background,) if foreground is None else (foreground,) if isinstance(foreground, int) else tuple(foreground)
     count = output.channels
     if not given or not all(isinstance(c, int) and -count <= c < count for c in given):
@@ -367,14 +380,14 @@ def _how_read(output: Output, chosen: tuple[int, ...], *, exclusive: bool, foreg
 
 @dataclass(frozen=True, slots=True)
 class _Foreground:
-    """Append the operations that make one tumour probability of several channels."""
+    """Append the operations that make one tumour probability from several channels."""
 
     channels: tuple[int, ...]
     exclusive: bool
     background: bool
 
     def __call__(self, x: Any, taken: set[str]) -> Any:
-        # Operations of keras.ops, not a Lambda or a layer of our own: saved files open without kerasseg, in safe mode.
+        # Operations of keras.ops, so that saved files open without kerasseg and in safe mode.
         x = _named(ops.take(x, list(self.channels), axis=-1), "background" if self.background else "classes", taken)
         if self.background:
             return _named(ops.subtract(1.0, x), "foreground", taken)
@@ -384,25 +397,14 @@ class _Foreground:
         return _named(merged, "foreground", taken)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    steps: tuple[Callable[[Any, set[str]], Any], ...]
-
-    def __call__(self, x: Any, taken: set[str]) -> Any:
-        for step in self.steps:
-            x = step(x, taken)
-        if x.dtype != "float32":
-            x = layers.Activation("linear", dtype="float32", name=_free("float32", taken))(x)
-        return x
-
-
 def _named(tensor: Any, name: str, taken: set[str]) -> Any:
-    """Give the operation that made `tensor` a name that does not depend on what the process built before."""
-    tensor._keras_history.operation.name = _free(name, taken)
+    """Name the operation that made `tensor`, independently of what the process built before."""
+    tensor._keras_history.operation.name = free_name(name, taken)
     return tensor
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
+    """Return `name`, numbered if it is taken, and add it to `taken`."""
     number, free = 1, name
     while free in taken:
         number += 1
@@ -412,7 +414,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _in_float32(output: Output, changes: list[str]) -> dict[int, Replacement]:
-    """The last layers anew in float32, where they compute in less: a bfloat16 sigmoid has 8 bits."""
+    """Rebuild the last layers in float32 if they use less precision (a bfloat16 sigmoid has 8 bits)."""
     found: dict[int, Replacement] = {}
     for node in tail(output):
         layer = node.layer
@@ -433,15 +435,15 @@ def _fresh_head(output: Output, seed: int | None, changes: list[str]) -> Plan:
     last = nodes[-1].operation if nodes else None
     if not isinstance(last, (layers.Conv2D, layers.Conv2DTranspose, layers.SeparableConv2D, layers.Dense)):
         raise CheckpointError(
-            f"no last convolution is found behind output {output.name!r}, so that it could be replaced",
+            f"no convolution to replace was found before output {output.name!r}",
             found=f"{type(last).__name__} {last.name!r}" if last is not None else None,
-            expected="a convolution, then nothing but activations and resizing",
+            expected="a convolution followed only by activations and resizing",
         )
-    # Activations and normalisations behind the old convolution belong to its channels; what moves pixels stays.
+    # Activations and normalisations after the old convolution are removed; resizing and cropping stay.
     behind = [node for node in nodes[:-1] if type(node.operation).__name__ not in _MOVING]
     moving = len(behind) < len(nodes) - 1
     names = {node.operation.name for node in output.graph.nodes} - {last.name}
-    name = _free("head", names)
+    name = free_name("head", names)
     width = "units" if isinstance(last, layers.Dense) else "filters"
     settings = {
         width: 1,
@@ -459,10 +461,10 @@ def _fresh_head(output: Output, seed: int | None, changes: list[str]) -> Plan:
     replacements = {id(node.operation): Replacement(drop=True) for node in behind}
     replacements[id(last)] = Replacement(make=_copier(last, **settings), fresh=True)
     had = "1 channel" if output.channels == 1 else f"{output.channels} channels"
-    changes.append(f"head {last.name!r} ({had}) replaced by a fresh binary head {name!r}")
+    changes.append(f"head {last.name!r} ({had}) replaced by a new binary head {name!r}")
 
     def sigmoid(x: Any, taken: set[str]) -> Any:
-        return layers.Activation("sigmoid", dtype="float32", name=_free("probability", taken))(x) if moving else x
+        return layers.Activation("sigmoid", dtype="float32", name=free_name("probability", taken))(x) if moving else x
 
     return Plan(replacements, sigmoid)
 

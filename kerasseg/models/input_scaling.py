@@ -1,8 +1,8 @@
-"""Which grey levels a network expects, read off the layers that scale its input: `read_input_scaling`.
+"""The range of intensities that a network expects, from the layers that scale its input: `read_input_scaling`.
 
-kerasseg feeds images in 0..1. Networks that begin with `Rescaling(1/255)`, `Normalization` or the subtraction of a mean
-expect 0..255; fed 0..1 they see black. `fit_to_task` multiplies the image in front of such a network, so that training,
-evaluation, prediction and export all feed it alike.
+kerasseg feeds images in 0..1. Networks that start with `Rescaling(1/255)`, `Normalization` or the subtraction of a mean
+expect 0..255 and would see 0..1 as black. `fit_to_task` multiplies the image in front of such a network, so that training,
+evaluation, prediction and export feed it in the same way.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ _BYTE = 255.0
 
 @dataclass(frozen=True, slots=True)
 class InputScaling:
-    """How a network scales its input by itself.
+    """How a network scales its own input.
 
     Attributes:
-        white: The largest value of the images that it expects, 255 for 8-bit grey levels.
-        layers: Names of the layers and operations that tell.
+        white: Largest value of the images that it expects, 255 for 8-bit grey levels.
+        layers: Names of the layers and operations that scale.
     """
 
     white: float
     layers: tuple[str, ...]
 
     def __str__(self) -> str:
-        """What the network expects, for people."""
+        """Return a description of the expected range."""
         return f"grey levels 0 to {self.white:g}, which {', '.join(map(repr, self.layers))} rescales"
 
 
 def read_input_scaling(model: keras.Model) -> InputScaling | None:
-    """Read the affine layers at the beginning of a network: Rescaling, Normalization, BatchNorm, arithmetic with constants.
+    """Read the first affine layers of a network: Rescaling, Normalization, BatchNorm, arithmetic with constants.
 
     Args:
         model: A functional or sequential network.
 
     Returns:
-        What it expects; None where it takes images in 0..1, or nothing tells.
+        The expected range; None if it is 0..1 or cannot be determined.
 
     Example:
         >>> image = keras.Input((32, 32, 1))
@@ -60,7 +60,7 @@ def read_input_scaling(model: keras.Model) -> InputScaling | None:
         grey levels 0 to 255, which 'scale' rescales
     """
     graph = flatten(model)
-    # (node, scale, offset, names): all ways from the input through what only scales and rearranges.
+    # (node, scale, offset, names): all paths from the input through operations that only scale and rearrange.
     waiting: list[tuple[int, Any, Any, tuple[str, ...]]] = [(i, 1.0, 0.0, ()) for i in graph.inputs]
     seen: set[int] = set()
     while waiting:
@@ -75,11 +75,9 @@ def read_input_scaling(model: keras.Model) -> InputScaling | None:
                 try:
                     own_scale, own_offset = (np.asarray(v, np.float64) for v in line)
                     new = (own_scale * scale, own_scale * offset + own_offset)
-                except ValueError:  # channels that a rearrangement between has changed
-                    new = (
-                        np.median(line[0]) * np.median(scale),
-                        np.median(line[0]) * np.median(offset) + np.median(line[1]),
-                    )
+                except ValueError:  # an operation between them changed the channels
+                    by = np.median(line[0])
+                    new = (by * np.median(scale), by * np.median(offset) + np.median(line[1]))
                 waiting.append((child, *new, (*names, node.operation.name)))
                 continue
             if type(node.operation).__name__ in _PASSING and _passes(node):
@@ -95,7 +93,7 @@ def _passes(node: Node) -> bool:
 
 
 def _line(node: Node) -> tuple[Any, Any] | None:
-    """Scale and offset of a node that is an affine function of each pixel's channels."""
+    """Return scale and offset of a node that is an affine function of each pixel's channels, else None."""
     operation: Any = node.operation
     if isinstance(operation, layers.Rescaling):
         return operation.scale, operation.offset
@@ -108,15 +106,11 @@ def _line(node: Node) -> tuple[Any, Any] | None:
             np.asarray(ops.convert_to_numpy(v)) for v in (operation.moving_mean, operation.moving_variance)
         )
         deviation = np.sqrt(variance + operation.epsilon)
-        # Statistics of images in 0..1 stay below 1 and say no more than that.
+        # Means below 1.5 are also possible for images in 0..1.
         return (1 / deviation, -mean / deviation) if np.median(mean) > 1.5 else None
     name = type(operation).__name__
-    if (
-        name not in _ARITHMETIC
-        or len(node.parents) != 1
-        or isinstance(operation, keras.Layer)
-        or node.arguments is None
-    ):
+    plain = name in _ARITHMETIC and len(node.parents) == 1 and not isinstance(operation, keras.Layer)
+    if not plain or node.arguments is None:
         return None
     values = [*node.arguments.args, *node.arguments.kwargs.values()]
     constants = [v for v in values if not isinstance(v, keras.KerasTensor)]
@@ -134,7 +128,7 @@ def _line(node: Node) -> tuple[Any, Any] | None:
 
 
 def _white(scale: float, offset: float) -> float:
-    """The largest grey level for which `scale * x + offset` makes sense: what is mapped to 0 lies inside the range."""
+    """Return the largest intensity that fits `scale * x + offset`, assuming that the zero crossing is inside the range."""
     width = abs(scale)
     if not np.isfinite([scale, offset]).all() or width < 1e-12:
         return 1.0

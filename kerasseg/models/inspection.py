@@ -1,10 +1,11 @@
-"""What a checkpoint is, as one record: `inspect_checkpoint`. `kerasseg inspect` shows it."""
+"""Description of a checkpoint as one record: `inspect_checkpoint`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
 from kerasseg.models.blocks import Blocks, find_blocks
 from kerasseg.models.freezing import STRATEGIES, FreezeReport, freeze
 from kerasseg.models.input_scaling import InputScaling, read_input_scaling
+from kerasseg.models.layers import all_layers
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["Inspection", "Strategy", "Tensor", "inspect_checkpoint", "inspect_model", "layer_prefixes"]
 
-_FEW = 6  # entries that a part's list of names may have before it is shortened
+_FEW = 6  # longest list of names that is not shortened
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
@@ -29,10 +31,10 @@ class Tensor:
     """An input or output of a network.
 
     Attributes:
-        name: As the network calls it.
-        shape: The batch first; None where open.
+        name: Its name in the network.
+        shape: With the batch axis; None for sizes that are not fixed.
         dtype: For instance `float32`.
-        activation: Name of the activation that makes an output (`sigmoid`), where the last layer has one.
+        activation: Name of an output's activation (`sigmoid`), if the last layer has one.
     """
 
     name: str
@@ -43,14 +45,14 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """What a strategy, or patterns, would freeze.
+    """The effect of a freezing strategy or of patterns.
 
     Attributes:
-        name: The strategy's name, or the patterns with commas between.
-        frozen_blocks: Blocks in which nothing would change.
-        trained: Numbers that the optimizer would move.
-        frozen: Numbers that would be held; the rest are BatchNorm statistics, which training keeps measuring.
-        share_trained: `trained` as a share (0..1) of what can be trained.
+        name: The strategy, or the patterns separated by commas.
+        frozen_blocks: Blocks that would be frozen completely.
+        trained: Number of parameters that the optimizer would update.
+        frozen: Number of parameters that would be frozen; the rest are BatchNorm statistics.
+        share_trained: `trained` as a fraction (0..1) of the trainable parameters.
     """
 
     name: str
@@ -62,24 +64,24 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a checkpoint is.
+    """Description of a checkpoint.
 
     Attributes:
-        path: As it was given.
-        provenance: What wrote it and what had to be translated; None where that is not known.
+        path: The path as given.
+        provenance: Writer and translations; None if unknown.
         inputs: Its inputs.
         outputs: Its outputs.
-        layers: How many layers have weights.
-        variables: How many weight tensors it has.
-        parameters: How many numbers they hold.
-        blocks: The U; None where the network is none, `problem` then says what it is.
-        prefixes: For `encoder`, `bottleneck`, `decoder` and `head` the names of their layers with weights, shortened:
+        layers: Number of layers with weights.
+        variables: Number of weight tensors.
+        parameters: Number of parameters.
+        blocks: Blocks of the U-Net; None for other networks, which `problem` describes.
+        prefixes: Shortened names of the layers with weights in `encoder`, `bottleneck`, `decoder` and `head`:
             `conv2d .. conv2d_7`, `block1_*`.
-        strategies: What each strategy would train.
-        chosen: The same for the strategy or the patterns that were asked for.
-        states: For each block what these would make of it: `frozen`, `trained`, `partly trained` or `no weights`.
-        problem: Why it has no blocks.
-        scaling: The grey levels that the network expects, where its first layers rescale them; None for 0..1.
+        strategies: The effect of each strategy.
+        chosen: The effect of the requested strategy or patterns.
+        states: State of each block after these: `frozen`, `trained`, `partly trained` or `no weights`.
+        problem: The reason why there are no blocks.
+        scaling: The expected intensities if the first layers rescale them; None for 0..1.
     """
 
     path: str
@@ -98,7 +100,7 @@ class Inspection:
     scaling: InputScaling | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain JSON values; `docs/blocks.md` describes them."""
+        """Return the record as plain JSON values; `docs/blocks.md` describes them."""
         blocks = None
         if self.blocks is not None:
             blocks = [
@@ -139,24 +141,24 @@ def inspect_checkpoint(
     architecture: str | keras.Model | None = None,
     allow_partial: bool = False,
 ) -> Inspection:
-    """Open a checkpoint and tell what it is.
+    """Open and describe a checkpoint.
 
     Args:
-        path: Whatever `open_checkpoint` takes.
-        what: A strategy or patterns, as `freeze` takes them, to show what they would freeze.
-        architecture: As for `open_checkpoint`.
-        allow_partial: As for `open_checkpoint`.
+        path: Any checkpoint that `open_checkpoint` accepts.
+        what: A strategy or patterns as for `freeze`, to show their effect.
+        architecture: See `open_checkpoint`.
+        allow_partial: See `open_checkpoint`.
 
     Raises:
-        CheckpointError: No network can be made of the file. (A network that is no U-Net is an answer, not an error.)
-        UsageError: `what` names nothing in the network.
+        CheckpointError: The file cannot be opened. (A network that is not a U-Net is described without an error.)
+        UsageError: `what` matches nothing in the network.
     """
     model = open_checkpoint(path, architecture=architecture, allow_partial=allow_partial)
     return inspect_model(model, path=path, what=what)
 
 
 def inspect_model(model: keras.Model, *, path: str | Path = "", what: str | Sequence[str] | None = None) -> Inspection:
-    """The same for a network in memory, which is left as it was.
+    """Describe a network in memory, which is left unchanged.
 
     Example:
         >>> import kerasseg
@@ -169,7 +171,7 @@ def inspect_model(model: keras.Model, *, path: str | Path = "", what: str | Sequ
         "provenance": provenance(model),
         "inputs": tuple(_tensor(t) for t in model.inputs),
         "outputs": tuple(_tensor(t, made=True) for t in model.outputs),
-        "layers": sum(bool(layer.weights) for layer in _leaves(model)),
+        "layers": sum(bool(layer.weights) for layer in all_layers(model) if not isinstance(layer, keras.Model)),
         "variables": len(model.weights),
         "parameters": model.count_params(),
         "scaling": read_input_scaling(model),
@@ -203,20 +205,17 @@ def _strategy(report: FreezeReport, most: int) -> Strategy:
     )
 
 
-class _kept:  # noqa: N801 - reads as a word in a with statement
-    """Puts what is trainable back as it was."""
-
-    def __init__(self, model: keras.Model) -> None:
-        self._layers = [(layer, layer._trainable) for layer in model._flatten_layers()]
-        self._variables = [(v, v.trainable) for v in model.variables]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        for layer, trainable in self._layers:
+@contextlib.contextmanager
+def _kept(model: keras.Model) -> Iterator[None]:
+    """Restore what is trainable at the end of the block."""
+    layers = [(layer, layer._trainable) for layer in model._flatten_layers()]
+    variables = [(v, v.trainable) for v in model.variables]
+    try:
+        yield
+    finally:
+        for layer, trainable in layers:
             layer._trainable = trainable
-        for variable, trainable in self._variables:
+        for variable, trainable in variables:
             variable.trainable = trainable
 
 
@@ -230,20 +229,15 @@ def _tensor(tensor: Any, *, made: bool = False) -> Tensor:
     return Tensor(tensor.name if not made else operation.name, tuple(tensor.shape), str(tensor.dtype), activation)
 
 
-def _leaves(model: keras.Model) -> list[keras.Layer]:
-    layers = model._flatten_layers(include_self=False, recursive=True)
-    return [layer for layer in layers if not isinstance(layer, keras.Model)]
-
-
 def layer_prefixes(blocks: Blocks) -> dict[str, tuple[str, ...]]:
-    """Names of the layers with weights in each part of the U, shortened so that they can be taken in at a glance.
+    """Return the names of the layers with weights in each part of the U-Net, shortened for display.
 
     Args:
-        blocks: What `find_blocks` found.
+        blocks: The result of `find_blocks`.
 
     Returns:
-        For `encoder`, `bottleneck`, `decoder` and `head`: runs of numbered names (`conv2d .. conv2d_7`); where these are
-        too many, beginnings that no other part shares (`block1_*`).
+        For `encoder`, `bottleneck`, `decoder` and `head`: runs of numbered names (`conv2d .. conv2d_7`), or if these are
+        too many, prefixes that no other part shares (`block1_*`).
     """
     parts: dict[str, list[str]] = {"encoder": [], "bottleneck": [], "decoder": [], "head": []}
     for block in blocks:
@@ -257,13 +251,13 @@ def layer_prefixes(blocks: Blocks) -> dict[str, tuple[str, ...]]:
 
 
 def _split(name: str) -> tuple[str, int]:
-    """A numbered name as its stem and number; a bare one comes before its numbered fellows, as Keras names them."""
+    """Split a numbered name into stem and number; a name without number sorts before `name_1`, as Keras numbers them."""
     match = _NUMBERED.fullmatch(name)
     return (match[1], int(match[2])) if match else (f"{name}_", -1)
 
 
 def _runs(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Numbered names as runs that no number of another part interrupts."""
+    """Shorten numbered names to runs that contain no number of another part."""
     foreign = {_split(name) for name in others}
     stems: dict[str, list[tuple[int, str]]] = {}
     for name in names:
@@ -282,7 +276,7 @@ def _runs(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def _beginnings(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The shortest beginnings, up to an underscore, that cover the names and none of the others."""
+    """Return the shortest prefixes, up to an underscore, that match the names and none of the others."""
     made: dict[str, int] = {}
     for name in names:
         words = name.split("_")

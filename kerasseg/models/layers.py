@@ -1,4 +1,4 @@
-"""Layers inside of layers: walking them, holding them still, and finding those that do not keep still."""
+"""Layers inside layers: walking them, freezing them, and finding those that change even when frozen."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["all_layers", "fixed_weights", "leaves", "own_weights", "restless", "
 
 
 def set_trainable(layers: Iterable[Any], value: bool) -> None:
-    """Set layers, all that is inside of them, and their weights.
+    """Set `trainable` of layers, of everything inside them and of their weights.
 
-    `layer.trainable = value` alone is not enough: on the TensorFlow backend it does nothing where the layer has that value
-    already, even if layers inside or single weights have not.
+    On the TensorFlow backend `layer.trainable = value` has no effect on inner layers and weights if the layer already has
+    that value.
     """
     for layer in with_inner(layers):
         layer.trainable = value
@@ -25,7 +25,7 @@ def set_trainable(layers: Iterable[Any], value: bool) -> None:
 
 
 def leaves(model: keras.Model) -> list[Any]:
-    """The layers of a model with nested models opened up, each once."""
+    """Return the layers of a model and its nested models, each once."""
     found: dict[int, Any] = {}
     for layer in model.layers:
         for leaf in leaves(layer) if isinstance(layer, keras.Model) else [layer]:
@@ -34,31 +34,30 @@ def leaves(model: keras.Model) -> list[Any]:
 
 
 def all_layers(model: Any) -> list[Any]:
-    """Every layer and nested model below `model`, also those inside of wrappers and composed layers, each once."""
+    """Return every layer and nested model below `model`, including those inside wrappers, each once."""
     return list({id(layer): layer for layer in model._flatten_layers(include_self=False, recursive=True)}.values())
 
 
 def with_inner(layers: Iterable[Any]) -> list[Any]:
-    """`layers` and all that is inside of them, each once."""
+    """Return `layers` and everything inside them, each once."""
     return list({id(inner): inner for layer in layers for inner in [layer, *all_layers(layer)]}.values())
 
 
 def own_weights(layer: Any) -> list[Any]:
-    """Weights of the layer itself; `layer.weights` has those of the layers inside too."""
+    """Return the weights of the layer itself, without those of inner layers."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def fixed_weights(layer: Any) -> list[Any]:
-    """Weights that no gradient moves, whether the layer is trainable or not."""
+    """Return the weights that never receive a gradient."""
     return [v for inner in with_inner([layer]) for v in inner._non_trainable_variables]
 
 
 def restless(layer: Any) -> bool:
-    """Whether a layer that is not trainable still changes a weight when it is called with `training=True`.
+    """Return whether a frozen layer still changes a weight when called with `training=True`.
 
-    Found out by calling it, since no attribute tells. A layer whose weights are all trained by gradient cannot (unless it
-    is a wrapper: `SpectralNormalization` assigns to the kernel of the layer inside), and Keras' own BatchNormalization is
-    known to keep still.
+    No attribute tells, so the layer is called. Layers without non-trainable weights are skipped, except wrappers
+    (`SpectralNormalization` assigns to the inner layer's kernel), and so is Keras' own BatchNormalization.
     """
     state = layer.weights if isinstance(layer, keras.layers.Wrapper) else fixed_weights(layer)
     nodes = getattr(layer, "_inbound_nodes", ())
@@ -84,7 +83,7 @@ def restless(layer: Any) -> bool:
 
 
 def _probe(argument: Any) -> Any:
-    """Ones in the shape of a symbolic tensor."""
+    """Return ones in the shape of a symbolic tensor, and other arguments unchanged."""
     if not isinstance(argument, keras.KerasTensor):
         return argument
     return ops.ones([2] + [size or 8 for size in argument.shape[1:]], dtype=argument.dtype)

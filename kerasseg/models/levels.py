@@ -1,6 +1,6 @@
-"""Which part of a U each node of a graph belongs to: the way down, the turn, the way up, and what hangs on them.
+"""The part of the U-Net that each node of a graph belongs to: encoder, bottleneck, decoder, head and their side branches.
 
-`docs/blocks.md` tells the rules.
+`docs/blocks.md` describes the rules.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from kerasseg_tfrecords.errors import CheckpointError
 __all__ = ["Layout", "effective_areas", "side"]
 
 _SQUASHING = {"sigmoid", "hard_sigmoid", "softmax", "tanh", "hardsigmoid", "logsigmoid"}
-# Between a gate's squashing and the product: resizing, repeating, reshaping, 1 - x. Longer chains are no gates.
+# Between a gate's activation and the product: resizing, repeating, reshaping, 1 - x. Longer chains are not gates.
 _LONGEST_CHAIN = 8
 
 
 def effective_areas(graph: Graph, places: list[Place]) -> list[Fraction]:
-    """The scale (as an area) at which each node counts, side branches being where they rejoin.
+    """Return the scale (as an area) of each node, with side branches at the scale where they rejoin.
 
     Args:
         graph: The graph.
-        places: What `kerasseg.models.scales.measure` found for it.
+        places: The result of `kerasseg.models.scales.measure`.
 
     Returns:
-        Input pixels in one pixel of the map that each node belongs to.
+        Input pixels per pixel of the map that each node belongs to.
     """
     areas = [place.area for place in places]
     deepest = max(areas)
     for node in graph.nodes:
         for branch in _gates(graph, node):
-            # A product of the input with the whole network's output is no gate: the U itself would be the side branch.
+            # Otherwise the branch is the whole U-Net, whose output is multiplied by the input.
             if any(areas[i] == deepest for i in range(len(areas)) if i not in branch):
                 for i in branch:
                     areas[i] = areas[node.index]
@@ -52,7 +52,7 @@ def _gates(graph: Graph, node: Node) -> list[set[int]]:
 
 
 def _squashed(graph: Graph, index: int) -> bool:
-    """Whether a tensor comes out of a sigmoid, softmax or the like, perhaps resized or repeated since."""
+    """Return whether a tensor comes from a sigmoid, softmax or similar, possibly resized or repeated."""
     for _ in range(_LONGEST_CHAIN):
         node = graph.nodes[index]
         operation = node.operation
@@ -67,7 +67,7 @@ def _squashed(graph: Graph, index: int) -> bool:
 
 
 def _level_pyramids(graph: Graph, areas: list[Fraction]) -> None:
-    """Raise pyramid branches to the level they start from and return to, coarse levels first."""
+    """Assign pyramid branches to the level where they start and end, coarse levels first."""
     for area in sorted(set(areas), reverse=True):
         found: dict[tuple[frozenset[int], frozenset[int]], list[set[int]]] = {}
         for part in _parts(graph, {i for i, a in enumerate(areas) if a > area}):
@@ -82,7 +82,7 @@ def _level_pyramids(graph: Graph, areas: list[Fraction]) -> None:
 
 
 def _parts(graph: Graph, kept: set[int]) -> list[set[int]]:
-    """The connected parts of the graph among the steps `kept`."""
+    """Return the connected parts of the graph among the nodes `kept`."""
     parts = []
     while kept:
         part: set[int] = set()
@@ -98,7 +98,7 @@ def _parts(graph: Graph, kept: set[int]) -> list[set[int]]:
 
 
 def _merge(graph: Graph, index: int) -> int:
-    """The node that merges a chain with something else."""
+    """Return the node where a chain merges with something else."""
     while len(set(graph.nodes[index].parents)) < 2 and len(graph.children[index]) == 1:
         index = graph.children[index][0]
     return index
@@ -116,19 +116,19 @@ _COMBINING = {"Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply",
 
 
 class Layout:
-    """The U that a graph makes.
+    """The U-Net structure of a graph.
 
     Attributes:
         graph: The graph.
         places: Scale and size of each node's output.
-        areas: The scale (input pixels in a pixel) at which each node counts.
+        areas: Scale of each node (input pixels per pixel), adjusted for side branches.
         axes: Axes of height, width and channels.
-        useful: Steps that the maps among the outputs are computed from.
-        risen: For each node, whether it comes after going up again.
-        bottom: Steps at the deepest level.
-        down: Steps that the deepest level is computed from, and itself.
+        useful: Nodes that the output maps are computed from.
+        risen: For each node, whether it comes after upsampling.
+        bottom: Nodes at the deepest level.
+        down: Nodes that the deepest level is computed from, including itself.
         levels: Areas of the levels above the bottleneck, finest first.
-        heads: Steps of the head.
+        heads: Nodes of the head.
         names: The block of each node.
 
     Raises:
@@ -154,7 +154,7 @@ class Layout:
         self.names = self._names()
 
     def _is_map(self, i: int) -> bool:
-        """Whether an output is a map, if need be as a list of all its pixels."""
+        """Return whether an output is a map, possibly reshaped to a list of pixels."""
         made = self.graph.nodes[i].shape[1:]
         while not self.places[i].spatial:
             node = self.graph.nodes[i]
@@ -167,7 +167,7 @@ class Layout:
         return True
 
     def _risen(self) -> list[bool]:
-        """For each node, whether it comes after a rise: a finer map made from one that had been made coarser."""
+        """Return for each node whether it follows upsampling: a finer map computed from one that was made coarser."""
         risen: list[bool] = []
         finest: list[Fraction] = []
         for node in self.graph.nodes:
@@ -177,7 +177,7 @@ class Layout:
         return risen
 
     def _check(self, maps: list[int]) -> None:
-        """Refuse what does not go down and up again."""
+        """Refuse networks that do not go down and up again."""
         outputs = [self.graph.nodes[i].shape for i in self.graph.outputs]
         found = f"output {', '.join(map(str, outputs))}"
         expected = "an encoder-decoder, which goes down to coarse maps and up again"
@@ -195,7 +195,7 @@ class Layout:
         if not any(self.risen[i] for i in maps):
             scale = side(max(self.places[i].area for i in maps))
             raise CheckpointError(
-                f"an encoder alone: it goes down to 1/{scale} of the resolution and never up",
+                f"only an encoder: it goes down to 1/{scale} of the resolution and never up",
                 found=found,
                 expected=expected,
             )
@@ -210,25 +210,25 @@ class Layout:
             )
 
     def _levels(self, deepest: Fraction) -> list[Fraction]:
-        """Areas of the levels above the bottleneck that have layers of their own, finest first."""
+        """Return the areas of the levels above the bottleneck that have layers of their own, finest first."""
         found = {
             self.areas[i] for i in self.down - self.bottom if not self.risen[i] and _makes_level(self.graph.nodes[i])
         }
         levels = sorted(area for area in found if area < deepest)
         if not levels:
             raise CheckpointError(
-                "no encoder: nothing with weights stands above the deepest level",
+                "no encoder: there is nothing with weights above the deepest level",
                 found=f"a single level at 1/{side(deepest)} of the resolution",
                 expected="an encoder-decoder with at least one level above its bottleneck",
             )
         return levels
 
     def _level(self, area: Fraction) -> int:
-        """Number (from 1) of the level at or just above (finer than) a scale."""
+        """Return the number (from 1) of the level at a scale, or of the next finer one."""
         return max([k for k, level in enumerate(self.levels, 1) if level <= area], default=1)
 
     def _heads(self) -> set[int]:
-        """The last layers before each output, back to the convolution that makes its channels."""
+        """Return the last layers before each output, back to the convolution that makes its channels."""
         graph = self.graph
         heads: set[int] = set()
         waiting = [i for i in graph.outputs if self.risen[i] or i not in self.useful]
@@ -243,14 +243,14 @@ class Layout:
             heads.add(i)
             if not node.weighted or not _makes_values(node):
                 waiting.extend(node.parents)
-        # A node that also feeds the decoder, or no convolution at its end, is none of the head's.
+        # A node that also feeds the decoder does not belong to the head.
         for node in reversed(graph.nodes):
             if node.index in heads and not heads.issuperset(graph.children[node.index]):
                 heads.discard(node.index)
         return heads
 
     def _names(self) -> list[str]:
-        """The block of every node."""
+        """Return the block of every node."""
         names = [""] * len(self.graph.nodes)
         for node in reversed(self.graph.nodes):
             i = node.index
@@ -263,12 +263,12 @@ class Layout:
             elif i in self.down:
                 names[i] = f"encoder_{self._level(self.areas[i])}"
             else:
-                # On the way from the encoder to one user: part of what it serves.
+                # A node on a skip connection belongs to the block that uses it.
                 names[i] = self._served(i, names)
         return names
 
     def _served(self, i: int, names: list[str]) -> str:
-        """The block that a node on a skip, or an auxiliary output, is computed for: that at its own scale if several."""
+        """Return the block that a node on a skip or auxiliary output is used by, preferably at its own scale."""
         users = [names[c] for c in self.graph.children[i]]
         if not users:
             return "head"
@@ -276,7 +276,7 @@ class Layout:
         return own if own in users else users[0]
 
     def home(self, node: Node) -> str:
-        """The block that lists a node's layer: its own, but pooling closes the block that it leaves."""
+        """Return the block that lists a node's layer; pooling is listed at the end of the block before it."""
         i = node.index
         if i in self.down and not self.risen[i] and not node.weighted and len(node.parents) == 1:
             above = node.parents[0]
@@ -300,19 +300,19 @@ def _check_input(graph: Graph) -> None:
     if rank != 4:
         kinds = {5: "a 3-D network (volumes)", 3: "a network for sequences", 2: "a network for vectors"}
         raise CheckpointError(
-            f"{kinds.get(rank, 'a network for something else than images')}, no 2-D encoder-decoder",
+            f"{kinds.get(rank, 'a network for other data than images')}, not a 2-D encoder-decoder",
             found=f"input {shapes[0]}",
             expected="input (batch, height, width, channels)",
         )
 
 
 def _makes_values(node: Node) -> bool:
-    """Whether a node's weights mix channels (a convolution) rather than scale them (normalisation, PReLU)."""
+    """Return whether a node's weights mix channels (convolution) instead of scaling them (normalisation, PReLU)."""
     return not isinstance(node.layer, (*_NORMALISATIONS, layers.PReLU))
 
 
 def _makes_level(node: Node) -> bool:
-    """Whether a node is a level's own: weights that look at neighbours, or a dense mixing; no change of channels alone."""
+    """Return whether a node makes a level: its weights use neighbours or are dense, unlike a 1x1 convolution."""
     if not node.weighted or not _makes_values(node):
         return False
     kernel: Any = getattr(node.layer, "kernel_size", None)
@@ -320,5 +320,5 @@ def _makes_level(node: Node) -> bool:
 
 
 def side(area: Fraction) -> int:
-    """The length of a pixel of that many input pixels."""
+    """Return the side length of a square of this area, in whole pixels."""
     return max(1, round(math.sqrt(area)))

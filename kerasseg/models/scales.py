@@ -1,8 +1,8 @@
-"""How coarse every tensor of a network is, relative to its input.
+"""The scale of every tensor of a network relative to its input.
 
-Strides are accounted for node by node rather than read off sizes: unpadded convolutions, odd sizes and padding before a
-stem change sizes without changing the scale, and sizes may be unknown altogether. Where an operation declares no stride
-(resizing, slicing, depth-to-space, reshaping), the sizes before and after it tell, rounded to a whole factor.
+Strides are accumulated node by node instead of derived from sizes: unpadded convolutions, odd sizes and padding change
+sizes without changing the scale, and sizes may be unknown. Where an operation declares no stride (resizing, slicing,
+depth-to-space, reshaping), the ratio of the sizes before and after it is rounded to an integer factor.
 """
 
 from __future__ import annotations
@@ -19,29 +19,22 @@ from kerasseg.models.graph import Graph, Node, Shape
 
 __all__ = ["Place", "image_axes", "is_permutation", "measure"]
 
-_STRIDED = (
-    layers.Conv2D,
-    layers.DepthwiseConv2D,
-    layers.SeparableConv2D,
-    layers.MaxPooling2D,
-    layers.AveragePooling2D,
-)
+_STRIDED = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.MaxPooling2D, layers.AveragePooling2D)
 _POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
 _GLOBAL = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 _SAME = (layers.ZeroPadding2D, layers.Cropping2D)
-# Stands for unknown heights and widths; any size that halves often will do.
-_TYPICAL = 256
+_TYPICAL = 256  # replaces unknown heights and widths; any size that can be halved often would do
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor stands.
+    """Scale and size of a tensor.
 
     Attributes:
-        scale: Input pixels that one of its pixels spans, down and across: (1, 1) is full resolution.
-        size: Height and width in pixels; estimated where the model leaves them open.
-        spatial: False where the tensor is no map any more (pooled to one value a channel, flattened to a list of pixels);
-            `scale` and `size` are then those of the map that it came from.
+        scale: Input pixels per pixel, vertically and horizontally: (1, 1) is full resolution.
+        size: Height and width in pixels; estimated if not fixed.
+        spatial: False if the tensor is no longer a map (pooled to one value per channel, flattened to a list of pixels);
+            `scale` and `size` are then those of the map before.
     """
 
     scale: tuple[Fraction, Fraction]
@@ -50,12 +43,12 @@ class Place:
 
     @property
     def area(self) -> Fraction:
-        """Input pixels in one pixel; what levels are ordered by."""
+        """Input pixels per pixel, by which levels are ordered."""
         return self.scale[0] * self.scale[1]
 
 
 def image_axes(graph: Graph) -> tuple[int, int, int]:
-    """The axes of height, width and channels: (1, 2, 3), or (2, 3, 1) where most layers put channels first."""
+    """Return the axes of height, width and channels: (1, 2, 3), or (2, 3, 1) if most layers are channels-first."""
     formats = Counter(
         node.layer.data_format for node in graph.nodes if isinstance(node.layer, (*_STRIDED, layers.Conv2DTranspose))
     )
@@ -67,13 +60,10 @@ def _axes(data_format: str) -> tuple[int, int, int]:
 
 
 def measure(graph: Graph) -> list[Place]:
-    """The place of every node's (first) output.
+    """Return scale and size of every node's (first) output.
 
     Args:
         graph: A graph whose input is a batch of images.
-
-    Returns:
-        One place for each of `graph.nodes`.
     """
     axes = image_axes(graph)
     places: list[Place] = []
@@ -87,7 +77,7 @@ def measure(graph: Graph) -> list[Place]:
 
 
 def _input_axes(shape: Shape, axes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Those of the input: networks translated from other frameworks take channels first and transpose at once."""
+    """Return the axes of the input; networks translated from other frameworks may transpose a channels-first input."""
     if len(shape) == 4 and (shape[1] or 9) <= 4 and all(n is None or n > 4 for n in shape[2:]):
         return _axes("channels_first")
     return axes
@@ -109,23 +99,22 @@ def _place(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Plac
         return lost
     ratios = (source.size[0] / size[0], source.size[1] / size[1])
     if not 0.6 < ratios[0] / ratios[1] < 1.7:
-        # No resizing of an image changes its shape so much: these axes are heads, patches or half-done rearrangements.
+        # Resizing never changes the aspect ratio this much: the axes are heads, patches or rearrangements.
         return lost
     return Place(
-        (source.scale[0] * _whole(ratios[0]), source.scale[1] * _whole(ratios[1])),
-        (float(size[0]), float(size[1])),
+        (source.scale[0] * _whole(ratios[0]), source.scale[1] * _whole(ratios[1])), (float(size[0]), float(size[1]))
     )
 
 
 def _source(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Place:
-    """The argument whose pixels the result has."""
+    """Return the argument whose pixels the result has."""
 
     def extent(shape: Shape) -> Shape | None:
         return tuple(shape[a] for a in axes[:2]) if len(shape) == 4 else None
 
     made = extent(node.shape)
     candidates = [(place, extent(shape)) for place, shape in zip(parents, node.incoming, strict=True)]
-    # A merge has the pixels of its finest map; gates that are broadcast over it do not count.
+    # A merge has the pixels of its finest map; gates that are broadcast do not count.
     order = [
         (not place.spatial, made is not None and taken != made, place.area, i)
         for i, (place, taken) in enumerate(candidates)
@@ -134,10 +123,10 @@ def _source(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Pla
 
 
 def _stride(node: Node, source: Place, axes: tuple[int, int, int]) -> tuple[Fraction, Fraction] | None:
-    """The factor by which a node makes its map coarser, where the operation itself declares it."""
+    """Return the factor by which a node makes its map coarser, if the operation declares it."""
     operation = node.operation
     if len(node.parents) > 1 and source.spatial and len(node.incoming[0]) == 4:
-        # Elementwise operations, concatenation: same pixels. Attention over two maps keeps those of its query.
+        # Elementwise operations and concatenation keep the pixels. Attention over two maps keeps those of its query.
         shapes = [tuple(shape[a] for a in axes[:2]) for shape in node.incoming if len(shape) == 4]
         if tuple(node.shape[a] for a in axes[:2]) in shapes:
             return Fraction(1), Fraction(1)
@@ -158,13 +147,13 @@ def _stride(node: Node, source: Place, axes: tuple[int, int, int]) -> tuple[Frac
 
 
 def _covers(pooling: Any, source: Place) -> bool:
-    """Whether a pooling window holds the whole map, which makes it global (2x2 on a 2x2 map is an ordinary level)."""
+    """Return whether a pooling window covers the whole map (2x2 on a 2x2 map is an ordinary level)."""
     window = _pair(pooling.pool_size)
     return min(window) >= 3 and window[0] >= source.size[0] and window[1] >= source.size[1]
 
 
 def _is_crop(node: Node) -> bool:
-    """Whether a node is a slice without steps, `x[:, 1:-1, 1:-1]`: on small maps its sizes look like a stride."""
+    """Return whether a node is a slice without steps, `x[:, 1:-1, 1:-1]`, whose sizes may resemble a stride."""
     if type(node.operation).__name__ != "GetItem" or node.arguments is None or len(node.arguments.args) < 2:
         return False
     key = node.arguments.args[1]
@@ -173,7 +162,7 @@ def _is_crop(node: Node) -> bool:
 
 
 def is_permutation(node: Node) -> bool:
-    """Whether a node only reorders axes, for instance channels first to channels last."""
+    """Return whether a node only reorders axes, for instance from channels first to channels last."""
     return type(node.operation).__name__ in {"Permute", "Transpose"}
 
 
@@ -185,7 +174,7 @@ def _moved(source: Place, factor: tuple[Fraction, Fraction]) -> Place:
 
 
 def _size(node: Node, source: Place, parents: list[Place], axes: tuple[int, int, int]) -> tuple[float, float]:
-    """Height and width of the result; where they are left open, those that the operation gives for a likely size."""
+    """Return height and width of the result, estimated for a typical size if not fixed."""
     shape = node.shape
     if any(shape[a] is None for a in axes[:2]):
         shape = _symbolic(node, parents, axes) or shape
@@ -194,7 +183,7 @@ def _size(node: Node, source: Place, parents: list[Place], axes: tuple[int, int,
 
 
 def _symbolic(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Shape | None:
-    """The shape that an operation gives when unknown sizes are replaced by estimates; computes no values."""
+    """Return the output shape of an operation with estimates for unknown sizes, without computing values."""
     stand_ins = {}
     for tensor, place in zip(node.tensors, parents, strict=True):
         shape = list(tensor.shape)
@@ -207,14 +196,14 @@ def _symbolic(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> S
     )
     try:
         spec = node.operation.compute_output_spec(*args, **kwargs)
-    except Exception:  # an estimate that an operation refuses is no reason to refuse the model
+    except Exception:  # an estimate may be invalid for the operation although the model is valid
         return None
     made = getattr(keras.tree.flatten(spec)[0], "shape", None)
     return None if made is None or len(made) != 4 else tuple(made)
 
 
 def _whole(ratio: float) -> Fraction:
-    """A size ratio as the factor that was meant: 1.07 is 1, 2.1 is 2, 0.52 is 1/2."""
+    """Round a size ratio to an integer factor or its inverse: 1.07 is 1, 2.1 is 2, 0.52 is 1/2."""
     return Fraction(max(1, round(ratio))) if ratio >= 1 else 1 / Fraction(max(1, round(1 / ratio)))
 
 

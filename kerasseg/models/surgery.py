@@ -1,7 +1,7 @@
-"""A Keras model built anew with another input or other layers, weights carried over: `rebuild`.
+"""Rebuilding of a Keras model with another input or other layers and the same weights: `rebuild`.
 
-`keras.models.clone_model` keeps nested models at their old input size and cannot leave a step out; here each step is
-replayed on the new tensors, nested models included, so that they keep their names and nesting.
+`keras.models.clone_model` keeps nested models at their old input size and cannot skip a step. Here each step is replayed on
+the new tensors, including nested models, which keep their names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasseg.models.graph import flatten
+from kerasseg.models.graph import flatten, has_graph
 from kerasseg.models.layers import own_weights, with_inner
 from kerasseg_tfrecords.errors import CheckpointError
 
@@ -23,13 +23,13 @@ __all__ = ["Replacement", "first_kernels", "rebuild"]
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """What takes the place of one layer or operation.
+    """The replacement of a layer or operation.
 
     Attributes:
-        make: Gives the new layer; None: one of the old layer's configuration.
-        weights: The new layer's weights in Keras' order; None carries the old layer's over.
-        fresh: The new layer keeps the weights it is initialised with.
-        drop: Leave the step out, handing its input on.
+        make: Makes the new layer; None for one with the old layer's configuration.
+        weights: The new layer's weights in Keras' order; None copies the old layer's.
+        fresh: Whether the new layer keeps its initial weights.
+        drop: Whether to skip the step and pass its input on.
     """
 
     make: Callable[[], Any] | None = None
@@ -46,20 +46,20 @@ def rebuild(
     replacements: Mapping[int, Replacement] | None = None,
     front: Callable[[Any], Any] | None = None,
 ) -> keras.Model:
-    """Build a model with the layers and weights of `model` at another input shape.
+    """Build a model with the layers and weights of `model` for another input shape.
 
     Args:
-        model: A functional or sequential model with one input; it is left as it is and shares nothing with the result.
-        shape: Height, width and channels of the new input, which is float32.
-        outputs: Which of `model.outputs` the new model has, None for all. What serves the others alone is left out.
-        replacements: What to build instead of a layer or operation, by its `id`.
-        front: What to do with the image before the model sees it.
+        model: A functional or sequential model with one input; left unchanged and not shared with the result.
+        shape: Height, width and channels of the new float32 input.
+        outputs: Indices of the outputs to keep, None for all. Layers that only serve other outputs are left out.
+        replacements: Replacements of layers or operations, by `id`.
+        front: Applied to the image in front of the model.
 
     Returns:
-        A functional model; names of layers and nested models are those of `model`.
+        A functional model with the same names of layers and nested models.
 
     Raises:
-        CheckpointError: A layer cannot work at that shape: the message names it.
+        CheckpointError: A layer does not work at that shape; the message names it.
     """
     wanted = list(range(len(model.outputs))) if outputs is None else list(outputs)
     image = keras.Input(tuple(shape), dtype="float32", name=model.inputs[0]._keras_history.operation.name)
@@ -67,7 +67,7 @@ def rebuild(
 
 
 class _Replay:
-    """One pass over a model; layers that it uses twice are built once."""
+    """One pass over a model; shared layers are built once."""
 
     def __init__(self, replacements: Mapping[int, Replacement]) -> None:
         self.replacements = replacements
@@ -76,7 +76,7 @@ class _Replay:
     def model(
         self, model: keras.Model, inputs: list[Any], wanted: list[int], front: Callable[[Any], Any] | None = None
     ) -> keras.Model:
-        """`model` on new inputs, with some of its outputs."""
+        """Build `model` on new inputs, with some of its outputs."""
         taken_in = [front(new) for new in inputs] if front else inputs
         known = {id(old): new for old, new in zip(model.inputs, taken_in, strict=True)}
         targets = [model.outputs[i] for i in wanted]
@@ -104,9 +104,9 @@ class _Replay:
         known.update(made)
 
     def _call(self, operation: Any, node: Any, known: dict[int, Any], taken: set[int]) -> dict[int, Any]:
-        """New tensors for the old ones that the node gives."""
+        """Return the new tensors of a node by the `id` of the old ones."""
         new_inputs = [known[id(tensor)] for tensor in node.input_tensors]
-        if _has_graph(operation):
+        if has_graph(operation):
             used = [i for i, tensor in enumerate(node.output_tensors) if id(tensor) in taken]
             inner = self._nested(operation, new_inputs, used)
             results = keras.tree.flatten(inner(new_inputs if len(new_inputs) > 1 else new_inputs[0]))
@@ -144,11 +144,11 @@ class _Replay:
 
 
 def _needed(model: keras.Model, targets: list[Any]) -> tuple[list[Any], set[int]]:
-    """The calls that `targets` are computed by, in an order in which they can be run, and the tensors that are used."""
+    """Return the calls that `targets` need, in execution order, and the `id`s of the used tensors."""
     known = {id(tensor) for tensor in model.inputs}
     taken = {id(target) for target in targets}
     nodes: list[Any] = []
-    # A stack of our own: deep networks exceed Python's recursion limit.
+    # An explicit stack, because deep networks exceed Python's recursion limit.
     stack = list(reversed(targets))
     while stack:
         tensor = stack[-1]
@@ -167,10 +167,6 @@ def _needed(model: keras.Model, targets: list[Any]) -> tuple[list[Any], set[int]
     return nodes, taken
 
 
-def _has_graph(operation: Any) -> bool:
-    return isinstance(operation, keras.Model) and bool(getattr(operation, "outputs", None))
-
-
 def _carry_weights(old: Any, new: Any, replacement: Replacement | None) -> None:
     if replacement is not None and replacement.fresh:
         return
@@ -185,11 +181,11 @@ def _carry_weights(old: Any, new: Any, replacement: Replacement | None) -> None:
             raise ValueError(msg)
         store: dict[str, Any] = {}
         source.save_own_variables(store)
-        # As Keras does when it reads a file: some layers compute from their weights what they then work with.
+        # With Keras' own loader, because some layers derive further state from their weights.
         target.load_own_variables({key: ops.convert_to_numpy(value) for key, value in store.items()})
 
 
-# Layers that treat every channel alike, and hand their number on.
+# Layers that treat all channels alike and keep their number.
 _BLIND = (
     layers.ZeroPadding2D,
     layers.Cropping2D,
@@ -208,17 +204,17 @@ _BLIND = (
 def first_kernels(
     model: keras.Model, change: Callable[[np.ndarray], np.ndarray]
 ) -> list[tuple[keras.Layer, Replacement]]:
-    """Every convolution that sees the channels of the input, with its changed kernel.
+    """Return every convolution that reads the channels of the input, with its changed kernel.
 
-    A convolution is linear in its channels: on an image whose channels are all the same, kernels summed over the channels
-    give from one channel what the old ones gave from all.
+    A convolution is linear in its channels. If all channels of an image are equal, a kernel summed over the channels gives
+    the same output from one channel.
 
     Args:
         model: A model with one image input, channels last.
-        change: From the old kernel (height, width, channels, filters) to the new one.
+        change: Maps the old kernel (height, width, channels, filters) to the new one.
 
     Raises:
-        CheckpointError: Something else than a convolution looks at the channels.
+        CheckpointError: Another kind of layer reads the channels.
     """
     graph = flatten(model)
     found: dict[int, tuple[keras.Layer, Replacement]] = {}
@@ -236,7 +232,7 @@ def first_kernels(
                     waiting.append(child)
             else:
                 raise CheckpointError(
-                    f"the channels of the input cannot be changed: {type(layer).__name__} {layer.name!r} looks at them",
+                    f"the channels of the input cannot be changed: {type(layer).__name__} {layer.name!r} depends on them",
                     expected="a convolution as the first layer with weights",
                     remedy="Give the network as many channels as it takes (--channels repeat).",
                 )

@@ -36,45 +36,45 @@ def unet(
 ) -> keras.Model:
     """Build a U-Net, plain or on a pretrained encoder.
 
-    The plain U-Net consists of blocks of twice (3x3 convolution, normalization, activation): `encoder_1` (full resolution)
-    to `encoder_n`, `bottleneck`, `decoder_n` to `decoder_1`, and `head`. `decoder_k` has the scale of `encoder_k` and
-    receives its skip connection. Layers are named after their block (`encoder_1_conv_1`, `decoder_4_up`, `head`). With the
-    defaults the network has 31,049,409 parameters.
+    The plain U-Net consists of blocks of two 3x3 convolutions, each with normalization and activation: `encoder_1` (full
+    resolution) to `encoder_n`, `bottleneck`, `decoder_n` to `decoder_1`, and `head`. `decoder_k` has the scale of
+    `encoder_k` and receives its skip connection. Layers are named after their block (`encoder_1_conv_1`, `decoder_4_up`,
+    `head`). With the defaults the network has 31,049,409 parameters.
 
-    With `encoder`, the contracting path is a network of `keras.applications` without its classifier. Its layers keep the
-    names that Keras gave them. Images of 0 to 1 are scaled inside the network as the encoder expects, and a grey image is
-    repeated to three channels there. Most encoders halve the resolution at once: `encoder_1` then has half the resolution,
-    and the decoder continues to full resolution without a skip connection.
+    With `encoder`, the contracting path is a network of `keras.applications` without its classifier, with its own layer
+    names. Images of 0 to 1 are scaled inside the network as the encoder expects, and grey images are repeated to three
+    channels. Most encoders halve the resolution in their first layer, so `encoder_1` has half the resolution and the last
+    decoder step has no skip connection.
 
     Args:
-        input_shape: Height, width and channels of one image. Height and width are multiples of `2 ** depth`, or None for
-            any such size. With `encoder`: multiples of 32 (16 for VGG), and 1 or 3 channels.
-        classes: 1 for the probability of the foreground (sigmoid); more for a softmax, in which class 0 is the background.
+        input_shape: Height, width and channels of one image. Height and width must be multiples of `2 ** depth`, or None
+            for any such size. With `encoder`: multiples of 32 (16 for VGG), and 1 or 3 channels.
+        classes: 1 for the probability of the foreground (sigmoid); more for a softmax with class 0 as background.
         depth: How often the plain U-Net halves the resolution, 1 to 10.
         filters: Filters of the plain U-Net's `encoder_1`, doubled at each level down; or `depth + 1` integers, the last for
             the bottleneck.
-        normalization: `"batch"`, `"group"` (16 channels in a group where that divides), `"instance"` or `"none"`. With
-            `encoder`, that of the decoder.
-        upsampling: `"transposed"`: a learnt 2x2 transposed convolution. `"bilinear"`: interpolation and a 1x1 convolution,
-            which avoids checkerboard patterns (Odena et al. 2016).
+        normalization: `"batch"`, `"group"` (16 channels per group if possible), `"instance"` or `"none"`. With `encoder`,
+            that of the decoder.
+        upsampling: `"transposed"` is a learnt 2x2 transposed convolution; `"bilinear"` is interpolation and a 1x1
+            convolution, which avoids checkerboard patterns (Odena et al. 2016).
         dropout: Fraction of values dropped at the end of the contracting path, at least 0 and below 1.
         activation: Name of a Keras activation for the blocks. With `encoder`, for those of the decoder.
-        bias: Whether the 3x3 convolutions have a bias. None: only with `"group"` and `"none"`, as the other normalizations
-            cancel it.
-        seed: Makes fresh weights and dropout repeatable. None: Keras' global seed (`keras.utils.set_random_seed`).
+        bias: Whether the 3x3 convolutions have a bias. None: only with `"group"` and `"none"`, because the other
+            normalizations cancel it.
+        seed: Random seed of initial weights and dropout. None uses Keras' global seed (`keras.utils.set_random_seed`).
         name: Name of the model.
         encoder: `"vgg16"`, `"vgg19"`, `"resnet50"`, `"resnet101"`, `"efficientnetv2b0"`, `"efficientnetv2b3"`,
-            `"mobilenetv2"`, `"mobilenetv3small"`, `"mobilenetv3large"`, `"convnexttiny"` or `"densenet121"`. None: the
+            `"mobilenetv2"`, `"mobilenetv3small"`, `"mobilenetv3large"`, `"convnexttiny"` or `"densenet121"`. None for the
             plain U-Net.
-        encoder_weights: `"imagenet"`: the weights that Keras publishes, downloaded once, verified and cached in
+        encoder_weights: `"imagenet"` for the weights published by Keras, which are downloaded once, verified and cached in
             `~/.keras/models`. Or a file of weights of this application (`.h5`, `.weights.h5`, `.keras`), a `keras.Model`
-            that contains its layers, or None for fresh weights.
-        decoder_filters: Filters of `decoder_1` on an encoder (default 32), doubled at each level down; or one integer for
+            that contains its layers, or None for random weights.
+        decoder_filters: Filters of `decoder_1` with an encoder (default 32), doubled at each level down; or one integer for
             each decoder block, `decoder_1` first.
 
     Returns:
         A functional model from float32 images (batch, height, width, channels) to float32 probabilities (batch, height,
-        width, classes). The head computes in float32 under a mixed-precision policy too.
+        width, classes). The head computes in float32 even with mixed precision.
 
     Raises:
         UsageError: An argument is invalid, such as a size that cannot be halved often enough.

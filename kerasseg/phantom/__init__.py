@@ -1,6 +1,6 @@
-"""Synthetic head slices with tumours, for a demonstration and for trying things out: heads that never were.
+"""Synthetic head slices with tumours, for demonstrations and tests.
 
-`phantom_slices` gives them one by one, `write_phantoms` writes them as files in the layout of the figshare data set.
+`phantom_slices` yields slices; `write_phantoms` writes them as files in the layout of the figshare data set.
 """
 
 from __future__ import annotations

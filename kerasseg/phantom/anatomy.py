@@ -1,7 +1,8 @@
-"""A head as a map of tissues, and the tumour in it: after Shepp and Logan (*IEEE Trans. Nucl. Sci.* 21, 1974), with folds.
+"""Synthetic anatomy: a head as a map of tissues, with a tumour.
 
-Places are in shares of half the picture's side: (-1, -1) is the upper left corner, the nose is up. What makes a head
-itself is drawn once a patient; slices of one patient are neighbouring cuts through it.
+It extends the phantom of Shepp and Logan (*IEEE Trans. Nucl. Sci.* 21, 1974) with cortical folds. Coordinates are shares of
+half the picture's side: (-1, -1) is the upper left corner, the nose is up. The shape of a head is drawn once per patient;
+slices of a patient are neighbouring cuts through it.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Anatomy:
     """A cut through a head.
 
     Attributes:
-        tissue: (side, side) uint8, places in `TISSUES`.
-        brain: (side, side) True within the brain, tumour and ventricles included.
-        mask: (side, side) True within the tumour.
+        tissue: (side, side) uint8, indices into `TISSUES`.
+        brain: (side, side) True in the brain, tumour and ventricles included.
+        mask: (side, side) True in the tumour.
     """
 
     tissue: NDArray[np.uint8]
@@ -48,23 +49,23 @@ class Anatomy:
 
 
 def head(seed: int, name: str, patient: int, index: int, side: int) -> Anatomy:
-    """One cut through a patient's head.
+    """Create one cut through a patient's head.
 
     Args:
-        seed: Of everything; whole number >= 0.
-        name: Of the collection that the patient belongs to: other names have other patients.
-        patient: Number; the class is `CLASSES[patient % 3]`.
+        seed: Random seed, an integer >= 0.
+        name: Name of the collection; other names have other patients.
+        patient: Number of the patient; the class is `CLASSES[patient % 3]`.
         index: Number of the cut.
-        side: Of the map, pixels.
+        side: Side of the map in pixels.
     """
     kind = CLASSES[patient % len(CLASSES)]
     person = _Draws(uniforms(seed, patient, f"phantom head {name}", 1, 600)[0])
     cut = _Draws(uniforms(seed, patient, f"phantom cut {name}", index + 1, 4)[index])
-    # Golden steps between -0.6 and 0.6 of the tumour's radius: the cuts of a head differ, and none misses the tumour.
+    # Steps of the golden ratio between -0.6 and 0.6 of the tumour's radius: cuts differ, and all contain the tumour.
     z = 1.2 * ((index * 0.6180339887) % 1.0) - 0.6
     y, x = _grid(side, person, cut, z)
     tall, wide = person(0.78, 0.88), person(0.64, 0.74)
-    # An egg: the back of the head is wider than the brow.
+    # Egg-shaped: the back of the head is wider than the forehead.
     out = 1 - np.hypot(y / tall, x / (wide * (1 + 0.1 * y)))
     scalp, skull = person(0.05, 0.08), person(0.06, 0.09)
     depth = out - scalp - skull  # below the inner table of the skull
@@ -83,7 +84,7 @@ def head(seed: int, name: str, patient: int, index: int, side: int) -> Anatomy:
 
 
 class _Draws:
-    """Numbers of one stream, taken in turn."""
+    """Numbers of one random stream, taken in order."""
 
     def __init__(self, numbers: Plane) -> None:
         self._numbers, self._next = numbers, 0
@@ -93,7 +94,7 @@ class _Draws:
         return low + (high - low) * float(self._numbers[self._next - 1])
 
     def field(self, cells: int, side: int) -> Plane:
-        """A smooth field, about -1 to 1."""
+        """Return a smooth field, about -1 to 1."""
         count = cells * cells
         values = 2 * self._numbers[self._next : self._next + count].reshape(cells, cells) - 1
         self._next += count
@@ -101,7 +102,7 @@ class _Draws:
 
 
 def _grid(side: int, person: _Draws, cut: _Draws, z: float) -> tuple[Plane, Plane]:
-    """Places of the pixels in the head's own frame: tilted, shifted and a little crooked, as heads lie."""
+    """Return the coordinates of the pixels in the head's own frame: tilted, shifted and slightly distorted."""
     places = (np.arange(side) + 0.5) / side * 2 - 1
     y, x = np.meshgrid(places, places, indexing="ij")
     tilt = np.deg2rad(person(-9, 9) + cut(-1.5, 1.5))
@@ -116,7 +117,7 @@ def _grid(side: int, person: _Draws, cut: _Draws, z: float) -> tuple[Plane, Plan
 def _paint_brain(
     paint: _Painter, person: _Draws, depth: Plane, brain: Mask, y: Plane, x: Plane, z: float, *, low: bool
 ) -> None:
-    """Cortex with its folds, white matter, deep grey, the fissure and the ventricles (`low`: the cistern at the base)."""
+    """Paint cortex with folds, white matter, deep grey, fissure and ventricles (`low`: the cistern at the base)."""
     side = len(depth)
     folds = person.field(15, side) + 0.5 * z * person.field(8, side)
     cortex = depth < 0.065 + 0.05 * person.field(9, side)
@@ -151,16 +152,16 @@ def _paint_tumour(
     *,
     least: float,
 ) -> Mask:
-    """Meningiomas are round and sit on the brain's edge, gliomas ragged and inside, pituitary tumours small, central."""
+    """Paint a meningioma (round, at the brain's edge), glioma (ragged, inside) or pituitary tumour (small, central)."""
     within = np.sqrt(1 - z * z)
-    # Larger ones are seen as often as they are found: areas, not radii, are spread evenly.
+    # Areas, not radii, are uniformly distributed.
     low, high = {"meningioma": (0.14, 0.24), "glioma": (0.17, 0.27), "pituitary": (0.075, 0.125)}[kind]
     radius = max(np.sqrt(person(low**2, high**2)) * within, least)
     place, turn = person(0, 1), person(0, 2 * np.pi)
     if kind == "pituitary":
         row, column = 0.05 * np.sin(turn) * place, 0.04 * np.cos(turn) * place
     elif kind == "glioma":
-        # In one hemisphere; far enough from the edge that its rim is not the skull's.
+        # In one hemisphere, far enough from the edge for its rim to differ from the skull.
         side = 1 if np.cos(turn) > 0 else -1
         row, column = 0.32 * np.sin(turn), side * (0.18 + 0.08 * place)
     else:
@@ -185,8 +186,8 @@ def _paint_tumour(
 
 
 def _on_the_edge(depth: Plane, y: Plane, x: Plane, turn: float, inside: float) -> tuple[float, float]:
-    """The place in the direction `turn` that lies `inside` the brain's edge."""
-    # Depth is a share of the head's radius in that direction, which is about 0.8: near enough to be half inside.
+    """Return the place in the direction `turn` that is `inside` the brain's edge."""
+    # Depth is a share of the head's radius in that direction, about 0.8, which is accurate enough.
     along = y * np.sin(turn) + x * np.cos(turn)
     across = np.abs(x * np.sin(turn) - y * np.cos(turn))
     off = np.abs(depth - 0.022 - inside / 0.8) + 3 * across + 10 * (along < 0)
@@ -195,7 +196,7 @@ def _on_the_edge(depth: Plane, y: Plane, x: Plane, turn: float, inside: float) -
 
 
 def _ellipse(y: Plane, x: Plane, row: float, column: float, height: float, width: float, tilt: float) -> Mask:
-    """Within an ellipse that is turned by `tilt` degrees."""
+    """Return the pixels inside an ellipse that is rotated by `tilt` degrees."""
     sine, cosine = np.sin(np.deg2rad(tilt)), np.cos(np.deg2rad(tilt))
     down, across = y - row, x - column
     return np.asarray(

@@ -1,4 +1,4 @@
-"""Synthetic slices as MATLAB 7.3 files, field by field as the figshare data set stores them: `write_phantoms`."""
+"""Synthetic slices as MATLAB 7.3 files with the fields of the figshare data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kerasseg_tfrecords.slices import Slice
 
 __all__ = ["mat_bytes", "write_phantoms"]
 
-# The date is that of the first figshare file: the same slices are the same bytes on any day.
+# A fixed date, that of the first figshare file, so that the same slices give the same bytes.
 _HEADER = b"MATLAB 7.3 MAT-file, Platform: PCWIN64, Created on: Mon Aug 03 21:51:33 2015 HDF5 schema 1.00 ."
 
 
@@ -32,23 +32,23 @@ def write_phantoms(
     seed: int = 0,
     first: int = 0,
 ) -> list[Path]:
-    """Write synthetic slices as `kerasseg prepare` reads the figshare brain tumour data: `1.mat`, `2.mat`, ...
+    """Write synthetic slices in the layout of the figshare brain tumour data set: `1.mat`, `2.mat`, ...
 
     Args:
-        folder: Made where it is missing.
-        patients: As in `phantom_slices`, like the others.
-        slices: Of each patient.
+        folder: Output folder; created if missing.
+        patients: Number of patients.
+        slices: Slices per patient.
         scanner: `"A"` or `"B"`.
-        size: Pixels of a side.
-        seed: Whole number >= 0; the same one writes the same bytes.
+        size: Side of the slices in pixels, at least 32.
+        seed: Random seed, an integer >= 0; the same seed writes the same bytes.
         first: Number of the first patient.
 
     Returns:
         The files.
 
     Raises:
-        UsageError: An argument that cannot be meant.
-        KerassegError: The folder holds files already, or cannot be written.
+        UsageError: An argument is invalid.
+        KerassegError: The folder is not empty, or cannot be written to.
 
     Example:
         >>> import kerasseg
@@ -59,7 +59,7 @@ def write_phantoms(
     try:
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
-            raise KerassegError("the folder is not empty", path=root, remedy="Name another, or remove it.")
+            raise KerassegError("the folder is not empty", path=root, remedy="Choose another folder, or delete it.")
     except OSError as error:
         raise explain_os_error(error, root) from error
     made = []
@@ -72,18 +72,18 @@ def write_phantoms(
 
 
 def mat_bytes(one: Slice) -> bytes:
-    """A slice as the bytes of a MATLAB 7.3 file: a header of 512 bytes, then HDF5.
+    """Encode a slice as a MATLAB 7.3 file: a header of 512 bytes, then HDF5.
 
     Args:
-        one: With a mask; its label is meningioma, glioma or pituitary.
+        one: Slice with a mask; its label is meningioma, glioma or pituitary.
     """
-    assert one.mask is not None  # noqa: S101 - phantoms have one
-    # In memory: a full disk is then seen by `write_atomically`, which can say so.
+    assert one.mask is not None  # noqa: S101 - phantoms have masks
+    # In memory, so that `write_atomically` reports a full disk.
     memory = io.BytesIO()
     with h5py.File(memory, "w", userblock_size=512) as file:
         struct = file.create_group("cjdata")
         struct.attrs["MATLAB_class"] = np.bytes_("struct")
-        # MATLAB stores columns: HDF5 shows its arrays transposed.
+        # MATLAB arrays are column-major, so HDF5 shows them transposed.
         for name, plane, kind in (("image", one.image, "int16"), ("tumorMask", one.mask.astype(np.uint8), "logical")):
             chunks = (plane.shape[1], max(plane.shape[0] // 8, 1))
             data = struct.create_dataset(name, data=np.ascontiguousarray(plane.T), chunks=chunks, compression=3)
@@ -97,7 +97,7 @@ def mat_bytes(one: Slice) -> bytes:
 
 
 def _border(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Points around the tumour as (1, 2 n): x, y, x, y, ..., counted from 1 as in MATLAB."""
+    """Return points around the tumour as (1, 2 n): x, y, x, y, ..., counted from 1 as in MATLAB."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     longest = max(contours, key=len)
     return np.asarray(longest[:, 0] + 1.0, np.float64).reshape(1, -1)

@@ -1,4 +1,4 @@
-"""What a scanner makes of a head: contrast, blur, a bias field and noise, in units of its own."""
+"""Synthetic scanners: contrast, blur, bias field, noise and units."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Scanner:
 
     Attributes:
         signal: Tissue -> signal as a share of the brightest, 0 to 1.
-        spread: Largest relative change of a tissue's signal from patient to patient.
+        spread: Largest relative change of a tissue's signal between patients.
         texture: Largest relative change of signal within a tissue.
-        blur: Standard deviation of its point spread, as a share of the picture's side.
+        blur: Standard deviation of the point spread, as a share of the picture's side.
         bias: Largest relative change of sensitivity over the picture.
         noise: Standard deviation of the Rician noise, as a share of the brightest signal.
-        unit: What it stores for a signal of 1.
+        unit: Stored value for a signal of 1.
     """
 
     signal: Mapping[str, float]
@@ -40,18 +40,18 @@ class Scanner:
     unit: int
 
     def scan(self, anatomy: Anatomy, size: int, seed: int, name: str, patient: int, index: int) -> NDArray[np.int16]:
-        """The picture of a cut.
+        """Simulate the picture of a cut.
 
         Args:
-            anatomy: At twice the size, so that borders are shared by the tissues beside them.
-            size: Of the picture, pixels.
-            seed: As in `head`, like the others: what the random numbers are for.
-            name: Of the collection.
-            patient: Its number.
-            index: Of the cut.
+            anatomy: Anatomy at twice the size, so that pixels at borders mix tissues.
+            size: Side of the picture in pixels.
+            seed: As in `head`.
+            name: As in `head`.
+            patient: As in `head`.
+            index: As in `head`.
 
         Returns:
-            (size, size), from 0.
+            (size, size) int16, from 0.
         """
         person = uniforms(seed, patient, f"phantom signal {name}", 1, len(TISSUES) + 2)[0]
         cut = uniforms(seed, patient, f"phantom field {name}", index + 1, 9 + 256)[index]
@@ -71,7 +71,7 @@ class Scanner:
 
 
 def _field(values: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """A smooth field, about -1 to 1, from a square number of values."""
+    """Return a smooth field, about -1 to 1, from a square number of values."""
     cells = round(len(values) ** 0.5)
     return np.asarray(cv2.resize(2 * values.reshape(cells, cells) - 1, (side, side), interpolation=cv2.INTER_CUBIC))
 
@@ -89,5 +89,5 @@ _A = Scanner(_signal(_SIGNALS_A), spread=0.06, texture=0.08, blur=0.004, bias=0.
 _B = Scanner(_signal(_SIGNALS_B), spread=0.06, texture=0.1, blur=0.008, bias=0.28, noise=0.035, unit=900)
 
 SCANNERS: Mapping[str, Scanner] = MappingProxyType({"A": _A, "B": _B})
-"""Two protocols after contrast agent. A is sharp and even; B is blurred, noisy, brightest where its coil lies, and shows
-tumours less."""
+"""Two protocols with contrast agent. A is sharp and even; B is blurred, noisy, brightest near its coil, and shows tumours
+with less contrast."""

@@ -1,4 +1,4 @@
-"""Synthetic slices, one by one: `phantom_slices`."""
+"""Synthetic head slices."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kerasseg_tfrecords.slices import Slice
 __all__ = ["is_phantom", "phantom_slice", "phantom_slices"]
 
 SMALLEST = 32
-"""Pixels of a side below which a pituitary tumour is less than a few pixels."""
+"""Smallest side in pixels: a pituitary tumour then has a few pixels."""
 
 
 _PREFIX = "phantom-"
-"""Of patients: tables, shards and reports made of phantoms say so by it wherever they come to lie."""
+"""Prefix of patient ids, by which tables, shards and reports recognise synthetic data."""
 
 
 def is_phantom(patient: str) -> bool:
-    """Whether a patient, by the id that shards hold, is a head that never was.
+    """Return whether a patient id is that of a synthetic patient.
 
     >>> is_phantom("phantom-100001"), is_phantom("MR040240")
     (True, False)
@@ -32,20 +32,20 @@ def is_phantom(patient: str) -> bool:
 
 
 def phantom_slice(patient: int, index: int, *, scanner: str = "A", size: int = 128, seed: int = 0) -> Slice:
-    """One slice of one patient, which depends on nothing but the arguments.
+    """Create one slice of a synthetic patient, which depends only on the arguments.
 
     Args:
-        patient: Number, from 0; its class is meningioma, glioma, pituitary in turn.
+        patient: Number, from 0; classes alternate: meningioma, glioma, pituitary.
         index: Number of the slice within the patient, from 0.
-        scanner: A name in `SCANNERS`; each has patients of its own.
-        size: Pixels of a side, at least 32.
-        seed: Whole number >= 0.
+        scanner: A name in `SCANNERS`; each scanner has its own patients.
+        size: Side in pixels, at least 32.
+        seed: Random seed, an integer >= 0.
 
     Returns:
         Image int16 (size, size) from 0, mask bool (size, size), never empty; the nose is up.
 
     Raises:
-        UsageError: An argument that cannot be meant.
+        UsageError: An argument is invalid.
 
     Example:
         >>> from kerasseg.phantom import phantom_slice
@@ -58,7 +58,7 @@ def phantom_slice(patient: int, index: int, *, scanner: str = "A", size: int = 1
     if patient < 0 or index < 0:
         raise UsageError("patients and slices are counted from 0", found=f"patient {patient}, slice {index}")
     if size < SMALLEST:
-        raise UsageError("phantoms cannot be so small", found=f"size {size}", expected=f"at least {SMALLEST}")
+        raise UsageError("the size of phantoms is too small", found=size, expected=f"at least {SMALLEST}")
     anatomy = head(seed, scanner, patient, index, 2 * size)
     covered = cv2.resize(anatomy.mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
     number = 100_000 * (1 + list(SCANNERS).index(scanner)) + patient
@@ -77,26 +77,26 @@ def phantom_slice(patient: int, index: int, *, scanner: str = "A", size: int = 1
 def phantom_slices(
     patients: int = 30, slices: int = 3, *, scanner: str = "A", size: int = 128, seed: int = 0, first: int = 0
 ) -> Iterator[Slice]:
-    """Synthetic head slices of a "scanner", with tumours that have the habits of their class.
+    """Create synthetic head slices with tumours that are typical of their class.
 
-    Skull, brain with folds, ventricles; meningiomas are round and bright at the brain's edge, gliomas ragged and inside,
-    with a bright rim and a dark core, pituitary tumours small and central. Scanner A is sharp and even, scanner B
-    blurred, noisy and uneven, with less contrast: a network that has learnt on one falls on the other. They stand in for
-    real slices where a thing is tried out; no figure measured on them says anything about patients.
+    The heads have a skull, a brain with folds, and ventricles. Meningiomas are round and bright at the brain's edge,
+    gliomas ragged and inside, with a bright rim and a dark core, pituitary tumours small and central. Scanner A is sharp
+    and even; scanner B is blurred, noisy and uneven, with less contrast, so that networks trained on A are worse on B.
+    Figures measured on these slices say nothing about real patients.
 
     Args:
-        patients: How many; classes take turns.
-        slices: Neighbouring cuts of each.
-        scanner: `"A"` or `"B"`; each has patients of its own.
-        size: Pixels of a side, at least 32.
-        seed: Whole number >= 0. Each slice depends on (seed, scanner, patient, slice) alone.
-        first: Number of the first patient: those of other numbers are other people.
+        patients: Number of patients; classes alternate.
+        slices: Neighbouring cuts per patient.
+        scanner: `"A"` or `"B"`; each scanner has its own patients.
+        size: Side in pixels, at least 32.
+        seed: Random seed, an integer >= 0. Each slice depends only on (seed, scanner, patient, slice).
+        first: Number of the first patient.
 
     Yields:
         `Slice`: image int16 (size, size) from 0, mask bool (size, size), label, patient; patient by patient.
 
     Raises:
-        UsageError: An argument that cannot be meant.
+        UsageError: An argument is invalid.
 
     Example:
         >>> import kerasseg

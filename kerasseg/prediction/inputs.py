@@ -22,7 +22,17 @@ from kerasseg_tfrecords.sources.roles import split_name, without_suffix
 from kerasseg_tfrecords.sources.tree import natural_key, read_bytes, suffix_of
 from kerasseg_tfrecords.sources.unlabelled import ImageInput
 
-__all__ = ["OpenedUnit", "RawSlice", "Unit", "check_folder", "check_inputs", "check_name", "open_unit", "plan_units"]
+__all__ = [
+    "OpenedUnit",
+    "RawSlice",
+    "Unit",
+    "check_folder",
+    "check_inputs",
+    "check_name",
+    "network_image",
+    "open_unit",
+    "plan_units",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ def check_folder(out: Path, inputs: Sequence[ImageInput]) -> None:
     """Check that masks are not written into an input.
 
     Raises:
-        UsageError: They would be: the next prediction would take masks and overlays for images.
+        UsageError: The output folder is an input; the next prediction would treat masks and overlays as images.
     """
     for entry in inputs:
         root = entry.root if entry.root.is_dir() else entry.root.parent
@@ -126,21 +136,21 @@ def check_name(unit: Unit) -> None:
 
 
 _NAME = 240
-"""Bytes of a file name: file systems allow 255, and temporary files need some of them."""
+"""Maximum bytes of a file name: file systems allow 255, and temporary files need some of them."""
 
 
 def _refuse_same(out: Path, root: Path) -> None:
-    if out.exists() and root.is_dir() and os.path.samefile(out, root):  # noqa: PTH121 - as the file system sees it
+    if out.exists() and root.is_dir() and os.path.samefile(out, root):  # noqa: PTH121 - follows links
         raise UsageError(
             "the output folder is the input folder",
             path=out,
             expected="another folder",
-            remedy=f"Masks would be taken for images next time. Use another folder, such as --out {out / 'predictions'}",
+            remedy=f"Otherwise masks would be treated as images next time. Use for example --out {out / 'predictions'}",
         )
 
 
 def _told_apart(units: Sequence[Unit]) -> list[Unit]:
-    """Add suffixes to the names of masks where names alone are ambiguous, as for `1.png` and `1.jpg`."""
+    """Add suffixes to the names of masks if names alone are ambiguous, as for `1.png` and `1.jpg`."""
     groups: defaultdict[tuple[str, bool], list[Unit]] = defaultdict(list)
     for unit in units:
         groups[_place(unit)].append(unit)
@@ -195,7 +205,7 @@ def _series(series: dict[str, list[Item]], prefix: str, entry: ImageInput) -> li
 
 
 def _short(uid: str, others: Sequence[str]) -> str:
-    """The last numbers of a UID, as many as tell it from the others: vendors end all UIDs of a study alike."""
+    """Return the last numbers of a UID, as many as distinguish it from the others."""
     numbers = uid.split(".")
     for length in range(1, len(numbers) + 1):
         end = numbers[-length:]
@@ -212,8 +222,8 @@ def _check_names(units: Sequence[Unit]) -> None:
             raise UsageError(
                 "two inputs would be written to the same file",
                 path=unit.name,
-                found=f"the mask of {other.name} has the name {unit.stem} too",
-                remedy="Predict them into two folders (--out), or rename one.",
+                found=f"the mask of {other.name} also has the name {unit.stem}",
+                remedy="Predict them into two folders (--out), or rename one of them.",
             )
 
 
@@ -227,7 +237,7 @@ class RawSlice:
     Attributes:
         image: (height, width) or (height, width, 3).
         window: Window of the intensity rule, over the slice or its volume.
-        spacing: Pixel size in millimetres, rows then columns; (0, 0) where unknown.
+        spacing: Pixel size in millimetres, rows then columns; (0, 0) if unknown.
     """
 
     image: NDArray[Any]
@@ -242,9 +252,9 @@ class OpenedUnit:
     Attributes:
         count: Number of slices.
         layout: How their masks become files.
-        slices: The slices, read one by one; raises DataError for one that cannot be read.
+        slices: The slices, read one by one; raises DataError if a slice cannot be read.
         notes: Remarks for users.
-        thickness: Distance of neighbouring slices in millimetres; 0 where unknown or uneven.
+        thickness: Distance of neighbouring slices in millimetres; 0 if unknown or uneven.
     """
 
     count: int
@@ -285,6 +295,28 @@ def open_unit(
     return OpenedUnit(len(raws), pages, iter(raws), first.notes)
 
 
+def network_image(image: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
+    """Give a prepared slice the number of channels that the network takes.
+
+    Args:
+        image: (size, size, 1 or 3).
+        channels: Channels of the network's input.
+        name: Name of the input, for the error.
+
+    Raises:
+        DataError: A colour slice for a network that takes grey ones.
+    """
+    if image.shape[2] == 3 and channels == 1:
+        raise DataError(
+            "the network takes grey pictures, but this is a colour picture",
+            path=name,
+            expected="one channel",
+            remedy="Save it as a grey picture.",
+            kind="colour",
+        )
+    return image if image.shape[2] == channels else np.repeat(image, channels, axis=2)
+
+
 # --- volumes ---------------------------------------------------------------------------------------------------------
 
 
@@ -307,13 +339,13 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
 
 
 def _plane(shape: tuple[int, ...], asked: str | None, usual: str, name: str) -> str:
-    """The plane of the slices. A volume of one slice has only one: cut across, it would be a set of lines."""
+    """Return the plane of the slices. A volume of one slice has only one plane."""
     from kerasseg_tfrecords.sources.nifti import own_plane
 
     own = own_plane(shape)
     if asked is not None and own is not None and asked != own:
         raise DataError(
-            "a volume of one slice, which is in another plane",
+            "the volume has a single slice, in another plane",
             path=name,
             found=own,
             expected=asked,
@@ -340,7 +372,7 @@ def _open_series(unit: Unit, rule: IntensityRule, options: SourceOptions) -> Ope
     layout = SeriesLayout(tuple(item.name for item in unit.items), _even(headers, affines), affines)
     notes = [*_not_a_head(headers[0].body_part)]
     if layout.affine is None and len(headers) > 1:
-        notes.append("the slices are not evenly spaced: each has a mask file of its own")
+        notes.append("the slices are not evenly spaced: each has its own mask file")
     thickness = 0.0 if layout.affine is None else float(np.linalg.norm(layout.affine[:3, 2]))
 
     def slices() -> Iterator[RawSlice]:
@@ -356,17 +388,17 @@ _MAY_BE_HEAD = re.compile(
     r"head|brain|skull|crani|neuro|face|orbit|sella|pituit|hypophys|kopf|gehirn|schaedel|cerebr|t[eê]te|encephal"
     r"|whole ?body|unknown|other|none|n/a|unspecified"
 )
-"""Body parts that may show a brain, or that say nothing; other languages occur."""
+"""Body parts that may show a brain, in several languages, or that are uninformative."""
 
 
 def _not_a_head(part: str) -> Iterator[str]:
-    """A remark where the header of a series says that it shows another part of the body."""
+    """Yield a remark if the header of a series says that it shows another part of the body."""
     if part and not _MAY_BE_HEAD.search(part.lower()):
         yield f"the header says that the series shows {one_line(part)[:40]}, not a head: do not rely on its masks"
 
 
 def _affine(header: Any) -> NDArray[np.float64] | None:
-    """From (column, row, slice) of one slice to millimetres (right, front, head)."""
+    """Return the affine of a slice, from (column, row, slice) to millimetres (right, front, head)."""
     if header.origin is None or header.axes is None or not all(header.spacing):
         return None
     across, down = np.array(header.axes[:3]), np.array(header.axes[3:])
@@ -382,7 +414,7 @@ def _affine(header: Any) -> NDArray[np.float64] | None:
 
 
 def _even(headers: list[Any], affines: tuple[NDArray[np.float64] | None, ...]) -> NDArray[np.float64] | None:
-    """The affine of a series as one volume; None if its slices are not evenly spaced."""
+    """Return the affine of a series as one volume; None if its slices are not evenly spaced."""
     known = [affine for affine in affines if affine is not None]
     if len(known) < len(affines) or len({(h.rows, h.columns) for h in headers}) > 1:
         return None

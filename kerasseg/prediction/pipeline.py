@@ -2,8 +2,8 @@
 
     readers --(bounded queue)--> network, in the calling thread --(bounded queue)--> writers
 
-The queues hold slices, not files, so that a long volume is handled like many pictures. A thread that finds a queue full
-waits: the slowest of the three sets the pace, and at most `Limits.alive` slices exist at once.
+The queues hold slices, not files, so that a long volume is handled like many pictures. Threads wait for full queues, so at
+most `Limits.alive` slices exist at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Limits:
 
     @classmethod
     def usual(cls, batch_size: int) -> Limits:
-        """Limits for this machine."""
+        """Return limits for this machine."""
         threads = max(1, min(4, (os.cpu_count() or 1) // 2))
         return cls(batch_size, readers=threads, writers=threads, ahead=max(4, 2 * batch_size))
 
@@ -64,7 +64,7 @@ def run_flow(
         ask: The network: returns one result per slice; runs in the calling thread.
         write: Writes a slice and its result; runs in the writers.
         limits: Numbers of threads and slices.
-        stop: Whether to stop: predicted slices are still written, all others are dropped.
+        stop: Returns whether to stop: predicted slices are still written, all others are dropped.
 
     Returns:
         Whether everything was done.
@@ -75,7 +75,7 @@ def run_flow(
     return _Flow(iter(units), read, ask, write, limits, stop).run()
 
 
-class _Halted(Exception):  # noqa: N818 - no fault: another thread failed, or the user stopped
+class _Halted(Exception):  # noqa: N818 - not an error: another thread failed, or the user stopped
     """Raised to end a thread that waits for a queue."""
 
 
@@ -153,7 +153,7 @@ class _Flow(Generic[S]):
         self._put(self.read_queue, _End())
 
     def _answer(self) -> bool:
-        """Run the network; False if it was stopped."""
+        """Run the network; return False if it was stopped."""
         batch: list[S] = []
         reading = self.limits.readers
         while reading or batch:
@@ -194,7 +194,7 @@ class _Flow(Generic[S]):
         raise _Halted
 
     def _get(self, where: queue.Queue[Any]) -> Any:
-        """The next item; None if there was none for a moment."""
+        """Return the next item; None if there was none in time."""
         if self.halt.is_set():
             raise _Halted
         try:

@@ -1,4 +1,4 @@
-"""The network of a run or checkpoint, or several, with the size, intensity rule and threshold that belong to it."""
+"""Network of a run or checkpoint, or several, with the size, intensity rule and threshold that belong to it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _USUAL_SIZE = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Member:
-    """One network with its facts; None where they are unknown."""
+    """One network with its facts; None if unknown."""
 
     model: keras.Model
     name: str
@@ -59,7 +59,7 @@ class Network:
 
     Attributes:
         names: Names of the members, as given.
-        sha256: Hash of each member's file, or of its weights for a network in memory; "" where unknown.
+        sha256: Hash of each member's file, or of the weights of a network in memory; "" if unknown.
         size: Side of the square input, pixels.
         channels: Input channels, 1 or 3.
         grey: Whether the members were trained on grey images.
@@ -69,7 +69,7 @@ class Network:
         batch_size: Slices per batch.
         flip_average: Whether the predictions of image and mirror image are averaged.
         notes: Remarks for users.
-        plane, channel, sequence: As in the shards that they were trained on.
+        plane, channel, sequence: Reading options of the shards that the members were trained on.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
 
 
 def _options_of(shards: Path) -> PrepareOptions:
-    """How the shards were made; the defaults where they are gone."""
+    """Return the options of the shards; the defaults if they are missing."""
     try:
         return load_manifest(shards).options
     except KerassegError:
@@ -375,7 +375,7 @@ def _has_gpu() -> bool:
 def _for_prediction(model: keras.Model, precision: str) -> Any:
     try:
         network = fold_batchnorm(model)
-    except CheckpointError:  # its graph cannot be read: use it unchanged
+    except CheckpointError:  # its graph cannot be read, so it is used unchanged
         return model
     if precision != "float32":
         compute_in(network, precision)

@@ -112,7 +112,7 @@ class Journal:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Complete lines; [] without a journal."""
+    """Return the complete lines; [] without a journal."""
     try:
         data = path.read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""What was found in each slice and case: the lines of `predictions.csv`."""
+"""Tumours found in each slice and case: the rows of `predictions.csv`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FoundTumour", "count_tumours", "describe", "to_csv", "volume_ml"]
 
 @dataclass(frozen=True, slots=True)
 class FoundTumour:
-    """What was found in one slice.
+    """Result of one slice.
 
     Attributes:
         file: Name of the input.
@@ -24,14 +24,14 @@ class FoundTumour:
         mask: File of the mask, relative to the output folder.
         tumour: Whether a tumour was found.
         area_px: Area of the mask in pixels.
-        area_mm2: Area of the mask in square millimetres; None where the pixel size is unknown.
+        area_mm2: Area of the mask in square millimetres; None if the pixel size is unknown.
         top, left, height, width: Bounding box of the mask in pixels; None without a tumour.
         mean_probability: Mean probability over the mask's pixels, [0, 1]; None without a tumour.
         seconds: Time spent on this slice in reading, network and writing, which overlap with those of other slices.
         tumours: Connected tumours in the slice; None in tables of earlier versions.
         case_tumours: Connected tumours in the whole volume or series, the same in each of its slices.
         case_volume_ml: Tumour volume of the whole volume or series in millilitres, the same in each of its slices; None
-            for single slices, and where the voxel size is unknown.
+            for single slices, and if the voxel size is unknown.
     """
 
     file: str
@@ -68,7 +68,7 @@ def describe(
         mask_file: File of the mask.
         mask: (height, width).
         probability: (height, width).
-        spacing: Pixel size in millimetres, rows then columns; (0, 0) where unknown.
+        spacing: Pixel size in millimetres, rows then columns; (0, 0) if unknown.
         seconds: Time spent on the slice.
 
     Example:
@@ -100,8 +100,8 @@ def describe(
 def count_tumours(masks: Sequence[NDArray[np.bool_]]) -> int:
     """Count the connected tumours of a case.
 
-    Pixels of a slice are connected where they touch, corners included; slices are connected where masks of neighbouring
-    slices share a pixel.
+    Pixels of a slice are connected if they touch, corners included; neighbouring slices are connected if their masks share
+    a pixel.
 
     Args:
         masks: (height, width) of each slice, in order.
@@ -138,10 +138,10 @@ def volume_ml(rows: Sequence[FoundTumour], thickness: float) -> float | None:
 
     Args:
         rows: Its slices.
-        thickness: Distance of its slices in millimetres; 0 where unknown.
+        thickness: Distance of its slices in millimetres; 0 if unknown.
 
     Returns:
-        None for a single slice, and where the voxel size is unknown.
+        The volume; None for a single slice, and if the voxel size is unknown.
     """
     areas = [row.area_mm2 for row in rows if row.area_mm2 is not None]
     if len(rows) < 2 or thickness <= 0 or len(areas) < len(rows):
@@ -150,7 +150,7 @@ def volume_ml(rows: Sequence[FoundTumour], thickness: float) -> float | None:
 
 
 def to_csv(rows: Iterable[FoundTumour]) -> str:
-    """Format rows as CSV with a header; unknown values are empty, `tumour` is 1 or 0."""
+    """Return rows as CSV with a header; unknown values are empty, `tumour` is 1 or 0."""
     names = [field.name for field in fields(FoundTumour)]
     cells = ([int(row.tumour) if name == "tumour" else getattr(row, name) for name in names] for row in rows)
     return format_csv([names, *cells])

@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 Values = Literal["mask", "probabilities"]
-"""What is written: bool masks, or float32 probabilities in [0, 1]."""
+"""Kind of values: bool masks, or float32 probabilities in [0, 1]."""
 
 
 class Layout(Protocol):
-    """How the slices of an input become files."""
+    """Mapping from the slices of an input to files."""
 
     def name(self, place: int, what: Values) -> str:
-        """End of the name of a slice's file, after the stem of the input."""
+        """Return the end of the name of a slice's file, after the stem of the input."""
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
         """Encode the files, as end of the name -> content.
@@ -58,11 +58,11 @@ class PictureLayout:
     """A picture: 8-bit PNG with 0 and 255; probabilities as 16-bit PNG, where 65535 is 1."""
 
     def name(self, place: int, what: Values) -> str:  # noqa: ARG002 - all slices are in one file
-        """The file's ending."""
+        """Return the suffix of the file."""
         return f"_{what}.png"
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """The file."""
+        """Encode the file."""
         return {self.name(0, what): png(_grey(slices[0], what))}
 
 
@@ -79,11 +79,11 @@ class VolumeLayout:
     plane: str
 
     def name(self, place: int, what: Values) -> str:  # noqa: ARG002 - all slices are in one file
-        """The file's ending."""
+        """Return the suffix of the file."""
         return f"_{what}.nii.gz"
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """The file."""
+        """Encode the file."""
         # Imported here, because pictures need no nibabel.
         from kerasseg_tfrecords.formats.nifti import write_like
         from kerasseg_tfrecords.sources.nifti import stack
@@ -99,7 +99,7 @@ class SeriesLayout:
     Attributes:
         files: Names of the slices.
         affine: 4x4, from (column, row, slice) to millimetres (right, front, head); None for one file per slice.
-        affines: Affine of each slice; None if its header has no position: the slice then becomes a PNG.
+        affines: Affine of each slice; None if its header has no position, so that the mask becomes a PNG.
     """
 
     files: tuple[str, ...]
@@ -107,7 +107,7 @@ class SeriesLayout:
     affines: tuple[NDArray[np.float64] | None, ...]
 
     def name(self, place: int, what: Values) -> str:
-        """The file's ending."""
+        """Return the suffix of the file."""
         if self.affine is not None:
             return f"_{what}.nii.gz"
         ending = ".png" if self.affines[place] is None else ".nii.gz"
@@ -116,7 +116,7 @@ class SeriesLayout:
         )
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """The file or files."""
+        """Encode the file or files."""
         if self.affine is not None:
             return {self.name(0, what): _nifti(np.stack([_voxels(s, what) for s in slices]), self.affine)}
         files = {}
@@ -151,7 +151,7 @@ def _voxels(values: NDArray[Any], what: Values) -> NDArray[Any]:
 
 
 def _nifti(slices: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
-    """(slices, rows, columns) as a NIfTI file whose first axis runs along the rows."""
+    """Encode (slices, rows, columns) as a NIfTI file whose first axis runs along the rows."""
     import nibabel as nib
 
     image = nib.Nifti1Image(slices.transpose(2, 1, 0), affine)
@@ -162,7 +162,7 @@ def _nifti(slices: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
 
 
 def has_highdicom() -> bool:
-    """Whether DICOM SEG files can be written."""
+    """Return whether DICOM SEG files can be written."""
     return importlib.util.find_spec("highdicom") is not None
 
 
@@ -183,7 +183,7 @@ def segmentation(
         return None, ""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on values that anonymisers leave behind
+            warnings.simplefilter("ignore")  # about anonymised values
             return _write(files, masks, options), ""
     except Exception as error:  # highdicom checks hundreds of tags and raises many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -230,7 +230,7 @@ def _write(files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], option
 
 
 _LEAST = 512
-"""Least pixels of an overlay's longer side: smaller slices are enlarged, so that the outline is thin."""
+"""Smallest longer side of an overlay in pixels: smaller slices are enlarged, so that the outline is thin."""
 _COLOUR = (0, 159, 230)
 """Orange of the Okabe-Ito palette, BGR."""
 _FILL = 0.2
@@ -260,7 +260,7 @@ def draw_overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[n
         mask: (height, width).
 
     Returns:
-        (height * k, width * k, 3), BGR, with the smallest whole k for which the longer side is at least 512.
+        (height * k, width * k, 3), BGR, with the smallest integer k for which the longer side is at least 512.
 
     Example:
         >>> draw_overlay(np.zeros((100, 80), np.uint8), np.ones((100, 80), bool)).shape
@@ -277,7 +277,7 @@ def draw_overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[n
     tinted = cv2.addWeighted(picture, 1 - _FILL, np.full_like(picture, _COLOUR), _FILL, 0)
     picture = np.where(inside[..., None] > 0, tinted, picture)
     contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    # Black below the colour is visible on bright tumours.
+    # Black below the colour, for contrast on bright tumours.
     for colour, thickness in (((0, 0, 0), 3), (_COLOUR, 1)):
         cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
     return np.asarray(picture)

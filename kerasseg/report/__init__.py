@@ -1,4 +1,4 @@
-"""Pages for people: `report.html` of an evaluation and of a comparison, each one file that works offline."""
+"""HTML pages: `report.html` of an evaluation and of a comparison, each a single file that works offline."""
 
 from kerasseg.report.comparison import write_comparison
 from kerasseg.report.evaluation import write_report

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: no script, no font and no file from elsewhere, in the colours of the page, light or dark.
+"""Charts as inline SVG, without scripts, fonts or other files, in the light or dark colours of the page.
 
-Series are told apart by dashes and marks as well as by colour. Colours are classes (`s0`, `s1`, ...) that the page's style
-sheet defines, so that a chart follows `prefers-color-scheme`.
+Series differ in dashes and marks as well as in colour. Colours are classes (`s0`, `s1`, ...) of the page's style sheet, so
+that a chart follows `prefers-color-scheme`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-__all__ = ["Line", "Span", "interval_chart", "line_chart", "ticks"]
+__all__ = ["Line", "Span", "interval_chart", "line_chart", "strip_chart", "ticks"]
 
 _WIDTH = 480
-"""Units of a chart's width: at a phone's 360 pixels its text of 15 is still 11 pixels high."""
+"""Width of a chart in units: on a phone with 360 pixels its text of 15 units is still 11 pixels high."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 46
 
@@ -25,9 +25,9 @@ class Line:
     """One series of a line chart.
 
     Attributes:
-        name: For the legend.
+        name: Name in the legend.
         x, y: Points; None or NaN in `y` breaks the line.
-        low, high: Of the interval at each point; empty for none.
+        low, high: Interval at each point; empty for none.
         marks: Whether points are drawn.
     """
 
@@ -41,7 +41,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A value with its interval, in a row of an interval chart; None or NaN where there is none."""
+    """A value with its interval in a row of an interval chart; None or NaN if unknown."""
 
     value: float | None
     low: float | None
@@ -49,7 +49,7 @@ class Span:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers between two limits.
+    """Return round numbers between two limits.
 
     >>> ticks(0, 1), ticks(0.83, 0.97)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.84, 0.86, 0.88, 0.9, 0.92, 0.94, 0.96])
@@ -58,7 +58,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     if not span > 0 or not math.isfinite(span):
         return [low]
     power = 10.0 ** math.floor(math.log10(span / about))
-    # The widest step that leaves at least `about - 1` intervals; 2 and 5 are what people count in.
+    # The widest step that leaves at least `about - 1` intervals.
     step = max(power * factor for factor in (1, 2, 5, 10) if power * factor <= span / (about - 1))
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
@@ -77,17 +77,17 @@ def line_chart(
     levels: Sequence[tuple[float, str]] = (),
     places: Sequence[tuple[float, str]] = (),
 ) -> Markup:
-    """Lines over a plane.
+    """Draw lines over a plane.
 
     Args:
         lines: Series, the most important first.
-        describe: What the chart shows, in a sentence, for those who do not see it.
-        x_label: Of the axis, with the unit.
-        y_label: Likewise; "" for none.
+        describe: Description of the chart in a sentence, for screen readers.
+        x_label: Label of the x axis, with the unit.
+        y_label: Label of the y axis; "" for none.
         x: Limits; None fits them to the lines.
-        y: Likewise.
-        height: In units of a chart that is 480 wide.
-        diagonal: Whether the line x = y is drawn.
+        y: Limits; None fits them to the lines.
+        height: Height in units of a chart that is 480 wide.
+        diagonal: Whether to draw the line x = y.
         levels: (y, name) of horizontal lines.
         places: (x, name) of vertical lines.
     """
@@ -118,15 +118,15 @@ def interval_chart(
     x: tuple[float, float] | None = None,
     zero: bool = False,
 ) -> Markup:
-    """A row a category, with a dot and a bar (the interval) for each of several series.
+    """Draw a row per category, with a dot and a bar (the interval) for each series.
 
     Args:
-        rows: (category, one span a series).
-        names: Of the series.
-        describe: What the chart shows, in a sentence.
-        x_label: Of the axis.
+        rows: (category, one span per series).
+        names: Names of the series.
+        describe: Description of the chart in a sentence, for screen readers.
+        x_label: Label of the axis.
         x: Limits; None fits them to the spans.
-        zero: Whether a line stands at 0.
+        zero: Whether to draw a line at 0.
     """
     values = _numbers(v for _, spans in rows for s in spans for v in (s.value, s.low, s.high))
     low, high = x or _limits([*values, 0.0] if zero else values)
@@ -146,27 +146,54 @@ def interval_chart(
     return _svg(parts, height, describe) + legend
 
 
+def strip_chart(
+    rows: Sequence[tuple[str, Sequence[float]]], *, describe: str, x_label: str, x: tuple[float, float] = (0.0, 1.0)
+) -> Markup:
+    """A row of dots per category, one dot per value, spread over the row's height so that they overlap little.
+
+    Args:
+        rows: (category, values).
+        describe: What the chart shows, in a sentence.
+        x_label: Label of the axis.
+        x: Limits of the axis.
+    """
+    band, spread = 62, 26
+    height = _TOP + band * len(rows) + _BOTTOM
+    plane = _Plane(x, (0, 1), height, left=14)
+    parts = [_axis_below(plane, x_label)]
+    for i, (category, values) in enumerate(rows):
+        top = _TOP + band * i
+        parts.append(Markup('<text x="14" y="{}" class="name">{}</text>').format(top + 14, category))
+        # Steps of the golden ratio spread neighbours evenly, and the same values give the same picture.
+        dots = "".join(
+            f"M{plane.across(value)} {top + 24 + spread * (k * 0.618034 % 1):.1f}h0"
+            for k, value in enumerate(sorted(_numbers(values)))
+        )
+        parts.append(Markup('<path class="dots s{}" d="{}"/>').format(i % 3, dots))
+    return _svg(parts, height, describe)
+
+
 # --- the plane -----------------------------------------------------------------------------------------------------------
 
 
 class _Plane:
-    """From values to places in the picture."""
+    """Mapping from values to places in the picture."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int, left: int = _LEFT) -> None:
         self.x, self.y, self.height, self.left = x, y, height, left
         self.right, self.bottom = _WIDTH - _RIGHT, height - _BOTTOM
 
     def at(self, x: float, y: float) -> tuple[str, str]:
-        """Place of a point, rounded to a tenth of a unit."""
+        """Return the place of a point, rounded to a tenth of a unit."""
         return self.across(x), self.down(y)
 
     def across(self, x: float) -> str:
-        """Place along the x axis."""
+        """Return the place along the x axis."""
         low, high = self.x
         return f"{self.left + (self.right - self.left) * (x - low) / (high - low):.1f}"
 
     def down(self, y: float) -> str:
-        """Place along the y axis."""
+        """Return the place along the y axis."""
         low, high = self.y
         return f"{self.bottom - (self.bottom - _TOP) * (y - low) / (high - low):.1f}"
 
@@ -182,7 +209,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _numbers(values: Iterable[float | None]) -> list[float]:
-    """Those that there are."""
+    """Return the finite values."""
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
@@ -190,7 +217,7 @@ def _numbers(values: Iterable[float | None]) -> list[float]:
 
 
 def _svg(parts: Sequence[Markup], height: int, describe: str) -> Markup:
-    # The description is an attribute and no <title>: a browser would show that over everything the pointer touches.
+    # An attribute instead of <title>, which browsers would show as a tooltip over the whole chart.
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         _WIDTH, height, describe, Markup("").join(parts)
     )
@@ -227,7 +254,7 @@ def _level(plane: _Plane, level: float, name: str) -> Markup:
 def _place(plane: _Plane, place: float, name: str) -> Markup:
     x = plane.across(place)
     line = Markup('<path class="guide" d="M{} {}V{}"/>').format(x, _TOP, plane.bottom)
-    # On whichever side there is room.
+    # On the side with more room.
     end = float(x) > (plane.left + plane.right) / 2
     return line + _text(float(x) + (-6 if end else 6), plane.bottom - 8, name, "tick end" if end else "tick")
 
@@ -269,7 +296,7 @@ def _span(plane: _Plane, span: Span, y: float, number: int) -> Markup:
 
 
 def _mark(x: float, y: float, number: int) -> Markup:
-    """A disk, a square or a triangle."""
+    """Draw a disk, a square or a triangle."""
     shape = number % 3
     if shape == 0:
         return Markup('<circle class="mark s{}" cx="{}" cy="{}" r="4"/>').format(number, x, y)

@@ -1,4 +1,4 @@
-"""`compare-A-B.html`: two runs on the same slices, and the slices that changed most as pictures."""
+"""`compare-A-B.html`: two runs on the same slices, with pictures of the slices that changed most."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["write_comparison"]
 
 @dataclass(frozen=True, slots=True)
 class _Changed:
-    """A slice on the page: how it was and how it is."""
+    """A slice on the page, before and after."""
 
     slice_id: str
     said: str
@@ -36,7 +36,7 @@ def write_comparison(comparison: Comparison, pictures: tuple[Pictures, Pictures]
 
     Args:
         comparison: All figures.
-        pictures: Of the first and of the second run; None for a page without.
+        pictures: Pictures of the first and of the second run; None for a page without pictures.
         path: The file; an existing one is replaced.
 
     Raises:
@@ -90,7 +90,7 @@ def _table(comparison: Comparison, sets: Mapping[str, Difference]) -> Table:
         "Mean Dice of both runs, final stage",
         (*columns, "Missed, A / B", "HD95 difference, pixels"),
         rows,
-        f"In small: the {100 * comparison.confidence:g} % interval over patients. HD95 is a distance: below 0 is better.",
+        f"Small figures: {100 * comparison.confidence:g} % interval over patients. HD95 is a distance: below 0 is better.",
     )
 
 

@@ -41,10 +41,10 @@ def write_report(
 
     Args:
         evaluation: All figures.
-        rows: One for each slice, final stage of the network; the best, median and worst are chosen from them.
-        pictures: Where their pictures come from; None for a page without.
+        rows: Scores of each slice; the best, median and worst are chosen from them.
+        pictures: Pictures of the slices; None for a page without pictures.
         path: The file; an existing one is replaced.
-        threshold_curve: What tune-threshold found on validation; None leaves the chart out.
+        threshold_curve: Curve of tune-threshold on validation; None leaves the chart out.
 
     Raises:
         KerassegError: The file cannot be written.
@@ -68,6 +68,7 @@ def _context(
     split = SPLITS[evaluation.split]
     robustness, calibration = evaluation.robustness, evaluation.calibration
     second, speed = evaluation.second_reader, evaluation.speed
+    shown = () if pictures is None else examples(rows, pictures, evaluation.classes, evaluation.final)
     return {
         "title": f"{_data_set(evaluation)}, {split} slices, {_date(evaluation.created)}",
         "subtitle": f"{evaluation.network}{f'. Run {evaluation.run}' if evaluation.run else ''}.",
@@ -84,15 +85,17 @@ def _context(
         "tuning": _tuning(evaluation.tuning_gain),
         "measures": sections.measure_table(evaluation),
         "groups": _groups(evaluation),
-        "examples": () if pictures is None else examples(rows, pictures, evaluation.classes, evaluation.final),
+        "strip": sections.slice_chart(rows, evaluation.classes, evaluation.final),
+        "examples": shown,
+        "script": any(slice_.slider for example in shown for slice_ in example.slices),
         "threshold": None if curve is None else sections.threshold_chart(curve),
         "calibration": None if calibration is None else sections.calibration_chart(calibration),
         "calibration_error": None if calibration is None else share(calibration.error),
         "robustness": None if robustness is None else sections.robustness_charts(robustness),
         "robustness_said": None
         if robustness is None
-        else f"The same slices under corruption that scanners produce (seed {robustness.seed}). Over all of it "
-        f"{sections.percent(robustness.kept)} of clean Dice is kept. Below, mean Dice over the grade; 0 is clean.",
+        else f"The same slices under corruptions that scanners produce (seed {robustness.seed}). Over all of them "
+        f"{sections.percent(robustness.kept)} of clean Dice is kept. Below, mean Dice by grade; 0 is clean.",
         "robustness_table": None if robustness is None else sections.robustness_table(robustness),
         "reader": None if second is None else sections.reader_chart(second),
         "reader_source": None if second is None else second.source,
@@ -132,14 +135,19 @@ def _sentences(evaluation: Evaluation, rows: Sequence[SliceRow]) -> list[str]:
 
 
 def _tuning(gain: Mean | None) -> str:
+    if gain is not None and gain.mean == gain.low == gain.high == 0:
+        return ""  # no rule was kept: the masks are those of 0.5
     return gain_sentence(gain, "0.5 without post-processing")
 
 
 def _groups(evaluation: Evaluation) -> list[tuple[str, Any, Table, str]]:
     found = []
     headings = {
-        "classes": ("By class", "Classes with few patients have wide intervals."),
-        "sizes": ("By size of the tumour", "Dice is lower for small tumours, where each pixel weighs more."),
+        "classes": ("By class", f"No interval is shown for fewer than {FEWEST_PATIENTS} patients."),
+        "sizes": (
+            "By size of the tumour",
+            "Thirds of the tumours by diameter. In small tumours each pixel weighs more.",
+        ),
     }
     for kind, (heading, said) in headings.items():
         table = sections.group_table(evaluation, kind)
@@ -150,11 +158,17 @@ def _groups(evaluation: Evaluation) -> list[tuple[str, Any, Table, str]]:
 
 def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
     data = evaluation.data
-    by = {"patient": "by patient", "id": "by id as it stands", "slice": "by slice, without regard to patients"}
+    by = {"patient": "by patient", "id": "by patient id", "slice": "by slice, whatever the patient"}
     sides = data.patients_on_both_sides
-    leak = f"{count(sides, 'patient')} with slices in more than one split" if sides else "no patient on both sides"
+    leak = (
+        f"{count(sides, 'patient')} with slices in more than one split"
+        if sides
+        else "no patient in more than one split"
+    )
     if data.slices_without_patient:
-        leak += f"; {count(data.slices_without_patient, 'slice')} without a patient, for which this cannot be said"
+        leak += (
+            f"; {count(data.slices_without_patient, 'slice')} of unknown patients, for which leaks cannot be excluded"
+        )
     facts = [
         ("Network", evaluation.network),
         ("Run", f"{evaluation.run or 'none'}{f' ({evaluation.run_id[:12]})' if evaluation.run_id else ''}"),
@@ -184,15 +198,15 @@ def _looks(evaluation: Evaluation) -> str:
         return f"{looks:,}; this page does not use the test split"
     if looks <= 1:
         return "1: this is the first"
-    return f"{looks:,}, this one included. Choices made with test figures in view make later test figures too good."
+    return f"{looks:,}, including this one. Choices made with test figures in view make later test figures too good."
 
 
 def _limits(evaluation: Evaluation) -> list[str]:
     """Return the limits of the figures."""
     limits = [
         "Not for clinical use: this is a research tool and not a medical device.",
-        "The figures hold for slices like these; other scanners, sequences, ages or tumours may give other figures.",
-        "The reference was drawn by people. Where experts would disagree, the network may differ without being wrong.",
+        "The figures apply to slices like these; other scanners, sequences, ages or tumours may give other figures.",
+        "The reference was drawn by people. Where experts disagree, the network may differ without being wrong.",
         "The interval describes patients like these; it does not extend to other hospitals.",
     ]
     if evaluation.split in ("train", "val"):

@@ -1,4 +1,4 @@
-"""The slices that a page shows: the best, the median and the worst of each class."""
+"""Slices to show: the best, the median and the worst of each class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from kerasseg.evaluation.joined import Pictures, SlicePicture
 from kerasseg.evaluation.per_slice import SliceRow
 from kerasseg.evaluation.schema import StageName
-from kerasseg.report.overlays import close_up, outlined
+from kerasseg.report.overlays import close_up, outlined, threshold_slider
 from kerasseg.report.wording import share
 from kerasseg_tfrecords.errors import one_line
 
@@ -24,9 +24,10 @@ class Example:
 
     Attributes:
         place: "best", "median" or "worst".
-        slice_id: Of the slice.
-        said: Its figures in words.
-        whole, near: The pictures.
+        slice_id: Id of the slice.
+        said: Its scores as text.
+        whole, near: Pictures of the whole slice and of the close-up.
+        slider: A slider for the threshold; "" without probabilities.
     """
 
     place: str
@@ -34,6 +35,7 @@ class Example:
     said: str
     whole: Markup
     near: Markup
+    slider: Markup
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,13 @@ class Examples:
 
 
 def choose(rows: Sequence[SliceRow], stage: StageName = "postprocessing") -> list[tuple[str, SliceRow]]:
-    """(place, row) of the best, the median and the worst slice by Dice; fewer where there are fewer.
+    """Choose (place, row) of the best, the median and the worst slice by Dice; fewer if there are fewer.
 
-    Slices without tumour in reference and prediction say nothing and are left out where others are there.
+    Slices without tumour in reference and prediction are left out if there are others.
 
     Args:
-        rows: Of one class.
-        stage: That is compared.
+        rows: Slices of one class.
+        stage: Stage to compare.
     """
     telling = [row for row in rows if row.reference_pixels or row.stage(stage).predicted_pixels] or list(rows)
     # Ties are broken by id, so that the same figures give the same page.
@@ -67,10 +69,10 @@ def examples(
     """Return the chosen slices of every class with their pictures.
 
     Args:
-        rows: Of all slices.
-        pictures: Where slices come from.
-        classes: Names, in order.
-        stage: That is shown.
+        rows: All slices.
+        pictures: Pictures of the slices.
+        classes: Class names, in order.
+        stage: Stage to show.
     """
     found = []
     for name in classes:
@@ -106,4 +108,7 @@ def _example(place: str, row: SliceRow, stage: StageName, picture: SlicePicture)
         said=said,
         whole=outlined(*parts, f"{about}: the whole slice with the outlines of reference and network"),
         near=close_up(*parts, f"{about}: close-up with hits, misses and false alarms"),
+        slider=Markup("")
+        if picture.probability is None
+        else threshold_slider(picture.probability, picture.reference, picture.threshold),
     )

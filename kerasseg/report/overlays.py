@@ -1,7 +1,7 @@
-"""A slice as the page shows it: the whole of it with outlines, and a close-up with hits, misses and false alarms.
+"""Pictures of slices for pages: the whole slice with outlines, and a close-up with hits, misses and false alarms.
 
-The slice is an `<img>` with a `data:` address; what is drawn over it is SVG, exact to the pixel and sharp at any size.
-Colours are Okabe and Ito's; outlines differ in width and dashes as well, and areas in hatching.
+The slice is an `<img>` with a `data:` address; the overlay is SVG, exact to the pixel and sharp at any size. Colours are
+Okabe and Ito's; outlines also differ in width and dashes, and areas in hatching.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-__all__ = ["close_up", "data_uri", "outline_path", "outlined"]
+__all__ = ["close_up", "data_uri", "outline_path", "outlined", "threshold_slider"]
 
 _SIDE = 240
 """Units of a picture's longer side; widths of lines and hatching are in the same units."""
 
 _FINE = 4
-"""Masks are enlarged so much before their outline is followed: it then lies within an eighth of a pixel of the border."""
+"""Enlargement of masks before outlining: outlines then are within an eighth of a pixel of the border."""
 
 
 def outlined(
     image: NDArray[np.uint8], reference: NDArray[np.bool_], prediction: NDArray[np.bool_], describe: str
 ) -> Markup:
-    """The whole slice with the outline of both masks.
+    """Draw the whole slice with the outlines of both masks.
 
     Args:
         image: (height, width) or (height, width, channels), 0 to 255.
-        reference: (height, width), True where there is tumour.
-        prediction: Likewise.
-        describe: For those who do not see it.
+        reference: (height, width), True for tumour.
+        prediction: (height, width), True for tumour.
+        describe: Description for screen readers.
     """
     scale = _SIDE / max(reference.shape)
     layers = Markup('<path class="reference" d="{}"/><path class="prediction" d="{}"/>').format(
@@ -48,14 +48,14 @@ def close_up(
     *,
     around: NDArray[np.bool_] | None = None,
 ) -> Markup:
-    """The part around both masks, with hits, misses and false alarms filled; the whole slice where both are empty.
+    """Draw the part around both masks, with hits, misses and false alarms filled; the whole slice if both are empty.
 
     Args:
         image: As in `outlined`.
         reference: As in `outlined`.
         prediction: As in `outlined`.
         describe: As in `outlined`.
-        around: (height, width) what is to be seen, so that several close-ups show the same part; None for both masks.
+        around: (height, width) mask to show, so that several close-ups show the same part; None for both masks.
     """
     rows, columns = _around(reference | prediction if around is None else around)
     scale = _SIDE / max(reference[rows, columns].shape)
@@ -70,18 +70,18 @@ def close_up(
 
 
 def outline_path(mask: NDArray[np.bool_], scale: float = 1.0) -> str:
-    """The border of a mask as the `d` of an SVG path, holes included; "" for an empty mask.
+    """Return the border of a mask as the `d` of an SVG path, including holes; "" for an empty mask.
 
     Args:
         mask: (height, width).
-        scale: Units a pixel.
+        scale: Units per pixel.
 
     Example:
         >>> outline_path(np.array([[False, False, False], [False, True, False], [False, False, False]]))
         'M1.1 1.1L1.1 1.9 1.9 1.9 1.9 1.1Z'
     """
     fine = np.kron(mask.astype(np.uint8), np.ones((_FINE, _FINE), np.uint8))
-    # Contours run through the middles of the outermost small pixels, holes through the first pixels around them.
+    # Contours run through the centres of the outermost small pixels, holes through the first pixels around them.
     contours, _ = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     parts = []
     for contour in contours:
@@ -93,7 +93,7 @@ def outline_path(mask: NDArray[np.bool_], scale: float = 1.0) -> str:
 
 
 def data_uri(image: NDArray[np.uint8]) -> str:
-    """A picture as a `data:` address: JPEG of high quality, a quarter of the size of PNG for noisy slices.
+    """Encode a picture as a `data:` address: JPEG of high quality, a quarter of the size of PNG for noisy slices.
 
     Args:
         image: (height, width) or (height, width, 1 or 3, RGB), 0 to 255.
@@ -107,6 +107,25 @@ def data_uri(image: NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
 
+def threshold_slider(probability: NDArray[np.float32], reference: NDArray[np.bool_], threshold: float) -> Markup:
+    """A place where `threshold.js` puts a slider; hidden without JavaScript.
+
+    Args:
+        probability: (height, width), in [0, 1]; embedded with 8 bits.
+        reference: (height, width).
+        threshold: Where the slider starts.
+    """
+    levels = np.asarray(np.rint(probability * 255), np.uint8)
+    blue = np.zeros_like(levels)
+    done, data = cv2.imencode(".png", np.dstack([blue, reference.astype(np.uint8) * np.uint8(255), levels]))
+    if not done:  # pragma: no cover - OpenCV writes any 8-bit picture
+        msg = f"a probability map cannot be encoded. Received: shape {probability.shape}"
+        raise ValueError(msg)
+    address = "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
+    level = min(max(round(threshold * 255), 1), 255)
+    return Markup('<div class="slider" hidden data-level="{}" data-map="{}"></div>').format(level, address)
+
+
 def _over(image: NDArray[np.uint8], layers: Markup, shape: tuple[int, ...], scale: float, describe: str) -> Markup:
     height, width = shape[:2]
     return Markup(
@@ -116,7 +135,7 @@ def _over(image: NDArray[np.uint8], layers: Markup, shape: tuple[int, ...], scal
 
 
 def _around(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Rows and columns of a square around a mask with a third of its size to spare, within the picture."""
+    """Return rows and columns of a square around a mask, a third larger than the mask, within the picture."""
     height, width = mask.shape
     if not mask.any():
         return slice(0, height), slice(0, width)
@@ -128,7 +147,7 @@ def _around(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
 
 def _window(places: NDArray[np.intp], side: int, size: int) -> slice:
     middle = (int(places[0]) + int(places[-1]) + 1) // 2
-    # A mask wider than a narrow picture's side is shown whole.
+    # A mask that is wider than the picture is high is shown whole.
     side = max(side, int(np.ptp(places)) + 1)
     start = min(max(middle - side // 2, 0), size - side)
     return slice(start, start + side)

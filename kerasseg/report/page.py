@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.files import write_atomically
@@ -31,9 +34,27 @@ def render(template: str, context: dict[str, Any]) -> str:
 
     Args:
         template: Name of a file in `templates`.
-        context: What it shows; text is escaped, `markupsafe.Markup` is not.
+        context: Values for the template; text is escaped, `markupsafe.Markup` is not. If "script" is true, the page
+            gets the script of the threshold sliders, and its policy allows no other.
     """
-    return _environment().get_template(template).render(version=__version__, **context)
+    script = _script() if context.get("script") else ""
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    given = {
+        **context,
+        "version": __version__,
+        "script": Markup(script),  # noqa: S704 - a file of this package
+        "script_policy": Markup("; script-src 'sha256-{}'").format(allowed) if script else "",
+    }
+    return _environment().get_template(template).render(**given)
+
+
+@cache
+def _script() -> str:
+    loader = _environment().loader
+    if loader is None:
+        msg = "there are no templates"
+        raise AssertionError(msg)
+    return loader.get_source(_environment(), "threshold.js")[0]
 
 
 def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
@@ -45,7 +66,7 @@ def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
         context: As in `render`.
 
     Raises:
-        KerassegError: It cannot be written.
+        KerassegError: The file cannot be written.
     """
-    # Names that are not UTF-8 are surrogates, which cannot be encoded.
+    # Names that are not UTF-8 contain surrogates, which cannot be encoded.
     write_atomically(path, render(template, context).encode("utf-8", "replace"))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from kerasseg.evaluation.schema import Calibration, Evaluation, Figures, Mean, Robustness, SecondReader, Speed
+from kerasseg.evaluation.per_slice import SliceRow
+from kerasseg.evaluation.schema import (
+    Calibration,
+    Evaluation,
+    Figures,
+    Mean,
+    Robustness,
+    SecondReader,
+    Speed,
+    StageName,
+)
 from kerasseg.postprocessing import rule_in_words
-from kerasseg.report.charts import Line, Span, interval_chart, line_chart
+from kerasseg.report.charts import Line, Span, interval_chart, line_chart, strip_chart
 from kerasseg.report.wording import (
     Cell,
     Table,
@@ -52,18 +62,18 @@ _CORRUPTIONS = {
 
 @dataclass(frozen=True, eq=False)
 class ThresholdCurve:
-    """Dice on the validation split at every threshold, as `threshold.json` keeps it.
+    """Dice on the validation split at every threshold, as stored in `threshold.json`.
 
     Attributes:
         thresholds: (n,) ascending, in (0, 1].
         dice: (n,) mean Dice over validation slices.
-        chosen: The threshold that was taken.
-        low, high: (n,) of the interval over patients; None for none.
+        chosen: The chosen threshold.
+        low, high: (n,) limits of the interval over patients; None for none.
         baseline: (n,) the same for the checkpoint before training; None for none.
         baseline_chosen: Its threshold.
 
     Raises:
-        UsageError: Lengths that differ.
+        UsageError: The lengths differ.
 
     Example:
         >>> ThresholdCurve([0.25, 0.5, 0.75], [0.71, 0.74, 0.7], chosen=0.5).dice.tolist()
@@ -87,7 +97,7 @@ class ThresholdCurve:
             values = np.asarray(given, np.float64)
             if values.shape != np.shape(self.thresholds) or values.ndim != 1:
                 raise UsageError(
-                    f"a threshold curve needs one {name} a threshold",
+                    f"a threshold curve needs one {name} per threshold",
                     found=f"shape {values.shape}",
                     expected=f"shape {np.shape(self.thresholds)}",
                 )
@@ -98,7 +108,7 @@ class ThresholdCurve:
 
 
 def stage_table(evaluation: Evaluation) -> Table:
-    """Dice in each stage: network, baseline, and the paired gain."""
+    """Return Dice at each stage: network, baseline, and the paired gain."""
     rows = []
     for stage in evaluation.model.stages:
         before = stage_of(evaluation.baseline, stage.name)
@@ -108,17 +118,17 @@ def stage_table(evaluation: Evaluation) -> Table:
             row += [beside, gain_cell(evaluation.gain.get(stage.name))]
         rows.append(tuple(row))
     columns = ("Stage", "Network") + (("Checkpoint before training", "Gain, paired") if evaluation.baseline else ())
-    note = f"In small: the {100 * evaluation.confidence:g} % interval over patients."
+    note = f"Small figures: {100 * evaluation.confidence:g} % interval over patients."
     if evaluation.baseline is not None:
         note += " The gain is paired: both networks on the same slices."
         own, its = evaluation.final_stage().rule, stage_of(evaluation.baseline, evaluation.final)
         if its is not None and its.rule != own:
-            note += f" The checkpoint has a final rule of its own: {rule_in_words(its.rule)}."
+            note += f" The checkpoint has its own final rule: {rule_in_words(its.rule)}."
     return Table("Mean Dice over all slices, stage by stage", columns, tuple(rows), note)
 
 
 def measure_table(evaluation: Evaluation) -> Table:
-    """Every measure at the final stage."""
+    """Return every measure at the final stage."""
     final, before = evaluation.final_stage(), stage_of(evaluation.baseline, evaluation.final)
     rows = []
     for name, text in _NAMES.items():
@@ -137,12 +147,12 @@ def measure_table(evaluation: Evaluation) -> Table:
         row = [Cell("Dice, pooled within volumes", count(final.volumes.slices, "volume")), cell(final.volumes)]
         rows.append((*row, cell(before.volumes)) if before is not None else tuple(row))
     columns = ("Measure", "Network") + (("Checkpoint before training",) if before is not None else ())
-    note = "A missed tumour counts as Dice 0; distances are over slices with tumour in reference and prediction alone."
+    note = "A missed tumour counts as Dice 0; distances are averaged over slices with tumour in both masks."
     return Table("All measures, final stage", columns, tuple(rows), note)
 
 
 def group_table(evaluation: Evaluation, kind: str) -> Table | None:
-    """Dice, misses and distance by class or by size; None where there is nothing to tell apart.
+    """Return Dice, misses and distance by class or by size; None without classes or sizes.
 
     Args:
         evaluation: The figures.
@@ -164,7 +174,7 @@ def group_table(evaluation: Evaluation, kind: str) -> Table | None:
                 row.append(gain_cell(gains.get(name)))
         row += [Cell(_missed(figures)), cell(figures.measures.get("hd95"), 1)]
         rows.append(tuple(row))
-    columns = ["Class" if kind == "classes" else "Tumour size", "Dice"]
+    columns = ["Class" if kind == "classes" else "Diameter", "Dice"]
     if before is not None:
         columns += ["Dice before training", *(["Gain, paired"] if gains else [])]
     columns += ["Missed", "HD95, pixels"]
@@ -173,11 +183,11 @@ def group_table(evaluation: Evaluation, kind: str) -> Table | None:
 
 
 def speed_table(speed: Speed) -> Table:
-    """Time of the networks alone."""
+    """Return the time of the networks alone."""
     batches = sorted(speed.slices_per_second, key=lambda text: (len(text), text))
-    columns = ["Slices at once", "Slices a second", "Milliseconds a slice"]
+    columns = ["Slices at once", "Slices per second", "Milliseconds per slice"]
     if speed.baseline_slices_per_second:
-        columns += ["Before training: slices a second", "milliseconds a slice"]
+        columns += ["Before training: slices per second", "milliseconds per slice"]
     rows = []
     for size in batches:
         row = [Cell(size), Cell(_plain(speed.slices_per_second[size]))]
@@ -186,11 +196,11 @@ def speed_table(speed: Speed) -> Table:
             row.append(Cell(_plain(speed.baseline_slices_per_second.get(size))))
             row.append(Cell(_plain(speed.baseline_milliseconds_a_slice.get(size))))
         rows.append(tuple(row))
-    return Table(f"The network alone, warm, on {speed.device}", tuple(columns), tuple(rows))
+    return Table(f"The network alone, after warm-up, on {speed.device}", tuple(columns), tuple(rows))
 
 
 def reader_table(second: SecondReader) -> Table:
-    """The two annotators and the network."""
+    """Return the agreement of the two annotators and the network."""
     rows = [
         (Cell("The two annotators: the ceiling"), cell(second.agreement)),
         (Cell("Network and first annotator"), cell(second.network)),
@@ -202,7 +212,7 @@ def reader_table(second: SecondReader) -> Table:
 
 
 def robustness_table(robustness: Robustness) -> Table:
-    """Dice at every grade."""
+    """Return Dice at every grade."""
     grades = max((len(curve.grades) for curve in robustness.curves), default=0)
     columns = ("Corruption", "None", *(f"Grade {i + 1}" for i in range(grades)), "Kept")
     rows = [
@@ -221,8 +231,20 @@ def robustness_table(robustness: Robustness) -> Table:
 # --- charts --------------------------------------------------------------------------------------------------------------
 
 
+def slice_chart(rows: Sequence[SliceRow], classes: Sequence[str], stage: StageName) -> Markup | None:
+    """Dice of each slice by class; None without slices."""
+    found = [(name, [row.stage(stage).dice for row in rows if row.label == name]) for name in classes]
+    found = [(name, values) for name, values in found if values]
+    if not found:
+        return None
+    said = "; ".join(
+        f"{name}: {count(len(values), 'slice')}, median {share(float(np.median(values)))}" for name, values in found
+    )
+    return strip_chart(found, describe=f"Dice of each slice by class. {said}", x_label="Dice")
+
+
 def group_chart(evaluation: Evaluation, kind: str) -> Markup | None:
-    """Dice with its interval by class or by size, network above baseline."""
+    """Draw Dice with its interval by class or by size, network above baseline."""
     final, before = evaluation.final_stage(), stage_of(evaluation.baseline, evaluation.final)
     groups: Mapping[str, Figures] = getattr(final, kind)
     rows = []
@@ -241,7 +263,7 @@ def group_chart(evaluation: Evaluation, kind: str) -> Markup | None:
 
 
 def threshold_chart(curve: ThresholdCurve) -> Markup:
-    """Mean Dice on validation over thresholds."""
+    """Draw mean validation Dice by threshold."""
     xs = _floats(curve.thresholds)
     lines = [Line(NETWORK, xs, _floats(curve.dice), _floats(curve.low), _floats(curve.high), marks=False)]
     if curve.baseline is not None:
@@ -259,7 +281,7 @@ def threshold_chart(curve: ThresholdCurve) -> Markup:
 
 
 def robustness_charts(robustness: Robustness) -> tuple[tuple[str, Markup], ...]:
-    """A small chart for each corruption, all with the same scale: (title, chart)."""
+    """Draw a small chart for each corruption, all with the same scale: (title, chart)."""
     values = [v for curve in robustness.curves for v in (*curve.dice, robustness.clean) if v is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     air = max(0.06 * (high - low), 0.01)
@@ -282,7 +304,7 @@ def robustness_charts(robustness: Robustness) -> tuple[tuple[str, Markup], ...]:
 
 
 def calibration_chart(calibration: Calibration) -> Markup:
-    """Observed share of tumour over predicted probability."""
+    """Draw the observed share of tumour by predicted probability."""
     pairs = [
         (p, o)
         for p, o in zip(calibration.predicted, calibration.observed, strict=True)
@@ -302,7 +324,7 @@ def calibration_chart(calibration: Calibration) -> Markup:
 
 
 def reader_chart(second: SecondReader) -> Markup:
-    """The ceiling beside the network."""
+    """Draw the agreement of the annotators and that of the network."""
     rows = [
         ("The two annotators: the ceiling", [_span(second.agreement)]),
         ("Network and first annotator", [_span(second.network)]),
@@ -312,7 +334,7 @@ def reader_chart(second: SecondReader) -> Markup:
     return interval_chart(rows, ("Dice",), describe=f"{said}.", x_label="mean Dice, 95 % interval")
 
 
-# --- small things --------------------------------------------------------------------------------------------------------
+# --- helpers -------------------------------------------------------------------------------------------------------------
 
 
 def corruption(name: str) -> str:
@@ -321,7 +343,7 @@ def corruption(name: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage.
+    """Format a share as a percentage.
 
     >>> percent(0.934), percent(None)
     ('93 %', '-')

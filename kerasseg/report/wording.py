@@ -1,4 +1,4 @@
-"""Numbers and findings in words."""
+"""Numbers and findings as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "test", "all": "exte
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of a table: the figure, and below it in small what belongs to it."""
+    """A cell of a table: the figure, and small text below it."""
 
     text: str
     small: str = ""
@@ -26,13 +26,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the page; the first cell of a row names it.
+    """A table of the page; the first cell of a row is its name.
 
     Attributes:
-        caption: What it shows.
+        caption: Caption.
         columns: Headings.
         rows: Cells, as many as headings.
-        note: What a reader must know to read it.
+        note: Explanation of the figures.
     """
 
     caption: str
@@ -43,7 +43,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A goal and how it stands, as a line of the verdict.
+    """A goal and its verdict.
 
     Attributes:
         verdict: "met", "missed" or "open".
@@ -55,12 +55,12 @@ class Goal:
 
 
 def is_number(value: float | None) -> bool:
-    """Whether there is a figure at all."""
+    """Return whether a value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
 def share(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """A figure with a fixed number of digits; a dash where there is none.
+    """Format a figure with a fixed number of digits, or "-" if there is none.
 
     >>> share(0.91234), share(None), share(0.02, sign=True), share(-0.0001, sign=True)
     ('0.912', '-', '+0.020', '0.000')
@@ -72,29 +72,29 @@ def share(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 
 
 def limits(mean: Mean, digits: int = 3, *, sign: bool = False) -> str:
-    """The interval, such as "0.890 to 0.933"; "" where nothing can be said."""
+    """Format an interval, such as "0.890 to 0.933"; "" if there is none."""
     if not (is_number(mean.low) and is_number(mean.high)):
         return ""
     return f"{share(mean.low, digits, sign=sign)} to {share(mean.high, digits, sign=sign)}"
 
 
 def cell(mean: Mean | None, digits: int = 3) -> Cell:
-    """A mean with its interval."""
+    """Return a cell with a mean and its interval."""
     return Cell("-") if mean is None else Cell(share(mean.mean, digits), limits(mean, digits))
 
 
 def gain_cell(mean: Mean | None) -> Cell:
-    """A difference with its interval."""
+    """Return a cell with a difference and its interval."""
     return Cell("-") if mean is None else Cell(share(mean.mean, sign=True), limits(mean, sign=True))
 
 
 def gain_sentence(gain: Mean | None, over: str, confidence: float = 0.95) -> str:
-    """Describe a paired difference in one sentence; "" where there is none.
+    """Describe a paired difference in one sentence; "" if there is none.
 
     Args:
         gain: Paired difference of Dice.
-        over: What is compared with, such as "the checkpoint before training".
-        confidence: Of the interval.
+        over: Reference of the comparison, such as "the checkpoint before training".
+        confidence: Confidence level of the interval.
 
     Example:
         >>> gain_sentence(Mean(mean=0.02, low=-0.01, high=0.05, slices=40, patients=12), "the checkpoint")
@@ -108,13 +108,13 @@ def gain_sentence(gain: Mean | None, over: str, confidence: float = 0.95) -> str
     interval = limits(gain, sign=True)
     if not interval or gain.patients < FEWEST_PATIENTS:
         return f"{found} ({patients}: too few for a conclusion)."
-    # Without a sign-flip test (files of earlier versions) the interval alone decides.
+    # Without a sign-flip test (files of earlier versions) only the interval decides.
     said = "beyond chance" if gain.is_clear else "may be chance"
     return f"{found} ({100 * confidence:g} % CI {interval}, {patients}): {said}."
 
 
 def goals(evaluation: Evaluation) -> tuple[Goal, ...]:
-    """A line for each target, in their order."""
+    """Return a line for each target, in order."""
     return tuple(Goal(target.verdict, _goal(target)) for target in evaluation.targets)
 
 
@@ -129,8 +129,8 @@ def misses(figures: Figures, half: int | None = None) -> str:
     """Describe how many tumours were found, and how many slices have a false alarm.
 
     Args:
-        figures: Of the slices.
-        half: Tumours with Dice above 0.5; None where unknown.
+        figures: Figures of the slices.
+        half: Number of tumours with Dice above 0.5; None if unknown.
     """
     above = "" if half is None else f", {half:,} of them with Dice above 0.5"
     sentences = []
@@ -145,7 +145,7 @@ def misses(figures: Figures, half: int | None = None) -> str:
 
 
 def stage_in_words(stage: Stage) -> str:
-    """Name of a stage for a table."""
+    """Return the name of a stage for a table."""
     threshold = "a threshold for each class" if stage.rule.class_thresholds else f"threshold {stage.rule.threshold:g}"
     if stage.name == "postprocessing":
         return f"{threshold} and post-processing".capitalize()
@@ -153,5 +153,5 @@ def stage_in_words(stage: Stage) -> str:
 
 
 def stage_of(network: NetworkFigures | None, name: str) -> Stage | None:
-    """The stage of that name, if there is one."""
+    """Return the stage of that name, or None."""
     return None if network is None else next((stage for stage in network.stages if stage.name == name), None)

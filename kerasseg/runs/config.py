@@ -28,22 +28,22 @@ class _Model(BaseModel):
 
 
 class Resolved(_Model):
-    """What the settings were resolved to on this machine, with these shards and this checkpoint.
+    """Settings as resolved on this machine, with these shards and this checkpoint.
 
     Attributes:
         checkpoint: The checkpoint that was opened; None for a fresh network.
-        provenance: Of the checkpoint, see `kerasseg.Provenance`; None where there is none.
-        changes: What was changed to fit it to the task.
+        provenance: Provenance of the checkpoint, see `kerasseg.Provenance`; None if there is none.
+        changes: How the checkpoint was changed to fit the task.
         precision, precision_reason: Number format of the computation, and why it was chosen.
         devices: Description of the devices.
         phases: Strategies or stages, one after the other.
-        rates: Learning rate of the first epoch of each phase.
+        rates: Initial learning rate of each phase.
         frozen: Names of the blocks that the first phase froze.
-        parameters, trained: Parameters of the network, and those that the first phase trained.
-        steps: Steps an epoch.
-        fingerprint: Of the data set, see the manifest.
-        intensity, size, channels, classes: Of the shards.
-        input_channels: Of the network.
+        parameters, trained: Number of parameters of the network, and of those trained in the first phase.
+        steps: Steps per epoch.
+        fingerprint: Fingerprint of the data set, see the manifest.
+        intensity, size, channels, classes: Properties of the shards.
+        input_channels: Input channels of the network.
         slices: Split -> class -> slices, for training and validation.
     """
 
@@ -69,7 +69,7 @@ class Resolved(_Model):
 
 
 class RunConfig(_Model):
-    """The whole file. `format_version` rises when a reader of an earlier version could misread the run."""
+    """The whole file. `format_version` is raised when earlier versions could misread the run."""
 
     format_version: int
     kerasseg: str
@@ -80,7 +80,7 @@ class RunConfig(_Model):
 
 
 def new_config(settings: TrainSettings, resolved: Resolved) -> RunConfig:
-    """The configuration of a run that begins now."""
+    """Return the configuration of a run that starts now."""
     software = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -98,28 +98,28 @@ def new_config(settings: TrainSettings, resolved: Resolved) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Reads the `config.json` of a run.
+    """Read the `config.json` of a run.
 
     Raises:
-        DataError: It is missing or damaged.
-        KerassegError: It is of a newer version.
+        DataError: The file is missing or damaged.
+        KerassegError: A newer version wrote it.
     """
     return read_document(path, RunConfig, FORMAT_VERSION, "the run configuration")
 
 
 def settings_from(path: Path) -> dict[str, Any]:
-    """The settings that a file asks for, to replay a run: a run's `config.json`, or plain settings as JSON.
+    """Read settings from a run's `config.json`, or from plain settings as JSON, to repeat a run.
 
     Args:
-        path: The file, or the folder of a run.
+        path: The file, or the run directory.
 
     Returns:
-        Fields of `TrainSettings`, checked.
+        Fields of `TrainSettings`, validated.
 
     Raises:
-        DataError: A file that cannot be read.
-        UsageError: A field that is not known, or a value that cannot be used.
-        KerassegError: A run of a newer version.
+        DataError: The file cannot be read.
+        UsageError: A field is unknown, or a value is invalid.
+        KerassegError: A newer version wrote the run.
     """
     file = path / "config.json" if path.is_dir() else path
     document = read_json(file, "the configuration")

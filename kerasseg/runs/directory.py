@@ -1,4 +1,4 @@
-"""The folder of a run: its files, and how commands find it."""
+"""Run directories: their files, and how commands find them."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class RunDirectory:
 
         Args:
             root: The folder; None for `runs/<date-time-strategy>`.
-            strategy: For the name.
+            strategy: Strategy, for the name.
 
         Raises:
-            UsageError: A run is there already, or something else.
-            KerassegError: The folder cannot be made.
+            UsageError: The folder contains a run or other files.
+            KerassegError: The folder cannot be created.
         """
         if root is None:
             name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{strategy}"
@@ -66,15 +66,15 @@ class RunDirectory:
             (root / _STATE).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             found = error.strerror or str(error)
-            raise KerassegError("the folder of the run cannot be made", path=root, found=found) from error
+            raise KerassegError("the folder of the run cannot be created", path=root, found=found) from error
         return cls(root)
 
     @staticmethod
     def check_free(root: Path) -> None:
-        """Check that a folder can hold a new run, before any long computation.
+        """Check that a folder can hold a new run.
 
         Raises:
-            UsageError: A run is there already, or something else.
+            UsageError: The folder contains a run or other files.
         """
         if (root / _CONFIG).exists():
             raise UsageError(
@@ -82,7 +82,7 @@ class RunDirectory:
                 path=root,
                 remedy=f"Resume it: kerasseg train --resume --out {root}. Or choose another --out.",
             )
-        # A run that was killed before its first state left nothing worth keeping, and may be begun anew.
+        # A run that was killed before its first state left nothing worth keeping.
         strange = [p.name for p in root.iterdir() if not _before_config(p.name)] if root.is_dir() else []
         if strange or (root.exists() and not root.is_dir()):
             found = ", ".join(sorted(strange)[:3]) or "a file"
@@ -95,7 +95,7 @@ class RunDirectory:
         """Open an existing run.
 
         Raises:
-            DataError: It is none.
+            DataError: The folder is not a run.
         """
         run = cls(Path(root))
         if not run.config_file.is_file():
@@ -109,11 +109,11 @@ class RunDirectory:
         """Find a run by folder or name.
 
         Args:
-            name: A folder, the name of one below `runs`, or "latest" (also None): the one that was begun last.
-            runs: Where runs lie.
+            name: A folder, the name of one below `runs`, or "latest" (also None) for the run started last.
+            runs: Folder of runs.
 
         Raises:
-            DataError: No such run; the message names those there are.
+            DataError: There is no such run; the message names the existing ones.
         """
         if name is not None and str(name) != _LATEST:
             for root in (Path(name), runs / name):
@@ -138,7 +138,7 @@ class RunDirectory:
         write_atomically(RUNS / _LATEST, os.path.relpath(self.root.absolute(), RUNS.absolute()) + "\n")
 
     def is_latest(self) -> bool:
-        """Whether this is the default run of commands."""
+        """Return whether this is the default run of commands."""
         try:
             return RunDirectory.find().root.samefile(self.root)
         except (KerassegError, OSError):
@@ -148,7 +148,7 @@ class RunDirectory:
 
     @property
     def folds(self) -> tuple[RunDirectory, ...]:
-        """The runs of a cross-validation whose networks this one averages, in order; none for an ordinary run."""
+        """Runs of a cross-validation whose networks this one averages, in order; empty for an ordinary run."""
         parent = self.root.absolute().parent
         if self.root.absolute().name != _ENSEMBLE or not (parent / _FOLDS).is_file():
             return ()
@@ -156,7 +156,7 @@ class RunDirectory:
 
     @property
     def config_file(self) -> Path:
-        """Settings and what they were resolved to."""
+        """Settings, as given and as resolved."""
         return self.root / _CONFIG
 
     @property
@@ -166,7 +166,7 @@ class RunDirectory:
 
     @property
     def baseline_file(self) -> Path:
-        """The checkpoint, fitted to the task, before any step."""
+        """The checkpoint, fitted to the task, before training."""
         return self.root / "baseline.keras"
 
     @property
@@ -176,12 +176,12 @@ class RunDirectory:
 
     @property
     def history_file(self) -> Path:
-        """One line per epoch."""
+        """One row per epoch."""
         return self.root / "history.csv"
 
     @property
     def curves_file(self) -> Path:
-        """Picture of the curves."""
+        """Plot of the training curves."""
         return self.root / "training.png"
 
     @property
@@ -216,10 +216,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the run against other training processes while the block runs, and remove what a killed one left.
+        """Lock the run against other training processes while the block runs, and remove files of a killed one.
 
         Raises:
-            KerassegError: Another process trains in it.
+            KerassegError: Another process is training in this run.
         """
         remedy = "Wait for it, or choose another --out."
         with lock(self.root / _LOCK, "run", busy="another process is training in this run", remedy=remedy):
@@ -232,10 +232,10 @@ class RunDirectory:
             yield
 
     def is_running(self) -> bool:
-        """Whether a process is training in this run."""
+        """Return whether a process is training in this run."""
         if not (self.root / _LOCK).exists():
             return False
-        # For reading, so that a finished run in a folder that cannot be written is not taken for one that runs.
+        # Opened for reading, so that a finished run in a read-only folder does not count as running.
         with (self.root / _LOCK).open("rb") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,10 +246,10 @@ class RunDirectory:
     # --- networks --------------------------------------------------------------------------------------------------------
 
     def require_rest(self) -> None:
-        """Refuse a run that is being trained, since its weights may change.
+        """Refuse a run that is still being trained.
 
         Raises:
-            KerassegError: It is being trained.
+            KerassegError: The run is being trained.
         """
         if self.is_running():
             raise KerassegError(
@@ -262,7 +262,7 @@ class RunDirectory:
         """Refuse a run that has no weights yet.
 
         Raises:
-            DataError: There is no network.
+            DataError: The run has no weights.
         """
         if not self.model_file.is_file():
             raise DataError(
@@ -276,29 +276,29 @@ class RunDirectory:
         """Write a network as a `.keras` file without its optimizer, atomically.
 
         Raises:
-            KerassegError: The disk is full, or the folder cannot be written; an earlier file is as it was.
+            KerassegError: The disk is full or the folder cannot be written to; an earlier file is left unchanged.
         """
-        # Keras writes by name and only to names that end so; the bytes then go the way of all files.
+        # Keras only writes to paths that end in `.keras`.
         try:
             with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as folder:
                 copy = Path(folder) / "model.keras"
                 keras.saving.save_model(model, copy)
                 with copy.open("rb+") as stream:
                     os.fsync(stream.fileno())
-                os.replace(copy, path)  # noqa: PTH105 - the word that the design uses for it
+                os.replace(copy, path)  # noqa: PTH105
                 sync_folder(path.parent)
         except OSError as error:
             raise _full(error, path) from error
 
     def best_file(self, tag: str) -> Path:
-        """File of the best weights with this tag, to which a state refers."""
+        """Return the file of the best weights with this tag."""
         return self.state_folder / f"best-{tag}.keras"
 
     def use_best(self, tag: str) -> None:
-        """Make `model.keras` a second name for the file of the best weights with this tag.
+        """Make `model.keras` a hard link to the best weights with this tag.
 
         Raises:
-            KerassegError: It cannot be written.
+            KerassegError: The link cannot be created.
         """
         source, temporary = self.best_file(tag), self.root / f"{_TEMPORARY}model-{os.getpid()}"
         try:
@@ -308,7 +308,7 @@ class RunDirectory:
             try:
                 temporary.hardlink_to(source)
             except OSError as error:
-                # Some file systems (FAT, network drives) know no second names.
+                # Some file systems (FAT, network drives) do not support hard links.
                 if error.errno == errno.ENOENT:
                     raise
                 with source.open("rb") as old, open_atomically(temporary) as new:
@@ -319,7 +319,7 @@ class RunDirectory:
             raise _full(error, self.model_file) from error
 
     def prune_best(self, tags: Collection[str]) -> None:
-        """Delete the best weights of deleted states."""
+        """Delete best weights except those with these tags."""
         keep = {self.best_file(tag).name for tag in tags}
         for path in self.state_folder.glob("best-*.keras"):
             if path.name not in keep:
@@ -327,8 +327,8 @@ class RunDirectory:
 
 
 def _before_config(name: str) -> bool:
-    """Whether a run may have left this file before its configuration was written."""
-    # The shards of a fold lie in its run from the beginning.
+    """Return whether a run may have left this file before its configuration was written."""
+    # The shards of a fold are in its run from the start.
     return name in {_STATE, _LOCK, "baseline.keras", "shards"} or name.startswith(_TEMPORARY)
 
 
@@ -349,4 +349,4 @@ def _listed(names: list[str], most: int = 5) -> str:
 
 
 def _how_to_begin() -> str:
-    return "Begin one: kerasseg train --shards shards --checkpoint FILE"
+    return "Start one: kerasseg train --shards shards --checkpoint FILE"

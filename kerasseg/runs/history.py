@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.tables import format_csv, read_csv
 
 __all__ = ["EpochRow", "append_log", "read_history", "read_log", "rows_from_json", "rows_to_json", "to_csv"]
 
@@ -22,12 +21,12 @@ class EpochRow:
     """One row of `history.csv`. Scores are means over slices at threshold 0.5 and the network's resolution.
 
     Attributes:
-        phase: Strategy or stage; "recalibrated" for new BatchNorm statistics alone.
-        epoch: Counted from 1 in each phase; 0 is the untouched network.
-        learning_rate: Learning rate of the last step; NaN where nothing was trained.
+        phase: Strategy or stage; "recalibrated" if only BatchNorm statistics changed.
+        epoch: Epoch within the phase, from 1; 0 is the untouched network.
+        learning_rate: Learning rate of the last step; NaN if nothing was trained.
         loss, dice: Means over augmented training slices during training; NaN for epoch 0.
-        val_loss, val_dice, val_soft_dice, val_iou, val_precision, val_recall: Over all validation slices.
-        val_dice_tumour: Over slices with tumour in mask or prediction.
+        val_loss, val_dice, val_soft_dice, val_iou, val_precision, val_recall: Means over all validation slices.
+        val_dice_tumour: Mean over slices with tumour in mask or prediction.
         classes: Class -> validation Dice.
         seconds: Duration of the epoch, validation included.
         slices_per_second: Training speed; NaN for epoch 0.
@@ -35,9 +34,9 @@ class EpochRow:
         thawed: Number of blocks unfrozen by the schedule so far.
         parts: Number of parts that each batch was divided into for lack of memory.
         best: Whether its validation Dice is the best so far.
-        event: What the schedule did after it; "" for nothing.
+        event: What the schedule did after the epoch; "" for nothing.
         val_dice_raw, val_dice_ema: Validation Dice of the trained weights and of their moving average; the other validation
-            scores are those of the better of the two. NaN, and left out of files, where no average is kept.
+            scores are those of the better of the two. NaN, and left out of files, without a moving average.
     """
 
     phase: str
@@ -71,7 +70,7 @@ _TEXT, _WHOLE, _FLAG = {"phase", "event"}, {"epoch", "thawed", "parts"}, {"best"
 
 
 def rows_to_json(rows: Iterable[EpochRow]) -> list[dict[str, Any]]:
-    """Convert rows to JSON values; NaN becomes null, other numbers keep every digit."""
+    """Convert rows to JSON values; NaN becomes null, numbers keep all their digits."""
     return [
         {name: _null(getattr(row, name)) for name in (*_PLAIN, *_kept([row]))}
         | {"classes": {name: _null(value) for name, value in row.classes.items()}}
@@ -91,19 +90,17 @@ def rows_from_json(data: Sequence[Mapping[str, Any]]) -> list[EpochRow]:
 
 
 def to_csv(rows: Sequence[EpochRow]) -> str:
-    """Format the file: one line per epoch, one column per class, an empty cell for NaN.
+    """Return history as CSV: one line per epoch, one column per class, an empty cell for NaN.
 
-    Numbers keep all their digits, so that runs with different weights differ in the file.
+    Numbers keep all their digits, so that runs with different weights have different files.
     """
     classes = list(dict.fromkeys(name for row in rows for name in row.classes))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     plain = (*_PLAIN, *_kept(rows))
-    writer.writerow([*plain, *(_CLASS + name for name in classes)])
+    table: list[list[object]] = [[*plain, *(_CLASS + name for name in classes)]]
     for row in rows:
-        cells = [getattr(row, name) for name in plain] + [row.classes.get(name, float("nan")) for name in classes]
-        writer.writerow([_cell(value) for value in cells])
-    return text.getvalue()
+        values = [getattr(row, name) for name in plain] + [row.classes.get(name, float("nan")) for name in classes]
+        table.append([int(value) if isinstance(value, bool) else _null(value) for value in values])
+    return format_csv(table)
 
 
 def read_history(path: Path) -> list[EpochRow]:
@@ -113,8 +110,6 @@ def read_history(path: Path) -> list[EpochRow]:
         DataError: The file is missing or not a history.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            entries = list(csv.DictReader(stream))
         return [
             EpochRow(
                 **{name: _parsed(name, entry[name]) for name in (*_PLAIN, *_there(entry))},
@@ -124,14 +119,14 @@ def read_history(path: Path) -> list[EpochRow]:
                     if key.startswith(_CLASS)
                 },
             )
-            for entry in entries
+            for entry in read_csv(path, "the history of a run", _PLAIN)
         ]
-    except (OSError, KeyError, ValueError, AttributeError, TypeError, UnicodeDecodeError) as error:
-        raise DataError("cannot read the history of a run", path=path, found=repr(error)) from None
+    except ValueError as error:
+        raise DataError("the history of a run is damaged", path=path, found=error) from None
 
 
 def _kept(rows: Sequence[EpochRow]) -> list[str]:
-    """The optional columns that any of the rows has a number for."""
+    """Return the optional columns in which any row has a number."""
     return [name for name in _OPTIONAL if any(not math.isnan(getattr(row, name)) for row in rows)]
 
 
@@ -147,14 +142,6 @@ def _back(name: str, value: Any) -> Any:
     return float("nan") if value is None and name not in _TEXT else value
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float):
-        return "" if math.isnan(value) else repr(value)
-    return str(value)
-
-
 def _parsed(name: str, text: str) -> Any:
     if name in _TEXT:
         return text
@@ -166,7 +153,7 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def append_log(path: Path, event: Mapping[str, Any]) -> None:
-    """Append a line with the time. An incomplete last line, left by a kill, is ended first.
+    """Append a JSON line with the time. An incomplete last line, left by a kill, is ended first.
 
     Args:
         path: The file, created if missing.
@@ -182,7 +169,7 @@ def append_log(path: Path, event: Mapping[str, Any]) -> None:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the complete lines, in order."""
+    """Read the complete lines of a log, in order."""
     with path.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:

@@ -27,12 +27,12 @@ Strategy = Literal["conservative", "moderate", "aggressive", "progressive", "two
 Precision = Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"]
 
 Address = Annotated[str, PlainSerializer(without_credentials)]
-"""A path or an address; what is written of it has no password and no query."""
+"""A path or address; saved without password and query."""
 
 _RATES: dict[str, float] = {"aggressive": 1e-5, "scratch": 1e-3, "decoder": 1e-3}
 _RATE = 1e-4
 _DECODER = 10
-"""Rate of the first of two stages, as a multiple of the second one's."""
+"""Learning rate of the first of two stages, as a multiple of the second one's."""
 
 
 class _Settings(BaseModel):
@@ -40,7 +40,7 @@ class _Settings(BaseModel):
 
 
 class AugmentationSettings(_Settings):
-    """Arguments of `SafeAugmentation`; 0 turns one off.
+    """Arguments of `SafeAugmentation`; 0 turns an augmentation off.
 
     Attributes:
         flip: Probability of a horizontal flip, 0 to 1.
@@ -69,13 +69,13 @@ class ScheduleSettings(_Settings):
 
     Attributes:
         kind: "plateau" lowers the rate on plateaus of validation Dice. "cosine" warms up, then follows a cosine to 0 over
-            the planned epochs, and never stops early. None: plateau; cosine for scratch and two-stage training, unless one
-            of the attributes for plateaus is given.
+            the planned epochs, and never stops early. None: plateau; cosine for scratch and two-stage training, unless an
+            attribute for plateaus is given.
         warmup: Share of the steps that a cosine schedule spends on a linear warm-up.
-        stages: Pairs of epochs without a better score and the learning rate that follows.
-        stop_after: Epochs without improvement until the stop; None never stops.
+        stages: Pairs of epochs without improvement and the learning rate that follows.
+        stop_after: Epochs without improvement until training stops; None never stops.
         stop_counter: "stage" or "total".
-        min_delta: Gain that does not count.
+        min_delta: Smallest improvement of Dice that counts, exclusive.
     """
 
     kind: Literal["plateau", "cosine"] | None = None
@@ -88,7 +88,7 @@ class ScheduleSettings(_Settings):
     @model_validator(mode="before")
     @classmethod
     def _plateau_where_described(cls, values: Any) -> Any:
-        # Also what a run of an earlier version means, which knew plateaus alone.
+        # Also for runs of earlier versions, which had only plateau schedules.
         described = isinstance(values, dict) and "kind" not in values
         if described and {"stages", "stop_after", "stop_counter", "min_delta"} & set(values):
             return {**values, "kind": "plateau"}
@@ -101,26 +101,26 @@ class TrainSettings(_Settings):
     Attributes:
         shards: Shard directory.
         checkpoint: File, folder, `hf://...` or `https://...`; None for the configured default (none for `scratch`).
-        architecture: Network of a checkpoint that holds only weights.
+        architecture: Network of a checkpoint that contains only weights.
         head: What to do with the checkpoint's last layer; see `fit_to_task`.
-        encoder: Instead of a checkpoint: name of a pretrained encoder, see `kerasseg.unet`.
-        encoder_weights: Its weights: "imagenet", or a file; None for "imagenet".
-        strategy: What is frozen, and the rate that goes with it.
+        encoder: Name of a pretrained encoder to use instead of a checkpoint, see `kerasseg.unet`.
+        encoder_weights: Weights of the encoder: "imagenet", or a file; None for "imagenet".
+        strategy: What is frozen, and the learning rate.
         freeze: Blocks or layers to freeze instead of the strategy's.
         freeze_batchnorm: Freeze every BatchNorm layer.
-        batchnorm_momentum: Momentum of trained BatchNorm layers, [0, 1); None: the network's own, less where epochs are
+        batchnorm_momentum: Momentum of trained BatchNorm layers, [0, 1); None: the network's own, or less if epochs are
             short, see `kerasseg.training.batchnorm`.
-        learning_rate: Learning rate of the first epoch, > 0; None: 1e-4, "aggressive" 1e-5, "scratch" 1e-3. In
-            two-stage training the rate of the second stage; the first one's is ten times as high.
+        learning_rate: Initial learning rate, > 0; None: 1e-4, "aggressive" 1e-5, "scratch" 1e-3. In two-stage training
+            the rate of the second stage; the first one's is ten times as high.
         encoder_rate_factor: Learning rate of encoder and bottleneck as a multiple of the decoder's, (0, 1]; None: 0.1 in
             the second of two stages, otherwise 1.
-        weight_decay: Decoupled weight decay, on kernels only.
-        l2: Strength of L2 in the loss, on kernels only; 0 for none.
-        clipnorm: Limit of the norm of all gradients together; None for none.
+        weight_decay: Decoupled weight decay of kernels.
+        l2: Strength of L2 of kernels in the loss; 0 for none.
+        clipnorm: Maximum global norm of the gradients; None for no limit.
         epochs: Maximum number of epochs.
         steps: Maximum number of steps in an epoch; None for the whole split.
-        recalibrate_batchnorm: Measure BatchNorm's statistics on the training slices before the first step. They are kept
-            where validation Dice rises.
+        recalibrate_batchnorm: Measure BatchNorm's statistics on the training slices before the first step; they are kept
+            if validation Dice rises.
         batch_size: Slices in a global batch, over all devices.
         loss: Arguments of the loss.
         schedule: When the learning rate changes and training stops.
@@ -128,17 +128,17 @@ class TrainSettings(_Settings):
         augmentation: Amounts of augmentation; None for none.
         class_weight: "balanced", or class name -> weight.
         train_on_positives: Leave out training slices without tumour.
-        guard: Where Dice falls clearly below epoch 0, restore the weights and divide the rate by ten.
-        seed: Random seed of order, augmentation, fresh weights and dropout.
-        precision: "auto" takes the fastest format of the device that costs no Dice.
+        guard: If Dice falls clearly below epoch 0, restore the weights and divide the learning rate by ten.
+        seed: Random seed for order, augmentation, fresh weights and dropout.
+        precision: "auto" chooses the fastest format of the device that costs no Dice.
         devices: Names such as "GPU:0"; empty for all GPUs, or the CPU.
         deterministic: The same seed on the same machine gives the same weights, bit for bit.
-        xla: Compile with XLA; None: on a single GPU.
+        xla: Compile with XLA; None: only on a single GPU.
         ema: Decay of an exponential moving average of the weights, such as 0.999; None for none.
         save_every: Steps between saved states within an epoch; None saves only after epochs.
-        cache: Where training slices are kept.
+        cache: Where training slices are cached.
         memory_budget: Memory for a split, in bytes.
-        network: For `scratch` without a checkpoint: arguments of `kerasseg.unet`, such as {"filters": 16}.
+        network: Arguments of `kerasseg.unet` for `scratch` without a checkpoint, such as {"filters": 16}.
     """
 
     shards: str = "shards"
@@ -204,13 +204,13 @@ class TrainSettings(_Settings):
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """What is trained one after the other: two stages, or two strategies from the same checkpoint."""
+        """Phases to train: two stages, or two strategies from the same checkpoint, or one."""
         return {"auto": ("conservative", "moderate"), "two-stage": ("decoder", "conservative")}.get(
             self.strategy, (self.strategy,)
         )
 
     def schedule_of(self, strategy: str) -> Literal["plateau", "cosine"]:
-        """The schedule that a strategy is trained by.
+        """Return the schedule of a strategy.
 
         >>> TrainSettings().schedule_of("scratch"), TrainSettings(schedule={"stop_after": 9}).schedule_of("scratch")
         ('cosine', 'plateau')
@@ -218,7 +218,7 @@ class TrainSettings(_Settings):
         return self.schedule.kind or ("cosine" if self.strategy == "two-stage" or strategy == "scratch" else "plateau")
 
     def rate_of(self, strategy: str) -> float:
-        """Learning rate of the first epoch.
+        """Return the initial learning rate of a strategy.
 
         >>> TrainSettings().rate_of("conservative"), TrainSettings(learning_rate=3e-4).rate_of("aggressive")
         (0.0001, 0.0003)
@@ -259,11 +259,10 @@ def parse_settings(path: Path | None = None, /, **values: Any) -> TrainSettings:
 
 
 def _check_schedule(settings: TrainSettings, path: Path | None) -> None:
-    """Refuse stages that would raise the rate, and options for plateaus beside a cosine.
+    """Refuse stages that would raise the rate, and plateau options with a cosine schedule.
 
-    The recipe's own stages are skipped where training begins at their rate or below.
-
-    Here and not in the model, so that runs which were begun before can still be read.
+    The recipe's own stages are skipped if the initial rate is at or below theirs. This is not part of the model, so that
+    existing runs can still be read.
     """
     stages = settings.schedule.stages
     if settings.schedule.kind == "cosine":
@@ -283,7 +282,7 @@ def _check_schedule(settings: TrainSettings, path: Path | None) -> None:
         raise UsageError(
             "a stage of the schedule would raise the rate",
             path=path,
-            found=f"{above[0]:g} after a first rate of {first:g}",
-            expected="rates below the first, falling",
-            remedy="Change --stages, or begin higher with --learning-rate.",
+            found=f"{above[0]:g} after an initial rate of {first:g}",
+            expected="falling rates, below the initial one",
+            remedy="Change --stages, or start higher with --learning-rate.",
         )

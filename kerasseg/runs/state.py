@@ -1,4 +1,4 @@
-"""The saved state of a run, in two generations, so that one can be read whatever happens while the other is written."""
+"""The saved state of a run, in two generations, so that one stays readable while the other is written."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedState:
-    """Content of a generation.
+    """Content of one generation.
 
     Attributes:
-        generation: Its number; later ones are higher.
+        generation: Its number, which increases.
         facts: JSON values.
         arrays: Name -> array.
         skipped: A sentence for each later generation that could not be read.
@@ -49,11 +49,11 @@ class StateStore:
     """Save the state of a run, and find the newest readable one.
 
     A generation is one `.npz` file (a zip of `.npy` arrays, uncompressed, nothing pickled) with the facts as JSON and a
-    SHA-256 over all of it beside the zip's own CRCs. It is written to a temporary file in the same folder, forced to the
-    disk and renamed; only then are the others deleted but for the last one that can be read.
+    SHA-256 of everything. It is written to a temporary file in the same folder, synced and renamed; then all others but
+    the last readable one are deleted.
 
     Args:
-        folder: Made where it is missing.
+        folder: Folder for the files; created if missing.
 
     Example:
         >>> import tempfile
@@ -78,7 +78,7 @@ class StateStore:
             The file.
 
         Raises:
-            KerassegError: The disk is full, or the folder cannot be written; earlier generations are as they were.
+            KerassegError: The disk is full or the folder cannot be written to; earlier generations are left unchanged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         there = self._generations()
@@ -104,7 +104,7 @@ class StateStore:
         """Read the newest intact generation; None if nothing was saved.
 
         Raises:
-            KerassegError: None of them can be read, or it is of a newer version of kerasseg.
+            KerassegError: No generation can be read, or a newer version of kerasseg wrote it.
         """
         skipped: list[str] = []
         for generation, path, (facts, arrays) in self._readable(skipped):
@@ -120,15 +120,15 @@ class StateStore:
         return None
 
     def _readable(self, skipped: list[str]) -> Iterator[tuple[int, Path, _Content]]:
-        """Readable generations, newest first; for each damaged one a sentence is added to `skipped`."""
+        """Yield readable generations, newest first; add a sentence to `skipped` for each damaged one."""
         for generation, path in reversed(self._generations()):
             try:
                 content = _read(path)
             except KerassegError:
                 raise
-            # A damaged zip raises whatever the damaged byte leads to: errors of zlib, of memory, of types.
+            # A damaged zip may raise almost anything: errors of zlib, of memory, of types.
             except Exception as error:
-                skipped.append(f"{path}: damaged ({one_line(error)}); the state before it is used.")
+                skipped.append(f"{path}: damaged ({one_line(error)}); the previous state is used.")
                 continue
             yield generation, path, content
 
@@ -156,7 +156,7 @@ def _read(path: Path) -> _Content:
                 with archive.open(info) as member:
                     arrays[info.filename.removesuffix(".npy")] = npy.read_array(cast(Any, member), allow_pickle=False)
     if _digest(document["facts"], arrays) != document["sha256"]:
-        msg = "its content does not fit its SHA-256"
+        msg = "its content does not match its SHA-256"
         raise ValueError(msg)
     return document["facts"], arrays
 

@@ -1,1 +1,1 @@
-"""Fine-tuning: what is asked (`settings`), what happens (`events`), one step (`engine`), all epochs (`trainer`)."""
+"""Fine-tuning: training data, compiled steps (`engine`), the training loop (`trainer`), and what it writes and reports."""

@@ -1,8 +1,8 @@
-"""BatchNorm in training: momentum for short epochs, recalibration of statistics, and a fused kernel.
+"""BatchNorm in training: momentum for short epochs, recalibrated statistics, and a fused kernel.
 
-In training BatchNorm uses the statistics of the batch, in validation their running mean. With Keras' momentum of 0.99, an
-epoch of 31 steps leaves three quarters of that mean from the checkpoint, so validation does not measure the trained
-network: epochs look flat, and the schedule lowers the rate too early.
+BatchNorm uses the statistics of the batch in training and their running mean in validation. With Keras' momentum of 0.99,
+three quarters of that mean still come from the checkpoint after an epoch of 31 steps. Validation then does not measure the
+trained network: epochs look flat, and the schedule lowers the learning rate too early.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kerasseg.models.layers import all_layers
 __all__ = ["batch_statistics", "batchnorms", "fused_batchnorm", "momenta", "pace", "with_momenta"]
 
 _LEFT = 0.1
-"""Largest share of the statistics that is older than an epoch."""
+"""Largest share of the running statistics that may be older than one epoch."""
 
 
 def batchnorms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -34,12 +34,12 @@ def momenta(model: keras.Model) -> tuple[float, ...]:
 
 
 def pace(own: Sequence[float], steps: int, asked: float | None = None) -> tuple[float, ...]:
-    """Momenta for training, at which at most a tenth of the statistics is older than an epoch.
+    """Return momenta with which at most a tenth of the running statistics is older than one epoch.
 
     Args:
         own: Momenta of the network.
-        steps: Steps in an epoch.
-        asked: Momentum for all layers instead.
+        steps: Steps per epoch.
+        asked: Momentum for all layers; None computes it.
 
     Example:
         >>> [round(m, 3) for m in (*pace([0.99], 10), *pace([0.99], 31), *pace([0.99], 300), *pace([0.9], 300))]
@@ -51,7 +51,7 @@ def pace(own: Sequence[float], steps: int, asked: float | None = None) -> tuple[
 
 @contextlib.contextmanager
 def with_momenta(model: keras.Model, values: Sequence[float]) -> Iterator[None]:
-    """While the block runs, BatchNorm layers have these momenta. It does not affect functions compiled before.
+    """Set the momenta of the BatchNorm layers while the block runs; functions traced before keep the old ones.
 
     Args:
         model: Network, changed in place and restored.
@@ -70,13 +70,13 @@ def with_momenta(model: keras.Model, values: Sequence[float]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def batch_statistics(model: keras.Model) -> Iterator[None]:
-    """While the block runs, BatchNorm layers normalise by the batch and remember its statistics alone.
+    """Normalise by the statistics of the batch, and store only those, while the block runs.
 
-    The rest of the network stays in the mode that it is called in. Layers that are frozen do not take part. A function
-    traced in the block keeps this.
+    Layers other than BatchNorm keep the mode in which the network is called; frozen BatchNorm layers do not take part. A
+    function traced in the block keeps this behaviour.
 
     Args:
-        model: Changed in place, and put back.
+        model: Network, changed in place and restored.
     """
     layers = batchnorms(model)
 
@@ -98,10 +98,10 @@ _DTYPES = (tf.float32, tf.bfloat16)
 
 @contextlib.contextmanager
 def fused_batchnorm(model: keras.Model) -> Iterator[None]:
-    """While the block runs, BatchNorm layers use TensorFlow's fused kernel; a function traced in the block keeps it.
+    """Use TensorFlow's fused kernel for BatchNorm while the block runs; a function traced in the block keeps it.
 
-    Results, moving statistics included, are those of Keras up to rounding. Cases that the kernel does not cover (statistics
-    over several devices, renorm, masks, inputs that are not images, channels first) are computed by Keras.
+    Results, moving statistics included, equal those of Keras up to rounding. Keras computes the cases that the kernel does
+    not cover: statistics over several devices, renorm, masks, inputs that are not images, channels first.
 
     Args:
         model: Network, changed in place and restored.

@@ -1,4 +1,4 @@
-"""Wait for the other machines before TensorFlow does, whose wait has no limit and ignores Ctrl-C."""
+"""Wait for the other machines of a run, with a time limit: TensorFlow's own wait has none and ignores Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ANSWER = 5.0
 
 
 def patience() -> float:
-    """Seconds to wait for other machines: `KERASSEG_MACHINES_TIMEOUT`, or 600.
+    """Return the seconds to wait for other machines: `KERASSEG_MACHINES_TIMEOUT`, or 600.
 
     Raises:
-        UsageError: It is no number above 0.
+        UsageError: The variable is not a positive number.
 
     Example:
         >>> patience()
@@ -44,17 +44,16 @@ def patience() -> float:
 def meet(addresses: Sequence[str], number: int, seconds: float) -> None:
     """Wait until every machine answers at its address.
 
-    Each listens at its own address meanwhile. When all have answered, this one's is free for TensorFlow; who comes a moment
-    later meets TensorFlow there.
+    Meanwhile this machine listens at its own address. It frees the address for TensorFlow once all others have answered.
 
     Args:
         addresses: `host:port` of all machines.
-        number: This machine's place among them.
-        seconds: To wait at most.
+        number: Index of this machine.
+        seconds: Maximum wait.
 
     Raises:
-        UsageError: What is no address.
-        KerassegError: This machine's own address is taken; or machines did not come, which are named.
+        UsageError: An address is invalid.
+        KerassegError: The address of this machine is in use, or other machines did not answer.
     """
     places = [_parsed(address) for address in addresses]
     missing = {index: "" for index in range(len(addresses)) if index != number}
@@ -83,8 +82,8 @@ def meet(addresses: Sequence[str], number: int, seconds: float) -> None:
 
 @contextlib.contextmanager
 def breakable() -> Iterator[None]:
-    """While the block runs, Ctrl-C ends the process at once; Python handlers do not run inside TensorFlow's wait."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+    """Let Ctrl-C end the process at once while the block runs: Python handlers do not run during TensorFlow's wait."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -97,7 +96,7 @@ def breakable() -> Iterator[None]:
 def _parsed(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UsageError("TF_CONFIG names no address", found=address, expected="host:port")
+        raise UsageError("TF_CONFIG contains an invalid address", found=address, expected="host:port")
     return host.strip("[]"), int(port)
 
 
@@ -118,10 +117,10 @@ def _listening(port: int, address: str) -> Iterator[None]:
 
 
 def _reason(host: str, port: int, seconds: float) -> str | None:
-    """Why a machine does not answer; None if it does."""
+    """Return why a machine does not answer; None if it does."""
     try:
         with socket.create_connection((host, port), timeout=min(seconds, _ANSWER)) as connection:
-            # On one machine a connection to a free port can, by chance, begin at that port, and answers itself.
+            # On one machine a connection to a free port can happen to start from that port and answer itself.
             return "no answer" if connection.getsockname() == connection.getpeername() else None
-    except OSError as error:  # also an unknown name
+    except OSError as error:  # includes unknown host names
         return str(error.strerror or error).lower()

@@ -1,4 +1,4 @@
-"""Slices to train and validate on, and what is known about them."""
+"""Training and validation slices of a run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Task:
     channels: int = 0
 
     def of(self, manifest: Manifest) -> Task:
-        """The same, with facts of a manifest."""
+        """Return a copy with fingerprint, intensity and shape from a manifest."""
         return replace(
             self,
             fingerprint=manifest.fingerprint,
@@ -64,7 +64,7 @@ def task_from_shards(settings: TrainSettings, manifest: Manifest, channels: int,
         settings: Settings with the directory and the composition of batches.
         manifest: Manifest of the directory.
         channels: Channels of the network.
-        worker: (number, count) of machines that train together.
+        worker: (index, number) of the machines that train together.
 
     Raises:
         DataError: The shards do not fit their manifest, or validation has no tumour.
@@ -107,14 +107,14 @@ def task_from_shards(settings: TrainSettings, manifest: Manifest, channels: int,
 
 
 def augmentation_of(amounts: AugmentationSettings | None) -> SafeAugmentation | None:
-    """The augmentation of the settings."""
+    """Return the augmentation that the settings describe."""
     if amounts is None:
         return None
     return SafeAugmentation(amounts.flip, amounts.brightness, amounts.contrast, amounts.zoom)
 
 
 def no_tumour(shards: str | None) -> DataError:
-    """The error for a validation split without tumours."""
+    """Return the error for a validation split without tumours."""
     return DataError(
         "no slice of the validation split has a tumour, so Dice cannot be measured",
         path=shards,
@@ -123,14 +123,14 @@ def no_tumour(shards: str | None) -> DataError:
 
 
 def shard_rows(data: EvaluationData) -> list[tuple[str, str, str, str]]:
-    """(slice_id, patient, group, class) of each slice of a split."""
+    """Return (slice_id, patient, group, class) of each slice of a split."""
     slices: Any = data.slices
     records = (slices.record(number) for number in range(len(slices)))
     return [(r.slice_id, r.patient, r.group, slices.classes[r.label]) for r in records]
 
 
 def count(labels: ArrayLike, classes: Sequence[str]) -> dict[str, int]:
-    """Class -> slices, for every class.
+    """Count the slices of every class.
 
     >>> count([0, 2, 2], ["glioma", "meningioma", "pituitary"])
     {'glioma': 1, 'meningioma': 0, 'pituitary': 2}
@@ -140,7 +140,7 @@ def count(labels: ArrayLike, classes: Sequence[str]) -> dict[str, int]:
 
 
 def examples_of(task: Task, seed: int) -> list[Example]:
-    """Validation slices to show; see `choose`."""
+    """Return the validation slices to show in TensorBoard; see `choose`."""
     data, examples = task.validation.data, []
     if task.tumour is None:
         return []

@@ -41,12 +41,12 @@ class Devices:
     """Devices of a training run.
 
     Attributes:
-        distribution: The strategy of TensorFlow that spreads the batch; None on a single device.
+        distribution: TensorFlow strategy that distributes the batch; None on a single device.
         device: The single device, such as "/GPU:1"; None with a strategy.
-        description: For people.
+        description: Description for display.
         replicas: Devices that share a batch, over all machines.
-        worker: (number of this machine's process, how many).
-        gpu: Whether GPUs compute.
+        worker: (index of this process, number of processes).
+        gpu: Whether the devices are GPUs.
     """
 
     distribution: Any
@@ -70,20 +70,19 @@ class Devices:
 
 
 def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
-    """Choose the devices to train on. Call it before any device is used.
+    """Choose the devices to train on. Call it before TensorFlow uses any device.
 
-    With `TF_CONFIG` set the machines that it names train together (`MultiWorkerMirroredStrategy`), each with all its GPUs
-    or its processor; this waits for the last of them, `KERASSEG_MACHINES_TIMEOUT` seconds at most. Otherwise all GPUs
-    (`MirroredStrategy`), the only GPU, or the processor. Weights, loss and metrics do not depend on the choice, but for
-    rounding.
+    With `TF_CONFIG`, the machines that it lists train together (`MultiWorkerMirroredStrategy`), each with all its GPUs or
+    its processor; the call waits up to `KERASSEG_MACHINES_TIMEOUT` seconds for them. Otherwise all GPUs are used
+    (`MirroredStrategy`), or the only GPU, or the processor. The choice changes weights, loss and metrics only by rounding.
 
     Args:
-        names: Devices to use, such as "GPU:0", or "CPU:0"; none: as above.
+        names: Devices to use, such as "GPU:0" or "CPU:0"; none chooses as above.
         batch_size: Slices in a global batch, which the devices share.
 
     Raises:
-        UsageError: A device that is not there, a batch that cannot be shared evenly, a `TF_CONFIG` that cannot be read.
-        KerassegError: Not all machines have come.
+        UsageError: A device does not exist, the batch cannot be shared evenly, or `TF_CONFIG` is invalid.
+        KerassegError: Some machines did not answer in time.
     """
     if os.environ.get("TF_CONFIG"):
         if names:
@@ -103,7 +102,7 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
         gpu = chosen[0].startswith("GPU")
         if len(chosen) == 1:
             return Devices(None, f"/{chosen[0]}", "one GPU" if gpu else "the processor (no GPU)", gpu=gpu)
-        # Without NCCL (on processors) TensorFlow has to be told how to add up.
+        # Without NCCL (on processors) TensorFlow needs to be told how to sum gradients.
         add = None if gpu else tf.distribute.ReductionToOneDevice()
         strategy = tf.distribute.MirroredStrategy([f"/{name}" for name in chosen], cross_device_ops=add)
         devices = Devices(strategy, None, f"{len(chosen)} devices: {', '.join(chosen)}", len(chosen), gpu=gpu)
@@ -145,14 +144,14 @@ def _several_machines() -> Devices:
 
 
 def agree(devices: Devices, facts: Mapping[str, str]) -> None:
-    """Check that several machines have the same values; otherwise they would hang or differ silently.
+    """Check that all machines have the same options and data; otherwise they would hang or differ silently.
 
     Args:
-        devices: With one machine nothing is asked.
-        facts: Name, for people -> what must be the same everywhere. The names are the same on all machines.
+        devices: Devices of the run; a single machine checks nothing.
+        facts: Name for display -> text that must be the same on all machines.
 
     Raises:
-        UsageError: On all machines, where a fact differs.
+        UsageError: A fact differs; raised on all machines.
     """
     if devices.worker[1] == 1:
         return
@@ -179,7 +178,7 @@ def _grow_memory() -> bool:
     """Let GPUs allocate memory as needed; return whether there are any."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
-        # Devices that are in use already keep what they were told.
+        # Devices that are already in use keep their setting.
         with contextlib.suppress(RuntimeError, ValueError):
             tf.config.experimental.set_memory_growth(gpu, True)
     return bool(gpus)
@@ -219,7 +218,7 @@ def gpu_names() -> list[str]:
 
 
 def peak_memory_mb(devices: Devices) -> float:
-    """Peak memory so far of the busiest GPU or of this process, in MB (1e6 bytes)."""
+    """Return the peak memory so far of the busiest GPU or of this process, in MB (1e6 bytes)."""
     if devices.gpu:
         names = [_short(device.name) for device in tf.config.list_logical_devices("GPU")]
         return float(max(tf.config.experimental.get_memory_info(name)["peak"] for name in names)) / 1e6
@@ -229,7 +228,7 @@ def peak_memory_mb(devices: Devices) -> float:
 
 @contextlib.contextmanager
 def plain_batchnorm(model: keras.Model) -> Iterator[None]:
-    """While the block runs, BatchNorm is not synchronized, as in saved networks."""
+    """Turn off synchronization of BatchNorm, as in saved networks, while the block runs."""
     layers = [layer for layer in batchnorms(model) if layer.synchronized]
     for layer in layers:
         layer.synchronized = False
@@ -241,16 +240,16 @@ def plain_batchnorm(model: keras.Model) -> Iterator[None]:
 
 
 def synchronized_batchnorm(model: keras.Model, replicas: int) -> int:
-    """Synchronize trained BatchNorm layers over several replicas, so that they measure the whole batch.
+    """Synchronize trainable BatchNorm layers over replicas, so that they measure the whole batch.
 
-    Without it two replicas differ from one device by 3e-4 after five steps, with it by 3e-8.
+    After five steps on two replicas, results differ from one device by 3e-8; without synchronization by 3e-4.
 
     Args:
-        model: Changed in place.
-        replicas: Devices that share a batch; with one nothing is synchronized.
+        model: Network, changed in place.
+        replicas: Devices that share a batch; 1 turns synchronization off.
 
     Returns:
-        How many layers are synchronized.
+        Number of synchronized layers.
     """
     count = 0
     for layer in batchnorms(model):
@@ -263,7 +262,7 @@ _WORDS = ("out of memory", "out_of_memory", "resource_exhausted", "failed to all
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of TensorFlow means out of memory; XLA and CUDA libraries raise other kinds.
+    """Return whether an error of TensorFlow means out of memory; XLA and CUDA libraries raise other classes.
 
     >>> out_of_memory(tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"))
     True
@@ -274,10 +273,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def more_parts(parts: int, share: int) -> int | None:
-    """Next number of parts: twice as many, or the next divisor of the share; None beyond single slices.
+    """Return the next number of parts to divide a batch into; None once each part is a single slice.
 
     Args:
-        parts: So far.
+        parts: Current number.
         share: Slices of a batch on one device.
 
     Example:

@@ -1,4 +1,4 @@
-"""What the figures of a run say, in words, with the remedy: pure functions, so that each can be tested beside its edge."""
+"""Diagnose a run from its figures: messages with a remedy."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ __all__ = [
 ]
 
 _LEAST = 0.01
-"""Dice: a smaller fall is not worth a word."""
+"""Smallest fall of Dice that is reported."""
 
 _GAP = 0.10
-"""Dice of training above validation that a network has without overfitting: augmented slices, moving weights."""
+"""Dice by which training may exceed validation without overfitting: augmented slices, weights that move."""
 
 _TREND = 3
-"""Epochs that make a trend."""
+"""Number of epochs that make a trend."""
 
 _MARKS = 0.05
-"""Dice on tumour slices below which a network marks next to nothing; a pretrained one that forgets has more behind it."""
+"""Dice on tumour slices below which a network marks almost nothing."""
 
 _FALLS = 0.02
-"""Share of the loss: a smaller fall is none."""
+"""Smallest fall of the loss, as a share of it, that counts."""
 
 _ENOUGH = 1000
-"""Training slices a class below which the recipe advises against training everything."""
+"""Training slices per class below which the recipe advises against training everything."""
 
 
 KNOWS = 0.3
-"""Validation Dice of a checkpoint that has learned a similar task. The recipe's own starts at 0.70; those in
+"""Validation Dice from which a checkpoint counts as trained for a similar task. The recipe's own starts at 0.70; those in
 docs/results.md that started below 0.2 learned more with nothing frozen at ten times the recipe's rate."""
 
 _CAREFUL = 1e-4
@@ -55,15 +55,15 @@ def far_message(dice: float, rate: float, strategy: str, *, tried: bool = False)
 
     Args:
         dice: Validation Dice of the untouched network.
-        rate: Learning rate that training starts with.
-        strategy: What is trained first. Scratch and two-stage training start with fresh weights and get no advice.
-        tried: Whether this run itself tries what the advice names.
+        rate: Initial learning rate.
+        strategy: First phase. Scratch and two-stage training start with fresh weights and get no advice.
+        tried: Whether this run already tries what the advice suggests.
 
     Example:
         >>> far_message(0.7, 1e-4, "conservative") is None
         True
     """
-    # Written so that NaN says nothing.
+    # Written so that NaN gives no advice.
     if strategy in ("scratch", "decoder") or not dice < KNOWS or rate > _CAREFUL:
         return None
     text = f"The checkpoint hardly knows this task: its validation Dice is {dice:.3f}, below {KNOWS}. "
@@ -75,21 +75,21 @@ def far_message(dice: float, rate: float, strategy: str, *, tried: bool = False)
 
 
 def clearly_below(first: SliceTable, now: SliceTable, groups: ArrayLike) -> bool:
-    """Whether validation Dice fell below epoch 0 by more than chance and by more than 0.01.
+    """Return whether validation Dice fell significantly below epoch 0, and by more than 0.01.
 
-    More than chance: the mean paired difference is below 0 by more than two standard errors, taken over patients.
+    Significant: the mean paired difference is below 0 by more than two standard errors, taken over patients.
 
     Args:
         first: Epoch 0.
-        now: A later epoch, the same slices.
-        groups: (slices,) patient of each.
+        now: A later epoch, with the same slices.
+        groups: (slices,) patient of each slice.
     """
     difference = now.dice.astype(np.float64) - first.dice.astype(np.float64)
     mean = float(difference.mean())
     if not mean < -_LEAST:
         return False
     members = group_numbers(groups)
-    # A mean over slices as a ratio over patients: its residuals, summed a patient, are independent.
+    # A mean over slices is a ratio over patients: residuals summed per patient are independent.
     residuals = np.bincount(members, difference - mean)
     many = len(residuals)
     if many < 2:
@@ -99,7 +99,7 @@ def clearly_below(first: SliceTable, now: SliceTable, groups: ArrayLike) -> bool
 
 
 def sunk_message(first: SliceTable, now: SliceTable, rate: float, strategy: str = "") -> Message:
-    """Training fell below where it began: pretrained features are being forgotten."""
+    """Warn that training fell below epoch 0: pretrained features are being forgotten."""
     more = "--freeze-batchnorm" if strategy == "conservative" else "--strategy conservative, --freeze-batchnorm"
     text = (
         f"Validation Dice fell to {now.mean('dice'):.4f}, clearly below the untouched checkpoint's "
@@ -110,11 +110,13 @@ def sunk_message(first: SliceTable, now: SliceTable, rate: float, strategy: str 
 
 
 def overfitting_message(history: Sequence[EpochRow], *, far: bool = False) -> Message | None:
-    """Training and validation part ways: over three epochs training Dice rose, validation Dice fell by more than 0.01 from
-    its best, and lies more than 0.10 below.
+    """Warn of overfitting.
+
+    Over three epochs training Dice rose and validation Dice fell, by more than 0.01 from its best and to more than 0.10
+    below training Dice.
 
     Args:
-        history: Lines of one phase, in order; epoch 0 may be among them.
+        history: Rows of one phase, in order; may include epoch 0.
         far: Whether the checkpoint hardly knows the task, so that freezing would not help.
     """
     rows = [row for row in history if row.epoch > 0]
@@ -134,18 +136,18 @@ def overfitting_message(history: Sequence[EpochRow], *, far: bool = False) -> Me
 
 
 def idle_message(history: Sequence[EpochRow]) -> Message | None:
-    """The rate was lowered for want of Dice at 0.5 while the network marked next to nothing and its loss still fell.
+    """Warn that the learning rate was lowered while the network still marked almost nothing and its loss was falling.
 
-    Such a network has not come to rest, it has not begun; at the lower rates it may never begin.
+    Such a network has not started to learn the task; at lower rates it may never do so.
 
     Args:
-        history: Lines of one phase, in order; epoch 0 may be among them.
+        history: Rows of one phase, in order; may include epoch 0.
     """
     rows = [row for row in history if row.epoch > 0]
     if len(rows) < 2 or "rate" not in rows[-1].event:
         return None
     marks = max(row.val_dice_tumour for row in rows)
-    # Written so that NaN says nothing.
+    # Written so that NaN gives no warning.
     if not (marks < _MARKS and rows[-1].val_loss < (1 - _FALLS) * rows[0].val_loss):
         return None
     text = (
@@ -157,10 +159,10 @@ def idle_message(history: Sequence[EpochRow]) -> Message | None:
 
 
 def few_slices_message(strategy: str, counts: Mapping[str, int]) -> Message | None:
-    """The recipe's advice against `aggressive` with fewer than 1,000 training slices a class.
+    """Warn against `aggressive` with fewer than 1,000 training slices per class, as the recipe advises.
 
     Args:
-        strategy: What is trained.
+        strategy: Strategy of the phase.
         counts: Class -> training slices.
     """
     few = {name: count for name, count in counts.items() if count < _ENOUGH}
@@ -168,22 +170,22 @@ def few_slices_message(strategy: str, counts: Mapping[str, int]) -> Message | No
         return None
     named = ", ".join(f"{count:,} of {name}" for name, count in few.items())
     text = (
-        f"Strategy aggressive trains every weight, and there are few training slices ({named}; advised: {_ENOUGH:,} a "
+        f"Strategy aggressive trains every weight, and there are few training slices ({named}; advised: {_ENOUGH:,} per "
         "class): it is likely to overfit. Strategy conservative or moderate is safer."
     )
     return Message("warning", "aggressive-with-few-slices", text)
 
 
 def check_intensity(shards: str, recorded: str | None, *, checkpoint: str) -> Message | None:
-    """Whether the shards' grey values are scaled as those the checkpoint was trained on.
+    """Check that the shards' grey values are scaled like the images that the checkpoint was trained on.
 
     Args:
-        shards: Rule of the shards.
-        recorded: Rule of the checkpoint's provenance; None where none is recorded.
-        checkpoint: Its name, for the message.
+        shards: Intensity rule of the shards.
+        recorded: Intensity rule in the checkpoint's provenance; None if not recorded.
+        checkpoint: Name of the checkpoint, for the message.
 
     Returns:
-        A note where the rule is not known.
+        A note if the checkpoint's rule is unknown; None if the rules agree.
 
     Raises:
         UsageError: The two rules differ.

@@ -1,4 +1,4 @@
-"""One step of training, one pass of validation: compiled, on one device or many, in whole batches or in parts."""
+"""Compiled training steps and validation passes, on one or more devices, in whole batches or in parts."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class StepResult:
     """Result of a training step.
 
     Attributes:
-        loss: Mean over the global batch, weighted by class weights, L2 included; NaN if the network diverged.
-        dice: (batch,) Dice at 0.5 of each augmented slice, in training mode, before the weights moved.
-        slices: (batch,) numbers of the slices.
+        loss: Mean over the global batch, weighted by class, L2 included; NaN if the network diverged.
+        dice: (batch,) Dice at 0.5 of each augmented slice, in training mode, before the weights are updated.
+        slices: (batch,) slice numbers.
     """
 
     loss: float
@@ -47,10 +47,9 @@ class StepResult:
 class Engine:
     """Train and evaluate a network step by step.
 
-    The loss is the sum of weight * loss over the global batch, divided by the batch size, plus L2. This is the loss of
-    `model.fit`, on one device and on several. If memory runs out in a step, the batch is divided into 2, 4, ... parts whose
-    gradients are summed before the weights move; the failed step has no effect. Only BatchNorm differs then, since it
-    measures parts instead of batches.
+    The loss is the sum of weight * loss over the global batch, divided by the batch size, plus L2: the loss of `model.fit`,
+    on any number of devices. If a step runs out of memory, it has no effect and the batch is divided into 2, 4, ... parts,
+    whose gradients are summed. Only BatchNorm differs then, since it measures parts instead of batches.
 
     Args:
         model: A built network with probabilities (batch, height, width, 1), created under `devices.scope()`.
@@ -60,9 +59,9 @@ class Engine:
         batch_size: Slices in a global batch.
         parts: Number of parts that a batch is divided into from the start.
         ema: Decay of a moving average of the weights, (0, 1); None keeps none.
-        xla: True compiles with XLA, which needs a single device. None: only on a single GPU.
-        deterministic: Do not choose XLA.
-        on_message: Called when a batch is divided.
+        xla: Whether to compile with XLA, which needs a single device; None: only on a single GPU.
+        deterministic: Do not use XLA by default.
+        on_message: Called when a batch is divided or XLA is turned off.
 
     Attributes:
         parts: Current number of parts.
@@ -143,12 +142,12 @@ class Engine:
     # --- training ------------------------------------------------------------------------------------------------------
 
     def batches(self, data: Any, epoch: int, start_step: int = 0) -> Iterable[Mapping[str, Any]]:
-        """Batches of an epoch from a step on, distributed over the devices.
+        """Return batches of an epoch from a step on, distributed over the devices.
 
         Args:
             data: `TrainingData` with labels, or an object with its `epoch` method.
-            epoch: Counted from 0.
-            start_step: The first batch.
+            epoch: Epoch, from 0.
+            start_step: First batch, from 0.
         """
         return self._spread(lambda context: data.epoch(epoch, start_step, input_context=context))
 
@@ -156,14 +155,14 @@ class Engine:
         """Take one optimizer step.
 
         Args:
-            batch: image, mask, weight, label and slice from `batches`; on one device also arrays.
+            batch: image, mask, weight, label and slice from `batches`; on a single device also arrays.
 
         Raises:
-            KerassegError: Out of memory with a single slice, or on one of several machines.
+            KerassegError: Out of memory with a single slice or on several machines.
         """
         while True:
-            # Reading shares memory until it is written, so this is cheap. One call, since dozens of small ones cost as much
-            # as starting the step.
+            # One call: dozens of small reads would cost as much as starting the step. It copies nothing until memory is
+            # written to.
             before = self._run(self._read_moving) if self._strategy is None else self._moving_values()
             try:
                 rows = self._whole(batch) if self.parts == 1 else self._in_parts(batch)
@@ -208,7 +207,7 @@ class Engine:
         if more is None:
             raise KerassegError(
                 "out of memory even with one slice at a time",
-                remedy="Prepare smaller slices (kerasseg prepare --size 128), or take a smaller network.",
+                remedy="Prepare smaller slices (kerasseg prepare --size 128), or use a smaller network.",
             ) from error
         self.parts = more
         fits = self.batch_size // more
@@ -217,9 +216,9 @@ class Engine:
         self._compile()
 
     def recalibrate(self, data: Any, steps: int, after_batch: Callable[[], None] = lambda: None) -> None:
-        """Replace the statistics of all BatchNorm layers by their means over training batches, without a gradient.
+        """Replace the statistics of all BatchNorm layers by their means over training batches, without gradients.
 
-        Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576), call it precise BatchNorm.
+        Known as precise BatchNorm (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576).
 
         Args:
             data: As for `batches`; its first epoch is used.
@@ -269,7 +268,7 @@ class Engine:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """While the block runs, the network has the averaged weights and BatchNorm statistics."""
+        """Give the network the averaged weights and BatchNorm statistics while the block runs."""
         variables = self._averages()
         raw = [np.array(ops.convert_to_numpy(v)) for v in variables]
         with self._devices.scope():
@@ -283,13 +282,13 @@ class Engine:
                     variable.assign(value)
 
     def _averages(self) -> list[Any]:
-        """Variables that are averaged: weights and BatchNorm statistics, without dropout seeds."""
+        """Return the variables that are averaged: weights and BatchNorm statistics, without dropout seeds."""
         return [v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)]
 
     def _update_average(self) -> None:
         if self._ema is None:
             return
-        # A young average forgets faster; otherwise short epochs would be validated with the initial weights.
+        # A young average decays faster; otherwise short epochs would be validated with the initial weights.
         decay = min(self._ema, (1 + self._averaged_steps) / (10 + self._averaged_steps))
         self._averaged_steps += 1
         self._run(self._average_function, tf.constant(1 - decay, tf.float32))
@@ -304,7 +303,7 @@ class Engine:
             on_batch: Called with (step from 1, steps, scores of the batch).
 
         Returns:
-            The same table on every machine, without the slices that pad the last batch.
+            The same table on every machine, without padding slices.
 
         Raises:
             KerassegError: Out of memory with a single slice.
@@ -334,7 +333,7 @@ class Engine:
     # --- state for resuming ------------------------------------------------------------------------------------
 
     def variables(self) -> dict[str, NDArray[Any]]:
-        """Copy weights, BatchNorm statistics, dropout seeds, optimizer variables and moving averages, by unique names."""
+        """Copy weights, BatchNorm statistics, dropout seeds, optimizer variables and moving averages by unique names."""
         found = {name: np.array(ops.convert_to_numpy(v)) for name, v in self._named().items()}
         return found if self._ema is None else found | {_AVERAGED_STEPS: np.array(self._averaged_steps)}
 
@@ -370,7 +369,7 @@ class Engine:
     # --- compiled functions ----------------------------------------------------------------------------------------------
 
     def _compile(self) -> None:
-        """Create the functions, anew whenever something changes that a trace has fixed."""
+        """Create the compiled functions; repeated whenever something changes that a trace has fixed."""
         parts, compiled = self.parts, {"jit_compile": True} if self._xla else {"jit_compile": False}
 
         def whole(batch: Mapping[str, Any]) -> Any:
@@ -407,17 +406,17 @@ class Engine:
         self._evaluate_function = tf.function(evaluate, **compiled)
 
     def _fuses(self) -> bool:
-        """Whether BatchNorm uses TensorFlow's fused kernel.
+        """Return whether BatchNorm uses TensorFlow's fused kernel.
 
-        Only in bfloat16, whose rounding is far coarser than that of the kernel (1e-5). In float32 two devices must give the
-        result of one.
+        Only in bfloat16, whose rounding is far coarser than the kernel's error of 1e-5: in float32 two devices must give
+        the same result as one.
         """
         if self._devices.gpu or self._devices.replicas > 1:
             return False
         return any(layer.compute_dtype == "bfloat16" for layer in batchnorms(self.model))
 
     def _gradients(self, batch: Mapping[str, Any], parts: int) -> tuple[list[Any], Any]:
-        """Gradients of this device's part of the loss, and rows (slice, weighted loss, Dice, L2)."""
+        """Return this device's gradients, and rows (slice, weighted loss, Dice, L2)."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in self._trained])
             with fused_batchnorm(self.model) if self._fuses() else contextlib.nullcontext():
@@ -441,17 +440,17 @@ class Engine:
         return ops.mean(values, axis=tuple(range(1, len(values.shape)))) if len(values.shape) > 1 else values
 
     def _move(self, gradients: list[Any]) -> None:
-        # Wait for all gradients: if memory runs out in the last one, no weight may have moved yet.
+        # Wait for all gradients: if memory runs out in the last one, no weight may have been updated yet.
         with tf.control_dependencies(gradients):
             self.optimizer.apply(gradients, self._trained)
 
     def _rows(self, batch: Mapping[str, Any], whole: tuple[str, ...], values: tuple[Any, ...]) -> Any:
-        """One table: numbers of slices need more digits than float32 has."""
+        """Stack columns as float64: slice numbers need more digits than float32 has."""
         columns = [tf.cast(batch[name], tf.float64) for name in whole] + [tf.cast(v, tf.float64) for v in values]
         rows = tf.stack(columns, axis=1)
         if self._devices.worker[1] == 1:
             return rows
-        # Outside of the function TensorFlow would compile the gathering each time.
+        # Outside the function TensorFlow would compile the gathering each time.
         return tf.distribute.get_replica_context().all_gather(rows, axis=0)
 
     def _cut(self, batch: Mapping[str, Any], k: Any, parts: int) -> Mapping[str, Any]:
@@ -480,10 +479,10 @@ class Engine:
         return dataset(None) if self._strategy is None else self._shares(dataset)
 
     def _shares(self, dataset: Callable[[Any], tf.data.Dataset]) -> Iterator[Mapping[str, Any]]:
-        """Batches of this machine's devices, each device with its part.
+        """Return batches of this machine, each device with its part.
 
-        The strategy's own distributed datasets synchronise all machines before each batch and stall for half a minute when
-        a loop leaves them early.
+        The strategy's own distributed datasets synchronize all machines before each batch, and stall for half a minute
+        when a loop leaves them early.
         """
         number, machines = self._devices.worker
         here = self._devices.replicas // machines
@@ -506,7 +505,7 @@ class Engine:
         if self._strategy is None:
             return np.asarray(rows.numpy())
         found = [r.numpy() for r in self._strategy.experimental_local_results(rows)]
-        # Of several machines each device has the rows of all already.
+        # With several machines each device already has the rows of all.
         return np.concatenate(found) if self._devices.worker[1] == 1 else np.asarray(found[0])
 
     def _moving_values(self) -> list[Any]:
@@ -518,7 +517,7 @@ class Engine:
                 variable.assign(value)
 
     def _without_xla(self, error: Exception) -> bool:
-        """Fall back where XLA was chosen by default and cannot compile this network."""
+        """Fall back if XLA was chosen by default and cannot compile this network."""
         if not self._xla or self._xla_asked or out_of_memory(error):
             return False
         if not isinstance(

@@ -24,8 +24,8 @@ class Began:
         steps: Steps in an epoch.
         batch_size: Slices in a global batch.
         facts: Resolved settings, label -> text, in display order: strategy, frozen blocks, rate, precision, ...
-        resumed: (epoch, step) from which a run resumes; None for a new one.
-        first, best: Validation Dice of epoch 0 and the best so far when a run resumes; NaN for a new one.
+        facts: Resolved settings, label -> text, in display order.
+        first, best: When a run resumes, validation Dice of epoch 0 and the best so far; NaN for a new one.
     """
 
     title: str
@@ -44,13 +44,13 @@ class Step:
 
     Attributes:
         kind: "train" or "validation".
-        epoch: Counted from 1; 0 is the evaluation before the first step.
-        step: Counted from 1.
-        steps: In this epoch or pass.
+        epoch: Epoch, from 1; 0 is the evaluation before the first step.
+        step: Step, from 1.
+        steps: Steps in this epoch or pass.
         loss: Mean over the epoch so far; NaN in validation.
         dice: Mean Dice over the slices of the epoch so far.
         rate: Learning rate.
-        slices: Slices done in this step.
+        slices: Slices in this step.
     """
 
     kind: Literal["train", "validation"]
@@ -68,9 +68,9 @@ class Evaluated:
     """A validation pass has finished.
 
     Attributes:
-        row: Its line.
+        row: Row of `history.csv`.
         table: Scores of each slice.
-        history: All lines so far, this one included.
+        history: All rows so far, including this one.
     """
 
     row: EpochRow
@@ -84,7 +84,7 @@ class Message:
 
     Attributes:
         level: "note" or "warning".
-        kind: A short stable word for machines, such as "below-epoch-0".
+        kind: Stable identifier, such as "below-epoch-0".
         text: One or more sentences, with the remedy.
     """
 
@@ -113,13 +113,13 @@ class Ended:
     Attributes:
         reason: "finished" (all epochs), "stopped" (the schedule), "interrupted" (Ctrl-C) or "failed".
         text: The reason as a sentence.
-        history: All lines.
-        first: Line of epoch 0.
-        best: Line of the best epoch; the same as `first` where no epoch gained.
-        gain: Of the best epoch over epoch 0 on the same slices, mean of Dice with its interval over patients; None where
-            nothing was trained.
+        history: All rows.
+        first: Row of epoch 0.
+        best: Row of the best epoch; `first` if no epoch was better.
+        gain: Mean gain in Dice of the best epoch over epoch 0, with its interval over patients; None if nothing was
+            trained.
         class_gains: The same for each class.
-        seconds: In all, over all sessions.
+        seconds: Duration of all sessions.
     """
 
     reason: Literal["finished", "stopped", "interrupted", "failed"]
@@ -136,7 +136,20 @@ Event = Began | Step | Evaluated | Message | Saved | Ended
 
 
 class Observer(Protocol):
-    """A function that receives events, called in the training thread. It should be quick and not raise."""
+    """A function that receives the events of a run, called in the training thread. It should be quick and not raise.
+
+    `kerasseg.fine_tune(..., observers=[...])` takes any number of them. Events are the classes of this module: `Began`,
+    `Step`, `Evaluated`, `Message`, `Saved` and `Ended`.
+
+    Example:
+        >>> import kerasseg
+        >>> def tell(event: Event) -> None:
+        ...     if isinstance(event, Message):
+        ...         print(event.level, event.text)
+        >>> observer: kerasseg.Observer = tell
+        >>> observer(Message("note", "example", "Training takes two stages."))
+        note Training takes two stages.
+    """
 
     def __call__(self, event: Event, /) -> None:
         """Receive an event."""

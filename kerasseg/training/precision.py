@@ -1,4 +1,4 @@
-"""Mixed precision for existing networks: choose the fastest, and set it on their layers."""
+"""Mixed precision for existing networks: choose it, and set it on their layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PrecisionChoice:
 
     Attributes:
         name: "float32", "mixed_bfloat16" or "mixed_float16".
-        reason: For people.
+        reason: Reason for display.
     """
 
     name: str
@@ -34,7 +34,7 @@ class PrecisionChoice:
 
 
 def processor_has_bfloat16(cpuinfo: Path = _PROCESSOR) -> bool:
-    """Whether the processor multiplies bfloat16 matrices (AVX512-BF16 or AMX), as the system reports."""
+    """Return whether the processor multiplies bfloat16 matrices (AVX512-BF16 or AMX), as the system reports."""
     try:
         return _BFLOAT16.search(cpuinfo.read_text()) is not None
     except OSError:
@@ -44,24 +44,24 @@ def processor_has_bfloat16(cpuinfo: Path = _PROCESSOR) -> bool:
 def choose_precision(
     asked: str, *, gpu: bool, capability: tuple[int, int] | None = None, bfloat16: bool | None = None
 ) -> PrecisionChoice:
-    """Choose the number format of the computation; weights, loss and metrics are always float32.
+    """Choose the number format for computation; weights, loss and metrics are always float32.
 
     | device | auto |
     | --- | --- |
     | GPU of compute capability 8.0 or more (Ampere and later) | mixed_bfloat16: range of float32, no loss scaling |
-    | GPU 7.0 to 7.9 (Volta, Turing: a Colab T4) | mixed_float16, the loss scaled |
-    | older GPU | float32: without matrix units nothing is gained |
-    | processor with AVX512-BF16 or AMX | mixed_bfloat16: 1.6 times as fast in training, measured |
+    | GPU 7.0 to 7.9 (Volta, Turing: a Colab T4) | mixed_float16 with loss scaling |
+    | older GPU | float32: no matrix units |
+    | processor with AVX512-BF16 or AMX | mixed_bfloat16: training measured 1.6 times as fast |
     | other processor | float32: bfloat16 would be emulated, and slower |
 
     Args:
-        asked: "auto", or what is wanted.
+        asked: "auto" or a precision.
         gpu: Whether GPUs compute.
-        capability: Of the GPU.
-        bfloat16: Whether the processor has it; None looks.
+        capability: Compute capability of the GPU.
+        bfloat16: Whether the processor multiplies bfloat16; None detects it.
 
     Raises:
-        UsageError: An unknown precision.
+        UsageError: The precision is unknown.
 
     Example:
         >>> choose_precision("auto", gpu=True, capability=(7, 5)).name
@@ -74,29 +74,29 @@ def choose_precision(
     if gpu:
         if capability is not None and capability >= (8, 0):
             return PrecisionChoice(
-                "mixed_bfloat16", f"the GPU multiplies it (compute capability {capability[0]}.{capability[1]})"
+                "mixed_bfloat16", f"computed natively by the GPU (compute capability {capability[0]}.{capability[1]})"
             )
         if capability is not None and capability >= (7, 0):
             return PrecisionChoice(
-                "mixed_float16", f"the GPU multiplies it (compute capability {capability[0]}.{capability[1]})"
+                "mixed_float16", f"computed natively by the GPU (compute capability {capability[0]}.{capability[1]})"
             )
-        return PrecisionChoice("float32", "the GPU has no matrix units for less")
+        return PrecisionChoice("float32", "the GPU computes no shorter format faster")
     if processor_has_bfloat16() if bfloat16 is None else bfloat16:
-        return PrecisionChoice("mixed_bfloat16", "the processor multiplies it")
-    return PrecisionChoice("float32", "the processor has nothing faster")
+        return PrecisionChoice("mixed_bfloat16", "computed natively by the processor")
+    return PrecisionChoice("float32", "the processor computes no shorter format faster")
 
 
 def compute_in(model: keras.Model, precision: str) -> None:
     """Make the layers of a float32 network compute in a precision; weights and output stay float32.
 
-    The last layers, from the last convolution on, stay float32: probabilities near 0 and 1 need their digits.
+    The layers from the last convolution on stay float32, since probabilities near 0 and 1 need the digits.
 
     Args:
-        model: Any network; changed in place. Compiled functions made before do not notice.
+        model: Network, changed in place. Functions compiled before keep their precision.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
 
     Raises:
-        UsageError: An unknown precision.
+        UsageError: The precision is unknown.
 
     Example:
         >>> import kerasseg
@@ -116,7 +116,7 @@ def compute_in(model: keras.Model, precision: str) -> None:
 
 @contextlib.contextmanager
 def as_float32(model: keras.Model) -> Iterator[None]:
-    """While the block runs, the network is float32 throughout, as in saved networks."""
+    """Make the whole network float32, as in saved networks, while the block runs."""
     before = [(layer, layer.dtype_policy) for layer in all_layers(model)]
     compute_in(model, "float32")
     try:
@@ -128,7 +128,7 @@ def as_float32(model: keras.Model) -> Iterator[None]:
 
 
 def _last_layers(model: keras.Model) -> set[int]:
-    """The layers from the last one with weights to the output, walking back from the output."""
+    """Return ids of the layers from the last one with weights to the output."""
     found: set[int] = set()
     operations = [tensor._keras_history.operation for tensor in model.outputs]
     while operations:

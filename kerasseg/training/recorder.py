@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Sa
 from kerasseg.training.state import Progress
 from kerasseg.training.validation_table import SliceTable
 from kerasseg_tfrecords.files import write_atomically
+from kerasseg_tfrecords.tables import format_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,10 +31,10 @@ __all__ = ["VARIABLES", "NullRecorder", "Recorder", "RunRecorder", "draw_curves"
 
 
 class Recorder(Protocol):
-    """What the training loop saves.
+    """Storage for the training loop.
 
-    The order within `save` lets a run survive a kill at any moment: the best weights are written first under a name of
-    their own, then the state that names them, then `model.keras` points to them.
+    A run survives a kill at any moment because of the order: `keep_best` writes the best weights under a new name, then
+    `save` writes the state that names them, then `model.keras` points to them.
     """
 
     def keep_best(self, tag: str, model: keras.Model) -> None:
@@ -48,7 +48,7 @@ class Recorder(Protocol):
 
 
 class NullRecorder:
-    """Save nothing: for `fine_tune` without a run directory, and for workers other than the chief."""
+    """A recorder that saves nothing: for `fine_tune` without a run directory, and for workers other than the chief."""
 
     def keep_best(self, tag: str, model: keras.Model) -> None:
         """Do nothing."""
@@ -68,9 +68,9 @@ class RunRecorder:
     """The `Recorder` that writes to a run directory.
 
     Args:
-        run: The directory; locked.
-        as_saved: Gives a block within which the network is as it is to be saved (float32, BatchNorm not synchronized).
-        tag: Of the best weights in the state that the run goes on from; None for a fresh run.
+        run: Run directory, locked.
+        as_saved: Context in which the network is as saved files have it (float32, BatchNorm not synchronized).
+        tag: Tag of the best weights in the state that the run resumes from; None for a new run.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RunRecorder:
     ) -> None:
         self._run, self._as_saved = run, as_saved
         self._store = StateStore(run.state_folder)
-        # Of the two generations of the state.
+        # One tag for each of the two generations of the state.
         self._tags: deque[str] = deque([] if tag is None else [tag], maxlen=2)
 
     def keep_best(self, tag: str, model: keras.Model) -> None:
@@ -101,23 +101,20 @@ class RunRecorder:
 
 
 def validation_csv(slices: Sequence[tuple[str, str, str, str]], first: SliceTable, best: SliceTable) -> str:
-    """Format Dice of each validation slice before training and at the best epoch (threshold 0.5, network resolution).
+    """Return Dice of each validation slice before training and at the best epoch as CSV (at 0.5, network resolution).
 
     Args:
         slices: (slice_id, patient, group, class) in the order of the tables.
         first: Epoch 0.
-        best: The best epoch; that may be epoch 0.
+        best: The best epoch, possibly epoch 0.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slice_id", "patient", "group", "label", "dice_epoch_0", "dice_best"])
-    for names, before, after in zip(slices, first.dice.tolist(), best.dice.tolist(), strict=True):
-        writer.writerow([*names, repr(before), repr(after)])
-    return text.getvalue()
+    header = ("slice_id", "patient", "group", "label", "dice_epoch_0", "dice_best")
+    scores = zip(slices, first.dice.tolist(), best.dice.tolist(), strict=True)
+    return format_csv([header, *((*names, before, after) for names, before, after in scores)])
 
 
 def log_to(run: RunDirectory) -> Callable[[Event], None]:
-    """Observer that writes events except steps to `log.jsonl`.
+    """Return an observer that writes all events except steps to `log.jsonl`.
 
     A line that cannot be written is dropped; on a full disk the next saved state raises the error.
     """
@@ -139,22 +136,22 @@ def log_to(run: RunDirectory) -> Callable[[Event], None]:
     return listen
 
 
-# Okabe and Ito's colours, which those who confuse red and green tell apart.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 _TRAIN, _VAL, _FIRST, _RATE = "#0072B2", "#D55E00", "#555555", "#000000"
 _CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 
 def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
-    """Draw the curves of a run so far, phases one after the other.
+    """Draw the training curves so far, one phase after the other.
 
     Args:
-        history: Lines, epoch 0 first.
-        path: The picture, PNG; replaced at once.
+        history: Rows, epoch 0 first.
+        path: PNG file, replaced atomically.
 
     Raises:
         KerassegError: The file cannot be written.
     """
-    # The object interface: pyplot would keep state, and may ask for a screen.
+    # Not pyplot, which keeps global state and may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -162,7 +159,7 @@ def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
     figure = Figure(figsize=(11, 7), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True)
-    # Epochs of a second phase go on counting along the axis.
+    # Epochs of later phases continue along the axis.
     places = np.arange(len(history))
     first = history[0]
     _lines(axes[0, 0], places, history, "loss", ("loss", "training", _TRAIN), ("val_loss", "validation", _VAL))
@@ -186,16 +183,17 @@ def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
             if i and row.phase != history[i - 1].phase and i > 1:
                 axis.axvline(i - 0.5, color=_FIRST, linewidth=1)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axis in (axes[0, 0], axes[0, 1], axes[1, 0]):
+    # Where curves of a training that works leave room.
+    for axis, place in ((axes[0, 0], "upper right"), (axes[0, 1], "lower right"), (axes[1, 0], "lower right")):
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, framealpha=0.7)
+            axis.legend(fontsize=8, framealpha=0.7, loc=place)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
     phases = list(dict.fromkeys(row.phase for row in history))
     figure.suptitle(" then ".join(phases), fontsize=11)
-    text = io.BytesIO()
-    canvas.print_figure(text, format="png")
-    write_atomically(path, text.getvalue(), durable=False)
+    png = io.BytesIO()
+    canvas.print_figure(png, format="png")
+    write_atomically(path, png.getvalue(), durable=False)
 
 
 def _lines(axis: Axes, places: Any, history: Sequence[EpochRow], title: str, *curves: tuple[str, str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Progress of a run: everything but the weights that resuming needs."""
+"""Progress of a run: everything that resuming needs except the weights."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ class EpochSums:
     seconds: float = 0.0
 
     def with_step(self, loss: float, dice: NDArray[np.float32], seconds: float) -> EpochSums:
-        """The sums after one more step."""
+        """Return the sums after one more step."""
         total = self.dice + float(dice.astype(np.float64).sum())
         return EpochSums(self.steps + 1, self.loss + loss, total, self.slices + len(dice), self.seconds + seconds)
 
     @property
     def mean_loss(self) -> float:
-        """Mean over steps; NaN before the first."""
+        """Mean loss over steps; NaN before the first."""
         return self.loss / self.steps if self.steps else float("nan")
 
     @property
     def mean_dice(self) -> float:
-        """Mean over slices; NaN before the first."""
+        """Mean Dice over slices; NaN before the first."""
         return self.dice / self.slices if self.slices else float("nan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Progress:
-    """Progress of a run, immutable.
+    """Progress of a run; immutable.
 
     Attributes:
-        phase: Number of the current phase, from 0.
-        epoch: Epochs of the phase that are complete, validation included.
+        phase: Index of the current phase.
+        epoch: Completed epochs of the phase, validation included.
         sums: Sums of the current epoch.
         plateau: State of the schedule; None before the phase's first epoch.
         parts: Number of parts that a batch is divided into for lack of memory.
@@ -68,7 +68,7 @@ class Progress:
         best_table: Validation of the best weights.
         base: Index -> weight for the weights that recalibration changed; later phases start from them.
         said: Kinds of messages sent so far.
-        guarded: How often the guard has acted in this phase.
+        guarded: Number of times the guard has acted in this phase.
         seconds: Duration of all sessions up to the last saved state.
         finished: "finished", "stopped", or "" while the run has not finished.
         text: The reason as a sentence.
@@ -96,7 +96,7 @@ class Progress:
         return f"{self.best[0]}-{self.best[1]:05d}"
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the arrays, as JSON values."""
+        """Return everything but the arrays, as JSON values."""
         return {
             "phase": self.phase,
             "epoch": self.epoch,
@@ -113,7 +113,7 @@ class Progress:
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The tables and the recalibrated weights."""
+        """Return the tables and the recalibrated weights as named arrays."""
         arrays: dict[str, NDArray[Any]] = {f"{_BASE}{i}": weight for i, weight in self.base.items()}
         for prefix, table in ((_FIRST, self.first_table), (_BEST, self.best_table)):
             if table is not None:

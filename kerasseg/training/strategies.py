@@ -1,4 +1,4 @@
-"""Strategies as training phases: what is frozen, and the schedule that goes with it."""
+"""Strategies as training phases: what is frozen, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ BOLD_RATE = 1e-3
 _ENCODER_RATE_FACTOR = 0.1
 
 _CAUGHT_UP, _STILL_RISES = 3, 0.005
-"""A fresh decoder has caught up when soft Dice has not risen by more than 0.005 for 3 epochs."""
+"""A fresh decoder has caught up when soft Dice has not risen by more than 0.005 in 3 epochs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One phase of training, with an optimizer of its own.
+    """One phase of training, with its own optimizer.
 
     Attributes:
-        strategy: Its name in `history.csv`.
+        strategy: Name in `history.csv`.
         freezes: A strategy of `freeze`, or names of blocks and layers.
-        encoders: Number of first encoder blocks that "progressive" freezes at first; 0 for other strategies.
-        freeze_batchnorm: Freeze every BatchNorm layer.
+        encoders: Encoder blocks, counted from the first, that "progressive" freezes at first; 0 for other strategies.
+        freeze_batchnorm: Whether to freeze every BatchNorm layer.
         rule: What counts as a gain, when the rate drops and when training stops.
         encoder_rate_factor: Learning rate of encoder and bottleneck as a multiple of the decoder's.
-        continues: Starts from the best weights so far, and takes the epochs that the phase before has left.
-        limit: Epochs at most; None for those of the plan.
-        watch: The validation score that the rule goes by.
-        when: "far" for checkpoints that hardly know the task alone, "near" for the others alone.
-        recalibrates: Measures BatchNorm's statistics instead of training.
-        warmup: Share of the steps that warm up before a cosine to 0; None where the rule alone sets the rate.
-        weight_decay, l2, clipnorm: Of the optimizer.
+        continues: Start from the best weights so far, for the epochs that the phase before left over.
+        limit: Maximum number of epochs; None for the plan's.
+        watch: Validation score that the rule follows.
+        when: "far" only for checkpoints that hardly know the task, "near" only for others.
+        recalibrates: Measure BatchNorm's statistics instead of training.
+        warmup: Share of the steps that warm up before a cosine to 0; None if only the rule sets the rate.
+        weight_decay, l2, clipnorm: Settings of the optimizer.
     """
 
     strategy: str
@@ -62,11 +62,11 @@ class Phase:
     recalibrates: bool = False
 
     def rate(self, peak: float, step: int, steps: int) -> float:
-        """Learning rate of a step, counted from 0, of so many planned ones; `peak` is what the rule has come to."""
+        """Return the learning rate of a step (from 0) of `steps` planned ones; `peak` is the rule's current rate."""
         return peak if self.warmup is None else cosine_rate(peak, step, max(1, steps), self.warmup)
 
     def freeze(self, model: keras.Model, thawed: int = 0) -> FreezeReport:
-        """Freeze the blocks of the phase, without the `thawed` deepest ones."""
+        """Freeze the blocks of the phase except the `thawed` deepest ones."""
         what = self.freezes
         if self.encoders:
             left = [block.name for block in find_blocks(model).encoder[: max(0, self.encoders - thawed)]]
@@ -76,7 +76,7 @@ class Phase:
         return report
 
     def optimizer(self, model: keras.Model, rate: float, *, scales_loss: bool = False) -> keras.optimizers.Optimizer:
-        """Create an optimizer; `scales_loss` for float16, in which small gradients would vanish."""
+        """Create an optimizer; `scales_loss` is for float16, in which small gradients would vanish."""
         adam = DecayedAdam(rate, self.weight_decay, global_clipnorm=self.clipnorm)
         if self.encoder_rate_factor != 1.0:
             blocks = find_blocks(model)
@@ -86,11 +86,11 @@ class Phase:
 
 
 def phases_of(settings: TrainSettings, model: keras.Model) -> tuple[Phase, ...]:
-    """Create the phases for the settings.
+    """Create the phases of a run.
 
     Raises:
         UsageError: A rate or stage is out of range.
-        KerassegError: `find_blocks` finds no encoder-decoder in the model.
+        KerassegError: The model is not an encoder-decoder that `find_blocks` recognises.
     """
     blocks = find_blocks(model)
     phases = [_phase(settings, strategy, blocks) for strategy in settings.phases]
@@ -138,7 +138,7 @@ def _phase(settings: TrainSettings, strategy: str, blocks: Blocks) -> Phase:
     )
     if strategy != "decoder":
         return phase
-    # Soft Dice rises before any pixel passes 0.5, where a fresh decoder stays for its first epochs.
+    # Soft Dice rises before any pixel passes 0.5; a fresh decoder stays below that in its first epochs.
     rule = PlateauRule(rate=rule.rate, stages=(), stop_after=_CAUGHT_UP, min_delta=_STILL_RISES)
     encoder = [
         b.name for b in (*blocks.encoder, blocks.bottleneck) if any(layer.weights for layer in with_inner(b.layers))

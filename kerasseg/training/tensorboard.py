@@ -1,4 +1,4 @@
-"""TensorBoard events of a run: scores of each epoch, and validation slices with mask and prediction."""
+"""TensorBoard events of a run: scores of each epoch, and validation slices with their masks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from kerasseg_tfrecords.files import sync_folder
 __all__ = ["MASK_COLOUR", "MOST", "PREDICTION_COLOUR", "EventWriter", "Example", "choose", "draw_outlines", "scalars"]
 
 MOST = 6
-"""Maximum number of slices to show; each is predicted and stored once per epoch."""
+"""Maximum number of slices to show; each is predicted and stored in every epoch."""
 
 _PER_CLASS = 2
 
-# Okabe and Ito's palette: told apart by the colour-blind, and on grey.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, also on grey.
 MASK_COLOUR = (0, 158, 115)
-"""Bluish green: the expert's mask."""
+"""Bluish green: ground truth."""
 
 PREDICTION_COLOUR = (230, 159, 0)
 """Orange: the predicted mask."""
@@ -42,7 +42,7 @@ class Example:
     """A slice to show.
 
     Attributes:
-        name: For people, such as "glioma/data/17.mat".
+        name: Name for display, such as "glioma/data/17.mat".
         image: (height, width, channels) float32 in [0, 1], as the network takes it.
         mask: (height, width) bool.
     """
@@ -53,13 +53,13 @@ class Example:
 
 
 def choose(labels: ArrayLike, tumour: ArrayLike, seed: int, most: int = MOST) -> list[int]:
-    """Choose slices to show: at most two per class, those with tumour first, drawn by the seed.
+    """Choose slices to show: at most two per class, slices with a tumour first, in random order.
 
     Args:
-        labels: (slices,) class of each, whole numbers.
-        tumour: (slices,) whether its mask has any pixel.
-        seed: Whole number >= 0.
-        most: Slices in all.
+        labels: (slices,) class of each slice, integers.
+        tumour: (slices,) whether the mask of each slice has any pixel.
+        seed: Integer >= 0.
+        most: Maximum number of slices.
 
     Example:
         >>> chosen = choose([0, 0, 0, 1, 1, 1, 1], [1, 0, 1, 1, 1, 0, 1], seed=1)
@@ -82,7 +82,7 @@ def draw_outlines(
 ) -> NDArray[np.uint8]:
     """Draw a slice with the outlines of masks, later ones on top.
 
-    Outlines are one pixel wide and lie within what they surround, so that a single pixel shows, too.
+    Outlines are one pixel wide and lie inside the mask, so that a single pixel is visible, too.
 
     Args:
         image: (height, width, 1 or 3) in [0, 1].
@@ -92,7 +92,7 @@ def draw_outlines(
         (height, width, 3) uint8, red-green-blue.
 
     Raises:
-        UsageError: If a mask is of another size.
+        UsageError: A mask has another size than the image.
 
     Example:
         >>> mask = np.zeros((8, 8), bool); mask[2:6, 2:6] = True
@@ -104,14 +104,14 @@ def draw_outlines(
     picture = np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else grey.copy()
     for mask, colour in outlines:
         if mask.shape != picture.shape[:2]:
-            raise UsageError("a mask is not of the image's size", found=mask.shape, expected=picture.shape[:2])
+            raise UsageError("image and mask differ in size", found=mask.shape, expected=picture.shape[:2])
         found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, found, -1, colour, 1)
     return picture
 
 
-# A Summary is all that TensorBoard's files are made of. `tf.summary` would write the same and needs the package
-# tensorboard for it, which TensorFlow does not bring along; whoever only trains, or trains where nobody looks, needs none.
+# TensorBoard's files consist of Summary messages. `tf.summary` would write the same, but needs the package tensorboard,
+# which TensorFlow does not install.
 _Event, _Summary = tf.compat.v1.Event, tf.compat.v1.Summary
 _START = tf.compat.v1.SessionLog.START
 
@@ -121,17 +121,15 @@ _VERSION = "brain.Event:2"
 class EventWriter:
     """Observer that writes event files for `tensorboard --logdir`.
 
-    The step is the line of `history.csv`, from 0 for the untouched network: the epoch, where there is one phase. Each
-    process writes a file of its own. One that goes on with a run first cuts off what an earlier one told of epochs that
-    were lost with it, so that no step is there twice.
-
-    A folder that cannot be written, or a full disk, ends the writing and not the training.
+    The step is the row of `history.csv`, from 0 for the untouched network. Each process writes its own file. A resumed run
+    first removes events of epochs that were lost, so that no step appears twice. If the folder cannot be written to, or
+    the disk is full, writing stops and training continues.
 
     Args:
-        folder: Where the files go; made where it is missing.
-        examples: Slices to look at.
-        predict: Gives probabilities (n, height, width, 1) for images (n, height, width, channels).
-        on_message: Told when writing has to end.
+        folder: Folder for the files; created if missing.
+        examples: Slices to show.
+        predict: Returns probabilities (n, height, width, 1) for images (n, height, width, channels).
+        on_message: Called when writing stops.
 
     Example:
         >>> import tempfile
@@ -170,7 +168,7 @@ class EventWriter:
                     return
         except (OSError, tf.errors.OpError) as error:
             self._broken = True
-            text = f"TensorBoard's files in {self._folder} cannot be written any more ({error}). Training goes on."
+            text = f"TensorBoard files cannot be written to {self._folder} ({error}). Training continues."
             self._tell(Message("warning", "no-events", text))
 
     def _write(self, row: EpochRow, step: int) -> None:
@@ -185,7 +183,7 @@ class EventWriter:
         if self._predict is None:
             return
         for example in self._examples:
-            # One by one: the memory of a whole batch may be what the device does not have.
+            # One by one, since the device may not have memory for a whole batch.
             predicted = self._predict(example.image[None])[0, :, :, 0] >= 0.5
             outlines = [(example.mask, MASK_COLOUR), (predicted, PREDICTION_COLOUR)]
             yield example, draw_outlines(example.image, outlines)
@@ -203,7 +201,7 @@ class EventWriter:
         name = f"events.out.tfevents.{number:015d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = tf.io.TFRecordWriter(str(self._folder / name))
         self._add(0, file_version=_VERSION)
-        # A TensorBoard that is open has read what was cut off: this tells it to forget the steps from here on.
+        # TensorBoard may have read the removed events already; this makes it forget the steps from here on.
         self._add(step, session_log=tf.compat.v1.SessionLog(status=_START))
 
     def _add(self, step: int, **content: Any) -> None:
@@ -216,7 +214,7 @@ class EventWriter:
 
 
 def scalars(row: EpochRow) -> dict[str, float]:
-    """Tag -> value of an epoch's scores, without NaN.
+    """Return tag -> value for the scores of an epoch, without NaN.
 
     >>> row = EpochRow("conservative", 0, 1e-4, *[math.nan] * 2, *[0.5] * 7, {"glioma": 0.25}, 1.0, math.nan, 100.0)
     >>> scalars(row)["dice_by_class/glioma"], "loss/train" in scalars(row)
@@ -268,7 +266,7 @@ def _cut(path: Path, step: int) -> None:
         whole = False
     if whole:
         return
-    # Without "tfevents" in its name, or a TensorBoard that is open would read it.
+    # Without "tfevents" in its name, so that TensorBoard does not read it.
     temporary = path.with_name(f".tmp-{os.getpid()}")
     with tf.io.TFRecordWriter(str(temporary)) as writer:
         for record in kept:

@@ -1,4 +1,4 @@
-"""A user's `tf.data.Dataset` with the interfaces of `TrainingData` and `EvaluationData`, for `fine_tune`."""
+"""A `tf.data.Dataset` with the interfaces of `TrainingData` and `EvaluationData`, for `fine_tune`."""
 
 from __future__ import annotations
 
@@ -20,33 +20,31 @@ _KEYS = ("image", "mask", "weight", "label")
 
 
 def is_dataset(value: Any) -> bool:
-    """Whether it is a `tf.data.Dataset`."""
+    """Return whether a value is a `tf.data.Dataset`."""
     return isinstance(value, tf.data.Dataset)
 
 
 class DatasetTraining:
     """A dataset of training batches, iterated once per epoch.
 
-    Batches go on as they come, in batches of one size: a smaller last one is left out, as a partial batch would count its
-    slices more. Whether the next epoch has another order and other augmentation is the dataset's own affair;
-    `kerasseg.load_split` sees to both.
+    Batches are used unchanged, except that a smaller last batch is dropped, since its slices would count more. Shuffling
+    and augmentation are up to the dataset; `kerasseg.load_split` does both.
 
     Args:
         dataset: Batches (image, mask), (image, mask, weight), or dictionaries with these names: (batch, height, width,
             channels) in [0, 1], (batch, height, width, 1) of 0 and 1, (batch,).
-        channels: Of the network; grey is repeated.
-        steps: Batches an epoch, for one that never ends.
+        channels: Channels of the network; grey images are repeated.
+        steps: Batches per epoch, for an infinite dataset.
 
     Attributes:
-        batch_size: Slices in a batch: the dataset's, or where batches differ the largest. To find the latter, it is
-            iterated once.
+        batch_size: Slices in a batch; the largest if batches differ, for which the dataset is iterated once.
         steps: Batches in an epoch.
-        count: Slices in an epoch; those of the steps, where the dataset never ends.
-        shape: (height, width, channels) of a slice; None where the dataset does not tell.
+        count: Slices in an epoch.
+        shape: (height, width, channels) of a slice; None if unknown.
 
     Raises:
-        UsageError: Elements of another form; a dataset without end and without steps.
-        DataError: No full batch.
+        UsageError: The elements have another form, or the dataset is infinite and `steps` is missing.
+        DataError: There is no full batch.
     """
 
     def __init__(self, dataset: tf.data.Dataset, channels: int, steps: int | None = None) -> None:
@@ -55,7 +53,9 @@ class DatasetTraining:
         known = int(dataset.cardinality())
         if known == tf.data.INFINITE_CARDINALITY and steps is None:
             raise UsageError(
-                "the training dataset is infinite", expected="a finite one", remedy="Give steps=, batches an epoch."
+                "the training dataset is infinite",
+                expected="a finite one",
+                remedy="Set steps= to the batches per epoch.",
             )
         if known == tf.data.INFINITE_CARDINALITY and size is None:
             raise UsageError(
@@ -71,14 +71,14 @@ class DatasetTraining:
             self.batch_size, self.count = max(sizes, default=0), sum(sizes)
             self.steps = self.count // self.batch_size if self.batch_size else 0
         if not self.steps:
-            raise DataError("the training dataset holds no batch")
-        # What has one size already is not cut and joined anew.
+            raise DataError("the training dataset contains no batch")
+        # Batches of one size need no rebatching.
         even = dataset if size is not None else dataset.rebatch(self.batch_size, drop_remainder=True)
         self._rows = even.enumerate().map(self._row, num_parallel_calls=1)
 
     def _row(self, step: Any, element: Any) -> dict[str, Any]:
         parts = _tensors(element, self._channels)
-        # Within the iteration: to look beforehand would use up an epoch of a dataset that counts its epochs.
+        # Checked during iteration: checking beforehand would use up an epoch of a dataset that counts its epochs.
         inside = tf.reduce_all((parts["image"] >= 0) & (parts["image"] <= 1))
         binary = tf.reduce_all((parts["mask"] == 0) | (parts["mask"] == 1))
         with tf.control_dependencies([tf.debugging.Assert(inside, [_RANGE]), tf.debugging.Assert(binary, [_BINARY])]):
@@ -88,12 +88,12 @@ class DatasetTraining:
 
     def epoch(
         self,
-        epoch: int,  # noqa: ARG002 - whose turn it is, the dataset knows
+        epoch: int,  # noqa: ARG002 - the dataset counts epochs itself
         start_step: int = 0,
         *,
         input_context: tf.distribute.InputContext | None = None,
     ) -> tf.data.Dataset:
-        """The next epoch, from a step on, as dictionaries; see `TrainingData.epoch`."""
+        """Return the next epoch, from a step on, as dictionaries; see `TrainingData.epoch`."""
         rows = self._rows.skip(start_step) if start_step else self._rows
         return _shared(rows, self.batch_size, input_context).prefetch(1)
 
@@ -108,25 +108,25 @@ class DatasetTraining:
 
 
 class DatasetValidation:
-    """A dataset of validation batches: all its slices, in their order.
+    """A dataset of validation batches: all its slices, in order.
 
-    It is iterated once here, to count and check, and once an epoch.
+    It is iterated once here, to count and check the slices, and once per epoch.
 
     Args:
-        dataset: As in `DatasetTraining`, finite. Rows of weight 0 only fill a batch up and are left out; other weights
-            have no effect.
-        channels: Of the network; grey is repeated.
-        batch_size: In which it is evaluated.
+        dataset: As in `DatasetTraining`, finite. Rows of weight 0 are padding and are left out; other weights have no
+            effect.
+        channels: Channels of the network; grey images are repeated.
+        batch_size: Slices in a batch for evaluation.
 
     Attributes:
-        steps: Batches.
-        labels: (slices,) int64; 0 where the dataset has none.
+        steps: Number of batches.
+        labels: (slices,) int64; 0 if the dataset has none.
         has_tumour: Whether any mask has a pixel.
         shape: As in `DatasetTraining`.
 
     Raises:
-        UsageError: Elements of another form, or no end.
-        DataError: Values out of range.
+        UsageError: The elements have another form, or the dataset is infinite.
+        DataError: Values are out of range.
     """
 
     def __init__(self, dataset: tf.data.Dataset, channels: int, batch_size: int) -> None:
@@ -168,12 +168,12 @@ class DatasetValidation:
         return {name: fill(name, tensor) for name, tensor in row.items()}
 
     def dataset(self, *, input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-        """All slices once, as dictionaries in batches of one size; see `EvaluationData.dataset`."""
+        """Return all slices once, as dictionaries in batches of one size; see `EvaluationData.dataset`."""
         return _shared(self._rows, self.batch_size, input_context).prefetch(1)
 
 
 def _parts(element: Any) -> dict[str, Any]:
-    """Elements of a batch by name."""
+    """Return the elements of a batch by name."""
     if isinstance(element, dict):
         return {name: element[name] for name in _KEYS if name in element}
     parts = tuple(element) if isinstance(element, tuple | list) else (element,)
@@ -181,7 +181,7 @@ def _parts(element: Any) -> dict[str, Any]:
 
 
 def _form(dataset: tf.data.Dataset, what: str) -> tuple[tuple[int | None, int | None, int | None] | None, int | None]:
-    """Shape of a slice and size of a batch, where known."""
+    """Return the shape of a slice and the size of a batch, where known."""
     parts = _parts(dataset.element_spec)
     ranks = {name: spec.shape.rank for name, spec in parts.items() if isinstance(spec, tf.TensorSpec)}
     if ranks.get("image", 0) not in (4, None) or ranks.get("mask", 0) not in (3, 4, None):
@@ -197,7 +197,7 @@ def _form(dataset: tf.data.Dataset, what: str) -> tuple[tuple[int | None, int | 
 
 
 def _tensors(element: Any, channels: int) -> dict[str, Any]:
-    """image, mask, weight and label of a batch, in the types that the engine expects."""
+    """Return image, mask, weight and label of a batch in the types that the engine expects."""
     parts = _parts(element)
     image = parts["image"]
     scale = 1.0 if image.dtype.is_floating else 255.0
@@ -218,14 +218,14 @@ def _tensors(element: Any, channels: int) -> dict[str, Any]:
 
 
 def _shared(rows: tf.data.Dataset, batch_size: int, context: tf.distribute.InputContext | None) -> tf.data.Dataset:
-    """Batches for one device: the parts of a global batch one after the other."""
+    """Return batches for one device: the parts of each global batch in turn."""
     replicas = 1 if context is None else context.num_replicas_in_sync
     return rows if replicas == 1 else rows.rebatch(batch_size // replicas)
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """While the block runs, translate errors found in training batches."""
+    """Translate errors in training batches while the block runs."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

@@ -1,7 +1,7 @@
 """The training loop: epoch 0, then epochs of training and validation in one or more phases.
 
-Files are written by a `Recorder`, output is left to observers, and computation to the `Engine`. The progress of a run is a
-value (`Progress`), so that a killed run resumes from the last saved one.
+A `Recorder` writes files, observers show progress, and the `Engine` computes. The progress of a run is an immutable value
+(`Progress`), so that a killed run resumes from the last saved one.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from kerasseg_tfrecords.errors import KerassegError
 __all__ = ["BrokenTrainingError", "NothingTrainedError", "Plan", "Trainer", "Validation"]
 
 _WATCHED = 3
-"""Number of first epochs in which validation is compared with epoch 0: a rate that is too high shows at once."""
+"""Number of first epochs that are compared with epoch 0: too high a rate shows at once."""
 
 _GUARDS = 2
-"""How often the guard divides the rate."""
+"""How often the guard may lower the rate in a phase."""
 
 
 class BrokenTrainingError(KerassegError):
@@ -81,14 +81,14 @@ class Plan:
 
     Attributes:
         phases: Phases to train one after the other.
-        epochs: Maximum number of epochs in a phase; of two phases that continue, together.
+        epochs: Maximum number of epochs in a phase, or in two phases of which the second continues the first.
         steps: Maximum number of steps in an epoch; None for all.
-        guard: Whether to restore weights and lower the rate where Dice falls clearly below epoch 0.
+        guard: Whether to restore weights and lower the rate if Dice falls clearly below epoch 0.
         cautions: Messages to give after epoch 0, unless the checkpoint hardly knows the task.
         ema: Whether the engine keeps a moving average of the weights, which is also validated.
         save_every: Steps between saved states within an epoch; None for none.
         scales_loss: Whether the loss is scaled (float16).
-        title, facts: To show, see `Began`.
+        title, facts: Texts to show; see `Began`.
     """
 
     phases: tuple[Phase, ...]
@@ -104,11 +104,10 @@ class Plan:
 
 
 class Trainer:
-    """Trains a network by a plan.
+    """Train a network by a plan.
 
     Args:
-        model: The untouched network, in the precision of the training. It is changed in place and ends with the best
-            weights.
+        model: The untouched network, in the training precision. It is changed in place and ends with the best weights.
         make_engine: Creates an `Engine` from the network, an optimizer and the number of parts of a batch.
         training: `TrainingData` with labels, or an object with the same methods.
         validation: Validation slices.
@@ -173,7 +172,7 @@ class Trainer:
 
         Raises:
             BrokenTrainingError: The loss became NaN or infinite; the last saved state is intact.
-            KerassegError: Anything else, such as no memory for a single slice or a full disk.
+            KerassegError: Another failure, such as a full disk.
         """
         self._since = time.monotonic()
         resumed = (self.progress.epoch, self.progress.sums.steps) if self.progress.history else None
@@ -217,20 +216,20 @@ class Trainer:
         return self.plan.phases[self.progress.phase]
 
     def _limit(self) -> int:
-        """Epochs that the phase may take."""
+        """Return the maximum number of epochs of the phase."""
         if not self._phase.continues:
             return self.plan.epochs if self._phase.limit is None else self._phase.limit
         earlier = self.plan.phases[self.progress.phase - 1].strategy
         return self.plan.epochs - sum(row.epoch > 0 and row.phase == earlier for row in self.progress.history)
 
     def _next_phase(self) -> int | None:
-        """Number of the next phase that is meant for a checkpoint like this one; None after the last."""
+        """Return the index of the next phase meant for such a checkpoint; None after the last."""
         other = "near" if self._first_dice() < KNOWS else "far"
         later = range(self.progress.phase + 1, len(self.plan.phases))
         return next((number for number in later if self.plan.phases[number].when != other), None)
 
     def _base(self) -> list[NDArray[Any]]:
-        """Weights that a phase starts from: those of the checkpoint, with recalibrated BatchNorm where that helped."""
+        """Return the checkpoint's weights, with recalibrated BatchNorm if that helped; phases start from them."""
         return [self.progress.base.get(i, weight) for i, weight in enumerate(self._untouched)]
 
     def _open_phase(self) -> None:
@@ -249,7 +248,7 @@ class Trainer:
             return self._phase.optimizer(self.model, rate, scales_loss=self.plan.scales_loss)
 
     def _close_phase(self, reason: str, text: str) -> None:
-        """Ends the phase. The next one starts from the same weights as this one did, or continues from the best so far."""
+        """End the phase. The next one starts from the same weights as this one, or continues from the best so far."""
         number = self._next_phase()
         if number is None:
             self._set(finished=reason, text=text)
@@ -275,7 +274,7 @@ class Trainer:
         self._save()
 
     def _baseline(self) -> float:
-        """The score that the phase starts with."""
+        """Return the score that the phase starts with."""
         if self._phase.watch == "soft_dice":
             return self.progress.history[0].val_soft_dice
         return (
@@ -287,7 +286,7 @@ class Trainer:
     # --- epochs ------------------------------------------------------------------------------------------------------
 
     def _epoch_zero(self) -> None:
-        """Validate the untouched network, with which every epoch is compared."""
+        """Validate the untouched network, the baseline for every epoch."""
         began = time.monotonic()
         table = self._validate(0)
         if np.isnan(table.dice).all():
@@ -334,7 +333,7 @@ class Trainer:
             msg = "an epoch without a schedule"
             raise RuntimeError(msg)
         dice = table.mean("dice")
-        # Written so that an epoch 0 with a NaN among its scores can be beaten.
+        # Written so that an epoch 0 with NaN scores can be improved on.
         best = not math.isnan(dice) and (progress.best_table is None or not dice <= progress.best_table.mean("dice"))
         rule = replace(self._phase.rule, rate=plateau.rate)
         new, events = rule.step(plateau, dice if self._phase.watch == "dice" else table.mean(self._phase.watch))
@@ -409,7 +408,7 @@ class Trainer:
                     self._engine.set_rate(rate)
                 case Thaw(depth):
                     report = self._phase.freeze(self.model, depth)
-                    # Adam's correction of its young averages counts steps: weights that join late need a fresh count,
+                    # Adam corrects young averages by counting steps: weights that are unfrozen later need a new count,
                     # or their first steps would be three times too long.
                     self._engine.rebuild(self._optimizer(self._peak()))
                     still = ", ".join(report.frozen_blocks) or "nothing"
@@ -472,7 +471,7 @@ class Trainer:
         )
 
     def _broken(self, what: str, slices: NDArray[np.int64] | None) -> BrokenTrainingError:
-        """The error, which names the slices of the batch."""
+        """Return the error, which names the slices of the batch."""
         names = None if slices is None else ", ".join(self.training.slices.slice_ids(slices))
         rate = self._peak()
         return BrokenTrainingError(
@@ -487,11 +486,11 @@ class Trainer:
         return self.progress.history[0].val_dice
 
     def _peak(self) -> float:
-        """Learning rate that the rule has come to; a cosine schedule starts from it."""
+        """Return the rule's current learning rate; a cosine schedule starts from it."""
         return self.progress.plateau.rate if self.progress.plateau else self._phase.rule.rate
 
     def _rate(self) -> float:
-        """Learning rate of the next step; after the last step of an epoch, of that one."""
+        """Return the learning rate of the next step or, after an epoch, of its last step."""
         progress = self.progress
         step = progress.epoch * self.steps + min(progress.sums.steps, self.steps - 1)
         return self._phase.rate(self._peak(), step, self._limit() * self.steps)
@@ -515,9 +514,9 @@ class Trainer:
 
     def _save(self) -> None:
         if self.progress.first_table is None:
-            return  # a fresh start gives the same
+            return  # a new start gives the same
         variables = self._engine.variables()
-        # The loss of a step is that of the weights before it, so it does not show that the step broke them.
+        # The loss of a step is computed before its update, so it does not show that the update broke the weights.
         if any(name.startswith("model/") and not np.isfinite(array).all() for name, array in variables.items()):
             raise self._broken("weights of the network became NaN or infinite", self._last_slices)
         now = time.monotonic()

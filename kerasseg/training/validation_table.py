@@ -1,4 +1,4 @@
-"""Scores of every slice of a split after one pass."""
+"""Scores of every slice of a split."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SliceTable:
         loss: (slices,) float32 loss, without L2.
         dice, soft_dice, iou, precision, recall: (slices,) float32, as in `kerasseg.slice_scores`, at threshold 0.5 and
             the network's resolution.
-        tumour: (slices,) float32, 1 where mask or prediction holds a tumour pixel.
+        tumour: (slices,) float32, 1 if the mask or the prediction contains a tumour pixel.
     """
 
     slice: NDArray[np.int64]
@@ -40,7 +40,7 @@ class SliceTable:
 
     @classmethod
     def joined(cls, parts: Iterable[SliceTable]) -> SliceTable:
-        """Join tables in the order of the slices, without padding (slice -1)."""
+        """Join tables in slice order, without padding (slice -1)."""
         tables = list(parts)
         columns = {f.name: np.concatenate([getattr(table, f.name) for table in tables]) for f in fields(cls)}
         order = np.argsort(columns["slice"], kind="stable")
@@ -52,7 +52,7 @@ class SliceTable:
         return len(self.slice)
 
     def mean(self, score: Score, *, subset: Literal["all", "tumour"] = "all", label: int | None = None) -> float:
-        """Mean over slices; NaN without any.
+        """Return the mean over slices; NaN if there are none.
 
         Args:
             score: One of `SCORES`.
@@ -63,7 +63,7 @@ class SliceTable:
         if subset == "tumour":
             chosen &= self.tumour > 0
         values = getattr(self, score)[chosen]
-        # float64: the mean must not depend on how slices were batched.
+        # float64, so that the mean does not depend on how slices were batched.
         return float(values.astype(np.float64).mean()) if values.size else float("nan")
 
     def by_class(self, score: Score, classes: Sequence[str]) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Threshold and post-processing, chosen on validation."""
+"""Threshold and post-processing, tuned on validation slices."""

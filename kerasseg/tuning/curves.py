@@ -25,15 +25,15 @@ class Survey:
     """Dice of the slices at every threshold.
 
     Attributes:
-        classes: Names, of those that have slices here.
+        classes: Names of the classes that have slices.
         sums: Class -> (buckets, 1000) sums of Dice over the slices of some patients.
         counts: Class -> (buckets,) slices.
         raw: (slices,) Dice at 0.5.
         groups: (slices,) number of the patient, from 0.
         width: Median of the slices' longer side.
-        spacing: Median millimetres a pixel; None where no slice knows it.
-        lowest, highest: Of all probabilities.
-        tumours: Slices with tumour in the reference.
+        spacing: Median millimetres per pixel; None if no slice has a spacing.
+        lowest, highest: Range of all probabilities.
+        tumours: Slices with a tumour in the reference.
         tumour_patients: Patients with such a slice.
     """
 
@@ -56,23 +56,23 @@ class Survey:
 
     @property
     def constant(self) -> bool:
-        """Whether all probabilities are one number, or none reaches any threshold: no rule can be told from another."""
+        """Whether all probabilities are equal or below all thresholds, so that all rules are equivalent."""
         return self.lowest == self.highest or self.highest < THRESHOLDS[0]
 
     def by_patient(self, name: str | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(patients, 1000) sums of Dice and (patients,) slices, of one class or all of them."""
+        """Return (patients, 1000) sums of Dice and (patients,) slices, of one class or all of them."""
         names = self.classes if name is None else (name,)
         sums = np.add.reduce([self.sums[n] for n in names])
         counts = np.add.reduce([self.counts[n] for n in names])
         return sums[counts > 0], counts[counts > 0]
 
     def mean(self, name: str | None = None) -> NDArray[np.float64]:
-        """(1000,) mean over slices of Dice, of one class or all of them."""
+        """Return the (1000,) mean over slices of Dice, of one class or all of them."""
         sums, counts = self.by_patient(name)
         return np.asarray(sums.sum(0) / counts.sum())
 
     def class_means(self, index: int) -> dict[str, float]:
-        """Mean Dice of each class at one threshold."""
+        """Return the mean Dice of each class at one threshold."""
         return {name: float(self.mean(name)[index]) for name in self.classes}
 
     def notes(self) -> tuple[str, ...]:
@@ -83,26 +83,26 @@ class Survey:
                 f"The network finds no tumour: its highest probability is {self.highest:.2g}. Threshold 0.5 is kept."
             )
         elif self.constant:
-            notes.append(f"The network puts out {self.highest:.3g} for every pixel: threshold 0.5 is kept.")
+            notes.append(f"The network returns {self.highest:.3g} for every pixel: threshold 0.5 is kept.")
         elif self.highest < 0.5:
             notes.append(f"No probability reaches 0.5 (the highest is {self.highest:.2g}): at 0.5 every mask is empty.")
         elif self.mean().argmax() == 0:
-            notes.append("The best threshold is the lowest one, 0.001: the network is very unsure of all tumours.")
+            notes.append("The best threshold is the lowest one, 0.001: tumours have very low probabilities.")
         return tuple(notes)
 
 
 def survey(
     predictions: Predictions, resolution: Resolution, progress: Callable[[str, int, int], None] | None = None
 ) -> Survey:
-    """Read every slice once.
+    """Measure the Dice of every slice at every threshold.
 
     Args:
         predictions: The slices.
-        resolution: Where Dice is taken.
-        progress: Told "sweep", what is done, and how much there is.
+        resolution: Resolution at which Dice is computed.
+        progress: Called with "sweep", the slices done and their number.
 
     Raises:
-        UsageError: No slices.
+        UsageError: There are no slices.
         DataError: No slice has a tumour.
     """
     count = len(predictions)
@@ -138,7 +138,7 @@ def survey(
         raise DataError(
             "no slice has a tumour, so that no rule can be chosen",
             found=f"{count} slices without tumour",
-            expected="at least one with",
+            expected="at least one slice with a tumour",
             remedy="Prepare with more slices in validation: --split 70/15/15.",
         )
     buckets = min(len(known), _BUCKETS)

@@ -24,8 +24,8 @@ StepName = Literal[
     "settled",
     "class_thresholds",
 ]
-"""In this order: 0.5 alone; the tuned threshold; the steps of post-processing by their attribute in `MaskRule`; the
-threshold chosen again with the kept steps; a threshold for each class."""
+"""In this order: 0.5 alone; the tuned threshold; the steps of post-processing, named as in `MaskRule`; the threshold chosen
+again with the kept steps; a threshold for each class."""
 
 
 class _Model(BaseModel):
@@ -36,8 +36,8 @@ class Curve(_Model):
     """Mean Dice by threshold.
 
     Attributes:
-        thresholds: Rising.
-        dice: Mean over slices at each.
+        thresholds: Thresholds, rising.
+        dice: Mean Dice over slices at each.
     """
 
     thresholds: tuple[float, ...]
@@ -48,13 +48,13 @@ class TuningStep(_Model):
     """One step of the search.
 
     Attributes:
-        name: Which step.
-        rule: The best that was found with it.
-        dice: Mean over slices with this rule; None where every setting was clearly worse, and given up early.
-        gain: `dice` less that of the last step that was kept; None for the first, and where `dice` is.
+        name: Name of the step.
+        rule: The best rule with it.
+        dice: Mean Dice over slices with this rule; None if every setting was clearly worse and dropped early.
+        gain: `dice` minus that of the last kept step; None for the first step, and if `dice` is None.
         classes: Class -> mean Dice.
         kept: Whether the next step builds on it.
-        reason: Why not; "" where it was kept.
+        reason: Why it was not kept; "" otherwise.
     """
 
     name: StepName
@@ -70,26 +70,26 @@ class Tuned(_Model):
     """A rule, with the evidence for it.
 
     Attributes:
-        rule: From probabilities to masks.
-        resolution: Where Dice was taken: at each slice's own size, or the network's.
-        slices, patients: That it was found on.
-        searched: Of these, the slices that post-processing was tried on; all, unless there are very many.
+        rule: Rule from probabilities to masks.
+        resolution: Resolution at which Dice is computed: "native" or "model".
+        slices, patients: Number of slices and patients it was tuned on.
+        searched: Number of slices that post-processing was tried on; all, unless there are very many.
         raw: Mean Dice at 0.5 without post-processing, with its interval over patients.
-        dice: Of the rule.
-        gain: The paired difference of the two.
-        confidence: Of all intervals.
-        best: The threshold with the highest mean. The rule's is the one whose gain over 0.5 is the most certain.
-        threshold_low, threshold_high: Interval of the best threshold over patients; None with fewer than two.
-        flat_low, flat_high: Between these, thresholds are as good as the best within noise.
+        dice: Mean Dice of the rule.
+        gain: Paired difference of the two.
+        confidence: Confidence level of the intervals.
+        best: Threshold with the highest mean; the rule has the threshold with the most certain gain over 0.5.
+        threshold_low, threshold_high: Interval of the best threshold over patients; None with fewer than five.
+        flat_low, flat_high: Range of thresholds that are as good as the best within noise.
         curve: Dice by threshold, without post-processing.
-        curve_with_steps: The same with the post-processing that was kept; None where none was.
-        steps: What each step brought, in order.
-        width: Pixels of the slices' longer side, the median: what a length of 1 in the rule stands for.
-        spacing: Millimetres a pixel, the median; None where unknown.
-        notes: Sentences for people, about what makes the rule worth less.
-        tumour_patients: Patients with tumours; None in files of earlier versions, as all that follows.
+        curve_with_steps: The same with the kept post-processing; None without any.
+        steps: Steps of the search, in order.
+        width: Median of the slices' longer side in pixels, the unit of lengths in the rule.
+        spacing: Median millimetres per pixel; None if unknown.
+        notes: Sentences about limitations of the rule.
+        tumour_patients: Patients with tumours; like all that follow, None in files of earlier versions.
         forced: Whether the rule was kept without a test against noise.
-        candidate: The rule that would have been used, where none was kept.
+        candidate: The rule that would have been used, if none was kept.
         candidate_gain: Its paired gain over 0.5 on these slices.
     """
 
@@ -120,13 +120,13 @@ class Tuned(_Model):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        # Files of earlier versions lack these: written again they are the same, as their digest requires.
+        # Files of earlier versions lack these; they are saved unchanged, because their digest depends on it.
         added = ("tumour_patients", "forced", "candidate", "candidate_gain")
         return {name: value for name, value in handler(self).items() if name not in added or value is not None}
 
     @property
     def decision(self) -> str:
-        """Whether a rule was kept and why not, in one sentence; "" where the search found nothing better than 0.5."""
+        """Why a rule was kept or not, in one sentence; "" if the search found nothing better than 0.5."""
         patients = (
             "" if self.tumour_patients is None else f" over {count(self.tumour_patients, 'patient')} with tumours"
         )
@@ -152,6 +152,6 @@ class Tuned(_Model):
     def _evidence_is_about_the_rule(self) -> Tuned:
         kept = [step for step in self.steps if step.kept]
         if not kept or kept[-1].rule != self.rule:
-            msg = "rule is not the one that the evidence below it is about: it was edited by hand"
+            msg = "the rule differs from the one in its evidence: the file was edited by hand"
             raise ValueError(msg)
         return self

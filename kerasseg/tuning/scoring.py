@@ -1,4 +1,4 @@
-"""Dice of many rules on the same slices, held in memory; rules that are clearly worse are given up early."""
+"""Dice of many rules on the same slices in memory; rules that are clearly worse are dropped early."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kerasseg_tfrecords.workers import available_cpus
 __all__ = ["HeldSlices", "RuleSearch", "hold"]
 
 _RACE = 3
-"""Every third slice decides whether a rule is worth the others."""
+"""Every third slice is used to decide whether a rule is worth trying on the others."""
 
 _FEWEST = 20
-"""Slices in that third below which nothing is given up early."""
+"""Slices in that third below which no rule is dropped early."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,10 +28,10 @@ class _Slice:
     """The part of a slice that any rule can turn into tumour, and the reference there.
 
     Attributes:
-        probability: (rows, columns) float32, the bounding box.
+        probability: (rows, columns) float32, within the bounding box.
         mask: The same part of the reference.
-        tumour: Pixels of the reference in the whole slice.
-        width: Of the slice, see `postprocess`.
+        tumour: Tumour pixels of the whole reference.
+        width: Width of the slice, see `postprocess`.
     """
 
     probability: NDArray[np.float32]
@@ -46,8 +46,8 @@ class HeldSlices:
 
     Attributes:
         slices: The slices.
-        labels: (n,) class of each.
-        groups: (n,) number of its patient.
+        labels: (n,) class of each slice.
+        groups: (n,) number of each slice's patient.
     """
 
     slices: tuple[_Slice, ...]
@@ -62,20 +62,20 @@ def hold(
     resolution: Resolution,
     lowest: float,
 ) -> HeldSlices:
-    """Hold the parts of slices that rules need.
+    """Keep the parts of slices that rules need in memory.
 
     Args:
         predictions: All slices.
-        numbers: Those that are wanted.
+        numbers: Slices to keep.
         groups: (slices,) number of each slice's patient, of all slices.
-        resolution: Where Dice is taken.
-        lowest: No rule has a lower threshold.
+        resolution: Resolution at which Dice is computed.
+        lowest: Lowest threshold of all rules.
     """
     held = []
     for number in numbers.tolist():
         probability = predictions.probability(number, resolution)
         mask = predictions.case(number, resolution).mask
-        # No step leaves the bounding box of what the threshold gives.
+        # No step extends beyond the bounding box of the thresholded mask.
         box = _bounding_box(probability >= np.float32(lowest))
         held.append(
             _Slice(probability[box].copy(), mask[box].copy(), int(np.count_nonzero(mask)), max(probability.shape))
@@ -84,7 +84,7 @@ def hold(
 
 
 class RuleSearch:
-    """Dice of rules on held slices; use it as a context.
+    """Dice of rules on held slices; a context manager.
 
     Args:
         held: The slices.
@@ -106,15 +106,15 @@ class RuleSearch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
 
     def dice(self, rule: MaskRule, names: Sequence[str] | None = None) -> NDArray[np.float64]:
-        """(n,) Dice of every slice.
+        """Return (n,) Dice of every slice.
 
         Args:
-            rule: To be tried.
-            names: Of the classes, where the rule has a threshold for each.
+            rule: Rule to try.
+            names: Class names, if the rule has class thresholds.
         """
         key = rule.model_dump_json()
         if key not in self._known:
@@ -122,22 +122,22 @@ class RuleSearch:
         return self._known[key]
 
     def dice_of(self, numbers: NDArray[np.int64], rule: MaskRule) -> NDArray[np.float64]:
-        """Dice of some slices.
+        """Return Dice of some slices.
 
         Args:
-            numbers: Of the held slices.
-            rule: To be tried; without thresholds of classes.
+            numbers: Numbers of the held slices.
+            rule: Rule to try, without class thresholds.
         """
         return self._of(numbers, rule, None)
 
     def race(self, rule: MaskRule, standing: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """(n,) Dice of every slice; None where a third of them shows that the rule is clearly behind.
+        """Return (n,) Dice of every slice, or None if a third of them shows that the rule is clearly worse.
 
-        Clearly: the mean of the paired differences lies more than two standard errors below zero.
+        Clearly: the mean of the paired differences is more than two standard errors below zero.
 
         Args:
-            rule: To be tried.
-            standing: (n,) Dice of the rule that is to be beaten.
+            rule: Rule to try.
+            standing: (n,) Dice of the rule to beat.
         """
         key = rule.model_dump_json()
         if key in self._known:
@@ -155,7 +155,7 @@ class RuleSearch:
         slices, labels = self.held.slices, self.held.labels
 
         def some(part: NDArray[np.int64]) -> list[float]:
-            # Without thresholds of classes the name of the class is not asked for.
+            # Class names are needed only for class thresholds.
             return [_dice(slices[i], rule, None if names is None else names[labels[i]]) for i in part.tolist()]
 
         parts = [numbers[start :: self._jobs] for start in range(self._jobs)]

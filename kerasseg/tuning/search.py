@@ -1,19 +1,17 @@
-"""Choose the rule from probabilities to masks on validation slices, and keep it only where it helps beyond noise.
+"""Choose the rule from probabilities to masks on validation slices, and keep it only if it helps beyond noise.
 
 1. **Threshold.** Mean over slices of Dice at 1,000 thresholds (`kerasseg.tuning.thresholds`). The threshold with the most
    certain gain over 0.5 is chosen: the highest lower confidence bound of the paired gain over patients (one-sided 95 %,
-   Student's t, so that the bar rises as patients get fewer).
+   Student's t, so that the requirement rises as patients get fewer).
 2. **Post-processing**, step by step in the order of `MaskRule`. Each step is tried in one or two strengths, each at a few
-   thresholds: what removes false pixels allows a lower threshold. A step is kept only if its gain over the rule so far is
-   beyond noise in the same sense, the same threshold without the step is not as good, and no class loses (as in nnU-Net:
-   Isensee et al., Nature Methods 2021). A setting that is clearly behind after a third of the slices is given up.
-3. **Threshold once more**, with the steps that were kept, as in 1.
+   thresholds: removing false pixels allows a lower threshold. A step is kept only if its gain is beyond noise in the same
+   sense, the same threshold without the step is not as good, and no class loses (as in nnU-Net: Isensee et al., Nature
+   Methods 2021). A setting that is clearly worse after a third of the slices is dropped.
+3. **Threshold again**, with the kept steps, as in 1.
 4. On request a threshold for each class whose gain is beyond noise.
 
 With fewer than eight patients with tumours the rule stays at 0.5. The rule that would have been used, and the rule with
-`force`, come from the same search with a bar of one standard error.
-
-The search draws nothing at random: the same slices give the same rule.
+`force`, come from the same search with a requirement of one standard error. The search is deterministic.
 """
 
 from __future__ import annotations
@@ -49,16 +47,16 @@ from kerasseg_tfrecords.text import Progress
 __all__ = ["tune"]
 
 _LEAST_GAIN = 1e-4
-"""Mean Dice that a step must bring to be worth having: a hundredth of a point."""
+"""Smallest gain in mean Dice for which a step is kept."""
 
 _SEARCHED = 2000
-"""Slices that post-processing is tried on at most: beyond that more of them change nothing but the time."""
+"""Maximum number of slices to try post-processing on; more would only take longer."""
 
 _COARSE, _FINE = 5, 25
-"""Thresholds that each step is tried at, and those that are tried in the end."""
+"""Number of thresholds that each step is tried at, and of those tried at the end."""
 
 _WORTH_TRYING = 0.05
-"""Mean Dice below the best where thresholds are still tried: a step may bring that much."""
+"""Thresholds are tried down to this much mean Dice below the best: a step may gain as much."""
 
 _Step = Literal["min_diameter", "close_radius", "fill_holes", "keep_largest", "open_radius"]
 
@@ -69,11 +67,11 @@ _SETTINGS: dict[_Step, tuple[float | bool, ...]] = {
     "keep_largest": (True,),
     "open_radius": (0.008,),
 }
-"""Few, so that the best of them is not the luckiest. Lengths are shares of the width: at 512 pixels of half a millimetre,
-objects of 5 and 12 mm and radii of 2 mm."""
+"""Few, to avoid choosing the best by luck. Lengths are shares of the width: at 512 pixels of half a millimetre, objects of
+5 and 12 mm and radii of 2 mm."""
 
 _FORCED_ERRORS = 1.0
-"""Standard errors that a gain must exceed for a rule that is kept without a test."""
+"""Standard errors that a gain must exceed with `force`."""
 
 _WITHIN_NOISE = "within noise"
 
@@ -90,23 +88,23 @@ def tune(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
-    """Choose a rule, with the evidence for it; threshold 0.5 without post-processing where no gain is beyond noise.
+    """Choose a rule, with the evidence for it; threshold 0.5 without post-processing if no gain is beyond noise.
 
     Use validation slices: tuning on test slices invalidates the test figures.
 
     Args:
         predictions: Probabilities and references, see `kerasseg.evaluation.predictions`.
-        per_class: Also look for a threshold for each class. It can be applied only where the class is known.
-        force: Keep a gain of one standard error, whatever the number of patients.
-        resolution: Where Dice is taken.
-        confidence: Of the intervals.
+        per_class: Whether to choose a threshold for each class, which applies only if the class is known.
+        force: Whether to keep a gain of one standard error, whatever the number of patients.
+        resolution: Resolution at which Dice is computed.
+        confidence: Confidence level of the intervals.
         resamples: Bootstrap resamples of the patients, for the interval of the threshold.
-        seed: Seed of the resamples.
+        seed: Random seed of the resamples.
         jobs: Threads; None for all processors.
-        progress: Called with "sweep" or "search", what is done, and how much there is.
+        progress: Called with "sweep" or "search", the amount done and the total.
 
     Raises:
-        UsageError: No slices, or invalid options.
+        UsageError: There are no slices, or options are invalid.
         DataError: No slice has a tumour.
 
     Example:
@@ -193,13 +191,13 @@ _Curves = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], T
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What one search found.
+    """Result of one search.
 
     Attributes:
         rule: The rule.
-        steps: What was tried.
+        steps: All steps that were tried.
         choice: The threshold without post-processing.
-        with_steps: The threshold with the post-processing that was kept; None without.
+        with_steps: The threshold with the kept post-processing; None without.
     """
 
     rule: MaskRule
@@ -217,13 +215,13 @@ class _Found:
 
 
 def _no_gain(final: NDArray[np.float64], seen: Survey, errors: float) -> bool:
-    """Whether the gain of a whole rule over 0.5 is within noise."""
+    """Return whether the gain of a whole rule over 0.5 is within noise."""
     sums, counts = _by_group(np.stack([seen.raw, final], axis=1), seen.groups)
     return float(lower_bound(sums[:, 1:], sums[:, 0], counts, errors)[0]) <= 0
 
 
 class _Tuner:
-    """One search: the rule so far, and the table of what each step brought.
+    """One search: the rule so far, and its steps.
 
     Args:
         seen: Dice of the slices at every threshold.
@@ -249,7 +247,7 @@ class _Tuner:
 
         Args:
             grid: Thresholds that post-processing is tried at.
-            ranges: Class -> thresholds of its own to try; empty for none.
+            ranges: Class -> thresholds to try; empty for none.
         """
         choice = choose(THRESHOLDS, *self._seen.by_patient(), errors=self._errors)
         self._threshold(choice)
@@ -263,12 +261,12 @@ class _Tuner:
     # --- threshold -------------------------------------------------------------------------------------------------------
 
     def _threshold(self, choice: ThresholdChoice) -> None:
-        """Choose the threshold alone, from the curve over all slices."""
+        """Choose the threshold from the curve over all slices."""
         mean, half = self._seen.mean(), int(np.abs(THRESHOLDS - 0.5).argmin())
         self._note("raw", self.rule, float(mean[half]), self._seen.class_means(half), kept=True)
         constant = self._seen.constant
         kept = choice.chosen != half and not constant
-        # Where none is kept, the table shows the best one.
+        # If 0.5 is kept, the table shows the best threshold.
         shown = choice.chosen if kept else half if constant else choice.best
         gain = float(mean[shown] - mean[half])
         reason = (
@@ -301,14 +299,14 @@ class _Tuner:
     def _keep_the_best(
         self, name: _Step, found: list[tuple[MaskRule, NDArray[np.float64]]], standing: NDArray[np.float64]
     ) -> None:
-        """Keep the setting of one step whose gain is the most certain, if any is beyond noise without loss for a class."""
+        """Keep the setting of one step with the most certain gain, if it is beyond noise without loss for a class."""
         if not found:
             reason = "every setting is clearly worse"
             self._note(
                 name, self.rule.model_copy(update={name: _SETTINGS[name][0]}), None, {}, kept=False, reason=reason
             )
             return
-        # Of equal bounds the nearest threshold, and of these the first, the gentlest.
+        # Of equal bounds, the nearest threshold, then the gentlest setting.
         found.sort(
             key=lambda one: (-round(self._bound(one[1], standing), 12), abs(one[0].threshold - self.rule.threshold))
         )
@@ -320,7 +318,7 @@ class _Tuner:
         self._add(name, rule, dice, standing, self._objection(rule, dice, name, standing))
 
     def _objection(self, rule: MaskRule, dice: NDArray[np.float64], name: _Step, standing: NDArray[np.float64]) -> str:
-        """Return why a rule is not kept; "" where it is."""
+        """Return why a rule is not kept; "" if it is."""
         gain = float(dice.mean() - standing.mean())
         if gain < _LEAST_GAIN:
             return "changes nothing" if np.array_equal(dice, standing) else "no gain"
@@ -336,13 +334,13 @@ class _Tuner:
     # --- the threshold once more -----------------------------------------------------------------------------------------
 
     def _settle(self, grid: list[float]) -> _Curves:
-        """Choose the threshold again with the post-processing that was kept."""
+        """Choose the threshold again with the kept post-processing."""
         thresholds = self._fine(grid)
         table = self._table(thresholds)
         sums, counts = _by_group(table, self._groups)
         plain = self._search.dice(self._plain)
         before = self._classes(plain)
-        # No class may lose by the new threshold what it did not lose by post-processing.
+        # The new threshold must not cost any class what post-processing did not.
         allowed = np.array(
             [
                 table[:, k].mean() >= plain.mean()
@@ -358,10 +356,10 @@ class _Tuner:
         return thresholds, sums, counts, choice
 
     def _per_class(self, ranges: Mapping[str, list[float]]) -> None:
-        """Choose a threshold for each class whose slices gain by it beyond noise.
+        """Choose a threshold for each class whose gain by it is beyond noise.
 
         Args:
-            ranges: Class -> thresholds, of which the first and the last are the ends of what is tried.
+            ranges: Class -> thresholds, whose first and last are the limits of the search.
         """
         standing = self._search.dice(self.rule)
         own: dict[str, float] = {}
@@ -383,7 +381,7 @@ class _Tuner:
         self._add("class_thresholds", rule, dice, standing, reason)
 
     def _class_errors(self, patients: int) -> float:
-        """Return the bar for one class, which has fewer patients than all of them."""
+        """Return the required standard errors for one class, which has fewer patients."""
         if self._errors == _FORCED_ERRORS:
             return self._errors
         return required_errors(patients) if patients >= FEWEST_PATIENTS else math.inf
@@ -400,7 +398,7 @@ class _Tuner:
         return np.unique([*spread, self.rule.threshold])
 
     def _table(self, thresholds: NDArray[np.float64], members: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-        """(slices, thresholds) Dice with the steps that were kept, of some slices or all."""
+        """Return (slices, thresholds) Dice with the kept steps, of some slices or all."""
         rules = [self.rule.model_copy(update={"threshold": float(t)}) for t in thresholds]
         if members is not None:
             return np.stack([self._search.dice_of(members, rule) for rule in rules], axis=1)
@@ -433,7 +431,7 @@ class _Tuner:
         kept: bool,
         reason: str = "",
     ) -> None:
-        """Another line of the table; a rule that is kept becomes the rule so far."""
+        """Add a step; the rule of a kept step becomes the current one."""
         step = TuningStep(name=name, rule=rule, dice=dice, gain=gain, classes=dict(classes), kept=kept, reason=reason)
         self.steps.append(step)
         if kept:
@@ -441,7 +439,7 @@ class _Tuner:
 
 
 def _grid(mean: NDArray[np.float64]) -> list[float]:
-    """Thresholds that post-processing is tried at: the unbroken range around the best where the curve is still high."""
+    """Return thresholds to try post-processing at, within the range around the best where the curve is still high."""
     best = best_threshold(THRESHOLDS, mean)
     good = mean >= mean[best] - _WORTH_TRYING
     below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
@@ -452,7 +450,7 @@ def _grid(mean: NDArray[np.float64]) -> list[float]:
 
 
 def _sample(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Slices to try post-processing on: all, or of very many those of every n-th patient."""
+    """Return slices to try post-processing on: all, or of very many those of every n-th patient."""
     every = math.ceil(len(groups) / _SEARCHED)
     found = np.flatnonzero(groups % every == 0)
     return found if found.size <= 2 * _SEARCHED else found[:: math.ceil(found.size / _SEARCHED)]
@@ -461,7 +459,7 @@ def _sample(groups: NDArray[np.int64]) -> NDArray[np.int64]:
 def _dice_of_all(
     predictions: Predictions, seen: Survey, rule: MaskRule, resolution: Resolution, jobs: int | None
 ) -> NDArray[np.float64]:
-    """(slices,) Dice of the rule, some slices at a time."""
+    """Return (slices,) Dice of the rule, holding a limited number of slices at a time."""
     lowest = min(rule.threshold, *rule.class_thresholds.values()) if rule.class_thresholds else rule.threshold
     parts = []
     for start in range(0, len(predictions), _SEARCHED):
@@ -472,7 +470,7 @@ def _dice_of_all(
 
 
 def _by_group(table: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(patients, k) sums and (patients,) counts."""
+    """Return (patients, k) sums and (patients,) counts."""
     _, members = np.unique(groups, return_inverse=True)
     sums = np.zeros((int(members.max()) + 1, table.shape[1]))
     np.add.at(sums, members, table)

@@ -1,6 +1,6 @@
 """`threshold.json`: the rule of a run's network and of its baseline, with the validation evidence for each.
 
-The rule belongs to the weights it was tuned for, which the file names by their SHA-256: after more training it is refused.
+The file contains the SHA-256 of the weights that the rule was tuned for; after more training the rule is refused.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class StaleRuleError(DataError):
-    """The rule was tuned for other weights than the run holds now."""
+    """The rule was tuned for other weights than those in the run."""
 
 
 class NetworkRule(Tuned):
     """The rule of one network.
 
     Attributes:
-        network: Name of its file within the run.
-        sha256: Of that file, as it was when the rule was tuned.
+        network: Name of the network's file in the run.
+        sha256: SHA-256 of that file when the rule was tuned.
     """
 
     network: str
@@ -54,17 +54,18 @@ class ThresholdFile(BaseModel):
     """The whole file.
 
     Attributes:
-        format_version: Rises when a reader of an earlier version could misread it.
-        kerasseg, created: What wrote it, and when (ISO 8601, UTC).
-        split: Always validation: the test split is for the end.
-        folds: Of a cross-validation, whose networks each spoke of the slices that they held out; 0 for a single network.
-        shards: The shard directory, as it was named.
-        fingerprint: Of the data set.
-        classes: Names.
+        format_version: Raised when earlier versions could misread the file.
+        kerasseg, created: Version that wrote it, and when (ISO 8601, UTC).
+        split: Always validation.
+        folds: Number of folds of a cross-validation, whose networks each predicted their held-out slices; 0 for a single
+            network.
+        shards: The shard directory, as given.
+        fingerprint: Fingerprint of the data set.
+        classes: Class names.
         model: The rule for `model.keras`.
-        baseline: For `baseline.keras`, tuned in the same way, so that the two are compared fairly.
-        flip_average: Whether predictions of each image and its mirror image were averaged; None where not.
-        digest: SHA-256 over all the rest, which detects edits by hand.
+        baseline: The rule for `baseline.keras`, tuned in the same way for a fair comparison.
+        flip_average: Whether predictions of each image and its mirror image were averaged; None if not.
+        digest: SHA-256 of the rest, which detects edits by hand.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -84,7 +85,7 @@ class ThresholdFile(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        # The digest of a file of an earlier version is over what it held.
+        # The digest in a file of an earlier version does not cover new fields.
         return {name: value for name, value in handler(self).items() if name != "flip_average" or value is not None}
 
     def own_digest(self) -> str:
@@ -96,7 +97,7 @@ def save_threshold(run: RunDirectory, file: ThresholdFile) -> ThresholdFile:
     """Write the file atomically, with its digest, and return what was written.
 
     Raises:
-        KerassegError: It cannot be written; an earlier one is as it was.
+        KerassegError: The file cannot be written; an earlier one is left unchanged.
     """
     sealed = file.model_copy(update={"digest": file.own_digest()})
     write_atomically(run.threshold_file, sealed.model_dump_json(indent=1) + "\n")
@@ -107,8 +108,8 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
     """Load the rules of a run, and check that its networks are those that the rules were tuned for.
 
     Raises:
-        DataError: There is none, it is damaged or was edited by hand, or the run was trained further since.
-        KerassegError: It is of a newer version.
+        DataError: The file is missing, damaged or edited by hand, or the run was trained further since.
+        KerassegError: A newer version wrote it.
     """
     path, again = run.threshold_file, f"Tune again: kerasseg tune-threshold {run.root}"
     own = "To use another threshold: kerasseg evaluate --threshold 0.4"
@@ -125,7 +126,7 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
     for rule in (file.model, file.baseline):
         network = run.root / rule.network
         if not network.is_file():
-            continue  # the weights may have been left elsewhere; opening them reports it
+            continue  # opening the weights reports this
         found = network_sha256(network)
         if found != rule.sha256:
             raise StaleRuleError(
@@ -139,10 +140,10 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
 
 
 def network_sha256(path: Path) -> str:
-    """Hex digest of a network's file.
+    """Return the SHA-256 of a network's file as hex digits.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The file cannot be read.
     """
     try:
         with path.open("rb") as stream:

@@ -1,9 +1,8 @@
-"""Dice at every threshold at once: a histogram of the probabilities of each slice, and sums from its upper end.
+"""Dice at every threshold at once, from cumulative histograms of the probabilities of each slice.
 
-A pixel is tumour where its probability, as float32, is at least the threshold, as float32: what NumPy, Keras and
-`kerasseg.apply_rule` do with `probability >= 0.3`. The thresholds are k / 1000 for k = 1 to 1000. A probability falls into
-bin k where it reaches k / 1000 and not the next one, so that the number of pixels at threshold k is the sum of the bins
-from k upwards, whole numbers throughout: the Dice of each slice is exactly what one threshold after the other would give.
+A pixel is tumour if its probability, as float32, is at least the threshold, as float32, as in NumPy, Keras and
+`kerasseg.apply_rule`. The thresholds are k / 1000 for k = 1 to 1000. Bin k counts probabilities from k / 1000 up to the
+next threshold, so that the sum of the bins from k upwards is the number of pixels at threshold k, and Dice is exact.
 
 | mask | prediction | Dice |
 | --- | --- | --- |
@@ -58,11 +57,11 @@ class ThresholdSweep:
 
     Attributes:
         thresholds: (1000,) 0.001 to 1.
-        mean: (1000,) mean over slices of Dice at each.
-        dice: (slices, 1000) float32 Dice of each slice; None where only the mean was asked for.
-        slices: How many.
-        best: The threshold with the highest mean; of several, the one nearest to 0.5.
-        best_dice: The mean there.
+        mean: (1000,) mean over slices of Dice at each threshold.
+        dice: (slices, 1000) float32 Dice of each slice; None without `keep_slices`.
+        slices: Number of slices.
+        best: Threshold with the highest mean; of several, the nearest to 0.5.
+        best_dice: Mean Dice at `best`.
 
     Example:
         >>> masks = np.zeros((2, 8, 8), bool); masks[:, 2:5, 2:5] = True
@@ -79,7 +78,7 @@ class ThresholdSweep:
     best_dice: float
 
     def at(self, threshold: float) -> float:
-        """Mean Dice at the nearest of the thresholds.
+        """Return the mean Dice at the nearest threshold.
 
         >>> sweep = sweep_thresholds(np.full((1, 4, 4), 0.3), np.ones((1, 4, 4)))
         >>> sweep.at(0.3), sweep.at(0.301)
@@ -95,18 +94,17 @@ def sweep_thresholds(
     resolution: Resolution = "native",
     keep_slices: bool = True,
 ) -> ThresholdSweep:
-    """Mean over slices of Dice, at all thresholds k / 1000 at once; see the module for the edge cases.
+    """Compute the mean over slices of Dice at all thresholds k / 1000; see the module for edge cases.
 
     Args:
         probabilities: (slices, height, width) or (slices, height, width, 1), in [0, 1]; slices of several sizes as a list;
-            or predictions, such as `predict_split` gives.
-        masks: The same shapes, bool, or numbers of which those above 0.5 are tumour; None with predictions, which know
-            theirs.
-        resolution: Of predictions: at the slice's own size, or the network's.
-        keep_slices: Whether the Dice of each slice is kept (4 kB a slice), or the mean alone.
+            or predictions, as from `predict_split`.
+        masks: The same shapes, bool, or numbers of which those above 0.5 are tumour; None with predictions.
+        resolution: Resolution of predictions: the slice's own size, or the network's.
+        keep_slices: Whether to keep the Dice of each slice (4 kB per slice) or only the mean.
 
     Raises:
-        UsageError: No slices, shapes that do not fit, or values that are no probabilities.
+        UsageError: There are no slices, shapes do not fit, or values are not probabilities.
 
     Example:
         >>> masks = np.zeros((2, 4, 4), bool); masks[:, :2] = True
@@ -134,15 +132,15 @@ def sweep_thresholds(
 
 
 def dice_at_all(probability: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(1000,) Dice of one slice at each of `THRESHOLDS`.
+    """Compute the (1000,) Dice of one slice at each of `THRESHOLDS`.
 
     Args:
         probability: float32 in [0, 1], any shape.
-        mask: The same shape.
+        mask: The same shape, bool.
     """
     flat = probability.ravel()
     there = flat >= _EDGES[1]
-    # Most pixels of most slices lie below the lowest threshold and count nowhere.
+    # Most pixels are below the lowest threshold and never count.
     found = _from_above(flat if 2 * np.count_nonzero(there) > flat.size else flat[there])
     tumour = np.flatnonzero(mask)
     overlap = _from_above(flat.take(tumour))
@@ -151,21 +149,21 @@ def dice_at_all(probability: NDArray[np.float32], mask: NDArray[np.bool_]) -> ND
 
 
 def best_threshold(thresholds: NDArray[np.float64], mean: NDArray[np.float64]) -> int:
-    """Index of the highest mean; of several, the one nearest to 0.5, and of two as near, the lower.
+    """Return the index of the highest mean; of several, the nearest to 0.5, and of two as near, the lower.
 
     >>> int(best_threshold(np.array([0.2, 0.4, 0.9]), np.array([0.7, 0.7, 0.7])))
     1
     """
-    # Means that differ in the last bits alone, from the order of summing up, are the same.
+    # Means that differ only by rounding are equal.
     top = np.flatnonzero(mean >= mean.max() - 1e-12)
     return int(top[np.abs(thresholds[top] - 0.5).argmin()])
 
 
 def _from_above(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(1000,) how many of the values reach each threshold."""
+    """Return (1000,) the number of values that reach each threshold."""
     scaled = values * np.float32(_STEPS)
     bins = scaled.astype(np.intp)
-    # float32 arithmetic errs by up to 0.0002 of a bin here: near an edge, the comparison with the edge itself decides.
+    # float32 arithmetic errs by up to 0.0002 of a bin here, so values near an edge are compared with the edge itself.
     nearest = np.rint(scaled)
     close = np.flatnonzero(np.abs(np.subtract(scaled, nearest, out=scaled), out=scaled) < 0.001)
     if close.size:
@@ -193,13 +191,13 @@ def _pairs(
                 found=f"{probability.shape} and {mask.shape}",
                 expected="the same shapes",
             )
-        # A NaN fails both comparisons.
+        # NaN fails both comparisons.
         if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
             raise UsageError(
                 "these are not probabilities",
                 found=f"{probability.min():g} to {probability.max():g} in slice {number}",
                 expected="values in [0, 1]",
-                remedy="If the network puts out logits, apply a sigmoid first.",
+                remedy="If the network returns logits, apply a sigmoid first.",
             )
         yield probability, mask if mask.dtype == np.bool_ else mask > 0.5
 
@@ -218,10 +216,10 @@ _LEVEL = 0.95
 """One-sided confidence that a gain must have."""
 
 _MOST_NOISE = 0.005
-"""Mean Dice below the best that still counts as equally good; with few patients noise alone would allow any threshold."""
+"""Mean Dice below the best that still counts as equally good; with few patients, noise would allow any threshold."""
 
 _CHUNK = 1 << 24
-"""Numbers at once: 128 MB."""
+"""Numbers per chunk: 128 MB."""
 
 
 def required_errors(patients: int) -> float:
@@ -236,7 +234,7 @@ def required_errors(patients: int) -> float:
 def lower_bound(
     sums: NDArray[np.float64], standing: NDArray[np.float64], counts: NDArray[np.float64], errors: float
 ) -> NDArray[np.float64]:
-    """Return the paired gain less so many standard errors over patients.
+    """Return the paired gain minus a number of standard errors over patients.
 
     The standard error is that of a ratio of sums over clusters (Cochran, "Sampling Techniques", 1977, section 6.4).
 
@@ -252,8 +250,10 @@ def lower_bound(
     change = sums - standing[:, None]
     gain = change.sum(0) / counts.sum()
     patients = len(counts)
+    if math.isinf(errors):  # infinity times no noise would be NaN
+        return np.full_like(gain, -np.inf)
     if patients < 2:
-        return gain if math.isfinite(errors) else np.full_like(gain, -np.inf)
+        return gain
     residual = change - counts[:, None] * gain
     noise = np.sqrt(patients / (patients - 1) * (residual**2).sum(0)) / counts.sum()
     return np.asarray(gain - errors * noise)
@@ -264,9 +264,9 @@ class ThresholdChoice:
     """Indices of thresholds.
 
     Attributes:
-        chosen: The one to use.
-        best: The one with the highest mean.
-        low, high: First and last of the unbroken range around the best that is as good within noise.
+        chosen: Threshold to use.
+        best: Threshold with the highest mean.
+        low, high: First and last of the range around the best that is as good within noise.
     """
 
     chosen: int
@@ -286,12 +286,12 @@ def choose(
 ) -> ThresholdChoice:
     """Choose the threshold whose gain is the most certain.
 
-    That is the one with the highest lower bound of the paired gain over the standing threshold; of equal ones the nearest
-    to 0.5. The standing threshold is kept if no bound is above 0. Thresholds near the standing one have little noise, so
-    that a distant one is chosen only where it clearly gains more.
+    This is the threshold with the highest lower bound of the paired gain over the standing one; of equal bounds, the
+    nearest to 0.5. The standing threshold is kept if no bound is above 0. Gains of nearby thresholds have little noise, so
+    that a distant one is chosen only if it clearly gains more.
 
     Args:
-        thresholds: (k,) rising.
+        thresholds: (k,) thresholds, rising.
         sums: (patients, k) sums of Dice over each patient's slices.
         counts: (patients,) slices of each patient.
         errors: Standard errors that a gain must exceed.
@@ -308,7 +308,7 @@ def choose(
         standing = int(np.abs(thresholds - 0.5).argmin())
     mean = sums.sum(0) / counts.sum()
     best = best_threshold(thresholds, mean)
-    # How far below the best, with the sign turned: 0 there, and the bound one standard error wide.
+    # Half the width of an interval of one standard error below the best.
     noise = mean[best] - mean + lower_bound(sums, sums[:, best], counts, -1.0 if len(counts) > 1 else 0.0)
     good = mean[best] - mean <= np.minimum(noise, _MOST_NOISE) + 1e-12
     below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
@@ -333,20 +333,20 @@ def best_of_resamples(
     """Compute the range of the best threshold over other patients: percentiles of a bootstrap over patients.
 
     Args:
-        thresholds: (k,) rising.
+        thresholds: (k,) thresholds, rising.
         sums: (patients, k) sums of Dice over each patient's slices.
-        counts: (patients,) slices of each.
-        confidence: Share of the draws within.
-        resamples: Draws.
-        seed: Of the draws.
+        counts: (patients,) slices of each patient.
+        confidence: Confidence level.
+        resamples: Bootstrap resamples.
+        seed: Random seed of the resamples.
 
     Returns:
-        Its limits; None with fewer than five patients.
+        Limits of the range; None with fewer than five patients.
     """
     patients = len(counts)
     if patients < FEWEST_FOR_INTERVALS:
         return None, None
-    # The first of the highest is the nearest to 0.5, as in `best_threshold`.
+    # The first maximum is the nearest to 0.5, as in `best_threshold`.
     order = np.argsort(np.abs(thresholds - 0.5), kind="stable")
     ordered = sums[:, order]
     rng = np.random.default_rng(seed)
@@ -357,7 +357,7 @@ def best_of_resamples(
         means = (draws @ ordered) / (draws @ counts)[:, None]
         found.append(thresholds[order[np.round(means, 12).argmax(1)]])
     tail = 100 * (1 - confidence) / 2
-    # Limits that are thresholds themselves, outwards.
+    # Limits are thresholds themselves, rounded outwards.
     low = np.percentile(np.concatenate(found), tail, method="lower")
     high = np.percentile(np.concatenate(found), 100 - tail, method="higher")
     return float(low), float(high)

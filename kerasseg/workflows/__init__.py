@@ -1,1 +1,1 @@
-"""What each command does: one module a command, called by the command line and by the public functions alike."""
+"""Implementation of the commands, one module each, shared by the command line and the public functions."""

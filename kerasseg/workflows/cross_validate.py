@@ -1,17 +1,15 @@
 """Cross-validation: a run for each fold of the training and validation slices; the test split is not read.
 
 runs/NAME/
-cross-validation.json   the settings, and the scores once all folds have finished
+cross-validation.json   settings, and the scores once all folds have finished
 out-of-fold.csv         every slice with its Dice from the fold that held it out
-fold-1/ ...             run directories; fold-1/shards holds the fold's slices, its splits.csv the frozen list
+fold-1/ ...             run directories; fold-1/shards contains the fold's slices, its splits.csv the frozen list
 ensemble/               a run directory with the mean of all folds as its network
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +38,7 @@ from kerasseg_tfrecords.documents import read_document
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.records.manifest import load_manifest
+from kerasseg_tfrecords.tables import format_csv
 
 __all__ = ["CrossValidation", "FoldResult", "OutOfFold", "Scores", "cross_validate", "read_cross_validation"]
 
@@ -55,8 +54,8 @@ class Scores(_Model):
     """Dice over a set of slices, each predicted by the network that was not trained on it.
 
     Attributes:
-        before: Of the checkpoint before training.
-        after: Of the fold's best epoch.
+        before: Dice of the checkpoint before training.
+        after: Dice of the fold's best epoch.
         gain: Paired difference.
     """
 
@@ -87,12 +86,12 @@ class FoldResult(_Model):
 
 
 class OutOfFold(_Model):
-    """Scores over all slices: threshold 0.5, the network's resolution.
+    """Scores over all slices at threshold 0.5 and the network's resolution.
 
     Attributes:
-        all: Over every slice.
-        tumour: Over slices with tumour in reference or prediction.
-        classes: Class -> over its slices.
+        all: Scores over all slices.
+        tumour: Scores over slices with tumour in reference or prediction.
+        classes: Class -> scores over its slices.
         folds: Scores of each fold.
         spread: Standard deviation of the folds' mean Dice.
     """
@@ -128,7 +127,7 @@ class CrossValidation(_Model):
 def cross_validate(
     settings: TrainSettings, folds: int = 5, out: Path | str | None = None, observers: Iterable[Observer] = ()
 ) -> tuple[CrossValidation, Path]:
-    """Train once for each fold of the training and validation slices, and resume what an earlier call left.
+    """Train once for each fold of the training and validation slices, and resume an interrupted call.
 
     A finished fold is not trained again; a killed one resumes from its last saved state.
 
@@ -294,8 +293,8 @@ class _Entry(_Model):
 def _held_out(root: Path, fold: int) -> list[_Entry]:
     progress = _finished(RunDirectory(root))
     first, best = progress.first_table, progress.best_table
-    assert first is not None  # noqa: S101 - `_finished` has looked
-    assert best is not None  # noqa: S101 - there is at least one beginning
+    assert first is not None  # noqa: S101 - checked by `_finished`
+    assert best is not None  # noqa: S101 - checked by `_finished`
     slices = open_split(root / "shards", "val", Caching("none"), check=False)
     found = []
     for place, number in enumerate(best.slice.tolist()):
@@ -354,13 +353,11 @@ def _scores(entries: Sequence[_Entry]) -> Scores:
 
 
 def _csv(table: Sequence[_Entry]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slice_id", "patient", "group", "label", "fold", "dice_epoch_0", "dice_best"])
-    for entry in sorted(table, key=lambda entry: entry.slice_id):
-        names = (entry.slice_id, entry.patient, entry.group, entry.label, str(entry.fold))
-        writer.writerow([*names, repr(entry.before), repr(entry.after)])
-    return text.getvalue()
+    rows = [
+        (entry.slice_id, entry.patient, entry.group, entry.label, entry.fold, entry.before, entry.after)
+        for entry in sorted(table, key=lambda entry: entry.slice_id)
+    ]
+    return format_csv([("slice_id", "patient", "group", "label", "fold", "dice_epoch_0", "dice_best"), *rows])
 
 
 def _write_ensemble(root: Path, runs: Sequence[Path], settings: TrainSettings) -> None:

@@ -31,7 +31,7 @@ SUPPORTED = {
     "opencv-python-headless": "4.10",
     "h5py": "3.11",
 }
-"""Lowest supported versions of the packages that decide about results; the same as in pyproject.toml."""
+"""Lowest supported versions of the packages that affect results; the same as in pyproject.toml."""
 
 _LITTLE_MEMORY, _LITTLE_DISK = 4e9, 3e9
 """Bytes. Training the 31-million-parameter network takes about 3 GB of memory, its run 1.5 GB of disk."""
@@ -181,7 +181,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _nvidia() -> list[str]:
-    """Name and memory of each GPU that the NVIDIA driver reports."""
+    """Return name and memory of each GPU that the NVIDIA driver reports."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -201,7 +201,7 @@ def _hidden() -> bool:
 
 
 def _memory() -> tuple[float, float]:
-    """Total and available bytes of memory of the machine, or of the container."""
+    """Return total and available bytes of memory of the machine, or of the container."""
     total = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     available = total
     try:
@@ -305,16 +305,16 @@ def _runs(folder: Path) -> Iterator[Finding]:
     try:
         latest = (folder / "latest").read_text(encoding="utf-8").strip()
         if not (folder / latest / "config.json").is_file():
-            advice = "Name a run in each command, or train a new one."
+            advice = "Give a run in each command, or train a new one."
             yield Finding("runs", "latest", f"{latest} does not exist any more", "warning", advice)
     except (OSError, UnicodeDecodeError):
-        yield Finding("runs", "latest", "not set", "warning", "Name a run in each command.")
+        yield Finding("runs", "latest", "not set", "warning", "Give a run in each command.")
     for name in names:
         yield _run(folder / name)
 
 
 def _run(root: Path) -> Finding:
-    """The most serious problem of a run."""
+    """Return the most serious problem of a run."""
     from kerasseg.runs.directory import RunDirectory
     from kerasseg.workflows.status import newest_facts
 
@@ -343,7 +343,7 @@ def _run(root: Path) -> Finding:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether all checksums in a `.keras` file are correct."""
+    """Return whether all checksums in a `.keras` file are correct."""
     import zipfile
     import zlib
 
@@ -385,7 +385,7 @@ def _data(run: Any, shards: Path, fingerprint: str) -> Finding:
     try:
         other = load_manifest(shards).fingerprint != fingerprint
     except KerassegError:
-        advice = "If you moved them, give commands their new place with --shards."
+        advice = "If you moved them, give their new location with --shards."
         return Finding("runs", name, f"complete, but its shards are not at {shards}", "note", advice)
     if other:
         advice = "Give commands the shards that it was trained on with --shards."

@@ -42,14 +42,15 @@ from kerasseg.phantom.slices import is_phantom
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
+from kerasseg.training.tracking import track_evaluation
 from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import atomic_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, load_manifest
 from kerasseg_tfrecords.records.shards import read_records
-from kerasseg_tfrecords.splitting.duplicates import Fingerprints, fingerprint, overlap
-from kerasseg_tfrecords.splitting.fingerprints import Fingerprint
+from kerasseg_tfrecords.splitting.duplicates import overlap
+from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
 from kerasseg_tfrecords.splitting.splits_file import load
 from kerasseg_tfrecords.text import Progress, count
 
@@ -89,8 +90,8 @@ class _Data:
     Attributes:
         root: The shard directory.
         manifest: Its manifest.
-        split: "all" for the whole of another directory.
-        splits: Those of its splits that hold slices.
+        split: Name of the split; "all" for the whole of another directory.
+        splits: Splits that contain slices.
         external: Whether the run was trained on other data.
     """
 
@@ -103,7 +104,7 @@ class _Data:
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """From probabilities to masks, for network and baseline; with the evidence where they were tuned."""
+    """Rules of network and baseline, with the evidence if they were tuned."""
 
     model: MaskRule
     baseline: MaskRule
@@ -113,7 +114,7 @@ class _Rules:
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """How a run is evaluated; see `evaluate_run`."""
+    """Options of `evaluate_run`."""
 
     resolution: Resolution
     extras: Extras
@@ -131,14 +132,14 @@ class _Options:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loaded:
-    """A run with everything that is needed to evaluate it.
+    """A run with everything needed to evaluate it.
 
     Attributes:
         run, config, data, rules: As above.
-        model, baseline: Networks; no baseline where its file is missing.
+        model, baseline: Networks; no baseline if its file is missing.
         second: A second annotator's masks.
-        seen: Slices that the training data hold too; None where unknown.
-        warnings: Sentences for people.
+        seen: Number of slices that are also in the training data; None if unknown.
+        warnings: Sentences to show.
     """
 
     run: RunDirectory
@@ -157,8 +158,8 @@ class _Scored:
     """Scores of every slice.
 
     Attributes:
-        predictions: Of the network.
-        rows: Its scores, with the baseline's Dice beside them.
+        predictions: Predictions of the network.
+        rows: Scores of the network, with the baseline's Dice.
         before: Scores of the baseline; None without one.
     """
 
@@ -169,7 +170,7 @@ class _Scored:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Optional measurements, as they stand in the evaluation; None where they were not asked for."""
+    """Results of the optional measurements; None if not requested."""
 
     reader: SecondReader | None
     robustness: Robustness | None
@@ -193,34 +194,33 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate the best weights of a run and, for comparison, the checkpoint that training started from.
 
-    Writes `metrics.json`, `per_slice.csv` and `report.html` to `evaluation/<split>/` in the run, all or none. An evaluation
-    with other options that is there already moves to `evaluation/earlier/`. Each evaluation of a test split is counted.
+    Writes `metrics.json`, `per_slice.csv` and `report.html` to `evaluation/<split>/` in the run, all or none. An earlier
+    evaluation with other options moves to `evaluation/earlier/`. Each evaluation of a test split is counted.
 
     Args:
         run: The run, its folder or name; None for the latest one.
         split: "test" (None), "validation" or "train"; another data set is evaluated as a whole.
-        shards_other: Another shard directory. If it holds the data of the run (because they were moved), it replaces the
-            one that the run names.
-        threshold: "auto" for the rule that `tune-threshold` chose (it runs first where there is none), or a threshold in
+        shards_other: Another shard directory, or the new location of the run's shards if they were moved.
+        threshold: "auto" for the rule that `tune-threshold` chose (it runs first if there is none), or a threshold in
             (0, 1] without post-processing.
         resolution: "native", or "model" for the network's size.
-        goals: Goals to judge; "recipe" for the recipe's; None for the recipe's where the run started from the recipe's
-            checkpoint and the slices are real, and none otherwise.
+        goals: Goals to judge; "recipe" for the recipe's. None: the recipe's if the run started from the recipe's
+            checkpoint and the slices are real, otherwise none.
         extras: Optional measurements.
-        flip_average: Average the predictions of each image and its mirror image.
-        batch_size: Slices at once.
-        memory_budget: Bytes of memory that probabilities of a network may take.
+        flip_average: Whether to average the predictions of each image and its mirror image.
+        batch_size: Slices per batch.
+        memory_budget: Memory for the probabilities of a network, in bytes.
         resampling: Options of the intervals.
-        progress: Called with a stage ("tune", "overlap", "predict", "baseline", "score", "robustness", "speed"), what is
-            done, and how much there is.
+        progress: Called with a stage ("tune", "overlap", "predict", "baseline", "score", "robustness", "speed"), the
+            amount done and the total.
 
     Returns:
         The content of `metrics.json`.
 
     Raises:
-        UsageError: An unknown split or goal, an invalid threshold, or a network that does not fit the shards.
-        DataError: A run or shards that are missing or damaged.
-        KerassegError: The run is being trained, the network puts out NaN, or the folder cannot be written.
+        UsageError: The split or a goal is unknown, the threshold is invalid, or the network does not fit the shards.
+        DataError: The run or shards are missing or damaged.
+        KerassegError: The run is being trained, the network returns NaN, or the folder cannot be written to.
 
     Example:
         >>> evaluate_run("runs/latest", split="validation").final_stage().all.measures["dice"]  # doctest: +SKIP
@@ -242,7 +242,7 @@ def run_id(config: RunConfig) -> str:
 def evaluation_folder(run: RunDirectory | Path, evaluation: Evaluation) -> Path:
     """Return the folder of an evaluation: `evaluation/<split>` in the run, or `evaluation/all-<name>-<fingerprint>`."""
     root = run.root if isinstance(run, RunDirectory) else run
-    # Most shard directories are called "shards": the fingerprint tells other data sets apart.
+    # Most shard directories are called "shards", so the fingerprint distinguishes other data sets.
     split, data = evaluation.split, evaluation.data.fingerprint[:8]
     return root / "evaluation" / (split if split != "all" else f"all-{Path(evaluation.shards).name}-{data}")
 
@@ -272,7 +272,7 @@ def _load(
     if seen:
         some = f"{seen} of {sum(data.manifest.slices_in(s) for s in data.splits)} slices"
         warnings.append(
-            f"{some} are in the run's training data too, so that these figures are too good. Leave them out: kerasseg "
+            f"{some} are also in the run's training data, so that these figures are too good. Leave them out: kerasseg "
             "prepare ... --exclude-overlap TRAINING_SHARDS."
         )
     elif seen is None and data.external:
@@ -300,7 +300,7 @@ def _data(config: RunConfig, split: str | None, other: Path | str | None) -> _Da
         raise DataError(
             "the shards of this run are missing",
             path=root,
-            remedy="Name their folder with --shards, or run the command in the folder where the run was started.",
+            remedy="Give their folder with --shards, or run the command in the folder where the run was started.",
         )
     manifest = load_manifest(root)
     external = manifest.fingerprint != config.resolved.fingerprint
@@ -339,7 +339,7 @@ def _tuned(run: RunDirectory, data: _Data, options: _Options) -> _Rules:
     else:
         from kerasseg.workflows.tune import tune_run
 
-        # With the run's own validation slices, wherever they lie; never with those of another data set.
+        # On the run's own validation slices, wherever they are; never on those of another data set.
         evidence = tune_run(
             run,
             shards=None if data.external else data.root,
@@ -351,7 +351,7 @@ def _tuned(run: RunDirectory, data: _Data, options: _Options) -> _Rules:
 
 
 def _overlap(config: RunConfig, data: _Data, options: _Options) -> int | None:
-    """Count the slices that the training data hold too; None for the run's own shards, or where it cannot be known."""
+    """Count the slices that are also in the training data; None for the run's own shards, or if unknown."""
     if not data.external:
         return None
     training = Path(config.settings.shards)
@@ -389,7 +389,7 @@ def _about_tuning(rules: _Rules, evidence: ThresholdFile, data: _Data, options: 
         found.append("Epoch, threshold and post-processing were chosen on these slices: the figures are too good.")
     if rules.model.class_thresholds:
         found.append(
-            "The rule has a threshold for each class: these figures hold only where the class is known beforehand."
+            "The rule has a threshold for each class: these figures apply only if the class is known beforehand."
         )
     if bool(evidence.flip_average) != options.flip_average:
         how = "with" if evidence.flip_average else "without"
@@ -531,7 +531,7 @@ def _targets(
     goals: Sequence[Goal] | Literal["recipe"] | None,
     resampling: Resampling,
 ) -> tuple[Target, ...]:
-    """Judge the goals; without tumours there is nothing to judge."""
+    """Judge the goals; without tumours there are none."""
     final = figures.stages[-1]
     if goals is None:
         recipe = is_recipe_checkpoint(loaded.config.resolved.checkpoint, loaded.config.resolved.provenance)
@@ -550,7 +550,7 @@ def _about_the_figures(scored: _Scored, measured: _Measured) -> list[str]:
     found = []
     low, high = output_range(scored.predictions)
     if low == high:
-        found.append(f"The network puts out the same value for every pixel ({low:g}): it has learned nothing.")
+        found.append(f"The network returns the same value for every pixel ({low:g}): it has learned nothing.")
     elif not any(row.predicted_pixels for row in rows):
         found.append(f"No pixel of any slice reaches the threshold (the largest probability is {high:.3g}).")
     if not any(row.reference_pixels for row in rows):
@@ -559,14 +559,14 @@ def _about_the_figures(scored: _Scored, measured: _Measured) -> list[str]:
         found.append(_PHANTOMS)
     if reader is not None and reader.without:
         found.append(
-            f"The second annotator's masks cover {reader.slices} of {count(len(rows), 'slice')}: the agreement and the "
-            "network's figures beside it are over these alone."
+            f"The second annotator's masks cover {reader.slices} of {count(len(rows), 'slice')}: agreement and network "
+            "are compared on these only."
         )
     return found
 
 
 def _shareable(path: Path | str) -> str:
-    """Return a path as it may be shared: as named if it is relative, and otherwise its last part alone."""
+    """Return a path without private parts: unchanged if relative, and otherwise only its last part."""
     named = Path(path)
     if named.is_absolute() or ".." in named.parts or not named.name:
         return named.resolve().name
@@ -606,7 +606,7 @@ def _write(loaded: _Loaded, scored: _Scored, evaluation: Evaluation) -> Evaluati
     data, rules = loaded.data, loaded.rules
 
     def before_exchange() -> None:
-        # All files are written by now: an evaluation that fails is not counted and leaves the earlier files alone.
+        # All files are written by now: an evaluation that fails is not counted and leaves earlier files unchanged.
         if data.split in ("test", "all"):
             record_look(
                 data.root,
@@ -624,6 +624,7 @@ def _write(loaded: _Loaded, scored: _Scored, evaluation: Evaluation) -> Evaluati
         pictures = PredictionPictures(scored.predictions, [row.slice_id for row in scored.rows], rules.model)
         _write_page(evaluation, scored.rows, pictures, rules.evidence, draft / "report.html")
         write_atomically(draft / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
+    track_evaluation(loaded.run, folder, evaluation)
     return evaluation
 
 
@@ -652,13 +653,13 @@ _PARTS = ("calibration", "speed", "robustness", "second_reader")
 
 
 def _place_for_earlier(folder: Path, new: Evaluation) -> Path | None:
-    """Return where the evaluation in `folder` is to be kept, `earlier/<split>-<date>` beside it.
+    """Return where to move the evaluation in `folder`: `earlier/<split>-<date>`.
 
-    None where there is none, or where the new one has the same options and all of its parts: then it is replaced.
+    None if there is none, or if the new one has the same options and all of its parts, and replaces it.
     """
     try:
         old = read_evaluation(folder / "metrics.json")
-    except KerassegError:  # unreadable: not worth keeping
+    except KerassegError:  # unreadable, not worth keeping
         return None
     if _covers(new, old):
         return None
@@ -670,7 +671,7 @@ def _place_for_earlier(folder: Path, new: Evaluation) -> Path | None:
 
 
 def _covers(new: Evaluation, old: Evaluation) -> bool:
-    """Whether the new evaluation answers everything that the old one did."""
+    """Return whether the new evaluation has the same options and all parts of the old one."""
     if any(getattr(new, name) != getattr(old, name) for name in ("threshold", "resolution", "flip_average")):
         return False
     if any(getattr(new, part) is None and getattr(old, part) is not None for part in _PARTS):
@@ -681,15 +682,15 @@ def _covers(new: Evaluation, old: Evaluation) -> bool:
 
 
 _SEEN = ("train", "val")
-"""The weights come from the first, the choice of the epoch and of the rule from the second."""
+"""Splits for training, and for choosing epoch and rule."""
 
 
 def seen_in_training(training: Path, other: Path, splits: Sequence[str] = ("train", "val", "test")) -> tuple[str, ...]:
-    """Find the slices that the training or validation split of one shard directory holds too.
+    """Find the slices that are also in the training or validation split of another shard directory.
 
     A slice counts if it was read from the same bytes or shows the same image, re-encoded, resized or mirrored
-    (`kerasseg_tfrecords.splitting.duplicates`, as with `prepare --exclude-overlap`). Equal ids mean nothing: every data
-    set has its slice 1.
+    (`kerasseg_tfrecords.splitting.duplicates`, as with `prepare --exclude-overlap`). Ids are ignored, since they are not
+    unique across data sets.
 
     Args:
         training: The shards that the run was trained on.
@@ -700,7 +701,7 @@ def seen_in_training(training: Path, other: Path, splits: Sequence[str] = ("trai
         Ids in `other`, in the order of its shards.
 
     Raises:
-        DataError: One of the two cannot be read.
+        DataError: A shard directory cannot be read.
     """
     known = {row.sha256.lower() for row in load(training / SPLITS_FILE) if row.split in _SEEN and row.sha256}
     equal = {row.slice_id for row in load(other / SPLITS_FILE) if row.sha256.lower() in known}

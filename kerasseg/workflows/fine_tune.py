@@ -41,6 +41,7 @@ _COMPOSES = ("batch_size", "balance", "augmentation", "class_weight", "train_on_
 """Settings for composing batches from slices; data that come as batches ignore them."""
 
 _OF_FILES = ("cache", "memory_budget")
+"""Settings for caching shards; arrays ignore them."""
 
 
 class Recipe(TypedDict, total=False):
@@ -105,7 +106,7 @@ class FineTuned(Ended):
     run: RunDirectory | None = None
 
     def __str__(self) -> str:
-        """For instance `Dice 0.712 -> 0.745 in epoch 4, gain 0.033 (95 % 0.012 to 0.051); all 20 epochs are done`."""
+        """Text such as `Dice 0.712 -> 0.745 in epoch 4, gain 0.033 (95 % 0.012 to 0.051); all 20 epochs are done`."""
         where = f"in epoch {self.best.epoch}" if self.best.epoch else "as it was: no epoch gained"
         gain = f", gain {self.gain}" if self.gain is not None and self.best.epoch else ""
         return f"Dice {self.first.val_dice:.3f} -> {self.best.val_dice:.3f} {where}{gain}; {self.text}"
@@ -270,7 +271,7 @@ def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | st
                 found=f"train is {_kind(train)}",
                 remedy="Leave out= out and save the model yourself, or write shards with kerasseg.prepare.",
             )
-        # The network as it was passed, with which a repetition of this run starts.
+        # The network as passed, from which this run can be repeated.
         options["checkpoint"] = str(RunDirectory(Path(out)).baseline_file)
     for name in ("freeze", "devices"):
         if isinstance(options.get(name), str):
@@ -281,7 +282,7 @@ def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | st
 
 
 def _own_loss(options: Mapping[str, Any], out: Path | str | None) -> keras.losses.Loss | None:
-    """The loss object; None if the loss is described by its arguments."""
+    """Return the loss object; None if the loss is given by its arguments."""
     loss = options.get("loss")
     if not isinstance(loss, keras.losses.Loss):
         return None
@@ -412,7 +413,7 @@ def _other_channels(what: str, found: int, expected: int) -> UsageError:
 
 
 def _check_model(model: keras.Model) -> int:
-    """Channels that the network takes.
+    """Return the number of input channels.
 
     Raises:
         UsageError: The network does not map one image to one probability map.
@@ -424,8 +425,8 @@ def _check_model(model: keras.Model) -> int:
             expected="a keras.Model with an Input (functional or Sequential)",
         )
     output = read_output(model)
-    words = {"logits": "logits", "tanh": "values from -1 to 1", "softmax": "probabilities of several classes"}
-    found = words.get(output.kind) or (f"{output.channels} channels" if output.channels != 1 else None)
+    kinds = {"logits": "logits", "tanh": "values from -1 to 1", "softmax": "probabilities of several classes"}
+    found = kinds.get(output.kind) or (f"{output.channels} channels" if output.channels != 1 else None)
     if output.others:
         found = f"{1 + len(output.others)} outputs"
     if found:
@@ -433,12 +434,12 @@ def _check_model(model: keras.Model) -> int:
             "the output of the network is not one probability per pixel",
             found=found,
             expected="(batch, height, width, 1) after a sigmoid",
-            remedy="kerasseg.fit_to_task(model, size=..., channels=...).model is a network that does.",
+            remedy="kerasseg.fit_to_task(model, size=..., channels=...).model has such an output.",
         )
     scaling = read_input_scaling(model)
     if scaling is not None:
         raise UsageError(
-            "the network rescales its input, and slices are fed as values in 0..1",
+            "the network rescales its input, but slices have values in 0..1",
             found=f"a network for {scaling}",
             remedy="kerasseg.fit_to_task(model).model takes 0..1.",
         )
@@ -473,7 +474,7 @@ def _check_size(model: keras.Model, task: Task) -> None:
 
 @contextmanager
 def _on_devices(model: keras.Model, devices: Devices) -> Iterator[keras.Model]:
-    """Give the network itself, or with several devices a copy that is created on them."""
+    """Yield the network itself, or with several devices a copy that is created on them."""
     if devices.replicas == 1:
         yield model
         return

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from kerasseg.interrupts import StopFlag
 from kerasseg.postprocessing import MaskRule, apply_rule
-from kerasseg.prediction.inputs import OpenedUnit, Unit, check_folder, check_inputs, check_name, open_unit, plan_units
+from kerasseg.prediction.inputs import (
+    OpenedUnit,
+    Unit,
+    check_folder,
+    check_inputs,
+    check_name,
+    network_image,
+    open_unit,
+    plan_units,
+)
 from kerasseg.prediction.pipeline import Limits, run_flow
 from kerasseg.prediction.predictor import Network, Source, check_averaging, open_network
 from kerasseg.prediction.resume import JOURNAL, Done, Journal
@@ -60,12 +69,12 @@ class PredictedFile:
 
     @property
     def tumours(self) -> int | None:
-        """Connected tumours; None where an earlier version of kerasseg predicted the input."""
+        """Connected tumours; None if an earlier version of kerasseg predicted the input."""
         return self.rows[0].case_tumours if self.rows else 0
 
     @property
     def volume_ml(self) -> float | None:
-        """Tumour volume in millilitres; None for single slices, and where the voxel size is unknown."""
+        """Tumour volume in millilitres; None for single slices, and if the voxel size is unknown."""
         return self.rows[0].case_volume_ml if self.rows else None
 
 
@@ -156,8 +165,8 @@ def predict_files(
         overlay: Also write pictures of the slices with the outline of the mask.
         probabilities: Also write the probabilities: 16-bit PNG (65535 is 1), or float32 NIfTI for volumes.
         plane: Plane of the slices of volumes: "axial", "coronal" or "sagittal"; None for that of the run's shards.
-        channel: Channel of volumes that have several: a number from 0 or a name; None for that of the run's shards.
-        sequence: Sequence of cases that have several files, such as "t1ce"; None for that of the run's shards.
+        channel: Channel of volumes with several: a number from 0 or a name; None for that of the run's shards.
+        sequence: Sequence of cases with several files, such as "t1ce"; None for that of the run's shards.
         format_name: Read only this format: "figshare", "pairs", "nifti" or "dicom".
         batch_size: Slices per batch; None chooses.
         precision: "auto", "float32", "mixed_bfloat16" or "mixed_float16".
@@ -236,7 +245,7 @@ def predict_files(
             whole = job.run([unit for unit in units if unit.name not in journal.done], stop or StopFlag())
             _write_table(folder, units, journal)
         except BaseException as error:
-            # The table covers what is done, however this ends; a full disk may have no room for it.
+            # Write the table of finished inputs in any case, if the disk has room for it.
             with contextlib.suppress(KerassegError):
                 _write_table(folder, units, journal)
             if isinstance(error, KerassegError):
@@ -421,19 +430,11 @@ class _Job:
             start = time.perf_counter()
 
     def _channels(self, image: NDArray[np.uint8], unit: Unit) -> NDArray[np.uint8]:
-        have, want = image.shape[2], self.network.channels
-        if have == 3 and want == 1:
-            raise DataError(
-                "the network takes grey pictures, but this is a colour picture",
-                path=unit.name,
-                expected="one channel",
-                remedy="Save it as a grey picture.",
-                kind="colour",
-            )
-        if have == 3 and self.network.grey:
+        fitted = network_image(image, self.network.channels, unit.name)
+        if image.shape[2] == 3 and self.network.grey:
             with self.lock:
                 self.colour += 1
-        return image if have == want else np.repeat(image, want, axis=2)
+        return fitted
 
     def ask(self, batch: Sequence[_Prepared]) -> list[NDArray[np.float32]]:
         """Predict probabilities, (size, size) per slice."""
@@ -445,7 +446,7 @@ class _Job:
         return list(answers)
 
     def write(self, one: _Prepared, answer: NDArray[np.float32]) -> None:
-        """Make the mask of a slice; after the last slice of an input, write its files."""
+        """Compute the mask of a slice; after the last slice of an input, write its files."""
         start = time.perf_counter()
         work, unit = one.work, one.work.unit
         native = np.clip(restore(answer, one.height, one.width, one.spacing), 0, 1)
@@ -524,11 +525,11 @@ class _Job:
                 self.progress("predict", len(self.journal.done) + len(self.problems), self.total)
 
     def notes(self) -> list[str]:
-        """Remarks about the inputs as a whole."""
+        """Return remarks about all inputs."""
         notes = []
         if self.colour:
             slices = count(self.colour, "colour slice")
-            notes.append(f"{slices} converted for a network that was trained on grey ones: check the masks")
+            notes.append(f"{slices} converted for a network that was trained on grey slices: check the masks")
         if self.series_without_seg:
             series = count(self.series_without_seg, "series", "series")
             notes.append(

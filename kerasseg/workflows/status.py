@@ -1,6 +1,6 @@
-"""Where somebody is on the way from raw slices to masks, read off the files in a folder, in milliseconds.
+"""Report progress from raw slices to masks, from the files in a folder, within milliseconds.
 
-Only the standard library is used: nothing here checks a file as its own reader does (`kerasseg doctor` does that).
+Only the standard library is used, and files are not validated (`kerasseg doctor` does that).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ State = Literal["done", "open", "old", "unfinished", "damaged", "any time"]
 
 @dataclass(frozen=True, slots=True)
 class StatusLine:
-    """One step of the way.
+    """One step of the workflow.
 
     Attributes:
         name: The command.
-        purpose: What it is for, for whoever has not done it.
-        state: "done"; "open"; "old" (made for an earlier state of what it is about); "unfinished"; "damaged"; "any time".
-        when: Local time at which it was done; None where it was not.
-        figure: The main figure, in words; "" without one.
+        purpose: Purpose of the command.
+        state: "done"; "open"; "old" (its input has changed since); "unfinished"; "damaged"; "any time".
+        when: Local time at which it was done; None if it was not.
+        figure: The main figure as text; "" without one.
     """
 
     name: str
@@ -42,13 +42,13 @@ class StatusLine:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What there is in a folder.
+    """The state of a folder.
 
     Attributes:
-        steps: In the order in which they are done.
+        steps: Steps in order.
         run: Name of the run that commands use by default; None without one.
-        next: The command to type next.
-        runs: How many runs there are.
+        next: The next command to type.
+        runs: Number of runs.
     """
 
     steps: tuple[StatusLine, ...]
@@ -57,7 +57,7 @@ class Overview:
     runs: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; times in ISO 8601."""
+        """Convert to JSON values; times in ISO 8601."""
         steps = [
             asdict(step) | {"when": None if step.when is None else step.when.isoformat(timespec="seconds")}
             for step in self.steps
@@ -67,7 +67,7 @@ class Overview:
 
 @dataclass(slots=True)
 class _Found:
-    """What a step left behind."""
+    """What was found of a step."""
 
     state: State = "open"
     when: datetime | None = None
@@ -76,7 +76,7 @@ class _Found:
 
 
 def look_around(folder: Path | str = ".", *, shards: str = SHARDS) -> Overview:
-    """Describe what was done in a folder, and what comes next.
+    """Report what was done in a folder, and what comes next.
 
     Args:
         folder: Working folder, which contains the shard directory and `runs`.
@@ -111,7 +111,7 @@ def look_around(folder: Path | str = ".", *, shards: str = SHARDS) -> Overview:
 
 
 def run_names(runs: Path) -> list[str]:
-    """Names of the runs below a folder, sorted.
+    """Return the names of the runs in a folder, sorted.
 
     Example:
         >>> run_names(Path("nowhere"))
@@ -121,7 +121,7 @@ def run_names(runs: Path) -> list[str]:
 
 
 def newest_facts(state: Path) -> dict[str, Any] | None:
-    """The facts of the newest saved state of a run that can be read; None without one. Nothing else of it is loaded.
+    """Return the facts of the newest readable state of a run, without its arrays; None without one.
 
     Args:
         state: The run's folder `state`.
@@ -138,7 +138,7 @@ def newest_facts(state: Path) -> dict[str, Any] | None:
 
 
 def _latest(runs: Path) -> Path | None:
-    """As `RunDirectory.find` has it."""
+    """Return the latest run, as `RunDirectory.find` does."""
     try:
         run = runs / (runs / "latest").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -205,7 +205,7 @@ def _threshold(run: Path) -> _Found:
 
 
 def _is_other(network: Path, written: Path, sha256: str) -> bool:
-    """Whether the network is not the one with this hash; it is read only where it is younger than what was written."""
+    """Return whether a network has another hash; it is read only if it is newer than the file that names it."""
     try:
         if network.stat().st_mtime <= written.stat().st_mtime:
             return False
@@ -227,7 +227,7 @@ def _evaluation(run: Path, tuned: _Found) -> _Found:
         if dice["low"] is not None:
             found.figure += f" ({dice['low']:.3f} to {dice['high']:.3f})"
         ruled = str(tuned.facts.get("created", ""))
-        # Times of the files would not outlive a copy; these do. Both are ISO 8601, UTC.
+        # Unlike times of files, these survive copying. Both are ISO 8601, UTC.
         if figures["threshold"] == "auto" and (tuned.state == "old" or str(figures["created"]) < ruled):
             found.state = "old"
     except (KeyError, TypeError, ValueError, StopIteration):
@@ -262,7 +262,7 @@ def _time(path: Path) -> datetime | None:
 
 
 def _holds_data(folder: Path) -> bool:
-    """Whether there is something in it, and no download that has broken off."""
+    """Return whether a folder contains files and no interrupted download."""
     try:
         names = [path.name for path in folder.iterdir()]
     except OSError:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from kerasseg.catalogue import DEFAULT_CHECKPOINT, offline_choices, settings_for
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.provenance import copy_provenance
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
@@ -53,6 +54,7 @@ from kerasseg.training.recorder import VARIABLES, NullRecorder, Recorder, RunRec
 from kerasseg.training.state import Progress
 from kerasseg.training.strategies import phases_of
 from kerasseg.training.tensorboard import EventWriter
+from kerasseg.training.tracking import Tracker, TrackerEntry, begin_tracking, parse_trackers, trackers_of
 from kerasseg.training.trainer import Plan, Trainer
 from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import write_atomically
@@ -61,7 +63,6 @@ from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["DEFAULT_CHECKPOINT", "Network", "TrainingSession", "in_new_run", "resume", "train"]
 
-DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
 """The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` overrides it."""
 
 _LOSS_OF_PRECISION = 0.002
@@ -73,13 +74,13 @@ _EMPTY_WORDS = ("Graph execution error", "Detected at node", "File ", "<stack tr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """A network that fits the task, as float32, and where it came from.
+    """A float32 network that fits the task, and its origin.
 
     Attributes:
         model: The network.
-        source: The checkpoint that it was opened from; None where there is none.
-        changes: What was changed to fit it to the task.
-        fresh: The part that has fresh weights beside pretrained ones: "head" or "decoder"; None where there is none.
+        source: The checkpoint that it was opened from; None without one.
+        changes: How it was changed to fit the task.
+        fresh: The part with fresh weights in a pretrained network: "head" or "decoder"; None without one.
     """
 
     model: keras.Model
@@ -89,7 +90,11 @@ class Network:
 
 
 def train(
-    settings: TrainSettings, out: Path | str | None = None, observers: Iterable[Observer] = ()
+    settings: TrainSettings,
+    out: Path | str | None = None,
+    observers: Iterable[Observer] = (),
+    *,
+    track: Iterable[str] = (),
 ) -> tuple[Ended, RunDirectory | None]:
     """Train into a new run directory.
 
@@ -99,16 +104,18 @@ def train(
         settings: Settings of the run.
         out: Folder of the run; None for `runs/<date-time-strategy>`.
         observers: Functions that receive events.
+        track: Trackers to send the run to: "mlflow", "mlflow:URI", "wandb". A resumed run keeps them.
 
     Returns:
-        How the run ended, and its directory (None on machines that do not write).
+        The end of the run, and its directory (None on machines that do not write).
 
     Raises:
-        KerassegError: Invalid shards, checkpoint, devices or options; a loss that became NaN; no memory or disk space left.
-            Earlier saved states stay intact.
+        KerassegError: Shards, checkpoint, devices or options are invalid, the loss became NaN, or memory or disk space ran
+            out. Saved states stay intact.
     """
     if out is not None:
         RunDirectory.check_free(Path(out))
+    trackers = parse_trackers(track)
     settings = _anywhere(settings)
     manifest = load_manifest(settings.shards)
     watching = tuple(observers)
@@ -122,15 +129,18 @@ def train(
         session.load()
         if not devices.chief:
             return session.begin(None), None
-        return in_new_run(session, None if out is None else Path(out))
+        return in_new_run(session, None if out is None else Path(out), trackers)
 
 
-def in_new_run(session: TrainingSession, out: Path | None) -> tuple[Ended, RunDirectory]:
+def in_new_run(
+    session: TrainingSession, out: Path | None, trackers: Sequence[TrackerEntry] = ()
+) -> tuple[Ended, RunDirectory]:
     """Train into a new run directory.
 
     Args:
         session: A session after `load`.
         out: Folder of the run; None for `runs/<date-time-strategy>`.
+        trackers: Trackers to send the run to.
     """
     model, settings = session.network.model, session.settings
     run = RunDirectory.create(out, settings.strategy)
@@ -138,6 +148,7 @@ def in_new_run(session: TrainingSession, out: Path | None) -> tuple[Ended, RunDi
         with as_saved(model):
             run.save_model(model, run.baseline_file)
         run.write_config(new_config(settings, session.resolved))
+        begin_tracking(run, trackers)
         run.point_latest()
         return session.begin(run), run
 
@@ -145,7 +156,7 @@ def in_new_run(session: TrainingSession, out: Path | None) -> tuple[Ended, RunDi
 def resume(
     run: RunDirectory, observers: Iterable[Observer] = (), *, shards: Path | str | None = None
 ) -> tuple[Ended, RunDirectory | None]:
-    """Resume a run from its last saved state; the result is that of an undisturbed run.
+    """Resume a run from its last saved state; the result is that of an uninterrupted run.
 
     The devices may differ from those the run started on. Several machines must all be able to read the run directory; only
     the chief writes.
@@ -157,7 +168,7 @@ def resume(
 
     Raises:
         UsageError: The run has finished.
-        KerassegError: As `train`; or another process trains in the run, or its shards have changed.
+        KerassegError: As `train`; or another process trains in the run, or the shards differ.
     """
     config = run.config()
     settings = config.settings if shards is None else config.settings.model_copy(update={"shards": str(shards)})
@@ -204,7 +215,7 @@ def resume(
         session = TrainingSession(settings, task, devices, network, tuple(observers))
         session.load(PrecisionChoice(config.resolved.precision, config.resolved.precision_reason))
         written = run if devices.chief else None
-        # Before the chief trains and saves, so that all machines read the same state.
+        # Before the chief trains and saves, so that all machines have read the same state.
         agree(devices, {"the saved state": "none" if saved is None else str(saved.generation)})
         if saved is None or progress is None:
             return session.begin(written), written
@@ -217,7 +228,7 @@ def resume(
 
 @contextlib.contextmanager
 def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[Observer]) -> Iterator[Devices]:
-    """Give the devices to train on; while the block runs, errors of TensorFlow are translated."""
+    """Yield the devices to train on, and translate errors of TensorFlow while the block runs."""
     told = os.environ.get("TF_CONFIG")
     if told:
         for observer in observers:
@@ -319,7 +330,7 @@ class TrainingSession:
         """
         model = self.network.model
         if self.task.intensity:
-            # Networks saved from here on were trained on these grey values, whatever the checkpoint recorded.
+            # Networks saved from here on were trained on these grey levels, whatever the checkpoint recorded.
             copy_provenance(model, model, intensity=self.task.intensity)
         own = momenta(model)
         with with_momenta(model, pace(own, self.resolved.steps, self.settings.batchnorm_momentum)):
@@ -339,7 +350,8 @@ class TrainingSession:
         if run is not None:
             recorder = RunRecorder(run, as_it_came, None if saved is None else saved[0].best_tag)
             events = EventWriter(run.events_folder, examples_of(self.task, settings.seed), self._predict, self.say)
-            self.observers = (*self.observers, log_to(run), events)
+            trackers = [tracker.report_to(self.say) for tracker in trackers_of(run)]
+            self.observers = (*self.observers, log_to(run), events, *trackers)
         if saved is None:
             self._first_words()
         plan = Plan(
@@ -370,7 +382,7 @@ class TrainingSession:
             trainer.restore(*saved)
         agree(self.devices, {"the checkpoint's weights": _digest(self.network.model)})
         if self.devices.worker[1] > 1:
-            # Several machines cannot stop at different steps: there a signal ends the process.
+            # Several machines cannot stop at different steps, so a signal ends the process.
             return self._run(trainer, run)
 
         def first(name: str) -> None:
@@ -381,7 +393,13 @@ class TrainingSession:
             return self._run(trainer, run)
 
     def _run(self, trainer: Trainer, run: RunDirectory | None) -> Ended:
-        ended = trainer.run()
+        try:
+            ended = trainer.run()
+        except BaseException:
+            for observer in self.observers:
+                if isinstance(observer, Tracker):
+                    observer.fail()
+            raise
         progress = trainer.progress
         if run is not None and progress.first_table is not None and progress.best_table is not None:
             text = validation_csv(self.task.rows, progress.first_table, progress.best_table)
@@ -449,7 +467,7 @@ class TrainingSession:
 
 
 def _open(settings: TrainSettings, manifest: Manifest) -> Network:
-    """Open the checkpoint and fit it to the shards; for "scratch" with fresh weights."""
+    """Open the checkpoint and fit it to the shards; "scratch" resets the weights."""
     source = settings.checkpoint
     if settings.encoder is not None:
         return _on_encoder(settings, manifest)
@@ -461,7 +479,10 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
         except TypeError as error:
             raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
     if source is None:
-        source = os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT
+        default = settings_for(os.environ.get("KERASSEG_CHECKPOINT") or DEFAULT_CHECKPOINT)
+        source = default["checkpoint"]
+        if source is None:
+            return _on_encoder(settings.model_copy(update=default), manifest)
     if settings.network:
         raise UsageError(
             "filters and depth apply only to networks with fresh weights",
@@ -476,9 +497,9 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
         raise CheckpointError(
             "no checkpoint was given, and the default one cannot be downloaded",
             path=source,
-            found=error.what,
-            remedy="Give one: --checkpoint FILE (.keras, .h5 or a SavedModel folder) or hf://owner/name; set "
-            "KERASSEG_CHECKPOINT for good; or train a fresh network with --strategy scratch.",
+            found=error.found or error.what,
+            remedy="Give one: --checkpoint FILE (.keras, .h5 or a SavedModel folder) or a name that kerasseg checkpoints "
+            f"lists; KERASSEG_CHECKPOINT sets another default. {offline_choices()}",
         ) from error
     named = without_credentials(str(source))
     compared: tuple[str, ...] = ()
@@ -498,7 +519,7 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
 
 
 def _on_encoder(settings: TrainSettings, manifest: Manifest) -> Network:
-    """A U-Net with a fresh decoder on a pretrained encoder; its name and weights stand in the changes."""
+    """Create a U-Net with a fresh decoder on a pretrained encoder, which is recorded in the changes."""
     weights = settings.encoder_weights or "imagenet"
     arguments: dict[str, Any] = {
         "input_shape": (manifest.size, manifest.size, manifest.channels),
@@ -515,12 +536,12 @@ def _on_encoder(settings: TrainSettings, manifest: Manifest) -> Network:
 
 
 def _with_strategy(settings: TrainSettings, network: Network, observers: Iterable[Observer]) -> TrainSettings:
-    """The settings, with two-stage training where no strategy was named and decoder or head are fresh."""
+    """Return the settings, with two-stage training if no strategy was given and decoder or head are fresh."""
     if network.fresh is None or "strategy" in settings.model_fields_set or settings.freeze:
         return settings
     text = (
-        f"The {network.fresh} has fresh weights: training takes two stages, first the decoder on a frozen encoder, then "
-        "strategy conservative. Another --strategy trains in one stage."
+        f"The {network.fresh} has fresh weights: training has two stages, first the decoder with a frozen encoder, then "
+        "strategy conservative. To train in one stage, give a --strategy."
     )
     for observer in observers:
         observer(Message("note", "two-stage", text))
@@ -528,7 +549,7 @@ def _with_strategy(settings: TrainSettings, network: Network, observers: Iterabl
 
 
 def _tumour_slices(settings: TrainSettings, channels: int, count: int = 8) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The first training slices with a tumour and their masks, as a network for `channels` channels takes them."""
+    """Return the first training slices with a tumour, with `channels` channels, and their masks."""
     data = EvaluationBatches(settings.shards, "train", channels=channels, batch_size=16, cache="none", check=False)
     images: list[NDArray[Any]] = []
     masks: list[NDArray[Any]] = []
@@ -550,7 +571,7 @@ def _provenance(model: keras.Model) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def as_saved(model: keras.Model) -> Iterator[None]:
-    """While the block runs, the network is in the form to save: float32, with BatchNorm for one device."""
+    """Give the network the form to save while the block runs: float32, with BatchNorm for one device."""
     with plain_batchnorm(model), as_float32(model):
         yield
 
@@ -565,7 +586,7 @@ def _anywhere(settings: TrainSettings) -> TrainSettings:
     return settings.model_copy(update=full)
 
 
-# --- small things --------------------------------------------------------------------------------------------------------
+# --- helpers -------------------------------------------------------------------------------------------------------------
 
 
 def _seed(settings: TrainSettings) -> None:
@@ -584,14 +605,14 @@ def _short(source: str | None) -> str | None:
 
 
 def _unnamed(settings: TrainSettings) -> str:
-    """A network that comes from no checkpoint."""
+    """Describe a network without a checkpoint."""
     if settings.encoder is not None:
         return f"{settings.encoder} encoder"
     return "fresh weights" if settings.strategy == "scratch" else "the network as it was given"
 
 
 def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None) -> dict[str, str]:
-    """Facts to show before training starts, in order."""
+    """Return facts to show before training starts, in order."""
     train, val = (sum(resolved.slices[split].values()) for split in ("train", "val"))
     facts = {
         "checkpoint": resolved.checkpoint or _unnamed(settings),
@@ -599,7 +620,7 @@ def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None
         "frozen": ", ".join(resolved.frozen) or "nothing",
         "trained": f"{resolved.trained:,} of {resolved.parameters:,} parameters",
         "slices": f"{train:,} for training, {val:,} for validation",
-        "batches": f"{resolved.steps:,} of {settings.batch_size} slices an epoch",
+        "batches": f"{resolved.steps:,} of {settings.batch_size} slices per epoch",
         "rate": "; then ".join(
             f"{rate:g}, {_schedule(settings, phase, rate)}"
             for phase, rate in zip(resolved.phases, resolved.rates, strict=True)
@@ -608,16 +629,16 @@ def _facts(resolved: Resolved, settings: TrainSettings, run: RunDirectory | None
         "device": resolved.devices,
         "run": "written by worker 0" if run is None else str(run.root),
     }
-    return facts | ({"changed": "; ".join(resolved.changes)} if resolved.changes else {})
+    return facts | ({"adapted": "; ".join(resolved.changes)} if resolved.changes else {})
 
 
 def _schedule(settings: TrainSettings, phase: str, first: float) -> str:
-    """How the learning rate changes, in words."""
+    """Describe the schedule of the learning rate."""
     if phase == "decoder":
         return "constant until the decoder has caught up"
     if settings.schedule_of(phase) == "cosine":
         return "cosine to 0 after a warm-up" if settings.schedule.warmup else "cosine to 0"
-    # Rates never rise: stages at or above the first rate are passed over.
+    # The rate never rises: stages at or above the initial rate are skipped.
     stages = [f"{rate:g} after {epochs} flat epochs" for epochs, rate in settings.schedule.stages if rate < first]
     return ", ".join(stages) or "never lowered"
 
@@ -641,7 +662,7 @@ def _translated(error: tf.errors.OpError, *, several: bool) -> KerassegError:
         return KerassegError(
             "another machine of this run stopped answering",
             found=found,
-            remedy="Its own output tells the reason. Once all machines are back, resume from the last saved state with "
+            remedy="Its own output shows the reason. Once all machines are back, resume from the last saved state with "
             "kerasseg train --resume on each of them.",
         )
     return KerassegError(
@@ -652,7 +673,7 @@ def _translated(error: tf.errors.OpError, *, several: bool) -> KerassegError:
 
 
 def _gist(error: tf.errors.OpError) -> str:
-    """The first informative line, without names of nodes."""
+    """Return the first informative line, without names of nodes."""
     lines = [_NODES.sub("", line).strip() for line in str(error.message or "").splitlines()]
     telling = [line for line in lines if line and not line.startswith(_EMPTY_WORDS)]
     return telling[0][:200] if telling else type(error).__name__

@@ -22,11 +22,11 @@ __all__ = ["tune_run"]
 
 @dataclass(frozen=True, slots=True)
 class _HeldOut:
-    """Slices that a network has not learnt from.
+    """Slices that a network was not trained on.
 
     Attributes:
-        folder: Of the network's files.
-        shards: The shard directory whose validation split it is.
+        folder: Folder of the network's files.
+        shards: Shard directory whose validation split contains the slices.
     """
 
     folder: Path
@@ -47,24 +47,24 @@ def tune_run(
     """Tune the rule of a run's network and of its baseline on validation slices, and write both to `threshold.json`.
 
     The split cannot be chosen: tuning on the test split would invalidate the test figures. The rule of a cross-validation's
-    ensemble is tuned out of fold, on what each fold's network predicts for the slices that it held out.
+    ensemble is tuned on out-of-fold predictions.
 
     Args:
         run: A run that is not being trained.
-        per_class: Also look for a threshold for each class.
-        force: Keep the rule without a test that its gain is beyond noise.
+        per_class: Whether to choose a threshold for each class.
+        force: Whether to keep the rule without a test that its gain is beyond noise.
         cross_validation: Folder of a finished cross-validation of the run's shards, whose out-of-fold predictions are used
             instead of the run's validation slices: more patients, none of them seen by the network that predicts them.
-        shards: Where the run's shards lie now; None for where they lay. They must hold the same data.
-        batch_size: Slices at once.
-        flip_average: Average the predictions of each image and its mirror image.
-        progress: Called with a stage, what is done, and how much there is: "predict NAME", "sweep NAME" and "search NAME",
-            with `model` and `baseline` as names.
+        shards: New location of the run's shards; None if they have not moved.
+        batch_size: Slices per batch.
+        flip_average: Whether to average the predictions of each image and its mirror image.
+        progress: Called with a stage, the amount done and the total; stages are "predict NAME", "sweep NAME" and "search
+            NAME", with `model` and `baseline` as names.
 
     Raises:
         KerassegError: The run is being trained, or the file cannot be written.
-        DataError: The run has no network, the shards are others or damaged, or no validation slice has a tumour.
-        UsageError: A network that does not put out probabilities, one of another size, or a cross-validation of other data.
+        DataError: The run has no network, the shards differ or are damaged, or no validation slice has a tumour.
+        UsageError: The network returns no probabilities or has another size, or the cross-validation is of other data.
     """
     run.require_rest()
     config = run.config()
@@ -147,7 +147,7 @@ def _manifest(folder: Path, fingerprint: str, *, moved: bool) -> Manifest:
             "the shards of the run are missing",
             path=folder,
             found=error.sentence(with_path=False),
-            remedy="If they were moved, name their folder with --shards.",
+            remedy="If they were moved, give their folder with --shards.",
         ) from None
     if manifest.fingerprint != fingerprint:
         raise DataError(
@@ -155,7 +155,7 @@ def _manifest(folder: Path, fingerprint: str, *, moved: bool) -> Manifest:
             path=folder,
             found=f"fingerprint {manifest.fingerprint[:12]}",
             expected=fingerprint[:12],
-            remedy="Name the run's own shards with --shards, or prepare them again with the same options.",
+            remedy="Give the run's own shards with --shards, or prepare them again with the same options.",
         )
     return manifest
 

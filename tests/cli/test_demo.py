@@ -73,7 +73,7 @@ def test_an_earlier_demonstration_is_replaced_and_nothing_else(typed: Typed, tmp
     (mine / "thesis.txt").write_text("three years")
     refused = run("--keep", "mine")
     assert refused.exit_code == 2
-    assert "holds no earlier demonstration" in refused.stderr
+    assert "contains no earlier demonstration" in refused.stderr
     assert "--keep" in refused.stderr
     assert (mine / "thesis.txt").read_text() == "three years"
     blocked = run("--keep", "mine/thesis.txt")

@@ -152,7 +152,7 @@ def test_targets_as_typed(evaluate: Type) -> None:
         (["--target", "gliom=0.9", "--split", "val", "--threshold", "0.5", "--no-speed"], "unknown class in a goal"),
         (["--goals", "mine"], "--goals cannot be 'mine'"),
         (["--goals", "recipe", "--target", "0.9"], "--goals and --target exclude each other"),
-        (["--reference-2", "nowhere", "--split", "val"], "--reference-2 is no folder"),
+        (["--reference-2", "nowhere", "--split", "val"], "--reference-2 is not a folder"),
     ],
 )
 def test_what_cannot_be_meant(evaluate: Type, arguments: list[str], said: str) -> None:

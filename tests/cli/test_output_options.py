@@ -352,7 +352,7 @@ def test_a_command_of_another_tool_is_met_with_ours(typed: str, meant: str, empt
 
 
 def test_an_option_of_another_command_names_that_command(empty: Path) -> None:
-    assert "kerasseg train or kerasseg cross-validate has it" in run("evaluate", "--epochs", "3").stderr
+    assert "kerasseg train or kerasseg cross-validate has this option" in run("evaluate", "--epochs", "3").stderr
 
 
 def test_every_synonym_leads_to_an_option_or_command_that_exists() -> None:

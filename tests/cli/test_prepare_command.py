@@ -133,6 +133,7 @@ def test_raw_data_are_checked_before_any_conversion(kerasseg: Run, raw: Path, tm
         (["prepare", "{raw}", "--split", "80/10"], 2, "--split"),
         (["prepare", "{raw}", "--split", "many"], 2, "--split"),
         (["prepare", "{raw}", "--size", "0"], 2, "--size"),
+        (["prepare", "{raw}", "--size", "big"], 2, "expected a valid integer."),
         (["prepare", "{raw}", "--format", "bmp"], 2, "figshare"),
         (["prepare", "{raw}", "--foreground", "a"], 2, "--foreground"),
         (["prepare", "{raw}", "--foreground", "1,"], 2, "such as 1,4"),
@@ -141,6 +142,7 @@ def test_raw_data_are_checked_before_any_conversion(kerasseg: Run, raw: Path, tm
         (["prepare", "{raw}", "--splits", "nowhere.csv"], 3, "nowhere.csv"),
         (["prepare", "{raw}", "--exclude-overlap", "nowhere"], 3, "nowhere"),
         (["verify", "nowhere"], 3, "nowhere"),
+        (["verify", "{raw}"], 3, "kerasseg verify --data"),
         (["verify", "nowhere", "--data", "{raw}"], 2, "not both"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_run_that_goes_on_is_still_shown_against_epoch_0() -> None:
 
 
 def ended(reason: Any = "stopped", history: Any = HISTORY, best: int = 3, **gains: Interval) -> Ended:
-    text = "no better score for 7 epochs since the last gain or fresh chance"
+    text = "no better score for 7 epochs since the last improvement, drop or thaw"
     return Ended(
         reason, text, history, history[0], history[best], GAIN, gains or {"glioma": GAIN, "meningioma": ALONE}, 5400.0
     )

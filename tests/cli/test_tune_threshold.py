@@ -185,6 +185,7 @@ def test_a_rule_that_is_not_kept_is_explained(
     assert "Threshold 0.5 without post-processing is used: the validation split has 6 patients with tumours" in text
     assert f"the rule would have been threshold {found.model.rule.threshold:g}" in text
     assert f"({found.model.gain.mean:+.3f} Dice on the validation slices)" in text
+    assert re.search(r"Network: validation Dice 0\.\d{4} at 0\.5;", text)  # no gain of 0.0000
 
 
 def test_a_file_of_an_earlier_version_is_read_and_its_digest_holds() -> None:
@@ -225,7 +226,7 @@ def test_the_test_split_cannot_be_named(copy: RunDirectory) -> None:
 
 def test_a_run_without_network_or_without_rule(copy: RunDirectory) -> None:
     copy.threshold_file.unlink()
-    with pytest.raises(DataError, match=r"no tuned threshold yet.*kerasseg tune-threshold"):
+    with pytest.raises(DataError, match=r"the tuned threshold is missing.*kerasseg tune-threshold"):
         load_threshold(copy)
     copy.model_file.unlink()
     with pytest.raises(DataError, match=r"model.keras: the run has no such network.*--resume"):
@@ -258,9 +259,9 @@ def test_other_shards_are_refused(copy: RunDirectory, shards: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (network(20, -13, activation=None), "does not put out probabilities .*logits"),
+        (network(20, -13, activation=None), "does not return probabilities .*logits"),
         (network(1, 0, size=16), "disagree on the size of slices .*--size 16"),
-        (network(float("nan"), 0), "puts out NaN"),
+        (network(float("nan"), 0), "weights are damaged .found NaN in conv2d"),
     ],
     ids=["logits", "another size", "NaN"],
 )
@@ -299,18 +300,18 @@ def test_after_more_training_the_rule_is_refused(copy: RunDirectory) -> None:
     [
         (
             lambda d: d["model"]["rule"].update(threshold=1.5),
-            r"model\.rule: threshold .*found 1\.5, expected at most 1",
+            r"model\.rule: invalid threshold .*found 1\.5, expected at most 1",
         ),
         (
             lambda d: d["model"]["rule"].update(threshold="low"),
-            r"model\.rule: threshold .*found 'low', expected a number",
+            r"model\.rule: invalid threshold .*found 'low', expected a number",
         ),
         (lambda d: d["baseline"]["rule"].update(min_size=3), r"baseline\.rule: a rule has no 'min_size'"),
         (lambda d: d["model"].pop("curve"), r"model\.curve is missing"),
         (lambda d: d["model"].update(sha256="abc"), r"model\.sha256"),
         (
             lambda d: d["model"]["rule"].update(threshold=0.77),
-            r"model: rule is not .* edited by hand.*--threshold",
+            r"model: the rule differs .* edited by hand.*--threshold",
         ),
         (lambda d: d.pop("baseline"), r"baseline is missing"),
     ],
@@ -328,5 +329,5 @@ def test_what_is_no_json_and_what_is_newer(copy: RunDirectory) -> None:
         load_threshold(copy)
     for text in ("{", "[]", "null"):
         copy.threshold_file.write_text(text)
-        with pytest.raises(DataError, match=r"threshold\.json: the rule can"):
+        with pytest.raises(DataError, match=r"threshold\.json: the tuned threshold"):
             load_threshold(copy)

@@ -1,7 +1,7 @@
-"""Raw MRI slices -> leak-free split -> TFRecord shards -> records. Does not depend on Keras.
+"""Convert raw MRI slices to TFRecord shards with a leak-free split, and read them; independent of Keras.
 
-`__init__.pyi` lists the public names. Each is imported when it is first used, so that only code that reads or
-writes records loads TensorFlow.
+`__init__.pyi` lists the public names. Each is imported on first use, so that only code that reads or writes records loads
+TensorFlow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Public names of a package, read from its `__init__.pyi`, so that they are written down once."""
+"""Import the public names of a package lazily, as listed in its `__init__.pyi`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Names"]
 
 
 class Names:
-    """The public names of a package; each is imported when it is first used.
+    """The public names of a package, each imported on first use.
 
     Args:
-        namespace: The `globals()` of the package's `__init__.py`, beside which `__init__.pyi` lies.
+        namespace: The `globals()` of the package's `__init__.py`.
 
     Attributes:
         homes: Name -> module that defines it.
-        all: Sorted names, `__version__` included.
+        all: Sorted names, including `__version__`.
     """
 
     def __init__(self, namespace: dict[str, Any]) -> None:

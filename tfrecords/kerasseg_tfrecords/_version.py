@@ -1,3 +1,3 @@
-"""The one place that holds the version; hatchling reads it."""
+"""The version of the distribution; hatchling reads it."""
 
 __version__ = "0.2.0"

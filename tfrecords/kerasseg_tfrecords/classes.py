@@ -1,4 +1,4 @@
-"""Tumour classes and the spellings of them that are out there: numbers, folder names, codes in file names."""
+"""Tumour classes and their spellings in published data: numbers, folder names, and codes in file names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["TUMOUR_CLASSES", "class_code", "class_in_file_name", "class_name", "
 
 TUMOUR_CLASSES = ("meningioma", "glioma", "pituitary", "no_tumor")
 
-# The numbers of the figshare set, which every data set made from it has kept; 0 is what those with healthy slices add.
+# Numbers of the figshare set and of data sets made from it, some of which add healthy slices as 0.
 _NUMBERS = {1: "meningioma", 2: "glioma", 3: "pituitary", 0: "no_tumor"}
 
 # Letters only, `tumour` written `tumor`, without a leading `brain` and without a trailing `tumor` or plural.
@@ -43,7 +43,7 @@ _SPELLINGS = {
     "normal": "no_tumor",
 }
 
-# Codes that stand between separators in file names (`Te-me_0010`, `Tr-glTr_0000`, `brisc2025_train_00159_gl_ax_t1`).
+# Codes between separators in file names (`Te-me_0010`, `Tr-glTr_0000`, `brisc2025_train_00159_gl_ax_t1`).
 _CODES = {
     "me": "meningioma",
     "men": "meningioma",
@@ -57,13 +57,13 @@ _CODES = {
 
 
 def _letters(text: str) -> str:
-    """Lower-case letters and digits of `text`, compatibility forms folded: "No-Tumour" -> "notumor"."""
+    """Return the lower-case letters and digits of a text, Unicode-normalised: "No-Tumour" -> "notumor"."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(c for c in folded if c.isalnum()).replace("tumour", "tumor")
 
 
 def _plain(text: str) -> str | None:
-    """The built-in class that `text` spells, or None."""
+    """Return the built-in class that a text spells, or None."""
     key = re.sub(r"^[0-9]+(?=[a-z])", "", _letters(text))  # folders are numbered: `01_glioma`
     key = key.removeprefix("brain") or key
     for candidate in (key, key.removesuffix("s"), key.removesuffix("tumor"), key.removesuffix("tumors")):
@@ -74,7 +74,7 @@ def _plain(text: str) -> str | None:
 
 
 def _number(value: str | float) -> int | None:
-    """`value` as a class number: 2, 2.0, "2", "2.0"; None for all else."""
+    """Return a class number from 2, 2.0, "2" or "2.0"; None for other values."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9]{1,6})(?:\.0*)?\s*", value)
         return int(match.group(1)) if match else None
@@ -82,17 +82,17 @@ def _number(value: str | float) -> int | None:
 
 
 def class_name(value: str | float, classes: tuple[str, ...] | None = None) -> str | None:
-    """The class that a label of a data set means.
+    """Return the class of a label in a data set.
 
     Args:
         value: A name in any spelling ("Meningioma Tumor", "pituitary_tumour", "notumor", "01_glioma", "HGG") or a number.
-        classes: The user's class names; None for `TUMOUR_CLASSES`. A name is found by its letters (case, spaces and dashes
-            do not count), then by what it spells among the built-in classes. Numbers count from 1 in the order given -
-            unless every name is a tumour class, for then the published numbers hold whatever the order: 1 meningioma,
-            2 glioma, 3 pituitary, 0 no tumour. Otherwise `--classes glioma,meningioma` would silently swap them.
+        classes: The user's class names; None for `TUMOUR_CLASSES`. Names are matched by letters and digits, then by the
+            built-in class that they spell. Numbers count from 1 in the given order; if all names are tumour classes, the
+            published numbers apply in any order (1 meningioma, 2 glioma, 3 pituitary, 0 no tumour), so that
+            `--classes glioma,meningioma` does not exchange the classes.
 
     Returns:
-        One of `classes` as the user spelt it; None where the label is none of them.
+        One of `classes` in the user's spelling; None if the label matches none of them.
 
     Example:
         >>> class_name("Pituitary tumour"), class_name(2), class_name("pitutary")
@@ -102,7 +102,7 @@ def class_name(value: str | float, classes: tuple[str, ...] | None = None) -> st
     """
     if isinstance(value, str) and classes is not None:
         letters = _letters(value)
-        for mine in classes:  # first, for a class may be called "1"
+        for mine in classes:  # first, because a class may be called "1"
             if letters and _letters(mine) == letters:
                 return mine
     number = _number(value) if isinstance(value, str | Real) else None
@@ -124,15 +124,13 @@ def _class_of_number(number: int, classes: tuple[str, ...] | None) -> str | None
 
 
 def _same_tumour(name: str | None, classes: tuple[str, ...]) -> str | None:
-    """The user's spelling of a built-in class; None where it is not among theirs, or where two of theirs spell it."""
+    """Return the user's spelling of a built-in class; None if there is none, or more than one."""
     same = [mine for mine in classes if name and _plain(mine) == name]
     return same[0] if len(same) == 1 else None
 
 
 def class_code(text: str, classes: tuple[str, ...] | None = None) -> str | None:
-    """The class of a short code: `me`, `gl`, `pi`, `no` and the three-letter forms, in any case.
-
-    Only for text that is known to be a code: `no` and `me` are words elsewhere.
+    """Return the class of a short code (`me`, `gl`, `pi`, `no`, `men`, ...); only for text known to be a code.
 
     >>> class_code("gl"), class_code("xy")
     ('glioma', None)
@@ -142,10 +140,9 @@ def class_code(text: str, classes: tuple[str, ...] | None = None) -> str | None:
 
 
 def class_in_file_name(stem: str, classes: tuple[str, ...] | None = None) -> str | None:
-    """The class that a file name carries, as a whole word or as a code between separators.
+    """Return the class in a file name, as a word or else as a code between separators; None if absent or contradictory.
 
-    Words win over codes; None where there is none, or where several contradict each other. Whether codes are in use at
-    all is for the caller to decide over all files: `scan_no_12` is no statement about tumours.
+    The caller must decide from all files whether codes are used: the "no" in `scan_no_12` is not about tumours.
 
     >>> class_in_file_name("Te-meTr_0010"), class_in_file_name("brisc2025_train_00159_gl_ax_t1")
     ('meningioma', 'glioma')
@@ -164,7 +161,7 @@ def class_in_file_name(stem: str, classes: tuple[str, ...] | None = None) -> str
 
 
 def suggest_class(value: str, classes: tuple[str, ...] | None = None) -> str | None:
-    """The class that was probably meant by a misspelt name; None where none is near.
+    """Return the class closest to a misspelt name; None if none is similar.
 
     >>> suggest_class("pitutary_tumor"), suggest_class("kidney")
     ('pituitary', None)
@@ -179,7 +176,7 @@ def suggest_class(value: str, classes: tuple[str, ...] | None = None) -> str | N
 
 
 def unknown_class(value: str | float, classes: tuple[str, ...] | None = None) -> str:
-    """The sentence for a label that is no class: what was found, what was expected, what was probably meant.
+    """Return the message for an unknown label, with the valid classes and the closest one.
 
     >>> unknown_class("pitutary")
     "unknown class 'pitutary' (expected meningioma, glioma, pituitary, no_tumor). Did you mean pituitary?"

@@ -20,7 +20,7 @@ Document = TypeVar("Document", bound=BaseModel)
 
 
 def parse_json(data: bytes | str, *, max_bytes: int = _MAX_BYTES, max_depth: int = _MAX_DEPTH) -> Any:
-    """Parse JSON from a file that anybody may have written.
+    """Parse untrusted JSON.
 
     Args:
         data: UTF-8 bytes or text.
@@ -62,9 +62,9 @@ def read_json(path: Path, what: str, *, remedy: str | None = None, missing_remed
 
     Args:
         path: The file.
-        what: What the file should hold, for messages ("a run configuration").
+        what: Description of the file for messages ("a run configuration").
         remedy: What to do about a damaged file.
-        missing_remedy: What to do where there is no such file; `remedy` by default.
+        missing_remedy: What to do about a missing file; `remedy` by default.
 
     Raises:
         DataError: The file is missing, cannot be read, or is not JSON.
@@ -116,9 +116,9 @@ def read_document(
         path: The file.
         model: The schema; the document has `format_version` at its top level.
         version: The newest format version that this version of kerasseg can read.
-        what: What the file should hold, for messages ("the manifest").
+        what: Description of the file for messages ("the manifest").
         remedy: What to do about a damaged file.
-        missing_remedy: What to do where there is no such file; `remedy` by default.
+        missing_remedy: What to do about a missing file; `remedy` by default.
 
     Raises:
         DataError: The file is missing, cannot be read, or does not match the schema.

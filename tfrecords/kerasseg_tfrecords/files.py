@@ -20,6 +20,7 @@ __all__ = [
     "FULL",
     "atomic_folder",
     "explain_os_error",
+    "file_sha256",
     "lock",
     "open_atomically",
     "remove_leftovers",
@@ -37,6 +38,12 @@ _NEW, _OLD = "new", "old"
 _FREE = "Free some space and run the same command again: it continues (kerasseg train: with --resume)."
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -47,12 +54,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Write a file by temporary file, flush, fsync and rename.
+    """Write bytes, or text as UTF-8, to a file by temporary file, flush, fsync and rename.
 
-    Args:
-        path: The file; an existing one is replaced.
-        data: Bytes, or text that is written as UTF-8.
-        durable: False omits the fsync: a killed process still leaves the old or the new file, but a power cut may not.
+    Without `durable`, fsync is omitted: a killed process still leaves the old or the new file, but a power cut may not.
 
     Raises:
         KerassegError: The disk is full or the folder cannot be written; an existing file is then unchanged.
@@ -66,13 +70,7 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a stream whose content becomes the file `path` if the block succeeds.
 
     The temporary file always has the same name, so that the next write to `path` removes what a killed process left.
-
-    Args:
-        path: The file; an existing one is replaced.
-        durable: As in `write_atomically`.
-
-    Raises:
-        KerassegError: As `write_atomically`.
+    `durable` and exceptions are those of `write_atomically`.
     """
     # A hash, because the name itself may leave no room for a suffix.
     temporary = path.with_name(f".tmp-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}")
@@ -116,25 +114,18 @@ def _open_locked(path: Path) -> IO[bytes]:
 
 @contextlib.contextmanager
 def atomic_folder(
-    target: Path,
-    *,
-    replace: bool = False,
-    within: Path | None = None,
-    check: Callable[[], None] | None = None,
+    target: Path, *, replace: bool = False, within: Path | None = None, check: Callable[[], None] | None = None
 ) -> Iterator[Path]:
-    """Build a folder beside its place and move it there, whole, if the block succeeds.
+    """Yield an empty folder that is moved to `target` if the block succeeds.
 
-    An existing folder is exchanged for the new one in a single step where the file system can do that, and deleted
-    afterwards. If the process is killed, the next call with the same parent folder removes what it left.
+    An existing folder is exchanged for the new one, in a single step if the file system supports it, and then deleted. If
+    the process is killed, the next call with the same parent folder removes its leftovers.
 
     Args:
         target: The folder.
         replace: Whether an existing folder may be replaced; an empty one always is.
-        within: Where the folder is built; on the same file system as `target`, by default its parent.
-        check: Called immediately before the exchange; what it raises stops it.
-
-    Yields:
-        An empty folder with the name of `target`.
+        within: Parent of the temporary folder, on the same file system as `target`; by default its parent.
+        check: Called immediately before the exchange; an exception stops it.
 
     Raises:
         KerassegError: The target exists (without `replace`), the disk is full, or the folder cannot be written.
@@ -164,15 +155,7 @@ def atomic_folder(
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path, *, home: Path | None = None) -> Iterator[Path]:
-    """Create a folder for temporary files, and delete it at the end.
-
-    Args:
-        parent: Where it is created; made where it is missing. Scratch folders of killed processes in it are deleted.
-        home: Where folders go back to that a killed `atomic_folder` had moved away; by default `parent`.
-
-    Raises:
-        OSError: The folder cannot be created.
-    """
+    """Create a folder for temporary files in `parent`, and delete it at the end; see also `remove_leftovers`."""
     parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(parent, home=home)
     while True:
@@ -181,7 +164,7 @@ def scratch_folder(parent: Path, *, home: Path | None = None) -> Iterator[Path]:
             descriptor = os.open(scratch, os.O_RDONLY)
         except FileNotFoundError:
             continue
-        # Held while this process lives: it tells a leftover from a folder in use.
+        # Held while this process lives, to distinguish a folder in use from a leftover.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if scratch.exists():
             break
@@ -194,11 +177,9 @@ def scratch_folder(parent: Path, *, home: Path | None = None) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path, *, home: Path | None = None) -> None:
-    """Delete the scratch folders of killed processes.
+    """Delete the scratch folders of killed processes in `parent`.
 
-    Args:
-        parent: Where to look; not in its subfolders.
-        home: As in `scratch_folder`.
+    A folder that a killed `atomic_folder` had moved away returns to `home`, by default `parent`.
     """
     for left in parent.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):
@@ -215,7 +196,7 @@ def remove_leftovers(parent: Path, *, home: Path | None = None) -> None:
 
 
 def _exchange(new: Path, target: Path, old: Path) -> None:
-    """Put `new` in place of `target`, if any, which is moved away."""
+    """Move `new` to `target`, and an existing `target` to `old`."""
     if not target.exists() or not _swap(new, target):
         if target.exists():
             os.replace(target, old)  # noqa: PTH105
@@ -281,16 +262,13 @@ def _out_of_inodes(path: Path) -> bool:
 def temporary_space() -> Iterator[None]:
     """Explain a full disk while temporary files are written in the block.
 
-    They are in the system's folder for temporary files, often on a small disk of its own. Without the explanation, the
-    error would be blamed on the file that was being read.
-
-    Raises:
-        KerassegError: That folder is full, or there is none.
+    The system's folder for temporary files is often on a small disk of its own; without this, the error would name the file
+    that was being read.
     """
     try:
         yield
     except OSError as error:
-        # If no such folder takes a single byte, tempfile says that there is none.
+        # tempfile reports full folders as missing.
         none = isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
         if error.errno not in FULL and not none:
             raise

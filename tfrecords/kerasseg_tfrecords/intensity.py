@@ -1,17 +1,16 @@
-"""Conversion of stored values to the 8-bit, square image that a network takes, and back to native size.
+"""Convert stored values to the 8-bit, square image that a network takes, and predictions back to native size.
 
-The intensity rule maps a window of stored values linearly onto 0..255; the three rules differ only in the window:
+An intensity rule maps a window of stored values linearly to 0..255. The rules differ in the window:
 
 | rule         | window                            | for                                                          |
 | ------------ | --------------------------------- | ------------------------------------------------------------ |
-| `minmax`     | minimum to maximum                | the default: the Cheng literature and the usual checkpoints  |
+| `minmax`     | minimum to maximum                | the default, as in the Cheng literature and most checkpoints |
 | `percentile` | 0.5th to 99.5th percentile        | slices with a few very bright pixels (vessels, artefacts)    |
 | `zscore`     | mean -+ 3 standard deviations     | data of several scanners                                     |
 
-The statistics are those of the slice, or of the whole volume where the slice belongs to one. Colour images have one
-window over all channels, so that colours keep their proportions.
-
-Slices whose pixels are not square (7 x 1.6 mm) are resampled to square ones for the network; `restore` undoes it.
+The statistics are those of the volume, or of a single slice. Colour images have one window for all channels, so that
+colours keep their proportions. Slices with non-square pixels (7 x 1.6 mm) are resampled to square pixels; `restore` undoes
+this.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ IntensityRule = Literal["minmax", "percentile", "zscore"]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Stored values `low` and below become 0, `high` and above 255.
+    """A window of stored values: up to `low` becomes 0, from `high` becomes 255.
 
     Attributes:
-        low, high: In stored values.
-        holds_all: True where no pixel lies outside, so that nothing need be clipped.
+        low, high: Stored values.
+        holds_all: True if no pixel is outside, so that clipping is not needed.
     """
 
     low: float
@@ -45,7 +44,7 @@ class Window:
 
 
 def intensity_window(pixels: NDArray[Any], rule: IntensityRule) -> Window:
-    """The window of `rule` for these pixels (a slice, or a whole volume).
+    """Return the window of a rule for the pixels of a slice or a whole volume.
 
     >>> intensity_window(np.array([[0, 10], [20, 40]]), "minmax")
     Window(low=0.0, high=40.0, holds_all=True)
@@ -62,11 +61,11 @@ def intensity_window(pixels: NDArray[Any], rule: IntensityRule) -> Window:
 
 
 _EVEN = 0.01
-"""Pixels whose sides differ by less than this share count as square: headers round."""
+"""Largest relative difference between the sides of pixels that count as square, since headers round."""
 
 
 def _shape(height: int, width: int, side: int, spacing: tuple[float, float]) -> tuple[int, int] | None:
-    """Rows and columns that a slice takes within a square of `side` pixels; None where its own pixels are square."""
+    """Return rows and columns of a resampled slice within a square of `side` pixels; None if its pixels are square."""
     tall, wide = spacing
     if not (tall > 0 and wide > 0) or abs(tall - wide) <= _EVEN * max(tall, wide):
         return None
@@ -75,7 +74,7 @@ def _shape(height: int, width: int, side: int, spacing: tuple[float, float]) -> 
 
 
 def fitted_spacing(height: int, width: int, size: int, spacing: tuple[float, float]) -> tuple[float, float]:
-    """Millimetres a pixel after `fit_image` brought a slice of this size and spacing to `size` pixels."""
+    """Return the pixel size in millimetres after `fit_image` resized a slice to `size` pixels."""
     if _shape(height, width, size, spacing) is None:
         scale = max(height, width) / size
         return spacing[0] * scale, spacing[1] * scale
@@ -84,7 +83,7 @@ def fitted_spacing(height: int, width: int, size: int, spacing: tuple[float, flo
 
 
 def _stretch(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resizes each axis by itself: area where it shrinks, linear where it grows."""
+    """Resize each axis separately: by area when shrinking, linearly when growing."""
     for size in ((image.shape[1], height), (width, height)):
         if size != image.shape[1::-1]:
             shrinks = size[0] < image.shape[1] or size[1] < image.shape[0]
@@ -93,7 +92,7 @@ def _stretch(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 
 def _square(image: NDArray[Any], value: float, side: int = 0) -> NDArray[Any]:
-    """`image` in the middle of a square (by default the smallest that holds it), the odd pixel below or right."""
+    """Pad an image to a square, by default the smallest possible, with any odd pixel below or right."""
     height, width = image.shape[:2]
     side = side or max(height, width)
     if height == width == side:
@@ -120,16 +119,15 @@ def fit_image(
         image: (height, width) or (height, width, 3), any integer or float type, finite.
         window: From `intensity_window`.
         size: Side of the result in pixels.
-        spacing: Millimetres a pixel, rows then columns. Where they differ, the image is resampled to square pixels;
-            (0, 0) where unknown.
+        spacing: Pixel size in millimetres, rows then columns; (0, 0) if unknown. Non-square pixels are resampled.
 
     Returns:
-        (size, size, channels) uint8, channels 1 or 3. Padding is 0, as is an image whose window is empty.
+        (size, size, channels) uint8, channels 1 or 3. Padding is 0, and so is an image with an empty window.
     """
     channels = 1 if image.ndim == 2 else image.shape[2]
     if window.high <= window.low:
         return np.zeros((size, size, channels), np.uint8)
-    # Clipping does not commute with interpolation, so it comes first; the linear map does, and is cheaper afterwards.
+    # Clipping must precede interpolation. The linear map may follow it, where it is cheaper.
     pixels = image.astype(np.float32)
     if not window.holds_all:
         np.clip(pixels, np.float32(window.low), np.float32(window.high), out=pixels)
@@ -141,12 +139,7 @@ def fit_image(
 
 
 def fit_mask(mask: NDArray[np.bool_], size: int, spacing: tuple[float, float] = (0.0, 0.0)) -> NDArray[np.bool_]:
-    """Bring a mask to the network's size: a pixel is tumour where more than half of its area is.
-
-    Args:
-        mask: (height, width).
-        size: Side of the result in pixels.
-        spacing: As in `fit_image`.
+    """Resize a mask (height, width) like `fit_image`: a pixel is tumour if more than half of its area is.
 
     >>> fit_mask(np.eye(4, dtype=bool), 4).sum()
     np.int64(4)
@@ -159,13 +152,13 @@ def fit_mask(mask: NDArray[np.bool_], size: int, spacing: tuple[float, float] = 
 def restore(
     values: NDArray[np.floating[Any]], height: int, width: int, spacing: tuple[float, float] = (0.0, 0.0)
 ) -> NDArray[np.float32]:
-    """Undo `fit_image` for a network's output: cut the padding off and resize to native size.
+    """Undo `fit_image` for a network's output: remove the padding and resize to native size.
 
     Args:
-        values: (size, size) probabilities (or a mask as 0.0 and 1.0).
+        values: (size, size) probabilities, or a mask of 0.0 and 1.0.
         height: Native height in pixels.
         width: Native width in pixels.
-        spacing: As given to `fit_image`.
+        spacing: The `spacing` given to `fit_image`.
 
     Returns:
         (height, width) float32, bilinearly interpolated; threshold it afterwards.

@@ -1,4 +1,4 @@
-"""What a reader gives: slices as they are stored, before any normalisation or resizing."""
+"""Slices as readers return them, before normalisation and resizing."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ class Slice:
     """One two-dimensional MRI slice and its tumour mask, at native size.
 
     Attributes:
-        image: Grey (height, width) or colour (height, width, 3), in the stored type and range (integer or float). Upright
-            as a radiologist sees it where the format tells; finite.
-        mask: (height, width) bool, True inside the tumour; None where masks were not asked for.
-        slice_id: Name of the slice, unique within its input.
-        source: Where it was read: the file relative to its input, `outer.zip!inner/1.mat` inside archives; volumes add
-            `#index`.
-        label: Class name (`meningioma`, `glioma`, `pituitary`, `no_tumor`, ...); "" where the data set has no classes.
-        patient: Patient id as read; "" where unknown.
-        volume: Id of the volume that the slice belongs to, unique within its input; "" where it is a single slice.
-        slice_index: Place in the volume, counted from 0; -1 where it is a single slice.
-        spacing: Millimetres a pixel, rows then columns; (0, 0) where unknown.
-        notes: What the reader had to decide, for the report ("mask had 12 values, cut at 128").
+        image: (height, width) or, in colour, (height, width, 3); in the stored type and range (integer or float), finite,
+            and in radiological view if the format states the orientation.
+        mask: (height, width) bool, True inside the tumour; None if masks are not read.
+        slice_id: Id of the slice, unique within its input.
+        source: The file relative to its input, as `outer.zip!inner/1.mat` inside archives, and with `#index` for volumes.
+        label: Class name (`meningioma`, `glioma`, `pituitary`, `no_tumor`, ...); "" for data without classes.
+        patient: Patient id as read; "" if unknown.
+        volume: Id of its volume, unique within its input; "" for a single slice.
+        slice_index: Index in the volume, from 0; -1 for a single slice.
+        spacing: Pixel size in millimetres, rows then columns; (0, 0) if unknown.
+        notes: Decisions of the reader ("the mask had 12 values (0 to 255): cut at 128").
 
     Example:
         >>> image = np.zeros((48, 40), np.int16)
@@ -50,13 +49,13 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """What one item of a source holds: a slice, or the chosen slices of a volume.
+    """The content of one item: a slice, or the chosen slices of a volume.
 
     Attributes:
         slices: In the order of their `slice_index`.
-        scope: The pixels over which the intensity rule takes its statistics: the whole volume for slices of a volume,
-            None for single slices (each is then normalised by itself).
-        sha256: Hex digest of the bytes that were read (image then mask file), for `splits.csv`.
+        scope: The pixels for the statistics of the intensity rule: the whole volume, or None for single slices, which are
+            normalised separately.
+        sha256: Hex digest of the bytes that were read (image, then masks), for `splits.csv`.
 
     Example:
         >>> from kerasseg_tfrecords import SourceOptions, detect, open_tree, read_item

@@ -1,8 +1,7 @@
-"""Write and read CSV tables: one writer and one reader, with limits, that keep spreadsheets from running a cell.
+"""Write and read CSV tables, with limits and without cells that a spreadsheet would run as formulas.
 
-A spreadsheet treats a cell that starts with `=`, `+`, `-` or `@` as a formula, and names of files and patients are not
-under our control. The writer puts an apostrophe before such a cell, which makes it text; the reader removes it again, so
-that every value comes back unchanged. Plain numbers stay as they are.
+Spreadsheets treat cells that start with `=`, `+`, `-` or `@` as formulas, and names of files and patients are untrusted.
+The writer therefore puts an apostrophe before such cells, except plain numbers, and the reader removes it again.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ __all__ = ["format_csv", "parse_csv", "read_csv"]
 
 _MAX_BYTES = 1 << 28
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|nan)")
-# A cell begins at the start of the text and after any separator, since a spreadsheet may use another one than the comma.
-# White space and invisible characters may precede the formula; some programs drop them.
+# A spreadsheet may split at other separators than the comma, and may drop white space and invisible characters.
 _START = r"((?:\A|[,;\t\r\n|\"])[\s\x00-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*)"
 _SIGN = r"(?=[=+\-@\uff1d\uff0b\uff0d\uff20])"
 _FORMULA = re.compile(f"{_START}('*){_SIGN}")
@@ -51,15 +49,15 @@ def _cell(value: str) -> str:
 
 
 def parse_csv(text: str, *, any_separator: bool = False, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
-    r"""Parse CSV text from a file that anybody may have written.
+    r"""Parse untrusted CSV text.
 
     Args:
         text: The text, with its line ends unchanged.
-        any_separator: Also accept semicolons and tabs; the most frequent in the first line is taken.
-        strict: Refuse wrong quotes.
+        any_separator: Also accept semicolons and tabs; the most frequent separator in the first line is used.
+        strict: Refuse misplaced quotes.
 
     Yields:
-        Number of the line in which a row begins, and its cells as they were before `format_csv`.
+        Number of the line in which a row begins, and its cells.
 
     Raises:
         ValueError: The text is not CSV, or a cell is longer than 131,072 characters; the message names the line.
@@ -85,7 +83,7 @@ def read_csv(path: Path, what: str, columns: Sequence[str] = (), *, remedy: str 
 
     Args:
         path: The file, UTF-8.
-        what: What the file should hold, for messages ("a table of scores").
+        what: Description of the file for messages ("a table of scores").
         columns: Columns that it must have.
         remedy: What to do about a damaged file.
 

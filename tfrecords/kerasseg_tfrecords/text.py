@@ -1,4 +1,4 @@
-"""Small pieces of text that every message and table shares, and the type of progress callbacks."""
+"""Helpers for the text of messages and tables, and the type of progress callbacks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s?#]*@")
 _QUERY = re.compile(r"(?i)(\b(?!hf:)[a-z][a-z0-9+.-]*://[^\s?#'\"]*|/[^\s?'\"]*(?=\?[^\s'\")]*=))[?#][^\s'\")]*")
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, items finished, items in all)."""
+"""Called with (current step, finished items, total items)."""
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun.
+    """Format a number with its noun.
 
     Example:
         >>> count(1, "file"), count(2, "file"), count(1200, "entry", "entries")
@@ -25,7 +25,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span for people.
+    """Format a time span.
 
     Example:
         >>> duration(7.4), duration(130), duration(5400), duration(9000)
@@ -42,9 +42,9 @@ def duration(seconds: float) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """A text without the user names, passwords, queries and fragments of the addresses in it.
+    """Remove user names, passwords, queries and fragments from all URLs in a text before it is shown or recorded.
 
-    Signed addresses carry their key in the query. Whatever is printed, logged or recorded passes through here.
+    Signed URLs have their key in the query.
 
     Example:
         >>> without_credentials("https://me:secret@host.org:8080/a/unet.keras?X-Amz-Signature=3f#top")

@@ -46,7 +46,7 @@ def ordered_map(
         jobs: Number of worker processes. 1 works lazily in this process.
         batch: Items sent to a process together.
         ahead: Batches queued for each process. At most `batch * ahead * jobs` results are held.
-        crashed: Returns the result for an item that ended its process (a crash in a C library, no memory left).
+        crashed: Returns the result for an item that ended its process (a crash in a C library, out of memory).
 
     Raises:
         DataError: An item ended its process, and `crashed` is None.

@@ -1,4 +1,4 @@
-"""Layers of TensorFlow Addons as layers of Keras 3: native ones wherever Keras has one, else those of `legacy`."""
+"""TensorFlow Addons layers as Keras 3 layers: native ones where they exist, else those of `legacy`."""
 
 from __future__ import annotations
 
@@ -14,34 +14,23 @@ __all__ = ["ADDONS", "translate_addon"]
 
 
 def translate_addon(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """The Keras 3 layers of one `Addons>...` layer.
+    """Translate one `Addons>...` layer into Keras 3 layers.
 
     Raises:
-        Untranslatable: If it wraps or asks for something that Keras 3 has no counterpart for.
+        Untranslatable: It wraps a layer or uses an option without a counterpart in Keras 3.
     """
     short = old.class_name.rpartition(">")[2]
     return ADDONS[short](old, notes)
 
 
-def _native(old: OldLayer, class_name: str, config: dict[str, Any], notes: list[str]) -> NewLayer:
-    known = arguments(class_name, {**old.config, **config}, notes)
-    return NewLayer(class_name, {"name": old.name, **known}, calls=old.calls)
+def _native(class_name: str, **config: Any) -> Callable[[OldLayer, list[str]], list[NewLayer]]:
+    def rule(old: OldLayer, notes: list[str]) -> list[NewLayer]:
+        shown = f"({', '.join(f'{k}={v}' for k, v in config.items())})" if config else ""
+        notes.append(f"{old.class_name} became {class_name}{shown}")
+        known = arguments(class_name, {**old.config, **config}, notes)
+        return [NewLayer(class_name, {"name": old.name, **known}, calls=old.calls)]
 
-
-def _instance(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    notes.append("Addons>InstanceNormalization became GroupNormalization(groups=-1)")
-    return [_native(old, "GroupNormalization", {"groups": -1}, notes)]
-
-
-def _group(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    notes.append("Addons>GroupNormalization became GroupNormalization")
-    return [_native(old, "GroupNormalization", {}, notes)]
-
-
-def _adaptive(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    short = old.class_name.rpartition(">")[2]
-    notes.append(f"Addons>{short} became {short}")
-    return [_native(old, short, {}, notes)]
+    return rule
 
 
 def _wrapped(old: OldLayer, notes: list[str]) -> list[NewLayer]:
@@ -55,7 +44,7 @@ def _wrapped(old: OldLayer, notes: list[str]) -> list[NewLayer]:
 
 
 def _weight(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """`WeightNormalization.remove()` of the Addons themselves: the layer with the kernel that it computes with."""
+    """Fold the normalisation into the kernel, as `WeightNormalization.remove()` of TensorFlow Addons does."""
     first, *rest = _wrapped(old, notes)
     notes.append("Addons>WeightNormalization was removed: its layer has the normalised kernel as a plain weight")
     has_bias = first.config.get("use_bias", True)
@@ -65,7 +54,7 @@ def _weight(old: OldLayer, notes: list[str]) -> list[NewLayer]:
         g = np.asarray(_pick(values, "g", "vars/0"), np.float32)
         initialized = bool(np.asarray(_pick(values, "initialized", "vars/2")))
         axes = tuple(range(v.ndim - 1))
-        # As tf.nn.l2_normalize; a network that was never called computes g from v when it is.
+        # As tf.nn.l2_normalize; without `initialized`, the network was never called and g is still to be computed from v.
         norm = np.sqrt(np.maximum(np.sum(v * v, axis=axes), 1e-12))
         kernel = v * (g / norm) if initialized else v
         return [kernel, _pick(values, "bias", "layer/vars/0")] if has_bias else [kernel]
@@ -76,7 +65,7 @@ def _weight(old: OldLayer, notes: list[str]) -> list[NewLayer]:
 def _spectral(old: OldLayer, notes: list[str]) -> list[NewLayer]:
     first, *rest = _wrapped(old, notes)
     if rest:
-        raise Untranslatable("it wraps a layer that Keras 3 needs several layers for")
+        raise Untranslatable("it wraps a layer that becomes several layers in Keras 3")
     notes.append("Addons>SpectralNormalization became SpectralNormalization")
     inner = {"module": first.module, "class_name": first.class_name, "config": first.config, "registered_name": None}
     has_bias = first.config.get("use_bias", True)
@@ -90,7 +79,7 @@ def _spectral(old: OldLayer, notes: list[str]) -> list[NewLayer]:
 
 
 def _registered(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """A layer that Keras has no counterpart for: kerasseg's own, under the name it has in the file."""
+    """Use kerasseg's own layer, under the name in the file, where Keras has no counterpart."""
     short = old.class_name.rpartition(">")[2]
     notes.append(
         f"Addons>{short} is computed by kerasseg: import kerasseg.checkpoints.legacy before Keras loads a copy"
@@ -114,12 +103,12 @@ def _pick(values: Mapping[str, Any], *names: str) -> Any:
 
 
 ADDONS: Mapping[str, Callable[[OldLayer, list[str]], list[NewLayer]]] = {
-    "InstanceNormalization": _instance,
-    "GroupNormalization": _group,
+    "InstanceNormalization": _native("GroupNormalization", groups=-1),
+    "GroupNormalization": _native("GroupNormalization"),
     "WeightNormalization": _weight,
     "SpectralNormalization": _spectral,
-    "AdaptiveAveragePooling2D": _adaptive,
-    "AdaptiveMaxPooling2D": _adaptive,
+    "AdaptiveAveragePooling2D": _native("AdaptiveAveragePooling2D"),
+    "AdaptiveMaxPooling2D": _native("AdaptiveMaxPooling2D"),
     "FilterResponseNormalization": _registered,
     "TLU": _registered,
     "StochasticDepth": _registered,

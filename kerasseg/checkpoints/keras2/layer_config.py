@@ -1,8 +1,8 @@
-"""The small language in which old network configurations are rewritten.
+"""The representation in which Keras 2 layers are translated to Keras 3.
 
-A layer that is read is an `OldLayer`: its name, class, configuration and its calls, with every tensor as a `Ref`. A rule
-turns it into a list of `NewLayer`: the first takes its place, the rest follow it in a row, and whoever referred to the
-old layer refers to the last of them afterwards.
+An `OldLayer` has a name, class, configuration and calls, with every tensor as a `Ref`. A rule turns it into a list of
+`NewLayer`: the first takes its place, each later one follows the one before, and references to the old layer become
+references to the last.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from kerasseg.checkpoints.operations import Ref, Untranslatable
 
 __all__ = ["Adapter", "Call", "NewLayer", "OldLayer", "Ref", "Untranslatable", "after", "native", "parse_call"]
 
-#: Makes the weights of the new layer, in its order, from those of the old one, by their names in the file.
+#: Makes the weights of the new layer, in its order, from those of the old one by name.
 Adapter = Callable[[Mapping[str, Any]], list[Any]]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: what it was given, `Ref`s among plain values."""
+    """The arguments of one call of a layer, with tensors as `Ref`s."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tensors(self) -> list[Ref]:
-        """The tensors it was given by position, flat."""
+        """The positional tensors, as a flat list."""
         return [r for a in self.args for r in (a if isinstance(a, list) else [a]) if isinstance(r, Ref)]
 
 
 @dataclass(frozen=True)
 class OldLayer:
-    """A layer as the old file describes it."""
+    """A layer as described by the old file."""
 
     name: str
     class_name: str
@@ -44,10 +44,10 @@ class OldLayer:
 
     @property
     def call(self) -> Call:
-        """Its only call; operations that TensorFlow wrote down have one each.
+        """The only call, or the first of several that agree in their keyword arguments.
 
         Raises:
-            Untranslatable: If it was called several times in different ways.
+            Untranslatable: The calls differ in their keyword arguments.
         """
         if any(c.kwargs != self.calls[0].kwargs for c in self.calls):
             raise Untranslatable("it is called several times with different arguments")
@@ -56,7 +56,7 @@ class OldLayer:
 
 @dataclass(frozen=True)
 class NewLayer:
-    """A layer as Keras 3 will read it. `calls` is None where it follows the layer before it in a row."""
+    """A layer for Keras 3. `calls` is None if it follows the layer before it in the list."""
 
     class_name: str
     config: dict[str, Any]
@@ -71,23 +71,25 @@ class NewLayer:
 
 
 def native(old: OldLayer, class_name: str, *, module: str = "keras.layers", **config: Any) -> NewLayer:
-    """A Keras layer in the place of `old`: same name, same type of numbers, same calls without their keywords."""
-    base: dict[str, Any] = {k: old.config[k] for k in ("trainable", "dtype") if k in old.config}
+    """Return a Keras layer in the place of `old`: same name, dtype and calls, without keyword arguments."""
+    # SpatialDropout layers are the only ones that refuse `trainable` in Keras 3.
+    kept = ("dtype",) if class_name.startswith("SpatialDropout") else ("trainable", "dtype")
+    base: dict[str, Any] = {k: old.config[k] for k in kept if k in old.config}
     calls = tuple(dataclasses.replace(c, kwargs={}) for c in old.calls)
     return NewLayer(class_name, {"name": old.name, **base, **config}, module=module, calls=calls)
 
 
 def after(first: NewLayer, suffix: str, class_name: str, **config: Any) -> NewLayer:
-    """A layer that follows `first`, named after it."""
+    """Return a layer that follows `first`, named after it."""
     base = {"dtype": first.config["dtype"]} if "dtype" in first.config else {}
     return NewLayer(class_name, {"name": f"{first.name}_{suffix}", **base, **config})
 
 
 def parse_call(node: Any, names: frozenset[str]) -> Call:
-    """One inbound node of Keras 2: `[["conv", 0, 0, {}], ...]`, or `["conv", 0, 0, {"y": 2.0}]` for an operation.
+    """Parse an inbound node of Keras 2: `[["conv", 0, 0, {}], ...]`, or for an operation `["conv", 0, 0, {"y": 2.0}]`.
 
     Raises:
-        Untranslatable: If it is neither.
+        Untranslatable: The node has another form.
     """
 
     def value(v: Any) -> Any:

@@ -1,12 +1,12 @@
-"""Layers of Keras 2, argument by argument, as layers of Keras 3.
+"""Keras 2 layers as Keras 3 layers, argument by argument.
 
-Most layers differ by arguments that were renamed, or are written down although they say nothing (`groups=1`). Four differ
-in what they compute, and are spelled out in layers that compute the old thing:
+Most layers differ only in renamed arguments, or in arguments with neutral values (`groups=1`). Four compute something else
+in Keras 3 and are translated to layers that keep the old computation:
 
-- `hard_sigmoid` was `clip(0.2 x + 0.5, 0, 1)` and is `clip(x / 6 + 0.5, 0, 1)`;
-- bilinear `UpSampling2D` of Keras 2.0-2.3 sampled at corners, later ones sample at pixel centres;
-- `ThresholdedReLU` is gone; `ReLU` has a threshold;
-- layer objects as activations (`activation=LeakyReLU()`) follow their layer.
+- `hard_sigmoid` was `clip(0.2 x + 0.5, 0, 1)` and is now `clip(x / 6 + 0.5, 0, 1)`;
+- bilinear `UpSampling2D` sampled at corners in Keras 2.0-2.3, and samples at pixel centres since;
+- `ThresholdedReLU` was removed; `ReLU` has a threshold;
+- layers used as activations (`activation=LeakyReLU()`) become separate layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kerasseg.checkpoints.keras2.layer_config import Adapter, NewLayer, OldLayer
 
 __all__ = ["LEGACY_BILINEAR", "arguments", "translate_layer"]
 
-#: Set in `OldLayer.config` by the caller where the writer's bilinear upsampling sampled at corners.
+#: Set in `OldLayer.config` by the caller if the writer's bilinear upsampling sampled at corners.
 LEGACY_BILINEAR = "__legacy_bilinear__"
 
 _SAME = {
@@ -37,13 +37,13 @@ _SAME = {
     "MaxPool2D": "MaxPooling2D",
     "GlobalAvgPool2D": "GlobalAveragePooling2D",
     "GlobalMaxPool2D": "GlobalMaxPooling2D",
-    "FixedDropout": "Dropout",  # of the EfficientNet package: Dropout with a noise shape that may hold None
+    "FixedDropout": "Dropout",  # from the EfficientNet package: Dropout whose noise shape may contain None
 }
 _RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
 _BOOKKEEPING = frozenset(
     {"batch_input_shape", "input_shape", "input_dtype", "input_dim", "input_length", "dynamic", "weights", "ragged"}
 ) | {"query_shape", "key_shape", "value_shape"}
-#: Values with which an argument that Keras 3 does not know says nothing.
+#: Neutral values of arguments that Keras 3 does not have.
 _SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "groups": (1,),
     "fused": (True, False, None),
@@ -54,7 +54,7 @@ _SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "adjustment": (None,),
     "implementation": (0, 1, 2),
     "interpolation": ("nearest",),
-    # A depthwise or separable convolution has kernels with other names; these belong to the class it derives from.
+    # Depthwise and separable convolutions name their kernels differently; these belong to the base class.
     "kernel_initializer": (Ellipsis,),
     "kernel_regularizer": (Ellipsis,),
     "kernel_constraint": (Ellipsis,),
@@ -67,17 +67,17 @@ _ACTIVATION_LAYERS = frozenset({"ReLU", "LeakyReLU", "ELU", "PReLU", "Softmax"})
 
 
 def translate_layer(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """The layers of Keras 3 that compute what one layer of Keras 2 computed; `notes` collects what changed, in words.
+    """Translate one Keras 2 layer into Keras 3 layers, and append what changed to `notes`.
 
     Raises:
-        Untranslatable: If it has arguments that Keras 3 has no counterpart for.
+        Untranslatable: An argument has no counterpart in Keras 3.
     """
     class_name = _SAME.get(old.class_name, old.class_name)
     if old.class_name == "ThresholdedReLU":
         notes.append("ThresholdedReLU became ReLU with a threshold")
         return [native(old, "ReLU", threshold=float(old.config.get("theta", 1.0)))]
     if class_name not in LAYERS:
-        # Left as it is: the gate refuses it by name, or knows it as registered by the user.
+        # Unchanged: `check_config` refuses it by name, or knows it as registered by the user.
         return [_foreign(old)]
     config = dict(old.config)
     following: list[tuple[str, str, dict[str, Any]]] = []
@@ -87,7 +87,7 @@ def translate_layer(old: OldLayer, notes: list[str]) -> list[NewLayer]:
             if more and key == "recurrent_activation":
                 raise Untranslatable("its recurrent activation has no counterpart in Keras 3")
             following += more
-    if class_name == "Activation" and following:  # nothing is left of it but what follows
+    if class_name == "Activation" and following:  # the following layers replace it
         (_, first_class, first_config), *following = following
         head = native(old, first_class, **first_config)
         return [head, *(after(head, suffix, kind, **more_config) for suffix, kind, more_config in following)]
@@ -105,7 +105,7 @@ def translate_layer(old: OldLayer, notes: list[str]) -> list[NewLayer]:
 
 
 def _attention_weights(use_bias: bool) -> Adapter:
-    """The weights of a MultiHeadAttention by name: `.keras` files of Keras 2 have them in alphabetical order."""
+    """Match the weights of a MultiHeadAttention by name, because Keras 2 `.keras` files order them alphabetically."""
     parts = {"query": "_query_dense", "key": "_key_dense", "value": "_value_dense", "attention_output": "_output_dense"}
 
     def adapt(values: Mapping[str, Any]) -> list[Any]:
@@ -129,24 +129,20 @@ def _foreign(old: OldLayer) -> NewLayer:
 
 
 def arguments(class_name: str, config: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Those entries of a Keras 2 configuration that the Keras 3 layer `class_name` knows, without its name.
+    """Return the configuration entries that the Keras 3 layer `class_name` accepts, without its name.
 
     Raises:
-        Untranslatable: If an entry that Keras 3 does not know says something.
+        Untranslatable: An entry that Keras 3 does not accept has a value that matters.
     """
     if class_name == "InputLayer":
         shape = config.get("batch_input_shape", config.get("batch_shape"))
         return {"batch_shape": shape, "dtype": _dtype(config.get("dtype")) or "float32"}
-    known = set(inspect.signature(getattr(keras.layers, class_name).__init__).parameters) | {
-        "name",
-        "trainable",
-        "dtype",
-    }
+    known = {*inspect.signature(getattr(keras.layers, class_name).__init__).parameters, "name", "trainable", "dtype"}
     result: dict[str, Any] = {}
     for old_key, value in config.items():
         key = _RENAMED.get(class_name, {}).get(old_key, old_key)
         if key != old_key:
-            notes.append(f"{class_name}: {old_key} is called {key} now")
+            notes.append(f"{class_name}: {old_key} was renamed to {key}")
         part = next((p for p in _PARTS if key.endswith(f"_{p}") or key == p), None)
         if key in _BOOKKEEPING:
             continue
@@ -163,11 +159,13 @@ def arguments(class_name: str, config: dict[str, Any], notes: list[str]) -> dict
         elif part:
             value = _part(value, part)
             if value is _UNKNOWN:
-                notes.append(f"{class_name}: a custom {part} was dropped, which only training would use")
+                notes.append(f"{class_name}: a custom {part} was dropped (used only in training)")
             else:
                 result[key] = value
         else:
             result[key] = value
+    if class_name.startswith("SpatialDropout"):
+        result.pop("trainable", None)
     return {k: v for k, v in result.items() if k != "name"}
 
 
@@ -181,7 +179,7 @@ _UNKNOWN = object()
 
 
 def _part(value: Any, kind: str) -> Any:
-    """An initializer, regularizer or constraint as Keras 3 writes it; `_UNKNOWN` for a custom one."""
+    """Return an initializer, regularizer or constraint in Keras 3 form; `_UNKNOWN` for a custom one."""
     if value is None or isinstance(value, str):
         known = value is None or (value.isidentifier() and hasattr(_PARTS[kind], value))
         return value if known else _UNKNOWN
@@ -194,16 +192,11 @@ def _part(value: Any, kind: str) -> Any:
     config = {k: v for k, v in (value.get("config") or {}).items() if k in accepted}
     if "distribution" in config:
         config["distribution"] = _DISTRIBUTIONS.get(config["distribution"], config["distribution"])
-    return {
-        "module": f"keras.{kind}s",
-        "class_name": value["class_name"],
-        "config": config,
-        "registered_name": None,
-    }
+    return {"module": f"keras.{kind}s", "class_name": value["class_name"], "config": config, "registered_name": None}
 
 
-#: What the activations of TensorFlow Addons are called in Keras 3, with the defaults both have. Not `sparsemax`: that of
-#: Keras 3.15 finds a wrong threshold wherever more than one entry is kept, so `legacy` has its own.
+#: TensorFlow Addons activation -> Keras 3 activation with the same defaults. `sparsemax` is left out, because Keras 3.15
+#: computes a wrong threshold if more than one entry is kept; `legacy` has its own.
 _ADDONS = {
     "gelu": "gelu",
     "mish": "mish",
@@ -214,7 +207,7 @@ _ADDONS = {
 
 
 def _activation(value: Any, notes: list[str]) -> tuple[Any, list[tuple[str, str, dict[str, Any]]]]:
-    """The activation as Keras 3 names it, and the layers `(suffix, class, config)` that must follow instead."""
+    """Return the Keras 3 name of the activation, or "linear" and layers `(suffix, class, config)` that replace it."""
     if isinstance(value, dict):
         if value.get("class_name") in _ACTIVATION_LAYERS:
             kind = str(value["class_name"])
@@ -227,12 +220,10 @@ def _activation(value: Any, notes: list[str]) -> tuple[Any, list[tuple[str, str,
         return value, []
     if name == "hard_sigmoid":
         notes.append(
-            "hard_sigmoid of Keras 2, clip(0.2 x + 0.5, 0, 1), became Rescaling and ReLU: Keras 3 defines another"
+            "hard_sigmoid of Keras 2, clip(0.2 x + 0.5, 0, 1), which Keras 3 defines differently, became Rescaling and ReLU"
         )
-        return "linear", [
-            ("hard", "Rescaling", {"scale": 0.2, "offset": 0.5}),
-            ("sigmoid", "ReLU", {"max_value": 1.0}),
-        ]
+        steps = [("hard", "Rescaling", {"scale": 0.2, "offset": 0.5}), ("sigmoid", "ReLU", {"max_value": 1.0})]
+        return "linear", steps
     package, _, short = name.rpartition(">")
     if package == "Addons":
         if short in _ADDONS:
@@ -245,17 +236,17 @@ def _activation(value: Any, notes: list[str]) -> tuple[Any, list[tuple[str, str,
 
 
 def _corner_bilinear(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """Bilinear upsampling that samples at corners, as TensorFlow 1 did.
+    """Return bilinear upsampling that samples at corners, as TensorFlow 1 did.
 
     For a factor of 2 it is out[2 i] = x[i], out[2 i + 1] = (x[i] + x[i + 1]) / 2: nearest upsampling followed by the mean
-    over a pixel and its right and lower neighbours (`same` padding leaves the missing neighbour out, which repeats the
-    border as the original does). Factors that are powers of 2 are made of such steps, exactly.
+    over each pixel and its right and lower neighbours. `same` padding omits missing neighbours, which repeats the border
+    as in the original. Larger powers of 2 are exact compositions of such steps.
     """
     rows, columns = old.config["size"] if isinstance(old.config["size"], list | tuple) else [old.config["size"]] * 2
     if rows & (rows - 1) or columns & (columns - 1) or min(rows, columns) < 1:
         raise Untranslatable(f"its bilinear upsampling by {rows}x{columns} sampled at corners, which Keras 3 cannot do")
     notes.append(
-        "bilinear UpSampling2D of Keras 2.0-2.3 sampled at corners: nearest upsampling and AveragePooling2D do now"
+        "bilinear UpSampling2D of Keras 2.0-2.3, which sampled at corners, became nearest upsampling and AveragePooling2D"
     )
     chain: list[NewLayer] = []
     while max(rows, columns) > 1:

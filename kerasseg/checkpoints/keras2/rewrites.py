@@ -1,6 +1,6 @@
-"""Rewrites of whole Keras 3 configurations: channels moved to the last axis, final class decisions removed.
+"""Rewrites of whole Keras 3 configurations: channels-first to channels-last, and removal of a final argmax or threshold.
 
-Both work on networks of Keras 3 as well as on translated ones of Keras 2. Pure: a dictionary goes in, another comes out.
+They also apply to translated Keras 2 networks, and return new dictionaries.
 """
 
 from __future__ import annotations
@@ -8,21 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from kerasseg.checkpoints.keras2.layer_config import Adapter
+from kerasseg.checkpoints.stored import StoredLayer
 from kerasseg_tfrecords.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from kerasseg.checkpoints.stored import StoredLayer
+__all__ = ["Translation", "ends", "entry_name", "histories", "rewrite"]
 
-__all__ = ["Translation", "histories", "rewrite"]
-
-
-MAX_LAYERS = 5000
-"""A U-Net on EfficientNetB7 has about 1,000, and Keras needs some milliseconds for each."""
+MAX_LAYERS = 5000  # a U-Net on EfficientNetB7 has about 1,000, and each takes Keras some milliseconds
 
 
 @dataclass(frozen=True)
@@ -30,10 +26,10 @@ class Translation:
     """A rewritten configuration.
 
     Attributes:
-        config: What Keras 3 reads: `{"module", "class_name", "config", "registered_name"}`.
+        config: A Keras 3 configuration: `{"module", "class_name", "config", "registered_name"}`.
         notes: What was translated, one sentence each.
-        adapters: For layers whose weights have to be rearranged: by path (`layer`, or `network/layer` inside a nested
-            network), the function that makes the new weights from the old.
+        adapters: Functions that make new weights from old, by layer path (`layer`, or `network/layer` in a nested network).
+        renamed: Old layer path -> new path.
     """
 
     config: dict[str, Any]
@@ -42,14 +38,14 @@ class Translation:
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def placed(self, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
-        """Stored weights under the new names of their layers."""
+        """Return stored weights under the new names of their layers."""
         if not self.renamed:
             return dict(stored)
         result = {}
         for path, layer in stored.items():
             new = self.renamed.get(path, path)
             inner = {k.removeprefix(f"{path}/"): v for k, v in self.renamed.items() if k.startswith(f"{path}/")}
-            # The old layout keeps the weights of a nested network in one group, by the names of its layers.
+            # The old layout stores a nested network as one group that uses the names of its layers.
             values = {_renamed_weight(name, inner): value for name, value in layer.values.items()}
             result[new] = replace(layer, path=new, values=values)
         return result
@@ -66,11 +62,11 @@ def rewrite(config: Mapping[str, Any], path: object) -> Translation:
     """Move channels to the last axis and remove a final argmax or threshold.
 
     Args:
-        config: A Keras 3 network: `{"module", "class_name", "config", ...}`. It is not changed.
+        config: A Keras 3 network: `{"module", "class_name", "config", ...}`; left unchanged.
         path: The checkpoint, for messages.
 
     Raises:
-        CheckpointError: The network has its channels first and a layer that kerasseg cannot convert.
+        CheckpointError: The network is channels-first and contains a layer that kerasseg cannot convert.
     """
     result, notes, adapters = dict(config), [], {}
     if (layers := _count(config)) > MAX_LAYERS:
@@ -83,7 +79,7 @@ def rewrite(config: Mapping[str, Any], path: object) -> Translation:
             conversion = _ChannelsLast(str(path))
             conversion.network(result, None, "")
             adapters = conversion.adapters
-            notes.append("channels first became channels last: the network takes and returns (rows, columns, channels)")
+            notes.append("converted to channels last: the network takes and returns (rows, columns, channels)")
         result, removed = _without_decisions(result)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -93,7 +89,7 @@ def rewrite(config: Mapping[str, Any], path: object) -> Translation:
 
 
 def histories(value: Any) -> Iterator[list[Any]]:
-    """The `[layer, node, tensor]` of every tensor that a call takes, in order."""
+    """Yield the `[layer, node, tensor]` reference of every tensor in a call, in order."""
     if isinstance(value, Mapping):
         if isinstance(value.get("keras_history"), list):
             yield value["keras_history"]
@@ -105,12 +101,13 @@ def histories(value: Any) -> Iterator[list[Any]]:
             yield from histories(inner)
 
 
-def _entry_name(entry: Mapping[str, Any]) -> str:
+def entry_name(entry: Mapping[str, Any]) -> str:
+    """Return the name of a layer."""
     return str(entry["name"] if "name" in entry else entry["config"]["name"])
 
 
 def _count(network: Any) -> int:
-    """The number of layers, those of nested networks included."""
+    """Return the number of layers, including those of nested networks."""
     config = network.get("config") if isinstance(network, Mapping) else None
     layers = config.get("layers") if isinstance(config, Mapping) else None
     return 1 + sum(_count(layer) for layer in layers) if isinstance(layers, list) else 1
@@ -118,15 +115,18 @@ def _count(network: Any) -> int:
 
 # --- final decisions -------------------------------------------------------------------------------------------------
 
-_PASSED = frozenset({"Identity", "Cast", "ExpandDims", "Squeeze", "Reshape"})
+_PASSED = frozenset(
+    {"Identity", "Cast", "ExpandDims", "Multiply", "OneHot", "Rescaling", "Reshape", "Squeeze", "Where"}
+)
+_FILLED = frozenset({"FullLike", "OnesLike", "ZerosLike"})
 
 
 def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The network without a final argmax or threshold, which would leave nothing to train on."""
+    """Return the network without a final argmax or threshold, which has no gradient."""
     inner = config.get("config")
     if not isinstance(inner, dict) or "output_layers" not in inner or not isinstance(inner.get("layers"), list):
         return config, ()
-    by_name = {_entry_name(e): e for e in inner["layers"]}
+    by_name = {entry_name(e): e for e in inner["layers"]}
     notes: list[str] = []
     removed: set[str] = set()
 
@@ -135,33 +135,49 @@ def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[st
         while (entry := by_name.get(current[0])) is not None and entry.get("inbound_nodes"):
             kind = str(entry["class_name"])
             decision = _decision(entry, kind)
-            if decision is None and kind not in _PASSED:
-                return end
             node = entry["inbound_nodes"][current[1]]
+            if decision is None and kind not in _PASSED and not (kind == "GetItem" and _adds_axes(node)):
+                return end
             sources = list(histories(node))
+            if kind == "Where":  # what it chooses between may be made by layers, but of constants alone
+                filled = [by_name[name] for name, *_ in sources[1:] if name in by_name]
+                sources = sources[:1] if all(e["class_name"] in _FILLED for e in filled) else sources
+                removed_too = [entry_name(e) for e in filled]
+            else:
+                removed_too = []
             if len(sources) != 1:
                 return end
-            tail.append(current[0])
+            tail += [current[0], *removed_too]
             current = sources[0]
             if decision is not None:
-                notes.append(f"the final {decision} was removed: the network returns the scores that it decides by")
+                notes.append(f"the final {decision} was removed: the network returns the scores before it")
                 removed.update(tail)
                 return list(current)
         return end
 
-    ends = _map_ends(inner["output_layers"], before)
+    outputs = _map_ends(inner["output_layers"], before)
     if not notes:
         return config, ()
-    if isinstance(ends, list) and not isinstance(ends[0], str):
-        ends = [end for i, end in enumerate(ends) if end not in ends[:i]]
-        ends = ends[0] if len(ends) == 1 and isinstance(ends[0], list) else ends
-    read = {h[0] for e in inner["layers"] if _entry_name(e) not in removed for h in histories(e.get("inbound_nodes"))}
-    kept = [e for e in inner["layers"] if _entry_name(e) not in removed or _entry_name(e) in read]
-    return {**config, "config": {**inner, "layers": kept, "output_layers": ends}}, tuple(dict.fromkeys(notes))
+    if isinstance(outputs, list) and not isinstance(outputs[0], str):
+        outputs = [end for i, end in enumerate(outputs) if end not in outputs[:i]]
+        outputs = outputs[0] if len(outputs) == 1 and isinstance(outputs[0], list) else outputs
+    read = {h[0] for e in inner["layers"] if entry_name(e) not in removed for h in histories(e.get("inbound_nodes"))}
+    kept = [e for e in inner["layers"] if entry_name(e) not in removed or entry_name(e) in read]
+    return {**config, "config": {**inner, "layers": kept, "output_layers": outputs}}, tuple(dict.fromkeys(notes))
+
+
+def _adds_axes(node: Mapping[str, Any]) -> bool:
+    """Whether a slice takes all and only adds axes, as `[..., None]` does."""
+    key = node["args"][1] if len(node.get("args", ())) > 1 else node.get("kwargs", {}).get("key")
+    whole = {"start": None, "stop": None, "step": None}
+    parts = key if isinstance(key, list) else [key]
+    return all(
+        part is None or part.get("class_name") == "__ellipsis__" or part.get("config") == whole for part in parts
+    )
 
 
 def _decision(entry: Mapping[str, Any], kind: str) -> str | None:
-    """What a layer decides, in words; None for one that does not."""
+    """Return what a layer decides, in words; None if it decides nothing."""
     if kind == "Argmax":
         return "argmax" if entry["config"].get("axis") in (-1, 3) else None
     if kind in {"Greater", "GreaterEqual"}:
@@ -177,10 +193,7 @@ def _map_ends(value: Any, change: Callable[[list[Any]], list[Any]]) -> Any:
     return [_map_ends(v, change) for v in value]
 
 
-# --- channels first --------------------------------------------------------------------------------------------------
-
 _FIRST, _LAST, _FLAT = "channels_first", "channels_last", "flat"
-
 _AXES = {0: 0, 1: 3, 2: 1, 3: 2}
 
 
@@ -198,7 +211,6 @@ _WITH_AXIS = _words(
     "Argmax BatchNormalization Concatenate GroupNormalization LayerNormalization Max Mean Min Normalization",
     "Softmax Stack Sum UnitNormalization",
 )
-_SHAPED = frozenset({"InputLayer", "Flatten", "Dense", "Reshape", "Permute", "PReLU"})
 
 
 def _has_channels_first(value: Any) -> bool:
@@ -208,36 +220,35 @@ def _has_channels_first(value: Any) -> bool:
 
 
 class _ChannelsLast:
-    """Rewrites a network in place. Tensors are told apart by the layout that they had in the file."""
+    """Rewrites a network in place, keeping track of each tensor's layout in the file."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.adapters: dict[str, Adapter] = {}
 
     def network(self, entry: dict[str, Any], given: str | None, prefix: str) -> str:
-        """Rewrite one network; returns the layout that its (first) output had."""
+        """Rewrite one network and return the original layout of its first output."""
         config = entry["config"]
         layers = config["layers"]
         layouts: dict[str, str] = {}
         layout = given or _FIRST
         for layer in layers:
-            name = _entry_name(layer)
+            name = entry_name(layer)
             sources = [layouts[h[0]] for h in histories(layer.get("inbound_nodes")) if h[0] in layouts]
             if layer["class_name"] == "InputLayer":
                 layout = given or self.start(layers, name)
             elif entry["class_name"] != "Sequential":
                 layout = next((s for s in sources if s != _FLAT), sources[0] if sources else layout)
             layouts[name] = layout = self.layer(layer, layout, prefix)
-        for key in ("build_input_shape",):
-            if config.get(key) and (given or _FIRST) == _FIRST:
-                config[key] = _moved(config[key])
+        if config.get("build_input_shape") and (given or _FIRST) == _FIRST:
+            config["build_input_shape"] = _moved(config["build_input_shape"])
         if isinstance(entry.get("build_config"), dict):
             entry.pop("build_config")
-        ends = list(_ends(config["output_layers"])) if "output_layers" in config else []
-        return layouts.get(ends[0][0], layout) if ends else layout
+        outputs = list(ends(config["output_layers"])) if "output_layers" in config else []
+        return layouts.get(outputs[0][0], layout) if outputs else layout
 
     def start(self, layers: list[dict[str, Any]], name: str) -> str:
-        """The layout of an input, which the first layer that has one tells."""
+        """Return the layout of an input, determined by the first layer that requires one."""
         reached = {name}
         for layer in layers:
             if not reached & {h[0] for h in histories(layer.get("inbound_nodes"))}:
@@ -246,11 +257,11 @@ class _ChannelsLast:
                 return _LAST if list(layer["config"]["dims"]) == [3, 1, 2] else _FIRST
             if "data_format" in layer["config"]:
                 return str(layer["config"]["data_format"])
-            reached.add(_entry_name(layer))
+            reached.add(entry_name(layer))
         return _FIRST
 
     def layer(self, entry: dict[str, Any], layout: str, prefix: str) -> str:
-        kind, config, name = entry["class_name"], entry["config"], _entry_name(entry)
+        kind, config, name = entry["class_name"], entry["config"], entry_name(entry)
         entry.pop("build_config", None)
         if kind in {"Functional", "Model", "Sequential"}:
             return self.network(entry, layout, f"{prefix}{name}/")
@@ -271,14 +282,14 @@ class _ChannelsLast:
         return self.first(entry, kind, config, name, prefix)
 
     def first(self, entry: dict[str, Any], kind: str, config: dict[str, Any], name: str, prefix: str) -> str:
-        """A layer without `data_format` on a tensor whose channels came first."""
+        """Rewrite a layer without `data_format` on a channels-first tensor."""
         if kind == "InputLayer":
             config["batch_shape"] = _moved(config["batch_shape"])
         elif kind == "Permute" and list(config["dims"]) == [2, 3, 1]:
             entry.update(class_name="Identity", config={"name": config["name"]})
             return _LAST
         elif kind == "Flatten" and config.get("data_format") == _FIRST:
-            config["data_format"] = _LAST  # Keras flattens both in the same order
+            config["data_format"] = _LAST  # Keras flattens both layouts in the same order
             return _FLAT
         elif kind == "Reshape" and list(config["target_shape"])[1:] == [1, 1]:
             config["target_shape"] = [1, 1, config["target_shape"][0]]
@@ -313,9 +324,10 @@ def _moved(shape: Any) -> list[Any]:
     return [batch, *rest, channels]
 
 
-def _ends(value: Any) -> Iterator[list[Any]]:
+def ends(value: Any) -> Iterator[list[Any]]:
+    """Yield every `[layer, node, tensor]` in the input or output list of a network."""
     if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
         yield value
     else:
         for v in value.values() if isinstance(value, Mapping) else value:
-            yield from _ends(v)
+            yield from ends(v)

@@ -1,7 +1,7 @@
-"""TensorFlow operations between Keras 2 layers (`x * y`, `tf.concat`, `tf.nn.relu`) as native Keras 3 layers.
+"""TensorFlow operations in Keras 2 networks (`x * y`, `tf.concat`, `tf.nn.relu`) as native Keras 3 layers.
 
-Keras 2 stored them as `TFOpLambda` and `SlicingOpLambda` layers, with the name of a TensorFlow function that it looked up
-and called. Here the name is looked up in the table of `kerasseg.checkpoints.operations`, and nowhere else.
+Keras 2 stored them as `TFOpLambda` and `SlicingOpLambda` layers with the name of a TensorFlow function. The name is looked
+up only in the table of `kerasseg.checkpoints.operations`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ OPERATION_CLASSES = frozenset({"TFOpLambda", "SlicingOpLambda"})
 #: Values of keywords that only state the default.
 _DEFAULTS: tuple[Any, ...] = (None, False, "NHWC")
 
+#: The shape of a tensor; with True, the shape for an image of a usual size where the size is not fixed.
 ShapeOf = Callable[[Ref, bool], tuple[int | None, ...]]
-"""The shape of a tensor; with True, the shape for an image of a usual size where the size is free."""
 
 
 class Sizes:
-    """Tensors that hold the sizes of other tensors, as `tf.shape` gives them, worked out instead of computed.
+    """Values of tensors that hold sizes of other tensors, such as the results of `tf.shape`.
 
     Args:
-        shape_of: Gives the shape of a tensor of the network.
+        shape_of: Returns the shape of a tensor of the network.
     """
 
     def __init__(self, shape_of: ShapeOf) -> None:
@@ -39,7 +39,7 @@ class Sizes:
         self._known: dict[Ref, np.ndarray] = {}
 
     def add(self, old: OldLayer) -> bool:
-        """Take in a layer that computes with sizes alone. Returns whether `old` is one."""
+        """Evaluate a layer that computes only with sizes; return whether `old` is one."""
         function = _function(old)
         if function not in {"shape", *_SIZE_FUNCTIONS} or not old.calls:
             return False
@@ -57,12 +57,12 @@ class Sizes:
             try:
                 value = _SIZE_FUNCTIONS[function](*args, **kwargs)
             except (TypeError, ValueError, IndexError, KeyError) as error:
-                raise Untranslatable("it computes a size in a way that cannot be worked out") from error
+                raise Untranslatable("it computes a size in an unsupported way") from error
         self._known[Ref(old.name, 0, 0)] = np.asarray(value, object)
         return True
 
     def _held(self, value: Any) -> Any:
-        """A constant or a known size as an array, everything else as it is."""
+        """Return a known size as an array and any other value unchanged."""
         if isinstance(value, Ref):
             return self._known.get(value, value)
         if isinstance(value, list) and any(isinstance(v, Ref) and v in self._known for v in value):
@@ -71,7 +71,7 @@ class Sizes:
         return value
 
     def known(self, value: Any) -> Any:
-        """`value` with numbers, and `Dim`s where the size is free, in place of references to sizes."""
+        """Replace references to sizes in `value` by numbers, or by `Dim`s where the size is not fixed."""
         if isinstance(value, Ref) and value in self._known:
             return self._known[value].tolist()
         return [self.known(v) for v in value] if isinstance(value, list) else value
@@ -102,10 +102,10 @@ def translate_operation(old: OldLayer, sizes: Sizes) -> list[NewLayer]:
 
     Args:
         old: The layer.
-        sizes: The sizes that are known by now.
+        sizes: The sizes known so far.
 
     Raises:
-        Untranslatable: The table lacks the operation, or does not cover the way in which it is used.
+        Untranslatable: The operation, or the way in which it is used, is not supported.
     """
     function = _function(old)
     rows = [_flatten(_expression(function, call, sizes), old.name) for call in old.calls]
@@ -126,7 +126,7 @@ Row = tuple[str, dict[str, Any], str, Call]
 
 
 def _flatten(value: Expression, name: str) -> list[Row]:
-    """The layers of an expression, each after its inputs; inner ones are called `name_0`, `name_1`, ..."""
+    """Return the layers of an expression, each after its inputs; inner ones are named `name_0`, `name_1`, ..."""
     rows: list[Row] = []
 
     def visit(v: Any) -> Any:
@@ -178,7 +178,7 @@ def _expression(function: str, call: Call, sizes: Sizes) -> Expression:
 
 
 def _factor(image: Any, axis: int, size: Any, sizes: Sizes) -> int | None:
-    """How many times larger than the image's axis a free size is, or None."""
+    """Return the factor between a size that is not fixed and the image's axis, or None."""
     if not isinstance(size, Dim) or not isinstance(image, Ref):
         return None
     if size.source == repr(image):
@@ -193,7 +193,7 @@ def _factor(image: Any, axis: int, size: Any, sizes: Sizes) -> int | None:
 def _upsample(arguments: Mapping[str, Any], factors: list[int | None]) -> Expression:
     method = arguments.get("method", "bilinear")
     if None in factors or method not in {"bilinear", "nearest"} or arguments.get("antialias"):
-        raise Untranslatable("its size is computed by other operations, and is no multiple of the size of its input")
+        raise Untranslatable("its size is computed by other operations and is not a multiple of the size of its input")
     return Expression("UpSampling2D", (arguments["images"],), {"size": factors, "interpolation": method})
 
 
@@ -212,7 +212,7 @@ def _getitem(call: Call, sizes: Sizes) -> Expression:
 
     key = [part(item) for item in (spec if isinstance(spec, list) else [spec])]
     x = call.tensors[0]
-    if Ellipsis in key:  # Keras cannot save one
+    if Ellipsis in key:  # Keras cannot save an Ellipsis
         place = key.index(Ellipsis)
         rank = len(sizes.shape_of(x, False))
         full = {"class_name": "__slice__", "config": {"start": None, "stop": None, "step": None}}

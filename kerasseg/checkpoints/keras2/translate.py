@@ -1,56 +1,53 @@
-"""Network configurations of Keras 2, rewritten as configurations of Keras 3.
+"""Translation of Keras 2 network configurations to Keras 3.
 
-A dictionary goes in, another comes out, and nothing that the configuration names is looked up or called. The result still
-has to pass `allowed.check_config`. Only where a network computes with sizes of tensors is a checked part of it traced.
+A new dictionary is returned, and nothing that the configuration names is looked up or called. The result must still pass
+`allowed.check_config`. Only networks that compute with tensor sizes are partly built, after a check, to find these sizes.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
-from kerasseg.checkpoints.allowed import NETWORKS, build, check_config
+from kerasseg.checkpoints.allowed import NETWORKS, build, check_config, check_size, without_memory
 from kerasseg.checkpoints.keras2.addons import ADDONS, translate_addon
-from kerasseg.checkpoints.keras2.layer_config import (
-    Adapter,
-    Call,
-    NewLayer,
-    OldLayer,
-    Ref,
-    Untranslatable,
-    parse_call,
-)
+from kerasseg.checkpoints.keras2.layer_config import Adapter, Call, NewLayer, OldLayer, Ref, Untranslatable, parse_call
 from kerasseg.checkpoints.keras2.layers import LEGACY_BILINEAR, translate_layer
-from kerasseg.checkpoints.keras2.rewrites import Translation, histories, rewrite
+from kerasseg.checkpoints.keras2.rewrites import Translation, ends, entry_name, histories, rewrite
 from kerasseg.checkpoints.keras2.tf_operations import OPERATION_CLASSES, Sizes, translate_operation
+from kerasseg.checkpoints.stored import StoredLayer, match
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import count
 
-if TYPE_CHECKING:
-    pass
+__all__ = [
+    "Translation",
+    "build_translated",
+    "one_end",
+    "samples_at_corners",
+    "translate",
+    "with_bare_ends",
+]
 
-__all__ = ["Translation", "one_end", "samples_at_corners", "translate", "translate_config", "with_bare_ends"]
+_SUBCLASSED = "A subclassed model is Python code: run that code, and save a functional network."
 
 
-def one_end(ends: Any) -> Any:
-    """`[["image", 0, 0]]` as `["image", 0, 0]`, anything else as it is.
+def one_end(value: Any) -> Any:
+    """Return `[["image", 0, 0]]` as `["image", 0, 0]`, and anything else unchanged.
 
-    Keras makes a network of the first that wants its one tensor in a list, warns where it is not in one, and answers with a
-    list.
+    With the nested form Keras builds a network that expects a list of inputs and returns a list of outputs.
 
     >>> one_end([["image", 0, 0]]), one_end([["a", 0, 0], ["b", 0, 0]])
     (['image', 0, 0], [['a', 0, 0], ['b', 0, 0]])
     """
-    return ends[0] if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list) else ends
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) else value
 
 
 def with_bare_ends(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A functional network's configuration with its only input and its only output not in lists."""
+    """Return a functional network's configuration with a single input or output not in a list."""
     inner = config.get("config")
     if not isinstance(inner, dict):
         return dict(config)
@@ -62,12 +59,12 @@ _ANY = {"class_name": "__keras_tensor__", "config": {"shape": [1], "dtype": "flo
 
 
 def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed: dict[str, str]) -> dict[str, Any]:
-    """A network whose layers have names that Keras 3 allows. `renamed` gets the new path of each such layer."""
+    """Return a network with layer names that Keras 3 allows; add the old and new path of each layer to `renamed`."""
     config = entry["config"]
     layers = config if isinstance(config, list) else config.get("layers")
     if not isinstance(layers, list):
         return dict(entry)
-    names = {_name(e) for e in layers}
+    names = {entry_name(e) for e in layers}
     taken, fresh = set(names), {}
     for name in sorted(n for n in names if "/" in n):
         free = next(c for c in _candidates(name.replace("/", "_")) if c not in taken)
@@ -83,7 +80,7 @@ def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed
 
     rewritten = []
     for layer in layers:
-        old = _name(layer)
+        old = entry_name(layer)
         new = fresh.get(old, old)
         if new != old or path != new_path:
             renamed[f"{path}{old}"] = f"{new_path}{new}"
@@ -94,9 +91,9 @@ def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed
         rewritten.append({k: refs(v) if k == "inbound_nodes" and fresh else v for k, v in layer.items()})
     if isinstance(config, list):
         return {**entry, "config": rewritten}
-    ends = {k: refs(config[k]) for k in ("input_layers", "output_layers") if k in config}
+    bounds = {k: refs(config[k]) for k in ("input_layers", "output_layers") if k in config}
     own_name = {"name": str(config["name"]).replace("/", "_")} if "name" in config else {}
-    return {**entry, "config": {**config, "layers": rewritten, **ends, **own_name}}
+    return {**entry, "config": {**config, "layers": rewritten, **bounds, **own_name}}
 
 
 def _named(config: Any, name: str) -> Any:
@@ -108,30 +105,18 @@ def _candidates(name: str) -> Iterator[str]:
     yield from (f"{name}_{i}" for i in itertools.count(1))
 
 
-def translate_config(config: Mapping[str, Any], *, writer: str = "") -> tuple[dict[str, Any], tuple[str, ...]]:
-    """`translate` without the adapters: the configuration for Keras 3, and what was translated.
-
-    Example:
-        >>> old = {"class_name": "Model", "config": {"name": "m", "layers": [], "input_layers": [], "output_layers": []}}
-        >>> translate_config(old)[0]["class_name"]
-        'Functional'
-    """
-    result = translate(config, writer=writer)
-    return result.config, result.notes
-
-
 def translate(config: Mapping[str, Any], *, writer: str = "", path: object = "the configuration") -> Translation:
     """Rewrite the configuration of a functional or sequential network.
 
     Args:
-        config: `{"class_name": "Functional" | "Model" | "Sequential", "config": {...}}` as Keras 2.x or tf.keras wrote it.
-            It is not changed.
-        writer: The version of Keras that wrote it, for instance `2.3.1` or `2.2.4-tf`; some layers computed other things
-            in some versions.
+        config: `{"class_name": "Functional" | "Model" | "Sequential", "config": {...}}` as Keras 2.x or tf.keras wrote it;
+            left unchanged.
+        writer: The version of Keras that wrote it, for instance `2.3.1` or `2.2.4-tf`, because some layers changed
+            between versions.
         path: The checkpoint, for messages.
 
     Raises:
-        CheckpointError: Naming the layer that has no counterpart in Keras 3.
+        CheckpointError: A layer has no counterpart in Keras 3; the message names it.
     """
     translator = _Translator(str(path), samples_at_corners(writer))
     try:
@@ -150,13 +135,40 @@ def translate(config: Mapping[str, Any], *, writer: str = "", path: object = "th
 
 
 def samples_at_corners(writer: str) -> bool:
-    """Whether this version's bilinear upsampling sampled at corners: Keras 2.0-2.3 by itself did, `tf.keras` did not.
+    """Return whether this version's bilinear upsampling sampled at corners, as in Keras 2.0-2.3 (but not `tf.keras`).
 
     >>> samples_at_corners("2.3.1"), samples_at_corners("2.2.4-tf"), samples_at_corners("2.15.0")
     (True, False, False)
     """
     numbers = writer.split(".")
     return len(numbers) > 1 and numbers[0] == "2" and numbers[1] in {"0", "1", "2", "3"} and not writer.endswith("-tf")
+
+
+def build_translated(
+    translation: Translation, numbers: int, stored: Mapping[str, StoredLayer], path: object
+) -> keras.Model:
+    """Check and build a translated network and assign all its weights.
+
+    Args:
+        translation: The network.
+        numbers: Number of values in the file; the network must not be larger.
+        stored: The weights, under the old names of the layers.
+        path: The checkpoint, for messages.
+
+    Raises:
+        CheckpointError: The configuration is refused, or the weights do not fit.
+    """
+    check_config(translation.config, path)
+    check_size(translation.config, numbers, path)
+    model = build(translation.config, path)
+    report = match(model, translation.placed(stored), adapters=translation.adapters).apply()
+    if not report.complete:
+        raise CheckpointError(
+            "the weights do not fit the network that the file describes",
+            path=str(path),
+            found="; ".join(report.lines()),
+        )
+    return model
 
 
 class _Translator:
@@ -174,7 +186,7 @@ class _Translator:
                 path=self.path,
                 found=f"class {class_name}",
                 expected="Functional, Model or Sequential",
-                remedy="A subclassed model is a Python program: run it, and save a functional network of it.",
+                remedy=_SUBCLASSED,
             )
         config = entry["config"]
         if class_name == "Sequential":
@@ -184,19 +196,19 @@ class _Translator:
                 "the file describes a subclassed model",
                 path=self.path,
                 expected="a functional or sequential network",
-                remedy="A subclassed model is a Python program: run it, and save a functional network of it.",
+                remedy=_SUBCLASSED,
             )
         return self.functional(config, prefix)
 
     def functional(self, config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        names = frozenset(_name(e) for e in config["layers"])
-        nested = {_name(e): e for e in config["layers"] if e["class_name"] in NETWORKS}
+        names = frozenset(entry_name(e) for e in config["layers"])
+        nested = {entry_name(e): e for e in config["layers"] if e["class_name"] in NETWORKS}
         parsed: dict[str, tuple[Call, ...]] = {}
         for entry in config["layers"]:
             try:
-                parsed[_name(entry)] = tuple(parse_call(node, names) for node in entry.get("inbound_nodes") or [])
+                parsed[entry_name(entry)] = tuple(parse_call(node, names) for node in entry.get("inbound_nodes") or [])
             except Untranslatable as error:
-                raise self.error(_name(entry), entry["class_name"], error) from error
+                raise self.error(entry_name(entry), entry["class_name"], error) from error
         offsets = {name: _offset(name, entry, parsed, config) for name, entry in nested.items()}
         rows: list[_Row] = []
         last: dict[str, str] = {}
@@ -207,7 +219,7 @@ class _Translator:
 
         sizes = Sizes(shape_of)
         for entry in config["layers"]:
-            name, calls = _name(entry), parsed[_name(entry)]
+            name, calls = entry_name(entry), parsed[entry_name(entry)]
             if name in nested:
                 rows.append(([{**self.network(entry, f"{prefix}{name}/"), "name": name}], [calls]))
                 continue
@@ -219,55 +231,55 @@ class _Translator:
                 rows.append(([_entry(layer) for layer in chain], [first, *(layer.calls for layer in chain[1:])]))
         layers = _wired(rows, last, offsets)
 
-        def ends(value: Any) -> Any:
+        def moved(value: Any) -> Any:
             if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
                 name, node, tensor = value
                 if name in nested:
-                    # Keras 3 counts the calls of a nested functional network from 1 here, and those of all else from 0.
+                    # Here Keras 3 numbers the calls of nested functional networks from 1, and all others from 0.
                     node = node - offsets[name] + (nested[name]["class_name"] != "Sequential")
                 return [last.get(name, name), node, tensor]
-            return {k: ends(v) for k, v in value.items()} if isinstance(value, dict) else [ends(v) for v in value]
+            return {k: moved(v) for k, v in value.items()} if isinstance(value, dict) else [moved(v) for v in value]
 
         return _network(
             "Functional",
             name=config["name"],
             trainable=config.get("trainable", True),
             layers=layers,
-            input_layers=one_end(ends(config["input_layers"])),
-            output_layers=one_end(ends(config["output_layers"])),
+            input_layers=one_end(moved(config["input_layers"])),
+            output_layers=one_end(moved(config["output_layers"])),
         )
 
     def sequential(self, config: Any, prefix: str) -> dict[str, Any]:
-        # Keras 2.0-2.2 wrote the bare list of layers.
+        # Keras 2.0-2.2 wrote only the list of layers.
         entries = config if isinstance(config, list) else config["layers"]
         name = "sequential" if isinstance(config, list) else config["name"]
         shape = None if isinstance(config, list) else config.get("build_input_shape")
         layers: list[dict[str, Any]] = []
         for number, entry in enumerate(entries):
             if entry["class_name"] in NETWORKS:
-                layers.append(self.network(entry, f"{prefix}{_name(entry)}/"))
+                layers.append(self.network(entry, f"{prefix}{entry_name(entry)}/"))
                 continue
             inner = dict(entry["config"])
             if number == 0 and entry["class_name"] != "InputLayer":
                 first = inner.get("batch_input_shape") or shape
                 if first:
                     dtype = inner.get("dtype") if isinstance(inner.get("dtype"), str) else "float32"
-                    batch = {"batch_shape": first, "dtype": dtype, "name": f"{_name(entry)}_input"}
+                    batch = {"batch_shape": first, "dtype": dtype, "name": f"{entry_name(entry)}_input"}
                     layers.append(_entry(NewLayer("InputLayer", batch)))
-            old = OldLayer(_name(entry), _class(entry), inner, ())
+            old = OldLayer(entry_name(entry), _class(entry), inner, ())
             layers += [_entry(layer) for layer in self.chain(old, prefix)]
         for entry in layers:
             entry.pop("inbound_nodes", None)
         return _network("Sequential", name=name, layers=layers)
 
     def chain(self, old: OldLayer, prefix: str, sizes: Sizes | None = None) -> list[NewLayer]:
-        """The new layers of an old one; none for a layer that computes with sizes alone."""
+        """Translate one layer; empty for a layer that computes only with sizes."""
         if old.class_name == "UpSampling2D" and self.corners:
             old.config[LEGACY_BILINEAR] = True
         try:
             if old.class_name in OPERATION_CLASSES:
                 if sizes is None:
-                    raise Untranslatable("it stands in a sequential network")
+                    raise Untranslatable("it is in a sequential network")
                 if sizes.add(old):
                     return []
                 chain = translate_operation(old, sizes)
@@ -291,19 +303,19 @@ class _Translator:
         )
 
 
+#: The new layers in the place of an old one, and their calls; None for a layer that follows the one before it.
 _Row = tuple[list[dict[str, Any]], list[tuple[Call, ...] | None]]
-"""The new layers in the place of an old one, and their calls; None for one that follows the layer before it."""
 
 
 def _wired(rows: list[_Row], last: Mapping[str, str], offsets: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The layers with their inbound nodes."""
+    """Return the layers with their inbound nodes."""
     layers: list[dict[str, Any]] = []
     for entries, calls in rows:
         times = len(calls[0] or ())
         for place, (entry, own) in enumerate(zip(entries, calls, strict=True)):
             known: Mapping[str, str] = last
             if own is None:
-                known = {}  # the first layer has the old name, which means the last to all others
+                known = {}  # here the old name means the first layer; everywhere else it means the last
                 own = tuple(Call((Ref(entries[place - 1]["name"], i, 0),)) for i in range(times))
             layers.append({**entry, "inbound_nodes": [_node(call, known, offsets) for call in own]})
     return layers
@@ -314,7 +326,7 @@ _USUAL = 256
 
 
 def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool, path: str) -> tuple[int | None, ...]:
-    """The shape of a tensor, from the layers it depends on; nothing is computed and no variable gets memory."""
+    """Return the shape of a tensor from the layers that it depends on, without allocating weights."""
     by_name = {entry["name"]: entry for entry in layers}
     probe = {**_entry(NewLayer("Identity", {"name": _PROBE})), "inbound_nodes": [node]}
     needed: dict[str, dict[str, Any]] = {_PROBE: probe}
@@ -331,40 +343,22 @@ def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool
     for entry in starts if usual else ():
         shape = entry["config"]["batch_shape"]
         entry["config"]["batch_shape"] = [shape[0], *(_USUAL if n is None else n for n in shape[1:])]
-    ends = {"input_layers": [[e["name"], 0, 0] for e in starts], "output_layers": [_PROBE, 0, 0]}
-    config = _network("Functional", name="part", layers=part, **ends)
+    bounds = {"input_layers": [[e["name"], 0, 0] for e in starts], "output_layers": [_PROBE, 0, 0]}
+    config = _network("Functional", name="part", layers=part, **bounds)
     check_config(config, path)
-    return _traced_shape(config, path)
-
-
-def _traced_shape(config: Mapping[str, Any], path: object) -> tuple[int | None, ...]:
-    """The output shape of a network that has passed `check_config`, found without allocating its weights.
-
-    As in `allowed.check_size`, the thread ends with Keras' list of variables without memory.
-    """
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(_built_shape, config, path).result()
-
-
-def _built_shape(config: Mapping[str, Any], path: object) -> tuple[int | None, ...]:
-    with keras.StatelessScope(initialize_variables=False):
-        return tuple(build(config, path).output_shape)
-
-
-def _name(entry: Mapping[str, Any]) -> str:
-    return str(entry["name"] if "name" in entry else entry["config"]["name"])
+    return without_memory(config, path, lambda model: tuple(model.output_shape))
 
 
 def _class(entry: Mapping[str, Any]) -> str:
-    """The class, by its registered name where it has one: `.keras` files keep both."""
+    """Return the registered name of the class if there is one, because `.keras` files store both."""
     registered = entry.get("registered_name")
     return registered if isinstance(registered, str) and ">" in registered else str(entry["class_name"])
 
 
 def _offset(name: str, entry: Mapping[str, Any], parsed: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    """1 where the file counts the nested network's own construction as its call number 0, else 0."""
+    """Return 1 if the file numbers the calls of the nested network from 1, else 0."""
     used = [ref.node for calls in parsed.values() for call in calls for ref in _refs(call) if ref.layer == name]
-    used += [end[1] for end in _ends(config["output_layers"]) if end[0] == name]
+    used += [end[1] for end in ends(config["output_layers"]) if end[0] == name]
     calls = parsed[name]
     if any(node >= len(calls) for node in used):
         return 1
@@ -372,12 +366,6 @@ def _offset(name: str, entry: Mapping[str, Any], parsed: Mapping[str, Any], conf
         return 0 if 0 in used else 1
     inner = entry["config"]["layers"] if isinstance(entry["config"], dict) else entry["config"]
     return int(bool(inner) and (inner[0]["class_name"] == "InputLayer" or "batch_input_shape" in inner[0]["config"]))
-
-
-def _ends(value: Any) -> list[Any]:
-    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
-        return [value]
-    return [end for v in (value.values() if isinstance(value, dict) else value) for end in _ends(v)]
 
 
 def _refs(value: Any) -> list[Ref]:
@@ -410,6 +398,6 @@ def _entry(layer: NewLayer) -> dict[str, Any]:
 
 
 def _network(class_name: str, **config: Any) -> dict[str, Any]:
-    # "keras.src.models.functional" is what Keras writes itself: `Functional` has no public name.
+    # Keras itself writes "keras.src.models.functional", because `Functional` has no public module.
     module = "keras.src.models.functional" if class_name == "Functional" else "keras"
     return {"module": module, "class_name": class_name, "config": config, "registered_name": None}

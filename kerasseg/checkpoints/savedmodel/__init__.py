@@ -1,15 +1,15 @@
-"""SavedModels as data: read, checked and rebuilt as Keras layers, never run.
+"""SavedModels read as data, checked and rebuilt as Keras layers, without running them.
 
-    graph      the small graph that all other modules work on
-    graphdef   protobuf messages -> graph: functions inlined, constants decoded, sizes bounded
+    graph      the graph representation that the other modules work on
+    graphdef   protobuf messages -> graph: functions inlined, constants decoded, sizes limited
     allowed    which operations may occur in which part of a file
-    plausible  arguments that are out of range
-    bundle     the index of a variables file, checked against the size of the file
-    variables  which variable has which name and which key in the variables file
-    decisions  a final argmax or threshold is removed
+    plausible  checks of argument ranges
+    bundle     the index of a variables file, checked against the file size
+    variables  names of variables and their keys in the variables file
+    decisions  removal of a final argmax or threshold
     fuse       groups of operations that were one layer -> one node
-    rebuild    graph -> Keras model; layers and shaping hold what each operation becomes
-    parity     both networks on the same random slice
+    rebuild    graph -> Keras model; `layers` and `shaping` translate the operations
+    parity     comparison of both networks on the same random slice
 
-Only `open` imports TensorFlow; the protobuf messages are handed to the other modules.
+Only `open` imports TensorFlow; the other modules receive protobuf messages.
 """

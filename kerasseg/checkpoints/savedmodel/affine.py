@@ -1,7 +1,6 @@
-"""Sums of products: the form in which all spellings of a normalisation are the same.
+"""Normalisations as sums of products, a form in which all ways to write them are equal.
 
-`gamma * (x - mean) / sqrt(variance + e) + beta` may be written in a dozen ways. Multiplied out, each is
-`x*gamma*r - mean*gamma*r + beta` with `r = 1/sqrt(variance + e)`.
+`gamma * (x - mean) / sqrt(variance + e) + beta` can be written in a dozen ways. Expanded, each is
 """
 
 from __future__ import annotations
@@ -27,14 +26,13 @@ class Root(NamedTuple):
 
 
 Factor = Tensor | Root
-Polynomial = Mapping[tuple[Factor, ...], float]
-"""Factors of each product, sorted -> the number it is multiplied by."""
+Polynomial = Mapping[tuple[Factor, ...], float]  # sorted factors of each product -> its coefficient
 
 
 def expand(view: View, tensor: Tensor, depth: int = 0) -> Polynomial | None:
-    """A tensor multiplied out, or None where it is no short sum of products.
+    """Expand a tensor, or return None if it is not a short sum of products.
 
-    Variables stand for themselves whatever their shape, because `(1, 1, 1, 8)` and `(8,)` mean the same along channels.
+    Variables are factors whatever their shape, because `(1, 1, 1, 8)` and `(8,)` mean the same along channels.
     """
     node = view.node(tensor)
     number = view.scalar(tensor)
@@ -58,13 +56,13 @@ def expand(view: View, tensor: Tensor, depth: int = 0) -> Polynomial | None:
 
 
 def _is_data(view: View, tensor: Tensor, polynomial: Polynomial) -> bool:
-    """Whether a sum is what is normalised, such as a residual connection, and not part of how."""
+    """Return whether a sum is the data to normalise, such as a residual connection, rather than part of the formula."""
     factors = [f for product in polynomial for f in product]
     data = [f for f in factors if not isinstance(f, Root) and view.leaf(f) is None]
     if not data:
         return False
-    # The difference from a mean is part of a normalisation; so is what stands beside a root or a variable, unless others
-    # read it too, as they read the sums between blocks.
+    # The difference from a mean is part of a normalisation. So is a term with a root or a variable, unless other nodes
+    # read it too, as they do for sums between blocks.
     about_mean = any(view.node(f).op == "Mean" for f in data)
     if len(data) == len(factors):
         return not (about_mean and view.node(tensor).op in {"Mul", "Neg", "Sub"})

@@ -1,12 +1,12 @@
-"""Which operations may stand where in a SavedModel.
+"""The operations allowed in each part of a SavedModel.
 
-Nothing of a file runs before all of it has passed. Three places are told apart:
+Nothing in a file runs before the whole file has passed. There are three lists:
 
-- what a signature or an initialiser needs: operations that compute numbers from numbers (`NETWORK`), and for initialisers
-  also assigning variables (`INITIALISER`);
-- what saves and restores, and what trained the network once: that is never run, and may hold the bookkeeping that Keras
-  writes there (`ELSEWHERE`);
-- everything that is in none of the lists is refused by name, wherever it stands: also in functions that nothing calls.
+- signatures may only compute numbers from numbers (`NETWORK`);
+- initialisers may also assign variables (`INITIALISER`);
+- code for saving, restoring and training, which never runs here, may use the bookkeeping that Keras writes (`ELSEWHERE`).
+
+Any other operation is refused by name, even in functions that nothing calls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NETWORK = (
     CALLS
     | PASSED
     | _words(
-        # Sources. A variable's handle is read, never assigned to.
+        # Sources. Variables are read, never assigned.
         "Const NoOp Placeholder VarHandleOp Variable VariableV2 IdentityN",
         # Linear layers.
         "BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd BiasAddV1 Conv2D Conv2DBackpropInput DepthwiseConv2dNative",
@@ -41,8 +41,8 @@ NETWORK = (
         "Abs Add AddN AddV2 Ceil ClipByValue Cos Div DivNoNan Erf Erfc Exp Expm1 Floor FloorDiv FloorMod Inv Log Log1p",
         "Maximum Minimum Mul Neg Pow RealDiv Reciprocal Round Rsqrt Sign Sin Sqrt Square SquaredDifference Sub",
         # Comparison and choice.
-        "ArgMax ArgMin Equal Greater GreaterEqual IsFinite Less LessEqual LogicalAnd LogicalNot LogicalOr",
-        "NotEqual Select SelectV2",
+        "ArgMax ArgMin Bitcast BitwiseAnd Equal Greater GreaterEqual IsFinite Less LessEqual LogicalAnd LogicalNot",
+        "LogicalOr NotEqual OneHot Select SelectV2",
         # Reduction.
         "Max Mean Min Prod Sum",
         # Shape.
@@ -53,13 +53,13 @@ NETWORK = (
         "ResizeBicubic ResizeBilinear ResizeNearestNeighbor",
     )
 )
-"""What a signature may use. Each computes its outputs from its inputs and touches nothing else."""
+"""Operations for signatures. Each computes its outputs from its inputs, without side effects."""
 
 INITIALISER = NETWORK | _words("Assign AssignVariableOp IsVariableInitialized VarIsInitializedOp")
-"""What an initialiser may use: Keras writes an empty one."""
+"""Operations for initialisers: Keras writes an empty one."""
 
 ELSEWHERE = INITIALISER | _words(
-    # Saving and restoring: never run here, values are read from the variables file itself.
+    # Saving and restoring; values are read from the variables file directly.
     "MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin",
     # Adapting a Normalization layer to data.
     "IteratorGetNext",
@@ -68,7 +68,7 @@ ELSEWHERE = INITIALISER | _words(
     "DynamicStitch InvertPermutation L2Loss RandomStandardNormal RandomUniform RandomUniformInt StatelessRandomGetAlg",
     "StatelessRandomGetKeyCounter StatelessRandomGetKeyCounterAlg StatelessRandomNormalV2 StatelessRandomUniform",
     "StatelessRandomUniformV2 StatelessRandomUniformFullIntV2 StatelessTruncatedNormalV2 TruncatedNormal",
-    "RngReadAndSkip Bitcast BitwiseXor SparseSoftmaxCrossEntropyWithLogits SoftmaxCrossEntropyWithLogits Xdivy Xlogy",
+    "RngReadAndSkip BitwiseXor SparseSoftmaxCrossEntropyWithLogits SoftmaxCrossEntropyWithLogits Xdivy Xlogy",
     "ApplyAdam ApplyGradientDescent ApplyMomentum ApplyRMSProp ResourceApplyAdam ResourceApplyGradientDescent",
     "ResourceApplyKerasMomentum ResourceApplyMomentum ResourceApplyRMSProp ResourceApplyAdagradV2",
     "ResourceApplyAdaMax ResourceApplyAdamWithAmsgrad",
@@ -77,14 +77,14 @@ ELSEWHERE = INITIALISER | _words(
     "DepthwiseConv2dNativeBackpropInput EluGrad FusedBatchNormGrad FusedBatchNormGradV2 FusedBatchNormGradV3",
     "LeakyReluGrad MaxPoolGrad MirrorPadGrad Relu6Grad ReluGrad ResizeBilinearGrad ResizeNearestNeighborGrad RsqrtGrad",
     "SeluGrad SigmoidGrad SoftplusGrad SoftsignGrad SqrtGrad StridedSliceGrad TanhGrad",
-    # Branches and loops: what they run are functions of the library, which are judged as all others.
+    # Branches and loops; the functions that they call are checked like all others.
     "Case If StatelessCase StatelessIf StatelessWhile While Merge Switch Enter Exit LoopCond NextIteration",
-    # Checks and odds and ends of losses, metrics and custom layers.
+    # Checks, and other operations of losses, metrics and custom layers.
     "Acos Acosh All Any Asin Asinh Assert Atan Atan2 Atanh Cosh Cumprod Cumsum Diag DiagPart",
     "EnsureShape GatherNd IsInf IsNan LinSpace MatrixBandPart MulNoNan OneHot Rank ScatterNd Sinh",
     "Size Tan TopKV2 Unique Where",
 )
-"""What may stand where nothing of it is ever run."""
+"""Operations in parts that never run."""
 
 _REASONS: Mapping[str, str] = {
     "ReadFile": "reads a file",
@@ -111,15 +111,15 @@ _SHOWN = 4
 
 
 def check_operations(meta_graph: Any, program: Program, signature: Iterable[str]) -> None:
-    """Refuse a MetaGraph that holds an operation where it may not be.
+    """Refuse a MetaGraph with operations that are not allowed where they occur.
 
     Args:
         meta_graph: A `MetaGraphDef` message.
-        program: The same, indexed.
-        signature: Tensors of the main graph that are wanted.
+        program: Its index.
+        signature: The required tensors of the main graph.
 
     Raises:
-        CheckpointError: Names each such operation, its node, its function, and what is wrong with it.
+        CheckpointError: Names each such operation, its node, its function and the reason.
     """
     network = reachable(meta_graph, program, [t.partition(":")[0] for t in signature])
     initialisers = reachable(meta_graph, program, _initialisers(meta_graph))
@@ -128,7 +128,7 @@ def check_operations(meta_graph: Any, program: Program, signature: Iterable[str]
         for name, node in body.nodes.items():
             place = (body.name, name)
             if node.op in program.functions:
-                continue  # a call by name; the function is judged itself
+                continue  # a call of a function, whose body is checked separately
             if place in network:
                 allowed, part = NETWORK, "the network"
             elif place in initialisers:
@@ -149,7 +149,7 @@ def check_operations(meta_graph: Any, program: Program, signature: Iterable[str]
 
 
 def _initialisers(meta_graph: Any) -> Iterator[str]:
-    """Nodes that loading a SavedModel would run: both generations of init operation, and table initialisers."""
+    """Yield the nodes that loading a SavedModel would run: init operations of both kinds, and table initialisers."""
     for name, signature in meta_graph.signature_def.items():
         if name == "__saved_model_init_op":
             yield from (t.name.partition(":")[0] for t in signature.outputs.values())
@@ -159,7 +159,7 @@ def _initialisers(meta_graph: Any) -> Iterator[str]:
             yield from (v.partition(":")[0] for v in collection.node_list.value)
             yield from (v.decode("utf-8", "replace").partition(":")[0] for v in collection.bytes_list.value)
     for node in meta_graph.object_graph_def.nodes:
-        # A restored resource (a lookup table, for instance) runs functions of these names while it is loaded.
+        # Restored resources such as lookup tables run functions of these names while loading.
         for child in node.children:
             if child.local_name in {"_create_resource", "_initialize"}:
                 yield f"{_OBJECT}{child.node_id}"
@@ -169,7 +169,7 @@ _OBJECT = "\0object "
 
 
 def reachable(meta_graph: Any, program: Program, roots: Iterable[str]) -> set[tuple[str, str]]:
-    """All nodes that roots of the main graph need, as (function, node): through data, control, calls and gradients."""
+    """Return all nodes that the roots need, as (function, node): through data, control, calls and gradients."""
     gradients: dict[str, set[str]] = {}
     for gradient in meta_graph.graph_def.library.gradient:
         gradients.setdefault(gradient.function_name, set()).add(gradient.gradient_func)

@@ -1,7 +1,7 @@
-"""What constants and shapes come to: the operations that compute sizes, in NumPy, also with sizes that are not known yet.
+"""Evaluation of constants and sizes with NumPy, including sizes that are known only at run time.
 
-A size that is only known at run time is a `Dim`. Arrays of sizes are arrays of objects in which numbers and `Dim`s mix,
-so that `shape(x)[1] * 2` stays readable: "twice axis 1 of x".
+Such a size is a `Dim`. Arrays of sizes are object arrays that may mix numbers and `Dim`s, so `shape(x)[1] * 2` remains
+"twice axis 1 of x".
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from kerasseg.checkpoints.savedmodel.graph import Node
 
 __all__ = ["Dim", "evaluate"]
 
-MAX_ELEMENTS = 1 << 22
-"""Elements of a computed constant."""
+MAX_ELEMENTS = 1 << 22  # of a computed constant
 
 
 @dataclass(frozen=True, slots=True)
 class Dim:
-    """`axis` of the tensor called `source`, times `factor`, plus `offset`.
+    """The size of `axis` of the tensor named `source`, times `factor`, plus `offset`.
 
     >>> Dim("x", 1) * 2 + 1
     Dim(source='x', axis=1, factor=2, offset=1)
@@ -53,11 +52,11 @@ class Dim:
 
 
 def evaluate(node: Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-    """The outputs of an operation on known arrays, or None where it is not computed here.
+    """Return the outputs of an operation on known arrays, or None if it is not supported here.
 
     Args:
         node: The operation.
-        arrays: Its inputs; sizes that are not known yet are `Dim`s in arrays of objects.
+        arrays: Its inputs; unknown sizes are `Dim`s in object arrays.
     """
     function = _FUNCTIONS.get(node.op)
     if function is None:
@@ -66,7 +65,7 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | Non
         with np.errstate(all="ignore"):
             result = function(node, *arrays)
     except (TypeError, ValueError, IndexError, KeyError, ZeroDivisionError, OverflowError, MemoryError):
-        return None  # not that simple; whoever needs the value will say that it is not known
+        return None  # reported later if the value is needed
     return result if isinstance(result, list) else [np.asarray(result)]
 
 
@@ -98,7 +97,7 @@ def _range(_: Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> 
 
 
 def index(node: Node, begin: np.ndarray, end: np.ndarray, strides: np.ndarray) -> tuple[Any, ...]:
-    """The Python index that a `StridedSlice` stands for.
+    """Return the Python index of a `StridedSlice`.
 
     >>> node = Node("s", "StridedSlice", attrs={"begin_mask": 1, "shrink_axis_mask": 2})
     >>> index(node, np.array([0, 3]), np.array([2, 4]), np.array([1, 1]))
@@ -121,28 +120,13 @@ def index(node: Node, begin: np.ndarray, end: np.ndarray, strides: np.ndarray) -
     return tuple(key)
 
 
-def _strided_slice(node: Node, x: np.ndarray, *where: np.ndarray) -> np.ndarray:
-    return x[index(node, *where)]
-
-
-def _pack(node: Node, *parts: np.ndarray) -> np.ndarray:
-    return np.stack([np.asarray(p) for p in parts], axis=int(node.attrs.get("axis") or 0))
-
-
-def _concat(_: Node, *parts: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts[:-1], axis=int(parts[-1]))
-
-
 def _squeeze(node: Node, x: np.ndarray) -> np.ndarray:
     axes = tuple(node.attrs.get("squeeze_dims") or node.attrs.get("axis") or ())
     return np.squeeze(x, axis=axes or None)
 
 
 def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(node: Node, x: np.ndarray, axes: np.ndarray) -> Any:
-        return function(x, axis=_axes(axes), keepdims=bool(node.attrs.get("keep_dims")))
-
-    return run
+    return lambda node, x, axes: function(x, axis=_axes(axes), keepdims=bool(node.attrs.get("keep_dims")))
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,10 +134,7 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _float(function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(_: Node, x: np.ndarray) -> Any:
-        return function(x).astype(x.dtype)
-
-    return run
+    return lambda _, x: function(x).astype(x.dtype)
 
 
 def _tile(_: Node, x: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -170,7 +151,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "AddV2": _plain(np.add),
     "BroadcastTo": lambda _, x, shape: np.broadcast_to(x, _small(shape)),
     "Cast": _cast,
-    "ConcatV2": _concat,
+    "ConcatV2": lambda _, *parts: np.concatenate(parts[:-1], axis=int(parts[-1])),
     "Div": _divide,
     "ExpandDims": lambda _, x, axis: np.expand_dims(x, int(axis)),
     "Exp": _float(np.exp),
@@ -185,7 +166,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Mul": _plain(np.multiply),
     "Neg": _plain(np.negative),
     "OnesLike": _plain(np.ones_like),
-    "Pack": _pack,
+    "Pack": lambda node, *parts: np.stack(parts, axis=int(node.attrs.get("axis") or 0)),
     "Pow": _plain(np.power),
     "Prod": _reduce(np.prod),
     "Range": _range,
@@ -199,7 +180,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Sqrt": _float(np.sqrt),
     "Square": _plain(np.square),
     "Squeeze": _squeeze,
-    "StridedSlice": _strided_slice,
+    "StridedSlice": lambda node, x, *where: x[index(node, *where)],
     "Sub": _plain(np.subtract),
     "Sum": _reduce(np.sum),
     "Tile": _tile,

@@ -1,8 +1,8 @@
-"""The index of a variables file (`variables.index`), read and checked before TensorFlow reads the values.
+"""Reading and checking of the index of a variables file (`variables.index`) before TensorFlow reads the values.
 
-The index is a sorted string table as in LevelDB: blocks of entries whose keys share prefixes, a block that lists the
-blocks, and a footer. Each entry tells type, shape, file, offset and size of one tensor. TensorFlow's own reader trusts
-shapes; this one holds them against the sizes of the files, so that a small file cannot ask for a terabyte.
+The index is a sorted string table as in LevelDB: blocks of entries with shared key prefixes, a block that lists the
+blocks, and a footer. Each entry gives the type, shape, file, offset and size of one tensor. TensorFlow's own reader trusts
+the shapes; here they are checked against the file sizes, so that a small file cannot allocate a terabyte.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Stored", "read_index", "refuse_pointer"]
 
-MAX_INDEX = 64 << 20
-"""Bytes of an index; a network of 31 million parameters has one of 10 kB."""
+MAX_INDEX = 64 << 20  # bytes; a network of 31 million parameters needs 10 kB
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER = 48
@@ -41,8 +40,8 @@ class Stored:
 
     Attributes:
         dtype: For instance `float32`.
-        shape: As declared, and consistent with the bytes that are there.
-        size: Bytes.
+        shape: The declared shape, consistent with the size.
+        size: Size in bytes.
     """
 
     dtype: str
@@ -51,10 +50,10 @@ class Stored:
 
 
 def refuse_pointer(file: Path) -> None:
-    """Refuse a Git LFS pointer in the place of a file.
+    """Refuse a Git LFS pointer in place of a file.
 
     Raises:
-        CheckpointError: Names the file, its real size and the command that fetches it.
+        CheckpointError: Names the file, its real size and the command that downloads it.
     """
     with file.open("rb") as stream:
         head = stream.read(512)
@@ -69,7 +68,7 @@ def refuse_pointer(file: Path) -> None:
 
 
 def read_index(prefix: Path, header_type: Callable[[], Any], entry_type: Callable[[], Any]) -> Mapping[str, Stored]:
-    """Tensors of a variables file, each checked against the files beside it.
+    """Read the tensors of a variables file, each checked against the data files.
 
     Args:
         prefix: `variables/variables`, to which `.index` and `.data-00000-of-00001` are added.
@@ -77,7 +76,7 @@ def read_index(prefix: Path, header_type: Callable[[], Any], entry_type: Callabl
         entry_type: `BundleEntryProto`.
 
     Raises:
-        CheckpointError: Files are missing, cut short or damaged, or a shape does not fit its bytes.
+        CheckpointError: Files are missing, truncated or damaged, or a shape does not match its size.
     """
     index = prefix.with_name(prefix.name + ".index")
     if not index.is_file():
@@ -128,7 +127,7 @@ def _checked(prefix: Path, entries: list[tuple[bytes, bytes]], header_type: Any,
             files[shard] = file.stat().st_size
         found[name] = _entry(name, entry, files[shard], prefix)
     if sum(s.size for s in found.values()) > sum(files.values()):
-        raise CheckpointError("the variables overlap in their file", path=prefix, expected="each to have its own bytes")
+        raise CheckpointError("the variables overlap in their file", path=prefix, expected="separate bytes for each")
     return found
 
 
@@ -163,7 +162,7 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise ValueError(msg)
     footer = data[-_FOOTER:]
     place = 0
-    for _ in range(2):  # the place of the meta index is skipped
+    for _ in range(2):  # skip the handle of the meta index
         _, place = _varint(footer, place)
     start, place = _varint(footer, place)
     length, _ = _varint(footer, place)

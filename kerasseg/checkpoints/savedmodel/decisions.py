@@ -1,4 +1,4 @@
-"""A final argmax or threshold is removed from a graph: nothing could be trained through it."""
+"""Removal of a final argmax or threshold from a graph, because it has no gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
 
 __all__ = ["Undecided", "without_decisions"]
 
-_PASSED = frozenset({"Cast", "ExpandDims", "Reshape", "Squeeze", "StridedSlice"})
+_PASSED = frozenset({"Cast", "ExpandDims", "OneHot", "Reshape", "Squeeze", "StridedSlice"})
+_CHOICES = frozenset({"Select", "SelectV2"})
+_FILLED = frozenset({"Const", "Fill", "OnesLike", "ZerosLike"})
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Undecided:
 
     Attributes:
         graph: The graph.
-        order: Names of its outputs. An output that only decided on another output is left out.
+        order: Names of its outputs, without outputs that only decided on another output.
         notes: What was removed, one sentence each.
     """
 
@@ -41,7 +43,7 @@ def without_decisions(graph: Graph, order: Sequence[str]) -> Undecided:
         found = _scores(graph, outputs[name])
         if found is not None:
             outputs[name], decision = found
-            notes.append(f"the final {decision} was removed: the network returns the scores that it decides by")
+            notes.append(f"the final {decision} was removed: the network returns the scores before it")
     if not notes:
         return Undecided(graph, list(order), ())
     kept: list[str] = []
@@ -54,15 +56,35 @@ def without_decisions(graph: Graph, order: Sequence[str]) -> Undecided:
 
 
 def _scores(graph: Graph, tensor: Tensor) -> tuple[Tensor, str] | None:
-    """What a tensor is decided by, and how; None where nothing is decided."""
+    """Return the scores that a tensor decides on, and how; None if it decides nothing."""
     node = graph[tensor]
-    while node.op in _PASSED and (node.op != "StridedSlice" or node.attrs.get("new_axis_mask")):
-        node = graph[node.inputs[0]]
+    while (before := _passed(graph, node)) is not None:
+        node = graph[before]
     if node.op == "ArgMax" and _channels(graph, node):
-        return node.inputs[0], "argmax"
+        return _with_negative_zeros(graph, node.inputs[0]), "argmax"
     if node.op in {"Greater", "GreaterEqual"} and graph.constant(node.inputs[1]) is not None:
         return node.inputs[0], "threshold"
     return (node.inputs[0], "rounding") if node.op == "Round" else None
+
+
+def _passed(graph: Graph, node: Node) -> Tensor | None:
+    """The input of a node that may follow a decision without changing it; None for another node."""
+    if node.op == "StridedSlice":
+        return node.inputs[0] if node.attrs.get("new_axis_mask") else None
+    if node.op in _CHOICES:  # where(decision, 1, 0)
+        return node.inputs[0] if all(graph[value].op in _FILLED for value in node.inputs[1:]) else None
+    if node.op == "Mul":  # decision * 255
+        inputs = [tensor for tensor in node.inputs if graph.constant(tensor) is None]
+        return inputs[0] if len(inputs) == 1 else None
+    return node.inputs[0] if node.op in _PASSED else None
+
+
+def _with_negative_zeros(graph: Graph, tensor: Tensor) -> Tensor:
+    """The scores of an argmax of Keras 3, which first replaces each -0.0 by the smallest negative number."""
+    node = graph[tensor]
+    if node.op in _CHOICES and (value := graph.constant(node.inputs[1])) is not None and value.size == 1:
+        return node.inputs[2] if -1e-37 < float(np.reshape(value, -1)[0]) < 0 else tensor
+    return tensor
 
 
 def _channels(graph: Graph, node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""Groups of operations that were one layer -> one node. The order of the passes is the order of certainty."""
+"""Fusion of groups of operations that were one layer into one node. The most reliable passes come first."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from kerasseg.checkpoints.savedmodel.patterns import LINEAR, View, fold, made, r
 
 __all__ = ["fuse"]
 
-# Activations that a convolution takes as its own, by a name that needs no further parameter.
+# Activations without parameters that a convolution can take as its own.
 _OWN = frozenset(
     {"relu", "relu6", "sigmoid", "tanh", "softmax", "elu", "selu", "softplus", "softsign", "silu", "hard_sigmoid"}
 ) | {"hard_silu", "mish", "exponential", "gelu"}
 
 
 def fuse(graph: Graph) -> Graph:
-    """The graph with layers where layers were.
+    """Return the graph with layers in place of their operations.
 
-    The nodes that are made keep the key of the node at the end of what they replace, so that a tensor of the result is the
-    tensor of the same key in the graph that was given.
+    A new node keeps the key of the last node that it replaces, so equal keys mean equal tensors in both graphs.
     """
-    # Sizes and single numbers first; larger constants stay, because they may be the weights of a frozen network.
+    # Sizes and single numbers first; larger constants stay, because they may be weights of a frozen network.
     graph = fold(graph, lambda a: a.ndim == 0 or a.dtype.kind in "iub")
     graph = rewrite(graph, dilated, dense_over_last_axis, weighted_mean)
     graph = rewrite(graph, bias)
@@ -50,7 +49,7 @@ def fuse(graph: Graph) -> Graph:
 
 
 def dilated(view: View, node: Node) -> Node | None:
-    """A convolution between `SpaceToBatchND` and `BatchToSpaceND`: TensorFlow's spelling of a dilated one."""
+    """Fuse a convolution between `SpaceToBatchND` and `BatchToSpaceND`, which is how TensorFlow writes a dilated one."""
     if node.op != "BatchToSpaceND":
         return None
     inner = view.made_by(node.inputs[0], "Conv2D", "DepthwiseConv2dNative")
@@ -62,14 +61,14 @@ def dilated(view: View, node: Node) -> Node | None:
         return None
     if pads is None or crops is None:
         padding = "SAME" if any(_first_pads(view, outer.inputs[2])) else "VALID"
-    else:  # what was not cropped again was asked for, and is not only there to divide evenly
+    else:  # padding beyond what makes the size divisible was requested
         padding = "SAME" if pads.sum() > crops.sum() else "VALID"
     attrs = {**inner.attrs, "dilations": (1, int(block[0]), int(block[1]), 1), "padding": padding}
     return made(node, inner.op, (outer.inputs[0], inner.inputs[1]), attrs, inner.name)
 
 
 def _first_pads(view: View, tensor: Tensor) -> list[float]:
-    """What is added above and to the left, which is known even where the image's size is not."""
+    """Return the padding above and to the left, which is known even if the image size is not."""
     while view.made_by(tensor, "StridedSlice"):
         tensor = view.node(tensor).inputs[0]
     pairs = view.made_by(tensor, "Pack")
@@ -78,7 +77,7 @@ def _first_pads(view: View, tensor: Tensor) -> list[float]:
 
 
 def dense_over_last_axis(view: View, node: Node) -> Node | None:
-    """A matrix product between reshapes: a Dense layer on a tensor with more than two axes."""
+    """Fuse a matrix product between reshapes: a Dense layer on a tensor with more than two axes."""
     if node.op != "Reshape":
         return None
     product = view.made_by(node.inputs[0], "MatMul")
@@ -98,28 +97,28 @@ def dense_over_last_axis(view: View, node: Node) -> Node | None:
 
 
 def bias(view: View, node: Node) -> Node | None:
-    """A variable added to what a kernel gives."""
+    """Fuse a variable that is added to the output of a kernel."""
     if node.op not in {"Add", "AddV2", "BiasAdd", "BiasAddV1"}:
         return None
     for x, other in view.pairs(node):
         linear = view.made_by(x, *LINEAR)
-        # An Einsum may have several axes of channels, as the heads of an attention.
+        # An Einsum may have several channel axes, such as the heads of an attention layer.
         leaf = view.leaf(other) if linear is not None and linear.op == "Einsum" else view.per_channel(other)
         if linear is not None and leaf is not None and not linear.attrs.get("bias") and view.once(x):
-            # Grouped convolutions are written by a function of their own, where the layer's path is missing.
+            # Grouped convolutions are in a function of their own, without the path of the layer.
             name = linear.name if scope(linear.name) else node.name
             return made(node, linear.op, (*linear.inputs, leaf), {**linear.attrs, "bias": True}, name)
     return None
 
 
 def separable(view: View, node: Node) -> Node | None:
-    """A depthwise and a pointwise convolution that one layer wrote."""
+    """Fuse a depthwise and a pointwise convolution that belong to one layer."""
     if node.op != "Conv2D" or node.attrs["padding"] != "VALID" or set(node.attrs["strides"]) != {1}:
         return None
     depthwise = view.made_by(node.inputs[0], "DepthwiseConv2dNative")
     if depthwise is None or depthwise.attrs.get("bias") or not view.once(node.inputs[0]) or not scope(node.name):
         return None
-    # tf.nn.separable_conv2d writes the one within the name of the other; two layers of their own do not nest like that.
+    # tf.nn.separable_conv2d names one within the other; separate layers do not nest like that.
     if scope(depthwise.name) != node.name:
         return None
     if not all(view.leaf(n.inputs[1]) is not None for n in (depthwise, node)):
@@ -129,7 +128,7 @@ def separable(view: View, node: Node) -> Node | None:
 
 
 def repeated(view: View, node: Node) -> Node | None:
-    """Each row (or column) several times: an axis added, tiled, and merged again -> `repeat`."""
+    """Fuse an axis that is added, tiled and merged again: each row (or column) repeated -> `repeat`."""
     if node.op != "Reshape":
         return None
     tile = view.made_by(node.inputs[0], "Tile")
@@ -146,7 +145,7 @@ def repeated(view: View, node: Node) -> Node | None:
 
 
 def upsampled(view: View, node: Node) -> Node | None:
-    """Rows and columns repeated -> `upsample`."""
+    """Fuse repeated rows and columns -> `upsample`."""
     inner = view.made_by(node.inputs[0], "repeat") if node.op == "repeat" else None
     if (
         inner is None
@@ -155,12 +154,12 @@ def upsampled(view: View, node: Node) -> Node | None:
     ):
         return None
     sizes = {n.attrs["axis"]: n.attrs["times"] for n in (inner, node)}
-    # The operations lie one scope below the layer's own.
+    # The operations are one scope below the layer's own.
     return made(node, "upsample", inner.inputs, {"size": (sizes[1], sizes[2])}, scope(node.name))
 
 
 def own_activation(view: View, node: Node) -> Node | None:
-    """An activation that the layer before it wrote itself: both lie in one scope."""
+    """Fuse an activation with the layer before it, if both are in one scope."""
     if node.op != "activation" or node.attrs["name"] not in _OWN or not set(node.attrs) <= {"name", "approximate"}:
         return None
     linear = view.made_by(node.inputs[0], *LINEAR)
@@ -172,6 +171,6 @@ def own_activation(view: View, node: Node) -> Node | None:
 
 
 def _same_layer(first: str, second: str) -> bool:
-    """Whether one scope holds both names, or the second lies within the scope of the first (`conv/Gelu/mul`)."""
+    """Return whether one scope contains both names, or the second is in the scope of the first (`conv/Gelu/mul`)."""
     layer = scope(first)
     return bool(layer) and layer.count("/") >= 1 and (scope(second) == layer or second.startswith(layer + "/"))

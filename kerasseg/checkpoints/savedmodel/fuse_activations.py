@@ -1,6 +1,6 @@
-"""Activations that are one operation, or several, in a graph -> one node `activation`.
+"""Fusion of activations that consist of one or more operations into one node `activation`.
 
-Its attribute `name` is Keras' word for it; others are that activation's parameters.
+Its attribute `name` is the Keras name; the others are parameters of the activation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SINGLE: Mapping[str, str] = {
 
 
 def activation(view: View, node: Node) -> Node | None:
-    """The `activation` that a node ends, if it ends one."""
+    """Return the `activation` that ends at a node, if any."""
     for match in (_composed, _clipped, _prelu, _softmax_over_other_axis):
         found = match(view, node)
         if found is not None:
@@ -49,13 +49,13 @@ def _named(node: Node, name: str, x: Tensor, **parameters: object) -> Node:
 
 
 def _is(view: View, tensor: Tensor, name: str) -> Tensor | None:
-    """What an activation of this name is applied to."""
+    """Return the input of an activation of this name."""
     node = view.node(tensor)
     return node.inputs[0] if node.op == "activation" and node.attrs["name"] == name else None
 
 
 def _times(view: View, tensor: Tensor) -> tuple[Tensor, float]:
-    """`c * y` or `y / c` or `-y` -> (y, c); anything else -> (itself, 1)."""
+    """Split `c * y`, `y / c` or `-y` into (y, c); anything else is (itself, 1)."""
     node = view.node(tensor)
     if node.op == "Neg":
         return node.inputs[0], -1.0
@@ -85,7 +85,7 @@ def _near(a: float, b: float) -> bool:
 
 
 def _composed(view: View, node: Node) -> Node | None:
-    """Products and quotients: silu, mish, gelu, hard_sigmoid, hard_silu, log_sigmoid, elu with a factor."""
+    """Match products and quotients: silu, mish, gelu, hard_sigmoid, hard_silu, log_sigmoid, elu with a factor."""
     if node.op in {"Mul", "RealDiv"}:
         y, factor = _times(view, Tensor(node.key))
         inner = _is(view, y, "relu6")
@@ -120,7 +120,7 @@ def _product(view: View, node: Node, a: Tensor, b: Tensor) -> Node | None:
 
 
 def _gelu(view: View, node: Node, a: Tensor, b: Tensor) -> Node | None:
-    # The half may stand at either factor or at the whole.
+    # The factor 1/2 may be in either factor or in the whole.
     x, half = _times(view, a)
     gate, more = _times(view, b)
     if not _near(half * more, 0.5):
@@ -157,40 +157,31 @@ def _scaled_elu(view: View, node: Node) -> Node | None:
     greater = view.made_by(test, "Greater")
     y, alpha = _times(view, below)
     x = _is(view, y, "elu")
-    if (
-        greater
-        and x is not None
-        and greater.inputs[0] == x
-        and view.is_number(greater.inputs[1], 0)
-        and above in {x, y}
-    ):
-        return _named(node, "elu", x, alpha=alpha)
-    return None
+    if greater is None or x is None or greater.inputs[0] != x or above not in {x, y}:
+        return None
+    return _named(node, "elu", x, alpha=alpha) if view.is_number(greater.inputs[1], 0) else None
 
 
 def _clipped(view: View, node: Node) -> Node | None:
-    """ReLU with a ceiling, and leaky ReLU as a maximum."""
+    """Match ReLU with a maximum, and leaky ReLU written as a maximum."""
     if node.op not in {"Maximum", "Minimum"}:
         return None
     for a, b in view.pairs(node):
         ceiling, inner = view.scalar(b), _is(view, a, "relu")
         if node.op == "Minimum" and inner is not None and ceiling is not None and ceiling > 0:
             return _named(node, "relu", inner, maximum=ceiling)
-        # max(min(relu(x), m), 0): the floor changes nothing.
+        # max(min(relu(x), m), 0): the lower bound has no effect.
         if node.op == "Maximum" and inner is not None and ceiling == 0:
-            return view.node(a) if view.node(a).key == node.key else _copy(node, view.node(a))
+            same = view.node(a)
+            return same if same.key == node.key else made(node, same.op, same.inputs, same.attrs)
         x, slope = _times(view, b)
         if node.op == "Maximum" and x == a and x != b and 0 < slope < 1:
             return _named(node, "leaky_relu", x, slope=slope)
     return None
 
 
-def _copy(node: Node, other: Node) -> Node:
-    return made(node, other.op, other.inputs, other.attrs)
-
-
 def _prelu(view: View, node: Node) -> Node | None:
-    """relu(x) - alpha * relu(-x), with a variable alpha."""
+    """Match relu(x) - alpha * relu(-x), with a variable alpha."""
     if node.op not in {"Add", "AddV2"}:
         return None
     for positive, negative in view.pairs(node):
@@ -207,7 +198,7 @@ def _prelu(view: View, node: Node) -> Node | None:
 
 
 def _softmax_over_other_axis(view: View, node: Node) -> Node | None:
-    """Softmax between two transpositions that swap the last axis with another."""
+    """Match softmax between two transpositions that swap the last axis with another."""
     if node.op != "Transpose":
         return None
     x = _is(view, node.inputs[0], "softmax")
@@ -232,4 +223,4 @@ ACTIVATIONS = frozenset(_SINGLE.values()) | {
     "mish",
     "silu",
 }
-"""Names that an `activation` node may have."""
+"""Valid names of an `activation` node."""

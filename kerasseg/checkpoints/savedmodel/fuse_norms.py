@@ -1,8 +1,7 @@
-"""Arithmetic that normalises -> `batch_norm`, `group_norm`, `moments_norm`, `rms_norm`; numbers -> `rescale`."""
+"""Fusion of normalisation arithmetic (`batch_norm`, `group_norm`, `moments_norm`, `rms_norm`) and scaling (`rescale`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +22,7 @@ __all__ = [
     "with_scale",
 ]
 
-_SHORT = 20
-"""Operations between variables and a scale or shift."""
+_SHORT = 20  # maximum number of operations between variables and a scale or shift
 
 _ENDS = frozenset({"Add", "AddV2", "BiasAdd", "Sub", "Mul", "RealDiv", "AddN"})
 
@@ -41,7 +39,7 @@ class _Form:
 
 
 def normalisation(view: View, node: Node) -> Node | None:
-    """A normalisation that ends at this node, with its variables as they were."""
+    """Match a normalisation that ends at this node, with its variables."""
     if node.op not in _ENDS:
         return None
     form = _form(view, Tensor(node.key))
@@ -107,7 +105,7 @@ def _is_leaf(view: View, factor: Factor) -> bool:
 
 
 def _grows(view: View, node: Node, form: _Form) -> bool:
-    """False where what reads this node only adds the shift or scale that belongs to it too."""
+    """Return False if a reader of this node only adds a shift or scale of the same normalisation."""
     for key, other in view.nodes.items():
         if Tensor(node.key) in other.inputs and other.op in _ENDS:
             longer = _form(view, Tensor(key))
@@ -117,7 +115,7 @@ def _grows(view: View, node: Node, form: _Form) -> bool:
 
 
 def _variance_axes(view: View, variance: Tensor, form: _Form) -> tuple[int, ...] | None:
-    """Axes, if `variance` is that of `form.x` about `form.mean` (about zero without one)."""
+    """Return the axes if `variance` is that of `form.x` about `form.mean` (about zero without one)."""
     mean = view.made_by(variance, "Mean")
     if mean is None:
         return None
@@ -130,12 +128,8 @@ def _variance_axes(view: View, variance: Tensor, form: _Form) -> tuple[int, ...]
         return None
     if squares.op == "SquaredDifference":
         return axes if set(squares.inputs) == {form.x, form.mean} else None
-    difference = view.node(squares.inputs[0]) if squares.op == "Square" else None
-    return (
-        axes
-        if difference is not None and difference.op == "Sub" and set(difference.inputs) == {form.x, form.mean}
-        else None
-    )
+    difference = view.made_by(squares.inputs[0], "Sub") if squares.op == "Square" else None
+    return axes if difference is not None and set(difference.inputs) == {form.x, form.mean} else None
 
 
 def _axes(view: View, tensor: Tensor) -> tuple[int, ...] | None:
@@ -144,7 +138,7 @@ def _axes(view: View, tensor: Tensor) -> tuple[int, ...] | None:
 
 
 def fused_batch_norm(view: View, node: Node) -> Node | None:
-    """TensorFlow's own operation, as Keras 2 uses it; a scale of ones and a shift of zeros were none."""
+    """Match TensorFlow's own operation, as used by Keras 2; a scale of ones or a shift of zeros is left out."""
     if not node.op.startswith("FusedBatchNorm") or node.attrs.get("is_training", True) or len(node.inputs) != 5:
         return None
     x, gamma, beta, mean, variance = (view.leaf(t) or t if i else t for i, t in enumerate(node.inputs))
@@ -161,7 +155,7 @@ def _all(view: View, tensor: Tensor, value: float) -> bool:
 
 
 def fused_layer_norm(view: View, node: Node) -> Node | None:
-    """Layer normalisation as Keras 2 computes it: by the batch normalisation of a reshaped tensor, in training mode."""
+    """Match layer normalisation of Keras 2, which is batch normalisation of a reshaped tensor in training mode."""
     if node.op != "Reshape":
         return None
     fused = view.made_by(node.inputs[0], "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
@@ -169,9 +163,8 @@ def fused_layer_norm(view: View, node: Node) -> Node | None:
     if fused is None or flat is None or not fused.attrs.get("is_training", True):
         return None
     sizes = _sizes(view, flat.inputs[1])
-    unit = all(
-        view.node(t).op == "Fill" and view.is_number(view.node(t).inputs[1], v) for t, v in _scale_and_shift(fused)
-    )
+    scale_and_shift = zip(fused.inputs[1:3], (1.0, 0.0), strict=True)
+    unit = all(view.node(t).op == "Fill" and view.is_number(view.node(t).inputs[1], v) for t, v in scale_and_shift)
     if sizes is None or len(sizes) != 4 or (sizes[0], sizes[3]) != (1, 1) or not unit:
         return None
     epsilon = float(fused.attrs.get("epsilon") or 1e-4)
@@ -179,12 +172,8 @@ def fused_layer_norm(view: View, node: Node) -> Node | None:
     return made(node, "moments_norm", (flat.inputs[0],), attrs)
 
 
-def _scale_and_shift(fused: Node) -> Iterable[tuple[Tensor, float]]:
-    return zip(fused.inputs[1:3], (1.0, 0.0), strict=True)
-
-
 def with_scale(view: View, node: Node) -> Node | None:
-    """A scale or a shift after a normalisation that has none yet."""
+    """Match a scale or shift after a normalisation without one."""
     if node.op not in {"Add", "AddV2", "Mul"}:
         return None
     part = "scale" if node.op == "Mul" else "center"
@@ -196,7 +185,7 @@ def with_scale(view: View, node: Node) -> Node | None:
 
 
 def weighted_mean(view: View, node: Node) -> Node | None:
-    """A mean in which every number has the weight one, as Keras 2's GroupNormalization computes it -> `Mean`."""
+    """Match a mean in which all weights are one, as in Keras 2's GroupNormalization -> `Mean`."""
     if node.op != "DivNoNan":
         return None
     total, weights = (view.made_by(t, "Sum") for t in node.inputs)
@@ -213,7 +202,7 @@ def weighted_mean(view: View, node: Node) -> Node | None:
 
 
 def _all_ones(view: View, tensor: Tensor) -> bool:
-    """Ones in the shape of something: reshaped, or with zeros added."""
+    """Return whether a tensor is ones of some shape, reshaped or with zeros added."""
     for first, second in view.pairs(view.made_by(tensor, "Add", "AddV2")):
         if view.made_by(second, "ZerosLike"):
             return _all_ones(view, first)
@@ -223,7 +212,7 @@ def _all_ones(view: View, tensor: Tensor) -> bool:
 
 
 def group_norm(view: View, node: Node) -> Node | None:
-    """Moments over part of the axes of a tensor split into groups, between two reshapes."""
+    """Match moments over part of the axes of a tensor split into groups, between two reshapes."""
     if node.op != "Reshape":
         return None
     inner = view.made_by(node.inputs[0], "moments_norm")
@@ -240,7 +229,7 @@ def group_norm(view: View, node: Node) -> Node | None:
 
 
 def _sizes(view: View, tensor: Tensor) -> list[int | None] | None:
-    """The entries of a shape, None for those that are computed."""
+    """Return the entries of a shape, None for computed ones."""
     array = view.array(tensor)
     if array is not None:
         return [int(n) for n in np.atleast_1d(array)]
@@ -252,7 +241,7 @@ def _sizes(view: View, tensor: Tensor) -> list[int | None] | None:
 
 
 def rescale(view: View, node: Node) -> Node | None:
-    """`x * a + b` with constants a and b, each a number or one number a channel."""
+    """Match `x * a + b` with constants a and b, each a number or one number per channel."""
     if node.op not in {"Add", "AddV2", "BiasAdd", "Div", "Mul", "Neg", "RealDiv", "Sub"}:
         return None
     a: np.ndarray = np.float32(1)  # type: ignore[assignment]
@@ -264,7 +253,7 @@ def rescale(view: View, node: Node) -> Node | None:
         if (left is None) == (right is None):
             return None
         constant = left if left is not None else right
-        assert constant is not None  # noqa: S101 - one of both is there, as just seen
+        assert constant is not None  # noqa: S101 - exactly one of them is None
         x = node.inputs[1] if left is not None else node.inputs[0]
         if node.op == "Mul":
             a = constant
@@ -278,7 +267,7 @@ def rescale(view: View, node: Node) -> Node | None:
             b = constant
     cast = view.made_by(x, "Cast")
     if cast is not None and cast.attrs.get("DstT") == "float32":
-        x = cast.inputs[0]  # the layer casts by itself
+        x = cast.inputs[0]  # the layer casts its input itself
     before = view.node(x)
     if before.op == "rescale" and view.once(x) and scope(before.name) == scope(node.name):
         x, a, b = before.inputs[0], before.attrs["scale"] * a, before.attrs["offset"] * a + b
@@ -286,7 +275,7 @@ def rescale(view: View, node: Node) -> Node | None:
 
 
 def leading(view: View, node: Node) -> Node | None:
-    """A variable that scales or shifts the network's input -> `fixed`: preprocessing, whose values nobody trains."""
+    """Match a variable that scales or shifts the network's input -> `fixed`, preprocessing that is not trained."""
     if node.op not in {"Add", "AddV2", "Div", "Mul", "RealDiv", "Sub"}:
         return None
     for place, (x, other) in enumerate(((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0]))):
@@ -298,7 +287,7 @@ def leading(view: View, node: Node) -> Node | None:
 
 
 def _is_input(view: View, tensor: Tensor) -> bool:
-    """Whether a tensor is the network's input, perhaps cast or rescaled."""
+    """Return whether a tensor is the network's input, possibly cast or rescaled."""
     node = view.node(tensor)
     while node.op in {"Cast", "rescale", "fixed"}:
         node = view.node(node.inputs[0])
@@ -306,7 +295,7 @@ def _is_input(view: View, tensor: Tensor) -> bool:
 
 
 def _from_variables(view: View, tensor: Tensor) -> bool:
-    """Whether a tensor is computed from variables, and from nothing but variables and constants."""
+    """Return whether a tensor is computed only from variables and constants, with at least one variable."""
     found, stack, seen = False, [tensor.node], set()
     while stack:
         key = stack.pop()
@@ -322,7 +311,7 @@ def _from_variables(view: View, tensor: Tensor) -> bool:
 
 
 def _per_channel(view: View, tensor: Tensor) -> np.ndarray | None:
-    """A floating constant that is one number, or one along the last axis."""
+    """Return a floating-point constant that is one number or one per channel."""
     array = view.array(tensor)
     if array is None or array.dtype.kind != "f" or any(n != 1 for n in array.shape[:-1]):
         return None
@@ -330,7 +319,7 @@ def _per_channel(view: View, tensor: Tensor) -> np.ndarray | None:
 
 
 def channelwise(view: View, node: Node) -> Node | None:
-    """What is left: scaling or shifting channels by a variable -> `channelwise`, a trainable scale and shift."""
+    """Match remaining scales or shifts of channels by a variable -> `channelwise`, a trainable scale or shift."""
     if node.op not in {"Add", "AddV2", "BiasAdd", "Mul", "Sub"}:
         return None
     left, right = (view.per_channel(t) for t in node.inputs)

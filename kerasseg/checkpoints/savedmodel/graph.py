@@ -1,4 +1,4 @@
-"""A small dataflow graph: what is left of a GraphDef when only the numbers it computes matter."""
+"""A small dataflow graph with only the parts of a GraphDef that affect the computed values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Graph", "Node", "Tensor", "scope"]
 
 
 class Tensor(NamedTuple):
-    """One output of one node: the node's key and which of its outputs."""
+    """One output of a node: the node's key and the number of the output."""
 
     node: str
     output: int = 0
@@ -24,12 +24,12 @@ class Node:
 
     Attributes:
         key: Unique in its graph.
-        op: The operation's type, for instance `Conv2D`. Types that `fuse` makes start with a small letter.
-        inputs: What it computes from, in order; control inputs are gone.
-        attrs: Attributes as plain Python and NumPy values; types are NumPy-style names such as `float32`.
-        name: The name in the file; its path (`model/conv2d_1/Relu`) tells which layer wrote it.
-        where: For messages: the node's name with the function that holds it.
-        message: The node as the file has it, which the comparison takes attributes from; None where it was made here.
+        op: The operation's type, for instance `Conv2D`. Types made by `fuse` start with a lower-case letter.
+        inputs: Its inputs in order, without control inputs.
+        attrs: Attributes as plain Python and NumPy values; types are NumPy names such as `float32`.
+        name: The name in the file; its path (`model/conv2d_1/Relu`) identifies the layer that wrote it.
+        where: For messages: the node's name and its function.
+        message: The node in the file, from which the comparison takes attributes; None for new nodes.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Nodes in an order in which each comes after its inputs, and what goes in and out.
+    """Nodes in topological order, with inputs and outputs.
 
     Attributes:
         nodes: By key, in topological order.
@@ -56,29 +56,29 @@ class Graph:
     outputs: Mapping[str, Tensor]
 
     def __getitem__(self, tensor: Tensor) -> Node:
-        """The node that makes a tensor."""
+        """Return the node that makes a tensor."""
         return self.nodes[tensor.node]
 
     def constant(self, tensor: Tensor) -> np.ndarray | None:
-        """The value of a tensor that a `Const` node holds, else None."""
+        """Return the value of a tensor from a `Const` node, else None."""
         node = self.nodes[tensor.node]
         return node.attrs["value"] if node.op == "Const" else None
 
     def live(self) -> Graph:
-        """The graph without nodes that no output needs, sorted again.
+        """Return the graph in topological order, without nodes that no output needs.
 
         Raises:
             ValueError: The graph has a cycle; the message names a node on it.
         """
         order = sort_from(self.nodes, (t.node for t in self.outputs.values()))
         kept = {key: self.nodes[key] for key in order}
-        # Inputs stay even where nothing reads them: they belong to the signature.
+        # Unused inputs stay, because they belong to the signature.
         for key in self.inputs.values():
             kept.setdefault(key, self.nodes[key])
         return Graph(kept, self.inputs, self.outputs)
 
     def readers(self) -> dict[Tensor, list[str]]:
-        """Tensor -> keys of the nodes that read it, once for each input that it is."""
+        """Return tensor -> keys of the nodes that read it, once for each input."""
         found: dict[Tensor, list[str]] = {}
         for node in self.nodes.values():
             for tensor in node.inputs:
@@ -87,7 +87,7 @@ class Graph:
 
 
 def sort_from(nodes: Mapping[str, Node], roots: Iterable[str]) -> list[str]:
-    """Keys that the roots need, each after its inputs. No recursion: graphs are deeper than Python's stack."""
+    """Return the keys that the roots need, each after its inputs. Iterative, because graphs exceed Python's stack."""
     done: dict[str, bool] = {}  # False while its inputs are being visited
     order: list[str] = []
     for root in roots:
@@ -108,7 +108,7 @@ def sort_from(nodes: Mapping[str, Node], roots: Iterable[str]) -> list[str]:
 
 
 def scope(name: str) -> str:
-    """The path of the layer that wrote a node: its name without the last part.
+    """Return the path of the layer that wrote a node: its name without the last part.
 
     >>> scope("functional/conv2d_1/BiasAdd")
     'functional/conv2d_1'

@@ -1,7 +1,7 @@
-"""Protobuf messages of a SavedModel -> `Graph`.
+"""Conversion of the protobuf messages of a SavedModel to a `Graph`.
 
-The messages come from strangers. Nothing here looks anything up by import or runs anything; depths and counts are bounded,
-so that a small file cannot unfold into a large one (a function that calls itself, functions that double at each level).
+The messages are untrusted. Nothing here imports or runs anything by name. Depths and counts are limited, so that a small
+file cannot unfold into a large graph (by a function that calls itself, or functions that double at each level).
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["CALLS", "MAX_NODES", "PASSED", "Body", "Program"]
 
-MAX_NODES = 100_000
-"""Nodes in an unfolded graph; a U-Net++ on EfficientNet has about 10,000."""
-
-MAX_DEPTH = 64
-"""Calls within calls; Keras writes about five."""
+MAX_NODES = 100_000  # in an unfolded graph; a U-Net++ on EfficientNet has about 10,000
+MAX_DEPTH = 64  # nested calls; Keras writes about five
 
 CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
-"""Operations that only call a function of the library."""
+"""Operations that only call a function."""
 
 PASSED = frozenset(
     {
@@ -37,7 +34,7 @@ PASSED = frozenset(
         "StopGradient",
     }
 )
-"""Operations that hand their first input on; a graph without them means the same to a rebuilt network."""
+"""Operations that return their first input, which a rebuilt network can omit."""
 
 # Operations with several named outputs; for all others, `node:anything:2` is output 2.
 _BATCH_NORM = ("y", "batch_mean", "batch_variance", "reserve_space_1", "reserve_space_2", "reserve_space_3")
@@ -48,7 +45,7 @@ _OUTPUTS: Mapping[str, Sequence[str]] = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Body:
-    """The nodes of a function, or of the main graph, and how their inputs are spelled.
+    """The nodes of a function or of the main graph.
 
     Attributes:
         name: The function; empty for the main graph.
@@ -61,11 +58,11 @@ class Body:
     arguments: Mapping[str, int] = field(default_factory=dict)
 
     def place(self, name: str) -> str:
-        """A node, for a message."""
+        """Return the description of a node for messages."""
         return f"{name!r} in function {self.name!r}" if self.name else f"{name!r} in the main graph"
 
     def parse(self, text: str) -> tuple[str, int]:
-        """`node:arg:1`, `node:1` or `argument` -> node or argument, output."""
+        """Split `node:arg:1`, `node:1` or `argument` into node or argument, and output."""
         name, _, rest = text.partition(":")
         if name not in self.nodes and name not in self.arguments:
             raise CheckpointError(f"the graph is damaged: it has no {self.place(name)}")
@@ -79,11 +76,11 @@ class Body:
         return name, number
 
     def inputs(self, name: str) -> list[tuple[str, int]]:
-        """What a node reads, without control inputs."""
+        """Return the inputs of a node, without control inputs."""
         return [self.parse(i) for i in self.nodes[name].input if not i.startswith("^")]
 
     def order(self, roots: Iterable[str]) -> list[str]:
-        """The nodes that the roots need, each after its inputs."""
+        """Return the nodes that the roots need, each after its inputs."""
         done: dict[str, bool] = {}  # False while its inputs are being visited
         order: list[str] = []
         stack = [(root, False) for root in roots]
@@ -99,22 +96,22 @@ class Body:
                 stack.append((name, True))
                 stack.extend((n, False) for n, _ in self.inputs(name) if not done.get(n, False))
             elif not done[name]:
-                raise CheckpointError(f"the graph is damaged: it runs in a circle at {self.place(name)}")
+                raise CheckpointError(f"the graph is damaged: it has a cycle at {self.place(name)}")
         return order
 
 
-# What became of a node: the key of its copy, or the tensors that stand for its outputs.
+# The key of a node's copy, or the tensors that replace its outputs.
 _Copies = dict[str, "str | list[Tensor]"]
 
 
 class Program:
-    """One MetaGraph, of which signatures are unfolded into graphs.
+    """A MetaGraph whose signatures can be unfolded into graphs.
 
     Args:
         meta_graph: A `MetaGraphDef` message.
 
     Raises:
-        CheckpointError: Two nodes or functions have one name.
+        CheckpointError: Two nodes or functions have the same name.
     """
 
     def __init__(self, meta_graph: Any) -> None:
@@ -122,7 +119,7 @@ class Program:
         self.main = Body("", {n.name: n for n in definition.node})
         self._functions = {f.signature.name: f for f in definition.library.function}
         if len(self.main.nodes) != len(definition.node) or len(self._functions) != len(definition.library.function):
-            raise CheckpointError("the graph is damaged: two of its nodes or functions have one name")
+            raise CheckpointError("the graph is damaged: two of its nodes or functions have the same name")
         self._bodies: dict[str, Body] = {}
 
     @property
@@ -131,7 +128,7 @@ class Program:
         return self._functions.keys()
 
     def body(self, function: str) -> Body:
-        """A function of the library."""
+        """Return a function of the library."""
         if function not in self._bodies:
             if function not in self._functions:
                 raise CheckpointError(f"the graph is damaged: it calls function {function!r}, which it does not hold")
@@ -139,18 +136,18 @@ class Program:
             nodes = {n.name: n for n in message.node_def}
             arguments = {a.name: i for i, a in enumerate(message.signature.input_arg)}
             if len(nodes) != len(message.node_def) or arguments.keys() & nodes:
-                raise CheckpointError(f"the graph is damaged: two nodes of function {function!r} have one name")
+                raise CheckpointError(f"the graph is damaged: two nodes of function {function!r} have the same name")
             self._bodies[function] = Body(function, nodes, arguments)
         return self._bodies[function]
 
     def callee(self, node: Any) -> str | None:
-        """The function that a node calls and stands for, if it is a plain call."""
+        """Return the function that a node calls, if it is a plain call."""
         if node.op in CALLS:
             return str(node.attr["f"].func.name)
         return str(node.op) if node.op in self._functions else None
 
     def returns(self, function: str) -> list[tuple[str, int]]:
-        """What a function gives back: nodes or arguments with their output."""
+        """Return the results of a function: nodes or arguments with their output."""
         message, body = self._functions[function], self.body(function)
         missing = [o.name for o in message.signature.output_arg if o.name not in message.ret]
         if missing:
@@ -158,10 +155,10 @@ class Program:
         return [body.parse(message.ret[o.name]) for o in message.signature.output_arg]
 
     def unfold(self, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Graph:
-        """The graph between named tensors of the main graph, with calls replaced by what they call.
+        """Return the graph between named tensors of the main graph, with all calls inlined.
 
-        Values pass straight through operations such as `Identity`, reading a variable, and casts from one floating type
-        to another: everything is rebuilt in float32.
+        Operations such as `Identity`, variable reads and casts between floating-point types are skipped, because
+        everything is rebuilt in float32.
 
         Args:
             inputs: Name -> tensor of a placeholder, as in a signature (`serving_default_x:0`).
@@ -183,7 +180,7 @@ class Program:
 
 
 class _Unfolding:
-    """One graph in the making."""
+    """A graph under construction."""
 
     def __init__(self, program: Program, starts: frozenset[str]) -> None:
         self.program = program
@@ -199,7 +196,7 @@ class _Unfolding:
         prefix: str,
         stack: tuple[str, ...],
     ) -> list[Tensor]:
-        """Copy what `wanted` needs of a body into the graph; return where it lies there."""
+        """Copy the part of a body that `wanted` needs into the graph; return its tensors there."""
         copies: _Copies = {}
 
         def pick(name: str, output: int) -> Tensor:

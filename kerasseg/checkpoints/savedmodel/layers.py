@@ -1,4 +1,4 @@
-"""Nodes with weights -> Keras layers."""
+"""Keras layers for nodes with weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _L = keras.layers
 
 
 def _window(node: Node, name: str) -> tuple[int, int]:
-    """Height and width of an attribute that has one entry for each axis."""
+    """Return height and width of an attribute with one entry per axis."""
     if (node.attrs.get("data_format") or "NHWC") != "NHWC":
         remedy = "Open the .keras or .h5 file of the network, which kerasseg converts, or export it with channels last"
-        raise refuse(node, "its channels come first", remedy=remedy)
+        raise refuse(node, "it is channels-first", remedy=remedy)
     four = node.attrs.get(name) or (1, 1, 1, 1)
     if len(four) != 4 or four[0] != 1 or four[3] != 1:
         raise refuse(node, f"its {name} are {four}")
@@ -39,8 +39,13 @@ def _common(node: Node) -> dict[str, Any]:
     return {"use_bias": bool(node.attrs.get("bias")), "activation": node.attrs.get("activation")}
 
 
+def _windowed(node: Node) -> dict[str, Any]:
+    strides, dilations = _window(node, "strides"), _window(node, "dilations")
+    return {"strides": strides, "dilation_rate": dilations, "padding": _padding(node), **_common(node)}
+
+
 def _weights(node: Node, *names: str, first: int = 1) -> dict[str, Any]:
-    """Attribute -> tensor, for a kernel or several and a bias if there is one."""
+    """Return attribute -> tensor for one or more kernels and the bias, if any."""
     inputs = node.inputs[first:]
     wanted = (*names, "bias") if node.attrs.get("bias") else names
     if len(inputs) != len(wanted):
@@ -59,11 +64,8 @@ def _conv(b: Builder, node: Node) -> Any:
         _weights(node, "kernel"),
         filters=kernel[3],
         kernel_size=kernel[:2],
-        strides=_window(node, "strides"),
-        dilation_rate=_window(node, "dilations"),
-        padding=_padding(node),
         groups=x.shape[-1] // kernel[2],
-        **_common(node),
+        **_windowed(node),
     )
 
 
@@ -76,10 +78,7 @@ def _depthwise(b: Builder, node: Node) -> Any:
         _weights(node, "kernel"),
         kernel_size=kernel[:2],
         depth_multiplier=kernel[3],
-        strides=_window(node, "strides"),
-        dilation_rate=_window(node, "dilations"),
-        padding=_padding(node),
-        **_common(node),
+        **_windowed(node),
     )
 
 
@@ -93,10 +92,7 @@ def _separable(b: Builder, node: Node) -> Any:
         filters=point[3],
         kernel_size=depth[:2],
         depth_multiplier=depth[3],
-        strides=_window(node, "strides"),
-        dilation_rate=_window(node, "dilations"),
-        padding=_padding(node),
-        **_common(node),
+        **_windowed(node),
     )
 
 
@@ -115,7 +111,7 @@ def _transposed(b: Builder, node: Node) -> Any:
         node,
         _L.Conv2DTranspose,
         x,
-        _weights(node, "kernel", first=1) if len(node.inputs) == 2 else _transposed_weights(node),
+        _weights(node, "kernel") if len(node.inputs) == 2 else _transposed_weights(node),
         filters=kernel[2],
         kernel_size=kernel[:2],
         strides=strides,
@@ -131,15 +127,15 @@ def _transposed_weights(node: Node) -> dict[str, Any]:
 
 
 def _extra(node: Node, x: Any, axis: int, size: Any, stride: int) -> int:
-    """How much larger the output is than input times stride."""
+    """Return how much larger the output is than input times stride."""
     if isinstance(size, Dim):
         if size.source != str(id(x)):
-            return 0  # the size of a skip, which is the usual one where sizes halve evenly; the comparison tells
+            return 0  # the size of a skip, usually the same; the comparison of outputs would show a difference
         if size.axis != axis or size.factor != stride:
-            raise refuse(node, "its output's size has no fixed relation to its input's")
+            raise refuse(node, "the size of its output has no fixed relation to that of its input")
         return size.offset
     if x.shape[axis] is None:
-        raise refuse(node, "its output's size is fixed while its input's is not")
+        raise refuse(node, "the size of its output is fixed but that of its input is not")
     return int(size) - int(x.shape[axis]) * stride
 
 
@@ -151,7 +147,7 @@ def _dense(b: Builder, node: Node) -> Any:
 
 
 def _einsum(b: Builder, node: Node) -> Any:
-    """A product with a kernel as `Dense` or `EinsumDense`, a product of two tensors of data as `keras.ops.einsum`."""
+    """Translate a product with a kernel to `Dense` or `EinsumDense`, and one of two data tensors to `ops.einsum`."""
     left, _, result = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
     x, _, kernel = left.partition(",")
     if isinstance(b.value(node.inputs[1]), keras.KerasTensor):
@@ -190,7 +186,7 @@ def _batch_norm(b: Builder, node: Node) -> Any:
 def _group_norm(b: Builder, node: Node) -> Any:
     x, groups = b.data(node), int(node.attrs["groups"])
     if groups == x.shape[-1]:
-        groups = -1  # each channel by itself: instance normalisation
+        groups = -1  # one group per channel: instance normalisation
     return b.layer(node, _L.GroupNormalization, x, _norm_weights(node), groups=groups, **_norm_options(node))
 
 
@@ -222,10 +218,10 @@ def _prelu(b: Builder, node: Node) -> Any:
 
 
 def _channelwise(b: Builder, node: Node) -> Any:
-    """A trainable scale or shift of channels: a depthwise convolution of one pixel is the native layer that has both."""
+    """Translate a trainable scale or shift of channels to a depthwise 1x1 convolution."""
     x, kind = b.data(node), node.attrs["kind"]
     if len(x.shape) != 4:
-        raise refuse(node, "a variable scales or shifts what is no image")
+        raise refuse(node, "a variable scales or shifts a tensor that is not an image")
     if kind == "scale":
         return b.layer(node, _L.DepthwiseConv2D, x, {"kernel": node.inputs[1]}, kernel_size=1, use_bias=False)
     sign = -1.0 if kind == "minus" else 1.0
@@ -256,4 +252,4 @@ WEIGHTED: Mapping[str, Callable[[Builder, Node], Any]] = {
     "rms_norm": _rms_norm,
     "separable": _separable,
 }
-"""Operation -> the layer with its weights."""
+"""Operation -> function that makes its layer."""

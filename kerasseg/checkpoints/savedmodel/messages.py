@@ -1,4 +1,4 @@
-"""Protobuf values -> plain values: types, constants, attributes. Bounded, because files come from strangers."""
+"""Conversion of protobuf types, constants and attributes to plain values, with limits, because files are untrusted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["FLOATS", "TYPES", "attribute", "constant"]
 
-MAX_SPLAT = 1 << 24
-"""Elements of a constant that the file gives by fewer numbers than it has."""
-
+MAX_SPLAT = 1 << 24  # elements of a constant for which the file lists fewer numbers
 MAX_RANK = 16
 
 TYPES: Mapping[int, str] = {
@@ -35,7 +33,7 @@ TYPES: Mapping[int, str] = {
     22: "uint32",
     23: "uint64",
 }
-"""TensorFlow's numbers for the types that occur; others are shown as `type 42` and are refused where they matter."""
+"""TensorFlow's type numbers; others are shown as `type 42` and refused where they matter."""
 
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 
@@ -58,19 +56,19 @@ _FIELDS = {
 
 
 def type_name(number: int) -> str:
-    """`float32` for 1; a reference type (1 + 100, as TensorFlow 1 wrote variables) counts as the type itself."""
+    """Return `float32` for 1; reference types (1 + 100, variables of TensorFlow 1) count as the type itself."""
     return TYPES.get(number - 100 if number > 100 else number, f"type {number}")
 
 
 def constant(tensor: Any, where: str) -> np.ndarray:
-    """A `TensorProto` as an array; half precision becomes float32, strings become an array of objects.
+    """Convert a `TensorProto` to an array; half precision becomes float32, strings an object array.
 
     Args:
         tensor: The message.
-        where: What to call it in an error.
+        where: Its name in messages.
 
     Raises:
-        CheckpointError: A type without numbers, or a shape that does not fit the bytes.
+        CheckpointError: The type is not numeric, or the shape does not match the bytes.
     """
     dtype = type_name(tensor.dtype)
     shape = tuple(d.size for d in tensor.tensor_shape.dim)
@@ -99,7 +97,7 @@ def constant(tensor: Any, where: str) -> np.ndarray:
 
 
 def _listed(values: Any, count: int, stored: np.dtype, where: str) -> np.ndarray:
-    """Numbers given one by one; the last stands for all that follow."""
+    """Convert listed numbers; the last one fills the rest."""
     if len(values) > count or (len(values) < count and count > MAX_SPLAT):
         raise CheckpointError(
             f"the constant {where} has an invalid shape", found=f"{len(values)} numbers for {count:,} places"
@@ -115,7 +113,7 @@ def _listed(values: Any, count: int, stored: np.dtype, where: str) -> np.ndarray
 
 
 def attribute(value: Any, where: str) -> Any:
-    """An `AttrValue` as a plain value; functions become their names, types names such as `float32`."""
+    """Convert an `AttrValue` to a plain value; functions become their names, types names such as `float32`."""
     kind = value.WhichOneof("value")
     if kind == "s":
         return value.s.decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Names for rebuilt layers: those that people know from the variables, else those that the graph remembers."""
+"""Names of rebuilt layers: those of their variables, else those in the graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INNER = frozenset({"Gelu", "LogSigmoid", "Repeat", "Tensordot", "batchnorm", "c
 
 
 def clean(text: str) -> str:
-    """A name that Keras, file formats and terminals can bear.
+    """Return a name that is valid for Keras, file formats and terminals.
 
     >>> clean("block 1/conv:0")
     'block_1_conv_0'
@@ -25,12 +25,12 @@ def clean(text: str) -> str:
 
 
 class Names:
-    """Gives each layer one name.
+    """Gives each layer a unique name.
 
     Args:
         prefixes: Paths of all layers that have variables, for instance `conv2d_19` or `backbone/stem_conv`.
-        scopes: (path in the graph, prefix of the variables) of nodes that have variables; tells whether the writer
-            numbered scopes once more, as Keras 3 does (`conv2d_19` writes in `functional_1/conv2d_19_1`).
+        scopes: (path in the graph, prefix of the variables) of nodes with variables, to detect whether the writer numbered
+            scopes again, as Keras 3 does (`conv2d_19` writes in `functional_1/conv2d_19_1`).
     """
 
     def __init__(self, prefixes: Iterable[str], scopes: Iterable[tuple[str, str]]) -> None:
@@ -40,16 +40,16 @@ class Names:
         self._by_prefix = {p: short if last.count(short) == 1 else p for p, short in zip(paths, last, strict=True)}
         pairs = [(s.rpartition("/")[2], p.rpartition("/")[2]) for s, p in scopes if s]
         self._numbered = bool(pairs) and all(re.fullmatch(re.escape(p) + r"_\d+", s) for s, p in pairs)
-        # The variables' names are spoken for, whichever layer comes first.
+        # Names of variables are reserved, whatever the order of the layers.
         self._reserved = {clean(n) for n in self._by_prefix.values()}
 
     def for_variables(self, prefix: str) -> str | None:
-        """The name for the layer of variables with this prefix."""
+        """Return the name of the layer of variables with this prefix."""
         name = clean(self._by_prefix.get(prefix, prefix))
         return self._free(name, reserved=False) if name else None
 
     def for_node(self, name: str, default: str) -> str:
-        """The name for a layer without variables, from its node's name."""
+        """Return the name of a layer without variables, from its node's name."""
         path = scope(name)
         while "/" in path and re.sub(r"_\d+$", "", path.rpartition("/")[2]) in _INNER:
             path = scope(path)

@@ -1,8 +1,8 @@
-"""SavedModels -> native, trainable Keras models.
+"""Opening of SavedModels as native, trainable Keras models.
 
-The graph in `saved_model.pb` is read as data and rebuilt layer by layer. `tf.saved_model.load` is never called: it runs the
-file's restore function and initialisers. Once every operation of the file has passed the allow-list, the network alone -
-unfolded, without functions, control edges and variables - is run beside the rebuilt model, and both must agree.
+The graph in `saved_model.pb` is read as data and rebuilt layer by layer. `tf.saved_model.load` is never called, because it
+runs the file's restore function and initialisers. After every operation of the file has passed the allow-list, only the
+inference network (unfolded, without functions, control edges and variables) runs for comparison with the rebuilt model.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ from kerasseg_tfrecords.files import temporary_space
 
 __all__ = ["Opened", "open_savedmodel"]
 
-MAX_GRAPH = 512 << 20
-"""Bytes of `saved_model.pb`; a frozen network of 31 million parameters has 124 million."""
+MAX_GRAPH = 512 << 20  # bytes of `saved_model.pb`; a frozen network of 31 million parameters has 124 million
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _INTEGERS = frozenset({"uint8", "int8", "uint16", "int16", "int32", "int64", "bool"})
@@ -61,11 +60,11 @@ _INTEGERS = frozenset({"uint8", "int8", "uint16", "int16", "int32", "int64", "bo
 
 @dataclass(frozen=True)
 class Opened(OpenedModel):
-    """A SavedModel as a Keras model, and how it became one. All layers are in float32 and trainable.
+    """A SavedModel as a Keras model. All layers are float32 and trainable.
 
     Attributes:
-        signature: The signature that was rebuilt; the model's outputs are in its order.
-        unused: Variables of the file that the signature does not use, such as an optimizer's.
+        signature: The rebuilt signature, whose order the model's outputs have.
+        unused: Variables that the signature does not use, such as those of an optimizer.
     """
 
     signature: str = ""
@@ -76,15 +75,15 @@ def open_savedmodel(path: str | Path, *, compare: bool = True) -> Opened:
     """Open a SavedModel as a native Keras model.
 
     Args:
-        path: The folder that holds `saved_model.pb`.
-        compare: Run the file's network beside the rebuilt one on random input.
+        path: The folder that contains `saved_model.pb`.
+        compare: Whether to compare the original with the rebuilt network on random input.
 
     Returns:
-        The model, and what is to be known about it.
+        The model and a description of its origin.
 
     Raises:
-        CheckpointError: The folder is no SavedModel or a damaged one, holds operations that are not allowed or have no
-            Keras layer, or the rebuilt network gives other numbers.
+        CheckpointError: The folder is not a valid SavedModel, contains operations that are not allowed or have no Keras
+            layer, or the rebuilt network computes different values.
 
     Example:
         ```python
@@ -106,7 +105,7 @@ def open_savedmodel(path: str | Path, *, compare: bool = True) -> Opened:
             "the network has more steps in a row than Keras can build", path=folder, expected="fewer than about 900"
         ) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # A file from a stranger can be wrong in more ways than are worth an own sentence each.
+        # A damaged file can fail in many more ways than have a message of their own.
         raise CheckpointError(
             "the graph is damaged or of an unknown kind",
             path=folder,
@@ -147,7 +146,7 @@ def _open(folder: Path, *, compare: bool) -> Opened:
         found = _compare(graph, signature, order, rebuilt, weights, load, chosen.graph_def.versions)
         notes.extend(_remarks(found))
     values.check_the_rest()
-    # Keras 3 stores every variable twice, under two keys; both have one name.
+    # Keras 3 stores every variable twice, under two keys with the same name.
     used = {variables[k].name for k in rebuilt.used}
     unused = sorted({names.get(k, k) for k in stored if k != _OBJECT_GRAPH} - used)
     largest = None if found is None else found.outputs
@@ -184,10 +183,10 @@ Load = Callable[[str], Any]
 
 
 class _Values:
-    """The values of a variables file, read one by one; TensorFlow compares the checksum of each.
+    """The values of a variables file, read one at a time; TensorFlow verifies their checksums.
 
     Attributes:
-        stored: What the file holds, by key. Empty for a frozen network, whose weights are constants of the graph.
+        stored: Contents of the file by key; empty for a frozen network, whose weights are constants in the graph.
     """
 
     def __init__(self, prefix: Path, meta_graph: Any) -> None:
@@ -195,12 +194,13 @@ class _Values:
         self._reader: Any = None
         self._read: set[str] = set()
         self.stored: Mapping[str, Stored] = {}
-        if prefix.with_name("variables.index").is_file() or _has_variables(meta_graph):
+        has_variables = any(n.op in VARIABLES for n in meta_graph.graph_def.node)
+        if prefix.with_name("variables.index").is_file() or has_variables:
             header, entry = tensor_bundle_pb2.BundleHeaderProto, tensor_bundle_pb2.BundleEntryProto
             self.stored = read_index(prefix, header, entry)
 
     def load(self, key: str) -> Any:
-        """One value.
+        """Read one value.
 
         Raises:
             CheckpointError: It cannot be read, or its checksum does not match.
@@ -221,14 +221,14 @@ class _Values:
         return value
 
     def check_the_rest(self) -> None:
-        """Compare the checksums of values that nobody read, such as the copies that Keras 3 stores."""
+        """Verify the checksums of values that were not read, such as the second copies that Keras 3 stores."""
         for key in self.stored:
             if key not in self._read:
                 self.load(key)
 
 
 def _plainly_named(prefix: Path, owner: object) -> Path:
-    """TensorFlow takes `[` in a path for a pattern: then another way to the same files, for as long as `owner` lives."""
+    """Return a path without `[`, which TensorFlow takes for a pattern; a link exists as long as `owner` does."""
     if "[" not in str(prefix):
         return prefix
     with temporary_space():
@@ -239,19 +239,15 @@ def _plainly_named(prefix: Path, owner: object) -> Path:
     return link / prefix.name
 
 
-def _has_variables(meta_graph: Any) -> bool:
-    return any(n.op in VARIABLES for n in meta_graph.graph_def.node)
-
-
 def _names(stored: Mapping[str, Stored], load: Load) -> dict[str, str]:
-    """Key -> the variable's name, from the object graph that TensorFlow 2 keeps among the variables."""
+    """Return key -> name of the variable, from the object graph that TensorFlow 2 stores with the variables."""
     if _OBJECT_GRAPH not in stored:
         return {}
     message = trackable_object_graph_pb2.TrackableObjectGraph()
     try:
-        message.ParseFromString(load(_OBJECT_GRAPH))  # bytes; an array of them would lose zeros at the end
+        message.ParseFromString(load(_OBJECT_GRAPH))  # bytes, because a NumPy array would drop trailing zeros
     except (DecodeError, RuntimeError, TypeError, ValueError):
-        return {}  # names only; layers are then called by their nodes
+        return {}  # layers are then named after their nodes
     return {a.checkpoint_key: a.full_name for n in message.nodes for a in n.attributes if a.full_name}
 
 
@@ -260,7 +256,7 @@ def _tensors(slots: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _with_shapes(graph: Graph, variables: Mapping[str, Variable], stored: Mapping[str, Stored]) -> Graph:
-    """The graph with each variable's shape as it is in the file, whatever the graph declares."""
+    """Return the graph with the shapes of variables in the file, whatever the graph declares."""
     nodes = dict(graph.nodes)
     for key, node in graph.nodes.items():
         if node.op in VARIABLES:
@@ -283,20 +279,20 @@ def _input(name: str, signature: Signature, graph: Graph) -> Any:
     slot = signature.inputs[name]
     shape = slot.shape if slot.shape is not None else graph.nodes[graph.inputs[name]].attrs.get("shape")
     if shape is None or len(shape) < 2:
-        raise CheckpointError(f"input {name!r} has no shape that an image could have", found=shape)
+        raise CheckpointError(f"input {name!r} does not have the shape of an image", found=shape)
     dtype = "float32" if slot.dtype in FLOATS else slot.dtype
     if dtype not in _INTEGERS | {"float32"}:
         raise CheckpointError(
             f"input {name!r} takes {slot.dtype}",
             expected="pixels",
-            remedy="Export the network without decoding of files",
+            remedy="Export the network without decoding of image files",
         )
     sizes = [None if n is None or n < 0 else n for n in shape[1:]]
     return keras.Input(sizes, dtype=dtype, name=clean(name) or "input")
 
 
 def _output_order(signature: Signature, preferred: Sequence[str]) -> tuple[list[str], bool]:
-    """Outputs in order, and whether the model gave them by name: Keras 3 calls those of a list `output_0`, `output_1`."""
+    """Return the output names in order, and whether they are named; Keras 3 names a list `output_0`, `output_1`."""
     names = list(signature.outputs)
     if sorted(preferred) == sorted(names):
         return list(preferred), False
@@ -304,7 +300,7 @@ def _output_order(signature: Signature, preferred: Sequence[str]) -> tuple[list[
 
 
 def _notes(meta_graph: Any, variables: Mapping[str, Variable], rebuilt: Rebuilt, graph: Graph) -> list[str]:
-    """What people should know that no single layer can tell."""
+    """Return notes about the network as a whole."""
     notes = []
     half = sorted({str(n.attrs[k]) for n in graph.nodes.values() for k in ("T", "dtype") if n.attrs.get(k) in _HALF})
     if half:
@@ -319,7 +315,7 @@ def _notes(meta_graph: Any, variables: Mapping[str, Variable], rebuilt: Rebuilt,
 
 
 def _remarks(found: Agreement) -> list[str]:
-    """What the largest difference alone does not tell."""
+    """Return remarks that explain the largest difference."""
     remarks = []
     if not found.varies:
         remarks.append("the original's output is constant, so the comparison shows little")
@@ -356,8 +352,8 @@ def _forward(model: keras.Model, images: Sequence[np.ndarray]) -> list[np.ndarra
         with keras.device("cpu:0"):
             found = model(list(images), training=False)
         return [keras.ops.convert_to_numpy(t) for t in (found if isinstance(found, (list, tuple)) else [found])]
-    # As one graph: called eagerly, Keras keeps what every layer gives until the end, which costs 400 MB for 31 million
-    # parameters. As a concrete function: TensorFlow warns of functions that it traces again and again.
+    # As one graph, because eager execution keeps every layer's output (400 MB for 31 million parameters). As a concrete
+    # function, because TensorFlow warns about functions that are traced repeatedly.
     specifications = [tf.TensorSpec(i.shape, i.dtype) for i in images]
     with tf.device("/CPU:0"):
         call = tf.function(lambda *values: model(list(values), training=False), autograph=False)
@@ -366,10 +362,10 @@ def _forward(model: keras.Model, images: Sequence[np.ndarray]) -> list[np.ndarra
 
 
 class _Original:
-    """The network of the file as a graph of its own, in which nothing is left but arithmetic.
+    """The network of the file as a purely arithmetic graph.
 
-    It is written anew from the unfolded graph: placeholders for inputs and variables, no functions, no resources, no
-    control edges, every operation from the allow-list. What is in half precision is computed in float32.
+    It is rewritten from the unfolded graph: placeholders for inputs and variables, no functions, resources or control
+    edges, and only operations from the allow-list. Half precision is computed in float32.
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, str], load: Load, versions: Any) -> None:
@@ -417,9 +413,9 @@ class _Original:
                     message.attr[name].type = tf.float32.as_datatype_enum
 
     def __call__(self, wanted: Sequence[Tensor], images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """What the wanted tensors are for these inputs, on the CPU."""
+        """Return the wanted tensors for these inputs, computed on the CPU."""
         config = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
-        # As it stands: the optimiser rewrites graphs, and has lost tensors that were asked for.
+        # The graph optimiser rewrites graphs and has removed requested tensors.
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         feeds = {f"{self._short[self._inputs[k]]}:0": v for k, v in images.items()}
         feeds |= {f"{self._short[k]}:0": _float(self._load(key)) for k, key in self._weights.items()}

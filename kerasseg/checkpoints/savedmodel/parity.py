@@ -1,8 +1,8 @@
-"""Do the network in the file and the rebuilt one agree?
+"""Comparison of the original network with the rebuilt one.
 
-Both are given the same random slice. Their outputs must agree to 1e-5, and so must some tensors inside, because an output
-may hide what a sigmoid flattens. Where they do not, rounding may have grown on its way through a deep network: then each
-step of the rebuilt model is given what the file's network has at that place, and each by itself must agree.
+Both receive the same random slice. Their outputs and some inner tensors must agree to 1e-5, because a sigmoid can hide
+differences. Otherwise rounding may have grown in a deep network: then each step of the rebuilt model is run on the
+original's values and must agree by itself.
 """
 
 from __future__ import annotations
@@ -22,32 +22,30 @@ from kerasseg_tfrecords.errors import CheckpointError
 __all__ = ["TOLERANCE", "Agreement", "Original", "agreement", "difference", "random_inputs"]
 
 TOLERANCE = 1e-5
-"""Largest difference between two float32 computations of one network, relative to the largest value beyond 1."""
+"""Largest difference between two float32 computations of one network, relative to the largest value if beyond 1."""
 
+#: Computes tensors of the original network, for inputs by signature name.
 Original = Callable[[Sequence[Tensor], Mapping[str, np.ndarray]], list[np.ndarray]]
-"""Wanted tensors of the file's network, for inputs by their signature's names."""
 
+#: Computes the outputs of a model at inference on the CPU, where float32 is not reduced in precision.
 Forward = Callable[[keras.Model, Sequence[np.ndarray]], list[np.ndarray]]
-"""Outputs of a model in inference mode, on the CPU, where float32 means float32."""
 
-_INSIDE = 12
+_INSIDE = 12  # inner tensors to compare
 _INSIDE_ELEMENTS = 1 << 20
-_AT_ONCE = 1 << 26  # elements of tensors that are held at one time when each step is checked
-
-_SIZES = (64, 128, 256, 572)
-"""What is tried where the size of the image is free."""
+_AT_ONCE = 1 << 26  # elements of the tensors held at the same time when checking single steps
+_SIZES = (64, 128, 256, 572)  # image sizes to try if the size is not fixed
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
-        outputs: Largest absolute difference over the outputs.
-        relative: The same for the worst tensor, relative to its largest value where that is beyond 1.
-        varies: Whether the original's output is not one number everywhere; if it is, the comparison says little.
+        outputs: Largest absolute difference of the outputs.
+        relative: Largest difference of all tensors, relative to the tensor's largest value if beyond 1.
+        varies: Whether the original's output is not constant; otherwise the comparison means little.
         largest: Largest value of the original's outputs.
-        step: Largest relative difference of a single step; None where whole networks agreed.
+        step: Largest relative difference of a single step; None if the whole networks agreed.
     """
 
     outputs: float
@@ -65,18 +63,18 @@ def agreement(
     original: Original,
     forward: Forward,
 ) -> Agreement:
-    """Compare a network with the one that was rebuilt from it.
+    """Compare a network with the model rebuilt from it.
 
     Args:
-        graph: The network as it was unfolded from the file.
+        graph: The unfolded network of the file.
         slots: Its inputs.
         order: Its outputs, in the model's order.
         rebuilt: The model.
-        original: Runs the file's network.
+        original: Runs the original network.
         forward: Runs a model.
 
     Raises:
-        CheckpointError: They disagree, or the file's network does not run.
+        CheckpointError: The outputs differ, or the original network does not run.
     """
     outputs = [graph.outputs[n] for n in order]
     inside = _inside(graph, rebuilt, [t.node for t in outputs])
@@ -111,7 +109,7 @@ def _first_that_runs(
 
 
 def _inside(graph: Graph, rebuilt: Rebuilt, outputs: Sequence[str]) -> list[str]:
-    """Some small tensors, spread over the network's depth."""
+    """Return some small tensors, spread over the depth of the network."""
     small = [
         key
         for key in rebuilt.steps
@@ -128,13 +126,13 @@ def _inside(graph: Graph, rebuilt: Rebuilt, outputs: Sequence[str]) -> list[str]
 def _worst_step(
     graph: Graph, rebuilt: Rebuilt, images: Mapping[str, np.ndarray], original: Original
 ) -> tuple[float, str]:
-    """The largest relative difference of a step that starts from the file's own numbers, and which step that is."""
+    """Return the largest relative difference of a step that starts from the original's values, and that step."""
     worst, where = 0.0, ""
     batch: list[str] = []
     size = 0
     for key in rebuilt.steps:
         if key not in graph.nodes or any(t.node not in graph.nodes for t in rebuilt.steps[key]):
-            continue  # made while patterns were matched; the step that reads it is checked with it
+            continue  # made during fusion; it is checked with the step that reads it
         batch.append(key)
         size += int(np.prod([n or 64 for n in rebuilt.tensors[key].shape[1:]]))
         if size > _AT_ONCE:
@@ -159,11 +157,11 @@ def _worst_of(
 
 
 def random_inputs(slots: Mapping[str, Slot], seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Inputs of one slice, for each size that is worth a try: normal numbers, or all values of a byte.
+    """Yield random inputs of one slice for each size to try: normal values, or all values of a byte.
 
     Args:
-        slots: Inputs of the signature; a batch size that is fixed is kept.
-        seed: Of the random numbers.
+        slots: Inputs of the signature; a fixed batch size is kept.
+        seed: Random seed.
     """
     free = any(n is None for s in slots.values() for n in (s.shape or ())[1:])
     for size in _SIZES if free else _SIZES[:1]:
@@ -184,9 +182,9 @@ def difference(original: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray], ou
     """Compare tensors pair by pair.
 
     Args:
-        original: What the file's network gives: its outputs, then tensors inside it.
-        rebuilt: What the rebuilt model gives, in the same order.
-        outputs: How many of them are outputs.
+        original: Outputs of the original network, then inner tensors.
+        rebuilt: The same tensors of the rebuilt model.
+        outputs: Number of outputs among them.
     """
     largest = relative = highest = 0.0
     varies = False

@@ -1,4 +1,4 @@
-"""Words in which patterns are written, and the loop that replaces them."""
+"""Building blocks of graph patterns, and the loop that applies them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
 __all__ = ["LINEAR", "VARIABLES", "View", "fold", "rewrite"]
 
 VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
-"""Operations that stand for a variable's value once reading is passed through."""
+"""Operations that represent a variable's value, since reads are skipped."""
 
 LINEAR = frozenset({"Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative", "Einsum", "MatMul", "dense", "separable"})
-"""Operations with a kernel, to which a bias may belong."""
+"""Operations with a kernel and possibly a bias."""
 
 _SHAPING = frozenset({"ExpandDims", "Reshape", "Squeeze"})
 
 
 class View:
-    """A graph as patterns see it. Nodes may be replaced while one looks; keys stay.
+    """A graph for pattern matching. Nodes may be replaced during matching; keys stay.
 
     Args:
         graph: The graph.
@@ -37,41 +37,41 @@ class View:
             self._readers[tensor] = self._readers.get(tensor, 0) + 1
 
     def node(self, tensor: Tensor) -> Node:
-        """What makes a tensor."""
+        """Return the node that makes a tensor."""
         return self.nodes[tensor.node]
 
     def once(self, tensor: Tensor) -> bool:
-        """Whether one input alone reads it."""
+        """Return whether exactly one input reads a tensor."""
         return self._readers.get(tensor, 0) == 1
 
     def array(self, tensor: Tensor) -> np.ndarray | None:
-        """A constant's value."""
+        """Return the value of a constant, else None."""
         node = self.node(tensor)
         return node.attrs["value"] if node.op == "Const" else None
 
     def scalar(self, tensor: Tensor) -> float | None:
-        """The value of a constant of one element that broadcasts as a number."""
+        """Return the value of a scalar constant, else None."""
         array = self.array(tensor)
         return float(array.reshape(())) if array is not None and array.ndim == 0 and array.dtype != object else None
 
     def is_number(self, tensor: Tensor, value: float) -> bool:
-        """Whether a tensor is this number, to float32's precision."""
+        """Return whether a tensor is this number, to float32 precision."""
         found = self.scalar(tensor)
         return found is not None and abs(found - value) <= 1e-6 * max(1.0, abs(value))
 
     def made_by(self, tensor: Tensor, *ops: str) -> Node | None:
-        """The node that makes a tensor if it is one of these operations."""
+        """Return the node that makes a tensor if it is one of these operations."""
         node = self.node(tensor)
         return node if node.op in ops and tensor.output == 0 else None
 
     def pairs(self, node: Node | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Both orders of the inputs of an operation in which order does not matter."""
+        """Yield the inputs of a commutative operation in both orders."""
         if node is not None and len(node.inputs) == 2:
             yield node.inputs[0], node.inputs[1]
             yield node.inputs[1], node.inputs[0]
 
     def leaf(self, tensor: Tensor) -> Tensor | None:
-        """The variable, or the constant with axes, that a tensor is up to its shape."""
+        """Return the variable or the constant with axes that a tensor is a reshaped form of, if any."""
         while self.node(tensor).op in _SHAPING:
             tensor = self.node(tensor).inputs[0]
         node = self.node(tensor)
@@ -82,7 +82,7 @@ class View:
         return None
 
     def per_channel(self, tensor: Tensor) -> Tensor | None:
-        """The leaf of a tensor if it has one number for each channel and nothing else."""
+        """Return the leaf of a tensor if it has exactly one number per channel."""
         leaf = self.leaf(tensor)
         if leaf is None:
             return None
@@ -95,10 +95,9 @@ Pattern = Callable[[View, Node], Node | None]
 
 
 def rewrite(graph: Graph, *patterns: Pattern, everywhere: bool = False) -> Graph:
-    """Replace each node for which a pattern gives another, inputs first, and drop what is no longer read.
+    """Replace each node that a pattern matches, inputs first, and drop nodes that are no longer read.
 
-    Only nodes that depend on the network's input are looked at, unless `everywhere`: what is computed from weights alone is
-    a number, not a layer.
+    Without `everywhere`, only nodes that depend on the network's input are matched, because the others compute weights.
     """
     view = View(graph)
     data: set[str] = set()
@@ -115,7 +114,7 @@ def rewrite(graph: Graph, *patterns: Pattern, everywhere: bool = False) -> Graph
 
 
 def fold(graph: Graph, wanted: Callable[[np.ndarray], bool]) -> Graph:
-    """Compute what depends on constants alone, where the result is `wanted`."""
+    """Evaluate nodes that depend only on constants, if the result is `wanted`."""
 
     def compute(view: View, node: Node) -> Node | None:
         arrays = [view.array(t) for t in node.inputs]
@@ -133,5 +132,5 @@ def fold(graph: Graph, wanted: Callable[[np.ndarray], bool]) -> Graph:
 
 
 def made(node: Node, op: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], name: str | None = None) -> Node:
-    """A node in another's place."""
+    """Return a node in the place of another."""
     return Node(node.key, op, inputs, dict(attrs), node.name if name is None else name, node.where)

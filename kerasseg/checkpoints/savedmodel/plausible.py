@@ -1,7 +1,7 @@
-"""Arguments that an operation cannot mean are refused before TensorFlow sees them.
+"""Checks of argument ranges before TensorFlow sees a graph.
 
-An allowed operation may still be given a stride of two thousand million or too few inputs. TensorFlow's own checks of such
-graphs are not complete: some crash the process.
+An allowed operation may still have a stride of two thousand million or too few inputs. TensorFlow's own checks are
+incomplete, and some such graphs crash the process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _AT_LEAST = {"AddN": 1, "Concat": 2, "ConcatV2": 2, "Einsum": 1, "Pack": 1}
 _OUTPUTS = {"FusedBatchNorm": 5, "FusedBatchNormV2": 5, "FusedBatchNormV3": 6}
 _COUNTED = {"Split": "num_split", "SplitV": "num_split", "Unpack": "num"}
 
-# Attributes that are integers, or lists of them, and what they may be.
+# Valid ranges of attributes that are integers or lists of integers.
 _ATTRIBUTES: Mapping[str, tuple[int, int]] = {
     "axis": (-16, 16),
     "block_size": (1, 1024),
@@ -53,7 +53,7 @@ _ATTRIBUTES: Mapping[str, tuple[int, int]] = {
 
 _AXIS, _SIZE, _PAD, _SHAPE = (-16, 16), (1, 1 << 16), (0, _MANY), (-1, (1 << 31) - 1)
 
-# Operation -> input -> what its numbers may be where they are constants.
+# Operation -> input -> valid range of its numbers, if constant.
 _ARGUMENTS: Mapping[str, Mapping[int, tuple[int, int]]] = {
     "ArgMax": {1: _AXIS},
     "ArgMin": {1: _AXIS},
@@ -85,10 +85,10 @@ _ARGUMENTS: Mapping[str, Mapping[int, tuple[int, int]]] = {
 
 
 def check_arguments(graph: Graph) -> None:
-    """Refuse a graph in which an operation has a wrong number of inputs, or numbers that it cannot mean.
+    """Refuse a graph in which an operation has a wrong number of inputs or arguments out of range.
 
     Raises:
-        CheckpointError: Names the operation, its node, and what is wrong.
+        CheckpointError: Names the operation, its node and the problem.
     """
     for node in graph.nodes.values():
         fewest = _INPUTS.get(node.op, _AT_LEAST.get(node.op, 0))

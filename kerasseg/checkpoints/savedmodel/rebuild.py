@@ -1,4 +1,4 @@
-"""A fused graph -> a Keras model, with the weights put in place."""
+"""Building of a Keras model from a fused graph, with its weights."""
 
 from __future__ import annotations
 
@@ -19,25 +19,23 @@ from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Builder", "Rebuilt", "refuse"]
 
-MAX_ELEMENTS = 1 << 27
-"""Elements of one tensor of one slice (half a gigabyte in float32)."""
-
-MAX_STEPS = 5000
-"""Steps of a network; one on EfficientNetB7 has about 1,500, and Keras needs 8 ms for each."""
+MAX_ELEMENTS = 1 << 27  # of one tensor for one slice (half a gigabyte in float32)
+MAX_STEPS = 5000  # a network on EfficientNetB7 has about 1,500, and each takes Keras 8 ms
 
 _SOURCES = frozenset({"Const", "Placeholder", "PlaceholderWithDefault"}) | VARIABLES
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A model and how it came about.
+    """A rebuilt model and how it was made.
 
     Attributes:
-        model: Native Keras layers.
-        tensors: Node's key -> the symbolic tensor that stands for its first output.
-        notes: What is not as it was, in words.
-        used: Keys of the variables that found a place.
-        steps: Node's key -> the tensors of data it was computed from, for checking one step at a time.
+        model: The model, of native Keras layers.
+        tensors: Key of a node -> symbolic tensor of its first output.
+        notes: Differences from the original, one sentence each.
+        used: Keys of the variables that are part of the model.
+        steps: Key of a node -> the data tensors that it is computed from, for checking single steps.
+        values: Tensor of the graph -> symbolic tensor.
     """
 
     model: keras.Model
@@ -48,30 +46,26 @@ class Rebuilt:
     values: Mapping[Tensor, Any] = field(repr=False)
 
     def step(self, key: str) -> keras.Model:
-        """The part of the model between the inputs of one step and its output."""
+        """Return the part of the model between the inputs of one step and its output."""
         return keras.Model([self.values[t] for t in self.steps[key]], self.tensors[key])
 
 
-class Weight:
-    """The mark for values that depend on variables alone."""
-
-
-WEIGHT = Weight()
+WEIGHT = object()  # marks values that depend only on variables
 
 
 def refuse(node: Node, why: str, **details: Any) -> CheckpointError:
-    """The error for a node that has no Keras layer."""
+    """Return the error for a node without a Keras layer."""
     return CheckpointError(f"{node.op} at {node.where} cannot be rebuilt as a Keras layer: {why}", **details)
 
 
 @dataclass
 class Builder:
-    """One model in the making.
+    """A model under construction.
 
     Attributes:
-        graph: What `fuse` returned.
-        variables: Node's key -> which variable it is.
-        load: Key in the variables file -> its value.
+        graph: The result of `fuse`.
+        variables: Key of a node -> its variable.
+        load: Reads the value of a key in the variables file.
         handlers: Operation -> function that calls Keras; see `kerasseg.checkpoints.savedmodel.layers`.
     """
 
@@ -89,7 +83,7 @@ class Builder:
         scopes = []
         for node in self.graph.nodes.values():
             prefix = next((v.prefix for t in node.inputs if (v := self.variables.get(t.node)) is not None), "")
-            if prefix and scope(node.name) and node.op in LINEAR:  # others write in scopes within their own
+            if prefix and scope(node.name) and node.op in LINEAR:  # others write in nested scopes
                 scopes.append((scope(node.name), prefix))
         self.names = Names((v.prefix for k, v in self.variables.items() if k in self.graph.nodes), scopes)
 
@@ -98,9 +92,9 @@ class Builder:
 
         Args:
             inputs: Signature name -> `keras.Input` tensor.
-            outputs: Signature names in the order in which the model shall return them.
+            outputs: Signature names, in the order of the model's outputs.
             name: The model's name.
-            named: Whether several outputs are returned by name.
+            named: Whether to return several outputs by name.
 
         Raises:
             CheckpointError: An operation has no Keras layer, or a weight does not fit.
@@ -122,7 +116,7 @@ class Builder:
         loose = sum(n.op == "channelwise" for n in self.graph.nodes.values())
         if loose:
             self.notes.append(
-                f"variables that scaled or shifted channels are depthwise convolutions of 1x1 now ({loose})"
+                f"variables that scaled or shifted channels became depthwise convolutions of 1x1 ({loose})"
             )
         args = next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs)
         gives: Any = dict(zip(outputs, results, strict=True)) if named else results
@@ -130,16 +124,13 @@ class Builder:
         for variable, value, where in self._pending.values():
             _assign(variable, value(), where)
         tensors = {t.node: v for t, v in self.values.items() if t.output == 0 and isinstance(v, keras.KerasTensor)}
+        values = {t: v for t, v in self.values.items() if isinstance(v, keras.KerasTensor)}
         steps = {
             key: sources
             for key in tensors
-            if (sources := tuple(dict.fromkeys(t for t in self.graph.nodes[key].inputs if self._is_data(t))))
+            if (sources := tuple(dict.fromkeys(t for t in self.graph.nodes[key].inputs if t in values)))
         }
-        values = {t: v for t, v in self.values.items() if isinstance(v, keras.KerasTensor)}
         return Rebuilt(model, tensors, tuple(self.notes), frozenset(self._used), steps, values)
-
-    def _is_data(self, tensor: Tensor) -> bool:
-        return isinstance(self.values[tensor], keras.KerasTensor)
 
     def _visit(self, node: Node) -> None:
         here = Tensor(node.key)
@@ -170,7 +161,7 @@ class Builder:
             return handler(self, node)
         except CheckpointError:
             raise
-        except Exception as error:  # Keras refuses in many ways what a damaged graph may ask for
+        except Exception as error:  # a damaged graph may cause any error in Keras
             line = str(error).strip().splitlines() or [type(error).__name__]
             raise refuse(node, f"Keras says {line[0]}") from error
 
@@ -181,13 +172,13 @@ class Builder:
                 raise refuse(node, "its output is too large", found=f"{result.shape}")
 
     def value(self, tensor: Tensor) -> Any:
-        """A symbolic tensor, an array (of sizes perhaps), or `WEIGHT`."""
+        """Return a symbolic tensor, an array (possibly of sizes) or `WEIGHT`."""
         if tensor not in self.values:
             raise refuse(self.graph[tensor], f"its output {tensor.output} is not known")
         return self.values[tensor]
 
     def data(self, node: Node, place: int = 0) -> Any:
-        """An input that must be data."""
+        """Return an input that must be data."""
         value = self.value(node.inputs[place])
         if value is WEIGHT:
             names = sorted(self.variables[k].name for k in self._variables_of(node.inputs[place]))
@@ -195,14 +186,14 @@ class Builder:
         return value
 
     def array(self, node: Node, place: int) -> np.ndarray:
-        """An input that must be known, perhaps but for sizes that are `Dim`s."""
+        """Return an input that must be known, except for sizes that are `Dim`s."""
         value = self.value(node.inputs[place])
         if not isinstance(value, np.ndarray):
             raise refuse(node, f"its input {place} is computed while it runs")
         return value
 
     def integers(self, node: Node, place: int) -> tuple[int, ...]:
-        """An input that must be known integers."""
+        """Return an input that must consist of known integers."""
         array = np.atleast_1d(self.array(node, place))
         if any(isinstance(n, Dim) for n in array.flat):
             raise refuse(node, f"its input {place} depends on the size of the image")
@@ -216,13 +207,13 @@ class Builder:
         weights: Mapping[str, Tensor] | None = None,
         **config: Any,
     ) -> Any:
-        """Make a layer, or take the one that these weights already have, and call it.
+        """Make a layer, or reuse the one with the same weights, and call it.
 
         Args:
-            node: What it stands for.
+            node: The node that it replaces.
             kind: The layer's class.
             inputs: Symbolic tensor or list of them.
-            weights: Attribute of the layer -> tensor that holds its value.
+            weights: Attribute of the layer -> tensor with its value.
             config: Arguments of the class.
         """
         weights = weights or {}
@@ -244,7 +235,7 @@ class Builder:
     def assign(
         self, variable: Any, tensor: Tensor, where: str, change: Callable[[np.ndarray], np.ndarray] = np.asarray
     ) -> None:
-        """Give a layer's variable the value of a tensor, once the model is built."""
+        """Assign the value of a tensor to a layer's variable once the model is built."""
         keys = self._variables_of(tensor)
         self._used.update(keys)
         if self.graph[tensor].op not in _SOURCES:
@@ -253,15 +244,15 @@ class Builder:
         self._pending[id(variable)] = (variable, lambda: change(self._number(tensor)), where)
 
     def fixed(self, tensor: Tensor) -> np.ndarray:
-        """The value of a tensor that depends on variables, as a constant of the model."""
+        """Return the value of a tensor that depends on variables, as a constant of the model."""
         keys = self._variables_of(tensor)
         self._used.update(keys)
         names = ", ".join(sorted(self.variables[k].name for k in keys))
-        self.notes.append(f"{names}: scales the input; its values are fixed in a Rescaling layer now")
+        self.notes.append(f"{names}: scales the input; its values became constants of a Rescaling layer")
         return self._number(tensor)
 
     def shape_of(self, tensor: Tensor) -> tuple[int, ...]:
-        """The shape of a weight."""
+        """Return the shape of a weight."""
         node = self.graph[tensor]
         if node.op in VARIABLES:
             return tuple(node.attrs["shape"])

@@ -1,4 +1,4 @@
-"""Nodes without weights -> Keras layers, or `keras.ops` where Keras has no layer."""
+"""Keras layers, or operations of `keras.ops`, for nodes without weights."""
 
 from __future__ import annotations
 
@@ -96,18 +96,18 @@ def _reshape(b: Builder, node: Node) -> Any:
 
 
 def _known(size: Any) -> int:
-    """An entry of a shape as a number; -1 for what is known only at run time."""
+    """Return an entry of a shape as a number; -1 if it is known only at run time."""
     return -1 if isinstance(size, Dim) else int(size)
 
 
 def _moved(change: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]) -> Callable[[Builder, Node], Any]:
-    """Axes of length one that come or go, as a reshape that leaves slices alone."""
+    """Add or remove axes of length one, as a reshape within slices."""
 
     def run(b: Builder, node: Node) -> Any:
         x = b.data(node)
         axes = b.integers(node, 1) if node.op == "ExpandDims" else tuple(node.attrs.get("squeeze_dims") or ())
         sizes = [-1 if n is None else n for n in x.shape]
-        marked = np.empty((2, *(1 if n == 1 else 2 for n in sizes[1:])))  # only which axes have length one matters
+        marked = np.empty((2, *(1 if n == 1 else 2 for n in sizes[1:])))  # only axes of length one matter
         shape = list(change(marked, axes).shape)
         if shape[0] != 2 or sizes[1:].count(-1) > 1:
             return ops.expand_dims(x, axes[0]) if node.op == "ExpandDims" else ops.squeeze(x, axes or None)
@@ -131,7 +131,7 @@ def _slice(b: Builder, node: Node) -> Any:
     crops = _crops(key, x.shape)
     if crops is not None:
         return b.layer(node, _L.Cropping2D, x, cropping=crops)
-    if Ellipsis in key:  # Keras cannot save one
+    if Ellipsis in key:  # Keras cannot save an Ellipsis
         place = key.index(Ellipsis)
         missing = len(x.shape) - sum(k is not None for k in key) + 1
         key = (*key[:place], *[slice(None)] * missing, *key[place + 1 :])
@@ -139,7 +139,7 @@ def _slice(b: Builder, node: Node) -> Any:
 
 
 def _crops(key: tuple[Any, ...], shape: tuple[int | None, ...]) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """What a slice cuts off an image, if it is a slice of rows and columns alone."""
+    """Return what a slice crops from an image, if it slices only rows and columns."""
     if len(shape) != 4 or not all(isinstance(k, slice) and k.step is None for k in key):
         return None
     full = [*key, *[slice(None)] * (4 - len(key))]
@@ -161,7 +161,7 @@ def _resize(method: str) -> Callable[[Builder, Node], Any]:
         times = [_times(x, axis, size) for axis, size in zip((1, 2), sizes, strict=True)]
         centred = bool(node.attrs.get("half_pixel_centers"))
         whole = all(t is not None for t in times)
-        # Enlarged by whole numbers, the nearest pixel is the same for both conventions.
+        # With integer factors, nearest-neighbour sampling is the same under both conventions.
         if node.attrs.get("align_corners") or not (centred or (method == "nearest" and whole)):
             raise refuse(
                 node, "it samples at the corners of pixels, as TensorFlow 1 did; Keras samples at their centres"
@@ -169,7 +169,9 @@ def _resize(method: str) -> Callable[[Builder, Node], Any]:
         if whole and method in {"nearest", "bilinear"}:
             return b.layer(node, _L.UpSampling2D, x, size=tuple(times), interpolation=method)
         if any(isinstance(s, Dim) for s in sizes):
-            raise refuse(node, "its output's size depends on another tensor's size", expected="a fixed image size")
+            raise refuse(
+                node, "the size of its output depends on that of another tensor", expected="a fixed image size"
+            )
         return b.layer(node, _L.Resizing, x, height=int(sizes[0]), width=int(sizes[1]), interpolation=method)
 
     return run
@@ -178,22 +180,21 @@ def _resize(method: str) -> Callable[[Builder, Node], Any]:
 def _times(x: Any, axis: int, size: Any) -> int | None:
     if isinstance(size, Dim):
         if size.source != str(id(x)):
-            return 2 if (size.factor, size.offset) == (1, 0) else None  # the size of a skip; the comparison tells
+            return 2 if (size.factor, size.offset) == (1, 0) else None  # the size of a skip, checked by the comparison
         return size.factor if size.axis == axis and size.offset == 0 and size.factor >= 1 else None
     known = x.shape[axis]
     return int(size) // known if known and int(size) % known == 0 and int(size) >= known else None
 
 
-def _upsample(b: Builder, node: Node) -> Any:
-    return b.layer(node, _L.UpSampling2D, b.data(node), size=node.attrs["size"], interpolation="nearest")
-
-
 def _from_table(b: Builder, node: Node) -> Any:
-    """What the table that is shared with Keras 2 files says about the operation."""
+    """Translate an operation by the table shared with Keras 2 files."""
     raw = RAW[node.op]
     first = next((i for i, name in enumerate(raw.inputs) if name.startswith("*")), len(raw.inputs))
-    extra = len(node.inputs) - len(raw.inputs) + 1  # how many inputs a starred name takes
-    arguments: dict[str, Any] = {theirs: _plain(node.attrs.get(ours)) for ours, theirs in raw.attributes.items()}
+    extra = len(node.inputs) - len(raw.inputs) + 1  # number of inputs of a starred name
+    arguments: dict[str, Any] = {
+        theirs: list(value) if isinstance(value := node.attrs.get(ours), tuple) else value
+        for ours, theirs in raw.attributes.items()
+    }
     for i, name in enumerate(raw.inputs):
         place = i if i <= first else i + extra - 1
         values = [_argument(b, node, j) for j in range(place, place + (extra if i == first else 1))]
@@ -202,10 +203,6 @@ def _from_table(b: Builder, node: Node) -> Any:
         return _computed(b, node, expression(raw.function, arguments))
     except Untranslatable as error:
         raise refuse(node, str(error)) from error
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _argument(b: Builder, node: Node, place: int) -> Any:
@@ -240,7 +237,7 @@ def _computed(b: Builder, node: Node, value: Any) -> Any:
 
 PLAIN: Mapping[str, Callable[[Builder, Node], Any]] = {
     **dict.fromkeys(RAW, _from_table),
-    # These depend on shapes that only a built network knows.
+    # These depend on shapes that are known only in a built network.
     "Cast": _cast,
     "ExpandDims": _moved(lambda a, axes: np.expand_dims(a, axes[0])),
     "Reshape": _reshape,
@@ -254,7 +251,7 @@ PLAIN: Mapping[str, Callable[[Builder, Node], Any]] = {
     "activation": _activation,
     "fixed": _fixed,
     "rescale": _rescale,
-    "upsample": _upsample,
+    "upsample": lambda b, node: b.layer(node, _L.UpSampling2D, b.data(node), size=node.attrs["size"]),
     "repeat": lambda b, node: ops.repeat(b.data(node), node.attrs["times"], axis=node.attrs["axis"]),
 }
-"""Operation -> the function that makes its layer."""
+"""Operation -> function that makes its layer."""

@@ -1,4 +1,4 @@
-"""What a SavedModel offers: which graph, which signature, who wrote it, which files it wants beside it."""
+"""The graph, signature, writer and assets of a SavedModel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 NETWORK_SIGNATURE = "kerasseg_network"
-"""In our own exports: the network alone, where `serving_default` takes stored slices and gives masks."""
+"""Signature of kerasseg's exports with only the network; `serving_default` maps stored slices to masks."""
 
 _PREFERRED = (NETWORK_SIGNATURE, "serving_default", "serve")
 _MAX_METADATA = 64 << 20
@@ -36,9 +36,9 @@ class Slot:
     """One input or output.
 
     Attributes:
-        tensor: Its name in the main graph, `serving_default_x:0`.
+        tensor: Its name in the main graph, for instance `serving_default_x:0`.
         dtype: For instance `float32`.
-        shape: With None for sizes that are free; None if even the number of axes is.
+        shape: None for sizes that are not fixed; None as a whole if the rank is unknown.
     """
 
     tensor: str
@@ -52,8 +52,8 @@ class Signature:
 
     Attributes:
         name: For instance `serving_default`.
-        inputs: By the name of the argument.
-        outputs: By the name of the result.
+        inputs: By argument name.
+        outputs: By result name.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Signature:
 
 
 def choose_graph(saved_model: Any) -> Any:
-    """The MetaGraph for inference.
+    """Return the MetaGraph for inference.
 
     Raises:
-        CheckpointError: There is none, or several and none is tagged `serve`.
+        CheckpointError: There is no graph, or there are several and none is tagged `serve`.
     """
     graphs = list(saved_model.meta_graphs)
     if not graphs:
@@ -83,10 +83,10 @@ def choose_graph(saved_model: Any) -> Any:
 
 
 def choose_signature(meta_graph: Any) -> Signature:
-    """The signature that serves predictions.
+    """Return the signature for predictions.
 
     Raises:
-        CheckpointError: There is none, or several and none has a usual name.
+        CheckpointError: There is no signature, or there are several and none has a usual name.
     """
     usable = {
         name: message
@@ -105,7 +105,7 @@ def choose_signature(meta_graph: Any) -> Signature:
             "the SavedModel has several signatures",
             found=", ".join(usable),
             expected=" or ".join(_PREFERRED[1:]),
-            remedy="Save it with the wanted one alone: signatures={'serving_default': ...}",
+            remedy="Save it with only the required signature: signatures={'serving_default': ...}",
         )
     message = usable[name]
     inputs = {k: _slot(name, k, v) for k, v in sorted(message.inputs.items())}
@@ -122,12 +122,12 @@ def _slot(signature: str, name: str, info: Any) -> Slot:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """`output_10` after `output_9`."""
+    """Sort `output_10` after `output_9`."""
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", text)]
 
 
 def writer_of(meta_graph: Any, folder: Path) -> str:
-    """Who wrote a SavedModel, for people: `Keras 3 export (TensorFlow 2.21.0)`."""
+    """Describe the writer of a SavedModel, for instance `Keras 3 export (TensorFlow 2.21.0)`."""
     version = meta_graph.meta_info_def.tensorflow_version
     suffix = f" (TensorFlow {version})" if version else ""
     objects = meta_graph.object_graph_def.nodes
@@ -135,15 +135,12 @@ def writer_of(meta_graph: Any, folder: Path) -> str:
         return f"Keras 2 SavedModel{suffix}"
     if objects and {"_all_variables", "_misc_assets"} & {c.local_name for c in objects[0].children}:
         return f"Keras 3 export{suffix}"
-    return (
-        f"TensorFlow 1 SavedModel{suffix}"
-        if version.startswith("1.") or not objects
-        else f"TensorFlow SavedModel{suffix}"
-    )
+    kind = "TensorFlow 1 SavedModel" if version.startswith("1.") or not objects else "TensorFlow SavedModel"
+    return f"{kind}{suffix}"
 
 
 def frozen_variables(meta_graph: Any) -> frozenset[str]:
-    """Names of the variables that Keras listed as not trainable, moving statistics among them."""
+    """Return the names of variables that Keras listed as not trainable, including moving statistics."""
     nodes = meta_graph.object_graph_def.nodes
     lists = {c.local_name: c.node_id for c in nodes[0].children} if nodes else {}
     if not {"variables", "trainable_variables"} <= lists.keys():
@@ -159,7 +156,7 @@ def frozen_variables(meta_graph: Any) -> frozenset[str]:
 
 
 def check_assets(meta_graph: Any) -> None:
-    """Refuse assets that point out of their folder. No asset is opened in any case.
+    """Refuse assets with a path outside their folder. Assets are never opened.
 
     Raises:
         CheckpointError: Names the asset.
@@ -169,15 +166,15 @@ def check_assets(meta_graph: Any) -> None:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
             raise CheckpointError(
-                "an asset of the SavedModel lies outside its folder", found=name, expected="a file name"
+                "an asset of the SavedModel is outside its folder", found=name, expected="a file name"
             )
 
 
 def keras_outputs(folder: Path) -> tuple[str, ...]:
-    """The order of a Keras-2 model's outputs, by layer, from `keras_metadata.pb`; empty where it does not say.
+    """Return the order of a Keras 2 model's outputs, by layer, from `keras_metadata.pb`; empty if it is not stored.
 
-    A SavedModel's signature has names for its outputs and no order. The file is searched for the JSON text of the model's
-    configuration, which is read as data: no class or function in it is looked up.
+    The signature of a SavedModel names its outputs without an order. The file is searched for the JSON configuration of
+    the model, which is read only as data.
     """
     path = folder / "keras_metadata.pb"
     if not path.is_file() or path.stat().st_size > _MAX_METADATA:
@@ -194,14 +191,14 @@ def keras_outputs(folder: Path) -> tuple[str, ...]:
 
 
 def _texts(data: bytes) -> Iterator[bytes]:
-    """Field 5 (`metadata`) of each node of a `SavedMetadata` message."""
+    """Yield field 5 (`metadata`) of each node of a `SavedMetadata` message."""
     for number, node in _fields(data):
         if number == 1:
             yield from (value for field, value in _fields(node) if field == 5)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The length-delimited fields of a protobuf message; stops where it is damaged."""
+    """Yield the length-delimited fields of a protobuf message, up to any damage."""
     place = 0
     while place < len(data):
         tag, place = _number(data, place)

@@ -1,7 +1,7 @@
-"""Which variable of a graph has which key in the variables file, and which name people know it by.
+"""Names of a graph's variables and their keys in the variables file.
 
-The file's restore function says it: `RestoreV2` reads keys, `AssignVariableOp` puts each into a variable. It is read here,
-not run.
+They come from the file's restore function, where `RestoreV2` reads keys and `AssignVariableOp` assigns each to a variable.
+It is read here, not run.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any
 
 from kerasseg.checkpoints.savedmodel.graphdef import PASSED, Body, Program
 from kerasseg.checkpoints.savedmodel.messages import attribute
+from kerasseg.checkpoints.savedmodel.patterns import VARIABLES
 
 __all__ = ["Variable", "find_variables"]
 
-_VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 _ASSIGN = frozenset({"AssignVariableOp", "Assign"})
-_HOPS = 8  # operations that only hand on, one after another; a damaged file may have them run in a circle
+_HOPS = 8  # maximum length of a chain of `PASSED` operations, which may be a cycle in a damaged file
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One variable of the main graph.
+    """A variable of the main graph.
 
     Attributes:
         key: Its key in the variables file.
-        name: The name that its writer gave it, for instance `conv2d_19/kernel`.
+        name: Its name in the original model, for instance `conv2d_19/kernel`.
     """
 
     key: str
@@ -34,21 +34,21 @@ class Variable:
 
     @property
     def prefix(self) -> str:
-        """The layer's name, perhaps with a path: `conv2d_19`."""
+        """The layer's name, possibly with a path: `conv2d_19`."""
         return self.name.rpartition("/")[0]
 
     @property
     def role(self) -> str:
-        """What it is to its layer: `kernel`."""
+        """Its role in the layer: `kernel`."""
         return self.name.rpartition("/")[2]
 
 
 def find_variables(program: Program, names: Mapping[str, str]) -> dict[str, Variable]:
-    """Variables of the main graph by the name of their node.
+    """Return the variables of the main graph by node name.
 
     Args:
         program: The graph.
-        names: Key in the variables file -> the variable's name, from the object graph in that file.
+        names: Key in the variables file -> variable name, from the object graph in that file.
     """
     found: dict[str, Variable] = {}
     for node, key in _restored(program):
@@ -62,23 +62,23 @@ def find_variables(program: Program, names: Mapping[str, str]) -> dict[str, Vari
 
 
 def _by_name(program: Program, names: Mapping[str, str]) -> Iterator[tuple[str, Variable]]:
-    """Variables that the restore function does not reach, found by the name that graph and file both give them.
+    """Find variables that the restore function does not reach, by the name that graph and file both use.
 
-    `tf.saved_model.save` of a module that holds a Keras 3 network restores into variables of its own in the main graph
-    (`Variable_33`), beside those that the signature reads (`encoder_1_conv_1/kernel`).
+    `tf.saved_model.save` of a module with a Keras 3 network restores into separate variables of the main graph
+    (`Variable_33`) instead of those that the signature reads (`encoder_1_conv_1/kernel`).
     """
     keys: dict[str, list[str]] = {}
     for key, name in names.items():
         keys.setdefault(name.removesuffix(":0"), []).append(key)
     for node, message in program.main.nodes.items():
-        if message.op in _VARIABLES:
+        if message.op in VARIABLES:
             name = (attribute(message.attr["shared_name"], node) or node).removesuffix(":0")
-            if len(keys.get(name, ())) == 1:  # a name that two variables have tells nothing
+            if len(keys.get(name, ())) == 1:  # otherwise the name is ambiguous
                 yield node, Variable(keys[name][0], name)
 
 
 def _restored(program: Program) -> Iterator[tuple[str, str]]:
-    """(variable's node in the main graph, key)."""
+    """Yield (node of the variable in the main graph, key)."""
     yield from ((node, key) for node, key in _assigned(program.main) if isinstance(node, str))
     for name in program.main.nodes:
         message = program.main.nodes[name]
@@ -89,12 +89,12 @@ def _restored(program: Program) -> Iterator[tuple[str, str]]:
         for argument, key in _assigned(program.body(function)):
             if isinstance(argument, int) and argument < len(inputs):
                 node = _through(program.main, inputs[argument][0])
-                if isinstance(node, str) and program.main.nodes[node].op in _VARIABLES:
+                if isinstance(node, str) and program.main.nodes[node].op in VARIABLES:
                     yield node, key
 
 
 def _assigned(body: Body) -> Iterator[tuple[str | int, str]]:
-    """(variable, key) for each assignment of a restored value in a body; an argument's variable is its position."""
+    """Yield (variable, key) for each assignment of a restored value; the variable of an argument is its position."""
     keys: dict[str, Any] = {}
     for message in body.nodes.values():
         if message.op not in _ASSIGN or len(message.input) < 2:
@@ -110,7 +110,7 @@ def _assigned(body: Body) -> Iterator[tuple[str | int, str]]:
             keys[value] = attribute(body.nodes[constant].attr["value"], constant) if constant in body.nodes else None
         table = keys[value]
         variable = _through(body, target)
-        known = isinstance(variable, int) or body.nodes[variable].op in _VARIABLES
+        known = isinstance(variable, int) or body.nodes[variable].op in VARIABLES
         if table is not None and table.ndim == 1 and output < len(table) and known:
             yield variable, bytes(table[output]).decode("utf-8", "replace")
 

@@ -211,13 +211,14 @@ def test_a_server_that_fails_between_list_and_file_is_quoted(
 ) -> None:
     """The Hub's library then speaks of its cache, and has the answer behind that."""
     server.files = {"unet.keras": file}
-    listed = hub._check_size
+    choose = hub.choose
 
-    def stop_then(*arguments: Any) -> None:
-        listed(*arguments)
+    def choose_then_fail(*arguments: Any) -> hub.RepositoryCheckpoint:
+        chosen = choose(*arguments)
         server.status = 403
+        return chosen
 
-    monkeypatch.setattr(hub, "_check_size", stop_then)
+    monkeypatch.setattr(hub, "choose", choose_then_fail)
     with pytest.raises(CheckpointError, match=r"refuses the file.*found 403 Forbidden.*hf auth login"):
         open_checkpoint("hf://me/unet")
 

@@ -186,19 +186,19 @@ def test_hdf5_files_that_are_no_networks(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "data.h5")
 
 
-def test_a_truncated_hdf5_is_called_damaged(tmp_path: Path) -> None:
+def test_a_truncated_hdf5_is_called_truncated(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = np.zeros(10_000)
     data = (tmp_path / "a.h5").read_bytes()
     (tmp_path / "a.h5").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match="the HDF5 file is damaged"):
+    with pytest.raises(CheckpointError, match=r"the HDF5 file is truncated: [\d,]+ of [\d,]+ bytes"):
         open_checkpoint(tmp_path / "a.h5")
 
 
 def test_networks_of_keras_1_and_subclassed_models_are_named(tmp_path: Path) -> None:
     for version, config, words in (
         ("1.2.2", {"class_name": "Model", "config": {}}, "written by Keras 1"),
-        ("2.4.0", {"class_name": "MyNet", "config": {}}, "no functional or sequential network"),
+        ("2.4.0", {"class_name": "MyNet", "config": {}}, "neither a functional nor a sequential network"),
         ("2.4.0", {"class_name": "Model", "config": {"name": "m"}}, "subclassed model"),
     ):
         with h5py.File(tmp_path / "a.h5", "w") as file:

@@ -232,7 +232,7 @@ def test_a_layer_called_on_constants_would_compute_while_reading(canary: Path) -
     config, weights = parts(network(), canary.parent)
     constant = {"class_name": "__numpy__", "config": {"value": [[[[1.0]]]], "dtype": "float32"}}
     layer(config, "conv")["inbound_nodes"] = [{"args": [constant], "kwargs": {}}]
-    refused(write(canary.with_name("x.keras"), config, weights), "constants alone")
+    refused(write(canary.with_name("x.keras"), config, weights), "only on constants")
 
 
 def test_nesting_without_end_is_refused(canary: Path) -> None:
@@ -246,7 +246,7 @@ def test_nesting_without_end_is_refused(canary: Path) -> None:
         archive.writestr("metadata.json", "{}")
         archive.writestr("config.json", "[" * 200_000 + "]" * 200_000)
         archive.writestr("model.weights.h5", weights)
-    refused(canary.with_name("y.keras"), "JSON")
+    refused(canary.with_name("y.keras"), "nested more than")
 
 
 def test_classes_that_this_program_registered_itself_are_welcome(canary: Path) -> None:
@@ -317,7 +317,7 @@ def test_archives_that_climb_out_are_refused(name: str, canary: Path) -> None:
     path = write(canary.with_name("x.keras"), config, weights)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(name), b"boo")
-    refused(path, "climbs out", "canary")
+    refused(path, "outside its folder", "canary")
 
 
 def test_archives_with_links_twins_and_bombs_are_refused(canary: Path) -> None:

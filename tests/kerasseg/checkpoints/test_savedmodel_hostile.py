@@ -248,7 +248,7 @@ def test_a_lookup_table_that_reads_a_file_is_refused(tmp_path: Path) -> None:
 def test_assets_that_climb_out_are_refused(name: str, copy: Path) -> None:
     with edited(copy) as message:
         message.meta_graphs[0].asset_file_def.add().filename = name
-    with pytest.raises(CheckpointError, match="an asset of the SavedModel lies outside its folder"):
+    with pytest.raises(CheckpointError, match="an asset of the SavedModel is outside its folder"):
         open_savedmodel(copy)
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -104,6 +105,10 @@ DECISIONS = {
     "argmax with casts": lambda y: tf.cast(tf.argmax(y, axis=3), tf.float32)[..., None],
     "threshold": lambda y: tf.cast(y > 0.5, tf.float32),
     "rounding": tf.round,
+    "argmax of Keras 3": lambda y: keras.ops.cast(keras.ops.argmax(y, -1), "uint8"),
+    "argmax in one channel for each class": lambda y: tf.one_hot(tf.argmax(y, -1), 4),
+    "threshold between two values": lambda y: tf.where(y > 0.5, tf.ones_like(y), tf.zeros_like(y)),
+    "threshold in white": lambda y: tf.cast(y >= 0.5, tf.float32) * 255.0,
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kerasseg.checkpoints.allowed import build, check_config, operation_module
-from kerasseg.checkpoints.keras2.translate import translate, translate_config
+from kerasseg.checkpoints.keras2.translate import translate
 from kerasseg.checkpoints.operations import Expression
 from kerasseg_tfrecords.errors import CheckpointError
 
@@ -41,9 +41,14 @@ def functional(*layers: tuple[str, str, dict[str, Any], list[Any]], output: str 
     }
 
 
+def translated(config: dict[str, Any], *, writer: str = "") -> tuple[dict[str, Any], tuple[str, ...]]:
+    result = translate(config, writer=writer)
+    return result.config, result.notes
+
+
 def rebuilt(config: dict[str, Any], writer: str = "2.3.1") -> keras.Model:
     before = copy.deepcopy(config)
-    new, _ = translate_config(config, writer=writer)
+    new, _ = translated(config, writer=writer)
     assert config == before  # pure
     check_config(new, "test")
     return build(new, "test")
@@ -120,7 +125,7 @@ def test_operations_compute_what_tensorflow_did(function: str, call: list[Any], 
 
 def expressions(function: str, call: list[Any]) -> list[Expression]:
     """All that one call is translated to."""
-    new, _ = translate_config(functional(("TFOpLambda", "tf.op", {"function": function}, call)), writer="2.9.0")
+    new, _ = translated(functional(("TFOpLambda", "tf.op", {"function": function}, call)), writer="2.9.0")
     entries = [e for e in new["config"]["layers"] if e["class_name"] != "InputLayer"]
     return [Expression(e["class_name"], (), module=e["module"]) for e in entries]
 
@@ -133,7 +138,7 @@ def expressions(function: str, call: list[Any]) -> list[Expression]:
         ("py_function", ["a", 0, 0, {}], "does not translate the TensorFlow operation"),
         ("image.resize", ["a", 0, 0, {"size": ["a", 0, 0]}], "computed by other operations"),
         ("image.resize", ["a", 0, 0, {"size": [8, 8], "antialias": True}], "no Keras layer"),
-        ("cast", ["a", 0, 0, {"dtype": "int32"}], "other than floating-point numbers"),
+        ("cast", ["a", 0, 0, {"dtype": "int32"}], "other than floating point"),
         ("math.truediv", ["a", 0, 0, {"y": 0}], "divides by zero"),
         ("nn.silu", ["a", 0, 0, {"beta": 2.0}], "differs from the Keras activation"),
     ],
@@ -206,11 +211,11 @@ def test_names_of_other_times_and_packages() -> None:
 def test_custom_parts_that_only_training_needs_are_dropped_and_said() -> None:
     mine, theirs = {"class_name": "Mine", "config": {}}, {"class_name": "L2", "config": {"l2": 0.1}}
     config = {**CONV, "kernel_initializer": mine, "kernel_regularizer": theirs}
-    new, notes = translate_config(functional(("Conv2D", "conv", config, node("a"))))
+    new, notes = translated(functional(("Conv2D", "conv", config, node("a"))))
     inner = new["config"]["layers"][1]["config"]
     assert "kernel_initializer" not in inner
     assert inner["kernel_regularizer"]["class_name"] == "L2"
-    assert notes == ("Conv2D: a custom initializer was dropped, which only training would use",)
+    assert notes == ("Conv2D: a custom initializer was dropped (used only in training)",)
 
 
 def test_arguments_that_mean_something_are_not_dropped() -> None:
@@ -221,7 +226,7 @@ def test_arguments_that_mean_something_are_not_dropped() -> None:
 
 
 def test_unknown_layers_pass_the_translation_and_fall_at_the_gate() -> None:
-    new, _ = translate_config(functional(("Mystery", "x", {}, node("a"))))
+    new, _ = translated(functional(("Mystery", "x", {}, node("a"))))
     with pytest.raises(CheckpointError, match=r"unknown class `Mystery` \(in `x`\)"):
         check_config(new, "old.h5")
 
@@ -269,7 +274,18 @@ def test_sizes_are_worked_out(rows: int | None) -> None:
     np.testing.assert_allclose(np.asarray(model(X)), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("endings", [["ArgMax"], ["softmax", "ArgMax", "cast", "expand"], ["threshold", "cast"]])
+ENDINGS = [
+    ["ArgMax"],
+    ["softmax", "ArgMax", "cast", "expand"],
+    ["threshold", "cast"],
+    ["softmax", "ArgMax", "one_hot"],
+    ["ArgMax", "new_axis", "byte"],
+    ["threshold", "choice"],
+    ["threshold", "cast", "white"],
+]
+
+
+@pytest.mark.parametrize("endings", ENDINGS)
 def test_a_final_decision_is_removed_and_said(endings: list[str]) -> None:
     calls = {
         "softmax": ("nn.softmax", {"axis": -1}),
@@ -277,12 +293,20 @@ def test_a_final_decision_is_removed_and_said(endings: list[str]) -> None:
         "cast": ("cast", {"dtype": "float32"}),
         "expand": ("expand_dims", {"axis": -1}),
         "threshold": ("math.greater", {"y": 0.5}),
+        "one_hot": ("one_hot", {"depth": 2}),
+        "new_axis": (
+            "__operators__.getitem",
+            {"slice_spec": [{"start": None, "stop": None, "step": None}] * 3 + [None]},
+        ),
+        "byte": ("cast", {"dtype": "uint8"}),
+        "choice": ("where", {"x": 1.0, "y": 0.0}),
+        "white": ("math.multiply", {"y": 255.0}),
     }
     layers, last = [], "a"
     for name in endings:
         layers.append(operation(name, calls[name][0], [last, 0, 0, calls[name][1]]))
         last = name
-    new, notes = translate_config(functional(*layers), writer="2.9.0")
+    new, notes = translated(functional(*layers), writer="2.9.0")
     check_config(new, "test")
     model = build(new, "test")
     expected = np.asarray(keras.ops.softmax(X)) if "softmax" in endings else X
@@ -350,3 +374,8 @@ def test_thousands_of_layers_are_refused_at_once() -> None:
     chain = [("Activation", f"l{i}", {"activation": "relu"}, node(f"l{i - 1}" if i else "a")) for i in range(20_000)]
     with pytest.raises(CheckpointError, match=r"too large \(found 20,002 layers, expected at most 5,000"):
         translate(functional(*chain))
+
+
+def test_spatial_dropout_is_translated() -> None:
+    old = functional(("SpatialDropout2D", "drop", {"rate": 0.2, "trainable": True, "dtype": "float32"}, node("a")))
+    assert rebuilt(old).get_layer("drop").rate == 0.2

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.family import named_arguments
-from kerasseg.checkpoints.stored import assign, read_by_name
+from kerasseg.checkpoints.stored import match, read_by_name
 from kerasseg.checkpoints.weights_only import PartialMatchError
 from kerasseg.models.unet import unet
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -83,8 +83,8 @@ def test_what_shapes_cannot_tell_is_said(tmp_path: Path) -> None:
     assert model.input_shape == (None, 256, 256, 1)
     record = provenance(model)
     assert record is not None
-    assert "the weights do not tell the image size: 256x256 is assumed" in record.translated
-    assert "the weights do not tell the activation: relu is assumed" in record.translated
+    assert "the weights do not determine the image size: 256x256 is assumed" in record.translated
+    assert "the weights do not determine the activation: relu is assumed" in record.translated
 
 
 def test_what_shapes_leave_open_is_asked(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_partial_match_is_reported_layer_by_layer(tmp_path: Path) -> None:
     assert "missing in the file: extra" in record.translated
     source = small("a")
     with h5py.File(path) as file:
-        assign(source, read_by_name(file, path))
+        match(source, read_by_name(file, path)).apply()
     for name in ("a_conv", "a_norm"):
         for ours, theirs in zip(opened.get_layer(name).weights, source.get_layer(name).weights, strict=True):
             np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
@@ -232,7 +232,7 @@ def test_listed_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         inner = file["a_head"]
         del inner[next(n for n in inner.attrs["weight_names"] if "kernel" in str(n))]
-    with pytest.raises(CheckpointError, match=r"`.*kernel.*` of layer `a_head` are listed but not there"):
+    with pytest.raises(CheckpointError, match=r"`.*kernel.*` of layer `a_head` are listed but missing"):
         open_checkpoint(path, architecture=small("a"))
 
 
@@ -284,3 +284,17 @@ def test_architectures_are_read_not_evaluated() -> None:
         "dropout": 0.1,
     }
     assert named_arguments("models/unet.keras") is None
+
+
+def test_an_adapted_normalization_works_with_the_weights_of_the_file(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(40, 90, (8, 8, 8, 2)).astype("f")
+    norm = keras.layers.Normalization()
+    norm.adapt(x)
+    inputs = keras.Input((8, 8, 2))
+    keras.Model(inputs, keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")(norm(inputs))).save(
+        tmp_path / "net.h5"
+    )
+    expected = keras.models.load_model(tmp_path / "net.h5", compile=False)
+    expected.layers[1].finalize_state()
+    model = open_checkpoint(tmp_path / "net.h5")
+    np.testing.assert_allclose(np.asarray(model(x)), np.asarray(expected(x)), atol=1e-6)

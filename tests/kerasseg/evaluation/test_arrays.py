@@ -122,7 +122,7 @@ def test_all_zero_predictions_miss_every_tumour() -> None:
 def test_what_does_not_fit() -> None:
     images, masks = slices()
     model = brightness_network(24)
-    with pytest.raises(UsageError, match="seems to put out logits"):
+    with pytest.raises(UsageError, match="seems to return logits"):
         kerasseg.evaluate(constant(3.0), images, masks)
     with pytest.raises(KerassegError, match="NaN"):
         kerasseg.evaluate(constant(float("nan")), images, masks)

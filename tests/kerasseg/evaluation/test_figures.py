@@ -347,7 +347,7 @@ def test_calibration_without_tumour_says_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["=1+1", "@SUM(A1)", "'=x", "+49", "-3", " =a", "plain", "it's", "＝cmd|' /C calc'!A0"]
+    "name", ["=1+1", "@SUM(A1)", "'=x", "+49a", "-3+4", " =a", "plain", "it's", "＝cmd|' /C calc'!A0"]
 )
 def test_names_are_no_formulas_in_a_spreadsheet_and_come_back(rows: list[SliceRow], name: str, tmp_path: Path) -> None:
     named = [replace(rows[0], slice_id=name, patient=name, group="", label=name)]

@@ -30,7 +30,7 @@ from kerasseg.data.split import open_split
 from kerasseg.evaluation.overlap import dice
 from kerasseg.evaluation.schema import NetworkFigures
 from kerasseg.export import Exported, atomic_folder, export_model, export_run, read_metadata
-from kerasseg.export.card import card
+from kerasseg.export.card import card, interval
 from kerasseg.export.metadata import evaluations
 from kerasseg.export.parity import LEAST_EQUAL, MOST_DIFFERENT, check, compare, measure_int8, native
 from kerasseg.export.schema import Comparison, MaskFacts
@@ -348,9 +348,7 @@ def test_an_export_that_is_not_the_network_is_removed(
         return keras.Model(serving.inputs, {"probability": serving.output["probability"] + 1e-3})
 
     monkeypatch.setattr(export_run, "serving_model", other)
-    with pytest.raises(
-        KerassegError, match="does not give what the network gives .*probabilities that differ"
-    ) as caught:
+    with pytest.raises(KerassegError, match="give different probabilities .*a difference") as caught:
         export("litert")
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
@@ -359,7 +357,7 @@ def test_an_export_that_is_not_the_network_is_removed(
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"largest_difference": 2e-4}, "does not give what the network gives"),
+        ({"largest_difference": 2e-4}, "give different probabilities"),
         ({"largest_difference": float("nan")}, "differ by nan"),
         ({"equal_pixels": 0.998}, "99.8000 % of the pixels equal"),
         ({"raw_equal_pixels": 0.9}, "90.0000 % of the pixels equal"),
@@ -421,7 +419,7 @@ def test_the_card_has_the_figures_with_their_intervals(made: Path, tmp_path: Pat
     text = (done.folder / "README.md").read_text()
     assert "not evaluated" not in text
     assert "newer than these figures" not in text
-    assert f"| Dice, all slices | {mean.mean:.4f} ({mean.low:.4f} to {mean.high:.4f}) |" in text
+    assert f"| Dice, all slices | {interval(mean)} |" in text
     assert text.index("### Test split") < text.index("### Validation split")
     assert "looked at this test split 1 time." in text
     assert [facts.name for facts in done.metadata.evaluations] == ["test", "val"]
@@ -531,7 +529,7 @@ def test_other_shards_are_refused(moved: RunDirectory, made: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "pickle"}, "unknown format 'pickle' .*keras, savedmodel, onnx or litert"),
+        ({"format": "pickle"}, "unknown format 'pickle' .*keras, savedmodel, onnx, litert or app"),
         ({"format": "onnx", "int8": True}, "available for LiteRT only"),
         ({"with_postprocessing": True}, "meant for training"),
         (

@@ -208,7 +208,7 @@ def test_what_else_looks_at_the_channels_is_named(first: Any) -> None:
     image = keras.Input((16, 16, 3))
     x = first()(image)
     model = keras.Model(image, small(shape=(16, 16, x.shape[-1]))(x))
-    with pytest.raises(CheckpointError, match=r"cannot be changed: .* 'looks' looks at them"):
+    with pytest.raises(CheckpointError, match=r"cannot be changed: .* 'looks' depends on them"):
         fit_to_task(model, channels=1, channel_rule="sum")
     assert fit_to_task(model, channels=1).repeat_channels == 3
 
@@ -319,7 +319,7 @@ def test_independent_channels_need_to_be_told() -> None:
     replaced = fit_to_task(model, head="auto", seed=1)
     assert replaced.model.output_shape == (None, 16, 16, 1)
     assert "do not exclude each other" in replaced.changes[0]
-    assert "replaced by a fresh binary head" in replaced.changes[1]
+    assert "replaced by a new binary head" in replaced.changes[1]
 
 
 def test_a_softmax_over_one_channel_is_refused() -> None:
@@ -378,7 +378,7 @@ def test_a_head_that_upsamples_keeps_its_place() -> None:
         assert fitted.model.output_shape == (None, 16, 16, 1)
         y = run(fitted.model, images(2, 16, 16, 3))
         assert ((y > 0) & (y < 1)).all()
-        assert fitted.changes == ("head 'last' (6 channels) replaced by a fresh binary head 'head'",)
+        assert fitted.changes == ("head 'last' (6 channels) replaced by a new binary head 'head'",)
 
 
 def test_a_sequential_model_gets_one_too() -> None:
@@ -386,7 +386,7 @@ def test_a_sequential_model_gets_one_too() -> None:
     model = keras.Sequential([keras.Input((16, 16, 3)), x, layers.MaxPooling2D(), layers.UpSampling2D(), y])
     fitted = fit_to_task(model, head="binary")
     assert fitted.model.output_shape == (None, 16, 16, 1)
-    assert fitted.changes == ("head 'head' (3 channels) replaced by a fresh binary head 'head'",)
+    assert fitted.changes == ("head 'head' (3 channels) replaced by a new binary head 'head'",)
 
 
 def sequential(head: str, *, kind: str) -> keras.Model:
@@ -433,7 +433,7 @@ def test_a_sequential_model_that_was_never_built_says_what_to_do() -> None:
 
 def test_a_head_that_cannot_be_found_is_said() -> None:
     model = tailed(lambda z: layers.Average()([ops.sigmoid(z), layers.Activation("sigmoid")(z)]))
-    with pytest.raises(CheckpointError, match="no last convolution is found"):
+    with pytest.raises(CheckpointError, match="no convolution to replace was found"):
         fit_to_task(model, head="binary")
 
 
@@ -525,8 +525,8 @@ def test_inputs_of_bytes_or_in_lists_become_plain_float32() -> None:
     model = keras.Model(of_bytes, body(layers.Rescaling(1 / 255)(of_bytes)))
     fitted = fit_to_task(model).model
     assert fitted.input.dtype == "float32"
-    x = images(2, 16, 16, 3) * 255
-    np.testing.assert_allclose(run(fitted, x), run(body, x / 255), atol=1e-6)
+    x = images(2, 16, 16, 3)  # a network that divides by 255 itself is fed 0 to 255 by what is put in front of it
+    np.testing.assert_allclose(run(fitted, x), run(body, x), atol=1e-6)
     listed = keras.Model([body.input], [body.output])
     np.testing.assert_allclose(run(fit_to_task(listed).model, x), run(body, x), atol=1e-6)
 
@@ -623,3 +623,32 @@ def test_published_checkpoints_are_fitted(name: str, real: Path) -> None:
     repeated = keras.tree.pack_sequence_as(model.input, [np.repeat(grey, channels, -1)])
     expected = np.asarray(keras.tree.flatten(free(repeated))[0])
     np.testing.assert_allclose(run(fitted.model, grey), expected, atol=2e-6)
+
+
+def test_a_sequential_network_that_rescales_by_itself_fits() -> None:
+    model = keras.Sequential(
+        [keras.Input((16, 16, 1)), layers.Rescaling(1 / 255), layers.Conv2D(1, 3, padding="same", activation="sigmoid")]
+    )
+    x = np.random.default_rng(0).random((2, 16, 16, 1), dtype="float32")
+    fitted = fit_to_task(model)
+    np.testing.assert_allclose(np.asarray(fitted.model(x)), np.asarray(model(255 * x)), atol=1e-5)
+
+
+def test_lists_of_pixels_become_maps() -> None:
+    inputs = keras.Input((8, 12, 1))
+    x = layers.Reshape((96, 3))(layers.Conv2D(3, 3, padding="same")(inputs))
+    model = keras.Model(inputs, layers.Softmax()(x))
+    image = np.random.default_rng(0).random((2, 8, 12, 1), dtype="float32")
+    fitted = fit_to_task(model)
+    expected = 1 - np.asarray(model(image))[..., :1].reshape(2, 8, 12, 1)
+    np.testing.assert_allclose(np.asarray(fitted.model(image)), expected, atol=1e-6)
+    assert "reshaped to (8, 12, 3)" in str(fitted)
+
+
+@pytest.mark.parametrize("part", [np.s_[..., 1], np.s_[..., 1:2]])
+def test_one_class_of_a_softmax_is_a_probability(part: Any) -> None:
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, layers.Conv2D(3, 3, padding="same", activation="softmax")(inputs)[part])
+    image = np.random.default_rng(0).random((2, 8, 8, 1), dtype="float32")
+    expected = np.asarray(model(image)).reshape(2, 8, 8, 1)
+    np.testing.assert_allclose(np.asarray(fit_to_task(model).model(image)), expected, atol=1e-6)

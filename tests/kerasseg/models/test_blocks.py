@@ -381,14 +381,14 @@ def super_resolution() -> keras.Model:
     [
         (classifier, ["classifier", "(None, 1000)"]),
         (plain_stack, ["plain stack", "same resolution"]),
-        (encoder_alone, ["encoder alone", "1/4"]),
+        (encoder_alone, ["only an encoder", "1/4"]),
         (volumes, ["3-D", "(None, 16, 16, 16, 1)"]),
         (two_inputs, ["2 inputs"]),
         (stacked, ["several encoder-decoders"]),
         (sequence, ["sequences"]),
         (vectors, ["vectors"]),
         (no_level_above, ["no encoder", "single level"]),
-        (subclassed, ["Opaque", "subclassed"]),
+        (subclassed, ["Opaque", "subclass"]),
         (super_resolution, ["never goes down"]),
     ],
 )

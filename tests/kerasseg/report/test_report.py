@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -14,9 +17,10 @@ import pytest
 
 from browser import Page, browser
 from evaluations import CLASSES, HOSTILE, Slices, evaluation
+from kerasseg.evaluation.joined import SlicePicture
 from kerasseg.evaluation.schema import Evaluation, Mean
 from kerasseg.report import ThresholdCurve, write_report
-from kerasseg.report.charts import Line, Span, interval_chart, line_chart, ticks
+from kerasseg.report.charts import Line, Span, interval_chart, line_chart, strip_chart, ticks
 from kerasseg.report.examples import choose
 from kerasseg.report.overlays import close_up, outline_path
 from kerasseg.report.wording import gain_sentence, share
@@ -107,7 +111,7 @@ def test_every_part_is_there_and_only_where_it_was_asked_for(
     parts = ("Threshold", "Calibration", "Robustness", "Second annotator", "Speed", "Best, median and worst")
     headings = {part: f" {part}" in text for part in parts}
     assert all(headings.values()), headings
-    for fact in ("80/10/10", "3, this one included", "keras 3.15.1", "no patient on both sides", "0.043"):
+    for fact in ("80/10/10", "3, including this one", "keras 3.15.1", "no patient in more than one split", "0.043"):
         assert fact in text
     bare = tmp_path / "bare.html"
     write_report(evaluation(slices.rows(), whole=False), (), None, bare)
@@ -159,7 +163,7 @@ def test_pictures_and_charts_have_words(report: Path) -> None:
     assert len(images) == 2 * 3 * len(CLASSES)
     assert all(len(a["alt"] or "") > 20 for a in images)
     charts = [a for tag, a in found.elements if tag == "svg" and a.get("class") == "chart"]
-    assert len(charts) == 2 + 1 + 1 + 4 + 1
+    assert len(charts) == 1 + 2 + 1 + 1 + 4 + 1
     assert all(len(a["aria-label"] or "") > 20 and a["role"] == "img" for a in charts)
 
 
@@ -182,7 +186,7 @@ def test_a_gain_is_called_what_its_interval_says(mean: Mean, said: str) -> None:
 
 
 def test_a_curve_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"one low a threshold \(found shape \(2,\), expected shape \(3,\)\)"):
+    with pytest.raises(UsageError, match=r"one low per threshold \(found shape \(2,\), expected shape \(3,\)\)"):
         ThresholdCurve([0.1, 0.2, 0.3], [1, 1, 1], 0.1, low=[0, 0])
 
 
@@ -295,14 +299,75 @@ WIDE = """[...document.querySelectorAll('main *, header *, footer *')].filter(e 
 @pytest.mark.slow
 def test_the_page_is_whole_in_a_browser(page: Page, report: Path) -> None:
     page.open(report)
-    assert page.value("document.title") == "unet-tiny, conservative on the test slices"
+    assert page.value("document.title") == "shards, test slices, 2026-01-02"
     assert page.value("document.images.length") == 18
     assert page.value(MISSING) == 0
-    assert page.value("document.querySelectorAll('svg.chart').length") == 9
+    assert page.value("document.querySelectorAll('svg.chart').length") == 10
     assert page.value("Math.min(...[...document.querySelectorAll('svg.chart')].map(e => e.clientHeight))") > 100
     elsewhere = [address for address in page.requests if not address.startswith("data:")]
     assert elsewhere == [report.as_uri()]
     assert page.problems == []
+
+
+class WithProbabilities:
+    """The slices with probabilities that fall off around the prediction."""
+
+    def __init__(self, slices: Slices) -> None:
+        self.slices = slices
+
+    def picture(self, slice_id: str) -> SlicePicture:
+        shown = self.slices.picture(slice_id)
+        soft = cv2.GaussianBlur(shown.prediction.astype(np.float32), (0, 0), 2)
+        return dataclasses.replace(shown, prediction=soft >= 0.4, probability=soft, threshold=0.4)
+
+
+@pytest.mark.slow
+def test_example_slices_have_a_threshold_slider(
+    page: Page, slices: Slices, figures: Evaluation, tmp_path: Path
+) -> None:
+    path = tmp_path / "sliders.html"
+    pictures = WithProbabilities(slices)
+    write_report(figures, slices.rows(), pictures, path)
+    page.open(path, width=390)
+    page.wait("document.querySelectorAll('.slider input').length === 9")
+    first = choose([row for row in slices.rows() if row.label == CLASSES[0]])[0][1]
+    shown = pictures.picture(first.slice_id)
+    page.click(".slider input")  # in the middle
+    page.wait("document.querySelector('.slider output').innerText.startsWith('0.5')")
+    page.press("ArrowLeft", 37, times=20)
+    page.wait("document.querySelector('.slider output').innerText.startsWith('0.4')")
+    level = int(page.value("document.querySelector('.slider input').value"))
+    assert shown.probability is not None
+    found = np.rint(shown.probability * 255) >= level
+    dice = 2 * (found & shown.reference).sum() / (found.sum() + shown.reference.sum())
+    assert page.value("document.querySelector('.slider output').innerText") == f"{level / 255:.2f}: Dice {dice:.3f}"
+    assert page.value("document.querySelectorAll('.slice canvas').length") == 1
+    assert page.value("document.documentElement.scrollWidth") <= 390
+    assert page.problems == []
+    page.call("Emulation.setScriptExecutionDisabled", value=True)
+    page.open(path)
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert page.value("[...document.querySelectorAll('.slider')].every(e => getComputedStyle(e).display === 'none')")
+
+
+def test_only_a_page_with_sliders_has_a_script(
+    slices: Slices, figures: Evaluation, report: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "sliders.html"
+    write_report(figures, slices.rows(), WithProbabilities(slices), path)
+    text = path.read_text()
+    script = text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in text
+    assert "script-src" not in report.read_text()
+
+
+def test_the_strip_plot_has_a_dot_per_slice(report: Path) -> None:
+    dots = [a["d"] or "" for _, a in words(report).elements if (a.get("class") or "").startswith("dots")]
+    assert [d.count("h0") for d in dots] == [6, 6, 6]
+    chart = strip_chart([("a", [0.0, 1.0, float("nan")])], describe="x", x_label="Dice")
+    left, right = re.findall(r"M([\d.]+) [\d.]+h0", chart)
+    assert float(left) < 20 < 460 < float(right)
 
 
 @pytest.mark.slow

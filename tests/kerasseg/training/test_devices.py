@@ -251,7 +251,7 @@ def test_an_address_that_is_taken_is_told() -> None:
         mine = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(KerassegError, match=rf"cannot listen.*{mine}: Address already in use"):
             meet([mine, "127.0.0.1:1"], 0, 1)
-    with pytest.raises(UsageError, match=r"no address .found localhost, expected host:port"):
+    with pytest.raises(UsageError, match=r"an invalid address .found localhost, expected host:port"):
         meet(["localhost", "127.0.0.1:1"], 0, 1)
 
 

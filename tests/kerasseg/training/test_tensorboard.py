@@ -185,4 +185,4 @@ def test_what_cannot_be_written_ends_the_writing_not_the_training(tmp_path, monk
     writer(Step("train", 1, 1, 1, 0.1, 0.1, 1e-4, 8))
     assert [message.kind for message in said] == ["no-events"]
     assert said[0].level == "warning"
-    assert "Training goes on" in said[0].text
+    assert "Training continues" in said[0].text

@@ -148,7 +148,7 @@ def test_the_ensemble_is_a_run_that_puts_out_the_mean(done: tuple[CrossValidatio
 
 def test_networks_that_do_not_fit_are_no_ensemble() -> None:
     small, large = (kerasseg.unet((size, size, 1), filters=2, depth=1, seed=0) for size in (16, 32))
-    with pytest.raises(UsageError, match="take and give the same shapes"):
+    with pytest.raises(UsageError, match="must have the same input and output shapes"):
         ensemble([small, large])
     with pytest.raises(UsageError, match="needs networks"):
         ensemble([])

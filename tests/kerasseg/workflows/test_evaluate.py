@@ -277,7 +277,7 @@ def test_second_masks_that_cannot_be_used(evaluate: Evaluate, desk: Path) -> Non
     with pytest.raises(UsageError, match="no folder"):
         evaluate("validation", None, 0.5, extras=extras())
     (desk / "second").mkdir()
-    with pytest.raises(DataError, match="no masks here"):
+    with pytest.raises(DataError, match="the folder contains no masks"):
         evaluate("validation", None, 0.5, extras=extras())
     cv2.imwrite(str(desk / "second" / "nobody.png"), np.zeros((48, 48), np.uint8))
     with pytest.raises(DataError, match="no slice has a second mask"):
@@ -348,7 +348,7 @@ def test_logits_are_refused_and_the_test_split_was_not_looked_at(evaluate: Evalu
     model = keras.Model(inputs, keras.layers.Conv2D(1, 1)(inputs))
     model.set_weights([np.full((1, 1, 1, 1), 9, np.float32), np.array([-3], np.float32)])
     run.save_model(model, run.model_file)
-    with pytest.raises(UsageError, match="does not put out probabilities"):
+    with pytest.raises(UsageError, match="does not return probabilities"):
         evaluate("test", None, 0.5)
     assert not (desk / "shards" / LOOKS).exists()
 

@@ -253,7 +253,7 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
     ("train", "validation", "options", "kind", "message"),
     [
         ((IMAGES, MASKS[:, :8]), None, {}, DataError, r"training slices have different shapes.*\(8, 8, 16, 1\)"),
-        ((IMAGES, MASKS), (IMAGES[:0], MASKS[:0]), {}, DataError, "validation slices hold no slices"),
+        ((IMAGES, MASKS), (IMAGES[:0], MASKS[:0]), {}, DataError, "validation slices are empty"),
         ((IMAGES, MASKS), None, {}, UsageError, "validation cannot be used .found NoneType"),
         ((IMAGES, MASKS, [0, 1]), (IMAGES, MASKS), {}, UsageError, r"labels of the training slices do not fit"),
         ((IMAGES, MASKS), (IMAGES, MASKS, None, [1]), {}, UsageError, r"groups of the validation slices do not fit"),
@@ -281,7 +281,7 @@ def pairs(images=IMAGES, masks=MASKS, batch=4):
         (pairs(batch=0), pairs(), {}, UsageError, "training dataset cannot be used"),
         (pairs().repeat(), pairs(), {}, UsageError, "is infinite"),
         (pairs(), pairs().repeat(), {}, UsageError, "is infinite"),
-        (pairs().take(0), pairs(), {}, DataError, "holds no batch"),
+        (pairs().take(0), pairs(), {}, DataError, "contains no batch"),
         (pairs(), pairs().take(0), {}, DataError, "no slice of the validation"),
         (pairs(), pairs(IMAGES * 2), {}, DataError, "out of range"),
         (pairs(IMAGES * 255), pairs(), {}, DataError, "images of the training dataset are out of range"),

@@ -66,14 +66,14 @@ def test_a_chunk_much_larger_than_its_array(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "1.mat", "w") as file:
         data = file.create_dataset("x", (8, 8), "u1", chunks=(30_000, 30_000), maxshape=(None, None), compression=1)
         data.id.write_direct_chunk((0, 0), b"\0" * 100)
-    with pytest.raises(DataError, match="absurd chunks"):
+    with pytest.raises(DataError, match="unreasonable chunks"):
         numbers(tmp_path / "1.mat")
 
 
 def test_a_million_tiny_chunks(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "1.mat", "w") as file:
         file.create_dataset("x", (2000, 2000), "u1", chunks=(1, 1))
-    with pytest.raises(DataError, match="absurd chunks"):
+    with pytest.raises(DataError, match="unreasonable chunks"):
         numbers(tmp_path / "1.mat")
 
 
@@ -155,7 +155,7 @@ def test_damaged_chunks(tmp_path: Path) -> None:
 
 
 def test_filters_that_cannot_be_bounded(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="compressed in a way that is not read"):
+    with pytest.raises(DataError, match="compressed in an unsupported way"):
         numbers(stored(tmp_path / "1.mat", np.zeros((64, 64)), compression="lzf"))
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_chunk((64, 64))
@@ -172,7 +172,7 @@ def test_filters_that_cannot_be_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [np.zeros(4, [("a", "i2"), ("b", "f4")]), np.array([b"abc"]), "text"])
 def test_no_numbers(tmp_path: Path, data: object) -> None:
-    with pytest.raises(DataError, match="holds no"):
+    with pytest.raises(DataError, match="is not numeric"):
         numbers(stored(tmp_path / "1.mat", data))
 
 
@@ -338,7 +338,7 @@ def test_a_text_in_chunks_never_shows_what_lies_in_memory(tmp_path: Path) -> Non
     with h5py.File(tmp_path / "1.mat", "w") as file:
         made = file.create_dataset("x", (1,), "S1000", chunks=(1,), compression="gzip")
         made.id.write_direct_chunk((0,), zlib.compress(b"P"))
-    with pytest.raises(DataError, match="x is text in chunks"):
+    with pytest.raises(DataError, match="x is chunked text"):
         text(tmp_path / "1.mat")
 
 

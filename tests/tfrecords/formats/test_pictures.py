@@ -227,7 +227,7 @@ def test_stray_bytes_between_jpeg_segments_are_no_damage(capfd: pytest.CaptureFi
 def test_tiffs_with_several_pages_are_refused(tmp_path: Path) -> None:
     assert cv2.imwritemulti(str(tmp_path / "a.tif"), [GREY, GREY])
     data = (tmp_path / "a.tif").read_bytes()
-    with pytest.raises(DataError, match=r"2 pages.*one slice a file"):
+    with pytest.raises(DataError, match=r"2 pages.*one slice per file"):
         decoded(bytes(data))
 
 
@@ -268,7 +268,7 @@ def test_pillow_agrees() -> None:
 def test_check_sums_are_verified_before_decoding() -> None:
     data = bytearray(png(4, 4, 2, 3, bytes([0, 0b00011011]) * 4, chunk(b"PLTE", bytes(12))))
     data[data.find(b"PLTE") + 5] ^= 1
-    with pytest.raises(DataError, match="check sum of PLTE"):
+    with pytest.raises(DataError, match="checksum of PLTE"):
         inspect(bytes(data), "a", PIXELS)
 
 

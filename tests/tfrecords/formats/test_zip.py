@@ -172,7 +172,7 @@ def test_overlapping_members_are_refused(tmp_path: Path) -> None:
 def test_the_limit_of_a_read_holds_in_zips(tmp_path: Path) -> None:
     (location,) = open_tree(write(tmp_path / "a.zip", zipped({"1.mat": content(500)}))).locations
     assert len(read_bytes(location, limit=1500)) == 1500
-    with pytest.raises(DataError, match=r"a\.zip!1\.mat: is too large"):
+    with pytest.raises(DataError, match=r"a\.zip!1\.mat: the file is too large"):
         read_bytes(location, limit=1499)
 
 
@@ -325,5 +325,5 @@ def test_a_directory_of_millions_is_refused_before_it_is_read(tmp_path: Path, mo
         for number in range(1000):
             archive.writestr(f"{number}.png", b"")
     monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", None)
-    with pytest.raises(DataError, match="holds too many files"):
+    with pytest.raises(DataError, match="too many files"):
         list_archive(tmp_path / "a.zip", "a.zip")

@@ -125,7 +125,7 @@ def test_the_official_archive_in_place(tmp_path: Path, method: int) -> None:
             reasons[item.name] = reason.what
         else:
             read[piece.slice_id] = piece
-    assert reasons == {"1512427.zip!cvind.mat": "no slice: a MATLAB file that holds only cvind (1 x 12)"}
+    assert reasons == {"1512427.zip!cvind.mat": "not a slice: a MATLAB file with only cvind (1 x 12)"}
     (folder / "cvind.mat").unlink()
     expected = {piece.slice_id: piece for piece in slices(folder)}
     assert read.keys() == expected.keys() == {str(number) for number in range(1, 13)}
@@ -220,7 +220,7 @@ def save_h5(path: Path, **variables: Any) -> Path:
 def test_an_image_without_cjdata_is_a_problem(tmp_path: Path) -> None:
     error = failure(save_h5(tmp_path / "1.mat", image=IMAGE, tumorMask=MASK))
     assert not isinstance(error, NotASlice)
-    assert "there is no cjdata in it (found image (40 x 56), tumorMask (40 x 56)" in str(error)
+    assert "the file has no cjdata (found image (40 x 56), tumorMask (40 x 56)" in str(error)
     assert failure(save_h5(tmp_path / "2.mat")).kind == "no-cjdata"
     assert failure(save_h5(tmp_path / "3.mat", **{"data/image": IMAGE})).found == "data (struct)"
 

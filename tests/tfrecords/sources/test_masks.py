@@ -207,7 +207,7 @@ def test_colours_are_labels_where_they_are_those_of_pascal_voc() -> None:
     channel[..., 1] = LABELS
     np.testing.assert_array_equal(mask_of_picture(picture(channel), "m", foreground=(3,))[0], LABELS == 3)
     other = np.array([[0, 0, 0], [12, 200, 7], [99, 4, 50], [1, 1, 200]], np.uint8)[LABELS]
-    with pytest.raises(DataError, match="stand for no labels.*--foreground"):
+    with pytest.raises(DataError, match="are not labels.*--foreground"):
         mask_of_picture(picture(other), "m", foreground=(1,))
     np.testing.assert_array_equal(mask_of_picture(picture(other), "m")[0], LABELS > 0)
 
@@ -223,7 +223,7 @@ def test_a_mask_in_which_zero_is_white_is_never_inverted(dtype: type, meant: boo
     data[place + 8] = 0
     mask, notes = mask_of_picture(decode_picture(bytes(data), "m", 10**6), "m")
     np.testing.assert_array_equal(mask, DISK)
-    assert "0 is white" in notes[0]
+    assert "0 as white" in notes[0]
 
 
 @pytest.mark.parametrize("factor", [2, 3])

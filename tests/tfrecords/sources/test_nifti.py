@@ -402,7 +402,7 @@ def test_bombs(tmp_path: Path) -> None:
     raw = stored(image, "LPS").to_bytes()
     path = tmp_path / "c/t1c.nii.gz"
     path.write_bytes(gzip.compress(raw + bytes(50_000_000)))  # more than the header says
-    assert refuse(tmp_path, "unpacks to more than its header says").kind == "zip-bomb"
+    assert refuse(tmp_path, "unpacks to more bytes than its header declares").kind == "zip-bomb"
     huge = bytearray(raw)
     huge[42:48] = struct.pack("<hhh", 30_000, 30_000, 30_000)
     path.write_bytes(gzip.compress(bytes(huge)))
@@ -421,7 +421,7 @@ def test_gzip_in_several_members(tmp_path: Path) -> None:
 def test_mask_of_another_size(tmp_path: Path) -> None:
     _, labels = world()
     case(tmp_path, labels=labels[:-1])
-    error = refuse(tmp_path, r"seg.nii.gz is of another size .*8 x 10 x 8.*9 x 10 x 8")
+    error = refuse(tmp_path, r"seg.nii.gz differs in size .*8 x 10 x 8.*9 x 10 x 8")
     assert error.kind == "size-mismatch"
 
 
@@ -435,12 +435,12 @@ def test_mask_that_lies_elsewhere(tmp_path: Path) -> None:
     save(tmp_path, "case1/seg.nii.gz", nib.Nifti1Image(labels, near))
     assert read(tmp_path).slices
     save(tmp_path, "case1/seg.nii.gz", nib.Nifti1Image(labels, far))
-    assert refuse(tmp_path, "lies elsewhere .*3 mm").kind == "affine-mismatch"
+    assert refuse(tmp_path, "another position in space .*3 mm").kind == "affine-mismatch"
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [(0.5, "holds no labels .*0.5"), (-1.0, "holds no labels .*-1"), (np.inf, "NaN or infinite")],
+    [(0.5, "values that are not labels .*0.5"), (-1.0, "values that are not labels .*-1"), (np.inf, "NaN or infinite")],
 )
 def test_masks_that_are_none(tmp_path: Path, values: float, words: str) -> None:
     _, labels = world()
@@ -461,7 +461,7 @@ def test_no_tumour_and_no_such_label(tmp_path: Path) -> None:
 
 def test_a_map_of_anatomy_is_no_tumour(tmp_path: Path) -> None:
     case(tmp_path, labels=(np.arange(np.prod(SHAPE)) % 90).reshape(SHAPE).astype(np.uint8))
-    assert refuse(tmp_path, "map of anatomy .*89 labels").kind == "unknown-label"
+    assert refuse(tmp_path, "anatomical map .*89 labels").kind == "unknown-label"
 
 
 def test_channels_are_chosen_by_number_or_by_name(tmp_path: Path) -> None:
@@ -471,7 +471,7 @@ def test_channels_are_chosen_by_number_or_by_name(tmp_path: Path) -> None:
     save(tmp_path, "labelsTr/BRATS_001.nii.gz", nib.Nifti1Image(labels, np.diag([-1, -1, 1, 1])))
     error = refuse(tmp_path, "several channels .*3 channels.*--channel 0 to 2")
     assert error.kind == "channels"
-    refuse(tmp_path, "no channel 3 in it", channel="3")
+    refuse(tmp_path, "no channel 3", channel="3")
     reading = read(tmp_path, channel="2")
     np.testing.assert_array_equal(reading.scope, image + 2000)
     assert "channel 2 of 3 was read" in reading.slices[0].notes
@@ -597,7 +597,7 @@ def test_a_header_without_orientation_is_said(tmp_path: Path) -> None:
         raw = bytearray(gzip.decompress(path.read_bytes()))
         raw[252:256] = bytes(4)
         path.write_bytes(gzip.compress(bytes(raw)))
-    assert "gives no orientation" in read(tmp_path).slices[0].notes[0]
+    assert "states no orientation" in read(tmp_path).slices[0].notes[0]
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_healthy_images_need_no_mask(tmp_path: Path) -> None:
     found = listing(tmp_path)
     assert found.problems == ()
     assert Counter(item.label for item in found.items) == {"glioma": 1, "no_tumor": 2}
-    assert "2 images of no_tumor without a mask file" in found.notes[0]
+    assert "2 images of class no_tumor without a mask file" in found.notes[0]
     healthy = next(item for item in found.items if item.label == "no_tumor")
     (slice_,) = SOURCE.read(healthy, OPTIONS).slices
     assert slice_.mask is not None
@@ -236,7 +236,7 @@ def test_lgg_names_tell_patient_volume_and_place(tmp_path: Path) -> None:
         ("TCGA_CS_4943", folder, 1),
         ("TCGA_CS_4943", folder, 9),
     ]
-    assert [(entry.name, entry.reason) for entry in found.left_out] == [("data.csv", "a table that names no images")]
+    assert [(entry.name, entry.reason) for entry in found.left_out] == [("data.csv", "a table without images")]
 
 
 def test_volumes_counted_from_zero(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_the_patient_pattern_has_the_first_word(tmp_path: Path) -> None:
     assert [item.patient for item in found.items] == ["7", "7", ""]
     assert "matches 2 of 3" in found.notes[0]
     assert [item.patient for item in listing(tmp_path, patient_pattern="p[0-9]+").items] == ["p7", "p7", ""]
-    with pytest.raises(UsageError, match="no regular expression"):
+    with pytest.raises(UsageError, match="not a valid regular expression"):
         listing(tmp_path, patient_pattern="(")
 
 
@@ -340,12 +340,12 @@ def test_bad_rows_are_named_with_their_line(tmp_path: Path) -> None:
     assert pairs(found) == {"images/0.png": "masks/0.png"}
     lines = [str(problem) for problem in found.problems]
     for words in (
-        "line 3: the image 'images/9.png' is not there",
-        "line 4: the mask 'masks/9.png' of images/1.png is not there",
+        "line 3: the image 'images/9.png' does not exist",
+        "line 4: the mask 'masks/9.png' of images/1.png does not exist",
         "images/2.png: index.csv line 5: unknown class 7",
         "images/3.png: an image without its mask",
-        "line 7: the image '../images/4.png' is not there",
-        "images/5.png is named as its own mask",
+        "line 7: the image '../images/4.png' does not exist",
+        "images/5.png is given as its own mask",
     ):
         assert sum(words in line for line in lines) == 1, (words, lines)
     assert len(lines) == 6
@@ -364,7 +364,7 @@ def test_two_rows_for_one_image_and_two_images_for_one_mask(tmp_path: Path) -> N
     table(tmp_path / "b.csv", "image,mask,label", rows[0], rows[1].replace("glioma", "pituitary"))
     found = listing(tmp_path)
     assert list(pairs(found)) == ["images/0.png"]
-    assert "named twice with different entries" in problems(found)["images/1.png"]
+    assert "listed twice with different entries" in problems(found)["images/1.png"]
     assert "2 images for one mask" in problems(found)["images/2.png"]
     assert "2 images for one mask" in problems(found)["images/3.png"]
 
@@ -406,7 +406,7 @@ def test_a_folder_without_any_mask_is_one_problem(tmp_path: Path) -> None:
     found = listing(tmp_path / "scans")
     assert found.items == ()
     assert len(found.problems) == 1
-    assert str(found.problems[0]).startswith(".: 30 images and no masks")  # the input itself
+    assert str(found.problems[0]).startswith(".: 30 images without masks")  # the input itself
 
 
 def test_a_mask_of_another_size_names_both_files(tmp_path: Path) -> None:
@@ -466,7 +466,7 @@ def test_other_files_are_left_out_with_their_reason(tmp_path: Path) -> None:
     found = listing(tmp_path)
     assert {(entry.name, entry.reason) for entry in found.left_out} == {
         ("LICENSE", "not an image"),
-        ("notes.csv", "a table that names no images"),
+        ("notes.csv", "a table without images"),
     }
 
 
@@ -659,7 +659,15 @@ def test_masks_of_a_type_that_is_not_read_are_named(tmp_path: Path) -> None:
     for name in ("1.webp", "2.webp"):
         (tmp_path / "masks").mkdir(exist_ok=True)
         (tmp_path / "masks" / name).write_bytes(b"RIFF")
-    assert "2 images and no masks (not read: 2 masks/*.webp" in problems(listing(tmp_path))["."]
+    assert "2 images without masks (not read: 2 masks/*.webp" in problems(listing(tmp_path))["."]
+
+
+@pytest.mark.parametrize("name", ["_annotations.coco.json", "outlines/1.json", "outlines/1.xml"])
+def test_outlines_instead_of_masks_are_named(name: str, tmp_path: Path) -> None:
+    put(tmp_path, "images/1.png", "images/2.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    assert f"Outlines, as {name} may hold, are not read" in problems(listing(tmp_path))["."]
 
 
 def test_objects_of_pascal_voc_are_no_masks(tmp_path: Path) -> None:
@@ -732,7 +740,7 @@ def test_arrays_are_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(slice_.image, values)
     np.testing.assert_array_equal(slice_.mask, MASK > 0)
     np.save(tmp_path / "images/1.npy", np.array([{"a": 1}], object), allow_pickle=True)
-    with pytest.raises(DataError, match="an array of a kind that is not read"):
+    with pytest.raises(DataError, match="this type of array is not supported"):
         SOURCE.read(item, OPTIONS)
     (tmp_path / "images/1.npy").write_bytes(
         b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999, 99999)}"

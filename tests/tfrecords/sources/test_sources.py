@@ -118,5 +118,5 @@ def test_a_folder_of_several_formats_says_what_was_not_read(tmp_path: Path) -> N
             cv2.imwrite(str(tmp_path / "png" / kind / f"{number}.png"), picture.astype(np.uint8))
     listing = find_items(open_tree(tmp_path), SourceOptions())
     assert len(listing.items) == 5
-    assert any("3 .mat files look like figshare and were not read" in note for note in listing.notes)
+    assert any("3 .mat files (figshare) not read" in note for note in listing.notes)
     assert not any("not read" in note for note in find_items(open_tree(tmp_path / "mat"), SourceOptions()).notes)

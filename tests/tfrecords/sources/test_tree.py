@@ -186,3 +186,11 @@ def test_listing_asks_the_disk_once_a_folder_not_once_a_file(tmp_path: Path, mon
         )
     assert len(open_tree(tmp_path).locations) == 150
     assert len(asked) < 10
+
+
+def test_files_below_some_folders_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "1.mat", "out/2.mat", "output/3.mat", "a/out/4.mat")
+    monkeypatch.chdir(tmp_path)
+    tree = open_tree(".")
+    kept = tree.without([Path("out"), tmp_path / "a" / "out", tmp_path, tmp_path.parent / "elsewhere"])
+    assert [location.name for location in kept.locations] == ["1.mat", "output/3.mat"]

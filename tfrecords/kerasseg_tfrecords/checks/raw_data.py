@@ -2,7 +2,7 @@
 
 | kind              | level   | meaning                                                                           |
 | ----------------- | ------- | --------------------------------------------------------------------------------- |
-| `unreadable` ...  | error   | the reader refused it: damaged, too large, unknown label, missing partner, ...    |
+| `unreadable` ...  | error   | refused by the reader: damaged, too large, unknown label, missing partner, ...    |
 | `empty-image`     | error   | no pixels, or not (height, width) or (height, width, 3)                           |
 | `not-finite`      | error   | NaN or infinite values                                                            |
 | `constant-image`  | error   | all pixels are equal                                                              |
@@ -49,13 +49,7 @@ the brightest pixels of a head slice hardly change its mean."""
 
 
 def check_slice(slice_: Slice) -> tuple[Problem, ...]:
-    """Check one slice for problems that its reader accepts.
-
-    Args:
-        slice_: As read; its arrays may have any memory order.
-
-    Returns:
-        Errors (at most one about the image), then warnings; () for a good slice.
+    """Check one slice for problems that its reader accepts; return errors, then warnings.
 
     Example:
         >>> image = np.zeros((8, 8), np.int16)
@@ -136,8 +130,8 @@ class ItemCheck:
 
     Attributes:
         name: The item.
-        slices: (id, label, patient) of each slice that could be read.
-        with_tumour: Number of slices whose mask holds a tumour.
+        slices: (id, label, patient) of each readable slice.
+        with_tumour: Number of slices with tumour.
         problems: Errors and warnings.
         left_out: Set if the item is not a slice.
     """
@@ -176,11 +170,11 @@ class IntegrityReport:
     """Result of `check_data`, in the order of the inputs and their items.
 
     Attributes:
-        inputs: (path, format) of each input; the format is "" where none was recognised.
-        items: Number of items that were read (files, pairs, volumes), including bad ones.
-        slices: Number of slices that could be read.
-        with_tumour: Number of slices whose mask holds a tumour.
-        labels: Number of slices of each class ("" where there are no classes).
+        inputs: (path, format) of each input; the format is "" if not recognised.
+        items: Number of items (files, pairs, volumes), including bad ones.
+        slices: Number of readable slices.
+        with_tumour: Number of slices with tumour.
+        labels: Number of slices of each class ("" without classes).
         patients: Number of known patient ids.
         slices_without_patient: Number of slices without a known patient.
         problems: Everything of level "error".
@@ -269,13 +263,9 @@ class _Tally:
         shown = str(path)
         try:
             listing = find_items(open_tree(path), options, format_name)
-        except BadInputError as error:
-            self.inputs.append((shown, ""))
-            self.problems += error.problems
-            return
         except DataError as error:
             self.inputs.append((shown, ""))
-            self.problems.append(Problem.of(error, shown))
+            self.problems += error.problems if isinstance(error, BadInputError) else [Problem.of(error, shown)]
             return
         self.inputs.append((shown, listing.items[0].format if listing.items else format_name or ""))
         self.problems += listing.problems

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.files import file_sha256
 from kerasseg_tfrecords.intensity import fit_mask
 from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, ShardFacts, load_manifest, tumour_warnings
 from kerasseg_tfrecords.records.record import Record
@@ -105,13 +106,7 @@ def verify(folder: Path | str, *, progress: Callable[[str, int, int], None] | No
 
 
 def check_files(folder: Path | str) -> tuple[str, ...]:
-    """Check only that all files of a shard directory exist and have not changed.
-
-    Args:
-        folder: A shard directory.
-
-    Returns:
-        One line for each error.
+    """Check only that all files of a shard directory exist and have not changed; return one line for each error.
 
     Raises:
         DataError: As `verify`.
@@ -121,17 +116,19 @@ def check_files(folder: Path | str) -> tuple[str, ...]:
     state = _State()
     _rows(root, manifest, state)
     for shard in manifest.shards:
-        path = root / shard.path
-        if not path.is_file():
-            state.errors.append(f"{shard.path}: missing")
-        elif path.stat().st_size != shard.bytes or _sha256(path) != shard.sha256:
-            state.errors.append(f"{shard.path}: its bytes have changed since it was written (SHA-256)")
+        _check_file(root, shard, state)
     return tuple(state.errors)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _check_file(root: Path, shard: ShardFacts, state: _State) -> bool:
+    """Check that a file exists, which is returned, and that it has not changed."""
+    path = root / shard.path
+    if not path.is_file():
+        state.errors.append(f"{shard.path}: missing")
+        return False
+    if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
+        state.errors.append(f"{shard.path}: its bytes have changed since it was written (SHA-256)")
+    return True
 
 
 def _rows(root: Path, manifest: Manifest, state: _State) -> dict[str, SplitRow]:
@@ -149,14 +146,11 @@ def _rows(root: Path, manifest: Manifest, state: _State) -> dict[str, SplitRow]:
 
 
 def _check_shard(root: Path, shard: ShardFacts, manifest: Manifest, rows: dict[str, SplitRow], state: _State) -> None:
-    from kerasseg_tfrecords.records.shards import file_sha256, read_shard
+    from kerasseg_tfrecords.records.shards import read_shard
 
     path = root / shard.path
-    if not path.is_file():
-        state.errors.append(f"{shard.path}: missing")
+    if not _check_file(root, shard, state):
         return
-    if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
-        state.errors.append(f"{shard.path}: its bytes have changed since it was written (SHA-256)")
     found = 0
     try:
         for record in read_shard(path, size=manifest.size, channels=manifest.channels):

@@ -23,6 +23,7 @@ from kerasseg_tfrecords.splitting.split import (
     split_by_group,
     split_by_slice,
     take_per_class,
+    worst_deviation,
 )
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, apply, load
 from kerasseg_tfrecords.text import Progress, count
@@ -117,7 +118,7 @@ def arrange(
         excluded = {entry.slice_id for entry in held}
         kept = [index for index, name in enumerate(ids) if name not in excluded]
         if not kept:
-            raise DataError("these shards hold copies of all slices, so that none is left", path=exclude_overlap)
+            raise DataError("these shards have copies of all slices, so no slice remains", path=exclude_overlap)
         where, remarks = _divide(kept, slices, labels, looks.groups, options)
         groups = list(looks.groups)
         notes += remarks
@@ -139,7 +140,7 @@ def arrange(
         classes=class_order(labels, options.classes),
         channels=channels,
         facts=SplitFacts(
-            worst_deviation=round(_worst_deviation(labels, where, Shares.parse(options.split)), 3),
+            worst_deviation=round(worst_deviation(labels, where, Shares.parse(options.split)), 3),
             patients_on_both_sides=leaks([people[i] for i in used], [where[i] for i in used]),
             slices_without_patient=unknown,
         ),
@@ -157,25 +158,25 @@ def _few_patients(
 
     Args:
         cells: (split, class, group) of each slice in a split.
-        options: For the requested shares.
+        options: Options with the requested shares.
         known: Whether all patients are known.
-        frozen: Whether the split comes from a file; a split made here already has a note about missing classes.
+        frozen: Whether the split comes from a file; a new split already has a note about missing classes.
     """
     unit = "patient" if known else "patient group"
     sizes = {split: len({group for where, _, group in cells if where == split}) for split in SPLITS}
-    few = [f"{split} holds {count(sizes[split], unit)}" for split in SPLITS[1:] if 0 < sizes[split] < _FEW_PATIENTS]
+    few = [f"{count(sizes[split], unit)} in {split}" for split in SPLITS[1:] if 0 < sizes[split] < _FEW_PATIENTS]
     for label in sorted({label for _, label, _ in cells}):
         of_class = {s: len({group for where, what, group in cells if (where, what) == (s, label)}) for s in SPLITS}
         lacking = [s for s in SPLITS if sizes[s] and (0 if frozen else 1) <= of_class[s] < _FEW_OF_CLASS]
-        few += [f"{s} holds {count(of_class[s], unit)} with {label}" for s in lacking]
+        few += [f"{of_class[s]} with {label} in {s}" for s in lacking]
     if not few:
         return []
     shares = Shares.parse(options.split)
     small = frozen or min(shares.val or 1, shares.test or 1) < Fraction(1, 5)
     remedy = "larger validation and test splits (--split 60/20/20) or " if small else ""
     note = (
-        f"Warning: {', '.join(few)}. This is too few for reliable results (at least {_FEW_PATIENTS} patients in validation "
-        f"and in test, {_FEW_OF_CLASS} of each class). Consider {remedy}kerasseg cross-validate."
+        f"Warning: too few {unit}s for reliable results: {', '.join(few)}. At least {_FEW_PATIENTS} in validation and in "
+        f"test, and {_FEW_OF_CLASS} with each class, are needed. Consider {remedy}kerasseg cross-validate."
     )
     return [note]
 
@@ -280,17 +281,6 @@ def _frozen(
     return list(where), [by_id[row.slice_id].group or row.slice_id for row in now]
 
 
-def _worst_deviation(labels: Sequence[str], where: Sequence[str], shares: Shares) -> float:
-    """Return the largest difference, in percentage points, between a class's share in a split and the requested share."""
-    worst = 0.0
-    for label in set(labels):
-        of_class = [split for what, split in zip(labels, where, strict=True) if what == label and split != LEFT_OUT]
-        for split, share in zip(SPLITS, shares.values(), strict=True):
-            if of_class:
-                worst = max(worst, abs(100 * of_class.count(split) / len(of_class) - 100 * float(share)))
-    return worst
-
-
 def check_request(
     options: PrepareOptions, splits: Path | str | None = None, exclude_overlap: Path | str | None = None
 ) -> None:
@@ -316,7 +306,7 @@ def check_request(
 
 
 def class_order(labels: Sequence[str], asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return class names in label order: `asked` first, else the known tumours in their usual order; then others by name.
+    """Return class names in label order: requested or known classes in their order, then others by name.
 
     >>> class_order(["pituitary", "glioma"], None)
     ('glioma', 'pituitary')
@@ -329,7 +319,7 @@ def class_order(labels: Sequence[str], asked: tuple[str, ...] | None) -> tuple[s
 
 
 def _overlap(prints: Fingerprints, ids: Sequence[str], folder: Path | str) -> tuple[Overlap, ...]:
-    """Return the slices that another shard directory holds, each with its best match there."""
+    """Return the slices of which another shard directory has copies, each with its best match."""
     from kerasseg_tfrecords.records.shards import read_records
 
     names: list[str] = []

@@ -54,10 +54,7 @@ class Failure:
 def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Converted | Failure]:
     """Read one item and yield its slices one by one, so that the records of a volume are not in memory twice.
 
-    Args:
-        item: From a source's listing.
-        conversion: Size, rule and reader options.
-        prefix: Name of the input, which precedes ids and file names.
+    `prefix` is the name of the input, which precedes ids and file names.
     """
     try:
         reading = read_item(item, conversion.source)

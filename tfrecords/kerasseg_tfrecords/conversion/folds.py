@@ -1,16 +1,17 @@
 """Write folds for cross-validation: one shard directory per fold, with whole groups in either train or val.
 
-The folds use the training and validation slices. No fold holds a test slice; `splits.csv` of each fold lists those as left
-out. Each part is written once and hard-linked into all folds, so that all folds together need little more space than one.
+The folds use the training and validation slices. Test slices are in no fold, and in each `splits.csv` as left out. Each
+part is written once and hard-linked into all folds, so that all folds together need little more space than one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,7 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.conversion.write import shuffle_key
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.files import (
-    atomic_folder,
-    explain_os_error,
-    remove_leftovers,
-    scratch_folder,
-    write_atomically,
-)
+from kerasseg_tfrecords.files import atomic_folder, explain_os_error, remove_leftovers, scratch_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import (
     MANIFEST,
     SPLITS_FILE,
@@ -38,7 +33,7 @@ from kerasseg_tfrecords.records.manifest import (
 )
 from kerasseg_tfrecords.records.random_access import ShardRecords, check_hashes
 from kerasseg_tfrecords.splitting.optimise import apportion
-from kerasseg_tfrecords.splitting.split import count_slices, leaks
+from kerasseg_tfrecords.splitting.split import SPLITS, Shares, count_slices, leaks, worst_deviation
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, dump, load
 from kerasseg_tfrecords.text import count
 
@@ -61,25 +56,11 @@ class _Piece:
 
 
 def assign_folds(
-    labels: Sequence[str],
-    groups: Sequence[str],
-    folds: int,
-    seed: int = 42,
-    tumours: Sequence[bool] | None = None,
+    labels: Sequence[str], groups: Sequence[str], folds: int, seed: int = 42, tumours: Sequence[bool] | None = None
 ) -> NDArray[np.int64]:
     """Choose a fold for each slice: groups stay whole, and each class is divided as evenly as groups allow.
 
-    Uses the search of the split by group. The result does not depend on the order of the slices.
-
-    Args:
-        labels: Class of each slice.
-        groups: Group of each slice; a slice with "" is a group of its own.
-        folds: Number of folds, 2 or more.
-        seed: Seed of the search.
-        tumours: As in `split_by_group`.
-
-    Returns:
-        (slices,) index of the fold.
+    Uses the search of `split_by_group`, with the same arguments; a slice with group "" is a group of its own.
 
     Raises:
         UsageError: Fewer groups than folds, or fewer than 2 folds.
@@ -216,13 +197,7 @@ def _pieces(root: Path, source: Manifest, used: dict[str, SplitRow]) -> list[_Pi
 
 
 def _write_part(
-    root: Path,
-    source: Manifest,
-    pieces: Sequence[_Piece],
-    fold_of: dict[str, int],
-    part: int,
-    folder: Path,
-    seed: int,
+    root: Path, source: Manifest, pieces: Sequence[_Piece], fold_of: dict[str, int], part: int, folder: Path, seed: int
 ) -> list[ShardFacts]:
     """Copy the records of one part unchanged, one family of files per class; paths are relative to `folder`."""
     from kerasseg_tfrecords.records.shards import family_names, write_family
@@ -258,8 +233,10 @@ def _manifest(
         split = "val" if part == fold else "train"
         shards += [f.model_copy(update={"split": split, "path": f"{split}/{Path(f.path).name}"}) for f in facts]
     there = [row for row in rows if row.split != LEFT_OUT]
+    labels, where = [row.label for row in there], [row.split for row in there]
     people = [row.patient or f"slice:{row.slice_id}" for row in there]
     folds = len(written)
+    shares = Shares(1 - Fraction(1, folds), Fraction(1, folds), Fraction(0))
     note = (
         f"fold {fold + 1} of {folds}, of the training and validation slices of the data set {source.fingerprint[:12]}"
     )
@@ -268,8 +245,8 @@ def _manifest(
             "options": options,
             "counts": tuple(_counts(source.classes, pieces, fold_of, fold)),
             "split": SplitFacts(
-                worst_deviation=round(_deviation(there, 1 / folds), 3),
-                patients_on_both_sides=leaks(people, [row.split for row in there]),
+                worst_deviation=round(worst_deviation(labels, where, shares), 3),
+                patients_on_both_sides=leaks(people, where),
                 slices_without_patient=sum(not row.patient for row in there),
             ),
             "shards": tuple(sorted(shards, key=lambda s: (s.split != "train", source.classes.index(s.label), s.path))),
@@ -281,36 +258,11 @@ def _manifest(
 
 
 def _counts(classes: Sequence[str], pieces: Sequence[_Piece], fold_of: dict[str, int], fold: int) -> list[Counts]:
-    counts = []
-    for split in (*_SOURCES, "test"):
-        for label in classes:
-            members = [
-                piece
-                for piece in pieces
-                if piece.label == label and split == ("val" if fold_of[piece.slice_id] == fold else "train")
-            ]
-            areas = [piece.area for piece in members if piece.area is not None]
-            counts.append(
-                Counts(
-                    split=split,
-                    label=label,
-                    slices=len(members),
-                    patients=len({piece.group for piece in members}),
-                    tumour_pixels=sum(piece.tumour_pixels for piece in members),
-                    tumour_mm2=round(sum(areas), 3) if members and len(areas) == len(members) else None,
-                    empty=sum(piece.tumour_pixels == 0 for piece in members),
-                )
-            )
-    return counts
-
-
-def _deviation(rows: Sequence[SplitRow], share: float) -> float:
-    """Return the largest difference, in percentage points, between a class's share in validation and an equal part."""
-    worst = 0.0
-    for label in {row.label for row in rows}:
-        held = [row.split == "val" for row in rows if row.label == label]
-        worst = max(worst, abs(100 * sum(held) / len(held) - 100 * share))
-    return worst
+    cells: dict[tuple[str, str], list[tuple[str, int, float | None]]] = defaultdict(list)
+    for piece in pieces:
+        split = "val" if fold_of[piece.slice_id] == fold else "train"
+        cells[split, piece.label].append((piece.group, piece.tumour_pixels, piece.area))
+    return [Counts.of(split, label, cells[split, label]) for split in SPLITS for label in classes]
 
 
 def _put(

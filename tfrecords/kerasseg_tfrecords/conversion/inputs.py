@@ -46,16 +46,7 @@ def list_inputs(roots: Sequence[Path], options: PrepareOptions, hidden: Iterable
     names = input_names(roots)
     listed = []
     for root, name in zip(roots, names, strict=True):
-        tree = open_tree(root)
-        inside = [
-            path.resolve().relative_to(root.resolve()).as_posix() + "/"
-            for path in hidden
-            if path.resolve().is_relative_to(root.resolve())
-        ]
-        if inside:
-            outside = tuple(place for place in tree.locations if not place.name.startswith(tuple(inside)))
-            tree = replace(tree, locations=outside)
-        found = find_items(tree, source_options(options), options.format)
+        found = find_items(open_tree(root).without(hidden), source_options(options), options.format)
         listed.append(
             ListedInput(
                 name=name,

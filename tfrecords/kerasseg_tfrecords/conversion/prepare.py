@@ -46,7 +46,7 @@ def prepare(
 ) -> Manifest:
     """Convert raw slices to a shard directory with a frozen split.
 
-    The same inputs, options and seed give byte-identical files, whatever `jobs` is. Calling it again continues an
+    The same inputs, options and seed give byte-identical files for any number of `jobs`. Calling it again continues an
     interrupted run.
 
     Args:
@@ -54,7 +54,7 @@ def prepare(
         out: The shard directory; new, empty, or replaced with `overwrite`.
         options: By default 256x256 pixels, min-max, 80/10/10 by patient, seed 42.
         splits: A `splits.csv` to reuse instead of splitting; it must fit the data.
-        exclude_overlap: A shard directory; slices of which it holds copies, even re-encoded ones, are left out.
+        exclude_overlap: A shard directory; slices of which it has copies, including re-encoded ones, are left out.
         overwrite: Replace an existing shard directory. Any other folder is never replaced.
         jobs: Number of worker processes; None means one per processor.
         progress: Called with "read", "compare" and "write".
@@ -129,15 +129,11 @@ def _check_target(target: Path, roots: Sequence[Path], *, overwrite: bool) -> No
         return
     if not (target / MANIFEST).is_file():
         raise UsageError(
-            "this folder is not a shard directory, so it is not replaced",
-            path=target,
-            remedy="Choose another --out.",
+            "this folder is not a shard directory, so it is not replaced", path=target, remedy="Choose another --out."
         )
     if not overwrite:
         raise UsageError(
-            "shards already exist",
-            path=target,
-            remedy="Replace them with --overwrite, or choose another --out.",
+            "shards already exist", path=target, remedy="Replace them with --overwrite, or choose another --out."
         )
 
 
@@ -182,7 +178,7 @@ def _convert(
 
 
 def _crashed(task: Task) -> tuple[str, Chunk]:
-    """Handle a task that ended its process: run its items one by one, and name the one that does it again."""
+    """Handle a task that ended its process: run its items one by one to find the cause."""
     if len(task.items) > 1:
         alone = [replace(task, items=(item,)) for item in task.items]
         parts = [chunk for _, chunk in ordered_map(run_task, alone, jobs=2, batch=1, crashed=_crashed)]
@@ -198,7 +194,7 @@ def _crashed(task: Task) -> tuple[str, Chunk]:
 def _collect(
     listed: Sequence[ListedInput], chunks: dict[str, list[Chunk]]
 ) -> tuple[list[Spooled], list[Problem], list[LeftOut]]:
-    """Return the good slices in order, all problems, and what was left out. Of slices with one id the first is good."""
+    """Return the usable slices in order (the first of those with the same id), all problems, and the files left out."""
     problems = [problem for entry in listed for problem in entry.problems]
     left_out = [remark for entry in listed for remark in entry.left_out]
     slices: list[Spooled] = []

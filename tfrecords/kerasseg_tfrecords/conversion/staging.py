@@ -11,13 +11,12 @@ of `--jobs`, and a file or an option that has changed gives another name.
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy as np
 from zlib_ng import zlib_ng as zlib
 
 from kerasseg_tfrecords._version import __version__
-from kerasseg_tfrecords.conversion.convert import Conversion, Converted, Failure, convert_item
+from kerasseg_tfrecords.conversion.convert import Conversion, Failure, convert_item
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import Problem
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
@@ -76,14 +75,12 @@ class Chunk:
     left_out: tuple[LeftOut, ...]
 
 
-@functools.cache
-def _versions() -> str:
-    return f"{__version__} numpy {np.__version__} opencv {cv2.__version__}"
+_VERSIONS = f"{__version__} numpy {np.__version__} opencv {cv2.__version__}"
 
 
 def chunk_key(task: Task) -> str:
     """Return the name of the chunk: a hash of its input."""
-    state: list[object] = [_versions(), task.prefix, repr(task.conversion)]
+    state: list[object] = [_VERSIONS, task.prefix, repr(task.conversion)]
     for item in task.items:
         stats = []
         for location in item.files:
@@ -102,7 +99,7 @@ def run_task(task: Task) -> tuple[str, Chunk]:
     made = load_chunk(task.folder, key)
     if made is not None:
         return key, made
-    results: list[Converted | Failure] = []
+    failures: list[Failure] = []
     payloads = task.folder / f".{key}-{os.getpid()}.bin"
     offset, checksum = 0, 0
     slices: list[Spooled] = []
@@ -111,7 +108,7 @@ def run_task(task: Task) -> tuple[str, Chunk]:
             for item in task.items:
                 for result in convert_item(item, task.conversion, task.prefix):
                     if isinstance(result, Failure):
-                        results.append(result)
+                        failures.append(result)
                         continue
                     parts = (result.payload.image, result.payload.mask, result.payload.mask_native)
                     for part in parts:
@@ -125,7 +122,6 @@ def run_task(task: Task) -> tuple[str, Chunk]:
         raise explain_os_error(error, task.folder.parent) from error
     finally:
         payloads.unlink(missing_ok=True)
-    failures = [result for result in results if isinstance(result, Failure)]
     chunk = Chunk(
         slices=tuple(slices),
         problems=tuple(problem for failure in failures for problem in failure.problems),
@@ -157,7 +153,7 @@ def _dump(chunk: Chunk, length: int, checksum: int) -> str:
 
 
 def load_chunk(folder: Path, key: str) -> Chunk | None:
-    """Load a chunk; None where it is absent or damaged."""
+    """Load a chunk; None if it is absent or damaged."""
     try:
         state = parse_json((folder / f"{key}.json").read_bytes())
         payloads = (folder / f"{key}.bin").read_bytes()
@@ -216,7 +212,6 @@ class SpoolReader:
         return Payload(data[:image], data[image : image + mask], data[image + mask :])
 
 
-def tasks(items: Sequence[Item] | Iterable[Item], prefix: str, conversion: Conversion, folder: Path) -> list[Task]:
+def tasks(items: Sequence[Item], prefix: str, conversion: Conversion, folder: Path) -> list[Task]:
     """Divide items into tasks of 32: about 0.1 s of work each, so that an interruption loses little."""
-    every = list(items)
-    return [Task(tuple(every[start : start + 32]), prefix, conversion, folder) for start in range(0, len(every), 32)]
+    return [Task(tuple(items[start : start + 32]), prefix, conversion, folder) for start in range(0, len(items), 32)]

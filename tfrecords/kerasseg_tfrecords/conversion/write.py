@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -42,18 +42,7 @@ __all__ = ["make_manifest", "shuffle_key", "write_index", "write_shards"]
 def write_shards(
     arrangement: Arrangement, options: PrepareOptions, spool: Path, root: Path, progress: Progress | None
 ) -> list[ShardFacts]:
-    """Write all records from the spool, one family of files per class and split.
-
-    Args:
-        arrangement: The slices with their class, group and split.
-        options: For the seed and the size of the files.
-        spool: Folder with the converted slices.
-        root: The shard directory.
-        progress: Called with "write" after every 32 records.
-
-    Raises:
-        KerassegError: The disk is full or cannot be written.
-    """
+    """Write all records from the folder `spool` to the shard directory `root`, one family of files per class and split."""
     from kerasseg_tfrecords.records.schema import encode  # loads TensorFlow: only now, and only in this process
     from kerasseg_tfrecords.records.shards import family_names, write_family
 
@@ -148,29 +137,11 @@ def make_manifest(
 
 
 def _counts(arrangement: Arrangement) -> tuple[Counts, ...]:
-    counts = []
-    for split in SPLITS:
-        for label in arrangement.classes:
-            members = [
-                index
-                for index, (where, what) in enumerate(zip(arrangement.splits, arrangement.labels, strict=True))
-                if where == split and what == label
-            ]
-            facts = [arrangement.slices[index].facts for index in members]
-            areas = [piece.tumour_pixels * piece.spacing[0] * piece.spacing[1] for piece in facts]
-            known = all(min(piece.spacing) > 0 for piece in facts)
-            counts.append(
-                Counts(
-                    split=split,
-                    label=label,
-                    slices=len(members),
-                    patients=len({arrangement.groups[index] for index in members}),
-                    tumour_pixels=sum(piece.tumour_pixels for piece in facts),
-                    tumour_mm2=round(sum(areas), 3) if facts and known else None,
-                    empty=sum(piece.tumour_pixels == 0 for piece in facts),
-                )
-            )
-    return tuple(counts)
+    cells: dict[tuple[str, str], list[tuple[str, int, float | None]]] = defaultdict(list)
+    columns = (arrangement.splits, arrangement.labels, arrangement.groups, arrangement.slices)
+    for split, label, group, piece in zip(*columns, strict=True):
+        cells[split, label].append((group, piece.facts.tumour_pixels, piece.facts.tumour_mm2()))
+    return tuple(Counts.of(split, label, cells[split, label]) for split in SPLITS for label in arrangement.classes)
 
 
 def _software() -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""OpenCV's decoder, made to keep silent and to admit damage.
+"""Decode pictures with OpenCV, silently, and detect damage that OpenCV does not report.
 
-libjpeg and libtiff write "Corrupt JPEG data" to the process' standard error and hand out half a picture; OpenCV offers no
-way to hear of it. So standard error is caught while a file is decoded: what the codecs said decides whether the file is
-damaged, anything else is passed on.
+For a damaged file, libjpeg and libtiff write a message to standard error and return half a picture, and OpenCV does not
+pass the message on. Standard error is therefore captured during decoding: messages of the codecs tell whether the file is
+damaged, and all other output is passed on.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ __all__ = ["codec_messages", "decode"]
 _CODEC = re.compile(
     r"Corrupt JPEG|Premature end|JPEG|libpng|TIFF|imgcodecs|grfmt_|imdecode|^\[( INFO|DEBUG)", re.IGNORECASE
 )
-# What libtiff calls an error, OpenCV 4 calls a warning: there the words must tell.
+# OpenCV 4 logs errors of libtiff as warnings, so only their words identify them.
 _DAMAGE = re.compile(
     r"Corrupt JPEG|Premature end|libpng error|Unsupported marker|_Error|\bERROR:|Decod(e:|ing error)|not yet in table"
     r"|Discarding [0-9]+ bytes|Not enough data|(Read|Seek) error",
     re.IGNORECASE,
 )
-# Stray bytes between two segments cost no pixel, and many JPEGs in the wild have them.
+# Stray bytes between two segments do not affect pixels, and many published JPEGs have them.
 _HARMLESS = re.compile(r"extraneous bytes before marker")
 
-_DEBUG = 5  # the level of OpenCV's log at which all its versions pass on what libtiff says
+_DEBUG = 5  # log level at which all versions of OpenCV pass on the messages of libtiff
 
 
 @dataclass(slots=True)
 class _Catcher:
-    """Where standard error goes meanwhile: a file in memory, one a process, for a forked child must not share its parent's.
+    """A file in memory that captures standard error; one per process, since forked children must not share it.
 
     Attributes:
-        process: Whose it is.
-        descriptor: The file; -1 where none could be made, and nothing is caught then.
-        lock: There is only one standard error.
+        process: Process id.
+        descriptor: File descriptor; -1 if no file could be created, and nothing is captured then.
+        lock: Serialises threads, since a process has only one standard error.
     """
 
     process: int
@@ -68,13 +68,13 @@ def _catcher(process: int) -> _Catcher:
 
 @contextmanager
 def codec_messages(heard: list[str], pattern: re.Pattern[str] = _CODEC) -> Iterator[None]:
-    """Append to `heard` the lines that are written to file descriptor 2 meanwhile and match `pattern`."""
+    """Append to `heard` the lines that the block writes to file descriptor 2 and that match `pattern`."""
     catcher = _catcher(os.getpid())
     caught = catcher.descriptor
     with catcher.lock:
         try:
             before = os.dup(2) if caught >= 0 else -1
-        except OSError:  # standard error is closed: nobody can be disturbed
+        except OSError:  # standard error is closed, so there is nothing to capture
             before = -1
         if before < 0:
             yield
@@ -97,19 +97,19 @@ def codec_messages(heard: list[str], pattern: re.Pattern[str] = _CODEC) -> Itera
 
 
 def decode(data: bytes, name: str, kind: str, pages: int = 1) -> list[NDArray[Any]]:
-    """The pages of a picture file as OpenCV gives them: (height, width) or (height, width, 3 or 4) in BGR(A) order.
+    """Decode the pages of a picture file: (height, width) or (height, width, 3 or 4) in BGR(A) order.
 
     Args:
-        data: The file.
-        name: For messages.
+        data: Content of the file.
+        name: File name for messages.
         kind: "PNG", "JPEG" or "TIFF", for messages.
-        pages: How many pages it has.
+        pages: Number of pages in the file.
 
     Raises:
         DataError: The file cannot be decoded, or the decoder found it damaged.
     """
     heard: list[str] = []
-    # OpenCV 5 has moved these two; the numbers are the same.
+    # OpenCV 5 has moved the logging functions; the levels are the same.
     logs = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
     level = logs.getLogLevel()
     with codec_messages(heard):
@@ -127,16 +127,16 @@ def decode(data: bytes, name: str, kind: str, pages: int = 1) -> list[NDArray[An
             logs.setLogLevel(level)
     damage = [line for line in heard if _DAMAGE.search(line) and not _HARMLESS.search(line)]
     if len(found) != pages or found[0] is None or damage:
-        # OpenCV's own prefix holds the time and a line of its source.
+        # Remove OpenCV's prefix: the time and a line of its source.
         said = re.sub(
             r"^(?:\[.*?\] .*?(?:_Error|_Warning|readData|imdecode_)|OpenCV TIFF)\s*:?\s*",
             "",
             (damage or heard or ["no reason given"])[0],
         )
         raise DataError(
-            f"a damaged {kind} file, or one of a kind that is not read",
+            f"a damaged {kind} file, or an unsupported kind of it",
             path=name,
             found=said,
-            remedy="Get the file again, or write it anew as PNG",
+            remedy="Download or copy it again, or save it as PNG",
         )
     return [np.asarray(page) for page in found]

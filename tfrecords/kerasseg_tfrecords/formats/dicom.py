@@ -1,8 +1,8 @@
-"""One DICOM file: its header, checked, and its pixels in the scanner's units.
+"""Read one DICOM file: its header, and its pixels in the scanner's units.
 
-pydicom accepts almost anything and unpacks whatever a file declares. So a file without the DICOM mark must at least begin
-with DICOM elements, the transfer syntax is looked at before the data set is read (a "deflated" one could unpack to any
-size), and the declared size is compared with what the file holds, or its compressed frame says, before it is decoded.
+pydicom accepts almost any file and unpacks as much as it declares. Therefore a file without the DICOM mark must at least
+begin with DICOM elements, the transfer syntax is checked before the data set is read (a "deflated" one could unpack to any
+size), and the declared size is compared with the stored pixels or the compressed frame before decoding.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ _PLAIN = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
 _PACKED = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, *RLETransferSyntaxes}
 _MAX_META = 1 << 16
 _MAX_FRAMES = 10_000
-_UNPACK = "Install the decoders: pip install 'kerasseg[dicom]', or unpack it with gdcmconv --raw"
+_UNPACK = "Install the decoders (pip install 'kerasseg[dicom]'), or decompress it with gdcmconv --raw"
 _CONVERT = "Convert the series to NIfTI, for instance with dcm2niix"
 
 
 @dataclass(frozen=True, slots=True)
 class DicomHeader:
-    """What the header of an MR file says of one frame.
+    """The header of one frame of an MR file.
 
     Attributes:
         rows, columns: Size in pixels.
-        patient: PatientID; "" where empty.
-        series: SeriesInstanceUID; "" where empty.
-        instance: InstanceNumber; None where missing.
-        position: Place of the slice in millimetres along the normal of its plane; None where the header does not tell.
-        spacing: Millimetres a pixel, rows then columns; (0, 0) where unknown.
-        slope, intercept: Of the rescaling to the scanner's units; 1 and 0 where there is none.
+        patient: PatientID, or "".
+        series: SeriesInstanceUID, or "".
+        instance: InstanceNumber, or None.
+        position: Position of the slice in millimetres along the normal of its plane; None if unknown.
+        spacing: Pixel size in millimetres, rows then columns; (0, 0) if unknown.
+        slope, intercept: Rescaling to the scanner's units; 1 and 0 by default.
         inverted: Whether small values are bright (MONOCHROME1).
-        origin: Centre of the first pixel in millimetres (left, back, head); None where the header does not tell.
-        axes: Unit vectors along a row and down a column, in the same space; None likewise.
-        thickness: Millimetres from this slice to the next, or of the slice itself; 0 where unknown.
-        body_part: BodyPartExamined; "" where empty.
+        origin: Centre of the first pixel in millimetres (left, back, head); None if unknown.
+        axes: Unit vectors along a row and down a column, in the same space; None if unknown.
+        thickness: Distance to the next slice, or else thickness of the slice, in millimetres; 0 if unknown.
+        body_part: BodyPartExamined, or "".
     """
 
     rows: int
@@ -82,12 +82,12 @@ class DicomHeader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DicomSlice:
-    """A decoded DICOM file.
+    """A decoded frame.
 
     Attributes:
-        pixels: (rows, columns); the stored integers, or float32 where the header rescales them. Large is bright.
-        header: What the header says.
-        notes: What had to be decided.
+        pixels: (rows, columns); the stored integers, or float32 if the header rescales them. Large values are bright.
+        header: The header of the frame.
+        notes: Decisions of the reader.
     """
 
     pixels: NDArray[Any]
@@ -96,75 +96,63 @@ class DicomSlice:
 
 
 def read_dicom_frames(data: bytes, name: str, max_pixels: int) -> tuple[DicomHeader, ...]:
-    """Read and check the header; no pixels are decoded.
-
-    Args:
-        data: The file.
-        name: For messages.
-        max_pixels: Larger images are refused.
-
-    Returns:
-        One entry a frame: one for ordinary files, more for enhanced MR.
+    """Read and check the headers of all frames (several in enhanced MR files) without decoding pixels.
 
     Raises:
-        DataError: No DICOM file, damaged, no grey MR image, compressed in an unknown way, too large, or cut off.
+        DataError: Not a DICOM file or not a grey MR image, unknown compression, too large (`max_pixels`), or damaged.
     """
     return _headers(_open(data, name), name, max_pixels)
 
 
 def read_dicom_header(data: bytes, name: str, max_pixels: int, frame: int = -1) -> DicomHeader:
-    """As `read_dicom_frames`, for one frame; -1 for a file that should have one."""
+    """Read the header of one frame; -1 if the file should have only one."""
     return _chosen(read_dicom_frames(data, name, max_pixels), name, frame)
 
 
 def read_dicom(data: bytes, name: str, max_pixels: int, frame: int = -1) -> DicomSlice:
     """Decode one frame of an MR file.
 
-    Rescale slope and intercept are applied; MONOCHROME1 is turned round within the range that the stored bits allow, so
-    that all slices of a series stay comparable. Windowing is a matter of display and is not applied. Rows and columns stay
-    as stored, which is how viewers show them and how masks are drawn.
+    Rescale slope and intercept are applied. MONOCHROME1 is inverted within the range of the stored bits, so that the slices
+    of a series stay comparable. Windowing only concerns display and is not applied. Rows and columns stay as stored, as
+    viewers show them and masks are drawn.
 
     Args:
-        data: The file.
-        name: For messages.
+        data: Content of the file.
+        name: File name for messages.
         max_pixels: Larger images are refused before they are decoded.
-        frame: Which frame; -1 for a file that should have one.
+        frame: Frame to decode; -1 if the file should have only one.
 
     Raises:
-        DataError: As `read_dicom_frames`, and where the pixels cannot be decoded.
+        DataError: As `read_dicom_frames`, or the pixels cannot be decoded.
     """
     dataset = _open(data, name)
     header = _chosen(_headers(dataset, name, max_pixels), name, frame)
     _check_frame(dataset, header, name, max(frame, 0))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on odd values in tags that are not used here
+            warnings.simplefilter("ignore")  # about unusual values of tags that are not used here
             pixels = np.asarray(pixel_array(dataset, index=max(frame, 0)))
             stored_bits = min(max(1, int(dataset.get("BitsStored") or 64)), int(dataset.BitsAllocated))
-    except Exception as error:  # pydicom raises what its decoders raise
+    except Exception as error:  # pydicom passes on any exception of its decoders
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
     if pixels.shape != (header.rows, header.columns):
         raise _damaged(name, f"pixels of shape {pixels.shape}")
     notes: tuple[str, ...] = ()
     if header.inverted:
-        # Lowest and highest possible value add up to -1 with a sign and to the highest without.
+        # The lowest and the highest possible value add up to -1 if signed, else to the highest.
         turn = -1 if pixels.dtype.kind == "i" else (1 << stored_bits) - 1
         pixels = (turn - pixels.astype(np.int64)).astype(np.int32 if stored_bits < 31 else np.int64)
-        notes = ("MONOCHROME1 was turned round: large is bright",)
+        notes = ("MONOCHROME1 was inverted, so that large values are bright",)
     if (header.slope, header.intercept) != (1.0, 0.0):
         pixels = (pixels * header.slope + header.intercept).astype(np.float32)
         if not np.isfinite(pixels).all():
-            raise DataError(
-                "the rescaled image holds infinite values",
-                path=name,
-                found=f"slope {header.slope:g}",
-                kind="not-finite",
-            )
+            found = f"slope {header.slope:g}"
+            raise DataError("the rescaled image has infinite values", path=name, found=found, kind="not-finite")
     return DicomSlice(np.ascontiguousarray(pixels), header, notes)
 
 
 def _damaged(name: str, detail: str) -> DataError:
-    return DataError("a damaged DICOM file", path=name, found=detail, remedy="Get the file again from where it came")
+    return DataError("a damaged DICOM file", path=name, found=detail, remedy="Download or copy it again")
 
 
 def _chosen(headers: tuple[DicomHeader, ...], name: str, frame: int) -> DicomHeader:
@@ -185,8 +173,8 @@ def _open(data: bytes, name: str) -> pydicom.Dataset:
             "not a DICOM file",
             path=name,
             found=describe(data),
-            expected="'DICM' after 128 bytes, or DICOM elements at once",
-            remedy="Export it again from the archive system",
+            expected="'DICM' after 128 bytes, or DICOM elements from the start",
+            remedy="Export it again from the image archive (PACS)",
         )
     bare = has_no_preamble(data)
     syntax = None if bare and data[0] != 2 else _transfer_syntax(data, name, 0 if bare else 132)
@@ -198,9 +186,9 @@ def _open(data: bytes, name: str) -> pydicom.Dataset:
             dataset = pydicom.dcmread(io.BytesIO(data), force=bare)
     except InvalidDicomError as error:
         raise _damaged(name, str(error)) from error
-    except Exception as error:  # damaged files end in EOFError, struct.error, KeyError, ...
+    except Exception as error:  # EOFError, struct.error, KeyError, ...
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
-    if syntax is None:  # nothing but the elements themselves tells how they are written
+    if syntax is None:  # no meta group: the encoding is that of the elements
         implicit, little = dataset.original_encoding
         plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
@@ -210,13 +198,14 @@ def _open(data: bytes, name: str) -> pydicom.Dataset:
 def _check_decoder(syntax: UID, name: str) -> None:
     known = syntax in _PACKED
     if not known or not get_decoder(syntax).is_available:
-        remedy = _UNPACK if known else "Unpack it, for instance with gdcmconv --raw"
+        remedy = _UNPACK if known else "Decompress it, for instance with gdcmconv --raw"
         expected = "raw pixels, RLE, or JPEG and JPEG 2000 with their decoders"
-        raise DataError("compressed DICOM is not read", path=name, found=syntax.name, expected=expected, remedy=remedy)
+        what = "this DICOM compression is not supported"
+        raise DataError(what, path=name, found=syntax.name, expected=expected, remedy=remedy)
 
 
 def _check_frame(dataset: pydicom.Dataset, header: DicomHeader, name: str, frame: int) -> None:
-    """Whether a compressed frame has the size that the header says, before its decoder makes room for it."""
+    """Check that a compressed frame has the size in the header before its decoder allocates memory."""
     if dataset.file_meta.TransferSyntaxUID in _PLAIN:
         return
     try:
@@ -225,13 +214,12 @@ def _check_frame(dataset: pydicom.Dataset, header: DicomHeader, name: str, frame
     except Exception as error:
         raise _damaged(name, f"its compressed frame: {error}") from error
     if size is not None and size != (header.rows, header.columns):
-        raise _damaged(
-            name, f"a frame of {size[0]} x {size[1]} pixels where {header.rows} x {header.columns} are declared"
-        )
+        declared = f"{header.rows} x {header.columns} declared"
+        raise _damaged(name, f"a frame of {size[0]} x {size[1]} pixels, {declared}")
 
 
 def _frame_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns of a JPEG or JPEG 2000 stream; None for others."""
+    """Return rows and columns of a JPEG or JPEG 2000 stream; None for other streams."""
     if place := frame.find(b"\xff\x4f\xff\x51") + 1:
         right, bottom, left, top = struct.unpack_from(">4I", frame, place + 7)
         return bottom - top, right - left
@@ -246,11 +234,11 @@ def _frame_size(frame: bytes) -> tuple[int, int] | None:
             rows, columns = struct.unpack_from(">HH", frame, position + 5)
             return rows, columns
         position += 2 + length
-    raise ValueError("no size in it")
+    raise ValueError("it has no size")
 
 
 def _transfer_syntax(data: bytes, name: str, position: int) -> UID:
-    """The transfer syntax from the file's meta group, which is always explicit VR little endian, before anything else."""
+    """Return the transfer syntax from the meta group at the start, which is always explicit VR little endian."""
     end = min(len(data), position + _MAX_META)
     try:
         while position + 8 <= end:
@@ -282,23 +270,23 @@ def _headers(dataset: pydicom.Dataset, name: str, max_pixels: int) -> tuple[Dico
             bits, held = int(dataset.get("BitsAllocated") or 0), len(dataset.PixelData)
     except DataError:
         raise
-    except Exception as error:  # values that are not what their tags say
+    except Exception as error:  # values of the wrong type
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
     first = headers[0]
     check_pixels(first.rows, first.columns, name, max_pixels)
     if bits not in {8, 16, 32}:
-        raise DataError("a DICOM image of a kind that is not read", path=name, found=f"{bits} bits a pixel")
+        raise DataError("this kind of DICOM image is not supported", path=name, found=f"{bits} bits per pixel")
     for header in headers:
         if not np.isfinite([header.slope, header.intercept, *header.spacing]).all() or header.slope == 0:
             raise _damaged(name, f"rescale slope {header.slope:g}, spacing {header.spacing}")
     needed = frames * first.rows * first.columns * bits // 8
     if dataset.file_meta.TransferSyntaxUID in _PLAIN and held < needed:
-        raise _damaged(name, f"{held} bytes of pixels where {frames} x {first.rows} x {first.columns} need {needed}")
+        raise _damaged(name, f"{held} bytes of pixels, but {frames} x {first.rows} x {first.columns} need {needed}")
     return headers
 
 
 class _Frame:
-    """Elements of one frame: its own, then those that all frames share, then those of the file."""
+    """Elements of one frame, looked up in the frame, then in the part shared by all frames, then in the file."""
 
     def __init__(self, dataset: pydicom.Dataset, frame: int) -> None:
         self._places = [dataset]
@@ -329,7 +317,7 @@ def _check_kind(dataset: pydicom.Dataset, name: str) -> None:
             path=name,
             found=photometric,
             expected="a grey MR image",
-            remedy="Screenshots and overlays are no MR data; remove it",
+            remedy="Remove it: screenshots and overlays are not MR data",
         )
 
 

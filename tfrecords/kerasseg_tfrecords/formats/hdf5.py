@@ -1,12 +1,12 @@
-"""HDF5 files from strangers: opened and read so that a small file cannot make the reader open others or fill the memory.
+"""Read untrusted HDF5 files, so that a small file can neither open other files nor fill the memory.
 
-HDF5 follows links into other files, keeps data in external files, maps data sets onto other files, and inflates a chunk
-for as long as its stream goes on. None of it is needed for slices, so each is refused before anything is read:
+HDF5 follows links into other files, reads external and virtual data sets, and inflates chunks without a limit. Slices need
+none of this, and it is refused before anything is read:
 
-* only hard links are followed (no soft, no external ones);
-* data sets must be numbers, of few enough values, stored contiguously or in chunks of the file itself;
-* chunks are inflated here, and must give the bytes that the chunk declares: HDF5 1.14 inflates however much there is,
-  and where it is less it reads behind the end of its buffer, which can end the process.
+* only hard links are followed;
+* data sets must be numeric, not too large, and stored in the file itself;
+* chunks are inflated here and must have exactly the declared size: HDF5 1.14 inflates any amount, and reads beyond the end
+  of its buffer if a chunk is too short, which can end the process.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ from kerasseg_tfrecords.errors import DataError
 __all__ = ["is_hdf5", "members", "number_text", "open_child", "open_hdf5", "read_numbers", "read_text"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-MAX_CHUNKS = 65_536
-"""A data set in more pieces than this is refused; MATLAB writes a 512x512 image in 8."""
-SURELY_SMALL = 60_000
-"""Deflated bytes that cannot inflate to more than 62 MB, as deflate's ratio ends at 1,032."""
+MAX_CHUNKS = 65_536  # per data set; MATLAB writes a 512x512 image in 8
+SURELY_SMALL = 60_000  # deflated bytes, which inflate to at most 62 MB
 _FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32"}
 _LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link into another file"}
 _ZLIB_ERROR: Any = zlib.error  # the library declares it as an instance
@@ -44,25 +42,20 @@ _NUMBERS = {h5t.INTEGER, h5t.FLOAT, h5t.ENUM}
 
 
 def is_hdf5(head: bytes) -> bool:
-    """Whether a file that begins with `head` is HDF5, behind a user block of 0, 512, 1024, ... bytes."""
+    """Whether a file that begins with `head` is HDF5, after a user block of 0, 512, 1024, ... bytes."""
     places = [0, *(2**power for power in range(9, max(len(head).bit_length(), 9)))]
     return any(head[place : place + 8] == SIGNATURE for place in places)
 
 
 @contextmanager
 def open_hdf5(data: bytes, name: str) -> Iterator[Any]:
-    """The root group of an HDF5 file, closed with everything that was opened from it at the end of the block.
+    """Open the root group of an HDF5 file in memory; it is closed, with its children, at the end of the block.
 
-    Whatever the HDF5 library raises inside the block about a damaged file leaves it as a `DataError`.
-
-    Args:
-        data: The file. It is read once, for its hash and by HDF5: what is hashed is what is decoded, members of archives
-            need no file of their own, and it costs no more than letting HDF5 open the path.
-        name: What errors call it.
+    Exceptions of the HDF5 library inside the block become `DataError`.
     """
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_fclose_degree(h5f.CLOSE_STRONG)
-    # The driver reads through BytesIO, which shares the bytes; HDF5's own in-memory files copy them twice.
+    # BytesIO shares the bytes; HDF5's own in-memory files copy them twice.
     access.set_fileobj_driver(h5fd.fileobj_driver, io.BytesIO(data))
     try:
         file = h5f.open(b"bytes in memory", h5f.ACC_RDONLY, access)
@@ -88,25 +81,20 @@ def _damaged(name: str, error: Exception) -> DataError:
 
 
 def members(group: Any) -> tuple[str, ...]:
-    """Names in a group, at most 100, MATLAB's own (`#refs#`) left out."""
-    names: list[str] = []
+    """Return the names in a group, at most 100, without MATLAB's own (`#refs#`)."""
+    names: list[bytes] = []
 
     def collect(name: bytes) -> bool | None:
-        text = name.decode("utf-8", "backslashreplace")
-        if not text.startswith("#"):
-            names.append(text)
+        if not name.startswith(b"#"):
+            names.append(name)
         return True if len(names) >= 100 else None
 
     group.links.iterate(collect)
-    return tuple(sorted(names))
+    return tuple(sorted(name.decode("utf-8", "backslashreplace") for name in names))
 
 
 def open_child(group: Any, child: str, name: str) -> Any:
-    """The group or data set `child` of `group`, None where there is none.
-
-    Raises:
-        DataError: It is a link, or neither a group nor a data set.
-    """
+    """Open a group or data set in a group; None if absent, `DataError` if it is a link or something else."""
     key = child.encode()
     if not group.links.exists(key):
         return None
@@ -122,37 +110,34 @@ def open_child(group: Any, child: str, name: str) -> Any:
 
 
 def is_group(opened: Any) -> bool:
-    """Whether what `open_child` gave is a group."""
+    """Whether an object from `open_child` is a group."""
     return isinstance(opened, h5g.GroupID)
 
 
 def read_numbers(dataset: Any, child: str, name: str, *, max_values: int, transpose: bool = False) -> NDArray[Any]:
-    """All of a numeric data set, as HDF5 orders it: MATLAB's arrays come out transposed unless `transpose` is said.
+    """Read a numeric data set.
 
     Args:
         dataset: From `open_child`.
-        child: What errors call the data set.
-        name: What errors call the file.
-        max_values: More values than this are refused before anything is read.
-        transpose: Give the array with its axes reversed, row-major all the same. It costs less here, chunk by chunk, than
-            afterwards, and much less than what OpenCV makes of a transposed view.
+        child: Name of the data set for messages.
+        name: File name for messages.
+        max_values: Larger data sets are refused before anything is read.
+        transpose: Reverse the axes, which MATLAB's arrays need: faster here, by chunks, than afterwards.
 
     Returns:
-        A new, row-major array of the stored shape (reversed with `transpose`) and type, in the machine's byte order.
+        A new, row-major array of the stored shape (reversed with `transpose`) and type, in native byte order.
 
     Raises:
-        DataError: It is no data set of numbers, too large, damaged, or wants other files or unknown filters.
+        DataError: Not numeric, too large, damaged, or in need of other files or unknown filters.
     """
     if not isinstance(dataset, h5d.DatasetID):
         raise DataError(f"{child} is not an array", path=name, found="a group", expected="a numeric array")
     plan = dataset.get_create_plist()
     layout = plan.get_layout()
-    # Before the shape is asked for: that of a virtual data set is found by opening the files it is mapped onto.
-    if layout == h5d.VIRTUAL or plan.get_external_count():
-        what = f"{child} keeps its data in other files; they were not read"
-        raise DataError(what, path=name, expected="data in the file itself", kind="unsafe-link")
+    # Before reading the shape: HDF5 finds that of a virtual data set by opening other files.
+    _check_own_data(plan, child, name)
     if dataset.get_type().get_class() not in _NUMBERS:
-        raise DataError(f"{child} holds no numbers", path=name, found=dataset.dtype, expected="a numeric array")
+        raise DataError(f"{child} is not numeric", path=name, found=dataset.dtype, expected="a numeric array")
     shape, dtype = dataset.shape, dataset.dtype
     if shape is None or math.prod(shape) == 0:
         return np.empty((shape or (0,))[:: -1 if transpose else 1], dtype)
@@ -162,7 +147,7 @@ def read_numbers(dataset: Any, child: str, name: str, *, max_values: int, transp
         raise DataError(f"{child} is too large", path=name, found=found, expected=f"at most {max_values} values",
                         kind="too-large")  # fmt: skip
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise DataError(f"{child} holds no plain numbers", path=name, found=dtype, expected="integers or floats")
+        raise DataError(f"{child} is not numeric", path=name, found=dtype, expected="integers or floats")
     if layout == h5d.CHUNKED:
         array = _read_chunked(dataset, plan, child, name, shape, dtype, transpose=transpose)
     elif dataset.get_storage_size() == 0:
@@ -170,6 +155,12 @@ def read_numbers(dataset: Any, child: str, name: str, *, max_values: int, transp
     else:
         array = _read_plain(dataset, shape, dtype, transpose=transpose)
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def _check_own_data(plan: Any, child: str, name: str) -> None:
+    if plan.get_layout() == h5d.VIRTUAL or plan.get_external_count():
+        what = f"{child} keeps its data in other files; they were not read"
+        raise DataError(what, path=name, expected="data in the file itself", kind="unsafe-link")
 
 
 def _read_plain(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *, transpose: bool) -> NDArray[Any]:
@@ -185,25 +176,25 @@ def _read_chunked(
     size = math.prod(chunk) * dtype.itemsize
     grid = [range(0, length, step) for length, step in zip(shape, chunk, strict=True)]
     pieces = math.prod(len(places) for places in grid)
-    # A chunk is read whole, so one that is far larger than the array is as bad as a large array.
+    # Chunks are read whole, so a chunk far larger than the array is refused as well.
     if pieces > MAX_CHUNKS or size > 4 * math.prod(shape) * dtype.itemsize + 2**20:
         found = f"{pieces} chunks of {size} bytes"
-        raise DataError(f"{child} is stored in absurd chunks", path=name, found=found, kind="too-large")
+        raise DataError(f"{child} is stored in unreasonable chunks", path=name, found=found, kind="too-large")
     filters = [plan.get_filter(place)[0] for place in range(plan.get_nfilters())]
     unknown = [code for code in filters if code not in _FILTERS]
     if unknown or filters.count(h5z.FILTER_DEFLATE) > 1:
         expected = "deflate, shuffle or none"
         found = f"filters {', '.join(_FILTERS.get(code, str(code)) for code in filters)}"
-        remedy = "Store it again with MATLAB's own save -v7.3."
-        raise DataError(f"{child} is compressed in a way that is not read", path=name, found=found, expected=expected,
-                        remedy=remedy)  # fmt: skip
+        remedy = "Save it again with MATLAB's save -v7.3."
+        what = f"{child} is compressed in an unsupported way"
+        raise DataError(what, path=name, found=found, expected=expected, remedy=remedy)
     stored = _stored_chunks(dataset)
     if not stored:
         raise DataError(f"{child} is declared but was never written", path=name, found="no data", kind="empty-image")
     for _, _, length in stored:
         if length > size + size // 64 + 1024:
             found = f"{length} bytes for a chunk of {size}"
-            raise DataError(f"{child} has a chunk that is larger stored than read", path=name, found=found)
+            raise DataError(f"{child} has a stored chunk that is too large", path=name, found=found)
     if not filters:
         return _read_plain(dataset, shape, dtype, transpose=transpose)
     fill = _fill_value(plan, dtype) if len(stored) < pieces else None
@@ -219,13 +210,13 @@ def _read_chunked(
         target = as_stored[place]
         if target.shape == block.shape:
             target[...] = block
-        else:  # the last chunk of a row or column stands over
+        else:  # the last chunk of a row or column extends beyond the array
             target[...] = block[tuple(slice(0, length) for length in target.shape)]
     return array
 
 
 def _stored_chunks(dataset: Any) -> list[tuple[tuple[int, ...], int, int]]:
-    """(offset, mask of filters that were skipped, stored bytes) of each chunk that was written."""
+    """Return (offset, mask of skipped filters, stored bytes) of each chunk that was written."""
     stored: list[tuple[tuple[int, ...], int, int]] = []
 
     def collect(info: Any) -> None:
@@ -243,7 +234,7 @@ def _fill_value(plan: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _chunk_reader(filters: list[int], size: int, itemsize: int) -> Callable[[bytes, int], bytes]:
-    """A function that undoes `filters`, given a chunk's stored bytes and the mask of filters that were skipped."""
+    """Return a function that undoes `filters`, given the stored bytes of a chunk and its mask of skipped filters."""
 
     def undo(raw: bytes, skipped: int) -> bytes:
         data = raw
@@ -264,12 +255,11 @@ def _chunk_reader(filters: list[int], size: int, itemsize: int) -> Callable[[byt
 
 
 def _inflated(data: bytes, size: int) -> bytes:
-    """A zlib stream that should hold `size` bytes, inflated, without ever holding much more than that."""
+    """Inflate a zlib stream that should hold `size` bytes, without allocating much more."""
     if len(data) <= SURELY_SMALL:
-        # Without a limit, but with the right buffer from the start: a tenth faster, and most chunks are small.
-        return zlib.decompress(data, bufsize=size)
+        return zlib.decompress(data, bufsize=size)  # a tenth faster than with a limit, and most chunks are small
     stream = zlib.decompressobj()
-    # Four bytes more for a checksum that lies within; the stream must end inside them.
+    # Up to four bytes more, for a checksum in the stream.
     inflated = stream.decompress(data, size + 5)
     if not stream.eof:
         raise ValueError(f"a chunk of {size} bytes inflates to more, or is cut off")
@@ -283,7 +273,7 @@ def _unshuffled(data: bytes, itemsize: int) -> bytes:
 
 
 def _checked(data: bytes) -> bytes:
-    """Takes HDF5's Fletcher-32 checksum off the end of `data`, and compares it."""
+    """Verify HDF5's Fletcher-32 checksum at the end of `data` and remove it."""
     body, stored = data[:-4], int.from_bytes(data[-4:], "little")
     words = np.frombuffer(body[: len(body) // 2 * 2], ">u2").astype(np.uint64)
     if len(body) % 2:
@@ -291,7 +281,7 @@ def _checked(data: bytes) -> bytes:
     low, high = 0, 0
     for start, stop in pairwise([*range(0, len(words), 2**15), len(words)]):
         part = words[start:stop]
-        # sum over prefix sums, as weights that count down
+        # the sum of all prefix sums, as a weighted sum
         high = (high + low * len(part) + int((part * np.arange(len(part), 0, -1, dtype=np.uint64)).sum())) % 65_535
         low = (low + int(part.sum())) % 65_535
     if (stored & 0xFFFF) % 65_535 != low or (stored >> 16) % 65_535 != high:
@@ -300,13 +290,10 @@ def _checked(data: bytes) -> bytes:
 
 
 def read_text(dataset: Any, child: str, name: str, *, max_length: int = 1024) -> str:
-    """A short text: MATLAB's array of UTF-16 codes, a string of HDF5, or a number written out; "" for an empty one.
+    """Read a short text: an array of UTF-16 codes (MATLAB), an HDF5 string, or a number; "" if empty.
 
-    Args:
-        dataset: From `open_child`.
-        child: What errors call it.
-        name: What errors call the file.
-        max_length: A longer text is a `DataError`.
+    Raises:
+        DataError: It is not a text or number, or longer than `max_length` characters.
     """
     if not isinstance(dataset, h5d.DatasetID):
         raise DataError(f"{child} is not a text", path=name, found="a group", expected="text or a number")
@@ -325,7 +312,7 @@ def read_text(dataset: Any, child: str, name: str, *, max_length: int = 1024) ->
 
 
 def number_text(value: Any) -> str:
-    """A number as a person writes it: `1` for 1.0.
+    """Format a number, whole numbers without a fraction.
 
     >>> number_text(100360.0), number_text(1.5)
     ('100360', '1.5')
@@ -336,14 +323,13 @@ def number_text(value: Any) -> str:
 
 def _read_string(dataset: Any, child: str, name: str, max_length: int) -> str:
     plan = dataset.get_create_plist()
-    if plan.get_layout() == h5d.VIRTUAL or plan.get_external_count():
-        raise DataError(f"{child} keeps its data in other files; they were not read", path=name, kind="unsafe-link")
+    _check_own_data(plan, child, name)
     shape = dataset.shape
     if shape is None or math.prod(shape) != 1 or dataset.get_type().get_size() > max_length:
         raise DataError(f"{child} is not one short text", path=name, found=f"an array of texts, shape {shape}")
     if plan.get_layout() == h5d.CHUNKED:
-        # HDF5 fills a chunk that inflates to less than it declares with what lies in memory, which would be read as text.
-        raise DataError(f"{child} is text in chunks, which is not read", path=name, expected="one text, not compressed")
+        # HDF5 fills a chunk that inflates to too few bytes with other memory, which would be read as text.
+        raise DataError(f"{child} is chunked text, which is not supported", path=name, expected="uncompressed text")
     if dataset.get_type().is_variable_str():
         value: Any = _heap_text(dataset, child, name, max_length)
     elif dataset.get_storage_size() < dataset.get_type().get_size():
@@ -358,10 +344,7 @@ def _read_string(dataset: Any, child: str, name: str, max_length: int) -> str:
 
 
 def _heap_text(dataset: Any, child: str, name: str, max_length: int) -> bytes:
-    """A text of variable length, from the heap of the file.
-
-    HDF5's own reader does not come back from a heap whose entries lead nowhere.
-    """
+    """Read a text of variable length from the heap of the file; HDF5's own reader hangs on a damaged heap."""
     place = dataset.get_offset()
     if place is None:
         raise DataError(f"{child} is declared but was never written", path=name, found="no data")
@@ -373,7 +356,7 @@ def _heap_text(dataset: Any, child: str, name: str, max_length: int) -> bytes:
             return b""
         position = collection + start
         if image[position : position + 4] != b"GCOL":
-            raise ValueError("no heap where its text should be")
+            raise ValueError("its text heap is missing")
         end = min(len(image), position + int(struct.unpack_from("<Q", image, position + 8)[0]))
         position += 16
         while position + 16 <= end:
@@ -381,9 +364,9 @@ def _heap_text(dataset: Any, child: str, name: str, max_length: int) -> bytes:
             position += 16
             if index == wanted and length <= size <= end - position:
                 return bytes(image[position : position + min(length, max_length + 1)])
-            if index == 0:  # the free space behind the last entry
+            if index == 0:  # the free space after the last entry
                 break
             position += (size + 7) // 8 * 8
     except (struct.error, ValueError, OverflowError) as error:
         raise DataError(f"{child} cannot be read", path=name, found=error) from error
-    raise DataError(f"{child} cannot be read", path=name, found="no such entry in the heap of texts")
+    raise DataError(f"{child} cannot be read", path=name, found="its entry in the text heap is missing")

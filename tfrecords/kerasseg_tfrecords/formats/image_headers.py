@@ -1,8 +1,8 @@
-"""Checks of a picture file before it is decoded: its size, and that it is whole.
+"""Check the size and completeness of a picture file before decoding it.
 
-OpenCV decodes what it can: a cut file may come out half grey, a flipped bit as a shifted picture, and a file of 400 kB may
-ask for gigabytes. So the header is read first, and the checks that the formats offer (chunk CRCs, end markers, strip
-tables) are made here.
+OpenCV decodes damaged files without an error: a truncated file becomes half grey, a flipped bit shifts the picture, and a
+400 kB file may allocate gigabytes. The header is therefore read first, with the checks that each format offers (chunk CRCs,
+end markers, strip tables).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from kerasseg_tfrecords.formats.tiff import read_tiff
 
 __all__ = ["Header", "check_pixels", "inspect"]
 
-_REMEDY = "Get the file again from where it came"
+_REMEDY = "Download or copy it again"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a picture file says about itself.
+    """The header of a picture file.
 
     Attributes:
         kind: "png", "jpeg", "tiff", "gif", "bmp" or "npy".
-        height, width: In pixels.
-        depth: Bits of a stored grey value where they are fewer than eight, else 8 or more.
-        lossy: Whether the pixels went through JPEG compression.
-        grey: Whether one value a pixel is stored (a palette is not grey).
-        white_is_zero: Whether 0 is shown as white.
-        payload: What to give to the decoder.
-        palette: Whether the stored values point into a table of colours.
-        pages: Pages of a TIFF.
-        array: Offset, type and axis order of an .npy file's values.
+        height, width: Size in pixels.
+        depth: Bits per stored grey value; reliable below 8, otherwise 8 or more.
+        lossy: Whether the pixels are JPEG-compressed.
+        grey: Whether one value per pixel is stored (a palette is not grey).
+        white_is_zero: Whether 0 is displayed as white.
+        payload: Bytes for the decoder.
+        palette: Whether the stored values are indices into a colour table.
+        pages: Number of pages of a TIFF.
+        array: Offset, type and column-major flag of the values of an .npy file.
     """
 
     kind: str
@@ -52,14 +52,14 @@ class Header:
     array: tuple[int, str, bool] = (0, "", False)
 
 
-_BYTES = 4
-"""Bytes a pixel that an image of the largest allowed size may take."""
+_BYTES = 4  # per pixel, for an image of the largest allowed size
 _MAX_SCANS = 100
+_PIECE = 1 << 20
 _NPY = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
 def check_pixels(height: int, width: int, name: str, max_pixels: int) -> None:
-    """Raises `DataError` for an image without pixels or with more than `max_pixels`."""
+    """Raise `DataError` for an image without pixels or with more than `max_pixels`."""
     if height < 1 or width < 1:
         raise DataError("an image without pixels", path=name, found=f"{height} x {width} pixels")
     if height * width > max_pixels:
@@ -68,7 +68,7 @@ def check_pixels(height: int, width: int, name: str, max_pixels: int) -> None:
             path=name,
             found=f"{height} x {width} pixels",
             expected=f"at most {max_pixels} pixels",
-            remedy="No MRI slice is that large; check the file",
+            remedy="Check the file: no MRI slice is that large",
             kind="too-large",
         )
 
@@ -84,19 +84,11 @@ def _check_bytes(height: int, width: int, size: int, name: str, max_pixels: int)
         )
 
 
-_PIECE = 1 << 20
-
-
 def inspect(data: bytes, name: str, max_pixels: int) -> Header:
-    """Reads the header of a picture and checks that the file is whole, without decoding it.
-
-    Args:
-        data: The file.
-        name: For messages.
-        max_pixels: Larger images are refused.
+    """Read the header of a picture and check that the file is complete, without decoding it.
 
     Raises:
-        DataError: It is none of the formats, too large, cut off or damaged.
+        DataError: The file is not a supported picture, too large (`max_pixels`), truncated or damaged.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _inspect_png(data, name, max_pixels)
@@ -138,8 +130,8 @@ def _inspect_png(data: bytes, name: str, max_pixels: int) -> Header:
         if end > len(data):
             raise _damaged(name, "PNG", "the file is cut off")
         if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise _damaged(name, "PNG", f"the check sum of {kind.decode('latin-1')} is wrong")
-        # Colour profiles and texts change no pixel here, but make libpng print warnings.
+            raise _damaged(name, "PNG", f"the checksum of {kind.decode('latin-1')} is wrong")
+        # Colour profiles and texts do not change the pixels, but make libpng print warnings.
         if kind in {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}:
             kept.append(data[position:end])
         if kind == b"IDAT":
@@ -150,7 +142,7 @@ def _inspect_png(data: bytes, name: str, max_pixels: int) -> Header:
 
 
 def _png_passes(height: int, width: int, bits: int, interlaced: bool) -> list[tuple[int, int]]:
-    """Rows and bytes a row (filter byte included) of each pass."""
+    """Return rows and bytes per row (filter byte included) of each interlacing pass."""
     if not interlaced:
         return [(height, 1 + (width * bits + 7) // 8)]
     adam7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
@@ -163,7 +155,7 @@ def _check_png_pixels(compressed: bytes, passes: list[tuple[int, int]], name: st
     done, expected = 0, sum(rows * stride for rows, stride in passes)
     try:
         for rows, stride in passes:
-            # Some rows at a time: the whole picture need not exist twice.
+            # Some rows at a time, so that the whole picture is not in memory twice.
             together = max(1, _PIECE // stride)
             for first in range(0, rows, together):
                 wanted = min(together, rows - first) * stride
@@ -182,7 +174,7 @@ def _check_png_pixels(compressed: bytes, passes: list[tuple[int, int]], name: st
 def _inspect_jpeg(data: bytes, name: str, max_pixels: int) -> Header:
     size: tuple[int, int, int] | None = None
     scans = 0
-    # The last FF of a run is found at once; a pattern for the whole run would try each of its bytes as the first.
+    # Matches only the last FF of a run: a pattern for the whole run would retry from each of its bytes.
     marker = re.compile(rb"\xff([^\x00\xff])")
     after_scan = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
     position = 2
@@ -210,7 +202,7 @@ def _inspect_jpeg(data: bytes, name: str, max_pixels: int) -> Header:
                 raise _damaged(name, "JPEG", f"more than {_MAX_SCANS} scans")
         position += length
     if size is None or not scans:
-        raise _damaged(name, "JPEG", "no picture in it")
+        raise _damaged(name, "JPEG", "it holds no picture")
     return Header("jpeg", size[0], size[1], 8, True, size[2] == 1, False, data)
 
 
@@ -231,9 +223,9 @@ def _inspect_tiff(data: bytes, name: str, max_pixels: int) -> Header:
     _check_bytes(len(pages) * page.height, page.width, page.samples * page.bits // 8, name, max_pixels)
     if not 1 <= page.samples <= 4 or page.tile_pixels > max(max_pixels, 1 << 20):
         raise DataError(
-            "a TIFF of a kind that is not read",
+            "this kind of TIFF is not supported",
             path=name,
-            found=f"{page.samples} values a pixel",
+            found=f"{page.samples} values per pixel",
             expected="grey or colour, with or without transparency",
         )
     if any(one.stored_end > len(data) or one.stored_bytes < one.needed_bytes for one in pages):
@@ -273,7 +265,7 @@ def _inspect_gif(data: bytes, name: str, max_pixels: int) -> Header:
 
 
 def _inspect_npy(data: bytes, name: str, max_pixels: int) -> Header:
-    """NumPy's own reader would run pickles where it is let; here the header is data, and values are numbers."""
+    # NumPy's own reader can run pickles; here the header is parsed as data, and the values must be numbers.
     size = 2 if data[6:7] == b"\x01" else 4
     start = 8 + size + int.from_bytes(data[8 : 8 + size], "little")
     try:
@@ -284,7 +276,7 @@ def _inspect_npy(data: bytes, name: str, max_pixels: int) -> Header:
     except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
         raise _damaged(name, "NPY", "its header") from None
     if not _NPY.fullmatch(kind):
-        raise DataError("an array of a kind that is not read", path=name, found=kind[:40], expected="numbers")
+        raise DataError("this type of array is not supported", path=name, found=kind[:40], expected="numbers")
     while len(sizes) > 2 and sizes[0] == 1:
         sizes = sizes[1:]
     if len(sizes) == 3 and sizes[2] == 1:
@@ -292,7 +284,7 @@ def _inspect_npy(data: bytes, name: str, max_pixels: int) -> Header:
     if len(sizes) not in {2, 3} or (len(sizes) == 3 and sizes[2] != 3):
         found = " x ".join(map(str, sizes)) or "one value"
         raise DataError(
-            "an array that is no image", path=name, found=found, expected="height x width, or with 3 colours"
+            "the array is not an image", path=name, found=found, expected="height x width or height x width x 3"
         )
     check_pixels(sizes[0], sizes[1], name, max_pixels)
     item = int(kind[-1])

@@ -1,4 +1,4 @@
-"""Decoding of picture files to grey or colour slices: PNG, JPEG, TIFF, BMP and GIF pictures, and .npy arrays."""
+"""Decode picture files (PNG, JPEG, TIFF, BMP, GIF, .npy) to grey or colour slices."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ class Picture:
     """A decoded picture.
 
     Attributes:
-        pixels: (height, width) or (height, width, 3) in RGB order, in the stored type: uint8, uint16, or what a TIFF or
-            array holds.
-        alpha: (height, width) opacity in the same type; None where all is opaque.
-        lossy: Whether the pixels went through JPEG.
-        indices: (height, width) places in the palette; None for pictures without one.
-        white_is_zero: Whether the file says that 0 is shown as white; `pixels` are as shown.
-        orientation: The EXIF orientation, 1 to 8, which `pixels` do not follow yet; 1 for upright.
+        pixels: (height, width) or (height, width, 3) in RGB order, in the stored type.
+        alpha: (height, width) opacity in the same type; None if all pixels are opaque.
+        lossy: Whether the pixels are JPEG-compressed.
+        indices: (height, width) palette indices; None without a palette.
+        white_is_zero: Whether the file declares 0 as white; `pixels` are as displayed.
+        orientation: EXIF orientation, 1 (upright) to 8; not yet applied to `pixels`.
     """
 
     pixels: NDArray[Any]
@@ -40,10 +39,10 @@ class Picture:
 
 
 def decode_picture(data: bytes, name: str, max_pixels: int) -> Picture:
-    """Decode a picture file of one page; see `decode_pages`.
+    """Decode a picture file with one page; see `decode_pages`.
 
     Raises:
-        DataError: As `decode_pages`, or it has several pages.
+        DataError: As `decode_pages`, or the file has several pages.
 
     Example:
         >>> import cv2, numpy as np
@@ -57,27 +56,21 @@ def decode_picture(data: bytes, name: str, max_pixels: int) -> Picture:
             "a picture of several pages",
             path=name,
             found=f"{len(pages)} pages",
-            expected="one slice a file",
+            expected="one slice per file",
             kind="pages",
         )
     return pages[0]
 
 
 def decode_pages(data: bytes, name: str, max_pixels: int) -> tuple[Picture, ...]:
-    """Decode all pages of a picture file as they are stored.
+    """Decode all pages of a picture file.
 
-    Colour profiles are ignored, palettes are resolved, TIFFs in which 0 is white are shown as meant, and grey PNGs of 2 or
-    4 bits keep their stored values, since these are labels more often than not. A picture whose three channels agree in
-    every pixel is grey: one data set often holds both ways of storing the same thing. The EXIF orientation is reported,
-    not applied: whether it counts depends on the mask.
-
-    Args:
-        data: The file.
-        name: For messages.
-        max_pixels: Larger images are refused before they are decoded.
+    Colour profiles are ignored and palettes are resolved. TIFFs in which 0 is white are inverted. Grey PNGs of 2 or 4 bits
+    keep their stored values, which are usually labels. A picture whose three channels are equal becomes grey, since a data
+    set often holds both forms. The EXIF orientation is reported but not applied: whether it matters depends on the mask.
 
     Raises:
-        DataError: Not such a file, too large, cut off, damaged, or not finite.
+        DataError: The file is not a supported picture, too large (`max_pixels`), damaged, or has non-finite values.
     """
     header = inspect(data, name, max_pixels)
     indices = None
@@ -97,14 +90,14 @@ def decode_pages(data: bytes, name: str, max_pixels: int) -> tuple[Picture, ...]
 def _page(stored: NDArray[Any], header: Header, name: str) -> Picture:
     if stored.shape[:2] != (header.height, header.width):
         raise DataError(
-            "the decoded image is of another size than its header says",
+            "the decoded image differs in size from its header",
             path=name,
             found=f"{stored.shape[0]} x {stored.shape[1]}",
             expected=f"{header.height} x {header.width}",
         )
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         bad = int(np.count_nonzero(~np.isfinite(stored)))
-        raise DataError("the image holds NaN or infinite values", path=name, found=f"{bad} of them", kind="not-finite")
+        raise DataError("the image has NaN or infinite values", path=name, found=f"{bad} of them", kind="not-finite")
     alpha = None
     if stored.ndim == 3 and stored.shape[2] == 4:
         alpha, stored = stored[..., 3], stored[..., :3]
@@ -112,7 +105,7 @@ def _page(stored: NDArray[Any], header: Header, name: str) -> Picture:
             alpha = None
     if stored.ndim == 3:
         stored = stored[..., 0] if stored.shape[2] == 1 or _is_grey(stored) else stored[..., ::-1]
-    if header.white_is_zero and stored.dtype == np.uint16:  # OpenCV turns 8 bits itself
+    if header.white_is_zero and stored.dtype == np.uint16:  # OpenCV inverts 8 bits itself
         stored = np.iinfo(np.uint16).max - stored
     if header.kind == "png" and header.grey and header.depth in {2, 4} and alpha is None:
         stored = stored // (255 // (2**header.depth - 1))
@@ -120,7 +113,7 @@ def _page(stored: NDArray[Any], header: Header, name: str) -> Picture:
 
 
 def _array(header: Header) -> NDArray[Any]:
-    """The values of an .npy file, colours in OpenCV's order."""
+    """Return the values of an .npy file, colours in BGR order."""
     start, kind, by_columns = header.array
     shape = (header.height, header.width) if header.grey else (header.height, header.width, 3)
     count = int(np.prod(shape))
@@ -132,36 +125,36 @@ def _array(header: Header) -> NDArray[Any]:
 def _with_pillow(
     header: Header, name: str, *, pixels: bool = True
 ) -> tuple[list[NDArray[Any]], NDArray[np.uint8] | None]:
-    """Pages and palette indices by Pillow, which OpenCV does not give; pixels in OpenCV's order."""
+    """Decode pages (BGRA) and palette indices with Pillow, for what OpenCV does not support."""
     from PIL import Image
 
     pages: list[NDArray[Any]] = []
     indices = None
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(header.payload), formats=[header.kind.upper()]) as file:
-            warnings.simplefilter("ignore")  # sizes were checked
+            warnings.simplefilter("ignore")  # of large sizes, which were checked before
             if file.mode == "P":
                 indices = np.array(file)
             if pixels:
                 many = getattr(file, "n_frames", 1)
                 if many > 1 and many * header.height * header.width > 1 << 26:
-                    raise DataError("a picture of too many pages", path=name, found=f"{many} pages", kind="too-large")
+                    raise DataError("the picture has too many pages", path=name, found=f"{many}", kind="too-large")
                 for page in range(many):
                     file.seek(page)
                     pages.append(np.array(file.convert("RGBA"))[..., [2, 1, 0, 3]])
                 indices = indices if many == 1 else None
     except DataError:
         raise
-    except Exception as error:  # Pillow raises what its decoders raise
+    except Exception as error:  # Pillow passes on any exception of its decoders
         if not pixels:
-            return [], None  # OpenCV has decoded it: only its labels are unknown
+            return [], None  # OpenCV has decoded it; only the palette indices are unknown
         found = f"{type(error).__name__}: {error}"
         raise DataError(f"a damaged {header.kind.upper()} file", path=name, found=found) from error
     return pages, indices
 
 
 def _orientation(data: bytes, header: Header) -> int:
-    """The EXIF orientation; 1 where there is none or nobody can read it."""
+    """Return the EXIF orientation; 1 if there is none or it cannot be read."""
     marked = header.kind == "tiff" or (header.kind == "jpeg" and b"Exif\0\0" in data[:65_536])
     if not marked and not (header.kind == "png" and b"eXIf" in data):
         return 1
@@ -171,13 +164,13 @@ def _orientation(data: bytes, header: Header) -> int:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=[header.kind.upper()]) as file:
             warnings.simplefilter("ignore")
             found = int(file.getexif().get(0x0112, 1))
-    except Exception:  # EXIF data are written by many hands, and the pixels do not depend on them
+    except Exception:  # EXIF data are often malformed, and the pixels do not depend on them
         return 1
     return found if 1 <= found <= 8 else 1
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """`pixels` turned as an EXIF orientation (1 to 8) says.
+    """Apply an EXIF orientation (1 to 8).
 
     >>> upright(np.array([[1, 2, 3], [4, 5, 6]]), 6).tolist()
     [[4, 1], [5, 2], [6, 3]]
@@ -192,16 +185,12 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def to_slice(picture: Picture) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """The picture as a slice, and what had to be decided: transparent pixels become black.
-
-    Returns:
-        (height, width) or (height, width, 3), in the stored type; notes.
-    """
+    """Convert a picture to a slice of the stored type, with transparent pixels black; return it with notes."""
     if picture.alpha is None:
         return picture.pixels, ()
     shown = np.empty_like(picture.pixels)
     share = picture.alpha.astype(np.float32) / np.float32(_opaque(picture.alpha.dtype))
-    for channel in range(1 if shown.ndim == 2 else shown.shape[2]):  # one at a time: floats are large
+    for channel in range(1 if shown.ndim == 2 else shown.shape[2]):  # one at a time, to save memory
         place = ... if shown.ndim == 2 else (..., channel)
         values = picture.pixels[place] * share
         shown[place] = values if shown.dtype.kind == "f" else np.rint(values)

@@ -1,4 +1,4 @@
-"""Where the bytes of a file are: on disk, or inside archives."""
+"""The location of a file: on disk, or inside archives."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["Location"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Location:
-    """A file, on disk or inside archives. Cheap to pickle; `sources.tree` opens it.
+    """A file on disk or inside archives; `sources.tree` reads it.
 
     Attributes:
-        path: The file on disk (the archive, for members).
-        members: Names down the archives: ("inner.zip", "1.mat") is `1.mat` in `inner.zip` in `path`; () for plain files.
-        name: As shown to users and written to `splits.csv`: relative to its input, POSIX slashes, `!` between archives.
+        path: The file on disk (the archive, for its members).
+        members: Member names, outermost archive first: ("inner.zip", "1.mat"); () for plain files.
+        name: Display name, also in `splits.csv`: relative to the input, POSIX slashes, `!` between archives.
     """
 
     path: Path

@@ -1,9 +1,7 @@
-"""MATLAB's older file form (`save -v6`, `-v7`), which is no HDF5: the part of it that slices need.
+"""Read MATLAB level 5 files (`save -v6`, `-v7`), which are not HDF5, as far as slices need it.
 
-SciPy reads these files too, but trusts them: one flipped bit in a header can end the process (seen with 1.16). Here every
-length is checked against the bytes that are there.
-
-Source of the format: MathWorks, "MAT-File Format", chapter "Level 5 MAT-Files".
+SciPy reads these files without checks: one flipped bit in a header can end the process (seen with 1.16). Here every length
+is checked against the size of the file. Format: MathWorks, "MAT-File Format", chapter "Level 5 MAT-Files".
 """
 
 from __future__ import annotations
@@ -37,10 +35,10 @@ class Variable:
     """One variable, or one field of a struct.
 
     Attributes:
-        shape: As MATLAB sees it.
-        array: Numbers, upright (views of the file with MATLAB's column order); None for all else.
-        text: Characters; None for all else.
-        fields: Of a struct with one element; None for all else.
+        shape: Shape in MATLAB.
+        array: Values of a numeric array, in MATLAB's orientation (a column-major view of the file); otherwise None.
+        text: Content of a character array; otherwise None.
+        fields: Fields of a struct with one element; otherwise None.
     """
 
     shape: tuple[int, ...]
@@ -50,20 +48,15 @@ class Variable:
 
 
 def is_matlab5(head: bytes) -> bool:
-    """Whether a file that begins with `head` (128 bytes or more) is of this form."""
+    """Whether a file with these first 128 bytes or more is a level 5 file."""
     return len(head) >= 128 and head[124:128] in {b"\x00\x01IM", b"\x01\x00MI"}
 
 
 def read_variables(data: bytes, name: str, *, limit: int) -> dict[str, Variable]:
-    """All variables of a file.
-
-    Args:
-        data: The file.
-        name: What errors call it.
-        limit: Bytes that its variables may take once inflated.
+    """Read all variables of a file.
 
     Raises:
-        DataError: It is cut off, damaged or too large.
+        DataError: The file is truncated, damaged, or inflates to more than `limit` bytes.
     """
     order = "<" if data[126:128] == b"IM" else ">"
     found: dict[str, Variable] = {}
@@ -80,7 +73,7 @@ def read_variables(data: bytes, name: str, *, limit: int) -> dict[str, Variable]
 
 
 def _top_level(data: memoryview, order: str, name: str, limit: int) -> Iterator[memoryview]:
-    """The body of each matrix in the file, inflated where it is compressed."""
+    """Yield the body of each matrix in the file, inflated if compressed."""
     at, total = 128, 0
     while at + 8 <= len(data):
         kind, size = struct.unpack(f"{order}II", data[at : at + 8])
@@ -112,7 +105,7 @@ class _Elements:
     def next(self) -> tuple[int, memoryview]:
         """(type, bytes) of the next element."""
         (word,) = struct.unpack(f"{self.order}I", self.data[self.at : self.at + 4])
-        if word >> 16:  # up to four bytes stand in the tag itself
+        if word >> 16:  # a small element: up to four bytes in the tag itself
             kind, size = word & 0xFFFF, word >> 16
             if size > 4:
                 raise ValueError(f"a small element of {size} bytes")
@@ -139,7 +132,7 @@ def _matrix(body: memoryview, order: str, depth: int) -> tuple[str, Variable]:
     if len(body) == 0:  # an empty array in a struct or cell may have no header at all
         return "", Variable((0, 0))
     if depth > _MAX_DEPTH:
-        raise ValueError("structs lie too deep in each other")
+        raise ValueError("structs are nested too deeply")
     elements = _Elements(body, order)
     flags = elements.numbers()
     if flags.size < 1:
@@ -175,6 +168,6 @@ def _fields(elements: _Elements, order: str, depth: int) -> dict[str, Variable]:
         key = raw[start : start + length].split(b"\0")[0].decode("latin-1")
         kind, body = elements.next()
         if kind != _MATRIX:
-            raise ValueError(f"field {key!r} is no array")
+            raise ValueError(f"field {key!r} is not an array")
         fields[key] = _matrix(body, order, depth + 1)[1]
     return fields

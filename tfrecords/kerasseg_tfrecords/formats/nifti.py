@@ -1,7 +1,7 @@
-"""One NIfTI or Analyze file: unpacked with its checksums, its size checked first, and turned upright by its affine.
+"""Read and write NIfTI and Analyze volumes, with size limits and checksums, reoriented by their affine.
 
-nibabel reads a cut or bit-flipped .nii.gz without complaint as long as enough bytes come out, for it never reaches the
-checksum at the end of the gzip stream. Here the stream is always read to its end.
+nibabel accepts a truncated or corrupted .nii.gz if it yields enough bytes, since it never reads the checksum at the end of
+the gzip stream. Here the stream is always read to its end.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["Volume", "is_nifti", "read_header", "read_volume", "unpack", "uprigh
 _HEADER = 540  # of NIfTI-2; NIfTI-1 has 348
 _SLACK = 1 << 20  # bytes that may follow the voxels
 _PIECE = 1 << 16
-_EMPTY_MEMBERS = 100  # BGZF ends in one; a file of nothing else is made to keep the reader busy
-_REMEDY = "Get the file again from its source"
+_EMPTY_MEMBERS = 100  # BGZF files end with one; a malicious file of millions would keep the reader busy
+_REMEDY = "Download or copy it again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +36,11 @@ class Volume:
     """A volume whose first axis runs to the patient's left, the second to the back, the third to the head (LPS).
 
     Attributes:
-        voxels: (left, back, head), in the stored type, or float32 where the header scales it; native byte order; finite.
-        affine: 4x4, from voxel to millimetres (right, front, head: NIfTI's world).
-        spacing: Millimetres a voxel along the three axes.
-        header: A NIfTI header of the file's shape (one channel), orientation and affine, for `write_like`.
-        notes: What had to be decided.
+        voxels: (left, back, head), in the stored type, or float32 if the header scales it; native byte order; finite.
+        affine: 4x4, from voxels to millimetres (right, front, head: NIfTI's world).
+        spacing: Voxel size in millimetres along the three axes.
+        header: A NIfTI header with the file's shape (one channel), orientation and affine, for `write_like`.
+        notes: Decisions of the reader.
     """
 
     voxels: NDArray[Any]
@@ -51,7 +51,7 @@ class Volume:
 
 
 def is_nifti(start: bytes) -> bool:
-    """Whether a file that starts like this is a NIfTI volume, plain or in gzip."""
+    """Whether a file with these first bytes is a NIfTI volume, plain or compressed with gzip."""
     if is_gzip(start):
         try:
             start = zlib.decompressobj(31).decompress(start, _HEADER)
@@ -61,25 +61,24 @@ def is_nifti(start: bytes) -> bool:
 
 
 def read_volume(data: bytes, name: str, max_voxels: int, *, channel: int = -1, pair: bytes | None = None) -> Volume:
-    """Read a .nii or .nii.gz file, or a .hdr with its .img, and turn it to the patient's axes without interpolation.
+    """Read a .nii or .nii.gz file, or a .hdr/.img pair, and reorient it to the patient's axes without interpolation.
 
-    Axes of an oblique volume go to the nearest of the patient's axes, as radiologists' viewers do by default.
+    Axes of an oblique volume become the nearest of the patient's axes, the default of radiologists' viewers.
 
     Args:
-        data: The file, or the .hdr.
-        name: For messages.
+        data: Content of the file, or of the .hdr file.
+        name: File name for messages.
         max_voxels: Larger volumes are refused before they are unpacked.
-        channel: Which one of a volume with several; -1 where there should be one.
-        pair: The .img, plain or in gzip, that belongs to a .hdr.
+        channel: Channel to read; -1 if the volume should have only one.
+        pair: Content of the .img file, plain or compressed with gzip.
 
     Raises:
-        DataError: No NIfTI file, damaged (checksums included), too large, several channels and none chosen, no numbers,
-            NaN inside the head.
+        DataError: The file is not NIfTI or Analyze, is damaged (including checksums) or too large, has several channels
+            and none is chosen, is not numeric, or has NaN inside the head.
     """
     header = read_header(data, name, pair=pair is not None)
     shape, dtype = _layout(header, name, max_voxels, pair=pair is not None)
-    # Two values of the header are floats that must be whole numbers; NaN and infinity are what fuzzers put there.
-    start = float(header["vox_offset"])
+    start = float(header["vox_offset"])  # may be NaN or infinite in damaged files
     if not 0 <= start <= 1 << 28:
         raise _damaged(name, f"its voxels start at byte {start:g}")
     offset = int(start) or (0 if pair is not None else int(header["sizeof_hdr"]) + 4)
@@ -108,21 +107,21 @@ def upright(
     header: Any = None,
     oriented: bool = True,
 ) -> Volume:
-    """Turn voxels of any orientation to the patient's axes.
+    """Reorient voxels to the patient's axes.
 
     Args:
-        stored: Three axes as in the file, and a fourth for channels where there are several.
-        affine: 4x4, from voxel to millimetres (right, front, head).
-        name: For messages.
-        channel: Which channel; -1 where there should be one.
-        scale: Slope and intercept; None for none.
-        header: A NIfTI or Analyze header; None to make one from shape and affine.
-        oriented: Whether the file tells the orientation.
+        stored: Three axes as in the file, and a fourth for several channels.
+        affine: 4x4, from voxels to millimetres (right, front, head).
+        name: File name for messages.
+        channel: Channel to read; -1 if there should be only one.
+        scale: Slope and intercept of the values, or None.
+        header: A NIfTI or Analyze header; None creates one from shape and affine.
+        oriented: Whether the file states the orientation.
 
     Raises:
-        DataError: Several channels and none chosen, NaN inside the head, an affine that is no orientation.
+        DataError: Several channels and none chosen, NaN inside the head, or an invalid affine.
     """
-    notes: tuple[str, ...] = () if oriented else ("the header gives no orientation: its axes are a guess",)
+    notes: tuple[str, ...] = () if oriented else ("the header states no orientation: its axes are a guess",)
     if stored.ndim == 4:
         stored, chosen = _channel(stored, channel, name)
         notes = (*notes, chosen)
@@ -142,12 +141,14 @@ def upright(
             raise _damaged(name, f"its orientation: {error}") from error
     if ornt is None or np.isnan(ornt).any():
         raise _damaged(name, "its orientation: the affine describes no orientation")
-    if isinstance(header, nib.Nifti1Header):  # of which NIfTI-2 is a subclass
+    if isinstance(header, nib.Nifti1Header):  # NIfTI-2 is a subclass
         header = header.copy()
+        if math.prod(header.get_data_shape()) != stored.size:  # one of several channels; else axes of length 1 are kept
+            header.set_data_shape(stored.shape)
     else:
         header = nib.Nifti1Header()
         header.set_sform(affine, 1)
-    header.set_data_shape(stored.shape)
+        header.set_data_shape(stored.shape)
     change = orientations.ornt_transform(ornt, orientations.axcodes2ornt(("L", "P", "S")))
     turned = affine @ orientations.inv_ornt_aff(change, voxels.shape)
     across, down, along = np.sqrt((turned[:3, :3] ** 2).sum(axis=0)).tolist()
@@ -158,7 +159,7 @@ def _channel(stored: NDArray[Any], channel: int, name: str) -> tuple[NDArray[Any
     many = stored.shape[3]
     if not 0 <= channel < many:
         raise DataError(
-            "a volume of several channels" if channel < 0 else f"there is no channel {channel} in it",
+            "a volume of several channels" if channel < 0 else f"there is no channel {channel}",
             path=name,
             found=f"{many} channels",
             expected="one" if channel < 0 else f"0 to {many - 1}",
@@ -169,13 +170,13 @@ def _channel(stored: NDArray[Any], channel: int, name: str) -> tuple[NDArray[Any
 
 
 def _finite(stored: NDArray[Any], name: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Voxels with NaN outside the head, as some tools mask it, replaced by the lowest value."""
+    """Replace NaN outside the head, which some tools write there, by the lowest value."""
     if stored.dtype.kind != "f" or np.isfinite(stored).all():
         return stored, ()
     missing = np.isnan(stored)
     many = int(np.count_nonzero(missing))
     endless = int(np.count_nonzero(~np.isfinite(stored))) - many
-    # Outside is what no value but 0 separates from the border in one of the six directions.
+    # A voxel is outside if only zeros and NaN lie between it and the border in one of the six directions.
     empty = missing | (stored == 0)
     outside = np.zeros_like(missing)
     for axis in range(3):
@@ -184,11 +185,11 @@ def _finite(stored: NDArray[Any], name: str) -> tuple[NDArray[Any], tuple[str, .
     inside = int(np.count_nonzero(missing & ~outside))
     if endless or inside or many == stored.size:
         raise DataError(
-            "the volume holds NaN or infinite values",
+            "the volume has NaN or infinite values",
             path=name,
             found=f"{endless + (inside or many)} of {stored.size} voxels inside the head",
             expected="numbers",
-            remedy="Replace them where the file was made",
+            remedy="Replace them with the tool that wrote the file",
             kind="not-finite",
         )
     lowest = stored[~missing].min()
@@ -196,15 +197,10 @@ def _finite(stored: NDArray[Any], name: str) -> tuple[NDArray[Any], tuple[str, .
 
 
 def read_header(data: bytes, name: str, *, pair: bool = False) -> Any:
-    """The header of a .nii or .nii.gz file (or of a .hdr), as nibabel has it.
-
-    Args:
-        data: The file.
-        name: For messages.
-        pair: Whether the voxels are in another file.
+    """Read the nibabel header of a .nii or .nii.gz file, or of a .hdr file if `pair` is set.
 
     Raises:
-        DataError: No NIfTI file, or a damaged one.
+        DataError: The file is not NIfTI (or Analyze, for a pair), or is damaged.
     """
     start = unpack(data, name, _HEADER, to_the_end=False) if is_gzip(data) else data[:_HEADER]
     known = is_nifti(start)
@@ -218,22 +214,18 @@ def read_header(data: bytes, name: str, *, pair: bool = False) -> Any:
     else:
         kind = nib.nifti1.Nifti1PairHeader if pair else nib.Nifti1Header
     try:
-        # nibabel writes what it mends in a header to standard error.
-        with imageglobals.LoggingOutputSuppressor():
+        with imageglobals.LoggingOutputSuppressor():  # nibabel logs its corrections of a header to standard error
             return kind.from_fileobj(io.BytesIO(start))
-    except Exception as error:  # nibabel raises its own and NumPy's kinds
+    except Exception as error:  # nibabel raises its own and NumPy's exceptions
         raise _damaged(name, f"its header: {error}") from error
 
 
 def write_like(voxels: NDArray[Any], header: Any) -> bytes:
-    """A .nii.gz file with the geometry of another one; the inverse of `read_volume`.
+    """Return a .nii.gz file with the geometry of another one; the inverse of `read_volume`, and deterministic.
 
     Args:
-        voxels: (left, back, head), as many as the other file has.
-        header: Of the other file; orientation, affine and shape are its own, bit by bit, the type is that of `voxels`.
-
-    Returns:
-        The file; the same for the same voxels.
+        voxels: (left, back, head), of the same size as the other volume.
+        header: `Volume.header` of the other volume; its shape, orientation and affine are copied exactly.
     """
     stored_axes = orientations.io_orientation(header.get_best_affine())
     change = orientations.ornt_transform(orientations.axcodes2ornt(("L", "P", "S")), stored_axes)
@@ -243,7 +235,7 @@ def write_like(voxels: NDArray[Any], header: Any) -> bytes:
     new = kind.header_class.from_header(header, check=False)
     new.set_data_dtype(voxels.dtype)
     new.set_slope_inter(1, 0)
-    new["cal_min"] = new["cal_max"] = 0  # a window for the image's grey levels
+    new["cal_min"] = new["cal_max"] = 0  # a display window for the grey levels of the other file
     new.extensions.clear()
     return gzip.compress(kind(stored, None, new).to_bytes(), mtime=0)
 
@@ -253,23 +245,23 @@ def _damaged(name: str, detail: str) -> DataError:
 
 
 def unpack(data: bytes, name: str, limit: int, *, to_the_end: bool = True) -> bytes:
-    """Unpack gzip streams that stand one after the other, and verify their checksums.
+    """Unpack consecutive gzip streams and verify their checksums.
 
     Args:
-        data: The file.
-        name: For messages.
-        limit: More bytes than this are refused.
-        to_the_end: False to stop after `limit` bytes instead.
+        data: Content of the file.
+        name: File name for messages.
+        limit: Largest number of bytes; a file that unpacks to more is refused.
+        to_the_end: False stops after `limit` bytes instead.
 
     Raises:
-        DataError: Damaged, cut off, too large, or made of empty streams.
+        DataError: The file is damaged, truncated, too large, or made of empty streams.
     """
     out = bytearray()
     position = empty = 0
     while is_gzip(data[position : position + 2]):
         before = len(out)
         stream = zlib.decompressobj(31)
-        size = 4096  # small at first: what a stream leaves over is copied
+        size = 4096  # small at first, because the bytes after the end of a stream are copied
         while not stream.eof and position < len(data):
             piece = data[position : position + size]
             position, size = position + len(piece), _PIECE
@@ -286,10 +278,10 @@ def unpack(data: bytes, name: str, limit: int, *, to_the_end: bool = True) -> by
             return bytes(out[:limit])
         if len(out) > limit:
             raise DataError(
-                "unpacks to more than its header says",
+                "it unpacks to more bytes than its header declares",
                 path=name,
                 expected=f"at most {limit} bytes",
-                remedy="Such a file is made to fill the memory; remove it",
+                remedy="Remove the file: it may be made to fill the memory",
                 kind="zip-bomb",
             )
         if not stream.eof:
@@ -309,7 +301,7 @@ def _layout(header: Any, name: str, max_voxels: int, *, pair: bool) -> tuple[tup
             "a NIfTI header without its voxels",
             path=name,
             found="the header of a .hdr and .img pair",
-            remedy="Put NAME.hdr and NAME.img beside each other, or save it as one .nii file",
+            remedy="Put NAME.hdr and NAME.img into one folder, or save the volume as one .nii file",
         )
     try:
         shape = tuple(int(size) for size in header.get_data_shape())
@@ -317,17 +309,17 @@ def _layout(header: Any, name: str, max_voxels: int, *, pair: bool) -> tuple[tup
     except Exception as error:
         raise _damaged(name, f"its header: {error}") from error
     if dtype.kind not in "iuf":
-        raise DataError("a volume of a kind that is not read", path=name, found=f"voxels of type {dtype}")
+        raise DataError("this kind of volume is not supported", path=name, found=f"voxels of type {dtype}")
     return volume_shape(shape, name, max_voxels), dtype
 
 
 def volume_shape(shape: tuple[int, ...], name: str, max_voxels: int) -> tuple[int, ...]:
-    """A declared shape as three axes, and a fourth where there are several channels, once it is possible.
+    """Check a declared shape and return it as three axes, and a fourth for several channels.
 
     Raises:
-        DataError: No voxels, too many, or more than four dimensions.
+        DataError: There are no voxels, too many, or more than four dimensions.
     """
-    # NIfTI keeps the fourth axis for time and the fifth for what a voxel has several of.
+    # In NIfTI, the fourth axis is time and the fifth the components of a voxel.
     channels = [size for size in shape[3:] if size != 1]
     shape = (*shape[:3], *(1,) * (3 - len(shape)), *channels)
     written = " x ".join(map(str, shape))

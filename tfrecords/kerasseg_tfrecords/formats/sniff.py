@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, for detection and for telling users what they gave instead of an image."""
+"""Identify files by their first bytes, for format detection and error messages."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def is_picture(data: bytes) -> bool:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether `data` starts like a DICOM file: 128 bytes of anything, then `DICM`; or, as old scanners write, at once."""
+    """Whether `data` starts like a DICOM file: 128 arbitrary bytes and `DICM`, or (old scanners) the elements directly."""
     return data[128:132] == b"DICM" or has_no_preamble(data)
 
 
 def has_no_preamble(data: bytes) -> bool:
-    """Whether `data` starts with the elements of a DICOM data set, without the 132 bytes that should stand before."""
+    """Whether `data` starts with the elements of a DICOM data set, without the 132-byte preamble."""
     if data[128:132] == b"DICM" or len(data) < 16 or data[:2] not in {b"\x02\0", b"\x08\0"} or data[3] > 1:
         return False
     if data[4:6].isalpha() and data[4:6].isupper():
@@ -67,7 +67,7 @@ def is_gzip(data: bytes) -> bool:
 
 
 def describe(data: bytes) -> str:
-    r"""What a file seems to be, in words for an error message.
+    r"""Describe the apparent type of a file for an error message.
 
     >>> describe(b""), describe(b"hello\n"), describe(b"\x89HDF\r\n\x1a\n")
     ('an empty file', 'a text file', 'an HDF5 file')

@@ -1,4 +1,4 @@
-"""The tables of a TIFF file: how many pages, how large, and whether all their pixels are there."""
+"""Read the page tables of a TIFF file: number of pages, their sizes, and where their pixels are stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CODES = {1, 3, 4, 13, 16, 18}
 _Tags = dict[int, NDArray[np.unsignedinteger[Any]]]
 _MAX_PAGES = 10_000
 _MAX_ENTRIES = 200_000  # over all pages
-_MAX_VALUES = 4_000_000  # likewise: tables of pages may overlap, so that a small file declares a great many
+_MAX_VALUES = 4_000_000  # over all pages; page tables may overlap, so a small file can declare very many
 _REDUCED = 1  # bit of tag 254: a thumbnail of another page
 _JPEG = {6, 7}
 
@@ -26,16 +26,16 @@ class Page:
     """One page.
 
     Attributes:
-        height, width: In pixels.
-        samples: Values a pixel.
-        bits: Bits a value.
-        palette: Whether the values point into a colour table.
+        height, width: Size in pixels.
+        samples: Values per pixel.
+        bits: Bits per value.
+        palette: Whether the values are indices into a colour table.
         inverted: Whether 0 is white.
-        lossy: Whether the pixels are JPEG inside the TIFF.
-        tile_pixels: Pixels of a tile; 0 for strips.
-        stored_end: Where the last strip or tile ends in the file.
+        lossy: Whether the pixels are JPEG-compressed.
+        tile_pixels: Pixels per tile; 0 for strips.
+        stored_end: File offset at which the last strip or tile ends.
         stored_bytes: Bytes in all strips or tiles.
-        needed_bytes: Bytes that the pixels must have where they are not compressed; 0 where they are.
+        needed_bytes: Bytes that uncompressed pixels require; 0 for compressed pages.
     """
 
     height: int
@@ -52,11 +52,7 @@ class Page:
 
 
 def read_tiff(data: bytes) -> list[Page]:
-    """The full-size pages of a (Big)TIFF file; at least one.
-
-    Raises:
-        ValueError: The tables lie outside the file or make no sense.
-    """
+    """Return the full-size pages of a TIFF or BigTIFF file; `ValueError` if there are none or the tables are invalid."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in {b"+\x00", b"\x00+"}
     try:
@@ -66,7 +62,7 @@ def read_tiff(data: bytes) -> list[Page]:
         seen: set[int] = set()
         while offset:
             if offset in seen or len(seen) >= _MAX_PAGES:
-                raise ValueError("its page table runs in a circle")
+                raise ValueError("its page tables form a loop")
             seen.add(offset)
             tags, offset = _read_directory(data, offset, order, big, budget)
             if not _first(tags, 254) & _REDUCED:
@@ -74,7 +70,7 @@ def read_tiff(data: bytes) -> list[Page]:
     except (struct.error, OverflowError):
         raise ValueError("the file is cut off") from None
     if not pages:
-        raise ValueError("no page in it")
+        raise ValueError("it has no pages")
     return pages
 
 
@@ -99,7 +95,7 @@ def _read_directory(data: bytes, offset: int, order: str, big: bool, budget: lis
             raise ValueError("the file is cut off")
         budget[1] -= number
         if budget[1] < 0:
-            raise ValueError("its tables name too many values")
+            raise ValueError("its tables declare too many values")
         tags[tag] = np.frombuffer(data, f"{order}u{_SIZES[kind]}", number, place)
     (following,) = struct.unpack_from(order + ("Q" if big else "I"), data, position)
     return tags, following
@@ -120,8 +116,8 @@ def _page(tags: _Tags) -> Page:
     none = np.zeros(0, np.uint64)
     offsets, lengths = (tags.get(324 + i, tags.get(273 + 6 * i, none)).astype(np.float64) for i in (0, 1))
     if not len(offsets):
-        raise ValueError("no pixels in it")
-    # Old writers leave the lengths out; then only the decoder can tell.
+        raise ValueError("it has no pixels")
+    # Old writers omit the lengths; then only the decoder can detect missing pixels.
     many = min(len(offsets), len(lengths))
     ends = offsets[:many] + lengths[:many] if many else offsets
     plain = compression == 1 and len(lengths) > 0 and photometric != 6 and 324 not in tags

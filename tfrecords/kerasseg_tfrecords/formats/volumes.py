@@ -1,4 +1,4 @@
-"""Volumes of all file types: NIfTI and Analyze by `nifti`, FreeSurfer's by nibabel, MetaImage and NRRD by SimpleITK."""
+"""Read volumes of all file types: NIfTI and Analyze by `nifti`, FreeSurfer by nibabel, MetaImage and NRRD by SimpleITK."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from kerasseg_tfrecords.formats.sniff import is_gzip
 __all__ = ["is_volume", "open_volume"]
 
 _MGH_HEADER = 284
-_EXTRA = "Install the extra for such files: pip install 'kerasseg[volumes]', or save it as .nii.gz"
+_EXTRA = "Install the extra for such files (pip install 'kerasseg[volumes]'), or save it as .nii.gz"
 _SLACK = 1 << 20
 _ITK_MESSAGES = re.compile(r"Meta(Image|Object)|ideal =|[Nn]rrd|biff|itk|WARNING|^\s*$")
-_HEADER_END = 1 << 20  # a text header that goes on for longer is none
+_HEADER_END = 1 << 20  # largest text header
 _DATA_FILE = re.compile(rb"(?:ElementDataFile|data ?file)\s*[=:]\s*(\S*)", re.IGNORECASE)
 
 
 def is_volume(start: bytes, suffix: str) -> bool:
-    """Whether a file of this ending that starts like this can be a volume."""
+    """Whether a file with this suffix and these first bytes can be a volume."""
     if suffix in {".nii", ".nii.gz"}:
         return is_nifti(start)
     magic = {".mha": b"ObjectType", ".nrrd": b"NRRD", ".mgz": b"\x1f\x8b", ".mgh": b"\x00\x00\x00\x01"}.get(suffix)
@@ -41,15 +41,15 @@ def is_volume(start: bytes, suffix: str) -> bool:
 def open_volume(
     data: bytes, name: str, suffix: str, max_voxels: int, *, channel: int = -1, pair: bytes | None = None
 ) -> Volume:
-    """Read a volume and turn it to the patient's axes.
+    """Read a volume and reorient it to the patient's axes.
 
     Args:
-        data: The file.
-        name: For messages.
+        data: Content of the file.
+        name: File name for messages.
         suffix: ".nii", ".nii.gz", ".hdr", ".mgh", ".mgz", ".mha" or ".nrrd".
         max_voxels: Larger volumes are refused before they are unpacked.
-        channel: Which one of a volume with several; -1 where there should be one.
-        pair: The .img that belongs to a .hdr.
+        channel: Channel to read; -1 if the volume should have only one.
+        pair: Content of the .img file that belongs to a .hdr file.
 
     Raises:
         DataError: As `read_volume`, or SimpleITK is needed and not installed.
@@ -69,7 +69,7 @@ def _read_mgh(data: bytes, name: str, max_voxels: int, channel: int) -> Volume:
         header = MGHHeader.from_fileobj(io.BytesIO(start))
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
         affine = np.asarray(header.get_affine(), np.float64)
-    except Exception as error:  # nibabel raises its own and NumPy's kinds
+    except Exception as error:  # nibabel raises its own and NumPy's exceptions
         raise DataError("a damaged FreeSurfer volume", path=name, found=f"its header: {error}") from error
     shape = volume_shape(tuple(int(size) for size in shape), name, max_voxels)
     needed = _MGH_HEADER + math.prod(shape) * dtype.itemsize
@@ -81,8 +81,7 @@ def _read_mgh(data: bytes, name: str, max_voxels: int, channel: int) -> Volume:
 
 
 def _read_itk(data: bytes, name: str, suffix: str, max_voxels: int, channel: int) -> Volume:
-    # Not above: NIfTI needs neither.
-    from kerasseg_tfrecords.formats.codecs import codec_messages
+    from kerasseg_tfrecords.formats.codecs import codec_messages  # loads OpenCV, which NIfTI does not need
 
     try:
         sitk: Any = import_module("SimpleITK")  # it has no types
@@ -104,22 +103,22 @@ def _read_itk(data: bytes, name: str, suffix: str, max_voxels: int, channel: int
                 parts = reader.GetNumberOfComponents()
                 shape = volume_shape((*reader.GetSize(), *((parts,) if parts > 1 else ())), name, max_voxels)
                 image = reader.Execute()
-        except RuntimeError as error:  # ITK's exceptions name the temporary file and lines of its source
+        except RuntimeError as error:  # the message also names the temporary file and lines of ITK's source
             lines = [line.strip() for line in str(error).splitlines() if line.strip() and folder not in line]
             found = (heard or lines or ["no reason given"])[0]
             raise DataError(f"a damaged {suffix} file", path=name, found=found) from error
     values = np.asarray(sitk.GetArrayFromImage(image))
     if values.dtype.kind not in "iuf":
-        raise DataError("a volume of a kind that is not read", path=name, found=f"voxels of type {values.dtype}")
-    # Axes of the array run against those of the image, components last.
+        raise DataError("this kind of volume is not supported", path=name, found=f"voxels of type {values.dtype}")
+    # The axes of the array are those of the image in reverse order, components last.
     spatial = values.transpose(*range(values.ndim - 1)[::-1], values.ndim - 1) if parts > 1 else values.T
     return upright(spatial.reshape(shape), _affine(image), name, channel=channel)
 
 
 def _elsewhere(data: bytes, suffix: str) -> str | None:
-    """What the header names instead of data in the file itself; None where the data are there."""
+    """Return the data file that the header names; None if the voxels are in the file itself."""
     start = data[:_HEADER_END]
-    if suffix == ".nrrd":  # ends in an empty line, and names a file only where the data are not there
+    if suffix == ".nrrd":  # the header ends with an empty line, and names a file only if the voxels are in another one
         ends = [place for end in (b"\n\n", b"\r\n\r\n") if (place := start.find(end)) >= 0]
         if not ends:
             return "no end of the header"
@@ -131,7 +130,7 @@ def _elsewhere(data: bytes, suffix: str) -> str | None:
 
 
 def _affine(image: Any) -> NDArray[np.float64]:
-    """From voxel to millimetres (right, front, head); ITK counts to the left and to the back."""
+    """Return the affine from voxels to millimetres (right, front, head); ITK's axes run to the left and to the back."""
     axes = min(image.GetDimension(), 3)
     affine = np.eye(4)
     direction = np.reshape(image.GetDirection(), (image.GetDimension(), -1))[:axes, :axes]

@@ -1,10 +1,10 @@
-"""Zip archives read in place: their members, and the members of zips inside them, without unpacking anything.
+"""Read zip archives in place, including zips inside zips, without unpacking them.
 
-What an archive says about itself is not believed: unsafe names, overlapping members, impossible or bomb-like sizes,
-encryption and unknown compression are refused while listing, and no read returns more than the member declared.
+The declarations of an archive are not trusted: unsafe names, overlapping members, impossible or bomb-like sizes, encryption
+and unknown compression are refused while listing, and no read returns more bytes than the member declares.
 
-Each process keeps a few archives open. Reading uses `pread` at absolute places, so that processes forked from one that
-has archives open, and threads, do not disturb each other's file position.
+Each process keeps a few archives open. Reads use `pread` at absolute offsets, so that threads and forked processes do not
+change each other's file position.
 """
 
 from __future__ import annotations
@@ -30,20 +30,16 @@ from kerasseg_tfrecords.formats.location import Location
 
 __all__ = ["ArchiveListing", "is_hidden", "list_archive", "read_member", "shown"]
 
-MAX_DEPTH = 4
-"""Zips in zips in zips in a zip; deeper nesting is refused."""
-MAX_ARCHIVES = 1_000
-"""Archives inside one archive, over all depths."""
+MAX_DEPTH = 4  # levels of nested archives
+MAX_ARCHIVES = 1_000  # archives inside one archive, at all levels
 MAX_MEMBERS = 500_000
-_DIRECTORY = 46  # bytes that a member takes in the directory, and more for its name
-KEPT_OPEN = 16
-"""Archives that one process keeps open; the figshare data set is five."""
-DEFLATE_RATIO = 1_032
-"""Deflate cannot shrink more than this; a member that says otherwise lies."""
+_DIRECTORY = 46  # bytes per member in the directory, without its name
+KEPT_OPEN = 16  # open archives per process; the figshare data set has five
+DEFLATE_RATIO = 1_032  # largest compression ratio that deflate can reach
 BOMB_RATIO, BOMB_BYTES = 200, 256 * 2**20
-"""A member or archive that is larger *and* shrank more than this is taken for a bomb."""
+"""A member or archive above both limits is treated as a zip bomb."""
 SPOOL_RATIO, SPOOL_BYTES = 20, 64 * 2**20
-"""The same for a zip inside a zip that has to be unpacked to a temporary file: zips hardly shrink again."""
+"""The same for a compressed zip inside a zip, which must be unpacked to a temporary file."""
 _METHODS = {1: "shrink", 6: "implode", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 _SYSTEM_NAMES = {
     "__macosx",
@@ -58,14 +54,14 @@ _SYSTEM_NAMES = {
 
 @dataclass(slots=True)
 class ArchiveListing:
-    """What is in an archive: readable members, and what is wrong with the others."""
+    """The readable members of an archive, and the problems of the others."""
 
     locations: list[Location] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name belongs to the system and not to the data.
+    """Whether a file or folder with this name belongs to the system rather than to the data.
 
     >>> [is_hidden(name) for name in ("._1.mat", "__MACOSX", "Thumbs.db", "1.mat")]
     [True, True, True, False]
@@ -74,12 +70,12 @@ def is_hidden(name: str) -> bool:
 
 
 def shown(name: str) -> str:
-    """`name` with bytes that are no UTF-8 escaped, so that it can be written to any file or terminal."""
+    """Escape the bytes of a name that are not UTF-8, so that it can be written to any file or terminal."""
     return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class _Window(io.RawIOBase):
-    """Part of an open file as a file of its own, with a position of its own."""
+    """A range of an open file as a file object with its own position."""
 
     _lock = threading.Lock()
 
@@ -87,7 +83,7 @@ class _Window(io.RawIOBase):
         super().__init__()
         self.descriptor, self.start, self.size = descriptor, start, size
         self._at = 0
-        # Not closed when dropped from the cache, but when the last reader lets go.
+        # Closed with the last reader rather than on removal from the cache.
         weakref.finalize(self, os.close, descriptor)
 
     def readable(self) -> bool:
@@ -125,7 +121,7 @@ class _Window(io.RawIOBase):
     def _pread(self, size: int, at: int) -> bytes:
         if hasattr(os, "pread"):
             return os.pread(self.descriptor, size, at)
-        with self._lock:  # Windows has no fork, so that a lock is enough
+        with self._lock:  # Windows has no fork, so a lock is enough
             os.lseek(self.descriptor, at, os.SEEK_SET)
             return os.read(self.descriptor, size)
 
@@ -143,18 +139,18 @@ _cache_lock = threading.RLock()
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turns what zipfile and the disk raise about a damaged archive into one `DataError`."""
+    """Convert the exceptions of zipfile and the disk to `DataError`."""
     try:
         yield
     except DataError as error:
         error.path = error.path or name
         raise
     except KeyError as error:
-        raise DataError("is no longer in its archive", path=name, remedy="Was the archive replaced?") from error
+        raise DataError("no longer in its archive", path=name, remedy="Check whether the archive changed.") from error
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError) or error.strerror:
             raise DataError("cannot be read", path=name, found=error.strerror) from error
-        raise DataError("is damaged", path=name, found=error, remedy="Download or copy it again.") from error
+        raise DataError("the file is damaged", path=name, found=error, remedy="Download or copy it again.") from error
     except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
         remedy = "Download or copy it again."
         raise DataError("the zip archive is damaged", path=name, found=error, remedy=remedy) from error
@@ -170,7 +166,7 @@ def _signature(path: Path) -> tuple[int, ...]:
 
 
 def _open(path: Path, chain: tuple[str, ...]) -> _Archive:
-    """The archive at `path`, or the zip down `chain` inside it; from the cache where it is still the same file."""
+    """Open the archive at `path`, or the nested zip at `chain` inside it; cached while the file is unchanged."""
     key, signature = (os.fspath(path), chain), _signature(path)
     with _cache_lock:
         archive = _cache.get(key)
@@ -187,19 +183,19 @@ def _open(path: Path, chain: tuple[str, ...]) -> _Archive:
 
 
 def _check_members(window: _Window) -> None:
-    """Refuses a directory of too many members before it is read: each costs half a kilobyte of memory."""
+    """Refuse a directory of too many members before it is read: each takes half a kilobyte of memory."""
     tail_size = min(window.size, 1 << 16 | 22 + 20)
     tail = window.read_at(window.size - tail_size, tail_size)
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) < end + 22:
-        return  # zipfile will say so
+        return  # zipfile reports it
     size = int.from_bytes(tail[end + 12 : end + 16], "little")
-    wide = tail.rfind(b"PK\x06\x06", 0, end)  # zip64 keeps the sizes before
+    wide = tail.rfind(b"PK\x06\x06", 0, end)  # zip64 has a record of its own for the size
     if wide >= 0:
         size = int.from_bytes(tail[wide + 40 : wide + 48], "little")
     if size > MAX_MEMBERS * _DIRECTORY * 4 or (size > MAX_MEMBERS * _DIRECTORY and window.size < 4 * size):
         found = f"a directory of {size} bytes"
-        raise DataError("holds too many files", found=found, expected=f"at most {MAX_MEMBERS}", kind="zip-bomb")
+        raise DataError("too many files", found=found, expected=f"at most {MAX_MEMBERS}", kind="zip-bomb")
 
 
 def _outer_window(path: Path) -> _Window:
@@ -208,7 +204,7 @@ def _outer_window(path: Path) -> _Window:
 
 
 def _inner_window(outer: _Archive, member: str) -> _Window:
-    """A zip inside a zip: where it is stored its bytes lie in the outer file as they are, else they are spooled once."""
+    """Open a zip inside a zip: a stored one within the outer file, a compressed one from a temporary file."""
     info = outer.zip.getinfo(member)
     if info.compress_type == zipfile.ZIP_STORED:
         header = outer.window.read_at(info.header_offset, 30)
@@ -217,7 +213,7 @@ def _inner_window(outer: _Archive, member: str) -> _Window:
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name_length + extra_length
         if start + info.file_size > outer.window.size:
-            raise zipfile.BadZipFile(f"{member!r} ends behind the end of the archive")
+            raise zipfile.BadZipFile(f"{member!r} extends beyond the end of the archive")
         return _Window(os.dup(outer.window.descriptor), outer.window.start + start, info.file_size)
     with temporary_space(), tempfile.TemporaryFile(prefix="kerasseg-") as spool, outer.zip.open(info) as stream:
         written = 0
@@ -229,16 +225,18 @@ def _inner_window(outer: _Archive, member: str) -> _Window:
 
 
 def read_member(location: Location, *, limit: int) -> bytes:
-    """The bytes of a file inside archives, at most `limit`. A larger or damaged one is a `DataError`."""
+    """Read a file inside archives; `DataError` if it is damaged or larger than `limit` bytes."""
     with _explained(location.name):
         archive = _open(location.path, location.members[:-1])
         info = archive.zip.getinfo(location.members[-1])
         reason = _refusal(info)
         if reason is not None:
-            raise DataError(reason.message, path=location.name, kind=reason.kind)
+            raise DataError(reason[1], path=location.name, kind=reason[0])
         if info.file_size > limit:
             found, expected = f"{info.file_size} bytes", f"at most {limit} bytes"
-            raise DataError("is too large", path=location.name, found=found, expected=expected, kind="too-large")
+            raise DataError(
+                "the file is too large", path=location.name, found=found, expected=expected, kind="too-large"
+            )
         with archive.zip.open(info) as stream:
             data = stream.read(info.file_size)
         if len(data) != info.file_size:
@@ -246,58 +244,48 @@ def read_member(location: Location, *, limit: int) -> bytes:
         return data
 
 
-@dataclass(frozen=True, slots=True)
-class _Reason:
-    kind: str
-    message: str
-
-
 def _unsafe_name(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     return not name or ".." in parts or parts[0] == "" or (len(parts[0]) > 1 and parts[0][1] == ":") or "\0" in name
 
 
-def _refusal(info: zipfile.ZipInfo) -> _Reason | None:
-    """Why a member is not to be read, from what the archive's directory says about it."""
-    # zipfile cuts names at a NUL and drops nothing else; the name as written is what counts.
-    if _unsafe_name(info.orig_filename):
-        return _Reason("unsafe-name", "its name leads out of the archive; nothing was read. Make the archive again")
+def _refusal(info: zipfile.ZipInfo) -> tuple[str, str] | None:
+    """Return kind and message of the reason not to read a member, from the archive's directory; None if it is good."""
+    if _unsafe_name(info.orig_filename):  # not `filename`, which zipfile cuts at a NUL
+        return "unsafe-name", "its name leads out of the archive; it was not read. Create the archive again"
     if stat.S_ISLNK(info.external_attr >> 16):
-        return _Reason("unsafe-name", "a link inside an archive is not followed. Archive the file itself")
+        return "unsafe-name", "links inside archives are not followed. Archive the file itself"
     if info.flag_bits & 0x1:
-        return _Reason("encrypted", "is encrypted. Unpack the archive with its password and give the folder")
+        return "encrypted", "is encrypted. Unpack the archive with its password and use the folder"
     if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         method = _METHODS.get(info.compress_type, f"method {info.compress_type}")
-        return _Reason(
-            "unreadable", f"is compressed with {method} (expected stored or deflate). Unpack the archive first"
-        )
+        return "unreadable", f"is compressed with {method} (expected stored or deflate). Unpack the archive first"
     packed, size = info.compress_size, info.file_size
     bomb = size > packed * BOMB_RATIO and size > BOMB_BYTES
     if (info.compress_type == zipfile.ZIP_STORED and packed != size) or bomb or size > packed * DEFLATE_RATIO + 4096:
-        return _Reason("zip-bomb", f"says that {packed} bytes hold {size}: a zip bomb; it was not read")
+        return "zip-bomb", f"{packed} bytes claim to unpack to {size}, as in a zip bomb; it was not read"
     return None
 
 
 def list_archive(path: Path, name: str) -> ArchiveListing:
-    """All files in the zip at `path`, down into zips inside it, hidden and system files left out.
+    """List all files in the zip at `path` and in zips inside it, except hidden and system files.
 
     Args:
         path: The archive on disk.
-        name: What its members' names begin with, for instance `official.zip`.
+        name: Prefix of the names of its members, such as `official.zip`.
 
     Raises:
-        DataError: The archive itself cannot be used. What is wrong with single members is in the listing's problems.
+        DataError: The archive itself cannot be used. Problems of single members are in the listing.
     """
     listing = ArchiveListing()
-    budget = [MAX_ARCHIVES]
-    _list_into(listing, path, (), name, budget)
+    _list_into(listing, path, (), name, [MAX_ARCHIVES])
     return listing
 
 
 def _list_into(listing: ArchiveListing, path: Path, chain: tuple[str, ...], name: str, budget: list[int]) -> None:
     budget[0] -= 1
     if len(chain) >= MAX_DEPTH or budget[0] < 0:
-        what = "archives lie too deep in each other" if budget[0] >= 0 else "holds too many archives"
+        what = "archives are nested too deeply" if budget[0] >= 0 else "too many archives"
         expected = f"at most {MAX_DEPTH} deep" if budget[0] >= 0 else f"at most {MAX_ARCHIVES}"
         raise DataError(what, path=name, expected=expected, remedy="Unpack it first.", kind="zip-bomb")
     with _explained(name):
@@ -305,7 +293,7 @@ def _list_into(listing: ArchiveListing, path: Path, chain: tuple[str, ...], name
     _check_whole(infos, name)
     files = [info for info in infos if not info.filename.endswith("/")]
     if files and all(info.flag_bits & 0x1 for info in files):
-        remedy = "Unpack it with its password and give the folder."
+        remedy = "Unpack it with its password and use the folder."
         raise DataError("the whole archive is encrypted", path=name, remedy=remedy, kind="encrypted")
     seen: set[str] = set()
     for info in files:
@@ -315,10 +303,10 @@ def _list_into(listing: ArchiveListing, path: Path, chain: tuple[str, ...], name
         member = f"{name}!{plain}"
         reason = _refusal(info)
         if reason is None and info.filename in seen:
-            reason = _Reason("duplicate-name", "the archive holds two files of this name. Make the archive again")
+            reason = "duplicate-name", "the archive has two files with this name. Create the archive again"
         seen.add(info.filename)
         if reason is not None:
-            listing.problems.append(Problem(member, reason.kind, reason.message))
+            listing.problems.append(Problem(member, *reason))
         elif plain.lower().endswith(".zip"):
             try:
                 _check_spool(info, member)
@@ -330,10 +318,10 @@ def _list_into(listing: ArchiveListing, path: Path, chain: tuple[str, ...], name
 
 
 def _check_whole(infos: list[zipfile.ZipInfo], name: str) -> None:
-    """Refuses what only the archive as a whole shows: too many members, overlapping ones, an absurd sum."""
+    """Refuse an archive with too many members, overlapping members, or an absurd total size."""
     if len(infos) > MAX_MEMBERS:
         found, expected = f"{len(infos)} members", f"at most {MAX_MEMBERS}"
-        raise DataError("holds too many files", path=name, found=found, expected=expected, kind="zip-bomb")
+        raise DataError("too many files", path=name, found=found, expected=expected, kind="zip-bomb")
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end:
@@ -342,12 +330,11 @@ def _check_whole(infos: list[zipfile.ZipInfo], name: str) -> None:
         end = info.header_offset + 30 + info.compress_size
     packed, size = sum(info.compress_size for info in infos), sum(info.file_size for info in infos)
     if size > packed * BOMB_RATIO and size > 64 * BOMB_BYTES:
-        raise DataError(
-            f"says that {packed} bytes hold {size}: a zip bomb; it was not read", path=name, kind="zip-bomb"
-        )
+        what = f"{packed} bytes claim to unpack to {size}, as in a zip bomb; it was not read"
+        raise DataError(what, path=name, kind="zip-bomb")
 
 
 def _check_spool(info: zipfile.ZipInfo, name: str) -> None:
     if info.file_size > info.compress_size * SPOOL_RATIO and info.file_size > SPOOL_BYTES:
-        what = f"says that {info.compress_size} bytes hold a zip of {info.file_size}: a zip bomb; it was not read"
-        raise DataError(what, path=name, kind="zip-bomb")
+        what = f"{info.compress_size} bytes claim to unpack to a zip of {info.file_size}, as in a zip bomb"
+        raise DataError(f"{what}; it was not read", path=name, kind="zip-bomb")

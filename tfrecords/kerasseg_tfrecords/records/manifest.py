@@ -1,10 +1,10 @@
-"""`manifest.json`: what a shard directory holds, how it was made, and what it should hash to."""
+"""The `manifest.json` of a shard directory: content, options and hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,22 +42,22 @@ class _Model(BaseModel):
 
 
 class PrepareOptions(_Model):
-    """What `prepare` was asked; the defaults are the recipe's.
+    """Options of `prepare`.
 
     Attributes:
-        format: Reader for all inputs; None detects one for each.
+        format: Format of all inputs; None detects it for each.
         size: Side of the stored images in pixels.
         intensity: `minmax`, `percentile` or `zscore` (see `kerasseg_tfrecords.intensity`).
         split: Shares of train, validation and test.
-        split_by: `patient` (families of ids together), `id` (ids as they stand) or `slice` (as in slice-wise papers).
-        seed: Of every random choice.
-        per_class: Take a balanced subset of so many slices a class first.
+        split_by: `patient` (merges the ids of one person), `id` (uses ids unchanged) or `slice` (ignores patients).
+        seed: Random seed.
+        per_class: Number of slices per class of a balanced subset; None uses all slices.
         classes: Class names in label order; None for the built-in ones.
         plane, foreground, channel, sequence, empty_share: For volumes; see `SourceOptions`.
-        patient_pattern: Regular expression that finds the patient in a file's name.
-        find_duplicates: Keep equal and near-equal slices in one group.
-        skip_bad: Leave bad files out instead of stopping.
-        records_per_shard: Upper bound.
+        patient_pattern: Regular expression that finds the patient in file names or patient ids.
+        find_duplicates: Keep copies of a slice in one group.
+        skip_bad: Skip bad files instead of stopping.
+        records_per_shard: Largest number of records in a file.
 
     Example:
         >>> options = PrepareOptions(split="70/15/15", intensity="percentile")
@@ -85,7 +85,7 @@ class PrepareOptions(_Model):
 
 
 class InputFacts(_Model):
-    """One input: the name that prefixes its slices' ids, its format, and how many items and slices it gave."""
+    """One input: its name (the prefix of its slice ids), its format, and its numbers of items and slices."""
 
     name: str
     format: str
@@ -101,12 +101,26 @@ class Counts(_Model):
     slices: int
     patients: int
     tumour_pixels: int = Field(description="at native size, summed over the slices")
-    tumour_mm2: float | None = Field(description="the same in square millimetres; None where a spacing is unknown")
+    tumour_mm2: float | None = Field(description="the same in square millimetres; None if a spacing is unknown")
     empty: int = Field(description="slices without tumour")
+
+    @classmethod
+    def of(cls, split: str, label: str, slices: Sequence[tuple[str, int, float | None]]) -> Counts:
+        """Count slices given as (group, tumour area in pixels, and in square millimetres or None)."""
+        areas = [area for _, _, area in slices if area is not None]
+        return cls(
+            split=split,
+            label=label,
+            slices=len(slices),
+            patients=len({group for group, _, _ in slices}),
+            tumour_pixels=sum(pixels for _, pixels, _ in slices),
+            tumour_mm2=round(sum(areas), 3) if slices and len(areas) == len(slices) else None,
+            empty=sum(pixels == 0 for _, pixels, _ in slices),
+        )
 
 
 class ShardFacts(_Model):
-    """One file."""
+    """One TFRecord file."""
 
     path: str
     split: str
@@ -117,7 +131,7 @@ class ShardFacts(_Model):
 
 
 class DuplicatePair(_Model):
-    """Two slices that show the same, and so went into one group."""
+    """Two copies of a slice, which are in one group."""
 
     first: str
     second: str
@@ -127,7 +141,7 @@ class DuplicatePair(_Model):
 
 
 class Overlap(_Model):
-    """A slice that was left out because another shard directory holds it."""
+    """A slice that was excluded because another shard directory has a copy of it."""
 
     slice_id: str
     other: str
@@ -136,12 +150,12 @@ class Overlap(_Model):
 
 
 class SplitFacts(_Model):
-    """How the split came out.
+    """Quality of the split.
 
     Attributes:
-        worst_deviation: Largest difference between a class's share in a split and the share asked for, percentage points.
-        patients_on_both_sides: Patients whose slices stand in more than one split.
-        slices_without_patient: Their patients are unknown, so leaks cannot be excluded.
+        worst_deviation: Largest difference between actual and requested share of a class, in percentage points.
+        patients_on_both_sides: Number of patients with slices in more than one split.
+        slices_without_patient: Number of slices of unknown patients, which may leak.
     """
 
     worst_deviation: float
@@ -150,20 +164,20 @@ class SplitFacts(_Model):
 
 
 class Manifest(_Model):
-    """The whole file. `format_version` rises when a reader of an earlier version could misread the shards.
+    """The manifest. `format_version` increases when an earlier version could misread the shards.
 
     Attributes:
-        kerasseg, software: The versions that wrote it.
-        options: What was asked.
-        size, channels: Of the stored images: side in pixels; 1 or 3.
-        intensity: The rule by which grey values went onto 0-255.
-        square_pixels: Whether slices whose pixels are not square were resampled; False for shards of earlier versions.
-        classes: Names in the order of the labels.
+        kerasseg, software: Versions of the software that wrote the shards.
+        options: Options of `prepare`.
+        size, channels: Side of the stored images in pixels; 1 or 3 channels.
+        intensity: Rule that mapped grey values to 0-255.
+        square_pixels: Whether slices with non-square pixels were resampled; False for shards of earlier versions.
+        classes: Class names in label order.
         counts: Slices and patients of each class in each split.
-        shards: Name, SHA-256 and number of records of each file.
+        shards: Path, SHA-256 and number of records of each file.
         fingerprint: SHA-256 of the data set: equal for equal slices, options and split.
         duplicates, unmerged_chains, overlap: Copies that were found.
-        skipped, left_out, remarks, notes: What was not read, why, and what readers had to decide.
+        skipped, left_out, remarks, notes: Files that were not read, with reasons, and decisions of the readers.
 
     Example:
         >>> manifest = load_manifest("shards")
@@ -192,28 +206,25 @@ class Manifest(_Model):
     overlap: tuple[Overlap, ...] = ()
     skipped: Annotated[tuple[tuple[str, str, str], ...], Field(description="name, kind, message")] = ()
     left_out: Annotated[tuple[tuple[str, str], ...], Field(description="name, reason")] = ()
-    remarks: Annotated[tuple[tuple[str, str], ...], Field(description="slice_id, what was decided or looks odd")] = ()
+    remarks: Annotated[tuple[tuple[str, str], ...], Field(description="slice_id, decision or warning")] = ()
     notes: tuple[str, ...] = ()
 
     def shards_of(self, split: str) -> tuple[ShardFacts, ...]:
-        """The files of one split; `validation` is understood as `val`."""
+        """Return the files of a split; `validation` means `val`."""
         name = "val" if split == "validation" else split
         return tuple(shard for shard in self.shards if shard.split == name)
 
     def fit_spacing(self, spacing: tuple[float, float]) -> tuple[float, float]:
-        """The spacing by which a record's slice was resampled, as `restore` needs it; (0, 0) where it was not."""
+        """Return the `spacing` argument of `restore` for a record with this spacing; (0, 0) if it was not resampled."""
         return spacing if self.square_pixels else (0.0, 0.0)
 
     def slices_in(self, split: str) -> int:
-        """Number of records of one split."""
+        """Count the records of a split."""
         return sum(shard.records for shard in self.shards_of(split))
 
 
 def tumour_warnings(counts: Iterable[Counts]) -> tuple[str, ...]:
     """Return warnings about splits in which no mask holds a tumour.
-
-    Args:
-        counts: From a manifest.
 
     Example:
         >>> tumour_warnings(load_manifest("shards").counts)
@@ -235,22 +246,20 @@ def tumour_warnings(counts: Iterable[Counts]) -> tuple[str, ...]:
 
 
 def dataset_fingerprint(rows: Iterable[SplitRow], options: PrepareOptions) -> str:
-    """SHA-256 over what was read, how it was split and how it was converted: equal for equal data sets anywhere."""
+    """Return the SHA-256 of the slices, their split and the conversion: equal for equal data sets on any machine."""
     facts = [[row.slice_id, row.sha256, row.label, row.group, row.split] for row in rows]
     made: list[object] = [options.size, options.intensity, options.plane, options.foreground, options.empty_share]
-    # Fingerprints of data sets without these options stay what they were.
+    # Only if set, so that fingerprints made before these options existed stay the same.
     made += [value for value in (options.channel, options.sequence) if value is not None]
     return hashlib.sha256(json.dumps([sorted(facts), made]).encode()).hexdigest()
 
 
 def load_manifest(folder: Path | str) -> Manifest:
-    """Reads and checks `manifest.json` of a shard directory.
-
-    Args:
-        folder: The shard directory.
+    """Read and check the `manifest.json` of a shard directory.
 
     Raises:
-        DataError: Where there is none, it is damaged, or of a newer version.
+        DataError: The folder is not a shard directory, or the manifest is damaged.
+        KerassegError: A newer version of kerasseg wrote it.
 
     Example:
         >>> load_manifest("shards").intensity
@@ -264,11 +273,7 @@ def load_manifest(folder: Path | str) -> Manifest:
 
 
 def parse_options(**values: object) -> PrepareOptions:
-    """`PrepareOptions` from what a user typed.
-
-    Raises:
-        UsageError: Names the option, what was given and what it may be.
-    """
+    """Validate options from the command line; `UsageError` names the invalid option and its valid values."""
     try:
         return PrepareOptions.model_validate(values)
     except ValidationError as error:

@@ -6,18 +6,18 @@ Each record of a TFRecord file is 8 bytes of length (little-endian), 4 bytes of 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.files import file_sha256
 from kerasseg_tfrecords.records.manifest import Manifest, ShardFacts
-from kerasseg_tfrecords.text import count
+from kerasseg_tfrecords.text import Progress, count
 
 __all__ = ["ShardRecords", "check_hashes", "scan_offsets"]
 
@@ -26,17 +26,10 @@ _REMEDY = "Run kerasseg verify, then prepare the shards again."
 
 
 def scan_offsets(path: Path, expected: int) -> NDArray[np.int64]:
-    """Find the offset and length of all records of a file.
-
-    Args:
-        path: A TFRecord file.
-        expected: Number of records in the manifest.
-
-    Returns:
-        (expected, 2): offset of the data and its length in bytes.
+    """Return the offset and length in bytes of the data of all records of a TFRecord file, (expected, 2).
 
     Raises:
-        DataError: The file ends in the middle of a record, or has another number of records.
+        DataError: The file ends in the middle of a record, or does not have the `expected` number of records.
     """
     places: list[tuple[int, int]] = []
     try:
@@ -67,26 +60,17 @@ def scan_offsets(path: Path, expected: int) -> NDArray[np.int64]:
     return np.array(places, np.int64).reshape(-1, 2)
 
 
-def check_hashes(
-    root: Path, shards: Sequence[ShardFacts], progress: Callable[[str, int, int], None] | None = None
-) -> None:
-    """Compare the SHA-256 of files with the manifest.
+def check_hashes(root: Path, shards: Sequence[ShardFacts], progress: Progress | None = None) -> None:
+    """Compare the SHA-256 of files with the manifest; `DataError` if one has changed.
 
-    Args:
-        root: The shard directory.
-        shards: The files to check.
-        progress: Called with "check", the files done, and their total.
-
-    Raises:
-        DataError: A file has changed since it was written.
+    `progress` is called with "check", the files done, and their total.
     """
     for done, shard in enumerate(shards):
         if progress:
             progress("check", done, len(shards))
         path = root / shard.path
         try:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = file_sha256(path)
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", path=path, remedy=_REMEDY) from error
         if digest != shard.sha256:
@@ -105,11 +89,6 @@ class ShardRecords:
     """The records of one split as a sequence, in the order of the files in the manifest.
 
     Keeps no file open and only 16 bytes per record in memory. Several threads may read at once.
-
-    Args:
-        root: The shard directory.
-        manifest: Its manifest.
-        split: `train`, `val` or `test`.
 
     Attributes:
         labels: (records,) index into the classes of the manifest; known without reading a record.

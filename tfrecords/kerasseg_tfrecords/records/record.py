@@ -15,19 +15,19 @@ __all__ = ["Payload", "Record", "SliceFacts", "pack_mask", "pack_native_mask", "
 
 @dataclass(frozen=True, slots=True)
 class SliceFacts:
-    """Everything about a slice but its pixels.
+    """Metadata of a slice.
 
     Attributes:
         slice_id: Unique over all inputs: name of the input, a slash, the reader's id.
         source: File that it was read from, with the same prefix.
         sha256: Hex digest of the bytes that were read.
         label: Class name.
-        patient: As read; "" where unknown.
+        patient: As read; "" if unknown.
         volume: Unique over all inputs; "" for single slices.
         slice_index: Index in the volume, from 0; -1 for single slices.
         height, width: Native size in pixels.
         channels: 1 or 3.
-        spacing: Millimetres per pixel, rows then columns; (0, 0) where unknown.
+        spacing: Pixel size in millimetres, rows then columns; (0, 0) if unknown.
         tumour_pixels: Tumour area in pixels at native size.
         notes: Notes of the reader.
     """
@@ -45,6 +45,10 @@ class SliceFacts:
     spacing: tuple[float, float]
     tumour_pixels: int
     notes: tuple[str, ...] = ()
+
+    def tumour_mm2(self) -> float | None:
+        """Return the tumour area in square millimetres; None if the spacing is unknown."""
+        return self.tumour_pixels * self.spacing[0] * self.spacing[1] if min(self.spacing) > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

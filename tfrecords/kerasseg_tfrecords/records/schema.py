@@ -115,15 +115,7 @@ def decode(serialized: bytes, *, size: int, channels: int) -> Record:
 
 
 def decode_pixels(serialized: bytes, *, size: int, channels: int) -> tuple[bytes, bytes, int]:
-    """Return image and mask of a record as they are stored, and its label.
-
-    Args:
-        serialized: One Example.
-        size: Side of the images in pixels, from the manifest.
-        channels: 1 or 3, from the manifest.
-
-    Returns:
-        size * size * channels bytes of image, size * ceil(size / 8) bytes of packed mask, class index.
+    """Return image (size * size * channels bytes), packed mask (size * ceil(size / 8) bytes) and label of a record.
 
     Raises:
         DataError: A feature is missing or has another length.
@@ -180,19 +172,11 @@ def parse_batch(serialized: Any, *, size: int, channels: int) -> dict[str, Any]:
     packed = tf.reshape(tf.io.decode_raw(parsed["mask"], tf.uint8), [-1, size, stride, 1])
     bits = tf.bitwise.right_shift(packed, tf.constant([7, 6, 5, 4, 3, 2, 1, 0], tf.uint8))
     mask = tf.reshape(tf.bitwise.bitwise_and(bits, tf.constant(1, tf.uint8)), [-1, size, stride * 8])
-    return {
-        **parsed,
-        "image": tf.reshape(image, [-1, size, size, channels]),
-        "mask": mask[:, :, :size, tf.newaxis],
-    }
+    return {**parsed, "image": tf.reshape(image, [-1, size, size, channels]), "mask": mask[:, :, :size, tf.newaxis]}
 
 
 def _columns(batch: NDArray[np.object_], *, size: int, channels: int) -> list[NDArray[Any]]:
-    """Parse serialised records into one array per feature, in the order of `FEATURES`.
-
-    Raises:
-        DataError: A record is damaged.
-    """
+    """Parse serialised records into one array per feature, in the order of `FEATURES`."""
     lengths = {"image": size * size * channels, "mask": size * ((size + 7) // 8)}
     columns: list[list[Any]] = [[] for _ in FEATURES]
     for number, serialized in enumerate(batch):

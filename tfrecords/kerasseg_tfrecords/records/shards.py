@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,19 +9,13 @@ from pathlib import Path
 import tensorflow as tf
 
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.files import explain_os_error
+from kerasseg_tfrecords.files import explain_os_error, file_sha256
 from kerasseg_tfrecords.records.manifest import Manifest, ShardFacts, load_manifest
 from kerasseg_tfrecords.records.record import Record
 from kerasseg_tfrecords.records.schema import decode
 from kerasseg_tfrecords.splitting.split import SPLITS
 
-__all__ = ["family_names", "file_sha256", "read_records", "read_shard", "shard_paths", "write_family"]
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+__all__ = ["family_names", "read_records", "read_shard", "shard_paths", "write_family"]
 
 
 def family_names(labels: Sequence[str]) -> dict[str, str]:
@@ -50,7 +43,7 @@ def write_family(
     count: int,
     records_per_shard: int,
 ) -> list[ShardFacts]:
-    """Write the records of one class in one split, in the given order, as `SPLIT/CLASS-00000-of-00003.tfrecord`.
+    """Write the records of one class in one split as `SPLIT/FAMILY-00000-of-00003.tfrecord`.
 
     Args:
         root: The shard directory.
@@ -58,11 +51,8 @@ def write_family(
         label: Class name.
         family: Class name as part of a file name (`family_names`).
         serialized: Returns the serialised Example number i, 0 <= i < count.
-        count: Number of records; 0 writes nothing.
+        count: Number of records.
         records_per_shard: Largest number of records in a file; they are spread evenly.
-
-    Raises:
-        KerassegError: The disk is full or cannot be written.
     """
     folder = root / split
     shards = -(-count // records_per_shard)

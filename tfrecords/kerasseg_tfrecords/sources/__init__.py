@@ -1,11 +1,11 @@
-"""Readers, one a format, and the registry that finds the right one.
+"""Readers of data formats, and the registry that selects one.
 
     open_tree(path) -> Tree          the files of an input, also those in zips
     detect(tree) -> Source           the format, by content
     source.find_items(tree, options) -> Listing
     read_item(item, options) -> Reading
 
-A format's module is imported when it is first needed: a worker that reads .mat files loads neither OpenCV nor nibabel.
+The module of a format is imported on first use, so that a worker that reads .mat files loads neither OpenCV nor nibabel.
 """
 
 from __future__ import annotations
@@ -16,64 +16,49 @@ from importlib import import_module
 from typing import cast
 
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
 from kerasseg_tfrecords.slices import Reading
-from kerasseg_tfrecords.sources.base import Item, Listing, NotASlice, Source, SourceOptions
-from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree, read_bytes
+from kerasseg_tfrecords.sources.base import Item, Listing, Source, SourceOptions
+from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree
+from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.validation import did_you_mean
 
-__all__ = [
-    "SOURCES",
-    "Item",
-    "Listing",
-    "Location",
-    "NotASlice",
-    "Source",
-    "SourceOptions",
-    "Tree",
-    "detect",
-    "find_items",
-    "open_tree",
-    "read_bytes",
-    "read_item",
-    "source_for",
-]
+__all__ = ["SOURCES", "SourceOptions", "detect", "find_items", "open_tree", "read_item", "source_for"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where a format lives and what it looks like.
+    """Layout of a format.
 
     Attributes:
-        module: Its module, whose `SOURCE` is the source.
-        layout: How such a folder looks, for the message when nothing fits.
-        suffixes: Endings without which a tree cannot be this format, so that its module need not be imported to ask;
-            empty where files have no particular ending.
+        layout: Description of the files, for the message if no format is recognised.
+        suffixes: Suffixes of which a tree of this format has at least one; empty if the suffix does not matter. Saves the
+            import of modules that cannot apply.
     """
 
-    module: str
     layout: str
     suffixes: frozenset[str] = frozenset()
 
 
 _ENTRIES = {
-    "figshare": _Entry("figshare", "figshare: .mat files with cjdata, or their zip", frozenset({".mat"})),
-    "pairs": _Entry("pairs", "pairs: images/ + masks/, NAME.tif + NAME_mask.tif, or an index CSV"),
+    "figshare": _Entry("figshare: .mat files with cjdata, or their zip", frozenset({".mat"})),
+    "pairs": _Entry("pairs: images/ + masks/, NAME.tif + NAME_mask.tif, or an index CSV"),
     "nifti": _Entry(
-        "nifti",
         "nifti: volumes with their segmentation (.nii, .nii.gz, .hdr + .img, .mgz, .mha, .nrrd)",
         frozenset(VOLUME_SUFFIXES),
     ),
-    "dicom": _Entry("dicom", "dicom: single-frame MR files"),
+    "dicom": _Entry("dicom: single-frame MR files"),
 }
+"""Name of a format, which is also the name of its module, -> layout."""
 
 
 class _Registry(Mapping[str, Source]):
-    """Name -> source, imported when it is asked for."""
+    """Name -> source, imported on first use."""
 
     def __getitem__(self, name: str) -> Source:
-        return cast(Source, import_module(f"{__name__}.{_ENTRIES[name].module}").SOURCE)
+        if name not in _ENTRIES:
+            raise KeyError(name)
+        return cast(Source, import_module(f"{__name__}.{name}").SOURCE)
 
     def __iter__(self) -> Iterator[str]:
         return iter(_ENTRIES)
@@ -86,7 +71,7 @@ SOURCES: Mapping[str, Source] = _Registry()
 
 
 def source_for(name: str) -> Source:
-    """The source of a format.
+    """Return the source of a format.
 
     Raises:
         UsageError: There is no such format.
@@ -102,10 +87,10 @@ def source_for(name: str) -> Source:
 
 
 def detect(tree: Tree) -> Source:
-    """The source that is surest to know the tree; the earlier one in `SOURCES` where two are equally sure.
+    """Return the source that recognises a tree with the highest confidence, the first of equal ones in `SOURCES`.
 
     Raises:
-        DataError: No source knows it; the message counts what lies there and lists the layouts that are read.
+        DataError: No source recognises it; the message counts the files and lists the supported layouts.
 
     Example:
         >>> from kerasseg_tfrecords import open_tree
@@ -121,12 +106,12 @@ def detect(tree: Tree) -> Source:
         sure = source.recognises(tree)
         if sure > 0 and (best is None or sure > best[0]):
             best = (sure, source)
-        if sure >= 1:  # nobody can be surer: the other modules need not be imported
+        if sure >= 1:  # certain, so the other modules need not be imported
             break
     if best is not None:
         return best[1]
     counts = sorted(tree.suffixes().items(), key=lambda pair: (-pair[1], pair[0]))
-    seen = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in counts[:5])
+    seen = ", ".join(f"{number} {suffix or 'without suffix'}" for suffix, number in counts[:5])
     seen += ", ..." if len(counts) > 5 else ""
     what = "images without masks" if present & IMAGE_SUFFIXES else "no slices were recognised"
     expected = "; ".join(entry.layout for entry in _ENTRIES.values())
@@ -137,48 +122,47 @@ def detect(tree: Tree) -> Source:
 
 
 def find_items(tree: Tree, options: SourceOptions, format_name: str | None = None) -> Listing:
-    """Detects the format (or takes `format_name`) and lists the tree, its own problems among those of the listing.
+    """List the items of a tree in the named or detected format; problems of the tree itself are included.
 
     Raises:
-        DataError: The format is unknown, or there is nothing of it in the tree.
+        DataError: The format is unknown, or the tree has no files of it.
     """
     source = detect(tree) if format_name is None else source_for(format_name)
     listing = source.find_items(tree, options)
-    if tree.problems:
-        problems = (*tree.problems, *listing.problems)
-        listing = Listing(listing.items, listing.left_out, problems, listing.notes)
-    listing = replace(listing, notes=(*listing.notes, *_passed_over(tree, source)))
+    listing = replace(
+        listing, problems=(*tree.problems, *listing.problems), notes=(*listing.notes, *_other_formats(tree, source))
+    )
     if not listing.items and not listing.problems:
-        found = f"{len(tree.locations)} files, none of them {source.name}"
-        remedy = "Name another --format, or none, so that it is detected."
+        found = f"{count(len(tree.locations), 'file')}, but no {source.name} data"
+        remedy = "Choose another --format, or omit it to detect the format."
         raise DataError("nothing to read", path=tree.root, found=found, remedy=remedy, kind="empty")
     return listing
 
 
 _SIGNS = {"figshare": (".mat",), "nifti": VOLUME_SUFFIXES, "dicom": (".dcm",)}
-"""Endings that only the named format has; pairs takes .dcm as images too, and its own are previews elsewhere."""
+"""Suffixes that identify a format. Pairs is missing: other formats often come with previews in its file types."""
 
 
-def _passed_over(tree: Tree, source: Source) -> tuple[str, ...]:
-    """A folder of folders in several formats is read in one of them: say what was not."""
+def _other_formats(tree: Tree, source: Source) -> tuple[str, ...]:
+    """Return notes about files of other formats, which are not read."""
     counts = tree.suffixes()
     notes = []
     for name, endings in _SIGNS.items():
-        count = sum(counts.get(ending, 0) for ending in endings)
-        if count and name != source.name and not (name == "dicom" and source.name == "pairs"):
+        others = sum(counts.get(ending, 0) for ending in endings)
+        if others and name != source.name and not (name == "dicom" and source.name == "pairs"):
+            files = count(others, f"{endings[0]} file")
             notes.append(
-                f"read as {source.name}; {count} {endings[0]} files look like {name} and were not read: name their folder "
-                "as an input of its own"
+                f"read as {source.name}; {files} ({name}) not read: to read them, add their folder as an input"
             )
     return tuple(notes)
 
 
 def read_item(item: Item, options: SourceOptions) -> Reading:
-    """Reads one item with the source that listed it; runs in worker processes.
+    """Read one item with the source that listed it; runs in worker processes.
 
     Raises:
-        NotASlice: It is readable, no slice, and need not be one.
-        DataError: Anything wrong with it. Also what a library raised that no reader foresaw: one bad file must not cost
+        NotASlice: The file is readable but is not meant to be a slice.
+        DataError: The item cannot be read; includes unexpected exceptions of libraries, so that one bad file does not stop
             the others.
 
     Example:

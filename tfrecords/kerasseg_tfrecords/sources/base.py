@@ -1,4 +1,4 @@
-"""The contract between `prepare` and the readers: a tree of files goes in, items come out, an item is read to slices."""
+"""The interface of readers: they list the items of a tree of files, and read an item to slices."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ if TYPE_CHECKING:
     from kerasseg_tfrecords.slices import Reading
     from kerasseg_tfrecords.sources.tree import Tree
 
-__all__ = ["Item", "LeftOut", "Listing", "NotASlice", "Source", "SourceOptions", "file_limit"]
+__all__ = ["Item", "LeftOut", "Listing", "NotASlice", "Source", "SourceOptions", "file_limit", "partner_error"]
 
 
-class NotASlice(DataError):  # noqa: N818 - it is news, not a fault
-    """Raised by `Source.read` for a readable file that holds no slice and need not (`cvind.mat`).
+class NotASlice(DataError):  # noqa: N818 - not an error for the user
+    """A readable file that is not meant to be a slice, such as `cvind.mat`; callers list it as a `LeftOut`.
 
-    Only reading tells, and opening every file while listing would cost as much as converting it; `prepare` and
-    `integrity.check_data` therefore turn this into a `LeftOut` whose reason is `what`, and go on.
+    Raised by `Source.read`, because opening every file while listing would take as long as converting it.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What the user may say about reading.
+    """Options of the readers.
 
     Attributes:
         classes: Class names in label order; None for the built-in tumour classes and their spellings (`classes` module).
-        masks: False when only images are wanted (prediction): no mask and no class is needed then, none that is bad is a
-            problem, and readers leave `Slice.mask` None where they have none.
-        plane: Axis of a volume: "axial", "coronal" or "sagittal".
-        foreground: Label values that count as tumour in a segmentation or mask; None for every value but 0.
-        channel: Channel to read of a volume with several: its number from 0, or its name in `dataset.json`. None for the
-            T1 with contrast where names are known.
-        sequence: Sequence to read where a case has several files ("t1ce", "flair"); None for the T1 with contrast.
-        empty_share: Slices of a volume without tumour to keep, as a share of those with tumour (0.2: one for five).
-        patient_pattern: Regular expression whose group 1 (or whole match) in the item's name is its patient id; None for
-            what the format itself says.
+        masks: False reads images only (prediction): missing or bad masks and classes are then not problems, and
+            `Slice.mask` may be None.
+        plane: Plane in which volumes are cut: "axial", "coronal" or "sagittal".
+        foreground: Label values that count as tumour; None for every value but 0.
+        channel: Channel of a multi-channel volume: its number from 0, or its name in `dataset.json`. None for the
+            contrast-enhanced T1 if the names are known.
+        sequence: Sequence to read if a case has several files ("t1ce", "flair"); None for the contrast-enhanced T1.
+        empty_share: Slices without tumour to keep per volume, as a share of those with tumour (0.2: one for five).
+        patient_pattern: Regular expression whose group 1 (or whole match) in the item's name is the patient id; None for
+            the patient that the format states.
         max_pixels: Larger images are refused before they are decoded.
-        seed: For the choice of empty slices; each choice is derived from (seed, item name).
+        seed: Seed of the choice of slices without tumour, combined with the item's name.
 
     Example:
         >>> options = SourceOptions(plane="coronal", foreground=(1, 4))
@@ -62,18 +61,16 @@ class SourceOptions:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to read: a .mat file, an image with its mask, a volume with its segmentation. Holds no pixels, pickles.
+    """Files that are read together: a .mat file, an image with its mask, or a volume with its segmentation.
 
     Attributes:
         format: Name of the source that reads it.
-        name: As shown to users; unique within its input.
-        files: What is read: the image first, then its masks where they are files of their own; several are united.
-        label, patient, volume, slice_index: What the listing already knows (folder, file name, index CSV); "" and -1
-            where only reading will tell.
-        slice_id: Id of its slice (`104` for `104.mat`), unique within the input; "" where the source makes it while
-            reading.
-        channel: Channel of a volume that has several; -1 where it has one, or where it is not known yet.
-        page: Frame of a file of several; -1 for a file of one.
+        name: Display name, unique within its input.
+        files: The image, then its separate mask files, of which the union is taken.
+        label, patient, volume, slice_index: Known from the listing (folder, file name, index CSV); "" and -1 if unknown.
+        slice_id: Id of its slice (`104` for `104.mat`), unique within the input; "" if reading determines it.
+        channel: Channel of a multi-channel volume; -1 for a single channel or if unknown.
+        page: Frame of a multi-frame file; -1 for a single frame.
         grey_regions: Whether masks of the data set hold regions in shades of grey; see `masks.binarise`.
     """
 
@@ -92,7 +89,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, order=True)
 class LeftOut:
-    """A file that is no slice and need not be one (`cvind.mat`, a licence, a preview); not an error."""
+    """A file that is not meant to be a slice (`cvind.mat`, a licence, a preview); not an error."""
 
     name: str
     reason: str
@@ -100,13 +97,13 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a source found in a tree.
+    """The items that a source found in a tree.
 
     Attributes:
         items: In natural order of their names (`2.mat` before `10.mat`).
-        left_out: Files that are no slices, each with the reason.
+        left_out: Files that are not slices, each with the reason.
         problems: Bad files found while listing (a mask without image, an unknown class, ...).
-        notes: Sentences about the whole listing for the report.
+        notes: Sentences about the whole listing.
     """
 
     items: tuple[Item, ...]
@@ -116,28 +113,35 @@ class Listing:
 
 
 class Source(Protocol):
-    """A format. Stateless; one instance each in the registry (`sources.__init__`)."""
+    """A stateless reader of one format."""
 
     name: str
 
     def recognises(self, tree: Tree) -> float:
-        """How sure this source is that the tree is its format: 0 (not at all) to 1. Looks at content, not only names."""
+        """Return the confidence, 0 to 1, that the tree has this format, from names and content."""
         ...
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
-        """Finds the items without decoding pixels."""
+        """Find the items without decoding pixels."""
         ...
 
     def read(self, item: Item, options: SourceOptions) -> Reading:
-        """Reads one item.
-
-        Raises:
-            NotASlice: It is readable, no slice, and need not be one.
-            DataError: Anything wrong with it (path = the item's name), and nothing else.
-        """
+        """Read one item; raises `NotASlice` or `DataError`, and no other exception."""
         ...
 
 
 def file_limit(options: SourceOptions) -> int:
-    """Bytes that a file of one slice may have: 8 a pixel, and room for what headers carry."""
+    """Return the largest size of a file with one slice in bytes: 8 per pixel, plus room for headers."""
     return 8 * options.max_pixels + (1 << 26)
+
+
+def partner_error(error: DataError, partner: str, name: str) -> DataError:
+    """Return an error of an item's mask as an error of the item `name`; `partner` names the mask."""
+    return DataError(
+        f"its {partner}: {error.what}",
+        path=name,
+        found=error.found,
+        expected=error.expected,
+        remedy=error.remedy,
+        kind=error.kind,
+    )

@@ -1,7 +1,6 @@
-"""DICOM series as they come from the scanner: MR files of one frame or several, in any folders and under any names.
+"""Read DICOM series from a scanner, without masks, for prediction: MR files in any folders, with any names.
 
-They carry no tumour masks. For training, PNG masks with equal stems lie beside them and the `pairs` source reads both; this
-source gives the images alone, for prediction.
+For training, PNG masks with the same stems are put beside the DICOM files, and the `pairs` source reads both.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
 from kerasseg_tfrecords.sources.roles import patient_of, stem_of
 from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
+from kerasseg_tfrecords.text import count
 
 __all__ = ["SOURCE", "DicomSource"]
 
@@ -24,23 +24,23 @@ _OTHER = (".mat", *VOLUME_SUFFIXES, ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
 class DicomSource:
-    """Reads MR files; a series is a volume, and each frame of an enhanced file a slice."""
+    """Reader of MR files; a series is a volume, and each frame of an enhanced file is a slice."""
 
     name = "dicom"
 
     def recognises(self, tree: Tree) -> float:
-        """The share of DICOM files among all that could be data, at most 0.9; 0.1 where only the names say so."""
+        """Return the share of DICOM files among possible data files, at most 0.9; 0.1 if only the names suggest DICOM."""
         named = tree.with_suffix(*DICOM_SUFFIXES)
         bare = tuple(loc for loc in tree.locations if _has_no_suffix(loc))
         others = len(tree.with_suffix(*_OTHER))
         for files in (named, bare):
-            # A few files tell: all of them are looked at while listing.
+            # A sample is enough here: the listing checks all files.
             if files and any(is_dicom(head(location)) for location in files[:: max(1, len(files) // 8)]):
                 return 0.9 * len(files) / (len(files) + others)
         return 0.1 if named and not others else 0.0
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
-        """One item for each frame, in the order of their places in the series; the headers are read."""
+        """Read all headers and return one item for each frame."""
         headers: dict[tuple[Location, int], DicomHeader] = {}
         problems: list[Problem] = []
         left_out: list[LeftOut] = []
@@ -60,8 +60,8 @@ class DicomSource:
                     problems.append(Problem.of(error, location.name))
         if options.masks and headers:
             message = (
-                f"{len(headers)} DICOM slices and no masks. Put PNG masks with equal stems beside them (1.dcm and "
-                "1_mask.png, or folders images/ and masks/): both are then read together"
+                f"{count(len(headers), 'DICOM slice')} without masks. Add PNG masks with the same stems (1.dcm and "
+                "1_mask.png, or folders images/ and masks/)"
             )
             problems.insert(0, Problem(".", "no-masks", message))
             headers = {}
@@ -69,11 +69,7 @@ class DicomSource:
         return Listing(tuple(items), tuple(left_out), tuple(problems))
 
     def read(self, item: Item, options: SourceOptions) -> Reading:
-        """Reads one file. `Slice.mask` is None.
-
-        Raises:
-            DataError: The file is no single-frame MR image, or damaged.
-        """
+        """Read one frame; its mask is None."""
         data = read_bytes(item.files[0], limit=file_limit(options))
         dicom = read_dicom(data, item.name, options.max_pixels, item.page)
         slice_ = Slice(
@@ -95,7 +91,7 @@ SOURCE = DicomSource()
 
 
 def _has_no_suffix(location: Location) -> bool:
-    # Scanners number files (`IM0001`, `1.2.840.113619...`): a suffix is something with letters.
+    # Scanners number files (`IM0001`, `1.2.840.113619...`), so digits after a dot are not a suffix.
     suffix = location.name.replace("!", "/").rsplit("/", 1)[-1].rpartition(".")[2]
     return "." not in location.name.rsplit("/", 1)[-1] or suffix.isdigit()
 
@@ -127,7 +123,7 @@ def _items(headers: dict[tuple[Location, int], DicomHeader], options: SourceOpti
 
 
 def _place(header: DicomHeader, location: Location) -> tuple[bool, float, int, tuple[tuple[int, int, str], ...]]:
-    """Along the normal, then by number, then by name. Rounded, for scanners write the same place in different digits."""
+    """Return a sort key: position along the normal (rounded, since scanners write it inexactly), number, name."""
     place = header.position
     number = header.instance if header.instance is not None else 0
     return place is None, round(place, 3) if place is not None else 0.0, number, natural_key(location.name)

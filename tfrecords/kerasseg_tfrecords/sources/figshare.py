@@ -1,12 +1,12 @@
-"""Jun Cheng's brain tumour data set (figshare 1512427): one MATLAB file a slice, with everything about it in `cjdata`.
+"""Read Jun Cheng's brain tumour data set (figshare 1512427): one MATLAB file per slice, with a struct `cjdata`.
 
-| field        | in MATLAB              | in MATLAB 7.3 files, as HDF5 shows it                            |
+| field        | in MATLAB              | in HDF5 (MATLAB 7.3)                                             |
 | ------------ | ---------------------- | ---------------------------------------------------------------- |
-| `image`      | 512x512 int16          | transposed, for MATLAB stores columns; maxima 538 to 12,728      |
-| `tumorMask`  | 512x512 logical        | transposed as well; uint8                                        |
+| `image`      | 512x512 int16          | transposed; maxima 538 to 12,728                                 |
+| `tumorMask`  | 512x512 logical        | transposed; uint8                                                |
 | `label`      | 1, 2 or 3              | float64 (1, 1)                                                   |
 | `PID`        | text                   | uint16 codes, (length, 1)                                        |
-| `tumorBorder`| x, y, x, y, ...        | not read: the mask says the same                                 |
+| `tumorBorder`| x, y, x, y, ...        | not read, since the mask has the same information                |
 
 Source: J. Cheng et al., "Enhanced performance of brain tumor classification via tumor region augmentation and
 partition", PLoS ONE 10(10), 2015.
@@ -30,18 +30,19 @@ from kerasseg_tfrecords.formats import hdf5, matlab5
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, NotASlice, SourceOptions
+from kerasseg_tfrecords.sources.roles import patient_of
 from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, read_bytes, suffix_of
+from kerasseg_tfrecords.text import count
 
 __all__ = ["FigshareSource"]
 
 _HEAD = 4096
-_PROBE = 64 * 2**20
-"""Larger files are not looked into to find out the format."""
+_PROBE = 64 * 2**20  # largest file that is opened for format detection
 
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """What one file holds; arrays as MATLAB sees them (upright)."""
+    """The fields of one file; arrays in MATLAB's orientation (upright)."""
 
     image: NDArray[Any]
     mask: NDArray[Any] | None
@@ -50,28 +51,28 @@ class _Fields:
 
 
 class FigshareSource:
-    """Reads the figshare data set: folders of .mat files, its zip, and the zips in it."""
+    """Reader of the figshare data set: folders of .mat files, its zip, and the zips in it."""
 
     name = "figshare"
 
     def recognises(self, tree: Tree) -> float:
-        """1 where some .mat files hold `cjdata` (0.5 among more images), 0.3 where none of them does, 0 without any."""
+        """Return 1 if a sample of .mat files has `cjdata` (0.5 among more images), 0.3 if not, 0 without .mat files."""
         files = tree.with_suffix(".mat")
         if not files:
             return 0.0
-        # Spread over the list: what is no slice (cvind.mat) or damaged stands anywhere.
+        # Spread over the list, since files that are damaged or not slices (cvind.mat) may be anywhere.
         sample = {files[round(place * (len(files) - 1) / 15)] for place in range(16)}
         if not any(_holds_cjdata(location) for location in sorted(sample)):
             return 0.3
-        images = sum(count for suffix, count in tree.suffixes().items() if suffix in IMAGE_SUFFIXES)
+        images = sum(number for suffix, number in tree.suffixes().items() if suffix in IMAGE_SUFFIXES)
         return 1.0 if len(files) >= images else 0.5
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
-        """One item for each .mat file; whether it holds a slice only reading tells (`NotASlice`)."""
+        """Return one item for each .mat file; reading finds those that are not slices (`NotASlice`)."""
         del options
         files = tree.with_suffix(".mat")
         stems = [_stem(location.name) for location in files]
-        shared = {stem for stem, count in Counter(stems).items() if count > 1}
+        shared = {stem for stem, number in Counter(stems).items() if number > 1}
         paths = Counter(
             location.name[: -len(".mat")] for location, stem in zip(files, stems, strict=True) if stem in shared
         )
@@ -85,15 +86,16 @@ class FigshareSource:
         left_out = [LeftOut(loc.name, _other_file(loc.name)) for loc in tree.locations if loc not in chosen]
         notes: tuple[str, ...] = ()
         if shared:
-            notes = (f"{len(shared)} file names stand in several folders; those slices are named by folder and file",)
+            names = count(len(shared), "file name")
+            notes = (f"{names} in more than one folder: these slices are named by folder and file",)
         return Listing(tuple(items), tuple(left_out), notes=notes)
 
     def read(self, item: Item, options: SourceOptions) -> Reading:
-        """Reads one .mat file; image and mask are upright and row-major.
+        """Read one .mat file; image and mask are upright and row-major.
 
         Raises:
-            NotASlice: A readable .mat file that holds vectors and texts only, as `cvind.mat` does.
-            DataError: Anything else that is not a slice with a known class and a fitting mask.
+            NotASlice: The file holds vectors and texts only, as `cvind.mat` does.
+            DataError: The file is damaged, or is not a slice with a known class and a mask of the same size.
         """
         location = item.files[0]
         digest, fields = _read_file(location, item.name, options)
@@ -103,7 +105,7 @@ class FigshareSource:
             slice_id=item.slice_id or _stem(item.name),
             source=location.name,
             label=item.label or _class(fields.label, item.name, options),
-            patient=item.patient or _patient(fields.patient, item.name, options),
+            patient=item.patient or patient_of(item.name, options) or fields.patient,
         )
         return Reading((slice_,), sha256=digest)
 
@@ -118,7 +120,7 @@ def _stem(name: str) -> str:
 
 def _other_file(name: str) -> str:
     if suffix_of(name) in {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz"}:
-        return "an archive that is not read in place (only zips are); unpack it if it holds slices"
+        return "an archive; unpack it if it holds slices (only zip archives are read in place)"
     return "not a .mat file"
 
 
@@ -136,7 +138,7 @@ def _holds_cjdata(location: Location) -> bool:
 
 
 def _byte_limit(options: SourceOptions) -> int:
-    """Bytes that a file may have: twice what an image of the largest allowed size takes as float64."""
+    """Return the largest file size in bytes: twice the size of the largest image as float64."""
     return 16 * options.max_pixels + 2**20
 
 
@@ -156,7 +158,7 @@ def _not_matlab(data: bytes, name: str) -> DataError:
         return DataError("the file is empty", path=name, expected="a MATLAB file with cjdata", kind="empty")
     if data.startswith(b"version https://git-lfs"):
         remedy = "Run git lfs pull."
-        return DataError("a Git LFS pointer stands in the file's place", path=name, remedy=remedy)
+        return DataError("a Git LFS pointer instead of the file itself", path=name, remedy=remedy)
     if data.startswith(b"MATLAB"):
         remedy = "Download or copy it again."
         return DataError("the MATLAB file is cut off or damaged", path=name, found=f"{len(data)} bytes", remedy=remedy)
@@ -173,7 +175,6 @@ def _read_hdf5(root: Any, name: str, options: SourceOptions) -> _Fields:
     image = hdf5.open_child(struct, "image", name)
     if image is None:
         raise _missing("image", hdf5.members(struct), name)
-    # Where nobody asks for masks, a bad one is no reason not to read the image.
     mask = hdf5.open_child(struct, "tumorMask", name) if options.masks else None
     label = hdf5.open_child(struct, "label", name)
     patient = hdf5.open_child(struct, "PID", name)
@@ -214,7 +215,7 @@ def _read_matlab5(data: bytes, name: str, options: SourceOptions) -> _Fields:
 def _numbers(variable: matlab5.Variable, what: str, name: str, options: SourceOptions) -> NDArray[Any]:
     if variable.array is None:
         found = "text" if variable.text is not None else "a cell, struct, sparse or complex array"
-        raise DataError(f"{what} holds no plain numbers", path=name, found=found, expected="a full numeric array")
+        raise DataError(f"{what} is not numeric", path=name, found=found, expected="a full numeric array")
     if variable.array.size > options.max_pixels:
         found, expected = f"{variable.array.size} pixels", f"at most {options.max_pixels}"
         raise DataError(f"{what} is too large", path=name, found=found, expected=expected, kind="too-large")
@@ -244,21 +245,21 @@ def _hdf5_shape(root: Any, key: str, name: str) -> tuple[int, ...] | None:
 
 
 def _without_cjdata(shapes: dict[str, tuple[int, ...] | None], name: str) -> DataError:
-    """Left out where all variables are vectors, numbers or texts (`cvind.mat`); else a slice that is not as it should be.
+    """Return `NotASlice` if all variables are vectors, numbers or texts (`cvind.mat`), else `DataError`.
 
     Args:
-        shapes: Shape of each variable; None for a struct or something else that could hold an image.
-        name: The file.
+        shapes: Shape of each variable; None for a struct or another type that could hold an image.
+        name: File name for messages.
     """
     listed = ", ".join(
         f"{key} ({'struct' if shape is None else ' x '.join(map(str, shape)) or 'one value'})"
         for key, shape in list(shapes.items())[:6]
     )
     if shapes and all(shape is not None and sum(length > 1 for length in shape) <= 1 for shape in shapes.values()):
-        return NotASlice(f"no slice: a MATLAB file that holds only {listed}", path=name, kind="not-a-slice")
+        return NotASlice(f"not a slice: a MATLAB file with only {listed}", path=name, kind="not-a-slice")
     found = listed or "no variables"
     expected = "a struct cjdata with image, tumorMask, label and PID"
-    return DataError("there is no cjdata in it", path=name, found=found, expected=expected, kind="no-cjdata")
+    return DataError("the file has no cjdata", path=name, found=found, expected=expected, kind="no-cjdata")
 
 
 def _missing(field: str, present: tuple[str, ...], name: str) -> DataError:
@@ -268,15 +269,14 @@ def _missing(field: str, present: tuple[str, ...], name: str) -> DataError:
 
 
 def _image(array: NDArray[Any], name: str) -> NDArray[Any]:
-    """The image if it is one: two-dimensional, not empty, finite."""
+    """Check that an array is an image: two-dimensional, not empty, finite."""
     if array.ndim != 2 or array.size == 0:
         found = f"an array of shape {array.shape}"
-        raise DataError("the image is no slice", path=name, found=found, expected="height x width", kind="empty-image")
+        raise DataError("not an image", path=name, found=found, expected="height x width", kind="empty-image")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        count = int(np.count_nonzero(~np.isfinite(array)))
-        remedy = "Replace them where the file was made."
-        raise DataError("the image holds NaN or infinite values", path=name, found=f"{count} pixels", remedy=remedy,
-                        kind="not-finite")  # fmt: skip
+        found = count(int(np.count_nonzero(~np.isfinite(array))), "pixel")
+        what, remedy = "the image has NaN or infinite values", "Correct the file."
+        raise DataError(what, path=name, found=found, remedy=remedy, kind="not-finite")
     return array
 
 
@@ -289,7 +289,7 @@ def _binary(mask: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[np
     if mask.dtype == np.uint8 and mask.max() <= 1:
         return mask.view(np.bool_)
     if mask.dtype.kind == "f" and not np.isfinite(mask).all():
-        raise DataError("the mask holds NaN or infinite values", path=name, kind="not-finite")
+        raise DataError("the mask has NaN or infinite values", path=name, kind="not-finite")
     return np.asarray(mask > 0)
 
 
@@ -299,11 +299,4 @@ def _class(label: str | float | None, name: str, options: SourceOptions) -> str:
         if label is None or label == "":
             raise DataError("cjdata has no label", path=name, kind="unknown-label")
         raise DataError(unknown_class(label, options.classes), path=name, kind="unknown-label")
-    return found or ""  # to predict, nobody needs the class
-
-
-def _patient(stored: str, name: str, options: SourceOptions) -> str:
-    if options.patient_pattern is None:
-        return stored
-    found = re.search(options.patient_pattern, name)
-    return (found.group(1) if found.re.groups else found.group()) if found else stored
+    return found or ""

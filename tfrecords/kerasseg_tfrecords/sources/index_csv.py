@@ -1,9 +1,7 @@
-"""Index tables: a CSV that names image, mask, label and patient of each slice."""
+"""Read index tables: CSV files with the image, mask, label and patient of each slice."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import unicodedata
 from collections import defaultdict
@@ -14,6 +12,7 @@ from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.sources.roles import Named, split_name, without_suffix
 from kerasseg_tfrecords.sources.tree import read_bytes
+from kerasseg_tfrecords.tables import parse_csv
 
 __all__ = ["Index", "Row", "read_index"]
 
@@ -35,10 +34,10 @@ class Row:
     """One slice of an index.
 
     Attributes:
-        image, mask: The files; no mask where the table names none.
-        label: As written; None where the table has no such column.
-        patient, volume: As written; "" where unknown.
-        slice_index: Place in the volume from 0; -1 where unknown.
+        image, mask: The files; the mask is None if the table has none.
+        label: As in the table; None without such a column.
+        patient, volume: As in the table; "" if unknown.
+        slice_index: Index in the volume, from 0; -1 if unknown.
         where: Table and line, for messages.
     """
 
@@ -53,11 +52,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What a table names.
+    """Content of an index table.
 
     Attributes:
         rows: In the order of the table.
-        names_masks: Whether it has a column for masks; without it, masks are found by name.
+        names_masks: Whether it has a column for masks; otherwise masks are found by file name.
         problems: Rows that cannot be used.
     """
 
@@ -72,7 +71,7 @@ def _key(name: str) -> str:
 
 
 class _Files:
-    """The files that rows may name, found by path or by the last parts of a path."""
+    """The files that rows may refer to, found by path or by the last parts of a path."""
 
     def __init__(self, files: Iterable[Named]) -> None:
         self._by_path = {_key(file.location.name): file for file in files}
@@ -83,12 +82,12 @@ class _Files:
                 self._by_end[end].append(path)
 
     def find(self, written: str, folders: tuple[str, ...], role: str) -> Location | None:
-        """The file that a cell means: relative to the table, to the input, or by as much of its path as is unique.
+        """Find the file that a cell refers to: relative to the table or the input, or by a unique end of its path.
 
         Args:
             written: The cell.
-            folders: Where the table lies.
-            role: "image" or "mask"; by its end alone, no file of the other role is found.
+            folders: Folder of the table.
+            role: "image" or "mask"; files of the other role are not found by the end of their path.
         """
         parts = [part for part in re.split(r"[\\/]+", unicodedata.normalize("NFC", written)) if part not in {"", "."}]
         for start in (folders, ()):
@@ -97,7 +96,7 @@ class _Files:
                 return self._by_path[path].location
         if not parts or ".." in parts:
             return None
-        # Tables hold the paths of the machine that wrote them, or bare names and stems.
+        # Tables often hold paths of another machine, or only names or stems.
         other = "mask" if role == "image" else "image"
         paths = [path for path in self._by_end.get(parts[-1], []) if self._by_path[path].role != other]
         for length in range(2, len(parts) + 1):
@@ -121,38 +120,41 @@ def _join(start: tuple[str, ...], parts: list[str]) -> str | None:
 
 
 def read_index(table: Location, pictures: Iterable[Named]) -> Index | None:
-    """Reads a table if it is an index.
+    """Read a table (comma, semicolon or tab; UTF-8 or Latin-1) if it is an index.
 
-    Separated by comma, semicolon or tab, in UTF-8 or Latin-1. The columns go by many names (`image_path`, `filename`,
-    `class`, `patient_id`, ...); further ones are passed over. Paths count from the table's folder; paths of another machine
-    are found by their ends if these are unique.
+    Columns are recognised by many names (`image_path`, `filename`, `class`, `patient_id`, ...); others are ignored. Paths
+    are relative to the folder of the table or to the input; paths of another machine are found by a unique end.
 
     Args:
         table: A .csv or .tsv file.
-        pictures: The files that rows may name.
+        pictures: The files that rows may refer to.
 
     Returns:
-        None where the table has no column for images, or names none of the files.
+        The index; None if the table has no column for images, or refers to none of the files.
     """
     try:
         data = read_bytes(table, limit=_LIMIT)
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+        return _index(table, parse_csv(text, any_separator=True, strict=False), pictures)
     except DataError as error:
         return Index((), False, (Problem.of(error, table.name),))
-    try:
-        return _index(table, _parse(data), pictures)
-    except DataError as error:
-        return Index((), False, (Problem.of(error, table.name),))
+    except ValueError as error:
+        message = f"the table cannot be read ({error}). Check it for a quote that is not closed"
+        return Index((), False, (Problem(table.name, "unreadable", message),))
 
 
-def _index(table: Location, lines: Iterator[list[str]], pictures: Iterable[Named]) -> Index | None:
-    header = next(lines, [])
+def _index(table: Location, lines: Iterator[tuple[int, list[str]]], pictures: Iterable[Named]) -> Index | None:
+    _, header = next(lines, (1, []))
     columns = _columns(header)
     if "image" not in columns:
         return None
     files = _Files(pictures)
     rows: list[Row] = []
     problems: list[Problem] = []
-    for number, cells in enumerate(lines, start=2):
+    for number, cells in lines:
         if not any(cell.strip() for cell in cells):
             continue
         values = {name: cells[place].strip() if place < len(cells) else "" for name, place in columns.items()}
@@ -162,32 +164,12 @@ def _index(table: Location, lines: Iterator[list[str]], pictures: Iterable[Named
         else:
             problems.append(Problem(table.name, "missing-file", f"line {number}: {found}"))
     if not rows and problems and "mask" not in columns:
-        return None  # a table of something else with a column that is called `file`
+        return None  # another kind of table with a column called `file`
     return Index(tuple(rows), "mask" in columns, tuple(problems))
 
 
-def _parse(data: bytes) -> Iterator[list[str]]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    first = text.split("\n", 1)[0]
-    separator = max(",;\t", key=first.count)
-    return _rows(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-
-
-def _rows(reader: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Rows up to the first that the reader refuses (a field of more than 131,072 characters: an unclosed quote)."""
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise DataError(
-            "the table cannot be read", found=error, remedy="Look for a quote that is not closed"
-        ) from error
-
-
 def _columns(header: list[str]) -> dict[str, int]:
-    """Which column holds what; the best known of several names is taken."""
+    """Return the index of the column for each meaning; of several fitting names, the first in `_COLUMNS` counts."""
     names = [re.sub(r"[^a-z0-9]+", "_", unicodedata.normalize("NFKC", cell).casefold()).strip("_") for cell in header]
     found = {}
     for meaning, spellings in _COLUMNS.items():
@@ -201,14 +183,14 @@ def _row(values: Mapping[str, str], where: str, folders: tuple[str, ...], files:
     written = values["image"]
     image = files.find(written, folders, "image")
     if image is None:
-        return f"the image {written!r} is not there" if written else "no image is named"
+        return f"the image {written!r} does not exist" if written else "the image is missing"
     mask = None
     if values.get("mask"):
         mask = files.find(values["mask"], folders, "mask")
         if mask is None:
-            return f"the mask {values['mask']!r} of {image.name} is not there"
+            return f"the mask {values['mask']!r} of {image.name} does not exist"
         if mask == image:
-            return f"{image.name} is named as its own mask"
+            return f"{image.name} is given as its own mask"
     place = values.get("slice_index", "")
     return Row(
         image,

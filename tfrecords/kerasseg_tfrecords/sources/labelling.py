@@ -1,4 +1,4 @@
-"""Which class a picture belongs to: by its index table, by its folders, or by codes in file names."""
+"""Find the class of pictures: from an index table, their folders, or codes in file names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kerasseg_tfrecords.classes import class_code, class_in_file_name, class_name, suggest_class, unknown_class
 from kerasseg_tfrecords.errors import Problem
 from kerasseg_tfrecords.sources.roles import folder_role, split_name, stem_of
+from kerasseg_tfrecords.text import count
 
 __all__ = ["Labels", "label_files"]
 
@@ -18,9 +19,9 @@ class Labels:
     """The classes of a listing.
 
     Attributes:
-        by_name: File name -> class; "" for all where the data set has no classes. Files without an entry have a problem.
-        problems: Files (or whole folders of them) whose class is not known while that of others is.
-        notes: How the classes were found.
+        by_name: File name -> class, or "" for all files of a data set without classes. Files with a problem are missing.
+        problems: Files or folders whose class is unknown while that of others is known.
+        notes: Where the classes were found.
     """
 
     by_name: Mapping[str, str]
@@ -35,17 +36,17 @@ def label_files(
     written: Mapping[str, tuple[str, str]] | None = None,
     root: str = "",
 ) -> Labels:
-    """Finds the class of each file.
+    """Find the class of each file.
 
-    An index table has the first word. Else the innermost folder that is called like a class decides (numbers are no class
-    there: `1/` may be a patient), then a code or word in the file name. Codes count only if at least half of the files have
-    one and not all of them are `no`: `scan_no_12` says nothing about tumours. Where no file has a class, the input's own
-    name may be one (`data/glioma`); else the data set has no classes.
+    The index table takes precedence, then the innermost folder with the name of a class (not a number: `1/` may be a
+    patient), then a code or word in the file name. If no table or folder gives a class, codes count only if at least half
+    of the files have one and not all are `no`, since the "no" in `scan_no_12` is not about tumours. If no file has a class,
+    the name of the input may be one (`data/glioma`); otherwise the data set has no classes.
 
     Args:
         names: Names of the files.
         classes: The user's classes; None for the built-in ones.
-        written: File name -> (label as written, where), for files that a table labels.
+        written: File name -> (label, table and line), for files labelled by a table.
         root: Name of the input.
     """
     labels: dict[str, str] = {}
@@ -69,7 +70,7 @@ def label_files(
     left = [name for name in open_names if name not in labels]
     if not labels and not problems:
         whole = _folder_class(f"{root}/", classes) or ""
-        notes = (f"all slices are {whole}, as the folder's name says",) if whole else ()
+        notes = (f"all slices have class {whole}, from the name of the folder",) if whole else ()
         return Labels(dict.fromkeys(names, whole), (), notes)
     return Labels(labels, (*problems, *_unknown(left, classes)))
 
@@ -94,7 +95,7 @@ def _codes(names: Sequence[str], classes: tuple[str, ...] | None, others_are_lab
 
 
 def _unknown(names: Sequence[str], classes: tuple[str, ...] | None) -> list[Problem]:
-    """One problem a folder if its name looks like a misspelt class, else one a file."""
+    """Return one problem per folder whose name resembles a class, and one for each other file."""
     suspects: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     problems: list[Problem] = []
     for name in names:
@@ -104,9 +105,9 @@ def _unknown(names: Sequence[str], classes: tuple[str, ...] | None) -> list[Prob
             folder, hint = near[-1]
             suspects["/".join(folders[: folders.index(folder) + 1]), hint].append(name)
         else:
-            message = "no class: neither its folders nor its name tell one, as those of other files do"
-            problems.append(Problem(name, "unknown-label", f"{message}. Name it in an index CSV, or move it"))
+            message = "no class in its folders or file name, although other files have one"
+            problems.append(Problem(name, "unknown-label", f"{message}. Add it to an index CSV, or move it"))
     for (folder, hint), inside in suspects.items():
-        what = f"{len(inside)} image{'s' if len(inside) > 1 else ''} in a folder that is no known class"
+        what = f"{count(len(inside), 'image')} in a folder that is not a known class"
         problems.append(Problem(folder, "unknown-label", f"{what}. Did you mean {hint}? Rename it"))
     return problems

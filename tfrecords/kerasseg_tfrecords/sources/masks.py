@@ -1,4 +1,4 @@
-"""Conversion of masks to binary ones by one stated rule, with a note on what was decided."""
+"""Convert masks to binary masks by one documented rule, with notes on its decisions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kerasseg_tfrecords.formats.images import Picture
 __all__ = ["binarise", "has_grey_regions", "mask_of_picture"]
 
 _MAX_LABEL = 31  # whole numbers up to here are labels, larger ones grey levels
-_FEW = 8  # at most so many levels besides 0 may be regions of their own
-_NEAR = 8  # levels within 1/8 of black or white are noise of these two
-_DARK = 64  # a lossy mask must be brighter: below, 0/1 masks and noise cannot be told apart
-_MAX_GREY_SHARE = 0.25  # more grey pixels than this, and it is a picture
-_MAX_TUMOUR_SHARE = 0.5  # more than this, and the mask is probably inverted
-_MAX_COLOURS = 32  # more, and the mask is a picture
+_FEW = 8  # largest number of levels besides 0 that may be regions
+_NEAR = 8  # levels within 1/8 of black or white are noise
+_DARK = 64  # smallest maximum of a lossy mask: below, a 0/1 mask cannot be distinguished from noise
+_MAX_GREY_SHARE = 0.25  # a mask with more grey pixels is a picture
+_MAX_TUMOUR_SHARE = 0.5  # a mask with more tumour is probably inverted
+_MAX_COLOURS = 32  # a mask with more colours is a picture
 
 
 def binarise(
@@ -30,33 +30,32 @@ def binarise(
     lossy: bool = False,
     regions: bool = False,
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """The pixels of a mask that are tumour.
+    """Find the tumour pixels of a mask.
 
-    The rule, in this order, for a mask whose largest value is `M`:
+    The first rule that applies to a mask with the largest value `M`:
 
-    1. All 0: no tumour.
-    2. One value besides 0 (0/1, 0/255, 0/128, ...): every pixel that is not 0 is tumour - unless `foreground` names labels
-       and the value is one of a label (31 or less): then rule 3.
-    3. Whole numbers, none above 31 (0/1/2/4): labels. `foreground` names those that are tumour, None means all but 0.
-    4. Not near-binary (a level between `M/8` and `7M/8`), yet at most 8 levels, one of which fills an area of 3 x 3 pixels
-       or is named in `foreground`: regions drawn in shades of grey; tumour is all but 0, or what `foreground` names.
-    5. Else grey levels around black and white, as JPEG (1-7 and 248-255) and resizing (soft edges) leave them: tumour is
-       what lies above half of `M` (128 and more for `M` = 255).
+    1. All pixels are 0: no tumour.
+    2. One value besides 0 (0/1, 0/255, 0/128, ...): all other pixels are tumour. If `foreground` is given and the value may
+       be a label (31 or less), rule 3 applies instead.
+    3. Whole numbers up to 31 (0/1/2/4): labels. Those in `foreground` are tumour, or all but 0 if it is None.
+    4. At most 8 levels besides 0, not all near black (below `M/8`) or white (above `7M/8`), one of which fills 3 x 3 pixels
+       or is in `foreground`: regions drawn in shades of grey. Those in `foreground` are tumour, or all but 0.
+    5. Other grey levels come from JPEG (1-7 and 248-255) or resizing (soft edges): values above `M/2` are tumour.
 
-    Masks stored as JPEG hold no labels: after 1 and 2 comes 5, and a largest value below 64 is refused.
+    For JPEG masks only rules 1, 2 and 5 apply, and a maximum below 64 is refused.
 
     Args:
         values: (height, width), any real type.
-        name: For messages.
-        foreground: Label values that are tumour, for rules 3 and 4.
+        name: File name for messages.
+        foreground: Label values of tumour, for rules 3 and 4.
         lossy: Whether the mask was stored as JPEG.
-        regions: Whether other masks of the data set are known to hold regions in shades of grey, for rule 4.
+        regions: Whether other masks of the data set have regions in shades of grey, for rule 4.
 
     Returns:
-        (height, width) bool; notes on what was decided, none for plain 0/1, 0/255 and 0/65535 masks.
+        (height, width) bool; notes on decisions, none for plain 0/1, 0/255 and 0/65535 masks.
 
     Raises:
-        DataError: Not a mask: NaN, negative values, no background, mostly grey, or a JPEG too dark to tell.
+        DataError: Not a mask: NaN, negative values, no background, mostly grey, or too dark a JPEG.
 
     Example:
         >>> noisy = np.array([[0, 3, 5], [250, 255, 252]], np.uint8)
@@ -67,15 +66,12 @@ def binarise(
     if values.dtype == np.bool_:
         values = values.astype(np.uint8)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError(
-            "the mask holds NaN or infinite values", path=name, expected="0 and one value more", kind="not-finite"
-        )
+        raise DataError("the mask has NaN or infinite values", path=name, kind="not-finite")
     levels = _levels(values)
     top = levels[-1].item()
     if levels[0] < 0:
-        raise DataError(
-            "the mask holds negative values", path=name, found=levels[0].item(), expected="0 or more", kind="bad-mask"
-        )
+        found = levels[0].item()
+        raise DataError("the mask has negative values", path=name, found=found, expected="0 or more", kind="bad-mask")
     if top == 0:
         return np.zeros(values.shape, np.bool_), ()
     nonzero = levels[levels > 0]
@@ -85,11 +81,11 @@ def binarise(
             path=name,
             found=f"lowest value {_number(levels[0])}, highest {_number(top)}",
             expected="0 outside the tumour",
-            remedy="Check that this is a mask and not inverted",
+            remedy="Check that this is a mask, and that it is not inverted",
             kind="bad-mask",
         )
     if len(nonzero) == 1 and levels[0] == 0 and not (lossy and top < _DARK):
-        # Where the user names labels, a mask with one of them only is still a mask of labels.
+        # If the user names labels, a mask with only one of them is still a mask of labels.
         if not lossy and foreground is not None and (top <= _MAX_LABEL or max(foreground, default=0) > _MAX_LABEL):
             return _labels(values, nonzero, foreground)
         odd = f"the mask had the values 0 and {_number(top)}: {_number(top)} is tumour"
@@ -105,14 +101,14 @@ def binarise(
 
 
 def _levels(values: NDArray[Any]) -> NDArray[Any]:
-    """The values that occur, ascending. Counting is an order faster than sorting for the types that masks have."""
+    """Return the distinct values, ascending; counting is ten times as fast as `np.unique` for the usual types."""
     if values.dtype in (np.uint8, np.uint16):
         return np.flatnonzero(np.bincount(values.ravel())).astype(values.dtype)
     return np.unique(values)
 
 
 def has_grey_regions(values: NDArray[Any]) -> bool:
-    """Whether a mask has few grey levels, one of which, between black and white, fills an area; soft edges are lines."""
+    """Whether a mask has few grey levels, one of which fills 3 x 3 pixels (the levels of soft edges form lines)."""
     levels = _levels(values)
     top = levels[-1]
     middle = levels[(levels > top / _NEAR) & (levels < top - top / _NEAR)]
@@ -123,7 +119,7 @@ def has_grey_regions(values: NDArray[Any]) -> bool:
 
 
 def _has_no_background(levels: NDArray[Any], lossy: bool) -> bool:
-    """Whether even the lowest level is tumour: labels that start at 1, or grey levels that start bright."""
+    """Whether even the lowest level is tumour: labels from 1, or only bright grey levels."""
     top = levels[-1]
     return bool(not lossy and top <= _MAX_LABEL) or bool(levels[0] > top / _NEAR)
 
@@ -148,7 +144,7 @@ def _grey_levels(
             path=name,
             found=f"no value above {_number(top)}",
             expected="tumour near white",
-            remedy="Write masks as PNG; as JPEG, a 0/1 mask cannot be told from noise",
+            remedy="Save masks as PNG: in JPEG, a 0/1 mask cannot be distinguished from noise",
             kind="bad-mask",
         )
     grey = np.count_nonzero((values > top / _NEAR) & (values < top - top / _NEAR)) / values.size
@@ -158,7 +154,7 @@ def _grey_levels(
             path=name,
             found=f"{grey:.0%} of its pixels are grey",
             expected="black outside the tumour and white inside",
-            remedy="Check that image and mask are not swapped",
+            remedy="Check that image and mask are not exchanged",
             kind="bad-mask",
         )
     cut = (top + 1) / 2 if values.dtype.kind in "iu" else top / 2
@@ -180,24 +176,15 @@ def _number(value: float) -> str:
 def mask_of_picture(
     picture: Picture, name: str, *, foreground: tuple[int, ...] | None = None, regions: bool = False
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """The tumour in a mask that was stored as a picture.
+    """Find the tumour pixels of a mask that was stored as a picture; arguments and results as in `binarise`.
 
-    Places in a palette are labels. Of colour masks the brightest channel counts; with `foreground`, colours must be those
-    of PASCAL VOC (128, 0, 0 is label 1), or lie in one channel. Transparent pixels are background; where the colours are
-    the same all over the picture, the opacity itself is the mask. Where a TIFF says that 0 is white, the reading with less
-    tumour is taken, for many programs write that tag and few mean it.
-
-    Args:
-        picture: As `decode_picture` gives it.
-        name: For messages.
-        foreground: As in `binarise`.
-        regions: As in `binarise`.
-
-    Returns:
-        As `binarise`.
+    Palette indices are labels. Of a colour mask, the brightest channel counts; with `foreground`, its colours must be those
+    of PASCAL VOC (128, 0, 0 is label 1) or use one channel only. Transparent pixels are background; if all pixels have the
+    same colour, the opacity is the mask. If a TIFF declares 0 as white, the polarity with less tumour is used, since many
+    programs set that tag by mistake.
 
     Raises:
-        DataError: As `binarise`, or `foreground` is given and the colours mean no labels.
+        DataError: As `binarise`, or `foreground` is given and the colours are not labels.
     """
     values, notes = _values(picture, name, foreground)
     if picture.alpha is not None:
@@ -208,7 +195,7 @@ def mask_of_picture(
         notes = (*notes, "the mask had transparent pixels: they are background")
     if picture.white_is_zero and values.dtype.kind == "u":
         values = values if values.max() == 0 else _less_tumour(values)
-        notes = (*notes, "the mask says that 0 is white: the reading with less tumour is taken")
+        notes = (*notes, "the mask declares 0 as white: the polarity with less tumour is used")
     mask, more = binarise(values, name, foreground=foreground, lossy=picture.lossy, regions=regions)
     return mask, notes + more
 
@@ -219,11 +206,10 @@ def _less_tumour(shown: NDArray[Any]) -> NDArray[Any]:
 
 
 def _values(picture: Picture, name: str, foreground: tuple[int, ...] | None) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """One value a pixel: label, grey level, or brightest channel."""
+    """Return one value per pixel: label, grey level, or brightest channel."""
     pixels = picture.pixels
     black = pixels.reshape(pixels.shape[0], pixels.shape[1], -1).max(axis=2) == 0
-    # A palette in which black is not the first colour was made by a program that sorts by something else.
-    # A palette of greys may be a grey mask with soft edges.
+    # Not labels: a palette in another order (black is not the first colour), or of greys for soft edges.
     labelled = picture.indices is not None and (pixels.ndim == 3 or has_grey_regions(pixels))
     if picture.indices is not None and labelled and not bool((black & (picture.indices > 0)).any()):
         return picture.indices, ()
@@ -231,11 +217,11 @@ def _values(picture: Picture, name: str, foreground: tuple[int, ...] | None) -> 
         return pixels, ()
     if foreground is not None and (labels := _colour_labels(pixels, black, name)) is not None:
         return labels, ("the colours of the mask were read as labels",)
-    return pixels.max(axis=2), ("the mask was in colour: its brightest channel counts",)
+    return pixels.max(axis=2), ("the mask was in colour: its brightest channel is used",)
 
 
 def _colour_labels(pixels: NDArray[Any], black: NDArray[np.bool_], name: str) -> NDArray[Any] | None:
-    """The labels that colours stand for; None where there is only one colour besides black."""
+    """Convert colours to labels; None if there is only one colour besides black."""
     codes = pixels[~black].astype(np.int64) @ np.array([1 << 32, 1 << 16, 1])
     found = np.unique(codes)
     if len(found) < 2:
@@ -248,11 +234,11 @@ def _colour_labels(pixels: NDArray[Any], black: NDArray[np.bool_], name: str) ->
     if len(colours) > _MAX_COLOURS or any(colour not in voc for colour in colours):
         shown = ", ".join(map(str, colours[:4])) + (", ..." if len(colours) > 4 else "")
         raise DataError(
-            "the mask is in colours that stand for no labels, and --foreground names labels",
+            "the colours of the mask are not labels, which --foreground needs",
             path=name,
             found=f"the colours {shown}",
             expected="grey values, a palette, or the colours of PASCAL VOC",
-            remedy="Save the labels as grey values, or leave --foreground out to count every colour",
+            remedy="Save the labels as grey values, or omit --foreground to count every colour",
             kind="bad-mask",
         )
     labels = np.zeros(black.shape, np.uint8)
@@ -261,5 +247,5 @@ def _colour_labels(pixels: NDArray[Any], black: NDArray[np.bool_], name: str) ->
 
 
 def _voc_colour(label: int) -> tuple[int, ...]:
-    """The colour of a label in PASCAL VOC: bits 0, 3, 6 of the label are the high bits of red, and so on."""
+    """Return the colour of a label in PASCAL VOC: bits 0, 3, 6 of the label are the high bits of red, and so on."""
     return tuple(sum((label >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))

@@ -1,8 +1,8 @@
-"""Volumes (NIfTI, Analyze, FreeSurfer, MetaImage, NRRD) with their segmentations, cut into slices as radiologists see them.
+"""Read volumes (NIfTI, Analyze, FreeSurfer, MetaImage, NRRD) with their segmentations as slices in radiological view.
 
-Axes come from the affine, whatever order the file stores them in. In every plane the picture is upright:
+The affine determines the axes, regardless of their order in the file. In every plane the picture is upright:
 
-| plane    | top      | left of the picture | slices are counted from      |
+| plane    | top      | left of the picture | slices are numbered from     |
 | -------- | -------- | ------------------- | ---------------------------- |
 | axial    | front    | patient's right     | feet to head                 |
 | coronal  | head     | patient's right     | front to back                |
@@ -25,7 +25,7 @@ from kerasseg_tfrecords.formats.nifti import Volume
 from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
 from kerasseg_tfrecords.formats.volumes import is_volume, open_volume
 from kerasseg_tfrecords.slices import Reading, Slice
-from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions
+from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, partner_error
 from kerasseg_tfrecords.sources.labelling import label_files
 from kerasseg_tfrecords.sources.nifti_cases import Case, find_cases
 from kerasseg_tfrecords.sources.roles import patient_in_name, patient_of, split_name, without_suffix
@@ -35,20 +35,20 @@ __all__ = ["PLANES", "SOURCE", "NiftiSource", "cut", "own_plane", "read_volume_f
 
 PLANES = ("axial", "coronal", "sagittal")
 _OTHER_DATA = (".mat", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
-_SLICES = 4  # a volume may have this many times the pixels of the largest image
-_MAX_LABELS = 32  # more, and it is a map of anatomy
-_ROUNDING = 1e-3  # how far from a whole number a label may lie
+_SLICES = 4  # largest volume, as a multiple of the largest image
+_MAX_LABELS = 32  # a segmentation with more labels is an anatomical map
+_ROUNDING = 1e-3  # largest distance of a label from a whole number
 # The same patient at several times: BraTS-GLI-00005-100, UPENN-GBM-00012_11.
 _TIME_POINT = re.compile(r"(BraTS-[A-Za-z]+-[0-9]{5})-[0-9]{3}|(UPENN-GBM-[0-9]{5})_[0-9]{2}")
 
 
 class NiftiSource:
-    """Reads cases of a volume and its segmentation."""
+    """Reader of volumes with their segmentations."""
 
     name = "nifti"
 
     def recognises(self, tree: Tree) -> float:
-        """1 where nothing but volumes could be data, else 0.9 of their share."""
+        """Return 1 if volumes are the only possible data, else 0.9 of their share."""
         files = tree.with_suffix(*VOLUME_SUFFIXES)
         if not files:
             return 0.0
@@ -60,7 +60,7 @@ class NiftiSource:
         return share if real else share / 9
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
-        """One item for each case."""
+        """Return one item for each case."""
         _check_plane(options.plane)
         found = find_cases(tree, options)
         labels = label_files([case.image.name for case in found.cases], options.classes, root=tree.root.name)
@@ -93,14 +93,14 @@ class NiftiSource:
         )
 
     def read(self, item: Item, options: SourceOptions) -> Reading:
-        """Read a volume and cut it into slices along `options.plane`; a volume of one slice in the plane of that slice.
+        """Read a volume and cut it into slices in `options.plane` (a volume of one slice in the plane of that slice).
 
-        With `options.masks`: all slices with tumour, and of those without - and with anything to see - as many as
-        `options.empty_share` says, drawn by (seed, item, place); a larger share keeps the slices of a smaller one.
-        Without: all slices.
+        With `options.masks`, all slices with tumour are returned, and a share of the others that are not blank
+        (`options.empty_share`), chosen by seed, item and index; a larger share includes the slices of a smaller one.
+        Without, all slices are returned.
 
         Raises:
-            DataError: A file is damaged; the segmentation does not lie on the image's grid, holds no labels, or no tumour.
+            DataError: A file is damaged, or the segmentation has another grid, no labels, or no tumour.
         """
         _check_plane(options.plane)
         image, data = read_volume_file(item.files[0], options, channel=item.channel)
@@ -113,7 +113,7 @@ class NiftiSource:
             notes = (*notes, *more)
         plane = own_plane(image.voxels.shape) or options.plane
         if plane != options.plane:
-            notes = (*notes, f"a volume of one {plane} slice: read in its own plane")
+            notes = (*notes, f"a volume of one {plane} slice, read in its own plane")
         planes = cut(image, plane)
         masks = None if mask is None else _planes(mask, plane)
         chosen = list(range(len(planes.slices)))
@@ -147,15 +147,12 @@ def read_volume_file(location: Location, options: SourceOptions, *, channel: int
     """Read a volume of any file type.
 
     Args:
-        location: The file; of a .hdr and .img pair the .hdr.
-        options: Its `max_pixels` and, where `channel` is -1, its `channel` apply.
-        channel: Channel of a volume with several.
+        location: The file; for a .hdr/.img pair, the .hdr file.
+        options: Provides `max_pixels`, and `channel` if the argument is -1.
+        channel: Channel of a multi-channel volume.
 
     Returns:
-        The volume; the bytes that were read.
-
-    Raises:
-        DataError: It cannot be read.
+        The volume, and the bytes that were read.
     """
     limit = _SLICES * options.max_pixels
     suffix = suffix_of(location.name)
@@ -168,7 +165,7 @@ def read_volume_file(location: Location, options: SourceOptions, *, channel: int
         raise DataError(
             "a header without its voxels",
             path=location.name,
-            expected=f"{_voxels_of(location).name} beside it",
+            expected=f"{_voxels_of(location).name} in the same folder",
             kind="missing-partner",
         ) from error
     volume = open_volume(data, location.name, suffix, limit, channel=channel, pair=pair)
@@ -176,7 +173,7 @@ def read_volume_file(location: Location, options: SourceOptions, *, channel: int
 
 
 def _voxels_of(header: Location) -> Location:
-    """The .img of a .hdr."""
+    """Return the location of the .img file of a .hdr file."""
     end = ".IMG" if header.name.endswith(".HDR") else ".img"
     members = (*header.members[:-1], header.members[-1][:-4] + end) if header.members else ()
     path = header.path if members else header.path.with_suffix(end)
@@ -190,7 +187,7 @@ def _other_file(name: str) -> str:
 
 
 def own_plane(shape: tuple[int, ...]) -> str | None:
-    """The plane of a volume of one slice; None for volumes of several.
+    """Return the plane of a volume of one slice; None for other volumes.
 
     >>> own_plane((1, 64, 64)), own_plane((64, 64, 20))
     ('sagittal', None)
@@ -205,7 +202,7 @@ class Planes:
 
     Attributes:
         slices: (slices, height, width), a view of the volume.
-        spacing: Millimetres a pixel, rows then columns.
+        spacing: Pixel size in millimetres, rows then columns.
     """
 
     slices: NDArray[Any]
@@ -213,29 +210,14 @@ class Planes:
 
 
 def cut(volume: Volume, plane: str) -> Planes:
-    """Cuts a volume into upright pictures.
-
-    Args:
-        volume: As `read_volume` gives it.
-        plane: "axial", "coronal" or "sagittal".
-
-    Returns:
-        A view; no voxel is copied or interpolated.
-    """
+    """Cut a volume into upright pictures in a plane; nothing is copied or interpolated."""
     left, back, up = volume.spacing
     spacing = {"axial": (back, left), "coronal": (up, left), "sagittal": (up, back)}[plane]
     return Planes(_planes(volume.voxels, plane), spacing)
 
 
 def stack(slices: NDArray[Any], plane: str) -> NDArray[Any]:
-    """Upright pictures as a volume: the way back of `cut`.
-
-    Args:
-        slices: (slices, rows, columns).
-        plane: "axial", "coronal" or "sagittal".
-
-    Returns:
-        (left, back, head), a view.
+    """Stack upright pictures (slices, rows, columns) to a volume (left, back, head); the inverse of `cut`.
 
     Example:
         >>> voxels = np.arange(24).reshape(2, 3, 4)
@@ -248,10 +230,10 @@ def stack(slices: NDArray[Any], plane: str) -> NDArray[Any]:
 
 
 def _planes(voxels: NDArray[Any], plane: str) -> NDArray[Any]:
-    """(left, back, head) voxels as (slices, rows, columns)."""
+    """Rearrange (left, back, head) voxels as (slices, rows, columns)."""
     if plane == "axial":
         return voxels.transpose(2, 1, 0)
-    # The head is up: rows run against the third axis.
+    # The top row is the head, so rows run against the third axis.
     return voxels[:, :, ::-1].transpose((1, 2, 0) if plane == "coronal" else (0, 2, 1))
 
 
@@ -261,7 +243,7 @@ def _check_plane(plane: str) -> None:
 
 
 def _patient(case: Case, volume: str) -> str:
-    """A case is at least not two patients: where names tell no more, each is one."""
+    """Return the patient in the names; if there is none, each case counts as one patient."""
     match = _TIME_POINT.search(case.image.name)
     if match:
         return match.group(1) or match.group(2)
@@ -275,23 +257,16 @@ def _read_segmentation(
     try:
         segmentation, data = read_volume_file(item.files[1], options)
     except DataError as error:
-        raise DataError(
-            f"its segmentation {name}: {error.what}",
-            path=item.name,
-            found=error.found,
-            expected=error.expected,
-            remedy=error.remedy,
-            kind=error.kind,
-        ) from error
+        raise partner_error(error, f"segmentation {name}", item.name) from error
     _check_grid(image, segmentation, item.name, name)
     labels = np.unique(segmentation.voxels)
-    # Tools that write labels as scaled floats give 1.00002 for 1.
+    # Labels stored as scaled floats may be 1.00002 instead of 1.
     whole = np.rint(labels)
     wrong = (whole < 0) | (np.abs(labels - whole) > _ROUNDING)
     if wrong.any():
         odd = labels[wrong][0]
         raise DataError(
-            f"its segmentation {name} holds no labels",
+            f"its segmentation {name} has values that are not labels",
             path=item.name,
             found=f"{odd:g}",
             expected="whole numbers from 0",
@@ -301,11 +276,11 @@ def _read_segmentation(
     present = sorted({int(label) for label in whole if label > 0})
     if options.foreground is None and len(present) > _MAX_LABELS:
         raise DataError(
-            f"its segmentation {name} looks like a map of anatomy",
+            f"its segmentation {name} seems to be an anatomical map",
             path=item.name,
             found=f"{len(present)} labels",
             expected=f"at most {_MAX_LABELS}",
-            remedy="Say which labels are tumour with --foreground",
+            remedy="Choose the labels of the tumour with --foreground",
             kind="unknown-label",
         )
     mask = voxels > 0 if options.foreground is None else np.isin(voxels, options.foreground)
@@ -317,7 +292,7 @@ def _read_segmentation(
             path=item.name,
             found=f"labels {found}",
             expected=wanted,
-            remedy="Say which labels are tumour with --foreground, or leave the case out",
+            remedy="Choose the labels of the tumour with --foreground, or remove the case",
             kind="no-tumour",
         )
     if options.foreground is not None:
@@ -330,10 +305,10 @@ def _read_segmentation(
 def _check_grid(image: Volume, segmentation: Volume, name: str, other: str) -> None:
     if segmentation.voxels.shape != image.voxels.shape:
         raise DataError(
-            f"its segmentation {other} is of another size",
+            f"its segmentation {other} differs in size",
             path=name,
             found=" x ".join(map(str, segmentation.voxels.shape)),
-            expected=f"{' x '.join(map(str, image.voxels.shape))} as the image (left, back, head)",
+            expected=f"{' x '.join(map(str, image.voxels.shape))} like the image (left, back, head)",
             kind="size-mismatch",
         )
     size = image.voxels.shape
@@ -341,21 +316,20 @@ def _check_grid(image: Volume, segmentation: Volume, name: str, other: str) -> N
     shift = np.abs((corners @ image.affine.T - corners @ segmentation.affine.T)[:, :3]).max()
     if shift > min(image.spacing) / 2:
         raise DataError(
-            f"its segmentation {other} lies elsewhere",
+            f"its segmentation {other} has another position in space",
             path=name,
             found=f"a corner {shift:.3g} mm away",
-            expected="the image's affine",
-            remedy="Resample it to the image, or save it with the image's affine",
+            expected="the affine of the image",
+            remedy="Resample it to the image, or save it with the affine of the image",
             kind="affine-mismatch",
         )
 
 
 def _choose(slices: NDArray[Any], masks: NDArray[np.bool_], item: Item, options: SourceOptions) -> list[int]:
     tumour = masks.any(axis=(1, 2))
-    # Slices beyond the head are no examples of anything.
-    seen = slices.max(axis=(1, 2)) > slices.min(axis=(1, 2))
+    seen = slices.max(axis=(1, 2)) > slices.min(axis=(1, 2))  # not beyond the head
     empty = sorted(np.flatnonzero(~tumour & seen).tolist(), key=lambda place: _draw(options.seed, item.name, place))
-    # A case of a healthy head has nothing to take a share of.
+    # All slices of a case without tumour, since there is no number to take a share of.
     count = round(options.empty_share * int(tumour.sum())) if tumour.any() else len(empty)
     return sorted([*np.flatnonzero(tumour).tolist(), *empty[:count]])
 

@@ -1,13 +1,13 @@
-"""Which volumes are the image and the segmentation of one case, by their names."""
+"""Group volumes to cases of an image and its segmentation, by their names."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import DataError, Problem, UsageError
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
@@ -22,10 +22,10 @@ _SEPARATORS = r"[\s_.\-]+"
 _SEGMENTATION = re.compile(
     r"seg|segm|segs|segmentation|masks?|labels?|gt|annotation|groundtruth|glistrboost|tumou?r(seg|mask)"
 )
-# Words that say more about a segmentation, and those that make it one of something else.
+# Words that qualify a segmentation of the tumour, and those that make it one of another structure.
 _BESIDE = re.compile(r"tumou?r|lesion|whole|wt|manual|manuallycorrected|corrected|automated|approx|final|combined")
 _OTHER_MASK = re.compile(r"brain|brainmask|parenchyma|skull|head|tissue|wm|gm|csf|brainextractionmask|ventricles?")
-# Of the last words of a stem, joined by "_".
+# Matched with the last words of a stem, joined by "_".
 _CONTRAST = re.compile(
     r"t1(w|wi)?_?(c|ce|gd|cgd|post|km|contrast|postcontrast|postgd|gadolinium)|ct1|cet1|gdt1|(ce|gd)(_[a-z]+)?_t1w?"
 )
@@ -34,7 +34,7 @@ _SEQUENCE = re.compile(
 )
 _PLAIN_WORDS = ("image", "img", "anat", "scan", "volume", "vol")
 _PLAIN = re.compile("|".join(_PLAIN_WORDS))
-# Other spellings of one sequence; the T1 with contrast has `_CONTRAST`.
+# Spellings of the same sequence; `_CONTRAST` has those of the contrast-enhanced T1.
 _SPELLINGS = ({"t1", "t1n", "t1w", "t1pre", "t1native"}, {"t2", "t2w"}, {"flair", "fla", "t2f", "t2flair"})
 
 
@@ -43,10 +43,10 @@ class Case:
     """A volume and its segmentation.
 
     Attributes:
-        name: Folder and stem without what tells the sequence; unique in the input; "" for a single case without a name.
+        name: Folder and stem without the sequence; unique in the input; "" for a single case without a name.
         image: The volume.
-        segmentation: Its labels; None where there are none.
-        channel: Channel of the image, where `dataset.json` names several in one file; else -1.
+        segmentation: Its labels, or None.
+        channel: Channel of the image if `dataset.json` names several in one file; else -1.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Cases:
-    """What was found, in no particular order."""
+    """The cases of a tree, in no particular order."""
 
     cases: tuple[Case, ...]
     left_out: tuple[LeftOut, ...]
@@ -67,7 +67,7 @@ class Cases:
 
 @dataclass(slots=True)
 class _Group:
-    """Files with equal folder and stem."""
+    """Files with the same folder and stem."""
 
     name: str
     folder: str
@@ -78,13 +78,9 @@ class _Group:
 def find_cases(tree: Tree, options: SourceOptions) -> Cases:
     """Group the volumes of a tree into cases.
 
-    Known are a folder a case (`case1/t1c.nii.gz`, `case1/seg.nii.gz`), names with a common start (`x_t1c`, `x_seg`), and
-    nnU-Net's `imagesTr/x_0000` with `labelsTr/x` and its `dataset.json`. Of several sequences `options.sequence` is taken,
-    by default the T1 with contrast (t1c, t1ce, t1gd, t1post, ct1); where there is none, the user must choose.
-
-    Args:
-        tree: The input.
-        options: Whether a case needs a segmentation; which sequence and channel to read.
+    Supports one folder per case (`case1/t1c.nii.gz`, `case1/seg.nii.gz`), names with a common start (`x_t1c`, `x_seg`), and
+    nnU-Net's `imagesTr/x_0000` with `labelsTr/x` and `dataset.json`. Of several sequences, `options.sequence` is read, by
+    default the contrast-enhanced T1 (t1c, t1ce, t1gd, t1post, ct1); without it, the user must choose.
 
     Raises:
         UsageError: `options.channel` is a name that `dataset.json` does not have.
@@ -97,7 +93,7 @@ def find_cases(tree: Tree, options: SourceOptions) -> Cases:
     for location in tree.with_suffix(*VOLUME_SUFFIXES):
         role, folders, base, sequence = _read_name(location, channels)
         if role == "other":
-            left_out.append(LeftOut(location.name, "a mask of something else than the tumour"))
+            left_out.append(LeftOut(location.name, "a mask of another structure than the tumour"))
             continue
         folder = "/".join(folders)
         name = "/".join((*folders, base)) if base else folder
@@ -123,10 +119,10 @@ def find_cases(tree: Tree, options: SourceOptions) -> Cases:
             _without_segmentation(group, groups, left_out, problems)
             continue
         if not masks:
-            del group.segmentations[1:]  # nobody reads them: it need not be known which is the right one
+            del group.segmentations[1:]  # they are not read, so several are not a problem
         case = _choose(group, options, problems)
         if case is not None:
-            # Only files without a sequence of their own can hold all that the table names.
+            # Only a file whose name has no sequence can hold all channels in `dataset.json`.
             whole = len(group.images) == 1 and group.images[case.image] in {"", *_PLAIN_WORDS}
             cases.append(replace(case, channel=channel) if whole else case)
             chosen += len(group.images) > 1
@@ -146,7 +142,7 @@ def find_cases(tree: Tree, options: SourceOptions) -> Cases:
 
 
 def choose_channel(channels: Mapping[int, str], options: SourceOptions, tree: Tree) -> int:
-    """The channel of a volume with several; -1 where nothing tells."""
+    """Return the channel to read of a multi-channel volume; -1 if unknown."""
     if options.channel is None and options.sequence is None:
         contrast = [number for number, name in channels.items() if _CONTRAST.fullmatch(name)]
         return contrast[0] if len(contrast) == 1 and len(channels) > 1 else -1
@@ -181,10 +177,10 @@ def _same_sequence(name: str, wanted: str) -> bool:
 
 
 def _read_name(location: Location, channels: Mapping[int, str]) -> tuple[str, tuple[str, ...], str, str]:
-    """Role ("image", "mask", "other"), folders that are left, stem that is left, and sequence ("" unknown)."""
+    """Return role ("image", "mask", "other"), folders and stem without the words for it, and sequence ("" if unknown)."""
     parents, _ = split_name(location.name)
     stem = stem_of(location.name)
-    # Kaggle unpacks `x_t1ce.nii` to a folder of that name with a file of another one in it.
+    # Kaggle unpacks `x_t1ce.nii` to a folder with that name, which has a file with another name.
     if parents and parents[-1].casefold().endswith(VOLUME_SUFFIXES):
         stem, parents = without_suffix(parents[-1]), parents[:-1]
     roles = [folder_role(folder) for folder in parents]
@@ -215,19 +211,19 @@ def _read_name(location: Location, channels: Mapping[int, str]) -> tuple[str, tu
 
 
 def channel_names(tree: Tree) -> dict[int, str]:
-    """Names of nnU-Net's channels from `dataset.json`, as words without separators; {} where there is none."""
+    """Return the names of nnU-Net's channels in `dataset.json`, as words without separators; {} if there are none."""
     for location in tree.with_suffix("dataset.json"):
         try:
-            content = json.loads(read_bytes(location, limit=1 << 26))
+            content = parse_json(read_bytes(location, limit=1 << 26))
             names = content.get("channel_names") or content.get("modality") or {}
             return {int(key): _plain_word(str(name)) for key, name in names.items()}
-        except (DataError, ValueError, AttributeError, RecursionError):
+        except (DataError, ValueError, AttributeError):
             continue
     return {}
 
 
 def _join_lone(groups: dict[tuple[str, str], _Group]) -> None:
-    """Puts the only image and the only segmentation of a folder together, whatever they are called."""
+    """Pair the only image and the only segmentation of a folder, regardless of their names."""
     folders: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for key in groups:
         folders[key[0]].append(key)
@@ -257,17 +253,17 @@ def _without_segmentation(
 
 
 def _choose(group: _Group, options: SourceOptions, problems: list[Problem]) -> Case | None:
-    """The image to read, or None and a problem where the names do not tell."""
+    """Return the case with the image to read; None, and a problem, if the names are ambiguous."""
     wanted = options.sequence
     if wanted is None and options.channel is not None and len(group.images) > 1:
         wanted = f"channel {options.channel}" if options.channel.isdecimal() else options.channel
     fitting = [location for location, name in group.images.items() if _same_sequence(name, wanted or "t1c")]
     images = fitting or list(group.images)
     known = [name for name in group.images.values() if name and name not in _PLAIN_WORDS]
-    # Without masks the sequence is what the network was trained on, not what the user asked of this folder.
+    # Without masks, the sequence comes from the training data rather than from the user, so one image is accepted.
     if wanted is not None and not fitting and (known if options.masks else len(images) > 1):
-        message = f"no sequence {wanted} in this case (found {', '.join(sorted(known)) or 'names that tell none'})"
-        problems.append(Problem(images[0].name, "missing-sequence", f"{message}. Name another --sequence"))
+        message = f"no sequence {wanted} in this case (found {', '.join(sorted(known)) or 'no sequence in the names'})"
+        problems.append(Problem(images[0].name, "missing-sequence", f"{message}. Choose another --sequence"))
         return None
     if len(group.segmentations) > 1:
         names = ", ".join(location.name for location in group.segmentations)

@@ -1,4 +1,4 @@
-"""Pictures and their masks: PNG, JPEG, TIFF, BMP, GIF, NPY or DICOM images with masks in any of these but DICOM.
+"""Read pictures with masks: PNG, JPEG, TIFF, BMP, GIF, NPY or DICOM images, and masks in all of these but DICOM.
 
 | layout                              | example                                                          |
 | ----------------------------------- | ---------------------------------------------------------------- |
@@ -30,7 +30,7 @@ from kerasseg_tfrecords.formats.images import Picture, decode_pages, decode_pict
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_picture
 from kerasseg_tfrecords.slices import Reading, Slice
-from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
+from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit, partner_error
 from kerasseg_tfrecords.sources.index_csv import Index, Row, read_index
 from kerasseg_tfrecords.sources.labelling import label_files
 from kerasseg_tfrecords.sources.masks import has_grey_regions, mask_of_picture
@@ -52,30 +52,30 @@ from kerasseg_tfrecords.text import count
 __all__ = ["SOURCE", "PairsSource"]
 
 _TABLES = (".csv", ".tsv")
-_SAMPLE = 8  # masks that are opened while listing
-_LABELS = 31  # whole numbers up to here are labels in any case
+_SAMPLE = 8  # number of masks that are opened while listing
+_LABELS = 31  # whole numbers up to here are always labels
 _OTHER_DATA = (".mat", *VOLUME_SUFFIXES)
 
 
 class PairsSource:
-    """Reads pictures with masks."""
+    """Reader of pictures with masks."""
 
     name = "pairs"
 
     def recognises(self, tree: Tree) -> float:
-        """1 where nothing but pictures (and DICOM files among them) could be data, else 0.9 of their share."""
+        """Return 1 if pictures (possibly with DICOM files) are the only possible data, else 0.9 of their share."""
         pictures = tree.with_suffix(*PICTURE_SUFFIXES)
         if not pictures:
             return 0.0
         files = len(pictures) + len(tree.with_suffix(*DICOM_SUFFIXES))
         others = len(tree.with_suffix(*_OTHER_DATA))
         share = 0.9 * files / (files + others) if others else 1.0
-        # A few files tell; a tree in which none of them is what its name says may still be meant as pictures.
+        # A sample is enough. A tree whose files are all damaged may still be meant as pictures.
         real = any(is_picture(head(location)) for location in pictures[:: max(1, len(pictures) // 8)])
         return share if real else share / 9
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
-        """One item for each image; what has no partner or no class is a problem."""
+        """Return one item for each image; files without a partner or class are problems."""
         files = tuple(file for file in tree.with_suffix(*PICTURE_SUFFIXES, *DICOM_SUFFIXES) if not _is_instances(file))
         named = name_files(files)
         indexes, left_out = _indexes(tree, named)
@@ -107,7 +107,7 @@ class PairsSource:
                 left_out += [LeftOut(file.name, "not named in the index table") for file in masks if file not in rows]
                 masks = {image: mask for image, mask in masks.items() if image in rows}
         if not options.masks:
-            # What is wrong with masks, classes and the table that names them does not concern the images.
+            # Problems of masks, classes and tables do not matter for images alone.
             masks, problems = _every_image(named, masks), []
             left_out = [entry for entry in left_out if entry.name not in {image.name for image in masks}]
         items, more, notes = _items(masks, rows, options, tree)
@@ -124,19 +124,18 @@ class PairsSource:
         )
 
     def read(self, item: Item, options: SourceOptions) -> Reading:
-        """Read an image and its masks; an image of the class without tumour that has no mask gets an empty one.
+        """Read an image and its masks; a healthy image without a mask file gets an empty mask.
 
-        Files of several pages give one slice a page, which together are a volume.
+        A file of several pages becomes a volume with one slice per page.
 
         Raises:
-            DataError: A file is damaged, too large or no image; the mask is none, or of another size.
+            DataError: A file is damaged, too large or not an image, or the mask is invalid or differs in size.
         """
         data = read_bytes(item.files[0], limit=file_limit(options))
         digest = hashlib.sha256(data)
         spacing, patient = (0.0, 0.0), item.patient
         if is_dicom(data):
-            # Only here: most data sets have no DICOM file, and pydicom takes a while to import.
-            from kerasseg_tfrecords.formats.dicom import read_dicom
+            from kerasseg_tfrecords.formats.dicom import read_dicom  # slow to import, and rarely needed
 
             dicom = read_dicom(data, item.name, options.max_pixels)
             pages: tuple[Picture, ...] = (Picture(dicom.pixels, None, False),)
@@ -153,7 +152,7 @@ class PairsSource:
             turned = turned and as_shown
             notes = (*notes, *more)
         if options.masks and not masks:
-            notes = (*notes, f"no mask file: {item.label} has an empty mask")
+            notes = (*notes, f"no mask file: an empty mask for {item.label}")
         slices = []
         for place, page in enumerate(pages):
             image, more = to_slice(page)
@@ -188,14 +187,14 @@ class PairsSource:
 
 SOURCE = PairsSource()
 
-_TURNED = "turned upright as its EXIF data say"
-_NOT_TURNED = "not turned as its EXIF data say: the mask fits the image as it is stored"
+_TURNED = "turned upright according to its EXIF data"
+_NOT_TURNED = "not turned according to its EXIF data, because the mask fits the stored image"
 
 
 def _read_masks(
     data: bytes, name: str, item: Item, pages: Sequence[Picture], options: SourceOptions
 ) -> tuple[tuple[NDArray[np.bool_], ...], bool, tuple[str, ...]]:
-    """The masks of all pages; whether they fit the image as its EXIF orientation shows it; notes."""
+    """Return the masks of all pages, whether they fit the image after its EXIF orientation is applied, and notes."""
     try:
         pictures = decode_pages(data, name, options.max_pixels)
         read = [
@@ -203,45 +202,38 @@ def _read_masks(
             for picture in pictures
         ]
     except DataError as error:
-        raise DataError(
-            f"its mask {name}: {error.what}",
-            path=item.name,
-            found=error.found,
-            expected=error.expected,
-            remedy=error.remedy,
-            kind=error.kind,
-        ) from error
+        raise partner_error(error, f"mask {name}", item.name) from error
     if len(read) != len(pages):
         raise DataError(
             f"its mask {name} has another number of pages",
             path=item.name,
             found=len(read),
-            expected=f"{len(pages)} as the image",
+            expected=f"{len(pages)} like the image",
             kind="size-mismatch",
         )
     masks = [upright(mask, picture.orientation) for (mask, _), picture in zip(read, pictures, strict=True)]
     stored = pages[0].pixels.shape[:2]
     shown = stored[::-1] if pages[0].orientation >= 5 else stored
-    # A mask with the orientation of its image was drawn on the stored pixels, and both turn together.
+    # A mask with the same orientation was drawn on the stored pixels and is turned like the image.
     turned = masks[0].shape == shown
     if not turned and masks[0].shape != stored:
         raise DataError(
-            f"its mask {name} is of another size",
+            f"its mask {name} differs in size",
             path=item.name,
             found=f"{masks[0].shape[0]} x {masks[0].shape[1]}",
-            expected=f"{shown[0]} x {shown[1]} as the image",
+            expected=f"{shown[0]} x {shown[1]} like the image",
             kind="size-mismatch",
         )
     return tuple(masks), turned, tuple(dict.fromkeys(note for _, notes in read for note in notes))
 
 
 def _is_instances(location: Location) -> bool:
-    """PASCAL VOC keeps its objects one by one beside its classes."""
+    """Whether a mask is one of PASCAL VOC's separate object masks."""
     return "segmentationobject" in (folder.casefold() for folder in split_name(location.name)[0])
 
 
 def _one_channel(named: list[Named], tree: Tree, options: SourceOptions) -> tuple[list[Named], list[Problem]]:
-    """Of images with several channels in files of their own (`x_0000`, `x_0001`) the one to read."""
+    """Select the channel to read of images with one file per channel (`x_0000`, `x_0001`)."""
     channels = {file.channel for file in named} - {-1}
     if len(channels) < 2:
         return named, []
@@ -250,7 +242,7 @@ def _one_channel(named: list[Named], tree: Tree, options: SourceOptions) -> tupl
         return [file for file in named if file.channel in {-1, chosen}], []
     if not options.masks:
         return named, []
-    message = f"images of {len(channels)} channels ({', '.join(f'_{number:04}' for number in sorted(channels))})"
+    message = f"images with {len(channels)} channels ({', '.join(f'_{number:04}' for number in sorted(channels))})"
     return [file for file in named if file.channel < 0], [
         Problem(".", "channels", f"{message}. Choose one with --channel, for instance --channel {min(channels)}")
     ]
@@ -263,25 +255,24 @@ def _indexes(tree: Tree, files: Sequence[Named]) -> tuple[list[Index], list[Left
     for location in tree.locations:
         if location in known:
             continue
-        index = read_index(location, files) if location.name.lower().endswith(_TABLES) else None
-        if index is not None:
-            indexes.append(index)
-            left_out.append(LeftOut(location.name, "the index table"))
-        else:
-            table = location.name.lower().endswith(_TABLES)
-            left_out.append(LeftOut(location.name, "a table that names no images" if table else "not an image"))
+        reason = "not an image"
+        if location.name.lower().endswith(_TABLES):
+            index = read_index(location, files)
+            reason = "a table without images" if index is None else "the index table"
+            indexes += [] if index is None else [index]
+        left_out.append(LeftOut(location.name, reason))
     return indexes, left_out
 
 
 def _merge(indexes: Iterable[Index]) -> tuple[dict[Location, Row], list[Problem]]:
-    """The rows of all tables by image; several tables may say the same, but not different things."""
+    """Merge the rows of all tables by image; contradictions are problems."""
     rows: dict[Location, Row] = {}
     problems = []
     for index in indexes:
         for row in index.rows:
             before = rows.setdefault(row.image, row)
             if replace(before, where="") != replace(row, where=""):
-                message = f"named twice with different entries ({before.where} and {row.where}). Keep one"
+                message = f"listed twice with different entries ({before.where} and {row.where}). Keep one"
                 problems.append(Problem(row.image.name, "ambiguous", message))
     bad = {problem.name for problem in problems}
     return {image: row for image, row in rows.items() if image.name not in bad}, problems
@@ -290,7 +281,7 @@ def _merge(indexes: Iterable[Index]) -> tuple[dict[Location, Row], list[Problem]
 def _every_image(
     named: Sequence[Named], masks: Mapping[Location, tuple[Location, ...]]
 ) -> dict[Location, tuple[Location, ...]]:
-    """All files that are no masks, with the mask that goes with each where that is known."""
+    """Return all files that are not masks, each with its masks if known."""
     reference = {mask for found in masks.values() for mask in found}
     return {
         file.location: masks.get(file.location, ())
@@ -300,7 +291,7 @@ def _every_image(
 
 
 def _shared_masks(masks: dict[Location, tuple[Location, ...]]) -> list[Problem]:
-    """Takes images that share a mask out of `masks`, and reports them."""
+    """Remove images that share a mask from `masks`, and report them."""
     users: defaultdict[Location, list[Location]] = defaultdict(list)
     for image, found in masks.items():
         for mask in found:
@@ -310,7 +301,7 @@ def _shared_masks(masks: dict[Location, tuple[Location, ...]]) -> list[Problem]:
         if len(images) > 1:
             for image in images:
                 other = next(one for one in images if one != image)
-                message = f"{len(images)} images for one mask: {other.name} goes with {mask.name} as well"
+                message = f"{len(images)} images for one mask: {other.name} also has {mask.name}"
                 problems.append(Problem(image.name, "ambiguous", message))
                 del masks[image]
     return problems
@@ -326,11 +317,10 @@ def _items(
     healthy = class_name("no_tumor", options.classes)
     if options.masks and names and not any(masks.values()) and set(labels.by_name.values()) != {healthy}:
         message = (
-            f"{count(len(names), 'image')} and no masks{_unread(tree)}. Put masks into a folder masks/ beside images/, or "
-            "beside the images"
+            f"{count(len(names), 'image')} without masks{_unread(tree)}. Put masks into a folder masks/ beside images/, or "
+            "beside the images as NAME_mask.png"
         )
-        problem = Problem(".", "no-masks", f"{message} as NAME_mask.png")
-        return [], [problem], ()
+        return [], [Problem(".", "no-masks", f"{message}{_outlines(tree)}")], ()
     volumes = _volumes(names)
     regions = options.masks and options.foreground is None and _grey_regions(masks, options)
     stems = Counter(stem_of(name) for name in names)
@@ -365,16 +355,16 @@ def _items(
         )
     notes = list(labels.notes)
     if empty:
-        notes.append(f"{count(empty, 'image')} of {healthy} without a mask file: an empty mask is taken")
+        notes.append(f"{count(empty, 'image')} of class {healthy} without a mask file: an empty mask is used")
     if regions:
-        notes.append("masks hold regions in shades of grey: all of them are tumour (choose with --foreground)")
+        notes.append("masks have regions in shades of grey: all of them are tumour (choose with --foreground)")
     if unmatched:
         notes.append(f"the patient pattern matches {len(items) - unmatched} of {len(items)} names")
     return items, problems, tuple(notes)
 
 
 def _unread(tree: Tree) -> str:
-    """Files in folders or under names of masks that are of no type that is read, as a half-sentence."""
+    """Describe files with names of masks but of unsupported types, as a phrase for a message."""
     kinds: Counter[str] = Counter()
     for location in tree.locations:
         suffix = suffix_of(location.name)
@@ -384,13 +374,22 @@ def _unread(tree: Tree) -> str:
     return f" (not read: {listed}; masks may be {', '.join(PICTURE_SUFFIXES)})" if listed else ""
 
 
+def _outlines(tree: Tree) -> str:
+    """What to do with files of outlines (COCO, LabelMe, VIA), where there are any, as a sentence."""
+    files = [one.name for one in tree.locations if suffix_of(one.name) in {".json", ".xml"}]
+    if not files:
+        return ""
+    named = files[0] if len(files) == 1 else f"{files[0]} and {count(len(files) - 1, 'other')}"
+    return f". Outlines, as {named} may hold, are not read: draw them as mask images (COCO: pycocotools' annToMask)"
+
+
 def _grey_regions(masks: Mapping[Location, tuple[Location, ...]], options: SourceOptions) -> bool:
-    """Whether some masks hold regions in shades of grey; few files tell, and one rule must hold for all of them."""
+    """Whether a sample of masks has regions in shades of grey, so that one rule applies to all masks."""
     files = [mask for found in masks.values() for mask in found]
     for location in files[:: max(1, len(files) // _SAMPLE)][:_SAMPLE]:
         try:
             picture = decode_picture(read_bytes(location, limit=file_limit(options)), location.name, options.max_pixels)
-        except DataError:  # reading it will tell
+        except DataError:  # reported when the item is read
             continue
         pixels = picture.pixels
         shades = pixels.ndim == 2 and pixels.dtype.kind == "u" and not picture.lossy and pixels.max() > _LABELS
@@ -400,7 +399,7 @@ def _grey_regions(masks: Mapping[Location, tuple[Location, ...]], options: Sourc
 
 
 def _volumes(names: Sequence[str]) -> dict[str, tuple[str, int]]:
-    """Volume and place of slices that are named after their folder: `TCGA_1/TCGA_1_12.tif` is slice 11 of `TCGA_1`."""
+    """Return volume and index of slices named after their folder: `TCGA_1/TCGA_1_12.tif` is slice 11 of `TCGA_1`."""
     numbers: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for name in names:
         folders, _ = split_name(name)
@@ -410,6 +409,6 @@ def _volumes(names: Sequence[str]) -> dict[str, tuple[str, int]]:
     found = {}
     for folder, places in numbers.items():
         if len(set(places.values())) == len(places) > 1:
-            first = 0 if 0 in places.values() else 1  # people count from 1, machines from 0
+            first = 0 if 0 in places.values() else 1
             found.update({name: (folder, number - first) for name, number in places.items()})
     return found

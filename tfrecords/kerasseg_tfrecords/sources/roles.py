@@ -1,4 +1,4 @@
-"""Roles of picture files (image or mask) by the names of folders and files, and which of them belong together."""
+"""Determine the role of picture files (image or mask) from their names, and pair them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MASK_FOLDER = re.compile(
     r"(tumou?r)?masks?|msks?|labels?(tr|ts|va)?|annot(ation)?s?|seg(mentation)?s?(class)?(raw|png)?|gts?|ground_?truths?"
     r"|targets?|segmaps?"
 )
-# In longer names (`train_masks`, `images_png`) only words that mean nothing else: `segmentation_task` holds both.
+# In longer names (`train_masks`, `images_png`), only unambiguous words: `segmentation_task` may hold both.
 _IMAGE_WORD = re.compile(r"images?|imgs?")
 _MASK_WORD = re.compile(r"masks?|msks?|labels|annotations|segs|gt|groundtruth")
 # In file names, at the start or the end.
@@ -42,16 +42,16 @@ _SEPARATORS = r"[\s_.\-]+"
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What the name of a file says.
+    """Role and key from the name of a file.
 
     Attributes:
         location: The file.
-        role: "image", "mask", or "" where the name does not tell.
-        key: Folder and stem without the words that make the role: equal for an image and its mask.
+        role: "image", "mask", or "" if unknown.
+        key: Folder and stem without the words for the role: equal for an image and its mask.
         exact: The same with the full stem, for when several files share a key.
-        folders: The folders that are left, outermost first, as they are spelt.
+        folders: The remaining folders, outermost first, in their original spelling.
         part: Whether it may be one of several masks of its image (`x_mask_1`, `x_mask_2`).
-        channel: Number of the channel where the name ends in one (`x_0001` beside the mask `x`); else -1.
+        channel: Channel number at the end of the name (`x_0001` with the mask `x`); else -1.
     """
 
     location: Location
@@ -64,13 +64,13 @@ class Named:
 
 
 def _fold(text: str) -> str:
-    # Names from macOS spell umlauts in two characters; Windows does not tell cases apart.
+    # macOS writes umlauts as two characters; Windows ignores case.
     return unicodedata.normalize("NFC", text).casefold()
 
 
 @lru_cache(maxsize=4096)
 def folder_role(folder: str) -> tuple[str, str]:
-    """The role that a folder gives to its files ("image", "mask" or ""), and what is left of its name without that word.
+    """Return the role that a folder gives to its files ("image", "mask" or ""), and its name without the word for it.
 
     >>> folder_role("Masks"), folder_role("train_images"), folder_role("glioma")
     (('mask', ''), ('image', 'train'), ('', 'glioma'))
@@ -87,7 +87,7 @@ def folder_role(folder: str) -> tuple[str, str]:
 
 
 def _strip(stem: str, token: re.Pattern[str]) -> str | None:
-    """`stem` without `token` at its end or start; None where it has none."""
+    """Remove `token` from the end or start of `stem`; None if it is not there."""
     match = re.fullmatch(rf"(?:(.*?){_SEPARATORS})?([a-z]+)", stem, re.DOTALL)
     if match and token.fullmatch(match.group(2)):
         return match.group(1) or ""
@@ -96,7 +96,7 @@ def _strip(stem: str, token: re.Pattern[str]) -> str | None:
 
 
 def name_file(location: Location, *, use_folders: bool = True) -> Named:
-    """Reads role and key off a file's name. What the file itself is called goes before what its folders are called.
+    """Determine role and key from a file's name; the file name takes precedence over its folders.
 
     >>> from pathlib import Path
     >>> name_file(Location(Path("x"), (), "train/masks/7_mask.png")).key
@@ -124,13 +124,13 @@ def name_file(location: Location, *, use_folders: bool = True) -> Named:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """What goes with what.
+    """Result of `pair_by_name`.
 
     Attributes:
-        pairs: Image and its mask, or the masks that together are its mask.
+        pairs: Each image with its mask, or with several masks to be united.
         alone: Images without a mask.
         unused: Masks without an image.
-        problems: Names that do not tell which belong together; these files are in none of the other lists.
+        problems: Files with ambiguous names, which are in none of the other lists.
     """
 
     pairs: tuple[tuple[Location, tuple[Location, ...]], ...]
@@ -140,10 +140,10 @@ class Pairing:
 
 
 def name_files(locations: Iterable[Location]) -> list[Named]:
-    """Roles and keys of picture files, by their own names and those of the others.
+    """Determine roles and keys of picture files from all of their names.
 
-    Folders that would make everything a mask (`segmentation/1.png`) are overruled. `x_m` is a mask beside `x`, `x_mask_1`
-    one of several of `x`; `Y/1` is the mask of `X/1`; and `x_0000` is a channel where the mask is called `x`.
+    Folders are ignored if they would make every file a mask (`segmentation/1.png`). `x_m` is the mask of `x`, `x_mask_1`
+    one of several masks of `x`, `Y/1` the mask of `X/1`, and `x_0000` is a channel if the mask is called `x`.
     """
     files = list(locations)
     named = [name_file(location) for location in files]
@@ -165,7 +165,7 @@ _NUMBERED = re.compile(rf"(.+?){_SEPARATORS}([a-z]+)(?:{_SEPARATORS})?[0-9]+", r
 
 
 def _by_letter(file: Named, folders: set[str]) -> Named:
-    """`X/1.png` and `Y/1.png`: image and mask where both folders are there."""
+    """Treat `X/1.png` and `Y/1.png` as image and mask if both folders exist."""
     if file.role:
         return file
     for place, folder in enumerate(file.folders):
@@ -201,14 +201,12 @@ def _channel(file: Named, masks: set[tuple[str, str]]) -> Named:
 
 
 def pair_by_name(named: Iterable[Named]) -> Pairing:
-    """Pairs images and masks of equal folder and stem.
+    """Pair images and masks with the same folder and stem.
 
-    Folders count without the words for images and masks (`train/images/1.png` goes with `train/masks/1.png`, and with
-    `masks/train/1.png`), stems without such a word at their start or end (`1.tif` goes with `1_mask.tif`, `img_1.png` with
-    `mask_1.png`). Where that leaves files over, a stem that occurs once among images and once among masks decides, if the
-    one folder is part of the other.
-
-    Two images for one mask, or two masks for one image, are reported and not paired: nobody can know which is right.
+    Words for images and masks do not count in folders (`train/images/1.png` matches `train/masks/1.png` and
+    `masks/train/1.png`), nor at the start or end of stems (`1.tif` matches `1_mask.tif`, `img_1.png` matches `mask_1.png`).
+    Remaining files are paired by a stem that occurs once among images and once among masks, if one folder is part of the
+    other. Two images for one mask, or two masks for one image, are ambiguous: they are reported and not paired.
     """
     groups: defaultdict[tuple[str, str], tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))
     for file in named:
@@ -243,12 +241,9 @@ def pair_by_name(named: Iterable[Named]) -> Pairing:
 
 
 def _settle(
-    images: list[Named],
-    masks: list[Named],
-    pairs: list[tuple[Location, tuple[Location, ...]]],
-    problems: list[Problem],
+    images: list[Named], masks: list[Named], pairs: list[tuple[Location, tuple[Location, ...]]], problems: list[Problem]
 ) -> None:
-    """Several files share a key: pairs those whose full stems agree one to one, and reports the others."""
+    """Pair files that share a key if their full stems match one to one, and report the others."""
     stems: defaultdict[str, tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))
     for file in [*images, *masks]:
         stems[file.exact[1]][file.role == "mask"].append(file)
@@ -272,16 +267,16 @@ def _ambiguous(file: Named, word: str, partner: str, files: list[Named], other: 
     same = [mine.location.name for mine in files if mine is not file]
     partners = [mine.location.name for mine in other]
     if len(partners) == 1 and same:
-        text = f"{len(same) + 1} {word}s for one {partner}: {same[0]} goes with {partners[0]} as well"
+        text = f"{len(same) + 1} {word}s for one {partner}: {same[0]} also matches {partners[0]}"
     elif partners:
         text = f"{len(partners)} {partner}s for one {word}: {', '.join(partners[:3])}"
     else:
         text = f"{word} without its {partner}; {same[0] if same else 'another file'} has the same name"
-    return Problem(file.location.name, "ambiguous", f"{text}. Keep one, or name the pairs in an index CSV")
+    return Problem(file.location.name, "ambiguous", f"{text}. Keep one, or list the pairs in an index CSV")
 
 
 def _pair_across_folders(left: list[Named]) -> list[tuple[Location, tuple[Location, ...]]]:
-    """Pairs what is left by stems that occur once on each side, where the one folder is part of the other."""
+    """Pair files by stems that occur once on each side, if one folder is part of the other."""
     stems: defaultdict[str, tuple[list[Named], list[Named]]] = defaultdict(lambda: ([], []))
     for file in left:
         stems[file.key[1]][file.role == "mask"].append(file)
@@ -293,7 +288,7 @@ def _pair_across_folders(left: list[Named]) -> list[tuple[Location, tuple[Locati
 
 
 def _folder_of_masks(alone: list[Named], unused: list[Named]) -> list[tuple[Location, tuple[Location, ...]]]:
-    """`ID/images/ID.png` and `ID/masks/*.png`, as in the nuclei of the Data Science Bowl: all masks are of that image."""
+    """Pair `ID/images/ID.png` with all of `ID/masks/*.png`, as in the Data Science Bowl."""
     images: defaultdict[str, list[Named]] = defaultdict(list)
     masks: defaultdict[str, list[Location]] = defaultdict(list)
     for file in alone:
@@ -313,14 +308,14 @@ def _within(one: str, other: str) -> bool:
 
 
 _SUFFIX = re.compile(r"(\.nii)?\.[A-Za-z][A-Za-z0-9]{0,6}$")
-# TCGA-DU-7294 is the patient in TCGA-DU-7294_20000902 and all longer bar codes.
+# TCGA-DU-7294 is the patient in TCGA-DU-7294_20000902 and in longer bar codes.
 _TCGA = re.compile(r"(?<![A-Za-z0-9])(TCGA[-_][A-Za-z0-9]{2}[-_][A-Za-z0-9]{4})(?![A-Za-z0-9])")
 _BIDS = re.compile(r"(?<![A-Za-z0-9])(sub-[A-Za-z0-9]+)")
 _FOLDER = re.compile(r"(?:patient|subject|sub|pat|case)[-_ ]?[A-Za-z]*[0-9]+", re.IGNORECASE)
 
 
 def split_name(name: str) -> tuple[tuple[str, ...], str]:
-    """The folders (zips count as folders) and the base name of a location's name.
+    """Split the name of a location into its folders (including zips) and base name.
 
     >>> split_name("a/b.zip!c/1.png")
     (('a', 'b.zip', 'c'), '1.png')
@@ -330,7 +325,7 @@ def split_name(name: str) -> tuple[tuple[str, ...], str]:
 
 
 def without_suffix(name: str) -> str:
-    """`name` without its ending; `.nii.gz` is one ending, and a number after a dot is none.
+    """Remove the suffix of a name; `.nii.gz` is one suffix, and a number after a dot is not a suffix.
 
     >>> without_suffix("a/t1c.nii.gz"), without_suffix("IM.0001")
     ('a/t1c', 'IM.0001')
@@ -339,7 +334,7 @@ def without_suffix(name: str) -> str:
 
 
 def stem_of(name: str) -> str:
-    """The base name without folders and ending.
+    """Return the base name without folders and suffix.
 
     >>> stem_of("images/1.png")
     '1'
@@ -352,16 +347,14 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UsageError(
-            "the patient pattern is no regular expression", found=repr(pattern), expected=str(error)
-        ) from None
+        raise UsageError(f"--patient-pattern {pattern!r} is not a valid regular expression: {error}") from None
 
 
 def patient_of(name: str, options: SourceOptions) -> str:
-    r"""The patient that the user's pattern finds in an item's name: group 1, or all that matched; "" where it finds none.
+    r"""Find the patient in an item's name by the user's pattern: group 1, or the whole match; "" without a match.
 
     Raises:
-        UsageError: The pattern is no regular expression.
+        UsageError: The pattern is not a valid regular expression.
 
     Example:
         >>> patient_of("p12/slice_3.png", SourceOptions(patient_pattern=r"p(\d+)"))
@@ -376,7 +369,7 @@ def patient_of(name: str, options: SourceOptions) -> str:
 
 
 def patient_in_name(name: str) -> str:
-    """The patient that a name tells by itself: a TCGA bar code, a BIDS subject, a folder like `patient_12`; else "".
+    """Find a patient in a name: a TCGA bar code, a BIDS subject, or a folder such as `patient_12`; else "".
 
     >>> patient_in_name("TCGA_CS_4943_20000902/TCGA_CS_4943_20000902_12.tif")
     'TCGA_CS_4943'

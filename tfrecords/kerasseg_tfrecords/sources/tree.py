@@ -1,12 +1,12 @@
-"""The files of one input: a folder, one file, or an archive. Sources look at trees and never walk the disk themselves."""
+"""List and read the files of one input: a folder, a file, or an archive. Sources access the disk only through this."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
@@ -17,14 +17,14 @@ from kerasseg_tfrecords.formats.zip import is_hidden, list_archive, read_member,
 __all__ = ["IMAGE_SUFFIXES", "Tree", "head", "input_names", "natural_key", "open_tree", "read_bytes", "suffix_of"]
 
 IMAGE_SUFFIXES = frozenset({".dcm", *PICTURE_SUFFIXES})
-"""Endings of single images, for saying what lies in a folder."""
+"""Suffixes of single images, for messages about the content of a folder."""
 _MEMBER_LIMIT = 1 << 28
 _DIGITS = re.compile(r"([0-9]+)")
 _NO_ZIP = (".7z", ".rar", ".tar", ".tar.bz2", ".tar.gz", ".tar.xz", ".tgz")
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that puts `2.mat` before `10.mat`; different texts have different keys.
+    """Return a sort key with `2.mat` before `10.mat`; different texts have different keys.
 
     >>> sorted(["10.mat", "2.mat", "02.mat"], key=natural_key)
     ['02.mat', '2.mat', '10.mat']
@@ -32,7 +32,7 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     key: list[tuple[int, int, str]] = []
     for place, part in enumerate(_DIGITS.split(text)):
         if place % 2:
-            # The length first: numbers of any length compare without becoming integers.
+            # Comparing lengths first avoids conversion of very long numbers.
             digits = part.lstrip("0")
             key.append((0, len(digits), digits))
         elif part:
@@ -42,7 +42,7 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def suffix_of(name: str) -> str:
-    """The lower-case ending of a file's name as people say it, `.nii.gz` included; "" where there is none.
+    """Return the lower-case suffix of a file name, such as `.nii.gz`; "" if there is none.
 
     >>> suffix_of("a.b/T1.NII.GZ"), suffix_of("x.zip!1.mat"), suffix_of("IM0001")
     ('.nii.gz', '.mat', '')
@@ -59,9 +59,9 @@ class Tree:
     """The files of one input.
 
     Attributes:
-        root: What the user named.
-        locations: All files in natural order of their names; hidden and system files left out.
-        problems: What could not be listed: damaged archives, unsafe or encrypted members, broken links, closed folders.
+        root: The path that the user gave.
+        locations: All files in natural order of their names, except hidden and system files.
+        problems: Damaged archives, unsafe or encrypted members, broken links, folders without permission.
     """
 
     root: Path
@@ -69,19 +69,27 @@ class Tree:
     problems: tuple[Problem, ...] = ()
 
     def with_suffix(self, *suffixes: str) -> tuple[Location, ...]:
-        """Locations whose lower-case name ends in one of `suffixes` (".mat", ".nii.gz")."""
+        """Return the locations whose lower-case name ends with one of `suffixes` (".mat", ".nii.gz")."""
         return tuple(loc for loc in self.locations if loc.name.lower().endswith(suffixes))
 
+    def without(self, folders: Iterable[Path]) -> Tree:
+        """Leave out the files below `folders`, except for a folder that is the root itself."""
+        root = self.root.resolve()
+        paths = [
+            path for path in (folder.resolve() for folder in folders) if path != root and path.is_relative_to(root)
+        ]
+        starts = tuple(shown(f"{path.relative_to(root).as_posix()}/") for path in paths)
+        return replace(self, locations=tuple(loc for loc in self.locations if not loc.name.startswith(starts)))
+
     def suffixes(self) -> Counter[str]:
-        """How many files there are of each suffix (see `suffix_of`)."""
+        """Count the files of each suffix (see `suffix_of`)."""
         return Counter(suffix_of(location.name) for location in self.locations)
 
 
 def open_tree(root: Path | str) -> Tree:
-    """Lists the files of a folder (recursively, links followed once), of one file, or of a zip.
+    """List the files of a folder (recursively, each linked folder once), of one file, or of a zip.
 
-    Zips, also those in folders and in other zips, are read in place: their files appear as `official.zip!1.mat`.
-    Nothing is decoded, and only what could be a link is looked up twice, so that 100,000 files take about a second.
+    Zips, including those in folders and in other zips, are read in place: their files appear as `official.zip!1.mat`.
 
     Args:
         root: The folder, file or zip.
@@ -113,7 +121,7 @@ def open_tree(root: Path | str) -> Tree:
 def _single(root: Path) -> tuple[list[Location], list[Problem]]:
     name = shown(root.name)
     if name.lower().endswith(_NO_ZIP):
-        remedy = "Unpack it and give the folder."
+        remedy = "Unpack it and use the folder."
         raise DataError("this kind of archive is not read in place", path=root, expected="a zip", remedy=remedy)
     if not name.lower().endswith(".zip"):
         return [Location(root, (), name)], []
@@ -141,8 +149,8 @@ def _folder(root: Path) -> tuple[list[Location], list[Problem]]:
 
 
 def _walk(root: Path, problems: list[Problem]) -> Iterator[tuple[str, str]]:
-    """All visible files below `root` as (path on disk, name to show), in no particular order."""
-    # Each folder is listed once, under its own name: folders that are links wait until the real ones are done.
+    """Yield all visible files below `root` as (path on disk, display name), in no particular order."""
+    # Linked folders come last, so that a folder that is also linked is listed once, under its own name.
     visited: set[tuple[int, int]] = set()
     real: list[tuple[str, str]] = [(os.fspath(root), "")]
     linked: list[tuple[str, str]] = []
@@ -169,24 +177,20 @@ def _walk(root: Path, problems: list[Problem]) -> Iterator[tuple[str, str]]:
             elif entry.is_file():
                 yield entry.path, name
             elif entry.is_symlink():
-                message = "a link to a file that is not there. Fetch the file or remove the link"
+                message = "a link to a missing file. Restore the file or remove the link"
                 problems.append(Problem(name, "missing-file", message))
 
 
 def read_bytes(location: Location, *, limit: int) -> bytes:
-    """The bytes of a file, on disk or in an archive, at most `limit` of them.
-
-    Raises:
-        DataError: It is larger (found before it is read), damaged, or not readable.
-    """
+    """Read a file on disk or in an archive; `DataError` if it is larger than `limit` bytes, damaged, or unreadable."""
     if location.members:
         return read_member(location, limit=limit)
     try:
         with open(location.path, "rb", buffering=0) as stream:  # noqa: PTH123 - faster than Path.open, once a slice
             size = os.fstat(stream.fileno()).st_size
-            # One byte more tells a file that grew. Not `limit`: read() sets aside what it is asked for.
+            # One byte more detects a file that grew. Not `limit`, because read() allocates the requested size.
             data = stream.read(size + 1) if size <= limit else b""
-            # One read gives all of an ordinary file; only very large or networked ones come in parts.
+            # Only very large files and some network drives need several reads.
             while len(data) < size <= limit and (more := stream.read(size + 1 - len(data))):
                 data += more
     except OSError as error:
@@ -198,7 +202,7 @@ def read_bytes(location: Location, *, limit: int) -> bytes:
 
 
 def head(location: Location) -> bytes:
-    """The first bytes of a file, for detection; b"" where it cannot be read (reading it will tell why)."""
+    """Return the first bytes of a file, for detection; b"" if it cannot be read."""
     try:
         if location.members:
             return read_bytes(location, limit=_MEMBER_LIMIT)[:HEAD_BYTES]
@@ -209,7 +213,7 @@ def head(location: Location) -> bytes:
 
 
 def input_names(roots: Sequence[Path]) -> list[str]:
-    """A short name for each input, unique: the folder's, with a number where two are alike."""
+    """Return a short unique name for each input: that of the folder, with a number if it is repeated."""
     names: list[str] = []
     for root in roots:
         base = (root.resolve().name or "data").removesuffix(".zip")

@@ -1,7 +1,6 @@
-"""The images of some inputs, of every format that is read, masks left aside: what a network is asked about.
+"""List images for prediction, in all formats and without masks.
 
-`inputs` lists one data set, of one format, for training. Here nothing need be labelled, so that formats may stand side by
-side, and a few files that a pattern names are as good as a folder.
+Unlike the inputs of training, one folder may have files of several formats, and files may be given by patterns.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
-from kerasseg_tfrecords.sources import source_for
+from kerasseg_tfrecords.sources import SOURCES, source_for
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of
 
@@ -29,14 +28,14 @@ _MAGIC = frozenset("*?[")
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """One input after listing.
+    """The images of one input.
 
     Attributes:
-        name: Short, unique among the inputs.
-        root: The folder or file; for files that were named one by one the folder that they lie in.
-        items: Each holds the image alone.
+        name: Short name, unique among the inputs.
+        root: The folder or file; for single files, their folder.
+        items: Each has the image only.
         problems: Files that cannot be used, by their names within the input.
-        left_out: Files that are no images, with the reason.
+        left_out: Files that are not images, with the reason.
         notes: Sentences about the listing.
     """
 
@@ -51,40 +50,36 @@ class ImageInput:
 def list_images(
     inputs: Sequence[Path | str], options: SourceOptions, *, format_name: str | None = None, hidden: Sequence[Path] = ()
 ) -> list[ImageInput]:
-    """Finds what there is to predict.
+    """Find the images to predict.
 
     Args:
         inputs: Folders, zips, files, or patterns with `*`, `?` and `**`. Files of one folder are one input.
-        options: For the readers; masks are never read.
-        format_name: One format alone; None for all.
-        hidden: Files below these folders are no input (the outputs of earlier times), unless one is an input itself.
+        options: Options of the readers; masks are never read.
+        format_name: The only format to read; None for all.
+        hidden: Folders to skip (earlier outputs), unless one is itself an input.
 
     Returns:
-        One entry for each input, those without images too as long as another has some.
+        One entry for each input, including those without images.
 
     Raises:
-        DataError: An input that is not there, or no image in any.
-        UsageError: An unknown format.
+        DataError: An input does not exist, or no input has images.
+        UsageError: The format is unknown.
     """
-    formats = _FORMATS if format_name is None else (source_for(format_name).name,)
+    formats = tuple(SOURCES) if format_name is None else (source_for(format_name).name,)
     trees = list(_trees(inputs))
     names = input_names([tree.root for tree in trees])
-    found = []
-    for tree, name in zip(trees, names, strict=True):
-        found.append(_list_one(_without(tree, hidden), name, replace(options, masks=False), formats))
+    options = replace(options, masks=False)
+    found = [_list_one(tree.without(hidden), name, options, formats) for tree, name in zip(trees, names, strict=True)]
     if not any(entry.items for entry in found):
         problems = [problem for entry in found for problem in entry.problems]
         if problems:
-            raise BadInputError(problems, "no image can be read", remedy="Get the files again from where they came.")
+            raise BadInputError(problems, "no image can be read", remedy="Download or copy the files again.")
         raise _no_images(trees, format_name)
     return found
 
 
-_FORMATS = ("figshare", "pairs", "nifti", "dicom")
-
-
 def _trees(inputs: Sequence[Path | str]) -> Iterator[Tree]:
-    """The inputs with patterns resolved and files of one folder together."""
+    """Yield the inputs, with patterns resolved and files of one folder combined."""
     folders: dict[Path, list[Location]] = {}
     order: dict[Path, Tree | None] = {}
     for given in inputs:
@@ -97,7 +92,7 @@ def _trees(inputs: Sequence[Path | str]) -> Iterator[Tree]:
                     kept.append(place)
             else:
                 order[path] = _open(path)
-    for path, tree in order.items():  # a folder that is named as a whole holds the files of it that are named besides
+    for path, tree in order.items():  # a whole folder includes its files that are also given singly
         yield tree if tree is not None else Tree(path, tuple(folders[path]))
 
 
@@ -107,7 +102,7 @@ def _paths(given: Path | str) -> list[Path]:
         return [Path(text)]
     found = sorted(Path(path) for path in glob.glob(text, recursive=True))  # noqa: PTH207 - patterns may be absolute
     if not found:
-        raise DataError("no file fits the pattern", path=text, expected=_EXPECTED, kind="missing-file")
+        raise DataError("no file matches the pattern", path=text, expected=_EXPECTED, kind="missing-file")
     return found
 
 
@@ -119,18 +114,7 @@ def _open(path: Path) -> Tree:
     except DataError as error:
         if error.kind != "empty":
             raise
-        raise DataError(
-            "there are no images in it", path=path, found=error.what, expected=_EXPECTED, kind="empty"
-        ) from None
-
-
-def _without(tree: Tree, hidden: Sequence[Path]) -> Tree:
-    root = tree.root.resolve()
-    inside = [path for path in (folder.resolve() for folder in hidden) if path != root and path.is_relative_to(root)]
-    if not inside:
-        return tree
-    kept = tuple(p for p in tree.locations if not any(p.path.resolve().is_relative_to(folder) for folder in inside))
-    return replace(tree, locations=kept)
+        raise DataError("no images", path=path, found=error.what, expected=_EXPECTED, kind="empty") from None
 
 
 def _no_images(trees: Iterable[Tree], format_name: str | None) -> DataError:
@@ -140,9 +124,9 @@ def _no_images(trees: Iterable[Tree], format_name: str | None) -> DataError:
         counts += tree.suffixes()
         roots.append(str(tree.root))
     seen = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in counts.most_common(5))
-    remedy = None if format_name is None else "Name another --format, or none."
+    remedy = None if format_name is None else "Choose another --format, or omit it."
     return DataError(
-        "there are no images in it",
+        "no images",
         path=", ".join(roots),
         found=f"files: {seen}" if seen else "no files",
         expected=_EXPECTED,
@@ -166,7 +150,7 @@ def _list_one(tree: Tree, name: str, options: SourceOptions, formats: Sequence[s
         listing = source_for(format_name).find_items(replace(tree, locations=tuple(places), problems=()), options)
         chosen = [item for item in listing.items if format_name == "dicom" or item.files[0] not in dicom]
         if format_name == "pairs" and "dicom" in formats:
-            # Among pictures the names tell which DICOM files are images; their series are listed as such.
+            # The names tell which DICOM files among pictures are images; their series are listed as such.
             images = {item.files[0] for item in listing.items}
             dicom -= {place for place in dicom if _belongs(place, "pairs") and place not in images}
         items += [replace(item, files=item.files[:1]) for item in chosen]
@@ -183,7 +167,7 @@ def _list_one(tree: Tree, name: str, options: SourceOptions, formats: Sequence[s
 
 
 def _is_dicom(place: Location) -> bool:
-    # Files without an ending, or with a number for one, are what scanners write; the reader looks into them.
+    # Scanners write files without a suffix, or with a number instead; the reader checks their content.
     suffix = suffix_of(place.name)
     return suffix in DICOM_SUFFIXES or not suffix or suffix[1:].isdigit()
 

@@ -14,13 +14,7 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg_tfrecords.splitting.fingerprints import (
-    ORIENTATIONS,
-    Fingerprint,
-    Fingerprints,
-    fingerprint,
-    turn_details,
-)
+from kerasseg_tfrecords.splitting.fingerprints import ORIENTATIONS, Fingerprints, turn_details
 from kerasseg_tfrecords.splitting.hash_index import HashIndex
 
 __all__ = [
@@ -29,12 +23,9 @@ __all__ = [
     "MIN_CORRELATION",
     "MIN_VARIANCE",
     "DuplicateReport",
-    "Fingerprint",
-    "Fingerprints",
     "Overlap",
     "Pair",
     "find_duplicates",
-    "fingerprint",
     "merge_groups",
     "overlap",
 ]
@@ -50,8 +41,8 @@ HASH_RADIUS = 0.3
 """Distance of unit-length hashes up to which two slices are compared; the copies above lie within 0.25."""
 
 MIN_VARIANCE = 50.0
-"""Thumbnail variance, in grey levels squared, below which a slice is near-uniform and left out: what correlates in it is
-noise and its border. The flattest of 2,271 Cheng slices has 469."""
+"""Thumbnail variance, in grey levels squared, below which a slice is near-uniform and not compared, since only its noise
+and border would correlate. The smallest of 2,271 Cheng slices is 469."""
 
 MAX_SHARE = 0.05
 """Share of all slices that a chain of copies must not exceed."""
@@ -111,14 +102,10 @@ class Overlap:
     Attributes:
         matches: For each slice of the first set that the second set holds too, its best match; sorted.
         left_out: Near-uniform slices of the first set, which were not compared.
-        examined: Pairs whose hashes were compared.
-        compared: Pairs whose correlation was taken then.
     """
 
     matches: tuple[Pair, ...]
     left_out: tuple[int, ...]
-    examined: int
-    compared: int
 
 
 def find_duplicates(
@@ -129,7 +116,7 @@ def find_duplicates(
     min_variance: float = MIN_VARIANCE,
     max_share: float = MAX_SHARE,
 ) -> DuplicateReport:
-    """Find slices that are copies of one another.
+    """Find slices that are copies of one another; the report has indices into `prints`.
 
     Two slices are near-equal if, in one of the eight orientations, their hashes are within `hash_radius` and their details
     correlate at `min_correlation` or more. A cluster is a connected set of near-equal slices. If it holds more than
@@ -140,14 +127,11 @@ def find_duplicates(
         prints: Fingerprints of n slices.
         min_correlation: In (0, 1].
         hash_radius: In (0, 2).
-        min_variance: Grey levels squared; flatter slices are left out, also from equality of pixels.
+        min_variance: Grey levels squared; slices below are not compared at all.
         max_share: In (0, 1].
 
-    Returns:
-        The report, in indices into `prints`.
-
     Example:
-        >>> import numpy as np
+        >>> from kerasseg_tfrecords.splitting.fingerprints import fingerprint
         >>> picture = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
         >>> prints = Fingerprints.of(fingerprint(p) for p in (picture, picture[:, ::-1], 255 - picture))
         >>> find_duplicates(prints).pairs
@@ -194,15 +178,8 @@ def overlap(
 ) -> Overlap:
     """Find slices of which another data set holds copies.
 
-    Args:
-        prints: Fingerprints of the slices to look up.
-        others: Fingerprints of the slices of the other data set.
-        min_correlation: As in `find_duplicates`.
-        hash_radius: As in `find_duplicates`.
-        min_variance: As in `find_duplicates`; near-uniform slices match nothing.
-
-    Returns:
-        The best match of each slice in `prints` that has one: equal pixels, else the highest correlation.
+    The other arguments are those of `find_duplicates`. The result has the best match of each slice in `prints`: equal
+    pixels, else the highest correlation.
     """
     mine, theirs = np.flatnonzero(prints.variances >= min_variance), np.flatnonzero(others.variances >= min_variance)
     known: dict[bytes, int] = {}
@@ -220,20 +197,11 @@ def overlap(
     return Overlap(
         matches=tuple(sorted([*matches, *best.values()])),
         left_out=tuple(np.flatnonzero(~(prints.variances >= min_variance)).tolist()),
-        examined=found.examined,
-        compared=len(found.first),
     )
 
 
 def merge_groups(groups: Sequence[str], clusters: Iterable[Sequence[int]]) -> tuple[str, ...]:
-    """Merge the groups that clusters of slices connect.
-
-    Args:
-        groups: The group of each slice.
-        clusters: Sets of slice indices that must stay together.
-
-    Returns:
-        The group of each slice, where connected groups carry the smallest (first in alphabetical order) of their names.
+    """Merge the groups of slices that clusters connect; each takes the alphabetically first of its names.
 
     Example:
         >>> merge_groups(["b", "b", "c", "a", "d"], [(1, 2), (2, 3)])
@@ -247,7 +215,7 @@ def merge_groups(groups: Sequence[str], clusters: Iterable[Sequence[int]]) -> tu
 
 
 class _Joined(Generic[T]):
-    """Sets that grow together (union-find); each is named after its smallest member."""
+    """Union-find; each set is named after its smallest member."""
 
     def __init__(self, members: Iterable[T]) -> None:
         self._parent: dict[T, T] = {member: member for member in members}
@@ -265,17 +233,11 @@ class _Joined(Generic[T]):
 
 
 def _equal_pixels(prints: Fingerprints, indices: NDArray[np.intp]) -> dict[int, list[int]]:
-    """The first slice of each set with equal pixels, and the others of it."""
-    first: dict[bytes, int] = {}
-    copies: dict[int, list[int]] = {}
+    """Return the first slice of each set with equal pixels -> the others."""
+    sets: dict[bytes, list[int]] = {}
     for index in indices.tolist():
-        digest = prints.digests[index].tobytes()
-        if digest in first:
-            copies[first[digest]].append(index)
-        else:
-            first[digest] = index
-            copies[index] = []
-    return copies
+        sets.setdefault(prints.digests[index].tobytes(), []).append(index)
+    return {first: others for first, *others in sets.values()}
 
 
 def _confirm(
@@ -286,7 +248,7 @@ def _confirm(
     orientation: NDArray[np.int64],
     min_correlation: float,
 ) -> list[Pair]:
-    """Those candidates whose details correlate, each pair once with its best orientation."""
+    """Return the candidates whose details correlate, each pair once with its best orientation."""
     best: dict[tuple[int, int], tuple[float, int]] = {}
     for how in range(len(ORIENTATIONS)):
         rows = np.flatnonzero(orientation == how)
@@ -301,7 +263,7 @@ def _confirm(
 
 
 def _correlate(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.float64]:
-    """Pearson correlation of (n, side, side) pictures, one by one; 0 where one is constant."""
+    """Return the Pearson correlation of each pair of pictures (n, side, side); 0 if one is constant."""
     x = a.reshape(len(a), -1).astype(np.float32)
     y = b.reshape(len(b), -1).astype(np.float32)
     x -= x.mean(axis=1, keepdims=True)
@@ -311,7 +273,7 @@ def _correlate(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.float64]:
 
 
 def _components(members: Iterable[int], near: Sequence[Pair]) -> list[list[int]]:
-    """Connected sets of `members`, single ones too; each sorted."""
+    """Return the connected sets of `members`, including single ones."""
     members = list(members)
     joined = _Joined(members)
     for pair in near:
@@ -323,7 +285,7 @@ def _components(members: Iterable[int], near: Sequence[Pair]) -> list[list[int]]
 
 
 def _has_hub(component: Sequence[int], near: Sequence[Pair], prints: Fingerprints, min_correlation: float) -> bool:
-    """Whether one slice is near-equal to all others: then they are its copies, and no chain."""
+    """Whether one slice is near-equal to all others, so that they are its copies rather than a chain."""
     inside = set(component)
     links = Counter(end for pair in near if pair.first in inside for end in (pair.first, pair.second))
     hub, _ = min(links.items(), key=lambda item: (-item[1], item[0]))

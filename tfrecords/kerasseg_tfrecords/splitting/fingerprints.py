@@ -1,16 +1,15 @@
-"""What is kept of a slice to find its copies: a digest, a perceptual hash and a small picture of its detail.
+"""Fingerprints of slices for the search for copies: a digest, a perceptual hash and a thumbnail of details.
 
-Copies of a slice travel under other names, as JPEG instead of PNG, at another size, brighter, and turned or mirrored
-(every slice that BRISC 2025 took from the Cheng set is a mirror image of the original). All of that leaves the fingerprint
-comparable; `duplicates` does the comparing. The figures behind the choices here are in docs/split.md, and
-`python -m benchmarks.duplicates` prints them.
+Copies may have other names, formats, sizes or brightness, and may be turned or mirrored (BRISC 2025 has mirror images of
+slices of the Cheng set); their fingerprints remain similar. `duplicates` compares them. docs/split.md has the measurements
+behind the constants; `python -m benchmarks.duplicates` repeats them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +29,18 @@ __all__ = [
 ]
 
 SIDE = 48
-"""Side of the thumbnail, in pixels. At 48 re-encoding noise is averaged away and neighbouring slices still differ."""
+"""Side of the thumbnail in pixels: small enough to average out compression noise, large enough for neighbouring slices."""
 
 _BLUR = 1.5
-"""Standard deviation, in thumbnail pixels, of the blur that is taken off to leave the detail.
+"""Standard deviation, in thumbnail pixels, of the blur that is subtracted to obtain the details.
 
-Whole thumbnails of different patients correlate at up to 0.96, because all heads are bright ovals on black; their
-details at up to 0.79, and those of copies still at 0.99."""
+Thumbnails of different patients correlate at up to 0.96, because all heads are bright ovals; their details at up to 0.79,
+and details of copies at 0.99."""
 
 _RING = (6, 12)
-"""The DCT coefficients in the hash: those whose distance from the constant term is in [6, 12).
+"""Distance from the constant term of the DCT coefficients in the hash, [6, 12).
 
-Lower ones describe the oval that all heads share and select nothing; higher ones suffer from JPEG and resizing."""
+Lower ones describe the oval common to all heads; higher ones change with JPEG and resizing."""
 
 ORIENTATIONS = (
     "same",
@@ -53,7 +52,7 @@ ORIENTATIONS = (
     "turned by 270",
     "anti-transposed",
 )
-"""The eight ways in which a picture can lie. Bit 0: columns reversed; bit 1: rows reversed; bit 2: then transposed."""
+"""The eight orientations of a picture. Bit 0: columns reversed; bit 1: rows reversed; bit 2: then transposed."""
 
 _DIGEST = 16
 
@@ -66,8 +65,8 @@ def _ring() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 _ROWS, _COLUMNS = _ring()
 HASH_SIZE = len(_ROWS)
-"""Coefficients in the hash, one signed byte each."""
-# Where the coefficient of the transposed picture stands: the ring is symmetric, so it is always in it.
+"""Number of coefficients in the hash, one signed byte each."""
+# Index of the same coefficient of the transposed picture; the ring is symmetric.
 _PARTNER = np.array(
     [int(np.flatnonzero((c == _ROWS) & (r == _COLUMNS))[0]) for r, c in zip(_ROWS, _COLUMNS, strict=True)]
 )
@@ -75,13 +74,13 @@ _PARTNER = np.array(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fingerprint:
-    """One slice's fingerprint (about 2.4 KB).
+    """Fingerprint of one slice (about 2.4 KB).
 
     Attributes:
         digest: 16 bytes of a SHA-256; equal for equal pixels (and equal shape).
         hash: (HASH_SIZE,) int8, 127 times the ring of DCT coefficients of the thumbnail, scaled to length 1. Mirroring
-            changes signs and transposing swaps places, so one hash serves all eight orientations.
-        detail: (SIDE, SIDE) int8, the thumbnail without its blur, scaled so that the largest value is 127.
+            changes signs and transposing permutes, so one hash serves all eight orientations.
+        detail: (SIDE, SIDE) int8, the thumbnail minus its blur, scaled to a maximum of 127.
         variance: Variance of the thumbnail, in grey levels squared (0 to 16,256).
     """
 
@@ -91,17 +90,13 @@ class Fingerprint:
     variance: float
 
     def to_bytes(self) -> bytes:
-        """The fingerprint as bytes of fixed length, for a cache file."""
+        """Serialise the fingerprint to bytes of fixed length."""
         arrays: tuple[bytes, bytes] = self.hash.tobytes(), self.detail.tobytes()
         return b"".join((self.digest, struct.pack("<f", self.variance), *arrays))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Fingerprint:
-        """The opposite of `to_bytes`.
-
-        Raises:
-            ValueError: `data` has another length than a fingerprint.
-        """
+        """Undo `to_bytes`; `ValueError` if the length is wrong."""
         expected = _DIGEST + 4 + HASH_SIZE + SIDE * SIDE
         if len(data) != expected:
             msg = f"a fingerprint has {expected} bytes. Received: {len(data)}"
@@ -137,7 +132,7 @@ class Fingerprints:
 
     @classmethod
     def of(cls, prints: Iterable[Fingerprint]) -> Fingerprints:
-        """Columns from single fingerprints."""
+        """Collect single fingerprints."""
         rows = list(prints)
         details = np.empty((len(rows), SIDE, SIDE), np.int8)
         hashes = np.empty((len(rows), HASH_SIZE), np.int8)
@@ -150,25 +145,16 @@ class Fingerprints:
             variances=np.array([row.variance for row in rows], np.float32),
         )
 
-    def take(self, indices: Sequence[int] | NDArray[np.intp]) -> Fingerprints:
-        """The fingerprints at `indices`, in that order."""
-        at = np.asarray(indices, np.intp)
-        return Fingerprints(self.digests[at], self.hashes[at], self.details[at], self.variances[at])
-
 
 def fingerprint(image: NDArray[Any]) -> Fingerprint:
-    """The fingerprint of one prepared slice.
+    """Return the fingerprint of a prepared slice.
 
-    Pass the uint8 image as it stands in the shards, so that data sets which came in different formats can be compared.
-    Size and aspect are free, but a copy is found only if it shows the same field of view: padding that is no letterbox,
-    or a crop to the head, make another picture. (A thumbnail of the bounding box of the head was tried and finds
-    fewer copies, not more: see docs/split.md.)
+    Use the uint8 image in the shards, so that data sets in different formats are comparable. Copies may differ in size and
+    aspect ratio, but must show the same field of view: cropped or padded copies are not found. (Thumbnails of the bounding
+    box of the head find fewer copies; see docs/split.md.)
 
     Args:
         image: (height, width) or (height, width, channels) uint8; channels are averaged.
-
-    Returns:
-        The fingerprint; takes about 0.2 ms for 256 x 256 pixels.
 
     Raises:
         ValueError: The image is not uint8, not 2-D or 3-D, or empty.
@@ -195,8 +181,7 @@ def fingerprint(image: NDArray[Any]) -> Fingerprint:
 
 
 def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    # float32 before averaging: in a dark slice with one hot pixel the head spans a few grey levels, and rounding the
-    # average to whole levels would be most of its detail.
+    # float32, because in a dark slice the head spans only a few grey levels, and rounding would dominate the details.
     thumb: NDArray[np.float32] = cv2.resize(pixels.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     if thumb.ndim == 3:
         thumb = thumb.mean(axis=2)
@@ -221,15 +206,7 @@ def _bytes(values: NDArray[np.float32]) -> NDArray[np.int8]:
 
 
 def turn_hashes(hashes: NDArray[np.int8], orientation: int) -> NDArray[np.int8]:
-    """The hashes that the slices would have if they lay in another orientation.
-
-    Args:
-        hashes: (n, HASH_SIZE) int8.
-        orientation: Index into `ORIENTATIONS`.
-
-    Returns:
-        (n, HASH_SIZE) int8: `turn_hashes(hash of x, k)` is the hash of `turn_details(x, k)`.
-    """
+    """Return the hashes (n, HASH_SIZE) of the same slices in another of the `ORIENTATIONS`."""
     signs = np.ones(HASH_SIZE, np.int8)
     if orientation & 1:
         signs[_COLUMNS % 2 == 1] *= -1
@@ -240,7 +217,7 @@ def turn_hashes(hashes: NDArray[np.int8], orientation: int) -> NDArray[np.int8]:
 
 
 def turn_details(details: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Pictures (n, side, side) laid in one of the `ORIENTATIONS`."""
+    """Turn pictures (n, side, side) to another of the `ORIENTATIONS`."""
     if orientation & 1:
         details = details[:, :, ::-1]
     if orientation & 2:

@@ -1,8 +1,8 @@
-"""An index over perceptual hashes: the slices whose hash lies near, in any orientation, without looking at all of them.
+"""Find similar perceptual hashes, in any orientation, without comparing all pairs (locality-sensitive hashing).
 
-Locality-sensitive hashing. Copies differ in about 1 % of the signs of their hash, other slices in about a third. A table
-keys each slice by the signs at some 20 places; copies agree in all of them more often than not, and nearly always once
-the least certain signs are tried both ways. Several tables with different places find what one table misses.
+Copies differ in about 1 % of the signs of their hash, other slices in about a third. A table uses the signs at some 20
+positions as the key of a slice. Copies usually have the same key, and nearly always once the least certain signs are also
+tried reversed. Several tables with different positions find most of the rest.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["Candidates", "HashIndex"]
 
 _TABLES = 10
 _UNCERTAIN = 3
-"""Signs of a key, those of the smallest coefficients, that are tried both ways."""
+"""Number of signs of a key, those of the smallest coefficients, that are also tried reversed."""
 
 _MOST = 64
-"""Slices looked at under one key. More than that agree in all signs only where they are all alike; comparing each with
-the same 64 then still connects them, and time and memory stay bounded."""
+"""Largest number of slices compared per key, which bounds time and memory. More share a key only if all are alike, and are
+then still connected through the same 64."""
 
 _CHUNK = 4096
 
@@ -41,13 +41,13 @@ _UNDONE = _inverses()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Pairs of near hashes.
+    """Pairs of similar hashes.
 
     Attributes:
-        first: (m,) index into the hashes asked about.
+        first: (m,) index into the query hashes.
         second: (m,) index into the hashes of the index.
-        orientation: (m,) how `second` must be laid to match `first`, index into `fingerprints.ORIENTATIONS`.
-        examined: Pairs whose hashes were compared, which is what the search costs.
+        orientation: (m,) how `second` must be turned to match `first`, index into `fingerprints.ORIENTATIONS`.
+        examined: Number of pairs whose hashes were compared (the cost of the search).
     """
 
     first: NDArray[np.int64]
@@ -56,7 +56,7 @@ class Candidates:
     examined: int
 
     def once(self) -> Candidates:
-        """Of a search among themselves: each pair once, `first` being the smaller, and none of a slice with itself."""
+        """For a search of an index in itself: keep each pair once, with `first` < `second`."""
         swap = self.first > self.second
         how = np.where(swap, np.array(_UNDONE)[self.orientation], self.orientation)
         pairs = np.column_stack([np.where(swap, self.second, self.first), np.where(swap, self.first, self.second), how])
@@ -73,7 +73,7 @@ class _Table:
     slices: NDArray[np.int64]
 
     def look_up(self, hashes: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(row of `hashes`, slice of the index) for all that share a key."""
+        """Return rows of `hashes` and slices of the index that share a key."""
         keys = _probes(hashes[:, self.places])
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         count = np.where(self.keys[at] == keys, np.minimum(self.counts[at], _MOST), 0).ravel()
@@ -87,7 +87,7 @@ def _keys(values: NDArray[np.int8]) -> NDArray[np.int64]:
 
 
 def _probes(values: NDArray[np.int8]) -> NDArray[np.int64]:
-    """(n, 2 ** _UNCERTAIN) keys: the slice's own, and those with its least certain signs the other way round."""
+    """Return (n, 2 ** _UNCERTAIN) keys: that of the slice, and those with the least certain signs reversed."""
     keys = _keys(values)[:, None]
     doubtful = np.argsort(np.abs(values.astype(np.int16)), axis=1, kind="stable")[:, :_UNCERTAIN]
     for place in doubtful.T:
@@ -96,7 +96,7 @@ def _probes(values: NDArray[np.int8]) -> NDArray[np.int64]:
 
 
 class HashIndex:
-    """Finds near hashes.
+    """An index for similar hashes.
 
     Args:
         hashes: (n, HASH_SIZE) int8, as in `Fingerprints.hashes`.
@@ -110,7 +110,7 @@ class HashIndex:
 
     def __init__(self, hashes: NDArray[np.int8]) -> None:
         self._hashes = hashes
-        # Eight signs beyond what tells n slices apart at random, because the signs of heads are not random.
+        # Eight signs more than would separate n random hashes, because the signs of heads are not random.
         length = int(np.clip(np.log2(max(len(hashes), 2)) + 8, 12, 32))
         draw = np.random.default_rng(length)
         self._tables = [
@@ -125,22 +125,21 @@ class HashIndex:
         return _Table(places, keys, starts, counts, slices)
 
     def near(self, hashes: NDArray[np.int8], radius: float) -> Candidates:
-        """Slices of the index near to each of `hashes` in some orientation.
+        """Find the slices of the index that are similar to each of `hashes` in some orientation.
 
         Args:
             hashes: (m, HASH_SIZE) int8.
             radius: Largest distance of the hashes, scaled to length 1; in (0, 2).
 
         Returns:
-            Pairs, sorted and each (first, second, orientation) once. Nothing farther than `radius` is among them;
-            of what is nearer, the few that no table shows are missing.
+            Sorted pairs, each (first, second, orientation) once: nearly all within `radius`, and none beyond.
         """
         found = [np.empty((0, 3), np.int64)]
         examined = 0
         for start in range(0, len(hashes) if len(self._hashes) else 0, _CHUNK):
             chunk = hashes[start : start + _CHUNK]
             for orientation in range(len(ORIENTATIONS)):
-                # The asked ones are turned, so the orientation of the other is the one that undoes it.
+                # The queries are turned instead of the index, so the inverse orientation applies.
                 turned = turn_hashes(chunk, _UNDONE[orientation])
                 near = []
                 for table in self._tables:
@@ -161,8 +160,7 @@ class HashIndex:
         for start in range(0, len(rows), 1 << 16):
             row, other = rows[start : start + (1 << 16)], slices[start : start + (1 << 16)]
             apart = turned[row].astype(np.int16) - self._hashes[other]
-            # Squares stay exact in float32: 88 * 254 ** 2 < 2 ** 24.
-            apart = apart.astype(np.float32)
+            apart = apart.astype(np.float32)  # exact: 88 * 254 ** 2 < 2 ** 24
             inside = np.einsum("ij,ij->i", apart, apart) <= limit
             kept.append(np.column_stack([row[inside], other[inside]]))
         return np.concatenate(kept)

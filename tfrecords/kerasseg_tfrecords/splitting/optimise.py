@@ -19,26 +19,26 @@ _ALL = 60_000
 """Largest number of assignments that are all tried."""
 
 _PAIRS = 4_000
-"""Largest number of exchanges of two groups that one step examines; a random sample where there are more."""
+"""Largest number of exchanges of two groups per step; a random sample of more."""
 
 _STEPS = 400
 
 _GROUPS = 0.005
-"""Weight of missing groups: 10 % fewer groups than asked counts as 0.05 percentage points of slices."""
+"""Weight of missing groups: 10 % fewer groups than requested count as 0.05 percentage points of slices."""
 
 
 def score(held: NDArray[np.float64], asked: NDArray[np.float64]) -> NDArray[np.float64]:
     """Score assignments; lower is better.
 
     Args:
-        held: (..., rows, splits). The first half of the rows counts slices in each split, the second half the groups that
-            these slices belong to. See `rows_of`.
-        asked: (splits,) asked shares, which sum to 1.
+        held: (..., rows, splits). The first half of the rows counts slices in each split, the second half their groups; see
+            `rows_of`.
+        asked: (splits,) requested shares, which sum to 1.
 
     Returns:
-        (...) 1,000 times the number of empty cells, plus the largest deviation of slices from the asked shares, plus 0.01
-        times the root mean square of these deviations, plus 0.005 times the largest relative shortage of groups.
-        Confidence intervals are taken over groups, so 10 % of the slices from 2 of 50 patients would say little.
+        (...) 1,000 times the number of empty cells, plus the largest deviation of slices from the requested shares, plus
+        0.01 times the root mean square of these deviations, plus 0.005 times the largest relative shortage of groups
+        (confidence intervals are computed over groups, so a split needs enough of them).
     """
     total = held.sum(axis=-1, keepdims=True)
     away = held / np.maximum(total, 1) - asked
@@ -51,15 +51,15 @@ def score(held: NDArray[np.float64], asked: NDArray[np.float64]) -> NDArray[np.f
 
 
 def rows_of(counts: NDArray[np.int64], tumours: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-    """Return what each group adds to the rows that `score` weighs.
+    """Return the contribution of each group to the rows of `score`.
 
     Args:
         counts: (groups, classes) slices.
         tumours: (groups, k) slices with tumour of k classes that also have slices without; None means k = 0.
 
     Returns:
-        (groups, 2 * (classes + 1 + k)) slices of each class, of all classes, and with tumour; then the same as 1 where the
-        group has any such slice, else 0.
+        (groups, 2 * (classes + 1 + k)): slices of each class, of all classes, and with tumour; then 1 for each of these
+        numbers above 0.
     """
     columns = [counts, counts.sum(axis=1)] if tumours is None else [counts, counts.sum(axis=1), tumours]
     slices = np.column_stack(columns)
@@ -73,7 +73,7 @@ def apportion(
 
     Args:
         counts: (groups, classes) slices of each class in each group; no row and no column is all zero.
-        asked: (splits,) shares above 0, which sum to 1; at most as many as groups.
+        asked: (splits,) requested shares above 0, which sum to 1; at most as many as groups.
         seed: Seed of the search, and of the choice among groups of a kind.
         tumours: As in `rows_of`; no column is all zero.
 
@@ -104,10 +104,10 @@ class _Problem:
     """Kinds of groups.
 
     Attributes:
-        sizes: (kinds, rows) what a group of the kind adds, see `rows_of`.
-        many: (kinds,) number of groups of each kind.
-        asked: (splits,) asked shares.
-        total: Index of the row that counts the slices of all classes.
+        sizes: (kinds, rows) contribution of one group, see `rows_of`.
+        many: (kinds,) number of groups.
+        asked: (splits,) requested shares.
+        total: Index of the row with the slices of all classes.
     """
 
     sizes: NDArray[np.float64]
@@ -147,8 +147,7 @@ def _best_found(problem: _Problem, draw: np.random.Generator) -> NDArray[np.int6
         found = float(score(problem.held(plan), problem.asked))
         if found < least - 1e-12:
             best, least = plan, found
-        # Good enough: within 0.1 percentage points, or as near as whole slices allow, and no split lacks more than a tenth
-        # of its groups.
+        # Good enough: within 0.1 percentage points (or the bound), and no split lacks more than a tenth of its groups.
         if least < max(enough, 1e-3) + 1e-4 + 0.1 * _GROUPS:
             break
     assert best is not None  # noqa: S101 - there is at least one starting point
@@ -158,14 +157,14 @@ def _best_found(problem: _Problem, draw: np.random.Generator) -> NDArray[np.int6
 def _starting_plan(problem: _Problem, draw: np.random.Generator, *, by_size: bool) -> NDArray[np.int64]:
     """Distribute each kind by the shares, then give each remaining group to the split that lacks it most.
 
-    Largest first meets the shares of slices best, but fills small splits with few large groups. A random order balances the
-    number of groups; exchanges, which do not change it, then improve the slices. Both are tried.
+    The order of decreasing size fits the shares of slices best, but gives small splits few large groups. A random order
+    balances the number of groups, and exchanges then improve the slices. Both are tried.
     """
     plan = np.floor(problem.many[:, None] * problem.asked + 1e-9).astype(np.int64)
     held = problem.held(plan)
     target = (problem.sizes.T @ problem.many)[:, None] * problem.asked
     left = np.repeat(np.arange(len(problem.many)), problem.many - plan.sum(axis=1))
-    # The noise makes the starting points differ; at most half a size, so that large groups still come first.
+    # The noise varies the starting points, but large groups still come first.
     largest = problem.sizes[left, problem.total]
     rank = largest * draw.uniform(0.5, 1.5, len(left)) if by_size else draw.random(len(left))
     for kind in left[np.argsort(-rank, kind="stable")]:

@@ -16,10 +16,7 @@ _CHENG = re.compile(r"((?:MR)?[0-9]+)[A-Za-z]+")
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:
-    r"""Compile the regular expression of `--patient-pattern`.
-
-    Args:
-        text: An expression for the whole patient id; its first pair of brackets holds the group.
+    r"""Compile `--patient-pattern`: an expression for the whole patient id, whose first pair of brackets is the group.
 
     Raises:
         UsageError: The expression is invalid or has no brackets.
@@ -93,9 +90,9 @@ def groups_of(
     then explains the consequences.
 
     Args:
-        patients: Patient id of each slice as read; "" where unknown.
+        patients: Patient id of each slice as read; "" if unknown.
         ids: Slice ids, unique.
-        volumes: Volume id of each slice; "" where it is a single slice.
+        volumes: Volume id of each slice; "" for single slices.
         by: `patient` merges the ids of one person (`group_of`), `id` uses each id unchanged.
         pattern: From `compile_pattern`.
 

@@ -29,6 +29,7 @@ __all__ = [
     "split_by_group",
     "split_by_slice",
     "take_per_class",
+    "worst_deviation",
 ]
 
 SPLITS = ("train", "val", "test")
@@ -36,12 +37,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Requested shares of the three splits, which sum to 1.
-
-    Attributes:
-        train: Share in [0, 1]; more than 0.
-        val: Share in [0, 1].
-        test: Share in [0, 1].
+    """Requested shares of the three splits, each in [0, 1]; they sum to 1, and train is more than 0.
 
     Example:
         >>> Shares.parse("70/15/15").val
@@ -54,10 +50,7 @@ class Shares:
 
     @classmethod
     def parse(cls, text: str) -> Shares:
-        """Parse the value of `--split`.
-
-        Args:
-            text: Three numbers separated by `/`, for train, val and test: percentages, or parts that sum to 20 at most.
+        """Parse `--split`: train, val and test, separated by `/`, in percent or as parts that sum to 20 at most.
 
         Raises:
             UsageError: Not three numbers, a negative number, percentages that do not sum to 100, or nothing for train.
@@ -105,15 +98,7 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class SplitCell:
-    """One class in one split.
-
-    Attributes:
-        label: Class name; None for all classes together.
-        split: One of `SPLITS`.
-        count: Slices of the class in the split.
-        share: Percentage of the slices of the class.
-        asked: Requested percentage.
-    """
+    """One class (None: all classes) in one split: number of slices, and actual and requested percentage of the class."""
 
     label: str | None
     split: str
@@ -153,11 +138,7 @@ class Split:
 
 
 def split_by_group(
-    labels: Sequence[str],
-    groups: Sequence[str],
-    shares: Shares,
-    seed: int,
-    tumours: Sequence[bool] | None = None,
+    labels: Sequence[str], groups: Sequence[str], shares: Shares, seed: int, tumours: Sequence[bool] | None = None
 ) -> Split:
     """Find the best split that keeps each group in one split.
 
@@ -173,8 +154,7 @@ def split_by_group(
         groups: Group of each slice; a group may hold several classes.
         shares: Requested shares.
         seed: Random seed; different seeds give different splits of similar quality.
-        tumours: Whether each slice shows a tumour; None does not stratify by it. It makes no difference where no class has
-            slices both with and without tumour.
+        tumours: Whether each slice shows a tumour, to stratify classes that have slices both with and without; or None.
 
     Raises:
         DataError: There are no slices.
@@ -211,15 +191,10 @@ def split_by_group(
 def count_slices(
     labels: Sequence[str], rows: Sequence[int], tumours: Sequence[bool] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count slices by group and class, as `apportion` takes them.
-
-    Args:
-        labels: Class name of each slice.
-        rows: Index of the group of each slice; none is left out.
-        tumours: As in `split_by_group`.
+    """Count slices for `apportion`; `rows` is the index of the group of each slice.
 
     Returns:
-        (groups, classes) all slices, and (groups, k) the slices with tumour of those classes that also have slices without.
+        (groups, classes) all slices, and (groups, k) slices with tumour of the k classes that also have slices without.
     """
     column = {name: k for k, name in enumerate(sorted(set(labels)))}
     counts = np.zeros((max(rows) + 1, len(column)), np.int64)
@@ -323,6 +298,20 @@ def leaks(groups: Iterable[str], assignment: Iterable[str]) -> int:
     return sum(len(seen) > 1 for seen in splits.values())
 
 
+def worst_deviation(labels: Sequence[str], where: Sequence[str], shares: Shares) -> float:
+    """Return the largest difference, in percentage points, between a class's share in a split and the requested share.
+
+    Slices in none of the `SPLITS` do not count.
+    """
+    worst = 0.0
+    for label in set(labels):
+        of_class = [split for what, split in zip(labels, where, strict=True) if what == label and split in SPLITS]
+        for split, share in zip(SPLITS, shares.values(), strict=True):
+            if of_class:
+                worst = max(worst, abs(100 * of_class.count(split) / len(of_class) - 100 * float(share)))
+    return worst
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """A balanced subset.
@@ -341,13 +330,8 @@ class Taken:
 def take_per_class(labels: Sequence[str], ids: Sequence[str], n: int, seed: int) -> Taken:
     """Draw a random subset with `n` slices of each class, or all slices of a class that has fewer.
 
-    Slices are drawn uniformly, regardless of their patient.
-
-    Args:
-        labels: Class name of each slice.
-        ids: Slice ids, unique; the choice depends on them and not on the order of the slices.
-        n: Slices per class, 1 or more.
-        seed: Random seed. The choice in one class does not depend on the other classes.
+    Slices are drawn uniformly, regardless of their patient. The choice depends on the seed and the ids of the slices of a
+    class, and not on their order.
 
     Raises:
         DataError: Two slices have the same id.

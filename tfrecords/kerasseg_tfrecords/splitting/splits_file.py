@@ -10,13 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, one_line
 from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.tables import format_csv, parse_csv
 
-__all__ = ["COLUMNS", "LEFT_OUT", "Identified", "SplitRow", "apply", "dump", "load", "parse"]
+__all__ = ["COLUMNS", "LEFT_OUT", "SplitRow", "apply", "dump", "load", "parse"]
 
 _SHOWN = 10
 
@@ -32,8 +31,8 @@ class SplitRow:
         slice_id: Unique over all inputs.
         source: The file that the slice was read from; for information, not compared.
         sha256: Hex digest of the bytes that were read.
-        label: Class name; "" where there are no classes.
-        patient: Patient id as read; "" where unknown.
+        label: Class name; "" without classes.
+        patient: Patient id as read; "" if unknown.
         group: All slices of a group are in one split.
         split: One of `split.SPLITS`, or `LEFT_OUT`.
     """
@@ -48,22 +47,6 @@ class SplitRow:
 
 
 COLUMNS = tuple(field.name for field in fields(SplitRow))
-
-
-class Identified(Protocol):
-    """The part of a `SplitRow` that `apply` compares."""
-
-    @property
-    def slice_id(self) -> str:
-        """Unique over all inputs."""
-
-    @property
-    def sha256(self) -> str:
-        """Hex digest of the bytes that were read."""
-
-    @property
-    def label(self) -> str:
-        """Class name."""
 
 
 def dump(rows: Iterable[SplitRow]) -> str:
@@ -100,11 +83,7 @@ def load(path: str | Path) -> list[SplitRow]:
 
 
 def parse(text: str, path: str | Path = "splits.csv") -> list[SplitRow]:
-    """Return the rows of the file's text.
-
-    Args:
-        text: The text, with its line ends unchanged.
-        path: The file's name, for messages.
+    """Parse the text of a file, with its line ends unchanged; `path` is for messages.
 
     Raises:
         DataError: As `load`.
@@ -156,20 +135,17 @@ def _row(values: Sequence[str], names: Sequence[str], at: Sequence[int], path: s
 
 
 def apply(
-    rows: Sequence[SplitRow], slices: Sequence[Identified], *, grouped: bool = True, path: str | Path = "splits.csv"
+    rows: Sequence[SplitRow], slices: Sequence[SplitRow], *, grouped: bool = True, path: str | Path = "splits.csv"
 ) -> tuple[str, ...]:
-    """Return the split of each slice from a file, if the data are the same that were split.
+    """Return the split of each slice from a file (one of `SPLITS`, or `LEFT_OUT`), if the data are the same.
 
     Groups are those of the file, so that a later version that finds other copies does not refuse an old split.
 
     Args:
         rows: From `load`.
-        slices: The data as read now.
+        slices: The data as read now; id, digest and label are compared.
         grouped: Refuse a file with a group in several splits; False for `--split-by id` and `slice`.
         path: The file's name, for messages.
-
-    Returns:
-        One of `split.SPLITS`, or `LEFT_OUT`, for each of `slices`, in their order.
 
     Raises:
         BadInputError: The data do not fit: a slice is missing, additional, has other bytes or another label, or a group
@@ -220,7 +196,6 @@ def apply(
 def _crossing(rows: Sequence[SplitRow]) -> list[Problem]:
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        # A slice without a group is a group of its own.
         if row.split != LEFT_OUT:
             splits[row.group or f"slice:{row.slice_id}"].add(row.split)
     return [

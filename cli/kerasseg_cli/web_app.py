@@ -1,0 +1,87 @@
+"""`kerasseg app`: a local web page on which slices are dropped and the threshold is moved."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from kerasseg_cli.completion import runs
+from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_cli.options import Debug, Json, Quiet
+
+__all__ = ["app"]
+
+SERVER, NETWORK = "Server", "Network"
+
+
+def app(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Run whose network is used: its folder, its name or latest. A checkpoint is accepted, too. "
+            "[default: latest]",
+            show_default=False,
+            autocompletion=runs,
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen on; 0.0.0.0 makes the page reachable from other machines, without a password.",
+            rich_help_panel=SERVER,
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Port. [default: the first free one from 7860]",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    max_upload: Annotated[
+        int, typer.Option(min=1, metavar="MB", help="Largest uploaded file in megabytes.", rich_help_panel=SERVER)
+    ] = 200,
+    flip_average: Annotated[
+        bool,
+        typer.Option(
+            "--flip-average",
+            help="Average the predictions of the image and its mirror image (doubles the time).",
+            rich_help_panel=NETWORK,
+        ),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,  # noqa: ARG001 - read by `guarded`
+) -> None:
+    """Serve a local web page: drop slices, move the threshold, download masks. Not for clinical use."""
+    from kerasseg.app import check_gradio, serve
+
+    check_gradio()  # before the network is opened
+    from kerasseg.interrupts import stop_on_signals
+    from kerasseg.prediction.predictor import open_network
+
+    network = open_network(run, flip_average=flip_average)
+    for note in network.notes:
+        errors().print(f"Note: {note}", markup=False, style="yellow")
+    with (
+        stop_on_signals(lambda _name: None) as stop,
+        serve(network, host=host, port=port, max_upload_mb=max_upload) as page,
+    ):
+        if as_json:
+            print_json({"url": page.url, "networks": network.names, "max_upload_mb": max_upload})
+        elif not quiet:
+            screen().print(f"{page.url}  (Ctrl-C ends it)", markup=False)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            errors().print("Warning: other machines can reach this page, without a password.", style="yellow")
+        sys.stdout.flush()  # a program that reads the address waits for it
+        while not stop():
+            time.sleep(0.2)
