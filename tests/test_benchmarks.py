@@ -114,7 +114,7 @@ def test_heads_of_another_folder_are_left_out_by_head_and_not_by_id(tmp_path: Pa
 def test_a_part_whose_raw_data_are_missing_says_which_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "figshare-mat").mkdir()
     shop = Workshop(tmp_path / "work", tmp_path, tmp_path / "unet")
-    with pytest.raises(SystemExit, match=r"figshare-png is not there.*--data"):
+    with pytest.raises(SystemExit, match=r"figshare-png is missing.*--data"):
         train_knows(shop, KnowsPlan())
     assert collect_knows(shop, KnowsPlan()) is None
     assert best_trial(shop, KnowsPlan()) is None

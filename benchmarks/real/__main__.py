@@ -3,13 +3,13 @@
     python -m benchmarks.real [--part knows|few|many|long|page ...] [--data DIR] [--checkpoint FILE] [--work DIR] [--quick]
 
 `knows`: a checkpoint trained on the other heads of the data set; every strategy on 34 heads that it has never seen.
-`few`: 308 slices at 128x128; every strategy; three seeds of the best two, the recipe and scratch; cross-validations.
-`many`: 2,271 slices at 128x128; the recipe, scratch and the best of `few`; what a slice-wise split would have claimed.
-`long`: scratch, the recipe and the best of `many` at 256x256: 1 to 8 minutes an epoch on 2 cores.
-`page`: the figures on the test split, the pictures and the page, from the runs that are there.
-What is done is not done again: the command can be stopped at any time and typed again. What the runs of an earlier folder
-gave is kept in the page, and chosen by, where machine, software, checkpoint and slices are the same. Everything is chosen
-on validation; the test split is opened last, once for each network.
+`few`: 308 slices at 128x128; every strategy; three seeds for the best two, the recipe and scratch; cross-validations.
+`many`: 2,271 slices at 128x128; the recipe, scratch and the best of `few`; the scores of a slice-wise split.
+`long`: scratch, the recipe and the best of `many` at 256x256: 1 to 8 minutes per epoch on 2 cores.
+`page`: test figures, pictures and the page, from the existing runs.
+The command can be stopped at any time; run again, it skips finished work. Figures from an earlier work folder are kept
+where machine, software, checkpoint and slices are the same. Everything is chosen on validation; the test split is opened
+last, once per network.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Effort:
     """Amount of work.
 
     Attributes:
-        small, large: Pixels.
-        seeds: The first is everybody's, the others are for the best two, the recipe and scratch.
-        folds: Of the cross-validations.
-        trials: Of those on each data set, so many.
-        options: Of every training.
+        small, large: Slice sizes in pixels.
+        seeds: The first is used by all trainings; the others by the best two, the recipe and scratch.
+        folds: Folds per cross-validation.
+        trials: Maximum trainings per data set.
+        options: Options of every training.
         knows: What a checkpoint that knows the task is tried with.
     """
 
@@ -220,7 +220,7 @@ def main() -> None:
     document = documents / "real.json"
     earlier = read_earlier(document)
     if earlier is None and document.exists():
-        print(f"{document} has another form: its figures are not kept.", flush=True)
+        print(f"{document} has an unknown format: its figures are dropped.", flush=True)
     known = None if earlier is None else earlier.knows  # has a machine of its own
     trained = any(shop.folder.glob("runs/mat*")) or any(shop.folder.glob("runs/both*"))
     if earlier is not None and trained and not same_ground(nothing_yet(shop.checkpoint, quick=asked.quick), earlier):
