@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from benchmarks.__main__ import DOCS, PARTS, RESULTS
@@ -14,8 +17,10 @@ from benchmarks.page import HEADLINES, TITLES, page, slower, tables
 from benchmarks.real.__main__ import Effort, Job, collect, train_long
 from benchmarks.real.figures import Figures, difference, looks
 from benchmarks.real.keeping import with_earlier
+from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, train_knows
 from benchmarks.real.page import page_text
 from benchmarks.real.plan import trials_on_few
+from benchmarks.real.unseen import other_heads
 from benchmarks.real.workshop import Workshop
 from benchmarks.result import Result, compared, sized
 from benchmarks.turns import contenders
@@ -87,6 +92,32 @@ def test_what_is_missing_is_named_with_the_option_that_names_it(tmp_path: Path) 
     shop.checkpoint.mkdir()
     with pytest.raises(SystemExit, match=r"figshare-mat is missing.*--data"):
         shop.train(trial)
+    assert not shop.folder.exists()
+
+
+def test_heads_of_another_folder_are_left_out_by_head_and_not_by_id(tmp_path: Path) -> None:
+    source, seen = tmp_path / "png", tmp_path / "mat"
+    source.mkdir()
+    seen.mkdir()
+    with h5py.File(seen / "7.mat", "w") as file:
+        file["cjdata/PID"] = np.array([[ord(c)] for c in "MR0400"], np.uint16)
+    patients = ["MR0400", "MR0400B", "MR04001", "101"]
+    table = "".join(f"images/{k}.png,masks/{k}.png,glioma,{patient}\n" for k, patient in enumerate(patients))
+    (source / "index.csv").write_text("image,mask,label,patient\n" + table)
+    out = other_heads(source, seen, tmp_path / "others")
+    with (out / "index.csv").open() as file:
+        assert [row["patient"] for row in csv.DictReader(file)] == ["MR04001", "101"]
+    assert sorted(path.name for path in (out / "masks").iterdir()) == ["2.png", "3.png"]
+    assert (out / "images" / "3.png").readlink() == source / "images" / "3.png"
+
+
+def test_a_part_whose_raw_data_are_missing_says_which_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "figshare-mat").mkdir()
+    shop = Workshop(tmp_path / "work", tmp_path, tmp_path / "unet")
+    with pytest.raises(SystemExit, match=r"figshare-png is missing.*--data"):
+        train_knows(shop, KnowsPlan())
+    assert collect_knows(shop, KnowsPlan()) is None
+    assert best_trial(shop, KnowsPlan()) is None
     assert not shop.folder.exists()
 
 

@@ -1,7 +1,8 @@
 """Train, tune and evaluate on real data with the commands a user would type, and write docs/results.md.
 
-    python -m benchmarks.real [--part few|many|long|page ...] [--data DIR] [--checkpoint FILE] [--work DIR] [--quick]
+    python -m benchmarks.real [--part knows|few|many|long|page ...] [--data DIR] [--checkpoint FILE] [--work DIR] [--quick]
 
+`knows`: a checkpoint trained on the other heads of the data set; every strategy on 34 heads that it has never seen.
 `few`: 308 slices at 128x128; every strategy; three seeds for the best two, the recipe and scratch; cross-validations.
 `many`: 2,271 slices at 128x128; the recipe, scratch and the best of `few`; the scores of a slice-wise split.
 `long`: scratch, the recipe and the best of `many` at 256x256: 1 to 8 minutes per epoch on 2 cores.
@@ -20,7 +21,7 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,13 +29,14 @@ from benchmarks.machine import describe
 from benchmarks.measure import ROOT
 from benchmarks.real import figures as read
 from benchmarks.real.keeping import read_earlier, same_ground, with_earlier
+from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, finished_folds, train_knows
 from benchmarks.real.page import pictured, write_page
-from benchmarks.real.pictures import draw_examples
+from benchmarks.real.pictures import draw_before_after, draw_examples
 from benchmarks.real.plan import Trial, leaking, long, quicker, trials_on_few, trials_on_many
 from benchmarks.real.workshop import Workshop
 from kerasseg_tfrecords.errors import KerassegError
 
-PARTS = ("few", "many", "long", "page")
+PARTS = ("knows", "few", "many", "long", "page")
 SOFTWARE = ("tensorflow", "keras", "numpy", "opencv-python-headless")
 
 
@@ -48,6 +50,7 @@ class Effort:
         folds: Folds per cross-validation.
         trials: Maximum trainings per data set.
         options: Options of every training.
+        knows: What a checkpoint that knows the task is tried with.
     """
 
     small: int = 128
@@ -56,9 +59,10 @@ class Effort:
     folds: int = 5
     trials: int | None = None
     options: tuple[str, ...] = ()
+    knows: KnowsPlan = field(default_factory=KnowsPlan)
 
 
-QUICK = Effort(64, 80, (42, 1), 2, 3, ("--epochs", "2", "--steps", "1"))
+QUICK = Effort(64, 80, (42, 1), 2, 3, ("--epochs", "2", "--steps", "1"), KnowsPlan(folds=2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,11 @@ class Job:
         """All trainings of the page, in its order."""
         on_few = [trial.with_seed(seed) for trial in trials_on_few(self.effort.small) for seed in self.effort.seeds]
         return [*on_few, *self.on_many(), *self.leaking(), *self.at_length()]
+
+
+def train_on_unseen_heads(job: Job) -> None:
+    """A checkpoint that knows the task, and every strategy from there."""
+    train_knows(job.shop, job.effort.knows)
 
 
 def train_few(job: Job) -> None:
@@ -212,22 +221,28 @@ def main() -> None:
     earlier = read_earlier(document)
     if earlier is None and document.exists():
         print(f"{document} has an unknown format: its figures are dropped.", flush=True)
-    if earlier is not None and not same_ground(nothing_yet(shop.checkpoint, quick=asked.quick), earlier):
+    known = None if earlier is None else earlier.knows  # has a machine of its own
+    trained = any(shop.folder.glob("runs/mat*")) or any(shop.folder.glob("runs/both*"))
+    if earlier is not None and trained and not same_ground(nothing_yet(shop.checkpoint, quick=asked.quick), earlier):
         print(
             "The page that is there has another machine, software or checkpoint: its figures are not kept.", flush=True
         )
         earlier = None
     job = Job(shop, effort, earlier)
     parts = asked.part or PARTS
-    for part, action in (("few", train_few), ("many", train_many), ("long", train_long)):
+    actions = (("knows", train_on_unseen_heads), ("few", train_few), ("many", train_many), ("long", train_long))
+    for part, action in actions:
         if part in parts:
             action(job)
     if "page" in parts:
-        found = collect(job)
+        knows = collect_knows(shop, effort.knows) or known
+        found = collect(job).model_copy(update={"knows": knows})
         try:
             # If the run is not in this folder, the old picture stays.
             if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():
                 draw_examples(shop, shown, pages / "images")
+            if (best := best_trial(shop, effort.knows)) is not None:
+                draw_before_after(shop.data, finished_folds(shop, best), pages / "images")
             write_page(found, pages / "results.md", document)
         except (KerassegError, OSError) as error:
             sys.exit(f"{error}\nThe runs are kept; `--part page` writes the page from them.")

@@ -26,7 +26,10 @@ __all__ = [
     "DiceBySlice",
     "Figures",
     "Judged",
+    "Knows",
+    "KnowsRow",
     "Paired",
+    "StageFigures",
     "TrialFigures",
     "counts",
     "difference",
@@ -134,6 +137,76 @@ class Paired(_Model):
     difference: Mean
 
 
+class StageFigures(_Model):
+    """The untouched checkpoint at one stage: Dice of all slices and of each class, and tumours without any pixel found."""
+
+    name: str
+    all: Mean
+    classes: dict[str, Mean]
+    missed: int
+
+
+class KnowsRow(_Model):
+    """A cross-validation of one strategy that starts from the checkpoint that knows the task.
+
+    Attributes:
+        label: As the page calls it.
+        folds: Number of finished folds; the figures are over the slices that they held out.
+        slices, patients: Held out by them.
+        epochs: Trained in the longest fold.
+        before, after, gain: Dice at 0.5 at the network's size: epoch 0, the best epoch of each fold, and the paired gain.
+        before_classes, after_classes: Class -> Dice over its slices.
+        last: Dice after the last epoch, mean over slices: no epoch is chosen on the slices.
+        minutes: Of all folds.
+    """
+
+    label: str
+    folds: int
+    slices: int
+    patients: int
+    epochs: int
+    before: Mean
+    after: Mean
+    gain: Mean
+    before_classes: dict[str, Mean]
+    after_classes: dict[str, Mean]
+    last: float
+    minutes: float
+
+
+class Knows(_Model):
+    """What a checkpoint that knows the task gains on heads it has never seen.
+
+    Attributes:
+        machine, date: Where and when it was measured.
+        size: Height and width of the slices in pixels.
+        counts: Data set -> split -> class -> (slices, patients).
+        planned, epochs, best_epoch, best, minutes: Of the training of the checkpoint; Dice on its validation slices.
+        untouched: The checkpoint on all unseen heads, by stage.
+        rule_decision: Why its rule was not kept, in words; empty where it was.
+        rows: Cross-validations.
+        folds: Of the cross-validations, finished or not.
+        curves: Training -> Dice over the slices that the first fold holds out, after each epoch so far, epoch 0 first.
+        against: "A minus B" -> paired difference on the slices that both have held out.
+    """
+
+    machine: str
+    date: str
+    size: int
+    counts: dict[str, dict[str, dict[str, tuple[int, int]]]]
+    planned: int
+    epochs: int
+    best_epoch: int
+    best: float
+    minutes: float
+    untouched: tuple[StageFigures, ...]
+    rule_decision: str
+    folds: int
+    curves: dict[str, tuple[float, ...]]
+    rows: tuple[KnowsRow, ...]
+    against: dict[str, Mean]
+
+
 class Figures(_Model):
     """The whole document.
 
@@ -147,7 +220,8 @@ class Figures(_Model):
         trials: Trainings in order.
         crossed: Cross-validations.
         compared: Differences from the first of each kind.
-        looks: Data set -> identifiers of the evaluations on its test split.
+        looks: Data set -> names of the looks at its test split.
+        knows: A checkpoint that knows the task; on another machine, perhaps.
     """
 
     machine: str
@@ -160,6 +234,7 @@ class Figures(_Model):
     crossed: tuple[CrossFigures, ...] = ()
     compared: tuple[Paired, ...] = ()
     looks: dict[str, tuple[str, ...]] = {}
+    knows: Knows | None = None
 
 
 def of_trial(root: Path, trial: Trial) -> TrialFigures:

@@ -13,6 +13,8 @@ from kerasseg_tfrecords.files import write_atomically
 
 __all__ = ["page_text", "pictured", "write_page"]
 
+_STAGES = {"raw": "at 0.5", "threshold": "+ threshold", "postprocessing": "+ post-processing"}
+
 
 def write_page(found: Figures, page: Path, document: Path) -> None:
     """Write both.
@@ -39,7 +41,7 @@ def page_text(found: Figures) -> str:
         autoescape=False,  # noqa: S701 - this is Markdown, for which `plain` escapes
     )
     environment.filters.update(share=share, mean=mean, gain=gain, zip=zip)
-    environment.globals["dict"] = dict
+    environment.globals.update(dict=dict, stages=_STAGES)
     template = environment.get_template("results.md.j2")
     return template.render(found=found, shown=pictured(found), groups=_groups(found))
 

@@ -1,11 +1,15 @@
-"""A picture of the best, median and worst test slice per class."""
+"""Pictures of real slices: best, median and worst, with the annotator's and the network's outlines."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
+import h5py
 import keras
 import numpy as np
 
@@ -18,39 +22,109 @@ from kerasseg.report.examples import choose
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import load_threshold
 
-__all__ = ["draw_examples"]
+__all__ = ["draw_before_after", "draw_examples"]
 
 REFERENCE, NETWORK = "#f0e442", "#56b4e9"
+_GREYS = 64
+"""Few colours keep the picture for README small."""
+
+
+class HeldOut(NamedTuple):
+    """A slice, the run of the fold that held it out, and its Dice before and after training."""
+
+    slice_id: str
+    label: str
+    fold: Path
+    before: float
+    after: float
 
 
 def draw_examples(shop: Workshop, trial: TrialFigures, folder: Path) -> None:
-    """Write `results-slices.jpg` for a network."""
+    """Draw best, median and worst test slice of each class as `results-slices.jpg`."""
     run = RunDirectory(shop.folder / "runs" / trial.name)
     rows = read_csv(run.root / "evaluation" / "test" / "per_slice.csv")
     slices = open_split(shop.folder / trial.data, "test", Caching("memory"), check=False)
     at = {slices.record(k).slice_id: k for k in range(len(slices))}
     model = keras.saving.load_model(run.model_file, compile=False)
     rule = load_threshold(run).model.rule
-    figure, axes = _figure(len(slices.classes))
+    figure, axes = _figure(len(slices.classes), "Annotator (yellow) and network (blue, dashed); Dice of the slice")
     for line, name in zip(axes, slices.classes, strict=True):
         chosen = choose([row for row in rows if row.label == name])
         for axis, (place, row) in zip(line, chosen, strict=False):
             record = slices.record(at[row.slice_id])
-            _draw(
-                axis, record.image, record.mask, _predict(model, record.image, rule), f"{name}, {place}: {row.dice:.2f}"
-            )
+            masks = {REFERENCE: record.mask, NETWORK: _predict(model, record.image, rule)}
+            _draw(axis, record.image[..., 0], masks, f"{name}, {place}: {row.dice:.2f}")
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "results-slices.jpg", dpi=90, pil_kwargs={"quality": 80})
 
 
-def _figure(classes: int) -> Any:
+def draw_before_after(data: Path, folds: Sequence[Path], folder: Path) -> None:
+    """Draw best, median and worst held-out slice of a cross-validation, before and after training.
+
+    Args:
+        data: Folder of raw slices, with `figshare-mat`.
+        folds: Runs whose validation slices are held-out slices of `figshare-mat`.
+        folder: Receives `results-before-after.png`.
+    """
+    rows = []
+    for fold in folds:
+        with (fold / "validation.csv").open(newline="") as stream:
+            for line in csv.DictReader(stream):
+                before, after = float(line["dice_epoch_0"]), float(line["dice_best"])
+                rows.append(HeldOut(line["slice_id"], line["label"], fold, before, after))
+    rows.sort(key=lambda row: row.after)
+    chosen = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
+    figure, axes = _figure(3, "Annotator (yellow) and network (blue, dashed) on heads that the checkpoint has not seen")
+    for row_axes, (place, row) in zip(axes, chosen.items(), strict=True):
+        run = RunDirectory(row.fold)
+        slices = open_split(run.root / "shards", "val", Caching("memory"), check=False)
+        record = next(r for r in map(slices.record, range(len(slices))) if r.slice_id == row.slice_id)
+        image, reference = _native(data / "figshare-mat" / f"{Path(row.slice_id).stem}.mat")
+        _draw(row_axes[0], image, {REFERENCE: reference}, f"{place}: {row.label}")
+        for axis, file, title in (
+            (row_axes[1], run.baseline_file, f"untouched: {row.before:.2f}"),
+            (row_axes[2], run.model_file, f"fine-tuned: {row.after:.2f}"),
+        ):
+            model = keras.saving.load_model(file, compile=False)
+            _draw(axis, image, {REFERENCE: reference, NETWORK: _predict(model, record.image, MaskRule())}, title)
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_small(figure, folder / "results-before-after.png")
+
+
+def _native(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image (0 to 255) and mask of a file of Cheng's data set, which stores both column by column."""
+    with h5py.File(file) as data:
+        image, mask = (np.asarray(data[f"cjdata/{name}"]).T.astype(np.float32) for name in ("image", "tumorMask"))
+    return (image - image.min()) / max(float(np.ptp(image)), 1.0) * 255, mask
+
+
+def _save_small(figure: Any, file: Path) -> None:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    # A palette of its own: one that is fitted to the picture has greys alone, and the outlines lose their colours.
+    lines = [
+        int(colour[k : k + 2], 16) * share // 8
+        for colour in (REFERENCE, NETWORK)
+        for share in range(2, 9)
+        for k in (1, 3, 5)
+    ]
+    greys = [value * 255 // (_GREYS - 1) for value in range(_GREYS) for _ in range(3)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*greys, *lines])
+    picture = Image.open(buffer).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+    picture.save(file, optimize=True)
+
+
+def _figure(rows: int, title: str) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 2.6 * classes), layout="constrained", facecolor="white")
-    axes = figure.subplots(classes, 3, squeeze=False)
+    figure = Figure(figsize=(7.5, 2.6 * rows), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, 3, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.suptitle("Annotator (yellow) and network (blue, dashed); Dice of the slice", fontsize=9)
+    figure.suptitle(title, fontsize=9)
     return figure, axes
 
 
@@ -62,10 +136,11 @@ def _predict(model: keras.Model, image: np.ndarray, rule: MaskRule) -> np.ndarra
     return apply_rule(probability, rule)
 
 
-def _draw(axis: Any, image: np.ndarray, mask: np.ndarray, found: np.ndarray, title: str) -> None:
-    axis.imshow(cv2.resize(image[..., 0], (256, 256), interpolation=cv2.INTER_CUBIC), cmap="gray", vmin=0, vmax=255)
-    for area, colour, style in ((mask, REFERENCE, "-"), (found, NETWORK, "--")):
-        fine = cv2.resize(np.squeeze(area).astype(np.float32), (256, 256), interpolation=cv2.INTER_LINEAR)
+def _draw(axis: Any, image: np.ndarray, masks: Mapping[str, np.ndarray], title: str) -> None:
+    axis.imshow(cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA), cmap="gray", vmin=0, vmax=255)
+    for colour, mask in masks.items():
+        fine = cv2.resize(np.squeeze(mask).astype(np.float32), (256, 256), interpolation=cv2.INTER_LINEAR)
         if fine.max() > 0.5:
+            style = "--" if colour == NETWORK else "-"
             axis.contour(fine, levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.2)
     axis.set_title(title, fontsize=8)

@@ -64,7 +64,9 @@ class Trial:
         """Options for `train` and `cross-validate`."""
         rate = [] if self.rate is None else ["--learning-rate", self.rate]
         seed = [] if self.seed == 42 else ["--seed", str(self.seed)]
-        named = ["--shards", self.data.name, "--checkpoint", checkpoint, "--strategy", self.strategy]
+        # A network of its own size is described, not opened.
+        network = [] if "--filters" in self.extra else ["--checkpoint", checkpoint]
+        named = ["--shards", self.data.name, *network, "--strategy", self.strategy]
         return [*named, *rate, *self.extra, *seed]
 
     def with_seed(self, seed: int) -> Trial:

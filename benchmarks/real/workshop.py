@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.real.plan import DataSet, Trial
 
-__all__ = ["Workshop"]
+__all__ = ["Workshop", "finished"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,22 @@ class Workshop:
         """Prepare the shards of a data set."""
         if (self.folder / data.name / "manifest.json").exists():
             return
-        for name in data.inputs:
+        self.need(*data.inputs)
+        self.command(*data.command(str(self.data)))
+
+    def need(self, *folders: str) -> None:
+        """Exit unless these folders of raw data exist."""
+        for name in folders:
             if not (self.data / name).exists():
                 sys.exit(
                     f"{self.data / name} is missing. Set its parent with --data or KERASSEG_REAL_DATA; "
                     "docs/results.md says what is in it."
                 )
-        self._type(*data.command(str(self.data)))
 
     def done(self, trial: Trial) -> bool:
-        """Whether the training has finished."""
-        # An interrupted run has the file too, but an unfinished state.
-        return (self.run(trial) / "validation.csv").exists() and _finished(self.run(trial))
+        """Whether its training has come to its end."""
+        # Both are written by then; an interrupted run has the file too, but an unfinished state.
+        return (self.run(trial) / "validation.csv").exists() and finished(self.run(trial))
 
     def train(self, trial: Trial) -> None:
         """Run a training to its end."""
@@ -59,19 +63,35 @@ class Workshop:
         self.prepare(trial.data)
         if done:
             return
-        out = ["--out", f"runs/{trial.name}"]
-        if (self.run(trial) / "config.json").exists():
-            self._type("train", "--resume", *out)
+        self.train_run(trial.name, *trial.options(str(self.checkpoint)))
+
+    def train_run(self, name: str, *options: str) -> None:
+        """Train a run to its end, resuming what an earlier call left."""
+        root = self.folder / "runs" / name
+        if (root / "validation.csv").exists() and finished(root):
+            return
+        if (root / "config.json").exists():
+            self.command("train", "--resume", "--out", f"runs/{name}")
         else:
-            self._type("train", *trial.options(str(self.checkpoint)), *self.extra, *out)
+            self.command("train", *options, *self.extra, "--out", f"runs/{name}")
+
+    def once(self, result: str, *words: str) -> None:
+        """Type a command unless the file that it writes last exists.
+
+        Args:
+            result: The file, below `folder`.
+            words: The command.
+        """
+        if not (self.folder / result).exists():
+            self.command(*words)
 
     def judge(self, trial: Trial, split: str) -> None:
         """Tune threshold and post-processing on validation; evaluate on a split."""
         run = self.run(trial)
         if not (run / "threshold.json").exists():
-            self._type("tune-threshold", f"runs/{trial.name}", "--quiet")
+            self.command("tune-threshold", f"runs/{trial.name}", "--quiet")
         if not (run / "evaluation" / {"validation": "val"}.get(split, split) / "metrics.json").exists():
-            self._type("evaluate", f"runs/{trial.name}", "--split", split, "--quiet", "--no-speed")
+            self.command("evaluate", f"runs/{trial.name}", "--split", split, "--quiet", "--no-speed")
 
     def crossed(self, trial: Trial) -> bool:
         """Whether the cross-validation has finished."""
@@ -80,23 +100,25 @@ class Workshop:
 
         # Written last, after the ensemble.
         try:
-            return read_cross_validation(self._cross(trial)).out_of_fold is not None
+            return read_cross_validation(self.cross_root(trial)).out_of_fold is not None
         except KerassegError:
             return False
 
     def cross_validate(self, trial: Trial, folds: int = 5) -> Path:
         """Cross-validate on training and validation slices; return the folder."""
         self.prepare(trial.data)
-        root = self._cross(trial)
+        root = self.cross_root(trial)
         if not self.crossed(trial):
             options = [*trial.options(str(self.checkpoint)), *self.extra]
-            self._type("cross-validate", "--folds", str(folds), *options, "--out", f"runs/{root.name}", "--quiet")
+            self.command("cross-validate", "--folds", str(folds), *options, "--out", f"runs/{root.name}", "--quiet")
         return root
 
-    def _cross(self, trial: Trial) -> Path:
+    def cross_root(self, trial: Trial) -> Path:
+        """Folder of its cross-validation."""
         return self.folder / "runs" / f"cv-{trial.name}"
 
-    def _type(self, *words: str) -> None:
+    def command(self, *words: str) -> None:
+        """Type a command of kerasseg, and exit if it fails."""
         print("$ kerasseg", shlex.join(words), flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         with subprocess.Popen([sys.executable, "-m", "kerasseg_cli", *words], cwd=self.folder) as command:
@@ -110,7 +132,8 @@ class Workshop:
             sys.exit(f"kerasseg {words[0]} failed with exit code {ended}. Run the same command again to resume.")
 
 
-def _finished(run: Path) -> bool:
+def finished(run: Path) -> bool:
+    """Whether a training has come to its end."""
     from kerasseg.runs.state import StateStore
     from kerasseg.training.state import Progress
 

@@ -1,0 +1,238 @@
+"""A checkpoint that knows the task: trained on the other heads of the data set, then fine-tuned on heads it has never seen.
+
+The slices of `figshare-png` whose heads do not occur in `figshare-mat` train a network from fresh weights. Its SavedModel
+is what a user starts from: evaluated as it is on `figshare-mat`, then fine-tuned with every strategy in a cross-validation
+over heads. Nothing is chosen on the slices that are reported except each fold's best epoch; the last epoch is reported too.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.machine import describe
+from benchmarks.real.figures import DiceBySlice, Knows, KnowsRow, StageFigures, counts, difference
+from benchmarks.real.plan import DataSet, Trial
+from benchmarks.real.unseen import other_heads
+from benchmarks.real.workshop import Workshop, finished
+from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
+from kerasseg.evaluation.figures import as_mean
+from kerasseg.evaluation.schema import Mean, read_evaluation
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.history import read_history
+
+__all__ = ["KnowsPlan", "best_trial", "collect_knows", "finished_folds", "train_knows"]
+
+EPOCHS = 20
+PRETRAINED = ("--strategy", "scratch", "--filters", "16", "--ema", "0.999")
+
+
+@dataclass(frozen=True, slots=True)
+class KnowsPlan:
+    """What is trained.
+
+    Attributes:
+        size: Height and width of the slices in pixels.
+        folds, epochs: Of the cross-validations.
+        strategies: With their rates and options; scratch comes second, so that an early stop leaves a comparison.
+    """
+
+    size: int = 64
+    folds: int = 3
+    strategies: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
+        ("conservative", None, ()),
+        ("scratch", None, ("--filters", "16")),
+        ("aggressive", None, ()),
+        ("moderate", None, ()),
+        ("conservative", "1e-5", ()),
+        ("conservative", None, ("--freeze-batchnorm",)),
+        ("progressive", None, ()),
+        ("two-stage", None, ()),
+    )
+    epochs: int = 5
+
+    @property
+    def others(self) -> str:
+        """Shards that the checkpoint is trained on."""
+        return f"others{self.size}"
+
+    @property
+    def heads(self) -> str:
+        """Shards of the heads that it has never seen."""
+        return f"heads{self.size}"
+
+    @property
+    def run(self) -> str:
+        """The run that trains the checkpoint."""
+        return f"{self.others}-scratch"
+
+    def trials(self) -> list[Trial]:
+        """Fine-tunings and scratch, in the order in which they are run."""
+        data = DataSet(self.heads, ("figshare-mat",), self.size)
+        epochs = ("--epochs", str(self.epochs))
+        return [Trial(data, name, rate, extra=(*extra, *epochs)) for name, rate, extra in self.strategies]
+
+    def shop(self, shop: Workshop) -> Workshop:
+        """The same workshop, in which the SavedModel of `run` is the checkpoint."""
+        return replace(shop, checkpoint=Path("runs", self.run, "export", "savedmodel"))
+
+
+def train_knows(shop: Workshop, plan: KnowsPlan) -> None:
+    """Train the checkpoint, evaluate it on heads it has never seen, and cross-validate every strategy there."""
+    shop.need("figshare-mat", "figshare-png")
+    other_heads(shop.data / "figshare-png", shop.data / "figshare-mat", shop.folder / "other-heads")
+    size = ("--size", str(plan.size))
+    for name, source, split in (
+        (plan.others, "other-heads", "90/10/0"),
+        (plan.heads, str(shop.data / "figshare-mat"), "80/20/0"),
+    ):
+        shop.once(f"{name}/manifest.json", "prepare", source, *size, "--split", split, "--out", name)
+    export = f"runs/{plan.run}/export/savedmodel"
+    # A training that was stopped and exported is not resumed: what was fine-tuned from it would have another start.
+    if not (shop.folder / export / "metadata.json").exists():
+        shop.train_run(plan.run, "--shards", plan.others, *PRETRAINED, "--epochs", str(EPOCHS))
+        shop.command("export", f"runs/{plan.run}", "--format", "savedmodel", "--threshold", "0.5", "--slices", "8")
+    if not _evaluations(shop, plan):
+        shop.command("evaluate", f"runs/{plan.run}", "--shards", plan.heads, "--no-speed")
+    for trial in plan.trials():
+        plan.shop(shop).cross_validate(trial, plan.folds)
+
+
+def collect_knows(shop: Workshop, plan: KnowsPlan) -> Knows | None:
+    """The figures of what has been trained; None before the untouched checkpoint has been evaluated."""
+    evaluations = _evaluations(shop, plan)
+    if not evaluations:
+        return None
+    untouched = read_evaluation(evaluations[-1])
+    history = [row for row in read_history(RunDirectory(shop.folder / "runs" / plan.run).history_file) if row.epoch > 0]
+    best = max(history, key=lambda row: row.val_dice)
+    held = {trial: found for trial in plan.trials() if (found := finished_folds(shop, trial))}
+    dice = {label_of(trial): {s.slice_id: (s.after, s.group) for s in _slices(folds)} for trial, folds in held.items()}
+    machine = describe()
+    return Knows(
+        machine=f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU",
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        size=plan.size,
+        counts={name: counts(shop.folder / name) for name in (plan.others, plan.heads)},
+        planned=EPOCHS,
+        epochs=len(history),
+        best_epoch=best.epoch,
+        best=best.val_dice,
+        minutes=sum(row.seconds for row in history) / 60,
+        untouched=tuple(
+            StageFigures(
+                name=stage.name,
+                all=stage.all.measures["dice"],
+                classes={name: figures.measures["dice"] for name, figures in stage.classes.items()},
+                missed=stage.all.missed,
+            )
+            for stage in untouched.model.stages
+        ),
+        rule_decision=untouched.rule_decision,
+        folds=plan.folds,
+        curves={label_of(trial): curve for trial in plan.trials() if (curve := _first_fold(shop, trial))},
+        rows=tuple(_row(trial, folds) for trial, folds in held.items()),
+        against={
+            f"{first} minus {second}": difference(
+                _common(dice[second], dice[first]), _common(dice[first], dice[second])
+            )
+            for first, second in itertools.permutations(dice, 2)
+            if second in ("conservative", "scratch") and (first, second) != ("scratch", "conservative")
+        },
+    )
+
+
+def finished_folds(shop: Workshop, trial: Trial) -> tuple[Path, ...]:
+    """Folds of a cross-validation that have been trained to their end; there may be more to come."""
+    folds = sorted(shop.cross_root(trial).glob("fold-*"))
+    return tuple(fold for fold in folds if (fold / "validation.csv").exists() and finished(fold))
+
+
+def label_of(trial: Trial) -> str:
+    """A trial as the page calls it: without the options that all have."""
+    rate = [] if trial.rate is None else [f"at {trial.rate}"]
+    own = [] if trial.strategy == "scratch" else trial.extra[:-2]
+    return " ".join([trial.strategy, *rate, *own])
+
+
+def _first_fold(shop: Workshop, trial: Trial) -> tuple[float, ...]:
+    """Dice of the first fold after each epoch so far, epoch 0 first; empty before it is there."""
+    file = RunDirectory(shop.cross_root(trial) / "fold-1").history_file
+    return tuple(row.val_dice for row in read_history(file)) if file.exists() else ()
+
+
+def best_trial(shop: Workshop, plan: KnowsPlan) -> Trial | None:
+    """The fine-tuning with the highest Dice on held-out slices, of those with the most finished folds."""
+    done = {t: folds for t in plan.trials() if t.strategy != "scratch" and (folds := finished_folds(shop, t))}
+    return max(done, key=lambda t: (len(done[t]), _row(t, done[t]).after.mean or 0.0), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """A held-out slice, and its Dice before and after training."""
+
+    slice_id: str
+    group: str
+    label: str
+    before: float
+    after: float
+
+
+def _slices(folds: Sequence[Path]) -> list[_Slice]:
+    found = []
+    for fold in folds:
+        with (fold / "validation.csv").open(newline="") as stream:
+            found += [
+                _Slice(
+                    row["slice_id"],
+                    row["group"] or row["patient"],
+                    row["label"],
+                    float(row["dice_epoch_0"]),
+                    float(row["dice_best"]),
+                )
+                for row in csv.DictReader(stream)
+            ]
+    return found
+
+
+def _common(one: DiceBySlice, other: DiceBySlice) -> DiceBySlice:
+    return {name: value for name, value in one.items() if name in other}
+
+
+def _evaluations(shop: Workshop, plan: KnowsPlan) -> list[Path]:
+    return sorted((shop.folder / "runs" / plan.run / "evaluation").glob(f"all-{plan.heads}-*/metrics.json"))
+
+
+def _row(trial: Trial, folds: Sequence[Path]) -> KnowsRow:
+    slices = _slices(folds)
+    histories = [read_history(RunDirectory(fold).history_file) for fold in folds]
+    before, after, groups = ([getattr(s, name) for s in slices] for name in ("before", "after", "group"))
+    return KnowsRow(
+        label=label_of(trial),
+        folds=len(folds),
+        slices=len(slices),
+        patients=len(set(groups)),
+        epochs=max(history[-1].epoch for history in histories),
+        before=as_mean(bootstrap_interval(before, groups)),
+        after=as_mean(bootstrap_interval(after, groups)),
+        gain=as_mean(paired_interval(before, after, groups)),
+        before_classes=_by_class(slices, "before"),
+        after_classes=_by_class(slices, "after"),
+        last=float(np.average([h[-1].val_dice for h in histories], weights=[len(_slices([fold])) for fold in folds])),
+        minutes=math.fsum(row.seconds for history in histories for row in history) / 60,
+    )
+
+
+def _by_class(slices: Sequence[_Slice], name: str) -> dict[str, Mean]:
+    found = {}
+    for label in sorted({s.label for s in slices}):
+        own = [s for s in slices if s.label == label]
+        found[label] = as_mean(bootstrap_interval([getattr(s, name) for s in own], [s.group for s in own]))
+    return found
