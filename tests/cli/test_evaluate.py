@@ -85,7 +85,7 @@ def test_auto_tunes_where_nothing_was_tuned(evaluate: Type, tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     assert (tmp_path / "runs/first/threshold.json").is_file()
     assert "post-processing" in done.stdout
-    assert "ms a slice at batch 8 (before training" in " ".join(done.stdout.split())
+    assert "ms per slice at batch size 8 (before training" in " ".join(done.stdout.split())
     assert "the validation split has 3 patients with tumours" in " ".join(done.stdout.split())
     assert "chosen on these slices" in " ".join(done.stderr.split())
 

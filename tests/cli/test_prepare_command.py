@@ -189,7 +189,7 @@ def test_ctrl_c_says_how_to_go_on(python: str, child_environment: dict[str, str]
         time.sleep(0.02)
     _, said = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130, said
-    assert "Interrupted. Run the same command again to go on." in said
+    assert "Interrupted. Run the same command again to continue." in said
     assert "Traceback" not in said
     assert not (tmp_path / "shards").exists()
     again = subprocess.run(command, env=child_environment, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -256,11 +256,13 @@ def test_no_list_holds_what_touches_the_world() -> None:
     dangerous = _words(
         "ReadFile WriteFile MatchingFiles PyFunc PyFuncStateless EagerPyFunc PrintV2 Print Save SaveSlices Restore",
         "RestoreSlice ImportEvent SummaryWriter TextLineReaderV2 WholeFileReaderV2 TFRecordReaderV2 HashTableV2",
-        "FixedLengthRecordReaderV2 IteratorGetNext TFRecordDataset TextLineDataset InitializeTableFromTextFileV2",
+        "FixedLengthRecordReaderV2 TFRecordDataset TextLineDataset InitializeTableFromTextFileV2",
         "RemoteCall XlaLaunch XlaCallModule DebugIdentityV2 LoadDataset SaveDataset DecodePng AudioSummary MergeSummary",
         "WriteSummary Send Recv CollectiveReduceV2 TPUExecute SymbolicGradient CompositeTensorVariantFromComponents",
     )
     assert not dangerous & ELSEWHERE
+    # Code that adapts a Normalization iterates over a data set; it never runs here, and what makes data sets is refused.
+    assert "IteratorGetNext" not in INITIALISER
     # What an initialiser or the network may do neither reads nor writes a checkpoint.
     assert not {"RestoreV2", "SaveV2", "MergeV2Checkpoints", "ShardedFilename"} & INITIALISER
     assert not {"AssignVariableOp", "Assign", "AssignAddVariableOp", "If", "While", "StatelessWhile"} & NETWORK
@@ -362,7 +364,7 @@ def test_what_is_missing_is_named(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="are cut off"):
         open_savedmodel(copy)
     data.write_bytes(whole[:-40] + bytes(40))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="a checksum that does not match"):
         open_savedmodel(copy)
     data.unlink()
     with pytest.raises(CheckpointError, match="values of variables are missing"):

@@ -191,7 +191,11 @@ REFUSED = {
         [IMAGE],
         "ResizeBilinear at .* samples at the corners of pixels",
     ),
-    "encoded": (lambda *_: tf.zeros((1, 8, 8, 1)), [tf.TensorSpec((None,), tf.string)], "has no shape|takes string"),
+    "encoded": (
+        lambda *_: tf.zeros((1, 8, 8, 1)),
+        [tf.TensorSpec((None,), tf.string)],
+        "does not have the shape|takes string",
+    ),
     "constant": (lambda *_: tf.zeros((1, 8, 8, 1)) + 1.0, [IMAGE], "does not depend on its input"),
     "kernel from data": (
         lambda m, x: tf.nn.conv2d(x, m.kernel * tf.reduce_mean(x), 1, "SAME"),

@@ -137,7 +137,10 @@ def test_a_model_that_was_saved_frozen_is_thawed_and_says_so(tmp_path: Path) -> 
     ("what", "says"),
     [
         ("agressive", r"no block or layer matches 'agressive' .*Did you mean 'aggressive'\?"),
-        (["encoder_3"], r"matches 'encoder_3' .*a block \(encoder_1, encoder_2, bottleneck, decoder_2, decoder_1, head\)"),
+        (
+            ["encoder_3"],
+            r"matches 'encoder_3' .*a block \(encoder_1, encoder_2, bottleneck, decoder_2, decoder_1, head\)",
+        ),
         (["encoder_1", "conv2d_19"], r"no block or layer matches 'conv2d_19'"),
         (["ENCODER_1"], r"no block or layer matches 'ENCODER_1'"),
         (["conservative", "head"], r"'conservative' is a strategy, which cannot be combined with other names"),

@@ -264,7 +264,7 @@ def test_ctrl_c_is_heard_by_the_system_while_tensorflow_waits() -> None:
 
 def test_devices_and_a_cluster_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CONFIG", json.dumps(GOOD))
-    with pytest.raises(UsageError, match=r"name devices both \(found CPU:0\).*Leave --devices out"):
+    with pytest.raises(UsageError, match=r"choose devices \(found CPU:0\).*Leave --devices out"):
         choose_devices(["CPU:0"])
 
 
@@ -340,7 +340,7 @@ def test_what_tensorflow_says_is_told_in_a_line() -> None:
     error = tf.errors.UnavailableError(None, None, GONE)
     assert _gist(error) == "Collective ops is aborted by: connection lost"
     assert _gist(tf.errors.UnavailableError(None, None, "")) == "UnavailableError"
-    assert "another machine of this run does not answer" in str(_translated(error, several=True))
+    assert "another machine of this run stopped answering" in str(_translated(error, several=True))
     assert "TensorFlow failed" in str(_translated(error, several=False))
     exhausted = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
     assert str(_translated(exhausted, several=True)).startswith("out of memory")

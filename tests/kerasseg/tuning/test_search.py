@@ -260,7 +260,7 @@ def test_no_slice_at_all_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("value", "note"),
-    [(0.0, "The network finds no tumour"), (0.0004, "finds no tumour anywhere"), (0.7, "for every pixel")],
+    [(0.0, "The network finds no tumour"), (0.0004, "finds no tumour"), (0.7, "for every pixel")],
 )
 def test_constant_predictions_keep_a_half_and_are_named(value: float, note: str) -> None:
     masks = scene(6)[1]

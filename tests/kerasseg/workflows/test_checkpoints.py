@@ -121,7 +121,7 @@ def test_the_whole_list_without_a_network(shards: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("KERASSEG_CHECKPOINT", raising=False)
     done = typed("--evaluate", shards)
     assert done.exit_code == 1
-    assert "recipe: it cannot be fetched" in done.stderr.replace("\n", " ")
+    assert "recipe: the file cannot be fetched" in done.stderr.replace("\n", " ")
     assert "kerasseg checkpoints FILE --evaluate" in done.stderr
 
 

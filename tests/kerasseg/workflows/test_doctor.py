@@ -164,8 +164,8 @@ def other_shards(here: Path) -> None:
         (lambda p: run_of(p).threshold_file.write_text("{}"), "threshold.json", "kerasseg tune-threshold", "bad"),
         (other_shards, "are not those it was trained on", "--shards", "warning"),
         (lambda p: shutil.rmtree(p / "shards"), "its shards are not at", "--shards", "note"),
-        (lambda p: (p / "runs" / "latest").write_text("gone\n"), "gone does not exist", "Name a run", "warning"),
-        (lambda p: (p / "runs" / "latest").unlink(), "not set", "Name a run", "warning"),
+        (lambda p: (p / "runs" / "latest").write_text("gone\n"), "gone does not exist", "Give a run", "warning"),
+        (lambda p: (p / "runs" / "latest").unlink(), "not set", "Give a run", "warning"),
         (lambda p: shutil.rmtree(p / "runs"), "none in this folder", "kerasseg train", "note"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kerasseg_tfrecords.documents import read_document
-from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.splitting.splits_file import SplitRow
 from kerasseg_tfrecords.validation import complaint
 
@@ -269,7 +269,14 @@ def load_manifest(folder: Path | str) -> Manifest:
     remedy = "Make one with: kerasseg prepare INPUT --out " + str(folder)
     if not path.is_file():
         raise DataError("not a shard directory", path=folder, expected=MANIFEST, remedy=remedy)
-    return read_document(path, Manifest, FORMAT_VERSION, "the manifest", remedy=remedy)
+    try:
+        return read_document(path, Manifest, FORMAT_VERSION, "the manifest", remedy=remedy)
+    except DataError:
+        raise
+    except KerassegError as newer:  # data that cannot be used, so that the exit code is that of bad data
+        raise DataError(
+            newer.what, path=path, found=newer.found, expected=newer.expected, remedy=newer.remedy
+        ) from None
 
 
 def parse_options(**values: object) -> PrepareOptions:
