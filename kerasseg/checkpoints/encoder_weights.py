@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import h5py
@@ -127,6 +128,7 @@ def _fill(
     encoder: keras.Model, candidates: list[dict[str, StoredLayer]], convention: EncoderConvention, where: str, name: str
 ) -> EncoderConvention:
     """Assign the candidate that fits best, if it covers all layers of the encoder."""
+    candidates = [*candidates, *(_renumbered(encoder, stored) for stored in candidates)]
     found: list[Match] = [match(encoder, _by_last_name(encoder, stored)) for stored in candidates]
     best = max(found, key=lambda m: (not (m.report.missing or m.report.wrong_shape), m.report.parameters))
     report = best.report
@@ -143,6 +145,21 @@ def _fill(
         )
     best.apply()
     return convention
+
+
+def _renumbered(encoder: keras.Model, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
+    """Return the layers with Keras' automatic names (`layer_normalization_7`) under the encoder's numbers.
+
+    The numbers count the layers that the process had made before, so that they differ between file and encoder.
+    """
+
+    def numbered(names: Iterable[str]) -> list[str]:
+        automatic = [n for n in names if re.fullmatch(r"layer_normalization(_\d+)?", n)]
+        return sorted(automatic, key=lambda n: int(n.rpartition("_")[2]) if n[-1].isdigit() else 0)
+
+    theirs = numbered(stored)
+    ours = dict(zip(theirs, numbered(layer.name for layer in encoder.layers), strict=False))
+    return {ours.get(name, name): layer for name, layer in stored.items()}
 
 
 def _by_last_name(encoder: keras.Model, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
