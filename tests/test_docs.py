@@ -48,7 +48,7 @@ def test_the_command_reference_holds_every_command_and_option(commands: str) -> 
         options = re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", help_text)
         assert len(options) >= 3, help_text
         assert [option for option in options if option not in (section if name else commands)] == [], name
-    assert "`--fail-under NUMBER`" in sections["evaluate"]
+    assert "`--fail-under" in sections["evaluate"]
     assert "<object" not in commands
 
 

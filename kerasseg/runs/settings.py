@@ -239,9 +239,9 @@ def parse_settings(path: Path | None = None, /, **values: Any) -> TrainSettings:
         UsageError: The first invalid field, with the value found and the one expected.
 
     Example:
-        >>> try: parse_settings(strategy="timid")
+        >>> try: parse_settings(epochs=-1)
         ... except UsageError as error: print(error)
-        strategy cannot be used (found 'timid', expected conservative, moderate, aggressive, progressive, auto or scratch)
+        epochs cannot be used (found -1, expected at least 0)
     """
     try:
         settings = TrainSettings(**values)
