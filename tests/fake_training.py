@@ -98,7 +98,8 @@ class FakeEngine:
 
     def recalibrate(self, data: Any, steps: int, after_batch: Callable[[], None]) -> None:
         after_batch()
-        self.model.weights = self.model.weights + np.array([0.0, 0.0, 0.0, 0.3])
+        # Statistics follow from weights and data alone: computing them again gives the same.
+        self.model.weights = np.array([*self.model.weights[:3], 1.3])
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
