@@ -70,7 +70,7 @@ def main() -> None:
     manifest = kerasseg.load_manifest(shards)
     sys.stdout.write(f"{manifest.slices_in('train')} slices of {', '.join(manifest.classes)}\n")
 
-    # Batches are a function of (seed, epoch, step): a loop that was stopped goes on with `start_step`.
+    # Batches are a function of (seed, epoch, step): a stopped loop resumes with `start_step`.
     train = kerasseg.TrainingData(shards, batch_size=8, seed=1)
     validation = kerasseg.EvaluationData(shards, "val", batch_size=8).dataset()
     network = Network(manifest.channels)

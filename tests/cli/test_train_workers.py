@@ -1,4 +1,4 @@
-"""`kerasseg train` on two machines: two processes on loopback, killed, gone on with, and held against one process."""
+"""`kerasseg train` on two machines: two processes on loopback, killed, resumed, and compared with one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back: figures against `history.csv`, pictures, a run that is gone on with, a full disk."""
+"""TensorBoard's files, read back: figures against `history.csv`, pictures, a resumed run, a full disk."""
 
 from __future__ import annotations
 
