@@ -148,7 +148,7 @@ def test_verbose_shows_what_the_library_logs_and_nothing_else_does() -> None:
 
 ENDS = [
     (KerassegError("it failed", remedy="Wait."), 1, "failed"),
-    (UsageError("that cannot be meant", found=3, expected=4), 2, "usage"),
+    (UsageError("an invalid option", found=3, expected=4), 2, "usage"),
     (DataError("these are bad", path="x.mat"), 3, "data"),
     (BadInputError([Problem("1.mat", "unreadable", "cut off")]), 3, "data"),
     (CheckpointError("it is a picture"), 1, "checkpoint"),
