@@ -284,7 +284,7 @@ def test_second_masks_that_cannot_be_used(evaluate: Evaluate, desk: Path) -> Non
         evaluate("validation", None, 0.5, extras=extras())
     name = next(iter(read_records(desk / "shards", "val"))).slice_id.rsplit("/", 1)[-1]
     cv2.imwrite(str(desk / "second" / f"{name}.png"), np.eye(20, dtype=np.uint8) * 255)
-    with pytest.raises(DataError, match="another size"):
+    with pytest.raises(DataError, match="differs in size"):
         evaluate("validation", None, 0.5, extras=extras())
     (desk / "second" / "a").mkdir()
     cv2.imwrite(str(desk / "second" / "a" / f"{name}.png"), np.eye(48, dtype=np.uint8) * 255)
