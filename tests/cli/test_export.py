@@ -66,7 +66,7 @@ def test_json_is_one_document(export: Type, tmp_path: Path) -> None:
     [
         (["--format", "tflite"], 2, "unknown format 'tflite'"),
         (["second"], 3, "no such run"),
-        (["--threshold", "often"], 2, "--threshold cannot be 'often'"),
+        (["--threshold", "often"], 2, "invalid --threshold 'often'"),
         (["--format", "onnx", "--with-postprocessing"], 2, "min_diameter, fill_holes cannot be included in onnx"),
         (["--push", "me/unet"], 2, "not an address on the Hugging Face Hub"),
     ],

@@ -136,7 +136,7 @@ def test_what_does_not_fit() -> None:
         kerasseg.evaluate(model, images, masks[:, :-1])
     with pytest.raises(UsageError, match="labels or groups"):
         kerasseg.evaluate(model, images, masks, labels=[0, 1, 2, 3, 4, 9], classes=("a", "b"))
-    with pytest.raises(UsageError, match="nothing to evaluate"):
+    with pytest.raises(UsageError, match="no slices to evaluate"):
         kerasseg.evaluate(model, images[:0], masks[:0])
     for rule in (0.0, 1.1, float("nan")):
         with pytest.raises(UsageError, match="invalid threshold"):
