@@ -7,6 +7,7 @@ import importlib
 import json
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from benchmarks.real.keeping import with_earlier
 from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, train_knows
 from benchmarks.real.page import page_text
 from benchmarks.real.plan import trials_on_few
-from benchmarks.real.unseen import other_heads
+from benchmarks.real.unseen import another_scanner, other_heads
 from benchmarks.real.workshop import Workshop
 from benchmarks.result import Result, compared, sized
 from benchmarks.turns import contenders
@@ -109,6 +110,32 @@ def test_heads_of_another_folder_are_left_out_by_head_and_not_by_id(tmp_path: Pa
         assert [row["patient"] for row in csv.DictReader(file)] == ["MR04001", "101"]
     assert sorted(path.name for path in (out / "masks").iterdir()) == ["2.png", "3.png"]
     assert (out / "images" / "3.png").readlink() == source / "images" / "3.png"
+
+
+def test_another_scanner_changes_every_image_and_no_mask(tmp_path: Path) -> None:
+    source = tmp_path / "mat"
+    source.mkdir()
+    grey = np.add.outer(np.arange(64), np.arange(32)).astype(np.int16) * 40
+    mask = np.zeros((64, 32), np.uint8)
+    mask[10:20, 5:9] = 1
+    for name, patient in (("1", "MR0400"), ("2", "101")):
+        with h5py.File(source / f"{name}.mat", "w") as file:
+            # MATLAB stores column by column.
+            file["cjdata/image"], file["cjdata/tumorMask"] = grey.T, mask.T
+            file["cjdata/PID"] = np.array([[ord(c)] for c in patient], np.uint16)
+            file["cjdata/label"] = np.array([[2.0]])
+    out = another_scanner(source, tmp_path / "out")
+    with (out / "index.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["label"], row["patient"]) for row in rows] == [("glioma", "MR0400"), ("glioma", "101")]
+    plain = grey / grey.max()
+    for row in rows:
+        assert np.array_equal(cv2.imread(str(out / row["mask"]), cv2.IMREAD_GRAYSCALE), mask * 255)
+        image = cv2.imread(str(out / row["image"]), cv2.IMREAD_GRAYSCALE) / 255
+        assert image.shape == plain.shape
+        # Still the same anatomy, in other grey levels.
+        assert np.corrcoef(image.ravel(), plain.ravel())[0, 1] > 0.8
+        assert np.abs(image - plain).mean() > 0.03
 
 
 def test_a_part_whose_raw_data_are_missing_says_which_and_writes_nothing(tmp_path: Path) -> None:

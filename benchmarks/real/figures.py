@@ -30,6 +30,7 @@ __all__ = [
     "KnowsRow",
     "Paired",
     "StageFigures",
+    "Start",
     "TrialFigures",
     "counts",
     "difference",
@@ -174,37 +175,49 @@ class KnowsRow(_Model):
     minutes: float
 
 
+class Start(_Model):
+    """What a checkpoint is worth on one set of slices, untouched and fine-tuned.
+
+    Attributes:
+        untouched: The checkpoint on all slices, by stage.
+        rule_decision: Why its rule was not kept, in words; empty where it was.
+        rows: Cross-validations.
+        curves: Training -> Dice over the slices that the first fold holds out, after each epoch so far, epoch 0 first.
+        against: "A minus B" -> paired difference on the slices that both have held out.
+    """
+
+    untouched: tuple[StageFigures, ...]
+    rule_decision: str
+    rows: tuple[KnowsRow, ...]
+    curves: dict[str, tuple[float, ...]]
+    against: dict[str, Mean]
+
+
 class Knows(_Model):
     """What a checkpoint that knows the task gains on heads it has never seen.
 
     Attributes:
         machine, date: Where and when it was measured.
         size: Height and width of the slices in pixels.
-        counts: Data set -> split -> class -> (slices, patients).
+        counts: Slices that trained the checkpoint: split -> class -> (slices, patients).
         planned, epochs, best_epoch, best, minutes: Of the training of the checkpoint; Dice on its validation slices.
-        untouched: The checkpoint on all unseen heads, by stage.
-        rule_decision: Why its rule was not kept, in words; empty where it was.
-        rows: Cross-validations.
         folds: Of the cross-validations, finished or not.
-        curves: Training -> Dice over the slices that the first fold holds out, after each epoch so far, epoch 0 first.
-        against: "A minus B" -> paired difference on the slices that both have held out.
+        same: On heads that it has never seen.
+        shifted: On these heads as another scanner would show them.
     """
 
     machine: str
     date: str
     size: int
-    counts: dict[str, dict[str, dict[str, tuple[int, int]]]]
+    counts: dict[str, dict[str, tuple[int, int]]]
     planned: int
     epochs: int
     best_epoch: int
     best: float
     minutes: float
-    untouched: tuple[StageFigures, ...]
-    rule_decision: str
     folds: int
-    curves: dict[str, tuple[float, ...]]
-    rows: tuple[KnowsRow, ...]
-    against: dict[str, Mean]
+    same: Start
+    shifted: Start | None = None
 
 
 class Figures(_Model):

@@ -14,13 +14,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from benchmarks.machine import describe
-from benchmarks.real.figures import DiceBySlice, Knows, KnowsRow, StageFigures, counts, difference
+from benchmarks.real.figures import DiceBySlice, Knows, KnowsRow, StageFigures, Start, counts, difference
 from benchmarks.real.plan import DataSet, Trial
-from benchmarks.real.unseen import other_heads
+from benchmarks.real.unseen import another_scanner, other_heads
 from benchmarks.real.workshop import Workshop, finished
 from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
 from kerasseg.evaluation.figures import as_mean
@@ -30,8 +31,12 @@ from kerasseg.runs.history import read_history
 
 __all__ = ["KnowsPlan", "best_trial", "collect_knows", "finished_folds", "train_knows"]
 
-EPOCHS = 20
+_Strategy = tuple[str, str | None, tuple[str, ...]]
+_Kind = Literal["same", "shifted"]
+
+EPOCHS = 25
 PRETRAINED = ("--strategy", "scratch", "--filters", "16", "--ema", "0.999")
+KINDS: tuple[_Kind, ...] = ("same", "shifted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +46,29 @@ class KnowsPlan:
     Attributes:
         size: Height and width of the slices in pixels.
         folds, epochs: Of the cross-validations.
-        strategies: With their rates and options; scratch comes second, so that an early stop leaves a comparison.
+        same: Strategies with their rates and options, tried on heads that the checkpoint has never seen.
+        shifted: The same, on these heads as another scanner would show them.
     """
 
-    size: int = 64
+    size: int = 96
     folds: int = 3
-    strategies: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
+    epochs: int = 10
+    same: tuple[_Strategy, ...] = (
         ("conservative", None, ()),
         ("scratch", None, ("--filters", "16")),
         ("aggressive", None, ()),
-        ("moderate", None, ()),
         ("conservative", "1e-5", ()),
-        ("conservative", None, ("--freeze-batchnorm",)),
+        ("moderate", None, ()),
         ("progressive", None, ()),
         ("two-stage", None, ()),
     )
-    epochs: int = 5
+    shifted: tuple[_Strategy, ...] = (
+        ("conservative", None, ("--recalibrate-batchnorm",)),
+        ("conservative", None, ()),
+        ("aggressive", None, ()),
+        ("aggressive", "1e-4", ()),
+        ("scratch", None, ("--filters", "16")),
+    )
 
     @property
     def others(self) -> str:
@@ -64,20 +76,19 @@ class KnowsPlan:
         return f"others{self.size}"
 
     @property
-    def heads(self) -> str:
-        """Shards of the heads that it has never seen."""
-        return f"heads{self.size}"
-
-    @property
     def run(self) -> str:
         """The run that trains the checkpoint."""
         return f"{self.others}-scratch"
 
-    def trials(self) -> list[Trial]:
+    def shards(self, kind: _Kind) -> str:
+        """Shards of the heads that the checkpoint has never seen."""
+        return f"{'heads' if kind == 'same' else 'shifted'}{self.size}"
+
+    def trials(self, kind: _Kind) -> list[Trial]:
         """Fine-tunings and scratch, in the order in which they are run."""
-        data = DataSet(self.heads, ("figshare-mat",), self.size)
+        data = DataSet(self.shards(kind), ("figshare-mat",), self.size)
         epochs = ("--epochs", str(self.epochs))
-        return [Trial(data, name, rate, extra=(*extra, *epochs)) for name, rate, extra in self.strategies]
+        return [Trial(data, name, rate, extra=(*extra, *epochs)) for name, rate, extra in getattr(self, kind)]
 
     def shop(self, shop: Workshop) -> Workshop:
         """The same workshop, in which the SavedModel of `run` is the checkpoint."""
@@ -87,45 +98,63 @@ class KnowsPlan:
 def train_knows(shop: Workshop, plan: KnowsPlan) -> None:
     """Train the checkpoint, evaluate it on heads it has never seen, and cross-validate every strategy there."""
     shop.need("figshare-mat", "figshare-png")
-    other_heads(shop.data / "figshare-png", shop.data / "figshare-mat", shop.folder / "other-heads")
-    size = ("--size", str(plan.size))
+    seen = shop.data / "figshare-mat"
+    other_heads(shop.data / "figshare-png", seen, shop.folder / "other-heads")
+    another_scanner(seen, shop.folder / "another-scanner")
     for name, source, split in (
         (plan.others, "other-heads", "90/10/0"),
-        (plan.heads, str(shop.data / "figshare-mat"), "80/20/0"),
+        (plan.shards("same"), str(seen), "80/20/0"),
+        (plan.shards("shifted"), "another-scanner", "80/20/0"),
     ):
-        shop.once(f"{name}/manifest.json", "prepare", source, *size, "--split", split, "--out", name)
+        shop.once(f"{name}/manifest.json", "prepare", source, "--size", str(plan.size), "--split", split, "--out", name)
     export = f"runs/{plan.run}/export/savedmodel"
     # A training that was stopped and exported is not resumed: what was fine-tuned from it would have another start.
     if not (shop.folder / export / "metadata.json").exists():
         shop.train_run(plan.run, "--shards", plan.others, *PRETRAINED, "--epochs", str(EPOCHS))
         shop.command("export", f"runs/{plan.run}", "--format", "savedmodel", "--threshold", "0.5", "--slices", "8")
-    if not _evaluations(shop, plan):
-        shop.command("evaluate", f"runs/{plan.run}", "--shards", plan.heads, "--no-speed")
-    for trial in plan.trials():
-        plan.shop(shop).cross_validate(trial, plan.folds)
+    for kind in KINDS:
+        if not _evaluations(shop, plan, kind):
+            shop.command("evaluate", f"runs/{plan.run}", "--shards", plan.shards(kind), "--no-speed")
+    # In turn, so that an early stop leaves something of both.
+    pairs = itertools.zip_longest(plan.trials("same"), plan.trials("shifted"))
+    for trial in itertools.chain.from_iterable(pairs):
+        if trial is not None:
+            plan.shop(shop).cross_validate(trial, plan.folds)
 
 
 def collect_knows(shop: Workshop, plan: KnowsPlan) -> Knows | None:
     """The figures of what has been trained; None before the untouched checkpoint has been evaluated."""
-    evaluations = _evaluations(shop, plan)
-    if not evaluations:
+    starts = {kind: start for kind in KINDS if (start := _start(shop, plan, kind)) is not None}
+    if "same" not in starts:
         return None
-    untouched = read_evaluation(evaluations[-1])
     history = [row for row in read_history(RunDirectory(shop.folder / "runs" / plan.run).history_file) if row.epoch > 0]
     best = max(history, key=lambda row: row.val_dice)
-    held = {trial: found for trial in plan.trials() if (found := finished_folds(shop, trial))}
-    dice = {label_of(trial): {s.slice_id: (s.after, s.group) for s in _slices(folds)} for trial, folds in held.items()}
     machine = describe()
     return Knows(
         machine=f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU",
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         size=plan.size,
-        counts={name: counts(shop.folder / name) for name in (plan.others, plan.heads)},
+        counts=counts(shop.folder / plan.others),
         planned=EPOCHS,
         epochs=len(history),
         best_epoch=best.epoch,
         best=best.val_dice,
         minutes=sum(row.seconds for row in history) / 60,
+        folds=plan.folds,
+        same=starts["same"],
+        shifted=starts.get("shifted"),
+    )
+
+
+def _start(shop: Workshop, plan: KnowsPlan, kind: _Kind) -> Start | None:
+    evaluations = _evaluations(shop, plan, kind)
+    if not evaluations:
+        return None
+    untouched = read_evaluation(evaluations[-1])
+    trials = plan.trials(kind)
+    held = {trial: found for trial in trials if (found := finished_folds(shop, trial))}
+    dice = {label_of(trial): {s.slice_id: (s.after, s.group) for s in _slices(folds)} for trial, folds in held.items()}
+    return Start(
         untouched=tuple(
             StageFigures(
                 name=stage.name,
@@ -136,8 +165,7 @@ def collect_knows(shop: Workshop, plan: KnowsPlan) -> Knows | None:
             for stage in untouched.model.stages
         ),
         rule_decision=untouched.rule_decision,
-        folds=plan.folds,
-        curves={label_of(trial): curve for trial in plan.trials() if (curve := _first_fold(shop, trial))},
+        curves={label_of(trial): curve for trial in trials if (curve := _first_fold(shop, trial))},
         rows=tuple(_row(trial, folds) for trial, folds in held.items()),
         against={
             f"{first} minus {second}": difference(
@@ -168,9 +196,9 @@ def _first_fold(shop: Workshop, trial: Trial) -> tuple[float, ...]:
     return tuple(row.val_dice for row in read_history(file)) if file.exists() else ()
 
 
-def best_trial(shop: Workshop, plan: KnowsPlan) -> Trial | None:
+def best_trial(shop: Workshop, plan: KnowsPlan, kind: _Kind = "same") -> Trial | None:
     """The fine-tuning with the highest Dice on held-out slices, of those with the most finished folds."""
-    done = {t: folds for t in plan.trials() if t.strategy != "scratch" and (folds := finished_folds(shop, t))}
+    done = {t: folds for t in plan.trials(kind) if t.strategy != "scratch" and (folds := finished_folds(shop, t))}
     return max(done, key=lambda t: (len(done[t]), _row(t, done[t]).after.mean or 0.0), default=None)
 
 
@@ -206,8 +234,8 @@ def _common(one: DiceBySlice, other: DiceBySlice) -> DiceBySlice:
     return {name: value for name, value in one.items() if name in other}
 
 
-def _evaluations(shop: Workshop, plan: KnowsPlan) -> list[Path]:
-    return sorted((shop.folder / "runs" / plan.run / "evaluation").glob(f"all-{plan.heads}-*/metrics.json"))
+def _evaluations(shop: Workshop, plan: KnowsPlan, kind: _Kind) -> list[Path]:
+    return sorted((shop.folder / "runs" / plan.run / "evaluation").glob(f"all-{plan.shards(kind)}-*/metrics.json"))
 
 
 def _row(trial: Trial, folds: Sequence[Path]) -> KnowsRow:

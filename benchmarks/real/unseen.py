@@ -1,15 +1,21 @@
-"""Slices of heads that another folder does not hold: what a checkpoint is trained on before it meets that folder."""
+"""Slices of heads that another folder does not hold, and slices as another scanner would show them."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
+import cv2
 import h5py
+import numpy as np
 
+from kerasseg.evaluation.corruptions import CORRUPTIONS, corrupt
 from kerasseg_tfrecords.splitting.patients import group_of
 
-__all__ = ["other_heads"]
+__all__ = ["another_scanner", "other_heads"]
+
+SCANNER = ("bias_field", "gamma", "contrast", "low_resolution", "rician_noise")
+"""Corruptions that come from a scanner and its protocol; the others come from the patient."""
 
 
 def other_heads(source: Path, seen: Path, out: Path) -> Path:
@@ -35,12 +41,47 @@ def other_heads(source: Path, seen: Path, out: Path) -> Path:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(source / name)
-    # Written last: where it is, the folder is complete.
+    _write_index(out, rows)
+    return out
+
+
+def another_scanner(source: Path, out: Path, grade: int = 3) -> Path:
+    """Write the slices as another scanner would show them: every corruption of `SCANNER`, one after the other.
+
+    Args:
+        source: Folder with .mat files of Cheng's data set.
+        out: Folder to create, with 8-bit PNG pairs and an `index.csv`.
+        grade: Strength of each corruption, as in `kerasseg evaluate --robustness`.
+
+    Returns:
+        `out`.
+    """
+    if (out / "index.csv").exists():
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, path in enumerate(sorted(source.glob("*.mat"))):
+        with h5py.File(path) as file:
+            image, mask = (np.asarray(file[f"cjdata/{name}"]).T for name in ("image", "tumorMask"))
+            label = ("meningioma", "glioma", "pituitary")[int(file["cjdata/label"][0, 0]) - 1]
+        changed = (image / max(float(image.max()), 1.0)).astype(np.float32)[..., np.newaxis]
+        for corruption in (c for name in SCANNER for c in CORRUPTIONS if c.name == name):
+            changed = corrupt(changed, corruption, grade, seed=0, number=number)
+        names = {"image": f"{path.stem}.png", "mask": f"{path.stem}_mask.png"}
+        for name, values in zip(names.values(), (changed[..., 0], mask > 0), strict=True):
+            if not cv2.imwrite(str(out / name), np.asarray(np.rint(values * np.float32(255)), np.uint8)):
+                raise OSError(out / name)
+        rows.append({**names, "label": label, "patient": _patient(path)})
+    _write_index(out, rows)
+    return out
+
+
+def _write_index(out: Path, rows: list[dict[str, str]]) -> None:
+    """Written last: where it is, the folder is complete."""
     with (out / "index.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    return out
 
 
 def _patient(path: Path) -> str:
