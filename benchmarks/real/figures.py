@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.real.plan import Trial
 from kerasseg.evaluation.bootstrap import paired_interval
 from kerasseg.evaluation.figures import as_mean
-from kerasseg.evaluation.schema import Evaluation, Mean, read_evaluation
+from kerasseg.evaluation.schema import Evaluation, Mean, SecondReader, read_evaluation
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.history import read_history
 from kerasseg.workflows.cross_validate import OutOfFold, read_cross_validation
@@ -184,6 +184,7 @@ class Start(_Model):
         rows: Cross-validations.
         curves: Training -> Dice over the slices that the first fold holds out, after each epoch so far, epoch 0 first.
         against: "A minus B" -> paired difference on the slices that both have held out.
+        annotators: Agreement of two annotators and the untouched checkpoint, where the second masks are at hand.
     """
 
     untouched: tuple[StageFigures, ...]
@@ -191,6 +192,7 @@ class Start(_Model):
     rows: tuple[KnowsRow, ...]
     curves: dict[str, tuple[float, ...]]
     against: dict[str, Mean]
+    annotators: SecondReader | None = None
 
 
 class Knows(_Model):

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.machine import describe
 from benchmarks.real.figures import DiceBySlice, Knows, KnowsRow, StageFigures, Start, counts, difference
 from benchmarks.real.plan import DataSet, Trial
-from benchmarks.real.unseen import another_scanner, other_heads
+from benchmarks.real.unseen import another_scanner, other_heads, vgg16_trunk
 from benchmarks.real.workshop import Workshop, finished
 from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
 from kerasseg.evaluation.figures import as_mean
@@ -59,6 +59,8 @@ class KnowsPlan:
         ("aggressive", None, ()),
         ("conservative", "1e-5", ()),
         ("moderate", None, ()),
+        ("two-stage", None, ("--encoder", "vgg16")),
+        ("scratch", None, ("--encoder", "vgg16")),
         ("progressive", None, ()),
         ("two-stage", None, ()),
     )
@@ -85,10 +87,15 @@ class KnowsPlan:
         return f"{'heads' if kind == 'same' else 'shifted'}{self.size}"
 
     def trials(self, kind: _Kind) -> list[Trial]:
-        """Fine-tunings and scratch, in the order in which they are run."""
+        """Fine-tunings and scratch, in the order in which they are run; VGG16 only where its weights are installed."""
         data = DataSet(self.shards(kind), ("figshare-mat",), self.size)
         epochs = ("--epochs", str(self.epochs))
-        return [Trial(data, name, rate, extra=(*extra, *epochs)) for name, rate, extra in getattr(self, kind)]
+        trunk = vgg16_trunk()
+        return [
+            Trial(data, name, rate, extra=(*extra, *epochs), trunk=trunk if "--encoder" in extra else None)
+            for name, rate, extra in getattr(self, kind)
+            if trunk is not None or "--encoder" not in extra
+        ]
 
     def shop(self, shop: Workshop) -> Workshop:
         """The same workshop, in which the SavedModel of `run` is the checkpoint."""
@@ -112,9 +119,11 @@ def train_knows(shop: Workshop, plan: KnowsPlan) -> None:
     if not (shop.folder / export / "metadata.json").exists():
         shop.train_run(plan.run, "--shards", plan.others, *PRETRAINED, "--epochs", str(EPOCHS))
         shop.command("export", f"runs/{plan.run}", "--format", "savedmodel", "--threshold", "0.5", "--slices", "8")
+    annotated = shop.data / "brisc-annotations"
     for kind in KINDS:
         if not _evaluations(shop, plan, kind):
-            shop.command("evaluate", f"runs/{plan.run}", "--shards", plan.shards(kind), "--no-speed")
+            second = ["--reference-2", str(annotated)] if kind == "same" and annotated.exists() else []
+            shop.command("evaluate", f"runs/{plan.run}", "--shards", plan.shards(kind), "--no-speed", *second)
     # In turn, so that an early stop leaves something of both.
     pairs = itertools.zip_longest(plan.trials("same"), plan.trials("shifted"))
     for trial in itertools.chain.from_iterable(pairs):
@@ -165,6 +174,7 @@ def _start(shop: Workshop, plan: KnowsPlan, kind: _Kind) -> Start | None:
             for stage in untouched.model.stages
         ),
         rule_decision=untouched.rule_decision,
+        annotators=untouched.second_reader,
         curves={label_of(trial): curve for trial in trials if (curve := _first_fold(shop, trial))},
         rows=tuple(_row(trial, folds) for trial, folds in held.items()),
         against={
@@ -186,7 +196,7 @@ def finished_folds(shop: Workshop, trial: Trial) -> tuple[Path, ...]:
 def label_of(trial: Trial) -> str:
     """A trial as the page calls it: without the options that all have."""
     rate = [] if trial.rate is None else [f"at {trial.rate}"]
-    own = [] if trial.strategy == "scratch" else trial.extra[:-2]
+    own = [] if "--filters" in trial.extra else trial.extra[:-2]
     return " ".join([trial.strategy, *rate, *own])
 
 

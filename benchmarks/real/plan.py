@@ -41,6 +41,7 @@ class Trial:
         rate: Learning rate; None for the strategy's default.
         seed: Random seed.
         extra: Additional options.
+        trunk: Weights of the encoder that `extra` names; scratch does without.
     """
 
     data: DataSet
@@ -48,6 +49,7 @@ class Trial:
     rate: str | None = None
     seed: int = 42
     extra: tuple[str, ...] = ()
+    trunk: str | None = None
 
     @property
     def label(self) -> str:
@@ -64,8 +66,10 @@ class Trial:
         """Options for `train` and `cross-validate`."""
         rate = [] if self.rate is None else ["--learning-rate", self.rate]
         seed = [] if self.seed == 42 else ["--seed", str(self.seed)]
-        # A network of its own size is described, not opened.
-        network = [] if "--filters" in self.extra else ["--checkpoint", checkpoint]
+        # A network of its own size or encoder is described, not opened.
+        network = [] if {"--filters", "--encoder"} & set(self.extra) else ["--checkpoint", checkpoint]
+        if self.trunk is not None and self.strategy != "scratch":
+            network = ["--encoder-weights", self.trunk]
         named = ["--shards", self.data.name, *network, "--strategy", self.strategy]
         return [*named, *rate, *self.extra, *seed]
 

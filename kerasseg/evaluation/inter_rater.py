@@ -89,20 +89,31 @@ def compare_readers(
             expected=f"masks named like the slices, such as {rows[0].slice_id.rsplit('/', 1)[-1]}.png",
         )
     people = clusters(rows)
-    first = np.where(there, np.array([row.dice for row in rows]), np.nan)
-    classes: dict[str, Mean] = {}
-    for name in predictions.classes:
-        chosen = there & np.array([row.label == name for row in rows])
-        if chosen.any():
-            classes[name] = resampling.of(agreement[chosen], people[chosen], 1.0)
+    first = np.array([row.dice for row in rows])
+    chosen = {
+        name: own
+        for name in predictions.classes
+        if (own := there & np.array([row.label == name for row in rows])).any()
+    }
+
+    def mean(values: NDArray[np.float64], own: NDArray[np.bool_] = there) -> Mean:
+        return resampling.of(values[own], people[own], 1.0)
+
+    def difference(own: NDArray[np.bool_] = there) -> Mean:
+        return resampling.paired(agreement[own], first[own], people[own])
+
     return SecondReader(
         source=source,
         slices=int(there.sum()),
         without=int((~there).sum()),
-        agreement=resampling.of(agreement, people, 1.0),
-        agreement_classes=classes,
-        network=resampling.of(first, people, 1.0),
-        network_second=resampling.of(beside, people, 1.0),
+        agreement=mean(agreement),
+        agreement_classes={name: mean(agreement, own) for name, own in chosen.items()},
+        network=mean(first),
+        network_classes={name: mean(first, own) for name, own in chosen.items()},
+        network_second=mean(beside),
+        network_second_classes={name: mean(beside, own) for name, own in chosen.items()},
+        difference=difference(),
+        difference_classes={name: difference(own) for name, own in chosen.items()},
     )
 
 

@@ -215,6 +215,9 @@ class SecondReader(_Model):
         agreement_classes: The same for each class.
         network: Dice of the network against the first annotator, on the same slices.
         network_second: Dice of the network against the second annotator.
+        network_classes, network_second_classes: The same for each class.
+        difference: The network's Dice minus the second annotator's, both against the first annotator, paired.
+        difference_classes: The same for each class.
     """
 
     source: str
@@ -224,6 +227,10 @@ class SecondReader(_Model):
     agreement_classes: dict[str, Mean]
     network: Mean
     network_second: Mean
+    network_classes: dict[str, Mean] = {}
+    network_second_classes: dict[str, Mean] = {}
+    difference: Mean | None = None
+    difference_classes: dict[str, Mean] = {}
 
 
 class Target(_Model):

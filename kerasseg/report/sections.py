@@ -201,14 +201,33 @@ def speed_table(speed: Speed) -> Table:
 
 def reader_table(second: SecondReader) -> Table:
     """Return the agreement of the two annotators and the network."""
-    rows = [
-        (Cell("The two annotators: the ceiling"), cell(second.agreement)),
-        (Cell("Network and first annotator"), cell(second.network)),
-        (Cell("Network and second annotator"), cell(second.network_second)),
-        *((Cell(f"The two annotators, {name}"), cell(mean)) for name, mean in second.agreement_classes.items()),
+    kinds = [
+        ("All", second.agreement, second.network, second.network_second, second.difference),
+        *(
+            (
+                name,
+                mean,
+                second.network_classes.get(name),
+                second.network_second_classes.get(name),
+                second.difference_classes.get(name),
+            )
+            for name, mean in second.agreement_classes.items()
+        ),
     ]
+    rows = [(Cell(name), *map(cell, means), gain_cell(difference)) for name, *means, difference in kinds]
     left = f"; {second.without:,} slices have no second mask and are left out" if second.without else ""
-    return Table("Agreement, Dice", ("Between", "Dice"), tuple(rows), f"Over {second.slices:,} slices{left}.")
+    note = (
+        f"Over {second.slices:,} slices{left}. The agreement of the two annotators is the ceiling for any network. Last "
+        "column: the network's Dice minus the second annotator's, both against the first annotator, on the same slices."
+    )
+    columns = (
+        "Class",
+        "The two annotators",
+        "Network and first",
+        "Network and second",
+        "Network minus second annotator",
+    )
+    return Table("Agreement, Dice", columns, tuple(rows), note)
 
 
 def robustness_table(robustness: Robustness) -> Table:

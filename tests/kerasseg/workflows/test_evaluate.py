@@ -246,6 +246,11 @@ def test_a_second_annotator_is_the_ceiling(evaluate: Evaluate, desk: Path) -> No
     assert reader.agreement.mean == pytest.approx(np.mean(dice))
     assert reader.network.mean == pytest.approx(found.final_stage().all.measures["dice"].mean)
     assert reader.network_second.mean != reader.network.mean
+    assert reader.difference is not None
+    assert reader.difference.mean == pytest.approx(reader.network.mean - reader.agreement.mean)
+    of_classes = [reader.network_second_classes[name] for name in reader.agreement_classes]
+    pooled = np.average([mean.mean for mean in of_classes], weights=[mean.slices for mean in of_classes])
+    assert reader.network_second.mean == pytest.approx(pooled)
     assert set(reader.agreement_classes) == set(found.final_stage().classes)
     assert not found.warnings[:0]
 
