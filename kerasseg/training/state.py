@@ -15,7 +15,7 @@ from kerasseg.training.validation_table import SliceTable
 
 __all__ = ["EpochSums", "Progress"]
 
-_FIRST, _BEST, _BASE = "first/", "best/", "base/"
+_FIRST, _BEST, _LAST, _BASE = "first/", "best/", "last/", "base/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class Progress:
         best: (phase, epoch) of the best weights so far; (0, 0) is the untouched network.
         first_table: Validation before the first step; None until it is done.
         best_table: Validation of the best weights.
+        last_table: Validation of the last epoch; None if an earlier version saved the state.
         base: Index -> weight for the weights that recalibration changed; later phases start from them.
         said: Kinds of messages sent so far.
         guarded: Number of times the guard has acted in this phase.
@@ -83,6 +84,7 @@ class Progress:
     best: tuple[int, int] = (0, 0)
     first_table: SliceTable | None = None
     best_table: SliceTable | None = None
+    last_table: SliceTable | None = None
     base: Mapping[int, NDArray[Any]] = field(default_factory=dict)
     said: frozenset[str] = frozenset()
     guarded: int = 0
@@ -115,7 +117,7 @@ class Progress:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the tables and the recalibrated weights as named arrays."""
         arrays: dict[str, NDArray[Any]] = {f"{_BASE}{i}": weight for i, weight in self.base.items()}
-        for prefix, table in ((_FIRST, self.first_table), (_BEST, self.best_table)):
+        for prefix, table in ((_FIRST, self.first_table), (_BEST, self.best_table), (_LAST, self.last_table)):
             if table is not None:
                 arrays |= {prefix + name: column for name, column in table.arrays().items()}
         return arrays
@@ -139,5 +141,6 @@ class Progress:
             said=frozenset(facts["said"]),
             first_table=table(_FIRST),
             best_table=table(_BEST),
+            last_table=table(_LAST),
             base={int(name.removeprefix(_BASE)): a for name, a in arrays.items() if name.startswith(_BASE)},
         )

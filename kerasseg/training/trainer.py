@@ -297,7 +297,7 @@ class Trainer:
             )
         row = self._row(table, 0, EpochSums(), seconds=time.monotonic() - began, best=True)
         row = replace(row, phase=next(p.strategy for p in self.plan.phases if not p.recalibrates))
-        self._set(history=(row,), first_table=table, best_table=table)
+        self._set(history=(row,), first_table=table, best_table=table, last_table=table)
         self._set(plateau=self._phase.rule.begin(self._baseline()))
         self._recorder.keep_best(self.progress.best_tag, self.model)
         self._save()
@@ -343,7 +343,7 @@ class Trainer:
             row = replace(row, learning_rate=float("nan"))
         if averaged is not None:
             row = replace(row, val_dice_raw=raw.mean("dice"), val_dice_ema=averaged.mean("dice"))
-        self._set(epoch=number, sums=EpochSums(), plateau=new, history=(*progress.history, row))
+        self._set(epoch=number, sums=EpochSums(), plateau=new, history=(*progress.history, row), last_table=table)
         if best:
             self._set(best=(progress.phase, number), best_table=table)
             with self._engine.averaged() if table is averaged else contextlib.nullcontext():

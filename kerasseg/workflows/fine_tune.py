@@ -20,7 +20,7 @@ from kerasseg.data.augmentation import COLUMNS, SafeAugmentation
 from kerasseg.data.tf_data import EvaluationData, TrainingData
 from kerasseg.models.heads import read_output
 from kerasseg.models.input_scaling import read_input_scaling
-from kerasseg.models.layers import with_inner
+from kerasseg.models.layers import mark_fresh, with_inner
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import Precision, Strategy, TrainSettings, parse_settings
 from kerasseg.training.data import Task, augmentation_of, count, no_tumour, shard_rows, task_from_shards
@@ -29,7 +29,7 @@ from kerasseg.training.diagnostics import check_intensity
 from kerasseg.training.events import Ended, Event, Message, Observer
 from kerasseg.training.tf_datasets import DatasetTraining, DatasetValidation, explained, is_dataset
 from kerasseg.training.trainer import Validation
-from kerasseg.workflows.train import Network, TrainingSession, in_new_run
+from kerasseg.workflows.train import Network, TrainingSession, in_new_run, with_strategy
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.records.manifest import load_manifest
 
@@ -117,7 +117,7 @@ def fine_tune(
     train: Any,
     validation: Any = None,
     *,
-    strategy: Strategy = "conservative",
+    strategy: Strategy | None = None,
     out: Path | str | None = None,
     observers: Iterable[Observer] = (),
     **options: Unpack[Recipe],
@@ -147,7 +147,8 @@ def fine_tune(
         train: Slices to train on.
         validation: Slices for the schedule and the choice of the best weights. Never use those of the final test.
         strategy: "conservative", "moderate", "aggressive", "progressive", "two-stage", "auto"; "scratch" trains
-            everything, at a rate for fresh weights.
+            everything, at a rate for fresh weights. None is "conservative", or "two-stage" where
+            `kerasseg.unet(encoder=...)` or `kerasseg.fit_to_task` gave the network a fresh decoder or head.
         out: Folder for a run directory, which `kerasseg evaluate` and `kerasseg train --resume` take. Needs a shard
             directory.
         observers: Functions that receive events, see `kerasseg.training.events`. Without any, notes and warnings go to the
@@ -193,6 +194,7 @@ def fine_tune(
         enable_determinism()
     with _on_devices(model, devices) as twin, _as_it_came(twin):
         told = tuple(observers) or (_to_log,)
+        settings = with_strategy(settings, model, told)
         session = TrainingSession(settings, task, devices, Network(twin, None, ()), told, loss)
         run = None
         try:
@@ -205,6 +207,8 @@ def fine_tune(
         finally:
             if session.trainer is not None:
                 session.trainer.back_to_best()
+                if any(session.trainer.progress.best):
+                    mark_fresh(model, None)
     values = {field.name: getattr(ended, field.name) for field in fields(Ended)}
     resolved = session.resolved
     return FineTuned(**values, frozen=resolved.frozen, precision=resolved.precision, devices=resolved.devices, run=run)
@@ -245,7 +249,7 @@ def _arrays(value: Any, name: str) -> Any:
     return ArraySlices(images, masks, labels, groups, name)
 
 
-def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | str | None) -> TrainSettings:
+def _settings(strategy: str | None, train: Any, options: dict[str, Any], out: Path | str | None) -> TrainSettings:
     foreign = sorted(set(options) - set(Recipe.__annotations__))
     if foreign:
         raise UsageError(
@@ -278,7 +282,7 @@ def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | st
             options[name] = (options[name],)
         elif name in options:
             options[name] = tuple(options[name])
-    return parse_settings(None, strategy=strategy, **options)
+    return parse_settings(None, **({} if strategy is None else {"strategy": strategy}), **options)
 
 
 def _own_loss(options: Mapping[str, Any], out: Path | str | None) -> keras.losses.Loss | None:

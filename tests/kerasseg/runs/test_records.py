@@ -100,6 +100,7 @@ def test_progress_comes_back():
         best=(1, 2),
         first_table=table(0.5),
         best_table=table(0.7),
+        last_table=table(0.6),
         base={3: np.ones(2, np.float32)},
         said=frozenset({"below-epoch-0", "phase"}),
         guarded=1,
