@@ -11,7 +11,7 @@ import typer
 
 from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, screen
-from kerasseg_cli.options import Json, Quiet, choices
+from kerasseg_cli.options import Json, Quiet, option
 from kerasseg_tfrecords.errors import KerassegError, one_line
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from kerasseg.evaluation.compare import Comparison, Difference, Evaluated
     from kerasseg.evaluation.joined import NetworkPictures
     from kerasseg.evaluation.schema import Mean
-
-__all__ = ["compare"]
 
 _ROOM = 100
 """Columns from which counts share a table with Dice."""
@@ -37,17 +35,12 @@ def compare(
         str, typer.Argument(metavar="RUN_B", help="Run B, compared with A: folder or name.", autocompletion=runs)
     ],
     split: Annotated[
-        str,
-        typer.Option(
-            metavar=choices(("test", "validation", "train", "all")), help="Split that both runs were evaluated on."
-        ),
+        str, option("Split that both runs were evaluated on.", values=("test", "validation", "train", "all"))
     ] = "test",
-    most: Annotated[int, typer.Option(min=0, help="Maximum number of changed slices to show.")] = 8,
-    pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Show pictures of these slices on the page.")
-    ] = True,
+    most: Annotated[int, option("Maximum number of changed slices to show.", min=0)] = 8,
+    pictures: Annotated[bool, option("Show pictures of these slices on the page.", "--pictures/--no-pictures")] = True,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="HTML page. [default: compare-RUN_A-RUN_B.html next to RUN_B]")
+        Path | None, option("HTML page. [default: compare-RUN_A-RUN_B.html next to RUN_B]", "--out", "-o")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -19,23 +19,12 @@ if TYPE_CHECKING:
     from kerasseg.runs.settings import TrainSettings
     from kerasseg.workflows.cross_validate import CrossValidation
 
-__all__ = ["cross_validate"]
-
 _ROOM = 96
 """Columns from which headings are long and counts are shown."""
 
-_Folds = Annotated[
-    int, typer.Option(min=2, help="Number of folds; the slices of a patient stay together.", rich_help_panel=RUN)
-]
-_Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", metavar="FOLDER", help="Folder. [default: runs/<date-time-cv-strategy>]", rich_help_panel=RUN
-    ),
-]
-_Resume = Annotated[
-    bool, typer.Option("--resume", help="Resume the cross-validation in --out, or the latest one.", rich_help_panel=RUN)
-]
+_Folds = Annotated[int, RUN("Number of folds; the slices of a patient stay together.", min=2)]
+_Out = Annotated[Path | None, RUN("Folder. [default: runs/<date-time-cv-strategy>]", "--out", "-o", metavar="FOLDER")]
+_Resume = Annotated[bool, RUN("Resume the cross-validation in --out, or the latest one.", "--resume")]
 
 
 def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> None:

@@ -16,8 +16,6 @@ from kerasseg_tfrecords.text import count as _count
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Evaluation, Figures, Mean, Stage
 
-__all__ = ["summary"]
-
 _SPLITS = {"test": "Test", "val": "Validation", "train": "Training", "all": "External"}
 _SHARES = {"IoU": "iou", "precision": "precision", "recall": "recall"}
 _ROOM = 112

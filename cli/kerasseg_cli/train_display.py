@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from kerasseg.runs.history import EpochRow
     from kerasseg.training.events import Began, Ended, Event, Message, Step
 
-__all__ = ["Watcher", "summary", "watching"]
-
 _PATIENCE = 30.0
 """Seconds between lines within an epoch without a terminal."""
 

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from kerasseg.data.buffers import RecycledArrays, Scratch
 
-__all__ = ["FastAugmenter"]
-
 
 class FastAugmenter:
     """Apply parameter tables to batches; thread-safe."""

@@ -24,8 +24,6 @@ from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["EvaluationResult", "evaluate", "software", "stage_of_rule"]
-
 _PACKAGES = ("keras", "tensorflow", "numpy", "scipy", "opencv-python-headless")
 
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from kerasseg.evaluation.predictions import Predictions, Resolution
 from kerasseg.evaluation.schema import Calibration
 
-__all__ = ["calibrate", "near"]
-
 BINS = 15
 """Number of bins, as in Guo et al."""
 

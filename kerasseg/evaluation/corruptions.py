@@ -29,8 +29,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CORRUPTIONS", "GRADES", "Corruption", "corrupt"]
-
 GRADES = 5
 
 Image = NDArray[np.float32]

@@ -14,20 +14,6 @@ from kerasseg.evaluation.per_slice import SliceRow
 from kerasseg.evaluation.schema import MEASURES, Figures, Mean, NetworkFigures, Stage, StageName
 from kerasseg.postprocessing import MaskRule
 
-__all__ = [
-    "SHARES",
-    "USUAL",
-    "Resampling",
-    "as_mean",
-    "clusters",
-    "figures_of",
-    "gain_classes",
-    "gains",
-    "network_figures",
-    "size_groups",
-    "tuning_gain",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Resampling:

@@ -19,8 +19,6 @@ from kerasseg.evaluation.schema import Robustness, RobustnessCurve, Speed
 from kerasseg.evaluation.scoring import mask_dice
 from kerasseg.postprocessing import MaskRule, apply_rule
 
-__all__ = ["Transform", "mean_dice", "measure_robustness", "measure_speed"]
-
 Transform = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.files import explain_os_error
 
-__all__ = ["LOOKS", "Look", "count_looks", "record_look"]
-
 LOOKS = "test-looks.jsonl"
 """Name of the file, in the shard directory and in the run."""
 
@@ -60,9 +58,6 @@ def record_look(
 
     Returns:
         Known evaluations of the test split of this data set, including this one.
-
-    Raises:
-        KerassegError: The run's folder cannot be written to.
 
     Example:
         >>> import tempfile

@@ -13,8 +13,6 @@ from kerasseg.evaluation.schema import Mean
 from kerasseg.export.schema import EvaluationFacts, ExportMetadata
 from kerasseg.export.space import space_front_matter
 
-__all__ = ["CARD", "card"]
-
 CARD = "README.md"
 
 _LIBRARIES = {"keras": "keras", "savedmodel": "tensorflow", "onnx": "onnx", "litert": "litert"}

@@ -62,8 +62,6 @@ from kerasseg_tfrecords.files import explain_os_error
 from kerasseg_tfrecords.intensity import IntensityRule
 from kerasseg_tfrecords.text import Progress
 
-__all__ = ["Exported", "export_model"]
-
 _REASONS = {
     "onnx": "they need loops over pixels, but the file contains only arithmetic that every runtime supports",
     "litert": "they need loops over pixels, which runtimes of small devices do not support",

@@ -15,8 +15,6 @@ import tensorflow as tf
 
 from kerasseg_tfrecords.intensity import IntensityRule
 
-__all__ = ["fit_images", "restore_all"]
-
 _LEAST_OVERLAP = 1e-3
 """OpenCV ignores parts of a pixel that are smaller."""
 
@@ -53,11 +51,6 @@ def fit_images(pixels: Any, rule: IntensityRule, size: int, *, one_window: bool 
 
 def restore_all(probabilities: Any, height: Any, width: Any) -> Any:
     """Compute `restore` for each slice of a batch.
-
-    Args:
-        probabilities: (batch, size, size) float32.
-        height: Native height, an integer or a tensor of one.
-        width: Native width, likewise.
 
     Returns:
         (batch, height, width) float32.

@@ -16,8 +16,6 @@ import tensorflow as tf
 
 from kerasseg.postprocessing import MaskRule
 
-__all__ = ["postprocess_all"]
-
 
 def postprocess_all(masks: Any, rule: MaskRule) -> Any:
     """Compute `postprocess` for each mask of a batch.

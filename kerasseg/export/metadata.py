@@ -28,8 +28,6 @@ from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import ThresholdFile
 from kerasseg_tfrecords.errors import KerassegError
 
-__all__ = ["callings", "data_facts", "evaluations", "origin", "recipe", "steps_of", "without_paths"]
-
 T = TypeVar("T")
 _ABSOLUTE = re.compile(r"""(?<![\w:/.~])~?(?:/[^\s/'"]+)+/([^\s/'"]*)""")
 """A path with at least two folders; neither `https://...` nor `1/255`."""

@@ -25,8 +25,6 @@ from kerasseg_tfrecords.text import Progress
 if TYPE_CHECKING:
     from kerasseg.export.savedmodel_format import RawNetwork
 
-__all__ = ["LEAST_EQUAL", "MOST_DIFFERENT", "check", "compare", "measure_int8", "native"]
-
 MOST_DIFFERENT = 1e-4
 """Largest allowed difference of probabilities: other runtimes add in another order."""
 LEAST_EQUAL = 0.999
@@ -124,11 +122,7 @@ def _compare_raw(
 
 
 def check(found: Comparison, path: Path) -> None:
-    """Refuse an export that differs from the network.
-
-    Raises:
-        KerassegError: A bound is exceeded.
-    """
+    """Refuse an export that differs from the network."""
     remedy = "Nothing was written. Please report this bug with the network."
     # `not <=` instead of `>`, which NaN would pass.
     if found.allowed_difference is not None and not found.largest_difference <= found.allowed_difference:
@@ -178,9 +172,6 @@ def measure_int8(
         bytes_float: Size of the float32 export.
         path: The export, for the message.
         progress: Called with "int8", the slices done and their number.
-
-    Raises:
-        KerassegError: The loss is larger than allowed.
     """
     split = open_split(shards.root, "val", Caching("none"), check=False)
     scores: list[tuple[float, float]] = []

@@ -9,15 +9,9 @@ from typing import Any, NoReturn
 from kerasseg.checkpoints.hub import HubAddress
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 
-__all__ = ["parse_address", "push"]
-
 
 def parse_address(text: str) -> HubAddress:
-    """Parse an address of the Hub.
-
-    Raises:
-        UsageError: The address is invalid, or the Hub is disabled by HF_HUB_OFFLINE.
-    """
+    """Parse an address of the Hub."""
     address = HubAddress.parse(text)
     from huggingface_hub import constants
 
@@ -42,9 +36,6 @@ def push(
 
     Returns:
         The address of the commit: `hf://owner/name@<commit>`.
-
-    Raises:
-        KerassegError: The token, rights or network are missing; the export on disk remains.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants, errors

@@ -30,8 +30,6 @@ from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.intensity import IntensityRule
 
-__all__ = ["FromStored", "RawNetwork", "open_savedmodel_export", "open_savedmodel_raw", "write_savedmodel"]
-
 RawNetwork = Callable[[NDArray[Any]], tuple[NDArray[np.bool_], NDArray[np.float32]]]
 """One stored slice (height, width, channels) -> mask and probabilities (height, width)."""
 
@@ -54,11 +52,7 @@ class FromStored:
 
 
 def write_savedmodel(model: keras.Model, folder: Path, around: FromStored) -> None:
-    """Write the SavedModel to a folder.
-
-    Raises:
-        KerassegError: It cannot be written.
-    """
+    """Write the SavedModel to a folder."""
     wanted = int(model.inputs[0].shape[-1])
 
     def from_stored(image: Any, *, one_window: bool = False) -> dict[str, Any]:

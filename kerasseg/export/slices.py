@@ -17,8 +17,6 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.intensity import restore
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
 
-__all__ = ["Samples", "Shards", "calibration_images", "comparison_samples", "find_shards", "network_images"]
-
 
 @dataclass(frozen=True, slots=True)
 class Shards:
@@ -52,9 +50,6 @@ def find_shards(run: RunDirectory, config: RunConfig, moved: Path | None) -> Sha
         run: The run; for the ensemble of a cross-validation, the shards of its first fold are used.
         config: Its configuration.
         moved: New location of the shards; None if they have not moved.
-
-    Raises:
-        DataError: The given folder contains no shards, or others.
     """
     if run.folds and moved is None:
         config = run.folds[0].config()
@@ -74,16 +69,7 @@ def find_shards(run: RunDirectory, config: RunConfig, moved: Path | None) -> Sha
 
 
 def comparison_samples(shards: Shards | None, config: RunConfig, count: int) -> Samples:
-    """Choose validation slices, spread evenly over the split, each at its own size and at another.
-
-    Args:
-        shards: Shards of the run; None for synthetic slices.
-        config: Configuration of the run.
-        count: Number of slices.
-
-    Raises:
-        DataError: The shards are damaged.
-    """
+    """Choose validation slices, spread evenly over the split, each at its own size and at another."""
     size, channels = config.resolved.size, config.resolved.channels
     if shards is None:
         images = _made_up(count, size, channels)
@@ -97,12 +83,7 @@ def comparison_samples(shards: Shards | None, config: RunConfig, count: int) -> 
 
 
 def calibration_images(shards: Shards, count: int) -> NDArray[np.uint8]:
-    """Return (slices, size, size, channels) training slices, spread evenly over the split and so over its classes.
-
-    Raises:
-        DataError: The shards are damaged.
-        UsageError: The count is below 1.
-    """
+    """Return (slices, size, size, channels) training slices, spread evenly over the split and so over its classes."""
     if count < 1:
         raise UsageError("calibration needs slices", found=count, expected="at least 1; 100 are usual")
     split = open_split(shards.root, "train", Caching("none"))

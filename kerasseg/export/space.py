@@ -9,8 +9,6 @@ from pathlib import Path
 from kerasseg.export.schema import ExportMetadata
 from kerasseg_tfrecords._version import __version__
 
-__all__ = ["space_front_matter", "write_space"]
-
 _APP = '''"""A page on which people drop slices, move the threshold and download masks. Not for clinical use."""
 
 from pathlib import Path

@@ -26,8 +26,6 @@ from kerasseg.models.layers import fresh_part, mark_fresh
 from kerasseg.models.surgery import Replacement, first_kernels, rebuild
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
-__all__ = ["ChannelRule", "Fitted", "Head", "fit_to_task"]
-
 ChannelRule = Literal["repeat", "sum"]
 
 

@@ -13,8 +13,6 @@ import keras
 
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Graph", "Node", "Shape", "flatten", "has_graph"]
-
 Shape = tuple[int | None, ...]
 
 
@@ -114,9 +112,6 @@ def flatten(model: keras.Model) -> Graph:
 
     Args:
         model: A built model.
-
-    Raises:
-        CheckpointError: The model is subclassed or unbuilt and has no readable graph.
     """
     if not has_graph(model):
         raise CheckpointError(

@@ -16,8 +16,6 @@ from keras import layers, ops
 
 from kerasseg.models.graph import Node, flatten
 
-__all__ = ["InputScaling", "read_input_scaling"]
-
 _PASSING = {
     "Identity", "Dropout", "GaussianNoise", "ZeroPadding2D", "Cropping2D", "Resizing", "Permute", "Reshape", "Cast",
     "Concatenate", "Repeat", "Flip", "GetItem", "Take", "Transpose", "Pad", "Resize", "Stack", "Activation", "Squeeze",

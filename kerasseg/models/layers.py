@@ -9,18 +9,6 @@ import keras
 import numpy as np
 from keras import ops
 
-__all__ = [
-    "all_layers",
-    "fixed_weights",
-    "fresh_part",
-    "leaves",
-    "mark_fresh",
-    "own_weights",
-    "restless",
-    "set_trainable",
-    "with_inner",
-]
-
 Part = Literal["head", "decoder"]
 
 

@@ -17,8 +17,6 @@ from keras import layers
 
 from kerasseg.models.graph import Graph, Node, Shape
 
-__all__ = ["Place", "image_axes", "is_permutation", "measure"]
-
 _STRIDED = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.MaxPooling2D, layers.AveragePooling2D)
 _POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
 _GLOBAL = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)

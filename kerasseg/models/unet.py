@@ -13,8 +13,6 @@ from kerasseg.checkpoints.encoder_weights import load_encoder_weights
 from kerasseg.models.layers import mark_fresh
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["unet"]
-
 _DEPTH, _FILTERS, _DECODER_FILTERS = 4, 64, 32
 
 

@@ -17,8 +17,6 @@ import tensorflow as tf
 
 from kerasseg.models.layers import all_layers
 
-__all__ = ["batch_statistics", "batchnorms", "fused_batchnorm", "momenta", "pace", "with_momenta"]
-
 _LEFT = 0.1
 """Largest share of the running statistics that may be older than one epoch."""
 
@@ -102,9 +100,6 @@ def fused_batchnorm(model: keras.Model) -> Iterator[None]:
 
     Results, moving statistics included, equal those of Keras up to rounding. Keras computes the cases that the kernel does
     not cover: statistics over several devices, renorm, masks, inputs that are not images, channels first.
-
-    Args:
-        model: Network, changed in place and restored.
 
     Example:
         >>> import kerasseg

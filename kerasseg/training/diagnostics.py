@@ -13,16 +13,6 @@ from kerasseg.training.events import Message
 from kerasseg.training.validation_table import SliceTable
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = [
-    "check_intensity",
-    "clearly_below",
-    "far_message",
-    "few_slices_message",
-    "idle_message",
-    "overfitting_message",
-    "sunk_message",
-]
-
 _LEAST = 0.01
 """Smallest fall of Dice that is reported."""
 
@@ -179,16 +169,8 @@ def few_slices_message(strategy: str, counts: Mapping[str, int]) -> Message | No
 def check_intensity(shards: str, recorded: str | None, *, checkpoint: str) -> Message | None:
     """Check that the shards' grey values are scaled like the images that the checkpoint was trained on.
 
-    Args:
-        shards: Intensity rule of the shards.
-        recorded: Intensity rule in the checkpoint's provenance; None if not recorded.
-        checkpoint: Name of the checkpoint, for the message.
-
     Returns:
         A note if the checkpoint's rule is unknown; None if the rules agree.
-
-    Raises:
-        UsageError: The two rules differ.
     """
     if recorded is None:
         text = (

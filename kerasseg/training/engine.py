@@ -22,8 +22,6 @@ from kerasseg.training.events import Message
 from kerasseg.training.validation_table import SliceTable
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 
-__all__ = ["Engine", "StepResult"]
-
 _COLUMNS = ("slice", "label", "loss", "dice", "soft_dice", "iou", "precision", "recall", "tumour")
 _AVERAGED_STEPS = "average/steps"
 _WHOLE = {"slice": np.int64, "label": np.int64}
@@ -142,13 +140,7 @@ class Engine:
     # --- training ------------------------------------------------------------------------------------------------------
 
     def batches(self, data: Any, epoch: int, start_step: int = 0) -> Iterable[Mapping[str, Any]]:
-        """Return batches of an epoch from a step on, distributed over the devices.
-
-        Args:
-            data: `TrainingData` with labels, or an object with its `epoch` method.
-            epoch: Epoch, from 0.
-            start_step: First batch, from 0.
-        """
+        """Return batches of an epoch from a step on, distributed over the devices."""
         return self._spread(lambda context: data.epoch(epoch, start_step, input_context=context))
 
     def train_step(self, batch: Mapping[str, Any]) -> StepResult:
@@ -156,9 +148,6 @@ class Engine:
 
         Args:
             batch: image, mask, weight, label and slice from `batches`; on a single device also arrays.
-
-        Raises:
-            KerassegError: Out of memory with a single slice or on several machines.
         """
         while True:
             # One call: dozens of small reads would cost as much as starting the step. It copies nothing until memory is
@@ -224,9 +213,6 @@ class Engine:
             data: As for `batches`; its first epoch is used.
             steps: Maximum number of batches.
             after_batch: Called after each batch; if it raises, the statistics stay as they were.
-
-        Raises:
-            UsageError: The network has no BatchNorm layer.
         """
         statistics = [v for layer in batchnorms(self.model) for v in (layer.moving_mean, layer.moving_variance)]
         if not statistics:

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from kerasseg.runs.history import EpochRow
     from kerasseg.training.validation_table import SliceTable
 
-__all__ = ["Began", "Ended", "Evaluated", "Event", "Message", "Observer", "Saved", "Step"]
-
 
 @dataclass(frozen=True, slots=True)
 class Began:

@@ -27,8 +27,6 @@ from kerasseg_tfrecords.tables import format_csv
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["VARIABLES", "NullRecorder", "Recorder", "RunRecorder", "draw_curves", "log_to", "validation_csv"]
-
 
 class Recorder(Protocol):
     """Storage for the training loop.
@@ -147,9 +145,6 @@ def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
     Args:
         history: Rows, epoch 0 first.
         path: PNG file, replaced atomically.
-
-    Raises:
-        KerassegError: The file cannot be written.
     """
     # Not pyplot, which keeps global state and may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -13,8 +13,6 @@ from kerasseg.callbacks import PlateauState
 from kerasseg.runs.history import EpochRow, rows_from_json, rows_to_json
 from kerasseg.training.validation_table import SliceTable
 
-__all__ = ["EpochSums", "Progress"]
-
 _FIRST, _BEST, _LAST, _BASE = "first/", "best/", "last/", "base/"
 
 

@@ -22,8 +22,6 @@ from kerasseg.training.events import Ended, Evaluated, Event, Message
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.files import sync_folder
 
-__all__ = ["MASK_COLOUR", "MOST", "PREDICTION_COLOUR", "EventWriter", "Example", "choose", "draw_outlines", "scalars"]
-
 MOST = 6
 """Maximum number of slices to show; each is predicted and stored in every epoch."""
 
@@ -90,9 +88,6 @@ def draw_outlines(
 
     Returns:
         (height, width, 3) uint8, red-green-blue.
-
-    Raises:
-        UsageError: A mask has another size than the image.
 
     Example:
         >>> mask = np.zeros((8, 8), bool); mask[2:6, 2:6] = True

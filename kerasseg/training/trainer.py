@@ -37,8 +37,6 @@ from kerasseg.training.strategies import Phase
 from kerasseg.training.validation_table import SliceTable
 from kerasseg_tfrecords.errors import KerassegError
 
-__all__ = ["BrokenTrainingError", "NothingTrainedError", "Plan", "Trainer", "Validation"]
-
 _WATCHED = 3
 """Number of first epochs that are compared with epoch 0: too high a rate shows at once."""
 
@@ -168,12 +166,7 @@ class Trainer:
             self._engine.restore(variables)
 
     def run(self) -> Ended:
-        """Train until the end, an interruption or an error.
-
-        Raises:
-            BrokenTrainingError: The loss became NaN or infinite; the last saved state is intact.
-            KerassegError: Another failure, such as a full disk.
-        """
+        """Train until the end, an interruption or an error."""
         self._since = time.monotonic()
         resumed = (self.progress.epoch, self.progress.sums.steps) if self.progress.history else None
         plan = self.plan

@@ -9,8 +9,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SCORES", "SliceTable"]
-
 SCORES = ("loss", "dice", "soft_dice", "iou", "precision", "recall")
 Score = Literal["loss", "dice", "soft_dice", "iou", "precision", "recall"]
 

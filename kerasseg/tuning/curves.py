@@ -12,8 +12,6 @@ from kerasseg.evaluation.predictions import Predictions, Resolution
 from kerasseg.tuning.thresholds import THRESHOLDS, dice_at_all
 from kerasseg_tfrecords.errors import DataError, UsageError
 
-__all__ = ["Survey", "survey"]
-
 _BUCKETS = 2048
 """Maximum number of patients whose curves are kept apart; beyond it, several share one."""
 
@@ -100,10 +98,6 @@ def survey(
         predictions: The slices.
         resolution: Resolution at which Dice is computed.
         progress: Called with "sweep", the slices done and their number.
-
-    Raises:
-        UsageError: There are no slices.
-        DataError: No slice has a tumour.
     """
     count = len(predictions)
     if not count:

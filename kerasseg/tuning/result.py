@@ -11,8 +11,6 @@ from kerasseg.postprocessing import MaskRule, rule_in_words
 from kerasseg.tuning.thresholds import FEWEST_PATIENTS
 from kerasseg_tfrecords.text import count
 
-__all__ = ["Curve", "StepName", "Tuned", "TuningStep"]
-
 StepName = Literal[
     "raw",
     "threshold",

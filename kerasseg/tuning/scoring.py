@@ -14,8 +14,6 @@ from kerasseg.evaluation.predictions import Predictions, Resolution
 from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg_tfrecords.workers import available_cpus
 
-__all__ = ["HeldSlices", "RuleSearch", "hold"]
-
 _RACE = 3
 """Every third slice is used to decide whether a rule is worth trying on the others."""
 
@@ -122,12 +120,7 @@ class RuleSearch:
         return self._known[key]
 
     def dice_of(self, numbers: NDArray[np.int64], rule: MaskRule) -> NDArray[np.float64]:
-        """Return Dice of some slices.
-
-        Args:
-            numbers: Numbers of the held slices.
-            rule: Rule to try, without class thresholds.
-        """
+        """Return Dice of some slices."""
         return self._of(numbers, rule, None)
 
     def race(self, rule: MaskRule, standing: NDArray[np.float64]) -> NDArray[np.float64] | None:

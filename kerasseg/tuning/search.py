@@ -44,8 +44,6 @@ from kerasseg.tuning.thresholds import (
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.text import Progress
 
-__all__ = ["tune"]
-
 _LEAST_GAIN = 1e-4
 """Smallest gain in mean Dice for which a step is kept."""
 
@@ -102,10 +100,6 @@ def tune(
         seed: Random seed of the resamples.
         jobs: Threads; None for all processors.
         progress: Called with "sweep" or "search", the amount done and the total.
-
-    Raises:
-        UsageError: There are no slices, or options are invalid.
-        DataError: No slice has a tumour.
 
     Example:
         >>> from kerasseg.evaluation.predictions import ArrayPredictions

@@ -19,16 +19,6 @@ from kerasseg_tfrecords.documents import read_document
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.files import write_atomically
 
-__all__ = [
-    "FORMAT_VERSION",
-    "NetworkRule",
-    "StaleRuleError",
-    "ThresholdFile",
-    "load_threshold",
-    "network_sha256",
-    "save_threshold",
-]
-
 FORMAT_VERSION = 1
 
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -94,11 +84,7 @@ class ThresholdFile(BaseModel):
 
 
 def save_threshold(run: RunDirectory, file: ThresholdFile) -> ThresholdFile:
-    """Write the file atomically, with its digest, and return what was written.
-
-    Raises:
-        KerassegError: The file cannot be written; an earlier one is left unchanged.
-    """
+    """Write the file atomically, with its digest, and return what was written."""
     sealed = file.model_copy(update={"digest": file.own_digest()})
     write_atomically(run.threshold_file, sealed.model_dump_json(indent=1) + "\n")
     return sealed
@@ -140,11 +126,7 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
 
 
 def network_sha256(path: Path) -> str:
-    """Return the SHA-256 of a network's file as hex digits.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
+    """Return the SHA-256 of a network's file as hex digits."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

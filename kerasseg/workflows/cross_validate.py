@@ -40,8 +40,6 @@ from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.records.manifest import load_manifest
 from kerasseg_tfrecords.tables import format_csv
 
-__all__ = ["CrossValidation", "FoldResult", "OutOfFold", "Scores", "cross_validate", "read_cross_validation"]
-
 FORMAT_VERSION = 2
 """Version 2 added the scores of the last epochs."""
 FILE = "cross-validation.json"
@@ -187,12 +185,7 @@ def cross_validate(
 
 
 def read_cross_validation(root: Path) -> CrossValidation:
-    """Read `cross-validation.json`.
-
-    Raises:
-        DataError: The file is missing or damaged.
-        KerassegError: It was written by a newer version.
-    """
+    """Read `cross-validation.json`."""
     return read_document(root / FILE, CrossValidation, FORMAT_VERSION, "the cross-validation")
 
 

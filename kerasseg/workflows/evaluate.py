@@ -54,8 +54,6 @@ from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints,
 from kerasseg_tfrecords.splitting.splits_file import load
 from kerasseg_tfrecords.text import Progress, count
 
-__all__ = ["Extras", "evaluate_run", "evaluation_folder", "run_id", "seen_in_training"]
-
 _PHANTOMS = "These slices are synthetic (phantoms): the figures say nothing about patients."
 _NO_TUMOUR = (
     "No evaluated slice has a tumour: there is no verdict, and the figures do not say how well tumours are found."
@@ -692,16 +690,8 @@ def seen_in_training(training: Path, other: Path, splits: Sequence[str] = ("trai
     (`kerasseg_tfrecords.splitting.duplicates`, as with `prepare --exclude-overlap`). Ids are ignored, since they are not
     unique across data sets.
 
-    Args:
-        training: The shards that the run was trained on.
-        other: The shards to search.
-        splits: Splits of `other`.
-
     Returns:
         Ids in `other`, in the order of its shards.
-
-    Raises:
-        DataError: A shard directory cannot be read.
     """
     known = {row.sha256.lower() for row in load(training / SPLITS_FILE) if row.split in _SEEN and row.sha256}
     equal = {row.slice_id for row in load(other / SPLITS_FILE) if row.sha256.lower() in known}

@@ -23,7 +23,7 @@ from kerasseg.models.input_scaling import read_input_scaling
 from kerasseg.models.layers import mark_fresh, with_inner
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import Precision, Strategy, TrainSettings, parse_settings
-from kerasseg.training.data import Task, augmentation_of, count, no_tumour, shard_rows, task_from_shards
+from kerasseg.training.data import Task, count, no_tumour, shard_rows, task_from_shards, training_data, validation_data
 from kerasseg.training.devices import Devices, choose_devices, enable_determinism
 from kerasseg.training.diagnostics import check_intensity
 from kerasseg.training.events import Ended, Event, Message, Observer
@@ -32,8 +32,6 @@ from kerasseg.training.trainer import Validation
 from kerasseg.workflows.train import Network, TrainingSession, in_new_run, with_strategy
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.records.manifest import load_manifest
-
-__all__ = ["FineTuned", "Recipe", "fine_tune"]
 
 _LOG = logging.getLogger("kerasseg")
 
@@ -347,19 +345,7 @@ def _training(train: Any, settings: TrainSettings, channels: int) -> Any:
         mine = copy.copy(train)
         mine.with_labels = True
         return mine
-    return TrainingData(
-        train,
-        batch_size=settings.batch_size,
-        channels=channels,
-        balance=settings.balance,
-        augmentation=augmentation_of(settings.augmentation),
-        seed=settings.seed,
-        cache=settings.cache,
-        memory_budget=settings.memory_budget,
-        positives_only=settings.train_on_positives,
-        class_weight=settings.class_weight,
-        with_labels=True,
-    )
+    return training_data(train, settings, channels)
 
 
 def _validation(
@@ -380,15 +366,7 @@ def _validation(
         own.with_labels = own.pad = True
         own.batch_size, own.steps = batch_size, -(-len(own.slices) // batch_size)
     else:
-        own = EvaluationData(
-            validation,
-            "val",
-            batch_size=batch_size,
-            channels=channels,
-            pad=True,
-            memory_budget=settings.memory_budget,
-            with_labels=True,
-        )
+        own = validation_data(validation, settings, channels, batch_size)
     tumour = bool(own.slices.with_tumour().any())
     if isinstance(own.slices, ArraySlices):
         return own, (), own.slices.groups, tumour
@@ -417,11 +395,7 @@ def _other_channels(what: str, found: int, expected: int) -> UsageError:
 
 
 def _check_model(model: keras.Model) -> int:
-    """Return the number of input channels.
-
-    Raises:
-        UsageError: The network does not map one image to one probability map.
-    """
+    """Return the number of input channels."""
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise UsageError(
             "not a network that can be fine-tuned",

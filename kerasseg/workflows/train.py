@@ -62,10 +62,6 @@ from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["DEFAULT_CHECKPOINT", "Network", "TrainingSession", "in_new_run", "resume", "train", "with_strategy"]
-
-"""The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` overrides it."""
-
 _LOSS_OF_PRECISION = 0.002
 """Largest loss of Dice on the untouched network for which a faster precision is used."""
 

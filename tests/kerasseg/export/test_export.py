@@ -41,7 +41,7 @@ from kerasseg.runs.directory import RunDirectory
 from kerasseg.training.diagnostics import check_intensity
 from kerasseg.workflows.evaluate import Extras, evaluate_run
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import lock
+from kerasseg_tfrecords.files import _SCRATCH, lock
 from kerasseg_tfrecords.intensity import fit_image, intensity_window, restore
 from kerasseg_tfrecords.records.manifest import load_manifest
 
@@ -634,6 +634,6 @@ def test_too_little_space_is_seen_before_anything_is_written(
 
 
 def test_what_a_killed_export_left_is_cleared(export: Export, tmp_path: Path) -> None:
-    (tmp_path / ".tmp-export-dead" / "export").mkdir(parents=True)
+    (tmp_path / f"{_SCRATCH}dead" / "export").mkdir(parents=True)
     export()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -379,5 +379,5 @@ def test_the_mark_of_fresh_weights_follows_the_network():
     )
     model = kerasseg.unet((32, 32, 1), encoder="mobilenetv3small", encoder_weights=donor, decoder_filters=2)
     assert fresh_part(model) == "decoder"
-    assert fresh_part(kerasseg.fit_to_task(model, channels=1).model) == "decoder"
+    assert fresh_part(kerasseg.fit_to_task(model, size=64).model) == "decoder"
     assert fresh_part(kerasseg.fit_to_task(network()).model) is None
