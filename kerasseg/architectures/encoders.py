@@ -226,13 +226,7 @@ def _last_at_scale(model: keras.Model, halvings: int) -> dict[int, Any]:
 
 
 def _carry_weights(old: keras.Model, new: keras.Model, *, flip: bool) -> None:
-    """Copy weights layer by layer between networks with the same layer names.
-
-    Args:
-        old: The original network.
-        new: Its copy.
-        flip: Whether to reverse the channels of the first kernel, from BGR to RGB.
-    """
+    """Copy weights layer by layer between networks with the same layer names."""
     values = {layer.name: layer.get_weights() for layer in old.layers if layer.weights}
     for name in [name for name in values if name.endswith("_layer_scale")]:
         (gamma,) = values.pop(name)

@@ -165,13 +165,6 @@ def retrieve(
 ) -> bool:
     """Download a file unless it exists already, and check its hash.
 
-    Args:
-        url: As in `download`.
-        target: As in `download`.
-        most_bytes: As in `download`.
-        md5: Expected hex digest; None accepts any content.
-        progress: As in `download`.
-
     Returns:
         True if it was downloaded, False if it existed.
     """

@@ -251,15 +251,7 @@ def cached_on_disk(
     check: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> FileSlices:
-    """Open the cache of a split, after building it if necessary.
-
-    Args:
-        shards: Source of the slices; not read if the cache exists.
-        split: Split, for the name and to find stale caches.
-        folder: Folder of caches; created if missing.
-        check: Called before reading from the shards.
-        progress: Called with "cache", the slices written and their number.
-    """
+    """Open the cache of a split, after building it if necessary."""
     manifest, root = shards.records.manifest, shards.records.root.resolve()
     key = cache_key(manifest, split)
     path = folder / f"{split}-{key}.slices"

@@ -23,11 +23,6 @@ MARGIN = 0.1
 def calibrate(predictions: Predictions, *, resolution: Resolution = "native", bins: int = BINS) -> Calibration:
     """Compute the reliability curve over all slices with tumour.
 
-    Args:
-        predictions: Predictions of a network.
-        resolution: Resolution of the pixels.
-        bins: Number of bins of equal width over [0, 1].
-
     Example:
         >>> from kerasseg.evaluation.predictions import ArrayPredictions
         >>> masks = np.zeros((1, 10, 10), bool); masks[0, :, :5] = True

@@ -184,11 +184,6 @@ def compare(first: Evaluated, second: Evaluated, *, most: int = 8) -> Comparison
 
     Slices that only one of them has are left out, with a remark. Slices are the same if id, class, size and reference are.
 
-    Args:
-        first: Run A, the reference.
-        second: Run B.
-        most: Maximum number of changed slices to name.
-
     Example:
         >>> runs = [RunDirectory.find(name) for name in ("a", "b")]  # doctest: +SKIP
         >>> print(compare(*map(evaluated, runs)).verdict)  # doctest: +SKIP

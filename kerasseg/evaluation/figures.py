@@ -130,14 +130,7 @@ def figures_of(
     people: NDArray[np.int64],
     resampling: Resampling = USUAL,
 ) -> Figures:
-    """Compute all figures of a set of slices at one stage.
-
-    Args:
-        rows: The slices.
-        stage: Stage of the masks.
-        people: (slices,) from `clusters`.
-        resampling: Options of the intervals.
-    """
+    """Compute all figures of a set of slices at one stage."""
     scores = [row.stage(stage) for row in rows]
     true = np.array([row.reference_pixels for row in rows], np.int64)
     found = np.array([score.predicted_pixels for score in scores], np.int64)

@@ -51,17 +51,7 @@ def compare_readers(
     resolution: Resolution = "native",
     resampling: Resampling = USUAL,
 ) -> SecondReader:
-    """Measure the agreement of two annotators, and of the network with each, over the slices that both annotated.
-
-    Args:
-        predictions: Predictions of the network.
-        rows: Scores of the network against the first annotator.
-        rule: Rule of the final masks.
-        second: From `open_second`.
-        source: Source of the second masks, for display.
-        resolution: Resolution of the rows.
-        resampling: Options of the intervals.
-    """
+    """Measure the agreement of two annotators, and of the network with each, over the slices that both annotated."""
     agreement, beside = (np.full(len(rows), np.nan) for _ in range(2))
     for number in range(len(predictions)):
         case = predictions.case(number, resolution)

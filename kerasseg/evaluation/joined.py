@@ -97,18 +97,7 @@ def predict_splits(
     transform: Transform | None = None,
     flip_average: bool = False,
 ) -> Predictions:
-    """Predict the named splits in one pass; errors as in `predict_split`.
-
-    Args:
-        model: The network.
-        shards: The shard directory.
-        splits: One or more splits that contain slices.
-        batch_size: Slices per batch.
-        memory_budget: Memory for probabilities, in bytes.
-        progress: Called with (slices done, slices).
-        transform: Called with images and their slice numbers in the result.
-        flip_average: Whether to average the predictions of each image and its mirror image.
-    """
+    """Predict the named splits in one pass; errors as in `predict_split`."""
     manifest = load_manifest(shards)
     total = sum(manifest.slices_in(split) for split in splits)
     parts: list[SplitPredictions] = []

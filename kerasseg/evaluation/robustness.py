@@ -100,13 +100,6 @@ def measure_speed(
 ) -> Speed:
     """Measure the median time of a pass; two networks take turns, so that other load affects both.
 
-    Args:
-        model: Network that takes (batch, size, size, channels).
-        baseline: Another such network; None for none.
-        size: Side of the slices in pixels.
-        batches: Batch sizes.
-        budget: Seconds for one batch size; at least five passes are made.
-
     Returns:
         Slices per second and milliseconds per slice by batch size, from array to array.
     """

@@ -42,12 +42,6 @@ def score_slices(
 ) -> list[SliceRow]:
     """Score every slice at every stage.
 
-    Args:
-        predictions: Predictions of a network.
-        rules: From `stage_rules`; later stages get the scores of the last one.
-        resolution: Resolution of the masks.
-        progress: Called with (slices done, slices).
-
     Returns:
         Rows in the order of the predictions.
 

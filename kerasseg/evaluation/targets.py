@@ -82,14 +82,7 @@ def is_recipe_checkpoint(checkpoint: str | None, provenance: Mapping[str, Any] |
 def targets_of(
     stage: Stage, goals: Sequence[Goal], rows: Sequence[SliceRow], resampling: Resampling = USUAL
 ) -> tuple[Target, ...]:
-    """Judge goals by the scores of slices.
-
-    Args:
-        stage: Figures of the stage that is judged.
-        goals: For all slices, or for classes that have slices.
-        rows: The slices of the stage.
-        resampling: Options of the tests.
-    """
+    """Judge goals by the scores of slices."""
     people = clusters(rows)
     dice = np.array([row.stage(stage.name).dice for row in rows], np.float64)
     labels = np.array([row.label for row in rows])

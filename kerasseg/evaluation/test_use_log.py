@@ -79,12 +79,7 @@ def record_look(
 
 
 def count_looks(files: Iterable[Path], fingerprint: str) -> int:
-    """Count the distinct entries for a data set; an unreadable line counts as one.
-
-    Args:
-        files: The logs; missing files are skipped.
-        fingerprint: Fingerprint of the data set.
-    """
+    """Count the distinct entries for a data set; an unreadable line counts as one."""
     seen: set[str] = set()
     for file in files:
         try:

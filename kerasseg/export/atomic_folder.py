@@ -32,13 +32,7 @@ def check_place(target: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
-    """Yield a new folder that replaces `target` if the block succeeds.
-
-    Args:
-        target: The folder.
-        overwrite: Whether an earlier export may be replaced.
-        need: Approximate number of bytes to write.
-    """
+    """Yield a new folder that replaces `target` if the block succeeds."""
     check_place(target, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

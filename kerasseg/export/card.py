@@ -30,11 +30,7 @@ _SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training s
 
 
 def card(metadata: ExportMetadata) -> str:
-    """Return the text of the card.
-
-    Args:
-        metadata: Facts of the export.
-    """
+    """Return the text of the card."""
     front = space_front_matter(metadata) if metadata.format == "app" else _front_matter(metadata)
     return f"---\n{front}---\n\n" + _environment().get_template("card.md.j2").render(
         m=metadata,

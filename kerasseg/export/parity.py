@@ -54,20 +54,7 @@ def compare(
     bounded: bool = True,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compare probabilities and masks of both on the same slices.
-
-    Args:
-        network: Network of the run.
-        exported: Export, opened from disk.
-        samples: Slices.
-        rule: Rule of the masks, for images at the network's size.
-        channels: Input channels of the network.
-        intensity: Intensity rule of the run.
-        raw: Export for stored slices, if it takes them.
-        raw_rule: Rule that it applies.
-        bounded: Whether there are bounds.
-        progress: Called with "compare", the slices done and their number.
-    """
+    """Compare probabilities and masks of both on the same slices."""
     images = network_images(samples.images, channels)
     side = images.shape[1]
     largest, equal = 0.0, 0
@@ -159,20 +146,7 @@ def measure_int8(
     path: Path,
     progress: Progress | None = None,
 ) -> Int8Facts:
-    """Measure the Dice of both on every validation slice at native size, and the paired difference.
-
-    Args:
-        network: Network in float32.
-        exported: Network in 8 bits.
-        shards: Shards of the run.
-        rule: Rule of the masks.
-        channels: Input channels of the network.
-        calibration: Number of slices that it was calibrated on.
-        allowed: Largest allowed loss of mean Dice.
-        bytes_float: Size of the float32 export.
-        path: The export, for the message.
-        progress: Called with "int8", the slices done and their number.
-    """
+    """Measure the Dice of both on every validation slice at native size, and the paired difference."""
     split = open_split(shards.root, "val", Caching("none"), check=False)
     scores: list[tuple[float, float]] = []
     groups: list[str] = []

@@ -154,13 +154,7 @@ ONNX_OPSET = 15
 
 
 def write_onnx(serving: keras.Model, folder: Path, notes: Mapping[str, str]) -> None:
-    """Write an ONNX file.
-
-    Args:
-        serving: See `serving_model`.
-        folder: Output folder.
-        notes: Entries of `metadata_props`, which every runtime can read.
-    """
+    """Write an ONNX file."""
     import onnx
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)

@@ -44,13 +44,7 @@ class Samples:
 
 
 def find_shards(run: RunDirectory, config: RunConfig, moved: Path | None) -> Shards | None:
-    """Open the run's shards; None if they are missing and no other location is given.
-
-    Args:
-        run: The run; for the ensemble of a cross-validation, the shards of its first fold are used.
-        config: Its configuration.
-        moved: New location of the shards; None if they have not moved.
-    """
+    """Open the run's shards; None if they are missing and no other location is given."""
     if run.folds and moved is None:
         config = run.folds[0].config()
     root = Path(config.settings.shards) if moved is None else moved

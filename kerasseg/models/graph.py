@@ -109,9 +109,6 @@ def flatten(model: keras.Model) -> Graph:
     """Return the graph of a functional or sequential model with all nested models expanded.
 
     A nested model that is used twice appears twice, with the same layers.
-
-    Args:
-        model: A built model.
     """
     if not has_graph(model):
         raise CheckpointError(

@@ -255,14 +255,7 @@ class Plan:
 
 
 def plan_output(model: keras.Model, output: Output, wish: Wish, changes: list[str]) -> Plan:
-    """Plan how the output of a network becomes one tumour probability in float32.
-
-    Args:
-        model: The network, left unchanged.
-        output: Its mask output.
-        wish: The user's options.
-        changes: A sentence is appended for each change or assumption.
-    """
+    """Plan how the output of a network becomes one tumour probability in float32."""
     if wish.head == "binary":
         return _fresh_head(output, wish.seed, changes)
     said: list[str] = []

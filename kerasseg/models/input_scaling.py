@@ -45,9 +45,6 @@ class InputScaling:
 def read_input_scaling(model: keras.Model) -> InputScaling | None:
     """Read the first affine layers of a network: Rescaling, Normalization, BatchNorm, arithmetic with constants.
 
-    Args:
-        model: A functional or sequential network.
-
     Returns:
         The expected range; None if it is 0..1 or cannot be determined.
 

@@ -58,11 +58,7 @@ def _axes(data_format: str) -> tuple[int, int, int]:
 
 
 def measure(graph: Graph) -> list[Place]:
-    """Return scale and size of every node's (first) output.
-
-    Args:
-        graph: A graph whose input is a batch of images.
-    """
+    """Return scale and size of every node's (first) output."""
     axes = image_axes(graph)
     places: list[Place] = []
     for node in graph.nodes:

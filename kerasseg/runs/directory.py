@@ -42,12 +42,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, root: Path | None, strategy: str) -> RunDirectory:
-        """Create the folder of a new run, without a configuration yet.
-
-        Args:
-            root: The folder; None for `runs/<date-time-strategy>`.
-            strategy: Strategy, for the name.
-        """
+        """Create the folder of a new run, without a configuration yet."""
         if root is None:
             name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{strategy}"
             root = RUNS / name

@@ -147,12 +147,7 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def append_log(path: Path, event: Mapping[str, Any]) -> None:
-    """Append a JSON line with the time. An incomplete last line, left by a kill, is ended first.
-
-    Args:
-        path: The file, created if missing.
-        event: JSON values; NaN becomes null.
-    """
+    """Append a JSON line with the time. An incomplete last line, left by a kill, is ended first."""
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **_plain(event)}, allow_nan=False)
     with path.open("ab+") as stream:
         if stream.tell() > 0:

@@ -68,10 +68,6 @@ class StateStore:
     def save(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Path:
         """Write a new generation.
 
-        Args:
-            facts: JSON values.
-            arrays: Name -> array of numbers.
-
         Returns:
             The file.
         """

@@ -49,12 +49,7 @@ def pace(own: Sequence[float], steps: int, asked: float | None = None) -> tuple[
 
 @contextlib.contextmanager
 def with_momenta(model: keras.Model, values: Sequence[float]) -> Iterator[None]:
-    """Set the momenta of the BatchNorm layers while the block runs; functions traced before keep the old ones.
-
-    Args:
-        model: Network, changed in place and restored.
-        values: One momentum per layer, in the order of `momenta`.
-    """
+    """Set the momenta of the BatchNorm layers while the block runs; functions traced before keep the old ones."""
     layers = batchnorms(model)
     before = momenta(model)
     for layer, value in zip(layers, values, strict=True):
@@ -72,9 +67,6 @@ def batch_statistics(model: keras.Model) -> Iterator[None]:
 
     Layers other than BatchNorm keep the mode in which the network is called; frozen BatchNorm layers do not take part. A
     function traced in the block keeps this behaviour.
-
-    Args:
-        model: Network, changed in place and restored.
     """
     layers = batchnorms(model)
 

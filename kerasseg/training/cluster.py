@@ -40,11 +40,6 @@ def meet(addresses: Sequence[str], number: int, seconds: float) -> None:
     """Wait until every machine answers at its address.
 
     Meanwhile this machine listens at its own address. It frees the address for TensorFlow once all others have answered.
-
-    Args:
-        addresses: `host:port` of all machines.
-        number: Index of this machine.
-        seconds: Maximum wait.
     """
     places = [_parsed(address) for address in addresses]
     missing = {index: "" for index in range(len(addresses)) if index != number}

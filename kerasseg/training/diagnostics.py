@@ -68,11 +68,6 @@ def clearly_below(first: SliceTable, now: SliceTable, groups: ArrayLike) -> bool
     """Return whether validation Dice fell significantly below epoch 0, and by more than 0.01.
 
     Significant: the mean paired difference is below 0 by more than two standard errors, taken over patients.
-
-    Args:
-        first: Epoch 0.
-        now: A later epoch, with the same slices.
-        groups: (slices,) patient of each slice.
     """
     difference = now.dice.astype(np.float64) - first.dice.astype(np.float64)
     mean = float(difference.mean())
@@ -104,10 +99,6 @@ def overfitting_message(history: Sequence[EpochRow], *, far: bool = False) -> Me
 
     Over three epochs training Dice rose and validation Dice fell, by more than 0.01 from its best and to more than 0.10
     below training Dice.
-
-    Args:
-        history: Rows of one phase, in order; may include epoch 0.
-        far: Whether the checkpoint hardly knows the task, so that freezing would not help.
     """
     rows = [row for row in history if row.epoch > 0]
     if len(rows) <= _TREND:
@@ -129,9 +120,6 @@ def idle_message(history: Sequence[EpochRow]) -> Message | None:
     """Warn that the learning rate was lowered while the network still marked almost nothing and its loss was falling.
 
     Such a network has not started to learn the task; at lower rates it may never do so.
-
-    Args:
-        history: Rows of one phase, in order; may include epoch 0.
     """
     rows = [row for row in history if row.epoch > 0]
     if len(rows) < 2 or "rate" not in rows[-1].event:
@@ -149,12 +137,7 @@ def idle_message(history: Sequence[EpochRow]) -> Message | None:
 
 
 def few_slices_message(strategy: str, counts: Mapping[str, int]) -> Message | None:
-    """Warn against `aggressive` with fewer than 1,000 training slices per class, as the recipe advises.
-
-    Args:
-        strategy: Strategy of the phase.
-        counts: Class -> training slices.
-    """
+    """Warn against `aggressive` with fewer than 1,000 training slices per class, as the recipe advises."""
     few = {name: count for name, count in counts.items() if count < _ENOUGH}
     if strategy != "aggressive" or not few:
         return None

@@ -144,11 +144,7 @@ class Engine:
         return self._spread(lambda context: data.epoch(epoch, start_step, input_context=context))
 
     def train_step(self, batch: Mapping[str, Any]) -> StepResult:
-        """Take one optimizer step.
-
-        Args:
-            batch: image, mask, weight, label and slice from `batches`; on a single device also arrays.
-        """
+        """Take one optimizer step."""
         while True:
             # One call: dozens of small reads would cost as much as starting the step. It copies nothing until memory is
             # written to.

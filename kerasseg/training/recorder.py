@@ -140,12 +140,7 @@ _CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
-    """Draw the training curves so far, one phase after the other.
-
-    Args:
-        history: Rows, epoch 0 first.
-        path: PNG file, replaced atomically.
-    """
+    """Draw the training curves so far, one phase after the other."""
     # Not pyplot, which keeps global state and may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

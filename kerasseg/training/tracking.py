@@ -219,13 +219,7 @@ class Tracker:
 
 
 def track_evaluation(run: RunDirectory, folder: Path, evaluation: Evaluation) -> None:
-    """Add the report and the Dice of an evaluation to the run's trackers; what goes wrong is a warning in the log.
-
-    Args:
-        run: The run.
-        folder: Of the evaluation, with `report.html` and `metrics.json`.
-        evaluation: Its figures.
-    """
+    """Add the report and the Dice of an evaluation to the run's trackers; what goes wrong is a warning in the log."""
     try:
         entries = _read(run)
     except KerassegError as error:
@@ -247,11 +241,7 @@ def track_evaluation(run: RunDirectory, folder: Path, evaluation: Evaluation) ->
 
 
 def parameters(config: RunConfig) -> dict[str, str]:
-    """What a run was asked for and resolved to, name -> text, without paths of this machine.
-
-    Args:
-        config: Of the run.
-    """
+    """What a run was asked for and resolved to, name -> text, without paths of this machine."""
     settings = config.settings.model_dump(mode="json")
     for name in ("checkpoint", "encoder_weights"):
         settings[name] = None if settings[name] is None else public_name(settings[name])

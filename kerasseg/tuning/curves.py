@@ -92,13 +92,7 @@ class Survey:
 def survey(
     predictions: Predictions, resolution: Resolution, progress: Callable[[str, int, int], None] | None = None
 ) -> Survey:
-    """Measure the Dice of every slice at every threshold.
-
-    Args:
-        predictions: The slices.
-        resolution: Resolution at which Dice is computed.
-        progress: Called with "sweep", the slices done and their number.
-    """
+    """Measure the Dice of every slice at every threshold."""
     count = len(predictions)
     if not count:
         raise UsageError("no slices to tune on", found="0 slices", expected="at least one")

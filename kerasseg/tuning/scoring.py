@@ -60,15 +60,7 @@ def hold(
     resolution: Resolution,
     lowest: float,
 ) -> HeldSlices:
-    """Keep the parts of slices that rules need in memory.
-
-    Args:
-        predictions: All slices.
-        numbers: Slices to keep.
-        groups: (slices,) number of each slice's patient, of all slices.
-        resolution: Resolution at which Dice is computed.
-        lowest: Lowest threshold of all rules.
-    """
+    """Keep the parts of slices that rules need in memory."""
     held = []
     for number in numbers.tolist():
         probability = predictions.probability(number, resolution)
@@ -127,10 +119,6 @@ class RuleSearch:
         """Return (n,) Dice of every slice, or None if a third of them shows that the rule is clearly worse.
 
         Clearly: the mean of the paired differences is more than two standard errors below zero.
-
-        Args:
-            rule: Rule to try.
-            standing: (n,) Dice of the rule to beat.
         """
         key = rule.model_dump_json()
         if key in self._known:

@@ -237,12 +237,7 @@ class _Tuner:
         self._tried = 0
 
     def found(self, grid: list[float], ranges: Mapping[str, list[float]]) -> _Found:
-        """Search for the rule.
-
-        Args:
-            grid: Thresholds that post-processing is tried at.
-            ranges: Class -> thresholds to try; empty for none.
-        """
+        """Search for the rule."""
         choice = choose(THRESHOLDS, *self._seen.by_patient(), errors=self._errors)
         self._threshold(choice)
         if not self._seen.constant:
@@ -350,11 +345,7 @@ class _Tuner:
         return thresholds, sums, counts, choice
 
     def _per_class(self, ranges: Mapping[str, list[float]]) -> None:
-        """Choose a threshold for each class whose gain by it is beyond noise.
-
-        Args:
-            ranges: Class -> thresholds, whose first and last are the limits of the search.
-        """
+        """Choose a threshold for each class whose gain by it is beyond noise."""
         standing = self._search.dice(self.rule)
         own: dict[str, float] = {}
         for name, grid in ranges.items():

@@ -77,10 +77,6 @@ class _Found:
 def look_around(folder: Path | str = ".", *, shards: str = SHARDS) -> Overview:
     """Report what was done in a folder, and what comes next.
 
-    Args:
-        folder: Working folder, which contains the shard directory and `runs`.
-        shards: Name of the shard directory in it.
-
     Example:
         >>> import tempfile
         >>> found = look_around(tempfile.mkdtemp())
@@ -120,11 +116,7 @@ def run_names(runs: Path) -> list[str]:
 
 
 def newest_facts(state: Path) -> dict[str, Any] | None:
-    """Return the facts of the newest readable state of a run, without its arrays; None without one.
-
-    Args:
-        state: The run's folder `state`.
-    """
+    """Return the facts of the newest readable state of a run, without its arrays; None without one."""
     for path in sorted(state.glob("state-*.npz"), reverse=True):
         try:
             with zipfile.ZipFile(path) as archive:

@@ -282,11 +282,7 @@ class TrainingSession:
             observer(message)
 
     def load(self, precision: PrecisionChoice | None = None) -> None:
-        """Freeze the network and choose the precision; nothing is written.
-
-        Args:
-            precision: Precision of the run that is resumed; None chooses one.
-        """
+        """Freeze the network and choose the precision; nothing is written."""
         settings, task, model = self.settings, self.task, self.network.model
         self.phases = phases_of(settings, model)
         planned = [phase for phase in self.phases if phase.when != "far" and not phase.recalibrates]
