@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
     from kerasseg.evaluation.schema import Mean
     from kerasseg.postprocessing import MaskRule as Rule
-    from kerasseg.tuning.result import Tuned, TuningStep
-    from kerasseg.tuning.threshold_file import ThresholdFile
+    from kerasseg.tuning.threshold_file import ThresholdFile, Tuned, TuningStep
 
 
 def tune_threshold(

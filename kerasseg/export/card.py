@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 
 from kerasseg.evaluation.schema import Mean
+from kerasseg.export.push import space_front_matter
 from kerasseg.export.schema import EvaluationFacts, ExportMetadata
-from kerasseg.export.space import space_front_matter
 
 CARD = "README.md"
 

@@ -17,7 +17,7 @@ from kerasseg.export.atomic_folder import check_place, placed
 from kerasseg.export.card import CARD, card
 from kerasseg.export.metadata import callings, data_facts, evaluations, origin, recipe, steps_of, without_paths
 from kerasseg.export.parity import check, compare, measure_int8, native
-from kerasseg.export.push import parse_address, push
+from kerasseg.export.push import parse_address, push, write_space
 from kerasseg.export.schema import (
     FORMATS,
     METADATA,
@@ -52,7 +52,6 @@ from kerasseg.export.slices import (
     find_shards,
     network_images,
 )
-from kerasseg.export.space import write_space
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory

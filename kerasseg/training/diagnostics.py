@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from kerasseg.evaluation.bootstrap import group_numbers
 from kerasseg.runs.history import EpochRow
 from kerasseg.training.events import Message
-from kerasseg.training.validation_table import SliceTable
+from kerasseg.training.state import SliceTable
 from kerasseg_tfrecords.errors import UsageError
 
 _LEAST = 0.01

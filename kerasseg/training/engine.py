@@ -19,7 +19,7 @@ from kerasseg.metrics import slice_scores
 from kerasseg.training.batchnorm import batch_statistics, batchnorms, fused_batchnorm
 from kerasseg.training.devices import Devices, more_parts, out_of_memory, synchronized_batchnorm
 from kerasseg.training.events import Message
-from kerasseg.training.validation_table import SliceTable
+from kerasseg.training.state import SliceTable
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 
 _COLUMNS = ("slice", "label", "loss", "dice", "soft_dice", "iou", "precision", "recall", "tumour")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from kerasseg.evaluation.bootstrap import Interval
     from kerasseg.runs.history import EpochRow
-    from kerasseg.training.validation_table import SliceTable
+    from kerasseg.training.state import SliceTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.history import EpochRow, append_log, rows_to_json, to_csv
 from kerasseg.runs.state import StateStore
 from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Saved, Step
-from kerasseg.training.state import Progress
-from kerasseg.training.validation_table import SliceTable
+from kerasseg.training.state import Progress, SliceTable
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.tables import format_csv
 

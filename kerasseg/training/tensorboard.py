@@ -128,7 +128,7 @@ class EventWriter:
 
     Example:
         >>> import tempfile
-        >>> from kerasseg.training.validation_table import SliceTable
+        >>> from kerasseg.training.state import SliceTable
         >>> row = EpochRow("conservative", 0, 1e-4, *[math.nan] * 2, *[0.5] * 7, {"glioma": 0.5}, 1.0, math.nan, 100.0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     listen = EventWriter(Path(folder))

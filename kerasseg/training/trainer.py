@@ -32,9 +32,8 @@ from kerasseg.training.diagnostics import (
 )
 from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Observer, Saved, Step
 from kerasseg.training.recorder import Recorder
-from kerasseg.training.state import EpochSums, Progress
+from kerasseg.training.state import EpochSums, Progress, SliceTable
 from kerasseg.training.strategies import Phase
-from kerasseg.training.validation_table import SliceTable
 from kerasseg_tfrecords.errors import KerassegError
 
 _WATCHED = 3

@@ -28,9 +28,8 @@ from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
 from kerasseg.evaluation.figures import as_mean
 from kerasseg.evaluation.predictions import Predictions, Resolution
 from kerasseg.postprocessing import MaskRule
-from kerasseg.tuning.curves import Survey, survey
-from kerasseg.tuning.result import Curve, StepName, Tuned, TuningStep
-from kerasseg.tuning.scoring import RuleSearch, hold
+from kerasseg.tuning.scoring import RuleSearch, Survey, hold, survey
+from kerasseg.tuning.threshold_file import Curve, StepName, Tuned, TuningStep
 from kerasseg.tuning.thresholds import (
     FEWEST_PATIENTS,
     THRESHOLDS,

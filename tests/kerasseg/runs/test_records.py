@@ -30,8 +30,7 @@ from kerasseg.training.diagnostics import (
     sunk_message,
 )
 from kerasseg.training.recorder import draw_curves
-from kerasseg.training.state import EpochSums, Progress
-from kerasseg.training.validation_table import SliceTable
+from kerasseg.training.state import EpochSums, Progress, SliceTable
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 
 # --- history -------------------------------------------------------------------------------------------------------------
