@@ -1,8 +1,9 @@
 """Dice under image corruption, as caused by scanners, coils and patients; and speed.
 
-The corruptions follow Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations"
-(ICLR 2019), and Kamann and Rother, "Benchmarking the robustness of semantic segmentation models" (CVPR 2020), adapted to
-MRI. Each function maps a float32 image in [0, 1] with one channel to another, with randomness from a given generator.
+The corruptions follow Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and
+perturbations" (ICLR 2019), and Kamann and Rother, "Benchmarking the robustness of semantic segmentation models" (CVPR
+2020), adapted to MRI. Each function maps a float32 image in [0, 1] with one channel to another, with randomness from a
+given generator.
 
 | name | effect | strength, grade 1 to 5 |
 | --- | --- | --- |

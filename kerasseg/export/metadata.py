@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from kerasseg.checkpoints.provenance import Provenance, public_name
 from kerasseg.checkpoints.savedmodel.signatures import NETWORK_SIGNATURE
 from kerasseg.evaluation.schema import Evaluation, read_evaluation
+from kerasseg.export.parity import Shards
 from kerasseg.export.schema import (
     Calling,
     ClassFigures,
@@ -21,7 +22,6 @@ from kerasseg.export.schema import (
     Port,
     SplitCounts,
 )
-from kerasseg.export.slices import Shards
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory

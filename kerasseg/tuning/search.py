@@ -17,7 +17,7 @@ With fewer than eight patients with tumours the rule stays at 0.5. The rule that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
 from kerasseg.evaluation.figures import as_mean
 from kerasseg.evaluation.predictions import Predictions, Resolution
+from kerasseg.evaluation.schema import Mean
 from kerasseg.postprocessing import MaskRule
 from kerasseg.tuning.scoring import RuleSearch, Survey, hold, survey
 from kerasseg.tuning.threshold_file import Curve, StepName, Tuned, TuningStep
@@ -124,16 +125,7 @@ def tune(
         def searched(errors: float) -> _Found:
             return _Tuner(seen, search, predictions, errors, progress).found(grid, ranges)
 
-        candidate: _Found | None = None
-        if force:
-            found = searched(_FORCED_ERRORS)
-        elif seen.tumour_patients < FEWEST_PATIENTS:
-            candidate = searched(_FORCED_ERRORS)
-            found = candidate.refused(f"fewer than {FEWEST_PATIENTS} patients")
-        else:
-            found = searched(required)
-            if found.rule == MaskRule():
-                candidate = searched(_FORCED_ERRORS)
+        found, candidate = _searches(searched, seen.tumour_patients, required, force=force)
 
     def dice_of(rule: MaskRule) -> NDArray[np.float64]:
         return _dice_of_all(predictions, seen, rule, resolution, jobs)
@@ -146,17 +138,23 @@ def tune(
         candidate = None
     thresholds, sums, counts, choice = found.with_steps or (THRESHOLDS, *seen.by_patient(), found.choice)
     low, high = best_of_resamples(thresholds, sums, counts, confidence=confidence, resamples=resamples, seed=seed)
-    options = {"confidence": confidence, "seed": seed}
     raw = seen.raw
+
+    def gain(dice: NDArray[np.float64]) -> Mean:
+        return as_mean(paired_interval(raw, dice, seen.groups, confidence=confidence, seed=seed))
+
+    def mean(dice: NDArray[np.float64]) -> Mean:
+        return as_mean(bootstrap_interval(dice, seen.groups, confidence=confidence, seed=seed))
+
     return Tuned(
         rule=found.rule,
         resolution=resolution,
         slices=len(predictions),
         patients=seen.patients,
         searched=len(numbers),
-        raw=as_mean(bootstrap_interval(raw, seen.groups, **options)),  # type: ignore[arg-type]
-        dice=as_mean(bootstrap_interval(final, seen.groups, **options)),  # type: ignore[arg-type]
-        gain=as_mean(paired_interval(raw, final, seen.groups, **options)),  # type: ignore[arg-type]
+        raw=mean(raw),
+        dice=mean(final),
+        gain=gain(final),
         confidence=confidence,
         best=float(thresholds[choice.best]),
         threshold_low=low,
@@ -172,9 +170,7 @@ def tune(
         tumour_patients=seen.tumour_patients,
         forced=force,
         candidate=None if candidate is None else candidate.rule,
-        candidate_gain=None
-        if candidate is None
-        else as_mean(paired_interval(raw, dice_of(candidate.rule), seen.groups, **options)),  # type: ignore[arg-type]
+        candidate_gain=None if candidate is None else gain(dice_of(candidate.rule)),
     )
 
 
@@ -205,6 +201,19 @@ class _Found:
             for step in self.steps
         ]
         return _Found(MaskRule(), tuple(steps), self.choice, None)
+
+
+def _searches(
+    searched: Callable[[float], _Found], patients: int, required: float, *, force: bool
+) -> tuple[_Found, _Found | None]:
+    """Return the result, and the one with a lower requirement where the result is to keep 0.5."""
+    if force:
+        return searched(_FORCED_ERRORS), None
+    if patients < FEWEST_PATIENTS:
+        candidate = searched(_FORCED_ERRORS)
+        return candidate.refused(f"fewer than {FEWEST_PATIENTS} patients"), candidate
+    found = searched(required)
+    return found, searched(_FORCED_ERRORS) if found.rule == MaskRule() else None
 
 
 def _no_gain(final: NDArray[np.float64], seen: Survey, errors: float) -> bool:

@@ -32,10 +32,20 @@ from kerasseg.evaluation.schema import NetworkFigures
 from kerasseg.export import Exported, atomic_folder, export_model, export_run, read_metadata
 from kerasseg.export.card import card, interval
 from kerasseg.export.metadata import evaluations
-from kerasseg.export.parity import LEAST_EQUAL, MOST_DIFFERENT, check, compare, measure_int8, native
+from kerasseg.export.parity import (
+    LEAST_EQUAL,
+    MOST_DIFFERENT,
+    Shards,
+    check,
+    compare,
+    comparison_samples,
+    find_shards,
+    measure_int8,
+    native,
+    network_images,
+)
 from kerasseg.export.schema import Comparison, MaskFacts
 from kerasseg.export.serving import Network, serving_model
-from kerasseg.export.slices import Shards, comparison_samples, find_shards, network_images
 from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.training.diagnostics import check_intensity
