@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_cli.console import errors, figures_table, print_json, screen
 from kerasseg_cli.options import COMMON
 from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
 from kerasseg_tfrecords.errors import DataError
@@ -84,7 +84,6 @@ def _begun(out: Path | None) -> tuple[Path, TrainSettings, int]:
 
 
 def _show(found: CrossValidation, root: Path) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     figures = found.out_of_fold
@@ -94,11 +93,8 @@ def _show(found: CrossValidation, root: Path) -> None:
     roomy = console.width >= _ROOM
     sets = {"all slices": figures.all, "tumour slices": figures.tumour, **figures.classes}
     for epoch in ("best", "last") if figures.all.last is not None else ("best",):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("out-of-fold Dice", overflow="fold")
         headings = ["slices", "epoch 0", f"{epoch} epochs", "gain", "95 % interval of the gain, over patients"]
-        for heading in headings if roomy else ["epoch 0", epoch, "gain", "95 % interval"]:
-            table.add_column(heading, justify="left" if heading[0] == "9" else "right", no_wrap=True)
+        table = figures_table("out-of-fold Dice", headings if roomy else ["epoch 0", epoch, "gain", "95 % interval"])
         for name, scores in sets.items():
             after, gain = (scores.after, scores.gain) if epoch == "best" else (scores.last, scores.last_gain)
             table.add_row(Text(name), *_cells(scores.before, after, gain)[0 if roomy else 1 :])

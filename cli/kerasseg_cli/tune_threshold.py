@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from kerasseg_cli.console import print_json, progress_bar, screen
+from kerasseg_cli.console import figures_table, print_json, progress_bar, screen
 from kerasseg_cli.options import FlipAverage, Json, MovedShards, Quiet, RunArgument, option
 from kerasseg_tfrecords.text import count
 
@@ -102,16 +102,9 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
 
 def _table(tuned: Tuned, width: int) -> Table:
     """Return the table of steps, without classes on a narrow screen."""
-    from rich.table import Table
-
     classes = list(tuned.steps[0].classes) if width >= 76 and len(tuned.steps[0].classes) > 1 else []
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("step")
-    table.add_column("Dice", justify="right", no_wrap=True)
-    table.add_column("change", justify="right", no_wrap=True)
-    for name in classes:
-        short = name if width >= 100 or len(name) <= 8 else f"{name[:7]}."
-        table.add_column(short, justify="right", no_wrap=True)
+    short = [name if width >= 100 or len(name) <= 8 else f"{name[:7]}." for name in classes]
+    table = figures_table("step", ["Dice", "change", *short])
     table.add_column("")
     last: TuningStep | None = None
     for step in tuned.steps:
