@@ -12,8 +12,6 @@ import keras
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["RECIPE_STAGES", "Drop", "PlateauRule", "PlateauSchedule", "PlateauState", "Stop", "Thaw", "cosine_rate"]
-
 RECIPE_STAGES: tuple[tuple[int, float], ...] = ((5, 1e-5), (3, 1e-6))
 """(epochs without a better score, rate that follows)."""
 

@@ -18,17 +18,6 @@ from typing import Any, Literal
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 from kerasseg_tfrecords.validation import did_you_mean
 
-__all__ = [
-    "DEFAULT_CHECKPOINT",
-    "STARTING_POINTS",
-    "StartingPoint",
-    "is_available",
-    "offline_choices",
-    "settings_for",
-    "starting_point",
-    "weights_file",
-]
-
 DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
 """The network that the recipe was made for; training starts from it where no checkpoint is named."""
 

@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["StopFlag", "stop_on_signals"]
-
 
 class StopFlag:
     """A flag that is set by a signal; call it to read it.

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["DiceBCELoss", "as_pair", "class_weights"]
-
 
 @keras.saving.register_keras_serializable(package="kerasseg")
 class DiceBCELoss(keras.losses.Loss):

@@ -24,18 +24,6 @@ from keras import ops
 from kerasseg.losses import as_pair
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = [
-    "MEASURES",
-    "ClassScores",
-    "DiceScore",
-    "IoU",
-    "Precision",
-    "Recall",
-    "SliceScores",
-    "SoftDice",
-    "slice_scores",
-]
-
 MEASURES = ("dice", "soft_dice", "iou", "precision", "recall")
 Subset = Literal["all", "tumour"]
 

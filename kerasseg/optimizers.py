@@ -9,8 +9,6 @@ import keras
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["DecayedAdam", "decays", "set_l2"]
-
 _NEVER_DECAYED = frozenset({"bias", "gamma", "beta", "scale", "offset", "moving_mean", "moving_variance"})
 
 

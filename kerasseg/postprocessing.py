@@ -25,8 +25,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.validation import complaint
 
-__all__ = ["MaskRule", "apply_rule", "postprocess", "rule_in_words"]
-
 _Length = Annotated[float, Field(ge=0, le=1)]
 _Threshold = Annotated[float, Field(gt=0, le=1)]
 

@@ -12,8 +12,7 @@ from factories import write_figshare
 from kerasseg.evaluation.schema import Mean
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.directory import RunDirectory
-from kerasseg.tuning.result import Curve, TuningStep
-from kerasseg.tuning.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
+from kerasseg.tuning.threshold_file import Curve, NetworkRule, ThresholdFile, TuningStep, network_sha256, save_threshold
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.intensity import IntensityRule
 from kerasseg_tfrecords.records.manifest import PrepareOptions

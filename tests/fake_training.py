@@ -15,10 +15,9 @@ from kerasseg.callbacks import PlateauRule
 from kerasseg.runs.history import EpochRow
 from kerasseg.training.engine import StepResult
 from kerasseg.training.events import Event, Message
-from kerasseg.training.state import Progress
+from kerasseg.training.state import Progress, SliceTable
 from kerasseg.training.strategies import Phase
 from kerasseg.training.trainer import Plan, Trainer, Validation
-from kerasseg.training.validation_table import SliceTable
 
 CLASSES = ("glioma", "meningioma")
 SLICES = 12

@@ -71,10 +71,9 @@ TENSORFLOW_ALLOWED = {
     "kerasseg.workflows.train",
     "kerasseg.training.tensorboard",  # event files are TensorFlow's records of its own messages
     "kerasseg.checkpoints.savedmodel.open",
-    "kerasseg.export.intensity_graph",
+    "kerasseg.export.savedmodel_format",
     "kerasseg.export.serving",
     "kerasseg.export.mask_graph",
-    "kerasseg.export.savedmodel_format",
 }
 
 

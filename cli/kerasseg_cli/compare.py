@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kerasseg_cli.completion import runs
-from kerasseg_cli.console import errors, print_json, screen
-from kerasseg_cli.options import Json, Quiet, choices
+from kerasseg_cli.console import errors, figures_table, print_json, screen
+from kerasseg_cli.options import Json, Quiet, option
 from kerasseg_tfrecords.errors import KerassegError, one_line
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from kerasseg.evaluation.compare import Comparison, Difference, Evaluated
     from kerasseg.evaluation.joined import NetworkPictures
     from kerasseg.evaluation.schema import Mean
-
-__all__ = ["compare"]
 
 _ROOM = 100
 """Columns from which counts share a table with Dice."""
@@ -37,17 +32,12 @@ def compare(
         str, typer.Argument(metavar="RUN_B", help="Run B, compared with A: folder or name.", autocompletion=runs)
     ],
     split: Annotated[
-        str,
-        typer.Option(
-            metavar=choices(("test", "validation", "train", "all")), help="Split that both runs were evaluated on."
-        ),
+        str, option("Split that both runs were evaluated on.", values=("test", "validation", "train", "all"))
     ] = "test",
-    most: Annotated[int, typer.Option(min=0, help="Maximum number of changed slices to show.")] = 8,
-    pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Show pictures of these slices on the page.")
-    ] = True,
+    most: Annotated[int, option("Maximum number of changed slices to show.", min=0)] = 8,
+    pictures: Annotated[bool, option("Show pictures of these slices on the page.", "--pictures/--no-pictures")] = True,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="HTML page. [default: compare-RUN_A-RUN_B.html next to RUN_B]")
+        Path | None, option("HTML page. [default: compare-RUN_A-RUN_B.html next to RUN_B]", "--out", "-o")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -85,16 +75,16 @@ def _pictures(run: Evaluated) -> NetworkPictures:
 
 
 def _show(found: Comparison, page: Path) -> None:
-    from rich.table import Table
-
     console = screen()
     for letter, name in (("A", found.first), ("B", found.second)):
         console.print(f"{letter}: {one_line(name)}", markup=False, soft_wrap=True)
     console.print()
     sets = {"all slices": found.all, **found.classes}
     wide = console.width >= _ROOM
-    dice = _table("Dice", ("A", "B", "B - A", f"{100 * found.confidence:g} % interval", *(_COUNTS if wide else ())))
-    counts = _table("slices", _COUNTS)
+    dice = figures_table(
+        "Dice", ("A", "B", "B - A", f"{100 * found.confidence:g} % interval", *(_COUNTS if wide else ()))
+    )
+    counts = figures_table("slices", _COUNTS)
     for name, difference in sets.items():
         cells = _cells(difference)
         dice.add_row(_plain(name), *(cells if wide else cells[:-2]))
@@ -108,28 +98,14 @@ def _show(found: Comparison, page: Path) -> None:
     for text in found.remarks:
         console.print(text, markup=False)
     if found.changed:
-        changed = Table(box=None, pad_edge=False, header_style="bold")
-        changed.add_column("changed most", overflow="fold")
-        changed.add_column("class", overflow="fold")
-        for heading in ("A", "B", "B - A"):
-            changed.add_column(heading, justify="right", no_wrap=True)
+        changed = figures_table("changed most", ("A", "B", "B - A", "class"))
         for change in found.changed:
             scores = f"{change.first:.3f}", f"{change.second:.3f}", f"{change.dice:+.3f}"
-            changed.add_row(_plain(change.slice_id), _plain(change.label), *scores)
+            changed.add_row(_plain(change.slice_id), *scores, _plain(change.label))
         console.print()
         console.print(changed)
     console.print()
     console.print(f"Page: {page}", markup=False, soft_wrap=True)
-
-
-def _table(first: str, headings: Sequence[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
 
 
 def _cells(difference: Difference) -> tuple[str, ...]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from kerasseg_cli.options import output_options
-
-__all__ = ["RateColumn", "Report", "errors", "print_json", "progress_bar", "screen", "wants_unicode"]
 
 Report = Callable[[str, int, int], None]
 
@@ -60,6 +59,15 @@ def print_json(document: Any) -> None:
     import sys
 
     sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def figures_table(first: str, headings: Iterable[str], *, gap: int = 1) -> Table:
+    """Return a table of figures: names in the first column, then numbers; intervals ("95 % ...") are left-aligned."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 2 - gap))
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="left" if "%" in heading else "right", no_wrap=True)
+    return table
 
 
 class RateColumn(ProgressColumn):

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kerasseg_cli.console import print_json, screen
-from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Json, Quiet
+from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Json, Quiet, option
 
 if TYPE_CHECKING:
     from kerasseg.checkpoints.conversion import Conversion
-
-__all__ = ["convert"]
 
 
 def convert(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Argument(help="File to write, ending in .keras.", metavar="OUT.keras")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    overwrite: Annotated[bool, option("Replace an existing file.", "--overwrite")] = False,
     architecture: Architecture = None,
     allow_partial: AllowPartial = False,
     as_json: Json = False,

@@ -9,32 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_cli.console import errors, figures_table, print_json, screen
 from kerasseg_cli.options import COMMON
 from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
 from kerasseg_tfrecords.errors import DataError
 
 if TYPE_CHECKING:
+    from kerasseg.evaluation.schema import Mean
     from kerasseg.runs.settings import TrainSettings
-    from kerasseg.workflows.cross_validate import CrossValidation, Scores
-
-__all__ = ["cross_validate"]
+    from kerasseg.workflows.cross_validate import CrossValidation
 
 _ROOM = 96
 """Columns from which headings are long and counts are shown."""
 
-_Folds = Annotated[
-    int, typer.Option(min=2, help="Number of folds; the slices of a patient stay together.", rich_help_panel=RUN)
-]
-_Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", metavar="FOLDER", help="Folder. [default: runs/<date-time-cv-strategy>]", rich_help_panel=RUN
-    ),
-]
-_Resume = Annotated[
-    bool, typer.Option("--resume", help="Resume the cross-validation in --out, or the latest one.", rich_help_panel=RUN)
-]
+_Folds = Annotated[int, RUN("Number of folds; the slices of a patient stay together.", min=2)]
+_Out = Annotated[Path | None, RUN("Folder. [default: runs/<date-time-cv-strategy>]", "--out", "-o", metavar="FOLDER")]
+_Resume = Annotated[bool, RUN("Resume the cross-validation in --out, or the latest one.", "--resume")]
 
 
 def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> None:
@@ -94,47 +84,49 @@ def _begun(out: Path | None) -> tuple[Path, TrainSettings, int]:
 
 
 def _show(found: CrossValidation, root: Path) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     figures = found.out_of_fold
     if figures is None:
         return
     console = screen()
-    table = Table(box=None, pad_edge=False, header_style="bold")
     roomy = console.width >= _ROOM
-    table.add_column("out-of-fold Dice", overflow="fold")
-    headings = ["slices", "epoch 0", "best epochs", "gain", "95 % interval of the gain, over patients"]
-    for heading in headings if roomy else ["epoch 0", "best", "gain", "95 % interval"]:
-        table.add_column(heading, justify="left" if heading[0] == "9" else "right", no_wrap=True)
     sets = {"all slices": figures.all, "tumour slices": figures.tumour, **figures.classes}
-    for name, scores in sets.items():
-        table.add_row(Text(name), *_cells(scores)[0 if roomy else 1 :])
-    console.print()
-    console.print(table)
+    for epoch in ("best", "last") if figures.all.last is not None else ("best",):
+        headings = ["slices", "epoch 0", f"{epoch} epochs", "gain", "95 % interval of the gain, over patients"]
+        table = figures_table("out-of-fold Dice", headings if roomy else ["epoch 0", epoch, "gain", "95 % interval"])
+        for name, scores in sets.items():
+            after, gain = (scores.after, scores.gain) if epoch == "best" else (scores.last, scores.last_gain)
+            table.add_row(Text(name), *_cells(scores.before, after, gain)[0 if roomy else 1 :])
+        console.print()
+        console.print(table)
     console.print()
     for fold in figures.folds:
-        text = (
-            f"{fold.name}: {fold.after:.4f} over {fold.slices:,} slices, best epoch {fold.best_epoch} of {fold.epochs}"
+        last = "" if fold.last is None else f", {fold.last:.4f} after the last"
+        console.print(
+            f"{fold.name}: {fold.after:.4f} over {fold.slices:,} slices, best epoch {fold.best_epoch} of "
+            f"{fold.epochs}{last}",
+            markup=False,
         )
-        console.print(text, markup=False)
     low, high = figures.all.after.low, figures.all.after.high
     if low is not None and high is not None:
         console.print(f"Dice {figures.all.after.mean:.4f}, 95 % interval {low:.4f} to {high:.4f}.", markup=False)
     console.print(f"Standard deviation over folds: {figures.spread:.4f}.", markup=False)
     console.print(
-        "Each fold's best epoch was chosen on its held-out slices, so Dice is slightly optimistic.", markup=False
+        "Each fold's best epoch, possibly epoch 0, was chosen on its held-out slices: its Dice is slightly optimistic and "
+        "its gain cannot be negative. Nothing chose the last epoch: its gain can be.",
+        markup=False,
     )
     console.print("The test split was not read.", markup=False)
     for label, path in (("Ensemble of the folds", root / "ensemble"), ("Every slice", root / "out-of-fold.csv")):
         console.print(f"{label}: {path}", markup=False, soft_wrap=True)
 
 
-def _cells(scores: Scores) -> tuple[str, ...]:
+def _cells(before: Mean, after: Mean | None, gain: Mean | None) -> tuple[str, ...]:
     def number(value: float | None, form: str = ".4f") -> str:
         return "-" if value is None else f"{value:{form}}"
 
-    gain = scores.gain
+    if after is None or gain is None:
+        return f"{before.slices:,}", number(before.mean), "-", "-", "-"
     interval = "-" if gain.low is None else f"{number(gain.low, '+.4f')} to {number(gain.high, '+.4f')}"
-    means = number(scores.before.mean), number(scores.after.mean), number(gain.mean, "+.4f")
-    return f"{gain.slices:,}", *means, interval
+    return f"{gain.slices:,}", number(before.mean), number(after.mean), number(gain.mean, "+.4f"), interval

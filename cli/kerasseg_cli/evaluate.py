@@ -7,110 +7,68 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, progress_bar
-from kerasseg_cli.options import Json, Quiet, choices, one_of
+from kerasseg_cli.options import Json, Quiet, RunArgument, one_of, panel
 from kerasseg_tfrecords.errors import UsageError
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.predictions import Resolution
     from kerasseg.evaluation.schema import Evaluation
 
-__all__ = ["evaluate", "threshold_of"]
-
-WHAT, JUDGE, BESIDES = "What to evaluate", "Verdict", "Optional measurements"
+WHAT, JUDGE, BESIDES = map(panel, ("What to evaluate", "Verdict", "Optional measurements"))
 
 
 def evaluate(
-    run: Annotated[
-        str | None,
-        typer.Argument(metavar="RUN", help="Run folder or name. [default: the latest run]", autocompletion=runs),
-    ] = None,
+    run: RunArgument = "latest",
     threshold: Annotated[
         str,
-        typer.Option(
+        WHAT(
+            "Probability threshold without post-processing, or auto for the tuned rule (tuned first if needed).",
             metavar="NUMBER|auto",
-            help="Probability threshold without post-processing, or auto for the tuned rule (tuned first if needed).",
-            rich_help_panel=WHAT,
         ),
     ] = "auto",
     split: Annotated[
         str | None,
-        typer.Option(
-            metavar=choices(("test", "validation", "train")),
-            help="Split to evaluate; each evaluation of the test split is counted. [default: test]",
-            rich_help_panel=WHAT,
+        WHAT(
+            "Split to evaluate; each evaluation of the test split is counted. [default: test]",
+            values=("test", "validation", "train"),
         ),
     ] = None,
     shards: Annotated[
-        Path | None,
-        typer.Option(
-            help="Shard directory of another data set, evaluated as a whole, or of the run if it was moved.",
-            rich_help_panel=WHAT,
-        ),
+        Path | None, WHAT("Shard directory of another data set, evaluated as a whole, or of the run if it was moved.")
     ] = None,
     resolution: Annotated[
         str,
-        typer.Option(
-            metavar=choices(("native", "model")),
-            help="Resolution of the compared masks: each slice's own size, or the network's.",
-            rich_help_panel=WHAT,
-        ),
+        WHAT("Resolution of the compared masks: each slice's own size, or the network's.", values=("native", "model")),
     ] = "native",
     flip_average: Annotated[
-        bool,
-        typer.Option(
-            "--flip-average",
-            help="Average the predictions of the image and its mirror image (doubles the time).",
-            rich_help_panel=WHAT,
-        ),
+        bool, WHAT("Average the predictions of the image and its mirror image (doubles the time).", "--flip-average")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Slices per batch.", rich_help_panel=WHAT)] = 8,
+    batch_size: Annotated[int, WHAT("Slices per batch.")] = 8,
     goals: Annotated[
         str | None,
-        typer.Option(
-            metavar=choices(("recipe",)),
-            help="Goals to judge. [default: recipe if the run started from the recipe's checkpoint]",
-            rich_help_panel=JUDGE,
-        ),
+        JUDGE("Goals to judge. [default: recipe if the run started from the recipe's checkpoint]", values=("recipe",)),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[CLASS=]DICE",
-            help="Mean Dice to reach, such as 0.92 or glioma=0.9; may be repeated.",
-            rich_help_panel=JUDGE,
-        ),
+        JUDGE("Mean Dice to reach, such as 0.92 or glioma=0.9; may be repeated.", metavar="[CLASS=]DICE"),
     ] = None,
     fail_under: Annotated[
         float | None,
-        typer.Option(
-            metavar="DICE",
-            help="Exit with code 4 if mean Dice is lower or no evaluated slice has a tumour.",
-            rich_help_panel=JUDGE,
-        ),
+        JUDGE("Exit with code 4 if mean Dice is lower or no evaluated slice has a tumour.", metavar="DICE"),
     ] = None,
     robustness: Annotated[
-        bool,
-        typer.Option(
-            "--robustness",
-            help="Measure Dice under image corruption (40 more passes over the slices).",
-            rich_help_panel=BESIDES,
-        ),
+        bool, BESIDES("Measure Dice under image corruption (40 more passes over the slices).", "--robustness")
     ] = False,
     reference_2: Annotated[
         Path | None,
-        typer.Option(
+        BESIDES(
+            "Masks of a second annotator: a folder of PNG or TIFF files named like the slices, or shards.",
             "--reference-2",
-            help="Masks of a second annotator: a folder of PNG or TIFF files named like the slices, or shards.",
-            rich_help_panel=BESIDES,
         ),
     ] = None,
-    speed: Annotated[
-        bool,
-        typer.Option("--speed/--no-speed", help="Measure the speed of network and baseline.", rich_help_panel=BESIDES),
-    ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the corruptions.", rich_help_panel=BESIDES)] = 0,
+    speed: Annotated[bool, BESIDES("Measure the speed of network and baseline.", "--speed/--no-speed")] = True,
+    seed: Annotated[int, BESIDES("Random seed of the corruptions.", min=0)] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -10,13 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kerasseg_cli.console import screen
+from kerasseg_cli.console import figures_table, screen
 from kerasseg_tfrecords.text import count as _count
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Evaluation, Figures, Mean, Stage
-
-__all__ = ["summary"]
 
 _SPLITS = {"test": "Test", "val": "Validation", "train": "Training", "all": "External"}
 _SHARES = {"IoU": "iou", "precision": "precision", "recall": "recall"}
@@ -79,7 +77,8 @@ def _verdict(evaluation: Evaluation) -> list[str]:
 
 def _stages(evaluation: Evaluation, width: int) -> Table:
     baseline = evaluation.baseline
-    table = _table("Dice by stage", ["network"] + (["before training", "gain, paired"] if baseline else []))
+    headings = ["network"] + (["before training", "gain, paired"] if baseline else [])
+    table = figures_table("Dice by stage", headings, gap=2)
     roomy = width >= _ROOM
     for i, stage in enumerate(evaluation.model.stages):
         if i and all(
@@ -102,7 +101,7 @@ def _groups(evaluation: Evaluation, final: Stage, width: int) -> Table:
     headings = ["slices", "Dice", *(["gain"] if gain else []), f"HD95, {'mm' if unit == 'mm' else 'px'}", "missed"]
     if width >= 75:
         headings.insert(1, "patients")
-    table = _table("Final masks", headings)
+    table = figures_table("Final masks", headings, gap=2)
 
     def row(name: str, figures: Figures, over: Mean | None) -> None:
         cells: list[str | Text] = [Text(name), str(figures.slices)]  # names are not markup
@@ -171,14 +170,6 @@ def _speed(evaluation: Evaluation) -> str:
         than = "" if before is None else f" (before training {before:.3g})"
         parts.append(f"{milliseconds:.3g} ms per slice at batch size {batch}{than}")
     return f"Speed: {', '.join(parts)}."
-
-
-def _table(title: str, headings: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(title, overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
 
 
 def _stage_name(stage: Stage) -> str:

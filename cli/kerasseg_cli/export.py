@@ -5,105 +5,54 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from kerasseg_cli.completion import proposing, runs
 from kerasseg_cli.console import errors, print_json, progress_bar, screen
 from kerasseg_cli.evaluate import threshold_of
-from kerasseg_cli.options import Debug, Json, Quiet, choices
+from kerasseg_cli.options import Debug, Json, Quiet, RunArgument, option, panel
 
 if TYPE_CHECKING:
     from kerasseg.export.export_run import Exported
     from kerasseg.export.schema import Comparison, Int8Facts
 
-__all__ = ["export"]
-
-MASKS, EIGHT_BITS, CHECKS, HUB = "Masks", "8 bits (LiteRT)", "Comparison", "Model card and Hub"
+MASKS, EIGHT_BITS, CHECKS, HUB = map(panel, ("Masks", "8 bits (LiteRT)", "Comparison", "Model card and Hub"))
 FORMS = ("savedmodel", "onnx", "litert", "keras", "app")
 
 
 def export(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Run to export: its folder, its name or latest. [default: latest]",
-            show_default=False,
-            autocompletion=runs,
-        ),
-    ] = None,
+    run: RunArgument = "latest",
     form: Annotated[
         str,
-        typer.Option(
-            "--format",
-            metavar=choices(FORMS),
-            help="Format. A SavedModel takes stored slices of any size and returns masks; app is a folder for a Hugging "
+        option(
+            "Format. A SavedModel takes stored slices of any size and returns masks; app is a folder for a Hugging "
             "Face Space; the others take prepared slices and return probabilities.",
-            autocompletion=proposing(FORMS),
+            "--format",
+            values=FORMS,
         ),
     ] = "savedmodel",
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Output folder. [default: export/FORMAT in the run]", show_default=False),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    out: Annotated[Path | None, option("Output folder. [default: export/FORMAT in the run]", metavar="DIR")] = None,
+    overwrite: Annotated[bool, option("Replace an earlier export.", "--overwrite")] = False,
     with_postprocessing: Annotated[
         bool,
-        typer.Option(
+        MASKS(
+            "Include the run's rule: all of it in a SavedModel, the threshold in ONNX and LiteRT.",
             "--with-postprocessing",
-            help="Include the run's rule: all of it in a SavedModel, the threshold in ONNX and LiteRT.",
-            rich_help_panel=MASKS,
         ),
     ] = False,
     threshold: Annotated[
-        str,
-        typer.Option(
-            metavar="NUMBER|auto",
-            help="Probability threshold without post-processing, or auto for the tuned rule.",
-            rich_help_panel=MASKS,
-        ),
+        str, MASKS("Probability threshold without post-processing, or auto for the tuned rule.", metavar="NUMBER|auto")
     ] = "auto",
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8", help="Compute with 8-bit integers, and measure the cost in Dice.", rich_help_panel=EIGHT_BITS
-        ),
-    ] = False,
-    calibration: Annotated[
-        int, typer.Option(min=1, help="Training slices for calibration.", rich_help_panel=EIGHT_BITS)
-    ] = 100,
-    max_loss: Annotated[
-        float, typer.Option(help="Largest allowed loss of mean validation Dice.", rich_help_panel=EIGHT_BITS)
-    ] = 0.05,
-    slices: Annotated[
-        int, typer.Option(min=1, help="Validation slices for the comparison.", rich_help_panel=CHECKS)
-    ] = 32,
-    shards: Annotated[
-        Path | None,
-        typer.Option(help="Shard directory of the run, if it was moved.", show_default=False, rich_help_panel=CHECKS),
-    ] = None,
+    int8: Annotated[bool, EIGHT_BITS("Compute with 8-bit integers, and measure the cost in Dice.", "--int8")] = False,
+    calibration: Annotated[int, EIGHT_BITS("Training slices for calibration.", min=1)] = 100,
+    max_loss: Annotated[float, EIGHT_BITS("Largest allowed loss of mean validation Dice.")] = 0.05,
+    slices: Annotated[int, CHECKS("Validation slices for the comparison.", min=1)] = 32,
+    shards: Annotated[Path | None, CHECKS("Shard directory of the run, if it was moved.")] = None,
     licence: Annotated[
-        str | None,
-        typer.Option(
-            "--license",
-            metavar="LICENSE",
-            help="License of the weights for the model card, such as cc-by-4.0.",
-            show_default=False,
-            rich_help_panel=HUB,
-        ),
+        str | None, HUB("License of the weights for the model card, such as cc-by-4.0.", "--license", metavar="LICENSE")
     ] = None,
     push: Annotated[
         str | None,
-        typer.Option(
-            metavar="hf://OWNER/NAME",
-            help="Upload the export to the Hugging Face Hub; @BRANCH and /FOLDER may follow.",
-            show_default=False,
-            rich_help_panel=HUB,
-        ),
+        HUB("Upload the export to the Hugging Face Hub; @BRANCH and /FOLDER may follow.", metavar="hf://OWNER/NAME"),
     ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Make a repository created by --push private.", rich_help_panel=HUB)
-    ] = False,
+    private: Annotated[bool, HUB("Make a repository created by --push private.", "--private")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`

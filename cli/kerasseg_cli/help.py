@@ -16,18 +16,6 @@ from typer.models import OptionInfo
 
 from kerasseg_cli.options import ADVANCED, COMMON_PANEL
 
-__all__ = [
-    "HELP_ALL",
-    "Command",
-    "argument_metavar",
-    "default_text",
-    "help_text",
-    "is_advanced",
-    "option_names",
-    "usage",
-    "with_metavar",
-]
-
 _METAVARS: dict[Any, str] = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 _NAMES = 28

@@ -1,56 +1,74 @@
-"""Options that several commands share; `kerasseg_cli.errors.guarded` adds those in `COMMON` to every command."""
+"""Options that several commands share; `kerasseg_cli.errors.guarded` adds those in `COMMON` to every command.
+
+The functions of commands are long because typer reads their options from the signature.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from kerasseg_cli.completion import proposing, runs
 from kerasseg_tfrecords.errors import UsageError
-
-__all__ = [
-    "ADVANCED",
-    "COMMON",
-    "COMMON_PANEL",
-    "AllowPartial",
-    "Architecture",
-    "Checkpoint",
-    "Debug",
-    "Json",
-    "OutputOptions",
-    "Quiet",
-    "Verbose",
-    "choices",
-    "one_of",
-    "output_options",
-    "using_options",
-]
 
 ADVANCED = "Advanced"
 """Prefix of the panels (`rich_help_panel`) whose options only `--help-all` shows."""
 
 COMMON_PANEL = "Common options"
 
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=COMMON_PANEL),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=COMMON_PANEL)]
-Verbose = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Also print log messages.", rich_help_panel=COMMON_PANEL),
-]
-Debug = Annotated[
-    bool,
-    typer.Option("--debug", help="Show tracebacks and TensorFlow's own messages.", rich_help_panel=COMMON_PANEL),
-]
+
+def option(
+    help: str,  # noqa: A002 - as in typer
+    *names: str,
+    panel: str | None = None,
+    values: Iterable[str] | dict[str, str] | None = None,
+    **settings: Any,
+) -> Any:
+    """Declare an option.
+
+    Args:
+        help: Its help.
+        names: Its names, if typer's are not right; a switch without `--no-...` needs them.
+        panel: Its panel in the help.
+        values: Its possible values, which help and completion show.
+        settings: Other arguments of `typer.Option`.
+    """
+    if values is not None:
+        settings |= {"metavar": choices(values), "autocompletion": proposing(values)}
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+def panel(title: str) -> Callable[..., Any]:
+    """Return `option` for the options of a panel."""
+    return functools.partial(option, panel=title)
+
+
+def choices(values: Iterable[str]) -> str:
+    """Return the metavar of an option that takes one of these values.
+
+    Example:
+        >>> choices(["savedmodel", "onnx"])
+        '[savedmodel|onnx]'
+    """
+    return f"[{'|'.join(values)}]"
+
+
+_common = panel(COMMON_PANEL)
+
+Json = Annotated[bool, _common("Print one JSON document and nothing else.", "--json")]
+Quiet = Annotated[bool, _common("Print errors only.", "--quiet", "-q")]
+Verbose = Annotated[bool, _common("Also print log messages.", "--verbose", "-v")]
+Debug = Annotated[bool, _common("Show tracebacks and TensorFlow's own messages.", "--debug")]
 
 COMMON: dict[str, Any] = {"as_json": Json, "quiet": Quiet, "verbose": Verbose, "debug": Debug}
 """Parameter name -> declaration, in the order of the help."""
@@ -64,30 +82,29 @@ Checkpoint = Annotated[
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "Network for a .keras or .h5 file that contains only weights: 'unet(depth=4)', a .json configuration or a "
+        "checkpoint. [default: the file's own, or a kerasseg U-Net that fits the weights]",
         "--architecture",
         metavar="NETWORK",
-        help="Network for a .keras or .h5 file that contains only weights: 'unet(depth=4)', a .json configuration or a "
-        "checkpoint. [default: the file's own, or a kerasseg U-Net that fits the weights]",
     ),
 ]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="Run folder, its name in runs/, or latest.", autocompletion=runs),
+]
+FlipAverage = Annotated[
+    bool,
+    option("Average the predictions of the image and its mirror image (doubles the time).", "--flip-average"),
+]
+MovedShards = Annotated[Path | None, option("Shard directory of the run, if it was moved.")]
 AllowPartial = Annotated[
     bool,
-    typer.Option(
+    option(
+        "Load the weights that fit the network and ignore the rest (weights-only files and --architecture).",
         "--allow-partial",
-        help="Load the weights that fit the network and ignore the rest (weights-only files and --architecture).",
     ),
 ]
-
-
-def choices(values: Iterable[str]) -> str:
-    """Return the metavar of an option that takes one of these values.
-
-    Example:
-        >>> choices(["savedmodel", "onnx"])
-        '[savedmodel|onnx]'
-    """
-    return f"[{'|'.join(values)}]"
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> None:

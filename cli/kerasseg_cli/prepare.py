@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kerasseg_cli.completion import FORMATS, proposing
+from kerasseg_cli.completion import FORMATS
 from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Json, Quiet, one_of
+from kerasseg_cli.options import Json, Quiet, one_of, panel
 from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.records.manifest import Manifest
 
-__all__ = ["prepare"]
-
-READ, SPLIT, WRITE = "Reading", "Splitting", "Writing"
+READ, SPLIT, WRITE = map(panel, ("Reading", "Splitting", "Writing"))
 
 
 def prepare(
@@ -28,124 +26,58 @@ def prepare(
         list[Path],
         typer.Argument(metavar="INPUT", help="Folders, zip archives or files; several are combined into one data set."),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Shard directory to create.", rich_help_panel=WRITE)
-    ] = Path("shards"),
+    out: Annotated[Path, WRITE("Shard directory to create.", "--out", "-o", metavar="FOLDER")] = Path("shards"),
     format_: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar=f"[{'|'.join(FORMATS)}]",
-            help="Format of the inputs. [default: detected]",
-            rich_help_panel=READ,
-            autocompletion=proposing(FORMATS),
-        ),
+        str | None, READ("Format of the inputs. [default: detected]", "--format", values=FORMATS)
     ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,...", help="Class names in label order, comma-separated.", rich_help_panel=READ),
-    ] = None,
+    classes: Annotated[str | None, READ("Class names in label order, comma-separated.", metavar="NAME,...")] = None,
     patient_pattern: Annotated[
         str | None,
-        typer.Option(
-            metavar="REGEX",
-            help="Regular expression for file names or patient ids, with a group for the patient.",
-            rich_help_panel=READ,
-        ),
+        READ("Regular expression for file names or patient ids, with a group for the patient.", metavar="REGEX"),
     ] = None,
     plane: Annotated[
-        str,
-        typer.Option(
-            metavar="[axial|coronal|sagittal]", help="Plane in which volumes are sliced.", rich_help_panel=READ
-        ),
+        str, READ("Plane in which volumes are sliced.", values=("axial", "coronal", "sagittal"))
     ] = "axial",
     foreground: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LABEL,...",
-            help="Mask labels that count as tumour, comma-separated. [default: all but 0]",
-            rich_help_panel=READ,
-        ),
+        str | None, READ("Mask labels that count as tumour, comma-separated. [default: all but 0]", metavar="LABEL,...")
     ] = None,
     channel: Annotated[
-        str | None,
-        typer.Option(
-            help="Channel of a volume with several: number from 0, or name in dataset.json.", rich_help_panel=READ
-        ),
+        str | None, READ("Channel of a volume with several: number from 0, or name in dataset.json.")
     ] = None,
     sequence: Annotated[
-        str | None,
-        typer.Option(
-            help="Sequence of a case with several, such as t1ce or flair. [default: T1 with contrast]",
-            rich_help_panel=READ,
-        ),
+        str | None, READ("Sequence of a case with several, such as t1ce or flair. [default: T1 with contrast]")
     ] = None,
     empty_share: Annotated[
-        float,
-        typer.Option(
-            metavar="RATIO",
-            help="Slices without tumour to keep per slice with tumour (volumes only).",
-            rich_help_panel=READ,
-        ),
+        float, READ("Slices without tumour to keep per slice with tumour (volumes only).", metavar="RATIO")
     ] = 0.2,
     exclude_overlap: Annotated[
-        Path | None,
-        typer.Option(metavar="SHARDS", help="Shard directory whose slices are left out.", rich_help_panel=READ),
+        Path | None, READ("Shard directory whose slices are left out.", metavar="SHARDS")
     ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Skip bad files instead of stopping.", rich_help_panel=READ)
-    ] = False,
+    skip_bad: Annotated[bool, READ("Skip bad files instead of stopping.", "--skip-bad")] = False,
     split: Annotated[
-        str,
-        typer.Option(
-            metavar="TRAIN/VAL/TEST", help="Percentages for training, validation and test.", rich_help_panel=SPLIT
-        ),
+        str, SPLIT("Percentages for training, validation and test.", metavar="TRAIN/VAL/TEST")
     ] = "80/10/10",
     split_by: Annotated[
         str,
-        typer.Option(
-            metavar="[patient|id|slice]",
-            help="Unit that stays in one split: a patient, a patient id, or a slice (which may leak patients).",
-            rich_help_panel=SPLIT,
+        SPLIT(
+            "Unit that stays in one split: a patient, a patient id, or a slice (which may leak patients).",
+            values=("patient", "id", "slice"),
         ),
     ] = "patient",
-    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.", rich_help_panel=SPLIT)] = 42,
+    seed: Annotated[int, SPLIT("Random seed.", metavar="N")] = 42,
     per_class: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Number of slices to draw from each class. [default: all]", rich_help_panel=SPLIT
-        ),
+        int | None, SPLIT("Number of slices to draw from each class. [default: all]", metavar="N")
     ] = None,
-    splits: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="splits.csv to reuse instead of creating a split.", rich_help_panel=SPLIT),
-    ] = None,
-    duplicates: Annotated[
-        bool, typer.Option(help="Keep copies of a slice in the same split.", rich_help_panel=SPLIT)
-    ] = True,
-    size: Annotated[
-        int,
-        typer.Option(metavar="PIXELS", help="Height and width of the stored images in pixels.", rich_help_panel=WRITE),
-    ] = 256,
+    splits: Annotated[Path | None, SPLIT("splits.csv to reuse instead of creating a split.", metavar="FILE")] = None,
+    duplicates: Annotated[bool, SPLIT("Keep copies of a slice in the same split.")] = True,
+    size: Annotated[int, WRITE("Height and width of the stored images in pixels.", metavar="PIXELS")] = 256,
     intensity: Annotated[
-        str,
-        typer.Option(
-            metavar="[minmax|percentile|zscore]", help="Mapping of grey values to 0-255.", rich_help_panel=WRITE
-        ),
+        str, WRITE("Mapping of grey values to 0-255.", values=("minmax", "percentile", "zscore"))
     ] = "minmax",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing shard directory.", rich_help_panel=WRITE)
-    ] = False,
+    overwrite: Annotated[bool, WRITE("Replace an existing shard directory.", "--overwrite")] = False,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            "--jobs",
-            "-j",
-            min=1,
-            metavar="N",
-            help="Number of worker processes. [default: one per processor]",
-            rich_help_panel=WRITE,
-        ),
+        WRITE("Number of worker processes. [default: one per processor]", "--jobs", "-j", min=1, metavar="N"),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

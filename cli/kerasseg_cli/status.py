@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from kerasseg.workflows.status import Overview, StatusLine
 
-__all__ = ["start"]
-
 _NARROW = 76
 """Columns below which time and figure share a column."""
 _MARKS = {"done": "✓", "open": "·", "old": "↻", "unfinished": "…", "damaged": "✗", "any time": " "}

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
-__all__ = ["either", "suggest_commands", "suggest_options"]
-
 _OPTIONS = {
     "learning-rate": "lr learningrate rate base-lr init-lr initial-lr initial-learning-rate max-lr eta alpha",
     "batch-size": "bs batch batchsize batch-sz mini-batch minibatch minibatch-size b train-batch-size sw-batch-size",

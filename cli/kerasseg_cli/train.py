@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kerasseg_cli.completion import AUGMENTATIONS, BLOCKS, STRATEGIES, listed, proposing, starting_points
-from kerasseg_cli.options import ADVANCED, COMMON, Json, Quiet, choices
+from kerasseg_cli.options import ADVANCED, COMMON, Json, Quiet, panel
 from kerasseg_tfrecords.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from kerasseg.runs.settings import TrainSettings
 
-__all__ = ["given", "refuse_others", "settings_of", "train"]
-
-DATA, TRAINING, RUN = "Model and data", "Training", "Run"
+DATA, TRAINING, RUN = map(panel, ("Model and data", "Training", "Run"))
 MODEL, OPTIMISATION, SCHEDULE, SLICES, MACHINE = (
-    f"{ADVANCED}: {name}" for name in ("model", "optimisation and loss", "schedule", "slices", "machine")
+    panel(f"{ADVANCED}: {name}") for name in ("model", "optimisation and loss", "schedule", "slices", "machine")
 )
 
 SCHEDULES = ("plateau", "cosine")
@@ -40,299 +38,171 @@ _AS_TYPED = (
 
 def train(
     context: typer.Context,
-    shards: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Shard directory from kerasseg prepare.", rich_help_panel=DATA)
-    ] = Path("shards"),
+    shards: Annotated[Path, DATA("Shard directory from kerasseg prepare.", metavar="FOLDER")] = Path("shards"),
     checkpoint: Annotated[
         str | None,
-        typer.Option(
+        DATA(
+            "Pretrained network: a name from kerasseg checkpoints, a .keras or .h5 file, a SavedModel folder, "
+            "hf://owner/name or https://... [default: recipe, downloaded]",
             metavar="CHECKPOINT",
             autocompletion=starting_points,
-            help="Pretrained network: a name from kerasseg checkpoints, a .keras or .h5 file, a SavedModel folder, "
-            "hf://owner/name or https://... [default: recipe, downloaded]",
-            rich_help_panel=DATA,
         ),
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Pretrained encoder to use instead of a checkpoint, such as vgg16, with a fresh decoder.",
-            rich_help_panel=DATA,
-        ),
+        DATA("Pretrained encoder to use instead of a checkpoint, such as vgg16, with a fresh decoder.", metavar="NAME"),
     ] = None,
     strategy: Annotated[
         str,
-        typer.Option(
-            metavar=choices(STRATEGIES),
-            autocompletion=proposing(STRATEGIES),
-            help="Training strategy, see above; with a fresh head or decoder the default is two-stage.",
-            rich_help_panel=TRAINING,
+        TRAINING(
+            "Training strategy, see above; with a fresh head or decoder the default is two-stage.", values=STRATEGIES
         ),
     ] = "conservative",
-    epochs: Annotated[int, typer.Option(help="Maximum number of epochs.", rich_help_panel=TRAINING)] = 20,
-    batch_size: Annotated[int, typer.Option(help="Slices per batch, over all devices.", rich_help_panel=TRAINING)] = 8,
+    epochs: Annotated[int, TRAINING("Maximum number of epochs.")] = 20,
+    batch_size: Annotated[int, TRAINING("Slices per batch, over all devices.")] = 8,
     learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Initial learning rate. [default: 1e-4; aggressive 1e-5, scratch 1e-3]",
-            rich_help_panel=TRAINING,
-        ),
+        float | None, TRAINING("Initial learning rate. [default: 1e-4; aggressive 1e-5, scratch 1e-3]")
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(
-            metavar=choices(SCHEDULES),
-            autocompletion=proposing(SCHEDULES),
-            help="Schedule of the learning rate: lower it on plateaus, or follow a cosine to 0. [default: plateau; "
+        TRAINING(
+            "Schedule of the learning rate: lower it on plateaus, or follow a cosine to 0. [default: plateau; "
             "scratch and two-stage: cosine]",
-            rich_help_panel=TRAINING,
+            values=SCHEDULES,
         ),
     ] = None,
     augment: Annotated[
         list[str] | None,
-        typer.Option(
+        TRAINING(
+            "Augmentations to use: flip, brightness, contrast, zoom, or none. [default: all four]",
             metavar="NAME,...",
             autocompletion=listed(AUGMENTATIONS),
-            help="Augmentations to use: flip, brightness, contrast, zoom, or none. [default: all four]",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.", rich_help_panel=TRAINING)] = 42,
+    seed: Annotated[int, TRAINING("Random seed.")] = 42,
     precision: Annotated[
-        str,
-        typer.Option(
-            metavar=choices(PRECISIONS),
-            autocompletion=proposing(PRECISIONS),
-            help="Number format; auto chooses the fastest that costs no Dice.",
-            rich_help_panel=TRAINING,
-        ),
+        str, TRAINING("Number format; auto chooses the fastest that costs no Dice.", values=PRECISIONS)
     ] = "auto",
     devices: Annotated[
         str | None,
-        typer.Option(
-            metavar="DEVICE,...",
-            help="Devices, such as GPU:0,GPU:1. [default: all GPUs, otherwise the CPU]",
-            rich_help_panel=TRAINING,
-        ),
+        TRAINING("Devices, such as GPU:0,GPU:1. [default: all GPUs, otherwise the CPU]", metavar="DEVICE,..."),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Run folder. [default: runs/<date-time-strategy>]",
-            rich_help_panel=RUN,
-        ),
+        Path | None, RUN("Run folder. [default: runs/<date-time-strategy>]", "--out", "-o", metavar="FOLDER")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the run in --out, or the latest run.", rich_help_panel=RUN)
-    ] = False,
+    resume: Annotated[bool, RUN("Resume the run in --out, or the latest run.", "--resume")] = False,
     config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="config.json of a run to repeat; other options override it.", rich_help_panel=RUN
-        ),
+        Path | None, RUN("config.json of a run to repeat; other options override it.", metavar="FILE")
     ] = None,
     track: Annotated[
         list[str] | None,
-        typer.Option(
+        RUN(
+            "Send the run to a tracker: mlflow, mlflow:URI or wandb.",
             metavar="TRACKER",
             autocompletion=proposing({"mlflow": "MLflow; mlflow:URI names a server", "wandb": "Weights & Biases"}),
-            help="Send the run to a tracker: mlflow, mlflow:URI or wandb.",
-            rich_help_panel=RUN,
         ),
     ] = None,
     encoder_weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|imagenet",
-            help="Weights of --encoder: imagenet, or a file. [default: imagenet]",
-            rich_help_panel=MODEL,
-        ),
+        str | None, MODEL("Weights of --encoder: imagenet, or a file. [default: imagenet]", metavar="FILE|imagenet")
     ] = None,
     freeze: Annotated[
         list[str] | None,
-        typer.Option(
+        MODEL(
+            "Blocks or layers to freeze instead of the strategy's, such as 'encoder_*'.",
             metavar="BLOCK,...",
             autocompletion=listed(BLOCKS),
-            help="Blocks or layers to freeze instead of the strategy's, such as 'encoder_*'.",
-            rich_help_panel=MODEL,
         ),
     ] = None,
     freeze_batchnorm: Annotated[
-        bool,
-        typer.Option(
-            "--freeze-batchnorm",
-            help="Freeze scale, offset and statistics of every BatchNorm layer.",
-            rich_help_panel=MODEL,
-        ),
+        bool, MODEL("Freeze scale, offset and statistics of every BatchNorm layer.", "--freeze-batchnorm")
     ] = False,
     recalibrate_batchnorm: Annotated[
         bool,
-        typer.Option(
-            "--recalibrate-batchnorm",
-            help="Measure BatchNorm statistics on the training slices before the first step, for images of another "
+        MODEL(
+            "Measure BatchNorm statistics on the training slices before the first step, for images of another "
             "scanner; they are kept if validation Dice rises.",
-            rich_help_panel=MODEL,
+            "--recalibrate-batchnorm",
         ),
     ] = False,
     batchnorm_momentum: Annotated[
-        float | None,
-        typer.Option(
-            help="Momentum of BatchNorm in training. [default: the network's, or less if epochs are short]",
-            rich_help_panel=MODEL,
-        ),
+        float | None, MODEL("Momentum of BatchNorm in training. [default: the network's, or less if epochs are short]")
     ] = None,
     head: Annotated[
         str,
-        typer.Option(
-            metavar=choices(("auto", "keep", "binary")),
-            help="Last layer of the network: binary replaces it by a fresh one, auto only if its meaning is unclear.",
-            rich_help_panel=MODEL,
+        MODEL(
+            "Last layer of the network: binary replaces it by a fresh one, auto only if its meaning is unclear.",
+            values=("auto", "keep", "binary"),
         ),
     ] = "auto",
-    architecture: Annotated[
-        str | None, typer.Option(help="Network for a file that contains only weights.", rich_help_panel=MODEL)
-    ] = None,
+    architecture: Annotated[str | None, MODEL("Network for a file that contains only weights.")] = None,
     filters: Annotated[
-        int | None,
-        typer.Option(
-            help="Filters in the first encoder block (scratch training only). [default: 64]", rich_help_panel=MODEL
-        ),
+        int | None, MODEL("Filters in the first encoder block (scratch training only). [default: 64]")
     ] = None,
-    depth: Annotated[
-        int | None,
-        typer.Option(help="Number of encoder blocks (scratch training only). [default: 4]", rich_help_panel=MODEL),
-    ] = None,
+    depth: Annotated[int | None, MODEL("Number of encoder blocks (scratch training only). [default: 4]")] = None,
     encoder_rate_factor: Annotated[
         float | None,
-        typer.Option(
-            help="Learning rate of the encoder as a multiple of the decoder's. [default: 0.1 for two-stage, otherwise 1]",
-            rich_help_panel=OPTIMISATION,
+        OPTIMISATION(
+            "Learning rate of the encoder as a multiple of the decoder's. [default: 0.1 for two-stage, otherwise 1]"
         ),
     ] = None,
     ema: Annotated[
         float | None,
-        typer.Option(
-            help="Decay of a moving average of the weights, such as 0.999; the better weights are kept.",
-            rich_help_panel=OPTIMISATION,
-        ),
+        OPTIMISATION("Decay of a moving average of the weights, such as 0.999; the better weights are kept."),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Maximum number of steps per epoch, for short runs.", rich_help_panel=OPTIMISATION),
-    ] = None,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.", rich_help_panel=OPTIMISATION)] = 1e-5,
-    l2: Annotated[
-        float, typer.Option(help="Strength of L2 regularization of kernels in the loss.", rich_help_panel=OPTIMISATION)
-    ] = 0.0,
-    clipnorm: Annotated[
-        float | None, typer.Option(help="Maximum global norm of the gradients.", rich_help_panel=OPTIMISATION)
-    ] = None,
-    dice_weight: Annotated[float, typer.Option(help="Weight of Dice in the loss.", rich_help_panel=OPTIMISATION)] = 1.0,
-    bce_weight: Annotated[
-        float, typer.Option(help="Weight of cross-entropy in the loss.", rich_help_panel=OPTIMISATION)
-    ] = 1.0,
-    smooth: Annotated[
-        float, typer.Option(help="Smoothing of Dice in the loss, in pixels.", rich_help_panel=OPTIMISATION)
-    ] = 1.0,
-    positive_weight: Annotated[
-        float, typer.Option(help="Weight of a tumour pixel in cross-entropy.", rich_help_panel=OPTIMISATION)
-    ] = 1.0,
-    warmup: Annotated[
-        float, typer.Option(help="Share of the steps that warm up, 0 to 1 (cosine schedule).", rich_help_panel=SCHEDULE)
-    ] = 0.05,
+    steps: Annotated[int | None, OPTIMISATION("Maximum number of steps per epoch, for short runs.")] = None,
+    weight_decay: Annotated[float, OPTIMISATION("Decoupled weight decay.")] = 1e-5,
+    l2: Annotated[float, OPTIMISATION("Strength of L2 regularization of kernels in the loss.")] = 0.0,
+    clipnorm: Annotated[float | None, OPTIMISATION("Maximum global norm of the gradients.")] = None,
+    dice_weight: Annotated[float, OPTIMISATION("Weight of Dice in the loss.")] = 1.0,
+    bce_weight: Annotated[float, OPTIMISATION("Weight of cross-entropy in the loss.")] = 1.0,
+    smooth: Annotated[float, OPTIMISATION("Smoothing of Dice in the loss, in pixels.")] = 1.0,
+    positive_weight: Annotated[float, OPTIMISATION("Weight of a tumour pixel in cross-entropy.")] = 1.0,
+    warmup: Annotated[float, SCHEDULE("Share of the steps that warm up, 0 to 1 (cosine schedule).")] = 0.05,
     stages: Annotated[
         str,
-        typer.Option(
+        SCHEDULE(
+            "Epochs without improvement and the learning rate that follows (plateau schedule).",
             metavar="EPOCHS:RATE,...",
-            help="Epochs without improvement and the learning rate that follows (plateau schedule).",
-            rich_help_panel=SCHEDULE,
         ),
     ] = "5:1e-5,3:1e-6",
     stop_after: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Stop after this many epochs without improvement; 0 never stops (plateau schedule).",
-            rich_help_panel=SCHEDULE,
-        ),
+        int, SCHEDULE("Stop after this many epochs without improvement; 0 never stops (plateau schedule).", min=0)
     ] = 7,
     stop_counter: Annotated[
         str,
-        typer.Option(
-            metavar=choices(("stage", "total")),
-            help="Start of the count of --stop-after: the last drop of the rate (stage) or the best epoch (total).",
-            rich_help_panel=SCHEDULE,
+        SCHEDULE(
+            "Start of the count of --stop-after: the last drop of the rate (stage) or the best epoch (total).",
+            values=("stage", "total"),
         ),
     ] = "stage",
     guard: Annotated[
-        bool,
-        typer.Option(
-            "--guard",
-            help="Restore the weights and divide the rate by 10 if Dice falls clearly below epoch 0.",
-            rich_help_panel=SCHEDULE,
-        ),
+        bool, SCHEDULE("Restore the weights and divide the rate by 10 if Dice falls clearly below epoch 0.", "--guard")
     ] = False,
     balance: Annotated[
         str,
-        typer.Option(
-            metavar=choices(("proportional", "balanced")),
-            help="Composition of batches: classes as in the data, or in equal parts.",
-            rich_help_panel=SLICES,
+        SLICES(
+            "Composition of batches: classes as in the data, or in equal parts.", values=("proportional", "balanced")
         ),
     ] = "proportional",
     class_weight: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WEIGHTS",
-            help="Weights of the classes in the loss: balanced, or CLASS=WEIGHT,...",
-            rich_help_panel=SLICES,
-        ),
+        str | None, SLICES("Weights of the classes in the loss: balanced, or CLASS=WEIGHT,...", metavar="WEIGHTS")
     ] = None,
     train_on_positives: Annotated[
-        bool,
-        typer.Option("--train-on-positives", help="Leave out training slices without tumour.", rich_help_panel=SLICES),
+        bool, SLICES("Leave out training slices without tumour.", "--train-on-positives")
     ] = False,
-    flip: Annotated[
-        float, typer.Option(help="Probability of a horizontal flip, 0 to 1.", rich_help_panel=SLICES)
-    ] = 0.5,
-    brightness: Annotated[
-        float,
-        typer.Option(
-            help="Largest shift of brightness, as a share of the range of grey levels.", rich_help_panel=SLICES
-        ),
-    ] = 0.1,
-    contrast: Annotated[float, typer.Option(help="Largest relative change of contrast.", rich_help_panel=SLICES)] = 0.1,
-    zoom: Annotated[float, typer.Option(help="Largest relative zoom.", rich_help_panel=SLICES)] = 0.05,
+    flip: Annotated[float, SLICES("Probability of a horizontal flip, 0 to 1.")] = 0.5,
+    brightness: Annotated[float, SLICES("Largest shift of brightness, as a share of the range of grey levels.")] = 0.1,
+    contrast: Annotated[float, SLICES("Largest relative change of contrast.")] = 0.1,
+    zoom: Annotated[float, SLICES("Largest relative zoom.")] = 0.05,
     cache: Annotated[
-        str,
-        typer.Option(
-            metavar=choices(("auto", "memory", "disk", "none")),
-            help="Where training slices are cached.",
-            rich_help_panel=SLICES,
-        ),
+        str, SLICES("Where training slices are cached.", values=("auto", "memory", "disk", "none"))
     ] = "auto",
-    memory_budget: Annotated[
-        str, typer.Option(metavar="SIZE", help="Maximum memory for slices.", rich_help_panel=SLICES)
-    ] = "2GB",
+    memory_budget: Annotated[str, SLICES("Maximum memory for slices.", metavar="SIZE")] = "2GB",
     deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic", help="Make the weights depend only on the seed, bit for bit.", rich_help_panel=MACHINE
-        ),
+        bool, MACHINE("Make the weights depend only on the seed, bit for bit.", "--deterministic")
     ] = False,
-    xla: Annotated[
-        bool | None,
-        typer.Option(
-            "--xla/--no-xla", help="Compile with XLA. [default: only on a single GPU]", rich_help_panel=MACHINE
-        ),
-    ] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between additional saved states.", rich_help_panel=MACHINE)
-    ] = None,
+    xla: Annotated[bool | None, MACHINE("Compile with XLA. [default: only on a single GPU]", "--xla/--no-xla")] = None,
+    save_every: Annotated[int | None, MACHINE("Steps between additional saved states.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

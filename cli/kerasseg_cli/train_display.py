@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from kerasseg_cli.console import errors, print_json, screen
+from kerasseg_cli.console import errors, figures_table, print_json, screen
 from kerasseg_tfrecords.text import count, duration
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from kerasseg.runs.directory import RunDirectory
     from kerasseg.runs.history import EpochRow
     from kerasseg.training.events import Began, Ended, Event, Message, Step
-
-__all__ = ["Watcher", "summary", "watching"]
 
 _PATIENCE = 30.0
 """Seconds between lines within an epoch without a terminal."""
@@ -216,11 +214,7 @@ def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: boo
         best = f"{ended.best.phase}, {best}"
     console.print()
     console.print(f"Validation Dice, epoch 0 and the best ({best})", style="bold", markup=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", overflow="fold")
-    for heading in ("epoch 0", "best", "gain"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("95 % interval", no_wrap=True)
+    table = figures_table("", ("epoch 0", "best", "gain", "95 % interval"))
     table.add_row("all slices", f"{ended.first.val_dice:.4f}", f"{ended.best.val_dice:.4f}", *_gain(ended.gain))
     if _holds_empty(ended):
         before, after = ended.first.val_dice_tumour, ended.best.val_dice_tumour

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from kerasseg_cli.completion import runs
-from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Json, Quiet
+from kerasseg_cli.console import figures_table, print_json, progress_bar, screen
+from kerasseg_cli.options import FlipAverage, Json, MovedShards, Quiet, RunArgument, option
 from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
@@ -17,51 +14,32 @@ if TYPE_CHECKING:
 
     from kerasseg.evaluation.schema import Mean
     from kerasseg.postprocessing import MaskRule as Rule
-    from kerasseg.tuning.result import Tuned, TuningStep
-    from kerasseg.tuning.threshold_file import ThresholdFile
-
-__all__ = ["show", "tune_threshold"]
+    from kerasseg.tuning.threshold_file import ThresholdFile, Tuned, TuningStep
 
 
 def tune_threshold(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="Run folder, its name in runs/, or latest. [default: latest]",
-            show_default=False,
-            autocompletion=runs,
-        ),
-    ] = "latest",
+    run: RunArgument = "latest",
     per_class: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Also choose a threshold for each class, which applies only if the class is known before prediction.",
             "--per-class",
-            help="Also choose a threshold for each class, which applies only if the class is known before prediction.",
         ),
     ] = False,
     cross_validation: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Cross-validation of the run's shards whose out-of-fold predictions are used (more patients).",
             "--from",
             metavar="CROSS_VALIDATION",
-            help="Cross-validation of the run's shards whose out-of-fold predictions are used (more patients).",
-            show_default=False,
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Keep the rule even if its gain may be chance or there are few patients.")
+        bool, option("Keep the rule even if its gain may be chance or there are few patients.", "--force")
     ] = False,
-    flip_average: Annotated[
-        bool,
-        typer.Option(
-            "--flip-average", help="Average the predictions of the image and its mirror image (doubles the time)."
-        ),
-    ] = False,
-    shards: Annotated[
-        Path | None, typer.Option(help="Shard directory of the run, if it was moved.", show_default=False)
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Slices per batch.")] = 8,
+    flip_average: FlipAverage = False,
+    shards: MovedShards = None,
+    batch_size: Annotated[int, option("Slices per batch.", min=1)] = 8,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -124,16 +102,9 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
 
 def _table(tuned: Tuned, width: int) -> Table:
     """Return the table of steps, without classes on a narrow screen."""
-    from rich.table import Table
-
     classes = list(tuned.steps[0].classes) if width >= 76 and len(tuned.steps[0].classes) > 1 else []
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("step")
-    table.add_column("Dice", justify="right", no_wrap=True)
-    table.add_column("change", justify="right", no_wrap=True)
-    for name in classes:
-        short = name if width >= 100 or len(name) <= 8 else f"{name[:7]}."
-        table.add_column(short, justify="right", no_wrap=True)
+    short = [name if width >= 100 or len(name) <= 8 else f"{name[:7]}." for name in classes]
+    table = figures_table("step", ["Dice", "change", *short])
     table.add_column("")
     last: TuningStep | None = None
     for step in tuned.steps:

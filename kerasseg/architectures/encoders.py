@@ -22,8 +22,6 @@ from kerasseg.architectures.unet import BlockBuilder, check_output, check_shape,
 from kerasseg.catalogue import offline_choices
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
-__all__ = ["ENCODERS", "EncoderConvention", "encoder_named", "encoder_unet"]
-
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BYTE_MEAN = (123.68, 116.779, 103.939)
 _SCALINGS = {
@@ -84,9 +82,6 @@ class EncoderConvention:
 def encoder_named(name: str) -> str:
     """Return the key in `ENCODERS` for a name in any usual spelling.
 
-    Raises:
-        UsageError: There is no such encoder.
-
     Example:
         >>> encoder_named("EfficientNetV2-B0"), encoder_named("mobilenet_v3")
         ('efficientnetv2b0', 'mobilenetv3large')
@@ -118,10 +113,6 @@ def encoder_unet(
         decoder_filters: Filters of `decoder_1`, doubled at each level down, or one number for each decoder block.
         builder: Builds the decoder's blocks.
         name: Name of the model.
-
-    Raises:
-        UsageError: An argument is invalid.
-        CheckpointError: The weights cannot be downloaded or do not fit.
     """
     application = ENCODERS[encoder]
     shape = check_shape(input_shape, application.halvings, otherwise="another encoder")
@@ -235,13 +226,7 @@ def _last_at_scale(model: keras.Model, halvings: int) -> dict[int, Any]:
 
 
 def _carry_weights(old: keras.Model, new: keras.Model, *, flip: bool) -> None:
-    """Copy weights layer by layer between networks with the same layer names.
-
-    Args:
-        old: The original network.
-        new: Its copy.
-        flip: Whether to reverse the channels of the first kernel, from BGR to RGB.
-    """
+    """Copy weights layer by layer between networks with the same layer names."""
     values = {layer.name: layer.get_weights() for layer in old.layers if layer.weights}
     for name in [name for name in values if name.endswith("_layer_scale")]:
         (gamma,) = values.pop(name)

@@ -18,8 +18,6 @@ from keras import layers
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["BlockBuilder", "Normalization", "Upsampling", "check_output", "check_shape", "is_whole", "plain_unet"]
-
 Normalization = Literal["batch", "group", "instance", "none"]
 Upsampling = Literal["transposed", "bilinear"]
 
@@ -39,11 +37,7 @@ def plain_unet(
     seed: int | None = None,
     name: str = "unet",
 ) -> keras.Model:
-    """Build a U-Net of plain convolutions; `kerasseg.unet` describes the arguments.
-
-    Raises:
-        UsageError: An argument is invalid.
-    """
+    """Build a U-Net of plain convolutions; `kerasseg.unet` describes the arguments."""
     if not is_whole(depth) or not 1 <= depth <= 10:
         raise UsageError("depth is not a number of encoder blocks", found=depth, expected="1 to 10")
     shape = check_shape(input_shape, depth, otherwise="a smaller depth")
@@ -190,9 +184,6 @@ def check_shape(
         input_shape: Height, width and channels as given by the user.
         halvings: How often the network halves the resolution.
         otherwise: What the user can change instead of the size, for the message.
-
-    Raises:
-        UsageError: The shape is invalid.
     """
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
     if len(shape) != 3 or not all(size is None or is_whole(size) for size in shape) or shape[2] is None:
@@ -212,11 +203,7 @@ def check_shape(
 
 
 def check_output(classes: int, name: str) -> None:
-    """Refuse an invalid number of classes or model name.
-
-    Raises:
-        UsageError: One of them is invalid.
-    """
+    """Refuse an invalid number of classes or model name."""
     if not is_whole(classes) or classes < 1:
         raise UsageError("classes is not a number of classes", found=classes, expected="1 or more")
     if not isinstance(name, str) or not name or "/" in name:

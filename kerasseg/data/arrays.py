@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 
-__all__ = ["ArraySlices"]
-
 _ONE_CLASS = "all"
 
 

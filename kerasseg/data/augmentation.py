@@ -25,8 +25,6 @@ from kerasseg.data.rng import uniforms
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.validation import did_you_mean
 
-__all__ = ["COLUMNS", "REFUSED", "SafeAugmentation", "refuse"]
-
 COLUMNS = ("flip", "brightness", "contrast", "zoom")
 """Columns of a parameter table."""
 
@@ -81,12 +79,6 @@ _SYNONYMS = {
 
 def refuse(name: str) -> NoReturn:
     """Refuse an augmentation by name, with the reason.
-
-    Args:
-        name: As users write it: "rotation", "RandomRotation", "vertical-flip", ...
-
-    Raises:
-        UsageError: Always.
 
     Example:
         >>> try: refuse("RandomRotation")

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from kerasseg.data.buffers import RecycledArrays, Scratch
 
-__all__ = ["FastAugmenter"]
-
 
 class FastAugmenter:
     """Apply parameter tables to batches; thread-safe."""
@@ -155,15 +153,7 @@ def _stays(size: tuple[int, ...], zoom: float) -> bool:
 
 
 def _shade(image: _Laid, contrast: float, brightness: float, unit: float, *, whole: bool) -> None:
-    """Apply steps 2 and 3: one multiplication, one addition, and clipping where needed.
-
-    Args:
-        image: Image to read and write.
-        contrast: Factor.
-        brightness: Shift, on the scale [0, 1].
-        unit: Factor that scales values to [0, 1].
-        whole: Whether the values were uint8, which bounds their range.
-    """
+    """Apply steps 2 and 3: one multiplication, one addition, and clipping where needed."""
     part, place = image.part, image.place
     scale = contrast * unit
     mean = cv2.sumElems(part)[0] / image.result.size

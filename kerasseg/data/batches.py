@@ -20,8 +20,6 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.records.manifest import Manifest
 from kerasseg_tfrecords.text import Progress
 
-__all__ = ["Batch", "EvaluationBatches", "TrainingBatches"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
@@ -50,7 +48,45 @@ class _Plan:
     table: NDArray[np.float32] | None
 
 
-class TrainingBatches:
+class _Batches:
+    """What both kinds of batches have."""
+
+    slices: SplitSlices | ArraySlices
+    steps: int
+
+    def _open(
+        self,
+        shards: Path | str | ArraySlices,
+        split: str,
+        batch_size: int,
+        channels: int | None,
+        caching: Caching,
+        **options: Any,
+    ) -> None:
+        """Set `slices`, `channels`, `labels` and `batch_size`; options are those of `open_split`."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError("invalid batch size", found=repr(batch_size), expected="an integer >= 1")
+        self.slices = shards if isinstance(shards, ArraySlices) else open_split(shards, split, caching, **options)
+        self.channels, self.labels, self.batch_size = _channels(self.slices, channels), self.slices.labels, batch_size
+
+    @property
+    def manifest(self) -> Manifest:
+        """Manifest of the shards."""
+        if isinstance(self.slices, ArraySlices):
+            raise UsageError("slices that were given as arrays have no manifest")
+        return self.slices.manifest
+
+    @property
+    def cache(self) -> Literal["none", "memory", "disk"]:
+        """Where slices are cached."""
+        return self.slices.cache
+
+    def __len__(self) -> int:
+        """Number of batches, in an epoch."""
+        return self.steps
+
+
+class TrainingBatches(_Batches):
     """Batches of the training split, identified by epoch and step.
 
     A batch depends only on the shards, the options and (seed, epoch, step), and the appearance of a slice in an epoch only
@@ -115,42 +151,16 @@ class TrainingBatches:
         check: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        _check_batch_size(batch_size)
-        self.slices: SplitSlices | ArraySlices
-        if isinstance(shards, ArraySlices):
-            self.slices = shards
-        else:
-            caching = Caching(cache, memory_budget, cache_folder)
-            self.slices = open_split(shards, "train", caching, worker=worker, check=check, progress=progress)
-        self.channels = _channels(self.slices, channels)
-        self.batch_size, self.balance, self.seed = batch_size, balance, seed
-        self.augmentation, self.with_labels = augmentation, with_labels
+        caching = Caching(cache, memory_budget, cache_folder)
+        self._open(shards, "train", batch_size, channels, caching, worker=worker, check=check, progress=progress)
+        self.balance, self.seed, self.augmentation, self.with_labels = balance, seed, augmentation, with_labels
         self.numbers = np.flatnonzero(self.slices.with_tumour()) if positives_only else np.arange(len(self.slices))
-        self.labels = self.slices.labels
         self._check_content(positives_only)
         self._weights = _weights(self.slices, self.numbers, class_weight)
         self.weighted = class_weight is not None
         # Two epochs, since the next one is prefetched during the last batches of this one.
         self._plan: Callable[[int], _Plan] = lru_cache(maxsize=2)(self._make_plan)
         self.steps = len(self._plan(0).batches)
-
-    @property
-    def manifest(self) -> Manifest:
-        """Manifest of the shards.
-
-        Raises:
-            UsageError: The slices were given as arrays.
-        """
-        return _manifest(self.slices)
-
-    @property
-    def cache(self) -> Literal["none", "memory", "disk"]:
-        """Where slices are cached."""
-        return self.slices.cache
-
-    def __len__(self) -> int:
-        """Number of batches in an epoch."""
-        return self.steps
 
     def batch_slices(self, epoch: int) -> NDArray[np.int64]:
         """Return (steps, batch) numbers of the slices in an epoch's batches; `slices.slice_ids` gives their names."""
@@ -200,7 +210,7 @@ class TrainingBatches:
             )
 
 
-class EvaluationBatches:
+class EvaluationBatches(_Batches):
     """Slices of a split in the order of the shards, without augmentation, for validation, test and prediction.
 
     Args:
@@ -242,46 +252,17 @@ class EvaluationBatches:
         check: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        _check_batch_size(batch_size)
-        self.slices: SplitSlices | ArraySlices
-        if isinstance(shards, ArraySlices):
-            self.slices = shards
-        else:
-            caching = Caching(cache, memory_budget, cache_folder)
-            self.slices = open_split(shards, split, caching, worker=worker, check=check, progress=progress)
-        self.channels = _channels(self.slices, channels)
-        self.batch_size, self.pad, self.with_labels = batch_size, pad, with_labels
-        self.labels = self.slices.labels
+        caching = Caching(cache, memory_budget, cache_folder)
+        self._open(shards, split, batch_size, channels, caching, worker=worker, check=check, progress=progress)
+        self.pad, self.with_labels = pad, with_labels
         self.steps = -(-len(self.slices) // batch_size)
 
     @property
-    def manifest(self) -> Manifest:
-        """Manifest of the shards.
-
-        Raises:
-            UsageError: The slices were given as arrays.
-        """
-        return _manifest(self.slices)
-
-    @property
     def records(self) -> SplitSlices:
-        """Slices with the records of their shards.
-
-        Raises:
-            UsageError: The slices were given as arrays.
-        """
+        """Slices with the records of their shards."""
         if isinstance(self.slices, ArraySlices):
             raise UsageError("slices in memory have no records", expected="a shard directory")
         return self.slices
-
-    @property
-    def cache(self) -> Literal["none", "memory", "disk"]:
-        """Where slices are cached."""
-        return self.slices.cache
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return self.steps
 
     def batch(self, step: int) -> Batch:
         """Return a global batch."""
@@ -304,12 +285,6 @@ class EvaluationBatches:
             self.labels[safe],
             np.where(there, numbers, -1),
         )
-
-
-def _manifest(slices: SplitSlices | ArraySlices) -> Manifest:
-    if isinstance(slices, ArraySlices):
-        raise UsageError("slices that were given as arrays have no manifest")
-    return slices.manifest
 
 
 def _plain(images: NDArray[Any], channels: int) -> NDArray[np.float32]:
@@ -351,8 +326,3 @@ def _weights(
         whole = asked if isinstance(asked, str) else dict.fromkeys(slices.classes, 1.0) | dict(asked)
         weights[numbers] = class_weights(names, whole)
     return weights
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError("invalid batch size", found=repr(batch_size), expected="an integer >= 1")

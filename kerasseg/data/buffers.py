@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RecycledArrays", "Scratch"]
-
 _ALIGNMENT = 64  # needed by TensorFlow to share memory
 _KEPT = 16  # pieces in use or spare
 

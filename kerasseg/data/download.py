@@ -24,18 +24,6 @@ from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, scratch_folder
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = [
-    "Answer",
-    "BrokenDownloadError",
-    "answer_of",
-    "check_url",
-    "download",
-    "first_line",
-    "forget",
-    "part_of",
-    "retrieve",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -71,9 +59,6 @@ class Answer:
 
 def answer_of(error: BaseException | None) -> Answer | None:
     """Return the HTTP status behind an error of requests, httpx or huggingface_hub; None if there was no answer.
-
-    Args:
-        error: The error, or one raised from it.
 
     Example:
         >>> answer_of(TimeoutError()) is None
@@ -135,11 +120,6 @@ def download(
         hash_known: Whether the caller will compare a hash. A partial download is then continued even if the server cannot
             confirm that it still has the same version.
         progress: Called with the bytes received and the total (0 if unknown).
-
-    Raises:
-        BrokenDownloadError: The download failed; what has been received is kept.
-        KerassegError: The file is too large, or cannot be written.
-        UsageError: Another kind of address.
     """
     import requests  # slow to import
 
@@ -185,18 +165,8 @@ def retrieve(
 ) -> bool:
     """Download a file unless it exists already, and check its hash.
 
-    Args:
-        url: As in `download`.
-        target: As in `download`.
-        most_bytes: As in `download`.
-        md5: Expected hex digest; None accepts any content.
-        progress: As in `download`.
-
     Returns:
         True if it was downloaded, False if it existed.
-
-    Raises:
-        KerassegError: The file has another hash, or as `download`.
     """
     import pooch  # slow to import
 
@@ -242,12 +212,7 @@ def forget(target: Path) -> None:
 
 
 def check_url(url: str, original: str) -> None:
-    """Refuse addresses that are not encrypted, except on this machine; also those that a server redirects to.
-
-    Raises:
-        UsageError: The address itself is refused.
-        KerassegError: The server redirects there.
-    """
+    """Refuse addresses that are not encrypted, except on this machine; also those that a server redirects to."""
     parts = urlsplit(url)
     local = parts.hostname in _LOCAL and urlsplit(original).hostname in _LOCAL
     if parts.scheme == "https" or (parts.scheme == "http" and local):

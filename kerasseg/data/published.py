@@ -17,8 +17,6 @@ from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, lock
 from kerasseg_tfrecords.validation import did_you_mean
 
-__all__ = ["DATASETS", "Dataset", "FetchedDataset", "RemoteFile", "fetch_dataset"]
-
 _SPARE = 64 << 20
 """Bytes to leave free on the disk."""
 _LOG = logging.getLogger("kerasseg")

@@ -12,8 +12,6 @@ from kerasseg.data.augmentation import SafeAugmentation
 from kerasseg.data.sampling import stratified_batches
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["SliceBatches"]
-
 
 class SliceBatches(keras.utils.PyDataset):
     """Data set for `model.fit` from slices in memory, with stratified batches and new augmentation each epoch.

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["permutation", "uniforms"]
-
 _WORDS = 1 << 64
 
 
@@ -31,9 +29,6 @@ def uniforms(seed: int, epoch: int, purpose: str, rows: int, columns: int) -> ND
 
     Returns:
         Array (rows, columns).
-
-    Raises:
-        UsageError: Seed or epoch is negative, too large or not an integer.
 
     Example:
         >>> bool((uniforms(1, 2, "zoom", 3, 2) == uniforms(1, 2, "zoom", 9, 2)[:3]).all())

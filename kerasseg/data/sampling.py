@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from kerasseg.data.rng import permutation, uniforms
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["stratified_batches"]
-
 
 def stratified_batches(
     labels: ArrayLike,

@@ -19,8 +19,6 @@ from kerasseg_tfrecords.records.schema import decode
 from kerasseg_tfrecords.records.shards import shard_paths
 from kerasseg_tfrecords.text import Progress
 
-__all__ = ["MEMORY_BUDGET", "CacheChoice", "Caching", "SplitSlices", "open_split"]
-
 _LOG = logging.getLogger("kerasseg")
 
 MEMORY_BUDGET = 2 * 1024**3
@@ -131,11 +129,6 @@ def open_split(
         check: Compare the SHA-256 of the files with the manifest's before reading. A cache on disk that matches the
             manifest is used without reading the shards.
         progress: Called with a stage ("check", "read", "cache"), the amount done and the total.
-
-    Raises:
-        DataError: The manifest or a shard is missing or damaged, or the split is empty.
-        UsageError: The split or the kind of cache is unknown, or the split does not fit the memory budget.
-        KerassegError: The cache on disk cannot be written.
     """
     root = Path(shards)
     name = "val" if split == "validation" else split

@@ -30,18 +30,6 @@ from kerasseg_tfrecords.records.random_access import ShardRecords
 from kerasseg_tfrecords.records.schema import decode_pixels
 from kerasseg_tfrecords.text import Progress
 
-__all__ = [
-    "FileSlices",
-    "MemorySlices",
-    "Progress",
-    "RowLayout",
-    "ShardSlices",
-    "SliceSource",
-    "cache_key",
-    "cached_on_disk",
-    "default_cache_folder",
-]
-
 CHUNK = 64
 """Number of slices read at a time: 5 MB."""
 
@@ -119,11 +107,7 @@ class ShardSlices:
         return len(self.records)
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return n slices as (n, row_bytes).
-
-        Raises:
-            DataError: A record is damaged, or its class differs from that of its file.
-        """
+        """Return n slices as (n, row_bytes)."""
         rows = self._arrays.take((len(numbers), self.layout.row_bytes), np.uint8)
         for row, number in zip(rows, numbers.tolist(), strict=True):
             try:
@@ -223,11 +207,7 @@ class FileSlices:
         return self._count
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return n slices as (n, row_bytes).
-
-        Raises:
-            DataError: The file has been truncated since it was opened.
-        """
+        """Return n slices as (n, row_bytes)."""
         width = self.layout.row_bytes
         rows = self._arrays.take((len(numbers), width), np.uint8)
         for row, number in zip(rows, numbers.tolist(), strict=True):
@@ -271,19 +251,7 @@ def cached_on_disk(
     check: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> FileSlices:
-    """Open the cache of a split, after building it if necessary.
-
-    Args:
-        shards: Source of the slices; not read if the cache exists.
-        split: Split, for the name and to find stale caches.
-        folder: Folder of caches; created if missing.
-        check: Called before reading from the shards.
-        progress: Called with "cache", the slices written and their number.
-
-    Raises:
-        KerassegError: The disk is full or the folder cannot be written to.
-        DataError: A shard is damaged.
-    """
+    """Open the cache of a split, after building it if necessary."""
     manifest, root = shards.records.manifest, shards.records.root.resolve()
     key = cache_key(manifest, split)
     path = folder / f"{split}-{key}.slices"

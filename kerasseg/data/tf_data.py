@@ -22,8 +22,6 @@ from kerasseg.data.split import MEMORY_BUDGET, CacheChoice
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.workers import available_cpus
 
-__all__ = ["MEMORY_BUDGET", "Batch", "EvaluationData", "TrainingData", "load_split"]
-
 _PARALLEL = 8
 """Maximum number of batches made in parallel; with more, threads wait for Python's lock."""
 
@@ -225,38 +223,28 @@ def load_split(
         ['loss', 'val_loss']
     """
     worker = (0, 1) if input_context is None else (input_context.input_pipeline_id, input_context.num_input_pipelines)
-    if split == "train":
-        training = TrainingData(
-            shards,
-            batch_size=batch_size,
-            channels=channels,
-            balance=balance,
-            augmentation=augmentation,
-            seed=seed,
-            cache=cache,
-            memory_budget=memory_budget,
-            cache_folder=cache_folder,
-            positives_only=positives_only,
-            class_weight=class_weight,
-            with_labels=with_labels,
-            worker=worker,
-            check=check,
-        )
-        return training.epochs(first_epoch, epochs, input_context=input_context)
-    evaluation = EvaluationData(
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "channels": channels,
+        "with_labels": with_labels,
+        "cache": cache,
+        "memory_budget": memory_budget,
+        "cache_folder": cache_folder,
+        "worker": worker,
+        "check": check,
+    }
+    if split != "train":
+        return EvaluationData(shards, split, pad=pad, **common).dataset(input_context=input_context)
+    training = TrainingData(
         shards,
-        split,
-        batch_size=batch_size,
-        channels=channels,
-        pad=pad,
-        cache=cache,
-        memory_budget=memory_budget,
-        cache_folder=cache_folder,
-        with_labels=with_labels,
-        worker=worker,
-        check=check,
+        balance=balance,
+        augmentation=augmentation,
+        seed=seed,
+        positives_only=positives_only,
+        class_weight=class_weight,
+        **common,
     )
-    return evaluation.dataset(input_context=input_context)
+    return training.epochs(first_epoch, epochs, input_context=input_context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,6 @@ from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["EvaluationResult", "evaluate", "software", "stage_of_rule"]
-
 _PACKAGES = ("keras", "tensorflow", "numpy", "scipy", "opencv-python-headless")
 
 
@@ -122,11 +120,9 @@ def evaluate(
         others = _predictions(baseline, _images(images, baseline), masks, labels, groups, classes, spacing, batch_size)
         before = score_slices(others, rules)
         rows = with_baseline(rows, before)
-    names = predictions.classes
+    networks = Scores(rows, before, rules, rules)
     figures = Evaluation(
-        kerasseg=__version__,
-        software=software(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **networks.figures(predictions.classes, final, resampling),
         run="",
         run_id="",
         network=str(model.name),
@@ -134,14 +130,6 @@ def evaluate(
         split="all",
         resolution="model",
         threshold=f"{chosen.threshold:g}",
-        confidence=confidence,
-        classes=names,
-        final=final,
-        model=network_figures(rows, names, rules, resampling),
-        baseline=None if before is None else network_figures(before, names, rules, resampling),
-        gain={} if before is None else gains(rows, tuple(rules), resampling),
-        gain_classes={} if before is None else gain_classes(rows, names, final, resampling),
-        tuning_gain=None if final == "raw" else tuning_gain(rows, final, resampling),
         calibration=calibrate(predictions),
         data=SplitFacts(
             split_by="slice" if groups is None else "patient",
@@ -155,6 +143,39 @@ def evaluate(
         ),
     )
     return EvaluationResult(figures, tuple(rows))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Scores of every slice by a network and its baseline.
+
+    Attributes:
+        rows: Scores of the network, with the baseline's Dice.
+        before: Scores of the baseline; None without one.
+        rules, rules_before: Rules of either, from `stage_rules`.
+    """
+
+    rows: list[SliceRow]
+    before: list[SliceRow] | None
+    rules: Mapping[StageName, MaskRule]
+    rules_before: Mapping[StageName, MaskRule]
+
+    def figures(self, classes: tuple[str, ...], final: StageName, resampling: Resampling) -> dict[str, Any]:
+        """Return the fields of `Evaluation` that follow from the scores, with versions and time."""
+        rows, before = self.rows, self.before
+        return {
+            "kerasseg": __version__,
+            "software": software(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "confidence": resampling.confidence,
+            "classes": classes,
+            "final": final,
+            "model": network_figures(rows, classes, self.rules, resampling),
+            "baseline": None if before is None else network_figures(before, classes, self.rules_before, resampling),
+            "gain": {} if before is None else gains(rows, tuple(self.rules), resampling),
+            "gain_classes": {} if before is None else gain_classes(rows, classes, final, resampling),
+            "tuning_gain": None if final == "raw" else tuning_gain(rows, final, resampling),
+        }
 
 
 def stage_of_rule(rule: MaskRule) -> StageName:

@@ -27,8 +27,6 @@ from scipy.special import ndtr, stdtrit
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["FEWEST_PATIENTS", "Interval", "bootstrap_interval", "group_numbers", "paired_interval", "sign_flip_p"]
-
 FEWEST_PATIENTS = 5
 """With fewer patients, reports show no interval and state no verdict."""
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from kerasseg.evaluation.predictions import Predictions, Resolution
 from kerasseg.evaluation.schema import Calibration
 
-__all__ = ["calibrate", "near"]
-
 BINS = 15
 """Number of bins, as in Guo et al."""
 
@@ -24,11 +22,6 @@ MARGIN = 0.1
 
 def calibrate(predictions: Predictions, *, resolution: Resolution = "native", bins: int = BINS) -> Calibration:
     """Compute the reliability curve over all slices with tumour.
-
-    Args:
-        predictions: Predictions of a network.
-        resolution: Resolution of the pixels.
-        bins: Number of bins of equal width over [0, 1].
 
     Example:
         >>> from kerasseg.evaluation.predictions import ArrayPredictions

@@ -23,8 +23,6 @@ from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.records.manifest import load_manifest
 from kerasseg_tfrecords.text import count
 
-__all__ = ["TIE", "Change", "Comparison", "Difference", "Evaluated", "compare", "evaluated"]
-
 TIE = 0.0005
 """Dice values that differ less are a tie."""
 
@@ -155,10 +153,6 @@ def evaluated(run: RunDirectory, split: str = "test") -> Evaluated:
         run: The run.
         split: "test", "val" (or "validation"), "train", or "all" for another shard directory (if there are several, the
             name of its folder in the run's `evaluation/`).
-
-    Raises:
-        DataError: The run was not evaluated on this split, or its files are damaged.
-        UsageError: "all" is ambiguous: the run was evaluated on several other shard directories.
     """
     name = "val" if split == "validation" else split
     there = sorted(path.parent for path in (run.root / "evaluation").glob("*/metrics.json"))
@@ -189,14 +183,6 @@ def compare(first: Evaluated, second: Evaluated, *, most: int = 8) -> Comparison
     """Compare two evaluations slice by slice.
 
     Slices that only one of them has are left out, with a remark. Slices are the same if id, class, size and reference are.
-
-    Args:
-        first: Run A, the reference.
-        second: Run B.
-        most: Maximum number of changed slices to name.
-
-    Raises:
-        UsageError: The runs have no slice in common, or different resolutions.
 
     Example:
         >>> runs = [RunDirectory.find(name) for name in ("a", "b")]  # doctest: +SKIP

@@ -14,20 +14,6 @@ from kerasseg.evaluation.per_slice import SliceRow
 from kerasseg.evaluation.schema import MEASURES, Figures, Mean, NetworkFigures, Stage, StageName
 from kerasseg.postprocessing import MaskRule
 
-__all__ = [
-    "SHARES",
-    "USUAL",
-    "Resampling",
-    "as_mean",
-    "clusters",
-    "figures_of",
-    "gain_classes",
-    "gains",
-    "network_figures",
-    "size_groups",
-    "tuning_gain",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
@@ -144,14 +130,7 @@ def figures_of(
     people: NDArray[np.int64],
     resampling: Resampling = USUAL,
 ) -> Figures:
-    """Compute all figures of a set of slices at one stage.
-
-    Args:
-        rows: The slices.
-        stage: Stage of the masks.
-        people: (slices,) from `clusters`.
-        resampling: Options of the intervals.
-    """
+    """Compute all figures of a set of slices at one stage."""
     scores = [row.stage(stage) for row in rows]
     true = np.array([row.reference_pixels for row in rows], np.int64)
     found = np.array([score.predicted_pixels for score in scores], np.int64)

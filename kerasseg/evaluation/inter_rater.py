@@ -22,8 +22,6 @@ from kerasseg_tfrecords.records.manifest import MANIFEST
 from kerasseg_tfrecords.sources.base import SourceOptions
 from kerasseg_tfrecords.sources.masks import mask_of_picture
 
-__all__ = ["SecondMasks", "compare_readers", "open_second"]
-
 _PICTURES = (".png", ".tif", ".tiff")
 
 SecondMasks = Callable[[str], "tuple[NDArray[np.bool_], str] | None"]
@@ -36,10 +34,6 @@ def open_second(source: Path | str) -> SecondMasks:
     Args:
         source: A folder of PNG or TIFF masks, named like the slices: `figshare-mat/26` is found as
             `figshare-mat/26.png`, `26.png`, or `anywhere/26.tif`. Or a shard directory with slices of the same ids.
-
-    Raises:
-        DataError: The folder contains no masks.
-        UsageError: The source is not a folder.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -57,20 +51,7 @@ def compare_readers(
     resolution: Resolution = "native",
     resampling: Resampling = USUAL,
 ) -> SecondReader:
-    """Measure the agreement of two annotators, and of the network with each, over the slices that both annotated.
-
-    Args:
-        predictions: Predictions of the network.
-        rows: Scores of the network against the first annotator.
-        rule: Rule of the final masks.
-        second: From `open_second`.
-        source: Source of the second masks, for display.
-        resolution: Resolution of the rows.
-        resampling: Options of the intervals.
-
-    Raises:
-        DataError: No slice has a second mask, or one differs in size from its slice.
-    """
+    """Measure the agreement of two annotators, and of the network with each, over the slices that both annotated."""
     agreement, beside = (np.full(len(rows), np.nan) for _ in range(2))
     for number in range(len(predictions)):
         case = predictions.case(number, resolution)

@@ -19,16 +19,6 @@ from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg_tfrecords.records.manifest import load_manifest
 from kerasseg_tfrecords.splitting.split import SPLITS
 
-__all__ = [
-    "JoinedPredictions",
-    "NetworkPictures",
-    "Pictures",
-    "PredictionPictures",
-    "SlicePicture",
-    "output_range",
-    "predict_splits",
-]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlicePicture:
@@ -53,11 +43,7 @@ class Pictures(Protocol):
     """Pictures of slices by id."""
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """Return the picture of a slice.
-
-        Raises:
-            KeyError: There is no such slice.
-        """
+        """Return the picture of a slice."""
 
 
 class JoinedPredictions:
@@ -111,18 +97,7 @@ def predict_splits(
     transform: Transform | None = None,
     flip_average: bool = False,
 ) -> Predictions:
-    """Predict the named splits in one pass; errors as in `predict_split`.
-
-    Args:
-        model: The network.
-        shards: The shard directory.
-        splits: One or more splits that contain slices.
-        batch_size: Slices per batch.
-        memory_budget: Memory for probabilities, in bytes.
-        progress: Called with (slices done, slices).
-        transform: Called with images and their slice numbers in the result.
-        flip_average: Whether to average the predictions of each image and its mirror image.
-    """
+    """Predict the named splits in one pass; errors as in `predict_split`."""
     manifest = load_manifest(shards)
     total = sum(manifest.slices_in(split) for split in splits)
     parts: list[SplitPredictions] = []
@@ -169,11 +144,7 @@ class PredictionPictures:
         self._numbers = {name: number for number, name in enumerate(ids)}
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """Return the picture of a slice.
-
-        Raises:
-            KeyError: There is no such slice.
-        """
+        """Return the picture of a slice."""
         number = self._numbers[slice_id]
         case = self._predictions.case(number, "model")
         name = self._predictions.classes[case.label]
@@ -217,11 +188,7 @@ class NetworkPictures:
         self._places: dict[str, tuple[EvaluationBatches, int]] = {}
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """Return the picture of a slice.
-
-        Raises:
-            KeyError: There is no such slice.
-        """
+        """Return the picture of a slice."""
         if not self._places:
             self._places = {
                 data.records.record(number).slice_id: (data, number)

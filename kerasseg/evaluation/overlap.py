@@ -18,8 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["dice", "iou", "mask_pair", "precision", "recall"]
-
 
 def dice(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.float64]:
     """Compute 2 |A and B| / (|A| + |B|) of each slice; see the table above for edge cases.
@@ -77,16 +75,8 @@ def recall(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[
 def mask_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return both masks as boolean arrays of the same shape.
 
-    Args:
-        prediction: Any shape; booleans, or numbers 0 and 1.
-        reference: The same shape.
-
     Returns:
         The two arrays; boolean ones are not copied.
-
-    Raises:
-        UsageError: Shapes differ, or a value is neither 0 nor 1: a probability of 0.1, or 255, would count as tumour if it
-            were cast.
 
     Example:
         >>> mask_pair([[0, 1]], [[0.3, 0.9]])

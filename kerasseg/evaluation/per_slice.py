@@ -18,8 +18,6 @@ from kerasseg_tfrecords import tables
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.files import write_atomically
 
-__all__ = ["STAGES", "SliceRow", "StageScores", "read_csv", "to_csv"]
-
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """Stages in their order."""
 
@@ -119,15 +117,7 @@ _COLUMNS = (
 
 
 def to_csv(rows: Iterable[SliceRow], path: Path) -> None:
-    """Write the rows atomically.
-
-    Args:
-        rows: Rows in the order of the file.
-        path: The file.
-
-    Raises:
-        KerassegError: The file cannot be written.
-    """
+    """Write the rows atomically."""
     table: list[list[str]] = [list(_COLUMNS)]
     for row in rows:
         cells = [_cell(getattr(row, field.name)) for field in _FACTS]
@@ -139,11 +129,7 @@ def to_csv(rows: Iterable[SliceRow], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[SliceRow]:
-    """Read the rows that `to_csv` wrote.
-
-    Raises:
-        DataError: The file is missing or damaged.
-    """
+    """Read the rows that `to_csv` wrote."""
     rows = tables.read_csv(path, "a table of slice scores", _COLUMNS)
     try:
         return [_row(cells) for cells in rows]

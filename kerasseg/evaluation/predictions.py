@@ -19,17 +19,6 @@ from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.intensity import fitted_spacing, restore
 
-__all__ = [
-    "ArrayPredictions",
-    "Case",
-    "Predictions",
-    "Resolution",
-    "SplitPredictions",
-    "check_probabilities",
-    "predict_batch",
-    "predict_split",
-]
-
 Resolution = Literal["native", "model"]
 """Size at which masks are compared: the slice's own, or the square that the network sees."""
 
@@ -241,11 +230,6 @@ def predict_split(
         on_batch: Called with (batches done, batches).
         transform: Called with (images, slice numbers) to change the images.
         flip_average: Whether to average the predictions of each image and its mirror image.
-
-    Raises:
-        UsageError: The network has another size, or does not return probabilities.
-        KerassegError: The network returns NaN.
-        DataError: Shards are missing or damaged.
     """
     size, channels = _input_of(model)
     data = EvaluationBatches(
@@ -283,10 +267,6 @@ def check_probabilities(values: Any, shape: tuple[int, int, int]) -> NDArray[np.
     Args:
         values: Array or tensor (batch, height, width, 1).
         shape: Expected (batch, height, width).
-
-    Raises:
-        UsageError: The shape differs, or values are outside [0, 1].
-        KerassegError: The output contains NaN.
     """
     found = np.asarray(keras.ops.convert_to_numpy(values), np.float32)
     if found.shape != (*shape, 1):
@@ -322,10 +302,6 @@ def predict_batch(
 
     Returns:
         (batch, height, width) float32 in [0, 1].
-
-    Raises:
-        UsageError: The output has another shape, or values are outside [0, 1].
-        KerassegError: The output contains NaN.
 
     Example:
         >>> import kerasseg

@@ -22,25 +22,6 @@ from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS
 from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords.documents import read_document
 
-__all__ = [
-    "FORMAT_VERSION",
-    "MEASURES",
-    "Calibration",
-    "Evaluation",
-    "Figures",
-    "Mean",
-    "NetworkFigures",
-    "Robustness",
-    "RobustnessCurve",
-    "SecondReader",
-    "Speed",
-    "SplitFacts",
-    "Stage",
-    "StageName",
-    "Target",
-    "read_evaluation",
-]
-
 FORMAT_VERSION = 1
 
 MEASURES = (
@@ -348,10 +329,5 @@ class Evaluation(_Model):
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read a `metrics.json`.
-
-    Raises:
-        DataError: The file is missing or damaged.
-        KerassegError: A newer version wrote it.
-    """
+    """Read a `metrics.json`."""
     return read_document(path, Evaluation, FORMAT_VERSION, "the evaluation")

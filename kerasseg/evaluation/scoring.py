@@ -15,17 +15,11 @@ from kerasseg.evaluation.schema import StageName
 from kerasseg.evaluation.surface_distances import surface_distances
 from kerasseg.postprocessing import MaskRule, apply_rule
 
-__all__ = ["mask_dice", "mask_scores", "score_slices", "stage_rules", "with_baseline"]
-
 Progress = Callable[[int, int], None]
 
 
 def stage_rules(rule: MaskRule, final: StageName = "postprocessing") -> dict[StageName, MaskRule]:
     """Return the rule of each stage up to the final one.
-
-    Args:
-        rule: Rule of the final stage.
-        final: The last stage.
 
     Example:
         >>> list(stage_rules(MaskRule(threshold=0.4, fill_holes=True)).values())
@@ -47,12 +41,6 @@ def score_slices(
     progress: Progress | None = None,
 ) -> list[SliceRow]:
     """Score every slice at every stage.
-
-    Args:
-        predictions: Predictions of a network.
-        rules: From `stage_rules`; later stages get the scores of the last one.
-        resolution: Resolution of the masks.
-        progress: Called with (slices done, slices).
 
     Returns:
         Rows in the order of the predictions.

@@ -31,8 +31,6 @@ from scipy import ndimage
 from kerasseg.evaluation.overlap import mask_pair
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["DirectedDistances", "Outcome", "SurfaceDistances", "average_surface_distance", "hd95", "surface_distances"]
-
 Outcome = Literal["compared", "missed", "false_alarm", "no_tumour"]
 
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)

@@ -14,18 +14,6 @@ from kerasseg.evaluation.per_slice import SliceRow
 from kerasseg.evaluation.schema import Mean, Stage, Target
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = [
-    "CLASS_GOALS",
-    "DICE_GOALS",
-    "STATED_BASELINE",
-    "Goal",
-    "is_recipe_checkpoint",
-    "judge",
-    "parse_goal",
-    "targets_of",
-    "usual_goals",
-]
-
 _RECIPE = ["bombshelll", "unet-brain-tumor-segmentation"]
 
 STATED_BASELINE = 0.8657
@@ -66,9 +54,6 @@ def usual_goals(classes: Sequence[str]) -> tuple[Goal, ...]:
 def parse_goal(text: str) -> Goal:
     """Parse a goal such as "0.92", "92%", or "glioma=0.9".
 
-    Raises:
-        UsageError: The Dice is not in (0, 1].
-
     Example:
         >>> parse_goal("glioma=0.9")
         Goal(of='glioma', goal=0.9, stretch=False, name='')
@@ -86,10 +71,6 @@ def parse_goal(text: str) -> Goal:
 def is_recipe_checkpoint(checkpoint: str | None, provenance: Mapping[str, Any] | None = None) -> bool:
     """Return whether a checkpoint is the recipe's, to which its goals apply.
 
-    Args:
-        checkpoint: Address of the checkpoint.
-        provenance: Its recorded provenance, which contains the origin of a saved copy.
-
     Example:
         >>> is_recipe_checkpoint("hf://bombshelll/unet-brain-tumor-segmentation@main"), is_recipe_checkpoint("unet.keras")
         (True, False)
@@ -101,17 +82,7 @@ def is_recipe_checkpoint(checkpoint: str | None, provenance: Mapping[str, Any] |
 def targets_of(
     stage: Stage, goals: Sequence[Goal], rows: Sequence[SliceRow], resampling: Resampling = USUAL
 ) -> tuple[Target, ...]:
-    """Judge goals by the scores of slices.
-
-    Args:
-        stage: Figures of the stage that is judged.
-        goals: For all slices, or for classes that have slices.
-        rows: The slices of the stage.
-        resampling: Options of the tests.
-
-    Raises:
-        UsageError: A goal is for a class that was not evaluated.
-    """
+    """Judge goals by the scores of slices."""
     people = clusters(rows)
     dice = np.array([row.stage(stage.name).dice for row in rows], np.float64)
     labels = np.array([row.label for row in rows])

@@ -17,8 +17,6 @@ from pathlib import Path
 from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.files import explain_os_error
 
-__all__ = ["LOOKS", "Look", "count_looks", "record_look"]
-
 LOOKS = "test-looks.jsonl"
 """Name of the file, in the shard directory and in the run."""
 
@@ -61,9 +59,6 @@ def record_look(
     Returns:
         Known evaluations of the test split of this data set, including this one.
 
-    Raises:
-        KerassegError: The run's folder cannot be written to.
-
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
@@ -84,12 +79,7 @@ def record_look(
 
 
 def count_looks(files: Iterable[Path], fingerprint: str) -> int:
-    """Count the distinct entries for a data set; an unreadable line counts as one.
-
-    Args:
-        files: The logs; missing files are skipped.
-        fingerprint: Fingerprint of the data set.
-    """
+    """Count the distinct entries for a data set; an unreadable line counts as one."""
     seen: set[str] = set()
     for file in files:
         try:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from kerasseg.export.schema import METADATA, SCHEMA
 from kerasseg_tfrecords.errors import KerassegError, UsageError
-from kerasseg_tfrecords.files import explain_os_error, sync_folder
-
-__all__ = ["check_place", "placed"]
-
-_TEMPORARY = ".tmp-export-"
+from kerasseg_tfrecords.files import atomic_folder, explain_os_error
 
 
 def check_place(target: Path, *, overwrite: bool) -> None:
-    """Check that an export can be written to a folder.
-
-    Raises:
-        UsageError: The folder contains something that may not be replaced.
-    """
+    """Check that an export can be written to a folder."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not _is_export(target):
@@ -43,67 +32,23 @@ def check_place(target: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
-    """Yield a new folder that replaces `target` if the block succeeds.
-
-    Args:
-        target: The folder.
-        overwrite: Whether an earlier export may be replaced.
-        need: Approximate number of bytes to write.
-
-    Raises:
-        UsageError: As `check_place`.
-        KerassegError: The disk is full, or the folder cannot be written to.
-    """
+    """Yield a new folder that replaces `target` if the block succeeds."""
     check_place(target, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear(target.parent)
         free = shutil.disk_usage(target.parent).free
-        if free < need:
-            raise KerassegError(
-                "too little disk space for the export",
-                path=target.parent,
-                found=f"{free / 1e6:,.0f} MB free",
-                expected=f"about {need / 1e6:,.0f} MB",
-                remedy="Free some space, or choose another --out.",
-            )
-        draft = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
-        lock = os.open(draft, os.O_RDONLY)
     except OSError as error:
         raise explain_os_error(error, target) from error
-    try:
-        # Held by this process, so that `_clear` can tell a folder in use from one of a killed process.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        content = draft / "export"
-        content.mkdir()
-        yield content
-        _sync(content)
-        check_place(target, overwrite=overwrite)
-        _exchange(content, target, draft / "earlier")
-    except OSError as error:
-        raise explain_os_error(error, target) from error
-    finally:
-        os.close(lock)
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _exchange(content: Path, target: Path, earlier: Path) -> None:
-    if target.exists():
-        os.replace(target, earlier)  # noqa: PTH105
-    try:
-        os.replace(content, target)  # noqa: PTH105
-    except BaseException:
-        if earlier.exists():
-            os.replace(earlier, target)  # noqa: PTH105
-        raise
-    sync_folder(target.parent)
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+    if free < need:
+        raise KerassegError(
+            "too little disk space for the export",
+            path=target.parent,
+            found=f"{free / 1e6:,.0f} MB free",
+            expected=f"about {need / 1e6:,.0f} MB",
+            remedy="Free some space, or choose another --out.",
+        )
+    with atomic_folder(target, replace=True, check=lambda: check_place(target, overwrite=overwrite)) as folder:
+        yield folder
 
 
 def _is_export(folder: Path) -> bool:
@@ -112,16 +57,3 @@ def _is_export(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(state, dict) and state.get("schema") == SCHEMA
-
-
-def _clear(folder: Path) -> None:
-    """Remove folders of killed exports."""
-    for left in folder.glob(f"{_TEMPORARY}*"):
-        lock = os.open(left, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(lock)

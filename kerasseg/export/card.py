@@ -10,10 +10,8 @@ from typing import Any
 import jinja2
 
 from kerasseg.evaluation.schema import Mean
+from kerasseg.export.push import space_front_matter
 from kerasseg.export.schema import EvaluationFacts, ExportMetadata
-from kerasseg.export.space import space_front_matter
-
-__all__ = ["CARD", "card"]
 
 CARD = "README.md"
 
@@ -32,11 +30,7 @@ _SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training s
 
 
 def card(metadata: ExportMetadata) -> str:
-    """Return the text of the card.
-
-    Args:
-        metadata: Facts of the export.
-    """
+    """Return the text of the card."""
     front = space_front_matter(metadata) if metadata.format == "app" else _front_matter(metadata)
     return f"---\n{front}---\n\n" + _environment().get_template("card.md.j2").render(
         m=metadata,

@@ -16,8 +16,19 @@ from kerasseg.evaluation.arrays import software
 from kerasseg.export.atomic_folder import check_place, placed
 from kerasseg.export.card import CARD, card
 from kerasseg.export.metadata import callings, data_facts, evaluations, origin, recipe, steps_of, without_paths
-from kerasseg.export.parity import check, compare, measure_int8, native
-from kerasseg.export.push import parse_address, push
+from kerasseg.export.parity import (
+    Samples,
+    Shards,
+    calibration_images,
+    check,
+    compare,
+    comparison_samples,
+    find_shards,
+    measure_int8,
+    native,
+    network_images,
+)
+from kerasseg.export.push import parse_address, push, write_space
 from kerasseg.export.schema import (
     FORMATS,
     METADATA,
@@ -44,15 +55,6 @@ from kerasseg.export.serving import (
     write_litert,
     write_onnx,
 )
-from kerasseg.export.slices import (
-    Samples,
-    Shards,
-    calibration_images,
-    comparison_samples,
-    find_shards,
-    network_images,
-)
-from kerasseg.export.space import write_space
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
@@ -61,8 +63,6 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.files import explain_os_error
 from kerasseg_tfrecords.intensity import IntensityRule
 from kerasseg_tfrecords.text import Progress
-
-__all__ = ["Exported", "export_model"]
 
 _REASONS = {
     "onnx": "they need loops over pixels, but the file contains only arithmetic that every runtime supports",
@@ -177,8 +177,6 @@ def export_model(
             cannot be written or uploaded.
 
     Example:
-        `export_model("my-run", "onnx").metadata.comparison.largest_difference` is about 1e-6.
-
         >>> export_model("my-run", "pickle")
         Traceback (most recent call last):
         kerasseg_tfrecords.errors.UsageError: ...
@@ -193,13 +191,7 @@ def export_model(
     config = directory.config()
     directory.require_network()
     tuned, mask = _rule(directory, form, threshold, with_postprocessing=with_postprocessing)
-    found = find_shards(directory, config, None if shards is None else Path(shards))
-    if int8 and found is None:
-        raise DataError(
-            "--int8 needs the run's shards for calibration, and they are missing",
-            path=config.settings.shards,
-            remedy="Give their new location with --shards, or omit --int8.",
-        )
+    found = _shards(directory, config, shards, int8=int8)
     job = _Job(
         form=form,
         run=directory,
@@ -236,6 +228,17 @@ def _format(name: str, *, int8: bool, with_postprocessing: bool) -> ExportFormat
     if form not in ("keras", "app"):
         check_backend()
     return form
+
+
+def _shards(run: RunDirectory, config: RunConfig, moved: Path | str | None, *, int8: bool) -> Shards | None:
+    found = find_shards(run, config, None if moved is None else Path(moved))
+    if int8 and found is None:
+        raise DataError(
+            "--int8 needs the run's shards for calibration, and they are missing",
+            path=config.settings.shards,
+            remedy="Give their new location with --shards, or omit --int8.",
+        )
+    return found
 
 
 def _check_numbers(slices: int, calibration: int, max_loss: float) -> None:

@@ -16,15 +16,9 @@ import tensorflow as tf
 
 from kerasseg.postprocessing import MaskRule
 
-__all__ = ["postprocess_all"]
-
 
 def postprocess_all(masks: Any, rule: MaskRule) -> Any:
     """Compute `postprocess` for each mask of a batch.
-
-    Args:
-        masks: (batch, height, width) int32, 0 and 1.
-        rule: Its threshold is not used.
 
     Returns:
         (batch, height, width) int32, 0 and 1.

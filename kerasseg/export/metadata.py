@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from kerasseg.checkpoints.provenance import Provenance, public_name
 from kerasseg.checkpoints.savedmodel.signatures import NETWORK_SIGNATURE
 from kerasseg.evaluation.schema import Evaluation, read_evaluation
+from kerasseg.export.parity import Shards
 from kerasseg.export.schema import (
     Calling,
     ClassFigures,
@@ -21,14 +22,11 @@ from kerasseg.export.schema import (
     Port,
     SplitCounts,
 )
-from kerasseg.export.slices import Shards
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import ThresholdFile
 from kerasseg_tfrecords.errors import KerassegError
-
-__all__ = ["callings", "data_facts", "evaluations", "origin", "recipe", "steps_of", "without_paths"]
 
 T = TypeVar("T")
 _ABSOLUTE = re.compile(r"""(?<![\w:/.~])~?(?:/[^\s/'"]+)+/([^\s/'"]*)""")
@@ -80,15 +78,7 @@ def without_paths(value: T, folders: Iterable[Path] = ()) -> T:
 
 
 def origin(record: Provenance | None, run: RunDirectory, sha256: str, intensity: str, writer: str) -> Provenance:
-    """Return the provenance of an export: the origin of the network, and its intensity rule.
-
-    Args:
-        record: Provenance of the run's network; None if it has none, as after `--strategy scratch`.
-        run: The run.
-        sha256: SHA-256 of its `model.keras`.
-        intensity: Intensity rule of the training slices.
-        writer: Software that wrote the network, such as `Keras 3.15.1`.
-    """
+    """Return the provenance of an export: the origin of the network, and its intensity rule."""
     if record is None:
         name = f"{run.root.absolute().name}/{run.model_file.name}"
         return Provenance(name, sha256, writer, "Keras 3 archive", intensity=intensity)
@@ -115,15 +105,7 @@ def steps_of(rule: MaskRule) -> tuple[str, ...]:
 
 
 def callings(form: str, mask: MaskFacts, size: int, channels: int, stored: int) -> tuple[Calling, ...]:
-    """Describe how an export is called.
-
-    Args:
-        form: The format.
-        mask: The mask that the export makes.
-        size: Side of the network's input.
-        channels: Channels of the network's input.
-        stored: Channels of a stored slice.
-    """
+    """Describe how an export is called."""
     seen = "grey levels 0 to 255 after intensity rule and resize, times 1/255"
     image = Port(name="image", dtype="float32", shape=(None, size, size, channels), meaning=seen)
     probability = Port(name="probability", dtype="float32", shape=(None, size, size, 1), meaning="of tumour, 0 to 1")
@@ -212,13 +194,7 @@ def recipe(config: RunConfig) -> dict[str, Any]:
 
 
 def evaluations(run: RunDirectory, mask: MaskFacts, tuned: ThresholdFile | None) -> tuple[EvaluationFacts, ...]:
-    """Return every readable evaluation of the run, the test split first.
-
-    Args:
-        run: The run.
-        mask: The mask that the export makes; each evaluation gives the figures of the matching stage.
-        tuned: Rules that were tuned for the current weights; None if there are none.
-    """
+    """Return every readable evaluation of the run, the test split first."""
     order = {"test": 0, "val": 1}
     found = []
     for path in run.root.glob("evaluation/*/metrics.json"):

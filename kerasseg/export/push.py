@@ -1,23 +1,21 @@
-"""Upload an export to the Hugging Face Hub: `hf://owner/name[@branch][/folder]`."""
+"""Upload an export to the Hugging Face Hub (`hf://owner/name[@branch][/folder]`), and write the files of a Space."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from kerasseg.checkpoints.hub import HubAddress
+from kerasseg.export.schema import ExportMetadata
+from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import KerassegError, UsageError
-
-__all__ = ["parse_address", "push"]
 
 
 def parse_address(text: str) -> HubAddress:
-    """Parse an address of the Hub.
-
-    Raises:
-        UsageError: The address is invalid, or the Hub is disabled by HF_HUB_OFFLINE.
-    """
+    """Parse an address of the Hub."""
     address = HubAddress.parse(text)
     from huggingface_hub import constants
 
@@ -42,9 +40,6 @@ def push(
 
     Returns:
         The address of the commit: `hf://owner/name@<commit>`.
-
-    Raises:
-        KerassegError: The token, rights or network are missing; the export on disk remains.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
@@ -90,3 +85,48 @@ def _fail(name: str, folder: Path, what: str, error: Exception, remedy: str | No
         found=f"{type(error).__name__}: {lines[0][:160] if lines else ''}".rstrip(": "),
         remedy=f"{remedy} {kept}" if remedy else kept,
     ) from error
+
+
+_APP = '''"""A page on which people drop slices, move the threshold and download masks. Not for clinical use."""
+
+from pathlib import Path
+
+from kerasseg.app import launch_space
+
+launch_space(Path(__file__).parent)
+'''
+_GRADIO = "6.31.0"
+"""Used where no Gradio is installed; a Space names an exact version."""
+
+
+def write_space(folder: Path) -> None:
+    """Write `app.py` and `requirements.txt`."""
+    (folder / "app.py").write_text(_APP, encoding="utf-8")
+    (folder / "requirements.txt").write_text(f"kerasseg[app]=={__version__}\n", encoding="utf-8")
+
+
+def space_front_matter(metadata: ExportMetadata) -> str:
+    """Return the YAML that the Hub reads from a Space's README.md."""
+    from huggingface_hub import SpaceCardData  # heavy
+
+    try:
+        gradio = importlib.metadata.version("gradio")
+    except importlib.metadata.PackageNotFoundError:
+        gradio = _GRADIO
+    return (
+        SpaceCardData(
+            title=re.sub(r"\s+", " ", metadata.name)[:60],
+            colorFrom="blue",
+            colorTo="gray",
+            sdk="gradio",
+            sdk_version=gradio,
+            python_version="3.12",
+            app_file="app.py",
+            license=metadata.license or "other",
+            short_description="Brain-tumour masks on MRI slices: research only",
+            tags=["kerasseg", "u-net", "mri", "brain-tumour", "medical-imaging"],
+        )
+        .to_yaml()
+        .strip()
+        + "\n"
+    )

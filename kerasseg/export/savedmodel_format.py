@@ -23,14 +23,143 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasseg.checkpoints.savedmodel.signatures import NETWORK_SIGNATURE
-from kerasseg.export.intensity_graph import fit_images, restore_all
 from kerasseg.export.mask_graph import postprocess_all
 from kerasseg.export.serving import Network
 from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.intensity import IntensityRule
 
-__all__ = ["FromStored", "RawNetwork", "open_savedmodel_export", "open_savedmodel_raw", "write_savedmodel"]
+# `kerasseg_tfrecords.intensity` as TensorFlow operations. Resizing a square is linear in rows and in columns, so it
+# is a product with a matrix from either side. The matrices are OpenCV's weights, computed in the graph from the size
+# of the slices. Padding is implicit: it has the window's lower end, which is 0 after subtraction. Only operations
+# that `open_checkpoint` allows in a SavedModel are used.
+_LEAST_OVERLAP = 1e-3
+"""OpenCV ignores parts of a pixel that are smaller."""
+
+
+def fit_images(pixels: Any, rule: IntensityRule, size: int, *, one_window: bool = False) -> Any:
+    """Compute `fit_image` for each slice of a batch.
+
+    Args:
+        pixels: (batch, height, width, channels), any numbers.
+        rule: Intensity rule.
+        size: Side of the result.
+        one_window: Whether the batch is one volume with one window; otherwise every slice has its own.
+
+    Returns:
+        (batch, size, size, channels) float32, integers from 0 to 255.
+    """
+    values = tf.cast(pixels, tf.float32)
+    low, high = _window(values, rule, one_window=one_window)
+    shape = tf.shape(values)
+    height, width = shape[1], shape[2]
+    side = tf.maximum(height, width)
+    low32, high32 = tf.cast(low, tf.float32), tf.cast(high, tf.float32)
+    if rule != "minmax":
+        values = tf.minimum(tf.maximum(values, low32), high32)
+    weights = _shrinking_or_growing(side, size)
+    small = _along(_cut(weights, side, height), values - low32, 1)
+    small = _along(_cut(weights, side, width), small, 2)
+    scale = tf.cast(
+        tf.constant(255.0, tf.float64) / tf.maximum(high - low, tf.constant(1e-300, tf.float64)), tf.float32
+    )
+    whole = tf.minimum(tf.maximum(tf.round(small * scale), 0.0), 255.0)
+    return tf.where(high > low, whole, tf.zeros_like(whole))
+
+
+def restore_all(probabilities: Any, height: Any, width: Any) -> Any:
+    """Compute `restore` for each slice of a batch.
+
+    Returns:
+        (batch, height, width) float32.
+    """
+    side = tf.maximum(height, width)
+    weights = tf.transpose(_linear(int(probabilities.shape[1]), side))
+    large = _along(tf.transpose(_cut(weights, side, height)), probabilities[..., tf.newaxis], 1)
+    return _along(tf.transpose(_cut(weights, side, width)), large, 2)[..., 0]
+
+
+def _window(values: Any, rule: IntensityRule, *, one_window: bool) -> tuple[Any, Any]:
+    """Return the ends of the window, (batch, 1, 1, 1) or (1, 1, 1, 1) float64."""
+    axes = [0, 1, 2, 3] if one_window else [1, 2, 3]
+    if rule == "minmax":
+        low, high = tf.reduce_min(values, axes, keepdims=True), tf.reduce_max(values, axes, keepdims=True)
+        return tf.cast(low, tf.float64), tf.cast(high, tf.float64)
+    if rule == "percentile":
+        flat = tf.reshape(values, [1, -1] if one_window else [tf.shape(values)[0], -1])
+        ordered = tf.sort(flat, axis=1)
+        return _percentile(ordered, 0.005), _percentile(ordered, 0.995)
+    exact = tf.cast(values, tf.float64)
+    mean = tf.reduce_mean(exact, axes, keepdims=True)
+    deviation = tf.sqrt(tf.reduce_mean(tf.square(exact - mean), axes, keepdims=True))
+    return mean - 3 * deviation, mean + 3 * deviation
+
+
+def _percentile(ordered: Any, share: float) -> Any:
+    """Compute a percentile as NumPy does, linear between the two nearest values."""
+    last = tf.shape(ordered)[1] - 1
+    place = tf.cast(last, tf.float64) * tf.constant(share, tf.float64)
+    under = tf.cast(tf.floor(place), tf.int32)
+    part = place - tf.cast(under, tf.float64)
+    below = tf.cast(tf.gather(ordered, under, axis=1), tf.float64)
+    above = tf.cast(tf.gather(ordered, tf.minimum(under + 1, last), axis=1), tf.float64)
+    return tf.reshape(below + (above - below) * part, [-1, 1, 1, 1])
+
+
+def _along(weights: Any, values: Any, axis: int) -> Any:
+    """Multiply (new, old) weights with one axis of a tensor of rank 4."""
+    # As one product of two matrices: products of batches of matrices with one side broadcast crash TensorFlow 2.21 (oneDNN
+    # kernels, batches of two and more).
+    order = [axis, *(i for i in range(4) if i != axis)]
+    turned = tf.transpose(values, order)
+    shape = tf.shape(turned)
+    product = tf.matmul(weights, tf.reshape(turned, [shape[0], -1]))
+    found = tf.reshape(product, tf.concat([tf.shape(weights)[:1], shape[1:]], 0))
+    return tf.transpose(found, [order.index(i) for i in range(4)])
+
+
+def _cut(weights: Any, side: Any, length: Any) -> Any:
+    """Return the columns for a slice of this length in the middle of the square."""
+    first = (side - length) // 2
+    return weights[:, first : first + length]
+
+
+def _shrinking_or_growing(side: Any, size: int) -> Any:
+    """Return (size, side) float32 weights of OpenCV's INTER_AREA, which interpolates when enlarging."""
+    scale = tf.cast(side, tf.float64) / size
+    source = tf.cast(tf.range(side), tf.float64)[tf.newaxis, :]
+    target = tf.cast(tf.range(size), tf.float64)[:, tf.newaxis]
+    # Shares of the input pixels that each output pixel covers.
+    begin = target * scale
+    end = tf.minimum(begin + scale, tf.cast(side, tf.float64))
+    overlap = tf.minimum(end, source + 1) - tf.maximum(begin, source)
+    area = tf.where(overlap > _LEAST_OVERLAP, overlap, tf.zeros_like(overlap)) / (end - begin)
+    # Interpolation between two pixels.
+    under = tf.floor(begin)
+    part = (target + 1) - (under + 1) / scale
+    part = tf.where(part <= 0, tf.zeros_like(part), part - tf.floor(part))
+    grown = _two_pixels(under, part, source, tf.cast(side, tf.float64))
+    return tf.cast(tf.where(scale >= 1, area, grown), tf.float32)
+
+
+def _linear(size: int, side: Any) -> Any:
+    """Return (side, size) float32 weights of OpenCV's INTER_LINEAR from `size` to `side` pixels."""
+    scale = size / tf.cast(side, tf.float64)
+    place = (tf.cast(tf.range(side), tf.float64)[:, tf.newaxis] + 0.5) * scale - 0.5
+    under = tf.floor(place)
+    part = tf.where(under < 0, tf.zeros_like(place), place - under)
+    source = tf.cast(tf.range(size), tf.float64)[tf.newaxis, :]
+    return tf.cast(_two_pixels(tf.maximum(under, 0.0), part, source, tf.constant(size, tf.float64)), tf.float32)
+
+
+def _two_pixels(under: Any, part: Any, source: Any, many: Any) -> Any:
+    """Return weights 1 - part for the pixel `under` and part for the next; the last pixel has no next."""
+    part = tf.where(under >= many - 1, tf.zeros_like(part), part)
+    under = tf.minimum(under, many - 1)
+    first = tf.cast(tf.equal(source, under), tf.float64)
+    second = tf.cast(tf.equal(source, under + 1), tf.float64)
+    return (1 - part) * first + part * second
+
 
 RawNetwork = Callable[[NDArray[Any]], tuple[NDArray[np.bool_], NDArray[np.float32]]]
 """One stored slice (height, width, channels) -> mask and probabilities (height, width)."""
@@ -54,11 +183,7 @@ class FromStored:
 
 
 def write_savedmodel(model: keras.Model, folder: Path, around: FromStored) -> None:
-    """Write the SavedModel to a folder.
-
-    Raises:
-        KerassegError: It cannot be written.
-    """
+    """Write the SavedModel to a folder."""
     wanted = int(model.inputs[0].shape[-1])
 
     def from_stored(image: Any, *, one_window: bool = False) -> dict[str, Any]:

@@ -13,27 +13,6 @@ from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import read_document
 
-__all__ = [
-    "FORMATS",
-    "FORMAT_VERSION",
-    "METADATA",
-    "SCHEMA",
-    "Calling",
-    "ClassFigures",
-    "Comparison",
-    "DataFacts",
-    "EvaluationFacts",
-    "ExportFormat",
-    "ExportMetadata",
-    "FileFacts",
-    "Int8Facts",
-    "MaskFacts",
-    "NetworkFacts",
-    "Port",
-    "Preprocessing",
-    "read_metadata",
-]
-
 FORMAT_VERSION = 1
 METADATA = "metadata.json"
 SCHEMA: Literal["kerasseg-export"] = "kerasseg-export"
@@ -340,10 +319,5 @@ class ExportMetadata(_Model):
 
 
 def read_metadata(folder: Path | str) -> ExportMetadata:
-    """Read the `metadata.json` of an export.
-
-    Raises:
-        DataError: The file is missing or damaged.
-        KerassegError: A newer version wrote it.
-    """
+    """Read the `metadata.json` of an export."""
     return read_document(Path(folder) / METADATA, ExportMetadata, FORMAT_VERSION, "the metadata of the export")

@@ -18,25 +18,6 @@ from numpy.typing import NDArray
 from kerasseg.runs.directory import RunDirectory
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 
-__all__ = [
-    "BATCH",
-    "KERAS_FILE",
-    "LITERT_FILE",
-    "ONNX_FILE",
-    "ONNX_PACKAGES",
-    "Network",
-    "check_backend",
-    "convertible",
-    "need_extra",
-    "open_keras_export",
-    "open_litert",
-    "open_onnx",
-    "serving_model",
-    "write_keras",
-    "write_litert",
-    "write_onnx",
-]
-
 Network = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 """Images (batch, size, size, channels) in [0, 1] -> "probability" (batch, size, size) float32 and, if the export makes it,
 "mask" of that shape."""
@@ -64,11 +45,7 @@ def serving_model(model: keras.Model, size: int, threshold: float | None) -> ker
 
 @contextlib.contextmanager
 def convertible(form: str) -> Iterator[None]:
-    """Turn errors of a converter into one sentence.
-
-    Raises:
-        KerassegError: The converter failed.
-    """
+    """Turn errors of a converter into one sentence."""
     try:
         yield
     except OSError:
@@ -83,11 +60,7 @@ def convertible(form: str) -> Iterator[None]:
 
 
 def check_backend() -> None:
-    """Check that Keras runs on TensorFlow, which exports other than `.keras` need.
-
-    Raises:
-        UsageError: Keras runs on another backend.
-    """
+    """Check that Keras runs on TensorFlow, which exports other than `.keras` need."""
     found = keras.backend.backend()
     if found != "tensorflow":
         raise UsageError(
@@ -99,11 +72,7 @@ def check_backend() -> None:
 
 
 def need_extra(extra: str, *packages: str) -> None:
-    """Check that the packages of an extra are installed.
-
-    Raises:
-        UsageError: A package is missing; the message says how to install it.
-    """
+    """Check that the packages of an extra are installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -117,11 +86,7 @@ KERAS_FILE = "model.keras"
 
 
 def write_keras(model: keras.Model, folder: Path) -> None:
-    """Write the file with its provenance.
-
-    Raises:
-        KerassegError: The file cannot be written.
-    """
+    """Write the file with its provenance."""
     RunDirectory(folder).save_model(model, folder / KERAS_FILE)
 
 
@@ -147,9 +112,6 @@ def write_litert(serving: keras.Model, folder: Path, calibration: NDArray[np.flo
         folder: Output folder.
         calibration: (slices, size, size, channels) in [0, 1] for calibrating 8-bit ranges; None writes float32. Input and
             outputs are float32 in both cases.
-
-    Raises:
-        KerassegError: The network contains an operation that LiteRT lacks.
     """
     options: dict[str, Any] = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}}
     if calibration is not None:
@@ -192,16 +154,7 @@ ONNX_OPSET = 15
 
 
 def write_onnx(serving: keras.Model, folder: Path, notes: Mapping[str, str]) -> None:
-    """Write an ONNX file.
-
-    Args:
-        serving: See `serving_model`.
-        folder: Output folder.
-        notes: Entries of `metadata_props`, which every runtime can read.
-
-    Raises:
-        KerassegError: The network contains an operation that ONNX lacks.
-    """
+    """Write an ONNX file."""
     import onnx
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)

@@ -22,10 +22,9 @@ from kerasseg.models.heads import (
     trial_size,
 )
 from kerasseg.models.input_scaling import InputScaling, read_input_scaling
+from kerasseg.models.layers import fresh_part, mark_fresh
 from kerasseg.models.surgery import Replacement, first_kernels, rebuild
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
-
-__all__ = ["ChannelRule", "Fitted", "Head", "fit_to_task"]
 
 ChannelRule = Literal["repeat", "sum"]
 
@@ -136,6 +135,8 @@ def fit_to_task(
         copy_provenance(given, new, changes=tuple(changes))
     repeat = takes if channels == 1 else 1
     fresh_head = any(replacement.fresh for replacement in plan.replacements.values())
+    if new is not given:
+        mark_fresh(new, "decoder" if fresh_part(given) == "decoder" else "head" if fresh_head else None)
     return Fitted(new, tuple(changes), repeat, fresh_head)
 
 

@@ -17,8 +17,6 @@ from kerasseg.models.levels import Layout, side
 from kerasseg.models.scales import is_permutation
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["Block", "Blocks", "Skip", "find_blocks"]
-
 
 @dataclass(frozen=True, slots=True)
 class Block:

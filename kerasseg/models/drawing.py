@@ -12,8 +12,6 @@ from rich.text import Text
 
 from kerasseg.models.blocks import Block, Blocks
 
-__all__ = ["WIDEST", "draw"]
-
 NARROWEST = 60
 WIDEST = 110  # columns; longer arrows are hard to follow
 

@@ -8,8 +8,6 @@ import keras
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["ensemble"]
-
 
 def ensemble(models: Sequence[keras.Model]) -> keras.Model:
     """Combine networks, such as those of cross-validation folds, into one that returns their mean.

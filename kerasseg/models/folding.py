@@ -19,8 +19,6 @@ from kerasseg.models.graph import Graph, Node, flatten
 from kerasseg.models.surgery import Replacement, rebuild
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["fold_batchnorm"]
-
 Array = NDArray[np.float64]
 
 

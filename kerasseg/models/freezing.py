@@ -20,8 +20,6 @@ from kerasseg.models.blocks import Blocks, find_blocks
 from kerasseg.models.layers import all_layers, fixed_weights, leaves, own_weights, restless, set_trainable, with_inner
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["STRATEGIES", "BlockReport", "FreezeReport", "freeze", "frozen_encoder_blocks"]
-
 STRATEGIES = ("conservative", "moderate", "aggressive")
 """Ordered by how much is trained."""
 
@@ -183,13 +181,6 @@ def frozen_encoder_blocks(strategy: str, encoder_blocks: int) -> int:
 
     The first blocks respond to edges and texture, which differ least between kinds of images (Yosinski et al. 2014, arXiv
     1411.1792). The decoder must learn the task and is always trained.
-
-    Args:
-        strategy: One of `STRATEGIES`.
-        encoder_blocks: Number of encoder blocks, at least 1.
-
-    Raises:
-        UsageError: The strategy is unknown.
 
     Example:
         >>> [frozen_encoder_blocks(strategy, 4) for strategy in STRATEGIES]

@@ -13,8 +13,6 @@ import keras
 
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Graph", "Node", "Shape", "flatten", "has_graph"]
-
 Shape = tuple[int | None, ...]
 
 
@@ -111,12 +109,6 @@ def flatten(model: keras.Model) -> Graph:
     """Return the graph of a functional or sequential model with all nested models expanded.
 
     A nested model that is used twice appears twice, with the same layers.
-
-    Args:
-        model: A built model.
-
-    Raises:
-        CheckpointError: The model is subclassed or unbuilt and has no readable graph.
     """
     if not has_graph(model):
         raise CheckpointError(

@@ -16,21 +16,6 @@ from kerasseg.models.scales import Place, image_axes, measure
 from kerasseg.models.surgery import Replacement
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
-__all__ = [
-    "Head",
-    "Kind",
-    "Output",
-    "Plan",
-    "Wish",
-    "deepest_scale",
-    "free_name",
-    "plan_output",
-    "read_output",
-    "settle_by_test",
-    "tail",
-    "trial_size",
-]
-
 Kind = Literal["probability", "softmax", "logits", "tanh", "unknown"]
 
 _ACTIVATIONS: dict[str, Kind] = {
@@ -80,10 +65,6 @@ def read_output(model: keras.Model, wanted: str | int | None = None) -> Output:
     Args:
         model: A model with one image input, channels last.
         wanted: Name or index of the output to use instead.
-
-    Raises:
-        CheckpointError: No output is a map of the size of the input.
-        UsageError: The network has no output `wanted`.
     """
     graph = flatten(model)
     _check_input(graph)
@@ -142,11 +123,7 @@ def trial_size(model: keras.Model) -> tuple[int, int]:
 
 
 def settle_by_test(model: keras.Model, output: Output) -> Kind:
-    """Distinguish probabilities from logits by running the network on random input.
-
-    Raises:
-        CheckpointError: The values are neither.
-    """
+    """Distinguish probabilities from logits by running the network on random input."""
     height, width = trial_size(model)
     channels = model.inputs[0].shape[-1]
     rng = np.random.default_rng(0)
@@ -278,18 +255,7 @@ class Plan:
 
 
 def plan_output(model: keras.Model, output: Output, wish: Wish, changes: list[str]) -> Plan:
-    """Plan how the output of a network becomes one tumour probability in float32.
-
-    Args:
-        model: The network, left unchanged.
-        output: Its mask output.
-        wish: The user's options.
-        changes: A sentence is appended for each change or assumption.
-
-    Raises:
-        CheckpointError: The meaning of the head is unclear (`"keep"`), or there is no convolution to replace.
-        UsageError: The output does not have a requested channel.
-    """
+    """Plan how the output of a network becomes one tumour probability in float32."""
     if wish.head == "binary":
         return _fresh_head(output, wish.seed, changes)
     said: list[str] = []

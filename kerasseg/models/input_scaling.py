@@ -16,8 +16,6 @@ from keras import layers, ops
 
 from kerasseg.models.graph import Node, flatten
 
-__all__ = ["InputScaling", "read_input_scaling"]
-
 _PASSING = {
     "Identity", "Dropout", "GaussianNoise", "ZeroPadding2D", "Cropping2D", "Resizing", "Permute", "Reshape", "Cast",
     "Concatenate", "Repeat", "Flip", "GetItem", "Take", "Transpose", "Pad", "Resize", "Stack", "Activation", "Squeeze",
@@ -46,9 +44,6 @@ class InputScaling:
 
 def read_input_scaling(model: keras.Model) -> InputScaling | None:
     """Read the first affine layers of a network: Rescaling, Normalization, BatchNorm, arithmetic with constants.
-
-    Args:
-        model: A functional or sequential network.
 
     Returns:
         The expected range; None if it is 0..1 or cannot be determined.

@@ -20,8 +20,6 @@ from kerasseg.models.layers import all_layers
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["Inspection", "Strategy", "Tensor", "inspect_checkpoint", "inspect_model", "layer_prefixes"]
-
 _FEW = 6  # longest list of names that is not shortened
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 
@@ -148,10 +146,6 @@ def inspect_checkpoint(
         what: A strategy or patterns as for `freeze`, to show their effect.
         architecture: See `open_checkpoint`.
         allow_partial: See `open_checkpoint`.
-
-    Raises:
-        CheckpointError: The file cannot be opened. (A network that is not a U-Net is described without an error.)
-        UsageError: `what` matches nothing in the network.
     """
     model = open_checkpoint(path, architecture=architecture, allow_partial=allow_partial)
     return inspect_model(model, path=path, what=what)
@@ -231,9 +225,6 @@ def _tensor(tensor: Any, *, made: bool = False) -> Tensor:
 
 def layer_prefixes(blocks: Blocks) -> dict[str, tuple[str, ...]]:
     """Return the names of the layers with weights in each part of the U-Net, shortened for display.
-
-    Args:
-        blocks: The result of `find_blocks`.
 
     Returns:
         For `encoder`, `bottleneck`, `decoder` and `head`: runs of numbered names (`conv2d .. conv2d_7`), or if these are

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 from keras import ops
 
-__all__ = ["all_layers", "fixed_weights", "leaves", "own_weights", "restless", "set_trainable", "with_inner"]
+Part = Literal["head", "decoder"]
+
+
+def mark_fresh(model: keras.Model, part: Part | None) -> None:
+    """Remember which part of an otherwise pretrained network has fresh weights; a saved file does not contain it."""
+    model._kerasseg_fresh = part
+
+
+def fresh_part(model: keras.Model) -> Part | None:
+    """Return the part that `mark_fresh` named."""
+    part: Part | None = getattr(model, "_kerasseg_fresh", None)
+    return part
 
 
 def set_trainable(layers: Iterable[Any], value: bool) -> None:

@@ -15,8 +15,6 @@ from kerasseg.models.graph import Graph, Node
 from kerasseg.models.scales import Place, image_axes, measure
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Layout", "effective_areas", "side"]
-
 _SQUASHING = {"sigmoid", "hard_sigmoid", "softmax", "tanh", "hardsigmoid", "logsigmoid"}
 # Between a gate's activation and the product: resizing, repeating, reshaping, 1 - x. Longer chains are not gates.
 _LONGEST_CHAIN = 8
@@ -24,10 +22,6 @@ _LONGEST_CHAIN = 8
 
 def effective_areas(graph: Graph, places: list[Place]) -> list[Fraction]:
     """Return the scale (as an area) of each node, with side branches at the scale where they rejoin.
-
-    Args:
-        graph: The graph.
-        places: The result of `kerasseg.models.scales.measure`.
 
     Returns:
         Input pixels per pixel of the map that each node belongs to.

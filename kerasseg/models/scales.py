@@ -17,8 +17,6 @@ from keras import layers
 
 from kerasseg.models.graph import Graph, Node, Shape
 
-__all__ = ["Place", "image_axes", "is_permutation", "measure"]
-
 _STRIDED = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.MaxPooling2D, layers.AveragePooling2D)
 _POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
 _GLOBAL = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
@@ -60,11 +58,7 @@ def _axes(data_format: str) -> tuple[int, int, int]:
 
 
 def measure(graph: Graph) -> list[Place]:
-    """Return scale and size of every node's (first) output.
-
-    Args:
-        graph: A graph whose input is a batch of images.
-    """
+    """Return scale and size of every node's (first) output."""
     axes = image_axes(graph)
     places: list[Place] = []
     for node in graph.nodes:

@@ -18,8 +18,6 @@ from kerasseg.models.graph import flatten, has_graph
 from kerasseg.models.layers import own_weights, with_inner
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Replacement", "first_kernels", "rebuild"]
-
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
@@ -57,9 +55,6 @@ def rebuild(
 
     Returns:
         A functional model with the same names of layers and nested models.
-
-    Raises:
-        CheckpointError: A layer does not work at that shape; the message names it.
     """
     wanted = list(range(len(model.outputs))) if outputs is None else list(outputs)
     image = keras.Input(tuple(shape), dtype="float32", name=model.inputs[0]._keras_history.operation.name)
@@ -212,9 +207,6 @@ def first_kernels(
     Args:
         model: A model with one image input, channels last.
         change: Maps the old kernel (height, width, channels, filters) to the new one.
-
-    Raises:
-        CheckpointError: Another kind of layer reads the channels.
     """
     graph = flatten(model)
     found: dict[int, tuple[keras.Layer, Replacement]] = {}

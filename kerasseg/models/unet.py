@@ -10,9 +10,8 @@ import keras
 from kerasseg.architectures.encoders import EncoderConvention, encoder_named, encoder_unet
 from kerasseg.architectures.unet import BlockBuilder, Normalization, Upsampling, plain_unet
 from kerasseg.checkpoints.encoder_weights import load_encoder_weights
+from kerasseg.models.layers import mark_fresh
 from kerasseg_tfrecords.errors import UsageError
-
-__all__ = ["unet"]
 
 _DEPTH, _FILTERS, _DECODER_FILTERS = 4, 64, 32
 
@@ -113,7 +112,7 @@ def unet(
     def load(base: keras.Model) -> EncoderConvention:
         return load_encoder_weights(base, encoder_weights, application)
 
-    return encoder_unet(
+    model = encoder_unet(
         application,
         encoder_weights if encoder_weights is None or encoder_weights == "imagenet" else load,  # type: ignore[arg-type]
         input_shape,
@@ -122,3 +121,5 @@ def unet(
         builder,
         name,
     )
+    mark_fresh(model, None if encoder_weights is None else "decoder")
+    return model

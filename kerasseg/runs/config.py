@@ -16,8 +16,6 @@ from kerasseg_tfrecords.documents import read_document, read_json, refuse_newer
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.validation import did_you_mean
 
-__all__ = ["FORMAT_VERSION", "Resolved", "RunConfig", "new_config", "read_config", "settings_from"]
-
 FORMAT_VERSION = 1
 
 _PACKAGES = ("keras", "tensorflow", "numpy", "opencv-python-headless", "h5py")
@@ -98,28 +96,15 @@ def new_config(settings: TrainSettings, resolved: Resolved) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Read the `config.json` of a run.
-
-    Raises:
-        DataError: The file is missing or damaged.
-        KerassegError: A newer version wrote it.
-    """
+    """Read the `config.json` of a run."""
     return read_document(path, RunConfig, FORMAT_VERSION, "the run configuration")
 
 
 def settings_from(path: Path) -> dict[str, Any]:
     """Read settings from a run's `config.json`, or from plain settings as JSON, to repeat a run.
 
-    Args:
-        path: The file, or the run directory.
-
     Returns:
         Fields of `TrainSettings`, validated.
-
-    Raises:
-        DataError: The file cannot be read.
-        UsageError: A field is unknown, or a value is invalid.
-        KerassegError: A newer version wrote the run.
     """
     file = path / "config.json" if path.is_dir() else path
     document = read_json(file, "the configuration")

@@ -19,8 +19,6 @@ from kerasseg.runs.config import RunConfig, read_config
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import lock, open_atomically, sync_folder, write_atomically
 
-__all__ = ["RUNS", "RunDirectory"]
-
 RUNS = Path("runs")
 """Default folder of runs."""
 
@@ -44,16 +42,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, root: Path | None, strategy: str) -> RunDirectory:
-        """Create the folder of a new run, without a configuration yet.
-
-        Args:
-            root: The folder; None for `runs/<date-time-strategy>`.
-            strategy: Strategy, for the name.
-
-        Raises:
-            UsageError: The folder contains a run or other files.
-            KerassegError: The folder cannot be created.
-        """
+        """Create the folder of a new run, without a configuration yet."""
         if root is None:
             name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{strategy}"
             root = RUNS / name
@@ -71,11 +60,7 @@ class RunDirectory:
 
     @staticmethod
     def check_free(root: Path) -> None:
-        """Check that a folder can hold a new run.
-
-        Raises:
-            UsageError: The folder contains a run or other files.
-        """
+        """Check that a folder can hold a new run."""
         if (root / _CONFIG).exists():
             raise UsageError(
                 "the folder already holds a run",
@@ -92,11 +77,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, root: Path | str) -> RunDirectory:
-        """Open an existing run.
-
-        Raises:
-            DataError: The folder is not a run.
-        """
+        """Open an existing run."""
         run = cls(Path(root))
         if not run.config_file.is_file():
             raise DataError(
@@ -216,11 +197,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the run against other training processes while the block runs, and remove files of a killed one.
-
-        Raises:
-            KerassegError: Another process is training in this run.
-        """
+        """Lock the run against other training processes while the block runs, and remove files of a killed one."""
         remedy = "Wait for it, or choose another --out."
         with lock(self.root / _LOCK, "run", busy="another process is training in this run", remedy=remedy):
             for folder in (self.root, self.state_folder):
@@ -246,11 +223,7 @@ class RunDirectory:
     # --- networks --------------------------------------------------------------------------------------------------------
 
     def require_rest(self) -> None:
-        """Refuse a run that is still being trained.
-
-        Raises:
-            KerassegError: The run is being trained.
-        """
+        """Refuse a run that is still being trained."""
         if self.is_running():
             raise KerassegError(
                 "this run is still being trained, and its weights change",
@@ -259,11 +232,7 @@ class RunDirectory:
             )
 
     def require_network(self) -> None:
-        """Refuse a run that has no weights yet.
-
-        Raises:
-            DataError: The run has no weights.
-        """
+        """Refuse a run that has no weights yet."""
         if not self.model_file.is_file():
             raise DataError(
                 "this run has no network yet",
@@ -273,11 +242,7 @@ class RunDirectory:
             )
 
     def save_model(self, model: keras.Model, path: Path) -> None:
-        """Write a network as a `.keras` file without its optimizer, atomically.
-
-        Raises:
-            KerassegError: The disk is full or the folder cannot be written to; an earlier file is left unchanged.
-        """
+        """Write a network as a `.keras` file without its optimizer, atomically."""
         # Keras only writes to paths that end in `.keras`.
         try:
             with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as folder:
@@ -295,11 +260,7 @@ class RunDirectory:
         return self.state_folder / f"best-{tag}.keras"
 
     def use_best(self, tag: str) -> None:
-        """Make `model.keras` a hard link to the best weights with this tag.
-
-        Raises:
-            KerassegError: The link cannot be created.
-        """
+        """Make `model.keras` a hard link to the best weights with this tag."""
         source, temporary = self.best_file(tag), self.root / f"{_TEMPORARY}model-{os.getpid()}"
         try:
             if self.model_file.exists() and self.model_file.samefile(source):

@@ -13,8 +13,6 @@ from typing import Any
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.tables import format_csv, read_csv
 
-__all__ = ["EpochRow", "append_log", "read_history", "read_log", "rows_from_json", "rows_to_json", "to_csv"]
-
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
@@ -104,11 +102,7 @@ def to_csv(rows: Sequence[EpochRow]) -> str:
 
 
 def read_history(path: Path) -> list[EpochRow]:
-    """Read what `to_csv` wrote.
-
-    Raises:
-        DataError: The file is missing or not a history.
-    """
+    """Read what `to_csv` wrote."""
     try:
         return [
             EpochRow(
@@ -153,12 +147,7 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def append_log(path: Path, event: Mapping[str, Any]) -> None:
-    """Append a JSON line with the time. An incomplete last line, left by a kill, is ended first.
-
-    Args:
-        path: The file, created if missing.
-        event: JSON values; NaN becomes null.
-    """
+    """Append a JSON line with the time. An incomplete last line, left by a kill, is ended first."""
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **_plain(event)}, allow_nan=False)
     with path.open("ab+") as stream:
         if stream.tell() > 0:

@@ -13,16 +13,6 @@ from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.text import without_credentials
 from kerasseg_tfrecords.validation import complaint
 
-__all__ = [
-    "AugmentationSettings",
-    "LossSettings",
-    "Precision",
-    "ScheduleSettings",
-    "Strategy",
-    "TrainSettings",
-    "parse_settings",
-]
-
 Strategy = Literal["conservative", "moderate", "aggressive", "progressive", "two-stage", "auto", "scratch"]
 Precision = Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"]
 
@@ -230,13 +220,6 @@ class TrainSettings(_Settings):
 
 def parse_settings(path: Path | None = None, /, **values: Any) -> TrainSettings:
     """Validate settings.
-
-    Args:
-        path: File that the values come from, for error messages.
-        **values: Fields of `TrainSettings`.
-
-    Raises:
-        UsageError: The first invalid field, with the value found and the one expected.
 
     Example:
         >>> try: parse_settings(epochs=-1)

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.errors import KerassegError, one_line
 from kerasseg_tfrecords.files import open_atomically
 
-__all__ = ["FORMAT_VERSION", "SavedState", "StateStore"]
-
 FORMAT_VERSION = 1
 
 _NAME = re.compile(r"state-(\d{8})\.npz")
@@ -70,15 +68,8 @@ class StateStore:
     def save(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Path:
         """Write a new generation.
 
-        Args:
-            facts: JSON values.
-            arrays: Name -> array of numbers.
-
         Returns:
             The file.
-
-        Raises:
-            KerassegError: The disk is full or the folder cannot be written to; earlier generations are left unchanged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         there = self._generations()
@@ -101,11 +92,7 @@ class StateStore:
         return path
 
     def newest(self) -> SavedState | None:
-        """Read the newest intact generation; None if nothing was saved.
-
-        Raises:
-            KerassegError: No generation can be read, or a newer version of kerasseg wrote it.
-        """
+        """Read the newest intact generation; None if nothing was saved."""
         skipped: list[str] = []
         for generation, path, (facts, arrays) in self._readable(skipped):
             self._good = path

@@ -17,8 +17,6 @@ import tensorflow as tf
 
 from kerasseg.models.layers import all_layers
 
-__all__ = ["batch_statistics", "batchnorms", "fused_batchnorm", "momenta", "pace", "with_momenta"]
-
 _LEFT = 0.1
 """Largest share of the running statistics that may be older than one epoch."""
 
@@ -51,12 +49,7 @@ def pace(own: Sequence[float], steps: int, asked: float | None = None) -> tuple[
 
 @contextlib.contextmanager
 def with_momenta(model: keras.Model, values: Sequence[float]) -> Iterator[None]:
-    """Set the momenta of the BatchNorm layers while the block runs; functions traced before keep the old ones.
-
-    Args:
-        model: Network, changed in place and restored.
-        values: One momentum per layer, in the order of `momenta`.
-    """
+    """Set the momenta of the BatchNorm layers while the block runs; functions traced before keep the old ones."""
     layers = batchnorms(model)
     before = momenta(model)
     for layer, value in zip(layers, values, strict=True):
@@ -74,9 +67,6 @@ def batch_statistics(model: keras.Model) -> Iterator[None]:
 
     Layers other than BatchNorm keep the mode in which the network is called; frozen BatchNorm layers do not take part. A
     function traced in the block keeps this behaviour.
-
-    Args:
-        model: Network, changed in place and restored.
     """
     layers = batchnorms(model)
 
@@ -102,9 +92,6 @@ def fused_batchnorm(model: keras.Model) -> Iterator[None]:
 
     Results, moving statistics included, equal those of Keras up to rounding. Keras computes the cases that the kernel does
     not cover: statistics over several devices, renorm, masks, inputs that are not images, channels first.
-
-    Args:
-        model: Network, changed in place and restored.
 
     Example:
         >>> import kerasseg

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 
-__all__ = ["breakable", "meet", "patience"]
-
 VARIABLE = "KERASSEG_MACHINES_TIMEOUT"
 _USUAL = 600.0
 _PAUSE = 0.2
@@ -23,9 +21,6 @@ _ANSWER = 5.0
 
 def patience() -> float:
     """Return the seconds to wait for other machines: `KERASSEG_MACHINES_TIMEOUT`, or 600.
-
-    Raises:
-        UsageError: The variable is not a positive number.
 
     Example:
         >>> patience()
@@ -45,15 +40,6 @@ def meet(addresses: Sequence[str], number: int, seconds: float) -> None:
     """Wait until every machine answers at its address.
 
     Meanwhile this machine listens at its own address. It frees the address for TensorFlow once all others have answered.
-
-    Args:
-        addresses: `host:port` of all machines.
-        number: Index of this machine.
-        seconds: Maximum wait.
-
-    Raises:
-        UsageError: An address is invalid.
-        KerassegError: The address of this machine is in use, or other machines did not answer.
     """
     places = [_parsed(address) for address in addresses]
     missing = {index: "" for index in range(len(addresses)) if index != number}

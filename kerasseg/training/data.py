@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kerasseg.data.arrays import ArraySlices
 from kerasseg.data.augmentation import SafeAugmentation
 from kerasseg.data.tf_data import EvaluationData, TrainingData
-from kerasseg.runs.settings import AugmentationSettings, TrainSettings
+from kerasseg.runs.settings import TrainSettings
 from kerasseg.training.tensorboard import Example, choose
 from kerasseg.training.trainer import Validation
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.records.manifest import Manifest
-
-__all__ = ["Task", "augmentation_of", "count", "examples_of", "no_tumour", "shard_rows", "task_from_shards"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,42 +57,9 @@ class Task:
 
 
 def task_from_shards(settings: TrainSettings, manifest: Manifest, channels: int, worker: tuple[int, int]) -> Task:
-    """Open the training and validation splits of a shard directory.
-
-    Args:
-        settings: Settings with the directory and the composition of batches.
-        manifest: Manifest of the directory.
-        channels: Channels of the network.
-        worker: (index, number) of the machines that train together.
-
-    Raises:
-        DataError: The shards do not fit their manifest, or validation has no tumour.
-        UsageError: An option is invalid.
-    """
-    training = TrainingData(
-        settings.shards,
-        batch_size=settings.batch_size,
-        channels=channels,
-        balance=settings.balance,
-        augmentation=augmentation_of(settings.augmentation),
-        seed=settings.seed,
-        cache=settings.cache,
-        memory_budget=settings.memory_budget,
-        positives_only=settings.train_on_positives,
-        class_weight=settings.class_weight,
-        with_labels=True,
-        worker=worker,
-    )
-    data = EvaluationData(
-        settings.shards,
-        "val",
-        batch_size=settings.batch_size,
-        channels=channels,
-        pad=True,
-        memory_budget=settings.memory_budget,
-        with_labels=True,
-        worker=worker,
-    )
+    """Open the training and validation splits of a shard directory."""
+    training = training_data(settings.shards, settings, channels, worker)
+    data = validation_data(settings.shards, settings, channels, settings.batch_size, worker)
     tumour = data.slices.with_tumour()
     if not tumour.any():
         raise no_tumour(settings.shards)
@@ -106,11 +72,41 @@ def task_from_shards(settings: TrainSettings, manifest: Manifest, channels: int,
     return Task(training, Validation(data, manifest.classes, groups), counts, rows, tumour).of(manifest)
 
 
-def augmentation_of(amounts: AugmentationSettings | None) -> SafeAugmentation | None:
-    """Return the augmentation that the settings describe."""
-    if amounts is None:
-        return None
-    return SafeAugmentation(amounts.flip, amounts.brightness, amounts.contrast, amounts.zoom)
+def training_data(
+    shards: str | ArraySlices, settings: TrainSettings, channels: int, worker: tuple[int, int] = (0, 1)
+) -> TrainingData:
+    """Return training batches as the settings describe them."""
+    amounts = settings.augmentation
+    return TrainingData(
+        shards,
+        batch_size=settings.batch_size,
+        channels=channels,
+        balance=settings.balance,
+        augmentation=None if amounts is None else SafeAugmentation(**amounts.model_dump()),
+        seed=settings.seed,
+        cache=settings.cache,
+        memory_budget=settings.memory_budget,
+        positives_only=settings.train_on_positives,
+        class_weight=settings.class_weight,
+        with_labels=True,
+        worker=worker,
+    )
+
+
+def validation_data(
+    shards: str | ArraySlices, settings: TrainSettings, channels: int, batch_size: int, worker: tuple[int, int] = (0, 1)
+) -> EvaluationData:
+    """Return validation batches, all of the same size."""
+    return EvaluationData(
+        shards,
+        "val",
+        batch_size=batch_size,
+        channels=channels,
+        pad=True,
+        memory_budget=settings.memory_budget,
+        with_labels=True,
+        worker=worker,
+    )
 
 
 def no_tumour(shards: str | None) -> DataError:

@@ -21,20 +21,6 @@ from kerasseg.training.batchnorm import batchnorms
 from kerasseg.training.cluster import breakable, meet, patience
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = [
-    "Devices",
-    "agree",
-    "choose_devices",
-    "compute_capability",
-    "enable_determinism",
-    "gpu_names",
-    "more_parts",
-    "out_of_memory",
-    "peak_memory_mb",
-    "plain_batchnorm",
-    "synchronized_batchnorm",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Devices:
@@ -79,10 +65,6 @@ def choose_devices(names: Sequence[str] = (), batch_size: int = 8) -> Devices:
     Args:
         names: Devices to use, such as "GPU:0" or "CPU:0"; none chooses as above.
         batch_size: Slices in a global batch, which the devices share.
-
-    Raises:
-        UsageError: A device does not exist, the batch cannot be shared evenly, or `TF_CONFIG` is invalid.
-        KerassegError: Some machines did not answer in time.
     """
     if os.environ.get("TF_CONFIG"):
         if names:
@@ -149,9 +131,6 @@ def agree(devices: Devices, facts: Mapping[str, str]) -> None:
     Args:
         devices: Devices of the run; a single machine checks nothing.
         facts: Name for display -> text that must be the same on all machines.
-
-    Raises:
-        UsageError: A fact differs; raised on all machines.
     """
     if devices.worker[1] == 1:
         return
@@ -274,10 +253,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 def more_parts(parts: int, share: int) -> int | None:
     """Return the next number of parts to divide a batch into; None once each part is a single slice.
-
-    Args:
-        parts: Current number.
-        share: Slices of a batch on one device.
 
     Example:
         >>> [more_parts(parts, 8) for parts in (1, 2, 4, 8)], more_parts(1, 3)

@@ -10,18 +10,8 @@ from numpy.typing import ArrayLike
 from kerasseg.evaluation.bootstrap import group_numbers
 from kerasseg.runs.history import EpochRow
 from kerasseg.training.events import Message
-from kerasseg.training.validation_table import SliceTable
+from kerasseg.training.state import SliceTable
 from kerasseg_tfrecords.errors import UsageError
-
-__all__ = [
-    "check_intensity",
-    "clearly_below",
-    "far_message",
-    "few_slices_message",
-    "idle_message",
-    "overfitting_message",
-    "sunk_message",
-]
 
 _LEAST = 0.01
 """Smallest fall of Dice that is reported."""
@@ -78,11 +68,6 @@ def clearly_below(first: SliceTable, now: SliceTable, groups: ArrayLike) -> bool
     """Return whether validation Dice fell significantly below epoch 0, and by more than 0.01.
 
     Significant: the mean paired difference is below 0 by more than two standard errors, taken over patients.
-
-    Args:
-        first: Epoch 0.
-        now: A later epoch, with the same slices.
-        groups: (slices,) patient of each slice.
     """
     difference = now.dice.astype(np.float64) - first.dice.astype(np.float64)
     mean = float(difference.mean())
@@ -114,10 +99,6 @@ def overfitting_message(history: Sequence[EpochRow], *, far: bool = False) -> Me
 
     Over three epochs training Dice rose and validation Dice fell, by more than 0.01 from its best and to more than 0.10
     below training Dice.
-
-    Args:
-        history: Rows of one phase, in order; may include epoch 0.
-        far: Whether the checkpoint hardly knows the task, so that freezing would not help.
     """
     rows = [row for row in history if row.epoch > 0]
     if len(rows) <= _TREND:
@@ -139,9 +120,6 @@ def idle_message(history: Sequence[EpochRow]) -> Message | None:
     """Warn that the learning rate was lowered while the network still marked almost nothing and its loss was falling.
 
     Such a network has not started to learn the task; at lower rates it may never do so.
-
-    Args:
-        history: Rows of one phase, in order; may include epoch 0.
     """
     rows = [row for row in history if row.epoch > 0]
     if len(rows) < 2 or "rate" not in rows[-1].event:
@@ -159,12 +137,7 @@ def idle_message(history: Sequence[EpochRow]) -> Message | None:
 
 
 def few_slices_message(strategy: str, counts: Mapping[str, int]) -> Message | None:
-    """Warn against `aggressive` with fewer than 1,000 training slices per class, as the recipe advises.
-
-    Args:
-        strategy: Strategy of the phase.
-        counts: Class -> training slices.
-    """
+    """Warn against `aggressive` with fewer than 1,000 training slices per class, as the recipe advises."""
     few = {name: count for name, count in counts.items() if count < _ENOUGH}
     if strategy != "aggressive" or not few:
         return None
@@ -179,16 +152,8 @@ def few_slices_message(strategy: str, counts: Mapping[str, int]) -> Message | No
 def check_intensity(shards: str, recorded: str | None, *, checkpoint: str) -> Message | None:
     """Check that the shards' grey values are scaled like the images that the checkpoint was trained on.
 
-    Args:
-        shards: Intensity rule of the shards.
-        recorded: Intensity rule in the checkpoint's provenance; None if not recorded.
-        checkpoint: Name of the checkpoint, for the message.
-
     Returns:
         A note if the checkpoint's rule is unknown; None if the rules agree.
-
-    Raises:
-        UsageError: The two rules differ.
     """
     if recorded is None:
         text = (

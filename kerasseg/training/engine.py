@@ -19,10 +19,8 @@ from kerasseg.metrics import slice_scores
 from kerasseg.training.batchnorm import batch_statistics, batchnorms, fused_batchnorm
 from kerasseg.training.devices import Devices, more_parts, out_of_memory, synchronized_batchnorm
 from kerasseg.training.events import Message
-from kerasseg.training.validation_table import SliceTable
+from kerasseg.training.state import SliceTable
 from kerasseg_tfrecords.errors import KerassegError, UsageError
-
-__all__ = ["Engine", "StepResult"]
 
 _COLUMNS = ("slice", "label", "loss", "dice", "soft_dice", "iou", "precision", "recall", "tumour")
 _AVERAGED_STEPS = "average/steps"
@@ -142,24 +140,11 @@ class Engine:
     # --- training ------------------------------------------------------------------------------------------------------
 
     def batches(self, data: Any, epoch: int, start_step: int = 0) -> Iterable[Mapping[str, Any]]:
-        """Return batches of an epoch from a step on, distributed over the devices.
-
-        Args:
-            data: `TrainingData` with labels, or an object with its `epoch` method.
-            epoch: Epoch, from 0.
-            start_step: First batch, from 0.
-        """
+        """Return batches of an epoch from a step on, distributed over the devices."""
         return self._spread(lambda context: data.epoch(epoch, start_step, input_context=context))
 
     def train_step(self, batch: Mapping[str, Any]) -> StepResult:
-        """Take one optimizer step.
-
-        Args:
-            batch: image, mask, weight, label and slice from `batches`; on a single device also arrays.
-
-        Raises:
-            KerassegError: Out of memory with a single slice or on several machines.
-        """
+        """Take one optimizer step."""
         while True:
             # One call: dozens of small reads would cost as much as starting the step. It copies nothing until memory is
             # written to.
@@ -171,7 +156,7 @@ class Engine:
                     continue
                 if not out_of_memory(error):
                     raise
-                self._restore_moving(before)
+                self._assign(self._moving, before)
                 self._halve(error)
                 continue
             self._update_average()
@@ -224,9 +209,6 @@ class Engine:
             data: As for `batches`; its first epoch is used.
             steps: Maximum number of batches.
             after_batch: Called after each batch; if it raises, the statistics stay as they were.
-
-        Raises:
-            UsageError: The network has no BatchNorm layer.
         """
         statistics = [v for layer in batchnorms(self.model) for v in (layer.moving_mean, layer.moving_variance)]
         if not statistics:
@@ -244,9 +226,7 @@ class Engine:
                     after_batch()
             values = [(total / count).astype(np.float32) for total in sums]
         finally:
-            with self._devices.scope():
-                for variable, value in zip(statistics, values, strict=True):
-                    variable.assign(value)
+            self._assign(statistics, values)
 
     # --- moving average of the weights ---------------------------------------------------------------------------------
 
@@ -255,31 +235,25 @@ class Engine:
         if self._ema is None:
             return
         self._averaged_steps = 0
-        if not self._average:
-            with self._devices.scope():
-                self._average = [
-                    tf.Variable(ops.convert_to_numpy(v), trainable=False, aggregation=tf.VariableAggregation.MEAN)
-                    for v in self._averages()
-                ]
+        values = [ops.convert_to_numpy(v) for v in self._averages()]
+        if self._average:
+            self._assign(self._average, values)
             return
         with self._devices.scope():
-            for average, variable in zip(self._average, self._averages(), strict=True):
-                average.assign(ops.convert_to_numpy(variable))
+            self._average = [
+                tf.Variable(value, trainable=False, aggregation=tf.VariableAggregation.MEAN) for value in values
+            ]
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Give the network the averaged weights and BatchNorm statistics while the block runs."""
         variables = self._averages()
         raw = [np.array(ops.convert_to_numpy(v)) for v in variables]
-        with self._devices.scope():
-            for variable, average in zip(variables, self._average, strict=True):
-                variable.assign(average.numpy())
+        self._assign(variables, [average.numpy() for average in self._average])
         try:
             yield
         finally:
-            with self._devices.scope():
-                for variable, value in zip(variables, raw, strict=True):
-                    variable.assign(value)
+            self._assign(variables, raw)
 
     def _averages(self) -> list[Any]:
         """Return the variables that are averaged: weights and BatchNorm statistics, without dropout seeds."""
@@ -354,9 +328,7 @@ class Engine:
                 found=f"{len(foreign)} unknown, {len(missing)} missing, {len(shapes)} of another shape",
                 expected=f"{len(named)} variables",
             )
-        with self._devices.scope():
-            for name, variable in named.items():
-                variable.assign(variables[name])
+        self._assign(list(named.values()), [variables[name] for name in named])
 
     def _named(self) -> dict[str, Any]:
         named = {
@@ -511,9 +483,9 @@ class Engine:
     def _moving_values(self) -> list[Any]:
         return [ops.convert_to_numpy(v) for v in self._moving]
 
-    def _restore_moving(self, before: list[Any]) -> None:
+    def _assign(self, variables: list[Any], values: list[Any]) -> None:
         with self._devices.scope():
-            for variable, value in zip(self._moving, before, strict=True):
+            for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
 
     def _without_xla(self, error: Exception) -> bool:

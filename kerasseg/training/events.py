@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from kerasseg.evaluation.bootstrap import Interval
     from kerasseg.runs.history import EpochRow
-    from kerasseg.training.validation_table import SliceTable
-
-__all__ = ["Began", "Ended", "Evaluated", "Event", "Message", "Observer", "Saved", "Step"]
+    from kerasseg.training.state import SliceTable
 
 
 @dataclass(frozen=True, slots=True)

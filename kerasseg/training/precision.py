@@ -13,8 +13,6 @@ import keras
 from kerasseg.models.layers import all_layers
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["PrecisionChoice", "as_float32", "choose_precision", "compute_in", "processor_has_bfloat16"]
-
 _PROCESSOR = Path("/proc/cpuinfo")
 _BFLOAT16 = re.compile(r"\b(avx512_bf16|amx_bf16)\b")
 _NAMES = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -60,9 +58,6 @@ def choose_precision(
         capability: Compute capability of the GPU.
         bfloat16: Whether the processor multiplies bfloat16; None detects it.
 
-    Raises:
-        UsageError: The precision is unknown.
-
     Example:
         >>> choose_precision("auto", gpu=True, capability=(7, 5)).name
         'mixed_float16'
@@ -94,9 +89,6 @@ def compute_in(model: keras.Model, precision: str) -> None:
     Args:
         model: Network, changed in place. Functions compiled before keep their precision.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
-
-    Raises:
-        UsageError: The precision is unknown.
 
     Example:
         >>> import kerasseg

@@ -19,15 +19,12 @@ from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.history import EpochRow, append_log, rows_to_json, to_csv
 from kerasseg.runs.state import StateStore
 from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Saved, Step
-from kerasseg.training.state import Progress
-from kerasseg.training.validation_table import SliceTable
+from kerasseg.training.state import Progress, SliceTable
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.tables import format_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["VARIABLES", "NullRecorder", "Recorder", "RunRecorder", "draw_curves", "log_to", "validation_csv"]
 
 
 class Recorder(Protocol):
@@ -142,15 +139,7 @@ _CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
-    """Draw the training curves so far, one phase after the other.
-
-    Args:
-        history: Rows, epoch 0 first.
-        path: PNG file, replaced atomically.
-
-    Raises:
-        KerassegError: The file cannot be written.
-    """
+    """Draw the training curves so far, one phase after the other."""
     # Not pyplot, which keeps global state and may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

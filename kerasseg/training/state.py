@@ -1,21 +1,82 @@
-"""Progress of a run: everything that resuming needs except the weights."""
+"""Progress of a run: scores of every validation slice, and everything that resuming needs except the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg.callbacks import PlateauState
 from kerasseg.runs.history import EpochRow, rows_from_json, rows_to_json
-from kerasseg.training.validation_table import SliceTable
 
-__all__ = ["EpochSums", "Progress"]
+SCORES = ("loss", "dice", "soft_dice", "iou", "precision", "recall")
+Score = Literal["loss", "dice", "soft_dice", "iou", "precision", "recall"]
 
-_FIRST, _BEST, _BASE = "first/", "best/", "base/"
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SliceTable:
+    """One row per slice.
+
+    Attributes:
+        slice: (slices,) int64 number within the split.
+        label: (slices,) int64 class.
+        loss: (slices,) float32 loss, without L2.
+        dice, soft_dice, iou, precision, recall: (slices,) float32, as in `kerasseg.slice_scores`, at threshold 0.5 and
+            the network's resolution.
+        tumour: (slices,) float32, 1 if the mask or the prediction contains a tumour pixel.
+    """
+
+    slice: NDArray[np.int64]
+    label: NDArray[np.int64]
+    loss: NDArray[np.float32]
+    dice: NDArray[np.float32]
+    soft_dice: NDArray[np.float32]
+    iou: NDArray[np.float32]
+    precision: NDArray[np.float32]
+    recall: NDArray[np.float32]
+    tumour: NDArray[np.float32]
+
+    @classmethod
+    def joined(cls, parts: Iterable[SliceTable]) -> SliceTable:
+        """Join tables in slice order, without padding (slice -1)."""
+        tables = list(parts)
+        columns = {f.name: np.concatenate([getattr(table, f.name) for table in tables]) for f in fields(cls)}
+        order = np.argsort(columns["slice"], kind="stable")
+        order = order[columns["slice"][order] >= 0]
+        return cls(**{name: column[order] for name, column in columns.items()})
+
+    def __len__(self) -> int:
+        """Number of slices."""
+        return len(self.slice)
+
+    def mean(self, score: Score, *, subset: Literal["all", "tumour"] = "all", label: int | None = None) -> float:
+        """Return the mean over slices; NaN if there are none.
+
+        Args:
+            score: One of `SCORES`.
+            subset: "tumour" leaves out slices where mask and prediction are both empty.
+            label: Only slices of this class.
+        """
+        chosen = np.ones(len(self), bool) if label is None else self.label == label
+        if subset == "tumour":
+            chosen &= self.tumour > 0
+        values = getattr(self, score)[chosen]
+        # float64, so that the mean does not depend on how slices were batched.
+        return float(values.astype(np.float64).mean()) if values.size else float("nan")
+
+    def by_class(self, score: Score, classes: Sequence[str]) -> dict[str, float]:
+        """Class name -> mean over its slices."""
+        return {name: self.mean(score, label=i) for i, name in enumerate(classes)}
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Column name -> column, for saving; `SliceTable(**arrays)` restores the table."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+_FIRST, _BEST, _LAST, _BASE = "first/", "best/", "last/", "base/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +127,7 @@ class Progress:
         best: (phase, epoch) of the best weights so far; (0, 0) is the untouched network.
         first_table: Validation before the first step; None until it is done.
         best_table: Validation of the best weights.
+        last_table: Validation of the last epoch; None if an earlier version saved the state.
         base: Index -> weight for the weights that recalibration changed; later phases start from them.
         said: Kinds of messages sent so far.
         guarded: Number of times the guard has acted in this phase.
@@ -83,6 +145,7 @@ class Progress:
     best: tuple[int, int] = (0, 0)
     first_table: SliceTable | None = None
     best_table: SliceTable | None = None
+    last_table: SliceTable | None = None
     base: Mapping[int, NDArray[Any]] = field(default_factory=dict)
     said: frozenset[str] = frozenset()
     guarded: int = 0
@@ -115,7 +178,7 @@ class Progress:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the tables and the recalibrated weights as named arrays."""
         arrays: dict[str, NDArray[Any]] = {f"{_BASE}{i}": weight for i, weight in self.base.items()}
-        for prefix, table in ((_FIRST, self.first_table), (_BEST, self.best_table)):
+        for prefix, table in ((_FIRST, self.first_table), (_BEST, self.best_table), (_LAST, self.last_table)):
             if table is not None:
                 arrays |= {prefix + name: column for name, column in table.arrays().items()}
         return arrays
@@ -139,5 +202,6 @@ class Progress:
             said=frozenset(facts["said"]),
             first_table=table(_FIRST),
             best_table=table(_BEST),
+            last_table=table(_LAST),
             base={int(name.removeprefix(_BASE)): a for name, a in arrays.items() if name.startswith(_BASE)},
         )

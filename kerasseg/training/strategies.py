@@ -14,8 +14,6 @@ from kerasseg.models.layers import with_inner
 from kerasseg.optimizers import DecayedAdam, set_l2
 from kerasseg.runs.settings import ScheduleSettings, TrainSettings
 
-__all__ = ["BOLD_RATE", "Phase", "phases_of"]
-
 BOLD_RATE = 1e-3
 """Learning rate for checkpoints that hardly know the task."""
 
@@ -86,12 +84,7 @@ class Phase:
 
 
 def phases_of(settings: TrainSettings, model: keras.Model) -> tuple[Phase, ...]:
-    """Create the phases of a run.
-
-    Raises:
-        UsageError: A rate or stage is out of range.
-        KerassegError: The model is not an encoder-decoder that `find_blocks` recognises.
-    """
+    """Create the phases of a run."""
     blocks = find_blocks(model)
     phases = [_phase(settings, strategy, blocks) for strategy in settings.phases]
     match settings.strategy:

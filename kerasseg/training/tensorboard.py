@@ -22,8 +22,6 @@ from kerasseg.training.events import Ended, Evaluated, Event, Message
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.files import sync_folder
 
-__all__ = ["MASK_COLOUR", "MOST", "PREDICTION_COLOUR", "EventWriter", "Example", "choose", "draw_outlines", "scalars"]
-
 MOST = 6
 """Maximum number of slices to show; each is predicted and stored in every epoch."""
 
@@ -91,9 +89,6 @@ def draw_outlines(
     Returns:
         (height, width, 3) uint8, red-green-blue.
 
-    Raises:
-        UsageError: A mask has another size than the image.
-
     Example:
         >>> mask = np.zeros((8, 8), bool); mask[2:6, 2:6] = True
         >>> picture = draw_outlines(np.zeros((8, 8, 1), "float32"), [(mask, (0, 255, 0))])
@@ -133,7 +128,7 @@ class EventWriter:
 
     Example:
         >>> import tempfile
-        >>> from kerasseg.training.validation_table import SliceTable
+        >>> from kerasseg.training.state import SliceTable
         >>> row = EpochRow("conservative", 0, 1e-4, *[math.nan] * 2, *[0.5] * 7, {"glioma": 0.5}, 1.0, math.nan, 100.0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     listen = EventWriter(Path(folder))

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 
-__all__ = ["DatasetTraining", "DatasetValidation", "explained", "is_dataset"]
-
 _RANGE = "images of the training dataset are out of range"
 _BINARY = "masks of the training dataset hold other values than 0 and 1"
 _KEYS = ("image", "mask", "weight", "label")

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -32,8 +33,6 @@ from kerasseg_tfrecords.files import write_atomically
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Evaluation
-
-__all__ = ["FILE", "Tracker", "TrackerEntry", "begin_tracking", "parse_trackers", "track_evaluation", "trackers_of"]
 
 FILE = "tracking.json"
 _FORMAT_VERSION = 1
@@ -74,9 +73,6 @@ class _File(BaseModel):
 def parse_trackers(texts: Iterable[str]) -> list[TrackerEntry]:
     """Parse the values of `--track`: `mlflow`, `mlflow:URI` or `wandb`.
 
-    Raises:
-        UsageError: An unknown tracker, a package that is not installed, or a URI with a password.
-
     Example:
         >>> parse_trackers(["tensorboard"])
         Traceback (most recent call last):
@@ -110,11 +106,7 @@ def begin_tracking(run: RunDirectory, trackers: Sequence[TrackerEntry]) -> None:
 
 
 def trackers_of(run: RunDirectory) -> list[Tracker]:
-    """Return an observer for each tracker of a run; none where there are none.
-
-    Raises:
-        KerassegError: `tracking.json` is damaged.
-    """
+    """Return an observer for each tracker of a run; none where there are none."""
     entries = _read(run)
     lock = threading.Lock()
 
@@ -206,7 +198,7 @@ class Tracker:
     def _send(self, reason: str | None) -> None:
         if self._client is None:
             client = _client(self._entry)
-            client.open(self._run, self._entry.id, self._remember, parameters(self._run.config()))
+            client.open(_Opening(self._run, self._entry.id, self._remember, parameters(self._run.config())))
             self._client = client
         history = self._history
         while self._entry.rows < len(history):
@@ -227,13 +219,7 @@ class Tracker:
 
 
 def track_evaluation(run: RunDirectory, folder: Path, evaluation: Evaluation) -> None:
-    """Add the report and the Dice of an evaluation to the run's trackers; what goes wrong is a warning in the log.
-
-    Args:
-        run: The run.
-        folder: Of the evaluation, with `report.html` and `metrics.json`.
-        evaluation: Its figures.
-    """
+    """Add the report and the Dice of an evaluation to the run's trackers; what goes wrong is a warning in the log."""
     try:
         entries = _read(run)
     except KerassegError as error:
@@ -242,12 +228,12 @@ def track_evaluation(run: RunDirectory, folder: Path, evaluation: Evaluation) ->
     for entry in entries:
         try:
             client = _client(entry)
-            client.open(run, entry.id, lambda *_: None, {}, resumed=True)
+            client.open(_Opening(run, entry.id))
             dice = evaluation.final_stage().all.measures["dice"].mean
             if dice is not None:
                 client.summarise({f"{evaluation.split}/dice": dice})
-            client.upload({f"evaluation/{folder.name}": folder / name for name in ("metrics.json",)})
-            client.upload({f"evaluation/{folder.name}/report": folder / "report.html"})
+            name = f"evaluation/{folder.name}"
+            client.upload({name: folder / "metrics.json", f"{name}/report": folder / "report.html"})
             client.close("finished")
         except Exception as error:  # as in training
             text = f"{_TITLES[entry.tracker]} did not take the report ({_gist(error)}). Evaluate again to send it."
@@ -255,30 +241,14 @@ def track_evaluation(run: RunDirectory, folder: Path, evaluation: Evaluation) ->
 
 
 def parameters(config: RunConfig) -> dict[str, str]:
-    """What a run was asked for and resolved to, name -> text, without paths of this machine.
-
-    Args:
-        config: Of the run.
-    """
+    """What a run was asked for and resolved to, name -> text, without paths of this machine."""
     settings = config.settings.model_dump(mode="json")
     for name in ("checkpoint", "encoder_weights"):
         settings[name] = None if settings[name] is None else public_name(settings[name])
     settings["shards"] = Path(config.settings.shards).name
     resolved = config.resolved
-    facts = {
-        name: getattr(resolved, name)
-        for name in (
-            "precision",
-            "frozen",
-            "parameters",
-            "trained",
-            "steps",
-            "fingerprint",
-            "intensity",
-            "size",
-            "classes",
-        )
-    }
+    names = ["precision", "frozen", "parameters", "trained", "steps", "fingerprint", "intensity", "size", "classes"]
+    facts = {name: getattr(resolved, name) for name in names}
     facts["slices"] = {split: sum(counts.values()) for split, counts in resolved.slices.items()}
     facts["opened"] = None if resolved.checkpoint is None else public_name(resolved.checkpoint)
     software = {"kerasseg": config.kerasseg, **config.software}
@@ -299,19 +269,38 @@ def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
 # --- MLflow and Weights & Biases ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """A run to begin at a tracker, or to continue there if it has an identifier.
+
+    Attributes:
+        run: The run directory.
+        identifier: The tracker's identifier of the run.
+        remember: Called with a new identifier and address; None to add to a run without changing its state.
+        parameters: Sent with it.
+    """
+
+    run: RunDirectory
+    identifier: str | None
+    remember: Callable[[str, str | None], None] | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.run.root.absolute().name
+
+    def new(self, identifier: str, uri: str | None) -> str:
+        """Remember a new identifier at once."""
+        if self.remember is not None:
+            self.remember(identifier, uri)
+        return identifier
+
+
 class _Client(Protocol):
     """What a tracker can do. Every method may raise anything."""
 
-    def open(
-        self,
-        run: RunDirectory,
-        identifier: str | None,
-        remember: Callable[[str, str | None], None],
-        parameters: Mapping[str, str],
-        *,
-        resumed: bool = False,
-    ) -> None:
-        """Begin a run there, or continue the one with an identifier; a new identifier is remembered at once."""
+    def open(self, run: _Opening) -> None:
+        """Begin or continue a run there."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Send the figures of one line of the history."""
@@ -340,28 +329,20 @@ class _Mlflow:
         self._client = mlflow.MlflowClient(tracking_uri=self._uri)
         self._id = ""
 
-    def open(
-        self,
-        run: RunDirectory,
-        identifier: str | None,
-        remember: Callable[[str, str | None], None],
-        parameters: Mapping[str, str],
-        *,
-        resumed: bool = False,
-    ) -> None:
+    def open(self, run: _Opening) -> None:
         from mlflow.entities import Param
 
+        identifier = run.identifier
         if identifier is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _PROJECT
             found = self._client.get_experiment_by_name(name)
             experiment = self._client.create_experiment(name) if found is None else found.experiment_id
             # Without mlflow's fluent interface, which would record the name of the user and the path of the script.
-            identifier = str(self._client.create_run(experiment, run_name=run.root.absolute().name).info.run_id)
-            remember(identifier, self._uri)
-        elif not resumed:
+            identifier = run.new(str(self._client.create_run(experiment, run_name=run.name).info.run_id), self._uri)
+        elif run.remember is not None:
             self._client.update_run(identifier, status="RUNNING")
         self._id = identifier
-        items = [Param(name, value[:500]) for name, value in parameters.items()]
+        items = [Param(name, value[:500]) for name, value in run.parameters.items()]
         for first in range(0, len(items), 100):  # as many as a request may have
             self._client.log_batch(identifier, params=items[first : first + 100])
 
@@ -388,31 +369,21 @@ class _Wandb:
         self._run: Any = None
         self._name = ""
 
-    def open(
-        self,
-        run: RunDirectory,
-        identifier: str | None,
-        remember: Callable[[str, str | None], None],
-        parameters: Mapping[str, str],
-        *,
-        resumed: bool = False,  # noqa: ARG002 - closing an evaluation's run leaves it finished, as it was
-    ) -> None:
+    def open(self, run: _Opening) -> None:
         import wandb
 
         asked = wandb.setup().settings
         # A login prompt would wait for an answer for ever.
         if not (asked._offline or asked._noop) and not wandb.login(prompt=False):
             raise ConnectionError("not logged in: run wandb login, or set WANDB_MODE=offline")
-        if identifier is None:
-            identifier = uuid.uuid4().hex[:8]
-            remember(identifier, None)
-        self._name = run.root.absolute().name
+        identifier = run.identifier or run.new(uuid.uuid4().hex[:8], None)
+        self._name = run.name
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or _PROJECT,
             id=identifier,
             name=self._name,
-            dir=str(run.root),
-            config=dict(parameters),
+            dir=str(run.run.root),
+            config=dict(run.parameters),
             resume="allow",
             reinit="create_new",
             allow_val_change=True,

@@ -32,12 +32,9 @@ from kerasseg.training.diagnostics import (
 )
 from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Observer, Saved, Step
 from kerasseg.training.recorder import Recorder
-from kerasseg.training.state import EpochSums, Progress
+from kerasseg.training.state import EpochSums, Progress, SliceTable
 from kerasseg.training.strategies import Phase
-from kerasseg.training.validation_table import SliceTable
 from kerasseg_tfrecords.errors import KerassegError
-
-__all__ = ["BrokenTrainingError", "NothingTrainedError", "Plan", "Trainer", "Validation"]
 
 _WATCHED = 3
 """Number of first epochs that are compared with epoch 0: too high a rate shows at once."""
@@ -168,12 +165,7 @@ class Trainer:
             self._engine.restore(variables)
 
     def run(self) -> Ended:
-        """Train until the end, an interruption or an error.
-
-        Raises:
-            BrokenTrainingError: The loss became NaN or infinite; the last saved state is intact.
-            KerassegError: Another failure, such as a full disk.
-        """
+        """Train until the end, an interruption or an error."""
         self._since = time.monotonic()
         resumed = (self.progress.epoch, self.progress.sums.steps) if self.progress.history else None
         plan = self.plan
@@ -297,7 +289,7 @@ class Trainer:
             )
         row = self._row(table, 0, EpochSums(), seconds=time.monotonic() - began, best=True)
         row = replace(row, phase=next(p.strategy for p in self.plan.phases if not p.recalibrates))
-        self._set(history=(row,), first_table=table, best_table=table)
+        self._set(history=(row,), first_table=table, best_table=table, last_table=table)
         self._set(plateau=self._phase.rule.begin(self._baseline()))
         self._recorder.keep_best(self.progress.best_tag, self.model)
         self._save()
@@ -343,7 +335,7 @@ class Trainer:
             row = replace(row, learning_rate=float("nan"))
         if averaged is not None:
             row = replace(row, val_dice_raw=raw.mean("dice"), val_dice_ema=averaged.mean("dice"))
-        self._set(epoch=number, sums=EpochSums(), plateau=new, history=(*progress.history, row))
+        self._set(epoch=number, sums=EpochSums(), plateau=new, history=(*progress.history, row), last_table=table)
         if best:
             self._set(best=(progress.phase, number), best_table=table)
             with self._engine.averaged() if table is averaged else contextlib.nullcontext():

@@ -17,7 +17,7 @@ With fewer than eight patients with tumours the rule stays at 0.5. The rule that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
 from kerasseg.evaluation.figures import as_mean
 from kerasseg.evaluation.predictions import Predictions, Resolution
+from kerasseg.evaluation.schema import Mean
 from kerasseg.postprocessing import MaskRule
-from kerasseg.tuning.curves import Survey, survey
-from kerasseg.tuning.result import Curve, StepName, Tuned, TuningStep
-from kerasseg.tuning.scoring import RuleSearch, hold
+from kerasseg.tuning.scoring import RuleSearch, Survey, hold, survey
+from kerasseg.tuning.threshold_file import Curve, StepName, Tuned, TuningStep
 from kerasseg.tuning.thresholds import (
     FEWEST_PATIENTS,
     THRESHOLDS,
@@ -43,8 +43,6 @@ from kerasseg.tuning.thresholds import (
 )
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.text import Progress
-
-__all__ = ["tune"]
 
 _LEAST_GAIN = 1e-4
 """Smallest gain in mean Dice for which a step is kept."""
@@ -103,10 +101,6 @@ def tune(
         jobs: Threads; None for all processors.
         progress: Called with "sweep" or "search", the amount done and the total.
 
-    Raises:
-        UsageError: There are no slices, or options are invalid.
-        DataError: No slice has a tumour.
-
     Example:
         >>> from kerasseg.evaluation.predictions import ArrayPredictions
         >>> masks = np.zeros((8, 16, 16), bool); masks[:, 4:9, 4:9] = True
@@ -131,16 +125,7 @@ def tune(
         def searched(errors: float) -> _Found:
             return _Tuner(seen, search, predictions, errors, progress).found(grid, ranges)
 
-        candidate: _Found | None = None
-        if force:
-            found = searched(_FORCED_ERRORS)
-        elif seen.tumour_patients < FEWEST_PATIENTS:
-            candidate = searched(_FORCED_ERRORS)
-            found = candidate.refused(f"fewer than {FEWEST_PATIENTS} patients")
-        else:
-            found = searched(required)
-            if found.rule == MaskRule():
-                candidate = searched(_FORCED_ERRORS)
+        found, candidate = _searches(searched, seen.tumour_patients, required, force=force)
 
     def dice_of(rule: MaskRule) -> NDArray[np.float64]:
         return _dice_of_all(predictions, seen, rule, resolution, jobs)
@@ -153,17 +138,23 @@ def tune(
         candidate = None
     thresholds, sums, counts, choice = found.with_steps or (THRESHOLDS, *seen.by_patient(), found.choice)
     low, high = best_of_resamples(thresholds, sums, counts, confidence=confidence, resamples=resamples, seed=seed)
-    options = {"confidence": confidence, "seed": seed}
     raw = seen.raw
+
+    def gain(dice: NDArray[np.float64]) -> Mean:
+        return as_mean(paired_interval(raw, dice, seen.groups, confidence=confidence, seed=seed))
+
+    def mean(dice: NDArray[np.float64]) -> Mean:
+        return as_mean(bootstrap_interval(dice, seen.groups, confidence=confidence, seed=seed))
+
     return Tuned(
         rule=found.rule,
         resolution=resolution,
         slices=len(predictions),
         patients=seen.patients,
         searched=len(numbers),
-        raw=as_mean(bootstrap_interval(raw, seen.groups, **options)),  # type: ignore[arg-type]
-        dice=as_mean(bootstrap_interval(final, seen.groups, **options)),  # type: ignore[arg-type]
-        gain=as_mean(paired_interval(raw, final, seen.groups, **options)),  # type: ignore[arg-type]
+        raw=mean(raw),
+        dice=mean(final),
+        gain=gain(final),
         confidence=confidence,
         best=float(thresholds[choice.best]),
         threshold_low=low,
@@ -179,9 +170,7 @@ def tune(
         tumour_patients=seen.tumour_patients,
         forced=force,
         candidate=None if candidate is None else candidate.rule,
-        candidate_gain=None
-        if candidate is None
-        else as_mean(paired_interval(raw, dice_of(candidate.rule), seen.groups, **options)),  # type: ignore[arg-type]
+        candidate_gain=None if candidate is None else gain(dice_of(candidate.rule)),
     )
 
 
@@ -214,6 +203,19 @@ class _Found:
         return _Found(MaskRule(), tuple(steps), self.choice, None)
 
 
+def _searches(
+    searched: Callable[[float], _Found], patients: int, required: float, *, force: bool
+) -> tuple[_Found, _Found | None]:
+    """Return the result, and the one with a lower requirement where the result is to keep 0.5."""
+    if force:
+        return searched(_FORCED_ERRORS), None
+    if patients < FEWEST_PATIENTS:
+        candidate = searched(_FORCED_ERRORS)
+        return candidate.refused(f"fewer than {FEWEST_PATIENTS} patients"), candidate
+    found = searched(required)
+    return found, searched(_FORCED_ERRORS) if found.rule == MaskRule() else None
+
+
 def _no_gain(final: NDArray[np.float64], seen: Survey, errors: float) -> bool:
     """Return whether the gain of a whole rule over 0.5 is within noise."""
     sums, counts = _by_group(np.stack([seen.raw, final], axis=1), seen.groups)
@@ -243,12 +245,7 @@ class _Tuner:
         self._tried = 0
 
     def found(self, grid: list[float], ranges: Mapping[str, list[float]]) -> _Found:
-        """Search for the rule.
-
-        Args:
-            grid: Thresholds that post-processing is tried at.
-            ranges: Class -> thresholds to try; empty for none.
-        """
+        """Search for the rule."""
         choice = choose(THRESHOLDS, *self._seen.by_patient(), errors=self._errors)
         self._threshold(choice)
         if not self._seen.constant:
@@ -356,11 +353,7 @@ class _Tuner:
         return thresholds, sums, counts, choice
 
     def _per_class(self, ranges: Mapping[str, list[float]]) -> None:
-        """Choose a threshold for each class whose gain by it is beyond noise.
-
-        Args:
-            ranges: Class -> thresholds, whose first and last are the limits of the search.
-        """
+        """Choose a threshold for each class whose gain by it is beyond noise."""
         standing = self._search.dice(self.rule)
         own: dict[str, float] = {}
         for name, grid in ranges.items():

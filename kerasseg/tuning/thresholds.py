@@ -28,20 +28,6 @@ from kerasseg_tfrecords.errors import UsageError
 if TYPE_CHECKING:
     from kerasseg.evaluation.predictions import Predictions, Resolution
 
-__all__ = [
-    "FEWEST_PATIENTS",
-    "THRESHOLDS",
-    "ThresholdChoice",
-    "ThresholdSweep",
-    "best_of_resamples",
-    "best_threshold",
-    "choose",
-    "dice_at_all",
-    "lower_bound",
-    "required_errors",
-    "sweep_thresholds",
-]
-
 _STEPS = 1000
 
 THRESHOLDS: NDArray[np.float64] = np.arange(1, _STEPS + 1) / _STEPS

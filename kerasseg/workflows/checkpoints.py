@@ -24,8 +24,6 @@ from kerasseg.training.diagnostics import check_intensity
 from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.text import Progress, count
 
-__all__ = ["Candidate", "Ranking", "Unmeasured", "rank_checkpoints"]
-
 _FRESH_DECODER = "its decoder has fresh weights, so there is nothing to measure before training"
 
 

@@ -40,9 +40,8 @@ from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.records.manifest import load_manifest
 from kerasseg_tfrecords.tables import format_csv
 
-__all__ = ["CrossValidation", "FoldResult", "OutOfFold", "Scores", "cross_validate", "read_cross_validation"]
-
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 added the scores of the last epochs."""
 FILE = "cross-validation.json"
 
 
@@ -55,13 +54,17 @@ class Scores(_Model):
 
     Attributes:
         before: Dice of the checkpoint before training.
-        after: Dice of the fold's best epoch.
-        gain: Paired difference.
+        after: Dice of the fold's best epoch. It was chosen on these slices and may be epoch 0, so it is slightly too high.
+        gain: Paired difference of `after`; never negative within a fold.
+        last, last_gain: Dice of the fold's last epoch, which nothing chose, and its paired difference; None if an earlier
+            version trained a fold.
     """
 
     before: Mean
     after: Mean
     gain: Mean
+    last: Mean | None = None
+    last_gain: Mean | None = None
 
 
 class FoldResult(_Model):
@@ -70,7 +73,7 @@ class FoldResult(_Model):
     Attributes:
         name: Its folder.
         slices: Number of held-out slices.
-        before, after: Mean Dice over them.
+        before, after, last: Mean Dice over them, as in `Scores`.
         epochs: Number of epochs trained.
         best_epoch: Epoch with the highest Dice over the held-out slices.
         text: Why training ended.
@@ -80,6 +83,7 @@ class FoldResult(_Model):
     slices: int
     before: float
     after: float
+    last: float | None = None
     epochs: int
     best_epoch: int
     text: str
@@ -181,12 +185,7 @@ def cross_validate(
 
 
 def read_cross_validation(root: Path) -> CrossValidation:
-    """Read `cross-validation.json`.
-
-    Raises:
-        DataError: The file is missing or damaged.
-        KerassegError: It was written by a newer version.
-    """
+    """Read `cross-validation.json`."""
     return read_document(root / FILE, CrossValidation, FORMAT_VERSION, "the cross-validation")
 
 
@@ -287,12 +286,13 @@ class _Entry(_Model):
     fold: int
     before: float
     after: float
+    last: float | None
     tumour: bool
 
 
 def _held_out(root: Path, fold: int) -> list[_Entry]:
     progress = _finished(RunDirectory(root))
-    first, best = progress.first_table, progress.best_table
+    first, best, last = progress.first_table, progress.best_table, progress.last_table
     assert first is not None  # noqa: S101 - checked by `_finished`
     assert best is not None  # noqa: S101 - checked by `_finished`
     slices = open_split(root / "shards", "val", Caching("none"), check=False)
@@ -308,7 +308,8 @@ def _held_out(root: Path, fold: int) -> list[_Entry]:
                 fold=fold,
                 before=float(first.dice[place]),
                 after=float(best.dice[place]),
-                tumour=bool(best.tumour[place] > 0 or first.tumour[place] > 0),
+                last=None if last is None else float(last.dice[place]),
+                tumour=any(t.tumour[place] > 0 for t in (first, best, last) if t is not None),
             )
         )
     return found
@@ -328,6 +329,7 @@ def _figures(table: Sequence[_Entry], runs: Sequence[Path], classes: Sequence[st
                 slices=len(held),
                 before=float(np.mean([entry.before for entry in held])),
                 after=float(np.mean([entry.after for entry in held])),
+                last=None if (last := _last(held)) is None else float(np.mean(last)),
                 epochs=sum(row.epoch > 0 for row in progress.history),
                 best_epoch=progress.best[1],
                 text=progress.text,
@@ -345,19 +347,28 @@ def _figures(table: Sequence[_Entry], runs: Sequence[Path], classes: Sequence[st
 def _scores(entries: Sequence[_Entry]) -> Scores:
     before, after = [entry.before for entry in entries], [entry.after for entry in entries]
     groups = [entry.group or entry.patient for entry in entries]
+    last = _last(entries)
     return Scores(
         before=as_mean(bootstrap_interval(before, groups)),
         after=as_mean(bootstrap_interval(after, groups)),
         gain=as_mean(paired_interval(before, after, groups)),
+        last=None if last is None else as_mean(bootstrap_interval(last, groups)),
+        last_gain=None if last is None else as_mean(paired_interval(before, last, groups)),
     )
 
 
+def _last(entries: Sequence[_Entry]) -> list[float] | None:
+    found = [entry.last for entry in entries if entry.last is not None]
+    return found if len(found) == len(entries) else None
+
+
 def _csv(table: Sequence[_Entry]) -> str:
+    header = ("slice_id", "patient", "group", "label", "fold", "dice_epoch_0", "dice_best", "dice_last")
     rows = [
-        (entry.slice_id, entry.patient, entry.group, entry.label, entry.fold, entry.before, entry.after)
-        for entry in sorted(table, key=lambda entry: entry.slice_id)
+        (e.slice_id, e.patient, e.group, e.label, e.fold, e.before, e.after, "" if e.last is None else e.last)
+        for e in sorted(table, key=lambda entry: entry.slice_id)
     ]
-    return format_csv([("slice_id", "patient", "group", "label", "fold", "dice_epoch_0", "dice_best"), *rows])
+    return format_csv([header, *rows])
 
 
 def _write_ensemble(root: Path, runs: Sequence[Path], settings: TrainSettings) -> None:

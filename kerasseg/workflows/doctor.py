@@ -18,8 +18,6 @@ from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.workers import available_cpus
 
-__all__ = ["SUPPORTED", "Diagnosis", "Finding", "examine"]
-
 Verdict = Literal["ok", "note", "warning", "bad"]
 Topic = Literal["versions", "machine", "environment", "shards", "runs"]
 

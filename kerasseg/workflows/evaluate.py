@@ -7,7 +7,6 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +15,9 @@ import numpy as np
 
 from kerasseg.checkpoints import open_checkpoint
 from kerasseg.data.split import MEMORY_BUDGET, SPLITS
-from kerasseg.evaluation.arrays import software
+from kerasseg.evaluation.arrays import Scores
 from kerasseg.evaluation.calibration import calibrate
-from kerasseg.evaluation.figures import USUAL, Resampling, gain_classes, gains, network_figures, tuning_gain
+from kerasseg.evaluation.figures import USUAL, Resampling
 from kerasseg.evaluation.inter_rater import SecondMasks, compare_readers, open_second
 from kerasseg.evaluation.joined import PredictionPictures, output_range, predict_splits
 from kerasseg.evaluation.per_slice import SliceRow, to_csv
@@ -44,7 +43,6 @@ from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.training.tracking import track_evaluation
 from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
-from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import atomic_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, load_manifest
@@ -53,8 +51,6 @@ from kerasseg_tfrecords.splitting.duplicates import overlap
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
 from kerasseg_tfrecords.splitting.splits_file import load
 from kerasseg_tfrecords.text import Progress, count
-
-__all__ = ["Extras", "evaluate_run", "evaluation_folder", "run_id", "seen_in_training"]
 
 _PHANTOMS = "These slices are synthetic (phantoms): the figures say nothing about patients."
 _NO_TUMOUR = (
@@ -154,18 +150,10 @@ class _Loaded:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Scored:
-    """Scores of every slice.
-
-    Attributes:
-        predictions: Predictions of the network.
-        rows: Scores of the network, with the baseline's Dice.
-        before: Scores of the baseline; None without one.
-    """
+class _Scored(Scores):
+    """Scores of every slice, and the predictions of the network."""
 
     predictions: Predictions
-    rows: list[SliceRow]
-    before: list[SliceRow] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,10 +417,11 @@ def _score(loaded: _Loaded, options: _Options) -> _Scored:
     stages = stage_rules(rules.model, rules.final)
     rows = score_slices(predictions, stages, resolution=resolution, progress=options.tell("score"))
     if loaded.baseline is None:
-        return _Scored(predictions, rows, None)
+        return _Scored(rows, None, stages, {}, predictions)
     others = _predict(loaded, loaded.baseline, "baseline", options)
-    before = score_slices(others, stage_rules(rules.baseline, rules.final), resolution=resolution)
-    return _Scored(predictions, with_baseline(rows, before), before)
+    stages_before = stage_rules(rules.baseline, rules.final)
+    before = score_slices(others, stages_before, resolution=resolution)
+    return _Scored(with_baseline(rows, before), before, stages, stages_before, predictions)
 
 
 def _measure(loaded: _Loaded, scored: _Scored, options: _Options) -> _Measured:
@@ -479,16 +468,12 @@ def _summarise(
     options: _Options,
 ) -> Evaluation:
     config, data, rules, resampling = loaded.config, loaded.data, loaded.rules, options.resampling
-    rows, before, classes = scored.rows, scored.before, data.manifest.classes
-    stages = stage_rules(rules.model, rules.final)
-    figures = network_figures(rows, classes, stages, resampling)
+    figures = scored.figures(data.manifest.classes, rules.final, resampling)
     looks = count_looks([data.root / LOOKS, loaded.run.root / LOOKS], data.manifest.fingerprint)
     evidence = rules.evidence
     reader = measured.reader
     return Evaluation(
-        kerasseg=__version__,
-        software=software(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **figures,
         run=_shareable(loaded.run.root),
         run_id=run_id(config),
         network=_network(config),
@@ -496,16 +481,8 @@ def _summarise(
         split=data.split,
         resolution=options.resolution,
         threshold="auto" if evidence is not None else f"{rules.model.threshold:g}",
-        confidence=resampling.confidence,
-        classes=classes,
-        final=rules.final,
-        model=figures,
-        baseline=None if before is None else _figures_of_baseline(before, loaded, resampling),
-        gain={} if before is None else gains(rows, tuple(stages), resampling),
-        gain_classes={} if before is None else gain_classes(rows, classes, rules.final, resampling),
-        tuning_gain=None if rules.final == "raw" else tuning_gain(rows, rules.final, resampling),
         rule_decision="" if evidence is None else evidence.model.decision,
-        targets=_targets(loaded, figures, rows, goals, resampling),
+        targets=_targets(loaded, figures["model"], scored.rows, goals, resampling),
         calibration=calibrate(scored.predictions, resolution=options.resolution)
         if options.extras.calibration
         else None,
@@ -517,11 +494,6 @@ def _summarise(
         flip_average=options.flip_average,
         warnings=(*loaded.warnings, *_about_the_figures(scored, measured)),
     )
-
-
-def _figures_of_baseline(before: Sequence[SliceRow], loaded: _Loaded, resampling: Resampling) -> NetworkFigures:
-    stages = stage_rules(loaded.rules.baseline, loaded.rules.final)
-    return network_figures(before, loaded.data.manifest.classes, stages, resampling)
 
 
 def _targets(
@@ -692,16 +664,8 @@ def seen_in_training(training: Path, other: Path, splits: Sequence[str] = ("trai
     (`kerasseg_tfrecords.splitting.duplicates`, as with `prepare --exclude-overlap`). Ids are ignored, since they are not
     unique across data sets.
 
-    Args:
-        training: The shards that the run was trained on.
-        other: The shards to search.
-        splits: Splits of `other`.
-
     Returns:
         Ids in `other`, in the order of its shards.
-
-    Raises:
-        DataError: A shard directory cannot be read.
     """
     known = {row.sha256.lower() for row in load(training / SPLITS_FILE) if row.split in _SEEN and row.sha256}
     equal = {row.slice_id for row in load(other / SPLITS_FILE) if row.sha256.lower() in known}

@@ -20,20 +20,18 @@ from kerasseg.data.augmentation import COLUMNS, SafeAugmentation
 from kerasseg.data.tf_data import EvaluationData, TrainingData
 from kerasseg.models.heads import read_output
 from kerasseg.models.input_scaling import read_input_scaling
-from kerasseg.models.layers import with_inner
+from kerasseg.models.layers import mark_fresh, with_inner
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import Precision, Strategy, TrainSettings, parse_settings
-from kerasseg.training.data import Task, augmentation_of, count, no_tumour, shard_rows, task_from_shards
+from kerasseg.training.data import Task, count, no_tumour, shard_rows, task_from_shards, training_data, validation_data
 from kerasseg.training.devices import Devices, choose_devices, enable_determinism
 from kerasseg.training.diagnostics import check_intensity
 from kerasseg.training.events import Ended, Event, Message, Observer
 from kerasseg.training.tf_datasets import DatasetTraining, DatasetValidation, explained, is_dataset
 from kerasseg.training.trainer import Validation
-from kerasseg.workflows.train import Network, TrainingSession, in_new_run
+from kerasseg.workflows.train import Network, TrainingSession, in_new_run, with_strategy
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.records.manifest import load_manifest
-
-__all__ = ["FineTuned", "Recipe", "fine_tune"]
 
 _LOG = logging.getLogger("kerasseg")
 
@@ -117,7 +115,7 @@ def fine_tune(
     train: Any,
     validation: Any = None,
     *,
-    strategy: Strategy = "conservative",
+    strategy: Strategy | None = None,
     out: Path | str | None = None,
     observers: Iterable[Observer] = (),
     **options: Unpack[Recipe],
@@ -147,7 +145,8 @@ def fine_tune(
         train: Slices to train on.
         validation: Slices for the schedule and the choice of the best weights. Never use those of the final test.
         strategy: "conservative", "moderate", "aggressive", "progressive", "two-stage", "auto"; "scratch" trains
-            everything, at a rate for fresh weights.
+            everything, at a rate for fresh weights. None is "conservative", or "two-stage" where
+            `kerasseg.unet(encoder=...)` or `kerasseg.fit_to_task` gave the network a fresh decoder or head.
         out: Folder for a run directory, which `kerasseg evaluate` and `kerasseg train --resume` take. Needs a shard
             directory.
         observers: Functions that receive events, see `kerasseg.training.events`. Without any, notes and warnings go to the
@@ -193,6 +192,7 @@ def fine_tune(
         enable_determinism()
     with _on_devices(model, devices) as twin, _as_it_came(twin):
         told = tuple(observers) or (_to_log,)
+        settings = with_strategy(settings, model, told)
         session = TrainingSession(settings, task, devices, Network(twin, None, ()), told, loss)
         run = None
         try:
@@ -205,6 +205,8 @@ def fine_tune(
         finally:
             if session.trainer is not None:
                 session.trainer.back_to_best()
+                if any(session.trainer.progress.best):
+                    mark_fresh(model, None)
     values = {field.name: getattr(ended, field.name) for field in fields(Ended)}
     resolved = session.resolved
     return FineTuned(**values, frozen=resolved.frozen, precision=resolved.precision, devices=resolved.devices, run=run)
@@ -245,7 +247,7 @@ def _arrays(value: Any, name: str) -> Any:
     return ArraySlices(images, masks, labels, groups, name)
 
 
-def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | str | None) -> TrainSettings:
+def _settings(strategy: str | None, train: Any, options: dict[str, Any], out: Path | str | None) -> TrainSettings:
     foreign = sorted(set(options) - set(Recipe.__annotations__))
     if foreign:
         raise UsageError(
@@ -278,7 +280,7 @@ def _settings(strategy: str, train: Any, options: dict[str, Any], out: Path | st
             options[name] = (options[name],)
         elif name in options:
             options[name] = tuple(options[name])
-    return parse_settings(None, strategy=strategy, **options)
+    return parse_settings(None, **({} if strategy is None else {"strategy": strategy}), **options)
 
 
 def _own_loss(options: Mapping[str, Any], out: Path | str | None) -> keras.losses.Loss | None:
@@ -343,19 +345,7 @@ def _training(train: Any, settings: TrainSettings, channels: int) -> Any:
         mine = copy.copy(train)
         mine.with_labels = True
         return mine
-    return TrainingData(
-        train,
-        batch_size=settings.batch_size,
-        channels=channels,
-        balance=settings.balance,
-        augmentation=augmentation_of(settings.augmentation),
-        seed=settings.seed,
-        cache=settings.cache,
-        memory_budget=settings.memory_budget,
-        positives_only=settings.train_on_positives,
-        class_weight=settings.class_weight,
-        with_labels=True,
-    )
+    return training_data(train, settings, channels)
 
 
 def _validation(
@@ -376,15 +366,7 @@ def _validation(
         own.with_labels = own.pad = True
         own.batch_size, own.steps = batch_size, -(-len(own.slices) // batch_size)
     else:
-        own = EvaluationData(
-            validation,
-            "val",
-            batch_size=batch_size,
-            channels=channels,
-            pad=True,
-            memory_budget=settings.memory_budget,
-            with_labels=True,
-        )
+        own = validation_data(validation, settings, channels, batch_size)
     tumour = bool(own.slices.with_tumour().any())
     if isinstance(own.slices, ArraySlices):
         return own, (), own.slices.groups, tumour
@@ -413,11 +395,7 @@ def _other_channels(what: str, found: int, expected: int) -> UsageError:
 
 
 def _check_model(model: keras.Model) -> int:
-    """Return the number of input channels.
-
-    Raises:
-        UsageError: The network does not map one image to one probability map.
-    """
+    """Return the number of input channels."""
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise UsageError(
             "not a network that can be fine-tuned",

@@ -39,8 +39,6 @@ from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.unlabelled import list_images
 from kerasseg_tfrecords.text import Progress, count
 
-__all__ = ["TABLE", "PredictedFile", "PredictionReport", "predict_files"]
-
 TABLE = "predictions.csv"
 _LOCK = ".lock"
 _PLANES = ("axial", "coronal", "sagittal")

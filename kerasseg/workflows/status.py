@@ -1,21 +1,20 @@
 """Report progress from raw slices to masks, from the files in a folder, within milliseconds.
 
-Only the standard library is used, and files are not validated (`kerasseg doctor` does that).
+Only light modules are imported, and files are not validated (`kerasseg doctor` does that).
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Overview", "StatusLine", "look_around", "newest_facts", "run_names"]
+from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.tables import read_csv
 
 SHARDS, RUNS, PREDICTIONS = "shards", "runs", "predictions.csv"
 State = Literal["done", "open", "old", "unfinished", "damaged", "any time"]
@@ -78,10 +77,6 @@ class _Found:
 def look_around(folder: Path | str = ".", *, shards: str = SHARDS) -> Overview:
     """Report what was done in a folder, and what comes next.
 
-    Args:
-        folder: Working folder, which contains the shard directory and `runs`.
-        shards: Name of the shard directory in it.
-
     Example:
         >>> import tempfile
         >>> found = look_around(tempfile.mkdtemp())
@@ -121,11 +116,7 @@ def run_names(runs: Path) -> list[str]:
 
 
 def newest_facts(state: Path) -> dict[str, Any] | None:
-    """Return the facts of the newest readable state of a run, without its arrays; None without one.
-
-    Args:
-        state: The run's folder `state`.
-    """
+    """Return the facts of the newest readable state of a run, without its arrays; None without one."""
     for path in sorted(state.glob("state-*.npz"), reverse=True):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -163,7 +154,7 @@ def _shards(folder: Path) -> _Found:
 
 def _training(run: Path) -> _Found:
     found = _document(run / "config.json")
-    rows = list(_rows(run / "history.csv"))
+    rows = _rows(run / "history.csv")
     if found.state != "done" or not rows:
         # An ensemble has no history of its own.
         if found.state == "done" and not (run / "model.keras").is_file():
@@ -180,13 +171,12 @@ def _training(run: Path) -> _Found:
     return found
 
 
-def _rows(path: Path) -> Iterable[dict[str, float]]:
+def _rows(path: Path) -> list[dict[str, float]]:
+    columns = ("epoch", "val_dice")
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                yield {"epoch": float(row["epoch"]), "val_dice": float(row["val_dice"])}
-    except (OSError, KeyError, ValueError, TypeError):
-        return
+        return [{name: float(row[name]) for name in columns} for row in read_csv(path, "a history", columns)]
+    except (DataError, ValueError):
+        return []
 
 
 def _threshold(run: Path) -> _Found:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -28,6 +28,7 @@ from kerasseg.data.batches import EvaluationBatches
 from kerasseg.interrupts import StopFlag, stop_on_signals
 from kerasseg.losses import DiceBCELoss
 from kerasseg.models.adapt import fit_to_task
+from kerasseg.models.layers import fresh_part
 from kerasseg.models.unet import unet
 from kerasseg.runs.config import Resolved, new_config
 from kerasseg.runs.directory import RunDirectory
@@ -61,10 +62,6 @@ from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["DEFAULT_CHECKPOINT", "Network", "TrainingSession", "in_new_run", "resume", "train"]
-
-"""The network that the recipe was made for; the environment variable `KERASSEG_CHECKPOINT` overrides it."""
-
 _LOSS_OF_PRECISION = 0.002
 """Largest loss of Dice on the untouched network for which a faster precision is used."""
 
@@ -80,13 +77,11 @@ class Network:
         model: The network.
         source: The checkpoint that it was opened from; None without one.
         changes: How it was changed to fit the task.
-        fresh: The part with fresh weights in a pretrained network: "head" or "decoder"; None without one.
     """
 
     model: keras.Model
     source: str | None
     changes: tuple[str, ...]
-    fresh: Literal["head", "decoder"] | None = None
 
 
 def train(
@@ -122,7 +117,7 @@ def train(
     with _machines(settings, manifest, watching) as devices:
         with devices.scope():
             network = _open(settings, manifest)
-        settings = _with_strategy(settings, network, watching)
+        settings = with_strategy(settings, network.model, watching)
         task = task_from_shards(settings, manifest, _input_channels(network.model), devices.worker)
         session = TrainingSession(settings, task, devices, network, watching)
         # Invalid shards, blocks and options are found before anything is written.
@@ -287,11 +282,7 @@ class TrainingSession:
             observer(message)
 
     def load(self, precision: PrecisionChoice | None = None) -> None:
-        """Freeze the network and choose the precision; nothing is written.
-
-        Args:
-            precision: Precision of the run that is resumed; None chooses one.
-        """
+        """Freeze the network and choose the precision; nothing is written."""
         settings, task, model = self.settings, self.task, self.network.model
         self.phases = phases_of(settings, model)
         planned = [phase for phase in self.phases if phase.when != "far" and not phase.recalibrates]
@@ -514,8 +505,7 @@ def _open(settings: TrainSettings, manifest: Manifest) -> Network:
     if settings.strategy == "scratch":
         fresh = keras.models.clone_model(fitted.model)
         return Network(fresh, named, (*compared, *fitted.changes, "all weights are fresh"))
-    fresh_head = fitted.fresh_head
-    return Network(fitted.model, named, (*compared, *fitted.changes), fresh="head" if fresh_head else None)
+    return Network(fitted.model, named, (*compared, *fitted.changes))
 
 
 def _on_encoder(settings: TrainSettings, manifest: Manifest) -> Network:
@@ -532,16 +522,17 @@ def _on_encoder(settings: TrainSettings, manifest: Manifest) -> Network:
     except TypeError as error:
         raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
     named = "fresh weights" if settings.strategy == "scratch" else f"weights {_short(weights)}"
-    return Network(model, None, (f"encoder {settings.encoder} with {named}, fresh decoder",), fresh="decoder")
+    return Network(model, None, (f"encoder {settings.encoder} with {named}, fresh decoder",))
 
 
-def _with_strategy(settings: TrainSettings, network: Network, observers: Iterable[Observer]) -> TrainSettings:
+def with_strategy(settings: TrainSettings, model: keras.Model, observers: Iterable[Observer]) -> TrainSettings:
     """Return the settings, with two-stage training if no strategy was given and decoder or head are fresh."""
-    if network.fresh is None or "strategy" in settings.model_fields_set or settings.freeze:
+    part = fresh_part(model)
+    if part is None or "strategy" in settings.model_fields_set or settings.freeze:
         return settings
     text = (
-        f"The {network.fresh} has fresh weights: training has two stages, first the decoder with a frozen encoder, then "
-        "strategy conservative. To train in one stage, give a --strategy."
+        f"The {part} has fresh weights: training has two stages, first the decoder with a frozen encoder, then strategy "
+        "conservative. To train in one stage, give a strategy."
     )
     for observer in observers:
         observer(Message("note", "two-stage", text))

@@ -17,8 +17,6 @@ from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
 from kerasseg_tfrecords.text import Progress
 
-__all__ = ["tune_run"]
-
 
 @dataclass(frozen=True, slots=True)
 class _HeldOut:

@@ -7,9 +7,16 @@ import pytest
 from numpy.typing import NDArray
 
 from factories import blob
-from kerasseg.evaluation.corruptions import CORRUPTIONS, GRADES, Corruption, corrupt
 from kerasseg.evaluation.predictions import ArrayPredictions
-from kerasseg.evaluation.robustness import Transform, mean_dice, measure_robustness
+from kerasseg.evaluation.robustness import (
+    CORRUPTIONS,
+    GRADES,
+    Corruption,
+    Transform,
+    corrupt,
+    mean_dice,
+    measure_robustness,
+)
 from kerasseg.postprocessing import MaskRule
 
 EACH = pytest.mark.parametrize("kind", CORRUPTIONS, ids=[kind.name for kind in CORRUPTIONS])

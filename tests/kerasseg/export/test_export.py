@@ -32,16 +32,26 @@ from kerasseg.evaluation.schema import NetworkFigures
 from kerasseg.export import Exported, atomic_folder, export_model, export_run, read_metadata
 from kerasseg.export.card import card, interval
 from kerasseg.export.metadata import evaluations
-from kerasseg.export.parity import LEAST_EQUAL, MOST_DIFFERENT, check, compare, measure_int8, native
+from kerasseg.export.parity import (
+    LEAST_EQUAL,
+    MOST_DIFFERENT,
+    Shards,
+    check,
+    compare,
+    comparison_samples,
+    find_shards,
+    measure_int8,
+    native,
+    network_images,
+)
 from kerasseg.export.schema import Comparison, MaskFacts
 from kerasseg.export.serving import Network, serving_model
-from kerasseg.export.slices import Shards, comparison_samples, find_shards, network_images
 from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.training.diagnostics import check_intensity
 from kerasseg.workflows.evaluate import Extras, evaluate_run
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import lock
+from kerasseg_tfrecords.files import _SCRATCH, lock
 from kerasseg_tfrecords.intensity import fit_image, intensity_window, restore
 from kerasseg_tfrecords.records.manifest import load_manifest
 
@@ -634,6 +644,6 @@ def test_too_little_space_is_seen_before_anything_is_written(
 
 
 def test_what_a_killed_export_left_is_cleared(export: Export, tmp_path: Path) -> None:
-    (tmp_path / ".tmp-export-dead" / "export").mkdir(parents=True)
+    (tmp_path / f"{_SCRATCH}dead" / "export").mkdir(parents=True)
     export()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -11,8 +11,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasseg import MaskRule, postprocess
-from kerasseg.export.intensity_graph import fit_images, restore_all
 from kerasseg.export.mask_graph import postprocess_all
+from kerasseg.export.savedmodel_format import fit_images, restore_all
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, intensity_window, restore
 
 SIZE = 32

@@ -30,8 +30,7 @@ from kerasseg.training.diagnostics import (
     sunk_message,
 )
 from kerasseg.training.recorder import draw_curves
-from kerasseg.training.state import EpochSums, Progress
-from kerasseg.training.validation_table import SliceTable
+from kerasseg.training.state import EpochSums, Progress, SliceTable
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 
 # --- history -------------------------------------------------------------------------------------------------------------
@@ -100,6 +99,7 @@ def test_progress_comes_back():
         best=(1, 2),
         first_table=table(0.5),
         best_table=table(0.7),
+        last_table=table(0.6),
         base={3: np.ones(2, np.float32)},
         said=frozenset({"below-epoch-0", "phase"}),
         guarded=1,

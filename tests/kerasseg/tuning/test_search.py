@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from kerasseg import MaskRule, apply_rule
 from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
 from kerasseg.evaluation.predictions import ArrayPredictions
-from kerasseg.tuning.result import Tuned
 from kerasseg.tuning.scoring import RuleSearch, hold
 from kerasseg.tuning.search import tune
+from kerasseg.tuning.threshold_file import Tuned
 from kerasseg_tfrecords.errors import DataError, UsageError
 
 SIZE = 48

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -17,9 +18,10 @@ from factories import write_figshare
 from kerasseg.evaluation.predictions import predict_split
 from kerasseg.models.ensemble import ensemble
 from kerasseg.runs import RunDirectory
+from kerasseg.runs.history import read_history
 from kerasseg.runs.settings import LossSettings, TrainSettings
 from kerasseg.training.events import Event, Message, Saved
-from kerasseg.workflows.cross_validate import CrossValidation, cross_validate, read_cross_validation
+from kerasseg.workflows.cross_validate import CrossValidation, _Entry, _scores, cross_validate, read_cross_validation
 from kerasseg.workflows.tune import tune_run
 from kerasseg_cli.app import app
 from kerasseg_tfrecords import prepare
@@ -126,6 +128,11 @@ def test_figures_are_those_of_slices_that_each_fold_held_out(done: tuple[CrossVa
     for name, scores in figures.classes.items():
         mine = after[[row["label"] == name for row in rows]]
         assert scores.after.mean == pytest.approx(mine.mean())
+    last = np.array([float(row["dice_last"]) for row in rows])
+    for k, fold in enumerate(figures.folds, 1):
+        own = read_history(RunDirectory.find(f"cv/fold-{k}").history_file)[-1].val_dice
+        assert fold.last == pytest.approx(last[[row["fold"] == str(k) for row in rows]].mean()) == pytest.approx(own)
+    assert figures.all.last_gain.mean == pytest.approx((last - before).mean())
     assert figures.spread == pytest.approx(np.std([fold.after for fold in figures.folds], ddof=1))
     assert read_cross_validation(root) == found
 
@@ -280,6 +287,21 @@ def test_the_command_goes_on_with_what_is_finished(done: tuple[CrossValidation, 
     assert code == 2
 
 
+def test_training_that_harms_shows_a_negative_gain_of_the_last_epoch() -> None:
+    rows = [("a", 0.9, 0.9, 0.5), ("b", 0.8, 0.8, 0.6), ("c", 0.7, 0.75, 0.7), ("d", 0.6, 0.6, 0.5)]
+    entries = [
+        _Entry(slice_id=p, patient=p, group=p, label="x", fold=1, before=b, after=a, last=z, tumour=True)
+        for p, b, a, z in rows
+    ]
+    scores = _scores(entries)
+    assert scores.gain.mean == pytest.approx(0.0125)
+    assert scores.last_gain.mean == pytest.approx(-0.175)
+    # A fold of an earlier version recorded no last epoch: no figure rather than one over some of the folds.
+    without = _scores([*entries[:3], entries[3].model_copy(update={"last": None})])
+    assert without.last is None
+    assert without.gain == scores.gain
+
+
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_no_figure_is_cut_at_any_width(
     done: tuple[CrossValidation, Path],
@@ -296,8 +318,10 @@ def test_no_figure_is_cut_at_any_width(
     assert "…" not in shown
     figures = done[0].out_of_fold
     assert figures is not None
-    for scores in (figures.all, figures.tumour, *figures.classes.values()):
-        gain = scores.gain
+    both = ("after", "gain"), ("last", "last_gain")
+    scored = (figures.all, figures.tumour, *figures.classes.values())
+    for scores, (after, name) in itertools.product(scored, both):
+        gain = getattr(scores, name)
         limits = "-" if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
-        cells = f"{scores.before.mean:.4f}", f"{scores.after.mean:.4f}", f"{gain.mean:+.4f}", limits
+        cells = f"{scores.before.mean:.4f}", f"{getattr(scores, after).mean:.4f}", f"{gain.mean:+.4f}", limits
         assert re.search(r"\s+".join(map(re.escape, cells)), shown)

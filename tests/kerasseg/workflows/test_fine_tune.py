@@ -14,6 +14,7 @@ import tensorflow as tf
 import kerasseg
 from children import Children
 from factories import write_figshare
+from kerasseg.models.layers import fresh_part
 from kerasseg.runs.history import read_history
 from kerasseg.runs.settings import TrainSettings, parse_settings
 from kerasseg.training.events import Evaluated, Step
@@ -343,3 +344,40 @@ assert max(np.abs(x - y).max() for x, y in zip(a.get_weights(), b.get_weights(),
 def test_two_devices_train_a_copy_and_give_its_weights_back(tmp_path):
     done = Children(tmp_path).python(TWO_DEVICES)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("strategy", [None, "conservative"])
+def test_a_fresh_head_is_trained_in_two_stages_unless_a_strategy_is_given(strategy):
+    fitted = kerasseg.fit_to_task(
+        kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=1, classes=3), head="binary", seed=1
+    )
+    said = []
+    done = kerasseg.fine_tune(
+        *(fitted.model, (IMAGES, MASKS), (IMAGES, MASKS)),
+        strategy=strategy,
+        epochs=2,
+        observers=[said.append],
+        learning_rate=0.03,
+        precision="float32",
+        devices=("CPU:0",),
+        batch_size=4,
+    )
+    notes = [event.text for event in said if getattr(event, "kind", "") == "two-stage"]
+    if strategy is None:
+        assert "The head has fresh weights" in notes[0]
+        assert {row.phase for row in done.history} >= {"decoder"}
+    else:
+        assert not notes
+        assert {row.phase for row in done.history} == {"conservative"}
+    # Trained weights are not fresh: the next call has one stage.
+    assert fresh_part(fitted.model) == (None if done.best.epoch else "head")
+
+
+def test_the_mark_of_fresh_weights_follows_the_network():
+    donor = keras.applications.MobileNetV3Small(
+        (32, 32, 3), include_top=False, weights=None, include_preprocessing=False
+    )
+    model = kerasseg.unet((32, 32, 1), encoder="mobilenetv3small", encoder_weights=donor, decoder_filters=2)
+    assert fresh_part(model) == "decoder"
+    assert fresh_part(kerasseg.fit_to_task(model, size=64).model) == "decoder"
+    assert fresh_part(kerasseg.fit_to_task(network()).model) is None
