@@ -1,15 +1,14 @@
-"""The page of `kerasseg app`, with real clicks in Chromium; and what holds without Gradio."""
+"""The page of `kerasseg app`, with real clicks in Chromium."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
@@ -31,12 +30,6 @@ from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.records.manifest import PrepareOptions
 
 SIZE = 64
-
-
-def served_only(test: Callable[..., None]) -> Callable[..., None]:
-    """Marks a test that needs the running page."""
-    missing = importlib.util.find_spec("gradio") is None
-    return pytest.mark.rest(pytest.mark.skipif(missing, reason="no Gradio: pip install 'kerasseg[app]'")(test))
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +110,7 @@ def choose_volume(page: Page) -> None:
     page.wait(f"{WORDS}.includes('head.nii.gz, slice')")
 
 
-@served_only
+@pytest.mark.rest
 def test_the_threshold_changes_mask_area_and_volume(opened: Page) -> None:
     assert "1.mat" in opened.value(WORDS)
     choose_volume(opened)
@@ -135,7 +128,7 @@ def test_the_threshold_changes_mask_area_and_volume(opened: Page) -> None:
     assert opened.value("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
 
 
-@served_only
+@pytest.mark.rest
 def test_slices_of_a_volume_are_stepped_through(opened: Page) -> None:
     choose_volume(opened)
     opened.click("#place input[type=range]")
@@ -146,7 +139,7 @@ def test_slices_of_a_volume_are_stepped_through(opened: Page) -> None:
     opened.wait(f"{WORDS}.includes('slice 3 of 6')")
 
 
-@served_only
+@pytest.mark.rest
 def test_masks_are_downloaded_and_nothing_is_kept(opened: Page, served: Served, tmp_path: Path) -> None:
     downloads = tmp_path / "downloads"
     downloads.mkdir()
@@ -162,7 +155,7 @@ def test_masks_are_downloaded_and_nothing_is_kept(opened: Page, served: Served, 
     assert [path for path in served.temporary.rglob("*") if path.is_file() and path.stat().st_size] == []
 
 
-@served_only
+@pytest.mark.rest
 def test_the_page_asks_no_other_server_and_escapes_names(opened: Page, served: Served) -> None:
     elsewhere = [address for address in opened.requests if not address.startswith((served.url, "data:", "blob:"))]
     assert elsewhere == []
@@ -170,7 +163,7 @@ def test_the_page_asks_no_other_server_and_escapes_names(opened: Page, served: S
     assert opened.value("document.querySelector('#head h1').innerText") == "tiny <run>"
 
 
-@served_only
+@pytest.mark.rest
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_nothing_is_wider_than_a_phone(opened: Page, dark: bool) -> None:
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -181,16 +174,16 @@ def test_nothing_is_wider_than_a_phone(opened: Page, dark: bool) -> None:
     assert opened.value("document.querySelector('.trio').getBoundingClientRect().right") <= 390
 
 
-@served_only
+@pytest.mark.rest
 def test_a_file_that_is_no_image_is_explained(page: Page, served: Served, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     page.open(served.url, width=1280)
     page.give(DROP, tmp_path / "notes.txt")
-    page.wait("document.body.innerText.includes('there are no images in it')")
+    page.wait("document.body.innerText.includes('no images (found')")
     assert str(served.temporary) not in page.value("document.body.innerText")
 
 
-@served_only
+@pytest.mark.rest
 def test_uploads_are_limited(page: Page, served: Served, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(os.urandom(1_100_000))
     page.open(served.url, width=1280)
@@ -199,7 +192,7 @@ def test_uploads_are_limited(page: Page, served: Served, tmp_path: Path) -> None
     page.problems.clear()  # the browser logs the refusal
 
 
-@served_only
+@pytest.mark.rest
 def test_it_listens_on_loopback_and_refuses_other_names(served: Served) -> None:
     assert served.url.startswith("http://127.0.0.1:")
     with urlopen(served.url) as answer:  # noqa: S310 - our own address
@@ -208,7 +201,7 @@ def test_it_listens_on_loopback_and_refuses_other_names(served: Served) -> None:
         urlopen(Request(served.url, headers={"Host": "evil.example"}))  # noqa: S310 - our own address
 
 
-@served_only
+@pytest.mark.rest
 def test_a_busy_port_is_named(served: Served, python: str, child_environment: dict[str, str]) -> None:
     port = served.url.rstrip("/").rsplit(":", 1)[1]
     command = [python, "-m", "kerasseg_cli", "app", str(served.run), "--port", port]
