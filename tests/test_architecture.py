@@ -61,8 +61,7 @@ ORDER = (
 OLD_HOMES = {"kerasseg.augment", "kerasseg.schedule"}
 """Modules that stay for files of version 0.1, which name them."""
 TENSORFLOW_ALLOWED = {
-    "kerasseg_tfrecords.records.schema",
-    "kerasseg_tfrecords.records.shards",
+    "kerasseg_tfrecords.records.parsing",
     "kerasseg.data.tf_data",
     "kerasseg.training.tf_datasets",  # other people's tf.data
     "kerasseg.training.engine",
@@ -167,8 +166,17 @@ def test_importing_the_libraries_loads_nothing_heavy(python: str, child_environm
     assert not loaded_by(python, child_environment, "import kerasseg, kerasseg_tfrecords") & HEAVY
 
 
-def test_workers_load_neither_tensorflow_nor_keras(python: str, child_environment: dict[str, str]) -> None:
-    names = ("conversion.staging", "sources.figshare", "sources.pairs")
+def test_preparing_and_verifying_load_neither_tensorflow_nor_keras(
+    python: str, child_environment: dict[str, str]
+) -> None:
+    names = (
+        "conversion.staging",
+        "sources.figshare",
+        "sources.pairs",
+        "records.schema",
+        "records.shards",
+        "checks.shards",
+    )
     code = "import " + ", ".join(f"kerasseg_tfrecords.{name}" for name in names)
     loaded = loaded_by(python, child_environment, code)
     assert "cv2" in loaded

@@ -1,7 +1,6 @@
 """Convert raw MRI slices to TFRecord shards with a leak-free split, and read them; independent of Keras.
 
-`__init__.pyi` lists the public names. Each is imported on first use, so that only code that reads or writes records loads
-TensorFlow.
+`__init__.pyi` lists the public names. Each is imported on first use; only `parse_batch` loads TensorFlow.
 """
 
 from __future__ import annotations

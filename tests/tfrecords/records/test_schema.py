@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.records.parsing import parse_batch
 from kerasseg_tfrecords.records.record import (
     Payload,
     SliceFacts,
@@ -20,7 +23,8 @@ from kerasseg_tfrecords.records.record import (
     unpack_mask,
     unpack_native_mask,
 )
-from kerasseg_tfrecords.records.schema import FEATURES, decode, encode, parse_batch
+from kerasseg_tfrecords.records.schema import FEATURES, decode, encode
+from kerasseg_tfrecords.records.shards import framed, read_shard, write_family
 
 FACTS = SliceFacts(
     slice_id="set/Müller 1\n2",
@@ -169,3 +173,46 @@ def test_records_with_any_bytes_changed_raise_or_parse() -> None:
         except (DataError, tf.errors.OpError):  # eagerly, and in `tf.data`
             refused += 1
     assert refused > 100
+
+
+def test_files_are_those_of_tensorflow(tmp_path: Path) -> None:
+    """TensorFlow reads our messages, and its own writer makes the same file."""
+    made = [example(16, seed=seed)[0] for seed in range(3)]
+    records = [encode(payload, FACTS, label=1, group="g") for payload in made]
+    for record in records:
+        theirs = tf.train.Example.FromString(record)
+        assert theirs.features.feature["spacing"].float_list.value[:] == [0.5, 0.75]
+        assert theirs.SerializeToString(deterministic=True) == record
+    (shard,) = write_family(tmp_path, "train", "glioma", "glioma", records.__getitem__, 3, 10)
+    with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
+        for record in records:
+            writer.write(record)
+    assert (tmp_path / shard.path).read_bytes() == (tmp_path / "theirs").read_bytes()
+    found = [r.image.tobytes() for r in read_shard(tmp_path / shard.path, size=16, channels=1)]
+    assert found == [payload.image for payload in made]
+
+
+@pytest.mark.parametrize("place", ["length", "length checksum", "data", "checksum"])
+def test_every_changed_byte_is_found(place: str, tmp_path: Path) -> None:
+    records = [encode(example(16, seed=seed)[0], FACTS, label=1, group="g") for seed in range(2)]
+    whole = bytearray(b"".join(map(framed, records)))
+    second = len(framed(records[0]))
+    whole[second + {"length": 3, "length checksum": 9, "data": 200, "checksum": len(whole) - second - 1}[place]] ^= 1
+    file = tmp_path / "a.tfrecord"
+    file.write_bytes(whole)
+    reading = read_shard(file, size=16, channels=1)
+    next(reading)
+    with pytest.raises(DataError, match="a damaged record after 1 good ones"):
+        next(reading)
+
+
+@given(st.integers(1, 2000))
+def test_a_file_that_was_cut_off_ends_in_the_middle_of_a_record(kept: int) -> None:
+    whole = framed(encode(example(16)[0], FACTS, label=1, group="g"))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "a.tfrecord"
+        file.write_bytes(whole + whole[: min(kept, len(whole) - 1)])
+        reading = read_shard(file, size=16, channels=1)
+        next(reading)
+        with pytest.raises(DataError, match="middle of a record after 1 good ones"):
+            next(reading)

@@ -43,7 +43,7 @@ def write_shards(
     arrangement: Arrangement, options: PrepareOptions, spool: Path, root: Path, progress: Progress | None
 ) -> list[ShardFacts]:
     """Write all records from the folder `spool` to the shard directory `root`, one family of files per class and split."""
-    from kerasseg_tfrecords.records.schema import encode  # loads TensorFlow: only now, and only in this process
+    from kerasseg_tfrecords.records.schema import encode
     from kerasseg_tfrecords.records.shards import family_names, write_family
 
     families = family_names(arrangement.classes)

@@ -12,67 +12,88 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from numpy.typing import NDArray
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.records.record import Payload, Record, SliceFacts, unpack_mask, unpack_native_mask
 
-__all__ = ["FEATURES", "FORMAT_VERSION", "decode", "decode_pixels", "encode", "parse_batch"]
+__all__ = ["FEATURES", "FORMAT_VERSION", "decode", "decode_pixels", "encode", "features_of"]
 
 FORMAT_VERSION = 1
 
-FEATURES: dict[str, Any] = {
-    "image": tf.io.FixedLenFeature([], tf.string),
-    "mask": tf.io.FixedLenFeature([], tf.string),
-    "mask_native": tf.io.FixedLenFeature([], tf.string),
-    "label": tf.io.FixedLenFeature([], tf.int64),
-    "height": tf.io.FixedLenFeature([], tf.int64),
-    "width": tf.io.FixedLenFeature([], tf.int64),
-    "slice_index": tf.io.FixedLenFeature([], tf.int64),
-    "slice_id": tf.io.FixedLenFeature([], tf.string),
-    "patient": tf.io.FixedLenFeature([], tf.string),
-    "group": tf.io.FixedLenFeature([], tf.string),
-    "volume": tf.io.FixedLenFeature([], tf.string),
-    "spacing": tf.io.FixedLenFeature([2], tf.float32),
+FEATURES: dict[str, str] = {
+    **dict.fromkeys(("image", "mask", "mask_native"), "bytes_list"),
+    **dict.fromkeys(("label", "height", "width", "slice_index"), "int64_list"),
+    **dict.fromkeys(("slice_id", "patient", "group", "volume"), "bytes_list"),
+    "spacing": "float_list",
 }
-
-_LISTS = {tf.string: "bytes_list", tf.int64: "int64_list", tf.float32: "float_list"}
-"""TensorFlow type -> field of `tf.train.Feature`."""
+"""Name -> field of `tf.train.Feature`; each holds one value, `spacing` two."""
 
 
-def _bytes(value: bytes | str) -> Any:
-    data = value.encode() if isinstance(value, str) else value
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))
+@cache
+def _example() -> Any:
+    """`tf.train.Example`, from its published definition: TensorFlow takes seconds and 500 MB to load."""
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
+    field = descriptor_pb2.FieldDescriptorProto
+    feature = descriptor_pb2.DescriptorProto(name="Feature", oneof_decl=[{"name": "kind"}])
+    lists = (("BytesList", field.TYPE_BYTES), ("FloatList", field.TYPE_FLOAT), ("Int64List", field.TYPE_INT64))
+    for number, (name, kind) in enumerate(lists, 1):
+        value = field(name="value", number=1, label=field.LABEL_REPEATED, type=kind)
+        file.message_type.add(name=name, field=[value])
+        message = {"type": field.TYPE_MESSAGE, "type_name": f".tensorflow.{name}"}
+        feature.field.add(
+            name=name.lower().replace("list", "_list"),
+            number=number,
+            label=field.LABEL_OPTIONAL,
+            oneof_index=0,
+            **message,
+        )
+    file.message_type.append(feature)
+    entry = descriptor_pb2.DescriptorProto(name="FeatureEntry", options={"map_entry": True})
+    entry.field.add(name="key", number=1, label=field.LABEL_OPTIONAL, type=field.TYPE_STRING)
+    entry.field.add(
+        name="value", number=2, label=field.LABEL_OPTIONAL, type=field.TYPE_MESSAGE, type_name=".tensorflow.Feature"
+    )
+    for name, inner, part, label, nested in (
+        ("Features", "feature", "Features.FeatureEntry", field.LABEL_REPEATED, [entry]),
+        ("Example", "features", "Features", field.LABEL_OPTIONAL, []),
+    ):
+        only = field(name=inner, number=1, label=label, type=field.TYPE_MESSAGE, type_name=f".tensorflow.{part}")
+        file.message_type.add(name=name, field=[only], nested_type=nested)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
 
 
-def _ints(value: int) -> Any:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+def features_of(serialized: bytes) -> Any:
+    """Return the features of a serialised record, name -> `tf.train.Feature`.
+
+    Raises:
+        DataError: It is no `tf.train.Example`.
+    """
+    try:
+        return _example().FromString(serialized).features.feature
+    except Exception as error:  # protobuf's DecodeError is defined in another module for each of its implementations
+        raise DataError("a damaged record, or not one of kerasseg", found=type(error).__name__) from error
 
 
 def encode(payload: Payload, facts: SliceFacts, *, label: int, group: str) -> bytes:
     """Serialise a record; equal input gives equal bytes (features are in the order of their names)."""
-    example = tf.train.Example(
-        features=tf.train.Features(
-            feature={
-                "image": _bytes(payload.image),
-                "mask": _bytes(payload.mask),
-                "mask_native": _bytes(payload.mask_native),
-                "label": _ints(label),
-                "height": _ints(facts.height),
-                "width": _ints(facts.width),
-                "slice_index": _ints(facts.slice_index),
-                "slice_id": _bytes(facts.slice_id),
-                "patient": _bytes(facts.patient),
-                "group": _bytes(group),
-                "volume": _bytes(facts.volume),
-                "spacing": tf.train.Feature(float_list=tf.train.FloatList(value=facts.spacing)),
-            }
-        )
-    )
+    values = {
+        **{name: getattr(payload, name) for name in ("image", "mask", "mask_native")},
+        **{name: getattr(facts, name) for name in ("height", "width", "slice_index", "spacing")},
+        **{name: getattr(facts, name).encode() for name in ("slice_id", "patient", "volume")},
+        "group": group.encode(),
+        "label": label,
+    }
+    example = _example()()
+    for name, kind in FEATURES.items():
+        found = values[name]
+        getattr(example.features.feature[name], kind).value.extend(found if name == "spacing" else [found])
     return bytes(example.SerializeToString(deterministic=True))
 
 
@@ -83,14 +104,14 @@ def decode(serialized: bytes, *, size: int, channels: int) -> Record:
         DataError: A feature is missing, or has another type or length.
     """
     try:
-        feature = tf.train.Example.FromString(serialized).features.feature
+        feature = features_of(serialized)
         text = {name: feature[name].bytes_list.value[0].decode() for name in ("slice_id", "patient", "group", "volume")}
         number = {name: int(feature[name].int64_list.value[0]) for name in ("label", "height", "width", "slice_index")}
         spacing = feature["spacing"].float_list.value
         image = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
         mask, native = feature["mask"].bytes_list.value[0], feature["mask_native"].bytes_list.value[0]
         rows, columns = float(spacing[0]), float(spacing[1])
-    except Exception as error:  # protobuf raises its own DecodeError, missing features an IndexError
+    except (IndexError, UnicodeDecodeError) as error:
         raise DataError("a damaged record, or not one of kerasseg", found=type(error).__name__) from error
     if image.size != size * size * channels:
         raise DataError(
@@ -121,87 +142,13 @@ def decode_pixels(serialized: bytes, *, size: int, channels: int) -> tuple[bytes
         DataError: A feature is missing or has another length.
     """
     try:
-        feature = tf.train.Example.FromString(serialized).features.feature
+        feature = features_of(serialized)
         image: bytes = feature["image"].bytes_list.value[0]
         mask: bytes = feature["mask"].bytes_list.value[0]
         label = int(feature["label"].int64_list.value[0])
-    except Exception as error:  # protobuf raises its own DecodeError, missing features an IndexError
+    except (IndexError, UnicodeDecodeError) as error:
         raise DataError("a damaged record, or not one of kerasseg", found=type(error).__name__) from error
     found, expected = (len(image), len(mask)), (size * size * channels, size * ((size + 7) // 8))
     if found != expected:
         raise DataError("image or mask has the wrong length", found=f"{found} bytes", expected=f"{expected} bytes")
     return image, mask, label
-
-
-def parse_batch(serialized: Any, *, size: int, channels: int) -> dict[str, Any]:
-    """Parse a batch of serialised records in `tf.data`.
-
-    A damaged record raises `tf.errors.OpError` with the reason. (`tf.data.TFRecordDataset` has checked the CRC of each
-    record before.)
-
-    Args:
-        serialized: (batch,) string tensor.
-        size: Side of the images in pixels, from the manifest.
-        channels: 1 or 3, from the manifest.
-
-    Returns:
-        `image` (batch, size, size, channels) uint8, `mask` (batch, size, size, 1) uint8 of 0 and 1, and the other features
-        (`mask_native` as PNG).
-
-    Example:
-        >>> from kerasseg_tfrecords import load_manifest, shard_paths
-        >>> manifest = load_manifest("shards")
-        >>> records = tf.data.TFRecordDataset([str(path) for path in shard_paths("shards", "train")]).batch(8)
-        >>> batch = next(iter(records.map(lambda x: parse_batch(x, size=manifest.size, channels=manifest.channels))))
-        >>> batch["image"].shape, batch["mask"].shape
-        (TensorShape([8, 32, 32, 1]), TensorShape([8, 32, 32, 1]))
-    """
-    kinds = [FEATURES[name].dtype for name in FEATURES]
-    # Not `tf.io.parse_example`: some damaged records crash it, and the process with it.
-    columns = tf.numpy_function(
-        lambda batch: _columns(batch, size=size, channels=channels),
-        [tf.reshape(serialized, [-1])],
-        kinds,
-        stateful=False,
-    )
-    parsed: dict[str, Any] = dict(zip(FEATURES, columns, strict=True))
-    for name, feature in FEATURES.items():
-        parsed[name].set_shape([*serialized.shape[:1], *feature.shape])
-    image = tf.io.decode_raw(parsed["image"], tf.uint8)
-    stride = (size + 7) // 8
-    packed = tf.reshape(tf.io.decode_raw(parsed["mask"], tf.uint8), [-1, size, stride, 1])
-    bits = tf.bitwise.right_shift(packed, tf.constant([7, 6, 5, 4, 3, 2, 1, 0], tf.uint8))
-    mask = tf.reshape(tf.bitwise.bitwise_and(bits, tf.constant(1, tf.uint8)), [-1, size, stride * 8])
-    return {**parsed, "image": tf.reshape(image, [-1, size, size, channels]), "mask": mask[:, :, :size, tf.newaxis]}
-
-
-def _columns(batch: NDArray[np.object_], *, size: int, channels: int) -> list[NDArray[Any]]:
-    """Parse serialised records into one array per feature, in the order of `FEATURES`."""
-    lengths = {"image": size * size * channels, "mask": size * ((size + 7) // 8)}
-    columns: list[list[Any]] = [[] for _ in FEATURES]
-    for number, serialized in enumerate(batch):
-        feature = _features(serialized)
-        for column, (name, expected) in zip(columns, FEATURES.items(), strict=True):
-            found = feature[name] if name in feature else tf.train.Feature()
-            values = getattr(found, _LISTS[expected.dtype]).value
-            count = expected.shape[0] if expected.shape else 1
-            if len(values) != count:
-                raise DataError(f"record {number} of the batch is damaged", found=f"{len(values)} values of {name}")
-            if name in lengths and len(values[0]) != lengths[name]:
-                raise DataError(
-                    f"record {number} of the batch has the wrong length of {name}",
-                    found=f"{len(values[0])} bytes",
-                    expected=f"{lengths[name]} bytes",
-                )
-            column.append(values if expected.shape else values[0])
-    return [
-        np.array(column, expected.dtype.as_numpy_dtype).reshape(len(batch), *expected.shape)
-        for column, expected in zip(columns, FEATURES.values(), strict=True)
-    ]
-
-
-def _features(serialized: bytes) -> Any:
-    try:
-        return tf.train.Example.FromString(serialized).features.feature
-    except Exception as error:  # protobuf's DecodeError is defined in another module for each of its implementations
-        raise DataError("a damaged record, or not one of kerasseg", found=type(error).__name__) from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import tensorflow as tf
+import google_crc32c
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, file_sha256
@@ -62,14 +63,11 @@ def write_family(
         path = folder / f"{family}-{number:05d}-of-{shards:05d}.tfrecord"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tf.io.TFRecordWriter(str(path)) as writer:
+            with path.open("wb") as stream:
                 for index in range(first, last):
-                    writer.write(serialized(index))
+                    stream.write(framed(serialized(index)))
         except OSError as error:
             raise explain_os_error(error, path) from error
-        except tf.errors.OpError as error:
-            # TensorFlow has exceptions of its own for a full disk.
-            raise _explain_write(error, path) from error
         facts.append(
             ShardFacts(
                 path=path.relative_to(root).as_posix(),
@@ -83,13 +81,20 @@ def write_family(
     return facts
 
 
-def _explain_write(error: Exception, path: Path) -> Exception:
-    import errno
-    import os
+def framed(data: bytes) -> bytes:
+    """Frame data as a record of a TFRecord file: length, its checksum, data, their checksum.
 
-    text = str(error).lower()
-    code = errno.ENOSPC if "no space" in text else errno.EACCES if "permission" in text else 0
-    return explain_os_error(OSError(code, os.strerror(code) if code else str(error)), path)
+    >>> framed(b"a").hex()
+    '01000000000000000175de4161786ee428'
+    """
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, _checksum(length), data, _checksum(data)))
+
+
+def _checksum(data: bytes) -> bytes:
+    """CRC-32C, rotated and shifted as TFRecord files have it."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def shard_paths(folder: Path | str, split: str, manifest: Manifest | None = None) -> list[Path]:
@@ -129,21 +134,25 @@ def read_shard(path: Path, *, size: int, channels: int) -> Iterator[Record]:
     Raises:
         DataError: A record is damaged; those before it have been yielded.
     """
+    remedy = "Prepare the shards again."
     count = 0
-    iterator = iter(tf.data.TFRecordDataset(str(path)))
-    while True:
-        try:
-            serialized = next(iterator).numpy()
-        except StopIteration:
-            return
-        except tf.errors.OpError as error:
-            kind = "the file ends in the middle of a record" if "truncated" in str(error) else "a damaged record"
-            raise DataError(f"{kind} after {count} good ones", path=path, remedy="Prepare the shards again.") from error
-        try:
-            yield decode(serialized, size=size, channels=channels)
-        except DataError as error:
-            raise DataError(f"record {count}: {error}", path=path, remedy="Prepare the shards again.") from error
-        count += 1
+    with path.open("rb") as stream:
+        left = path.stat().st_size
+        while header := stream.read(12):
+            length = int.from_bytes(header[:8], "little")
+            left -= 16 + length
+            sound = header[8:] == _checksum(header[:8])
+            if len(header) < 12 or (sound and left < 0):
+                kind = "the file ends in the middle of a record"
+                raise DataError(f"{kind} after {count} good ones", path=path, remedy=remedy)
+            data = stream.read(length) if sound else b""
+            if not sound or stream.read(4) != _checksum(data):
+                raise DataError(f"a damaged record after {count} good ones", path=path, remedy=remedy)
+            try:
+                yield decode(data, size=size, channels=channels)
+            except DataError as error:
+                raise DataError(f"record {count}: {error}", path=path, remedy=remedy) from error
+            count += 1
 
 
 def read_records(folder: Path | str, splits: str | Sequence[str] = SPLITS) -> Iterator[Record]:
