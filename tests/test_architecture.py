@@ -49,6 +49,7 @@ ORDER = (
     "kerasseg_tfrecords.slices",
     "kerasseg_tfrecords.classes",
     "kerasseg_tfrecords.workers",
+    "kerasseg_tfrecords.isolation",
     "kerasseg_tfrecords.documents",
     "kerasseg_tfrecords.validation",
     "kerasseg_tfrecords.tables",

@@ -1,7 +1,7 @@
 """Safe reading of untrusted HDF5 files in a separate process.
 
 An HDF5 file can point to other files (links, external storage, virtual data sets), contain itself, declare terabytes that
-it does not store, or contain a chunk that makes the C library read out of bounds. `hdf5_child.py` parses it under limits on
+it does not store, or contain a chunk that makes the C library read out of bounds. A child process parses it under limits on
 memory and time and returns plain numbers and texts. This module writes them to a new file for kerasseg and Keras to read.
 """
 
@@ -11,9 +11,6 @@ import contextlib
 import math
 import mmap
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,15 +19,12 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from kerasseg.checkpoints import hdf5_child
 from kerasseg_tfrecords.documents import parse_json
-from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.errors import CheckpointError, DataError
 from kerasseg_tfrecords.files import temporary_space
+from kerasseg_tfrecords.formats.weights import decoded, send_weights
 
 __all__ = ["attribute_texts", "open_hdf5", "text_attribute", "walk_datasets"]
-
-_MEMORY = 2 << 30  # bytes of address space; data sets are read one at a time
-_SECONDS = 60
 
 
 @contextlib.contextmanager
@@ -48,50 +42,21 @@ def open_hdf5(source: Path | bytes, name: object) -> Iterator[h5py.File]:
         CheckpointError: The file exceeds the limits or contains features that Keras does not use.
     """
     with temporary_space(), tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
-        with tempfile.TemporaryFile(dir=folder) as answer:
-            with contextlib.ExitStack() as stack:
-                stream: IO[bytes]
-                if isinstance(source, bytes):
-                    stream = stack.enter_context(tempfile.TemporaryFile(dir=folder))
-                    stream.write(source)
-                    stream.seek(0)
-                else:
-                    stream = stack.enter_context(source.open("rb"))
-                _parse(stream, answer, name)
-            copy = Path(folder, "model.weights.h5")
-            try:
-                _write_copy(answer, copy)
-            except ValueError as error:
-                raise _damaged(name, error) from error
+        answer, copy = Path(folder, "answer"), Path(folder, "model.weights.h5")
+        if isinstance(source, bytes):
+            data, source = source, Path(folder, "source")
+            source.write_bytes(data)
+        try:
+            send_weights(source, str(name), answer)
+            with answer.open("rb") as stream:
+                _write_copy(stream, copy)
+        except DataError as error:
+            raise CheckpointError(error.what, path=str(name), remedy=error.remedy) from error
+        except ValueError as error:
+            raise _damaged(name, error) from error
+        answer.unlink()
         with h5py.File(copy, "r") as file:
             yield file
-
-
-def _parse(stream: IO[bytes], answer: IO[bytes], name: object) -> None:
-    """Parse `stream` in the child process and write the result to `answer`."""
-    # -P: modules in the script's folder (`open`, `h5`) must not shadow others.
-    command = [sys.executable, "-P", hdf5_child.__file__, str(_MEMORY), str(_SECONDS)]
-    try:
-        child = subprocess.run(
-            command, stdin=stream, stdout=answer, stderr=subprocess.PIPE, timeout=2 * _SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _damaged(name, f"reading it took more than {2 * _SECONDS} s") from error
-    if child.returncode == 0:
-        return
-    if child.returncode == hdf5_child.REFUSED:
-        try:
-            reason = parse_json(child.stderr.splitlines()[-1], max_bytes=1 << 16)
-        except (ValueError, IndexError):
-            reason = {"what": "the HDF5 file is damaged"}
-        raise CheckpointError(path=str(name), **reason)
-    if child.returncode > 0:
-        raise _damaged(name, f"its reader failed: {child.stderr[-200:].decode(errors='replace').strip()}")
-    number = -child.returncode
-    limit = number in (getattr(signal, "SIGXCPU", 0), getattr(signal, "SIGKILL", 0))
-    raise _damaged(
-        name, f"reading it took more than {_SECONDS} s" if limit else f"it crashes the HDF5 library (signal {number})"
-    )
 
 
 def _damaged(name: object, found: object) -> CheckpointError:
@@ -147,16 +112,16 @@ def walk_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
 def text_attribute(group: h5py.Group, name: str) -> str | None:
     """Return an attribute as text, or None if it does not exist."""
     value = group.attrs.get(name)
-    return value if value is None or isinstance(value, str) else hdf5_child.decoded(value)
+    return value if value is None or isinstance(value, str) else decoded(value)
 
 
 def attribute_texts(group: h5py.Group, name: str) -> list[str] | None:
     """Return a list of texts that Keras stored as attribute `name`, or split as `name0`, `name1`, ...; else None."""
     if name in group.attrs:
-        return [hdf5_child.decoded(v) for v in np.atleast_1d(group.attrs[name])]
+        return [decoded(v) for v in np.atleast_1d(group.attrs[name])]
     pieces: list[str] = []
     number = 0
     while f"{name}{number}" in group.attrs:
-        pieces += [hdf5_child.decoded(v) for v in np.atleast_1d(group.attrs[f"{name}{number}"])]
+        pieces += [decoded(v) for v in np.atleast_1d(group.attrs[f"{name}{number}"])]
         number += 1
     return pieces or None

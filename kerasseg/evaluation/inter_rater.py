@@ -18,6 +18,7 @@ from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.formats.images import decode_picture, upright
 from kerasseg_tfrecords.intensity import fit_mask
+from kerasseg_tfrecords.isolation import call
 from kerasseg_tfrecords.records.manifest import MANIFEST
 from kerasseg_tfrecords.sources.base import SourceOptions
 from kerasseg_tfrecords.sources.masks import mask_of_picture
@@ -164,6 +165,6 @@ def _read(file: Path, most: int) -> tuple[NDArray[np.bool_], str]:
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=file) from error
-    picture = decode_picture(data, str(file), most)
+    picture = call(decode_picture, data, str(file), most)
     mask, _ = mask_of_picture(picture, str(file))
     return upright(mask, picture.orientation), str(file)

@@ -19,7 +19,7 @@ from kerasseg_tfrecords.intensity import IntensityRule, Window, intensity_window
 from kerasseg_tfrecords.sources import read_item
 from kerasseg_tfrecords.sources.base import Item, SourceOptions
 from kerasseg_tfrecords.sources.roles import split_name, without_suffix
-from kerasseg_tfrecords.sources.tree import natural_key, read_bytes, suffix_of
+from kerasseg_tfrecords.sources.tree import natural_key, suffix_of
 from kerasseg_tfrecords.sources.unlabelled import ImageInput
 
 __all__ = [
@@ -359,15 +359,9 @@ def _plane(shape: tuple[int, ...], asked: str | None, usual: str, name: str) -> 
 
 
 def _open_series(unit: Unit, rule: IntensityRule, options: SourceOptions) -> OpenedUnit:
-    from kerasseg_tfrecords.formats.dicom import read_dicom_header
-    from kerasseg_tfrecords.sources.base import file_limit
+    from kerasseg_tfrecords.sources.dicom import read_header
 
-    headers = [
-        read_dicom_header(
-            read_bytes(item.files[0], limit=file_limit(options)), item.name, options.max_pixels, item.page
-        )
-        for item in unit.items
-    ]
+    headers = [read_header(item, options) for item in unit.items]
     affines = tuple(_affine(header) for header in headers)
     layout = SeriesLayout(tuple(item.name for item in unit.items), _even(headers, affines), affines)
     notes = [*_not_a_head(headers[0].body_part)]

@@ -22,7 +22,16 @@ from kerasseg_tfrecords.text import count, without_credentials
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories: control, format (direction marks, zero-width characters), surrogates, line and paragraph ends."""
 
-__all__ = ["BadInputError", "CheckpointError", "DataError", "KerassegError", "Problem", "UsageError", "one_line"]
+__all__ = [
+    "BadInputError",
+    "CheckpointError",
+    "DataError",
+    "KerassegError",
+    "Problem",
+    "UsageError",
+    "one_line",
+    "restored",
+]
 
 
 def one_line(text: object) -> str:
@@ -88,10 +97,11 @@ class KerassegError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Workers send exceptions to their parent process; the default would lose the keyword arguments.
-        return _rebuild, (type(self), self.__dict__.copy())
+        return restored, (type(self), self.__dict__.copy())
 
 
-def _rebuild(kind: type[KerassegError], state: dict[str, object]) -> KerassegError:
+def restored(kind: type[KerassegError], state: dict[str, object]) -> KerassegError:
+    """Return an exception of another process, given its attributes."""
     error = kind.__new__(kind)
     error.__dict__.update(state)
     Exception.__init__(error, error.sentence())

@@ -680,7 +680,7 @@ def test_a_full_temporary_folder_is_no_unreadable_network(
     def full(**_: object) -> NoReturn:
         raise OSError(why, os.strerror(why), str(tmp_path))
 
-    monkeypatch.setattr("kerasseg.checkpoints.hdf5.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("kerasseg.checkpoints.hdf5.tempfile.TemporaryDirectory", full)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(KerassegError) as caught:
         predict_files(trained / "runs" / "first", folder, tmp_path / "out")

@@ -399,6 +399,7 @@ def test_an_interrupted_run_reads_nothing_twice(raw: Path, tmp_path: Path, monke
         patch.setattr(module, "arrange", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(raw, tmp_path / "out", SMALL, jobs=1)
+    monkeypatch.setattr("kerasseg_tfrecords.isolation._inside", True)
     read = []
     original = module.run_task.__globals__["convert_item"]
     monkeypatch.setitem(

@@ -214,7 +214,7 @@ def test_flipped_bits_raise_nothing_else(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     changes = [(int(place), int(rng.integers(8))) for place in rng.integers(512, len(data), 2000)]
     # In processes of their own: the HDF5 library itself may fall, and the tests should live to say so.
-    found = ordered_map(partial(outcome, data=data), changes, jobs=2, batch=100, crashed=lambda _: "crashed")
+    found = ordered_map(partial(outcome, data=data), changes, jobs=2, crashed=lambda *_: "crashed")
     assert set(found) <= {"read", "refused", "crashed"}
 
 

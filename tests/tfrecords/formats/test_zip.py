@@ -186,6 +186,7 @@ def test_nesting_ends(tmp_path: Path) -> None:
 
 
 def test_an_inner_zip_that_shrank_too_well_is_not_spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerasseg_tfrecords.isolation._inside", True)
     monkeypatch.setattr(archives, "SPOOL_BYTES", 10_000)
     inner = zipped({"1.mat": bytes(100_000)}, STORED)
     tree = open_tree(write(tmp_path / "a.zip", zipped({"inner.zip": inner, "2.mat": b"x"})))

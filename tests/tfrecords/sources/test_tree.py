@@ -124,6 +124,7 @@ def test_a_closed_folder_is_a_problem(tmp_path: Path, monkeypatch: pytest.Monkey
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
+    monkeypatch.setattr("kerasseg_tfrecords.isolation._inside", True)
     monkeypatch.setattr(os, "scandir", refuse)
     tree = open_tree(tmp_path)
     assert [location.name for location in tree.locations] == ["1.mat"]
@@ -178,6 +179,7 @@ def test_a_file_that_went_away(tmp_path: Path) -> None:
 
 def test_listing_asks_the_disk_once_a_folder_not_once_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, *(f"{folder}/{number}.mat" for folder in range(3) for number in range(50)))
+    monkeypatch.setattr("kerasseg_tfrecords.isolation._inside", True)
     asked: list[str] = []
     for name in ("stat", "lstat"):
         original = getattr(os, name)

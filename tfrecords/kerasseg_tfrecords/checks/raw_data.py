@@ -160,9 +160,8 @@ def check_item(item: Item, options: SourceOptions) -> ItemCheck:
     )
 
 
-def _crashed(item: Item) -> ItemCheck:
-    message = "reading it ended the process. The file is damaged, or there was not enough memory"
-    return ItemCheck(item.name, problems=(Problem(item.name, "crashed", message),))
+def _crashed(item: Item, error: DataError) -> ItemCheck:
+    return ItemCheck(item.name, problems=(Problem.of(error, item.name),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +219,7 @@ def check_data(
         paths: Folders, files and zips, as for `prepare`.
         format_name: "figshare", "pairs", ...; None detects it for each input.
         options: Options of the readers.
-        jobs: Number of worker processes; 1 reads in this process.
+        jobs: Number of worker processes.
         progress: Called as `progress(done, total)` after each item, over all inputs.
 
     Returns:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kerasseg_tfrecords.checks.raw_data import check_slice
-from kerasseg_tfrecords.errors import DataError, Problem, one_line
+from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, fit_mask, intensity_window
+from kerasseg_tfrecords.isolation import out_of_memory, working_on
 from kerasseg_tfrecords.records.record import Payload, SliceFacts, pack_mask, pack_native_mask
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources import read_item
@@ -64,18 +65,18 @@ def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Co
     except DataError as error:
         yield Failure(problems=(Problem.of(error, _text(f"{prefix}/{item.name}")),))
         return
-    except Exception as error:  # a bug in a reader must not stop the other files
-        message = f"cannot be read: {one_line(error) or 'no reason given'} ({type(error).__name__})"
-        yield Failure(problems=(Problem(_text(f"{prefix}/{item.name}"), "unreadable", message),))
-        return
     for piece in reading.slices:
-        found = check_slice(piece)
-        errors = tuple(problem for problem in found if problem.level == "error")
-        if errors:
-            yield Failure(problems=tuple(_named(problem, prefix) for problem in errors))
-        else:
-            noted = replace(piece, notes=(*piece.notes, *(problem.message for problem in found)))
-            yield convert_slice(noted, reading, conversion, prefix)
+        working_on(item.files[0].name)
+        try:
+            found = check_slice(piece)
+            errors = tuple(problem for problem in found if problem.level == "error")
+            if errors:
+                yield Failure(problems=tuple(_named(problem, prefix) for problem in errors))
+            else:
+                noted = replace(piece, notes=(*piece.notes, *(problem.message for problem in found)))
+                yield convert_slice(noted, reading, conversion, prefix)
+        except MemoryError:
+            yield Failure(problems=(Problem.of(out_of_memory(), _text(f"{prefix}/{item.name}")),))
 
 
 def convert_slice(piece: Slice, reading: Reading, conversion: Conversion, prefix: str) -> Converted:

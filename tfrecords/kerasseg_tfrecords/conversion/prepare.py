@@ -168,7 +168,7 @@ def _convert(
     chunks: dict[str, list[Chunk]] = {entry.name: [] for entry in listed}
     if progress:
         progress("read", 0, total)
-    work = ordered_map(run_task, [task for _, task in todo], jobs=min(jobs, len(todo)), batch=1, crashed=_crashed)
+    work = ordered_map(run_task, [task for _, task in todo], jobs=min(jobs, len(todo)), ahead=4, crashed=_crashed)
     for (name, task), (_, chunk) in zip(todo, work, strict=True):
         chunks[name].append(chunk)
         done += len(task.items)
@@ -177,18 +177,24 @@ def _convert(
     return chunks
 
 
-def _crashed(task: Task) -> tuple[str, Chunk]:
-    """Handle a task that ended its process: run its items one by one to find the cause."""
-    if len(task.items) > 1:
-        alone = [replace(task, items=(item,)) for item in task.items]
-        parts = [chunk for _, chunk in ordered_map(run_task, alone, jobs=2, batch=1, crashed=_crashed)]
-        return "", Chunk(
-            slices=tuple(piece for part in parts for piece in part.slices),
-            problems=tuple(problem for part in parts for problem in part.problems),
-            left_out=tuple(entry for part in parts for entry in part.left_out),
-        )
-    message = "reading it ended the process. Check the file and the free memory, or use fewer --jobs."
-    return "", Chunk((), (Problem(f"{task.prefix}/{task.items[0].name}", "crashed", message),), ())
+def _crashed(task: Task, error: DataError) -> tuple[str, Chunk]:
+    """Handle a task that ended its process: leave out the item that was being read, or look for it."""
+    items = task.items
+    place = next((at for at, item in enumerate(items) if error.path in {file.name for file in item.files}), None)
+    if len(items) == 1:
+        return "", Chunk((), (Problem.of(error, f"{task.prefix}/{items[0].name}"),), ())
+    pieces = [(item,) for item in items] if place is None else [items[:place], (items[place],), items[place + 1 :]]
+    parts = [
+        _crashed(part, error)[1]
+        if place is not None and part.items == (items[place],)
+        else next(ordered_map(run_task, [part], crashed=_crashed))[1]
+        for part in (replace(task, items=piece) for piece in pieces if piece)
+    ]
+    return "", Chunk(
+        slices=tuple(piece for part in parts for piece in part.slices),
+        problems=tuple(problem for part in parts for problem in part.problems),
+        left_out=tuple(entry for part in parts for entry in part.left_out),
+    )
 
 
 def _collect(

@@ -114,7 +114,9 @@ def is_group(opened: Any) -> bool:
     return isinstance(opened, h5g.GroupID)
 
 
-def read_numbers(dataset: Any, child: str, name: str, *, max_values: int, transpose: bool = False) -> NDArray[Any]:
+def read_numbers(
+    dataset: Any, child: str, name: str, *, max_values: int, transpose: bool = False, opaque: bool = False
+) -> NDArray[Any]:
     """Read a numeric data set.
 
     Args:
@@ -123,6 +125,7 @@ def read_numbers(dataset: Any, child: str, name: str, *, max_values: int, transp
         name: File name for messages.
         max_values: Larger data sets are refused before anything is read.
         transpose: Reverse the axes, which MATLAB's arrays need: faster here, by chunks, than afterwards.
+        opaque: Also read values of two opaque bytes, as which Keras stores bfloat16.
 
     Returns:
         A new, row-major array of the stored shape (reversed with `transpose`) and type, in native byte order.
@@ -136,7 +139,7 @@ def read_numbers(dataset: Any, child: str, name: str, *, max_values: int, transp
     layout = plan.get_layout()
     # Before reading the shape: HDF5 finds that of a virtual data set by opening other files.
     _check_own_data(plan, child, name)
-    if dataset.get_type().get_class() not in _NUMBERS:
+    if dataset.get_type().get_class() not in (_NUMBERS | {h5t.OPAQUE} if opaque else _NUMBERS):
         raise DataError(f"{child} is not numeric", path=name, found=dataset.dtype, expected="a numeric array")
     shape, dtype = dataset.shape, dataset.dtype
     if shape is None or math.prod(shape) == 0:
@@ -146,7 +149,7 @@ def read_numbers(dataset: Any, child: str, name: str, *, max_values: int, transp
         found = f"{' x '.join(map(str, shape))} values of {dtype.itemsize} bytes"
         raise DataError(f"{child} is too large", path=name, found=found, expected=f"at most {max_values} values",
                         kind="too-large")  # fmt: skip
-    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+    if (dtype.kind not in "biuf" or dtype.itemsize > 8) and dtype != "V2":
         raise DataError(f"{child} is not numeric", path=name, found=dtype, expected="integers or floats")
     if layout == h5d.CHUNKED:
         array = _read_chunked(dataset, plan, child, name, shape, dtype, transpose=transpose)

@@ -39,14 +39,14 @@ class Volume:
         voxels: (left, back, head), in the stored type, or float32 if the header scales it; native byte order; finite.
         affine: 4x4, from voxels to millimetres (right, front, head: NIfTI's world).
         spacing: Voxel size in millimetres along the three axes.
-        header: A NIfTI header with the file's shape (one channel), orientation and affine, for `write_like`.
+        header: Bytes of a NIfTI header with the file's shape (one channel), orientation and affine, for `write_like`.
         notes: Decisions of the reader.
     """
 
     voxels: NDArray[Any]
     affine: NDArray[np.float64]
     spacing: tuple[float, float, float]
-    header: Any
+    header: bytes
     notes: tuple[str, ...] = ()
 
 
@@ -152,7 +152,9 @@ def upright(
     change = orientations.ornt_transform(ornt, orientations.axcodes2ornt(("L", "P", "S")))
     turned = affine @ orientations.inv_ornt_aff(change, voxels.shape)
     across, down, along = np.sqrt((turned[:3, :3] ** 2).sum(axis=0)).tolist()
-    return Volume(orientations.apply_orientation(voxels, change), turned, (across, down, along), header, notes)
+    return Volume(
+        orientations.apply_orientation(voxels, change), turned, (across, down, along), header.binaryblock, notes
+    )
 
 
 def _channel(stored: NDArray[Any], channel: int, name: str) -> tuple[NDArray[Any], str]:
@@ -220,19 +222,19 @@ def read_header(data: bytes, name: str, *, pair: bool = False) -> Any:
         raise _damaged(name, f"its header: {error}") from error
 
 
-def write_like(voxels: NDArray[Any], header: Any) -> bytes:
+def write_like(voxels: NDArray[Any], header: bytes) -> bytes:
     """Return a .nii.gz file with the geometry of another one; the inverse of `read_volume`, and deterministic.
 
     Args:
         voxels: (left, back, head), of the same size as the other volume.
         header: `Volume.header` of the other volume; its shape, orientation and affine are copied exactly.
     """
-    stored_axes = orientations.io_orientation(header.get_best_affine())
+    kind = nib.Nifti2Image if len(header) == _HEADER else nib.Nifti1Image
+    old = kind.header_class(header, check=False)
+    stored_axes = orientations.io_orientation(old.get_best_affine())
     change = orientations.ornt_transform(orientations.axcodes2ornt(("L", "P", "S")), stored_axes)
-    stored = orientations.apply_orientation(voxels, change).reshape(header.get_data_shape())
-    second = isinstance(header, nib.Nifti2Header)
-    kind = nib.Nifti2Image if second else nib.Nifti1Image
-    new = kind.header_class.from_header(header, check=False)
+    stored = orientations.apply_orientation(voxels, change).reshape(old.get_data_shape())
+    new = kind.header_class.from_header(old, check=False)
     new.set_data_dtype(voxels.dtype)
     new.set_slope_inter(1, 0)
     new["cal_min"] = new["cal_max"] = 0  # a display window for the grey levels of the other file

@@ -27,6 +27,7 @@ from pathlib import Path
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.isolation import working_on
 
 __all__ = ["ArchiveListing", "is_hidden", "list_archive", "read_member", "shown"]
 
@@ -283,6 +284,7 @@ def list_archive(path: Path, name: str) -> ArchiveListing:
 
 
 def _list_into(listing: ArchiveListing, path: Path, chain: tuple[str, ...], name: str, budget: list[int]) -> None:
+    working_on(name)
     budget[0] -= 1
     if len(chain) >= MAX_DEPTH or budget[0] < 0:
         what = "archives are nested too deeply" if budget[0] >= 0 else "too many archives"

@@ -5,7 +5,8 @@
     source.find_items(tree, options) -> Listing
     read_item(item, options) -> Reading
 
-The module of a format is imported on first use, so that a worker that reads .mat files loads neither OpenCV nor nibabel.
+Files are parsed in child processes (`isolation`), where the module of a format is imported on first use, so that a process
+that reads .mat files loads neither OpenCV nor nibabel.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import cast
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
+from kerasseg_tfrecords.isolation import isolated, out_of_memory
 from kerasseg_tfrecords.slices import Reading
 from kerasseg_tfrecords.sources.base import Item, Listing, Source, SourceOptions
 from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree
@@ -52,13 +54,36 @@ _ENTRIES = {
 """Name of a format, which is also the name of its module, -> layout."""
 
 
+@dataclass(slots=True)
+class _Isolated:
+    """A source that works in a child process, where its module is imported on first use."""
+
+    name: str
+
+    @isolated
+    def recognises(self, tree: Tree) -> float:
+        return self._source.recognises(tree)
+
+    @isolated
+    def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
+        return self._source.find_items(tree, options)
+
+    @isolated
+    def read(self, item: Item, options: SourceOptions) -> Reading:
+        return self._source.read(item, options)
+
+    @property
+    def _source(self) -> Source:
+        return cast(Source, import_module(f"{__name__}.{self.name}").SOURCE)
+
+
 class _Registry(Mapping[str, Source]):
-    """Name -> source, imported on first use."""
+    """Name -> source."""
 
     def __getitem__(self, name: str) -> Source:
         if name not in _ENTRIES:
             raise KeyError(name)
-        return cast(Source, import_module(f"{__name__}.{name}").SOURCE)
+        return _Isolated(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(_ENTRIES)
@@ -121,6 +146,7 @@ def detect(tree: Tree) -> Source:
     )
 
 
+@isolated
 def find_items(tree: Tree, options: SourceOptions, format_name: str | None = None) -> Listing:
     """List the items of a tree in the named or detected format; problems of the tree itself are included.
 
@@ -157,8 +183,9 @@ def _other_formats(tree: Tree, source: Source) -> tuple[str, ...]:
     return tuple(notes)
 
 
+@isolated
 def read_item(item: Item, options: SourceOptions) -> Reading:
-    """Read one item with the source that listed it; runs in worker processes.
+    """Read one item with the source that listed it.
 
     Raises:
         NotASlice: The file is readable but is not meant to be a slice.
@@ -179,6 +206,8 @@ def read_item(item: Item, options: SourceOptions) -> Reading:
         if error.path is None:
             error.path = item.name
         raise
+    except MemoryError:
+        raise out_of_memory(item.name) from None
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
         raise DataError("cannot be read", path=item.name, found=found) from error

@@ -9,16 +9,17 @@ import hashlib
 from collections import Counter, defaultdict
 
 from kerasseg_tfrecords.errors import DataError, Problem
-from kerasseg_tfrecords.formats.dicom import DicomHeader, read_dicom, read_dicom_frames
+from kerasseg_tfrecords.formats.dicom import DicomHeader, read_dicom, read_dicom_frames, read_dicom_header
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_dicom
+from kerasseg_tfrecords.isolation import isolated
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
 from kerasseg_tfrecords.sources.roles import patient_of, stem_of
 from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
 from kerasseg_tfrecords.text import count
 
-__all__ = ["SOURCE", "DicomSource"]
+__all__ = ["SOURCE", "DicomSource", "read_header"]
 
 _OTHER = (".mat", *VOLUME_SUFFIXES, ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -88,6 +89,13 @@ class DicomSource:
 
 
 SOURCE = DicomSource()
+
+
+@isolated
+def read_header(item: Item, options: SourceOptions) -> DicomHeader:
+    """Read the header of one frame."""
+    data = read_bytes(item.files[0], limit=file_limit(options))
+    return read_dicom_header(data, item.name, options.max_pixels, item.page)
 
 
 def _has_no_suffix(location: Location) -> bool:

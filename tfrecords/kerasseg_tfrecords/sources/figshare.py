@@ -15,7 +15,6 @@ partition", PLoS ONE 10(10), 2015.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -193,17 +192,16 @@ def _read_matlab5(data: bytes, name: str, options: SourceOptions) -> _Fields:
     variables = matlab5.read_variables(data, name, limit=_byte_limit(options))
     struct = variables.get("cjdata")
     if struct is None:
-        shapes = {
-            key: None if value.text is None and value.array is None else value.shape for key, value in variables.items()
+        plain = {
+            key: getattr(getattr(value, "dtype", None), "kind", "O") in "biufU" for key, value in variables.items()
         }
-        raise _without_cjdata(shapes, name)
-    if struct.fields is None:
+        raise _without_cjdata({key: variables[key].shape if plain[key] else None for key in variables}, name)
+    if not isinstance(struct, np.ndarray) or struct.dtype.names is None or struct.size != 1:
         raise DataError("cjdata is not a struct", path=name, found="an array", kind="no-cjdata")
-    fields = struct.fields
-    if "image" not in fields:
-        raise _missing("image", tuple(fields), name)
-    if "tumorMask" not in fields and options.masks:
-        raise _missing("tumorMask", tuple(fields), name)
+    fields = {key: struct.reshape(-1)[0][key] for key in struct.dtype.names}
+    for key in ("image", "tumorMask")[: 2 if options.masks else 1]:
+        if key not in fields:
+            raise _missing(key, tuple(fields), name)
     return _Fields(
         image=_image(_numbers(fields["image"], "image", name, options), name),
         mask=_numbers(fields["tumorMask"], "tumorMask", name, options) if options.masks else None,
@@ -212,24 +210,25 @@ def _read_matlab5(data: bytes, name: str, options: SourceOptions) -> _Fields:
     )
 
 
-def _numbers(variable: matlab5.Variable, what: str, name: str, options: SourceOptions) -> NDArray[Any]:
-    if variable.array is None:
-        found = "text" if variable.text is not None else "a cell, struct, sparse or complex array"
+def _numbers(value: Any, what: str, name: str, options: SourceOptions) -> NDArray[Any]:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        found = "a text, cell, struct, sparse or complex array"
         raise DataError(f"{what} is not numeric", path=name, found=found, expected="a full numeric array")
-    if variable.array.size > options.max_pixels:
-        found, expected = f"{variable.array.size} pixels", f"at most {options.max_pixels}"
+    if value.size > options.max_pixels:
+        found, expected = f"{value.size} pixels", f"at most {options.max_pixels}"
         raise DataError(f"{what} is too large", path=name, found=found, expected=expected, kind="too-large")
-    return np.ascontiguousarray(variable.array)
+    return np.ascontiguousarray(value, value.dtype.newbyteorder("="))
 
 
-def _short_text(variable: matlab5.Variable, what: str, name: str) -> str:
-    if variable.text is not None and len(variable.text) <= 1024:
-        return variable.text.replace("\0", "").strip()
-    if math.prod(variable.shape) == 0:
+def _short_text(value: Any, what: str, name: str) -> str:
+    values = np.asarray(value)
+    if values.size == 0:
         return ""
-    if variable.array is None or variable.array.size != 1:
-        raise DataError(f"{what} is not one text or number", path=name, found=f"shape {variable.shape}")
-    return hdf5.number_text(variable.array.reshape(-1)[0])
+    if values.dtype.kind == "U" and values.size == 1 and values.dtype.itemsize <= 4096:
+        return str(values.reshape(-1)[0]).replace("\0", "").strip()
+    if values.dtype.kind not in "biuf" or values.size != 1:
+        raise DataError(f"{what} is not one text or number", path=name, found=f"shape {values.shape}")
+    return hdf5.number_text(values.reshape(-1)[0])
 
 
 def _label_text(text: str) -> str | float:

@@ -24,6 +24,7 @@ from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.nifti import Volume
 from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
 from kerasseg_tfrecords.formats.volumes import is_volume, open_volume
+from kerasseg_tfrecords.isolation import isolated, working_on
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, partner_error
 from kerasseg_tfrecords.sources.labelling import label_files
@@ -35,6 +36,7 @@ __all__ = ["PLANES", "SOURCE", "NiftiSource", "cut", "own_plane", "read_volume_f
 
 PLANES = ("axial", "coronal", "sagittal")
 _OTHER_DATA = (".mat", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+_SECONDS = 60  # processor time for one volume
 _SLICES = 4  # largest volume, as a multiple of the largest image
 _MAX_LABELS = 32  # a segmentation with more labels is an anatomical map
 _ROUNDING = 1e-3  # largest distance of a label from a whole number
@@ -143,6 +145,7 @@ class NiftiSource:
 SOURCE = NiftiSource()
 
 
+@isolated
 def read_volume_file(location: Location, options: SourceOptions, *, channel: int = -1) -> tuple[Volume, bytes]:
     """Read a volume of any file type.
 
@@ -168,6 +171,7 @@ def read_volume_file(location: Location, options: SourceOptions, *, channel: int
             expected=f"{_voxels_of(location).name} in the same folder",
             kind="missing-partner",
         ) from error
+    working_on(location.name, _SECONDS)
     volume = open_volume(data, location.name, suffix, limit, channel=channel, pair=pair)
     return volume, data if pair is None else data + pair
 

@@ -13,6 +13,7 @@ from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import HEAD_BYTES, PICTURE_SUFFIXES
 from kerasseg_tfrecords.formats.zip import is_hidden, list_archive, read_member, shown
+from kerasseg_tfrecords.isolation import isolated, working_on
 
 __all__ = ["IMAGE_SUFFIXES", "Tree", "head", "input_names", "natural_key", "open_tree", "read_bytes", "suffix_of"]
 
@@ -86,6 +87,7 @@ class Tree:
         return Counter(suffix_of(location.name) for location in self.locations)
 
 
+@isolated
 def open_tree(root: Path | str) -> Tree:
     """List the files of a folder (recursively, each linked folder once), of one file, or of a zip.
 
@@ -183,6 +185,7 @@ def _walk(root: Path, problems: list[Problem]) -> Iterator[tuple[str, str]]:
 
 def read_bytes(location: Location, *, limit: int) -> bytes:
     """Read a file on disk or in an archive; `DataError` if it is larger than `limit` bytes, damaged, or unreadable."""
+    working_on(location.name)
     if location.members:
         return read_member(location, limit=limit)
     try:
@@ -203,6 +206,7 @@ def read_bytes(location: Location, *, limit: int) -> bytes:
 
 def head(location: Location) -> bytes:
     """Return the first bytes of a file, for detection; b"" if it cannot be read."""
+    working_on(location.name)
     try:
         if location.members:
             return read_bytes(location, limit=_MEMBER_LIMIT)[:HEAD_BYTES]

@@ -14,6 +14,7 @@ from pathlib import Path
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
+from kerasseg_tfrecords.isolation import isolated
 from kerasseg_tfrecords.sources import SOURCES, source_for
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of
@@ -47,6 +48,7 @@ class ImageInput:
     notes: tuple[str, ...]
 
 
+@isolated
 def list_images(
     inputs: Sequence[Path | str], options: SourceOptions, *, format_name: str | None = None, hidden: Sequence[Path] = ()
 ) -> list[ImageInput]:

@@ -1,0 +1,157 @@
+"""Read untrusted HDF5 files with the weights of networks: groups, text attributes and numbers, without h5py's extras.
+
+It belongs to `kerasseg.checkpoints`, but lies here so that the child process that runs it does not import Keras.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from kerasseg_tfrecords.errors import CheckpointError, DataError
+from kerasseg_tfrecords.files import temporary_space
+from kerasseg_tfrecords.formats.hdf5 import read_numbers
+from kerasseg_tfrecords.isolation import isolated, working_on
+
+__all__ = ["decoded", "send_weights"]
+
+_SECONDS = 60
+_MAX_DEPTH = 64
+_MAX_OBJECTS = 1_000_000
+_MAX_TEXT = 1 << 26  # bytes of all text attributes together
+_ALWAYS_FINE = 1 << 26  # bytes that a data set may declare regardless of its stored size
+_MAX_EXPANSION = 200  # times the stored bytes; compressed float32 weights stay below 2, zeros reach 1000
+_REMEDY = "The file was damaged or tampered with: download it again from a trusted source."
+_AGAIN = "Fetch it again and compare its size or checksum."
+
+
+@isolated
+def send_weights(source: Path, name: str, answer: Path) -> None:
+    """Check an HDF5 file and write its content to another file.
+
+    Args:
+        source: The file.
+        name: Its name in messages.
+        answer: The file to write: the length of a JSON header in 8 bytes; the header with the groups, text attributes, and
+            shape and type of each data set; then the numbers.
+
+    Raises:
+        CheckpointError: The file is damaged, or contains what Keras does not write (links, more than it stores, ...).
+    """
+    working_on(name, _SECONDS)
+    try:
+        # As a file object, so that relative external links have no folder to start from.
+        with source.open("rb") as stream, h5py.File(stream, "r") as file:
+            _send(file, os.fstat(stream.fileno()).st_size, name, answer)
+    except DataError as error:
+        details = {"found": error.found, "expected": error.expected}
+        raise CheckpointError(error.what, path=name, remedy=_REMEDY, **details) from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and error.filename:
+            raise CheckpointError("cannot be read", path=name, found=error.strerror) from error
+        text = str(error)
+        if cut := re.search(r"eof = (\d+).*stored_eof = (\d+)", text):
+            what = f"the HDF5 file is truncated: {int(cut[1]):,} of {int(cut[2]):,} bytes"
+            raise CheckpointError(what, path=name, remedy=_AGAIN) from error
+        found = text.split("(")[0].strip() or type(error).__name__
+        raise CheckpointError("the HDF5 file is damaged", path=name, found=found, remedy=_AGAIN) from error
+
+
+def _send(file: h5py.File, size: int, name: str, answer: Path) -> None:
+    groups, datasets = _look_over(file, size, name)
+    header = json.dumps(
+        {
+            "groups": [path for path, _ in groups],
+            "attributes": {path: found for path, item in (*groups, *datasets) if (found := dict(_texts(item)))},
+            "datasets": [(path, item.dtype.newbyteorder("=").str, list(item.shape or ())) for path, item in datasets],
+        }
+    ).encode()
+    if len(header) > _MAX_TEXT * 2:
+        raise _refused("its attributes are too long", name, found=f"{len(header)} bytes")
+    with temporary_space(), answer.open("wb") as out:
+        out.write(len(header).to_bytes(8, "little") + header)
+        for path, item in datasets:
+            out.write(read_numbers(item.id, f"`{path}`", name, max_values=1 << 40, opaque=True).tobytes())
+
+
+def _look_over(
+    file: h5py.File, size: int, name: str
+) -> tuple[list[tuple[str, h5py.Group]], list[tuple[str, h5py.Dataset]]]:
+    """Check the file and return its groups and numeric data sets with their paths."""
+    seen: set[int] = set()
+    groups: list[tuple[str, h5py.Group]] = []
+    datasets: list[tuple[str, h5py.Dataset]] = []
+    declared = 0
+    stack: list[tuple[h5py.Group, str, int]] = [(file, "", 0)]
+    while stack:
+        group, prefix, depth = stack.pop()
+        groups.append((prefix, group))
+        if depth > _MAX_DEPTH or len(seen) > _MAX_OBJECTS:
+            raise _refused("its groups are nested too deeply", name, found=prefix)
+        for key in group:
+            path = f"{prefix}/{key}"
+            link = group.get(key, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                target = getattr(link, "filename", None) or getattr(link, "path", "")
+                kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
+                raise _refused(f"`{path}` is {kind}", name, found=f"a link to {target}", expected="data")
+            item = group[key]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                raise _refused(f"`{path}` is in the file twice", name)
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                stack.append((item, path, depth + 1))
+            elif isinstance(item, h5py.Dataset):
+                declared += _declared(item, path, name)
+                # Keras stores bfloat16 as two opaque bytes. Texts and tables are not weights.
+                if item.dtype.kind in "fiub" or (item.dtype.kind, item.dtype.itemsize) == ("V", 2):
+                    datasets.append((path, item))
+    if declared > max(_ALWAYS_FINE, _MAX_EXPANSION * size):
+        found = f"{declared} bytes declared, {size} stored"
+        raise _refused("it declares far more than it stores", name, found=found)
+    return groups, datasets
+
+
+def _declared(dataset: h5py.Dataset, path: str, name: str) -> int:
+    """Check a data set and return the number of bytes that it declares."""
+    if dataset.is_virtual:
+        raise _refused(f"`{path}` is a virtual data set", name, expected="numbers stored in it")
+    if dataset.external:
+        raise _refused(f"`{path}` keeps its numbers in another file", name, found=dataset.external[0][0])
+    size: int = math.prod(int(n) for n in dataset.shape or ()) * int(dataset.dtype.itemsize)
+    stored = dataset.id.get_storage_size()
+    if size > max(_ALWAYS_FINE, _MAX_EXPANSION * stored):
+        found = f"shape {dataset.shape}, {stored} bytes"
+        raise _refused(f"`{path}` declares far more than it stores", name, found=found)
+    return size
+
+
+def _refused(what: str, name: str, *, found: object = None, expected: object = None) -> CheckpointError:
+    return CheckpointError(f"refused: {what}", path=name, found=found, expected=expected, remedy=_REMEDY)
+
+
+def _texts(item: Any) -> Iterator[tuple[str, str | list[str]]]:
+    """Yield the attributes that are texts or lists of texts."""
+    for name in item.attrs:
+        try:
+            value = item.attrs[name]
+        except (OSError, TypeError, ValueError):  # a type that h5py does not support and Keras does not write
+            continue
+        if isinstance(value, str | bytes):
+            yield name, decoded(value)
+        elif isinstance(value, np.ndarray) and value.ndim <= 1 and (value.dtype.kind in "SUO" or not value.size):
+            yield name, [decoded(v) for v in np.atleast_1d(value)]
+
+
+def decoded(value: object) -> str:
+    """Return an attribute value as text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
