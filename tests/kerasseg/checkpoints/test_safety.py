@@ -18,9 +18,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerasseg.checkpoints import open_checkpoint
 from kerasseg.checkpoints.allowed import check_config
 from kerasseg.checkpoints.keras_file import check_archive
+from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg_tfrecords.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.records.decoding import decode
 from kerasseg_tfrecords.records.record import (
     Payload,
     SliceFacts,
@@ -20,7 +21,7 @@ from kerasseg_tfrecords.records.record import (
     unpack_mask,
     unpack_native_mask,
 )
-from kerasseg_tfrecords.records.schema import FEATURES, decode, encode, parse_batch
+from kerasseg_tfrecords.records.schema import FEATURES, encode, parse_batch
 
 FACTS = SliceFacts(
     slice_id="set/Müller 1\n2",

@@ -13,6 +13,7 @@ import numpy as np
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.files import file_sha256
 from kerasseg_tfrecords.intensity import fit_mask
+from kerasseg_tfrecords.records.decoding import read_unchanged
 from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, ShardFacts, load_manifest, tumour_warnings
 from kerasseg_tfrecords.records.record import Record
 from kerasseg_tfrecords.splitting.duplicates import find_duplicates
@@ -120,15 +121,16 @@ def check_files(folder: Path | str) -> tuple[str, ...]:
     return tuple(state.errors)
 
 
-def _check_file(root: Path, shard: ShardFacts, state: _State) -> bool:
-    """Check that a file exists, which is returned, and that it has not changed."""
+def _check_file(root: Path, shard: ShardFacts, state: _State) -> bool | None:
+    """Check that a file has not changed, which is returned; None if it is missing."""
     path = root / shard.path
     if not path.is_file():
         state.errors.append(f"{shard.path}: missing")
-        return False
-    if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
+        return None
+    unchanged = path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256
+    if not unchanged:
         state.errors.append(f"{shard.path}: its bytes have changed since it was written (SHA-256)")
-    return True
+    return unchanged
 
 
 def _rows(root: Path, manifest: Manifest, state: _State) -> dict[str, SplitRow]:
@@ -146,14 +148,16 @@ def _rows(root: Path, manifest: Manifest, state: _State) -> dict[str, SplitRow]:
 
 
 def _check_shard(root: Path, shard: ShardFacts, manifest: Manifest, rows: dict[str, SplitRow], state: _State) -> None:
-    from kerasseg_tfrecords.records.shards import read_shard
-
     path = root / shard.path
-    if not _check_file(root, shard, state):
+    unchanged = _check_file(root, shard, state)
+    if unchanged is None:
         return
+    read = read_unchanged
+    if not unchanged:  # TensorFlow checks each record by itself
+        from kerasseg_tfrecords.records.shards import read_shard as read
     found = 0
     try:
-        for record in read_shard(path, size=manifest.size, channels=manifest.channels):
+        for record in read(path, size=manifest.size, channels=manifest.channels):
             found += 1
             state.errors.extend(f"{shard.path}: {line}" for line in _check_record(record, shard, manifest, rows))
             state.ids.append(record.slice_id)

@@ -174,7 +174,7 @@ def _is_there(target: Path, fingerprint: str) -> bool:
 
 def _pieces(root: Path, source: Manifest, used: dict[str, SplitRow]) -> list[_Piece]:
     """Read all training and validation records once."""
-    from kerasseg_tfrecords.records.schema import decode
+    from kerasseg_tfrecords.records.decoding import decode
 
     pieces = []
     for split in _SOURCES:

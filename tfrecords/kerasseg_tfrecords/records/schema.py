@@ -19,9 +19,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
-from kerasseg_tfrecords.records.record import Payload, Record, SliceFacts, unpack_mask, unpack_native_mask
+from kerasseg_tfrecords.records.record import Payload, SliceFacts
 
-__all__ = ["FEATURES", "FORMAT_VERSION", "decode", "decode_pixels", "encode", "parse_batch"]
+__all__ = ["FEATURES", "FORMAT_VERSION", "decode_pixels", "encode", "parse_batch"]
 
 FORMAT_VERSION = 1
 
@@ -74,44 +74,6 @@ def encode(payload: Payload, facts: SliceFacts, *, label: int, group: str) -> by
         )
     )
     return bytes(example.SerializeToString(deterministic=True))
-
-
-def decode(serialized: bytes, *, size: int, channels: int) -> Record:
-    """Decode a record to NumPy arrays.
-
-    Raises:
-        DataError: A feature is missing, or has another type or length.
-    """
-    try:
-        feature = tf.train.Example.FromString(serialized).features.feature
-        text = {name: feature[name].bytes_list.value[0].decode() for name in ("slice_id", "patient", "group", "volume")}
-        number = {name: int(feature[name].int64_list.value[0]) for name in ("label", "height", "width", "slice_index")}
-        spacing = feature["spacing"].float_list.value
-        image = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
-        mask, native = feature["mask"].bytes_list.value[0], feature["mask_native"].bytes_list.value[0]
-        rows, columns = float(spacing[0]), float(spacing[1])
-    except Exception as error:  # protobuf raises its own DecodeError, missing features an IndexError
-        raise DataError("a damaged record, or not one of kerasseg", found=type(error).__name__) from error
-    if image.size != size * size * channels:
-        raise DataError(
-            f"the image of slice {text['slice_id']} has the wrong length",
-            found=f"{image.size} bytes",
-            expected=f"{size}x{size}x{channels}",
-        )
-    return Record(
-        image=image.reshape(size, size, channels),
-        mask=unpack_mask(mask, size),
-        mask_native=unpack_native_mask(native),
-        spacing=(rows, columns),
-        label=number["label"],
-        height=number["height"],
-        width=number["width"],
-        slice_index=number["slice_index"],
-        slice_id=text["slice_id"],
-        patient=text["patient"],
-        group=text["group"],
-        volume=text["volume"],
-    )
 
 
 def decode_pixels(serialized: bytes, *, size: int, channels: int) -> tuple[bytes, bytes, int]:
