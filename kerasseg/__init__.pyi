@@ -7,9 +7,9 @@ from kerasseg.callbacks import (
 from kerasseg.callbacks import (
     PlateauState as PlateauState,
 )
-from kerasseg.checkpoints import Provenance as Provenance
-from kerasseg.checkpoints import open_checkpoint as open_checkpoint
-from kerasseg.checkpoints import provenance as provenance
+from kerasseg.checkpoints.open import open_checkpoint as open_checkpoint
+from kerasseg.checkpoints.provenance import Provenance as Provenance
+from kerasseg.checkpoints.provenance import provenance as provenance
 from kerasseg.data.augmentation import SafeAugmentation as SafeAugmentation
 from kerasseg.data.published import FetchedDataset as FetchedDataset
 from kerasseg.data.published import fetch_dataset as fetch_dataset

@@ -10,10 +10,8 @@ from typing import Any, Literal
 
 import keras
 
+from kerasseg.recipe import RECIPE_STAGES
 from kerasseg_tfrecords.errors import UsageError
-
-RECIPE_STAGES: tuple[tuple[int, float], ...] = ((5, 1e-5), (3, 1e-6))
-"""(epochs without a better score, rate that follows)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ ORDER = (
     "kerasseg.postprocessing",
     "kerasseg.catalogue",
     "kerasseg.interrupts",
+    "kerasseg.recipe",
     "kerasseg_tfrecords",
     "kerasseg_tfrecords.conversion",
     "kerasseg_tfrecords.checks",

@@ -69,8 +69,8 @@ class Judged(_Model):
     patients: int
     stages: dict[str, Mean]
     classes: dict[str, Mean]
-    baseline: Mean
-    gain: Mean
+    baseline: Mean | None
+    gain: Mean | None
     missed: int
     looks: int | None = None
 
@@ -288,15 +288,14 @@ def _judged(root: Path, split: Literal["val", "test"]) -> Judged | None:
     if not path.exists():
         return None
     found: Evaluation = read_evaluation(path)
-    assert found.baseline is not None
     last = found.model.stages[-1]
     return Judged(
         slices=last.all.slices,
         patients=last.all.patients,
         stages={stage.name: stage.all.measures["dice"] for stage in found.model.stages},
         classes={name: figures.measures["dice"] for name, figures in last.classes.items()},
-        baseline=found.baseline.stages[-1].all.measures["dice"],
-        gain=found.gain["postprocessing"],
+        baseline=found.baseline and found.baseline.stages[-1].all.measures["dice"],
+        gain=found.gain.get("postprocessing"),
         missed=last.all.missed,
         looks=found.test_looks if split == "test" else None,
     )

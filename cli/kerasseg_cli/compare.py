@@ -66,7 +66,7 @@ def compare(
 
 
 def _pictures(run: Evaluated) -> NetworkPictures:
-    from kerasseg.checkpoints import open_checkpoint
+    from kerasseg.checkpoints.open import open_checkpoint
     from kerasseg.evaluation.joined import NetworkPictures
     from kerasseg.runs import RunDirectory
 

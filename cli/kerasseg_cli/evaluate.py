@@ -86,12 +86,17 @@ def evaluate(
 
     from kerasseg.evaluation.targets import parse_goal
     from kerasseg.runs.directory import RunDirectory
+
+    # Wrong paths are reported before TensorFlow is loaded.
+    directory = RunDirectory.find(run)
+    directory.find_shards(shards)
+    directory.require_network()
     from kerasseg.workflows.evaluate import Extras, evaluate_run
 
     wanted = tuple(parse_goal(text) for text in target) if target else cast("Literal['recipe'] | None", goals)
     with progress_bar(quiet=quiet or as_json) as progress:
         evaluation = evaluate_run(
-            run,
+            directory,
             split,
             shards,
             asked,
@@ -102,7 +107,7 @@ def evaluate(
             batch_size=batch_size,
             progress=progress,
         )
-    _show(evaluation, RunDirectory.find(run).root, as_json=as_json, quiet=quiet)
+    _show(evaluation, directory.root, as_json=as_json, quiet=quiet)
     _fail_under(evaluation, fail_under, as_json=as_json)
 
 

@@ -76,19 +76,17 @@ def _verdict(evaluation: Evaluation) -> list[str]:
 
 
 def _stages(evaluation: Evaluation, width: int) -> Table:
+    from kerasseg.report.wording import stage_of, stages_with_effect
+
     baseline = evaluation.baseline
     headings = ["network"] + (["before training", "gain, paired"] if baseline else [])
     table = figures_table("Dice by stage", headings, gap=2)
     roomy = width >= _ROOM
-    for i, stage in enumerate(evaluation.model.stages):
-        if i and all(
-            network is None or network.stages[i].rule == network.stages[i - 1].rule
-            for network in (evaluation.model, baseline)
-        ):
-            continue  # this stage changed nothing
+    for stage in stages_with_effect(evaluation):
+        before = stage_of(baseline, stage.name)
         cells = [_stage_name(stage), _cell(stage.all.measures["dice"], roomy)]
-        if baseline is not None:
-            cells.append(_cell(baseline.stages[i].all.measures["dice"], roomy))
+        if before is not None:
+            cells.append(_cell(before.all.measures["dice"], roomy))
             cells.append(_cell(evaluation.gain.get(stage.name), width >= 75, sign=True))
         table.add_row(*cells)
     return table

@@ -151,6 +151,14 @@ def predict(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    bids: Annotated[
+        bool,
+        typer.Option(
+            "--bids",
+            help="Name outputs as a BIDS derivative (sub-01/anat/sub-01_label-tumor_mask.nii.gz); for BIDS inputs.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     go_on: Annotated[
         bool,
         typer.Option("--continue", help="Predict only what is missing in the output folder.", rich_help_panel=OUTPUT),
@@ -183,6 +191,7 @@ def predict(
             augment=[part.strip() for name in augment or () for part in name.split(",") if part.strip()],
             overlay=overlay,
             probabilities=probabilities,
+            bids=bids,
             plane=plane,
             channel=channel,
             sequence=sequence,
@@ -220,9 +229,9 @@ def _networks(run: str | None, model: str | None, ensemble: list[str] | None) ->
         if "://" not in model and (path / "config.json").is_file() and (path / "state").is_dir():
             raise UsageError(f"--model cannot be {model!r}: that is a run", remedy=f"--run {model}")
         if "://" not in model and not path.exists():
-            from kerasseg_tfrecords.errors import CheckpointError
+            from kerasseg.checkpoints.identify import missing
 
-            raise CheckpointError("no such file", path=model, expected="a checkpoint")
+            raise missing(path)
     only = run or model
     return None if only is None else [only]
 
@@ -304,8 +313,10 @@ def lines(report: PredictionReport) -> list[str]:
     )
     if report.left_out:
         first = report.left_out[0]
+        name = f"{one_line(first.name)} ({first.reason})"
         skipped = count(len(report.left_out), "file")
-        said.append(f"Skipped {skipped} that are not images, such as {one_line(first.name)}: {first.reason}.")
+        which = "that is not an image:" if len(report.left_out) == 1 else "that are not images, such as"
+        said.append(f"Skipped {skipped} {which} {name}.")
     said.append(f"Masks and predictions.csv: {report.out}")
     return said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -219,10 +220,24 @@ def train(
         _resume(out, shards if "shards" in given(context) else None, as_json=as_json, quiet=quiet)
         return
     settings = settings_of(context, options)
-
+    _check_paths(settings, out)
     from kerasseg.workflows.train import train as run
 
     _show(lambda observer: run(settings, out, [observer], track=track or ()), as_json=as_json, quiet=quiet)
+
+
+def _check_paths(settings: TrainSettings, out: Path | None) -> None:
+    """Report wrong paths before TensorFlow is loaded."""
+    from kerasseg.checkpoints.identify import missing
+    from kerasseg.runs.directory import RunDirectory
+    from kerasseg_tfrecords.records.manifest import load_manifest
+
+    if out is not None:
+        RunDirectory.check_free(out)
+    load_manifest(Path(settings.shards).absolute())
+    name = settings.checkpoint
+    if name is not None and "://" not in name and not Path(name).exists():
+        raise missing(Path(name))
 
 
 def given(context: typer.Context) -> set[str]:
@@ -289,7 +304,31 @@ def _settings(
         amounts = values.get("augmentation") or {}
         off = {name: 0.0 for name in ("flip", "brightness", "contrast", "zoom") if name not in chosen}
         values["augmentation"] = (amounts | off) if chosen else None
-    return parse_settings(None, **values)
+    try:
+        return parse_settings(None, **values)
+    except UsageError as error:
+        raise UsageError(
+            _as_typed(error.what, given),
+            path=error.path,
+            found=error.found,
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from None
+
+
+def _as_typed(text: str, given: set[str]) -> str:
+    """Replace names of settings by the options that were typed.
+
+    >>> _as_typed("learning_rate cannot be used", {"learning_rate"}), _as_typed("epochs cannot be used", set())
+    ('--learning-rate cannot be used', 'epochs cannot be used')
+    """
+    text = text.replace("schedule.kind", "schedule")
+    for name in given:
+        anywhere = rf"|\b{name}\b" if "_" in name else ""  # such a name is no English word
+        text = re.sub(
+            rf"(\w+\.)?\b{name}\b(?= cannot be used)|\b{name}={anywhere}", "--" + name.replace("_", "-"), text
+        )
+    return text
 
 
 def _resume(out: Path | None, shards: Path | None, *, as_json: bool, quiet: bool) -> None:

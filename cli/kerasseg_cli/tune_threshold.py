@@ -49,8 +49,9 @@ def tune_threshold(
     """
     from kerasseg.runs.directory import RunDirectory
 
-    # A missing run is reported before TensorFlow is loaded.
+    # Wrong paths are reported before TensorFlow is loaded.
     directory = RunDirectory.find(run)
+    directory.find_shards(shards)
     from kerasseg.workflows.tune import tune_run
 
     with progress_bar(quiet=quiet or as_json) as progress:

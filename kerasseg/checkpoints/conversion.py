@@ -12,8 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
-from kerasseg.checkpoints.provenance import attach, public_name
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import Provenance, attach, provenance, public_name
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 from kerasseg_tfrecords.text import without_credentials
 

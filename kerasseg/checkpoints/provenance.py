@@ -15,12 +15,13 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
-
-import keras
+from typing import TYPE_CHECKING, Any
 
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.text import without_credentials
+
+if TYPE_CHECKING:
+    import keras
 
 __all__ = [
     "OpenedModel",
@@ -146,6 +147,7 @@ def provenance(model: keras.Model | str | Path) -> Provenance | None:
             saved to. A network loaded with plain `keras.saving.load_model` has no record; pass its file instead.
 
     Example:
+        >>> import keras
         >>> provenance(keras.Sequential()) is None
         True
     """

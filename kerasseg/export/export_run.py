@@ -10,8 +10,8 @@ from typing import Literal, cast
 
 import keras
 
-from kerasseg.checkpoints import open_checkpoint, provenance
-from kerasseg.checkpoints.provenance import public_name, sha256_of
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import provenance, public_name, sha256_of
 from kerasseg.evaluation.arrays import software
 from kerasseg.export.atomic_folder import check_place, placed
 from kerasseg.export.card import CARD, card

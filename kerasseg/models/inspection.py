@@ -12,7 +12,8 @@ from typing import Any
 
 import keras
 
-from kerasseg.checkpoints import Provenance, open_checkpoint, provenance
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import Provenance, provenance
 from kerasseg.models.blocks import Blocks, find_blocks
 from kerasseg.models.freezing import STRATEGIES, FreezeReport, freeze
 from kerasseg.models.input_scaling import InputScaling, read_input_scaling

@@ -26,6 +26,7 @@ __all__ = [
     "OpenedUnit",
     "RawSlice",
     "Unit",
+    "bids_stem",
     "check_folder",
     "check_inputs",
     "check_name",
@@ -66,11 +67,15 @@ class Unit:
         return stamps
 
 
-def plan_units(inputs: Sequence[ImageInput]) -> list[Unit]:
+def plan_units(inputs: Sequence[ImageInput], *, bids: bool = False) -> list[Unit]:
     """List the units in the order of inputs and names; with several inputs, each has its own folder.
 
+    Args:
+        inputs: The inputs.
+        bids: Whether to name outputs as BIDS derivatives, see `bids_stem`.
+
     Raises:
-        UsageError: Two units would have the same mask file.
+        UsageError: Two units would have the same mask file, or one has no BIDS name.
     """
     units: list[Unit] = []
     for entry in inputs:
@@ -84,9 +89,40 @@ def plan_units(inputs: Sequence[ImageInput]) -> list[Unit]:
                 units.append(Unit(prefix + item.name, kind, (item,), _stem(prefix + item.name)))
         units += _series(series, prefix, entry)
     units.sort(key=lambda unit: natural_key(unit.name))
-    units = _told_apart(units)
+    units = [replace(unit, stem=bids_stem(unit)) for unit in units] if bids else _told_apart(units)
     _check_names(units)
     return units
+
+
+def bids_stem(unit: Unit) -> str:
+    """Return the path of a unit's outputs in a BIDS derivative, without the suffix `_mask.nii.gz`.
+
+    Raises:
+        UsageError: The name of the input is not a BIDS name.
+
+    Example:
+        >>> name = "raw/sub-01/ses-2/anat/sub-01_ses-2_ce-gd_T1w"
+        >>> bids_stem(Unit(f"{name}.nii.gz", "volume", (), name))
+        'sub-01/ses-2/anat/sub-01_ses-2_ce-gd_label-tumor'
+    """
+    *folders, base = unit.stem.split("/")
+    match = _BIDS_NAME.fullmatch(base)
+    if match is None:
+        raise UsageError(
+            "not a BIDS name",
+            path=unit.name,
+            expected="a name such as sub-01_ses-1_T1w.nii.gz",
+            remedy="Rename the file, or leave out --bids.",
+        )
+    kind = folders[-1] if folders and folders[-1] in _BIDS_KINDS else "anat"
+    places = [match["subject"], *filter(None, [match["session"]]), kind]
+    return "/".join([*places, f"{match['entities']}_label-tumor"])
+
+
+_BIDS_NAME = re.compile(
+    r"(?P<entities>(?P<subject>sub-[A-Za-z0-9]+)(_(?P<session>ses-[A-Za-z0-9]+))?(_[a-z]+-[A-Za-z0-9]+)*)_[A-Za-z0-9]+"
+)
+_BIDS_KINDS = {"anat", "dwi", "func", "perf", "fmap"}
 
 
 def check_inputs(out: Path, given: Iterable[Path | str]) -> None:

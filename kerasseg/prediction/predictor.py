@@ -12,13 +12,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg.checkpoints import open_checkpoint, provenance
-from kerasseg.checkpoints.provenance import sha256_of
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import provenance, sha256_of
 from kerasseg.data.augmentation import refuse
 from kerasseg.evaluation.predictions import predict_batch
 from kerasseg.models.adapt import fit_to_task
 from kerasseg.models.folding import fold_batchnorm
 from kerasseg.postprocessing import MaskRule
+from kerasseg.prediction.sources import check_ready, locate
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.training.precision import choose_precision, compute_in
 from kerasseg.tuning.threshold_file import load_threshold
@@ -52,6 +53,7 @@ class _Member:
     plane: str = "axial"
     channel: str | None = None
     sequence: str | None = None
+    tuned_flip: bool | None = None  # whether its rule was tuned with flip averaging; None without a tuned rule
 
 
 class Network:
@@ -161,6 +163,10 @@ def open_network(
         rule = MaskRule(threshold=float(threshold))
     members = [_open(source, needs_rule=rule is None) for source in given]
     notes = [note for member in members for note in member.notes]
+    for member in members:
+        if member.tuned_flip is not None and member.tuned_flip != flip_average:
+            how, then = ("with", "add") if member.tuned_flip else ("without", "leave out")
+            notes.append(f"the rule of {member.name} was tuned {how} --flip-average: {then} it here, or tune again")
     chosen, size = _precision(precision, members), _size_of(members)
     return Network(
         members,
@@ -202,18 +208,14 @@ def check_averaging(names: Sequence[str]) -> bool:
 def _open(source: Source | None, *, needs_rule: bool) -> _Member:
     if isinstance(source, keras.Model):
         return _from_model(source, "the network", _digest(source))
-    if source is None or isinstance(source, RunDirectory):
-        return _from_run(source if source is not None else RunDirectory.find(), needs_rule=needs_rule)
-    text, path = str(source), Path(source)
-    if "://" not in text and (
-        path.is_file() or (path / "saved_model.pb").is_file() or path.suffix in {".keras", ".h5"}
-    ):
-        return _from_model(open_checkpoint(path), text, sha256_of(path))
-    if "://" in text:
-        opened = open_checkpoint(text)
-        known = provenance(opened)
-        return _from_model(opened, without_credentials(text), "" if known is None else known.sha256)
-    return _from_run(RunDirectory.find(text), needs_rule=needs_rule)
+    found = check_ready(source) if isinstance(source, RunDirectory) else locate(source)
+    if isinstance(found, RunDirectory):
+        return _from_run(found, needs_rule=needs_rule)
+    opened = open_checkpoint(found)
+    if isinstance(found, Path):
+        return _from_model(opened, str(source), sha256_of(found))
+    known = provenance(opened)
+    return _from_model(opened, without_credentials(found), "" if known is None else known.sha256)
 
 
 def _digest(model: keras.Model) -> str:
@@ -226,18 +228,12 @@ def _digest(model: keras.Model) -> str:
 def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
     config = run.config()
     name = str(run.root)
-    if run.is_running():
-        raise KerassegError(
-            "this run is still being trained",
-            path=run.root,
-            remedy=f"Wait until it has finished, or use its best weights so far: --model {run.model_file}",
-        )
-    run.require_network()
     notes: tuple[str, ...] = ()
-    rule = None
+    rule = tuned_flip = None
     if needs_rule:
         if run.threshold_file.is_file():
-            rule = load_threshold(run).model.rule
+            tuned = load_threshold(run)
+            rule, tuned_flip = tuned.model.rule, bool(tuned.flip_average)
         else:
             rule = MaskRule()
             notes = (f"{name} has no tuned threshold: using 0.5. Tune it: kerasseg tune-threshold {run.root}",)
@@ -271,6 +267,7 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
         plane=made.plane,
         channel=made.channel,
         sequence=made.sequence,
+        tuned_flip=tuned_flip,
     )
 
 

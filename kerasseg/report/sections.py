@@ -32,6 +32,7 @@ from kerasseg.report.wording import (
     share,
     stage_in_words,
     stage_of,
+    stages_with_effect,
 )
 from kerasseg_tfrecords.errors import UsageError
 
@@ -110,7 +111,7 @@ class ThresholdCurve:
 def stage_table(evaluation: Evaluation) -> Table:
     """Return Dice at each stage: network, baseline, and the paired gain."""
     rows = []
-    for stage in evaluation.model.stages:
+    for stage in stages_with_effect(evaluation):
         before = stage_of(evaluation.baseline, stage.name)
         row = [Cell(stage_in_words(stage)), cell(stage.all.measures.get("dice"))]
         if evaluation.baseline is not None:

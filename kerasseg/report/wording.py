@@ -152,6 +152,16 @@ def stage_in_words(stage: Stage) -> str:
     return f"{threshold}, raw".capitalize() if stage.name == "raw" else threshold.capitalize()
 
 
+def stages_with_effect(evaluation: Evaluation) -> list[Stage]:
+    """Return the stages of the network, without those whose rules are the same as before."""
+    networks = [evaluation.model, *([evaluation.baseline] if evaluation.baseline else [])]
+    return [
+        stage
+        for i, stage in enumerate(evaluation.model.stages)
+        if not i or any(network.stages[i].rule != network.stages[i - 1].rule for network in networks)
+    ]
+
+
 def stage_of(network: NetworkFigures | None, name: str) -> Stage | None:
     """Return the stage of that name, or None."""
     return None if network is None else next((stage for stage in network.stages if stage.name == name), None)

@@ -76,6 +76,11 @@ class RunConfig(_Model):
     settings: TrainSettings
     resolved: Resolved
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether training started from a whole pretrained network, with which it can be compared."""
+        return self.settings.strategy != "scratch" and self.settings.encoder is None
+
 
 def new_config(settings: TrainSettings, resolved: Resolved) -> RunConfig:
     """Return the configuration of a run that starts now."""

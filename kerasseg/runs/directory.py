@@ -12,12 +12,15 @@ from collections.abc import Collection, Iterator
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-
-import keras
+from typing import TYPE_CHECKING
 
 from kerasseg.runs.config import RunConfig, read_config
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import lock, open_atomically, sync_folder, write_atomically
+from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, load_manifest
+
+if TYPE_CHECKING:
+    import keras
 
 RUNS = Path("runs")
 """Default folder of runs."""
@@ -102,15 +105,17 @@ class RunDirectory:
                     return cls(root)
             known = _names(runs)
             near = get_close_matches(str(name), known, n=1)
-            remedy = f"Did you mean {near[0]!r}?" if near else _how_to_begin() if not known else None
-            raise DataError("no such run", path=name, expected=_listed(known), remedy=remedy)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            remedy = f"The runs in {runs} are {_listed(known)}.{hint}" if known else _how_to_begin()
+            raise DataError("no such run", path=name, remedy=remedy)
         try:
             root = runs / (runs / _LATEST).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             raise DataError("no run found", path=runs, remedy=_how_to_begin()) from None
         if not (root / _CONFIG).is_file():
-            remedy = "Name a run." if _names(runs) else _how_to_begin()
-            raise DataError("the latest run was deleted", path=root, expected=_listed(_names(runs)), remedy=remedy)
+            known = _names(runs)
+            remedy = f"Name a run: {_listed(known)}." if known else _how_to_begin()
+            raise DataError("the latest run was deleted", path=root, remedy=remedy)
         return cls(root)
 
     def point_latest(self) -> None:
@@ -189,6 +194,24 @@ class RunDirectory:
         """Read the configuration; see `read_config`."""
         return read_config(self.config_file)
 
+    def find_shards(self, other: Path | str | None = None) -> tuple[Path, Manifest]:
+        """Read the manifest of the run's shards, or of other ones.
+
+        Args:
+            other: Shard directory to use instead of the run's own.
+
+        Raises:
+            DataError: The shards are missing or damaged.
+        """
+        root = Path(self.config().settings.shards if other is None else other)
+        if other is None and not (root / MANIFEST).is_file():
+            raise DataError(
+                "the shards of this run are missing",
+                path=root,
+                remedy="Give their folder with --shards, or run the command in the folder where the run was started.",
+            )
+        return root, load_manifest(root)
+
     def write_config(self, config: RunConfig) -> None:
         """Write the configuration, which makes the folder a run."""
         write_atomically(self.config_file, config.model_dump_json(indent=1) + "\n")
@@ -243,11 +266,13 @@ class RunDirectory:
 
     def save_model(self, model: keras.Model, path: Path) -> None:
         """Write a network as a `.keras` file without its optimizer, atomically."""
+        from keras.saving import save_model  # here, because finding a run needs no Keras
+
         # Keras only writes to paths that end in `.keras`.
         try:
             with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=path.parent, ignore_cleanup_errors=True) as folder:
                 copy = Path(folder) / "model.keras"
-                keras.saving.save_model(model, copy)
+                save_model(model, copy)
                 with copy.open("rb+") as stream:
                     os.fsync(stream.fileno())
                 os.replace(copy, path)  # noqa: PTH105
@@ -304,8 +329,6 @@ def _names(runs: Path) -> list[str]:
 
 
 def _listed(names: list[str], most: int = 5) -> str:
-    if not names:
-        return "a run"
     return ", ".join(names[-most:]) + (f" or one of {len(names) - most} more" if len(names) > most else "")
 
 

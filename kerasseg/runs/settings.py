@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator, model_validator
 
-from kerasseg.callbacks import RECIPE_STAGES
+from kerasseg.recipe import RECIPE_STAGES
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.text import without_credentials
 from kerasseg_tfrecords.validation import complaint

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
-
-from kerasseg.models.layers import all_layers
 from kerasseg_tfrecords.errors import UsageError
+
+if TYPE_CHECKING:
+    import keras
 
 _PROCESSOR = Path("/proc/cpuinfo")
 _BFLOAT16 = re.compile(r"\b(avx512_bf16|amx_bf16)\b")
@@ -99,16 +100,20 @@ def compute_in(model: keras.Model, precision: str) -> None:
     """
     if precision not in _NAMES:
         raise UsageError(f"unknown precision {precision!r}", expected=", ".join(_NAMES))
+    from kerasseg.models.layers import all_layers  # here, because `choose_precision` needs no Keras
+
     last = _last_layers(model)
     for layer in all_layers(model):
         name = "float32" if id(layer) in last else precision
         if layer.dtype_policy.variable_dtype == "float32" and layer.dtype_policy.name != name:
-            layer.dtype_policy = keras.DTypePolicy(name)
+            layer.dtype_policy = name
 
 
 @contextlib.contextmanager
 def as_float32(model: keras.Model) -> Iterator[None]:
     """Make the whole network float32, as in saved networks, while the block runs."""
+    from kerasseg.models.layers import all_layers
+
     before = [(layer, layer.dtype_policy) for layer in all_layers(model)]
     compute_in(model, "float32")
     try:
@@ -121,6 +126,8 @@ def as_float32(model: keras.Model) -> Iterator[None]:
 
 def _last_layers(model: keras.Model) -> set[int]:
     """Return ids of the layers from the last one with weights to the output."""
+    import keras
+
     found: set[int] = set()
     operations = [tensor._keras_history.operation for tensor in model.outputs]
     while operations:

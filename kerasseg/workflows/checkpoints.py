@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg.catalogue import STARTING_POINTS, settings_for
-from kerasseg.checkpoints import open_checkpoint, provenance
-from kerasseg.checkpoints.provenance import public_name
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import provenance, public_name
 from kerasseg.data.batches import EvaluationBatches
 from kerasseg.evaluation.bootstrap import Interval, bootstrap_interval, paired_interval
 from kerasseg.evaluation.overlap import dice

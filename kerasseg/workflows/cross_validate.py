@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from kerasseg.checkpoints import open_checkpoint
+from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.data.split import Caching, open_split
 from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
 from kerasseg.evaluation.figures import as_mean

@@ -8,9 +8,11 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,18 +153,15 @@ def _machine(here: Path) -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    try:
-        from kerasseg.training.devices import compute_capability, gpu_names
-        from kerasseg.training.precision import choose_precision
+    from kerasseg.training.precision import choose_precision
 
-        gpus = gpu_names()
-        precision = choose_precision("auto", gpu=bool(gpus), capability=compute_capability())
-    # An installation can be broken in any way: missing libraries, binaries for other processors, another backend.
-    except Exception as error:
-        advice = "Install kerasseg in a new environment: pip install kerasseg"
-        yield Finding("machine", "TensorFlow", f"cannot be loaded ({type(error).__name__}: {error})", "bad", advice)
-        return
     there = _nvidia()
+    gpus, capability, trouble = _gpus() if there or _installed("tensorflow-metal") else ([], None, _load_error())
+    if trouble:
+        advice = "Install kerasseg in a new environment: pip install kerasseg"
+        yield Finding("machine", "TensorFlow", f"cannot be loaded ({trouble})", "bad", advice)
+        return
+    precision = choose_precision("auto", gpu=bool(gpus), capability=capability)
     if gpus:
         memory = f"; {', '.join(there)}" if there else ""
         yield Finding("machine", "GPU", f"{', '.join(gpus)}{memory}")
@@ -176,6 +175,35 @@ def _devices() -> Iterator[Finding]:
     yield Finding(
         "machine", "precision", f"{name}: {precision.reason}", "ok", "This is what train --precision auto uses."
     )
+
+
+def _gpus() -> tuple[list[str], tuple[int, int] | None, str]:
+    """Import TensorFlow, and return the GPUs that it sees, the compute capability of the first, and what went wrong."""
+    try:
+        from kerasseg.training.devices import compute_capability, gpu_names
+
+        return gpu_names(), compute_capability(), ""
+    except Exception as error:  # an installation can be broken in any way
+        return [], None, f"{type(error).__name__}: {error}"
+
+
+def _load_error() -> str:
+    """Load TensorFlow's library in a process of its own, faster than an import; return what went wrong, or ""."""
+    spec = find_spec("tensorflow")
+    if spec is None or spec.origin is None:
+        return "not installed"
+    load = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+    for library in sorted(Path(spec.origin).parent.glob("libtensorflow_cc.*")):
+        try:
+            command = [sys.executable, "-S", "-c", load, str(library)]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+        except (OSError, subprocess.SubprocessError) as error:
+            return str(error)
+        if done.returncode < 0:
+            return f"it crashes with signal {-done.returncode}, as software for another processor does"
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["unknown reason"])[-1]
+    return ""
 
 
 def _nvidia() -> list[str]:
@@ -236,13 +264,14 @@ def _environment() -> Iterator[Finding]:
 
 
 def _backend() -> Finding:
+    # As Keras reads them, whose import takes seconds.
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     try:
-        import keras
-
-        backend, order = keras.config.backend(), keras.config.image_data_format()
-    except Exception as error:
-        advice = "pip install --upgrade keras"
-        return Finding("environment", "Keras backend", f"cannot be loaded ({error})", "bad", advice)
+        stored = json.loads((home / "keras.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stored = {}
+    backend = os.environ.get("KERAS_BACKEND") or stored.get("backend", "tensorflow")
+    order = stored.get("image_data_format", "channels_last")
     if backend != "tensorflow":
         advice = "The commands need TensorFlow: unset KERAS_BACKEND, or correct ~/.keras/keras.json."
         return Finding("environment", "Keras backend", backend, "bad", advice)

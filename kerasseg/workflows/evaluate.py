@@ -13,7 +13,7 @@ from typing import Literal
 import keras
 import numpy as np
 
-from kerasseg.checkpoints import open_checkpoint
+from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.data.split import MEMORY_BUDGET, SPLITS
 from kerasseg.evaluation.arrays import Scores
 from kerasseg.evaluation.calibration import calibrate
@@ -248,7 +248,7 @@ def _load(
     directory = run if isinstance(run, RunDirectory) else RunDirectory.find(run)
     config = directory.config()
     fixed = None if threshold == "auto" else _fixed(threshold)
-    data = _data(config, split, shards_other)
+    data = _data(directory, config, split, shards_other)
     reference = options.extras.reference_2
     second = None if reference is None else open_second(reference)
     warnings = _about_the_run(directory, data)
@@ -266,8 +266,10 @@ def _load(
     elif seen is None and data.external:
         warnings.append("The run's training shards are missing: whether it was trained on these slices is unknown.")
     model = open_checkpoint(directory.model_file)
-    baseline = open_checkpoint(directory.baseline_file) if directory.baseline_file.is_file() else None
-    if baseline is None:
+    there = directory.baseline_file.is_file()
+    # A gain over fresh weights says nothing.
+    baseline = open_checkpoint(directory.baseline_file) if there and config.pretrained else None
+    if not there:
         warnings.append("The run has no baseline.keras: its gain cannot be computed.")
     return _Loaded(directory, config, data, rules, model, baseline, second, seen, tuple(warnings))
 
@@ -279,18 +281,11 @@ def _fixed(threshold: float) -> _Rules:
     return _Rules(rule, rule, "raw" if rule == MaskRule() else "threshold", None)
 
 
-def _data(config: RunConfig, split: str | None, other: Path | str | None) -> _Data:
+def _data(run: RunDirectory, config: RunConfig, split: str | None, other: Path | str | None) -> _Data:
     name = "val" if split == "validation" else split
     if name is not None and name not in SPLITS:
         raise UsageError("unknown split", found=repr(split), expected="test, validation or train")
-    root = Path(config.settings.shards if other is None else other)
-    if other is None and not root.is_dir():
-        raise DataError(
-            "the shards of this run are missing",
-            path=root,
-            remedy="Give their folder with --shards, or run the command in the folder where the run was started.",
-        )
-    manifest = load_manifest(root)
+    root, manifest = run.find_shards(other)
     external = manifest.fingerprint != config.resolved.fingerprint
     if external and other is None:
         raise DataError(

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import keras
 import numpy as np
 
-from kerasseg.checkpoints import provenance
+from kerasseg.checkpoints.provenance import provenance
 from kerasseg.data.arrays import ArraySlices
 from kerasseg.data.augmentation import COLUMNS, SafeAugmentation
 from kerasseg.data.tf_data import EvaluationData, TrainingData

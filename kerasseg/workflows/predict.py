@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,11 @@ from kerasseg.prediction.inputs import (
     plan_units,
 )
 from kerasseg.prediction.pipeline import Limits, run_flow
-from kerasseg.prediction.predictor import Network, Source, check_averaging, open_network
 from kerasseg.prediction.resume import JOURNAL, Done, Journal
+from kerasseg.prediction.sources import locate
 from kerasseg.prediction.table import FoundTumour, count_tumours, describe, to_csv, volume_ml
 from kerasseg.prediction.writers import draw_overlay, grey_levels, has_highdicom, png, segmentation
+from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import DataError, KerassegError, Problem, UsageError
 from kerasseg_tfrecords.files import FULL, explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, restore
@@ -39,9 +41,19 @@ from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.unlabelled import list_images
 from kerasseg_tfrecords.text import Progress, count
 
+if TYPE_CHECKING:
+    from kerasseg.prediction.predictor import Network, Source
+
 TABLE = "predictions.csv"
 _LOCK = ".lock"
 _PLANES = ("axial", "coronal", "sagittal")
+_BIDS_FILE = "dataset_description.json"
+_BIDS_FACTS = {
+    "Name": "Tumour masks predicted by kerasseg",
+    "BIDSVersion": "1.10.0",
+    "DatasetType": "derivative",
+    "GeneratedBy": [{"Name": "kerasseg", "Version": __version__}],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +152,7 @@ def predict_files(
     format_name: str | None = None,
     batch_size: int | None = None,
     precision: str = "auto",
+    bids: bool = False,
     go_on: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -168,6 +181,7 @@ def predict_files(
         format_name: Read only this format: "figshare", "pairs", "nifti" or "dicom".
         batch_size: Slices per batch; None chooses.
         precision: "auto", "float32", "mixed_bfloat16" or "mixed_float16".
+        bids: Name outputs as a BIDS derivative (sub-01/anat/sub-01_label-tumor_mask.nii.gz); inputs need BIDS names.
         go_on: Keep the results of an earlier call in the same folder, and predict the rest.
         overwrite: Replace the results of an earlier call.
         progress: Called with ("predict", finished inputs, all inputs).
@@ -201,7 +215,6 @@ def predict_files(
         raise UsageError("no input is given", expected="folders or files")
     if plane is not None and plane not in _PLANES:
         raise UsageError("unknown plane", found=plane, expected=", ".join(_PLANES))
-    flip_average = check_averaging(augment) or flip_average
     if go_on and overwrite:
         raise UsageError("--continue and --overwrite contradict each other", remedy="Give only one of them.")
     if folder.exists() and not folder.is_dir():
@@ -210,8 +223,15 @@ def predict_files(
     check_inputs(folder, given)
     listed = list_images(given, options, format_name=format_name, hidden=(folder, *_earlier(given)))
     check_folder(folder, listed)
-    units = plan_units(listed)
+    units = plan_units(listed, bids=bids)
     _check_empty(folder, units, go_on=go_on, overwrite=overwrite)
+    for source in network if isinstance(network, (list, tuple)) else [network]:
+        if source is None or isinstance(source, (str, Path)):
+            locate(source)
+    # Imported here, so that wrong paths are reported before TensorFlow is loaded.
+    from kerasseg.prediction.predictor import Network, check_averaging, open_network
+
+    flip_average = check_averaging(augment) or flip_average
     asked = network
     if not isinstance(asked, Network):
         asked = open_network(
@@ -227,12 +247,12 @@ def predict_files(
     if trained != options:
         options = trained
         listed = list_images(given, options, format_name=format_name, hidden=(folder, *_earlier(given)))
-        units = plan_units(listed)
+        units = plan_units(listed, bids=bids)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, folder) from error
-    wants = _Wants(overlay, probabilities, plane, options)
+    wants = _Wants(overlay, probabilities, plane, options, bids)
     with _locked(folder, units):
         journal = Journal.begin(folder, _how(asked, wants), units, go_on=go_on)
         job = _Job(folder, asked, wants, journal, len(units), progress)
@@ -241,6 +261,8 @@ def predict_files(
         start = time.monotonic()
         try:
             whole = job.run([unit for unit in units if unit.name not in journal.done], stop or StopFlag())
+            if bids and not (folder / _BIDS_FILE).exists():
+                write_atomically(folder / _BIDS_FILE, json.dumps(_BIDS_FACTS, indent=1) + "\n")
             _write_table(folder, units, journal)
         except BaseException as error:
             # Write the table of finished inputs in any case, if the disk has room for it.
@@ -279,6 +301,7 @@ class _Wants:
     probabilities: bool
     plane: str | None
     options: SourceOptions
+    bids: bool
 
 
 def _how(network: Network, wants: _Wants) -> dict[str, Any]:
@@ -295,6 +318,7 @@ def _how(network: Network, wants: _Wants) -> dict[str, Any]:
         "reading": [wants.options.channel, wants.options.sequence],
         "overlay": wants.overlay,
         "probabilities": wants.probabilities,
+        **({"bids": True} if wants.bids else {}),
     }
 
 
@@ -316,7 +340,8 @@ def _check_empty(folder: Path, units: Sequence[Unit], *, go_on: bool, overwrite:
             found="earlier predictions",
             remedy="Continue them with --continue, replace them with --overwrite, or choose another --out.",
         )
-    endings = ("_mask.png", "_mask.nii.gz", "_seg.dcm", "_overlay.png", "_probabilities.png", "_probabilities.nii.gz")
+    roles = ("mask", "overlay", "probabilities", "probseg")
+    endings = ("_seg.dcm", *(f"_{role}{suffix}" for role in roles for suffix in (".png", ".nii.gz")))
     there = (unit.stem + ending for unit in units for ending in endings if (folder / (unit.stem + ending)).exists())
     found = TABLE if (folder / TABLE).exists() else next(there, None)
     if found is not None:
@@ -504,6 +529,8 @@ class _Job:
     def _encode(self, work: _Work, what: Any, slices: Sequence[NDArray[Any]]) -> list[str]:
         names = []
         for ending, data in work.layout.encode(slices, what).items():
+            if self.wants.bids:
+                ending = ending.replace("_probabilities.", "_probseg.")
             names.append(work.unit.stem + ending)
             self._save(names[-1], data)
         return names

@@ -21,8 +21,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasseg.catalogue import DEFAULT_CHECKPOINT, offline_choices, settings_for
-from kerasseg.checkpoints import open_checkpoint, provenance
-from kerasseg.checkpoints.provenance import copy_provenance
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import copy_provenance, provenance
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
 from kerasseg.data.batches import EvaluationBatches
 from kerasseg.interrupts import StopFlag, stop_on_signals

@@ -6,7 +6,7 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasseg.checkpoints import open_checkpoint
+from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.evaluation.joined import JoinedPredictions
 from kerasseg.evaluation.predictions import SplitPredictions, predict_split
 from kerasseg.runs.directory import RunDirectory
@@ -14,7 +14,7 @@ from kerasseg.tuning.search import tune
 from kerasseg.tuning.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
 from kerasseg.workflows.cross_validate import read_cross_validation
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.records.manifest import Manifest
 from kerasseg_tfrecords.text import Progress
 
 
@@ -70,8 +70,8 @@ def tune_run(
         if not file.is_file():
             remedy = f"Resume the run: kerasseg train --resume --out {run.root}"
             raise DataError("the run has no such network", path=file, remedy=remedy)
-    folder = Path(config.settings.shards) if shards is None else shards
-    manifest = _manifest(folder, config.resolved.fingerprint, moved=shards is None)
+    folder, manifest = run.find_shards(shards)
+    _check_fingerprint(folder, manifest, config.resolved.fingerprint)
     if cross_validation is not None:
         held_out = _folds_of(cross_validation, manifest)
     elif run.folds:
@@ -135,18 +135,7 @@ def _predict(
         gc.collect()
 
 
-def _manifest(folder: Path, fingerprint: str, *, moved: bool) -> Manifest:
-    try:
-        manifest = load_manifest(folder)
-    except DataError as error:
-        if not moved:
-            raise
-        raise DataError(
-            "the shards of the run are missing",
-            path=folder,
-            found=error.sentence(with_path=False),
-            remedy="If they were moved, give their folder with --shards.",
-        ) from None
+def _check_fingerprint(folder: Path, manifest: Manifest, fingerprint: str) -> None:
     if manifest.fingerprint != fingerprint:
         raise DataError(
             "these are not the shards that the run was trained on",
@@ -155,7 +144,6 @@ def _manifest(folder: Path, fingerprint: str, *, moved: bool) -> Manifest:
             expected=fingerprint[:12],
             remedy="Give the run's own shards with --shards, or prepare them again with the same options.",
         )
-    return manifest
 
 
 def _named(progress: Progress | None, name: str) -> Progress | None:

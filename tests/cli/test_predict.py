@@ -46,6 +46,15 @@ def test_what_it_says(predict: Type, tmp_path: Path) -> None:
     assert (again.exit_code, again.output) == (0, "")
 
 
+def test_files_that_are_not_images_are_counted(predict: Type, tmp_path: Path) -> None:
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    done = predict("in", "--model", "net.keras", "--out", "out")
+    assert "Skipped 1 file that is not an image: notes.txt (" in done.stdout
+    (tmp_path / "in" / "more.txt").write_text("x")
+    done = predict("in", "--model", "net.keras", "--out", "out", "--continue")
+    assert "Skipped 2 files that are not images, such as more.txt (" in done.stdout
+
+
 def test_a_bad_file_gives_exit_code_3_and_the_others_are_done(predict: Type, tmp_path: Path) -> None:
     (tmp_path / "in" / "3.png").write_bytes(b"\x89PNG rubbish")
     done = predict("in", "--model", "net.keras", "--out", "out", "-q")

@@ -298,10 +298,10 @@ def test_a_run_that_is_over_or_of_a_newer_version_is_not_gone_on_with(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--strategy", "timid"), 2, "strategy cannot be used .*conservative, moderate, aggressive, .* or scratch"),
-        (("--learning-rate", 0), 2, "learning_rate cannot be used .*> 0"),
-        (("--learning-rate", -1e-4), 2, "learning_rate cannot be used .*> 0"),
-        (("--learning-rate", "nan"), 2, "learning_rate cannot be used"),
+        (("--strategy", "timid"), 2, "--strategy cannot be used .*conservative, moderate, aggressive, .* or scratch"),
+        (("--learning-rate", 0), 2, "--learning-rate cannot be used .*> 0"),
+        (("--learning-rate", -1e-4), 2, "--learning-rate cannot be used .*> 0"),
+        (("--learning-rate", "nan"), 2, "--learning-rate cannot be used"),
         (("--augment", "rotation"), 2, "rotation' is refused: heads lie"),
         (("--checkpoint", "nothing.keras"), 1, "nothing.keras: no such file"),
         (("--resume",), 3, "no run found"),
@@ -485,10 +485,10 @@ def test_a_pretrained_encoder_is_named_and_its_decoder_is_trained_first(
         (("--encoder", "vgg61"), "unknown encoder 'vgg61'"),
         (("--encoder", "vgg16", "--checkpoint", "x.keras"), "a checkpoint and an encoder are given"),
         (("--encoder-weights", "imagenet"), "encoder_weights are given without the encoder"),
-        (("--schedule", "linear"), "schedule.kind cannot be used .*plateau or cosine"),
+        (("--schedule", "linear"), "--schedule cannot be used .*plateau or cosine"),
         (("--schedule", "cosine", "--stop-after", 3), "--stop-after has no effect on a cosine schedule"),
         (("--strategy", "two-stage", "--freeze", "encoder_1"), "decides itself what is frozen"),
-        (("--ema", 1), "ema cannot be used"),
+        (("--ema", 1), "--ema cannot be used"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(

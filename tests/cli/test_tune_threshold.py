@@ -252,7 +252,7 @@ def test_other_shards_are_refused(copy: RunDirectory, shards: Path, tmp_path: Pa
     config = json.loads(copy.config_file.read_text())
     config["settings"]["shards"] = str(tmp_path / "gone")
     copy.config_file.write_text(json.dumps(config))
-    with pytest.raises(DataError, match="shards of the run are missing.*--shards"):
+    with pytest.raises(DataError, match="shards of this run are missing.*--shards"):
         tune_run(copy)
 
 

@@ -17,9 +17,11 @@ import keras
 import numpy as np
 import pytest
 
-from kerasseg.checkpoints import hub, open_checkpoint, provenance
+from kerasseg.checkpoints import hub
 from kerasseg.checkpoints.conversion import convert_checkpoint
 from kerasseg.checkpoints.hub import choose
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import provenance
 from kerasseg.data import download as downloads
 from kerasseg.models.inspection import inspect_model
 from kerasseg.runs.settings import TrainSettings

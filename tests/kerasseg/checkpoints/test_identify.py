@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasseg.checkpoints import open_checkpoint
 from kerasseg.checkpoints.identify import Kind, explain, kind_of
+from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg_tfrecords.errors import CheckpointError
 
 HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(range(256)) * 4

@@ -13,7 +13,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerasseg.checkpoints import legacy, open_checkpoint, provenance
+from kerasseg.checkpoints import legacy
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import provenance
 from kerasseg.checkpoints.stored import leaves
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "legacy"

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kerasseg
-from kerasseg.checkpoints import open_checkpoint, provenance
-from kerasseg.checkpoints.provenance import Provenance, attach, copy_provenance, sha256_of
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import Provenance, attach, copy_provenance, provenance, sha256_of
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "legacy" / "tf2.15.1-unet.keras"
 

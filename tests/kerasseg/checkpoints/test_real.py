@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import pytest
 
-from kerasseg.checkpoints import open_checkpoint, provenance
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import provenance
 from kerasseg.checkpoints.stored import leaves
 from kerasseg_tfrecords.errors import CheckpointError
 

@@ -26,7 +26,7 @@ _OPEN_ALL = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from kerasseg.checkpoints import open_checkpoint
+from kerasseg.checkpoints.open import open_checkpoint
 failures = {}
 for path in sorted(Path(sys.argv[1]).rglob("*.keras")):
     expected = np.load(path.with_suffix(".npz"))

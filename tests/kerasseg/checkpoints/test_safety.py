@@ -19,9 +19,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerasseg.checkpoints import open_checkpoint
 from kerasseg.checkpoints.allowed import check_config
 from kerasseg.checkpoints.keras_file import check_archive
+from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.isolation import call
 

@@ -12,9 +12,10 @@ import pytest
 import tensorflow as tf
 from keras import layers as L  # noqa: N812
 
-from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.allowed import operation_module
+from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.operations import RAW, TABLE
+from kerasseg.checkpoints.provenance import provenance
 from kerasseg.checkpoints.savedmodel.allowed import NETWORK
 from kerasseg.checkpoints.savedmodel.open import open_savedmodel
 from kerasseg_tfrecords.errors import CheckpointError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kerasseg.checkpoints import open_checkpoint, provenance
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import provenance
 from kerasseg_tfrecords.errors import UsageError
 
 

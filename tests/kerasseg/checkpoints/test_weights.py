@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerasseg.checkpoints import open_checkpoint, provenance
 from kerasseg.checkpoints.family import named_arguments
+from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.provenance import provenance
 from kerasseg.checkpoints.stored import match, read_by_name
 from kerasseg.checkpoints.weights_only import PartialMatchError
 from kerasseg.models.unet import unet

@@ -439,6 +439,30 @@ def test_real_files_keep_their_geometry(bright: keras.Model, real: Path, tmp_pat
     assert seen == {".png", ".nii.gz"}
 
 
+def test_bids_names(bright: keras.Model, tmp_path: Path) -> None:
+    volume = np.stack([np.eye(SIZE, dtype=np.int16) * 200] * 3, axis=-1)
+    for name in ("sub-01/anat/sub-01_ce-gd_T1w", "sub-02/ses-1/anat/sub-02_ses-1_T1w"):
+        (tmp_path / "bids" / name).parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "bids" / f"{name}.nii.gz")
+    out = tmp_path / "derivatives"
+    for go_on in (False, True):
+        report = predict_files(bright, tmp_path / "bids", out, bids=True, probabilities=True, go_on=go_on)
+        assert (report.problems, report.earlier) == ((), 2 * go_on)
+    names = [path.relative_to(out).as_posix() for path in sorted(out.rglob("*.gz"))]
+    assert names == [
+        "sub-01/anat/sub-01_ce-gd_label-tumor_mask.nii.gz",
+        "sub-01/anat/sub-01_ce-gd_label-tumor_probseg.nii.gz",
+        "sub-02/ses-1/anat/sub-02_ses-1_label-tumor_mask.nii.gz",
+        "sub-02/ses-1/anat/sub-02_ses-1_label-tumor_probseg.nii.gz",
+    ]
+    assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    with pytest.raises(UsageError, match="were made differently"):
+        predict_files(bright, tmp_path / "bids", out, probabilities=True, go_on=True)
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "bids" / "head.nii.gz")
+    with pytest.raises(UsageError, match="not a BIDS name"):
+        predict_files(bright, tmp_path / "bids", tmp_path / "other", bids=True)
+
+
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
@@ -462,6 +486,8 @@ def test_a_tuned_rule_is_taken(trained: Path, monkeypatch: pytest.MonkeyPatch) -
         assert open_network("runs/first").rule == tuned
         assert open_network("runs/first", threshold=0.3).rule == MaskRule(threshold=0.3)
         assert not open_network("runs/first").notes
+        (note,) = open_network("runs/first", flip_average=True).notes
+        assert "tuned without --flip-average: leave out" in note
     finally:
         (trained / "runs/first/threshold.json").unlink()
 

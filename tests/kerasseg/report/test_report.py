@@ -23,7 +23,7 @@ from kerasseg.report import ThresholdCurve, write_report
 from kerasseg.report.charts import Line, Span, interval_chart, line_chart, strip_chart, ticks
 from kerasseg.report.examples import choose
 from kerasseg.report.overlays import close_up, outline_path
-from kerasseg.report.wording import gain_sentence, share
+from kerasseg.report.wording import gain_sentence, share, stages_with_effect
 from kerasseg_tfrecords.errors import UsageError
 
 
@@ -127,6 +127,15 @@ def test_every_part_is_there_and_only_where_it_was_asked_for(
         "Limits",
     ]
     assert "checkpoint before training" not in found.text.lower()
+
+
+def test_stages_that_change_nothing_are_left_out(figures: Evaluation) -> None:
+    stages = figures.model.stages
+    same = [stage.model_copy(update={"rule": stages[0].rule}) for stage in stages]
+    network = figures.model.model_copy(update={"stages": tuple(same)})
+    without = figures.model_copy(update={"model": network, "baseline": None})
+    assert [stage.name for stage in stages_with_effect(without)] == ["raw"]
+    assert stages_with_effect(figures)[0] == stages[0]
 
 
 def test_numbers_of_the_tables_are_those_of_the_document(report: Path, figures: Evaluation) -> None:

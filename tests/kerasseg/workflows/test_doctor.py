@@ -247,13 +247,18 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_tensorflow_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libtensorflow_cc.so.2").write_bytes(b"half")
+    monkeypatch.setattr(doctor, "find_spec", lambda _: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    broken = named(tmp_path, "TensorFlow")
+    assert (broken.verdict, "libtensorflow_cc.so.2" in broken.value) == ("bad", True)
+    assert examine(tmp_path).installation_bad
+
     def fail() -> None:
         raise ImportError("libcudart.so.12: cannot open shared object file")
 
+    monkeypatch.setattr(doctor, "_nvidia", lambda: ["Tesla T4 (14 of 15 GiB free)"])
     monkeypatch.setattr("kerasseg.training.devices.gpu_names", fail)
-    broken = named(tmp_path, "TensorFlow")
-    assert (broken.verdict, "libcudart" in broken.value) == ("bad", True)
-    assert examine(tmp_path).installation_bad
+    assert "libcudart" in named(tmp_path, "TensorFlow").value
 
 
 @pytest.mark.parametrize(
@@ -281,7 +286,8 @@ def test_what_the_environment_says(
 def test_backends_that_commands_cannot_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, order: str, words: str
 ) -> None:
-    monkeypatch.setattr("keras.config.backend", lambda: backend)
-    monkeypatch.setattr("keras.config.image_data_format", lambda: order)
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "keras.json").write_text(json.dumps({"backend": backend, "image_data_format": order}))
     finding = named(tmp_path, "Keras backend")
     assert (finding.verdict, words in finding.advice) == ("bad", True)

@@ -103,6 +103,15 @@ def test_everything_is_written_and_read_again(evaluate: Evaluate, desk: Path) ->
     assert found.data.fingerprint == manifest.fingerprint
 
 
+def test_training_from_fresh_weights_is_not_compared_with_them(evaluate: Evaluate, desk: Path) -> None:
+    config = json.loads((desk / "run" / "config.json").read_text())
+    config["settings"]["strategy"] = "scratch"
+    (desk / "run" / "config.json").write_text(json.dumps(config))
+    found = evaluate("validation", None, 0.5)
+    assert (found.baseline, found.gain) == (None, {})
+    assert not any("baseline" in warning for warning in found.warnings)
+
+
 def test_figures_are_those_of_the_shards_by_hand(evaluate: Evaluate, desk: Path) -> None:
     """Native size: the probabilities of the network, resized, thresholded, and compared slice by slice."""
     found = evaluate("validation", None, 0.7)
