@@ -9,12 +9,13 @@ from pathlib import Path
 from kerasseg.checkpoints import open_checkpoint
 from kerasseg.evaluation.joined import JoinedPredictions
 from kerasseg.evaluation.predictions import SplitPredictions, predict_split
+from kerasseg.runs.config import manifest_of
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.search import tune
 from kerasseg.tuning.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
 from kerasseg.workflows.cross_validate import read_cross_validation
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.records.manifest import Manifest
 from kerasseg_tfrecords.text import Progress
 
 
@@ -71,7 +72,7 @@ def tune_run(
             remedy = f"Resume the run: kerasseg train --resume --out {run.root}"
             raise DataError("the run has no such network", path=file, remedy=remedy)
     folder = Path(config.settings.shards) if shards is None else shards
-    manifest = _manifest(folder, config.resolved.fingerprint, moved=shards is None)
+    manifest = manifest_of(config, shards)
     if cross_validation is not None:
         held_out = _folds_of(cross_validation, manifest)
     elif run.folds:
@@ -133,29 +134,6 @@ def _predict(
     finally:
         del model
         gc.collect()
-
-
-def _manifest(folder: Path, fingerprint: str, *, moved: bool) -> Manifest:
-    try:
-        manifest = load_manifest(folder)
-    except DataError as error:
-        if not moved:
-            raise
-        raise DataError(
-            "the shards of the run are missing",
-            path=folder,
-            found=error.sentence(with_path=False),
-            remedy="If they were moved, give their folder with --shards.",
-        ) from None
-    if manifest.fingerprint != fingerprint:
-        raise DataError(
-            "these are not the shards that the run was trained on",
-            path=folder,
-            found=f"fingerprint {manifest.fingerprint[:12]}",
-            expected=fingerprint[:12],
-            remedy="Give the run's own shards with --shards, or prepare them again with the same options.",
-        )
-    return manifest
 
 
 def _named(progress: Progress | None, name: str) -> Progress | None:
