@@ -13,7 +13,7 @@ of the slice everything is background.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -165,8 +165,10 @@ def postprocess(mask: ArrayLike, rule: MaskRule, *, width: float | None = None) 
     return out
 
 
-def rule_in_words(rule: MaskRule) -> str:
-    """Describe a rule; lengths in percent of the slice's width.
+def rule_in_words(
+    rule: MaskRule, length: Callable[[float], str] = lambda share: f"{100 * share:.3g} % of the width"
+) -> str:
+    """Describe a rule, with lengths in percent of the slice's width, or as `length` writes a share of it.
 
     >>> rule_in_words(MaskRule(threshold=0.42, min_diameter=0.02, fill_holes=True))
     'threshold 0.42, remove objects below 2 % of the width, fill holes'
@@ -174,15 +176,15 @@ def rule_in_words(rule: MaskRule) -> str:
     steps = [f"threshold {rule.threshold:g}"]
     steps += [f"{value:g} for {name}" for name, value in rule.class_thresholds.items()]
     if rule.min_diameter:
-        steps.append(f"remove objects below {100 * rule.min_diameter:.3g} % of the width")
+        steps.append(f"remove objects below {length(rule.min_diameter)}")
     if rule.close_radius:
-        steps.append(f"close gaps with a radius of {100 * rule.close_radius:.3g} %")
+        steps.append(f"close gaps with a radius of {length(rule.close_radius)}")
     if rule.fill_holes:
         steps.append("fill holes")
     if rule.keep_largest:
         steps.append("keep only the largest object")
     if rule.open_radius:
-        steps.append(f"remove thin parts with a radius of {100 * rule.open_radius:.3g} %")
+        steps.append(f"remove thin parts with a radius of {length(rule.open_radius)}")
     return ", ".join(steps)
 
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kerasseg.evaluation.schema import Mean
-    from kerasseg.postprocessing import MaskRule as Rule
     from kerasseg.tuning.threshold_file import ThresholdFile, Tuned, TuningStep
 
 
@@ -74,7 +73,10 @@ def tune_threshold(
 
 def show(found: ThresholdFile, path: Path, following: str) -> None:
     """Print the summary: each step with its gain, the rule, the baseline, and the next command."""
-    from kerasseg.postprocessing import MaskRule
+    from kerasseg.postprocessing import MaskRule, rule_in_words
+
+    def rule_of(network: Tuned) -> str:
+        return rule_in_words(network.rule, lambda share: _length(share, network))
 
     console = screen()
     tuned = found.model
@@ -83,10 +85,10 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
     for line in (
         _gain("Network", tuned),
         tuned.decision,
-        "" if tuned.rule == MaskRule() and tuned.decision else f"Rule: {_rule(tuned.rule, tuned)}.",
+        "" if tuned.rule == MaskRule() and tuned.decision else f"Rule: {rule_of(tuned)}.",
         _certainty(tuned),
         _curve(tuned),
-        _gain("Baseline", found.baseline) + f" Rule: {_rule(found.baseline.rule, found.baseline)}.",
+        _gain("Baseline", found.baseline) + f" Rule: {rule_of(found.baseline)}.",
     ):
         if line:
             console.print(line, markup=False)
@@ -155,23 +157,6 @@ def _length(share: float, tuned: Tuned) -> str:
     pixels = share * tuned.width
     text = f"{pixels:.0f} px" if pixels >= 10 else f"{pixels:.1f} px"
     return text if tuned.spacing is None else f"{text} ({pixels * tuned.spacing:.1f} mm)"
-
-
-def _rule(rule: Rule, tuned: Tuned) -> str:
-    """Return a rule as text: `threshold 0.3, remove objects below 10 px across, fill holes`."""
-    parts = [f"threshold {rule.threshold:g}"]
-    parts += [f"{value:g} for {name}" for name, value in rule.class_thresholds.items()]
-    if rule.min_diameter:
-        parts.append(f"remove objects below {_length(rule.min_diameter, tuned)} across")
-    if rule.close_radius:
-        parts.append(f"close with radius {_length(rule.close_radius, tuned)}")
-    if rule.fill_holes:
-        parts.append("fill holes")
-    if rule.keep_largest:
-        parts.append("keep the largest object")
-    if rule.open_radius:
-        parts.append(f"open with radius {_length(rule.open_radius, tuned)}")
-    return ", ".join(parts)
 
 
 def _gain(name: str, tuned: Tuned) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import keras
@@ -21,10 +19,9 @@ from kerasseg.evaluation.schema import Evaluation, Mean, SplitFacts, StageName
 from kerasseg.evaluation.scoring import score_slices, stage_rules, with_baseline
 from kerasseg.models.input_scaling import read_input_scaling
 from kerasseg.postprocessing import MaskRule
+from kerasseg.runs.config import software
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.errors import UsageError
-
-_PACKAGES = ("keras", "tensorflow", "numpy", "scipy", "opencv-python-headless")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,17 +182,6 @@ def stage_of_rule(rule: MaskRule) -> StageName:
     ('raw', 'threshold', 'postprocessing')
     """
     return "postprocessing" if rule.postprocesses else "raw" if rule == MaskRule() else "threshold"
-
-
-def software() -> dict[str, str]:
-    """Return the versions of the packages that figures depend on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _threshold(value: float) -> MaskRule:

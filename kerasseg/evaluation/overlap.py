@@ -1,14 +1,6 @@
-"""Dice, IoU, precision and recall of masks, for each slice, in plain NumPy.
+"""Dice of masks, for each slice, in plain NumPy: 1 if both are empty, 0 if one is.
 
-| reference | prediction | Dice, IoU | precision | recall |
-| --- | --- | --- | --- | --- |
-| empty | empty | 1 | 1 | 1 |
-| empty | something | 0 | 0 | 0 |
-| tumour | empty | 0 | 0 | 0 |
-| tumour | something | as computed | as computed | as computed |
-
-`kerasseg.metrics` has the same table and scores probabilities on tensors during training; this module scores masks after
-thresholding and post-processing.
+`kerasseg.metrics` scores probabilities on tensors during training, `kerasseg.evaluation.scoring` whole evaluations.
 """
 
 from __future__ import annotations
@@ -20,11 +12,11 @@ from kerasseg_tfrecords.errors import UsageError
 
 
 def dice(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.float64]:
-    """Compute 2 |A and B| / (|A| + |B|) of each slice; see the table above for edge cases.
+    """Compute 2 |A and B| / (|A| + |B|) of each slice; 1 if both are empty.
 
     Args:
         prediction: Masks (height, width), (slices, height, width) or (slices, height, width, 1): booleans, or 0 and 1.
-        reference: Ground truth of the same shape; Dice and IoU are symmetric.
+        reference: Ground truth of the same shape.
 
     Returns:
         A number in [0, 1] for one slice, an array (slices,) for several.
@@ -38,38 +30,10 @@ def dice(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np
         >>> dice(prediction, reference).round(3).tolist()
         [0.857, 0.0]
     """
-    both, predicted, true = _counts(prediction, reference)
-    return _ratio(2 * both, predicted + true, empty=predicted + true == 0)
-
-
-def iou(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.float64]:
-    """Compute |A and B| / |A or B| (Jaccard) of each slice; arguments, result and errors as in `dice`.
-
-    >>> float(iou([[1, 1, 0]], [[0, 1, 1]]).round(3))
-    0.333
-    """
-    both, predicted, true = _counts(prediction, reference)
-    return _ratio(both, predicted + true - both, empty=predicted + true == 0)
-
-
-def precision(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.float64]:
-    """Compute the share of predicted pixels that are tumour; arguments, result and errors as in `dice`.
-
-    >>> float(precision([[1, 1, 1, 1]], [[0, 1, 0, 0]]))
-    0.25
-    """
-    both, predicted, true = _counts(prediction, reference)
-    return _ratio(both, predicted, empty=predicted + true == 0)
-
-
-def recall(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np.float64]:
-    """Compute the share of tumour pixels that are predicted; arguments, result and errors as in `dice`.
-
-    >>> float(recall([[1, 1, 1, 1]], [[0, 1, 0, 0]]))
-    1.0
-    """
-    both, predicted, true = _counts(prediction, reference)
-    return _ratio(both, true, empty=predicted + true == 0)
+    pair = mask_pair(*(_slices(np.asarray(array)) for array in (prediction, reference)))
+    both, *sizes = (np.count_nonzero(mask, axis=(-2, -1)) for mask in (pair[0] & pair[1], *pair))
+    below = np.asarray(sum(sizes), np.float64)
+    return np.divide(2.0 * both, below, out=np.ones_like(below), where=below > 0)[()]
 
 
 def mask_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -105,12 +69,6 @@ def _boolean(values: ArrayLike, what: str) -> NDArray[np.bool_]:
     return mask
 
 
-def _counts(prediction: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int64], ...]:
-    """Count pixels in both, in the prediction, in the reference: (slices,) each, or () for one slice."""
-    pair = mask_pair(*(_slices(np.asarray(array)) for array in (prediction, reference)))
-    return tuple(np.count_nonzero(mask, axis=(-2, -1)) for mask in (pair[0] & pair[1], *pair))
-
-
 def _slices(array: NDArray[np.generic]) -> NDArray[np.generic]:
     if array.ndim == 4 and array.shape[-1] == 1:
         return array[..., 0]
@@ -119,11 +77,3 @@ def _slices(array: NDArray[np.generic]) -> NDArray[np.generic]:
         expected = "(height, width), (slices, height, width) or (slices, height, width, 1)"
         raise UsageError("invalid shape of masks", found=array.shape, expected=expected)
     return array
-
-
-def _ratio(
-    above: NDArray[np.int64], below: NDArray[np.int64], empty: NDArray[np.bool_]
-) -> np.float64 | NDArray[np.float64]:
-    """Return `above / below`, 0 where `below` is 0 and 1 where both masks are empty."""
-    # [()] turns a zero-dimensional array into a number.
-    return np.where(empty, 1.0, above / np.maximum(below, 1))[()]

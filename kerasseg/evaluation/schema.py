@@ -25,16 +25,8 @@ from kerasseg_tfrecords.documents import read_document
 FORMAT_VERSION = 1
 
 MEASURES = (
-    "dice",
-    "dice_tumour",
-    "iou",
-    "precision",
-    "recall",
-    "hd95",
-    "asd",
-    "hd95_mm",
-    "asd_mm",
-    "hd95_with_misses",
+    *("dice", "dice_tumour", "iou", "precision", "recall"),
+    *("hd95", "asd", "hd95_mm", "asd_mm", "hd95_with_misses"),
 )
 
 StageName = Literal["raw", "threshold", "postprocessing"]

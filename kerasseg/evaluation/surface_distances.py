@@ -182,19 +182,6 @@ def hd95(prediction: ArrayLike, reference: ArrayLike, spacing: Sequence[float] =
     return surface_distances(prediction, reference, spacing).hd95
 
 
-def average_surface_distance(
-    prediction: ArrayLike, reference: ArrayLike, spacing: Sequence[float] = (1.0, 1.0)
-) -> float:
-    """Compute the mean over the border pixels of both masks (ASSD); arguments and errors as in `surface_distances`.
-
-    Infinite if one mask is empty, 0 if both are.
-
-    >>> average_surface_distance([[1, 0, 0, 0]], [[0, 0, 0, 1]], spacing=(2.0, 0.5))
-    1.5
-    """
-    return surface_distances(prediction, reference, spacing).assd
-
-
 def _steps(spacing: Sequence[float], shape: tuple[int, ...]) -> tuple[float, ...]:
     steps = tuple(float(step) for step in spacing)
     if len(shape) not in (2, 3) or len(steps) != len(shape) or 0 in shape:

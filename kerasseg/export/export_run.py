@@ -12,7 +12,6 @@ import keras
 
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.provenance import provenance, public_name, sha256_of
-from kerasseg.evaluation.arrays import software
 from kerasseg.export.atomic_folder import check_place, placed
 from kerasseg.export.card import CARD, card
 from kerasseg.export.metadata import callings, data_facts, evaluations, origin, recipe, steps_of, without_paths
@@ -56,7 +55,7 @@ from kerasseg.export.serving import (
     write_onnx,
 )
 from kerasseg.postprocessing import MaskRule
-from kerasseg.runs.config import RunConfig
+from kerasseg.runs.config import RunConfig, software
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
 from kerasseg_tfrecords.errors import DataError, UsageError

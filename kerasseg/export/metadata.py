@@ -33,23 +33,19 @@ _ABSOLUTE = re.compile(r"""(?<![\w:/.~])~?(?:/[^\s/'"]+)+/([^\s/'"]*)""")
 """A path with at least two folders; neither `https://...` nor `1/255`."""
 
 _SETTINGS = (
-    "strategy",
-    "freeze",
-    "freeze_batchnorm",
-    "weight_decay",
-    "l2",
-    "clipnorm",
-    "epochs",
-    "steps",
-    "batch_size",
-    "loss",
-    "schedule",
-    "balance",
-    "augmentation",
-    "class_weight",
-    "train_on_positives",
-    "seed",
-    "deterministic",
+    *(
+        "strategy",
+        "freeze",
+        "freeze_batchnorm",
+        "weight_decay",
+        "l2",
+        "clipnorm",
+        "epochs",
+        "steps",
+        "batch_size",
+        "loss",
+    ),
+    *("schedule", "balance", "augmentation", "class_weight", "train_on_positives", "seed", "deterministic"),
 )
 
 

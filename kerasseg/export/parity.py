@@ -19,11 +19,11 @@ from kerasseg.evaluation.predictions import check_probabilities
 from kerasseg.export.schema import Comparison, Int8Facts
 from kerasseg.export.serving import BATCH, Network
 from kerasseg.postprocessing import MaskRule, apply_rule
-from kerasseg.runs.config import RunConfig
+from kerasseg.runs.config import RunConfig, manifest_of
 from kerasseg.runs.directory import RunDirectory
-from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
+from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, intensity_window, restore
-from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.records.manifest import Manifest
 from kerasseg_tfrecords.text import Progress
 
 if TYPE_CHECKING:
@@ -62,16 +62,7 @@ def find_shards(run: RunDirectory, config: RunConfig, moved: Path | None) -> Sha
     root = Path(config.settings.shards) if moved is None else moved
     if moved is None and not root.is_dir():
         return None
-    manifest = load_manifest(root)
-    if manifest.fingerprint != config.resolved.fingerprint:
-        raise DataError(
-            "these are not the shards of the run",
-            path=root,
-            found=f"fingerprint {manifest.fingerprint[:12]}",
-            expected=config.resolved.fingerprint[:12],
-            remedy="Give the run's own shards with --shards, or prepare them again with the same options.",
-        )
-    return Shards(root, manifest)
+    return Shards(root, manifest_of(config, moved))
 
 
 def comparison_samples(shards: Shards | None, config: RunConfig, count: int) -> Samples:

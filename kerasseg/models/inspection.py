@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from kerasseg.checkpoints.provenance import Provenance, provenance
 from kerasseg.models.blocks import Blocks, find_blocks
 from kerasseg.models.freezing import STRATEGIES, FreezeReport, freeze
 from kerasseg.models.input_scaling import InputScaling, read_input_scaling
-from kerasseg.models.layers import all_layers
+from kerasseg.models.layers import all_layers, trainable_restored
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import without_credentials
 
@@ -175,7 +174,7 @@ def inspect_model(model: keras.Model, *, path: str | Path = "", what: str | Sequ
         blocks = find_blocks(model)
     except CheckpointError as error:
         return Inspection(**about, problem=str(error))
-    with _kept(model):
+    with trainable_restored(model):
         reports = {name: freeze(model, name) for name in STRATEGIES}
         asked = None if what is None else freeze(model, what)
     most = reports["aggressive"].trained
@@ -198,20 +197,6 @@ def _strategy(report: FreezeReport, most: int) -> Strategy:
         frozen=report.parameters - report.trained - measured,
         share_trained=report.trained / max(1, most),
     )
-
-
-@contextlib.contextmanager
-def _kept(model: keras.Model) -> Iterator[None]:
-    """Restore what is trainable at the end of the block."""
-    layers = [(layer, layer._trainable) for layer in model._flatten_layers()]
-    variables = [(v, v.trainable) for v in model.variables]
-    try:
-        yield
-    finally:
-        for layer, trainable in layers:
-            layer._trainable = trainable
-        for variable, trainable in variables:
-            variable.trainable = trainable
 
 
 def _tensor(tensor: Any, *, made: bool = False) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import keras
@@ -33,6 +34,21 @@ def set_trainable(layers: Iterable[Any], value: bool) -> None:
         layer.trainable = value
         for v in layer._trainable_variables:
             v.trainable = value
+
+
+@contextlib.contextmanager
+def trainable_restored(model: keras.Model) -> Iterator[None]:
+    """Restore what is trainable at the end of the block."""
+    layers = [(layer, layer._trainable) for layer in with_inner([model])]
+    variables = [(v, v.trainable) for v in model.variables]
+    try:
+        yield
+    finally:
+        for layer, trainable in layers:
+            # Not through the property, which would also set the inner layers.
+            layer._trainable = trainable
+        for variable, trainable in variables:
+            variable.trainable = trainable
 
 
 def leaves(model: keras.Model) -> list[Any]:

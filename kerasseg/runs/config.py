@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,11 +15,12 @@ from kerasseg.runs.settings import TrainSettings, parse_settings
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import read_document, read_json, refuse_newer
 from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
 from kerasseg_tfrecords.validation import did_you_mean
 
 FORMAT_VERSION = 1
 
-_PACKAGES = ("keras", "tensorflow", "numpy", "opencv-python-headless", "h5py")
+_PACKAGES = ("keras", "tensorflow", "numpy", "scipy", "opencv-python-headless", "h5py")
 
 
 class _Model(BaseModel):
@@ -82,18 +84,21 @@ class RunConfig(_Model):
         return self.settings.strategy != "scratch" and self.settings.encoder is None
 
 
+def software() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def new_config(settings: TrainSettings, resolved: Resolved) -> RunConfig:
     """Return the configuration of a run that starts now."""
-    software = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            software[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return RunConfig(
         format_version=FORMAT_VERSION,
         kerasseg=__version__,
-        software=software,
+        software=software(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings,
         resolved=resolved,
@@ -103,6 +108,39 @@ def new_config(settings: TrainSettings, resolved: Resolved) -> RunConfig:
 def read_config(path: Path) -> RunConfig:
     """Read the `config.json` of a run."""
     return read_document(path, RunConfig, FORMAT_VERSION, "the run configuration")
+
+
+def manifest_of(config: RunConfig, shards: Path | str | None = None) -> Manifest:
+    """Read the manifest of a run's shards.
+
+    Args:
+        config: Configuration of the run.
+        shards: Their folder, if they were moved.
+
+    Raises:
+        DataError: They are missing, damaged or not those that the run was trained on.
+    """
+    folder = config.settings.shards if shards is None else shards
+    try:
+        manifest = load_manifest(folder)
+    except DataError as error:
+        if shards is not None:
+            raise
+        raise DataError(
+            "the shards of the run are missing",
+            path=folder,
+            found=error.sentence(with_path=False),
+            remedy="If they were moved, give their folder with --shards.",
+        ) from None
+    if manifest.fingerprint != config.resolved.fingerprint:
+        raise DataError(
+            "these are not the shards that the run was trained on",
+            path=folder,
+            found=f"fingerprint {manifest.fingerprint[:12]}",
+            expected=config.resolved.fingerprint[:12],
+            remedy="Give the run's own shards with --shards, or prepare them again with the same options.",
+        )
+    return manifest
 
 
 def settings_from(path: Path) -> dict[str, Any]:

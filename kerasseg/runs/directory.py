@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kerasseg.runs.config import RunConfig, read_config
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import lock, open_atomically, sync_folder, write_atomically
+from kerasseg_tfrecords.files import explain_os_error, lock, open_atomically, sync_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, load_manifest
 
 if TYPE_CHECKING:
@@ -36,10 +36,24 @@ class RunDirectory:
 
     Attributes:
         root: The folder.
+        config_file: Settings, as given and as resolved.
+        model_file: Best weights so far.
+        baseline_file: The checkpoint, fitted to the task, before training.
+        threshold_file: The rule from probabilities to masks.
+        history_file, curves_file: One row per epoch; plot of the training curves.
+        validation_file: Dice of every validation slice at epoch 0 and at the best epoch.
+        log_file: Messages, one JSON object per line.
+        events_folder: TensorBoard events.
+        state_folder: State for resuming.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.config_file, self.threshold_file = root / _CONFIG, root / "threshold.json"
+        self.model_file, self.baseline_file = root / "model.keras", root / "baseline.keras"
+        self.history_file, self.curves_file = root / "history.csv", root / "training.png"
+        self.validation_file, self.log_file = root / "validation.csv", root / "log.jsonl"
+        self.events_folder, self.state_folder = root / "events", root / _STATE
 
     # --- finding ---------------------------------------------------------------------------------------------------------
 
@@ -48,11 +62,9 @@ class RunDirectory:
         """Create the folder of a new run, without a configuration yet."""
         if root is None:
             name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{strategy}"
-            root = RUNS / name
-            number = 2
+            root, number = RUNS / name, 2
             while root.exists():
-                root = RUNS / f"{name}-{number}"
-                number += 1
+                root, number = RUNS / f"{name}-{number}", number + 1
         cls.check_free(root)
         try:
             (root / _STATE).mkdir(parents=True, exist_ok=True)
@@ -139,56 +151,6 @@ class RunDirectory:
         if self.root.absolute().name != _ENSEMBLE or not (parent / _FOLDS).is_file():
             return ()
         return tuple(RunDirectory(p) for p in sorted(parent.glob("fold-*"), key=lambda p: (len(p.name), p.name)))
-
-    @property
-    def config_file(self) -> Path:
-        """Settings, as given and as resolved."""
-        return self.root / _CONFIG
-
-    @property
-    def model_file(self) -> Path:
-        """Best weights so far."""
-        return self.root / "model.keras"
-
-    @property
-    def baseline_file(self) -> Path:
-        """The checkpoint, fitted to the task, before training."""
-        return self.root / "baseline.keras"
-
-    @property
-    def threshold_file(self) -> Path:
-        """The rule from probabilities to masks."""
-        return self.root / "threshold.json"
-
-    @property
-    def history_file(self) -> Path:
-        """One row per epoch."""
-        return self.root / "history.csv"
-
-    @property
-    def curves_file(self) -> Path:
-        """Plot of the training curves."""
-        return self.root / "training.png"
-
-    @property
-    def validation_file(self) -> Path:
-        """Dice of every validation slice at epoch 0 and at the best epoch."""
-        return self.root / "validation.csv"
-
-    @property
-    def log_file(self) -> Path:
-        """Messages, one JSON object per line."""
-        return self.root / "log.jsonl"
-
-    @property
-    def events_folder(self) -> Path:
-        """TensorBoard events."""
-        return self.root / "events"
-
-    @property
-    def state_folder(self) -> Path:
-        """State for resuming."""
-        return self.root / _STATE
 
     def config(self) -> RunConfig:
         """Read the configuration; see `read_config`."""
@@ -278,7 +240,7 @@ class RunDirectory:
                 os.replace(copy, path)  # noqa: PTH105
                 sync_folder(path.parent)
         except OSError as error:
-            raise _full(error, path) from error
+            raise explain_os_error(error, path) from error
 
     def best_file(self, tag: str) -> Path:
         """Return the file of the best weights with this tag."""
@@ -302,7 +264,7 @@ class RunDirectory:
             os.replace(temporary, self.model_file)  # noqa: PTH105
             sync_folder(self.root)
         except OSError as error:
-            raise _full(error, self.model_file) from error
+            raise explain_os_error(error, self.model_file) from error
 
     def prune_best(self, tags: Collection[str]) -> None:
         """Delete best weights except those with these tags."""
@@ -316,12 +278,6 @@ def _before_config(name: str) -> bool:
     """Return whether a run may have left this file before its configuration was written."""
     # The shards of a fold are in its run from the start.
     return name in {_STATE, _LOCK, "baseline.keras", "shards"} or name.startswith(_TEMPORARY)
-
-
-def _full(error: OSError, path: Path) -> KerassegError:
-    from kerasseg_tfrecords.files import explain_os_error
-
-    return explain_os_error(error, path)
 
 
 def _names(runs: Path) -> list[str]:

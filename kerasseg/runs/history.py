@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,18 +155,6 @@ def append_log(path: Path, event: Mapping[str, Any]) -> None:
             if stream.read(1) != b"\n":
                 stream.write(b"\n")
         stream.write(line.encode() + b"\n")
-
-
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the complete lines of a log, in order."""
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                yield entry
 
 
 def _plain(value: Any) -> Any:

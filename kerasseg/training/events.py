@@ -22,7 +22,7 @@ class Began:
         steps: Steps in an epoch.
         batch_size: Slices in a global batch.
         facts: Resolved settings, label -> text, in display order: strategy, frozen blocks, rate, precision, ...
-        facts: Resolved settings, label -> text, in display order.
+        resumed: (epochs, steps of the next one) done before; None for a new run.
         first, best: When a run resumes, validation Dice of epoch 0 and the best so far; NaN for a new one.
     """
 

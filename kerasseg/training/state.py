@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from kerasseg.callbacks import PlateauState
 from kerasseg.runs.history import EpochRow, rows_from_json, rows_to_json
 
-SCORES = ("loss", "dice", "soft_dice", "iou", "precision", "recall")
 Score = Literal["loss", "dice", "soft_dice", "iou", "precision", "recall"]
 
 
@@ -56,7 +55,7 @@ class SliceTable:
         """Return the mean over slices; NaN if there are none.
 
         Args:
-            score: One of `SCORES`.
+            score: Name of a column.
             subset: "tumour" leaves out slices where mask and prediction are both empty.
             label: Only slices of this class.
         """

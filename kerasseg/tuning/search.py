@@ -116,16 +116,12 @@ def tune(
         raise UsageError("invalid options of tuning", found=given, expected="0 < confidence < 1, resamples >= 1")
     seen = survey(predictions, resolution, progress)
     numbers = _sample(seen.groups)
-    grid = _grid(seen.mean())
-    ranges = {name: _grid(seen.mean(name)) for name in seen.classes} if per_class and not seen.constant else {}
-    lowest = min(map(min, [grid, *ranges.values()]))
     required = required_errors(seen.tumour_patients)
-    with RuleSearch(hold(predictions, numbers, seen.groups, resolution, lowest), jobs) as search:
 
-        def searched(errors: float) -> _Found:
-            return _Tuner(seen, search, predictions, errors, progress).found(grid, ranges)
+    def slices(lowest: float) -> RuleSearch:
+        return RuleSearch(hold(predictions, numbers, seen.groups, resolution, lowest), jobs)
 
-        found, candidate = _searches(searched, seen.tumour_patients, required, force=force)
+    found, candidate = _search(seen, predictions, slices, required, progress, per_class=per_class, force=force)
 
     def dice_of(rule: MaskRule) -> NDArray[np.float64]:
         return _dice_of_all(predictions, seen, rule, resolution, jobs)
@@ -203,17 +199,31 @@ class _Found:
         return _Found(MaskRule(), tuple(steps), self.choice, None)
 
 
-def _searches(
-    searched: Callable[[float], _Found], patients: int, required: float, *, force: bool
+def _search(
+    seen: Survey,
+    predictions: Predictions,
+    slices: Callable[[float], RuleSearch],
+    required: float,
+    progress: Progress | None,
+    *,
+    per_class: bool,
+    force: bool,
 ) -> tuple[_Found, _Found | None]:
     """Return the result, and the one with a lower requirement where the result is to keep 0.5."""
-    if force:
-        return searched(_FORCED_ERRORS), None
-    if patients < FEWEST_PATIENTS:
-        candidate = searched(_FORCED_ERRORS)
-        return candidate.refused(f"fewer than {FEWEST_PATIENTS} patients"), candidate
-    found = searched(required)
-    return found, searched(_FORCED_ERRORS) if found.rule == MaskRule() else None
+    grid = _grid(seen.mean())
+    ranges = {name: _grid(seen.mean(name)) for name in seen.classes} if per_class and not seen.constant else {}
+    with slices(min(map(min, [grid, *ranges.values()]))) as search:
+
+        def searched(errors: float) -> _Found:
+            return _Tuner(seen, search, predictions, errors, progress).found(grid, ranges)
+
+        if force:
+            return searched(_FORCED_ERRORS), None
+        if seen.tumour_patients < FEWEST_PATIENTS:
+            candidate = searched(_FORCED_ERRORS)
+            return candidate.refused(f"fewer than {FEWEST_PATIENTS} patients"), candidate
+        found = searched(required)
+        return found, searched(_FORCED_ERRORS) if found.rule == MaskRule() else None
 
 
 def _no_gain(final: NDArray[np.float64], seen: Survey, errors: float) -> bool:

@@ -20,7 +20,7 @@ from kerasseg.data.augmentation import COLUMNS, SafeAugmentation
 from kerasseg.data.tf_data import EvaluationData, TrainingData
 from kerasseg.models.heads import read_output
 from kerasseg.models.input_scaling import read_input_scaling
-from kerasseg.models.layers import mark_fresh, with_inner
+from kerasseg.models.layers import mark_fresh, trainable_restored, with_inner
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import Precision, Strategy, TrainSettings, parse_settings
 from kerasseg.training.data import Task, count, no_tumour, shard_rows, task_from_shards, training_data, validation_data
@@ -474,21 +474,20 @@ def _copy_variables(source: keras.Model, target: keras.Model) -> None:
 @contextmanager
 def _as_it_came(model: keras.Model) -> Iterator[None]:
     """Restore dtype policies, `trainable` flags and regularizers after the block."""
-    layers = [(layer, layer.dtype_policy, layer._trainable) for layer in with_inner([model])]
-    norms = [(layer, layer.synchronized) for layer, _, _ in layers if hasattr(layer, "synchronized")]
-    variables = [(v, v.trainable, getattr(v, "regularizer", None)) for v in model.variables]
+    layers = [(layer, layer.dtype_policy) for layer in with_inner([model])]
+    norms = [(layer, layer.synchronized) for layer, _ in layers if hasattr(layer, "synchronized")]
+    variables = [(v, getattr(v, "regularizer", None)) for v in model.variables]
     try:
-        yield
+        with trainable_restored(model):
+            yield
     finally:
-        for layer, policy, trainable in layers:
+        for layer, policy in layers:
             if layer.dtype_policy is not policy:
                 layer.dtype_policy = policy
-            # Not through the property, which would also set the inner layers.
-            layer._trainable = trainable
         for layer, synchronized in norms:
             layer.synchronized = synchronized
-        for variable, trainable, regularizer in variables:
-            variable.trainable, variable.regularizer = trainable, regularizer
+        for variable, regularizer in variables:
+            variable.regularizer = regularizer
 
 
 def _to_log(event: Event) -> None:

@@ -30,7 +30,7 @@ from kerasseg.losses import DiceBCELoss
 from kerasseg.models.adapt import fit_to_task
 from kerasseg.models.layers import fresh_part
 from kerasseg.models.unet import unet
-from kerasseg.runs.config import Resolved, new_config
+from kerasseg.runs.config import Resolved, manifest_of, new_config
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import TrainSettings
 from kerasseg.runs.state import StateStore
@@ -167,23 +167,7 @@ def resume(
     """
     config = run.config()
     settings = config.settings if shards is None else config.settings.model_copy(update={"shards": str(shards)})
-    try:
-        manifest = load_manifest(settings.shards)
-    except DataError as error:
-        raise DataError(
-            "cannot read the shards that this run was started with",
-            path=run.root,
-            found=error.sentence().removesuffix(f". {error.remedy}"),
-            remedy="Give their new location: --shards FOLDER.",
-        ) from None
-    if manifest.fingerprint != config.resolved.fingerprint:
-        raise DataError(
-            "these are not the shards that the run was started with",
-            path=settings.shards,
-            found=f"fingerprint {manifest.fingerprint[:12]}",
-            expected=config.resolved.fingerprint[:12],
-            remedy="Give the location of the run's shards (--shards FOLDER), or prepare them again with the same options.",
-        )
+    manifest = manifest_of(config, shards)
     if not run.baseline_file.is_file():
         raise DataError(
             "the baseline network of the run is missing",
@@ -288,11 +272,12 @@ class TrainingSession:
         planned = [phase for phase in self.phases if phase.when != "far" and not phase.recalibrates]
         report = planned[0].freeze(model)
         choice = self._precision() if precision is None else precision
+        record = provenance(model)
         # Baseline and best weights are saved as float32, see `as_saved`.
         compute_in(model, choice.name)
         self.resolved = Resolved(
             checkpoint=self.network.source,
-            provenance=_provenance(model),
+            provenance=None if record is None else record.to_json(),
             changes=self.network.changes,
             precision=choice.name,
             precision_reason=choice.reason,
@@ -345,12 +330,13 @@ class TrainingSession:
             self.observers = (*self.observers, log_to(run), events, *trackers)
         if saved is None:
             self._first_words()
+        few = few_slices_message(settings.strategy, self.resolved.slices["train"])
         plan = Plan(
             phases=self.phases,
             epochs=settings.epochs,
             steps=settings.steps,
             guard=settings.guard,
-            cautions=self._cautions(),
+            cautions=() if few is None else (few,),
             ema=settings.ema is not None,
             save_every=settings.save_every,
             scales_loss=self.resolved.precision == "mixed_float16",
@@ -441,10 +427,6 @@ class TrainingSession:
         """Predict a few slices, outside of compiled steps."""
         with self.devices.scope():
             return np.asarray(keras.ops.convert_to_numpy(self.network.model(images, training=False)))
-
-    def _cautions(self) -> tuple[Message, ...]:
-        few = few_slices_message(self.settings.strategy, self.resolved.slices["train"])
-        return () if few is None else (few,)
 
     def _first_words(self) -> None:
         if self.network.source is not None and self.settings.strategy != "scratch":
@@ -553,11 +535,6 @@ def _tumour_slices(settings: TrainSettings, channels: int, count: int = 8) -> tu
     if not images:
         return batch.image[:count], batch.mask[:count]
     return np.stack(images[:count]), np.stack(masks[:count])
-
-
-def _provenance(model: keras.Model) -> dict[str, Any] | None:
-    record = provenance(model)
-    return None if record is None else record.to_json()
 
 
 @contextlib.contextmanager

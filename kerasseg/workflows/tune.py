@@ -9,6 +9,7 @@ from pathlib import Path
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.evaluation.joined import JoinedPredictions
 from kerasseg.evaluation.predictions import SplitPredictions, predict_split
+from kerasseg.runs.config import manifest_of
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.search import tune
 from kerasseg.tuning.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
@@ -70,8 +71,8 @@ def tune_run(
         if not file.is_file():
             remedy = f"Resume the run: kerasseg train --resume --out {run.root}"
             raise DataError("the run has no such network", path=file, remedy=remedy)
-    folder, manifest = run.find_shards(shards)
-    _check_fingerprint(folder, manifest, config.resolved.fingerprint)
+    folder = Path(config.settings.shards) if shards is None else shards
+    manifest = manifest_of(config, shards)
     if cross_validation is not None:
         held_out = _folds_of(cross_validation, manifest)
     elif run.folds:
@@ -133,17 +134,6 @@ def _predict(
     finally:
         del model
         gc.collect()
-
-
-def _check_fingerprint(folder: Path, manifest: Manifest, fingerprint: str) -> None:
-    if manifest.fingerprint != fingerprint:
-        raise DataError(
-            "these are not the shards that the run was trained on",
-            path=folder,
-            found=f"fingerprint {manifest.fingerprint[:12]}",
-            expected=fingerprint[:12],
-            remedy="Give the run's own shards with --shards, or prepare them again with the same options.",
-        )
 
 
 def _named(progress: Progress | None, name: str) -> Progress | None:

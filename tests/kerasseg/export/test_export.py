@@ -529,7 +529,7 @@ def test_other_shards_are_refused(moved: RunDirectory, made: Path, tmp_path: Pat
     shutil.copytree(made / "shards", tmp_path / "gone")
     path = tmp_path / "gone" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 64}))
-    with pytest.raises(DataError, match="not the shards of the run"):
+    with pytest.raises(DataError, match="not the shards that the run was trained on"):
         export_model(moved, "keras")
 
 

@@ -11,9 +11,9 @@ import google_crc32c
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, file_sha256
-from kerasseg_tfrecords.records.schema import decode
 from kerasseg_tfrecords.records.manifest import Manifest, ShardFacts, load_manifest
 from kerasseg_tfrecords.records.record import Record
+from kerasseg_tfrecords.records.schema import decode
 from kerasseg_tfrecords.splitting.split import SPLITS
 
 __all__ = ["family_names", "read_records", "read_shard", "shard_paths", "write_family"]
