@@ -71,6 +71,9 @@ TENSORFLOW_ALLOWED = {
     "kerasseg.workflows.train",
     "kerasseg.training.tensorboard",  # event files are TensorFlow's records of its own messages
     "kerasseg.checkpoints.savedmodel.open",
+    "kerasseg.checkpoints.savedmodel.bundle",
+    "kerasseg.checkpoints.savedmodel.messages",
+    "kerasseg.checkpoints.savedmodel.parity",
     "kerasseg.export.intensity_graph",
     "kerasseg.export.serving",
     "kerasseg.export.mask_graph",
