@@ -73,6 +73,9 @@ TENSORFLOW_ALLOWED = {
     "kerasseg.training.tensorboard",  # event files are TensorFlow's records of its own messages
     "kerasseg.checkpoints.savedmodel.open",
     "kerasseg.export.savedmodel_format",
+    "kerasseg.checkpoints.savedmodel.bundle",
+    "kerasseg.checkpoints.savedmodel.messages",
+    "kerasseg.checkpoints.savedmodel.parity",
     "kerasseg.export.serving",
     "kerasseg.export.mask_graph",
 }

@@ -12,9 +12,10 @@ import ctypes
 import json
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import keras
@@ -22,23 +23,14 @@ import keras
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = [
-    "LAYERS",
-    "NETWORKS",
-    "build",
-    "check_config",
-    "check_size",
-    "operation_module",
-    "parse_config",
-    "without_memory",
-    "without_training",
-]
+__all__ = ["LAYERS", "NETWORKS", "build", "check_config", "check_maps", "check_size", "operation_module", "pairs"]
+__all__ += ["parse_config", "without_memory", "without_training", "words"]
 
 _T = TypeVar("_T")
 
 _MOST_BYTES = 1 << 24  # per configuration; EfficientNetB7 has 1.5 MB
 _MOST_VALUES = 2_000_000  # per configuration; EfficientNetB7 has 100,000, and each takes 64 bytes or more when parsed
-_MOST_LAYERS = 20_000
+_MOST_LAYERS = 5000  # a U-Net on EfficientNetB7 has about 1,000, and each takes Keras some milliseconds
 _DEEPEST = 200
 _LARGEST_MAP = 1 << 28  # values in one feature map of one image: 1 GiB in float32
 _OPEN_SIZE = 256  # pixels, for checking networks without a fixed size
@@ -46,8 +38,16 @@ _BUILD_SECONDS = 30.0
 _LARGEST_NUMBER = 1 << 31  # far above any count, size or number of filters in a real network
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text: a set that is easier to read and to change than one in quotes and commas."""
+    return frozenset(text.split())
+
+
+def pairs(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the pairs in `a:b c:d`; a single word is a pair with itself."""
+    for word in text.split():
+        first, _, second = word.partition(":")
+        yield first, second or first
 
 
 NETWORKS = frozenset({"Functional", "Model", "Sequential"})
@@ -55,8 +55,8 @@ NETWORKS = frozenset({"Functional", "Model", "Sequential"})
 #: Keras layers for image networks. Deliberately left out: Lambda (Python byte code); TFSMLayer, TorchModuleWrapper,
 #: JaxLayer, FlaxLayer (foreign programs); StringLookup, TextVectorization and similar (they read files that the
 #: configuration names); MelSpectrogram (its memory use is set by the configuration).
-LAYERS = frozenset(
-    _words("""
+LAYERS = words(
+    """
     Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
     AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AdditiveAttention AlphaDropout Attention
     Average AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization CenterCrop Concatenate Conv1D
@@ -69,7 +69,7 @@ LAYERS = frozenset(
     RandomZoom ReLU RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D Softmax SpatialDropout1D
     SpatialDropout2D SpatialDropout3D SpectralNormalization Subtract TimeDistributed UnitNormalization UpSampling1D
     UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
-    """)
+    """
 )
 
 #: `keras.ops` operations that a functional network may contain, by module. Those that take a Python function (map, scan,
@@ -101,7 +101,7 @@ _OPERATIONS = {
     "linalg": "Norm",
     "einops": "Rearrange",
 }
-_OPERATION_MODULES = {f"keras.src.ops.{module}": frozenset(_words(names)) for module, names in _OPERATIONS.items()}
+_OPERATION_MODULES = {f"keras.src.ops.{module}": words(names) for module, names in _OPERATIONS.items()}
 
 _MODULES: dict[str, frozenset[str]] = {
     "keras.layers": LAYERS,
@@ -114,17 +114,10 @@ _MODULES: dict[str, frozenset[str]] = {
     **_OPERATION_MODULES,
 }
 #: Modules of harmless helpers in layer configurations: all their public classes only compute numbers.
-_HELPERS = frozenset(
-    {
-        "keras.initializers",
-        "keras.regularizers",
-        "keras.constraints",
-        "keras.dtype_policies",
-        "keras.activations",
-        "keras.src.dtype_policies.dtype_policy",
-        "builtins",
-    }
-)
+_HELPERS = frozenset({"keras.initializers", "keras.regularizers", "keras.constraints", "keras.dtype_policies"}) | {
+    "keras.activations",
+    "keras.src.dtype_policies.dtype_policy",
+}
 _VALUES = frozenset({"__tensor__", "__numpy__", "__keras_tensor__", "__ellipsis__", "__slice__", "__bytes__"})
 _IDENTITIES = frozenset({"shared_object_id", "seed"})  # may be any number
 _CODE = frozenset({"__lambda__", "__typespec__", "__function__", "__method__"})
@@ -156,94 +149,67 @@ def without_training(config: Any) -> Any:
     return [without_training(v) for v in config] if isinstance(config, list) else config
 
 
-def parse_config(text: bytes | str, path: object) -> dict[str, Any]:
-    """Parse the configuration of a network.
-
-    Raises:
-        CheckpointError: It is not a JSON object that describes a network, or it exceeds a limit.
-    """
+def parse_config(text: bytes | str) -> dict[str, Any]:
+    """Parse the configuration of a network; refuse types and sizes that Keras does not write."""
     data = text.encode() if isinstance(text, str) else text
     values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
     if len(text) > _MOST_BYTES or values > _MOST_VALUES:
+        found, most = f"{len(text):,} bytes, {values:,} values", f"{_MOST_BYTES:,} bytes, {_MOST_VALUES:,} values"
         raise CheckpointError(
-            "refused: the network's configuration is too long",
-            path=str(path),
-            found=f"{len(text):,} bytes, {values:,} values",
-            expected=f"at most {_MOST_BYTES:,} bytes, {_MOST_VALUES:,} values",
+            "refused: the network's configuration is too long", found=found, expected=f"at most {most}"
         )
     try:
         config = parse_json(text, max_depth=_DEEPEST)
     except ValueError as error:
-        raise CheckpointError("the network's configuration cannot be read", path=str(path), found=error) from error
+        raise CheckpointError("the network's configuration cannot be read", found=error) from error
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
-        raise CheckpointError(
-            "the network's configuration does not describe a network",
-            path=str(path),
-            expected="an object with `class_name`",
-        )
-    _check_form(config, path)
-    return config
-
-
-def _check_form(network: Mapping[str, Any], path: object) -> None:
-    """Refuse networks whose layers, calls and configurations do not have the types that all readers expect."""
-    waiting: list[Any] = [network]
-    count = 0
+        expected = "an object with `class_name`"
+        raise CheckpointError("the network's configuration does not describe a network", expected=expected)
+    waiting, count = [config], 0
     while waiting:
         entry = waiting.pop()
         count += 1
         form = isinstance(entry, Mapping) and isinstance(entry.get("class_name"), str)
-        config = entry.get("config") if form else None
-        if not form or not isinstance(config, dict | list):
-            raise _malformed(path, "a layer", entry)
+        inner = entry.get("config") if form else None
+        if not isinstance(inner, dict | list):
+            raise _malformed("a layer", entry)
         if not isinstance(entry.get("inbound_nodes") or [], list):
-            raise _malformed(path, "`inbound_nodes`", entry["inbound_nodes"])
+            raise _malformed("`inbound_nodes`", entry["inbound_nodes"])
         if entry["class_name"] in NETWORKS:
-            layers = config if isinstance(config, list) else config.get("layers", [])
+            layers = inner if isinstance(inner, list) else inner.get("layers", [])
             if not isinstance(layers, list):
-                raise _malformed(path, "the list of layers", layers)
+                raise _malformed("the list of layers", layers)
             waiting += layers
         if count + len(waiting) > _MOST_LAYERS:
-            raise CheckpointError(
-                "refused: the network has too many layers", path=str(path), expected=f"at most {_MOST_LAYERS:,}"
-            )
+            raise CheckpointError("refused: the network has too many layers", expected=f"at most {_MOST_LAYERS:,}")
+    return config
 
 
-def _malformed(path: object, what: str, found: object) -> CheckpointError:
+def _malformed(what: str, found: object) -> CheckpointError:
     return CheckpointError(
         f"refused: the network's configuration is malformed: {what} is not what Keras writes",
-        path=str(path),
         found=repr(found)[:60],
         remedy="The file is damaged or was edited: fetch it again.",
     )
 
 
-def check_config(config: Mapping[str, Any], path: object, *, custom: Iterable[str] = ()) -> None:
-    """Refuse a configuration that names anything but known, harmless classes.
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse the configuration of a Keras 3 network that names anything but known, harmless classes.
 
-    Args:
-        config: A Keras 3 configuration: a network's `{"module", "class_name", "config"}`.
-        path: The checkpoint, for messages.
-        custom: Further registered names to allow. Names that this process registered with
-            `keras.saving.register_keras_serializable` are always allowed.
-
-    Raises:
-        CheckpointError: The message names the class and its layer.
+    Names that this process registered with `keras.saving.register_keras_serializable` are allowed.
 
     Example:
-        >>> check_config({"module": "os", "class_name": "system", "config": {}}, "x.keras")
+        >>> check_config({"module": "os", "class_name": "system", "config": {}})
         Traceback (most recent call last):
             ...
-        kerasseg_tfrecords.errors.CheckpointError: x.keras: refused: it asks for the unknown class `os.system`. ...
+        kerasseg_tfrecords.errors.CheckpointError: refused: it asks for the unknown class `os.system`. ...
     """
-    gate = _Gate(str(path), frozenset(custom) | frozenset(keras.saving.get_custom_objects()))
-    gate.walk(config, "", 0)
+    _Gate(frozenset(keras.saving.get_custom_objects())).walk(config, "", 0)
 
 
+@dataclass(frozen=True)
 class _Gate:
-    def __init__(self, path: str, custom: frozenset[str]) -> None:
-        self.path = path
-        self.custom = custom
+    custom: frozenset[str]
 
     def walk(self, node: Any, where: str, depth: int) -> None:
         if depth > _DEEPEST:
@@ -267,9 +233,8 @@ class _Gate:
         elif isinstance(node, list | tuple):
             for value in node:
                 self.walk(value, where, depth + 1)
-        elif isinstance(node, int | float) and not isinstance(node, bool) and abs(node) >= _LARGEST_NUMBER:
-            if not isinstance(node, float):
-                self.refuse(f"a number in its configuration is out of range: {node}", where)
+        elif isinstance(node, int) and abs(node) >= _LARGEST_NUMBER:
+            self.refuse(f"a number in its configuration is out of range: {node}", where)
         elif isinstance(node, str) and len(node) > _MOST_BYTES >> 6:
             self.refuse("a text in its configuration is too long", where)
 
@@ -296,8 +261,10 @@ class _Gate:
         if registered is not None and registered not in {name, ""} and ">" not in registered:
             self.refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
         if module is None or module not in _MODULES:
-            if module in _HELPERS and self.helper(str(module), name):
-                return where
+            if module in _HELPERS and name.isidentifier():
+                home = getattr(keras, module.removeprefix("keras."), keras.dtype_policies)
+                if isinstance(getattr(home, name, None), type):
+                    return where
             full = registered if registered and ">" in registered else f"{module}.{name}" if module else name
             self.refuse(f"it asks for the unknown class `{full}`", where, _REMEDY)
         elif name not in _MODULES[module]:
@@ -305,12 +272,6 @@ class _Gate:
         elif registered is not None and ">" in registered:
             self.refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
         return where
-
-    def helper(self, module: str, name: str) -> bool:
-        if module == "builtins":
-            return False
-        home = getattr(keras, module.removeprefix("keras."), keras.dtype_policies)
-        return name.isidentifier() and isinstance(getattr(home, name, None), type)
 
     def function(self, node: Mapping[str, Any], where: str) -> None:
         name, module = node["config"], node.get("module")
@@ -324,76 +285,46 @@ class _Gate:
 
     def refuse(self, what: str, where: str, remedy: str = _HARM) -> None:
         at = f" (in `{where}`)" if where else ""
-        raise CheckpointError(f"refused: {what}{at}", path=self.path, remedy=f"{remedy}.")
+        raise CheckpointError(f"refused: {what}{at}", remedy=f"{remedy}.")
 
 
-def check_size(config: Mapping[str, Any], stored: int, path: object) -> None:
-    """Refuse a configuration that describes a larger network than the file has values for.
-
-    Args:
-        config: A configuration that has passed `check_config`.
-        stored: Number of values in the file.
-        path: The checkpoint, for messages.
-
-    Raises:
-        CheckpointError: The network is larger than the file, or cannot be built.
-    """
-    declared = without_memory(config, path, lambda model: sum(math.prod(w.shape) for w in model.weights))
+def check_size(config: Mapping[str, Any], stored: int) -> None:
+    """Refuse a configuration that has passed `check_config` if its network has more values than the file has stored."""
+    declared = without_memory(config, lambda model: sum(math.prod(w.shape) for w in model.weights))
     if declared > stored:
-        raise CheckpointError(
-            "the network that it describes is larger than the weights that it holds",
-            path=str(path),
-            found=f"{stored} numbers",
-            expected=f"{declared}",
-            remedy="The file is incomplete, or was made to exhaust memory: fetch it again.",
-        )
+        what = "the network that it describes is larger than the weights that it holds"
+        remedy = "The file is incomplete, or was made to exhaust memory: fetch it again."
+        raise CheckpointError(what, found=f"{stored} numbers", expected=f"{declared}", remedy=remedy)
 
 
-def without_memory(config: Mapping[str, Any], path: object, read: Callable[[keras.Model], _T]) -> _T:
-    """Build a network whose variables have shapes but no memory, and return `read(network)`.
-
-    Keras keeps a list of such variables per thread. The thread and its list end here, so they are never allocated.
-
-    Args:
-        config: A configuration that has passed `check_config`.
-        path: The checkpoint, for messages.
-        read: Function of the network.
-    """
+def without_memory(config: Mapping[str, Any], read: Callable[[keras.Model], _T]) -> _T:
+    """Build the network of a checked configuration with variables that have no memory, and return `read(network)`."""
 
     def build_and_read() -> _T:
         with keras.StatelessScope(initialize_variables=False):
-            return read(build(config, path))
+            return read(build(config))
 
+    # Keras keeps a list of such variables per thread. The thread and its list end here, so they are never allocated.
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(build_and_read).result()
 
 
-def build(config: Mapping[str, Any], path: object) -> keras.Model:
-    """Build the network of a configuration that has passed `check_config`, in safe mode.
-
-    Raises:
-        CheckpointError: Keras cannot build the network.
-    """
+def build(config: Mapping[str, Any]) -> keras.Model:
+    """Build the network of a configuration that has passed `check_config`, in safe mode."""
     try:
-        with _time_limit(_BUILD_SECONDS, path):
+        with _time_limit(_BUILD_SECONDS):
             model = keras.saving.deserialize_keras_object(deepcopy(dict(config)), safe_mode=True)
     except CheckpointError:
         raise
     except Exception as error:  # layers may raise anything
-        raise CheckpointError(
-            "Keras cannot build the network that it describes",
-            path=str(path),
-            found=f"{type(error).__name__}: {_first_sentence(error)}",
-        ) from error
+        text = " ".join(str(error).split())
+        found = f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
+        raise CheckpointError("Keras cannot build the network that it describes", found=found) from error
     if not isinstance(model, keras.Model):
-        raise CheckpointError("it does not describe a network", path=str(path), found=type(model).__name__)
+        raise CheckpointError("it does not describe a network", found=type(model).__name__)
     if not model.built:
-        raise CheckpointError(
-            "the network has no input shape",
-            path=str(path),
-            expected="a sequential network with its input, or a functional one",
-            remedy="Call the network on data once before saving it.",
-        )
+        what, expected = "the network has no input shape", "a sequential network with its input, or a functional one"
+        raise CheckpointError(what, expected=expected, remedy="Call the network on data once before saving it.")
     return model
 
 
@@ -402,7 +333,7 @@ class _OutOfTime(BaseException):  # not an Exception, which Keras might catch
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float, path: object) -> Iterator[None]:
+def _time_limit(seconds: float) -> Iterator[None]:
     """Interrupt the block after some seconds, in any thread; this works for Python code only."""
     thread = ctypes.c_ulong(threading.get_ident())
     lock, running = threading.Lock(), [True]
@@ -418,7 +349,7 @@ def _time_limit(seconds: float, path: object) -> Iterator[None]:
     try:
         yield
     except _OutOfTime:
-        raise CheckpointError(f"refused: building the network takes more than {seconds:g} s", path=str(path)) from None
+        raise CheckpointError(f"refused: building the network takes more than {seconds:g} s") from None
     finally:
         timer.cancel()
         with lock:
@@ -426,24 +357,16 @@ def _time_limit(seconds: float, path: object) -> Iterator[None]:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
 
 
-def check_maps(model: keras.Model, path: object) -> None:
-    """Refuse a network with a feature map so large that running it on one image would exhaust memory.
-
-    Raises:
-        CheckpointError: The message names the layer.
-    """
+def check_maps(model: keras.Model) -> None:
+    """Refuse a network with a feature map so large that running it on one image would exhaust memory."""
 
     def check(operation: Any, outputs: Any) -> Any:
         for tensor in keras.tree.flatten(outputs):
             size = math.prod(n or 1 for n in tensor.shape[1:])
             if size > _LARGEST_MAP:
                 shape = "x".join(str(n or "any") for n in tensor.shape[1:])
-                raise CheckpointError(
-                    f"refused: layer `{operation.name}` makes a map of {size * 4 / 1e9:,.0f} GB from one image",
-                    path=str(path),
-                    found=shape,
-                    expected=f"at most {_LARGEST_MAP:,} numbers",
-                )
+                what = f"refused: layer `{operation.name}` makes a map of {size * 4 / 1e9:,.0f} GB from one image"
+                raise CheckpointError(what, found=shape, expected=f"at most {_LARGEST_MAP:,} numbers")
         return outputs
 
     models = [model, *(m for m in model._flatten_layers(include_self=False) if isinstance(m, keras.Model))]
@@ -456,8 +379,3 @@ def check_maps(model: keras.Model, path: object) -> None:
         if run is not None:
             with contextlib.suppress(ValueError, TypeError, NotImplementedError, RuntimeError):
                 run(specs, lambda o: lambda *args, **kw: check(o, o.compute_output_spec(*args, **kw)))
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:300]}..."

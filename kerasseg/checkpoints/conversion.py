@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.provenance import Provenance, attach, provenance, public_name
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
+from kerasseg_tfrecords.files import scratch_folder
 from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["Conversion", "convert_checkpoint"]
@@ -74,10 +74,10 @@ def convert_checkpoint(
 
     Args:
         source: Any checkpoint that `open_checkpoint` accepts.
-        out: Output file, ending in `.keras`.
-        overwrite: Whether to replace an existing `out`.
         architecture: See `open_checkpoint`.
         allow_partial: See `open_checkpoint`.
+        out: Output file, ending in `.keras`.
+        overwrite: Whether to replace an existing `out`.
         seed: Seed of the random input.
 
     Raises:
@@ -92,105 +92,72 @@ def convert_checkpoint(
     if record is not None:
         # The file may be shared, so it must not name local folders.
         attach(model, dataclasses.replace(record, path=public_name(record.path), file=None))
+    random = np.random.default_rng(seed)
+    shapes = [(2, *(n or _OPEN_SIZE for n in tensor.shape[1:])) for tensor in model.inputs]
+    inputs = [random.random(shape, dtype=np.float32) for shape in shapes]
     try:
-        inputs, difference, equal, size = _write(model, source, target, seed)
+        with scratch_folder(target.parent) as folder:
+            draft = folder / target.name
+            model.save(draft)
+            again = keras.saving.load_model(draft, compile=False)
+            difference = _difference(model, again, inputs, source)
+            equal = len(model.weights) == len(again.weights) and all(
+                np.array_equal(_numpy(a), _numpy(b)) for a, b in zip(model.weights, again.weights, strict=True)
+            )
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            size = draft.stat().st_size
+            draft.replace(target)
     except OSError as error:
-        raise KerassegError(
-            "it cannot be written, and nothing was changed",
-            path=target,
-            found=error.strerror or error,
-            remedy="Check the permissions and free space of its folder, or write elsewhere.",
-        ) from error
+        what = "it cannot be written, and nothing was changed"
+        remedy = "Check the permissions and free space of its folder, or write elsewhere."
+        raise KerassegError(what, path=target, found=error.strerror or error, remedy=remedy) from error
     return Conversion(
         source=without_credentials(str(source)),
         out=target,
         bytes=size,
         parameters=model.count_params(),
         provenance=provenance(model),
-        compared=tuple(x.shape for x in inputs),
+        compared=tuple(shapes),
         largest_difference=difference,
         weights_equal=equal,
     )
 
 
-def _write(
-    model: keras.Model, source: str | Path, target: Path, seed: int
-) -> tuple[list[np.ndarray[Any, Any]], float, bool, int]:
-    """Write, reopen, compare and move into place; return the random input, the difference, equality and the size."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=".keras", dir=target.parent)
-    os.close(descriptor)
-    draft = Path(name)
-    try:
-        model.save(draft)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        again = keras.saving.load_model(draft, compile=False)
-        inputs = _random_inputs(model, seed)
-        expected, found = _outputs(model, inputs), _outputs(again, inputs)
-        if not all(np.isfinite(x).all() for x in expected):
-            raise CheckpointError(
-                "the opened network gives NaN or infinite outputs, so nothing was written",
-                path=source,
-                found="NaN or infinite outputs on random input",
-                remedy="Its weights are damaged, as by a training that diverged: take an earlier checkpoint.",
-            )
-        difference = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(expected, found, strict=True))
-        largest = max(float(np.max(np.abs(a), initial=0.0)) for a in expected)
-        # `not <=` rather than `>`, so that NaN fails the check.
-        if not difference <= _LIMIT * max(1.0, largest):
-            raise CheckpointError(
-                "the written network does not give the outputs of the opened one, so nothing was written",
-                path=source,
-                found=f"difference {difference:g}",
-                expected=f"at most {_LIMIT * max(1.0, largest):g}",
-            )
-        equal = len(model.weights) == len(again.weights) and all(
-            np.array_equal(_numpy(a), _numpy(b)) for a, b in zip(model.weights, again.weights, strict=True)
+def _difference(model: keras.Model, again: keras.Model, inputs: list[Any], source: str | Path) -> float:
+    """Return the largest difference between the outputs of the opened and the written network; refuse a large one."""
+    x = inputs[0] if len(inputs) == 1 else inputs
+    expected, found = ([_numpy(y) for y in keras.tree.flatten(net(x, training=False))] for net in (model, again))
+    if not all(np.isfinite(y).all() for y in expected):
+        what = "the opened network gives NaN or infinite outputs, so nothing was written"
+        remedy = "Its weights are damaged, as by a training that diverged: take an earlier checkpoint."
+        raise CheckpointError(what, path=source, found="NaN or infinite outputs on random input", remedy=remedy)
+    difference = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(expected, found, strict=True))
+    limit = _LIMIT * max(1.0, *(float(np.max(np.abs(y), initial=0.0)) for y in expected))
+    if not difference <= limit:  # rather than `>`, so that NaN fails the check
+        raise CheckpointError(
+            "the written network does not give the outputs of the opened one, so nothing was written",
+            path=source,
+            found=f"difference {difference:g}",
+            expected=f"at most {limit:g}",
         )
-        # mkstemp creates private files; give this one the permissions of any other new file.
-        draft.chmod(0o666 & ~_umask())
-        size = draft.stat().st_size
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
-    return inputs, difference, equal, size
+    return difference
 
 
 def _check_target(source: str | Path, target: Path, *, overwrite: bool) -> None:
     if target.suffix != ".keras":
-        raise UsageError(
-            "a Keras 3 file has the ending .keras",
-            path=target,
-            found=target.suffix or "no ending",
-            remedy=f"Write to {target.with_suffix('.keras').name}.",
-        )
+        what, found = "a Keras 3 file has the ending .keras", target.suffix or "no ending"
+        remedy = f"Write to {target.with_suffix('.keras').name}."
+        raise UsageError(what, path=target, found=found, remedy=remedy)
     if not target.parent.is_dir():
         raise UsageError("the folder does not exist", path=target.parent, remedy="Make it first.")
     if target.is_dir():
         raise UsageError("is a folder", path=target, expected="the name of a file")
     if target.exists() and Path(source).exists() and target.samefile(source):
-        raise UsageError(
-            "the checkpoint would be written over itself", path=target, remedy="Give another name to the output."
-        )
+        remedy = "Give another name to the output."
+        raise UsageError("the checkpoint would be written over itself", path=target, remedy=remedy)
     if target.exists() and not overwrite:
         raise UsageError("exists already", path=target, remedy="Replace it with --overwrite, or give another name.")
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _random_inputs(model: keras.Model, seed: int) -> list[np.ndarray[Any, Any]]:
-    random = np.random.default_rng(seed)
-    shapes = [tuple(n or _OPEN_SIZE for n in tensor.shape[1:]) for tensor in model.inputs]
-    return [random.random((2, *shape), dtype=np.float32) for shape in shapes]
-
-
-def _outputs(model: keras.Model, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-    made = model(inputs[0] if len(inputs) == 1 else inputs, training=False)
-    return [_numpy(x) for x in keras.tree.flatten(made)]
 
 
 def _numpy(x: Any) -> np.ndarray[Any, Any]:

@@ -13,18 +13,9 @@ import numpy as np
 
 from kerasseg.architectures.encoders import EncoderConvention
 from kerasseg.checkpoints.hdf5 import attribute_texts, open_hdf5, text_attribute
-from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
+from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import read_archive
-from kerasseg.checkpoints.stored import (
-    Match,
-    StoredLayer,
-    leaves,
-    match,
-    read_all,
-    read_by_class,
-    read_by_model,
-    read_by_name,
-)
+from kerasseg.checkpoints.stored import StoredLayer, leaves, match, read_all, read_by_class, read_by_name
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 from kerasseg_tfrecords.text import count
 
@@ -52,40 +43,43 @@ def load_encoder_weights(encoder: keras.Model, source: str | Path | keras.Model,
         UsageError: `source` is neither a path nor a model.
     """
     if isinstance(source, keras.Model):
-        found = _of_network(source)
-        return _fill(encoder, [found], EncoderConvention(rgb=_is_own(found)), f"the network {source.name!r}", name)
+        found = {
+            path: StoredLayer(path, {str(i): np.asarray(w) for i, w in enumerate(layer.get_weights())})
+            for path, layer in leaves(source)
+            if layer.weights
+        }
+        return _fill(encoder, [found], f"the network {source.name!r}", name)
     if not isinstance(source, str | Path):
-        raise UsageError(
-            "encoder_weights is not usable", found=source, expected='"imagenet", a file, a Keras model or None'
-        )
+        expected = '"imagenet", a file, a Keras model or None'
+        raise UsageError("encoder_weights is not usable", found=source, expected=expected)
     path = Path(source)
     if not path.exists():
         raise missing(path)
-    match kind_of(path):
-        case Kind.KERAS:
-            config, _, weights = read_archive(path)
-            with open_hdf5(weights, path) as file:
-                candidates = _read(file, encoder, path)
-                with contextlib.suppress(KeyError, TypeError, AttributeError, RecursionError):  # names are enough
-                    candidates.append(read_by_class(file, config))
-                return _fill(encoder, candidates, EncoderConvention(rgb=any(map(_is_own, candidates))), str(path), name)
-        case Kind.HDF5:
-            with open_hdf5(path, path) as file:
-                trunk = _edge_detection_trunk(file)
-                if trunk:
-                    return _fill(encoder, [trunk], EncoderConvention(mean=_EDGE_DETECTION_MEAN), str(path), name)
-                candidates = _read(file, encoder, path)
-                return _fill(encoder, candidates, EncoderConvention(rgb=any(map(_is_own, candidates))), str(path), name)
-        case _:
-            raise explain(path)
+    with errors_about(path):
+        match kind_of(path):
+            case Kind.KERAS:
+                config, _, weights = read_archive(path)
+                with open_hdf5(weights, path) as file:
+                    candidates = _read(file, encoder)
+                    with contextlib.suppress(KeyError, TypeError, AttributeError, RecursionError):  # names are enough
+                        candidates.append(read_by_class(file, config))
+                    return _fill(encoder, candidates, str(path), name)
+            case Kind.HDF5:
+                with open_hdf5(path, path) as file:
+                    if trunk := _edge_detection_trunk(file):
+                        _fill(encoder, [trunk], str(path), name)
+                        return EncoderConvention(mean=_EDGE_DETECTION_MEAN)
+                    return _fill(encoder, _read(file, encoder), str(path), name)
+            case _:
+                raise explain(path)
 
 
-def _read(file: h5py.File, encoder: keras.Model, path: Path) -> list[dict[str, StoredLayer]]:
+def _read(file: h5py.File, encoder: keras.Model) -> list[dict[str, StoredLayer]]:
     """Read the layers of a file: once matched by name, once by order."""
     whole = file.get("model_weights")
     group = whole if isinstance(whole, h5py.Group) else file
     if attribute_texts(group, "layer_names") is not None:
-        by_name = read_by_name(group, path)
+        by_name = read_by_name(group)
         # Keras 2 and Keras' own downloads use other names for some layers (`expanded_conv/project`).
         with_weights = [layer.name for layer in encoder.layers if layer.weights]
         return [by_name, dict(zip(with_weights, by_name.values(), strict=False))]
@@ -95,7 +89,7 @@ def _read(file: h5py.File, encoder: keras.Model, path: Path) -> list[dict[str, S
         noted = text_attribute(variables, "name") if isinstance(variables, h5py.Group) else None
         if noted:
             named[noted] = stored
-    return [named, read_by_model(file, encoder)]
+    return [named, read_by_class(file, encoder)]
 
 
 def _edge_detection_trunk(file: h5py.File) -> dict[str, StoredLayer]:
@@ -110,41 +104,26 @@ def _edge_detection_trunk(file: h5py.File) -> dict[str, StoredLayer]:
     return found
 
 
-def _of_network(model: keras.Model) -> dict[str, StoredLayer]:
-    """Return the weights of a model in memory in the form of stored layers."""
-    return {
-        path: StoredLayer(path, {str(i): np.asarray(w) for i, w in enumerate(layer.get_weights())})
-        for path, layer in leaves(model)
-        if layer.weights
-    }
-
-
-def _is_own(stored: Mapping[str, StoredLayer]) -> bool:
-    """Return whether the weights are those of a kerasseg U-Net, whose first convolution takes RGB."""
-    return any(path.startswith("decoder_1_conv_1") for path in stored)
-
-
-def _fill(
-    encoder: keras.Model, candidates: list[dict[str, StoredLayer]], convention: EncoderConvention, where: str, name: str
-) -> EncoderConvention:
-    """Assign the candidate that fits best, if it covers all layers of the encoder."""
+def _fill(encoder: keras.Model, candidates: list[dict[str, StoredLayer]], where: str, name: str) -> EncoderConvention:
+    """Assign the candidate that fits best, if it covers all layers of the encoder; return the convention of its input."""
+    # The first convolution of a kerasseg U-Net takes RGB.
+    rgb = any(path.startswith("decoder_1_conv_1") for stored in candidates for path in stored)
     candidates = [*candidates, *(_renumbered(encoder, stored) for stored in candidates)]
-    found: list[Match] = [match(encoder, _by_last_name(encoder, stored)) for stored in candidates]
+    found = [match(encoder, _by_last_name(encoder, stored)) for stored in candidates]
     best = max(found, key=lambda m: (not (m.report.missing or m.report.wrong_shape), m.report.parameters))
     report = best.report
-    if report.missing or report.wrong_shape:
-        problems = [f"{layer}: missing" for layer in report.missing]
-        problems += [f"{layer}: {theirs} instead of {ours}" for layer, ours, theirs in report.wrong_shape]
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+    problems = [f"{layer}: missing" for layer in report.missing]
+    problems += [f"{layer}: {theirs} instead of {ours}" for layer, ours, theirs in report.wrong_shape]
+    if problems:
         raise CheckpointError(
             f"these are not the weights of {name}",
             path=where,
-            found=shown,
+            found="; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else ""),
             expected=f"weights for its {count(len(report.loaded) + len(problems), 'layer')}",
             remedy="Name the encoder that the weights belong to.",
         )
     best.apply()
-    return convention
+    return EncoderConvention(rgb=rgb)
 
 
 def _renumbered(encoder: keras.Model, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -44,47 +43,27 @@ def add_modules(entry: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def open_h5(file: h5py.File, path: Path) -> OpenedModel:
-    """Open a whole-model HDF5 file.
-
-    Args:
-        file: The file, as yielded by `open_hdf5`.
-        path: Its name in messages.
-
-    Raises:
-        CheckpointError: The configuration is refused or has no counterpart in Keras 3, or the weights do not fit.
-    """
-    text = text_attribute(file, "model_config")
-    weights = file.get("model_weights")
+def open_h5(file: h5py.File) -> OpenedModel:
+    """Open a whole-model HDF5 file, as yielded by `open_hdf5`."""
+    text, weights = text_attribute(file, "model_config"), file.get("model_weights")
     if any(re.fullmatch(r"layer_\d+", k) and isinstance(g, h5py.Group) and "param_0" in g for k, g in file.items()):
-        raise CheckpointError(
-            "these are weights of Keras 0.x (2015 to 2016), which stored no layer names",
-            path=str(path),
-            expected="a file of Keras 2 or later",
-            remedy="Load them into their network with Keras 0.3 or 1.x and save the whole network with Keras 2.",
-        )
+        what = "these are weights of Keras 0.x (2015 to 2016), which stored no layer names"
+        remedy = "Load them into their network with Keras 0.3 or 1.x and save the whole network with Keras 2."
+        raise CheckpointError(what, expected="a file of Keras 2 or later", remedy=remedy)
     if text is None or not isinstance(weights, h5py.Group):
-        raise CheckpointError(
-            "the HDF5 file holds no whole network",
-            path=str(path),
-            found=", ".join([*file.keys(), *(f"attribute {a}" for a in file.attrs)][:8]) or "nothing",
-            expected="the attribute model_config and the group model_weights",
-        )
+        found = ", ".join([*file.keys(), *(f"attribute {a}" for a in file.attrs)][:8]) or "nothing"
+        expected = "the attribute model_config and the group model_weights"
+        raise CheckpointError("the HDF5 file holds no whole network", found=found, expected=expected)
     version = text_attribute(file, "keras_version") or text_attribute(weights, "keras_version")
     if (version or "1").startswith("1."):
         raise CheckpointError(
             "the file was written by Keras 1, which described networks differently",
-            path=str(path),
             found=writer_name(version),
             expected="Keras 2 or later",
             remedy="Open and save it once with Keras 2.0 to 2.2, which convert such files.",
         )
-    config = without_training(parse_config(text, path))
-    modern = is_keras_3(version)
-    if modern:
-        translation = rewrite(with_bare_ends(add_modules(config)), path)
-    else:
-        translation = translate(config, writer=version or "", path=path)
-    model = build_translated(translation, stored_numbers(weights), read_by_name(weights, path), path)
+    config, modern = without_training(parse_config(text)), is_keras_3(version)
+    translation = rewrite(with_bare_ends(add_modules(config))) if modern else translate(config, writer=version or "")
+    model = build_translated(translation, stored_numbers(weights), read_by_name(weights))
     kind = "Keras 3 HDF5 (legacy)" if modern else "Keras 2 HDF5"
     return OpenedModel(model, writer_name(version), kind, translation.notes)

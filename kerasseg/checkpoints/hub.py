@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,34 +20,29 @@ from kerasseg.catalogue import offline_choices
 from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg.data.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
+from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["Fetched", "HubAddress", "RepositoryCheckpoint", "cache_folder", "choose", "fetch", "is_remote"]
 
+_MOST_BYTES = 8 << 30  # the 31-million-parameter U-Net with its optimizer takes 0.4 GB
+_TIMEOUT = 30.0  # seconds
 _UNPACKED = ("config.json", "metadata.json", "model.weights.h5")
 _SAVED_MODEL = ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb", "metadata.json", "variables/")
 
 
 @dataclass(frozen=True)
 class RepositoryCheckpoint:
-    """A checkpoint inside a repository.
-
-    Attributes:
-        entry: The file or folder to open, relative to the repository; `.` for the repository itself.
-        files: The files to fetch for it.
-    """
+    """A checkpoint inside a repository: the file or folder to open (`.` for the repository itself), and its files."""
 
     entry: str
     files: tuple[str, ...]
 
 
 def choose(files: Sequence[str], inside: str | None, name: str) -> RepositoryCheckpoint:
-    """Choose the checkpoint in a repository: a `.keras` file, else a SavedModel, else an HDF5 file.
+    """Choose the checkpoint among the files of a repository, or of the file or folder `inside` it.
 
-    Args:
-        files: All files of the repository, with forward slashes.
-        inside: The requested file or folder, if any.
-        name: The repository, for messages.
+    It is a `.keras` file, else a SavedModel, else an HDF5 file. `name` is that of the repository, for messages.
 
     Raises:
         CheckpointError: There is no checkpoint, or the choice between several is ambiguous.
@@ -62,10 +57,9 @@ def choose(files: Sequence[str], inside: str | None, name: str) -> RepositoryChe
     if inside is not None and inside in files:
         return RepositoryCheckpoint(inside, (inside,))
     candidates = files if inside is None else [f for f in files if f.startswith(f"{inside}/")]
-    for find in (_archives, _unpacked, _saved_models, _hdf5, _weights):
-        found = list(find(candidates))
-        depth = min((_depth(c.entry) for c in found), default=0)
-        found = [c for c in found if _depth(c.entry) == depth]
+    for found in _kinds(candidates):
+        depth = min((len(PurePosixPath(c.entry).parts) for c in found), default=0)
+        found = [c for c in found if len(PurePosixPath(c.entry).parts) == depth]
         if len(found) > 1:
             named = [c for c in found if PurePosixPath(c.entry).stem == "model"]
             if len(named) != 1:
@@ -79,48 +73,30 @@ def choose(files: Sequence[str], inside: str | None, name: str) -> RepositoryChe
         if found:
             return found[0]
     shown = ", ".join(files[:10]) + (f" and {len(files) - 10} more" if len(files) > 10 else "")
-    raise CheckpointError(
-        "the repository holds no Keras checkpoint" + (f" under {inside}" if inside else ""),
-        path=name,
-        found=shown or "nothing",
-        expected="a .keras or .h5 file or a SavedModel",
-        remedy=_advice(files),
-    )
+    what = "the repository holds no Keras checkpoint" + (f" under {inside}" if inside else "")
+    expected = "a .keras or .h5 file or a SavedModel"
+    raise CheckpointError(what, path=name, found=shown or "nothing", expected=expected, remedy=_advice(files))
 
 
-def _depth(entry: str) -> int:
-    return len(PurePosixPath(entry).parts)
+def _kinds(files: Sequence[str]) -> Iterator[list[RepositoryCheckpoint]]:
+    """Yield the checkpoints among files, kind by kind, the preferred kind first."""
 
+    def ending(*ends: str) -> list[RepositoryCheckpoint]:
+        return [RepositoryCheckpoint(f, (f,)) for f in files if f.endswith(ends)]
 
-def _archives(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
-    return (RepositoryCheckpoint(f, (f,)) for f in files if f.endswith(".keras"))
-
-
-def _unpacked(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
-    for f in files:
-        folder = PurePosixPath(f).parent
-        parts = tuple(str(folder / part) for part in _UNPACKED)
-        if f == parts[-1] and set(parts) <= set(files):
-            yield RepositoryCheckpoint(str(folder), parts)
-
-
-def _saved_models(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
-    for f in files:
-        if PurePosixPath(f).name == "saved_model.pb":
-            folder = PurePosixPath(f).parent
-            prefix = "" if str(folder) == "." else f"{folder}/"
-            own = [g for g in files if g.startswith(tuple(prefix + part for part in _SAVED_MODEL))]
-            yield RepositoryCheckpoint(str(folder), tuple(own))
-
-
-def _hdf5(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
-    return (
-        RepositoryCheckpoint(f, (f,)) for f in files if f.endswith((".h5", ".hdf5")) and not f.endswith(".weights.h5")
-    )
-
-
-def _weights(files: Sequence[str]) -> Iterable[RepositoryCheckpoint]:
-    return (RepositoryCheckpoint(f, (f,)) for f in files if f.endswith(".weights.h5"))
+    yield ending(".keras")
+    folders = [PurePosixPath(f).parent for f in files if PurePosixPath(f).name == _UNPACKED[-1]]
+    parts = {str(folder): tuple(str(folder / part) for part in _UNPACKED) for folder in folders}
+    yield [RepositoryCheckpoint(folder, own) for folder, own in parts.items() if set(own) <= set(files)]
+    saved = []
+    for folder in [PurePosixPath(f).parent for f in files if PurePosixPath(f).name == "saved_model.pb"]:
+        prefix = "" if str(folder) == "." else f"{folder}/"
+        own = tuple(g for g in files if g.startswith(tuple(prefix + part for part in _SAVED_MODEL)))
+        saved.append(RepositoryCheckpoint(str(folder), own))
+    yield saved
+    weights = ending(".weights.h5")
+    yield [c for c in ending(".h5", ".hdf5") if c not in weights]
+    yield weights
 
 
 def _advice(files: Sequence[str]) -> str | None:
@@ -131,18 +107,9 @@ def _advice(files: Sequence[str]) -> str | None:
     return None
 
 
-_MOST_BYTES = 8 << 30  # the 31-million-parameter U-Net with its optimizer takes 0.4 GB
-_TIMEOUT = 30.0  # seconds
-
-
 @dataclass(frozen=True)
 class Fetched:
-    """A downloaded checkpoint.
-
-    Attributes:
-        path: The local file or folder.
-        source: Its exact origin: `hf://owner/name@<commit>[/file]`, or the URL.
-    """
+    """A downloaded file or folder, and its exact origin: `hf://owner/name@<commit>[/file]`, or the URL."""
 
     path: Path
     source: str
@@ -163,11 +130,6 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
-        """Parse an address.
-
-        Raises:
-            UsageError: The text is not a Hub address.
-        """
         found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?", text, re.ASCII)
         inside = PurePosixPath(found[3] or "") if found else PurePosixPath()
         if found is None or ".." in inside.parts or ".." in found[1].split("/"):
@@ -194,12 +156,7 @@ def cache_folder() -> Path:
 
 
 def fetch(address: str, *, endpoint: str | None = None, most_bytes: int = _MOST_BYTES) -> Fetched:
-    """Download a checkpoint, or return the cached copy.
-
-    Args:
-        address: `hf://owner/name[@revision][/path/inside]` or `https://...`.
-        endpoint: Address of the Hub; by default `HF_ENDPOINT` or the public one.
-        most_bytes: Maximum size.
+    """Download a checkpoint from `hf://owner/name[@revision][/path/inside]` or `https://...`, or return the cached copy.
 
     Raises:
         CheckpointError: The download failed and there is no cached copy, it is too large, or the cached copy was changed.
@@ -240,6 +197,9 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     key = json.dumps([endpoint, address.repository, address.revision, address.inside])
     record = cache_folder() / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    known = _read_record(record)
+    unreachable: Exception | None = None
+    options: dict[str, Any] = {"endpoint": endpoint}
     try:
         info = hub.HfApi(endpoint=endpoint).model_info(
             address.repository, revision=address.revision, files_metadata=True, timeout=_TIMEOUT
@@ -252,60 +212,31 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
             remedy="Check the name; for a private or gated one log in with `hf auth login`.",
         ) from error
     except Exception as error:  # any kind of network failure: try the cached copy
-        return _from_cache(address, record, name, error)
-    sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or ()}
-    chosen = choose(tuple(sizes), address.inside, name)
-    size = sum(sizes[file] for file in chosen.files)
-    if size > most_bytes:
-        raise CheckpointError(
-            "refused: it is too large for a checkpoint",
-            path=name,
-            found=f"{size} bytes",
-            expected=f"{most_bytes} at most",
-        )
-    commit = str(info.sha)
-    known = _read_record(record)
+        unreachable, options = error, {"local_files_only": True}
+        commit, entry, files = str(known.get("commit")), str(known.get("entry")), tuple(known.get("sha256", ()))
+    else:
+        sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or ()}
+        chosen = choose(tuple(sizes), address.inside, name)
+        commit, entry, files = str(info.sha), chosen.entry, chosen.files
+        size = sum(sizes[file] for file in files)
+        if size > most_bytes:
+            what, most = "refused: it is too large for a checkpoint", f"{most_bytes} at most"
+            raise CheckpointError(what, path=name, found=f"{size} bytes", expected=most)
     try:
-        paths = {file: _hub_file(address.repository, file, commit, endpoint=endpoint) for file in chosen.files}
+        if not files:
+            raise FileNotFoundError(record)
+        paths = {f: Path(hub.hf_hub_download(address.repository, f, revision=commit, **options)) for f in files}
     except Exception as error:
-        raise _not_fetched(name, error, [constants.HF_HUB_CACHE]) from error
+        raise _not_fetched(name, unreachable or error, [str(record), constants.HF_HUB_CACHE]) from error
     hashes = known["sha256"] if known.get("commit") == commit else {}
     for file, path in paths.items():
         _check_hash(path, hashes.get(file), name)
-    kept = {"address": name, "commit": commit, "entry": chosen.entry}
-    _write_record(
-        record, {**kept, "sha256": {file: hashes.get(file) or sha256_of(path) for file, path in paths.items()}}
-    )
-    return _hub_result(address, commit, chosen.entry, paths)
-
-
-def _from_cache(address: HubAddress, record: Path, name: str, error: Exception) -> Fetched:
-    from huggingface_hub import constants
-
-    known = _read_record(record)
-    try:
-        commit = str(known["commit"])
-        paths = {f: _hub_file(address.repository, f, commit, local_files_only=True) for f in known["sha256"]}
-    except Exception:
-        raise _not_fetched(name, error, [str(record), str(constants.HF_HUB_CACHE)]) from error
-    for file, path in paths.items():
-        _check_hash(path, known["sha256"][file], name)
-    return _hub_result(address, commit, str(known["entry"]), paths)
-
-
-def _hub_file(repository: str, file: str, commit: str, **options: Any) -> Path:
-    import huggingface_hub as hub
-
-    return Path(hub.hf_hub_download(repository, file, revision=commit, **options))
-
-
-def _hub_result(address: HubAddress, commit: str, entry: str, paths: dict[str, Path]) -> Fetched:
+    if unreachable is None:
+        hashes = {file: hashes.get(file) or sha256_of(path) for file, path in paths.items()}
+        _write_record(record, {"address": name, "commit": commit, "entry": entry, "sha256": hashes})
     file, path = next(iter(paths.items()))
-    root = path
-    for _ in PurePosixPath(file).parts:
-        root = root.parent
-    inside = f"/{entry}" if entry != "." else ""
-    return Fetched(root / entry, f"hf://{address.repository}@{commit}{inside}")
+    root = path.parents[len(PurePosixPath(file).parts) - 1]
+    return Fetched(root / entry, f"hf://{address.repository}@{commit}{f'/{entry}' if entry != '.' else ''}")
 
 
 def _read_record(record: Path) -> dict[str, Any]:
@@ -318,34 +249,22 @@ def _read_record(record: Path) -> dict[str, Any]:
 
 def _write_record(record: Path, content: dict[str, Any]) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
-    draft = record.with_name(f"{record.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(record)
+    write_atomically(record, json.dumps(content, indent=1))
 
 
 def _check_hash(file: Path, known: object, address: str) -> None:
     if known is not None and sha256_of(file) != known:
-        raise CheckpointError(
-            "the cached file has changed since it was fetched",
-            path=str(file),
-            expected=f"SHA-256 {known}, from {address}",
-            remedy="Delete it to fetch it again.",
-        )
+        what, expected = "the cached file has changed since it was fetched", f"SHA-256 {known}, from {address}"
+        raise CheckpointError(what, path=str(file), expected=expected, remedy="Delete it to fetch it again.")
 
 
 def _not_fetched(address: str, error: Exception, looked: list[str], *, found: str | None = None) -> CheckpointError:
     answer = answer_of(error)
     if answer is not None:
         login = "Log in with `hf auth login`, or fetch it in a browser and give its path."
-        return CheckpointError(
-            "the server refuses the file, and no earlier copy exists",
-            path=address,
-            found=answer,
-            remedy=login if address.startswith("hf:") and answer.status in {401, 403} else answer.remedy,
-        )
+        what = "the server refuses the file, and no earlier copy exists"
+        remedy = login if address.startswith("hf:") and answer.status in {401, 403} else answer.remedy
+        return CheckpointError(what, path=address, found=answer, remedy=remedy)
     return CheckpointError(
         "the file cannot be fetched, and no earlier copy exists",
         path=address,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import enum
 import json
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["Kind", "explain", "is_keras_3", "kind_of", "missing", "writer_name"]
+__all__ = ["Kind", "errors_about", "explain", "is_keras_3", "kind_of", "missing", "refuse_pointer", "writer_name"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _OPENABLE = "a .keras or .h5 file, a SavedModel folder, hf://owner/name or https://..."
@@ -25,6 +28,18 @@ class Kind(enum.Enum):
     HDF5 = "an HDF5 file"
     SAVED_MODEL = "a SavedModel"
     OTHER = "something else"
+
+
+@contextlib.contextmanager
+def errors_about(path: object) -> Iterator[None]:
+    """Name `path` in errors about a checkpoint that do not name a file, so that readers need not know their file's name."""
+    try:
+        yield
+    except CheckpointError as error:
+        if error.path is None:
+            error.path = without_credentials(str(path))
+            error.args = (error.sentence(),)
+        raise
 
 
 def kind_of(path: Path) -> Kind:
@@ -61,14 +76,17 @@ def missing(path: Path) -> CheckpointError:
     """Return the error for a missing path, with similar names as suggestions."""
     folder = path.parent
     if not folder.is_dir():
-        return CheckpointError("no such file", path=str(path), found=f"no folder {folder}", expected=_OPENABLE)
+        return CheckpointError("no such file", path=path, found=f"no folder {folder}", expected=_OPENABLE)
     names = [p.name for p in folder.iterdir()]
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     near += [n for n in names if n not in near and Path(n).stem == path.stem][:3]
     remedy = f"Did you mean {' or '.join(str(folder / n) for n in near)}?" if near else None
-    return CheckpointError("no such file", path=str(path), expected=_OPENABLE, remedy=remedy)
+    return CheckpointError("no such file", path=path, expected=_OPENABLE, remedy=remedy)
 
 
+_UNPACK = "Unpack it and give what is inside."
+_CONVERTED = "use the Keras model that it was converted from."
+_SAYS_WHY = "Read it: it may say why a download failed."
 _FETCH = "Fetch the file again, in binary mode."
 _TORCH = (
     "kerasseg does not unpickle, because a pickle can run code. Export the weights from PyTorch as arrays, rebuild the "
@@ -87,21 +105,28 @@ _SIGNS = (
     (rb"\s*<\?xml|\s*<Error>", "an XML message of a file server", "Read it: it says why the download failed."),
     (rb"\x80\x02\x8a\x0al\xfc\x9cF\xf9", "a PyTorch checkpoint (the old format, a pickle)", _TORCH),
     (rb"\x80[\x02-\x05]", "a Python pickle", "kerasseg does not unpickle, because a pickle can run code."),
-    (
-        rb".{4}TFL3",
-        "a TensorFlow Lite model",
-        "It is for inference only and cannot be trained: use the Keras model that it was converted from.",
-    ),
+    (rb".{4}TFL3", "a TensorFlow Lite model", f"It is for inference only and cannot be trained: {_CONVERTED}"),
     (
         rb"model_checkpoint_path:",
         "the index of a TensorFlow checkpoint",
         "Weights without a network: see `architecture`.",
     ),
     (rb"\x93NUMPY", "a NumPy array", "Give the network it belongs to."),
-    (rb"\x1f\x8b", "a gzip archive", "Unpack it and give what is inside."),
-    (rb"BZh[1-9]|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed archive", "Unpack it and give what is inside."),
+    (rb"\x1f\x8b", "a gzip archive", _UNPACK),
+    (rb"BZh[1-9]|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed archive", _UNPACK),
     (rb"\x89PNG|\xff\xd8\xff|II\*\0|MM\0\*|GIF8", "an image", "Give the checkpoint instead of an image."),
 )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a Git LFS pointer in place of a file."""
+    head = _head(path)
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = re.search(rb"^size (\d+)", head, re.MULTILINE)
+        what = "this is a Git LFS pointer: the file itself was not fetched"
+        found = f"a pointer to {int(size[1]):,} bytes" if size else "a pointer"
+        remedy = f'In its repository run: git lfs pull --include="{path.name}"'
+        raise CheckpointError(what, path=path, found=found, expected=_OPENABLE, remedy=remedy)
 
 
 def explain(path: Path) -> CheckpointError:
@@ -111,72 +136,54 @@ def explain(path: Path) -> CheckpointError:
     """
     if path.is_dir():
         return _explain_folder(path)
-    size = path.stat().st_size
-    head = _head(path)
+    try:
+        refuse_pointer(path)
+    except CheckpointError as error:
+        return error
+    what, remedy = _file(path, path.stat().st_size, _head(path))
+    return CheckpointError(what, path=path, expected=_OPENABLE, remedy=remedy)
+
+
+def _file(path: Path, size: int, head: bytes) -> tuple[str, str | None]:
+    """Return what a file is, and what to do."""
     if size == 0:
-        return _error(path, "the file is empty", "Fetch it again.")
-    if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return _explain_pointer(path, head)
+        return "the file is empty", "Fetch it again."
     for pattern, what, remedy in _SIGNS:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
-            return _error(path, f"this is {what}", remedy)
+            return f"this is {what}", remedy
     if head.startswith(b"PK"):
-        return _explain_zip(path)
+        return _zip(_members(path))
     if len(head) > 9 and int.from_bytes(head[:8], "little") < size and head[8:9] == b"{":
-        return _error(path, "this is a safetensors file: weights without a network", "Give the network it belongs to.")
+        return "this is a safetensors file: weights without a network", "Give the network it belongs to."
     if head[257:262] == b"ustar":
-        return _error(path, "this is a tar archive", "Unpack it and give what is inside.")
+        return "this is a tar archive", _UNPACK
     name = path.name.lower()
     if name.endswith(".onnx") or re.match(rb"\x08[\x01-\x20]\x12.{1,64}(\x1a|\x3a|\x22)", head, re.DOTALL):
-        return _error(path, "this is an ONNX model", "Use the Keras model it was exported from.")
+        return "this is an ONNX model", "Use the Keras model it was exported from."
     if name.endswith((".index", ".meta", ".ckpt")) or ".data-0" in name:
-        return _error(
-            path,
-            "this is a part of a TensorFlow 1 checkpoint: variables without a network",
-            "Give the SavedModel, .keras or .h5 file of the same network.",
-        )
+        what = "this is a part of a TensorFlow 1 checkpoint: variables without a network"
+        return what, "Give the SavedModel, .keras or .h5 file of the same network."
     if name.endswith((".pb", ".pbtxt")) or re.match(rb"\x0a.{1,3}\x0a.{1,80}\x12.{1,40}", head, re.DOTALL):
-        return _error(
-            path,
-            "this is a frozen TensorFlow graph, or a saved_model.pb without its folder",
-            "Give the folder that holds saved_model.pb and variables/; a frozen graph has no weights that can be trained.",
-        )
-    return _explain_text(path, head) or _error(
-        path, f"this is not a checkpoint that kerasseg can open ({size} bytes)", None
-    )
+        what = "this is a frozen TensorFlow graph, or a saved_model.pb without its folder"
+        remedy = "Give the folder that holds saved_model.pb and variables/"
+        return what, f"{remedy}; a frozen graph has no weights that can be trained."
+    return _text(path, head) or (f"this is not a checkpoint that kerasseg can open ({size} bytes)", None)
 
 
-def _error(path: Path, what: str, remedy: str | None) -> CheckpointError:
-    return CheckpointError(what, path=str(path), expected=_OPENABLE, remedy=remedy)
-
-
-def _explain_pointer(path: Path, head: bytes) -> CheckpointError:
-    text = head.decode("utf-8", "replace")
-    size = re.search(r"^size (\d+)", text, re.MULTILINE)
-    return CheckpointError(
-        "this is a Git LFS pointer: the file itself was not fetched",
-        path=str(path),
-        found=f"a pointer to {size[1]} bytes" if size else "a pointer",
-        expected=_OPENABLE,
-        remedy=f'In its repository run: git lfs pull --include="{path.name}"',
-    )
-
-
-def _explain_zip(path: Path) -> CheckpointError:
-    names = _members(path)
+def _zip(names: list[str]) -> tuple[str, str | None]:
     if not names:
-        return _error(path, "this is a damaged zip archive: its end is missing", "Fetch it again and compare its size.")
+        return "this is a damaged zip archive: its end is missing", "Fetch it again and compare its size."
     if any(n.endswith(("/data.pkl", "/constants.pkl")) or n == "data.pkl" for n in names):
-        return _error(path, "this is a PyTorch checkpoint", _TORCH)
+        return "this is a PyTorch checkpoint", _TORCH
     if all(n.endswith(".npy") for n in names):
-        return _error(path, "this is a NumPy archive", "Give the network it belongs to.")
+        return "this is a NumPy archive", "Give the network it belongs to."
     inside = [n for n in names if n.endswith(("saved_model.pb", ".keras", ".h5", ".hdf5"))]
     if inside:
-        return _error(path, f"this is a zip archive with {inside[0]} in it", "Unpack it and give what is inside.")
-    return _error(path, f"this is a zip archive, but no .keras file (it holds {', '.join(names[:5])})", None)
+        return f"this is a zip archive with {inside[0]} in it", _UNPACK
+    return f"this is a zip archive, but no .keras file (it holds {', '.join(names[:5])})", None
 
 
-def _explain_text(path: Path, head: bytes) -> CheckpointError | None:
+def _text(path: Path, head: bytes) -> tuple[str, str] | None:
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError:
@@ -187,29 +194,25 @@ def _explain_text(path: Path, head: bytes) -> CheckpointError | None:
         except (ValueError, RecursionError):
             config = None
         if isinstance(config, dict) and "class_name" in config:
-            return _error(
-                path, "this is a network's configuration without weights", "Give its weights, and this as architecture."
-            )
-        return _error(path, "this is a JSON file", "Read it: it may say why a download failed.")
-    if "\0" in text:
-        return None
+            what = "this is a network's configuration without weights"
+            return what, "Give its weights, and this as architecture."
+        return "this is a JSON file", _SAYS_WHY
     first = text.strip().splitlines()[0][:60] if text.strip() else ""
-    return _error(path, f"this is a text file that begins `{first}`", "Read it: it may say why a download failed.")
+    return None if "\0" in text else (f"this is a text file that begins `{first}`", _SAYS_WHY)
 
 
 def _explain_folder(path: Path) -> CheckpointError:
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in path.iterdir())
+    files = sorted(path.iterdir())
+    names = [p.name + ("/" if p.is_dir() else "") for p in files]
     inside = [
-        p
-        for p in sorted(path.iterdir())
-        if (p.is_dir() and kind_of(p) is Kind.SAVED_MODEL) or (p.is_file() and p.suffix in {".keras", ".h5", ".hdf5"})
+        p for p in files if (kind_of(p) is Kind.SAVED_MODEL if p.is_dir() else p.suffix in {".keras", ".h5", ".hdf5"})
     ]
     has = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
     remedy = f"Give {' or '.join(str(p) for p in inside[:3])}." if inside else None
     what = "the folder is empty" if not names else "the folder holds no saved_model.pb"
     if "keras_metadata.pb" in names or "variables/" in names:
         what = "the folder is a part of a SavedModel: its saved_model.pb is missing"
-    return CheckpointError(what, path=str(path), found=has, expected=_OPENABLE, remedy=remedy)
+    return CheckpointError(what, path=path, found=has, expected=_OPENABLE, remedy=remedy)
 
 
 def is_keras_3(version: str | None) -> bool:

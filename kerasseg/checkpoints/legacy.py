@@ -20,12 +20,8 @@ __all__ = [
     "GroupNormalization",
     "InstanceNormalization",
     "StochasticDepth",
-    "WeightNormalization",
-    "lisht",
-    "rrelu",
-    "snake",
-    "sparsemax",
 ]
+__all__ += ["WeightNormalization", "lisht", "rrelu", "snake", "sparsemax"]
 
 _addons = keras.saving.register_keras_serializable
 
@@ -63,12 +59,13 @@ class WeightNormalization(keras.layers.Wrapper):
             raise ValueError(msg)
         self.v = self.layer.kernel
         self.g = self.add_weight(name="g", shape=(self.v.shape[-1],), initializer="ones", trainable=True)
-        axes = list(range(len(self.v.shape) - 1))
-        self.g.assign(ops.sqrt(ops.sum(ops.square(self.v), axis=axes)))
+        self.g.assign(ops.sqrt(self._squares()))
+
+    def _squares(self) -> Any:
+        return ops.sum(ops.square(self.v), axis=list(range(len(self.v.shape) - 1)))
 
     def call(self, inputs: Any) -> Any:
-        axes = list(range(len(self.v.shape) - 1))
-        norm = ops.rsqrt(ops.maximum(ops.sum(ops.square(self.v), axis=axes), 1e-12))
+        norm = ops.rsqrt(ops.maximum(self._squares(), 1e-12))
         layer = self.layer
         # Set the kernel for this call only: the wrapped layer computes with whatever the attribute holds.
         object.__setattr__(layer, "_kernel", ops.multiply(self.v, self.g * norm))
@@ -113,13 +110,6 @@ class FilterResponseNormalization(keras.layers.Layer):
         mean = ops.mean(ops.square(inputs), axis=self.axis, keepdims=True)
         return self.gamma * (inputs * ops.rsqrt(mean + epsilon)) + self.beta
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        own = {"epsilon": self.epsilon, "axis": self.axis, "learned_epsilon": self.learned_epsilon}
-        return {**super().get_config(), **own}
-
 
 @_addons(package="Addons")
 class TLU(keras.layers.Layer):
@@ -138,12 +128,6 @@ class TLU(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         return ops.maximum(inputs, self.tau + (self.alpha * inputs if self.affine else 0.0))
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "affine": self.affine}
-
 
 @_addons(package="Addons")
 class StochasticDepth(keras.layers.Layer):
@@ -155,7 +139,6 @@ class StochasticDepth(keras.layers.Layer):
     def __init__(self, survival_probability: float = 0.5, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.survival_probability = survival_probability
-        self.seed = seed
         self.generator = keras.random.SeedGenerator(seed)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -164,12 +147,6 @@ class StochasticDepth(keras.layers.Layer):
             return shortcut + self.survival_probability * residual
         kept = keras.random.uniform((), seed=self.generator) < self.survival_probability
         return shortcut + ops.cast(kept, residual.dtype) * residual
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape[0]
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "survival_probability": self.survival_probability, "seed": self.seed}
 
 
 @_addons(package="Addons")

@@ -15,8 +15,8 @@ from kerasseg.checkpoints.allowed import check_maps
 from kerasseg.checkpoints.h5 import open_h5
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.hub import fetch, is_remote
-from kerasseg.checkpoints.identify import Kind, explain, kind_of, missing
-from kerasseg.checkpoints.keras_file import open_keras, open_keras_folder, read_weights
+from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
+from kerasseg.checkpoints.keras_file import open_keras, read_weights
 from kerasseg.checkpoints.provenance import OpenedModel, Provenance, attach, recorded_beside, sha256_of
 from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
@@ -77,38 +77,33 @@ def open_checkpoint(
         file, source = fetched.path, fetched.source
     else:
         file = Path(path)
-    try:
-        if not file.exists():
-            raise missing(file)
-        if not (file.is_file() or file.is_dir()):  # reading a pipe would block
-            raise CheckpointError("this is a pipe or a device", path=source, expected="a file or a folder")
-        if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
-            file = file.parent
-        opened, record = _read(file, architecture, allow_partial=allow_partial, compare=compare)
-    except OSError as error:
-        raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        # Readers expect the structure that Keras writes; any other content may fail anywhere in them.
-        raise CheckpointError(
-            "its content does not have the form that Keras writes",
-            path=source,
-            found=f"{type(error).__name__}: {error}"[:200],
-            remedy="The file is damaged or was edited: fetch it again.",
-        ) from error
-    _check_purpose(opened.model, file)
-    _check_numbers(opened.model, file)
-    check_maps(opened.model, file)
+    with errors_about(file):
+        try:
+            if not file.exists():
+                raise missing(file)
+            if not (file.is_file() or file.is_dir()):  # reading a pipe would block
+                raise CheckpointError("this is a pipe or a device", path=source, expected="a file or a folder")
+            if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
+                file = file.parent
+            opened, record = _read(file, architecture, allow_partial=allow_partial, compare=compare)
+        except OSError as error:
+            raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            # Readers expect the structure that Keras writes; any other content may fail anywhere in them.
+            raise CheckpointError(
+                "its content does not have the form that Keras writes",
+                path=source,
+                found=f"{type(error).__name__}: {error}"[:200],
+                remedy="The file is damaged or was edited: fetch it again.",
+            ) from error
+        _check_purpose(opened.model)
+        _check_numbers(opened.model)
+        check_maps(opened.model)
     translated = (*opened.translated, *_thaw(opened.model))
     digest = sha256_of(file)
     if record is None:
-        record = Provenance(
-            path=source,
-            sha256=digest,
-            writer=opened.writer,
-            kind=opened.kind,
-            translated=translated,
-            largest_difference=opened.largest_difference,
-        )
+        difference = opened.largest_difference
+        record = Provenance(source, digest, opened.writer, opened.kind, translated, largest_difference=difference)
     else:
         record = dataclasses.replace(record, file=source, file_sha256=digest)
     _LOG.info("opened %s: %s, written by %s", source, record.kind, record.writer)
@@ -123,23 +118,22 @@ def _read(
     file: Path, architecture: str | Path | keras.Model | None, *, allow_partial: bool, compare: bool
 ) -> tuple[OpenedModel, Provenance | None]:
     def read_weights_only(weights: h5py.Group) -> tuple[OpenedModel, None]:
-        options = {"architecture": architecture, "allow_partial": allow_partial, "open_other": open_checkpoint}
-        return open_weights(weights, file, **options), None  # type: ignore[arg-type]
+        return open_weights(weights, architecture, allow_partial, open_checkpoint), None
 
     match kind_of(file):
-        case Kind.KERAS | Kind.KERAS_FOLDER as kind:
-            if architecture is not None:
-                with open_hdf5(read_weights(file), file) as hdf5:
-                    return read_weights_only(hdf5)
-            return open_keras(file) if kind is Kind.KERAS else open_keras_folder(file)
+        case Kind.KERAS | Kind.KERAS_FOLDER:
+            if architecture is None:
+                return open_keras(file)
+            with open_hdf5(read_weights(file), file) as hdf5:
+                return read_weights_only(hdf5)
         case Kind.HDF5:
             with open_hdf5(file, file) as hdf5:
+                weights = hdf5.get("model_weights")
                 if is_weights_only(hdf5):
                     return read_weights_only(hdf5)
-                weights = hdf5.get("model_weights")
                 if architecture is not None and isinstance(weights, h5py.Group):
                     return read_weights_only(weights)
-                return open_h5(hdf5, file), None
+                return open_h5(hdf5), None
         case Kind.SAVED_MODEL:
             # Imported here because only SavedModels need TensorFlow.
             from kerasseg.checkpoints.savedmodel.open import open_savedmodel
@@ -159,47 +153,32 @@ def _thaw(model: keras.Model) -> tuple[str, ...]:
     return (f"{count} layers were saved frozen and are trainable now",) if count else ()
 
 
-def _check_numbers(model: keras.Model, path: Path) -> None:
+def _check_numbers(model: keras.Model) -> None:
     """Refuse weights that contain NaN or infinity, and name them."""
     bad = []
     for weight in model.weights:
         values = np.asarray(keras.ops.convert_to_numpy(weight), copy=False)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            kind = "NaN" if np.isnan(values).any() else "infinite numbers"
-            bad.append(f"{kind} in {weight.path}")
+            bad.append(f"{'NaN' if np.isnan(values).any() else 'infinite numbers'} in {weight.path}")
     if bad:
         more = f" and {count(len(bad) - 5, 'other variable')}" if len(bad) > 5 else ""
-        raise CheckpointError(
-            "its weights are damaged",
-            path=str(path),
-            found=", ".join(bad[:5]) + more,
-            expected="finite numbers",
-            remedy="The training that wrote it diverged: take an earlier checkpoint.",
-        )
+        what, remedy = "its weights are damaged", "The training that wrote it diverged: take an earlier checkpoint."
+        raise CheckpointError(what, found=", ".join(bad[:5]) + more, expected="finite numbers", remedy=remedy)
 
 
-def _check_purpose(model: keras.Model, path: Path) -> None:
+def _check_purpose(model: keras.Model) -> None:
     """Refuse networks that do not map an image to an image."""
     inputs, outputs = ([tuple(t.shape) for t in tensors] for tensors in (model.inputs, model.outputs))
-    found = f"input {inputs[0]}, output {outputs[0]}"
+    image = "(batch, rows, columns, channels)"
+    problem = None
     if len(inputs[0]) == 5 or len(outputs[0]) == 5:
-        raise CheckpointError(
-            "this is a 3-D network", path=str(path), found=found, expected="a 2-D one, (batch, rows, columns, channels)"
-        )
-    if len(inputs[0]) == 4 and not any(_holds_pixels(shape, inputs[0]) for shape in outputs):
-        raise CheckpointError(
-            "this is a classifier: its output is one vector per image",
-            path=str(path),
-            found=found,
-            expected="a mask, (batch, rows, columns, classes)",
-        )
-    if len(inputs[0]) != 4:
-        raise CheckpointError(
-            "this network does not take images",
-            path=str(path),
-            found=found,
-            expected="(batch, rows, columns, channels)",
-        )
+        problem = "this is a 3-D network", f"a 2-D one, {image}"
+    elif len(inputs[0]) != 4:
+        problem = "this network does not take images", image
+    elif not any(_holds_pixels(shape, inputs[0]) for shape in outputs):
+        problem = "this is a classifier: its output is one vector per image", "a mask, (batch, rows, columns, classes)"
+    if problem:
+        raise CheckpointError(problem[0], found=f"input {inputs[0]}, output {outputs[0]}", expected=problem[1])
 
 
 def _holds_pixels(output: tuple[int | None, ...], image: tuple[int | None, ...]) -> bool:

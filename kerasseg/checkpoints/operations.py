@@ -7,14 +7,19 @@ an operation of `keras.ops` otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-__all__ = ["RAW", "TABLE", "Expression", "Raw", "Ref", "Untranslatable", "expression", "is_tensor"]
+from kerasseg.checkpoints.allowed import pairs, words
+
+__all__ = ["RAW", "TABLE", "Expression", "Raw", "Ref", "Untranslatable", "expression", "is_tensor", "named"]
+__all__ += ["short_name"]
 
 
 class Untranslatable(Exception):  # noqa: N818 - control flow inside this package; users see CheckpointError
@@ -31,27 +36,21 @@ class Ref(NamedTuple):
 
 @dataclass(frozen=True)
 class Expression:
-    """A Keras 3 layer or operation and its inputs.
-
-    Attributes:
-        class_name: For instance `Permute`.
-        inputs: Positional arguments of the call: tensors, expressions, constants, or lists of them.
-        config: Arguments of the constructor, without the name.
-        module: The module of the class.
-    """
+    """A Keras 3 layer or operation, the arguments of its constructor (without the name) and of its call (`inputs`)."""
 
     class_name: str
     inputs: tuple[Any, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     module: str = "keras.layers"
 
-    @property
-    def is_layer(self) -> bool:
-        return self.module == "keras.layers"
 
+Rule = Callable[..., Expression]
 
-Arguments = Mapping[str, Any]
-Rule = Callable[[Arguments], Expression]
+_TENSORS = words("x y a b condition bias values inputs")
+_INTEGERS = words(
+    "axis perm multiples shape ksize strides block_size num num_or_size_splits depth repeats batch_dims size paddings shift"
+)
+_FIRST = words("input input_tensor tensor value image images t params features logits indices a")
 
 
 def is_tensor(value: Any) -> bool:
@@ -59,24 +58,50 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, Ref | Expression | keras.KerasTensor)
 
 
-def expression(function: str, arguments: Arguments) -> Expression:
-    """Translate one call of a TensorFlow function.
-
-    Args:
-        function: The name below `tf`, for instance `math.square`.
-        arguments: Its arguments by name; None means not given.
-
-    Raises:
-        Untranslatable: The function is not in the table, or an argument has no counterpart.
+def expression(function: str, arguments: Mapping[str, Any]) -> Expression:
+    """Translate one call of a TensorFlow function (the name below `tf`); None as an argument means not given.
 
     Example:
-        >>> expression("transpose", {"a": Ref("x", 0, 0), "perm": [0, 2, 1, 3]}).config
+        >>> expression("transpose", {"x": Ref("x", 0, 0), "perm": [0, 2, 1, 3]}).config
         {'dims': [2, 1, 3]}
     """
-    rule = TABLE.get(function)
-    if rule is None:
+    rule = TABLE[short_name(function)]
+    known = {}
+    for parameter in inspect.signature(rule).parameters.values():
+        name = parameter.name.lstrip("_")  # an argument without influence begins with `_`
+        value = arguments.get(name)
+        if value is None and parameter.default is parameter.empty:
+            raise Untranslatable(f"its argument `{name}` is missing")
+        flat = _flat(value)
+        if name not in _TENSORS and any(is_tensor(v) for v in flat):
+            raise Untranslatable(f"its argument `{name}` is computed by other operations")
+        if value is not None and name in _INTEGERS and not all(_number(v) and isinstance(v, int) for v in flat):
+            raise Untranslatable(f"its argument `{name}` is {value!r} and not a known integer")
+        if value is not None:
+            known[parameter.name] = list(value) if type(value) is tuple else value
+    if str(known.get("data_format", "NHWC")) not in {"NHWC", "N...C"}:
+        raise Untranslatable("it is channels-first")
+    return rule(**known)
+
+
+def _flat(value: Any) -> list[Any]:
+    return [w for v in value for w in _flat(v)] if isinstance(value, list) or type(value) is tuple else [value]
+
+
+def named(function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of a call by the names that `expression` takes, and those that it does not take.
+
+    The first argument, which TensorFlow calls `input`, `image`, `value` and so on, is `x`.
+    """
+    if short_name(function) not in TABLE:
         raise Untranslatable(f"kerasseg does not translate the TensorFlow operation `tf.{function}`")
-    return rule[1]({k: v for k, v in arguments.items() if v is not None})
+    names = [name.lstrip("_") for name in inspect.signature(TABLE[short_name(function)]).parameters]
+    taken: dict[str, Any] = dict(zip(names, args, strict=False))
+    others: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        key = "x" if name in _FIRST - set(names) and "x" in names and "x" not in taken else name
+        (taken if key in names else others)[key] = value
+    return taken, others
 
 
 def _op(class_name: str, *inputs: Any, module: str = "numpy", **config: Any) -> Expression:
@@ -86,37 +111,6 @@ def _op(class_name: str, *inputs: Any, module: str = "numpy", **config: Any) -> 
 
 def _layer(class_name: str, *inputs: Any, **config: Any) -> Expression:
     return Expression(class_name, inputs, config)
-
-
-def _need(a: Arguments, *names: str) -> list[Any]:
-    missing = [n for n in names if n not in a]
-    if missing:
-        raise Untranslatable(f"its argument `{missing[0]}` is missing")
-    return [a[n] for n in names]
-
-
-def _static(a: Arguments, name: str, default: Any = None) -> Any:
-    """Return an argument that must be a number, a text or a list of them."""
-    value = a.get(name, default)
-    if _holds_tensor(value):
-        raise Untranslatable(f"its argument `{name}` is computed by other operations")
-    return value
-
-
-def _holds_tensor(value: Any) -> bool:
-    return is_tensor(value) or (isinstance(value, list | tuple) and any(_holds_tensor(v) for v in value))
-
-
-def _integers(a: Arguments, name: str, default: Any = None) -> Any:
-    value = _static(a, name, default)
-    numbers = value if isinstance(value, list | tuple) else [value]
-    if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
-        raise Untranslatable(f"its argument `{name}` is {value!r} and not a known integer")
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _rank(value: Any) -> int | None:
-    return len(value.shape) if isinstance(value, keras.KerasTensor) else None
 
 
 def _number(value: Any) -> bool:
@@ -136,37 +130,44 @@ def _channels(value: Any) -> float | list[float] | None:
     return None
 
 
-def _plain(class_name: str, arguments: str = "x", module: str = "numpy") -> Rule:
-    return lambda a: _op(class_name, *_need(a, *arguments.split()), module=module)
+def _same(class_name: str, inputs: int, module: str) -> Rule:
+    if inputs == 2:
+        return lambda x, y: _op(class_name, x, y, module=module)
+    return lambda x: _op(class_name, x, module=module)
 
 
-def _activation(name: str, **defaults: Any) -> Rule:
-    def rule(a: Arguments) -> Expression:
-        others = {k: v for k, v in a.items() if k != "x"}
-        if any(k not in defaults or v != defaults[k] for k, v in others.items()):
-            raise Untranslatable(f"`{name}` with {others} differs from the Keras activation")
-        return _layer("Activation", *_need(a, "x"), activation=name)
-
-    return rule
+def _activation(name: str) -> Rule:
+    return lambda x: _layer("Activation", x, activation=name)
 
 
-def _gelu(a: Arguments) -> Expression:
-    if a.get("approximate"):
-        return _op("Gelu", *_need(a, "x"), module="nn", approximate=True)
-    return _layer("Activation", *_need(a, "x"), activation="gelu")
+def _silu(x: Any, beta: float = 1.0) -> Expression:
+    if beta != 1.0:
+        raise Untranslatable(f"`silu` with beta={beta} differs from the Keras activation")
+    return _layer("Activation", x, activation="silu")
 
 
-def _leaky_relu(a: Arguments) -> Expression:
-    return _layer("LeakyReLU", *_need(a, "x"), negative_slope=_static(a, "alpha", 0.2))
+def _log_softmax(x: Any, axis: int = -1) -> Expression:
+    if axis != -1:
+        raise Untranslatable(f"`log_softmax` over axis {axis} differs from the Keras activation")
+    return _layer("Activation", x, activation="log_softmax")
 
 
-def _merge(class_name: str, operation: str | None = None, line: Any = None) -> Rule:
+def _gelu(x: Any, approximate: bool = False) -> Expression:
+    if approximate:
+        return _op("Gelu", x, module="nn", approximate=True)
+    return _layer("Activation", x, activation="gelu")
+
+
+Line = Callable[[np.ndarray, bool], tuple[Any, Any] | None]
+
+
+def _merge(class_name: str, operation: str | None = None, line: Line | None = None) -> Rule:
     """Two inputs. `line(number, first)` returns the `Rescaling` (scale, offset) equivalent to a constant input."""
 
-    def rule(a: Arguments) -> Expression:
-        x, y = _need(a, "x", "y")
+    def rule(x: Any, y: Any) -> Expression:
         if is_tensor(x) and is_tensor(y):
-            if operation is not None or _rank(x) != _rank(y):  # layers broadcast differently from NumPy
+            ranks = [len(v.shape) if isinstance(v, keras.KerasTensor) else None for v in (x, y)]
+            if operation is not None or ranks[0] != ranks[1]:  # layers broadcast differently from NumPy
                 return _op(operation or class_name, x, y)
             return _layer(class_name, [x, y])
         tensor, other = (x, y) if is_tensor(x) else (y, x)
@@ -185,152 +186,86 @@ def _merge(class_name: str, operation: str | None = None, line: Any = None) -> R
     return rule
 
 
-def _bias_add(a: Arguments) -> Expression:
-    if _static(a, "data_format", "NHWC") not in {"NHWC", "N...C"}:
-        raise Untranslatable("it is channels-first")
-    x, bias = _need(a, "value", "bias")
-    return _merge("Add", line=_line(1.0, 1.0))({"x": x, "y": bias})
-
-
 def _quotient(number: np.ndarray, first: bool) -> tuple[Any, Any] | None:
     return None if first or not np.all(number) else (1.0 / number, 0.0)
 
 
-def _add_all(a: Arguments) -> Expression:
-    (values,) = _need(a, "inputs")
-    return values[0] if len(values) == 1 else _layer("Add", list(values))
+_add = _merge("Add", line=lambda number, _: (1.0, number))
 
 
 def _reduce(class_name: str, pooling: str | None = None) -> Rule:
-    def rule(a: Arguments) -> Expression:
-        (x,) = _need(a, "input_tensor")
-        axis, keep = _static(a, "axis"), bool(_static(a, "keepdims", default=False))
-        axes = axis if isinstance(axis, list | tuple) else [] if axis is None else [axis]
-        if axis is not None:
-            _integers(a, "axis")
-        rank = _rank(x) or 4  # tensors of an image network that are reduced over these axes
+    def rule(x: Any, axis: Any = None, keepdims: bool = False) -> Expression:
+        axes = axis if isinstance(axis, list) else [] if axis is None else [axis]
+        # Without a shape: tensors of an image network that are reduced over these axes.
+        rank = len(x.shape) if isinstance(x, keras.KerasTensor) else 4
         if pooling and rank == 4 and sorted(n % 4 for n in axes) == [1, 2]:
-            return _layer(pooling, x, keepdims=keep)
-        return _op(class_name, x, axis=axis, keepdims=keep)
+            return _layer(pooling, x, keepdims=bool(keepdims))
+        return _op(class_name, x, axis=axis, keepdims=bool(keepdims))
 
     return rule
 
 
-def _l2_normalize(a: Arguments) -> Expression:
-    (x,) = _need(a, "x")
-    # TensorFlow bounds the sum of squares, Keras the norm.
-    epsilon = float(_static(a, "epsilon", 1e-12)) ** 0.5
-    return _op("Normalize", x, module="nn", axis=_static(a, "axis", -1), order=2, epsilon=epsilon)
+def _concat(values: Any, axis: int = -1) -> Expression:
+    tensors = _all_tensors(values)
+    return tensors[0] if len(tensors) == 1 else _layer("Concatenate", tensors, axis=axis)
 
 
-def _concat(a: Arguments) -> Expression:
-    values = _tensors(a)
-    return values[0] if len(values) == 1 else _layer("Concatenate", values, axis=_integers(a, "axis", -1))
-
-
-def _stack(a: Arguments) -> Expression:
-    return _op("Stack", _tensors(a), axis=_integers(a, "axis", 0))
-
-
-def _tensors(a: Arguments) -> list[Any]:
-    (values,) = _need(a, "values")
+def _all_tensors(values: Any) -> list[Any]:
     if not isinstance(values, list) or not all(is_tensor(v) for v in values):
         raise Untranslatable("it concatenates constants with data")
     return values
 
 
-def _split(a: Arguments) -> Expression:
-    (value,) = _need(a, "value")
-    axis, parts = _integers(a, "axis", 0), _integers(a, "num_or_size_splits")
+def _split(x: Any, num_or_size_splits: Any, axis: int = 0, _num: Any = None) -> Expression:
+    parts = num_or_size_splits
     if isinstance(parts, list):
         if parts.count(-1) and parts.index(-1) != len(parts) - 1:
             raise Untranslatable("the size of one of its parts is unspecified")
         parts = np.cumsum(parts[:-1]).tolist()
-    return _op("Split", value, indices_or_sections=parts, axis=axis)
+    return _op("Split", x, indices_or_sections=parts, axis=axis)
 
 
-def _unstack(a: Arguments) -> Expression:
-    num = _integers(a, "num") if "num" in a else None
-    return _op("Unstack", *_need(a, "value"), module="core", num=num, axis=_integers(a, "axis", 0))
-
-
-def _transpose(a: Arguments) -> Expression:
-    x, order = a.get("a"), _integers(a, "perm")
-    if order == list(range(len(order))):
+def _transpose(x: Any, perm: list[int], _conjugate: bool = False) -> Expression:
+    if perm == list(range(len(perm))):
         return _layer("Identity", x)
-    if order[0] == 0:
-        return _layer("Permute", x, dims=order[1:])
-    return _op("Transpose", x, axes=order)
+    return _layer("Permute", x, dims=perm[1:]) if perm[0] == 0 else _op("Transpose", x, axes=perm)
 
 
-def _tile(a: Arguments) -> Expression:
-    times = _integers(a, "multiples")
-    if times[0] != 1:
+def _tile(x: Any, multiples: list[int]) -> Expression:
+    if multiples[0] != 1:
         raise Untranslatable("it repeats the batch axis")
-    return _op("Tile", *_need(a, "input"), repeats=times)
+    return _op("Tile", x, repeats=multiples)
 
 
-def _repeat(a: Arguments) -> Expression:
-    if "axis" not in a:
-        raise Untranslatable("it repeats a flattened tensor")
-    return _op("Repeat", *_need(a, "input"), repeats=_integers(a, "repeats"), axis=_integers(a, "axis"))
-
-
-def _expand_dims(a: Arguments) -> Expression:
-    axis = _integers(a, "axis")
-    return _op("ExpandDims", *_need(a, "input"), axis=axis[0] if isinstance(axis, list) else axis)
-
-
-def _squeeze(a: Arguments) -> Expression:
-    axis = _integers(a, "axis") if a.get("axis") not in (None, []) else None
-    return _op("Squeeze", *_need(a, "input"), axis=axis)
-
-
-def _flip(axis: int) -> Rule:
-    return lambda a: _op("Flip", *_need(a, "image"), axis=axis)
-
-
-def _reshape(a: Arguments) -> Expression:
-    shape = _integers(a, "shape")
+def _reshape(x: Any, shape: Any) -> Expression:
     if not (isinstance(shape, list) and shape and shape[0] == -1):
         raise Untranslatable("its shape mixes slices or is computed by other operations")
-    return _layer("Reshape", *_need(a, "tensor"), target_shape=shape[1:])
+    return _layer("Reshape", x, target_shape=shape[1:])
 
 
-def _pad(a: Arguments) -> Expression:
-    (x,) = _need(a, "tensor")
-    pads = _integers_2d(a, "paddings")
-    mode, value = str(_static(a, "mode", "CONSTANT")), _static(a, "constant_values", 0)
+def _pad(x: Any, paddings: Any, mode: str = "CONSTANT", constant_values: Any = 0) -> Expression:
+    if not isinstance(paddings, list) or any(not isinstance(row, list) or len(row) != 2 for row in paddings):
+        raise Untranslatable(f"its argument `paddings` is {paddings!r}")
     if mode.upper() != "CONSTANT":
-        return _op("Pad", x, pad_width=pads, mode=mode.lower())
-    if value == 0 and len(pads) == 4 and pads[0] == pads[3] == [0, 0]:
-        return _layer("ZeroPadding2D", x, padding=[pads[1], pads[2]])
-    return _op("Pad", x, pad_width=pads) if value == 0 else _op("Pad", x, float(value), pad_width=pads)
-
-
-def _integers_2d(a: Arguments, name: str) -> list[list[int]]:
-    value = _static(a, name)
-    if not isinstance(value, list) or any(_integers({"row": row}, "row") is None or len(row) != 2 for row in value):
-        raise Untranslatable(f"its argument `{name}` is {value!r}")
-    return value
+        return _op("Pad", x, pad_width=paddings, mode=mode.lower())
+    if constant_values == 0 and len(paddings) == 4 and paddings[0] == paddings[3] == [0, 0]:
+        return _layer("ZeroPadding2D", x, padding=[paddings[1], paddings[2]])
+    value = () if constant_values == 0 else (float(constant_values),)
+    return _op("Pad", x, *value, pad_width=paddings)
 
 
 def _pool(class_name: str) -> Rule:
-    def rule(a: Arguments) -> Expression:
-        if str(_static(a, "data_format", "NHWC")) != "NHWC":
-            raise Untranslatable("it is channels-first")
-        size, strides = _window(a, "ksize"), _window(a, "strides")
-        padding = _static(a, "padding")
+    def rule(x: Any, ksize: Any, strides: Any, padding: Any, data_format: str = "NHWC") -> Expression:  # noqa: ARG001
         if not isinstance(padding, str) or padding.lower() not in {"same", "valid"}:
             raise Untranslatable(f"its padding is {padding!r}")
-        return _layer(class_name, *_need(a, "input"), pool_size=size, strides=strides, padding=padding.lower())
+        config = {"pool_size": _window("ksize", ksize), "strides": _window("strides", strides)}
+        return _layer(class_name, x, **config, padding=padding.lower())
 
     return rule
 
 
-def _window(a: Arguments, name: str) -> list[int]:
+def _window(name: str, value: Any) -> list[int]:
     """Return rows and columns of an argument that is one number, two, or one per axis."""
-    value = _integers(a, name)
     numbers = value if isinstance(value, list) else [value]
     if len(numbers) == 4 and numbers[0] == numbers[3] == 1:
         return numbers[1:3]
@@ -340,196 +275,163 @@ def _window(a: Arguments, name: str) -> list[int]:
 
 
 def _blocks(class_name: str) -> Rule:
-    def rule(a: Arguments) -> Expression:
-        if str(_static(a, "data_format", "NHWC")) != "NHWC":
-            raise Untranslatable("it is channels-first")
-        return _op(class_name, *_need(a, "input"), module="nn", block_size=_integers(a, "block_size"))
+    def rule(x: Any, block_size: int, data_format: str = "NHWC") -> Expression:  # noqa: ARG001
+        return _op(class_name, x, module="nn", block_size=block_size)
 
     return rule
 
 
-def _clip(a: Arguments) -> Expression:
-    low, high = _static(a, "clip_value_min"), _static(a, "clip_value_max")
-    if not (_number(low) and _number(high)):
+def _clip(x: Any, clip_value_min: Any, clip_value_max: Any) -> Expression:
+    if not (_number(clip_value_min) and _number(clip_value_max)):
         raise Untranslatable("its bounds are not numbers")
-    return _op("Clip", *_need(a, "t"), x_min=low, x_max=high)
+    return _op("Clip", x, x_min=clip_value_min, x_max=clip_value_max)
 
 
-def _matmul(a: Arguments) -> Expression:
-    def side(name: str) -> Any:
-        (value,) = _need(a, name)
-        flags = [_static(a, f"{kind}_{name}", default=False) for kind in ("transpose", "adjoint")]
-        return _op("Swapaxes", value, axis1=-2, axis2=-1) if any(flags) else value
-
-    if any(_static(a, f"{name}_is_sparse", default=False) for name in "ab"):
+def _matmul(
+    a: Any,
+    b: Any,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    adjoint_a: bool = False,
+    adjoint_b: bool = False,
+    a_is_sparse: bool = False,
+    b_is_sparse: bool = False,
+) -> Expression:
+    if a_is_sparse or b_is_sparse:
         raise Untranslatable("one of its matrices is sparse")
-    left, right = side("a"), side("b")
-    if not (is_tensor(left) and is_tensor(right)):
+    if not (is_tensor(a) and is_tensor(b)):
         raise Untranslatable("one of its matrices is a constant")
-    return _op("Matmul", left, right)
+    turned = zip((a, b), (transpose_a or adjoint_a, transpose_b or adjoint_b), strict=True)
+    return _op("Matmul", *(_op("Swapaxes", x, axis1=-2, axis2=-1) if turn else x for x, turn in turned))
 
 
-def _einsum(a: Arguments) -> Expression:
-    equation, inputs = _need(a, "equation", "inputs")
+def _einsum(equation: str, inputs: list[Any]) -> Expression:
     if not all(is_tensor(v) for v in inputs):
         raise Untranslatable("one of its inputs is a constant")
     return _op("Einsum", *inputs, subscripts=equation)
 
 
-def _gather(a: Arguments) -> Expression:
-    if _integers(a, "batch_dims", 0) or "axis" not in a:
+def _gather(x: Any, indices: Any, _validate: Any = None, axis: int | None = None, batch_dims: int = 0) -> Expression:
+    if batch_dims or axis is None:
         raise Untranslatable("it selects slices by index")
-    indices = _static(a, "indices")
     if not isinstance(indices, int | list):
         raise Untranslatable("its indices are not known integers")
-    return _op("Take", *_need(a, "params"), indices, axis=_integers(a, "axis"))
+    return _op("Take", x, indices, axis=axis)
 
 
-def _cast(a: Arguments) -> Expression:
-    dtype = str(_static(a, "dtype"))
-    if dtype in {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16"}:
-        return _op("Cast", *_need(a, "x"), module="core", dtype=dtype)
-    if dtype not in {"float16", "bfloat16", "float32", "float64"}:
+def _cast(x: Any, dtype: Any) -> Expression:
+    if str(dtype) in {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16"}:
+        return _op("Cast", x, module="core", dtype=str(dtype))
+    if str(dtype) not in {"float16", "bfloat16", "float32", "float64"}:
         raise Untranslatable("it casts to a type other than floating point or integer")
-    return _op("Cast", *_need(a, "x"), module="core", dtype="float32")
+    return _op("Cast", x, module="core", dtype="float32")
 
 
-def _one_hot(a: Arguments) -> Expression:
-    if a.get("on_value", 1) != 1 or a.get("off_value", 0) != 0:
+def _one_hot(x: Any, depth: int, on_value: Any = 1, off_value: Any = 0, axis: int = -1) -> Expression:
+    if on_value != 1 or off_value != 0:
         raise Untranslatable("its values are not 0 and 1")
-    return _op(
-        "OneHot", *_need(a, "indices"), module="nn", num_classes=_integers(a, "depth"), axis=_integers(a, "axis", -1)
-    )
+    return _op("OneHot", x, module="nn", num_classes=depth, axis=axis)
 
 
-def _resize(a: Arguments) -> Expression:
-    size, method = _static(a, "size"), str(_static(a, "method", "bilinear")).lower()
-    if _static(a, "antialias") or _static(a, "preserve_aspect_ratio") or method not in {"bilinear", "nearest"}:
+def _resize(
+    x: Any, size: Any, method: Any = "bilinear", preserve_aspect_ratio: bool = False, antialias: bool = False
+) -> Expression:
+    method = str(method).lower()
+    if antialias or preserve_aspect_ratio or method not in {"bilinear", "nearest"}:
         raise Untranslatable(f"resizing with method={method!r} and its other arguments has no Keras layer")
     if not (isinstance(size, list) and len(size) == 2):
         raise Untranslatable(f"its size is {size!r}")
-    rows, columns = _integers(a, "size")
-    return _layer("Resizing", *_need(a, "images"), height=rows, width=columns, interpolation=method)
+    return _layer("Resizing", x, height=size[0], width=size[1], interpolation=method)
 
 
-def _identity(a: Arguments) -> Expression:
-    return _layer("Identity", a.get("input", a.get("x")))
+_PREFIX = re.compile(r"(compat\.v1\.)?(math\.|nn\.|linalg\.|__operators__\.|keras\.activations\.)?")
 
 
-def _line(scale: float, sign: float, *, swapped: bool = False) -> Any:
-    return lambda number, first: (-scale, number) if swapped and first else (scale, sign * number)
+def short_name(function: str) -> str:
+    """Return the name under which `TABLE` lists a function, which has several in TensorFlow.
+
+    >>> [short_name(n) for n in ("math.abs", "abs", "compat.v1.nn.relu", "__operators__.add", "image.resize")]
+    ['abs', 'abs', 'relu', 'add', 'image.resize']
+    """
+    return _PREFIX.sub("", function, count=1)
 
 
-def _argmax(class_name: str) -> Rule:
-    return lambda a: _op(class_name, *_need(a, "input"), axis=_integers(a, "axis", 0))
-
-
-_UNARY = {
-    "abs math.abs": "Absolute",
-    "ceil math.ceil": "Ceil",
-    "cos math.cos": "Cos",
-    "math.expm1": "Expm1",
-    "floor math.floor": "Floor",
-    "math.is_finite": "Isfinite",
-    "math.log": "Log",
-    "math.log1p": "Log1p",
-    "math.logical_not logical_not": "LogicalNot",
-    "negative math.negative __operators__.neg": "Negative",
-    "ones_like": "OnesLike",
-    "math.reciprocal": "Reciprocal",
-    "round math.round": "Round",
-    "sign math.sign": "Sign",
-    "sin math.sin": "Sin",
-    "sqrt math.sqrt": "Sqrt",
-    "square math.square": "Square",
-    "zeros_like": "ZerosLike",
+#: Functions that Keras has as an operation: its module, the number of inputs, and `function:Operation`.
+_SAME = {
+    ("numpy", 1): "abs:Absolute ceil:Ceil cos:Cos expm1:Expm1 floor:Floor is_finite:Isfinite log:Log log1p:Log1p "
+    "logical_not:LogicalNot neg:Negative negative:Negative ones_like:OnesLike reciprocal:Reciprocal round:Round sign:Sign "
+    "sin:Sin sqrt:Sqrt square:Square zeros_like:ZerosLike",
+    ("numpy", 2): "equal:Equal greater:Greater greater_equal:GreaterEqual less:Less less_equal:LessEqual "
+    "logical_and:LogicalAnd logical_or:LogicalOr not_equal:NotEqual",
+    ("math", 1): "erf:Erf rsqrt:Rsqrt",
 }
-_ACTIVATIONS = ("relu", "relu6", "elu", "selu", "sigmoid", "tanh", "softplus", "softsign")
-_COMPARISONS = {
-    "equal": "Equal",
-    "greater": "Greater",
-    "greater_equal": "GreaterEqual",
-    "less": "Less",
-    "less_equal": "LessEqual",
-    "logical_and": "LogicalAnd",
-    "logical_or": "LogicalOr",
-    "not_equal": "NotEqual",
-}
-_REDUCTION = "input_tensor axis keepdims"
-_POOLING = "input ksize strides padding data_format"
+#: Functions that Keras has as an activation without parameters, or under another name.
+_ACTIVATIONS = "relu relu6 elu selu sigmoid tanh softplus softsign log_sigmoid exp:exponential"
 
-#: Names of functions, their arguments by position, and the rule that translates them.
-_ROWS: tuple[tuple[str, str, Rule], ...] = (
-    *((names, "x", _plain(class_name)) for names, class_name in _UNARY.items()),
-    *((f"nn.{name} math.{name} {name}", "x", _activation(name)) for name in _ACTIVATIONS),
-    *((f"{name} math.{name}", "x y", _plain(class_name, "x y")) for name, class_name in _COMPARISONS.items()),
-    ("math.erf", "x", _plain("Erf", module="math")),
-    ("math.rsqrt", "x", _plain("Rsqrt", module="math")),
-    ("math.erfc", "x", lambda a: _op("Subtract", 1.0, _op("Erf", *_need(a, "x"), module="math"))),
-    ("nn.gelu", "x approximate", _gelu),
-    ("nn.silu nn.swish keras.activations.swish", "x beta", _activation("silu", beta=1.0)),
-    ("nn.log_softmax math.log_softmax", "x axis", _activation("log_softmax", axis=-1)),
-    ("math.log_sigmoid", "x", _activation("log_sigmoid")),
-    ("exp math.exp", "x", _activation("exponential")),
-    ("nn.softmax math.softmax", "x axis", lambda a: _layer("Softmax", *_need(a, "x"), axis=_integers(a, "axis", -1))),
-    ("nn.leaky_relu", "x alpha", _leaky_relu),
-    ("identity stop_gradient", "input", _identity),
-    ("add math.add __operators__.add", "x y", _merge("Add", line=_line(1.0, 1.0))),
-    ("nn.bias_add", "value bias data_format", _bias_add),
-    ("subtract math.subtract __operators__.subtract", "x y", _merge("Subtract", line=_line(1.0, -1.0, swapped=True))),
-    ("multiply math.multiply __operators__.multiply", "x y", _merge("Multiply", line=lambda n, _: (n, 0.0))),
-    ("divide math.divide truediv math.truediv realdiv", "x y", _merge("", "Divide", line=_quotient)),
-    ("__operators__.truediv", "x y", _merge("", "Divide", line=_quotient)),
-    ("math.divide_no_nan", "x y", _merge("", "DivideNoNan")),
-    ("math.floordiv __operators__.floordiv", "x y", _merge("", "FloorDivide")),
-    ("math.mod math.floormod __operators__.mod", "x y", _merge("", "Mod")),
-    ("maximum math.maximum", "x y", _merge("Maximum")),
-    ("minimum math.minimum", "x y", _merge("Minimum")),
-    ("pow math.pow __operators__.pow", "x y", _merge("", "Power")),
-    ("math.squared_difference", "x y", lambda a: _op("Square", _op("Subtract", *_need(a, "x", "y")))),
-    ("math.add_n add_n", "inputs", _add_all),
-    ("where", "condition x y", _plain("Where", "condition x y")),
-    ("reduce_mean math.reduce_mean", _REDUCTION, _reduce("Mean", "GlobalAveragePooling2D")),
-    ("reduce_max math.reduce_max", _REDUCTION, _reduce("Max", "GlobalMaxPooling2D")),
-    ("reduce_min math.reduce_min", _REDUCTION, _reduce("Min")),
-    ("reduce_sum math.reduce_sum", _REDUCTION, _reduce("Sum")),
-    ("reduce_prod math.reduce_prod", _REDUCTION, _reduce("Prod")),
-    ("math.reduce_std", _REDUCTION, _reduce("Std")),
-    ("math.reduce_variance", _REDUCTION, _reduce("Var")),
-    ("argmax math.argmax", "input axis output_type", _argmax("Argmax")),
-    ("argmin math.argmin", "input axis output_type", _argmax("Argmin")),
-    ("math.l2_normalize nn.l2_normalize linalg.l2_normalize", "x axis epsilon", _l2_normalize),
-    ("matmul linalg.matmul", "a b transpose_a transpose_b adjoint_a adjoint_b", _matmul),
-    ("einsum", "equation inputs", _einsum),
-    ("concat", "values axis", _concat),
-    ("stack", "values axis", _stack),
-    ("split", "value num_or_size_splits axis num", _split),
-    ("unstack", "value num axis", _unstack),
-    ("transpose", "a perm conjugate", _transpose),
-    ("tile", "input multiples", _tile),
-    ("repeat", "input repeats axis", _repeat),
-    ("expand_dims", "input axis", _expand_dims),
-    ("squeeze", "input axis", _squeeze),
-    ("reverse", "tensor axis", lambda a: _op("Flip", *_need(a, "tensor"), axis=_integers(a, "axis"))),
-    ("image.flip_left_right", "image", _flip(-2)),
-    ("image.flip_up_down", "image", _flip(-3)),
-    ("reshape", "tensor shape", _reshape),
-    ("pad", "tensor paddings mode constant_values", _pad),
-    ("nn.max_pool2d nn.max_pool", _POOLING, _pool("MaxPooling2D")),
-    ("nn.avg_pool2d nn.avg_pool", _POOLING, _pool("AveragePooling2D")),
-    ("nn.depth_to_space", "input block_size data_format", _blocks("DepthToSpace")),
-    ("nn.space_to_depth", "input block_size data_format", _blocks("SpaceToDepth")),
-    ("clip_by_value", "t clip_value_min clip_value_max", _clip),
-    ("gather", "params indices validate_indices axis batch_dims", _gather),
-    ("cast", "x dtype", _cast),
-    ("one_hot", "indices depth on_value off_value axis", _one_hot),
-    ("image.resize", "images size method preserve_aspect_ratio antialias", _resize),
+#: Names of functions, and the rule that translates them, whose parameters have the names and order of TensorFlow's.
+_ROWS: tuple[tuple[str, Rule], ...] = (
+    *((name, _same(c, inputs, module)) for (module, inputs), text in _SAME.items() for name, c in pairs(text)),
+    *((name, _activation(activation)) for name, activation in pairs(_ACTIVATIONS)),
+    ("erfc", lambda x: _op("Subtract", 1.0, _op("Erf", x, module="math"))),
+    ("gelu", _gelu),
+    ("silu swish", _silu),
+    ("log_softmax", _log_softmax),
+    ("softmax", lambda x, axis=-1: _layer("Softmax", x, axis=axis)),
+    ("leaky_relu", lambda x, alpha=0.2: _layer("LeakyReLU", x, negative_slope=alpha)),
+    ("identity stop_gradient", lambda x: _layer("Identity", x)),
+    ("add", _add),
+    ("bias_add", lambda x, bias, data_format="NHWC": _add(x, bias)),  # noqa: ARG005
+    ("subtract", _merge("Subtract", line=lambda n, first: (-1.0, n) if first else (1.0, -n))),
+    ("multiply", _merge("Multiply", line=lambda n, _: (n, 0.0))),
+    ("divide truediv realdiv", _merge("", "Divide", line=_quotient)),
+    *((name, _merge("", c)) for name, c in pairs("divide_no_nan:DivideNoNan floordiv:FloorDivide pow:Power")),
+    ("mod floormod", _merge("", "Mod")),
+    *((name, _merge(name.title())) for name in ("maximum", "minimum")),
+    ("squared_difference", lambda x, y: _op("Square", _op("Subtract", x, y))),
+    ("add_n", lambda inputs: inputs[0] if len(inputs) == 1 else _layer("Add", list(inputs))),
+    ("where", lambda condition, x, y: _op("Where", condition, x, y)),
+    ("reduce_mean", _reduce("Mean", "GlobalAveragePooling2D")),
+    ("reduce_max", _reduce("Max", "GlobalMaxPooling2D")),
+    *((f"reduce_{name}", _reduce(c)) for name, c in pairs("min:Min sum:Sum prod:Prod std:Std variance:Var")),
+    ("argmax", lambda x, axis=0, _output_type=None: _op("Argmax", x, axis=axis)),
+    ("argmin", lambda x, axis=0, _output_type=None: _op("Argmin", x, axis=axis)),
+    # TensorFlow bounds the sum of squares, Keras the norm.
+    (
+        "l2_normalize",
+        lambda x, axis=-1, epsilon=1e-12: _op(
+            "Normalize", x, module="nn", axis=axis, order=2, epsilon=float(epsilon) ** 0.5
+        ),
+    ),
+    ("matmul", _matmul),
+    ("einsum", _einsum),
+    ("concat", _concat),
+    ("stack", lambda values, axis=0: _op("Stack", _all_tensors(values), axis=axis)),
+    ("split", _split),
+    ("unstack", lambda x, num=None, axis=0: _op("Unstack", x, module="core", num=num, axis=axis)),
+    ("transpose", _transpose),
+    ("tile", _tile),
+    ("repeat", lambda x, repeats, axis: _op("Repeat", x, repeats=repeats, axis=axis)),
+    ("expand_dims", lambda x, axis: _op("ExpandDims", x, axis=axis[0] if isinstance(axis, list) else axis)),
+    ("squeeze", lambda x, axis=None: _op("Squeeze", x, axis=axis or None if isinstance(axis, list) else axis)),
+    ("reverse", lambda x, axis: _op("Flip", x, axis=axis)),
+    ("roll", lambda x, shift, axis: _op("Roll", x, shift=shift, axis=axis)),
+    ("image.flip_left_right", lambda x: _op("Flip", x, axis=-2)),
+    ("image.flip_up_down", lambda x: _op("Flip", x, axis=-3)),
+    ("reshape", _reshape),
+    ("pad", _pad),
+    ("max_pool2d max_pool", _pool("MaxPooling2D")),
+    ("avg_pool2d avg_pool", _pool("AveragePooling2D")),
+    ("depth_to_space", _blocks("DepthToSpace")),
+    ("space_to_depth", _blocks("SpaceToDepth")),
+    ("clip_by_value", _clip),
+    ("gather", _gather),
+    ("cast", _cast),
+    ("one_hot", _one_hot),
+    ("image.resize", _resize),
 )
 
-#: Function below `tf` -> (its arguments by position, rule).
-TABLE: Mapping[str, tuple[str, Rule]] = {
-    name: (arguments, rule) for names, arguments, rule in _ROWS for name in names.split()
-}
+#: `short_name` of a function below `tf` -> its rule.
+TABLE: Mapping[str, Rule] = {name: rule for names, rule in _ROWS for name in names.split()}
 
 
 class Raw(NamedTuple):
@@ -546,97 +448,45 @@ class Raw(NamedTuple):
     attributes: Mapping[str, str]
 
 
-def _raw(text: str) -> Raw:
-    function, *words = text.split()
-    attributes = dict(w.split(">") for w in words if ">" in w)
-    return Raw(function, tuple(w for w in words if ">" not in w), attributes)
-
-
-_POOL = "input ksize>ksize strides>strides padding>padding data_format>data_format"
-_REDUCED = "input_tensor axis keep_dims>keepdims"
-_MATRICES = "matmul a b adj_x>adjoint_a adj_y>adjoint_b"
-
+#: Inputs (`attribute>argument` for attributes), and `Operation:function` for the raw operations that have them.
+_RAW_ROWS = {
+    "x": "Abs:abs Ceil:ceil Cos:cos Erf:erf Erfc:erfc Exp:exp Expm1:expm1 Floor:floor Inv:reciprocal IsFinite:is_finite "
+    "Log:log Log1p:log1p LogicalNot:logical_not Neg:negative OnesLike:ones_like Reciprocal:reciprocal Round:round "
+    "Rsqrt:rsqrt Sign:sign Sin:sin Sqrt:sqrt Square:square ZerosLike:zeros_like",
+    "x y": "Add:add AddV2:add BiasAdd:add BiasAddV1:add Div:divide DivNoNan:divide_no_nan Equal:equal FloorDiv:floordiv "
+    "FloorMod:mod Greater:greater GreaterEqual:greater_equal Less:less LessEqual:less_equal LogicalAnd:logical_and "
+    "LogicalOr:logical_or Maximum:maximum Minimum:minimum Mul:multiply NotEqual:not_equal Pow:pow RealDiv:divide "
+    "SquaredDifference:squared_difference Sub:subtract",
+    "x axis keep_dims>keepdims": "Max:reduce_max Mean:reduce_mean Min:reduce_min Prod:reduce_prod Sum:reduce_sum",
+    "x axis": "ArgMax:argmax ArgMin:argmin ExpandDims:expand_dims ReverseV2:reverse",
+    "condition x y": "Select:where SelectV2:where",
+    "a b adj_x>adjoint_a adj_y>adjoint_b": "BatchMatMul:matmul BatchMatMulV2:matmul BatchMatMulV3:matmul",
+    "x ksize>ksize strides>strides padding>padding data_format>data_format": "AvgPool:avg_pool2d MaxPool:max_pool2d",
+    "x block_size>block_size data_format>data_format": "DepthToSpace:depth_to_space SpaceToDepth:space_to_depth",
+    "*inputs": "AddN:add_n",
+    "x clip_value_min clip_value_max": "ClipByValue:clip_by_value",
+    "axis *values": "Concat:concat",
+    "*values axis": "ConcatV2:concat",
+    "x indices axis batch_dims>batch_dims": "GatherV2:gather",
+    "x paddings mode>mode": "MirrorPad:pad",
+    "*values axis>axis": "Pack:stack",
+    "x paddings": "Pad:pad",
+    "x paddings constant_values": "PadV2:pad",
+    "axis x num_split>num_or_size_splits": "Split:split",
+    "x num_or_size_splits axis": "SplitV:split",
+    "x multiples": "Tile:tile",
+    "x squeeze_dims>axis": "Squeeze:squeeze",
+    "x shift axis": "Roll:roll",
+    "x perm": "Transpose:transpose",
+    "x num>num axis>axis": "Unpack:unstack",
+}
 #: Raw operation in a SavedModel graph -> the equivalent function in `TABLE`.
 RAW: Mapping[str, Raw] = {
-    op: _raw(text)
-    for op, text in {
-        "Abs": "abs x",
-        "Add": "add x y",
-        "AddN": "add_n *inputs",
-        "AddV2": "add x y",
-        "ArgMax": "argmax input axis",
-        "ArgMin": "argmin input axis",
-        "AvgPool": f"nn.avg_pool2d {_POOL}",
-        "BatchMatMul": _MATRICES,
-        "BatchMatMulV2": _MATRICES,
-        "BatchMatMulV3": _MATRICES,
-        "BiasAdd": "add x y",
-        "BiasAddV1": "add x y",
-        "Ceil": "ceil x",
-        "ClipByValue": "clip_by_value t clip_value_min clip_value_max",
-        "Concat": "concat axis *values",
-        "ConcatV2": "concat *values axis",
-        "Cos": "cos x",
-        "DepthToSpace": "nn.depth_to_space input block_size>block_size data_format>data_format",
-        "Div": "divide x y",
-        "DivNoNan": "math.divide_no_nan x y",
-        "Equal": "equal x y",
-        "Erf": "math.erf x",
-        "Erfc": "math.erfc x",
-        "Exp": "exp x",
-        "ExpandDims": "expand_dims input axis",
-        "Expm1": "math.expm1 x",
-        "Floor": "floor x",
-        "FloorDiv": "math.floordiv x y",
-        "FloorMod": "math.mod x y",
-        "GatherV2": "gather params indices axis batch_dims>batch_dims",
-        "Greater": "greater x y",
-        "GreaterEqual": "greater_equal x y",
-        "IsFinite": "math.is_finite x",
-        "Inv": "math.reciprocal x",
-        "Less": "less x y",
-        "LessEqual": "less_equal x y",
-        "Log": "math.log x",
-        "Log1p": "math.log1p x",
-        "LogicalAnd": "logical_and x y",
-        "LogicalNot": "logical_not x",
-        "LogicalOr": "logical_or x y",
-        "Max": f"reduce_max {_REDUCED}",
-        "MaxPool": f"nn.max_pool2d {_POOL}",
-        "Maximum": "maximum x y",
-        "Mean": f"reduce_mean {_REDUCED}",
-        "Min": f"reduce_min {_REDUCED}",
-        "Minimum": "minimum x y",
-        "MirrorPad": "pad tensor paddings mode>mode",
-        "Mul": "multiply x y",
-        "Neg": "negative x",
-        "NotEqual": "not_equal x y",
-        "OnesLike": "ones_like x",
-        "Pack": "stack *values axis>axis",
-        "Pad": "pad tensor paddings",
-        "PadV2": "pad tensor paddings constant_values",
-        "Pow": "pow x y",
-        "Prod": f"reduce_prod {_REDUCED}",
-        "RealDiv": "divide x y",
-        "Reciprocal": "math.reciprocal x",
-        "ReverseV2": "reverse tensor axis",
-        "Round": "round x",
-        "Rsqrt": "math.rsqrt x",
-        "Select": "where condition x y",
-        "SelectV2": "where condition x y",
-        "Sign": "sign x",
-        "Sin": "sin x",
-        "SpaceToDepth": "nn.space_to_depth input block_size>block_size data_format>data_format",
-        "Split": "split axis value num_split>num_or_size_splits",
-        "SplitV": "split value num_or_size_splits axis",
-        "Sqrt": "sqrt x",
-        "Square": "square x",
-        "SquaredDifference": "math.squared_difference x y",
-        "Sub": "subtract x y",
-        "Sum": f"reduce_sum {_REDUCED}",
-        "Tile": "tile input multiples",
-        "Transpose": "transpose a perm",
-        "Unpack": "unstack value num>num axis>axis",
-        "ZerosLike": "zeros_like x",
-    }.items()
+    op: Raw(
+        function,
+        tuple(w for w in words.split() if ">" not in w),
+        dict(w.split(">") for w in words.split() if ">" in w),
+    )
+    for words, names in _RAW_ROWS.items()
+    for op, function in pairs(names)
 }

@@ -15,30 +15,25 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.files import file_sha256
 from kerasseg_tfrecords.text import without_credentials
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = [
-    "OpenedModel",
-    "Provenance",
-    "attach",
-    "copy_provenance",
-    "provenance",
-    "public_name",
-    "recorded",
-    "recorded_beside",
-    "sha256_of",
-]
+__all__ = ["OpenedModel", "Provenance", "attach", "copy_provenance", "provenance", "public_name", "recorded"]
+__all__ += ["recorded_beside", "sha256_of"]
 
 _KEY = "kerasseg"
 _ATTRIBUTE = "_kerasseg_provenance"
-_LONGEST = 4096  # characters per recorded text: records come from untrusted files
-_MOST = 1000  # entries per recorded list
+# Records come from untrusted files.
+Text = Annotated[str, Field(max_length=4096)]
+Texts = Annotated[tuple[Text, ...], Field(max_length=1000)]
 
 
 @dataclass(frozen=True)
@@ -58,24 +53,19 @@ class Provenance:
         kerasseg: The version of kerasseg that opened it.
         file: The saved copy that was opened, if it is not `path` itself.
         file_sha256: SHA-256 of that copy.
-
-    Example:
-        >>> record = Provenance("unet.h5", "00", "Keras 2.3.1", "Keras 2 HDF5", translated=("groups=1 dropped",))
-        >>> record.writer, record.translated, record.largest_difference
-        ('Keras 2.3.1', ('groups=1 dropped',), None)
     """
 
-    path: str
-    sha256: str
-    writer: str
-    kind: str
-    translated: tuple[str, ...] = ()
-    largest_difference: float | None = None
-    changes: tuple[str, ...] = ()
-    intensity: str | None = None
-    kerasseg: str = __version__
-    file: str | None = None
-    file_sha256: str | None = None
+    path: Text
+    sha256: Text
+    writer: Text
+    kind: Text
+    translated: Texts = ()
+    largest_difference: Annotated[float | None, Field(strict=True)] = None
+    changes: Texts = ()
+    intensity: Text | None = None
+    kerasseg: Text = __version__
+    file: Text | None = None
+    file_sha256: Text | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", without_credentials(self.path))
@@ -83,37 +73,16 @@ class Provenance:
             object.__setattr__(self, "file", without_credentials(self.file))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON values.
-
-        >>> p = Provenance("unet.h5", "00", "Keras 2.3.1", "Keras 2 HDF5", translated=("groups=1 dropped",))
-        >>> Provenance.from_json(p.to_json()) == p
-        True
-        """
+        """Return the record as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_json(cls, record: object) -> Provenance | None:
         """Return the record that `to_json` wrote, or None if the value is not a valid one."""
-        if not isinstance(record, Mapping):
+        try:
+            return TypeAdapter(cls).validate_python(record) if isinstance(record, Mapping) else None
+        except ValidationError:
             return None
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            if field.name not in record:
-                continue
-            value = record[field.name]
-            if field.name in {"translated", "changes"}:
-                if not isinstance(value, list) or len(value) > _MOST or not all(map(_is_text, value)):
-                    return None
-                values[field.name] = tuple(value)
-            elif field.name == "largest_difference":
-                if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                    return None
-                values[field.name] = None if value is None else float(value)
-            elif _is_text(value) or (value is None and field.name in {"intensity", "file", "file_sha256"}):
-                values[field.name] = value
-            else:
-                return None
-        return cls(**values) if {"path", "sha256", "writer", "kind"} <= values.keys() else None
 
 
 def public_name(source: str) -> str:
@@ -133,10 +102,6 @@ def public_name(source: str) -> str:
     if scheme != "hf":  # its `@` names a revision
         host = host.rpartition("@")[2]
     return f"{scheme}://{host}{slash}{path}"
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _LONGEST
 
 
 def provenance(model: keras.Model | str | Path) -> Provenance | None:
@@ -196,16 +161,9 @@ def attach(model: keras.Model, record: Provenance) -> keras.Model:
 def copy_provenance(
     old: keras.Model, new: keras.Model, *, changes: tuple[str, ...] = (), **fields: Any
 ) -> Provenance | None:
-    """Copy the record of `old` to `new`, which was made from it.
+    """Copy the record of a network, if it has one, to a network made from it, and return it.
 
-    Args:
-        old: The opened network.
-        new: The network made from it.
-        changes: What was changed, one sentence each; appended to the recorded changes.
-        **fields: Other fields of `Provenance` to replace, for instance `intensity="minmax"`.
-
-    Returns:
-        The record of `new`; None if `old` has none.
+    `changes` are appended to the recorded ones; other fields of `Provenance` are replaced.
     """
     record = provenance(old)
     if record is None:
@@ -231,18 +189,9 @@ def sha256_of(path: Path) -> str:
 
     The digest of a folder is that of the lines `<sha256>  <relative path>` sorted by path, as printed by
     `find . -type f | sort | xargs sha256sum` without the leading `./`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Path(folder, "a")
-        ...     _ = file.write_bytes(b"abc")
-        ...     sha256_of(file)[:16]
-        'ba7816bf8f01cfea'
     """
     if path.is_dir():
         files = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
         lines = "".join(f"{sha256_of(file)}  {name}\n" for name, file in files)
         return hashlib.sha256(lines.encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)

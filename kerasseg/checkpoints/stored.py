@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -22,22 +22,8 @@ from kerasseg.checkpoints.hdf5 import attribute_texts, walk_datasets
 from kerasseg.checkpoints.keras2.layer_config import Adapter, Untranslatable
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = [
-    "LoadReport",
-    "Match",
-    "StoredLayer",
-    "leaves",
-    "match",
-    "nested",
-    "read_all",
-    "read_by_class",
-    "read_by_model",
-    "read_by_name",
-    "snake_case",
-    "stored_numbers",
-]
-
-CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+__all__ = ["LoadReport", "Match", "StoredLayer", "container", "leaves", "match", "nested", "read_all", "read_by_class"]
+__all__ += ["read_by_name", "snake_case", "stored_numbers"]
 
 
 @dataclass(frozen=True)
@@ -70,11 +56,10 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which layers of a network received their weights.
+    """The layers of a network that received their weights, and those that did not.
 
     Attributes:
-        loaded: Paths of the loaded layers.
-        missing: Layers with weights that are not in the file.
+        loaded, missing: Paths of layers with weights that are, or are not, in the file.
         unexpected: Layers in the file that are not in the network.
         wrong_shape: Layers with different shapes in the file: path, the network's shapes, the file's shapes.
         parameters: Number of loaded values.
@@ -83,7 +68,7 @@ class LoadReport:
     loaded: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
-    wrong_shape: tuple[tuple[str, str, str], ...] = field(default=())
+    wrong_shape: tuple[tuple[str, str, str], ...] = ()
     parameters: int = 0
 
     @property
@@ -121,91 +106,76 @@ def stored_numbers(group: h5py.Group) -> int:
     return sum(int(d.size or 0) for _, d in walk_datasets(group))
 
 
-def read_by_name(group: h5py.Group, path: object) -> dict[str, StoredLayer]:
-    """Read the layers of the old layout by name, in the file's order, without layers that have no weights.
-
-    Raises:
-        CheckpointError: If the file lists weights that it does not hold.
-    """
+def read_by_name(group: h5py.Group) -> dict[str, StoredLayer]:
+    """Read the layers of the old layout by name, in the file's order, without layers that have no weights."""
     flipped = attribute_texts(group, "backend") == ["theano"]
     layers: dict[str, StoredLayer] = {}
     for name in [*(attribute_texts(group, "layer_names") or []), "top_level_model_weights"]:
         inner = group.get(name)
         names = attribute_texts(inner, "weight_names") if isinstance(inner, h5py.Group) else []
-        values = {}
-        for weight in names or []:
-            dataset = inner.get(weight)
-            if not isinstance(dataset, h5py.Dataset):
-                message = f"the weights `{weight}` of layer `{name}` are listed but missing"
-                raise CheckpointError(message, path=str(path))
-            values[weight] = dataset
+        values = {weight: inner.get(weight) for weight in names or []}
+        lost = [weight for weight, dataset in values.items() if not isinstance(dataset, h5py.Dataset)]
+        if lost:
+            raise CheckpointError(f"the weights `{lost[0]}` of layer `{name}` are listed but missing")
         if values:
             layers[name] = StoredLayer(name, values, flipped)
     return layers
 
 
-def read_by_class(group: h5py.Group, config: Mapping[str, Any], prefix: str = "") -> dict[str, StoredLayer]:
-    """Read the layers of the new layout by name; `config`, as stored with them, names the layer of each group.
+def read_by_class(
+    group: h5py.Group, network: Mapping[str, Any] | keras.Model, prefix: str = ""
+) -> dict[str, StoredLayer]:
+    """Read the layers of the new layout by name.
 
-    Layers whose group is missing or empty are left out.
+    `network` names the layer of each group: the configuration stored with the weights, or a model that should have them.
+    Layers whose group is missing or empty, and groups that the network does not have, are left out.
     """
-    container = _container(group)
-    if container is None:
-        return {}
-    inner = config["config"]
-    entries = inner if isinstance(inner, list) else inner["layers"]
-    if config["class_name"] == "Sequential":
-        entries = [e for e in entries if e["class_name"] != "InputLayer"]
-    layers: dict[str, StoredLayer] = {}
-    for entry, child in zip(entries, _children(container, [str(e["class_name"]) for e in entries]), strict=True):
-        if not isinstance(child, h5py.Group):
-            continue
-        path = prefix + str(entry.get("name") or entry["config"]["name"])
-        if entry["class_name"] in NETWORKS:
-            layers |= read_by_class(child, entry, f"{path}/")
-        elif values := _values(child):
-            layers[path] = StoredLayer(path, values)
-    return layers
-
-
-def read_by_model(group: h5py.Group, model: keras.Model, prefix: str = "") -> dict[str, StoredLayer]:
-    """Read the layers of the new layout where `model` would look for them; the rest of the file is left out."""
-    container = _container(group)
-    if container is None:
-        return {}
-    layers: dict[str, StoredLayer] = {}
-    names = [type(layer).__name__ for layer in model.layers]
-    for layer, child in zip(model.layers, _children(container, names), strict=True):
-        path = f"{prefix}{layer.name}"
-        if not isinstance(child, h5py.Group):
-            continue
-        if isinstance(layer, keras.Model):
-            layers |= read_by_model(child, layer, f"{path}/")
-        elif values := _values(child):
-            layers[path] = StoredLayer(path, values)
-    return layers
-
-
-def _container(group: h5py.Group) -> h5py.Group | None:
-    return next((group[c] for c in CONTAINERS if isinstance(group.get(c), h5py.Group)), None)
-
-
-def _children(container: h5py.Group, class_names: Iterable[str]) -> Iterator[Any]:
-    """Yield the group of each layer: the class name in snake case, numbered from the second layer of a class."""
+    groups = container(group)
     counts: Counter[str] = Counter()
-    for stem in map(snake_case, class_names):
-        yield container.get(f"{stem}_{counts[stem]}" if counts[stem] else stem)
-        counts[stem] += 1
-
-
-def read_all(group: h5py.Group, prefix: str = "") -> dict[str, StoredLayer]:
-    """Read every layer of the new layout by its group (`layers/conv2d_1`), the layers of a class in order."""
-    container = next((c for c in CONTAINERS if isinstance(group.get(c), h5py.Group)), None)
     layers: dict[str, StoredLayer] = {}
-    for key in sorted(group[container] if container else (), key=_natural_name):
-        child, path = group[container][key], f"{prefix}{container}/{key}"
-        if any(isinstance(child.get(c), h5py.Group) for c in CONTAINERS):
-            layers |= read_all(child, f"{path}/")
+    if groups is None:
+        return layers
+    for class_name, name, inner in _members(network):
+        stem = snake_case(class_name)  # numbered from the second layer of a class
+        child = groups.get(f"{stem}_{counts[stem]}" if counts[stem] else stem)
+        counts[stem] += 1
+        if not isinstance(child, h5py.Group):
+            continue
+        if inner is not None:
+            layers |= read_by_class(child, inner, f"{prefix}{name}/")
+        elif values := _values(child):
+            layers[prefix + name] = StoredLayer(prefix + name, values)
+    return layers
+
+
+def _members(network: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield the class and the name of each layer, and the layer itself if it is a network."""
+    if isinstance(network, keras.Model):
+        for layer in network.layers:
+            yield type(layer).__name__, layer.name, layer if isinstance(layer, keras.Model) else None
+        return
+    inner = network["config"]
+    for entry in inner if isinstance(inner, list) else inner["layers"]:
+        class_name = str(entry["class_name"])
+        if network["class_name"] != "Sequential" or class_name != "InputLayer":
+            name = str(entry.get("name") or entry["config"]["name"])
+            yield class_name, name, entry if class_name in NETWORKS else None
+
+
+def container(group: h5py.Group) -> h5py.Group | None:
+    """Return the group of a network's layers in the new layout; None for another layout."""
+    return next(
+        (g for c in ("layers", "_layer_checkpoint_dependencies") if isinstance(g := group.get(c), h5py.Group)), None
+    )
+
+
+def read_all(group: h5py.Group) -> dict[str, StoredLayer]:
+    """Read every layer of the new layout by its group (`layers/conv2d_1`), the layers of a class in order."""
+    layers: dict[str, StoredLayer] = {}
+    for _, child in sorted((container(group) or {}).items(), key=lambda item: _natural_name(item[0])):
+        path = child.name.removeprefix("/")
+        if container(child) is not None:
+            layers |= read_all(child)
         elif values := _values(child):
             layers[path] = StoredLayer(path, values)
     return layers
@@ -245,12 +215,7 @@ def nested(model: keras.Model) -> Iterator[keras.Model]:
 
 @dataclass(frozen=True)
 class Match:
-    """The stored weights of each layer, before any are assigned.
-
-    Attributes:
-        report: What fits and what does not.
-        values: Each layer that fits, with its weights in the layer's order.
-    """
+    """The stored weights of each layer that fits, in the layer's order, before any are assigned."""
 
     report: LoadReport
     values: tuple[tuple[keras.layers.Layer, tuple[Any, ...]], ...]
@@ -268,14 +233,8 @@ class Match:
 def match(
     model: keras.Model, stored: Mapping[str, StoredLayer], *, adapters: Mapping[str, Adapter] | None = None
 ) -> Match:
-    """Find the stored weights of each layer by its path.
-
-    Args:
-        model: A built network, left unchanged.
-        stored: The result of `read_by_name` or `read_by_class`.
-        adapters: For translated layers, functions that make the new weights from the old (see `translate`).
-    """
-    stored = _split_nested(model, dict(stored))
+    """Find the stored weights of each layer by its path; `adapters` make those of translated layers from the old ones."""
+    stored = _split_nested(model, stored)
     loaded: list[str] = []
     missing: list[str] = []
     wrong: list[tuple[str, str, str]] = []
@@ -284,12 +243,10 @@ def match(
         weights = layer.weights
         if not weights:
             continue
-        source = stored.pop(path, None)
-        if source is None:
-            missing.append(path)
-            continue
-        adapter = (adapters or {}).get(path)
+        source, adapter = stored.pop(path, None), (adapters or {}).get(path)
         try:
+            if source is None:
+                raise Untranslatable("it is not in the file")
             values = tuple(adapter({**source.values, **source.short}) if adapter else _ordered(source, weights))
         except Untranslatable:
             missing.append(path)
@@ -298,9 +255,9 @@ def match(
             wrong.append((path, _shapes(weights), _shapes(values)))
             continue
         if source.flipped:
-            values = tuple(
-                _unflipped(np.asarray(v)) if "kernel" in w.name else v for v, w in zip(values, weights, strict=True)
-            )
+            # Theano computes convolutions and TensorFlow correlations, so the kernels are mirror images.
+            flip = ["kernel" in w.name and len(w.shape) == 4 for w in weights]
+            values = tuple(np.asarray(v)[::-1, ::-1] if f else v for v, f in zip(values, flip, strict=True))
         pairs.append((layer, values))
         loaded.append(path)
     count = sum(int(np.prod(v.shape)) for _, values in pairs for v in values)
@@ -312,49 +269,33 @@ def _shapes(values: Iterable[Any]) -> str:
 
 
 def _ordered(source: StoredLayer, weights: list[Any]) -> list[h5py.Dataset]:
-    short = source.short
-    names = [w.name for w in weights]
-    if len(short) == len(source.values) and set(names) == set(short):
-        return [short[name] for name in names]
-    return list(source.values.values())
+    short, names = source.short, [w.name for w in weights]
+    by_name = len(short) == len(source.values) and set(names) == set(short)
+    return [short[name] for name in names] if by_name else list(source.values.values())
 
 
-def _unflipped(kernel: np.ndarray) -> np.ndarray:
-    # Theano computes convolutions and TensorFlow correlations, so the kernels are mirror images.
-    return kernel[::-1, ::-1] if kernel.ndim == 4 else kernel
-
-
-def _split_nested(model: keras.Model, stored: dict[str, StoredLayer]) -> dict[str, StoredLayer]:
+def _split_nested(model: keras.Model, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
     """Distribute the weights of nested networks, which the old layout stores as one layer each."""
     result = dict(stored)
-    for layer in model.layers:
-        if not isinstance(layer, keras.Model) or layer.name not in stored:
+    for network in model.layers:
+        if not isinstance(network, keras.Model) or network.name not in stored:
             continue
-        whole = result.pop(layer.name)
-        inner = dict(leaves(layer, f"{layer.name}/"))
+        whole = result.pop(network.name)
+        inner = dict(leaves(network, f"{network.name}/"))
         by_name: dict[str, list[str]] = {}
         for path in inner:
             by_name.setdefault(path.rpartition("/")[2], []).append(path)
+        owners = [
+            next((by_name[p][0] for p in reversed(name.split("/")[:-1]) if len(by_name.get(p, ())) == 1), None)
+            for name in whole.values
+        ]
+        if None in owners:  # by order: Keras writes the trainable weights of a nested network first
+            of_weight = {id(w): path for path, layer in inner.items() for w in layer.weights}
+            order = [*network.trainable_weights, *network.non_trainable_weights]
+            owners = [of_weight.get(id(weight)) for weight in order]
         parts: dict[str, dict[str, h5py.Dataset]] = {}
-        for name, dataset in whole.values.items():
-            owner = next((p for p in reversed(name.split("/")[:-1]) if len(by_name.get(p, ())) == 1), None)
-            if owner is None:
-                parts = _by_order(layer, inner, whole)
-                break
-            parts.setdefault(by_name[owner][0], {})[name] = dataset
+        for owner, (name, dataset) in zip(owners, whole.values.items(), strict=False):
+            if owner is not None:
+                parts.setdefault(owner, {})[name] = dataset
         result |= {path: StoredLayer(path, values, whole.flipped) for path, values in parts.items()}
     return result
-
-
-def _by_order(
-    network: keras.Model, inner: Mapping[str, keras.layers.Layer], whole: StoredLayer
-) -> dict[str, dict[str, h5py.Dataset]]:
-    # Keras writes the trainable weights of a nested network first.
-    owners = {id(w): path for path, layer in inner.items() for w in layer.weights}
-    order = [*network.trainable_weights, *network.non_trainable_weights]
-    parts: dict[str, dict[str, h5py.Dataset]] = {}
-    for weight, (name, dataset) in zip(order, whole.values.items(), strict=False):
-        path = owners.get(id(weight))
-        if path is not None:
-            parts.setdefault(path, {})[name] = dataset
-    return parts

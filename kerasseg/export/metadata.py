@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from kerasseg.checkpoints.provenance import Provenance, public_name
-from kerasseg.checkpoints.savedmodel.signatures import NETWORK_SIGNATURE
+from kerasseg.checkpoints.savedmodel import NETWORK_SIGNATURE
 from kerasseg.evaluation.schema import Evaluation, read_evaluation
 from kerasseg.export.parity import Shards
 from kerasseg.export.schema import (

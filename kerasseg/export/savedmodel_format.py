@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from kerasseg.checkpoints.savedmodel.signatures import NETWORK_SIGNATURE
+from kerasseg.checkpoints.savedmodel import NETWORK_SIGNATURE
 from kerasseg.export.mask_graph import postprocess_all
 from kerasseg.export.serving import Network
 from kerasseg.postprocessing import MaskRule

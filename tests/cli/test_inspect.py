@@ -254,7 +254,7 @@ def test_convert_says_that_it_may_not_write(plain: Path, tmp_path: Path, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("kerasseg.checkpoints.conversion.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("kerasseg_tfrecords.files.tempfile.mkdtemp", refuse)
     result = run("convert", plain, tmp_path / "out.keras")
     assert isinstance(result.exception, KerassegError)
     assert "out.keras: it cannot be written" in str(result.exception)

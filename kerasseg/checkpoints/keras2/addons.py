@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,13 +15,8 @@ __all__ = ["ADDONS", "translate_addon"]
 
 
 def translate_addon(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """Translate one `Addons>...` layer into Keras 3 layers.
-
-    Raises:
-        Untranslatable: It wraps a layer or uses an option without a counterpart in Keras 3.
-    """
-    short = old.class_name.rpartition(">")[2]
-    return ADDONS[short](old, notes)
+    """Translate one `Addons>...` layer into Keras 3 layers."""
+    return ADDONS[old.class_name.rpartition(">")[2]](old, notes)
 
 
 def _native(class_name: str, **config: Any) -> Callable[[OldLayer, list[str]], list[NewLayer]]:
@@ -59,7 +55,7 @@ def _weight(old: OldLayer, notes: list[str]) -> list[NewLayer]:
         kernel = v * (g / norm) if initialized else v
         return [kernel, _pick(values, "bias", "layer/vars/0")] if has_bias else [kernel]
 
-    return [_renamed(first, old.name, adapt), *rest]
+    return [dataclasses.replace(first, config={**first.config, "name": old.name}, adapter=adapt), *rest]
 
 
 def _spectral(old: OldLayer, notes: list[str]) -> list[NewLayer]:
@@ -87,29 +83,20 @@ def _registered(old: OldLayer, notes: list[str]) -> list[NewLayer]:
     config = {k: v for k, v in old.config.items() if not k.endswith(("_initializer", "_regularizer", "_constraint"))}
     if not isinstance(config.get("dtype", "float32"), str):
         config["dtype"] = config["dtype"]["config"]["name"]
-    registered = f"Addons>{short}"
-    return [NewLayer(short, config, "kerasseg.checkpoints.legacy", registered_name=registered, calls=old.calls)]
+    return [NewLayer(short, config, "kerasseg.checkpoints.legacy", old.class_name, old.calls)]
 
 
-def _renamed(layer: NewLayer, name: str, adapter: Any) -> NewLayer:
-    return NewLayer(layer.class_name, {**layer.config, "name": name}, layer.module, None, layer.calls, adapter)
-
-
-def _pick(values: Mapping[str, Any], *names: str) -> Any:
-    for name in names:
-        if name in values:
-            return values[name]
-    raise Untranslatable(f"its weight `{names[0]}` is not in the file")
+def _pick(values: Mapping[str, Any], old: str, new: str) -> Any:
+    """Return a weight by its name in the old or the new layout."""
+    if old not in values and new not in values:
+        raise Untranslatable(f"its weight `{old}` is not in the file")
+    return values[old if old in values else new]
 
 
 ADDONS: Mapping[str, Callable[[OldLayer, list[str]], list[NewLayer]]] = {
     "InstanceNormalization": _native("GroupNormalization", groups=-1),
-    "GroupNormalization": _native("GroupNormalization"),
     "WeightNormalization": _weight,
     "SpectralNormalization": _spectral,
-    "AdaptiveAveragePooling2D": _native("AdaptiveAveragePooling2D"),
-    "AdaptiveMaxPooling2D": _native("AdaptiveMaxPooling2D"),
-    "FilterResponseNormalization": _registered,
-    "TLU": _registered,
-    "StochasticDepth": _registered,
+    **{n: _native(n) for n in ("GroupNormalization", "AdaptiveAveragePooling2D", "AdaptiveMaxPooling2D")},
+    **dict.fromkeys(("FilterResponseNormalization", "TLU", "StochasticDepth"), _registered),
 }

@@ -1,4 +1,4 @@
-"""The representation in which Keras 2 layers are translated to Keras 3.
+"""The representation in which Keras 2 layers are translated to Keras 3, and walks over the configurations of both.
 
 An `OldLayer` has a name, class, configuration and calls, with every tensor as a `Ref`. A rule turns it into a list of
 `NewLayer`: the first takes its place, each later one follows the one before, and references to the old layer become
@@ -8,13 +8,14 @@ references to the last.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kerasseg.checkpoints.operations import Ref, Untranslatable
 
-__all__ = ["Adapter", "Call", "NewLayer", "OldLayer", "Ref", "Untranslatable", "after", "native", "parse_call"]
+__all__ = ["Adapter", "Call", "NewLayer", "OldLayer", "Ref", "Untranslatable", "after", "ends", "entry_name"]
+__all__ += ["histories", "map_ends", "map_refs", "native", "parse_call"]
 
 #: Makes the weights of the new layer, in its order, from those of the old one by name.
 Adapter = Callable[[Mapping[str, Any]], list[Any]]
@@ -26,11 +27,6 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def tensors(self) -> list[Ref]:
-        """The positional tensors, as a flat list."""
-        return [r for a in self.args for r in (a if isinstance(a, list) else [a]) if isinstance(r, Ref)]
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,7 @@ class OldLayer:
 
     @property
     def call(self) -> Call:
-        """The only call, or the first of several that agree in their keyword arguments.
-
-        Raises:
-            Untranslatable: The calls differ in their keyword arguments.
-        """
+        """The only call, or the first of several that agree in their keyword arguments."""
         if any(c.kwargs != self.calls[0].kwargs for c in self.calls):
             raise Untranslatable("it is called several times with different arguments")
         return self.calls[0]
@@ -86,18 +78,13 @@ def after(first: NewLayer, suffix: str, class_name: str, **config: Any) -> NewLa
 
 
 def parse_call(node: Any, names: frozenset[str]) -> Call:
-    """Parse an inbound node of Keras 2: `[["conv", 0, 0, {}], ...]`, or for an operation `["conv", 0, 0, {"y": 2.0}]`.
-
-    Raises:
-        Untranslatable: The node has another form.
-    """
+    """Parse an inbound node of Keras 2: `[["conv", 0, 0, {}], ...]`, or for an operation `["conv", 0, 0, {"y": 2.0}]`."""
+    unknown = "its inputs are not described in a known way"
 
     def value(v: Any) -> Any:
         if _is_ref(v, names):
             return Ref(v[0], v[1], v[2])
-        if isinstance(v, list):
-            return [value(w) for w in v]
-        return v
+        return [value(w) for w in v] if isinstance(v, list) else v
 
     try:
         if isinstance(node[0], str):  # an operation: one tensor or constant, the rest as keywords
@@ -108,10 +95,10 @@ def parse_call(node: Any, names: frozenset[str]) -> Call:
         kwargs = {k: value(v) for item in node if len(item) > 3 for k, v in item[3].items()}
         kwargs = {k: v for k, v in kwargs.items() if k != "name" and not (k == "mask" and v is None)}
         if not all(isinstance(t.layer, str) and isinstance(t.node, int) for t in tensors if isinstance(t, Ref)):
-            raise Untranslatable("its inputs are not described in a known way")
+            raise Untranslatable(unknown)
         return Call((tensors[0] if len(tensors) == 1 else tensors,), kwargs)
     except (TypeError, IndexError, KeyError, AttributeError) as error:
-        raise Untranslatable("its inputs are not described in a known way") from error
+        raise Untranslatable(unknown) from error
 
 
 def _is_ref(v: Any, names: frozenset[str]) -> bool:
@@ -123,3 +110,40 @@ def _is_ref(v: Any, names: frozenset[str]) -> bool:
         and v[0] in names
         and all(isinstance(n, int) for n in v[1:3])
     )
+
+
+def map_refs(value: Any, change: Callable[[Ref], Any]) -> Any:
+    """Return an argument of a call with every `Ref` changed, also in lists."""
+    if isinstance(value, Ref):
+        return change(value)
+    return [map_refs(v, change) for v in value] if isinstance(value, list) else value
+
+
+def entry_name(entry: Mapping[str, Any]) -> str:
+    """Return the name of a layer."""
+    return str(entry["name"] if "name" in entry else entry["config"]["name"])
+
+
+def histories(value: Any) -> Iterator[list[Any]]:
+    """Yield the `[layer, node, tensor]` reference of every tensor in a call of Keras 3, in order."""
+    if isinstance(value, Mapping) and isinstance(value.get("keras_history"), list):
+        yield value["keras_history"]
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from histories(inner)
+
+
+def map_ends(value: Any, change: Callable[[list[Any]], list[Any]]) -> Any:
+    """Return the input or output list of a network with every `[layer, node, tensor]` changed."""
+    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: map_ends(v, change) for k, v in value.items()}
+    return [map_ends(v, change) for v in value]
+
+
+def ends(value: Any) -> list[list[Any]]:
+    """Return every `[layer, node, tensor]` in the input or output list of a network."""
+    found: list[list[Any]] = []
+    map_ends(value, lambda end: found.append(end) or end)  # type: ignore[func-returns-value]
+    return found

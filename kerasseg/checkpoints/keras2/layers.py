@@ -17,7 +17,7 @@ from typing import Any
 
 import keras
 
-from kerasseg.checkpoints.allowed import LAYERS
+from kerasseg.checkpoints.allowed import LAYERS, pairs, words
 from kerasseg.checkpoints.keras2.layer_config import Adapter, NewLayer, OldLayer, Untranslatable, after, native
 
 __all__ = ["LEGACY_BILINEAR", "arguments", "translate_layer"]
@@ -25,60 +25,48 @@ __all__ = ["LEGACY_BILINEAR", "arguments", "translate_layer"]
 #: Set in `OldLayer.config` by the caller if the writer's bilinear upsampling sampled at corners.
 LEGACY_BILINEAR = "__legacy_bilinear__"
 
-_SAME = {
-    "BatchNormalizationV1": "BatchNormalization",
-    "BatchNormalizationV2": "BatchNormalization",
-    "SyncBatchNormalization": "BatchNormalization",
-    "Convolution2D": "Conv2D",
-    "Convolution2DTranspose": "Conv2DTranspose",
-    "Deconvolution2D": "Conv2DTranspose",
-    "SeparableConvolution2D": "SeparableConv2D",
-    "AvgPool2D": "AveragePooling2D",
-    "MaxPool2D": "MaxPooling2D",
-    "GlobalAvgPool2D": "GlobalAveragePooling2D",
-    "GlobalMaxPool2D": "GlobalMaxPooling2D",
-    "FixedDropout": "Dropout",  # from the EfficientNet package: Dropout whose noise shape may contain None
-}
+#: Old name -> Keras 3 name. FixedDropout is from the EfficientNet package: a Dropout whose noise shape may contain None.
+_SAME = dict(
+    pairs(
+        "BatchNormalizationV1:BatchNormalization BatchNormalizationV2:BatchNormalization Convolution2D:Conv2D "
+        "SyncBatchNormalization:BatchNormalization Convolution2DTranspose:Conv2DTranspose AvgPool2D:AveragePooling2D "
+        "Deconvolution2D:Conv2DTranspose SeparableConvolution2D:SeparableConv2D MaxPool2D:MaxPooling2D "
+        "GlobalAvgPool2D:GlobalAveragePooling2D GlobalMaxPool2D:GlobalMaxPooling2D FixedDropout:Dropout"
+    )
+)
 _RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
-_BOOKKEEPING = frozenset(
-    {"batch_input_shape", "input_shape", "input_dtype", "input_dim", "input_length", "dynamic", "weights", "ragged"}
-) | {"query_shape", "key_shape", "value_shape"}
+_BOOKKEEPING = words(
+    "batch_input_shape input_shape input_dtype input_dim input_length dynamic weights ragged "
+    "query_shape key_shape value_shape"
+)
 #: Neutral values of arguments that Keras 3 does not have.
 _SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "groups": (1,),
     "fused": (True, False, None),
-    "renorm": (False,),
-    "renorm_clipping": (None,),
     "renorm_momentum": (0.99,),
-    "virtual_batch_size": (None,),
-    "adjustment": (None,),
     "implementation": (0, 1, 2),
     "interpolation": ("nearest",),
     # Depthwise and separable convolutions name their kernels differently; these belong to the base class.
     "kernel_initializer": (Ellipsis,),
     "kernel_regularizer": (Ellipsis,),
     "kernel_constraint": (Ellipsis,),
-    "filters": (None,),
     LEGACY_BILINEAR: (Ellipsis,),
 }
 _PARTS = {"initializer": keras.initializers, "regularizer": keras.regularizers, "constraint": keras.constraints}
-_DISTRIBUTIONS = {"normal": "truncated_normal"}
 _ACTIVATION_LAYERS = frozenset({"ReLU", "LeakyReLU", "ELU", "PReLU", "Softmax"})
 
 
 def translate_layer(old: OldLayer, notes: list[str]) -> list[NewLayer]:
-    """Translate one Keras 2 layer into Keras 3 layers, and append what changed to `notes`.
-
-    Raises:
-        Untranslatable: An argument has no counterpart in Keras 3.
-    """
+    """Translate one Keras 2 layer into Keras 3 layers, and append what changed to `notes`."""
     class_name = _SAME.get(old.class_name, old.class_name)
     if old.class_name == "ThresholdedReLU":
         notes.append("ThresholdedReLU became ReLU with a threshold")
         return [native(old, "ReLU", threshold=float(old.config.get("theta", 1.0)))]
     if class_name not in LAYERS:
         # Unchanged: `check_config` refuses it by name, or knows it as registered by the user.
-        return [_foreign(old)]
+        config = {k: v for k, v in old.config.items() if k not in {LEGACY_BILINEAR, "batch_input_shape"}}
+        registered = old.class_name if ">" in old.class_name else None
+        return [NewLayer(old.class_name, config, "", registered, old.calls)]
     config = dict(old.config)
     following: list[tuple[str, str, dict[str, Any]]] = []
     for key in ("activation", "recurrent_activation"):
@@ -97,10 +85,9 @@ def translate_layer(old: OldLayer, notes: list[str]) -> list[NewLayer]:
         notes.append(
             "the file does not say how UpSampling2D interpolates (tf.keras before 1.14 never did): nearest is assumed"
         )
-    head = native(old, class_name)
-    head.config.update(arguments(class_name, config, notes))
     adapter = _attention_weights(bool(config.get("use_bias", True))) if class_name == "MultiHeadAttention" else None
-    head = NewLayer(class_name, head.config, calls=old.calls, adapter=adapter)
+    arranged = {**native(old, class_name).config, **arguments(class_name, config, notes)}
+    head = NewLayer(class_name, arranged, calls=old.calls, adapter=adapter)
     return [head, *(after(head, suffix, kind, **more_config) for suffix, kind, more_config in following)]
 
 
@@ -122,18 +109,8 @@ def _attention_weights(use_bias: bool) -> Adapter:
     return adapt
 
 
-def _foreign(old: OldLayer) -> NewLayer:
-    config = {k: v for k, v in old.config.items() if k not in {LEGACY_BILINEAR, "batch_input_shape"}}
-    registered = old.class_name if ">" in old.class_name else None
-    return NewLayer(old.class_name, config, module="", registered_name=registered, calls=old.calls)
-
-
 def arguments(class_name: str, config: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Return the configuration entries that the Keras 3 layer `class_name` accepts, without its name.
-
-    Raises:
-        Untranslatable: An entry that Keras 3 does not accept has a value that matters.
-    """
+    """Return the configuration entries that the Keras 3 layer `class_name` accepts, without its name."""
     if class_name == "InputLayer":
         shape = config.get("batch_input_shape", config.get("batch_shape"))
         return {"batch_shape": shape, "dtype": _dtype(config.get("dtype")) or "float32"}
@@ -190,20 +167,14 @@ def _part(value: Any, kind: str) -> Any:
         return _UNKNOWN
     accepted = inspect.signature(cls).parameters
     config = {k: v for k, v in (value.get("config") or {}).items() if k in accepted}
-    if "distribution" in config:
-        config["distribution"] = _DISTRIBUTIONS.get(config["distribution"], config["distribution"])
+    if config.get("distribution") == "normal":
+        config["distribution"] = "truncated_normal"
     return {"module": f"keras.{kind}s", "class_name": value["class_name"], "config": config, "registered_name": None}
 
 
 #: TensorFlow Addons activation -> Keras 3 activation with the same defaults. `sparsemax` is left out, because Keras 3.15
 #: computes a wrong threshold if more than one entry is kept; `legacy` has its own.
-_ADDONS = {
-    "gelu": "gelu",
-    "mish": "mish",
-    "hardshrink": "hard_shrink",
-    "softshrink": "soft_shrink",
-    "tanhshrink": "tanh_shrink",
-}
+_ADDONS = {"gelu": "gelu", "mish": "mish"} | {f"{n}shrink": f"{n}_shrink" for n in ("hard", "soft", "tanh")}
 
 
 def _activation(value: Any, notes: list[str]) -> tuple[Any, list[tuple[str, str, dict[str, Any]]]]:

@@ -5,20 +5,19 @@ They also apply to translated Keras 2 networks, and return new dictionaries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from kerasseg.checkpoints.keras2.layer_config import Adapter
+from kerasseg.checkpoints.allowed import NETWORKS, words
+from kerasseg.checkpoints.keras2.layer_config import Adapter, ends, entry_name, histories, map_ends
 from kerasseg.checkpoints.stored import StoredLayer
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Translation", "ends", "entry_name", "histories", "rewrite"]
-
-MAX_LAYERS = 5000  # a U-Net on EfficientNetB7 has about 1,000, and each takes Keras some milliseconds
+__all__ = ["Translation", "not_understood", "rewrite"]
 
 
 @dataclass(frozen=True)
@@ -58,66 +57,32 @@ def _renamed_weight(name: str, layers: Mapping[str, str]) -> str:
     return name
 
 
-def rewrite(config: Mapping[str, Any], path: object) -> Translation:
-    """Move channels to the last axis and remove a final argmax or threshold.
-
-    Args:
-        config: A Keras 3 network: `{"module", "class_name", "config", ...}`; left unchanged.
-        path: The checkpoint, for messages.
-
-    Raises:
-        CheckpointError: The network is channels-first and contains a layer that kerasseg cannot convert.
-    """
+def rewrite(config: Mapping[str, Any]) -> Translation:
+    """Move the channels of a Keras 3 network to the last axis, and remove a final argmax or threshold."""
     result, notes, adapters = dict(config), [], {}
-    if (layers := _count(config)) > MAX_LAYERS:
-        raise CheckpointError(
-            "the network is too large", path=str(path), found=f"{layers:,} layers", expected=f"at most {MAX_LAYERS:,}"
-        )
     try:
         if _has_channels_first(result):
             result = deepcopy(result)
-            conversion = _ChannelsLast(str(path))
+            conversion = _ChannelsLast()
             conversion.network(result, None, "")
             adapters = conversion.adapters
             notes.append("converted to channels last: the network takes and returns (rows, columns, channels)")
         result, removed = _without_decisions(result)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            "the network's configuration cannot be understood", path=str(path), found=f"{type(error).__name__}: {error}"
-        ) from error
+        raise not_understood(error) from error
     return Translation(result, (*notes, *removed), adapters)
 
 
-def histories(value: Any) -> Iterator[list[Any]]:
-    """Yield the `[layer, node, tensor]` reference of every tensor in a call, in order."""
-    if isinstance(value, Mapping):
-        if isinstance(value.get("keras_history"), list):
-            yield value["keras_history"]
-        else:
-            for inner in value.values():
-                yield from histories(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from histories(inner)
-
-
-def entry_name(entry: Mapping[str, Any]) -> str:
-    """Return the name of a layer."""
-    return str(entry["name"] if "name" in entry else entry["config"]["name"])
-
-
-def _count(network: Any) -> int:
-    """Return the number of layers, including those of nested networks."""
-    config = network.get("config") if isinstance(network, Mapping) else None
-    layers = config.get("layers") if isinstance(config, Mapping) else None
-    return 1 + sum(_count(layer) for layer in layers) if isinstance(layers, list) else 1
+def not_understood(error: Exception) -> CheckpointError:
+    """Return the error for a configuration with unexpected content."""
+    found = f"{type(error).__name__}: {error}"
+    return CheckpointError("the network's configuration cannot be understood", found=found)
 
 
 # --- final decisions -------------------------------------------------------------------------------------------------
 
-_PASSED = frozenset(
-    {"Identity", "Cast", "ExpandDims", "Multiply", "OneHot", "Rescaling", "Reshape", "Squeeze", "Where"}
-)
+_PASSED = words("Identity Cast ExpandDims Multiply OneHot Rescaling Reshape Squeeze Where")
+_DECISIONS = {"Argmax": "argmax", "Greater": "threshold", "GreaterEqual": "threshold", "Round": "rounding"}
 _FILLED = frozenset({"FullLike", "OnesLike", "ZerosLike"})
 
 
@@ -134,21 +99,19 @@ def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[st
         tail, current = [], end
         while (entry := by_name.get(current[0])) is not None and entry.get("inbound_nodes"):
             kind = str(entry["class_name"])
-            decision = _decision(entry, kind)
+            decision = _DECISIONS.get(kind) if kind != "Argmax" or entry["config"].get("axis") in (-1, 3) else None
             # In files of nested networks, Keras counts calls that the configuration does not list.
             node = entry["inbound_nodes"][min(current[1], len(entry["inbound_nodes"]) - 1)]
             if decision is None and kind not in _PASSED and not (kind == "GetItem" and _adds_axes(node)):
                 return end
             sources = list(histories(node))
+            tail.append(current[0])
             if kind == "Where":  # what it chooses between may be made by layers, but of constants alone
                 filled = [by_name[name] for name, *_ in sources[1:] if name in by_name]
                 sources = sources[:1] if all(e["class_name"] in _FILLED for e in filled) else sources
-                removed_too = [entry_name(e) for e in filled]
-            else:
-                removed_too = []
+                tail += [entry_name(e) for e in filled]
             if len(sources) != 1:
                 return end
-            tail += [current[0], *removed_too]
             current = sources[0]
             if decision is not None:
                 notes.append(f"the final {decision} was removed: the network returns the scores before it")
@@ -156,7 +119,7 @@ def _without_decisions(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[st
                 return list(current)
         return end
 
-    outputs = _map_ends(inner["output_layers"], before)
+    outputs = map_ends(inner["output_layers"], before)
     if not notes:
         return config, ()
     if isinstance(outputs, list) and not isinstance(outputs[0], str):
@@ -177,40 +140,19 @@ def _adds_axes(node: Mapping[str, Any]) -> bool:
     )
 
 
-def _decision(entry: Mapping[str, Any], kind: str) -> str | None:
-    """Return what a layer decides, in words; None if it decides nothing."""
-    if kind == "Argmax":
-        return "argmax" if entry["config"].get("axis") in (-1, 3) else None
-    if kind in {"Greater", "GreaterEqual"}:
-        return "threshold"
-    return "rounding" if kind == "Round" else None
-
-
-def _map_ends(value: Any, change: Callable[[list[Any]], list[Any]]) -> Any:
-    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {k: _map_ends(v, change) for k, v in value.items()}
-    return [_map_ends(v, change) for v in value]
-
-
 _FIRST, _LAST, _FLAT = "channels_first", "channels_last", "flat"
 _AXES = {0: 0, 1: 3, 2: 1, 3: 2}
 
 
-def _words(*lines: str) -> frozenset[str]:
-    return frozenset(word for line in lines for word in line.split())
-
-
-_NEUTRAL = _words(
-    "Absolute Activation ActivityRegularization Add AlphaDropout Average Cast Clip Divide Dropout ELU Elu Exp",
-    "GaussianDropout GaussianNoise Gelu Greater GreaterEqual HardSigmoid HardSilu Identity LeakyReLU LeakyRelu",
-    "Log Maximum Minimum Multiply Negative OnesLike Power ReLU Relu Relu6 Rescaling Round Selu Sigmoid Silu",
-    "Softplus Softsign Sqrt Square Subtract Tanh ZerosLike",
+_NEUTRAL = words(
+    "Absolute Activation ActivityRegularization Add AlphaDropout Average Cast Clip Divide Dropout ELU Elu Exp "
+    "GaussianDropout GaussianNoise Gelu Greater GreaterEqual HardSigmoid HardSilu Identity LeakyReLU LeakyRelu "
+    "Log Maximum Minimum Multiply Negative OnesLike Power ReLU Relu Relu6 Rescaling Round Selu Sigmoid Silu "
+    "Softplus Softsign Sqrt Square Subtract Tanh ZerosLike"
 )
-_WITH_AXIS = _words(
-    "Argmax BatchNormalization Concatenate GroupNormalization LayerNormalization Max Mean Min Normalization",
-    "Softmax Stack Sum UnitNormalization",
+_WITH_AXIS = words(
+    "Argmax BatchNormalization Concatenate GroupNormalization LayerNormalization Max Mean Min Normalization "
+    "Softmax Stack Sum UnitNormalization"
 )
 
 
@@ -223,8 +165,7 @@ def _has_channels_first(value: Any) -> bool:
 class _ChannelsLast:
     """Rewrites a network in place, keeping track of each tensor's layout in the file."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.adapters: dict[str, Adapter] = {}
 
     def network(self, entry: dict[str, Any], given: str | None, prefix: str) -> str:
@@ -245,7 +186,7 @@ class _ChannelsLast:
             config["build_input_shape"] = _moved(config["build_input_shape"])
         if isinstance(entry.get("build_config"), dict):
             entry.pop("build_config")
-        outputs = list(ends(config["output_layers"])) if "output_layers" in config else []
+        outputs = ends(config["output_layers"]) if "output_layers" in config else []
         return layouts.get(outputs[0][0], layout) if outputs else layout
 
     def start(self, layers: list[dict[str, Any]], name: str) -> str:
@@ -264,7 +205,7 @@ class _ChannelsLast:
     def layer(self, entry: dict[str, Any], layout: str, prefix: str) -> str:
         kind, config, name = entry["class_name"], entry["config"], entry_name(entry)
         entry.pop("build_config", None)
-        if kind in {"Functional", "Model", "Sequential"}:
+        if kind in NETWORKS:
             return self.network(entry, layout, f"{prefix}{name}/")
         if "data_format" in config and kind != "Flatten":
             if config["data_format"] not in (layout, None):
@@ -310,7 +251,6 @@ class _ChannelsLast:
     def refuse(self, name: str, kind: str, why: str) -> None:
         raise CheckpointError(
             f"the network has its channels first, and the layer `{name}` ({kind}) cannot be converted: {why}",
-            path=self.path,
             expected="data_format='channels_last'",
             remedy="Build the network with keras.config.set_image_data_format('channels_last'), load the weights, save it.",
         )
@@ -323,12 +263,3 @@ def _only(values: Mapping[str, Any]) -> str:
 def _moved(shape: Any) -> list[Any]:
     batch, channels, *rest = shape
     return [batch, *rest, channels]
-
-
-def ends(value: Any) -> Iterator[list[Any]]:
-    """Yield every `[layer, node, tensor]` in the input or output list of a network."""
-    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
-        yield value
-    else:
-        for v in value.values() if isinstance(value, Mapping) else value:
-            yield from ends(v)

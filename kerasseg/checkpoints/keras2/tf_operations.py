@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kerasseg.checkpoints.keras2.layer_config import Call, NewLayer, OldLayer
-from kerasseg.checkpoints.operations import TABLE, Expression, Ref, Untranslatable, expression
+from kerasseg.checkpoints.keras2.layer_config import Call, NewLayer, OldLayer, map_refs
+from kerasseg.checkpoints.operations import Expression, Ref, Untranslatable, expression, named, short_name
 from kerasseg.checkpoints.savedmodel.arithmetic import Dim
 
 __all__ = ["OPERATION_CLASSES", "Sizes", "translate_operation"]
@@ -27,11 +27,7 @@ ShapeOf = Callable[[Ref, bool], tuple[int | None, ...]]
 
 
 class Sizes:
-    """Values of tensors that hold sizes of other tensors, such as the results of `tf.shape`.
-
-    Args:
-        shape_of: Returns the shape of a tensor of the network.
-    """
+    """Values of tensors that hold sizes of other tensors, such as the results of `tf.shape`."""
 
     def __init__(self, shape_of: ShapeOf) -> None:
         self.shape_of = shape_of
@@ -40,16 +36,15 @@ class Sizes:
 
     def add(self, old: OldLayer) -> bool:
         """Evaluate a layer that computes only with sizes; return whether `old` is one."""
-        function = _function(old)
+        function = short_name(str(old.config.get("function", "")))
         if function not in {"shape", *_SIZE_FUNCTIONS} or not old.calls:
             return False
         call = old.call
         if function == "shape":
             ref = call.args[0]
-            shape = self.shape_of(ref, False)
-            source = repr(ref)
-            self.sources[source] = ref
-            value: Any = np.array([Dim(source, i) if n is None else n for i, n in enumerate(shape)], object)
+            self.sources[repr(ref)] = ref
+            sizes = enumerate(self.shape_of(ref, False))
+            value: Any = np.array([Dim(repr(ref), i) if n is None else n for i, n in sizes], object)
         else:
             args, kwargs = [self._held(a) for a in call.args], {k: self._held(v) for k, v in call.kwargs.items()}
             if not any(isinstance(v, np.ndarray) for v in (*args, *kwargs.values())):
@@ -72,9 +67,7 @@ class Sizes:
 
     def known(self, value: Any) -> Any:
         """Replace references to sizes in `value` by numbers, or by `Dim`s where the size is not fixed."""
-        if isinstance(value, Ref) and value in self._known:
-            return self._known[value].tolist()
-        return [self.known(v) for v in value] if isinstance(value, list) else value
+        return map_refs(value, lambda ref: self._known[ref].tolist() if ref in self._known else ref)
 
 
 def _slices(x: np.ndarray, slice_spec: Any) -> Any:
@@ -83,31 +76,19 @@ def _slices(x: np.ndarray, slice_spec: Any) -> Any:
 
 
 _SIZE_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "__operators__.getitem": _slices,
-    **dict.fromkeys(("math.multiply", "multiply", "__operators__.multiply"), lambda x, y: x * y),
-    **dict.fromkeys(("math.add", "add", "__operators__.add"), lambda x, y: x + y),
-    **dict.fromkeys(("math.subtract", "subtract", "__operators__.subtract"), lambda x, y: x - y),
+    "getitem": _slices,
+    "multiply": lambda x, y: x * y,
+    "add": lambda x, y: x + y,
+    "subtract": lambda x, y: x - y,
     "cast": lambda x, **_: x,
     "stack": lambda values, **_: np.asarray(values),
     "identity": lambda x: x,
 }
 
 
-def _function(old: OldLayer) -> str:
-    return str(old.config.get("function", "")).removeprefix("compat.v1.")
-
-
 def translate_operation(old: OldLayer, sizes: Sizes) -> list[NewLayer]:
-    """Translate one TensorFlow operation into Keras 3 layers.
-
-    Args:
-        old: The layer.
-        sizes: The sizes known so far.
-
-    Raises:
-        Untranslatable: The operation, or the way in which it is used, is not supported.
-    """
-    function = _function(old)
+    """Translate one TensorFlow operation into Keras 3 layers, given the sizes known so far."""
+    function = str(old.config.get("function", "")).removeprefix("compat.v1.")
     rows = [_flatten(_expression(function, call, sizes), old.name) for call in old.calls]
     if not rows or any([r[:3] for r in row] != [r[:3] for r in rows[0]] for row in rows):
         raise Untranslatable("it is called several times with different arguments")
@@ -122,12 +103,9 @@ def translate_operation(old: OldLayer, sizes: Sizes) -> list[NewLayer]:
     return chain
 
 
-Row = tuple[str, dict[str, Any], str, Call]
-
-
-def _flatten(value: Expression, name: str) -> list[Row]:
+def _flatten(value: Expression, name: str) -> list[tuple[str, dict[str, Any], str, Call]]:
     """Return the layers of an expression, each after its inputs; inner ones are named `name_0`, `name_1`, ..."""
-    rows: list[Row] = []
+    rows: list[tuple[str, dict[str, Any], str, Call]] = []
 
     def visit(v: Any) -> Any:
         if isinstance(v, Expression):
@@ -144,30 +122,21 @@ _INNER = -1  # the call with the same number as this one
 
 
 def _numbered(call: Call, node: int) -> Call:
-    def value(v: Any) -> Any:
-        if isinstance(v, Ref) and v.node == _INNER:
-            return v._replace(node=node)
-        return [value(w) for w in v] if isinstance(v, list) else v
-
-    return Call(tuple(value(a) for a in call.args))
+    return Call(tuple(map_refs(list(call.args), lambda ref: ref._replace(node=node) if ref.node == _INNER else ref)))
 
 
 def _expression(function: str, call: Call, sizes: Sizes) -> Expression:
     if function == "__operators__.getitem":
-        return _getitem(call, sizes)
+        return _getitem(call.args[0], call.kwargs.get("slice_spec"), sizes)
     if function == "slice":
         return _slice(call, sizes)
-    if function not in TABLE:
-        raise Untranslatable(f"kerasseg does not translate the TensorFlow operation `tf.{function}`")
-    names = TABLE[function][0].split()
-    arguments = dict(zip(names, call.args, strict=False))
-    for name, value in call.kwargs.items():
-        if name in names:
-            arguments[name] = sizes.known(value)
-        elif isinstance(value, list | dict) or value not in _DEFAULTS:
+    arguments, others = named(function, call.args, call.kwargs)
+    for name, value in others.items():
+        if isinstance(value, list | dict) or value not in _DEFAULTS:
             raise Untranslatable(f"its argument {name}={value!r} has no counterpart in Keras 3")
+    arguments = {name: sizes.known(value) for name, value in arguments.items()}
     if function == "image.resize" and isinstance(arguments.get("size"), list):
-        factors = [_factor(arguments["images"], axis, n, sizes) for axis, n in enumerate(arguments["size"], 1)]
+        factors = [_factor(arguments["x"], axis, n, sizes) for axis, n in enumerate(arguments["size"], 1)]
         if any(isinstance(n, Dim) for n in arguments["size"]):
             return _upsample(arguments, factors)
     if function == "reshape" and isinstance(arguments.get("shape"), list):
@@ -194,12 +163,10 @@ def _upsample(arguments: Mapping[str, Any], factors: list[int | None]) -> Expres
     method = arguments.get("method", "bilinear")
     if None in factors or method not in {"bilinear", "nearest"} or arguments.get("antialias"):
         raise Untranslatable("its size is computed by other operations and is not a multiple of the size of its input")
-    return Expression("UpSampling2D", (arguments["images"],), {"size": factors, "interpolation": method})
+    return Expression("UpSampling2D", (arguments["x"],), {"size": factors, "interpolation": method})
 
 
-def _getitem(call: Call, sizes: Sizes) -> Expression:
-    spec = call.kwargs.get("slice_spec")
-
+def _getitem(x: Ref, spec: Any, sizes: Sizes) -> Expression:
     def part(item: Any) -> Any:
         if isinstance(item, dict) and {"start", "stop", "step"} == item.keys():
             if all(n is None or isinstance(n, int) for n in item.values()):
@@ -211,7 +178,6 @@ def _getitem(call: Call, sizes: Sizes) -> Expression:
         raise Untranslatable("its slices depend on other tensors")
 
     key = [part(item) for item in (spec if isinstance(spec, list) else [spec])]
-    x = call.tensors[0]
     if Ellipsis in key:  # Keras cannot save an Ellipsis
         place = key.index(Ellipsis)
         rank = len(sizes.shape_of(x, False))
@@ -226,4 +192,4 @@ def _slice(call: Call, sizes: Sizes) -> Expression:
         raise Untranslatable("its slices depend on other tensors")
     ends = [None if n == -1 else first + n for first, n in zip(begin, size, strict=True)]
     spec = [{"start": first, "stop": end, "step": None} for first, end in zip(begin, ends, strict=True)]
-    return _getitem(Call(call.args, {"slice_spec": spec}), sizes)
+    return _getitem(call.args[0], spec, sizes)

@@ -7,7 +7,7 @@ A new dictionary is returned, and nothing that the configuration names is looked
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -15,34 +15,35 @@ import keras
 
 from kerasseg.checkpoints.allowed import NETWORKS, build, check_config, check_size, without_memory
 from kerasseg.checkpoints.keras2.addons import ADDONS, translate_addon
-from kerasseg.checkpoints.keras2.layer_config import Adapter, Call, NewLayer, OldLayer, Ref, Untranslatable, parse_call
+from kerasseg.checkpoints.keras2.layer_config import (
+    Adapter,
+    Call,
+    NewLayer,
+    OldLayer,
+    Ref,
+    Untranslatable,
+    ends,
+    entry_name,
+    histories,
+    map_ends,
+    map_refs,
+    parse_call,
+)
 from kerasseg.checkpoints.keras2.layers import LEGACY_BILINEAR, translate_layer
-from kerasseg.checkpoints.keras2.rewrites import Translation, ends, entry_name, histories, rewrite
+from kerasseg.checkpoints.keras2.rewrites import Translation, not_understood, rewrite
 from kerasseg.checkpoints.keras2.tf_operations import OPERATION_CLASSES, Sizes, translate_operation
+from kerasseg.checkpoints.savedmodel.graph import sort_from
 from kerasseg.checkpoints.stored import StoredLayer, match
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import count
 
-__all__ = [
-    "Translation",
-    "build_translated",
-    "one_end",
-    "samples_at_corners",
-    "translate",
-    "with_bare_ends",
-]
+__all__ = ["Translation", "build_translated", "samples_at_corners", "translate", "with_bare_ends"]
 
 _SUBCLASSED = "A subclassed model is Python code: run that code, and save a functional network."
 
 
-def one_end(value: Any) -> Any:
-    """Return `[["image", 0, 0]]` as `["image", 0, 0]`, and anything else unchanged.
-
-    With the nested form Keras builds a network that expects a list of inputs and returns a list of outputs.
-
-    >>> one_end([["image", 0, 0]]), one_end([["a", 0, 0], ["b", 0, 0]])
-    (['image', 0, 0], [['a', 0, 0], ['b', 0, 0]])
-    """
+def _one_end(value: Any) -> Any:
+    # With a list of one input or output, Keras would build a network that takes or returns a list.
     return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) else value
 
 
@@ -51,11 +52,8 @@ def with_bare_ends(config: Mapping[str, Any]) -> dict[str, Any]:
     inner = config.get("config")
     if not isinstance(inner, dict):
         return dict(config)
-    bare = {key: one_end(inner[key]) for key in ("input_layers", "output_layers") if key in inner}
+    bare = {key: _one_end(inner[key]) for key in ("input_layers", "output_layers") if key in inner}
     return {**config, "config": {**inner, **bare}}
-
-
-_ANY = {"class_name": "__keras_tensor__", "config": {"shape": [1], "dtype": "float32"}}
 
 
 def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed: dict[str, str]) -> dict[str, Any]:
@@ -67,9 +65,10 @@ def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed
     names = {entry_name(e) for e in layers}
     taken, fresh = set(names), {}
     for name in sorted(n for n in names if "/" in n):
-        free = next(c for c in _candidates(name.replace("/", "_")) if c not in taken)
-        taken.add(free)
-        fresh[name] = free
+        free = name.replace("/", "_")
+        candidates = itertools.chain([free], (f"{free}_{i}" for i in itertools.count(1)))
+        fresh[name] = next(c for c in candidates if c not in taken)
+        taken.add(fresh[name])
 
     def refs(value: Any) -> Any:
         if isinstance(value, list) and len(value) in {3, 4} and isinstance(value[0], str) and value[0] in fresh:
@@ -87,7 +86,9 @@ def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed
         if layer["class_name"] in NETWORKS:
             layer = _without_slashes(layer, f"{path}{old}/", f"{new_path}{new}/", renamed)
         if new != old:
-            layer = {**layer, "config": _named(layer["config"], new), **({"name": new} if "name" in layer else {})}
+            inner = layer["config"]
+            layer = {**layer, "config": {**inner, "name": new} if isinstance(inner, dict) else inner}
+            layer |= {"name": new} if "name" in layer else {}
         rewritten.append({k: refs(v) if k == "inbound_nodes" and fresh else v for k, v in layer.items()})
     if isinstance(config, list):
         return {**entry, "config": rewritten}
@@ -96,40 +97,23 @@ def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed
     return {**entry, "config": {**config, "layers": rewritten, **bounds, **own_name}}
 
 
-def _named(config: Any, name: str) -> Any:
-    return {**config, "name": name} if isinstance(config, dict) else config
-
-
-def _candidates(name: str) -> Iterator[str]:
-    yield name
-    yield from (f"{name}_{i}" for i in itertools.count(1))
-
-
-def translate(config: Mapping[str, Any], *, writer: str = "", path: object = "the configuration") -> Translation:
-    """Rewrite the configuration of a functional or sequential network.
+def translate(config: Mapping[str, Any], *, writer: str = "") -> Translation:
+    """Rewrite the configuration of a functional or sequential network as Keras 2.x or tf.keras wrote it.
 
     Args:
-        config: `{"class_name": "Functional" | "Model" | "Sequential", "config": {...}}` as Keras 2.x or tf.keras wrote it;
-            left unchanged.
-        writer: The version of Keras that wrote it, for instance `2.3.1` or `2.2.4-tf`, because some layers changed
-            between versions.
-        path: The checkpoint, for messages.
-
-    Raises:
-        CheckpointError: A layer has no counterpart in Keras 3; the message names it.
+        config: `{"class_name": "Functional" | "Model" | "Sequential", "config": {...}}`; left unchanged.
+        writer: The version of Keras, for instance `2.3.1` or `2.2.4-tf`, because some layers changed between versions.
     """
-    translator = _Translator(str(path), samples_at_corners(writer))
+    translator = _Translator(samples_at_corners(writer))
     try:
         renamed: dict[str, str] = {}
         rewritten = translator.network(_without_slashes(config, "", "", renamed), "")
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, ValueError) as error:
-        raise CheckpointError(
-            "the network's configuration cannot be understood", path=str(path), found=f"{type(error).__name__}: {error}"
-        ) from error
+        raise not_understood(error) from error
     if renamed:
         old, new = next(iter(renamed.items()))
         translator.notes.append(f"{count(len(renamed), 'layer')} renamed because Keras 3 allows no `/`: {old} is {new}")
-    final = rewrite(rewritten, path)
+    final = rewrite(rewritten)
     notes = tuple(dict.fromkeys((*translator.notes, *final.notes)))
     return Translation(final.config, notes, {**translator.adapters, **final.adapters}, renamed)
 
@@ -144,36 +128,27 @@ def samples_at_corners(writer: str) -> bool:
     return len(numbers) > 1 and numbers[0] == "2" and numbers[1] in {"0", "1", "2", "3"} and not writer.endswith("-tf")
 
 
-def build_translated(
-    translation: Translation, numbers: int, stored: Mapping[str, StoredLayer], path: object
-) -> keras.Model:
+def build_translated(translation: Translation, numbers: int, stored: Mapping[str, StoredLayer]) -> keras.Model:
     """Check and build a translated network and assign all its weights.
 
     Args:
         translation: The network.
         numbers: Number of values in the file; the network must not be larger.
         stored: The weights, under the old names of the layers.
-        path: The checkpoint, for messages.
-
-    Raises:
-        CheckpointError: The configuration is refused, or the weights do not fit.
     """
-    check_config(translation.config, path)
-    check_size(translation.config, numbers, path)
-    model = build(translation.config, path)
+    check_config(translation.config)
+    check_size(translation.config, numbers)
+    model = build(translation.config)
     report = match(model, translation.placed(stored), adapters=translation.adapters).apply()
     if not report.complete:
         raise CheckpointError(
-            "the weights do not fit the network that the file describes",
-            path=str(path),
-            found="; ".join(report.lines()),
+            "the weights do not fit the network that the file describes", found="; ".join(report.lines())
         )
     return model
 
 
 class _Translator:
-    def __init__(self, path: str, corners: bool) -> None:
-        self.path = path
+    def __init__(self, corners: bool) -> None:
         self.corners = corners
         self.notes: list[str] = []
         self.adapters: dict[str, Adapter] = {}
@@ -181,24 +156,15 @@ class _Translator:
     def network(self, entry: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         class_name = entry["class_name"]
         if class_name not in NETWORKS:
-            raise CheckpointError(
-                "the file holds neither a functional nor a sequential network",
-                path=self.path,
-                found=f"class {class_name}",
-                expected="Functional, Model or Sequential",
-                remedy=_SUBCLASSED,
-            )
+            what, found = "the file holds neither a functional nor a sequential network", f"class {class_name}"
+            raise CheckpointError(what, found=found, expected="Functional, Model or Sequential", remedy=_SUBCLASSED)
         config = entry["config"]
         if class_name == "Sequential":
             return self.sequential(config, prefix)
-        if "layers" not in config or "output_layers" not in config:
-            raise CheckpointError(
-                "the file describes a subclassed model",
-                path=self.path,
-                expected="a functional or sequential network",
-                remedy=_SUBCLASSED,
-            )
-        return self.functional(config, prefix)
+        if "layers" in config and "output_layers" in config:
+            return self.functional(config, prefix)
+        expected = "a functional or sequential network"
+        raise CheckpointError("the file describes a subclassed model", expected=expected, remedy=_SUBCLASSED)
 
     def functional(self, config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         names = frozenset(entry_name(e) for e in config["layers"])
@@ -215,7 +181,7 @@ class _Translator:
 
         def shape_of(ref: Ref, usual: bool) -> tuple[int | None, ...]:
             probe = _node(Call((ref,)), last, offsets)
-            return _shape(_wired(rows, last, offsets), probe, usual=usual, path=self.path)
+            return _shape(_wired(rows, last, offsets), probe, usual=usual)
 
         sizes = Sizes(shape_of)
         for entry in config["layers"]:
@@ -231,22 +197,20 @@ class _Translator:
                 rows.append(([_entry(layer) for layer in chain], [first, *(layer.calls for layer in chain[1:])]))
         layers = _wired(rows, last, offsets)
 
-        def moved(value: Any) -> Any:
-            if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
-                name, node, tensor = value
-                if name in nested:
-                    # Here Keras 3 numbers the calls of nested functional networks from 1, and all others from 0.
-                    node = node - offsets[name] + (nested[name]["class_name"] != "Sequential")
-                return [last.get(name, name), node, tensor]
-            return {k: moved(v) for k, v in value.items()} if isinstance(value, dict) else [moved(v) for v in value]
+        def moved(end: list[Any]) -> list[Any]:
+            name, node, tensor = end
+            if name in nested:
+                # Here Keras 3 numbers the calls of nested functional networks from 1, and all others from 0.
+                node = node - offsets[name] + (nested[name]["class_name"] != "Sequential")
+            return [last.get(name, name), node, tensor]
 
         return _network(
             "Functional",
             name=config["name"],
             trainable=config.get("trainable", True),
             layers=layers,
-            input_layers=one_end(moved(config["input_layers"])),
-            output_layers=one_end(moved(config["output_layers"])),
+            input_layers=_one_end(map_ends(config["input_layers"], moved)),
+            output_layers=_one_end(map_ends(config["output_layers"], moved)),
         )
 
     def sequential(self, config: Any, prefix: str) -> dict[str, Any]:
@@ -298,7 +262,6 @@ class _Translator:
     def error(self, name: str, class_name: str, error: Untranslatable) -> CheckpointError:
         return CheckpointError(
             f"the layer `{name}` ({class_name}) cannot be opened with Keras 3: {error}",
-            path=self.path,
             remedy="Replace the layer with the library that wrote the file, then save the network again.",
         )
 
@@ -325,28 +288,23 @@ _PROBE = "kerasseg_probe"
 _USUAL = 256
 
 
-def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool, path: str) -> tuple[int | None, ...]:
+def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool) -> tuple[int | None, ...]:
     """Return the shape of a tensor from the layers that it depends on, without allocating weights."""
-    by_name = {entry["name"]: entry for entry in layers}
     probe = {**_entry(NewLayer("Identity", {"name": _PROBE})), "inbound_nodes": [node]}
-    needed: dict[str, dict[str, Any]] = {_PROBE: probe}
-    stack = [probe]
-    while stack:
-        for name, *_ in histories(stack.pop()["inbound_nodes"]):
-            if name not in by_name:
-                raise Untranslatable("it takes a tensor that comes later")
-            if name not in needed:
-                needed[name] = by_name[name]
-                stack.append(by_name[name])
-    part = [deepcopy(entry) for entry in layers if entry["name"] in needed] + [probe]
+    by_name = {entry["name"]: entry for entry in (*layers, probe)}
+    try:
+        needed = sort_from([_PROBE], lambda name: [source for source, *_ in histories(by_name[name]["inbound_nodes"])])
+    except KeyError:
+        raise Untranslatable("it takes a tensor that comes later") from None
+    part = [deepcopy(by_name[name]) for name in needed]
     starts = [entry for entry in part if entry["class_name"] == "InputLayer"]
     for entry in starts if usual else ():
         shape = entry["config"]["batch_shape"]
         entry["config"]["batch_shape"] = [shape[0], *(_USUAL if n is None else n for n in shape[1:])]
     bounds = {"input_layers": [[e["name"], 0, 0] for e in starts], "output_layers": [_PROBE, 0, 0]}
     config = _network("Functional", name="part", layers=part, **bounds)
-    check_config(config, path)
-    return without_memory(config, path, lambda model: tuple(model.output_shape))
+    check_config(config)
+    return without_memory(config, lambda model: tuple(model.output_shape))
 
 
 def _class(entry: Mapping[str, Any]) -> str:
@@ -357,8 +315,10 @@ def _class(entry: Mapping[str, Any]) -> str:
 
 def _offset(name: str, entry: Mapping[str, Any], parsed: Mapping[str, Any], config: Mapping[str, Any]) -> int:
     """Return 1 if the file numbers the calls of the nested network from 1, else 0."""
-    used = [ref.node for calls in parsed.values() for call in calls for ref in _refs(call) if ref.layer == name]
-    used += [end[1] for end in ends(config["output_layers"]) if end[0] == name]
+    refs: list[Ref] = []
+    for call in (call for calls in parsed.values() for call in calls):
+        map_refs([*call.args, *call.kwargs.values()], refs.append)
+    used = [node for layer, node, _ in (*refs, *ends(config["output_layers"])) if layer == name]
     calls = parsed[name]
     if any(node >= len(calls) for node in used):
         return 1
@@ -368,22 +328,16 @@ def _offset(name: str, entry: Mapping[str, Any], parsed: Mapping[str, Any], conf
     return int(bool(inner) and (inner[0]["class_name"] == "InputLayer" or "batch_input_shape" in inner[0]["config"]))
 
 
-def _refs(value: Any) -> list[Ref]:
-    if isinstance(value, Ref):
-        return [value]
-    if isinstance(value, Call):
-        return _refs(list(value.args)) + _refs(list(value.kwargs.values()))
-    return [r for v in value for r in _refs(v)] if isinstance(value, list) else []
-
-
 def _node(call: Call, last: Mapping[str, str], offsets: Mapping[str, int]) -> dict[str, Any]:
-    def value(v: Any) -> Any:
-        if isinstance(v, Ref):
-            history = [last.get(v.layer, v.layer), v.node - offsets.get(v.layer, 0), v.tensor]
-            return {"class_name": _ANY["class_name"], "config": {**_ANY["config"], "keras_history": history}}  # type: ignore[dict-item]
-        return [value(w) for w in v] if isinstance(v, list) else v
+    def tensor(ref: Ref) -> dict[str, Any]:
+        history = [last.get(ref.layer, ref.layer), ref.node - offsets.get(ref.layer, 0), ref.tensor]
+        described = {"shape": [1], "dtype": "float32", "keras_history": history}
+        return {"class_name": "__keras_tensor__", "config": described}
 
-    return {"args": [value(a) for a in call.args], "kwargs": {k: value(v) for k, v in call.kwargs.items()}}
+    return {
+        "args": map_refs(list(call.args), tensor),
+        "kwargs": {k: map_refs(v, tensor) for k, v in call.kwargs.items()},
+    }
 
 
 def _entry(layer: NewLayer) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
     graph      the graph representation that the other modules work on
     graphdef   protobuf messages -> graph: functions inlined, constants decoded, sizes limited
-    allowed    which operations may occur in which part of a file
-    plausible  checks of argument ranges
+    allowed    which operations may occur in which part of a file, and with which arguments
     bundle     the index of a variables file, checked against the file size
     variables  names of variables and their keys in the variables file
     decisions  removal of a final argmax or threshold
@@ -11,5 +10,8 @@
     rebuild    graph -> Keras model; `layers` and `shaping` translate the operations
     parity     comparison of both networks on the same random slice
 
-Only `open` imports TensorFlow; the other modules receive protobuf messages.
+TensorFlow is imported only by `open`, `bundle` and `messages`; the other modules receive plain values or messages.
 """
+
+NETWORK_SIGNATURE = "kerasseg_network"
+"""Signature of kerasseg's exports with only the network; `serving_default` maps stored slices to masks."""

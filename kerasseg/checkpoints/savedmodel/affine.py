@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from kerasseg.checkpoints.savedmodel.graph import Tensor
@@ -43,8 +42,9 @@ def expand(view: View, tensor: Tensor, depth: int = 0) -> Polynomial | None:
         return {(leaf,): 1.0}
     if depth < MAX_DEPTH and tensor.output == 0:
         parts = [expand(view, t, depth + 1) for t in node.inputs] if node.op in _EXPANDED else []
-        if parts and all(p is not None for p in parts):
-            result = _combine(node.op, [p for p in parts if p is not None])
+        known = [p for p in parts if p is not None]
+        if known and len(known) == len(parts):
+            result = _combine(node.op, known)
             if result is not None and len(result) <= MAX_TERMS and not (depth and _is_data(view, tensor, result)):
                 return result
         root = _root(view, tensor)
@@ -73,31 +73,26 @@ _EXPANDED = frozenset({"Add", "AddN", "AddV2", "BiasAdd", "Mul", "Neg", "Sub"})
 
 
 def _combine(op: str, parts: list[Polynomial]) -> Polynomial | None:
-    if op == "Neg":
-        return _sum([({}, 1.0), (parts[0], -1.0)])
-    if op == "Sub":
-        return _sum([(parts[0], 1.0), (parts[1], -1.0)])
     if op == "Mul":
         return _product(parts[0], parts[1])
-    return _sum([(p, 1.0) for p in parts])
-
-
-def _sum(parts: list[tuple[Polynomial, float]]) -> Polynomial:
-    total: dict[tuple[Factor, ...], float] = {}
-    for part, sign in parts:
-        for factors, number in part.items():
-            total[factors] = total.get(factors, 0.0) + sign * number
+    signs = {"Neg": (-1.0,), "Sub": (1.0, -1.0)}.get(op, (1.0,) * len(parts))
+    total = _collected(
+        (factors, sign * n) for part, sign in zip(parts, signs, strict=True) for factors, n in part.items()
+    )
     return {f: n for f, n in total.items() if n != 0.0}
 
 
 def _product(a: Polynomial, b: Polynomial) -> Polynomial | None:
     if len(a) * len(b) > MAX_TERMS:
         return None
-    total: Counter[tuple[Factor, ...]] = Counter()
-    for fa, na in a.items():
-        for fb, nb in b.items():
-            total[tuple(sorted((*fa, *fb), key=repr))] += na * nb  # type: ignore[assignment]
-    return dict(total)
+    return _collected((tuple(sorted((*fa, *fb), key=repr)), na * nb) for fa, na in a.items() for fb, nb in b.items())
+
+
+def _collected(terms: Iterable[tuple[tuple[Factor, ...], float]]) -> Polynomial:
+    total: dict[tuple[Factor, ...], float] = {}
+    for factors, number in terms:
+        total[factors] = total.get(factors, 0.0) + number
+    return total
 
 
 def _root(view: View, tensor: Tensor) -> Root | None:

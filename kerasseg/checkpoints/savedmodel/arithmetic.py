@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from kerasseg.checkpoints.allowed import pairs
 from kerasseg.checkpoints.savedmodel.graph import Node
 
-__all__ = ["Dim", "evaluate"]
+__all__ = ["Dim", "evaluate", "index", "line"]
 
 MAX_ELEMENTS = 1 << 22  # of a computed constant
 
@@ -36,14 +37,14 @@ class Dim:
     def __mul__(self, other: object) -> Dim:
         if not isinstance(other, (int, np.integer)):
             return NotImplemented
-        return Dim(self.source, self.axis, self.factor * int(other), self.offset * int(other))
+        return replace(self, factor=self.factor * int(other), offset=self.offset * int(other))
 
     __rmul__ = __mul__
 
     def __add__(self, other: object) -> Dim:
         if not isinstance(other, (int, np.integer)):
             return NotImplemented
-        return Dim(self.source, self.axis, self.factor, self.offset + int(other))
+        return replace(self, offset=self.offset + int(other))
 
     __radd__ = __add__
 
@@ -52,12 +53,7 @@ class Dim:
 
 
 def evaluate(node: Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-    """Return the outputs of an operation on known arrays, or None if it is not supported here.
-
-    Args:
-        node: The operation.
-        arrays: Its inputs; unknown sizes are `Dim`s in object arrays.
-    """
+    """Return the outputs of an operation on known arrays, or None if it is not supported here."""
     function = _FUNCTIONS.get(node.op)
     if function is None:
         return None
@@ -69,6 +65,18 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | Non
     return result if isinstance(result, list) else [np.asarray(result)]
 
 
+def line(op: str, constant: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return scale and offset of an operation on `x` and a constant (its first input or not) as `scale x + offset`."""
+    one, zero = np.ones_like(constant), np.zeros_like(constant)
+    if op == "Mul":
+        return constant, zero
+    if op in {"Div", "RealDiv"}:
+        return 1 / constant, zero
+    if op == "Sub":
+        return (-one, constant) if first else (one, -constant)
+    return one, constant
+
+
 def _axes(array: np.ndarray) -> tuple[int, ...]:
     return tuple(int(a) for a in np.atleast_1d(array))
 
@@ -76,8 +84,7 @@ def _axes(array: np.ndarray) -> tuple[int, ...]:
 def _small(shape: Sequence[Any]) -> tuple[int, ...]:
     sizes = tuple(int(n) for n in shape)
     if math.prod(sizes) > MAX_ELEMENTS:
-        msg = "too large"
-        raise ValueError(msg)
+        raise ValueError("too large")
     return sizes
 
 
@@ -85,8 +92,7 @@ def _cast(node: Node, x: np.ndarray) -> np.ndarray:
     target = node.attrs["DstT"]
     if x.dtype == object:
         if not str(target).startswith(("int", "uint")):
-            msg = "a size as a float"
-            raise TypeError(msg)
+            raise TypeError("a size as a float")
         return x
     return x.astype("float32" if target in {"float16", "bfloat16", "float64"} else target)
 
@@ -146,45 +152,36 @@ def _divide(_: Node, a: np.ndarray, b: np.ndarray) -> Any:
     return a / b if np.issubdtype(np.asarray(a).dtype, np.floating) else a // b
 
 
+_PLAIN = (
+    "Add:add AddV2:add FloorDiv:floor_divide Maximum:maximum Minimum:minimum Mul:multiply Neg:negative OnesLike:ones_like "
+    "Pow:power RealDiv:true_divide Square:square Sub:subtract ZerosLike:zeros_like"
+)
+_FLOAT: Mapping[str, Callable[..., Any]] = {
+    "Exp": np.exp,
+    "Reciprocal": lambda x: 1 / x,
+    "Rsqrt": lambda x: 1 / np.sqrt(x),
+    "Sqrt": np.sqrt,
+}
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "Add": _plain(np.add),
-    "AddV2": _plain(np.add),
+    **{op: _plain(getattr(np, name)) for op, name in pairs(_PLAIN)},
+    **{op: _float(function) for op, function in _FLOAT.items()},
+    **{op: _reduce(getattr(np, op.lower())) for op in ("Max", "Mean", "Min", "Prod", "Sum")},
     "BroadcastTo": lambda _, x, shape: np.broadcast_to(x, _small(shape)),
     "Cast": _cast,
     "ConcatV2": lambda _, *parts: np.concatenate(parts[:-1], axis=int(parts[-1])),
     "Div": _divide,
     "ExpandDims": lambda _, x, axis: np.expand_dims(x, int(axis)),
-    "Exp": _float(np.exp),
     "Fill": lambda _, shape, x: np.full(_small(shape), x),
-    "FloorDiv": _plain(np.floor_divide),
     "GatherV2": lambda _, x, where, axis: np.take(x, where.astype(int), axis=int(axis)),
-    "Max": _reduce(np.max),
-    "Maximum": _plain(np.maximum),
-    "Mean": _reduce(np.mean),
-    "Min": _reduce(np.min),
-    "Minimum": _plain(np.minimum),
-    "Mul": _plain(np.multiply),
-    "Neg": _plain(np.negative),
-    "OnesLike": _plain(np.ones_like),
     "Pack": lambda node, *parts: np.stack(parts, axis=int(node.attrs.get("axis") or 0)),
-    "Pow": _plain(np.power),
-    "Prod": _reduce(np.prod),
     "Range": _range,
-    "RealDiv": _plain(np.true_divide),
-    "Reciprocal": _float(lambda x: 1 / x),
     "Reshape": lambda _, x, shape: np.reshape(x, [int(n) for n in shape]),
-    "Rsqrt": _float(lambda x: 1 / np.sqrt(x)),
     "Slice": lambda _, x, begin, size: x[
         tuple(slice(int(b), None if s == -1 else int(b) + int(s)) for b, s in zip(begin, size, strict=True))
     ],
-    "Sqrt": _float(np.sqrt),
-    "Square": _plain(np.square),
     "Squeeze": _squeeze,
     "StridedSlice": lambda node, x, *where: x[index(node, *where)],
-    "Sub": _plain(np.subtract),
-    "Sum": _reduce(np.sum),
     "Tile": _tile,
     "Transpose": lambda _, x, order: np.transpose(x, _axes(order)),
     "Unpack": lambda node, x: [np.asarray(p) for p in np.moveaxis(x, int(node.attrs.get("axis") or 0), 0)],
-    "ZerosLike": _plain(np.zeros_like),
 }

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
 from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
 
-__all__ = ["Undecided", "without_decisions"]
+__all__ = ["without_decisions"]
 
 _PASSED = frozenset({"Cast", "ExpandDims", "OneHot", "Reshape", "Squeeze", "StridedSlice"})
 _CHOICES = frozenset({"Select", "SelectV2"})
 _FILLED = frozenset({"Const", "Fill", "OnesLike", "ZerosLike"})
 
 
-@dataclass(frozen=True)
-class Undecided:
-    """A graph that returns scores.
-
-    Attributes:
-        graph: The graph.
-        order: Names of its outputs, without outputs that only decided on another output.
-        notes: What was removed, one sentence each.
-    """
-
-    graph: Graph
-    order: list[str]
-    notes: tuple[str, ...]
-
-
-def without_decisions(graph: Graph, order: Sequence[str]) -> Undecided:
+def without_decisions(graph: Graph, order: list[str]) -> tuple[Graph, list[str], tuple[str, ...]]:
     """Remove a final argmax, threshold or rounding, and the casts and reshapes after it.
 
-    Args:
-        graph: The unfolded network.
-        order: Names of its outputs.
+    Returns:
+        The graph, the names of its outputs without those that only decided on another output, and what was removed.
     """
     outputs, notes = dict(graph.outputs), []
     for name in order:
@@ -45,14 +26,14 @@ def without_decisions(graph: Graph, order: Sequence[str]) -> Undecided:
             outputs[name], decision = found
             notes.append(f"the final {decision} was removed: the network returns the scores before it")
     if not notes:
-        return Undecided(graph, list(order), ())
+        return graph, order, ()
     kept: list[str] = []
     for name in sorted(order, key=lambda n: outputs[n] != graph.outputs[n]):  # untouched outputs first
         if outputs[name] not in [outputs[k] for k in kept]:
             kept.append(name)
     kept = [name for name in order if name in kept]
     changed = Graph(graph.nodes, graph.inputs, {name: outputs[name] for name in kept})
-    return Undecided(changed.live(), kept, tuple(dict.fromkeys(notes)))
+    return changed.live(), kept, tuple(dict.fromkeys(notes))
 
 
 def _scores(graph: Graph, tensor: Tensor) -> tuple[Tensor, str] | None:

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from kerasseg.checkpoints.allowed import words
+from kerasseg.checkpoints.savedmodel import fuse_norms as norms
 from kerasseg.checkpoints.savedmodel.fuse_activations import activation
-from kerasseg.checkpoints.savedmodel.fuse_norms import (
-    channelwise,
-    fused_batch_norm,
-    fused_layer_norm,
-    group_norm,
-    leading,
-    normalisation,
-    rescale,
-    weighted_mean,
-    with_scale,
-)
 from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor, scope
 from kerasseg.checkpoints.savedmodel.patterns import LINEAR, View, fold, made, rewrite
 
 __all__ = ["fuse"]
 
 # Activations without parameters that a convolution can take as its own.
-_OWN = frozenset(
-    {"relu", "relu6", "sigmoid", "tanh", "softmax", "elu", "selu", "softplus", "softsign", "silu", "hard_sigmoid"}
-) | {"hard_silu", "mish", "exponential", "gelu"}
+_OWN = words(
+    "relu relu6 sigmoid tanh softmax elu selu softplus softsign silu hard_sigmoid hard_silu mish exponential gelu"
+)
 
 
 def fuse(graph: Graph) -> Graph:
@@ -34,15 +25,15 @@ def fuse(graph: Graph) -> Graph:
     """
     # Sizes and single numbers first; larger constants stay, because they may be weights of a frozen network.
     graph = fold(graph, lambda a: a.ndim == 0 or a.dtype.kind in "iub")
-    graph = rewrite(graph, dilated, dense_over_last_axis, weighted_mean)
+    graph = rewrite(graph, dilated, dense_over_last_axis, norms.weighted_mean)
     graph = rewrite(graph, bias)
     graph = rewrite(graph, separable)
     graph = rewrite(graph, activation)
-    graph = rewrite(graph, fused_batch_norm, fused_layer_norm, with_scale, normalisation)
-    graph = rewrite(graph, group_norm)
+    graph = rewrite(graph, norms.fused_batch_norm, norms.fused_layer_norm, norms.with_scale, norms.normalisation)
+    graph = rewrite(graph, norms.group_norm)
     graph = fold(graph, lambda a: a.dtype.kind in "fiub")
-    graph = rewrite(graph, rescale, leading)
-    graph = rewrite(graph, channelwise)
+    graph = rewrite(graph, norms.rescale, norms.leading)
+    graph = rewrite(graph, norms.channelwise)
     graph = rewrite(graph, repeated)
     graph = rewrite(graph, upsampled)
     return rewrite(graph, own_activation)
@@ -52,8 +43,7 @@ def dilated(view: View, node: Node) -> Node | None:
     """Fuse a convolution between `SpaceToBatchND` and `BatchToSpaceND`, which is how TensorFlow writes a dilated one."""
     if node.op != "BatchToSpaceND":
         return None
-    inner = view.made_by(node.inputs[0], "Conv2D", "DepthwiseConv2dNative")
-    outer = view.made_by(inner.inputs[0], "SpaceToBatchND") if inner is not None else None
+    outer, inner = view.chain(node.inputs[0], "SpaceToBatchND", ("Conv2D", "DepthwiseConv2dNative"))
     if inner is None or outer is None:
         return None
     block, pads, crops = (view.array(t) for t in (outer.inputs[1], outer.inputs[2], node.inputs[2]))
@@ -80,8 +70,7 @@ def dense_over_last_axis(view: View, node: Node) -> Node | None:
     """Fuse a matrix product between reshapes: a Dense layer on a tensor with more than two axes."""
     if node.op != "Reshape":
         return None
-    product = view.made_by(node.inputs[0], "MatMul")
-    flat = view.made_by(product.inputs[0], "Reshape") if product is not None else None
+    flat, product = view.chain(node.inputs[0], "Reshape", "MatMul")
     if product is None or flat is None or any(product.attrs.get(k) for k in ("transpose_a", "transpose_b")):
         return None
     source = flat.inputs[0]
@@ -131,8 +120,7 @@ def repeated(view: View, node: Node) -> Node | None:
     """Fuse an axis that is added, tiled and merged again: each row (or column) repeated -> `repeat`."""
     if node.op != "Reshape":
         return None
-    tile = view.made_by(node.inputs[0], "Tile")
-    wider = view.made_by(tile.inputs[0], "ExpandDims") if tile is not None else None
+    wider, tile = view.chain(node.inputs[0], "ExpandDims", "Tile")
     if tile is None or wider is None:
         return None
     times, axis = view.array(tile.inputs[1]), view.array(wider.inputs[1])
@@ -147,11 +135,7 @@ def repeated(view: View, node: Node) -> Node | None:
 def upsampled(view: View, node: Node) -> Node | None:
     """Fuse repeated rows and columns -> `upsample`."""
     inner = view.made_by(node.inputs[0], "repeat") if node.op == "repeat" else None
-    if (
-        inner is None
-        or (inner.attrs["axis"], node.attrs["axis"]) not in {(1, 2), (2, 1)}
-        or not view.once(node.inputs[0])
-    ):
+    if inner is None or {inner.attrs["axis"], node.attrs["axis"]} != {1, 2} or not view.once(node.inputs[0]):
         return None
     sizes = {n.attrs["axis"]: n.attrs["times"] for n in (inner, node)}
     # The operations are one scope below the layer's own.

@@ -6,42 +6,90 @@ Its attribute `name` is the Keras name; the others are parameters of the activat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from kerasseg.checkpoints.allowed import words
 from kerasseg.checkpoints.savedmodel.graph import Node, Tensor
 from kerasseg.checkpoints.savedmodel.patterns import View, made
 
-__all__ = ["ACTIVATIONS", "activation"]
+__all__ = ["activation"]
 
-_SINGLE: Mapping[str, str] = {
-    "Elu": "elu",
+_SINGLE = {op: op.lower() for op in words("Elu Relu Relu6 Selu Sigmoid Softmax Softplus Softsign Tanh")} | {
     "Exp": "exponential",
     "LogSoftmax": "log_softmax",
-    "Relu": "relu",
-    "Relu6": "relu6",
-    "Selu": "selu",
-    "Sigmoid": "sigmoid",
-    "Softmax": "softmax",
-    "Softplus": "softplus",
-    "Softsign": "softsign",
-    "Tanh": "tanh",
 }
+_HALF = math.sqrt(0.5)
+_CUBIC = ("Add", "x", ("times", 0.044715, ("Pow", "x", 3.0)))
+_GATES = (
+    (False, ("Erfc", ("times", -_HALF, "x"))),
+    (False, ("Add", 1.0, ("Erf", ("times", _HALF, "x")))),
+    (True, ("Add", 1.0, ("tanh", ("times", math.sqrt(2 / math.pi), _CUBIC)))),
+)
+#: Activations as (operation, *inputs): an activation's name is an operation too, a letter stands for any tensor, and
+#: ("times", c, y) for y multiplied by c in one or more operations.
+_PATTERNS: tuple[tuple[str, dict[str, Any], Any], ...] = (
+    ("hard_sigmoid", {}, ("times", 1 / 6, ("relu6", ("Add", "x", 3.0)))),
+    ("log_sigmoid", {}, ("Neg", ("softplus", ("Neg", "x")))),
+    ("silu", {}, ("Mul", "x", ("sigmoid", ("times", 1.0, "x")))),
+    ("hard_silu", {}, ("Mul", "x", ("hard_sigmoid", "x"))),
+    ("mish", {}, ("Mul", "x", ("tanh", ("softplus", "x")))),
+    *(("gelu", {"approximate": a}, ("Mul", ("times", 0.5, "x"), gate)) for a, gate in _GATES),
+    *(("gelu", {"approximate": a}, ("Mul", "x", ("times", 0.5, gate))) for a, gate in _GATES),
+)
+_PRELU = ("Add", ("relu", "x"), ("Mul", ("Neg", "a"), ("relu", ("Neg", "x"))))
+_COMMUTATIVE = frozenset({"Add", "Mul"})
+
+Bound = dict[str, Tensor]
 
 
 def activation(view: View, node: Node) -> Node | None:
     """Return the `activation` that ends at a node, if any."""
-    for match in (_composed, _clipped, _prelu, _softmax_over_other_axis):
+    end = Tensor(node.key)
+    for name, parameters, pattern in _PATTERNS:
+        for bound in _matches(view, end, pattern, {}):
+            return _named(node, name, bound["x"], **parameters)
+    for bound in _matches(view, end, _PRELU, {}):
+        alpha = view.leaf(bound["a"])
+        if alpha is not None:
+            return made(node, "prelu", (bound["x"], alpha), {})
+    for match in (_scaled_elu, _clipped, _softmax_over_other_axis):
         found = match(view, node)
         if found is not None:
             return found
     if node.op == "LeakyRelu":
         slope = node.attrs.get("alpha")
         return _named(node, "leaky_relu", node.inputs[0], slope=0.2 if slope is None else float(slope))
-    if node.op in _SINGLE:
-        return _named(node, _SINGLE[node.op], node.inputs[0])
-    return None
+    return _named(node, _SINGLE[node.op], node.inputs[0]) if node.op in _SINGLE else None
+
+
+def _matches(view: View, tensor: Tensor, pattern: Any, bound: Bound) -> Iterator[Bound]:
+    """Yield the ways to read a tensor as a pattern, each with the tensors that its letters stand for."""
+    if isinstance(pattern, str):
+        if bound.get(pattern, tensor) == tensor:
+            yield {**bound, pattern: tensor}
+    elif isinstance(pattern, float):
+        number = view.scalar(tensor)
+        if number is not None and _near(number, pattern):
+            yield bound
+    elif pattern[0] == "times":
+        inner, factor = _times(view, tensor)
+        if _near(factor, pattern[1]):
+            yield from _matches(view, inner, pattern[2], bound)
+        if pattern[1] == 1.0 and inner != tensor:
+            yield from _matches(view, tensor, pattern[2], bound)
+    else:
+        op, *inner = pattern
+        node = view.made_by(tensor, "activation" if op.islower() else op, *(["AddV2"] if op == "Add" else []))
+        if node is None or len(node.inputs) != len(inner) or (op.islower() and node.attrs["name"] != op):
+            return
+        for inputs in view.pairs(node) if op in _COMMUTATIVE else [node.inputs]:
+            found = [bound]
+            for part, wanted in zip(inputs, inner, strict=True):
+                found = [deeper for so_far in found for deeper in _matches(view, part, wanted, so_far)]
+            yield from found
 
 
 def _named(node: Node, name: str, x: Tensor, **parameters: object) -> Node:
@@ -64,95 +112,20 @@ def _times(view: View, tensor: Tensor) -> tuple[Tensor, float]:
         if factor is not None:
             inner, more = _times(view, y)
             return inner, factor * more
-    if node.op == "RealDiv":
-        divisor = view.scalar(node.inputs[1])
-        if divisor:
-            inner, more = _times(view, node.inputs[0])
-            return inner, more / divisor
+    divisor = view.scalar(node.inputs[1]) if node.op == "RealDiv" else None
+    if divisor:
+        inner, more = _times(view, node.inputs[0])
+        return inner, more / divisor
     return tensor, 1.0
-
-
-def _plus(view: View, tensor: Tensor) -> tuple[Tensor, float]:
-    for y, number in view.pairs(view.made_by(tensor, "Add", "AddV2")):
-        summand = view.scalar(number)
-        if summand is not None:
-            return y, summand
-    return tensor, 0.0
 
 
 def _near(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-5 * abs(b)
 
 
-def _composed(view: View, node: Node) -> Node | None:
-    """Match products and quotients: silu, mish, gelu, hard_sigmoid, hard_silu, log_sigmoid, elu with a factor."""
-    if node.op in {"Mul", "RealDiv"}:
-        y, factor = _times(view, Tensor(node.key))
-        inner = _is(view, y, "relu6")
-        if inner is not None and _near(factor, 1 / 6):
-            x, summand = _plus(view, inner)
-            if _near(summand, 3.0):
-                return _named(node, "hard_sigmoid", x)
-    if node.op == "Neg":
-        softplus = _is(view, node.inputs[0], "softplus")
-        if softplus is not None and view.made_by(softplus, "Neg"):
-            return _named(node, "log_sigmoid", view.node(softplus).inputs[0])
-    if node.op == "Mul":
-        for a, b in view.pairs(node):
-            found = _product(view, node, a, b)
-            if found is not None:
-                return found
-    if node.op in {"SelectV2", "Select"} and len(node.inputs) == 3:
-        return _scaled_elu(view, node)
-    return None
-
-
-def _product(view: View, node: Node, a: Tensor, b: Tensor) -> Node | None:
-    inner = _is(view, b, "sigmoid")
-    if inner is not None and (inner == a or _times(view, inner) == (a, 1.0)):
-        return _named(node, "silu", a)
-    if _is(view, b, "hard_sigmoid") == a:
-        return _named(node, "hard_silu", a)
-    inner = _is(view, b, "tanh")
-    if inner is not None and _is(view, inner, "softplus") == a:
-        return _named(node, "mish", a)
-    return _gelu(view, node, a, b)
-
-
-def _gelu(view: View, node: Node, a: Tensor, b: Tensor) -> Node | None:
-    # The factor 1/2 may be in either factor or in the whole.
-    x, half = _times(view, a)
-    gate, more = _times(view, b)
-    if not _near(half * more, 0.5):
-        return None
-    erfc = view.made_by(gate, "Erfc")
-    if erfc:
-        y, scale = _times(view, erfc.inputs[0])
-        return _named(node, "gelu", x, approximate=False) if y == x and _near(scale, -math.sqrt(0.5)) else None
-    y, one = _plus(view, gate)
-    if not _near(one, 1.0):
-        return None
-    erf = view.made_by(y, "Erf")
-    if erf:
-        z, scale = _times(view, erf.inputs[0])
-        return _named(node, "gelu", x, approximate=False) if z == x and _near(scale, math.sqrt(0.5)) else None
-    inner = _is(view, y, "tanh")
-    if inner is not None:
-        z, scale = _times(view, inner)
-        if _near(scale, math.sqrt(2 / math.pi)):
-            for linear, cubic in view.pairs(view.made_by(z, "Add", "AddV2")):
-                cube, weight = _times(view, cubic)
-                if linear == x and _near(weight, 0.044715) and _is_cube(view, cube, x):
-                    return _named(node, "gelu", x, approximate=True)
-    return None
-
-
-def _is_cube(view: View, tensor: Tensor, x: Tensor) -> bool:
-    node = view.node(tensor)
-    return node.op == "Pow" and node.inputs[0] == x and view.is_number(node.inputs[1], 3)
-
-
 def _scaled_elu(view: View, node: Node) -> Node | None:
+    if node.op not in {"SelectV2", "Select"} or len(node.inputs) != 3:
+        return None
     test, above, below = node.inputs
     greater = view.made_by(test, "Greater")
     y, alpha = _times(view, below)
@@ -164,44 +137,23 @@ def _scaled_elu(view: View, node: Node) -> Node | None:
 
 def _clipped(view: View, node: Node) -> Node | None:
     """Match ReLU with a maximum, and leaky ReLU written as a maximum."""
-    if node.op not in {"Maximum", "Minimum"}:
-        return None
-    for a, b in view.pairs(node):
+    for a, b in view.pairs(node) if node.op in {"Maximum", "Minimum"} else ():
         ceiling, inner = view.scalar(b), _is(view, a, "relu")
         if node.op == "Minimum" and inner is not None and ceiling is not None and ceiling > 0:
             return _named(node, "relu", inner, maximum=ceiling)
         # max(min(relu(x), m), 0): the lower bound has no effect.
         if node.op == "Maximum" and inner is not None and ceiling == 0:
             same = view.node(a)
-            return same if same.key == node.key else made(node, same.op, same.inputs, same.attrs)
+            return made(node, same.op, same.inputs, same.attrs)
         x, slope = _times(view, b)
         if node.op == "Maximum" and x == a and x != b and 0 < slope < 1:
             return _named(node, "leaky_relu", x, slope=slope)
     return None
 
 
-def _prelu(view: View, node: Node) -> Node | None:
-    """Match relu(x) - alpha * relu(-x), with a variable alpha."""
-    if node.op not in {"Add", "AddV2"}:
-        return None
-    for positive, negative in view.pairs(node):
-        x = _is(view, positive, "relu")
-        for slope, mirrored in view.pairs(view.made_by(negative, "Mul")):
-            other = _is(view, mirrored, "relu")
-            minus = view.made_by(slope, "Neg")
-            if x is None or other is None or minus is None or not view.made_by(other, "Neg"):
-                continue
-            alpha = view.leaf(minus.inputs[0])
-            if view.node(other).inputs[0] == x and alpha is not None:
-                return made(node, "prelu", (x, alpha), {})
-    return None
-
-
 def _softmax_over_other_axis(view: View, node: Node) -> Node | None:
     """Match softmax between two transpositions that swap the last axis with another."""
-    if node.op != "Transpose":
-        return None
-    x = _is(view, node.inputs[0], "softmax")
+    x = _is(view, node.inputs[0], "softmax") if node.op == "Transpose" else None
     before = view.made_by(x, "Transpose") if x is not None else None
     if before is None:
         return None
@@ -212,15 +164,3 @@ def _softmax_over_other_axis(view: View, node: Node) -> Node | None:
     if len(swapped) != 2 or swapped[1] != len(order) - 1 or order[swapped[0]] != swapped[1]:
         return None
     return _named(node, "softmax", before.inputs[0], axis=swapped[0])
-
-
-ACTIVATIONS = frozenset(_SINGLE.values()) | {
-    "gelu",
-    "hard_sigmoid",
-    "hard_silu",
-    "leaky_relu",
-    "log_sigmoid",
-    "mish",
-    "silu",
-}
-"""Valid names of an `activation` node."""

@@ -7,20 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kerasseg.checkpoints.savedmodel.affine import Factor, Root, expand
-from kerasseg.checkpoints.savedmodel.graph import Node, Tensor, scope
-from kerasseg.checkpoints.savedmodel.patterns import VARIABLES, View, made
+from kerasseg.checkpoints.savedmodel.arithmetic import line
+from kerasseg.checkpoints.savedmodel.graph import VARIABLES, Node, Tensor, scope, sort_from
+from kerasseg.checkpoints.savedmodel.patterns import View, made
 
-__all__ = [
-    "channelwise",
-    "fused_batch_norm",
-    "fused_layer_norm",
-    "group_norm",
-    "leading",
-    "normalisation",
-    "rescale",
-    "weighted_mean",
-    "with_scale",
-]
+__all__ = ["channelwise", "fused_batch_norm", "fused_layer_norm", "group_norm", "leading", "normalisation", "rescale"]
+__all__ += ["weighted_mean", "with_scale"]
 
 _SHORT = 20  # maximum number of operations between variables and a scale or shift
 
@@ -60,44 +52,29 @@ def normalisation(view: View, node: Node) -> Node | None:
 
 
 def _form(view: View, end: Tensor) -> _Form | None:
-    polynomial = expand(view, end)
-    if polynomial is None or not 1 <= len(polynomial) <= 3:
-        return None
+    polynomial = expand(view, end) or {}
     roots = {f for factors in polynomial for f in factors if isinstance(f, Root)}
     if len(roots) != 1:
         return None
-    root = next(iter(roots))
-    x = mean = gamma = beta = None
-    rooted = {f: n for f, n in polynomial.items() if root in f}
+    (root,) = roots
+    parts: dict[str, list[Factor]] = {"x": [], "mean": [], "beta": []}
     for factors, number in polynomial.items():
-        if factors not in rooted:
-            if len(factors) != 1 or number != 1.0 or not _is_leaf(view, factors[0]):
-                return None
-            beta = factors[0]
-    shared: set[Factor] | None = None
-    for factors, number in rooted.items():
-        rest = [f for f in factors if f != root]
-        if len(rest) != len(factors) - 1 or not 1 <= len(rest) <= 2:
+        role = "beta" if root not in factors else "x" if number > 0 else "mean"
+        if parts[role] or number != (-1.0 if role == "mean" else 1.0):
             return None
-        shared = set(rest) if shared is None else shared & set(rest)
-        if number == 1.0:
-            data = [f for f in rest if not _is_leaf(view, f)]
-            if x is not None or len(data) != 1:
-                return None
-            x = data[0]
-            gamma = next((f for f in rest if f != x), None)
-    for factors, number in rooted.items():
-        if number == -1.0:
-            rest = [f for f in factors if f not in {root, gamma}]
-            if len(rest) != 1 or len(factors) != (2 if gamma is None else 3):
-                return None
-            mean = rest[0]
-        elif number != 1.0:
-            return None
-    tensors = (x, mean, gamma, beta)
-    if not isinstance(x, Tensor) or isinstance(x, Root) or any(isinstance(t, Root) for t in tensors):
+        parts[role] = [*factors]
+        if role != "beta":
+            parts[role].remove(root)
+    x, beta = [f for f in parts["x"] if not _is_leaf(view, f)], parts["beta"]
+    gamma = [f for f in parts["x"] if f not in x]
+    mean = [f for f in parts["mean"] if f not in gamma]
+    if len(x) != 1 or len(gamma) > 1 or len(beta) > 1 or not all(_is_leaf(view, f) for f in beta):
         return None
-    return _Form(x, root, mean, gamma, beta)  # type: ignore[arg-type]
+    if parts["mean"] and (len(mean) != 1 or len(parts["mean"]) != 1 + len(gamma)):
+        return None
+    if any(isinstance(f, Root) for f in (*x, *mean)):
+        return None
+    return _Form(x[0], root, *(next(iter(part), None) for part in (mean, gamma, beta)))  # type: ignore[arg-type]
 
 
 def _is_leaf(view: View, factor: Factor) -> bool:
@@ -158,8 +135,7 @@ def fused_layer_norm(view: View, node: Node) -> Node | None:
     """Match layer normalisation of Keras 2, which is batch normalisation of a reshaped tensor in training mode."""
     if node.op != "Reshape":
         return None
-    fused = view.made_by(node.inputs[0], "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
-    flat = view.made_by(fused.inputs[0], "Reshape") if fused is not None else None
+    flat, fused = view.chain(node.inputs[0], "Reshape", ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"))
     if fused is None or flat is None or not fused.attrs.get("is_training", True):
         return None
     sizes = _sizes(view, flat.inputs[1])
@@ -192,8 +168,8 @@ def weighted_mean(view: View, node: Node) -> Node | None:
     product = view.made_by(total.inputs[0], "Mul") if total is not None else None
     if total is None or weights is None or product is None or not _all_ones(view, weights.inputs[0]):
         return None
-    axes = view.array(total.inputs[1])
-    if axes is None or not np.array_equal(axes, view.array(weights.inputs[1])):  # type: ignore[arg-type]
+    axes, same = view.array(total.inputs[1]), view.array(weights.inputs[1])
+    if axes is None or same is None or not np.array_equal(axes, same):
         return None
     for ones, x in view.pairs(product):
         if _all_ones(view, ones):
@@ -215,8 +191,7 @@ def group_norm(view: View, node: Node) -> Node | None:
     """Match moments over part of the axes of a tensor split into groups, between two reshapes."""
     if node.op != "Reshape":
         return None
-    inner = view.made_by(node.inputs[0], "moments_norm")
-    split = view.made_by(inner.inputs[0], "Reshape") if inner is not None else None
+    split, inner = view.chain(node.inputs[0], "Reshape", "moments_norm")
     if inner is None or split is None or len(inner.attrs["axes"]) < 2:
         return None
     groups = _sizes(view, split.inputs[1])
@@ -244,27 +219,18 @@ def rescale(view: View, node: Node) -> Node | None:
     """Match `x * a + b` with constants a and b, each a number or one number per channel."""
     if node.op not in {"Add", "AddV2", "BiasAdd", "Div", "Mul", "Neg", "RealDiv", "Sub"}:
         return None
-    a: np.ndarray = np.float32(1)  # type: ignore[assignment]
-    b: np.ndarray = np.float32(0)  # type: ignore[assignment]
     if node.op == "Neg":
-        x, a = node.inputs[0], np.float32(-1)  # type: ignore[assignment]
+        x, op, first = node.inputs[0], "Mul", False
+        constant: np.ndarray | None = np.array(-1, np.float32)
     else:
         left, right = (_per_channel(view, t) for t in node.inputs)
         if (left is None) == (right is None):
             return None
-        constant = left if left is not None else right
-        assert constant is not None  # noqa: S101 - exactly one of them is None
-        x = node.inputs[1] if left is not None else node.inputs[0]
-        if node.op == "Mul":
-            a = constant
-        elif node.op in {"Div", "RealDiv"}:
-            if left is not None or not np.all(constant):
-                return None
-            a = 1 / constant
-        elif node.op == "Sub":
-            a, b = (np.float32(-1), constant) if left is not None else (a, -constant)  # type: ignore[assignment]
-        else:
-            b = constant
+        first = right is None
+        x, op, constant = node.inputs[1] if first else node.inputs[0], node.op, left if first else right
+        if op in {"Div", "RealDiv"} and (first or not np.all(constant)):
+            return None
+    a, b = line(op, np.asarray(constant, np.float32), first=first)
     cast = view.made_by(x, "Cast")
     if cast is not None and cast.attrs.get("DstT") == "float32":
         x = cast.inputs[0]  # the layer casts its input itself
@@ -278,7 +244,7 @@ def leading(view: View, node: Node) -> Node | None:
     """Match a variable that scales or shifts the network's input -> `fixed`, preprocessing that is not trained."""
     if node.op not in {"Add", "AddV2", "Div", "Mul", "RealDiv", "Sub"}:
         return None
-    for place, (x, other) in enumerate(((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0]))):
+    for place, (x, other) in enumerate(view.pairs(node)):
         if place and node.op in {"Div", "RealDiv"}:
             return None
         if _is_input(view, x) and _from_variables(view, other):
@@ -296,18 +262,10 @@ def _is_input(view: View, tensor: Tensor) -> bool:
 
 def _from_variables(view: View, tensor: Tensor) -> bool:
     """Return whether a tensor is computed only from variables and constants, with at least one variable."""
-    found, stack, seen = False, [tensor.node], set()
-    while stack:
-        key = stack.pop()
-        if key in seen:
-            continue
-        seen.add(key)
-        node = view.nodes[key]
-        if node.op.startswith("Placeholder") or len(seen) > _SHORT:
-            return False
-        found = found or node.op in VARIABLES
-        stack.extend(t.node for t in node.inputs)
-    return found
+    keys = sort_from([tensor.node], lambda key: (t.node for t in view.nodes[key].inputs))
+    ops = [view.nodes[key].op for key in keys]
+    data = any(op.startswith("Placeholder") for op in ops)
+    return not data and len(ops) <= _SHORT and any(op in VARIABLES for op in ops)
 
 
 def _per_channel(view: View, tensor: Tensor) -> np.ndarray | None:
@@ -323,12 +281,8 @@ def channelwise(view: View, node: Node) -> Node | None:
     if node.op not in {"Add", "AddV2", "BiasAdd", "Mul", "Sub"}:
         return None
     left, right = (view.per_channel(t) for t in node.inputs)
-    if left is not None or right is None:
-        if left is None or right is not None or node.op == "Sub":
-            return None
-        x, leaf = node.inputs[1], left
-    else:
-        x, leaf = node.inputs[0], right
-    if view.array(leaf) is not None:
+    x, leaf = (node.inputs[0], right) if left is None else (node.inputs[1], left)
+    both, swapped = left is not None and right is not None, left is not None and node.op == "Sub"
+    if leaf is None or both or swapped or view.array(leaf) is not None:
         return None
     return made(node, "channelwise", (x, leaf), {"kind": {"Mul": "scale", "Sub": "minus"}.get(node.op, "shift")})

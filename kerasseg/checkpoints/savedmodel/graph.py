@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Graph", "Node", "Tensor", "scope"]
+__all__ = ["VARIABLES", "Graph", "Node", "Tensor", "scope", "sort_from"]
+
+VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
+"""Operations that represent a variable's value, since reads are skipped."""
 
 
 class Tensor(NamedTuple):
@@ -43,13 +46,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Nodes in topological order, with inputs and outputs.
-
-    Attributes:
-        nodes: By key, in topological order.
-        inputs: Signature name -> key of its `Placeholder` node.
-        outputs: Signature name -> tensor.
-    """
+    """Nodes by key in topological order, and the keys of the inputs and the outputs by their names in the signature."""
 
     nodes: Mapping[str, Node]
     inputs: Mapping[str, str]
@@ -64,29 +61,21 @@ class Graph:
         node = self.nodes[tensor.node]
         return node.attrs["value"] if node.op == "Const" else None
 
+    def variables_of(self, tensor: Tensor) -> list[str]:
+        """Return the keys of the variables that a tensor is computed from."""
+        needed = sort_from([tensor.node], lambda key: (t.node for t in self.nodes[key].inputs))
+        return sorted(key for key in needed if self.nodes[key].op in VARIABLES)
+
     def live(self) -> Graph:
-        """Return the graph in topological order, without nodes that no output needs.
-
-        Raises:
-            ValueError: The graph has a cycle; the message names a node on it.
-        """
-        order = sort_from(self.nodes, (t.node for t in self.outputs.values()))
-        kept = {key: self.nodes[key] for key in order}
+        """Return the graph in topological order, without nodes that no output needs; `ValueError` if it has a cycle."""
+        order = sort_from((t.node for t in self.outputs.values()), lambda key: (t.node for t in self.nodes[key].inputs))
         # Unused inputs stay, because they belong to the signature.
-        for key in self.inputs.values():
-            kept.setdefault(key, self.nodes[key])
-        return Graph(kept, self.inputs, self.outputs)
-
-    def readers(self) -> dict[Tensor, list[str]]:
-        """Return tensor -> keys of the nodes that read it, once for each input."""
-        found: dict[Tensor, list[str]] = {}
-        for node in self.nodes.values():
-            for tensor in node.inputs:
-                found.setdefault(tensor, []).append(node.key)
-        return found
+        return Graph(
+            {k: self.nodes[k] for k in dict.fromkeys([*order, *self.inputs.values()])}, self.inputs, self.outputs
+        )
 
 
-def sort_from(nodes: Mapping[str, Node], roots: Iterable[str]) -> list[str]:
+def sort_from(roots: Iterable[str], inputs: Callable[[str], Iterable[str]]) -> list[str]:
     """Return the keys that the roots need, each after its inputs. Iterative, because graphs exceed Python's stack."""
     done: dict[str, bool] = {}  # False while its inputs are being visited
     order: list[str] = []
@@ -100,17 +89,12 @@ def sort_from(nodes: Mapping[str, Node], roots: Iterable[str]) -> list[str]:
             elif key not in done:
                 done[key] = False
                 stack.append((key, True))
-                stack.extend((t.node, False) for t in reversed(nodes[key].inputs) if not done.get(t.node, False))
+                stack.extend((k, False) for k in reversed(list(inputs(key))) if not done.get(k, False))
             elif not done[key]:
-                msg = f"a cycle through {key}"
-                raise ValueError(msg)
+                raise ValueError(f"a cycle through {key}")
     return order
 
 
 def scope(name: str) -> str:
-    """Return the path of the layer that wrote a node: its name without the last part.
-
-    >>> scope("functional/conv2d_1/BiasAdd")
-    'functional/conv2d_1'
-    """
+    """Return the path of the layer that wrote a node: `model/conv2d_1` for `model/conv2d_1/BiasAdd`."""
     return name.rpartition("/")[0]

@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
-from kerasseg.checkpoints.savedmodel.messages import FLOATS, attribute
+from kerasseg.checkpoints.allowed import words
+from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor, sort_from
+from kerasseg.checkpoints.savedmodel.messages import FLOATS, attribute, operation
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["CALLS", "MAX_NODES", "PASSED", "Body", "Program"]
@@ -22,36 +23,19 @@ MAX_DEPTH = 64  # nested calls; Keras writes about five
 CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 """Operations that only call a function."""
 
-PASSED = frozenset(
-    {
-        "CheckNumerics",
-        "DisableCopyOnRead",
-        "Identity",
-        "PlaceholderWithDefault",
-        "PreventGradient",
-        "ReadVariableOp",
-        "Snapshot",
-        "StopGradient",
-    }
+PASSED = words(
+    "CheckNumerics DisableCopyOnRead Identity PlaceholderWithDefault PreventGradient ReadVariableOp Snapshot StopGradient"
 )
 """Operations that return their first input, which a rebuilt network can omit."""
 
-# Operations with several named outputs; for all others, `node:anything:2` is output 2.
-_BATCH_NORM = ("y", "batch_mean", "batch_variance", "reserve_space_1", "reserve_space_2", "reserve_space_3")
-_OUTPUTS: Mapping[str, Sequence[str]] = dict.fromkeys(
-    ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"), _BATCH_NORM
-)
+
+def damaged(what: str) -> CheckpointError:
+    return CheckpointError(f"the graph is damaged: {what}")
 
 
 @dataclass(frozen=True)
 class Body:
-    """The nodes of a function or of the main graph.
-
-    Attributes:
-        name: The function; empty for the main graph.
-        nodes: `NodeDef` messages by name.
-        arguments: Argument -> position.
-    """
+    """The `NodeDef` messages of a function, or of the main graph (without a name), and the positions of its arguments."""
 
     name: str
     nodes: Mapping[str, Any]
@@ -65,14 +49,15 @@ class Body:
         """Split `node:arg:1`, `node:1` or `argument` into node or argument, and output."""
         name, _, rest = text.partition(":")
         if name not in self.nodes and name not in self.arguments:
-            raise CheckpointError(f"the graph is damaged: it has no {self.place(name)}")
+            raise damaged(f"it has no {self.place(name)}")
         argument, _, index = rest.rpartition(":")
         number = int(index or 0) if (index or "0").isdecimal() and len(index) < 6 else -1
-        if argument and name in self.nodes and self.nodes[name].op in _OUTPUTS:
-            names = _OUTPUTS[self.nodes[name].op]
+        definition = operation(self.nodes[name].op) if argument and name in self.nodes else None
+        if definition is not None and len(definition.output_arg) > 1:
+            names = [a.name for a in definition.output_arg]
             number = names.index(argument) + number if argument in names else -1
         if number < 0:
-            raise CheckpointError(f"the graph is damaged: {self.place(name)} has no output {text!r}")
+            raise damaged(f"{self.place(name)} has no output {text!r}")
         return name, number
 
     def inputs(self, name: str) -> list[tuple[str, int]]:
@@ -81,45 +66,25 @@ class Body:
 
     def order(self, roots: Iterable[str]) -> list[str]:
         """Return the nodes that the roots need, each after its inputs."""
-        done: dict[str, bool] = {}  # False while its inputs are being visited
-        order: list[str] = []
-        stack = [(root, False) for root in roots]
-        while stack:
-            name, finished = stack.pop()
-            if finished:
-                done[name] = True
-                order.append(name)
-            elif name in self.arguments:
-                continue
-            elif name not in done:
-                done[name] = False
-                stack.append((name, True))
-                stack.extend((n, False) for n, _ in self.inputs(name) if not done.get(n, False))
-            elif not done[name]:
-                raise CheckpointError(f"the graph is damaged: it has a cycle at {self.place(name)}")
-        return order
 
+        def inputs(name: str) -> list[str]:
+            return [n for n, _ in self.inputs(name) if n not in self.arguments]
 
-# The key of a node's copy, or the tensors that replace its outputs.
-_Copies = dict[str, "str | list[Tensor]"]
+        try:
+            return sort_from((root for root in roots if root not in self.arguments), inputs)
+        except ValueError as error:
+            raise damaged(f"it has {error} in {self.name or 'the main graph'}") from error
 
 
 class Program:
-    """A MetaGraph whose signatures can be unfolded into graphs.
-
-    Args:
-        meta_graph: A `MetaGraphDef` message.
-
-    Raises:
-        CheckpointError: Two nodes or functions have the same name.
-    """
+    """A `MetaGraphDef` message whose signatures can be unfolded into graphs."""
 
     def __init__(self, meta_graph: Any) -> None:
         definition = meta_graph.graph_def
         self.main = Body("", {n.name: n for n in definition.node})
         self._functions = {f.signature.name: f for f in definition.library.function}
         if len(self.main.nodes) != len(definition.node) or len(self._functions) != len(definition.library.function):
-            raise CheckpointError("the graph is damaged: two of its nodes or functions have the same name")
+            raise damaged("two of its nodes or functions have the same name")
         self._bodies: dict[str, Body] = {}
 
     @property
@@ -131,12 +96,12 @@ class Program:
         """Return a function of the library."""
         if function not in self._bodies:
             if function not in self._functions:
-                raise CheckpointError(f"the graph is damaged: it calls function {function!r}, which it does not hold")
+                raise damaged(f"it calls function {function!r}, which it does not hold")
             message = self._functions[function]
             nodes = {n.name: n for n in message.node_def}
             arguments = {a.name: i for i, a in enumerate(message.signature.input_arg)}
             if len(nodes) != len(message.node_def) or arguments.keys() & nodes:
-                raise CheckpointError(f"the graph is damaged: two nodes of function {function!r} have the same name")
+                raise damaged(f"two nodes of function {function!r} have the same name")
             self._bodies[function] = Body(function, nodes, arguments)
         return self._bodies[function]
 
@@ -151,28 +116,20 @@ class Program:
         message, body = self._functions[function], self.body(function)
         missing = [o.name for o in message.signature.output_arg if o.name not in message.ret]
         if missing:
-            raise CheckpointError(f"the graph is damaged: function {function!r} does not return {missing[0]!r}")
+            raise damaged(f"function {function!r} does not return {missing[0]!r}")
         return [body.parse(message.ret[o.name]) for o in message.signature.output_arg]
 
     def unfold(self, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Graph:
-        """Return the graph between named tensors of the main graph, with all calls inlined.
+        """Return the graph between named tensors of the main graph (`serving_default_x:0`), with all calls inlined.
 
         Operations such as `Identity`, variable reads and casts between floating-point types are skipped, because
         everything is rebuilt in float32.
-
-        Args:
-            inputs: Name -> tensor of a placeholder, as in a signature (`serving_default_x:0`).
-            outputs: Name -> tensor.
-
-        Raises:
-            CheckpointError: The graph is damaged, refers to itself, or unfolds beyond `MAX_NODES`.
         """
         starts = {name: self.main.parse(text)[0] for name, text in inputs.items()}
         for name, key in starts.items():
             if not self.main.nodes[key].op.startswith("Placeholder"):
-                raise CheckpointError(
-                    f"input {name!r} of the signature is {self.main.nodes[key].op}, not a placeholder"
-                )
+                kind = self.main.nodes[key].op
+                raise CheckpointError(f"input {name!r} of the signature is {kind}, not a placeholder")
         unfolding = _Unfolding(self, frozenset(starts.values()))
         wanted = [self.main.parse(text) for text in outputs.values()]
         found = unfolding.inline(self.main, [*((k, 0) for k in starts.values()), *wanted], [], "", ())
@@ -197,7 +154,7 @@ class _Unfolding:
         stack: tuple[str, ...],
     ) -> list[Tensor]:
         """Copy the part of a body that `wanted` needs into the graph; return its tensors there."""
-        copies: _Copies = {}
+        copies: dict[str, str | list[Tensor]] = {}  # the key of a node's copy, or the tensors that replace its outputs
 
         def pick(name: str, output: int) -> Tensor:
             if name in body.arguments:
@@ -206,7 +163,7 @@ class _Unfolding:
             if isinstance(made, str):
                 return Tensor(made, output)
             if output >= len(made):
-                raise CheckpointError(f"the graph is damaged: {body.place(name)} has no output {output}")
+                raise damaged(f"{body.place(name)} has no output {output}")
             return made[output]
 
         for name in body.order(n for n, _ in wanted):
@@ -224,12 +181,10 @@ class _Unfolding:
         function = self.program.callee(message)
         if function is not None:
             if function in stack or len(stack) >= MAX_DEPTH:
-                raise CheckpointError(f"the graph is damaged: function {function!r} calls itself at {body.place(name)}")
+                raise damaged(f"function {function!r} calls itself at {body.place(name)}")
             callee = self.program.body(function)
             if len(inputs) != len(callee.arguments):
-                raise CheckpointError(
-                    f"the graph is damaged: {body.place(name)} calls {function!r} with other arguments"
-                )
+                raise damaged(f"{body.place(name)} calls {function!r} with other arguments")
             return self.inline(callee, self.program.returns(function), inputs, f"{prefix}{name}/", (*stack, function))
         if message.op in PASSED and inputs and not (not body.name and name in self.starts):
             return inputs[:1]

@@ -44,56 +44,33 @@ def _windowed(node: Node) -> dict[str, Any]:
     return {"strides": strides, "dilation_rate": dilations, "padding": _padding(node), **_common(node)}
 
 
-def _weights(node: Node, *names: str, first: int = 1) -> dict[str, Any]:
+def _weights(node: Node, *names: str) -> dict[str, Any]:
     """Return attribute -> tensor for one or more kernels and the bias, if any."""
-    inputs = node.inputs[first:]
     wanted = (*names, "bias") if node.attrs.get("bias") else names
-    if len(inputs) != len(wanted):
-        raise refuse(node, f"it has {len(inputs)} weights, not {len(wanted)}")
-    return dict(zip(wanted, inputs, strict=True))
+    if len(node.inputs) - 1 != len(wanted):
+        raise refuse(node, f"it has {len(node.inputs) - 1} weights, not {len(wanted)}")
+    return dict(zip(wanted, node.inputs[1:], strict=True))
 
 
 def _conv(b: Builder, node: Node) -> Any:
     x, kernel = b.data(node), b.shape_of(node.inputs[1])
     if len(kernel) != 4 or len(x.shape) != 4 or not x.shape[-1] or x.shape[-1] % kernel[2]:
         raise refuse(node, f"a kernel of shape {kernel} on a tensor of shape {x.shape}")
-    return b.layer(
-        node,
-        _L.Conv2D,
-        x,
-        _weights(node, "kernel"),
-        filters=kernel[3],
-        kernel_size=kernel[:2],
-        groups=x.shape[-1] // kernel[2],
-        **_windowed(node),
-    )
+    config = {"filters": kernel[3], "kernel_size": kernel[:2], "groups": x.shape[-1] // kernel[2]}
+    return b.layer(node, _L.Conv2D, x, _weights(node, "kernel"), **config, **_windowed(node))
 
 
 def _depthwise(b: Builder, node: Node) -> Any:
     kernel = b.shape_of(node.inputs[1])
-    return b.layer(
-        node,
-        _L.DepthwiseConv2D,
-        b.data(node),
-        _weights(node, "kernel"),
-        kernel_size=kernel[:2],
-        depth_multiplier=kernel[3],
-        **_windowed(node),
-    )
+    config = {"kernel_size": kernel[:2], "depth_multiplier": kernel[3], **_windowed(node)}
+    return b.layer(node, _L.DepthwiseConv2D, b.data(node), _weights(node, "kernel"), **config)
 
 
 def _separable(b: Builder, node: Node) -> Any:
     depth, point = b.shape_of(node.inputs[1]), b.shape_of(node.inputs[2])
-    return b.layer(
-        node,
-        _L.SeparableConv2D,
-        b.data(node),
-        _weights(node, "depthwise_kernel", "pointwise_kernel"),
-        filters=point[3],
-        kernel_size=depth[:2],
-        depth_multiplier=depth[3],
-        **_windowed(node),
-    )
+    weights = _weights(node, "depthwise_kernel", "pointwise_kernel")
+    config = {"filters": point[3], "kernel_size": depth[:2], "depth_multiplier": depth[3], **_windowed(node)}
+    return b.layer(node, _L.SeparableConv2D, b.data(node), weights, **config)
 
 
 def _transposed(b: Builder, node: Node) -> Any:
@@ -107,23 +84,10 @@ def _transposed(b: Builder, node: Node) -> Any:
     extra = [_extra(node, x, axis, sizes[axis], strides[axis - 1]) for axis in (1, 2)]
     usual = [max(k - s, 0) if padding == "valid" else 0 for k, s in zip(kernel, strides, strict=False)]
     base = [(k - 2 * (k // 2) if padding == "same" else k) - s for k, s in zip(kernel, strides, strict=False)]
-    return b.layer(
-        node,
-        _L.Conv2DTranspose,
-        x,
-        _weights(node, "kernel") if len(node.inputs) == 2 else _transposed_weights(node),
-        filters=kernel[2],
-        kernel_size=kernel[:2],
-        strides=strides,
-        padding=padding,
-        output_padding=None if extra == usual else tuple(e - o for e, o in zip(extra, base, strict=True)),
-        **_common(node),
-    )
-
-
-def _transposed_weights(node: Node) -> dict[str, Any]:
-    weights = {"kernel": node.inputs[1]}
-    return {**weights, "bias": node.inputs[3]} if node.attrs.get("bias") else weights
+    output = None if extra == usual else tuple(e - o for e, o in zip(extra, base, strict=True))
+    config = {"filters": kernel[2], "kernel_size": kernel[:2], "output_padding": output, **_common(node)}
+    weights = {"kernel": node.inputs[1]} | ({"bias": node.inputs[3]} if node.attrs.get("bias") else {})
+    return b.layer(node, _L.Conv2DTranspose, x, weights, strides=strides, padding=padding, **config)
 
 
 def _extra(node: Node, x: Any, axis: int, size: Any, stride: int) -> int:
@@ -169,36 +133,25 @@ def _einsum(b: Builder, node: Node) -> Any:
     return b.layer(node, _L.EinsumDense, data, weights, output_shape=[sizes[c] for c in result[1:]], **config)
 
 
-def _norm_weights(node: Node, *more: str) -> dict[str, Any]:
-    wanted = [*(["gamma"] if node.attrs["scale"] else []), *(["beta"] if node.attrs["center"] else []), *more]
-    return dict(zip(wanted, node.inputs[1:], strict=True))
-
-
-def _norm_options(node: Node) -> dict[str, Any]:
-    return {k: node.attrs[k] for k in ("epsilon", "scale", "center")}
-
-
-def _batch_norm(b: Builder, node: Node) -> Any:
-    weights = _norm_weights(node, "moving_mean", "moving_variance")
-    return b.layer(node, _L.BatchNormalization, b.data(node), weights, **_norm_options(node))
+def _norm(b: Builder, node: Node, kind: Any, *more: str, **config: Any) -> Any:
+    options = {k: node.attrs[k] for k in ("epsilon", "scale", "center")}
+    wanted = [*(["gamma"] if options["scale"] else []), *(["beta"] if options["center"] else []), *more]
+    return b.layer(node, kind, b.data(node), dict(zip(wanted, node.inputs[1:], strict=True)), **options, **config)
 
 
 def _group_norm(b: Builder, node: Node) -> Any:
-    x, groups = b.data(node), int(node.attrs["groups"])
-    if groups == x.shape[-1]:
-        groups = -1  # one group per channel: instance normalisation
-    return b.layer(node, _L.GroupNormalization, x, _norm_weights(node), groups=groups, **_norm_options(node))
+    groups = int(node.attrs["groups"])
+    instance = groups == b.data(node).shape[-1]  # one group per channel
+    return _norm(b, node, _L.GroupNormalization, groups=-1 if instance else groups)
 
 
 def _moments_norm(b: Builder, node: Node) -> Any:
-    x = b.data(node)
-    rank = len(x.shape)
+    rank = len(b.data(node).shape)
     axes = sorted(a % rank for a in node.attrs["axes"])
     if axes == [rank - 1]:
-        return b.layer(node, _L.LayerNormalization, x, _norm_weights(node), **_norm_options(node))
+        return _norm(b, node, _L.LayerNormalization)
     if axes in (list(range(1, rank - 1)), list(range(1, rank))):
-        groups = -1 if axes[-1] == rank - 2 else 1
-        return b.layer(node, _L.GroupNormalization, x, _norm_weights(node), groups=groups, **_norm_options(node))
+        return _norm(b, node, _L.GroupNormalization, groups=-1 if axes[-1] == rank - 2 else 1)
     raise refuse(node, f"it normalises over the axes {axes} of {rank}")
 
 
@@ -243,7 +196,7 @@ WEIGHTED: Mapping[str, Callable[[Builder, Node], Any]] = {
     "DepthwiseConv2dNative": _depthwise,
     "Einsum": _einsum,
     "MatMul": _dense,
-    "batch_norm": _batch_norm,
+    "batch_norm": lambda b, node: _norm(b, node, _L.BatchNormalization, "moving_mean", "moving_variance"),
     "channelwise": _channelwise,
     "dense": _dense,
     "group_norm": _group_norm,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from kerasseg.checkpoints.savedmodel.arithmetic import evaluate
-from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
+from kerasseg.checkpoints.savedmodel.graph import VARIABLES, Graph, Node, Tensor
 
-__all__ = ["LINEAR", "VARIABLES", "View", "fold", "rewrite"]
-
-VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
-"""Operations that represent a variable's value, since reads are skipped."""
+__all__ = ["LINEAR", "View", "fold", "made", "rewrite"]
 
 LINEAR = frozenset({"Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative", "Einsum", "MatMul", "dense", "separable"})
 """Operations with a kernel and possibly a bias."""
@@ -21,20 +19,12 @@ _SHAPING = frozenset({"ExpandDims", "Reshape", "Squeeze"})
 
 
 class View:
-    """A graph for pattern matching. Nodes may be replaced during matching; keys stay.
-
-    Args:
-        graph: The graph.
-    """
+    """A graph for pattern matching. Nodes may be replaced during matching; keys stay."""
 
     def __init__(self, graph: Graph) -> None:
         self.nodes = dict(graph.nodes)
-        self._readers: dict[Tensor, int] = {}
-        for node in graph.nodes.values():
-            for tensor in node.inputs:
-                self._readers[tensor] = self._readers.get(tensor, 0) + 1
-        for tensor in graph.outputs.values():
-            self._readers[tensor] = self._readers.get(tensor, 0) + 1
+        self._readers = Counter(tensor for node in graph.nodes.values() for tensor in node.inputs)
+        self._readers.update(graph.outputs.values())
 
     def node(self, tensor: Tensor) -> Node:
         """Return the node that makes a tensor."""
@@ -42,7 +32,7 @@ class View:
 
     def once(self, tensor: Tensor) -> bool:
         """Return whether exactly one input reads a tensor."""
-        return self._readers.get(tensor, 0) == 1
+        return self._readers[tensor] == 1
 
     def array(self, tensor: Tensor) -> np.ndarray | None:
         """Return the value of a constant, else None."""
@@ -64,6 +54,11 @@ class View:
         node = self.node(tensor)
         return node if node.op in ops and tensor.output == 0 else None
 
+    def chain(self, tensor: Tensor, first: str, last: str | tuple[str, ...]) -> tuple[Node | None, Node | None]:
+        """Return the two nodes that make a tensor from the result of a first operation; None where they are others."""
+        after = self.made_by(tensor, *([last] if isinstance(last, str) else last))
+        return self.made_by(after.inputs[0], first) if after is not None and after.inputs else None, after
+
     def pairs(self, node: Node | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the inputs of a commutative operation in both orders."""
         if node is not None and len(node.inputs) == 2:
@@ -75,11 +70,9 @@ class View:
         while self.node(tensor).op in _SHAPING:
             tensor = self.node(tensor).inputs[0]
         node = self.node(tensor)
-        if node.op in VARIABLES:
-            return tensor
-        if node.op == "Const" and node.attrs["value"].ndim and node.attrs["value"].dtype.kind == "f":
-            return tensor
-        return None
+        value = node.attrs["value"] if node.op == "Const" else None
+        weights = node.op in VARIABLES or (value is not None and value.ndim and value.dtype.kind == "f")
+        return tensor if weights else None
 
     def per_channel(self, tensor: Tensor) -> Tensor | None:
         """Return the leaf of a tensor if it has exactly one number per channel."""
@@ -118,10 +111,8 @@ def fold(graph: Graph, wanted: Callable[[np.ndarray], bool]) -> Graph:
 
     def compute(view: View, node: Node) -> Node | None:
         arrays = [view.array(t) for t in node.inputs]
-        if node.op == "Const" or not arrays or any(t.output for t in node.inputs):
-            return None
         known = [a for a in arrays if a is not None]
-        if len(known) < len(arrays):
+        if node.op == "Const" or not arrays or len(known) < len(arrays) or any(t.output for t in node.inputs):
             return None
         results = evaluate(node, known)
         if results is None or len(results) != 1 or not wanted(results[0]):

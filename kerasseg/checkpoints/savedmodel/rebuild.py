@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +12,70 @@ import keras
 import numpy as np
 
 from kerasseg.checkpoints.savedmodel.arithmetic import Dim, evaluate
-from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor, scope
-from kerasseg.checkpoints.savedmodel.names import Names
-from kerasseg.checkpoints.savedmodel.patterns import LINEAR, VARIABLES
+from kerasseg.checkpoints.savedmodel.graph import VARIABLES, Graph, Node, Tensor, scope
+from kerasseg.checkpoints.savedmodel.patterns import LINEAR
 from kerasseg.checkpoints.savedmodel.variables import Variable
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Builder", "Rebuilt", "refuse"]
+__all__ = ["Builder", "Names", "Rebuilt", "clean", "refuse"]
 
+_LONGEST = 100  # characters of a name
+
+# Scopes that TensorFlow's own functions open within the scope of a layer.
+_INNER = frozenset({"Gelu", "LogSigmoid", "Repeat", "Tensordot", "batchnorm", "clip_by_value", "moments", "resize"})
 MAX_ELEMENTS = 1 << 27  # of one tensor for one slice (half a gigabyte in float32)
 MAX_STEPS = 5000  # a network on EfficientNetB7 has about 1,500, and each takes Keras 8 ms
 
 _SOURCES = frozenset({"Const", "Placeholder", "PlaceholderWithDefault"}) | VARIABLES
+
+
+def clean(text: str) -> str:
+    """Return a name that is valid for Keras, file formats and terminals, such as `block_1_conv_0` for `block 1/conv:0`."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:_LONGEST].strip("_")
+
+
+class Names:
+    """Gives each layer a unique name.
+
+    Args:
+        prefixes: Paths of all layers that have variables, for instance `conv2d_19` or `backbone/stem_conv`.
+        scopes: (path in the graph, prefix of the variables) of nodes with variables, to detect whether the writer numbered
+            scopes again, as Keras 3 does (`conv2d_19` writes in `functional_1/conv2d_19_1`).
+    """
+
+    def __init__(self, prefixes: Iterable[str], scopes: Iterable[tuple[str, str]]) -> None:
+        self._used: set[str] = set()
+        paths = sorted(set(prefixes))
+        last = [p.rpartition("/")[2] for p in paths]
+        self._by_prefix = {p: short if last.count(short) == 1 else p for p, short in zip(paths, last, strict=True)}
+        pairs = [(s.rpartition("/")[2], p.rpartition("/")[2]) for s, p in scopes if s]
+        self._numbered = bool(pairs) and all(re.fullmatch(re.escape(p) + r"_\d+", s) for s, p in pairs)
+        # Names of variables are reserved, whatever the order of the layers.
+        self._reserved = {clean(n) for n in self._by_prefix.values()}
+
+    def for_variables(self, prefix: str) -> str | None:
+        """Return the name of the layer of variables with this prefix."""
+        name = clean(self._by_prefix.get(prefix, prefix))
+        return self._free(name, reserved=False) if name else None
+
+    def for_node(self, name: str, default: str) -> str:
+        """Return the name of a layer without variables, from its node's name."""
+        path = scope(name)
+        while "/" in path and re.sub(r"_\d+$", "", path.rpartition("/")[2]) in _INNER:
+            path = scope(path)
+        layer = path.rpartition("/")[2]
+        if self._numbered:
+            layer = re.sub(r"_\d+$", "", layer)
+        return self._free(clean(layer) or default, reserved=True)
+
+    def _free(self, name: str, *, reserved: bool) -> str:
+        taken = self._used | self._reserved if reserved else self._used
+        free, number = name, 0
+        while free in taken:
+            number += 1
+            free = f"{name}_{number}"
+        self._used.add(free)
+        return free
 
 
 @dataclass(frozen=True)
@@ -31,7 +84,6 @@ class Rebuilt:
 
     Attributes:
         model: The model, of native Keras layers.
-        tensors: Key of a node -> symbolic tensor of its first output.
         notes: Differences from the original, one sentence each.
         used: Keys of the variables that are part of the model.
         steps: Key of a node -> the data tensors that it is computed from, for checking single steps.
@@ -39,7 +91,6 @@ class Rebuilt:
     """
 
     model: keras.Model
-    tensors: Mapping[str, Any]
     notes: tuple[str, ...]
     used: frozenset[str]
     steps: Mapping[str, tuple[Tensor, ...]]
@@ -47,7 +98,7 @@ class Rebuilt:
 
     def step(self, key: str) -> keras.Model:
         """Return the part of the model between the inputs of one step and its output."""
-        return keras.Model([self.values[t] for t in self.steps[key]], self.tensors[key])
+        return keras.Model([self.values[t] for t in self.steps[key]], self.values[Tensor(key)])
 
 
 WEIGHT = object()  # marks values that depend only on variables
@@ -95,14 +146,11 @@ class Builder:
             outputs: Signature names, in the order of the model's outputs.
             name: The model's name.
             named: Whether to return several outputs by name.
-
-        Raises:
-            CheckpointError: An operation has no Keras layer, or a weight does not fit.
         """
-        if len(self.graph.nodes) > MAX_STEPS + len(self.variables):
-            raise CheckpointError(
-                "the network is too large", found=f"{len(self.graph.nodes):,} steps", expected=f"at most {MAX_STEPS:,}"
-            )
+        found = len(self.graph.nodes)
+        if found > MAX_STEPS + len(self.variables):
+            most = f"at most {MAX_STEPS:,}"
+            raise CheckpointError("the network is too large", found=f"{found:,} steps", expected=most)
         for key, tensor in inputs.items():
             self.values[Tensor(self.graph.inputs[key])] = tensor
         for node in self.graph.nodes.values():
@@ -123,53 +171,42 @@ class Builder:
         model = keras.Model(args, results[0] if len(results) == 1 else gives, name=name)
         for variable, value, where in self._pending.values():
             _assign(variable, value(), where)
-        tensors = {t.node: v for t, v in self.values.items() if t.output == 0 and isinstance(v, keras.KerasTensor)}
         values = {t: v for t, v in self.values.items() if isinstance(v, keras.KerasTensor)}
-        steps = {
-            key: sources
-            for key in tensors
-            if (sources := tuple(dict.fromkeys(t for t in self.graph.nodes[key].inputs if t in values)))
-        }
-        return Rebuilt(model, tensors, tuple(self.notes), frozenset(self._used), steps, values)
+        keys = [t.node for t in values if t.output == 0]
+        sources = {k: tuple(dict.fromkeys(t for t in self.graph.nodes[k].inputs if t in values)) for k in keys}
+        steps = {k: found for k, found in sources.items() if found}
+        return Rebuilt(model, tuple(self.notes), frozenset(self._used), steps, values)
 
     def _visit(self, node: Node) -> None:
-        here = Tensor(node.key)
-        if here in self.values:
+        if Tensor(node.key) in self.values:
             return
-        if node.op in VARIABLES:
-            self.values[here] = WEIGHT
-        elif node.op == "Const":
-            self.values[here] = node.attrs["value"]
-        elif node.op in _SOURCES:
-            raise refuse(node, "it is not an input of the signature")
-        else:
-            values = [self.value(t) for t in node.inputs]
-            if node.inputs and not any(isinstance(v, keras.KerasTensor) for v in values):
-                arrays = None if any(v is WEIGHT for v in values) else evaluate(node, values)
-                results: Any = arrays if arrays is not None else [WEIGHT]
-            else:
-                handler = self.handlers.get(node.op)
-                if handler is None:
-                    raise refuse(node, "no Keras layer computes it")
-                results = self._handle(handler, node)
-            for i, result in enumerate(results if isinstance(results, list) else [results]):
-                self._bound(node, result)
-                self.values[Tensor(node.key, i)] = result
+        results = self._results(node)
+        for i, result in enumerate(results if isinstance(results, list) else [results]):
+            shape = result.shape[1:] if isinstance(result, keras.KerasTensor) else ()
+            if math.prod(n for n in shape if n is not None) > MAX_ELEMENTS:
+                raise refuse(node, "its output is too large", found=f"{result.shape}")
+            self.values[Tensor(node.key, i)] = result
 
-    def _handle(self, handler: Callable[[Builder, Node], Any], node: Node) -> Any:
+    def _results(self, node: Node) -> Any:
+        if node.op in VARIABLES:
+            return WEIGHT
+        if node.op == "Const":
+            return node.attrs["value"]
+        if node.op in _SOURCES:
+            raise refuse(node, "it is not an input of the signature")
+        values = [self.value(t) for t in node.inputs]
+        if node.inputs and not any(isinstance(v, keras.KerasTensor) for v in values):
+            arrays = None if any(v is WEIGHT for v in values) else evaluate(node, values)
+            return WEIGHT if arrays is None else arrays
+        if node.op not in self.handlers:
+            raise refuse(node, "no Keras layer computes it")
         try:
-            return handler(self, node)
+            return self.handlers[node.op](self, node)
         except CheckpointError:
             raise
         except Exception as error:  # a damaged graph may cause any error in Keras
             line = str(error).strip().splitlines() or [type(error).__name__]
             raise refuse(node, f"Keras says {line[0]}") from error
-
-    def _bound(self, node: Node, result: Any) -> None:
-        if isinstance(result, keras.KerasTensor):
-            size = math.prod(n for n in result.shape[1:] if n is not None)
-            if size > MAX_ELEMENTS:
-                raise refuse(node, "its output is too large", found=f"{result.shape}")
 
     def value(self, tensor: Tensor) -> Any:
         """Return a symbolic tensor, an array (possibly of sizes) or `WEIGHT`."""
@@ -181,8 +218,7 @@ class Builder:
         """Return an input that must be data."""
         value = self.value(node.inputs[place])
         if value is WEIGHT:
-            names = sorted(self.variables[k].name for k in self._variables_of(node.inputs[place]))
-            raise refuse(node, f"the variable {', '.join(names)!r} is used as data")
+            raise refuse(node, f"the variable {self._named(node.inputs[place])!r} is used as data")
         return value
 
     def array(self, node: Node, place: int) -> np.ndarray:
@@ -207,14 +243,9 @@ class Builder:
         weights: Mapping[str, Tensor] | None = None,
         **config: Any,
     ) -> Any:
-        """Make a layer, or reuse the one with the same weights, and call it.
+        """Make a layer in the place of a node, or reuse the one with the same weights, and call it.
 
-        Args:
-            node: The node that it replaces.
-            kind: The layer's class.
-            inputs: Symbolic tensor or list of them.
-            weights: Attribute of the layer -> tensor with its value.
-            config: Arguments of the class.
+        `weights` has the tensor with the value of each of the layer's variables, by attribute.
         """
         weights = weights or {}
         first = next(iter(weights.values()), None)
@@ -236,19 +267,17 @@ class Builder:
         self, variable: Any, tensor: Tensor, where: str, change: Callable[[np.ndarray], np.ndarray] = np.asarray
     ) -> None:
         """Assign the value of a tensor to a layer's variable once the model is built."""
-        keys = self._variables_of(tensor)
-        self._used.update(keys)
+        self._used.update(self.graph.variables_of(tensor))
         if self.graph[tensor].op not in _SOURCES:
-            names = ", ".join(sorted(self.variables[k].name for k in keys))
-            self.notes.append(f"{where} was computed from {names}; the result is stored as a plain weight")
+            self.notes.append(
+                f"{where} was computed from {self._named(tensor)}; the result is stored as a plain weight"
+            )
         self._pending[id(variable)] = (variable, lambda: change(self._number(tensor)), where)
 
     def fixed(self, tensor: Tensor) -> np.ndarray:
         """Return the value of a tensor that depends on variables, as a constant of the model."""
-        keys = self._variables_of(tensor)
-        self._used.update(keys)
-        names = ", ".join(sorted(self.variables[k].name for k in keys))
-        self.notes.append(f"{names}: scales the input; its values became constants of a Rescaling layer")
+        self._used.update(self.graph.variables_of(tensor))
+        self.notes.append(f"{self._named(tensor)}: scales the input; its values became constants of a Rescaling layer")
         return self._number(tensor)
 
     def shape_of(self, tensor: Tensor) -> tuple[int, ...]:
@@ -260,23 +289,15 @@ class Builder:
 
     def _name(self, node: Node, weights: Any) -> str:
         for tensor in weights:
-            for key in sorted(self._variables_of(tensor)):
+            for key in self.graph.variables_of(tensor):
                 name = self.names.for_variables(self.variables[key].prefix)
                 if name:
                     return name
         return self.names.for_node(node.name, node.op.lower())
 
-    def _variables_of(self, tensor: Tensor) -> set[str]:
-        found, stack, seen = set(), [tensor.node], set()
-        while stack:
-            key = stack.pop()
-            if key not in seen:
-                seen.add(key)
-                node = self.graph.nodes[key]
-                if node.op in VARIABLES:
-                    found.add(key)
-                stack.extend(t.node for t in node.inputs)
-        return found
+    def _named(self, tensor: Tensor) -> str:
+        """Return the names of the variables that a tensor is computed from."""
+        return ", ".join(sorted(self.variables[k].name for k in self.graph.variables_of(tensor)))
 
     def _number(self, tensor: Tensor, depth: int = 0) -> np.ndarray:
         node = self.graph[tensor]
@@ -284,9 +305,9 @@ class Builder:
             return self.load(self.variables[node.key].key)
         if node.op == "Const":
             return np.asarray(node.attrs["value"])
-        if depth > 40 or node.op in _SOURCES:
-            raise refuse(node, "it is part of a weight that cannot be computed")
-        results = evaluate(node, [self._number(t, depth + 1) for t in node.inputs])
+        results = None
+        if depth <= 40 and node.op not in _SOURCES:
+            results = evaluate(node, [self._number(t, depth + 1) for t in node.inputs])
         if results is None:
             raise refuse(node, "it is part of a weight that cannot be computed")
         return results[tensor.output]
@@ -294,7 +315,6 @@ class Builder:
 
 def _assign(variable: Any, value: np.ndarray, where: str) -> None:
     if math.prod(value.shape) != math.prod(variable.shape) or value.dtype.kind not in "fiu":
-        raise CheckpointError(
-            f"the weight {where} does not fit its layer", found=value.shape, expected=tuple(variable.shape)
-        )
+        what = f"the weight {where} does not fit its layer"
+        raise CheckpointError(what, found=value.shape, expected=tuple(variable.shape))
     variable.assign(value.reshape(variable.shape).astype("float32", copy=False))

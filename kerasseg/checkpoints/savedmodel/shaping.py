@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from kerasseg.checkpoints.operations import RAW, Expression, Untranslatable, expression
-from kerasseg.checkpoints.savedmodel.arithmetic import Dim, index
+from kerasseg.checkpoints.savedmodel.arithmetic import Dim, index, line
 from kerasseg.checkpoints.savedmodel.graph import Node
 from kerasseg.checkpoints.savedmodel.rebuild import Builder, refuse
 
@@ -22,19 +22,16 @@ _L = keras.layers
 
 def _activation(b: Builder, node: Node) -> Any:
     x, name, more = b.data(node), node.attrs["name"], node.attrs
-    if name == "relu6" or (name == "relu" and "maximum" in more):
-        return b.layer(node, _L.ReLU, x, max_value=more.get("maximum", 6.0))
-    if name == "relu":
-        return b.layer(node, _L.ReLU, x)
-    if name == "leaky_relu":
-        return b.layer(node, _L.LeakyReLU, x, negative_slope=more["slope"])
-    if name == "elu":
-        return b.layer(node, _L.ELU, x, alpha=more.get("alpha", 1.0))
-    if name == "softmax" and "axis" in more:
-        return b.layer(node, _L.Softmax, x, axis=more["axis"])
     if name == "gelu" and more["approximate"]:
         return ops.gelu(x, approximate=True)
-    return b.layer(node, _L.Activation, x, activation=name)
+    kind, config = {
+        "relu": (_L.ReLU, {"max_value": more["maximum"]} if "maximum" in more else {}),
+        "relu6": (_L.ReLU, {"max_value": 6.0}),
+        "leaky_relu": (_L.LeakyReLU, {"negative_slope": more.get("slope")}),
+        "elu": (_L.ELU, {"alpha": more.get("alpha", 1.0)}),
+        "softmax over": (_L.Softmax, {"axis": more.get("axis")}),
+    }.get(f"{name} over" if "axis" in more else name, (_L.Activation, {"activation": more["name"]}))
+    return b.layer(node, kind, x, **config)
 
 
 def _rescale(b: Builder, node: Node) -> Any:
@@ -49,14 +46,7 @@ def _fixed(b: Builder, node: Node) -> Any:
     if any(n != 1 for n in value.shape[:-1]):
         raise refuse(node, f"the input is scaled by numbers of shape {value.shape}")
     value = value.reshape(-1) if value.size > 1 else value.reshape(())
-    one, zero = np.ones_like(value), np.zeros_like(value)
-    kind, swapped = node.attrs["kind"], node.attrs["swapped"]
-    if kind == "Mul":
-        scale, offset = value, zero
-    elif kind == "Sub":
-        scale, offset = (-one, value) if swapped else (one, -value)
-    else:
-        scale, offset = (1 / value, zero) if kind in {"Div", "RealDiv"} else (one, value)
+    scale, offset = line(node.attrs["kind"], value, first=node.attrs["swapped"])
     return b.layer(node, _L.Rescaling, x, scale=scale.tolist(), offset=offset.tolist())
 
 
@@ -70,16 +60,13 @@ def _cast(b: Builder, node: Node) -> Any:
 
 def _shape(b: Builder, node: Node) -> Any:
     x = b.data(node)
-    sizes = [Dim(str(id(x)), i) if n is None else int(n) for i, n in enumerate(x.shape)]
-    array = np.empty(len(sizes), dtype=object)
-    array[:] = sizes
-    return array
+    return np.array([Dim(str(id(x)), i) if n is None else int(n) for i, n in enumerate(x.shape)], dtype=object)
 
 
 def _reshape(b: Builder, node: Node) -> Any:
     x, target = b.data(node), list(np.atleast_1d(b.array(node, 1)))
     per_slice = math.prod(x.shape[1:]) if all(n is not None for n in x.shape[1:]) else None
-    sizes = [_known(n) for n in target]
+    sizes = [-1 if isinstance(n, Dim) else int(n) for n in target]  # -1: known only at run time
     rest = sizes[1:]
     keeps_batch = isinstance(target[0], Dim) and target[0].axis == 0 and (target[0].factor, target[0].offset) == (1, 0)
     if sizes[0] == -1 and not keeps_batch:
@@ -93,29 +80,6 @@ def _reshape(b: Builder, node: Node) -> Any:
     if tuple(rest) == tuple(x.shape[1:]):
         return x
     return b.layer(node, _L.Reshape, x, target_shape=tuple(rest))
-
-
-def _known(size: Any) -> int:
-    """Return an entry of a shape as a number; -1 if it is known only at run time."""
-    return -1 if isinstance(size, Dim) else int(size)
-
-
-def _moved(change: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]) -> Callable[[Builder, Node], Any]:
-    """Add or remove axes of length one, as a reshape within slices."""
-
-    def run(b: Builder, node: Node) -> Any:
-        x = b.data(node)
-        axes = b.integers(node, 1) if node.op == "ExpandDims" else tuple(node.attrs.get("squeeze_dims") or ())
-        sizes = [-1 if n is None else n for n in x.shape]
-        marked = np.empty((2, *(1 if n == 1 else 2 for n in sizes[1:])))  # only axes of length one matter
-        shape = list(change(marked, axes).shape)
-        if shape[0] != 2 or sizes[1:].count(-1) > 1:
-            return ops.expand_dims(x, axes[0]) if node.op == "ExpandDims" else ops.squeeze(x, axes or None)
-        wide = iter([n for n in sizes[1:] if n != 1])
-        target = tuple(1 if n == 1 else next(wide) for n in shape[1:])
-        return b.layer(node, _L.Reshape, x, target_shape=target)
-
-    return run
 
 
 def _slice(b: Builder, node: Node) -> Any:
@@ -163,15 +127,13 @@ def _resize(method: str) -> Callable[[Builder, Node], Any]:
         whole = all(t is not None for t in times)
         # With integer factors, nearest-neighbour sampling is the same under both conventions.
         if node.attrs.get("align_corners") or not (centred or (method == "nearest" and whole)):
-            raise refuse(
-                node, "it samples at the corners of pixels, as TensorFlow 1 did; Keras samples at their centres"
-            )
+            why = "it samples at the corners of pixels, as TensorFlow 1 did; Keras samples at their centres"
+            raise refuse(node, why)
         if whole and method in {"nearest", "bilinear"}:
             return b.layer(node, _L.UpSampling2D, x, size=tuple(times), interpolation=method)
         if any(isinstance(s, Dim) for s in sizes):
-            raise refuse(
-                node, "the size of its output depends on that of another tensor", expected="a fixed image size"
-            )
+            why = "the size of its output depends on that of another tensor"
+            raise refuse(node, why, expected="a fixed image size")
         return b.layer(node, _L.Resizing, x, height=int(sizes[0]), width=int(sizes[1]), interpolation=method)
 
     return run
@@ -210,15 +172,9 @@ def _argument(b: Builder, node: Node, place: int) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype == object or value.dtype.kind in "iu":
-        numbers = [_whole(node, place, n) for n in value.flat]
+        numbers = b.integers(node, place)
         return numbers[0] if value.ndim == 0 else np.reshape(numbers, value.shape).tolist()
     return float(value) if value.ndim == 0 else value
-
-
-def _whole(node: Node, place: int, size: Any) -> int:
-    if isinstance(size, Dim):
-        raise refuse(node, f"its input {place} depends on the size of the image")
-    return int(size)
 
 
 def _computed(b: Builder, node: Node, value: Any) -> Any:
@@ -227,7 +183,7 @@ def _computed(b: Builder, node: Node, value: Any) -> Any:
     if not isinstance(value, Expression):
         return value
     inputs = [_computed(b, node, v) for v in value.inputs]
-    if value.is_layer:
+    if value.module == "keras.layers":
         if value.class_name == "Identity":
             return inputs[0]
         return b.layer(node, getattr(_L, value.class_name), *inputs, **value.config)
@@ -239,14 +195,12 @@ PLAIN: Mapping[str, Callable[[Builder, Node], Any]] = {
     **dict.fromkeys(RAW, _from_table),
     # These depend on shapes that are known only in a built network.
     "Cast": _cast,
-    "ExpandDims": _moved(lambda a, axes: np.expand_dims(a, axes[0])),
     "Reshape": _reshape,
     "ResizeBicubic": _resize("bicubic"),
     "ResizeBilinear": _resize("bilinear"),
     "ResizeNearestNeighbor": _resize("nearest"),
     "Shape": _shape,
     "Slice": _slice,
-    "Squeeze": _moved(lambda a, axes: np.squeeze(a, tuple(axes) or None)),
     "StridedSlice": _slice,
     "activation": _activation,
     "fixed": _fixed,

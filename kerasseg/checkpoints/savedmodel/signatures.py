@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
+
+from kerasseg.checkpoints.savedmodel import NETWORK_SIGNATURE
 from kerasseg.checkpoints.savedmodel.messages import type_name
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = [
-    "NETWORK_SIGNATURE",
-    "Signature",
-    "Slot",
-    "check_assets",
-    "choose_graph",
-    "choose_signature",
-    "frozen_variables",
-    "keras_outputs",
-    "writer_of",
-]
-
-NETWORK_SIGNATURE = "kerasseg_network"
-"""Signature of kerasseg's exports with only the network; `serving_default` maps stored slices to masks."""
+__all__ = ["Signature", "Slot", "check_assets", "choose_graph", "choose_signature", "frozen_variables", "keras_outputs"]
+__all__ += ["writer_of"]
 
 _PREFERRED = (NETWORK_SIGNATURE, "serving_default", "serve")
 _MAX_METADATA = 64 << 20
@@ -33,12 +26,9 @@ _MAX_METADATA = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One input or output.
+    """One input or output: its name in the main graph (`serving_default_x:0`), type (`float32`) and shape.
 
-    Attributes:
-        tensor: Its name in the main graph, for instance `serving_default_x:0`.
-        dtype: For instance `float32`.
-        shape: None for sizes that are not fixed; None as a whole if the rank is unknown.
+    The shape has None for sizes that are not fixed, and is None if the rank is unknown.
     """
 
     tensor: str
@@ -48,13 +38,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A way to call the network.
-
-    Attributes:
-        name: For instance `serving_default`.
-        inputs: By argument name.
-        outputs: By result name.
-    """
+    """A way to call the network, for instance `serving_default`, with inputs and outputs by name."""
 
     name: str
     inputs: Mapping[str, Slot]
@@ -62,11 +46,7 @@ class Signature:
 
 
 def choose_graph(saved_model: Any) -> Any:
-    """Return the MetaGraph for inference.
-
-    Raises:
-        CheckpointError: There is no graph, or there are several and none is tagged `serve`.
-    """
+    """Return the MetaGraph for inference."""
     graphs = list(saved_model.meta_graphs)
     if not graphs:
         raise CheckpointError("the SavedModel is empty: it holds no graph")
@@ -83,11 +63,7 @@ def choose_graph(saved_model: Any) -> Any:
 
 
 def choose_signature(meta_graph: Any) -> Signature:
-    """Return the signature for predictions.
-
-    Raises:
-        CheckpointError: There is no signature, or there are several and none has a usual name.
-    """
+    """Return the signature for predictions."""
     usable = {
         name: message
         for name, message in sorted(meta_graph.signature_def.items())
@@ -95,11 +71,9 @@ def choose_signature(meta_graph: Any) -> Signature:
     }
     name = next((n for n in _PREFERRED if n in usable), next(iter(usable)) if len(usable) == 1 else None)
     if name is None and not usable:
-        raise CheckpointError(
-            "the SavedModel has no signature to call",
-            found="weights without a network, as Keras 2 writes with save_traces=False",
-            remedy="Save the model again with model.export(path), or as a .keras file",
-        )
+        found = "weights without a network, as Keras 2 writes with save_traces=False"
+        remedy = "Save the model again with model.export(path), or as a .keras file"
+        raise CheckpointError("the SavedModel has no signature to call", found=found, remedy=remedy)
     if name is None:
         raise CheckpointError(
             "the SavedModel has several signatures",
@@ -156,13 +130,8 @@ def frozen_variables(meta_graph: Any) -> frozenset[str]:
 
 
 def check_assets(meta_graph: Any) -> None:
-    """Refuse assets with a path outside their folder. Assets are never opened.
-
-    Raises:
-        CheckpointError: Names the asset.
-    """
-    names = [a.filename for a in meta_graph.asset_file_def]
-    for name in names:
+    """Refuse assets with a path outside their folder. Assets are never opened."""
+    for name in (a.filename for a in meta_graph.asset_file_def):
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
             raise CheckpointError(
@@ -181,44 +150,22 @@ def keras_outputs(folder: Path) -> tuple[str, ...]:
         return ()
     for text in _texts(path.read_bytes()):
         try:
-            config = json.loads(text).get("config") or {}
-            layers = config.get("output_layers")
-            if isinstance(layers, list) and layers:
-                return tuple(str(layer[0]) for layer in layers)
-        except (ValueError, AttributeError, TypeError, IndexError, KeyError, RecursionError):
-            continue
+            return tuple(str(layer[0]) for layer in json.loads(text)["config"]["output_layers"])
+        except (ValueError, TypeError, IndexError, KeyError, RecursionError):
+            continue  # not a network
     return ()
 
 
-def _texts(data: bytes) -> Iterator[bytes]:
-    """Yield field 5 (`metadata`) of each node of a `SavedMetadata` message."""
-    for number, node in _fields(data):
-        if number == 1:
-            yield from (value for field, value in _fields(node) if field == 5)
+def _texts(data: bytes) -> list[bytes]:
+    """Return field 5 (`metadata`) of each node of a `SavedMetadata` message, which only Keras 2 defines."""
 
+    def fields(message: bytes, number: int) -> list[bytes]:
+        parsed = Empty()
+        parsed.ParseFromString(message)
+        wanted = [f for f in UnknownFieldSet(parsed) if (f.field_number, f.wire_type) == (number, 2)]
+        return [f.data for f in wanted]
 
-def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the length-delimited fields of a protobuf message, up to any damage."""
-    place = 0
-    while place < len(data):
-        tag, place = _number(data, place)
-        if tag & 7 == 0:
-            _, place = _number(data, place)
-        elif tag & 7 == 2:
-            length, place = _number(data, place)
-            yield tag >> 3, data[place : place + length]
-            place += length
-        else:
-            return
-
-
-def _number(data: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while place < len(data) and shift < 70:
-        byte = data[place]
-        value |= (byte & 0x7F) << shift
-        place += 1
-        shift += 7
-        if byte < 0x80:
-            break
-    return value, place
+    try:
+        return [text for node in fields(data, 1) for text in fields(node, 5)]
+    except DecodeError:
+        return []

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kerasseg.checkpoints.savedmodel.graph import VARIABLES
 from kerasseg.checkpoints.savedmodel.graphdef import PASSED, Body, Program
 from kerasseg.checkpoints.savedmodel.messages import attribute
-from kerasseg.checkpoints.savedmodel.patterns import VARIABLES
 
 __all__ = ["Variable", "find_variables"]
 
@@ -22,12 +22,7 @@ _HOPS = 8  # maximum length of a chain of `PASSED` operations, which may be a cy
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable of the main graph.
-
-    Attributes:
-        key: Its key in the variables file.
-        name: Its name in the original model, for instance `conv2d_19/kernel`.
-    """
+    """A variable of the main graph: its key in the variables file, and its name in the model (`conv2d_19/kernel`)."""
 
     key: str
     name: str
@@ -44,12 +39,7 @@ class Variable:
 
 
 def find_variables(program: Program, names: Mapping[str, str]) -> dict[str, Variable]:
-    """Return the variables of the main graph by node name.
-
-    Args:
-        program: The graph.
-        names: Key in the variables file -> variable name, from the object graph in that file.
-    """
+    """Return the variables of the main graph by node name; `names` has the names in the file's object graph by key."""
     found: dict[str, Variable] = {}
     for node, key in _restored(program):
         message = program.main.nodes[node]
@@ -80,8 +70,7 @@ def _by_name(program: Program, names: Mapping[str, str]) -> Iterator[tuple[str, 
 def _restored(program: Program) -> Iterator[tuple[str, str]]:
     """Yield (node of the variable in the main graph, key)."""
     yield from ((node, key) for node, key in _assigned(program.main) if isinstance(node, str))
-    for name in program.main.nodes:
-        message = program.main.nodes[name]
+    for name, message in program.main.nodes.items():
         function = program.callee(message)
         if function is None or function not in program.functions:
             continue

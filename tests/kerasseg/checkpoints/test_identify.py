@@ -51,7 +51,7 @@ TORCH_OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + PICKLE
 
 TABLE = [
     ("empty.h5", b"", ["empty"]),
-    ("unet.h5", POINTER, ["Git LFS pointer", "123995312 bytes", 'git lfs pull --include="unet.h5"']),
+    ("unet.h5", POINTER, ["Git LFS pointer", "123,995,312 bytes", 'git lfs pull --include="unet.h5"']),
     ("unet.keras", POINTER, ["Git LFS pointer", 'git lfs pull --include="unet.keras"']),
     ("utf8.h5", HDF5.decode("latin-1").replace("\x89", "\ufffd").encode(), ["damaged", "read as text"]),
     ("unix.h5", HDF5.replace(b"\r\n", b"\n"), ["damaged", "line ends"]),

@@ -273,7 +273,7 @@ def test_all_that_keras_itself_calls_non_modelling_is_off_the_list() -> None:
         "Hashing",
     ):
         with pytest.raises(CheckpointError, match=name):
-            check_config({"module": "keras.layers", "class_name": name, "config": {"name": "x"}}, "f")
+            check_config({"module": "keras.layers", "class_name": name, "config": {"name": "x"}})
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_a_member_that_lies_about_its_size_gains_nothing() -> None:
     from kerasseg.checkpoints.keras_file import _read
 
     with zipfile.ZipFile(BytesIO(bytes(data))) as archive:
-        check_archive(archive, "x")
+        check_archive(archive)
         with pytest.raises((zipfile.BadZipFile, zlib.error)):
             _read(archive, "config.json")
 

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow.core.framework import function_pb2
 
-from kerasseg.checkpoints.savedmodel.allowed import ELSEWHERE, INITIALISER, NETWORK, _words
+from kerasseg.checkpoints.allowed import words
+from kerasseg.checkpoints.savedmodel.allowed import ELSEWHERE, INITIALISER, NETWORK
 from kerasseg.checkpoints.savedmodel.open import open_savedmodel
 from kerasseg_tfrecords.errors import CheckpointError
 from tests.savedmodels import add_node, edited, export, network_function
@@ -253,12 +254,14 @@ def test_assets_that_climb_out_are_refused(name: str, copy: Path) -> None:
 
 
 def test_no_list_holds_what_touches_the_world() -> None:
-    dangerous = _words(
-        "ReadFile WriteFile MatchingFiles PyFunc PyFuncStateless EagerPyFunc PrintV2 Print Save SaveSlices Restore",
-        "RestoreSlice ImportEvent SummaryWriter TextLineReaderV2 WholeFileReaderV2 TFRecordReaderV2 HashTableV2",
-        "FixedLengthRecordReaderV2 TFRecordDataset TextLineDataset InitializeTableFromTextFileV2",
-        "RemoteCall XlaLaunch XlaCallModule DebugIdentityV2 LoadDataset SaveDataset DecodePng AudioSummary MergeSummary",
-        "WriteSummary Send Recv CollectiveReduceV2 TPUExecute SymbolicGradient CompositeTensorVariantFromComponents",
+    dangerous = words(
+        """
+        ReadFile WriteFile MatchingFiles PyFunc PyFuncStateless EagerPyFunc PrintV2 Print Save SaveSlices Restore
+        RestoreSlice ImportEvent SummaryWriter TextLineReaderV2 WholeFileReaderV2 TFRecordReaderV2 HashTableV2
+        FixedLengthRecordReaderV2 TFRecordDataset TextLineDataset InitializeTableFromTextFileV2
+        RemoteCall XlaLaunch XlaCallModule DebugIdentityV2 LoadDataset SaveDataset DecodePng AudioSummary MergeSummary
+        WriteSummary Send Recv CollectiveReduceV2 TPUExecute SymbolicGradient CompositeTensorVariantFromComponents
+        """
     )
     assert not dangerous & ELSEWHERE
     # Code that adapts a Normalization iterates over a data set; it never runs here, and what makes data sets is refused.
@@ -346,7 +349,8 @@ def test_other_numbers_than_in_the_file_are_noticed(copy: Path, monkeypatch: pyt
     """If a layer were rebuilt wrongly, the comparison would tell, and where it begins."""
     from kerasseg.checkpoints.savedmodel import layers
 
-    monkeypatch.setitem(layers.WEIGHTED, "batch_norm", lambda b, node: layers._batch_norm(b, node) * 1.001)
+    rule = layers.WEIGHTED["batch_norm"]
+    monkeypatch.setitem(layers.WEIGHTED, "batch_norm", lambda b, node: rule(b, node) * 1.001)
     monkeypatch.setattr("kerasseg.checkpoints.savedmodel.open.WEIGHTED", layers.WEIGHTED)
     with pytest.raises(CheckpointError, match=r"computes different values .* begins at .*batch_normalization"):
         open_savedmodel(copy)

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerasseg.checkpoints.family import named_arguments
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.provenance import provenance
 from kerasseg.checkpoints.stored import match, read_by_name
+from kerasseg.checkpoints.variants import named_arguments
 from kerasseg.checkpoints.weights_only import PartialMatchError
 from kerasseg.models.unet import unet
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -205,7 +205,7 @@ def test_a_partial_match_is_reported_layer_by_layer(tmp_path: Path) -> None:
     assert "missing in the file: extra" in record.translated
     source = small("a")
     with h5py.File(path) as file:
-        match(source, read_by_name(file, path)).apply()
+        match(source, read_by_name(file)).apply()
     for name in ("a_conv", "a_norm"):
         for ours, theirs in zip(opened.get_layer(name).weights, source.get_layer(name).weights, strict=True):
             np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
