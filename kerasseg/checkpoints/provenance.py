@@ -53,6 +53,11 @@ class Provenance:
         kerasseg: The version of kerasseg that opened it.
         file: The saved copy that was opened, if it is not `path` itself.
         file_sha256: SHA-256 of that copy.
+
+    Example:
+        >>> record = Provenance("unet.h5", "00", "Keras 2.3.1", "Keras 2 HDF5", translated=("groups=1 dropped",))
+        >>> record.writer, record.translated, record.largest_difference
+        ('Keras 2.3.1', ('groups=1 dropped',), None)
     """
 
     path: Text
