@@ -148,8 +148,9 @@ def page(document: dict[str, Any]) -> str:
                 break
     behind = [_reason(result) for results in parts.values() for result in results if slower(result)]
     blocks = [_HEAD, "## Headline ratios\n", "\n".join(lines) + "\n"]
-    if machines := sorted({_machine(found["machine"]) for found in document["parts"].values()}):
-        blocks.append(machines[-1] + "\n")
+    shown = {part for _, part, _, _ in HEADLINES} & parts.keys()
+    if machines := sorted({_machine(document["parts"][part]["machine"], load=False) for part in shown}):
+        blocks += [f"{machine}\n" for machine in machines]
     blocks += ["## What is behind\n", "\n".join(behind) + "\n" if behind else "Nothing, by these figures.\n"]
     if missing := [title for part, title in TITLES.items() if part not in parts]:
         blocks.append(f"Not measured yet: {', '.join(missing)}.\n")
@@ -196,11 +197,12 @@ def _table(results: list[Result]) -> list[str]:
     return lines
 
 
-def _machine(machine: dict[str, Any]) -> str:
+def _machine(machine: dict[str, Any], *, load: bool = True) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    busy = f", load {machine['load']} at the end" if load else ""
     return (
         f"{machine['date']}: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])}), "
-        f"{machine['memory_gib']} GiB, load {machine['load']} at the end; {machine['system']}; {versions}."
+        f"{machine['memory_gib']} GiB{busy}; {machine['system']}; {versions}."
     )
 
 
