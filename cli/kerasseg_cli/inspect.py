@@ -8,7 +8,7 @@ import typer
 
 from kerasseg_cli.completion import strategies_and_blocks
 from kerasseg_cli.console import print_json, screen, wants_unicode
-from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Json
+from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Json, MaxMemory
 from kerasseg_tfrecords.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def inspect(
     ] = None,
     architecture: Architecture = None,
     allow_partial: AllowPartial = False,
+    max_memory: MaxMemory = None,  # noqa: ARG001 - its callback sets it
     as_json: Json = False,
 ) -> None:
     """Show the origin and structure of a checkpoint, and what each strategy would train."""

@@ -107,6 +107,28 @@ AllowPartial = Annotated[
 ]
 
 
+def _limit_memory(gigabytes: float | None) -> float | None:
+    if gigabytes is not None:
+        from kerasseg_tfrecords.isolation import limit_memory
+
+        limit_memory(int(gigabytes * 2**30))
+    return gigabytes
+
+
+MaxMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--max-memory",
+        metavar="GB",
+        min=0.5,
+        callback=_limit_memory,
+        help="Memory for reading one file; a file that needs more is refused. [default: 2]",
+        rich_help_panel=f"{ADVANCED}: files",
+    ),
+]
+"""Its callback sets the limit, so commands do not use the value."""
+
+
 def one_of(option: str, value: str, known: Sequence[str]) -> None:
     """Check that an option has one of its values.
 

@@ -10,7 +10,7 @@ import typer
 
 from kerasseg_cli.completion import FORMATS, proposing, runs
 from kerasseg_cli.console import errors, print_json, progress_bar, screen
-from kerasseg_cli.options import Debug, Json, Quiet, choices
+from kerasseg_cli.options import Debug, Json, MaxMemory, Quiet, choices
 from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.text import count
 
@@ -167,6 +167,7 @@ def predict(
         bool,
         typer.Option("--overwrite", help="Replace earlier predictions in the output folder.", rich_help_panel=OUTPUT),
     ] = False,
+    max_memory: MaxMemory = None,  # noqa: ARG001 - its callback sets it
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`

@@ -11,7 +11,7 @@ import typer
 
 from kerasseg_cli.completion import FORMATS
 from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Json, Quiet, one_of, panel
+from kerasseg_cli.options import Json, MaxMemory, Quiet, one_of, panel
 from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.text import count
 
@@ -79,6 +79,7 @@ def prepare(
         int | None,
         WRITE("Number of worker processes. [default: one per processor]", "--jobs", "-j", min=1, metavar="N"),
     ] = None,
+    max_memory: MaxMemory = None,  # noqa: ARG001 - its callback sets it
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 from kerasseg_cli.completion import FORMATS, proposing
 from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Json, Quiet, one_of
+from kerasseg_cli.options import Json, MaxMemory, Quiet, one_of
 
 __all__ = ["verify"]
 
@@ -42,6 +42,7 @@ def verify(
             "--jobs", "-j", min=1, metavar="N", help="Worker processes for --data. [default: one per processor]"
         ),
     ] = None,
+    max_memory: MaxMemory = None,  # noqa: ARG001 - its callback sets it
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

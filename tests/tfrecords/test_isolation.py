@@ -16,11 +16,15 @@ import pytest
 
 from children import PATIENCE
 from factories import write_figshare
-from kerasseg_tfrecords import isolation
+from kerasseg_cli.options import MaxMemory
+from kerasseg_tfrecords import isolation, sources
+from kerasseg_tfrecords.checks.raw_data import check_data
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, UsageError
 from kerasseg_tfrecords.isolation import call, isolated, limit_memory, working_on
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources import SourceOptions, find_items, open_tree, read_item
+from kerasseg_tfrecords.sources.base import Listing
+from kerasseg_tfrecords.sources.tree import Tree
 
 
 def echo(value: Any) -> Any:
@@ -152,6 +156,47 @@ def test_the_limit_can_be_changed() -> None:
             call(allocate, 1 << 29)
     finally:
         limit_memory(2 << 30)
+
+
+def test_the_command_line_changes_it() -> None:
+    (option,) = MaxMemory.__metadata__
+    try:
+        option.callback(0.5)
+        with pytest.raises(DataError, match=r"more than 0\.5 GB"):
+            call(allocate, 1 << 29)
+    finally:
+        option.callback(2)
+
+
+def test_a_file_that_needs_too_much_memory_is_one_bad_file(tmp_path: Path) -> None:
+    for name, side in (("1", 8000), ("2", 16), ("3", 16)):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            np.lib.format.open_memmap(tmp_path / folder / f"{name}.npy", "w+", np.float32, (side, side))[0, 0] = 1
+    try:
+        limit_memory(600 << 20)
+        report = check_data([tmp_path])
+    finally:
+        limit_memory(2 << 30)
+    assert report.slices == 2
+    (problem,) = report.problems
+    assert (problem.name, problem.kind) == ("images/1.npy", "too-large")
+
+
+def test_a_crash_while_listing_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_figshare(tmp_path, 1, 3)
+
+    def find(tree: Tree, *_: object) -> Listing:
+        if any(location.name == "2.mat" for location in tree.locations):
+            raise DataError("crashed", path="2.mat", kind="crashed")
+        return found(tree, SourceOptions(), None)
+
+    found = sources._find_items
+    monkeypatch.setattr(sources, "_find_items", find)
+    monkeypatch.setattr(isolation, "_inside", True)
+    listing = find_items(open_tree(tmp_path), SourceOptions())
+    assert [item.name for item in listing.items] == ["1.mat", "3.mat"]
+    assert [problem.name for problem in listing.problems] == ["2.mat"]
 
 
 def test_what_libraries_print_is_no_answer(capfd: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,6 @@ R = TypeVar("R")
 SECONDS = 20
 """Processor time for one picture, MATLAB file or DICOM file."""
 _SILENT = 300  # seconds without a sign of life, for example on a network drive that does not answer
-_MEMORY = 2 << 30
 _FRAME = 9  # bytes: the kind of a message, and its length
 _WORKING, _ANSWER, _REFUSAL, _FAULT = b"w", b"=", b"!", b"#"
 _START = "import sys; sys.path[:] = {path!r}; from kerasseg_tfrecords.isolation import serve; serve({parent}, {memory})"
@@ -163,7 +162,7 @@ def _folder() -> str:
 
 _lock = threading.Lock()
 _idle: list[Reader] = []
-_limit = _MEMORY
+_limit = 2 << 30
 _inside = False
 
 

@@ -13,6 +13,7 @@ import subprocess
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -417,6 +418,30 @@ def test_an_interrupted_run_reads_nothing_twice(raw: Path, tmp_path: Path, monke
     # The changed file's chunk of 32 is read again, the other files are not.
     assert "2.mat" in read
     assert len(read) == 32
+
+
+@pytest.mark.parametrize("path", ["2.mat", None])
+def test_a_crash_costs_the_file_that_was_being_read(
+    path: str | None, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its name, the files are read one by one."""
+    import kerasseg_tfrecords.conversion.prepare as module
+
+    (listed,) = module.list_inputs([raw], SMALL, hidden=())
+    conversion = module.Conversion(32, "minmax", module.source_options(SMALL))
+    task = module.Task(listed.items[:4], "raw", conversion, tmp_path)
+
+    def run_task(part: Any) -> Any:
+        if any(item.name == "2.mat" for item in part.items):
+            raise DataError("crashed", path=path, kind="crashed")
+        return original(part)
+
+    original = module.run_task
+    monkeypatch.setattr(module, "run_task", run_task)
+    monkeypatch.setattr("kerasseg_tfrecords.isolation._inside", True)
+    (found,) = module.ordered_map(run_task, [task], crashed=module._crashed)
+    assert [piece.facts.source for piece in found[1].slices] == ["raw/1.mat", "raw/3.mat", "raw/4.mat"]
+    assert [(problem.name, problem.kind) for problem in found[1].problems] == [("raw/2.mat", "crashed")]
 
 
 def test_a_second_process_is_refused(raw: Path, tmp_path: Path) -> None:

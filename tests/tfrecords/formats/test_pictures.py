@@ -136,7 +136,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_pixels() -> None:
-    with pytest.raises(DataError, match="without pixels"):
+    with pytest.raises(DataError, match="damaged PNG"):
         decoded(png(0, 5, 8, 0, b""))
 
 
@@ -268,7 +268,7 @@ def test_pillow_agrees() -> None:
 def test_check_sums_are_verified_before_decoding() -> None:
     data = bytearray(png(4, 4, 2, 3, bytes([0, 0b00011011]) * 4, chunk(b"PLTE", bytes(12))))
     data[data.find(b"PLTE") + 5] ^= 1
-    with pytest.raises(DataError, match="checksum of PLTE"):
+    with pytest.raises(DataError, match="damaged PNG.*checksum"):
         inspect(bytes(data), "a", PIXELS)
 
 
@@ -303,7 +303,7 @@ def test_processes_hear_only_their_own_files(tmp_path: Path, python: str, child_
 def test_bytes_of_ff_behind_a_scan_cost_no_time() -> None:
     data = encode(".jpg", GREY)
     start = time.perf_counter()
-    with pytest.raises(DataError, match="cut off"):
+    with pytest.raises(DataError, match="damaged JPEG"):
         decoded(data[:-2] + b"\xff" * 200_000)
     assert time.perf_counter() - start < 5
 

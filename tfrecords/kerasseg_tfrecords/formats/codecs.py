@@ -10,11 +10,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -37,63 +34,27 @@ _DAMAGE = re.compile(
 # Stray bytes between two segments do not affect pixels, and many published JPEGs have them.
 _HARMLESS = re.compile(r"extraneous bytes before marker")
 
+_MEMORY_FILES = hasattr(os, "memfd_create")
 _DEBUG = 5  # log level at which all versions of OpenCV pass on the messages of libtiff
-
-
-@dataclass(slots=True)
-class _Catcher:
-    """A file in memory that captures standard error; one per process, since forked children must not share it.
-
-    Attributes:
-        process: Process id.
-        descriptor: File descriptor; -1 if no file could be created, and nothing is captured then.
-        lock: Serialises threads, since a process has only one standard error.
-    """
-
-    process: int
-    descriptor: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-@lru_cache(maxsize=1)
-def _catcher(process: int) -> _Catcher:
-    try:
-        if hasattr(os, "memfd_create"):
-            return _Catcher(process, os.memfd_create("codec-messages"))
-        with tempfile.TemporaryFile() as file:
-            return _Catcher(process, os.dup(file.fileno()))
-    except OSError:
-        return _Catcher(process, -1)
 
 
 @contextmanager
 def codec_messages(heard: list[str], pattern: re.Pattern[str] = _CODEC) -> Iterator[None]:
     """Append to `heard` the lines that the block writes to file descriptor 2 and that match `pattern`."""
-    catcher = _catcher(os.getpid())
-    caught = catcher.descriptor
-    with catcher.lock:
-        try:
-            before = os.dup(2) if caught >= 0 else -1
-        except OSError:  # standard error is closed, so there is nothing to capture
-            before = -1
-        if before < 0:
-            yield
-            return
-        os.lseek(caught, 0, os.SEEK_SET)
-        os.ftruncate(caught, 0)
-        os.dup2(caught, 2)
+    with os.fdopen(os.memfd_create("messages"), "w+b") if _MEMORY_FILES else tempfile.TemporaryFile() as caught:
+        before = os.dup(2)
+        os.dup2(caught.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(before, 2)
-            if size := os.fstat(caught).st_size:
-                os.lseek(caught, 0, os.SEEK_SET)
-                for line in os.read(caught, size).splitlines(keepends=True):
-                    if pattern.search(text := line.decode(errors="replace")):
-                        heard.append(text.strip())
-                    else:
-                        os.write(2, line)
             os.close(before)
+            caught.seek(0)
+            for line in caught:
+                if pattern.search(text := line.decode(errors="replace")):
+                    heard.append(text.strip())
+                else:
+                    os.write(2, line)
 
 
 def decode(data: bytes, name: str, kind: str, pages: int = 1) -> list[NDArray[Any]]:

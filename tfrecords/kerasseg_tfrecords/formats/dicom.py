@@ -1,14 +1,13 @@
 """Read one DICOM file: its header, and its pixels in the scanner's units.
 
 pydicom accepts almost any file and unpacks as much as it declares. Therefore a file without the DICOM mark must at least
-begin with DICOM elements, the transfer syntax is checked before the data set is read (a "deflated" one could unpack to any
-size), and the declared size is compared with the stored pixels or the compressed frame before decoding.
+begin with DICOM elements, and the declared size is compared with the stored pixels. The memory limit of the child process
+stops compressed frames that unpack to more.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,12 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     UID,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -39,7 +38,7 @@ __all__ = ["DicomHeader", "DicomSlice", "read_dicom", "read_dicom_frames", "read
 
 _PLAIN = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
 _PACKED = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, *RLETransferSyntaxes}
-_MAX_META = 1 << 16
+_META = 1 << 16  # bytes that may hold the header of the file
 _MAX_FRAMES = 10_000
 _UNPACK = "Install the decoders (pip install 'kerasseg[dicom]'), or decompress it with gdcmconv --raw"
 _CONVERT = "Convert the series to NIfTI, for instance with dcm2niix"
@@ -127,7 +126,6 @@ def read_dicom(data: bytes, name: str, max_pixels: int, frame: int = -1) -> Dico
     """
     dataset = _open(data, name)
     header = _chosen(_headers(dataset, name, max_pixels), name, frame)
-    _check_frame(dataset, header, name, max(frame, 0))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual values of tags that are not used here
@@ -177,9 +175,8 @@ def _open(data: bytes, name: str) -> pydicom.Dataset:
             remedy="Export it again from the image archive (PACS)",
         )
     bare = has_no_preamble(data)
-    syntax = None if bare and data[0] != 2 else _transfer_syntax(data, name, 0 if bare else 132)
-    if syntax is not None and syntax not in _PLAIN:
-        _check_decoder(syntax, name)
+    if DeflatedExplicitVRLittleEndian.encode() in data[:_META]:  # before pydicom unpacks all of it
+        _check_decoder(DeflatedExplicitVRLittleEndian, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -188,7 +185,12 @@ def _open(data: bytes, name: str) -> pydicom.Dataset:
         raise _damaged(name, str(error)) from error
     except Exception as error:  # EOFError, struct.error, KeyError, ...
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
-    if syntax is None:  # no meta group: the encoding is that of the elements
+    if "TransferSyntaxUID" in dataset.file_meta:
+        named = str(dataset.file_meta.TransferSyntaxUID)  # several, in a damaged file
+        _check_decoder(UID(named, validation_mode=pydicom.config.IGNORE), name)
+    elif not bare:
+        raise _damaged(name, "no transfer syntax")
+    else:  # no meta group: the encoding is that of the elements
         implicit, little = dataset.original_encoding
         plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
@@ -197,65 +199,13 @@ def _open(data: bytes, name: str) -> pydicom.Dataset:
 
 def _check_decoder(syntax: UID, name: str) -> None:
     known = syntax in _PACKED
+    if syntax in _PLAIN:
+        return
     if not known or not get_decoder(syntax).is_available:
         remedy = _UNPACK if known else "Decompress it, for instance with gdcmconv --raw"
         expected = "raw pixels, RLE, or JPEG and JPEG 2000 with their decoders"
         what = "this DICOM compression is not supported"
         raise DataError(what, path=name, found=syntax.name, expected=expected, remedy=remedy)
-
-
-def _check_frame(dataset: pydicom.Dataset, header: DicomHeader, name: str, frame: int) -> None:
-    """Check that a compressed frame has the size in the header before its decoder allocates memory."""
-    if dataset.file_meta.TransferSyntaxUID in _PLAIN:
-        return
-    try:
-        count = int(dataset.get("NumberOfFrames") or 1)
-        size = _frame_size(get_frame(dataset.PixelData, frame, number_of_frames=count))
-    except Exception as error:
-        raise _damaged(name, f"its compressed frame: {error}") from error
-    if size is not None and size != (header.rows, header.columns):
-        declared = f"{header.rows} x {header.columns} declared"
-        raise _damaged(name, f"a frame of {size[0]} x {size[1]} pixels, {declared}")
-
-
-def _frame_size(frame: bytes) -> tuple[int, int] | None:
-    """Return rows and columns of a JPEG or JPEG 2000 stream; None for other streams."""
-    if place := frame.find(b"\xff\x4f\xff\x51") + 1:
-        right, bottom, left, top = struct.unpack_from(">4I", frame, place + 7)
-        return bottom - top, right - left
-    if not frame.startswith(b"\xff\xd8"):
-        return None
-    position = 2
-    while position + 9 <= len(frame):
-        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4], "big")
-        if frame[position] != 0xFF or marker == 0xDA:
-            break
-        if (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}) or marker == 0xF7:  # F7: JPEG-LS
-            rows, columns = struct.unpack_from(">HH", frame, position + 5)
-            return rows, columns
-        position += 2 + length
-    raise ValueError("it has no size")
-
-
-def _transfer_syntax(data: bytes, name: str, position: int) -> UID:
-    """Return the transfer syntax from the meta group at the start, which is always explicit VR little endian."""
-    end = min(len(data), position + _MAX_META)
-    try:
-        while position + 8 <= end:
-            group, element, kind, length = struct.unpack_from("<HH2sH", data, position)
-            if group != 2:
-                break
-            position += 8
-            if kind in {b"OB", b"UN", b"OW", b"SQ", b"UT"}:
-                (length,) = struct.unpack_from("<I", data, position)
-                position += 4
-            if element == 0x10:
-                text = data[position : position + length].decode("ascii").rstrip("\x00 ")
-                return UID(text, validation_mode=pydicom.config.IGNORE)
-            position += length
-    except (struct.error, UnicodeDecodeError):
-        pass
-    raise _damaged(name, "no transfer syntax")
 
 
 def _headers(dataset: pydicom.Dataset, name: str, max_pixels: int) -> tuple[DicomHeader, ...]:

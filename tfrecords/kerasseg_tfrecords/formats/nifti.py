@@ -26,8 +26,6 @@ __all__ = ["Volume", "is_nifti", "read_header", "read_volume", "unpack", "uprigh
 
 _HEADER = 540  # of NIfTI-2; NIfTI-1 has 348
 _SLACK = 1 << 20  # bytes that may follow the voxels
-_PIECE = 1 << 16
-_EMPTY_MEMBERS = 100  # BGZF files end with one; a malicious file of millions would keep the reader busy
 _REMEDY = "Download or copy it again"
 
 
@@ -256,45 +254,24 @@ def unpack(data: bytes, name: str, limit: int, *, to_the_end: bool = True) -> by
         to_the_end: False stops after `limit` bytes instead.
 
     Raises:
-        DataError: The file is damaged, truncated, too large, or made of empty streams.
+        DataError: The file is damaged, truncated or too large.
     """
-    out = bytearray()
-    position = empty = 0
-    while is_gzip(data[position : position + 2]):
-        before = len(out)
-        stream = zlib.decompressobj(31)
-        size = 4096  # small at first, because the bytes after the end of a stream are copied
-        while not stream.eof and position < len(data):
-            piece = data[position : position + size]
-            position, size = position + len(piece), _PIECE
-            try:
-                out += stream.decompress(piece, limit + 1 - len(out))
-                if len(out) <= limit and stream.unconsumed_tail:
-                    out += stream.decompress(stream.unconsumed_tail, 1)
-            except zlib.error as error:
-                reason = str(error).split(": ")[-1]
-                raise _damaged(name, f"a gzip stream that cannot be unpacked: {reason}") from None
-            if len(out) > limit or (not to_the_end and len(out) == limit):
-                break
-        if not to_the_end and len(out) >= limit:
-            return bytes(out[:limit])
-        if len(out) > limit:
-            raise DataError(
-                "it unpacks to more bytes than its header declares",
-                path=name,
-                expected=f"at most {limit} bytes",
-                remedy="Remove the file: it may be made to fill the memory",
-                kind="zip-bomb",
-            )
-        if not stream.eof:
-            if not to_the_end:
-                break
-            raise _damaged(name, "the gzip stream is cut off")
-        position -= len(stream.unused_data)
-        empty += len(out) == before
-        if empty > _EMPTY_MEMBERS:
-            raise _damaged(name, f"more than {_EMPTY_MEMBERS} empty gzip streams")
-    return bytes(out)
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            out = stream.read(limit + 1 if to_the_end else limit)
+    except (EOFError, OSError, zlib.error) as error:
+        cut = isinstance(error, EOFError)
+        detail = "the gzip stream is cut off" if cut else f"a gzip stream that cannot be unpacked: {error}"
+        raise _damaged(name, detail) from None
+    if len(out) > limit:
+        raise DataError(
+            "it unpacks to more bytes than its header declares",
+            path=name,
+            expected=f"at most {limit} bytes",
+            remedy="Remove the file: it may be made to fill the memory",
+            kind="zip-bomb",
+        )
+    return out
 
 
 def _layout(header: Any, name: str, max_voxels: int, *, pair: bool) -> tuple[tuple[int, ...], np.dtype[Any]]:

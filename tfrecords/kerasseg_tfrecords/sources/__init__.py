@@ -21,7 +21,7 @@ from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
 from kerasseg_tfrecords.isolation import isolated, out_of_memory
 from kerasseg_tfrecords.slices import Reading
 from kerasseg_tfrecords.sources.base import Item, Listing, Source, SourceOptions
-from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree
+from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree, surviving
 from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.validation import did_you_mean
 
@@ -146,13 +146,17 @@ def detect(tree: Tree) -> Source:
     )
 
 
-@isolated
 def find_items(tree: Tree, options: SourceOptions, format_name: str | None = None) -> Listing:
     """List the items of a tree in the named or detected format; problems of the tree itself are included.
 
     Raises:
         DataError: The format is unknown, or the tree has no files of it.
     """
+    listing, crashed = surviving(_find_items, tree, options, format_name)
+    return replace(listing, problems=(*crashed, *listing.problems))
+
+
+def _find_items(tree: Tree, options: SourceOptions, format_name: str | None) -> Listing:
     source = detect(tree) if format_name is None else source_for(format_name)
     listing = source.find_items(tree, options)
     listing = replace(

@@ -12,7 +12,7 @@ from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.formats.dicom import DicomHeader, read_dicom, read_dicom_frames, read_dicom_header
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_dicom
-from kerasseg_tfrecords.isolation import isolated
+from kerasseg_tfrecords.isolation import isolated, out_of_memory
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
 from kerasseg_tfrecords.sources.roles import patient_of, stem_of
@@ -59,6 +59,8 @@ class DicomSource:
                         headers[location, frame if len(frames) > 1 else -1] = header
                 except DataError as error:
                     problems.append(Problem.of(error, location.name))
+                except MemoryError:
+                    problems.append(Problem.of(out_of_memory(), location.name))
         if options.masks and headers:
             message = (
                 f"{count(len(headers), 'DICOM slice')} without masks. Add PNG masks with the same stems (1.dcm and "

@@ -131,7 +131,7 @@ def _holds_cjdata(location: Location) -> bool:
                 return hdf5.open_child(root, "cjdata", location.name) is not None
         if matlab5.is_matlab5(data):
             return "cjdata" in matlab5.read_variables(data, location.name, limit=_PROBE)
-    except DataError:
+    except (DataError, MemoryError):
         return False
     return False
 

@@ -389,7 +389,7 @@ def _grey_regions(masks: Mapping[Location, tuple[Location, ...]], options: Sourc
     for location in files[:: max(1, len(files) // _SAMPLE)][:_SAMPLE]:
         try:
             picture = decode_picture(read_bytes(location, limit=file_limit(options)), location.name, options.max_pixels)
-        except DataError:  # reported when the item is read
+        except (DataError, MemoryError):  # reported when the item is read
             continue
         pixels = picture.pixels
         shades = pixels.ndim == 2 and pixels.dtype.kind == "u" and not picture.lossy and pixels.max() > _LABELS

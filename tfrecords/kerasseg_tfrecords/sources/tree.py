@@ -5,18 +5,30 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import HEAD_BYTES, PICTURE_SUFFIXES
 from kerasseg_tfrecords.formats.zip import is_hidden, list_archive, read_member, shown
-from kerasseg_tfrecords.isolation import isolated, working_on
+from kerasseg_tfrecords.isolation import call, isolated, working_on
 
-__all__ = ["IMAGE_SUFFIXES", "Tree", "head", "input_names", "natural_key", "open_tree", "read_bytes", "suffix_of"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Tree",
+    "head",
+    "input_names",
+    "natural_key",
+    "open_tree",
+    "read_bytes",
+    "suffix_of",
+    "surviving",
+]
 
+R = TypeVar("R")
 IMAGE_SUFFIXES = frozenset({".dcm", *PICTURE_SUFFIXES})
 """Suffixes of single images, for messages about the content of a folder."""
 _MEMBER_LIMIT = 1 << 28
@@ -214,6 +226,20 @@ def head(location: Location) -> bytes:
             return file.read(HEAD_BYTES)
     except (OSError, DataError):
         return b""
+
+
+def surviving(function: Callable[..., R], tree: Tree, *args: Any) -> tuple[R, tuple[Problem, ...]]:
+    """Run `function(tree, *args)` in a child process, without the files that end it; return its result and those files."""
+    problems: list[Problem] = []
+    while True:
+        try:
+            return call(function, tree, *args), tuple(problems)
+        except DataError as error:
+            rest = tuple(location for location in tree.locations if location.name != error.path)
+            if error.kind != "crashed" or len(rest) == len(tree.locations):
+                raise
+            problems.append(Problem.of(error))
+            tree = replace(tree, locations=rest)
 
 
 def input_names(roots: Sequence[Path]) -> list[str]:

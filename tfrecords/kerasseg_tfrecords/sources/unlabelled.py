@@ -14,10 +14,9 @@ from pathlib import Path
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
-from kerasseg_tfrecords.isolation import isolated
 from kerasseg_tfrecords.sources import SOURCES, source_for
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
-from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of
+from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of, surviving
 
 __all__ = ["ImageInput", "list_images"]
 
@@ -48,7 +47,6 @@ class ImageInput:
     notes: tuple[str, ...]
 
 
-@isolated
 def list_images(
     inputs: Sequence[Path | str], options: SourceOptions, *, format_name: str | None = None, hidden: Sequence[Path] = ()
 ) -> list[ImageInput]:
@@ -71,7 +69,10 @@ def list_images(
     trees = list(_trees(inputs))
     names = input_names([tree.root for tree in trees])
     options = replace(options, masks=False)
-    found = [_list_one(tree.without(hidden), name, options, formats) for tree, name in zip(trees, names, strict=True)]
+    found = []
+    for tree, name in zip(trees, names, strict=True):
+        entry, crashed = surviving(_list_one, tree.without(hidden), name, options, formats)
+        found.append(replace(entry, problems=(*crashed, *entry.problems)))
     if not any(entry.items for entry in found):
         problems = [problem for entry in found for problem in entry.problems]
         if problems:
