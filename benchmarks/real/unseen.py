@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import h5py
 import numpy as np
-from kerasseg.evaluation.corruptions import CORRUPTIONS, corrupt
 
+from kerasseg.evaluation.robustness import CORRUPTIONS, corrupt
 from kerasseg_tfrecords.splitting.patients import group_of
 
 __all__ = ["another_scanner", "other_heads", "vgg16_trunk"]

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kerasseg_cli.completion import runs
-from kerasseg_cli.console import errors, figures_table, print_json, screen
+from kerasseg_cli.console import errors, figure, figures_table, print_json, screen
 from kerasseg_cli.options import Json, Quiet, option
 from kerasseg_tfrecords.errors import KerassegError, one_line
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.compare import Comparison, Difference, Evaluated
     from kerasseg.evaluation.joined import NetworkPictures
-    from kerasseg.evaluation.schema import Mean
 
 _ROOM = 100
 """Columns from which counts share a table with Dice."""
@@ -112,17 +111,13 @@ def _cells(difference: Difference) -> tuple[str, ...]:
     gain = difference.dice
     limits = "too few patients" if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
     return (
-        _number(difference.first),
-        _number(difference.second),
-        "-" if gain.mean is None else f"{gain.mean:+.4f}",
+        figure(difference.first.mean),
+        figure(difference.second.mean),
+        figure(gain.mean, "+.4f"),
         limits,
         f"{difference.wins:,} / {difference.losses:,} / {difference.ties:,}",
         f"{difference.missed_first:,} / {difference.missed_second:,}",
     )
-
-
-def _number(mean: Mean) -> str:
-    return "-" if mean.mean is None else f"{mean.mean:.4f}"
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,11 @@ def figures_table(first: str, headings: Iterable[str], *, gap: int = 1) -> Table
     for heading in headings:
         table.add_column(heading, justify="left" if "%" in heading else "right", no_wrap=True)
     return table
+
+
+def figure(value: float | None, form: str = ".4f") -> str:
+    """Return a number as text; "-" if it is unknown or NaN."""
+    return "-" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
 class RateColumn(ProgressColumn):

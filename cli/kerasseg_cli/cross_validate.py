@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kerasseg_cli.console import errors, figures_table, print_json, screen
+from kerasseg_cli.console import errors, figure, figures_table, print_json, screen
 from kerasseg_cli.options import COMMON
 from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
 from kerasseg_tfrecords.errors import DataError
@@ -123,10 +123,7 @@ def _show(found: CrossValidation, root: Path) -> None:
 
 
 def _cells(before: Mean, after: Mean | None, gain: Mean | None) -> tuple[str, ...]:
-    def number(value: float | None, form: str = ".4f") -> str:
-        return "-" if value is None else f"{value:{form}}"
-
     if after is None or gain is None:
-        return f"{before.slices:,}", number(before.mean), "-", "-", "-"
-    interval = "-" if gain.low is None else f"{number(gain.low, '+.4f')} to {number(gain.high, '+.4f')}"
-    return f"{gain.slices:,}", number(before.mean), number(after.mean), number(gain.mean, "+.4f"), interval
+        return f"{before.slices:,}", figure(before.mean), "-", "-", "-"
+    interval = "-" if gain.low is None else f"{gain.low:+.4f} to {figure(gain.high, '+.4f')}"
+    return f"{gain.slices:,}", figure(before.mean), figure(after.mean), figure(gain.mean, "+.4f"), interval

@@ -27,9 +27,6 @@ def uniforms(seed: int, epoch: int, purpose: str, rows: int, columns: int) -> ND
         rows: Number of rows.
         columns: Numbers in a row.
 
-    Returns:
-        Array (rows, columns).
-
     Example:
         >>> bool((uniforms(1, 2, "zoom", 3, 2) == uniforms(1, 2, "zoom", 9, 2)[:3]).all())
         True

@@ -39,9 +39,6 @@ def dice(prediction: ArrayLike, reference: ArrayLike) -> np.float64 | NDArray[np
 def mask_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return both masks as boolean arrays of the same shape.
 
-    Returns:
-        The two arrays; boolean ones are not copied.
-
     Example:
         >>> mask_pair([[0, 1]], [[0.3, 0.9]])
         Traceback (most recent call last):

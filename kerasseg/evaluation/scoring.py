@@ -42,9 +42,6 @@ def score_slices(
 ) -> list[SliceRow]:
     """Score every slice at every stage.
 
-    Returns:
-        Rows in the order of the predictions.
-
     Example:
         >>> from kerasseg.evaluation.predictions import ArrayPredictions
         >>> mask = np.zeros((1, 8, 8), bool); mask[0, 2:6, 2:6] = True

@@ -68,11 +68,7 @@ def fit_images(pixels: Any, rule: IntensityRule, size: int, *, one_window: bool 
 
 
 def restore_all(probabilities: Any, height: Any, width: Any) -> Any:
-    """Compute `restore` for each slice of a batch.
-
-    Returns:
-        (batch, height, width) float32.
-    """
+    """Compute `restore` for each slice of a batch."""
     side = tf.maximum(height, width)
     weights = tf.transpose(_linear(int(probabilities.shape[1]), side))
     large = _along(tf.transpose(_cut(weights, side, height)), probabilities[..., tf.newaxis], 1)

@@ -144,11 +144,7 @@ def manifest_of(config: RunConfig, shards: Path | str | None = None) -> Manifest
 
 
 def settings_from(path: Path) -> dict[str, Any]:
-    """Read settings from a run's `config.json`, or from plain settings as JSON, to repeat a run.
-
-    Returns:
-        Fields of `TrainSettings`, validated.
-    """
+    """Read settings from a run's `config.json`, or from plain settings as JSON, to repeat a run."""
     file = path / "config.json" if path.is_dir() else path
     document = read_json(file, "the configuration")
     refuse_newer(document, FORMAT_VERSION, file, "this run")

@@ -60,11 +60,7 @@ class RunDirectory:
     @classmethod
     def create(cls, root: Path | None, strategy: str) -> RunDirectory:
         """Create the folder of a new run, without a configuration yet."""
-        if root is None:
-            name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{strategy}"
-            root, number = RUNS / name, 2
-            while root.exists():
-                root, number = RUNS / f"{name}-{number}", number + 1
+        root = new_folder(strategy) if root is None else root
         cls.check_free(root)
         try:
             (root / _STATE).mkdir(parents=True, exist_ok=True)
@@ -272,6 +268,15 @@ class RunDirectory:
         for path in self.state_folder.glob("best-*.keras"):
             if path.name not in keep:
                 path.unlink(missing_ok=True)
+
+
+def new_folder(ending: str) -> Path:
+    """Return a folder in `runs` that does not exist, named after date and time."""
+    name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{ending}"
+    root, number = RUNS / name, 2
+    while root.exists():
+        root, number = RUNS / f"{name}-{number}", number + 1
+    return root
 
 
 def _before_config(name: str) -> bool:

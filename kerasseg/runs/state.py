@@ -66,11 +66,7 @@ class StateStore:
         self._good: Path | None = None
 
     def save(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Path:
-        """Write a new generation.
-
-        Returns:
-            The file.
-        """
+        """Write a new generation."""
         self.folder.mkdir(parents=True, exist_ok=True)
         there = self._generations()
         if self._good is None:

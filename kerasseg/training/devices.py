@@ -226,9 +226,6 @@ def synchronized_batchnorm(model: keras.Model, replicas: int) -> int:
     Args:
         model: Network, changed in place.
         replicas: Devices that share a batch; 1 turns synchronization off.
-
-    Returns:
-        Number of synchronized layers.
     """
     count = 0
     for layer in batchnorms(model):

@@ -26,7 +26,7 @@ from kerasseg.evaluation.figures import as_mean
 from kerasseg.evaluation.schema import Mean
 from kerasseg.models.ensemble import ensemble
 from kerasseg.runs.config import RunConfig
-from kerasseg.runs.directory import RUNS, RunDirectory
+from kerasseg.runs.directory import RUNS, RunDirectory, new_folder
 from kerasseg.runs.settings import TrainSettings
 from kerasseg.runs.state import StateStore
 from kerasseg.training.events import Message, Observer
@@ -149,7 +149,7 @@ def cross_validate(
         KerassegError: As `kerasseg.workflows.train.train`.
     """
     manifest = load_manifest(settings.shards)
-    root = _root(settings, folds, out)
+    root = new_folder(f"cv{folds}-{settings.strategy}") if out is None else Path(out)
     asked = CrossValidation(
         kerasseg=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -190,16 +190,6 @@ def read_cross_validation(root: Path) -> CrossValidation:
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------------
-
-
-def _root(settings: TrainSettings, folds: int, out: Path | str | None) -> Path:
-    if out is not None:
-        return Path(out)
-    name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-cv{folds}-{settings.strategy}"
-    root, number = RUNS / name, 2
-    while root.exists():
-        root, number = RUNS / f"{name}-{number}", number + 1
-    return root
 
 
 def _begin(root: Path, asked: CrossValidation) -> CrossValidation:

@@ -202,9 +202,6 @@ def evaluate_run(
         progress: Called with a stage ("tune", "overlap", "predict", "baseline", "score", "robustness", "speed"), the
             amount done and the total.
 
-    Returns:
-        The content of `metrics.json`.
-
     Raises:
         UsageError: The split or a goal is unknown, the threshold is invalid, or the network does not fit the shards.
         DataError: The run or shards are missing or damaged.
