@@ -107,17 +107,13 @@ _MODULES: dict[str, frozenset[str]] = {
     "keras.layers": LAYERS,
     "keras": NETWORKS | {"DTypePolicy", "FloatDTypePolicy"},
     "keras.models": NETWORKS,
-    "keras.src.models.functional": frozenset({"Functional"}),
-    "keras.src.models.sequential": frozenset({"Sequential"}),
-    "keras.src.models.model": frozenset({"Model"}),
+    **{f"keras.src.models.{name.lower()}": frozenset({name}) for name in NETWORKS},
     "keras.src.engine.functional": frozenset({"Functional"}),
     **_OPERATION_MODULES,
 }
 #: Modules of harmless helpers in layer configurations: all their public classes only compute numbers.
-_HELPERS = frozenset({"keras.initializers", "keras.regularizers", "keras.constraints", "keras.dtype_policies"}) | {
-    "keras.activations",
-    "keras.src.dtype_policies.dtype_policy",
-}
+_HELPERS = {f"keras.{name}" for name in words("initializers regularizers constraints activations dtype_policies")}
+_HELPERS |= {"keras.src.dtype_policies.dtype_policy"}
 _VALUES = frozenset({"__tensor__", "__numpy__", "__keras_tensor__", "__ellipsis__", "__slice__", "__bytes__"})
 _IDENTITIES = frozenset({"shared_object_id", "seed"})  # may be any number
 _CODE = frozenset({"__lambda__", "__typespec__", "__function__", "__method__"})
@@ -155,9 +151,8 @@ def parse_config(text: bytes | str) -> dict[str, Any]:
     values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
     if len(text) > _MOST_BYTES or values > _MOST_VALUES:
         found, most = f"{len(text):,} bytes, {values:,} values", f"{_MOST_BYTES:,} bytes, {_MOST_VALUES:,} values"
-        raise CheckpointError(
-            "refused: the network's configuration is too long", found=found, expected=f"at most {most}"
-        )
+        what = "refused: the network's configuration is too long"
+        raise CheckpointError(what, found=found, expected=f"at most {most}")
     try:
         config = parse_json(text, max_depth=_DEEPEST)
     except ValueError as error:

@@ -133,9 +133,8 @@ class HubAddress:
         found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?", text, re.ASCII)
         inside = PurePosixPath(found[3] or "") if found else PurePosixPath()
         if found is None or ".." in inside.parts or ".." in found[1].split("/"):
-            raise UsageError(
-                f"`{text}` is not an address on the Hugging Face Hub", expected="hf://owner/name[@revision][/file]"
-            )
+            expected = "hf://owner/name[@revision][/file]"
+            raise UsageError(f"`{text}` is not an address on the Hugging Face Hub", expected=expected)
         return cls(found[1], found[2], str(inside) if found[3] else None)
 
 

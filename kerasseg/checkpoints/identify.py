@@ -204,9 +204,8 @@ def _text(path: Path, head: bytes) -> tuple[str, str] | None:
 def _explain_folder(path: Path) -> CheckpointError:
     files = sorted(path.iterdir())
     names = [p.name + ("/" if p.is_dir() else "") for p in files]
-    inside = [
-        p for p in files if (kind_of(p) is Kind.SAVED_MODEL if p.is_dir() else p.suffix in {".keras", ".h5", ".hdf5"})
-    ]
+    one_file = (".keras", ".h5", ".hdf5")
+    inside = [p for p in files if (kind_of(p) is Kind.SAVED_MODEL if p.is_dir() else p.suffix in one_file)]
     has = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
     remedy = f"Give {' or '.join(str(p) for p in inside[:3])}." if inside else None
     what = "the folder is empty" if not names else "the folder holds no saved_model.pb"

@@ -72,9 +72,8 @@ def _members(path: Path, *wanted: str) -> dict[str, bytes]:
             names = set(archive.namelist())
             if _CONFIG not in names or _WEIGHTS not in names:
                 found, expected = ", ".join(sorted(names)[:8]), f"{_CONFIG}, {_METADATA} and {_WEIGHTS}"
-                raise CheckpointError(
-                    "the archive is not a `.keras` file", found=found or "nothing in it", expected=expected
-                )
+                what = "the archive is not a `.keras` file"
+                raise CheckpointError(what, found=found or "nothing in it", expected=expected)
             return {name: _read(archive, name) for name in wanted if name in names}
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, zlib.error) as error:
         remedy = "Fetch it again and compare its size."

@@ -344,6 +344,11 @@ def _resize(
     return _layer("Resizing", x, height=size[0], width=size[1], interpolation=method)
 
 
+def _standardization(x: Any, pixels: int) -> Expression:
+    mean, std = (_op(name, x, axis=[-3, -2, -1], keepdims=True) for name in ("Mean", "Std"))
+    return _op("Divide", _op("Subtract", x, mean), _op("Maximum", std, pixels**-0.5))
+
+
 _PREFIX = re.compile(r"(compat\.v1\.)?(math\.|nn\.|linalg\.|__operators__\.|keras\.activations\.)?")
 
 
@@ -427,6 +432,7 @@ _ROWS: tuple[tuple[str, Rule], ...] = (
     ("gather", _gather),
     ("cast", _cast),
     ("one_hot", _one_hot),
+    ("image.per_image_standardization", _standardization),
     ("image.resize", _resize),
 )
 
@@ -435,13 +441,7 @@ TABLE: Mapping[str, Rule] = {name: rule for names, rule in _ROWS for name in nam
 
 
 class Raw(NamedTuple):
-    """A raw operation as a function call.
-
-    Attributes:
-        function: The entry in `TABLE`.
-        inputs: The argument for each input, in order; `*values` takes any number.
-        attributes: Attribute -> argument.
-    """
+    """A raw operation as a call of a function in `TABLE`, with the arguments that its inputs and attributes are."""
 
     function: str
     inputs: tuple[str, ...]
@@ -482,11 +482,7 @@ _RAW_ROWS = {
 }
 #: Raw operation in a SavedModel graph -> the equivalent function in `TABLE`.
 RAW: Mapping[str, Raw] = {
-    op: Raw(
-        function,
-        tuple(w for w in words.split() if ">" not in w),
-        dict(w.split(">") for w in words.split() if ">" in w),
-    )
-    for words, names in _RAW_ROWS.items()
+    op: Raw(function, tuple(w for w in row if ">" not in w), dict(w.split(">") for w in row if ">" in w))
+    for row, names in ((text.split(), names) for text, names in _RAW_ROWS.items())
     for op, function in pairs(names)
 }

@@ -164,9 +164,8 @@ def _members(network: Any) -> Iterator[tuple[str, str, Any]]:
 
 def container(group: h5py.Group) -> h5py.Group | None:
     """Return the group of a network's layers in the new layout; None for another layout."""
-    return next(
-        (g for c in ("layers", "_layer_checkpoint_dependencies") if isinstance(g := group.get(c), h5py.Group)), None
-    )
+    found = (group.get(name) for name in ("layers", "_layer_checkpoint_dependencies"))
+    return next((inner for inner in found if isinstance(inner, h5py.Group)), None)
 
 
 def read_all(group: h5py.Group) -> dict[str, StoredLayer]:

@@ -77,9 +77,8 @@ def _spectral(old: OldLayer, notes: list[str]) -> list[NewLayer]:
 def _registered(old: OldLayer, notes: list[str]) -> list[NewLayer]:
     """Use kerasseg's own layer, under the name in the file, where Keras has no counterpart."""
     short = old.class_name.rpartition(">")[2]
-    notes.append(
-        f"Addons>{short} is computed by kerasseg: import kerasseg.checkpoints.legacy before Keras loads a copy"
-    )
+    how = "import kerasseg.checkpoints.legacy before Keras loads a copy"
+    notes.append(f"Addons>{short} is computed by kerasseg: {how}")
     config = {k: v for k, v in old.config.items() if not k.endswith(("_initializer", "_regularizer", "_constraint"))}
     if not isinstance(config.get("dtype", "float32"), str):
         config["dtype"] = config["dtype"]["config"]["name"]

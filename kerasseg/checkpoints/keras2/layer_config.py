@@ -102,14 +102,8 @@ def parse_call(node: Any, names: frozenset[str]) -> Call:
 
 
 def _is_ref(v: Any, names: frozenset[str]) -> bool:
-    return (
-        isinstance(v, Sequence)
-        and not isinstance(v, str)
-        and len(v) in {3, 4}
-        and isinstance(v[0], str)
-        and v[0] in names
-        and all(isinstance(n, int) for n in v[1:3])
-    )
+    listed = isinstance(v, Sequence) and not isinstance(v, str) and len(v) in {3, 4}
+    return listed and isinstance(v[0], str) and v[0] in names and all(isinstance(n, int) for n in v[1:3])
 
 
 def map_refs(value: Any, change: Callable[[Ref], Any]) -> Any:

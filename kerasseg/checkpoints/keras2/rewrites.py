@@ -135,9 +135,7 @@ def _adds_axes(node: Mapping[str, Any]) -> bool:
     key = node["args"][1] if len(node.get("args", ())) > 1 else node.get("kwargs", {}).get("key")
     whole = {"start": None, "stop": None, "step": None}
     parts = key if isinstance(key, list) else [key]
-    return all(
-        part is None or part.get("class_name") == "__ellipsis__" or part.get("config") == whole for part in parts
-    )
+    return all(p is None or p.get("class_name") == "__ellipsis__" or p.get("config") == whole for p in parts)
 
 
 _FIRST, _LAST, _FLAT = "channels_first", "channels_last", "flat"
@@ -237,7 +235,7 @@ class _ChannelsLast:
             config["target_shape"] = [1, 1, config["target_shape"][0]]
         elif kind == "PReLU" and sorted(config.get("shared_axes") or []) == [2, 3]:
             config["shared_axes"] = [1, 2]
-            self.adapters[f"{prefix}{name}"] = lambda values: [np.moveaxis(np.asarray(values[_only(values)]), 0, -1)]
+            self.adapters[f"{prefix}{name}"] = _alpha_last
         elif kind in _WITH_AXIS and isinstance(config.get("axis"), int):
             config["axis"] = _AXES[config["axis"] % 4]
             if kind in {"Argmax", "Max", "Mean", "Min", "Sum"} and not config.get("keepdims"):
@@ -256,8 +254,8 @@ class _ChannelsLast:
         )
 
 
-def _only(values: Mapping[str, Any]) -> str:
-    return "alpha" if "alpha" in values else next(iter(values))
+def _alpha_last(values: Mapping[str, Any]) -> list[Any]:
+    return [np.moveaxis(np.asarray(values.get("alpha", next(iter(values.values())))), 0, -1)]
 
 
 def _moved(shape: Any) -> list[Any]:

@@ -6,6 +6,7 @@ up only in the table of `kerasseg.checkpoints.operations`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,40 +90,32 @@ _SIZE_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 def translate_operation(old: OldLayer, sizes: Sizes) -> list[NewLayer]:
     """Translate one TensorFlow operation into Keras 3 layers, given the sizes known so far."""
     function = str(old.config.get("function", "")).removeprefix("compat.v1.")
-    rows = [_flatten(_expression(function, call, sizes), old.name) for call in old.calls]
+    rows = [_flatten(_expression(function, call, sizes), old.name, node) for node, call in enumerate(old.calls)]
     if not rows or any([r[:3] for r in row] != [r[:3] for r in rows[0]] for row in rows):
         raise Untranslatable("it is called several times with different arguments")
     chain = []
     for place, (class_name, config, module, _) in enumerate(rows[0]):
         name = old.name if place == len(rows[0]) - 1 else f"{old.name}_{place}"
-        base: dict[str, Any] = {
-            k: old.config[k] for k in ("trainable", "dtype") if k in old.config and module == "keras.layers"
-        }
-        calls = tuple(_numbered(row[place][3], node) for node, row in enumerate(rows))
+        kept = ("trainable", "dtype") if module == "keras.layers" else ()
+        base: dict[str, Any] = {k: old.config[k] for k in kept if k in old.config}
+        calls = tuple(row[place][3] for row in rows)
         chain.append(NewLayer(class_name, {"name": name, **base, **config}, module, None, calls))
     return chain
 
 
-def _flatten(value: Expression, name: str) -> list[tuple[str, dict[str, Any], str, Call]]:
-    """Return the layers of an expression, each after its inputs; inner ones are named `name_0`, `name_1`, ..."""
+def _flatten(value: Expression, name: str, node: int) -> list[tuple[str, dict[str, Any], str, Call]]:
+    """Return the layers of call `node`, each after its inputs; inner ones are named `name_0`, `name_1`, ..."""
     rows: list[tuple[str, dict[str, Any], str, Call]] = []
 
     def visit(v: Any) -> Any:
         if isinstance(v, Expression):
             inputs = tuple(visit(i) for i in v.inputs)
             rows.append((v.class_name, dict(v.config), v.module, Call(inputs)))
-            return Ref(f"{name}_{len(rows) - 1}", _INNER, 0)
+            return Ref(f"{name}_{len(rows) - 1}", node, 0)
         return [visit(i) for i in v] if isinstance(v, list) else v
 
     visit(value)
     return rows
-
-
-_INNER = -1  # the call with the same number as this one
-
-
-def _numbered(call: Call, node: int) -> Call:
-    return Call(tuple(map_refs(list(call.args), lambda ref: ref._replace(node=node) if ref.node == _INNER else ref)))
 
 
 def _expression(function: str, call: Call, sizes: Sizes) -> Expression:
@@ -143,6 +136,11 @@ def _expression(function: str, call: Call, sizes: Sizes) -> Expression:
         arguments["shape"] = [-1 if isinstance(n, Dim) else n for n in arguments["shape"]]
         if arguments["shape"][1:].count(-1) > 1:
             raise Untranslatable("its shape depends on more than one size of the image")
+    if function == "image.per_image_standardization":
+        shape = sizes.shape_of(arguments["x"], False)[1:]
+        if None in shape:
+            raise Untranslatable("it depends on the size of the image, which is not fixed")
+        arguments["pixels"] = math.prod(n or 1 for n in shape)
     return expression(function, arguments)
 
 

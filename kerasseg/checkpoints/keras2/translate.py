@@ -129,21 +129,17 @@ def samples_at_corners(writer: str) -> bool:
 
 
 def build_translated(translation: Translation, numbers: int, stored: Mapping[str, StoredLayer]) -> keras.Model:
-    """Check and build a translated network and assign all its weights.
+    """Check and build a translated network and assign all its weights, stored under the old names of the layers.
 
-    Args:
-        translation: The network.
-        numbers: Number of values in the file; the network must not be larger.
-        stored: The weights, under the old names of the layers.
+    The network must not be larger than the `numbers` of the file.
     """
     check_config(translation.config)
     check_size(translation.config, numbers)
     model = build(translation.config)
     report = match(model, translation.placed(stored), adapters=translation.adapters).apply()
     if not report.complete:
-        raise CheckpointError(
-            "the weights do not fit the network that the file describes", found="; ".join(report.lines())
-        )
+        found = "; ".join(report.lines())
+        raise CheckpointError("the weights do not fit the network that the file describes", found=found)
     return model
 
 

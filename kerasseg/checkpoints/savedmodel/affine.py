@@ -76,9 +76,7 @@ def _combine(op: str, parts: list[Polynomial]) -> Polynomial | None:
     if op == "Mul":
         return _product(parts[0], parts[1])
     signs = {"Neg": (-1.0,), "Sub": (1.0, -1.0)}.get(op, (1.0,) * len(parts))
-    total = _collected(
-        (factors, sign * n) for part, sign in zip(parts, signs, strict=True) for factors, n in part.items()
-    )
+    total = _collected((f, sign * n) for part, sign in zip(parts, signs, strict=True) for f, n in part.items())
     return {f: n for f, n in total.items() if n != 0.0}
 
 

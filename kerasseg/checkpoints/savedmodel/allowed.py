@@ -131,10 +131,7 @@ _ARGUMENTS: Mapping[str, Mapping[int, tuple[int, int]]] = {
 def check_operations(meta_graph: Any, program: Program, signature: Iterable[str]) -> None:
     """Refuse a `MetaGraphDef` with operations that are not allowed where they occur, and name them.
 
-    Args:
-        meta_graph: The message.
-        program: Its index.
-        signature: The required tensors of the main graph.
+    `program` is its index, and `signature` are the required tensors of the main graph.
     """
     network = _reachable(meta_graph, program, [t.partition(":")[0] for t in signature])
     initialisers = _reachable(meta_graph, program, _initialisers(meta_graph), _resource_functions(meta_graph))
@@ -249,6 +246,5 @@ def _check_output(node: Node, output: int) -> None:
 
 
 def _damaged(node: Node, found: str, expected: str) -> CheckpointError:
-    return CheckpointError(
-        f"the graph is damaged: {node.op} at {node.where} has invalid arguments", found=found, expected=expected
-    )
+    what = f"the graph is damaged: {node.op} at {node.where} has invalid arguments"
+    return CheckpointError(what, found=found, expected=expected)

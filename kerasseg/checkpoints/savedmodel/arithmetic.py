@@ -90,7 +90,7 @@ def _small(shape: Sequence[Any]) -> tuple[int, ...]:
 
 def _cast(node: Node, x: np.ndarray) -> np.ndarray:
     target = node.attrs["DstT"]
-    if x.dtype == object:
+    if x.dtype == object and any(isinstance(n, Dim) for n in x.flat):
         if not str(target).startswith(("int", "uint")):
             raise TypeError("a size as a float")
         return x
@@ -156,12 +156,7 @@ _PLAIN = (
     "Add:add AddV2:add FloorDiv:floor_divide Maximum:maximum Minimum:minimum Mul:multiply Neg:negative OnesLike:ones_like "
     "Pow:power RealDiv:true_divide Square:square Sub:subtract ZerosLike:zeros_like"
 )
-_FLOAT: Mapping[str, Callable[..., Any]] = {
-    "Exp": np.exp,
-    "Reciprocal": lambda x: 1 / x,
-    "Rsqrt": lambda x: 1 / np.sqrt(x),
-    "Sqrt": np.sqrt,
-}
+_FLOAT: Mapping[str, Any] = {"Exp": np.exp, "Reciprocal": np.reciprocal, "Rsqrt": lambda x: x**-0.5, "Sqrt": np.sqrt}
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{op: _plain(getattr(np, name)) for op, name in pairs(_PLAIN)},
     **{op: _float(function) for op, function in _FLOAT.items()},

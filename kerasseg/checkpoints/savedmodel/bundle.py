@@ -53,9 +53,8 @@ def read_index(prefix: Path) -> Mapping[str, Stored]:
         raise
     except Exception as error:  # damaged bytes fail in many ways: IndexError, ValueError, DecodeError
         found = f"{type(error).__name__}: {error}"
-        raise CheckpointError(
-            "the index of variables is damaged", path=index, found=found, remedy=FETCH_AGAIN
-        ) from error
+        what = "the index of variables is damaged"
+        raise CheckpointError(what, path=index, found=found, remedy=FETCH_AGAIN) from error
 
 
 def _checked(prefix: Path, entries: list[tuple[bytes, bytes]]) -> dict[str, Stored]:

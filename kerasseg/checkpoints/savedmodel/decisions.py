@@ -16,8 +16,7 @@ _FILLED = frozenset({"Const", "Fill", "OnesLike", "ZerosLike"})
 def without_decisions(graph: Graph, order: list[str]) -> tuple[Graph, list[str], tuple[str, ...]]:
     """Remove a final argmax, threshold or rounding, and the casts and reshapes after it.
 
-    Returns:
-        The graph, the names of its outputs without those that only decided on another output, and what was removed.
+    Also return the names of the outputs without those that only decided on another output, and what was removed.
     """
     outputs, notes = dict(graph.outputs), []
     for name in order:

@@ -70,9 +70,8 @@ class Graph:
         """Return the graph in topological order, without nodes that no output needs; `ValueError` if it has a cycle."""
         order = sort_from((t.node for t in self.outputs.values()), lambda key: (t.node for t in self.nodes[key].inputs))
         # Unused inputs stay, because they belong to the signature.
-        return Graph(
-            {k: self.nodes[k] for k in dict.fromkeys([*order, *self.inputs.values()])}, self.inputs, self.outputs
-        )
+        kept = dict.fromkeys([*order, *self.inputs.values()])
+        return Graph({key: self.nodes[key] for key in kept}, self.inputs, self.outputs)
 
 
 def sort_from(roots: Iterable[str], inputs: Callable[[str], Iterable[str]]) -> list[str]:

@@ -177,16 +177,11 @@ def _channelwise(b: Builder, node: Node) -> Any:
         raise refuse(node, "a variable scales or shifts a tensor that is not an image")
     if kind == "scale":
         return b.layer(node, _L.DepthwiseConv2D, x, {"kernel": node.inputs[1]}, kernel_size=1, use_bias=False)
-    sign = -1.0 if kind == "minus" else 1.0
-    made: list[Any] = []
-
-    def shift(**config: Any) -> Any:
-        made.append(_L.DepthwiseConv2D(1, depthwise_initializer="ones", **config))
-        return made[0]
-
-    output = b.layer(node, shift, x, {"bias": node.inputs[1]})
-    if made and sign < 0:
-        b.assign(made[0].bias, node.inputs[1], f"{made[0].name}/bias", lambda a: -a)
+    config = {"kernel_size": 1, "depthwise_initializer": "ones"}
+    output = b.layer(node, _L.DepthwiseConv2D, x, {"bias": node.inputs[1]}, **config)
+    if kind == "minus":
+        layer = output._keras_history.operation
+        b.assign(layer.bias, node.inputs[1], f"{layer.name}/bias", lambda a: -a)
     return output
 
 

@@ -139,14 +139,7 @@ class Builder:
         self.names = Names((v.prefix for k, v in self.variables.items() if k in self.graph.nodes), scopes)
 
     def build(self, inputs: Mapping[str, Any], outputs: Sequence[str], name: str, *, named: bool = False) -> Rebuilt:
-        """Build the model.
-
-        Args:
-            inputs: Signature name -> `keras.Input` tensor.
-            outputs: Signature names, in the order of the model's outputs.
-            name: The model's name.
-            named: Whether to return several outputs by name.
-        """
+        """Build the model from `keras.Input` tensors by signature name; several outputs are a list, or `named`."""
         found = len(self.graph.nodes)
         if found > MAX_STEPS + len(self.variables):
             most = f"at most {MAX_STEPS:,}"
@@ -163,9 +156,8 @@ class Builder:
             results.append(value)
         loose = sum(n.op == "channelwise" for n in self.graph.nodes.values())
         if loose:
-            self.notes.append(
-                f"variables that scaled or shifted channels became depthwise convolutions of 1x1 ({loose})"
-            )
+            what = "variables that scaled or shifted channels became depthwise convolutions of 1x1"
+            self.notes.append(f"{what} ({loose})")
         args = next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs)
         gives: Any = dict(zip(outputs, results, strict=True)) if named else results
         model = keras.Model(args, results[0] if len(results) == 1 else gives, name=name)
@@ -269,9 +261,8 @@ class Builder:
         """Assign the value of a tensor to a layer's variable once the model is built."""
         self._used.update(self.graph.variables_of(tensor))
         if self.graph[tensor].op not in _SOURCES:
-            self.notes.append(
-                f"{where} was computed from {self._named(tensor)}; the result is stored as a plain weight"
-            )
+            names = self._named(tensor)
+            self.notes.append(f"{where} was computed from {names}; the result is stored as a plain weight")
         self._pending[id(variable)] = (variable, lambda: change(self._number(tensor)), where)
 
     def fixed(self, tensor: Tensor) -> np.ndarray:

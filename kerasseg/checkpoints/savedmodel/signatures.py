@@ -57,9 +57,8 @@ def choose_graph(saved_model: Any) -> Any:
     if len(graphs) == 1:
         return graphs[0]
     found = [sorted(g.meta_info_def.tags) for g in graphs]
-    raise CheckpointError(
-        "the SavedModel holds several graphs and none for inference", found=found, expected="['serve']"
-    )
+    what = "the SavedModel holds several graphs and none for inference"
+    raise CheckpointError(what, found=found, expected="['serve']")
 
 
 def choose_signature(meta_graph: Any) -> Signature:
@@ -123,10 +122,8 @@ def frozen_variables(meta_graph: Any) -> frozenset[str]:
     def members(name: str) -> set[int]:
         return {c.node_id for c in nodes[lists[name]].children}
 
-    fixed = members("variables") - members("trainable_variables")
-    return frozenset(
-        nodes[i].variable.name.removesuffix(":0") for i in fixed if nodes[i].WhichOneof("kind") == "variable"
-    )
+    fixed = [nodes[i] for i in members("variables") - members("trainable_variables")]
+    return frozenset(n.variable.name.removesuffix(":0") for n in fixed if n.WhichOneof("kind") == "variable")
 
 
 def check_assets(meta_graph: Any) -> None:
@@ -134,9 +131,8 @@ def check_assets(meta_graph: Any) -> None:
     for name in (a.filename for a in meta_graph.asset_file_def):
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
-            raise CheckpointError(
-                "an asset of the SavedModel is outside its folder", found=name, expected="a file name"
-            )
+            what = "an asset of the SavedModel is outside its folder"
+            raise CheckpointError(what, found=name, expected="a file name")
 
 
 def keras_outputs(folder: Path) -> tuple[str, ...]:

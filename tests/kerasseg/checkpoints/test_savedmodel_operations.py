@@ -63,6 +63,7 @@ OPERATIONS = {
     "matmul": lambda y: tf.matmul(y, y, transpose_b=True),
     "einsum": lambda y: tf.einsum("bhwc,bhvc->bhwv", y, y),
     "l2": lambda y: tf.nn.l2_normalize(y, axis=-1),
+    "standardized": tf.image.per_image_standardization,
     "roll": lambda y: tf.roll(tf.roll(y, 1, axis=2), [1, -2], axis=[-1, 1]),
     "channels": lambda y: tf.gather(y, [3, 1, 0, 2], axis=-1) + y[..., ::-1] + tf.reverse(y, [1]),
     "parts": lambda y: tf.concat(tf.unstack(tf.stack(tf.split(y, [1, 3], axis=-1)[1:], 0), axis=0), -1),

@@ -90,6 +90,11 @@ X = np.random.default_rng(0).normal(size=(2, 4, 4, 2)).astype("float32")
         ("expand_dims", ["a", 0, 0, {"axis": 1}], lambda x: x[:, None]),
         ("compat.v1.squeeze", [["a", 0, 0, {"axis": None}]][0], lambda x: x),
         ("tile", ["a", 0, 0, {"multiples": [1, 2, 1, 3]}], lambda x: np.tile(x, (1, 2, 1, 3))),
+        (
+            "image.per_image_standardization",
+            ["a", 0, 0, {}],
+            lambda x: (x - x.mean((1, 2, 3), keepdims=True)) / x.std((1, 2, 3), keepdims=True),
+        ),
         ("roll", ["a", 0, 0, {"shift": [1, -1], "axis": [1, 2]}], lambda x: np.roll(x, (1, -1), (1, 2))),
         ("compat.v1.transpose", ["a", 0, 0, {"perm": [0, 3, 1, 2]}], lambda x: x.transpose(0, 3, 1, 2)),
         ("split", ["a", 0, 0, {"num_or_size_splits": [1, 1], "axis": -1}], lambda x: x[..., :1]),
