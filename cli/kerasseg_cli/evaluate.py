@@ -85,11 +85,12 @@ def evaluate(
     asked = threshold_of(threshold)
 
     from kerasseg.evaluation.targets import parse_goal
+    from kerasseg.runs.config import shards_of
     from kerasseg.runs.directory import RunDirectory
 
     # Wrong paths are reported before TensorFlow is loaded.
     directory = RunDirectory.find(run)
-    directory.find_shards(shards)
+    shards_of(directory.config(), shards)
     directory.require_network()
     from kerasseg.workflows.evaluate import Extras, evaluate_run
 

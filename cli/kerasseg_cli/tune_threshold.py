@@ -46,11 +46,12 @@ def tune_threshold(
 
     They replace threshold 0.5 without post-processing only if the gain over patients is beyond noise.
     """
+    from kerasseg.runs.config import shards_of
     from kerasseg.runs.directory import RunDirectory
 
     # Wrong paths are reported before TensorFlow is loaded.
     directory = RunDirectory.find(run)
-    directory.find_shards(shards)
+    shards_of(directory.config(), shards)
     from kerasseg.workflows.tune import tune_run
 
     with progress_bar(quiet=quiet or as_json) as progress:

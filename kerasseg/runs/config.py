@@ -15,7 +15,7 @@ from kerasseg.runs.settings import TrainSettings, parse_settings
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import read_document, read_json, refuse_newer
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, load_manifest
 from kerasseg_tfrecords.validation import did_you_mean
 
 FORMAT_VERSION = 1
@@ -110,6 +110,22 @@ def read_config(path: Path) -> RunConfig:
     return read_document(path, RunConfig, FORMAT_VERSION, "the run configuration")
 
 
+def shards_of(config: RunConfig, other: Path | str | None = None) -> tuple[Path, Manifest]:
+    """Return the folder and the manifest of a run's shards, or of other ones.
+
+    Raises:
+        DataError: They are missing or damaged.
+    """
+    root = Path(config.settings.shards if other is None else other)
+    if other is None and not (root / MANIFEST).is_file():
+        raise DataError(
+            "the shards of this run are missing",
+            path=root,
+            remedy="Give their folder with --shards, or run the command in the folder where the run was started.",
+        )
+    return root, load_manifest(root)
+
+
 def manifest_of(config: RunConfig, shards: Path | str | None = None) -> Manifest:
     """Read the manifest of a run's shards.
 
@@ -120,18 +136,7 @@ def manifest_of(config: RunConfig, shards: Path | str | None = None) -> Manifest
     Raises:
         DataError: They are missing, damaged or not those that the run was trained on.
     """
-    folder = config.settings.shards if shards is None else shards
-    try:
-        manifest = load_manifest(folder)
-    except DataError as error:
-        if shards is not None:
-            raise
-        raise DataError(
-            "the shards of the run are missing",
-            path=folder,
-            found=error.sentence(with_path=False),
-            remedy="If they were moved, give their folder with --shards.",
-        ) from None
+    folder, manifest = shards_of(config, shards)
     if manifest.fingerprint != config.resolved.fingerprint:
         raise DataError(
             "these are not the shards that the run was trained on",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from kerasseg.runs.config import RunConfig, read_config
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, lock, open_atomically, sync_folder, write_atomically
-from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, load_manifest
 
 if TYPE_CHECKING:
     import keras
@@ -151,24 +150,6 @@ class RunDirectory:
     def config(self) -> RunConfig:
         """Read the configuration; see `read_config`."""
         return read_config(self.config_file)
-
-    def find_shards(self, other: Path | str | None = None) -> tuple[Path, Manifest]:
-        """Read the manifest of the run's shards, or of other ones.
-
-        Args:
-            other: Shard directory to use instead of the run's own.
-
-        Raises:
-            DataError: The shards are missing or damaged.
-        """
-        root = Path(self.config().settings.shards if other is None else other)
-        if other is None and not (root / MANIFEST).is_file():
-            raise DataError(
-                "the shards of this run are missing",
-                path=root,
-                remedy="Give their folder with --shards, or run the command in the folder where the run was started.",
-            )
-        return root, load_manifest(root)
 
     def write_config(self, config: RunConfig) -> None:
         """Write the configuration, which makes the folder a run."""

@@ -39,7 +39,7 @@ from kerasseg.evaluation.targets import Goal, is_recipe_checkpoint, targets_of, 
 from kerasseg.evaluation.test_use_log import LOOKS, count_looks, record_look
 from kerasseg.phantom.slices import is_phantom
 from kerasseg.postprocessing import MaskRule
-from kerasseg.runs.config import RunConfig
+from kerasseg.runs.config import RunConfig, shards_of
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.training.tracking import track_evaluation
 from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
@@ -245,7 +245,7 @@ def _load(
     directory = run if isinstance(run, RunDirectory) else RunDirectory.find(run)
     config = directory.config()
     fixed = None if threshold == "auto" else _fixed(threshold)
-    data = _data(directory, config, split, shards_other)
+    data = _data(config, split, shards_other)
     reference = options.extras.reference_2
     second = None if reference is None else open_second(reference)
     warnings = _about_the_run(directory, data)
@@ -278,11 +278,11 @@ def _fixed(threshold: float) -> _Rules:
     return _Rules(rule, rule, "raw" if rule == MaskRule() else "threshold", None)
 
 
-def _data(run: RunDirectory, config: RunConfig, split: str | None, other: Path | str | None) -> _Data:
+def _data(config: RunConfig, split: str | None, other: Path | str | None) -> _Data:
     name = "val" if split == "validation" else split
     if name is not None and name not in SPLITS:
         raise UsageError("unknown split", found=repr(split), expected="test, validation or train")
-    root, manifest = run.find_shards(other)
+    root, manifest = shards_of(config, other)
     external = manifest.fingerprint != config.resolved.fingerprint
     if external and other is None:
         raise DataError(
