@@ -157,7 +157,7 @@ def _show(error: KerassegError) -> None:
 
 def _show_traceback() -> None:
     if output_options().debug:
-        traceback.print_exc()
+        sys.stderr.write(without_credentials(traceback.format_exc()))
 
 
 _USAGE: Any = typer.BadParameter.__mro__[2]

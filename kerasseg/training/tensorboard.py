@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,9 +190,9 @@ class EventWriter:
             left.unlink(missing_ok=True)
         for path in sorted(self._folder.glob("events.out.tfevents.*")):
             _cut(path, step)
-        # TensorBoard reads the files of a folder in the order of their names.
+        # TensorBoard reads the files of a folder in the order of their names. Runs are shared, so without the host's name.
         number = time.time_ns() // 1_000_000
-        name = f"events.out.tfevents.{number:015d}.{socket.gethostname()}.{os.getpid()}"
+        name = f"events.out.tfevents.{number:015d}.kerasseg.{os.getpid()}"
         self._writer = tf.io.TFRecordWriter(str(self._folder / name))
         self._add(0, file_version=_VERSION)
         # TensorBoard may have read the removed events already; this makes it forget the steps from here on.

@@ -202,6 +202,7 @@ def test_many_names_become_beginnings_that_no_other_part_shares() -> None:
 
 def test_convert_writes_what_plain_keras_opens(plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.keras"
+    (tmp_path / ".tmp-kerasseg-left").mkdir()  # by a process that was killed
     text = good("convert", plain, out, columns=200)
     assert "all weights equal" in text
     assert "2 x 32 x 32 x 3" in text
@@ -254,7 +255,7 @@ def test_convert_says_that_it_may_not_write(plain: Path, tmp_path: Path, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("kerasseg_tfrecords.files.tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("kerasseg.checkpoints.conversion.scratch_folder", refuse)
     result = run("convert", plain, tmp_path / "out.keras")
     assert isinstance(result.exception, KerassegError)
     assert "out.keras: it cannot be written" in str(result.exception)

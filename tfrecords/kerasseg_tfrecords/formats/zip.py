@@ -3,8 +3,7 @@
 The declarations of an archive are not trusted: unsafe names, overlapping members, impossible or bomb-like sizes, encryption
 and unknown compression are refused while listing, and no read returns more bytes than the member declares.
 
-Each process keeps a few archives open. Reads use `pread` at absolute offsets, so that threads and forked processes do not
-change each other's file position.
+Each process keeps a few archives open.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ import os
 import stat
 import struct
 import tempfile
-import threading
 import weakref
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import DataError, Problem
@@ -78,8 +76,6 @@ def shown(name: str) -> str:
 class _Window(io.RawIOBase):
     """A range of an open file as a file object with its own position."""
 
-    _lock = threading.Lock()
-
     def __init__(self, descriptor: int, start: int, size: int) -> None:
         super().__init__()
         self.descriptor, self.start, self.size = descriptor, start, size
@@ -110,32 +106,7 @@ class _Window(io.RawIOBase):
         return data
 
     def read_at(self, offset: int, size: int) -> bytes:
-        parts: list[bytes] = []
-        while size > 0:
-            part = self._pread(min(size, 2**30), self.start + offset)
-            if not part:
-                break
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _pread(self, size: int, at: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self.descriptor, size, at)
-        with self._lock:  # Windows has no fork, so a lock is enough
-            os.lseek(self.descriptor, at, os.SEEK_SET)
-            return os.read(self.descriptor, size)
-
-
-@dataclass(frozen=True, slots=True)
-class _Archive:
-    window: _Window
-    zip: zipfile.ZipFile
-    signature: tuple[int, ...]
-
-
-_cache: OrderedDict[tuple[str, tuple[str, ...]], _Archive] = OrderedDict()
-_cache_lock = threading.RLock()
+        return os.pread(self.descriptor, size, self.start + offset)
 
 
 @contextmanager
@@ -166,21 +137,16 @@ def _signature(path: Path) -> tuple[int, ...]:
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-def _open(path: Path, chain: tuple[str, ...]) -> _Archive:
+def _open(path: Path, chain: tuple[str, ...]) -> tuple[_Window, zipfile.ZipFile]:
     """Open the archive at `path`, or the nested zip at `chain` inside it; cached while the file is unchanged."""
-    key, signature = (os.fspath(path), chain), _signature(path)
-    with _cache_lock:
-        archive = _cache.get(key)
-        if archive is not None and archive.signature == signature:
-            _cache.move_to_end(key)
-            return archive
-        window = _inner_window(_open(path, chain[:-1]), chain[-1]) if chain else _outer_window(path)
-        _check_members(window)
-        archive = _Archive(window, zipfile.ZipFile(window), signature)
-        _cache[key] = archive
-        while len(_cache) > KEPT_OPEN:
-            _cache.popitem(last=False)
-        return archive
+    return _opened(path, chain, _signature(path))
+
+
+@lru_cache(maxsize=KEPT_OPEN)
+def _opened(path: Path, chain: tuple[str, ...], signature: tuple[int, ...]) -> tuple[_Window, zipfile.ZipFile]:
+    window = _inner_window(*_opened(path, chain[:-1], signature), chain[-1]) if chain else _outer_window(path)
+    _check_members(window)
+    return window, zipfile.ZipFile(window)
 
 
 def _check_members(window: _Window) -> None:
@@ -200,23 +166,23 @@ def _check_members(window: _Window) -> None:
 
 
 def _outer_window(path: Path) -> _Window:
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     return _Window(descriptor, 0, os.fstat(descriptor).st_size)
 
 
-def _inner_window(outer: _Archive, member: str) -> _Window:
+def _inner_window(outer: _Window, archive: zipfile.ZipFile, member: str) -> _Window:
     """Open a zip inside a zip: a stored one within the outer file, a compressed one from a temporary file."""
-    info = outer.zip.getinfo(member)
+    info = archive.getinfo(member)
     if info.compress_type == zipfile.ZIP_STORED:
-        header = outer.window.read_at(info.header_offset, 30)
+        header = outer.read_at(info.header_offset, 30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise zipfile.BadZipFile(f"no local header for {member!r}")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name_length + extra_length
-        if start + info.file_size > outer.window.size:
+        if start + info.file_size > outer.size:
             raise zipfile.BadZipFile(f"{member!r} extends beyond the end of the archive")
-        return _Window(os.dup(outer.window.descriptor), outer.window.start + start, info.file_size)
-    with temporary_space(), tempfile.TemporaryFile(prefix="kerasseg-") as spool, outer.zip.open(info) as stream:
+        return _Window(os.dup(outer.descriptor), outer.start + start, info.file_size)
+    with temporary_space(), tempfile.TemporaryFile(prefix="kerasseg-") as spool, archive.open(info) as stream:
         written = 0
         while part := stream.read(2**20):
             written += len(part)
@@ -228,8 +194,8 @@ def _inner_window(outer: _Archive, member: str) -> _Window:
 def read_member(location: Location, *, limit: int) -> bytes:
     """Read a file inside archives; `DataError` if it is damaged or larger than `limit` bytes."""
     with _explained(location.name):
-        archive = _open(location.path, location.members[:-1])
-        info = archive.zip.getinfo(location.members[-1])
+        _, archive = _open(location.path, location.members[:-1])
+        info = archive.getinfo(location.members[-1])
         reason = _refusal(info)
         if reason is not None:
             raise DataError(reason[1], path=location.name, kind=reason[0])
@@ -238,7 +204,7 @@ def read_member(location: Location, *, limit: int) -> bytes:
             raise DataError(
                 "the file is too large", path=location.name, found=found, expected=expected, kind="too-large"
             )
-        with archive.zip.open(info) as stream:
+        with archive.open(info) as stream:
             data = stream.read(info.file_size)
         if len(data) != info.file_size:
             raise zipfile.BadZipFile(f"{len(data)} of {info.file_size} bytes")
@@ -291,7 +257,7 @@ def _list_into(listing: ArchiveListing, path: Path, chain: tuple[str, ...], name
         expected = f"at most {MAX_DEPTH} deep" if budget[0] >= 0 else f"at most {MAX_ARCHIVES}"
         raise DataError(what, path=name, expected=expected, remedy="Unpack it first.", kind="zip-bomb")
     with _explained(name):
-        infos = _open(path, chain).zip.infolist()
+        infos = _open(path, chain)[1].infolist()
     _check_whole(infos, name)
     files = [info for info in infos if not info.filename.endswith("/")]
     if files and all(info.flag_bits & 0x1 for info in files):
