@@ -155,7 +155,7 @@ def predict(
         bool,
         typer.Option(
             "--bids",
-            help="Name outputs as a BIDS derivative (sub-01/anat/sub-01_label-tumor_mask.nii.gz); for BIDS inputs.",
+            help="Name outputs as a BIDS derivative, such as sub-01_label-tumor_mask.nii.gz; for BIDS inputs.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import keras
-
-from kerasseg.models.graph import Node, flatten
+from kerasseg.models.graph import Graph, Node, flatten
 from kerasseg.models.levels import Layout, side
 from kerasseg.models.scales import is_permutation
 from kerasseg_tfrecords.errors import UsageError
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +161,15 @@ class Blocks:
         return self[found[0]]
 
 
-def find_blocks(model: keras.Model) -> Blocks:
+def find_blocks(model: keras.Model | Graph) -> Blocks:
     """Find the encoder, bottleneck, decoder and head of a U-Net from its graph.
 
     It works for functional, sequential and nested models with any layer names: U-Nets (Ronneberger et al. 2015) with any
     encoder, attention, residual and nested (U-Net++) variants, and autoencoders (without skips).
 
     Args:
-        model: A built model with one image input, (batch, height, width, channels) or channels first. Height and width
-            need not be fixed.
+        model: A built model (or its graph) with one image input, (batch, height, width, channels) or channels first. Height
+            and width need not be fixed.
 
     Returns:
         The blocks. Every layer of the model except its input belongs to exactly one of them.
@@ -189,7 +191,7 @@ def find_blocks(model: keras.Model) -> Blocks:
         >>> blocks.of("joined").name, blocks["bottleneck"].scale
         ('decoder_1', 2)
     """
-    return _assemble(Layout(flatten(model)))
+    return _assemble(Layout(model if isinstance(model, Graph) else flatten(model)))
 
 
 def _assemble(layout: Layout) -> Blocks:

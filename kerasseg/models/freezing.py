@@ -18,10 +18,8 @@ import keras
 
 from kerasseg.models.blocks import Blocks, find_blocks
 from kerasseg.models.layers import all_layers, fixed_weights, leaves, own_weights, restless, set_trainable, with_inner
+from kerasseg.recipe import STRATEGIES, frozen_encoder_blocks
 from kerasseg_tfrecords.errors import UsageError
-
-STRATEGIES = ("conservative", "moderate", "aggressive")
-"""Ordered by how much is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,25 +172,6 @@ def freeze(model: keras.Model, what: str | Sequence[str], *, freeze_batchnorm: b
         thawed=tuple(layer.name for layer in before if id(layer) not in frozen),
         recompile=bool(getattr(model, "compiled", False)),
     )
-
-
-def frozen_encoder_blocks(strategy: str, encoder_blocks: int) -> int:
-    """Return how many of the first encoder blocks a strategy freezes.
-
-    The first blocks respond to edges and texture, which differ least between kinds of images (Yosinski et al. 2014, arXiv
-    1411.1792). The decoder must learn the task and is always trained.
-
-    Example:
-        >>> [frozen_encoder_blocks(strategy, 4) for strategy in STRATEGIES]
-        [2, 1, 0]
-    """
-    if strategy == "conservative":
-        return max(1, encoder_blocks // 2)
-    if strategy == "moderate":
-        return max(1, encoder_blocks // 4)
-    if strategy == "aggressive":
-        return 0
-    raise UsageError(f"unknown strategy {strategy!r}", expected=" or ".join(STRATEGIES))
 
 
 def _chosen(model: keras.Model, blocks: Blocks, patterns: tuple[str, ...]) -> list[Any]:

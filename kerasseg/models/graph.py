@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
-
-import keras
+from typing import TYPE_CHECKING, Any
 
 from kerasseg_tfrecords.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import keras
 
 Shape = tuple[int | None, ...]
 
@@ -48,7 +49,7 @@ class Node:
     @property
     def layer(self) -> keras.Layer | None:
         """The operation, if it is a layer."""
-        return self.operation if isinstance(self.operation, keras.Layer) and not self.is_input else None
+        return self.operation if is_a(self.operation, "Layer") and not self.is_input else None
 
     @property
     def weighted(self) -> bool:
@@ -127,9 +128,17 @@ def flatten(model: keras.Model) -> Graph:
     return Graph(tuple(nodes), tuple(bound), tuple(dict.fromkeys(outputs)))
 
 
+def is_a(operation: Any, *classes: str) -> bool:
+    """Return whether an operation's class, or one that it derives from, has one of these names.
+
+    Classes are compared by name, so that the graph of a file can be read without Keras; see `kerasseg.models.outline`.
+    """
+    return any(kind.__name__ in classes for kind in type(operation).__mro__)
+
+
 def has_graph(operation: Any) -> bool:
     """Return whether an operation is a model whose tensors have a history."""
-    return isinstance(operation, keras.Model) and bool(getattr(operation, "outputs", None))
+    return is_a(operation, "Model") and bool(getattr(operation, "outputs", None))
 
 
 def _walk(model: keras.Model, bound: list[int], prefix: str, nodes: list[Node]) -> list[int]:

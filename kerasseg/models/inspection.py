@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
-
-from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.identify import missing
 from kerasseg.checkpoints.provenance import Provenance, provenance
 from kerasseg.models.blocks import Blocks, find_blocks
-from kerasseg.models.freezing import STRATEGIES, FreezeReport, freeze
-from kerasseg.models.input_scaling import InputScaling, read_input_scaling
-from kerasseg.models.layers import all_layers, trainable_restored
+from kerasseg.models.graph import is_a
+from kerasseg.models.outline import Outline, read_outline
+from kerasseg.recipe import STRATEGIES, frozen_encoder_blocks
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import without_credentials
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasseg.models.freezing import FreezeReport
+    from kerasseg.models.input_scaling import InputScaling
 
 _FEW = 6  # longest list of names that is not shortened
 _NUMBERED = re.compile(r"(.*?)(\d+)")
@@ -139,7 +144,7 @@ def inspect_checkpoint(
     architecture: str | keras.Model | None = None,
     allow_partial: bool = False,
 ) -> Inspection:
-    """Open and describe a checkpoint.
+    """Describe a checkpoint: files of plain U-Nets by reading them, others by opening them with Keras.
 
     Args:
         path: Any checkpoint that `open_checkpoint` accepts.
@@ -147,6 +152,21 @@ def inspect_checkpoint(
         architecture: See `open_checkpoint`.
         allow_partial: See `open_checkpoint`.
     """
+    if "://" not in str(path):
+        if not Path(path).exists():
+            raise missing(Path(path))
+        names = (what,) if isinstance(what, str) else tuple(what or ())
+        if (
+            architecture is None
+            and not allow_partial
+            and (what is None or (len(names) == 1 and names[0] in STRATEGIES))
+        ):
+            outline = read_outline(Path(path))
+            found = None if outline is None else _from_outline(outline, path, names)
+            if found is not None:
+                return found
+    from kerasseg.checkpoints.open import open_checkpoint
+
     model = open_checkpoint(path, architecture=architecture, allow_partial=allow_partial)
     return inspect_model(model, path=path, what=what)
 
@@ -160,12 +180,16 @@ def inspect_model(model: keras.Model, *, path: str | Path = "", what: str | Sequ
         >>> found.parameters, found.prefixes["encoder"], found.outputs[0].activation
         (7637, ('encoder_*',), 'sigmoid')
     """
+    from kerasseg.models.freezing import freeze
+    from kerasseg.models.input_scaling import read_input_scaling
+    from kerasseg.models.layers import all_layers, trainable_restored
+
     about: dict[str, Any] = {
         "path": without_credentials(str(path)),
         "provenance": provenance(model),
         "inputs": tuple(_tensor(t) for t in model.inputs),
         "outputs": tuple(_tensor(t, made=True) for t in model.outputs),
-        "layers": sum(bool(layer.weights) for layer in all_layers(model) if not isinstance(layer, keras.Model)),
+        "layers": sum(bool(layer.weights) for layer in all_layers(model) if not is_a(layer, "Model")),
         "variables": len(model.weights),
         "parameters": model.count_params(),
         "scaling": read_input_scaling(model),
@@ -188,6 +212,61 @@ def inspect_model(model: keras.Model, *, path: str | Path = "", what: str | Sequ
     )
 
 
+def _from_outline(outline: Outline, path: str | Path, what: Sequence[str]) -> Inspection | None:
+    """Describe the outline of a U-Net; None for other networks."""
+    graph = outline.graph
+    try:
+        blocks = find_blocks(graph)
+    except CheckpointError:
+        return None
+    strategies = {name: _effect(blocks, name) for name in STRATEGIES}
+    most = strategies["aggressive"].trained
+    chosen = strategies[what[0]] if what else None
+    held = chosen.frozen_blocks if chosen else ()
+    states = {
+        block.name: "no weights" if not block.parameters else "frozen" if block.name in held else "trained"
+        for block in (blocks if chosen else ())
+    }
+    outputs = [(graph.nodes[i].operation, graph.nodes[i].shape) for i in graph.outputs]
+    return Inspection(
+        path=without_credentials(str(path)),
+        provenance=outline.provenance,
+        inputs=tuple(Tensor(graph.nodes[i].path, graph.nodes[i].shape, "float32") for i in graph.inputs),
+        outputs=tuple(
+            Tensor(
+                layer.name,
+                shape,
+                "float32",
+                "softmax" if is_a(layer, "Softmax") else layer.activation and layer.activation.__name__,
+            )
+            for layer, shape in outputs
+        ),
+        layers=sum(bool(layer.weights) for layer in outline.layers),
+        variables=sum(len(layer.weights) for layer in outline.layers),
+        parameters=sum(block.parameters for block in blocks),
+        blocks=blocks,
+        prefixes=layer_prefixes(blocks),
+        strategies=tuple(
+            dataclasses.replace(found, share_trained=found.trained / max(1, most)) for found in strategies.values()
+        ),
+        chosen=chosen and dataclasses.replace(chosen, share_trained=chosen.trained / max(1, most)),
+        states=states,
+    )
+
+
+def _effect(blocks: Blocks, strategy: str) -> Strategy:
+    """Return what `freeze` would report, without the share."""
+    frozen = blocks.encoder[: frozen_encoder_blocks(strategy, len(blocks.encoder))]
+    free = [weight for block in blocks if block not in frozen for layer in block.layers for weight in layer.weights]
+    return Strategy(
+        name=strategy,
+        frozen_blocks=tuple(block.name for block in frozen if block.parameters),
+        trained=sum(math.prod(weight.shape) for weight in free if weight.trainable),
+        frozen=sum(block.parameters for block in frozen),
+        share_trained=0.0,
+    )
+
+
 def _strategy(report: FreezeReport, most: int) -> Strategy:
     measured = sum(block.statistics for block in report.blocks)
     return Strategy(
@@ -201,10 +280,10 @@ def _strategy(report: FreezeReport, most: int) -> Strategy:
 
 def _tensor(tensor: Any, *, made: bool = False) -> Tensor:
     operation = tensor._keras_history.operation
-    while made and isinstance(operation, keras.Model) and getattr(operation, "outputs", None):
+    while made and is_a(operation, "Model") and getattr(operation, "outputs", None):
         operation = operation.outputs[0]._keras_history.operation
     activation = getattr(getattr(operation, "activation", None), "__name__", None) if made else None
-    if made and isinstance(operation, keras.layers.Softmax):
+    if made and is_a(operation, "Softmax"):
         activation = "softmax"
     return Tensor(tensor.name if not made else operation.name, tuple(tensor.shape), str(tensor.dtype), activation)
 

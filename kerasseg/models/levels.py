@@ -9,9 +9,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from keras import layers
-
-from kerasseg.models.graph import Graph, Node
+from kerasseg.models.graph import Graph, Node, is_a
 from kerasseg.models.scales import Place, image_axes, measure
 from kerasseg_tfrecords.errors import CheckpointError
 
@@ -99,12 +97,12 @@ def _merge(graph: Graph, index: int) -> int:
 
 
 _NORMALISATIONS = (
-    layers.Normalization,
-    layers.BatchNormalization,
-    layers.LayerNormalization,
-    layers.GroupNormalization,
-    layers.RMSNormalization,
-    layers.UnitNormalization,
+    "Normalization",
+    "BatchNormalization",
+    "LayerNormalization",
+    "GroupNormalization",
+    "RMSNormalization",
+    "UnitNormalization",
 )
 _COMBINING = {"Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract"}
 
@@ -302,7 +300,7 @@ def _check_input(graph: Graph) -> None:
 
 def _makes_values(node: Node) -> bool:
     """Return whether a node's weights mix channels (convolution) instead of scaling them (normalisation, PReLU)."""
-    return not isinstance(node.layer, (*_NORMALISATIONS, layers.PReLU))
+    return not is_a(node.layer, *_NORMALISATIONS, "PReLU")
 
 
 def _makes_level(node: Node) -> bool:

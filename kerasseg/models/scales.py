@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import keras
-from keras import layers
+from kerasseg.models.graph import Graph, Node, Shape, is_a
 
-from kerasseg.models.graph import Graph, Node, Shape
-
-_STRIDED = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.MaxPooling2D, layers.AveragePooling2D)
-_POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
-_GLOBAL = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
-_SAME = (layers.ZeroPadding2D, layers.Cropping2D)
+_STRIDED = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "MaxPooling2D", "AveragePooling2D")
+_POOLING = ("MaxPooling2D", "AveragePooling2D")
+_GLOBAL = ("GlobalAveragePooling2D", "GlobalMaxPooling2D")
+_SAME = ("ZeroPadding2D", "Cropping2D")
 _TYPICAL = 256  # replaces unknown heights and widths; any size that can be halved often would do
 
 
@@ -48,7 +45,7 @@ class Place:
 def image_axes(graph: Graph) -> tuple[int, int, int]:
     """Return the axes of height, width and channels: (1, 2, 3), or (2, 3, 1) if most layers are channels-first."""
     formats = Counter(
-        node.layer.data_format for node in graph.nodes if isinstance(node.layer, (*_STRIDED, layers.Conv2DTranspose))
+        node.operation.data_format for node in graph.nodes if is_a(node.layer, *_STRIDED, "Conv2DTranspose")
     )
     return _axes("channels_first" if formats["channels_first"] > formats["channels_last"] else "channels_last")
 
@@ -83,7 +80,7 @@ def _place(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Plac
         axes = _axes(data_format)
     source = _source(node, parents, axes)
     lost = Place(source.scale, source.size, spatial=False)
-    if len(node.shape) != 4 or isinstance(node.operation, _GLOBAL):
+    if len(node.shape) != 4 or is_a(node.operation, *_GLOBAL):
         return lost
     declared = _stride(node, source, axes)
     if declared is not None and source.spatial:
@@ -124,18 +121,18 @@ def _stride(node: Node, source: Place, axes: tuple[int, int, int]) -> tuple[Frac
         shapes = [tuple(shape[a] for a in axes[:2]) for shape in node.incoming if len(shape) == 4]
         if tuple(node.shape[a] for a in axes[:2]) in shapes:
             return Fraction(1), Fraction(1)
-    if isinstance(operation, _POOLING) and _covers(operation, source):
+    if is_a(operation, *_POOLING) and _covers(operation, source):
         return None
-    if isinstance(operation, _STRIDED):
+    if is_a(operation, *_STRIDED):
         down, across = _pair(operation.strides)
         return Fraction(down), Fraction(across)
-    if isinstance(operation, layers.Conv2DTranspose):
+    if is_a(operation, "Conv2DTranspose"):
         down, across = _pair(operation.strides)
         return Fraction(1, down), Fraction(1, across)
-    if isinstance(operation, layers.UpSampling2D):
+    if is_a(operation, "UpSampling2D"):
         down, across = _pair(operation.size)
         return Fraction(1, down), Fraction(1, across)
-    if isinstance(operation, _SAME) or _is_crop(node) or is_permutation(node):
+    if is_a(operation, *_SAME) or _is_crop(node) or is_permutation(node):
         return Fraction(1), Fraction(1)
     return None
 
@@ -178,6 +175,10 @@ def _size(node: Node, source: Place, parents: list[Place], axes: tuple[int, int,
 
 def _symbolic(node: Node, parents: list[Place], axes: tuple[int, int, int]) -> Shape | None:
     """Return the output shape of an operation with estimates for unknown sizes, without computing values."""
+    if node.arguments is None:
+        return None
+    import keras  # here, because the graph of a file needs no Keras
+
     stand_ins = {}
     for tensor, place in zip(node.tensors, parents, strict=True):
         shape = list(tensor.shape)

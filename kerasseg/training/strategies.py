@@ -9,9 +9,10 @@ import keras
 
 from kerasseg.callbacks import PlateauRule, cosine_rate
 from kerasseg.models.blocks import Blocks, find_blocks
-from kerasseg.models.freezing import FreezeReport, freeze, frozen_encoder_blocks
+from kerasseg.models.freezing import FreezeReport, freeze
 from kerasseg.models.layers import with_inner
 from kerasseg.optimizers import DecayedAdam, set_l2
+from kerasseg.recipe import frozen_encoder_blocks
 from kerasseg.runs.settings import ScheduleSettings, TrainSettings
 
 BOLD_RATE = 1e-3

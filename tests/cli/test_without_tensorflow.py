@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kerasseg
 from evaluated_runs import write_run
 from factories import write_figshare
 from kerasseg_tfrecords import prepare
@@ -41,8 +42,11 @@ def test_checks_and_wrong_paths(tmp_path: Path, child_environment: dict[str, str
     moved.config_file.write_text(json.dumps(config))
     shutil.copytree(tmp_path / "shards", tmp_path / "damaged")
     (tmp_path / "damaged" / "manifest.json").write_text("{")
+    kerasseg.unet((32, 32, 1), filters=2, depth=2).save(tmp_path / "unet.keras")
     expected = {
         "verify shards": (0, "Sound: 9 records"),
+        "inspect unet.keras -s moderate": (0, "decoder_1"),
+        "inspect none.keras": (1, "no such file"),
         "doctor": (3, "model.keras is missing"),
         "evaluate runs/none": (3, "no such run"),
         "evaluate one --shards none": (3, "not a shard directory"),

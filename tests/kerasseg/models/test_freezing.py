@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from keras import layers
 
 from children import Children
-from kerasseg.models.freezing import STRATEGIES, BlockReport, freeze, frozen_encoder_blocks
+from kerasseg.models.freezing import BlockReport, freeze
 from kerasseg.models.unet import unet
+from kerasseg.recipe import STRATEGIES, frozen_encoder_blocks
 from kerasseg_tfrecords.errors import UsageError
 
 BLOCKS = ["encoder_1", "encoder_2", "encoder_3", "encoder_4", "bottleneck"]
