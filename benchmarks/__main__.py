@@ -35,6 +35,7 @@ PARTS = {
     "scale": 4,
     "augmentation": 2,
     "duplicates": 2,
+    "cluster": 20,
     "open_savedmodel": 1,
     "coverage": 1,
     "rule_choice": 10,

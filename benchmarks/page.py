@@ -19,6 +19,7 @@ TITLES = {
     "scale": "Scale",
     "augmentation": "Augmentation alone",
     "duplicates": "The search for copies",
+    "cluster": "Worker processes of a Dask cluster",
     "open_savedmodel": "Opening a SavedModel",
     "coverage": "Coverage of intervals",
     "rule_choice": "Tuned rules on new patients",
@@ -28,6 +29,8 @@ INTRODUCTIONS = {
     "prepare": "`kerasseg prepare` against a loop that only opens and reads the same .mat files, and against a script "
     "that reads everything, resizes it and calls `np.stack`. Starting worker processes is included, imports are not.",
     "pipeline": "Augmented batches of 8 slices, 256x256, after the first epoch.",
+    "cluster": "A scheduler and its workers on one machine, against as many processes of the local pool. The search for "
+    "copies and the split, which stay with the caller, run over fingerprints that are drawn at random.",
     "freezing": "Frozen blocks still run forward; only the computation of their gradients is saved.",
     "training": "The default U-Net, 256x256x3, batch 8. Plain Keras and PyTorch train everything, with the same network, "
     "loss and optimizer, each in a process of its own. Peak memory is that of the process, and is divided into what was "

@@ -49,6 +49,7 @@ ORDER = (
     "kerasseg_tfrecords.intensity",
     "kerasseg_tfrecords.slices",
     "kerasseg_tfrecords.classes",
+    "kerasseg_tfrecords.cluster",
     "kerasseg_tfrecords.workers",
     "kerasseg_tfrecords.isolation",
     "kerasseg_tfrecords.documents",

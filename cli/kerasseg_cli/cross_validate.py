@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kerasseg_cli.console import errors, figure, figures_table, print_json, screen
-from kerasseg_cli.options import COMMON
+from kerasseg_cli.options import COMMON, Cluster
 from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
 from kerasseg_tfrecords.errors import DataError
 
@@ -32,17 +32,18 @@ def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> No
     out: Path | None = options["out"]
     settings: TrainSettings
     if options["resume"]:
-        refuse_others(given(context) - {"resume", "out", *COMMON})
+        refuse_others(given(context) - {"resume", "out", "cluster", *COMMON})
         out, settings, folds = _begun(out)
     else:
         settings = settings_of(context, options)
 
     from kerasseg.workflows.cross_validate import cross_validate as run
     from kerasseg_cli.train_display import watching
+    from kerasseg_tfrecords.cluster import connect
 
     as_json, quiet = options["as_json"], options["quiet"]
-    with watching(as_json=as_json, quiet=quiet) as observer:
-        found, root = run(settings, folds, out, [observer])
+    with connect(options["cluster"]) as client, watching(as_json=as_json, quiet=quiet) as observer:
+        found, root = run(settings, folds, out, [observer], cluster=client)
     if found.out_of_fold is None:
         text = f"Stopped and saved. Resume with: kerasseg cross-validate --resume --out {root}"
         errors().print(text, markup=False, soft_wrap=True)
@@ -63,7 +64,8 @@ def _with_options_of_train() -> inspect.Signature:
     ]
     keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
     folds = inspect.Parameter("folds", keyword, default=5, annotation=_Folds)
-    return inspect.Signature([parameters[0], folds, *parameters[1:]], return_annotation=None)
+    cluster = inspect.Parameter("cluster", keyword, default=None, annotation=Cluster)
+    return inspect.Signature([parameters[0], folds, *parameters[1:], cluster], return_annotation=None)
 
 
 cross_validate.__signature__ = _with_options_of_train()  # type: ignore[attr-defined]

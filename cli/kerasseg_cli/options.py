@@ -73,6 +73,15 @@ Debug = Annotated[bool, _common("Show tracebacks and TensorFlow's own messages."
 COMMON: dict[str, Any] = {"as_json": Json, "quiet": Quiet, "verbose": Verbose, "debug": Debug}
 """Parameter name -> declaration, in the order of the help."""
 
+Cluster = Annotated[
+    str | None,
+    option(
+        "Work on a Dask cluster: tcp://HOST:PORT, a scheduler file, or local:N for N processes of this machine.",
+        "--cluster",
+        metavar="ADDRESS",
+        panel="Several machines",
+    ),
+]
 Checkpoint = Annotated[
     str,
     typer.Argument(

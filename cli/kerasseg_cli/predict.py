@@ -10,7 +10,7 @@ import typer
 
 from kerasseg_cli.completion import FORMATS, proposing, runs
 from kerasseg_cli.console import errors, print_json, progress_bar, screen
-from kerasseg_cli.options import Debug, Json, MaxMemory, Quiet, choices
+from kerasseg_cli.options import Cluster, Debug, Json, MaxMemory, Quiet, choices
 from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.text import count
 
@@ -168,6 +168,7 @@ def predict(
         typer.Option("--overwrite", help="Replace earlier predictions in the output folder.", rich_help_panel=OUTPUT),
     ] = False,
     max_memory: MaxMemory = None,  # noqa: ARG001 - its callback sets it
+    cluster: Cluster = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`
@@ -177,11 +178,16 @@ def predict(
 
     from kerasseg.interrupts import stop_on_signals
     from kerasseg.workflows.predict import predict_files
+    from kerasseg_tfrecords.cluster import connect
 
     def told(name: str) -> None:
         errors().print(f"{name}: finishing the slices in progress. Press again to stop at once.", markup=False)
 
-    with progress_bar(quiet=quiet or as_json) as progress, stop_on_signals(told) as stop:
+    with (
+        connect(cluster) as client,
+        progress_bar(quiet=quiet or as_json) as progress,
+        stop_on_signals(told) as stop,
+    ):
         report = predict_files(
             networks,
             inputs,
@@ -201,6 +207,7 @@ def predict(
             precision=precision,
             go_on=go_on,
             overwrite=overwrite,
+            cluster=client,
             progress=progress,
             stop=stop,
         )

@@ -11,7 +11,7 @@ import typer
 
 from kerasseg_cli.completion import FORMATS
 from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Json, MaxMemory, Quiet, one_of, panel
+from kerasseg_cli.options import Cluster, Json, MaxMemory, Quiet, one_of, panel
 from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.text import count
 
@@ -80,12 +80,14 @@ def prepare(
         WRITE("Number of worker processes. [default: one per processor]", "--jobs", "-j", min=1, metavar="N"),
     ] = None,
     max_memory: MaxMemory = None,  # noqa: ARG001 - its callback sets it
+    cluster: Cluster = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Convert MRI slices to TFRecord shards with a frozen, patient-level split."""
     if format_ is not None:
         one_of("--format", format_, FORMATS)
+    from kerasseg_tfrecords.cluster import connect
     from kerasseg_tfrecords.conversion.prepare import prepare as run
     from kerasseg_tfrecords.records.manifest import parse_options
 
@@ -107,7 +109,7 @@ def prepare(
         find_duplicates=duplicates,
         skip_bad=skip_bad,
     )
-    with progress_bar(quiet=quiet or as_json) as progress:
+    with connect(cluster) as client, progress_bar(quiet=quiet or as_json) as progress:
         manifest = run(
             inputs,
             out,
@@ -116,6 +118,7 @@ def prepare(
             exclude_overlap=exclude_overlap,
             overwrite=overwrite,
             jobs=jobs,
+            cluster=client,
             progress=progress,
         )
     if as_json:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 from kerasseg_cli.completion import FORMATS, proposing
 from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Json, MaxMemory, Quiet, one_of
+from kerasseg_cli.options import Cluster, Json, MaxMemory, Quiet, one_of
 
 __all__ = ["verify"]
 
@@ -43,6 +43,7 @@ def verify(
         ),
     ] = None,
     max_memory: MaxMemory = None,  # noqa: ARG001 - its callback sets it
+    cluster: Cluster = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -52,20 +53,21 @@ def verify(
     if data and shards:
         raise UsageError("use either a shard directory or --data, not both")
     if data:
-        _verify_data(data, format_, jobs, as_json=as_json, quiet=quiet)
+        _verify_data(data, format_, jobs, cluster, as_json=as_json, quiet=quiet)
     else:
-        _verify_shards(shards or Path("shards"), as_json=as_json, quiet=quiet)
+        _verify_shards(shards or Path("shards"), cluster, as_json=as_json, quiet=quiet)
 
 
-def _verify_shards(folder: Path, *, as_json: bool, quiet: bool) -> None:
+def _verify_shards(folder: Path, cluster: str | None, *, as_json: bool, quiet: bool) -> None:
     from kerasseg_tfrecords.checks.shards import verify as run
+    from kerasseg_tfrecords.cluster import connect
     from kerasseg_tfrecords.records.manifest import MANIFEST
 
     if folder.exists() and not (folder / MANIFEST).exists():
         remedy = f"To check raw data: kerasseg verify --data {folder}"
         raise DataError("not a shard directory", path=folder, expected=MANIFEST, remedy=remedy)
-    with progress_bar(quiet=quiet or as_json) as progress:
-        found = run(folder, progress=progress)
+    with connect(cluster) as client, progress_bar(quiet=quiet or as_json) as progress:
+        found = run(folder, cluster=client, progress=progress)
     if as_json:
         print_json(
             {
@@ -87,15 +89,19 @@ def _verify_shards(folder: Path, *, as_json: bool, quiet: bool) -> None:
         raise typer.Exit(3)
 
 
-def _verify_data(inputs: list[Path], format_: str | None, jobs: int | None, *, as_json: bool, quiet: bool) -> None:
+def _verify_data(
+    inputs: list[Path], format_: str | None, jobs: int | None, cluster: str | None, *, as_json: bool, quiet: bool
+) -> None:
     from kerasseg_tfrecords.checks.raw_data import check_data
+    from kerasseg_tfrecords.cluster import connect
     from kerasseg_tfrecords.workers import available_cpus
 
-    with progress_bar(quiet=quiet or as_json) as progress:
+    with connect(cluster) as client, progress_bar(quiet=quiet or as_json) as progress:
         found = check_data(
             inputs,
             format_name=format_,
             jobs=jobs or available_cpus(),
+            cluster=client,
             progress=None if progress is None else lambda done, total: progress("check", done, total),
         )
     if as_json:

@@ -17,7 +17,7 @@ from kerasseg.prediction.table import FoundTumour
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
 
-__all__ = ["JOURNAL", "Done", "Journal"]
+__all__ = ["JOURNAL", "Collected", "Done", "Entry", "Journal"]
 
 JOURNAL = ".predictions.jsonl"
 
@@ -35,6 +35,16 @@ class Done:
     files: dict[str, list[str]]
     rows: tuple[FoundTumour, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the journal: a finished input, its stamp from before it was read, and the sizes of its files in bytes."""
+
+    name: str
+    stamp: list[list[int]]
+    sizes: dict[str, int]
+    done: Done
 
 
 class Journal:
@@ -95,20 +105,36 @@ class Journal:
             KerassegError: The journal cannot be written.
         """
         try:
-            line = {
-                "name": unit.name,
-                "stamp": stamp,
-                "sizes": {name: (self.out / name).stat().st_size for names in done.files.values() for name in names},
-                "files": done.files,
-                "rows": [asdict(row) for row in done.rows],
-                "notes": done.notes,
-            }
-            # Appended: a killed process or a full disk leaves at most an incomplete last line.
-            with self._path.open("ab") as stream:
-                stream.write((json.dumps(line) + "\n").encode())
+            sizes = {name: (self.out / name).stat().st_size for names in done.files.values() for name in names}
         except OSError as error:
             raise explain_os_error(error, self._path) from error
-        self.done[unit.name] = done
+        self.append(Entry(unit.name, stamp, sizes, done))
+
+    def append(self, entry: Entry) -> None:
+        """Record a finished input, possibly one that a worker of a cluster has finished."""
+        done = entry.done
+        rows = [asdict(row) for row in done.rows]
+        line = {"name": entry.name, "stamp": entry.stamp, "sizes": entry.sizes, "files": done.files, "rows": rows}
+        try:
+            # Appended: a killed process or a full disk leaves at most an incomplete last line.
+            with self._path.open("ab") as stream:
+                stream.write((json.dumps({**line, "notes": done.notes}) + "\n").encode())
+        except OSError as error:
+            raise explain_os_error(error, self._path) from error
+        self.done[entry.name] = done
+
+
+class Collected(Journal):
+    """Finished inputs of a worker, for the journal of the caller."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out, {}, {})
+        self.entries: list[Entry] = []
+
+    def append(self, entry: Entry) -> None:
+        """Keep a finished input."""
+        self.entries.append(entry)
+        self.done[entry.name] = entry.done
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -10,10 +10,14 @@ ensemble/               a run directory with the mean of all folds as its networ
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import keras
 import numpy as np
@@ -29,16 +33,20 @@ from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RUNS, RunDirectory, new_folder
 from kerasseg.runs.settings import TrainSettings
 from kerasseg.runs.state import StateStore
-from kerasseg.training.events import Message, Observer
+from kerasseg.training.events import Evaluated, Event, Message, Observer
 from kerasseg.training.state import Progress
-from kerasseg.workflows.train import resume, train
+from kerasseg.workflows.train import resume, train, with_absolute_paths
 from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.cluster import cluster_pool, tell
 from kerasseg_tfrecords.conversion.folds import write_folds
 from kerasseg_tfrecords.documents import read_document
-from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.records.manifest import load_manifest
 from kerasseg_tfrecords.tables import format_csv
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 FORMAT_VERSION = 2
 """Version 2 added the scores of the last epochs."""
@@ -129,7 +137,12 @@ class CrossValidation(_Model):
 
 
 def cross_validate(
-    settings: TrainSettings, folds: int = 5, out: Path | str | None = None, observers: Iterable[Observer] = ()
+    settings: TrainSettings,
+    folds: int = 5,
+    out: Path | str | None = None,
+    observers: Iterable[Observer] = (),
+    *,
+    cluster: Client | None = None,
 ) -> tuple[CrossValidation, Path]:
     """Train once for each fold of the training and validation slices, and resume an interrupted call.
 
@@ -139,7 +152,8 @@ def cross_validate(
         settings: Settings of every fold; `shards` is the shard directory to divide.
         folds: Number of folds, 2 or more.
         out: The folder; None for `runs/<date-time>-cv<folds>-<strategy>`.
-        observers: Functions that receive events.
+        observers: Functions that receive events; on a cluster, from threads of their own and only messages.
+        cluster: Dask client of a cluster whose workers each train a fold; they must see `out` and the files in `settings`.
 
     Returns:
         The content of `cross-validation.json`, without scores if training was interrupted; and the folder.
@@ -150,6 +164,7 @@ def cross_validate(
     """
     manifest = load_manifest(settings.shards)
     root = new_folder(f"cv{folds}-{settings.strategy}") if out is None else Path(out)
+    root = root if cluster is None else root.absolute()
     asked = CrossValidation(
         kerasseg=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,13 +184,11 @@ def cross_validate(
         for run in runs:
             run.mkdir(exist_ok=True)
         write_folds(settings.shards, [run / "shards" for run in runs], settings.seed)
-        for k, run in enumerate(runs):
-            for observer in watching:
-                observer(Message("note", "fold", f"Fold {k + 1} of {folds}"))
-            if not _train_fold(run, settings, watching):
-                return state, root
-            # Networks, optimizers and compiled steps of one fold are not needed for the next.
-            keras.utils.clear_session()
+        finished = (
+            _train_all(runs, settings, watching) if cluster is None else _train_far(cluster, runs, settings, watching)
+        )
+        if not finished:
+            return state, root
         table = [entry for k, run in enumerate(runs) for entry in _held_out(run, k + 1)]
         write_atomically(root / "out-of-fold.csv", _csv(table))
         _write_ensemble(root, runs, settings)
@@ -238,6 +251,68 @@ def _latest_kept() -> Iterator[None]:
 
 
 # --- one fold ------------------------------------------------------------------------------------------------------------
+
+
+def _train_all(runs: Sequence[Path], settings: TrainSettings, observers: Sequence[Observer]) -> bool:
+    """Train the folds one after another; False if training was interrupted."""
+    for k, run in enumerate(runs):
+        for observer in observers:
+            observer(Message("note", "fold", f"Fold {k + 1} of {len(runs)}"))
+        if not _train_fold(run, settings, observers):
+            return False
+        # Networks, optimizers and compiled steps of one fold are not needed for the next.
+        keras.utils.clear_session()
+    return True
+
+
+def _train_far(client: Client, runs: Sequence[Path], settings: TrainSettings, observers: Sequence[Observer]) -> bool:
+    """Train the folds on the workers of a cluster; False if training was interrupted."""
+
+    def heard(said: Sequence[Any]) -> None:
+        for observer in observers:
+            observer(Message(*said))
+
+    settings = with_absolute_paths(settings)
+    files = [Path(name) for name in (settings.shards, settings.checkpoint, settings.encoder_weights) if name]
+    reads = [path for path in files if path.exists()]
+    try:
+        with cluster_pool(client, reads=reads, writes=runs[0].parent, tensorflow=True, gpu=True) as pool:
+            train_one = partial(_train_apart, settings)
+            return all(list(pool.map(train_one, runs, isolated=True, crashed=_ended, heard=heard)))
+    except KeyboardInterrupt:
+        _wait_for(runs)
+        return False
+
+
+def _train_apart(settings: TrainSettings, root: Path) -> bool:
+    """Train one fold in a process of its own on a worker."""
+    _wait_for([root])
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)  # `runs/latest` is written here, not into the folder of the worker
+        return _train_fold(root, settings, [partial(_report, root.name)])
+
+
+def _report(name: str, event: Event) -> None:
+    match event:
+        case Evaluated(row=row):
+            best = ", the best so far" if row.best else ""
+            tell(["note", "fold", f"{name}: epoch {row.epoch}, validation Dice {row.val_dice:.4f}{best}"])
+        case Message():
+            tell([event.level, event.kind, f"{name}: {event.text}"])
+        case _:
+            return
+
+
+def _wait_for(runs: Sequence[Path], seconds: float = 60) -> None:
+    """Wait until the processes that train these folds have saved and ended."""
+    deadline = time.monotonic() + seconds
+    while any(RunDirectory(run).is_running() for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
+def _ended(root: Path, error: DataError) -> bool:
+    remedy = "Check the memory of the workers, then run the same command again: it resumes the fold."
+    raise KerassegError("the process that trained this fold was killed", path=root, remedy=remedy) from error
 
 
 def _train_fold(root: Path, settings: TrainSettings, observers: Sequence[Observer]) -> bool:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,12 @@ from kerasseg.prediction.inputs import (
     plan_units,
 )
 from kerasseg.prediction.pipeline import Limits, run_flow
-from kerasseg.prediction.resume import JOURNAL, Done, Journal
+from kerasseg.prediction.resume import JOURNAL, Collected, Done, Entry, Journal
 from kerasseg.prediction.sources import locate
 from kerasseg.prediction.table import FoundTumour, count_tumours, describe, to_csv, volume_ml
 from kerasseg.prediction.writers import draw_overlay, grey_levels, has_highdicom, png, segmentation
 from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.cluster import ClusterPool, cluster_pool
 from kerasseg_tfrecords.errors import DataError, KerassegError, Problem, UsageError
 from kerasseg_tfrecords.files import FULL, explain_os_error, lock, write_atomically
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, restore
@@ -42,6 +44,8 @@ from kerasseg_tfrecords.sources.unlabelled import list_images
 from kerasseg_tfrecords.text import Progress, count
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from kerasseg.prediction.predictor import Network, Source
 
 TABLE = "predictions.csv"
@@ -155,6 +159,7 @@ def predict_files(
     bids: bool = False,
     go_on: bool = False,
     overwrite: bool = False,
+    cluster: Client | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> PredictionReport:
@@ -184,6 +189,7 @@ def predict_files(
         bids: Name outputs as a BIDS derivative (sub-01/anat/sub-01_label-tumor_mask.nii.gz); inputs need BIDS names.
         go_on: Keep the results of an earlier call in the same folder, and predict the rest.
         overwrite: Replace the results of an earlier call.
+        cluster: Dask client of a cluster whose workers predict instead; they must see `network`, `inputs` and `out`.
         progress: Called with ("predict", finished inputs, all inputs).
         stop: Called now and then; True stops the prediction, which `go_on` can continue later.
 
@@ -213,6 +219,8 @@ def predict_files(
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     if not given:
         raise UsageError("no input is given", expected="folders or files")
+    if cluster is not None:
+        folder, given = folder.absolute(), [Path(entry).absolute() for entry in given]
     if plane is not None and plane not in _PLANES:
         raise UsageError("unknown plane", found=plane, expected=", ".join(_PLANES))
     if go_on and overwrite:
@@ -231,6 +239,8 @@ def predict_files(
     # Imported here, so that wrong paths are reported before TensorFlow is loaded.
     from kerasseg.prediction.predictor import Network, check_averaging, open_network
 
+    if cluster is not None and isinstance(network, Network):
+        raise UsageError("a cluster needs the run or checkpoint itself, not an opened network")
     flip_average = check_averaging(augment) or flip_average
     asked = network
     if not isinstance(asked, Network):
@@ -260,7 +270,12 @@ def predict_files(
         problems = [_within(problem, entry.name, len(listed) > 1) for entry in listed for problem in entry.problems]
         start = time.monotonic()
         try:
-            whole = job.run([unit for unit in units if unit.name not in journal.done], stop or StopFlag())
+            left = [unit for unit in units if unit.name not in journal.done]
+            if cluster is None:
+                whole = job.run(left, stop or StopFlag())
+            else:
+                with _far(cluster, network, job, batch_size, given) as pool:
+                    whole = job.run_far(left, stop or StopFlag(), *pool)
             if bids and not (folder / _BIDS_FILE).exists():
                 write_atomically(folder / _BIDS_FILE, json.dumps(_BIDS_FACTS, indent=1) + "\n")
             _write_table(folder, units, journal)
@@ -429,6 +444,20 @@ class _Job:
         limits = Limits.usual(self.network.batch_size)
         return run_flow(units, self.read, self.ask, self.write, limits, stop)
 
+    def run_far(self, units: Sequence[Unit], stop: Callable[[], bool], pool: ClusterPool, asked: _Asked) -> bool:
+        self._tell()
+        crashed = partial(_crashed, pool, asked)
+        for part in pool.map(partial(_predict_chunk, asked), _chunks(units), crashed=crashed, trusted=True):
+            for entry in part.entries:
+                self.journal.append(entry)
+            self.problems += part.problems
+            self.colour += part.colour
+            self.series_without_seg += part.series_without_seg
+            self._tell()
+            if stop():
+                return False
+        return True
+
     def read(self, unit: Unit) -> Iterator[_Prepared]:
         """Yield the slices of an input; one that cannot be read becomes a problem."""
         try:
@@ -561,6 +590,131 @@ class _Job:
                 f"no DICOM SEG files for {series}, because highdicom is not installed: pip install 'kerasseg[dicom]'"
             )
         return notes
+
+
+# --- on a cluster ------------------------------------------------------------------------------------------------------
+
+_CHUNK = 64
+"""Largest number of pictures in a task; a volume or series is a task of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a worker needs to predict.
+
+    Attributes:
+        out: Output folder.
+        sources: Runs and checkpoints, as absolute paths or URLs.
+        sha256: Hash of each, "" if unknown.
+        options: Other arguments of `open_network`.
+        wants: What to write, and how to read.
+    """
+
+    out: Path
+    sources: tuple[str, ...]
+    sha256: tuple[str, ...]
+    options: dict[str, Any]
+    wants: _Wants
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a worker returns for a chunk; the attributes are those of `_Job`."""
+
+    entries: list[Entry] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    colour: int = 0
+    series_without_seg: int = 0
+
+
+@contextlib.contextmanager
+def _far(
+    client: Client, given: Any, job: _Job, batch_size: int | None, inputs: Sequence[Path | str]
+) -> Iterator[tuple[ClusterPool, _Asked]]:
+    """Yield the workers, and what they need; networks in memory are in files meanwhile."""
+    import keras
+
+    network, sources, hashes = job.network, [], []
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    with contextlib.ExitStack() as stack:
+        for number, (source, name) in enumerate(zip(given if several else [given], network.names, strict=True)):
+            path = Path(name).absolute()
+            if isinstance(source, keras.Model):
+                path = job.out / f".tmp-network-{number}.keras"
+                stack.callback(path.unlink, missing_ok=True)
+                source.save(path)
+            sources.append(str(source) if "://" in str(source) else str(path))
+            hashes.append("" if isinstance(source, keras.Model) else network.sha256[number])
+        options = {
+            "rule": network.rule,
+            "intensity": network.intensity,
+            "precision": network.precision,
+            "flip_average": network.flip_average,
+            "batch_size": batch_size,
+        }
+        reads = [Path(path) for path in (*sources, *inputs) if Path(path).exists()]
+        pool = stack.enter_context(cluster_pool(client, reads=reads, writes=job.out, tensorflow=True, gpu=True))
+        yield pool, _Asked(job.out, tuple(sources), tuple(hashes), options, job.wants)
+        with contextlib.suppress(Exception):  # memory of workers, which belong to others too
+            client.run(_forget)
+
+
+def _chunks(units: Sequence[Unit]) -> Iterator[tuple[Unit, ...]]:
+    size = max(1, min(_CHUNK, len(units) // 16))
+    chunk: list[Unit] = []
+    for unit in units:
+        if chunk and (unit.kind != "picture" or len(chunk) == size):
+            yield tuple(chunk)
+            chunk = []
+        chunk.append(unit)
+        if unit.kind != "picture":
+            yield tuple(chunk)
+            chunk = []
+    if chunk:
+        yield tuple(chunk)
+
+
+_OPENED: list[tuple[_Asked, Network]] = []
+"""The network that this worker keeps from task to task."""
+
+
+def _forget() -> None:
+    _OPENED.clear()
+
+
+def _predict_chunk(asked: _Asked, units: tuple[Unit, ...]) -> _Part:
+    """Predict some inputs, in a worker."""
+    from kerasseg.prediction.predictor import open_network
+
+    if not _OPENED or _OPENED[0][0] != asked:
+        _forget()
+        network = open_network(asked.sources, **asked.options)
+        for source, found, expected in zip(asked.sources, network.sha256, asked.sha256, strict=True):
+            if expected and found != expected:
+                raise DataError("the worker sees another network", path=source, remedy="Mount the same file system.")
+        _OPENED.append((asked, network))
+    journal = Collected(asked.out)
+    job = _Job(asked.out, _OPENED[0][1], asked.wants, journal, len(units), None)
+    job.run(units, lambda: False)
+    order = {unit.name: number for number, unit in enumerate(units)}
+    entries = sorted(journal.entries, key=lambda entry: order[entry.name])
+    return _Part(entries, job.problems, job.colour, job.series_without_seg)
+
+
+def _crashed(pool: ClusterPool, asked: _Asked, units: tuple[Unit, ...], error: DataError) -> _Part:
+    """Handle a chunk that ended its process: halve it to find the cause."""
+    if len(units) == 1:
+        return _Part(problems=[Problem.of(error, units[0].name)])
+    halves = [units[: len(units) // 2], units[len(units) // 2 :]]
+    parts = list(
+        pool.map(partial(_predict_chunk, asked), halves, isolated=True, crashed=partial(_crashed, pool, asked))
+    )
+    return _Part(
+        [entry for part in parts for entry in part.entries],
+        [problem for part in parts for problem in part.problems],
+        sum(part.colour for part in parts),
+        sum(part.series_without_seg for part in parts),
+    )
 
 
 # --- after -------------------------------------------------------------------------------------------------------------

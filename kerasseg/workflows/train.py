@@ -111,7 +111,7 @@ def train(
     if out is not None:
         RunDirectory.check_free(Path(out))
     trackers = parse_trackers(track)
-    settings = _anywhere(settings)
+    settings = with_absolute_paths(settings)
     manifest = load_manifest(settings.shards)
     watching = tuple(observers)
     with _machines(settings, manifest, watching) as devices:
@@ -544,7 +544,7 @@ def as_saved(model: keras.Model) -> Iterator[None]:
         yield
 
 
-def _anywhere(settings: TrainSettings) -> TrainSettings:
+def with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     """Make paths absolute, so that a run can be resumed, tuned and evaluated from any folder."""
     full = {"shards": str(Path(settings.shards).absolute())}
     if settings.checkpoint is not None and Path(settings.checkpoint).exists():

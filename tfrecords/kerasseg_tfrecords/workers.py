@@ -1,17 +1,21 @@
-"""Map a function over items in several child processes: in order, in bounded memory, and surviving crashes."""
+"""Map a function over items in several processes: in order, in bounded memory, and surviving crashes.
+
+`LocalPool` uses child processes of this one, `kerasseg_tfrecords.cluster.ClusterPool` the workers of a cluster.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.isolation import Reader, call
 
-__all__ = ["available_cpus", "ordered_map"]
+__all__ = ["LocalPool", "Pool", "available_cpus", "ordered_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,6 +24,57 @@ R = TypeVar("R")
 def available_cpus() -> int:
     """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Pool(Protocol):
+    """Worker processes, on this machine or a cluster."""
+
+    def map(
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        batch: int = 1,
+        crashed: Callable[[T, DataError], R] | None = None,
+        trusted: bool = False,
+    ) -> Iterator[R]:
+        """Yield `function(item)` for each item, in the order of the items.
+
+        Args:
+            function: A function as for `isolation.call`.
+            items: The arguments.
+            batch: Items that a worker of a cluster receives together.
+            crashed: Returns the result for an item that ended its process; without it, such an item is a `DataError`.
+            trusted: Whether the function reads only files that kerasseg has written. It then needs no child process, and
+                runs in the calling process on this machine, which is quick enough.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPool:
+    """Child processes of this one; see `Pool`.
+
+    Example:
+        >>> list(LocalPool(1).map(abs, [-2, 1]))
+        [2, 1]
+    """
+
+    jobs: int
+
+    def map(
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        batch: int = 1,  # noqa: ARG002 - pipes are quick
+        crashed: Callable[[T, DataError], R] | None = None,
+        trusted: bool = False,
+    ) -> Iterator[R]:
+        """Yield the results in order; see `Pool`."""
+        if trusted:
+            return map(function, items)
+        jobs = min(self.jobs, len(items)) if isinstance(items, Sized) else self.jobs
+        return ordered_map(function, items, jobs=jobs, ahead=4, crashed=crashed)
 
 
 def ordered_map(

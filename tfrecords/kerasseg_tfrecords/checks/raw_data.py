@@ -25,17 +25,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasseg_tfrecords.cluster import choose_pool
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.slices import Slice
 from kerasseg_tfrecords.sources import find_items, open_tree, read_item
 from kerasseg_tfrecords.sources.base import Item, LeftOut, NotASlice, SourceOptions
 from kerasseg_tfrecords.text import count
-from kerasseg_tfrecords.workers import ordered_map
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["IntegrityReport", "ItemCheck", "check_data", "check_item", "check_slice"]
 
@@ -211,6 +214,7 @@ def check_data(
     format_name: str | None = None,
     options: SourceOptions | None = None,
     jobs: int = 1,
+    cluster: Client | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> IntegrityReport:
     """Read every slice of raw data and report all problems.
@@ -220,6 +224,7 @@ def check_data(
         format_name: "figshare", "pairs", ...; None detects it for each input.
         options: Options of the readers.
         jobs: Number of worker processes.
+        cluster: Dask client of a cluster whose workers read instead; they must see `paths`.
         progress: Called as `progress(done, total)` after each item, over all inputs.
 
     Returns:
@@ -232,13 +237,15 @@ def check_data(
     """
     options = options or SourceOptions()
     tally = _Tally()
-    work = [(shown, item) for path in paths for shown, item in tally.listed(Path(path), format_name, options)]
-    items = [item for _, item in work]
-    checks = ordered_map(partial(check_item, options=options), items, jobs=jobs, crashed=_crashed)
-    for done, ((shown, _), check) in enumerate(zip(work, checks, strict=True), start=1):
-        tally.add(shown, check)
-        if progress is not None:
-            progress(done, len(work))
+    given = [Path(path) if cluster is None else Path(path).absolute() for path in paths]
+    with choose_pool(jobs, cluster, reads=[path for path in given if path.exists()]) as pool:
+        work = [(shown, item) for path in given for shown, item in tally.listed(path, format_name, options)]
+        items = [item for _, item in work]
+        checks = pool.map(partial(check_item, options=options), items, batch=8, crashed=_crashed)
+        for done, ((shown, _), check) in enumerate(zip(work, checks, strict=True), start=1):
+            tally.add(shown, check)
+            if progress is not None:
+                progress(done, len(work))
     return tally.report(len(work))
 
 

@@ -6,19 +6,32 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kerasseg_tfrecords.cluster import choose_pool
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.files import file_sha256
 from kerasseg_tfrecords.intensity import fit_mask
-from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, ShardFacts, load_manifest, tumour_warnings
+from kerasseg_tfrecords.records.manifest import (
+    MANIFEST,
+    SPLITS_FILE,
+    Manifest,
+    ShardFacts,
+    load_manifest,
+    tumour_warnings,
+)
 from kerasseg_tfrecords.records.record import Record
 from kerasseg_tfrecords.splitting.duplicates import find_duplicates
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, load
 from kerasseg_tfrecords.text import count
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["Verification", "check_files", "verify"]
 
@@ -61,12 +74,43 @@ class _State:
     groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     prints: list[Fingerprint] = field(default_factory=list)
 
+    def add(self, shard: ShardFacts, checked: _Checked, rows: dict[str, SplitRow]) -> None:
+        """Add what was found in a shard, and compare its records with `splits.csv`."""
+        self.errors += checked.before
+        for name, group, print_, errors in checked.records:
+            self.errors.extend(f"{shard.path}: {line}" for line in (*errors, *_misplaced(name, group, shard, rows)))
+            self.ids.append(name)
+            self.splits.append(shard.split)
+            self.groups[group].add(shard.split)
+            self.prints.append(print_)
+        self.errors += checked.after
 
-def verify(folder: Path | str, *, progress: Callable[[str, int, int], None] | None = None) -> Verification:
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What was found in one shard.
+
+    Attributes:
+        before, after: Errors of the file before and after those of its records.
+        records: Id, group, fingerprint and errors of each record.
+    """
+
+    before: tuple[str, ...]
+    records: tuple[tuple[str, str, Fingerprint, tuple[str, ...]], ...]
+    after: tuple[str, ...]
+
+
+def verify(
+    folder: Path | str,
+    *,
+    cluster: Client | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Verification:
     """Check every hash, count, record, label and mask of a shard directory, and that its splits share no patient or copy.
 
     Args:
         folder: A shard directory.
+        cluster: Dask client of a cluster whose workers read the shards; they must see `folder`.
         progress: Called with "verify", the records checked, and their total.
 
     Returns:
@@ -79,15 +123,18 @@ def verify(folder: Path | str, *, progress: Callable[[str, int, int], None] | No
         >>> verify("shards").sound
         True
     """
-    root = Path(folder)
+    root = Path(folder) if cluster is None else Path(folder).absolute()
     manifest = load_manifest(root)
     state = _State()
     rows = _rows(root, manifest, state)
     total = sum(shard.records for shard in manifest.shards)
-    for shard in manifest.shards:
-        if progress:
-            progress("verify", len(state.ids), total)
-        _check_shard(root, shard, manifest, rows, state)
+    # Without its shards, which would otherwise be sent with each task.
+    check = partial(_check_shard, root, manifest.model_copy(update={"shards": ()}))
+    with choose_pool(1, cluster, reads=[root / MANIFEST]) as pool:
+        for shard, checked in zip(manifest.shards, pool.map(check, manifest.shards, trusted=True), strict=True):
+            state.add(shard, checked, rows)
+            if progress:
+                progress("verify", len(state.ids), total)
     if progress:
         progress("verify", total, total)
     listed = {shard.path for shard in manifest.shards}
@@ -115,20 +162,18 @@ def check_files(folder: Path | str) -> tuple[str, ...]:
     manifest = load_manifest(root)
     state = _State()
     _rows(root, manifest, state)
-    for shard in manifest.shards:
-        _check_file(root, shard, state)
-    return tuple(state.errors)
+    found = (_check_file(root, shard) for shard in manifest.shards)
+    return (*state.errors, *(error for error in found if error is not None))
 
 
-def _check_file(root: Path, shard: ShardFacts, state: _State) -> bool:
-    """Check that a file exists, which is returned, and that it has not changed."""
+def _check_file(root: Path, shard: ShardFacts) -> str | None:
+    """Return the error of a file that is missing or has changed."""
     path = root / shard.path
     if not path.is_file():
-        state.errors.append(f"{shard.path}: missing")
-        return False
+        return f"{shard.path}: missing"
     if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
-        state.errors.append(f"{shard.path}: its bytes have changed since it was written (SHA-256)")
-    return True
+        return f"{shard.path}: its bytes have changed since it was written (SHA-256)"
+    return None
 
 
 def _rows(root: Path, manifest: Manifest, state: _State) -> dict[str, SplitRow]:
@@ -145,28 +190,28 @@ def _rows(root: Path, manifest: Manifest, state: _State) -> dict[str, SplitRow]:
         return {}
 
 
-def _check_shard(root: Path, shard: ShardFacts, manifest: Manifest, rows: dict[str, SplitRow], state: _State) -> None:
+def _check_shard(root: Path, manifest: Manifest, shard: ShardFacts) -> _Checked:
     from kerasseg_tfrecords.records.shards import read_shard
 
     path = root / shard.path
-    if not _check_file(root, shard, state):
-        return
-    found = 0
+    error = _check_file(root, shard)
+    before = () if error is None else (error,)
+    if not path.is_file():
+        return _Checked(before, (), ())
+    records: list[tuple[str, str, Fingerprint, tuple[str, ...]]] = []
+    after: list[str] = []
     try:
         for record in read_shard(path, size=manifest.size, channels=manifest.channels):
-            found += 1
-            state.errors.extend(f"{shard.path}: {line}" for line in _check_record(record, shard, manifest, rows))
-            state.ids.append(record.slice_id)
-            state.splits.append(shard.split)
-            state.groups[record.group].add(shard.split)
-            state.prints.append(fingerprint(record.image))
+            errors = tuple(_check_record(record, shard, manifest))
+            records.append((record.slice_id, record.group, fingerprint(record.image), errors))
     except DataError as error:
-        state.errors.append(str(error).replace(str(path), shard.path))
-    if found != shard.records:
-        state.errors.append(f"{shard.path}: {count(found, 'record')}, but the manifest says {shard.records}")
+        after.append(str(error).replace(str(path), shard.path))
+    if len(records) != shard.records:
+        after.append(f"{shard.path}: {count(len(records), 'record')}, but the manifest says {shard.records}")
+    return _Checked(before, tuple(records), tuple(after))
 
 
-def _check_record(record: Record, shard: ShardFacts, manifest: Manifest, rows: dict[str, SplitRow]) -> Iterator[str]:
+def _check_record(record: Record, shard: ShardFacts, manifest: Manifest) -> Iterator[str]:
     name = record.slice_id
     if not 0 <= record.label < len(manifest.classes):
         yield f"{name}: label {record.label}, but there are {len(manifest.classes)} classes"
@@ -179,11 +224,14 @@ def _check_record(record: Record, shard: ShardFacts, manifest: Manifest, rows: d
         fit_mask(record.mask_native, manifest.size, manifest.fit_spacing(record.spacing)), record.mask
     ):
         yield f"{name}: mask and native mask disagree"
+
+
+def _misplaced(name: str, group: str, shard: ShardFacts, rows: dict[str, SplitRow]) -> Iterator[str]:
     row = rows.get(name)
     if rows and row is None:
         yield f"{name}: not in {SPLITS_FILE}"
-    elif row is not None and (row.split, row.group) != (shard.split, record.group):
-        yield f"{name}: is in {shard.split}, but {SPLITS_FILE} says {row.split} (groups {record.group}, {row.group})"
+    elif row is not None and (row.split, row.group) != (shard.split, group):
+        yield f"{name}: is in {shard.split}, but {SPLITS_FILE} says {row.split} (groups {group}, {row.group})"
 
 
 def _check_counts(manifest: Manifest, state: _State) -> None:

@@ -84,6 +84,7 @@ class Arrangement:
 
 def arrange(
     slices: Sequence[Spooled],
+    prints: Fingerprints,
     options: PrepareOptions,
     *,
     splits: Path | str | None = None,
@@ -99,7 +100,6 @@ def arrange(
         progress("compare", 0, 1)
     ids = [piece.facts.slice_id for piece in slices]
     labels = [piece.facts.label or ONE_CLASS for piece in slices]
-    prints = Fingerprints.of([piece.fingerprint for piece in slices])
     notes: list[str] = []
 
     people, remarks = _patient_groups(slices, options)

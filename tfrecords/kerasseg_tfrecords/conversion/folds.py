@@ -200,7 +200,7 @@ def _write_part(
     root: Path, source: Manifest, pieces: Sequence[_Piece], fold_of: dict[str, int], part: int, folder: Path, seed: int
 ) -> list[ShardFacts]:
     """Copy the records of one part unchanged, one family of files per class; paths are relative to `folder`."""
-    from kerasseg_tfrecords.records.shards import family_names, write_family
+    from kerasseg_tfrecords.records.shards import family_files, family_names, write_shard
 
     readers = {split: ShardRecords(root, source, split) for split in _SOURCES}
     families = family_names(source.classes)
@@ -208,13 +208,10 @@ def _write_part(
     for label in source.classes:
         members = [piece for piece in pieces if piece.label == label and fold_of[piece.slice_id] == part]
         members.sort(key=lambda piece: shuffle_key(seed, piece.slice_id))
-
-        def serialized(i: int, members: Sequence[_Piece] = members) -> bytes:
-            return readers[members[i].split].read(members[i].number)
-
-        family = f"{families[label]}-part-{part + 1}"
-        limit = source.options.records_per_shard
-        facts += write_family(folder, "parts", label, family, serialized, len(members), limit)
+        family, limit = f"{families[label]}-part-{part + 1}", source.options.records_per_shard
+        for name, first, last in family_files("parts", family, len(members), limit):
+            records = (readers[piece.split].read(piece.number) for piece in members[first:last])
+            facts.append(write_shard(folder, name, label, records))
     return facts
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kerasseg_tfrecords.cluster import choose_pool
 from kerasseg_tfrecords.conversion.assign import arrange, check_request
 from kerasseg_tfrecords.conversion.convert import Conversion
 from kerasseg_tfrecords.conversion.inputs import ListedInput, list_inputs, source_options
@@ -25,8 +27,12 @@ from kerasseg_tfrecords.files import atomic_folder, explain_os_error, lock
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, PrepareOptions
 from kerasseg_tfrecords.sources.base import LeftOut
 from kerasseg_tfrecords.sources.tree import open_tree
+from kerasseg_tfrecords.splitting.fingerprints import FingerprintFile
 from kerasseg_tfrecords.text import Progress
-from kerasseg_tfrecords.workers import available_cpus, ordered_map
+from kerasseg_tfrecords.workers import Pool
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["Progress", "prepare"]
 
@@ -42,12 +48,13 @@ def prepare(
     exclude_overlap: Path | str | None = None,
     overwrite: bool = False,
     jobs: int | None = None,
+    cluster: Client | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Convert raw slices to a shard directory with a frozen split.
 
-    The same inputs, options and seed give byte-identical files for any number of `jobs`. Calling it again continues an
-    interrupted run.
+    The same inputs, options and seed give byte-identical files for any number of `jobs` or workers. Calling it again
+    continues an interrupted run.
 
     Args:
         inputs: Folders, archives or files, each in a format that is detected; together they are one data set.
@@ -57,6 +64,7 @@ def prepare(
         exclude_overlap: A shard directory; slices of which it has copies, including re-encoded ones, are left out.
         overwrite: Replace an existing shard directory. Any other folder is never replaced.
         jobs: Number of worker processes; None means one per processor.
+        cluster: Dask client of a cluster whose workers read and write instead; they must see `inputs` and `out`.
         progress: Called with "read", "compare" and "write".
 
     Returns:
@@ -82,13 +90,19 @@ def prepare(
             open_tree(root)  # raises, with the reason
     check_request(options, splits, exclude_overlap)
     _check_target(target, roots, overwrite=overwrite)
-    listed = list_inputs(roots, options, hidden=(target, _partial(target)))
-    for root, entry in zip(roots, listed, strict=True):
-        _LOG.info("%s: %d items, read as %s", root, len(entry.items), entry.format or "nothing")
-    with _work_folder(target) as work:
+    if cluster is not None:
+        roots, target = [root.absolute() for root in roots], target.absolute()
+    with (
+        _work_folder(target) as work,
+        choose_pool(jobs, cluster, reads=roots, writes=work / "spool") as pool,
+    ):
+        listed = list_inputs(roots, options, hidden=(target, _partial(target)))
+        for root, entry in zip(roots, listed, strict=True):
+            _LOG.info("%s: %d items, read as %s", root, len(entry.items), entry.format or "nothing")
         _check_target(target, roots, overwrite=overwrite)  # again, now that no other process can be writing it
-        chunks = _convert(listed, options, work / "spool", jobs or available_cpus(), progress)
-        slices, problems, left_out = _collect(listed, chunks)
+        prints = FingerprintFile(work / "details")
+        chunks = _convert(listed, options, work / "spool", pool, prints, progress)
+        slices, used, problems, left_out = _collect(listed, chunks)
         if problems and not options.skip_bad:
             remedy = f"Repair or remove them, or use --skip-bad. The converted slices are kept in {_partial(target)}."
             raise BadInputError(problems, remedy=remedy)
@@ -98,9 +112,16 @@ def prepare(
                 if problems
                 else DataError("the input holds no slices")
             )
-        arrangement = arrange(slices, options, splits=splits, exclude_overlap=exclude_overlap, progress=progress)
+        arrangement = arrange(
+            slices,
+            prints.fingerprints(used),
+            options,
+            splits=splits,
+            exclude_overlap=exclude_overlap,
+            progress=progress,
+        )
         with atomic_folder(target, replace=overwrite, within=work) as root:
-            shards = write_shards(arrangement, options, work / "spool", root, progress)
+            shards = write_shards(arrangement, options, work / "spool", root, pool, progress)
             manifest = make_manifest(arrangement, options, listed, slices, shards, problems, left_out)
             write_index(root, manifest, arrangement)
     _LOG.info("%s: %d shards, data set %s", target, len(manifest.shards), manifest.fingerprint[:12])
@@ -159,39 +180,47 @@ def _work_folder(target: Path) -> Iterator[Path]:
 
 
 def _convert(
-    listed: Sequence[ListedInput], options: PrepareOptions, spool: Path, jobs: int, progress: Progress | None
+    listed: Sequence[ListedInput],
+    options: PrepareOptions,
+    spool: Path,
+    pool: Pool,
+    prints: FingerprintFile,
+    progress: Progress | None,
 ) -> dict[str, list[Chunk]]:
-    """Run all tasks; return the chunks of each input in the order of its items."""
+    """Run all tasks; return the chunks of each input in the order of its items, with their fingerprints in `prints`."""
     conversion = Conversion(size=options.size, intensity=options.intensity, source=source_options(options))
     todo = [(entry.name, task) for entry in listed for task in tasks(entry.items, entry.name, conversion, spool)]
     total, done = sum(len(task.items) for _, task in todo), 0
     chunks: dict[str, list[Chunk]] = {entry.name: [] for entry in listed}
     if progress:
         progress("read", 0, total)
-    work = ordered_map(run_task, [task for _, task in todo], jobs=min(jobs, len(todo)), ahead=4, crashed=_crashed)
+    work = pool.map(run_task, [task for _, task in todo], crashed=partial(_crashed, pool))
     for (name, task), (_, chunk) in zip(todo, work, strict=True):
-        chunks[name].append(chunk)
+        prints.add(chunk.prints)
+        chunks[name].append(replace(chunk, prints=()))
         done += len(task.items)
         if progress:
             progress("read", done, total)
     return chunks
 
 
-def _crashed(task: Task, error: DataError) -> tuple[str, Chunk]:
+def _crashed(pool: Pool, task: Task, error: DataError) -> tuple[str, Chunk]:
     """Handle a task that ended its process: leave out the item that was being read, or look for it."""
     items = task.items
     place = next((at for at, item in enumerate(items) if error.path in {file.name for file in item.files}), None)
     if len(items) == 1:
-        return "", Chunk((), (Problem.of(error, f"{task.prefix}/{items[0].name}"),), ())
+        return "", Chunk(problems=(Problem.of(error, f"{task.prefix}/{items[0].name}"),))
     pieces = [(item,) for item in items] if place is None else [items[:place], (items[place],), items[place + 1 :]]
+    crashed = partial(_crashed, pool)
     parts = [
-        _crashed(part, error)[1]
+        crashed(part, error)[1]
         if place is not None and part.items == (items[place],)
-        else next(ordered_map(run_task, [part], crashed=_crashed))[1]
+        else next(pool.map(run_task, [part], crashed=crashed))[1]
         for part in (replace(task, items=piece) for piece in pieces if piece)
     ]
     return "", Chunk(
         slices=tuple(piece for part in parts for piece in part.slices),
+        prints=tuple(print_ for part in parts for print_ in part.prints),
         problems=tuple(problem for part in parts for problem in part.problems),
         left_out=tuple(entry for part in parts for entry in part.left_out),
     )
@@ -199,8 +228,8 @@ def _crashed(task: Task, error: DataError) -> tuple[str, Chunk]:
 
 def _collect(
     listed: Sequence[ListedInput], chunks: dict[str, list[Chunk]]
-) -> tuple[list[Spooled], list[Problem], list[LeftOut]]:
-    """Return the usable slices in order (the first of those with the same id), all problems, and the files left out."""
+) -> tuple[list[Spooled], list[int], list[Problem], list[LeftOut]]:
+    """Return the usable slices (the first of those with the same id), their indices, all problems, and files left out."""
     problems = [problem for entry in listed for problem in entry.problems]
     left_out = [remark for entry in listed for remark in entry.left_out]
     slices: list[Spooled] = []
@@ -209,17 +238,14 @@ def _collect(
             slices.extend(chunk.slices)
             problems.extend(chunk.problems)
             left_out.extend(chunk.left_out)
-    times = Counter(piece.facts.slice_id for piece in slices)
     first: dict[str, str] = {}
-    good = []
-    for piece in slices:
+    used = []
+    for index, piece in enumerate(slices):
         facts = piece.facts
-        if times[facts.slice_id] == 1:
-            good.append(piece)
-        elif facts.slice_id not in first:
+        if facts.slice_id not in first:
             first[facts.slice_id] = facts.source
-            good.append(piece)
+            used.append(index)
         else:
             message = f"has the same id as {first[facts.slice_id]} ({facts.slice_id}). Rename one of the two."
             problems.append(Problem(facts.source, "duplicate-id", message))
-    return good, sorted(problems), sorted(left_out)
+    return [slices[index] for index in used], used, sorted(problems), sorted(left_out)

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import struct
+import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -34,7 +35,7 @@ from kerasseg_tfrecords.records.record import Payload, SliceFacts
 from kerasseg_tfrecords.sources.base import Item, LeftOut
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint
 
-__all__ = ["Chunk", "SpoolReader", "Spooled", "Task", "chunk_key", "load_chunk", "run_task"]
+__all__ = ["Chunk", "Place", "SpoolReader", "Spooled", "Task", "chunk_key", "load_chunk", "run_task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +49,47 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Spooled:
-    """A slice whose payload is in the spool.
+class Place:
+    """Where in the spool the payload of a slice is.
 
     Attributes:
-        facts: Everything but the pixels.
-        fingerprint: For the search for copies.
         key: Name of the chunk.
         offset: Start of the image in the payload file of the chunk; mask and native mask follow.
         lengths: Bytes of image, mask and native mask.
     """
 
-    facts: SliceFacts
-    fingerprint: Fingerprint
     key: str
     offset: int
     lengths: tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Result of a task."""
+class Spooled:
+    """A slice whose payload is in the spool.
 
-    slices: tuple[Spooled, ...]
-    problems: tuple[Problem, ...]
-    left_out: tuple[LeftOut, ...]
+    Attributes:
+        facts: Everything but the pixels.
+        place: Where the pixels are.
+    """
+
+    facts: SliceFacts
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Result of a task.
+
+    Attributes:
+        slices: Usable slices.
+        prints: Their fingerprints.
+        problems, left_out: Of the other items.
+    """
+
+    slices: tuple[Spooled, ...] = ()
+    prints: tuple[Fingerprint, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 _VERSIONS = f"{__version__} numpy {np.__version__} opencv {cv2.__version__}"
@@ -86,9 +103,9 @@ def chunk_key(task: Task) -> str:
         for location in item.files:
             try:
                 found = location.path.stat()
-                stats.append((str(location.path), location.members, found.st_size, found.st_mtime_ns))
+                stats.append((str(location.path.absolute()), location.members, found.st_size, found.st_mtime_ns))
             except OSError:
-                stats.append((str(location.path), location.members, -1, -1))
+                stats.append((str(location.path.absolute()), location.members, -1, -1))
         state.append((item.format, item.name, item.label, item.patient, item.volume, item.slice_index, stats))
     return hashlib.sha256(repr(state).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
@@ -100,9 +117,10 @@ def run_task(task: Task) -> tuple[str, Chunk]:
     if made is not None:
         return key, made
     failures: list[Failure] = []
-    payloads = task.folder / f".{key}-{os.getpid()}.bin"
+    payloads = task.folder / f".{key}-{uuid.uuid4().hex}.bin"  # workers on other machines may have the same process id
     offset, checksum = 0, 0
     slices: list[Spooled] = []
+    prints: list[Fingerprint] = []
     try:
         with payloads.open("wb") as stream:
             for item in task.items:
@@ -115,7 +133,8 @@ def run_task(task: Task) -> tuple[str, Chunk]:
                         stream.write(part)
                         checksum = zlib.crc32(part, checksum)
                     lengths = (len(parts[0]), len(parts[1]), len(parts[2]))
-                    slices.append(Spooled(result.facts, result.fingerprint, key, offset, lengths))
+                    slices.append(Spooled(result.facts, Place(key, offset, lengths)))
+                    prints.append(result.fingerprint)
                     offset += sum(lengths)
         payloads.replace(task.folder / f"{key}.bin")
     except OSError as error:
@@ -124,6 +143,7 @@ def run_task(task: Task) -> tuple[str, Chunk]:
         payloads.unlink(missing_ok=True)
     chunk = Chunk(
         slices=tuple(slices),
+        prints=tuple(prints),
         problems=tuple(problem for failure in failures for problem in failure.problems),
         left_out=tuple(entry for failure in failures for entry in failure.left_out),
     )
@@ -140,11 +160,11 @@ def _dump(chunk: Chunk, length: int, checksum: int) -> str:
             "slices": [
                 {
                     "facts": asdict(piece.facts),
-                    "fingerprint": base64.b64encode(piece.fingerprint.to_bytes()).decode(),
-                    "offset": piece.offset,
-                    "lengths": piece.lengths,
+                    "fingerprint": base64.b64encode(print_.to_bytes()).decode(),
+                    "offset": piece.place.offset,
+                    "lengths": piece.place.lengths,
                 }
-                for piece in chunk.slices
+                for piece, print_ in zip(chunk.slices, chunk.prints, strict=True)
             ],
             "problems": [asdict(problem) for problem in chunk.problems],
             "left_out": [asdict(entry) for entry in chunk.left_out],
@@ -161,15 +181,10 @@ def load_chunk(folder: Path, key: str) -> Chunk | None:
             return None
         return Chunk(
             slices=tuple(
-                Spooled(
-                    _facts(entry["facts"]),
-                    Fingerprint.from_bytes(base64.b64decode(entry["fingerprint"])),
-                    key,
-                    entry["offset"],
-                    tuple(entry["lengths"]),
-                )
+                Spooled(_facts(entry["facts"]), Place(key, entry["offset"], tuple(entry["lengths"])))
                 for entry in state["slices"]
             ),
+            prints=tuple(Fingerprint.from_bytes(base64.b64decode(entry["fingerprint"])) for entry in state["slices"]),
             problems=tuple(Problem(**entry) for entry in state["problems"]),
             left_out=tuple(LeftOut(**entry) for entry in state["left_out"]),
         )
@@ -199,16 +214,16 @@ class SpoolReader:
                 stack.callback(os.close, descriptor)
             self._open.clear()
 
-    def read(self, piece: Spooled) -> Payload:
+    def read(self, place: Place) -> Payload:
         """Read the payload of one slice."""
-        descriptor = self._open.pop(piece.key, None)
+        descriptor = self._open.pop(place.key, None)
         if descriptor is None:
-            descriptor = os.open(self._folder / f"{piece.key}.bin", os.O_RDONLY)
-        self._open[piece.key] = descriptor
+            descriptor = os.open(self._folder / f"{place.key}.bin", os.O_RDONLY)
+        self._open[place.key] = descriptor
         if len(self._open) > self._most_open:
             os.close(self._open.popitem(last=False)[1])
-        data = os.pread(descriptor, sum(piece.lengths), piece.offset)
-        image, mask = piece.lengths[0], piece.lengths[1]
+        data = os.pread(descriptor, sum(place.lengths), place.offset)
+        image, mask = place.lengths[0], place.lengths[1]
         return Payload(data[:image], data[image : image + mask], data[image + mask :])
 
 

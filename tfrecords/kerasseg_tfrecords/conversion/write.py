@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.conversion.assign import Arrangement
 from kerasseg_tfrecords.conversion.inputs import ListedInput
-from kerasseg_tfrecords.conversion.staging import Spooled, SpoolReader
+from kerasseg_tfrecords.conversion.staging import Place, Spooled, SpoolReader
 from kerasseg_tfrecords.errors import Problem
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.records.manifest import (
@@ -30,55 +29,90 @@ from kerasseg_tfrecords.records.manifest import (
     dataset_fingerprint,
     tumour_warnings,
 )
-from kerasseg_tfrecords.records.record import Payload
+from kerasseg_tfrecords.records.record import Payload, SliceFacts
 from kerasseg_tfrecords.sources.base import LeftOut
 from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.splitting.splits_file import dump
 from kerasseg_tfrecords.text import Progress
+from kerasseg_tfrecords.workers import Pool
 
 __all__ = ["make_manifest", "shuffle_key", "write_index", "write_shards"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A file to write, with all that its records need.
+
+    Attributes:
+        spool, root: The folder of the payloads, and the shard directory.
+        name: Path in the shard directory.
+        label, index: Class of all records, and its number.
+        channels: 1 or 3.
+        records: Place, facts and group of each record.
+    """
+
+    spool: Path
+    root: Path
+    name: str
+    label: str
+    index: int
+    channels: int
+    records: tuple[tuple[Place, SliceFacts, str], ...]
+
+
 def write_shards(
-    arrangement: Arrangement, options: PrepareOptions, spool: Path, root: Path, progress: Progress | None
+    arrangement: Arrangement, options: PrepareOptions, spool: Path, root: Path, pool: Pool, progress: Progress | None
 ) -> list[ShardFacts]:
     """Write all records from the folder `spool` to the shard directory `root`, one family of files per class and split."""
-    from kerasseg_tfrecords.records.schema import encode
-    from kerasseg_tfrecords.records.shards import family_names, write_family
+    total, done = sum(split in SPLITS for split in arrangement.splits), 0
+    shards: list[ShardFacts] = []
+    for facts in pool.map(_write_shard, _planned(arrangement, options, spool, root), trusted=True):
+        shards.append(facts)
+        done += facts.records
+        if progress:
+            progress("write", done, total)
+    return shards
+
+
+def _planned(arrangement: Arrangement, options: PrepareOptions, spool: Path, root: Path) -> Iterator[_Shard]:
+    from kerasseg_tfrecords.records.shards import family_files, family_names
 
     families = family_names(arrangement.classes)
     chosen: dict[tuple[str, str], list[int]] = {(split, label): [] for split in SPLITS for label in arrangement.classes}
     for index, split in enumerate(arrangement.splits):
         if split in SPLITS:
             chosen[split, arrangement.labels[index]].append(index)
-    total, done = sum(map(len, chosen.values())), 0
-    shards: list[ShardFacts] = []
-    with SpoolReader(spool) as payloads:
-
-        def serialized(order: Sequence[int], number: int) -> bytes:
-            nonlocal done
-            index = order[number]
-            piece = arrangement.slices[index]
-            payload = _with_channels(payloads.read(piece), piece.facts.channels, arrangement.channels)
-            done += 1
-            if progress and (done % 32 == 0 or done == total):
-                progress("write", done, total)
-            label = arrangement.classes.index(arrangement.labels[index])
-            return encode(payload, piece.facts, label=label, group=arrangement.groups[index])
-
-        for (split, label), members in chosen.items():
-            # Shuffled, so that a reader that takes shards from the front does not see patients or files in order.
-            order = sorted(members, key=lambda i: shuffle_key(options.seed, arrangement.slices[i].facts.slice_id))
-            shards += write_family(
+    for (split, label), members in chosen.items():
+        # Shuffled, so that a reader that takes shards from the front does not see patients or files in order.
+        order = sorted(members, key=lambda i: shuffle_key(options.seed, arrangement.slices[i].facts.slice_id))
+        for name, first, last in family_files(split, families[label], len(order), options.records_per_shard):
+            pieces = [(arrangement.slices[i], arrangement.groups[i]) for i in order[first:last]]
+            yield _Shard(
+                spool,
                 root,
-                split,
+                name,
                 label,
-                families[label],
-                functools.partial(serialized, order),
-                len(order),
-                options.records_per_shard,
+                arrangement.classes.index(label),
+                arrangement.channels,
+                tuple((piece.place, piece.facts, group) for piece, group in pieces),
             )
-    return shards
+
+
+def _write_shard(shard: _Shard) -> ShardFacts:
+    from kerasseg_tfrecords.records.schema import encode
+    from kerasseg_tfrecords.records.shards import write_shard
+
+    with SpoolReader(shard.spool) as payloads:
+        records = (
+            encode(
+                _with_channels(payloads.read(place), facts.channels, shard.channels),
+                facts,
+                label=shard.index,
+                group=group,
+            )
+            for place, facts, group in shard.records
+        )
+        return write_shard(shard.root, shard.name, shard.label, records)
 
 
 def shuffle_key(seed: int, slice_id: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -16,7 +16,7 @@ from kerasseg_tfrecords.records.record import Record
 from kerasseg_tfrecords.records.schema import decode
 from kerasseg_tfrecords.splitting.split import SPLITS
 
-__all__ = ["family_names", "read_records", "read_shard", "shard_paths", "write_family"]
+__all__ = ["family_files", "family_names", "read_records", "read_shard", "shard_paths", "write_shard"]
 
 
 def family_names(labels: Sequence[str]) -> dict[str, str]:
@@ -35,50 +35,44 @@ def family_names(labels: Sequence[str]) -> dict[str, str]:
     return families
 
 
-def write_family(
-    root: Path,
-    split: str,
-    label: str,
-    family: str,
-    serialized: Callable[[int], bytes],
-    count: int,
-    records_per_shard: int,
-) -> list[ShardFacts]:
-    """Write the records of one class in one split as `SPLIT/FAMILY-00000-of-00003.tfrecord`.
+def family_files(split: str, family: str, count: int, records_per_shard: int) -> Iterator[tuple[str, int, int]]:
+    """Yield the files of one class in one split: path in the shard directory, first record and record after the last.
 
     Args:
-        root: The shard directory.
         split: `train`, `val` or `test`.
-        label: Class name.
         family: Class name as part of a file name (`family_names`).
-        serialized: Returns the serialised Example number i, 0 <= i < count.
         count: Number of records.
         records_per_shard: Largest number of records in a file; they are spread evenly.
+
+    Example:
+        >>> list(family_files("val", "glioma", 3, 2))
+        [('val/glioma-00000-of-00002.tfrecord', 0, 1), ('val/glioma-00001-of-00002.tfrecord', 1, 3)]
     """
-    folder = root / split
     shards = -(-count // records_per_shard)
-    facts = []
     for number in range(shards):
         first, last = count * number // shards, count * (number + 1) // shards
-        path = folder / f"{family}-{number:05d}-of-{shards:05d}.tfrecord"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as stream:
-                for index in range(first, last):
-                    stream.write(framed(serialized(index)))
-        except OSError as error:
-            raise explain_os_error(error, path) from error
-        facts.append(
-            ShardFacts(
-                path=path.relative_to(root).as_posix(),
-                split=split,
-                label=label,
-                records=last - first,
-                bytes=path.stat().st_size,
-                sha256=file_sha256(path),
-            )
-        )
-    return facts
+        yield f"{split}/{family}-{number:05d}-of-{shards:05d}.tfrecord", first, last
+
+
+def write_shard(root: Path, name: str, label: str, serialized: Iterable[bytes]) -> ShardFacts:
+    """Write the serialised Examples of one class to the file `name` (`SPLIT/...`) of a shard directory."""
+    path, records = root / name, 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as stream:
+            for record in serialized:
+                stream.write(framed(record))
+                records += 1
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    return ShardFacts(
+        path=name,
+        split=name.partition("/")[0],
+        label=label,
+        records=records,
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+    )
 
 
 def framed(data: bytes) -> bytes:

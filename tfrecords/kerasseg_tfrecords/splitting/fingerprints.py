@@ -8,9 +8,12 @@ behind the constants; `python -m benchmarks.duplicates` repeats them.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,6 +25,7 @@ __all__ = [
     "ORIENTATIONS",
     "SIDE",
     "Fingerprint",
+    "FingerprintFile",
     "Fingerprints",
     "fingerprint",
     "turn_details",
@@ -117,13 +121,13 @@ class Fingerprints:
     Attributes:
         digests: (n,) bytes of length 16, type `V16`.
         hashes: (n, HASH_SIZE) int8.
-        details: (n, SIDE, SIDE) int8.
+        details: (n, SIDE, SIDE) int8, in memory or in a file.
         variances: (n,) float32.
     """
 
     digests: NDArray[np.void]
     hashes: NDArray[np.int8]
-    details: NDArray[np.int8]
+    details: NDArray[np.int8] | DetailsFile
     variances: NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -144,6 +148,56 @@ class Fingerprints:
             details=details,
             variances=np.array([row.variance for row in rows], np.float32),
         )
+
+
+class FingerprintFile:
+    """Collects any number of fingerprints with their details in a file: 2.3 KB per slice that memory need not hold.
+
+    Args:
+        path: The file, which must exist as long as the result of `fingerprints` is used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digests, self._hashes, self._variances = bytearray(), bytearray(), array("f")
+        path.write_bytes(b"")
+
+    def add(self, prints: Iterable[Fingerprint]) -> None:
+        """Append fingerprints."""
+        with self._path.open("ab") as stream:
+            for one in prints:
+                stream.write(one.detail.tobytes())
+                self._digests += one.digest
+                self._hashes += one.hash.tobytes()
+                self._variances.append(one.variance)
+
+    def fingerprints(self, chosen: Sequence[int]) -> Fingerprints:
+        """Return the fingerprints with these indices."""
+        rows = np.asarray(chosen, np.int64)
+        return Fingerprints(
+            digests=np.frombuffer(bytes(self._digests), dtype=f"V{_DIGEST}")[rows],
+            hashes=np.frombuffer(bytes(self._hashes), np.int8).reshape(-1, HASH_SIZE)[rows],
+            details=DetailsFile(self._path, rows),
+            variances=np.array(self._variances, np.float32)[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DetailsFile:
+    """Rows of a `FingerprintFile`, which are read when they are asked for.
+
+    Not a `numpy.memmap`, whose pages count as memory of the process once they have been read.
+    """
+
+    path: Path
+    rows: NDArray[np.int64]
+
+    def __getitem__(self, chosen: NDArray[np.int64]) -> NDArray[np.int8]:
+        """Read the details of some slices, (n, SIDE, SIDE)."""
+        size = SIDE * SIDE
+        with self.path.open("rb") as stream:
+            data = b"".join(os.pread(stream.fileno(), size, row * size) for row in self.rows[chosen].tolist())
+        return np.frombuffer(data, np.int8).reshape(-1, SIDE, SIDE)
 
 
 def fingerprint(image: NDArray[Any]) -> Fingerprint:

@@ -68,9 +68,9 @@ class Candidates:
 class _Table:
     places: NDArray[np.int64]
     keys: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    slices: NDArray[np.int64]
+    starts: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    slices: NDArray[np.int32]
 
     def look_up(self, hashes: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return rows of `hashes` and slices of the index that share a key."""
@@ -122,7 +122,8 @@ class HashIndex:
         all_keys = _keys(self._hashes[:, places])
         slices = np.argsort(all_keys, kind="stable")
         keys, starts, counts = np.unique(all_keys[slices], return_index=True, return_counts=True)
-        return _Table(places, keys, starts, counts, slices)
+        # Half the memory: there are fewer than 2 ** 31 slices.
+        return _Table(places, keys, starts.astype(np.int32), counts.astype(np.int32), slices.astype(np.int32))
 
     def near(self, hashes: NDArray[np.int8], radius: float) -> Candidates:
         """Find the slices of the index that are similar to each of `hashes` in some orientation.

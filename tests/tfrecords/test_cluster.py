@@ -1,0 +1,414 @@
+"""Work on a Dask cluster: a real scheduler and real worker processes, whose faults cost nothing but time."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from kerasseg_tfrecords import prepare, verify
+from kerasseg_tfrecords.checks.raw_data import check_data
+from kerasseg_tfrecords.cluster import ClusterPool, choose_pool, connect
+from kerasseg_tfrecords.errors import BadInputError, DataError, KerassegError, UsageError
+from kerasseg_tfrecords.records.manifest import PrepareOptions
+
+distributed = pytest.importorskip("distributed")
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+SMALL = PrepareOptions(size=32, split="60/20/20", records_per_shard=4)
+
+
+POISON = """
+import os, signal
+from kerasseg_tfrecords.conversion.staging import run_task
+from kerasseg_tfrecords.isolation import working_on
+
+def run(task):
+    for item in task.items:
+        working_on(item.files[0].name)
+        if item.name == "17.mat":
+            os.kill(os.getpid(), signal.SIGKILL)
+    return run_task(task)
+"""
+
+
+@dataclass
+class Cluster:
+    """A scheduler and its workers, each a process; a worker is named "w1", "w2", ..."""
+
+    folder: Path
+    environment: dict[str, str]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "scheduler.json"
+
+    def start(self, name: str, kind: str, *arguments: str, **environment: str) -> None:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--no-dashboard", *arguments]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=self.environment | environment,
+                cwd=self.folder,
+            )
+
+    def scheduler(self, name: str = "scheduler", **environment: str) -> None:
+        self.file.unlink(missing_ok=True)
+        self.start(name, "scheduler", "--port", "0", "--scheduler-file", str(self.file), **environment)
+
+    def worker(self, name: str, *options: str, **environment: str) -> None:
+        self.start(name, "worker", "--scheduler-file", str(self.file), "--nthreads", "1", *options, **environment)
+
+    def kill(self, name: str) -> None:
+        """Kill a scheduler, or a worker with its nanny."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def client(self, workers: int) -> Any:
+        client = distributed.Client(scheduler_file=str(self.file), timeout=60, set_as_default=False)
+        client.wait_for_workers(workers, timeout=60)
+        return client
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, child_environment: dict[str, str]) -> Iterator[Cluster]:
+    settings = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "2", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "poison.py").write_text(POISON)
+    settings["PYTHONPATH"] = f"{folder}{os.pathsep}{child_environment['PYTHONPATH']}"
+    made = Cluster(folder, child_environment | settings)
+    made.scheduler()
+    made.worker("w1")
+    made.worker("w2")
+    yield made
+    for name in list(made.processes):
+        made.kill(name)
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Iterator[Any]:
+    with cluster.client(2) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from factories import write_figshare
+
+    folder = tmp_path_factory.mktemp("raw") / "scans"
+    write_figshare(folder, patients=30, slices_each=3, size=48)
+    return folder
+
+
+def tree(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def raise_on_3(number: int) -> int:
+    if number == 3:
+        raise DataError("three", path="3.mat", found=3, kind="odd")
+    return number
+
+
+def pool(client: Any, **options: Any) -> Any:
+    return choose_pool(None, client, **options)
+
+
+def test_results_come_in_order_and_errors_whole(client: Any) -> None:
+    with pool(client) as workers:
+        assert isinstance(workers, ClusterPool)
+        assert list(workers.map(abs, range(-20, 20), batch=3)) == [abs(n) for n in range(-20, 20)]
+        assert list(workers.map(square, range(40), batch=3, trusted=True)) == [n * n for n in range(40)]
+        assert list(workers.map(square, range(3), isolated=True)) == [0, 1, 4]
+        with pytest.raises(DataError) as caught:
+            list(workers.map(raise_on_3, range(8), trusted=True))
+        with pytest.raises(DataError, match="3.mat: three"):
+            list(workers.map(raise_on_3, [3], isolated=True))
+    assert (caught.value.kind, caught.value.path) == ("odd", "3.mat")
+
+
+def test_prepare_writes_the_same_bytes_as_on_one_machine(client: Any, raw: Path, tmp_path: Path) -> None:
+    seen: set[str] = set()
+    local = prepare(raw, tmp_path / "local", SMALL, jobs=1)
+    assert prepare(raw, tmp_path / "far", SMALL, cluster=client, progress=lambda *step: seen.add(step[0])) == local
+    assert tree(tmp_path / "far") == tree(tmp_path / "local")
+    assert verify(tmp_path / "far", cluster=client) == verify(tmp_path / "local")
+    shard = next((tmp_path / "far").rglob("*.tfrecord"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    damaged = verify(tmp_path / "far", cluster=client)
+    assert damaged == verify(tmp_path / "far")
+    assert not damaged.sound
+    assert seen == {"read", "compare", "write"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "local"], "no probe or staging is left"
+
+
+def test_relative_paths_are_those_of_the_caller(
+    client: Any, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(raw.parent)
+    out = os.path.relpath(tmp_path / "shards")
+    prepare(raw.name, out, SMALL, cluster=client)
+    assert tree(tmp_path / "shards") == tree(Path(out))
+    assert check_data([raw.name], cluster=client).slices == 90
+
+
+def test_raw_data_is_checked_alike(client: Any, raw: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "scans"
+    bad.mkdir()
+    for path in raw.glob("1*.mat"):
+        (bad / path.name).hardlink_to(path)
+    (bad / "1.mat").unlink()
+    (bad / "1.mat").write_bytes(b"nothing")
+    assert check_data([bad, tmp_path / "none"], cluster=client) == check_data([bad, tmp_path / "none"])
+
+
+def test_workers_that_do_not_fit_are_named_before_any_work(
+    client: Any, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretend(state: str) -> None:
+        import kerasseg_tfrecords.cluster as module
+
+        where = Path(state)
+        real = vars(module).setdefault("_real_versions", module._versions)
+        module._versions = lambda tensorflow: (
+            real(tensorflow) | {"NumPy": "1.0"} if where.exists() else real(tensorflow)
+        )
+
+    one = sorted(client.scheduler_info(n_workers=-1)["workers"])[0]
+    flag = tmp_path / "flag"
+    client.run(pretend, str(flag), workers=[one])
+    flag.touch()
+    with pytest.raises(KerassegError, match="1 of 2 workers cannot do this work") as caught:
+        prepare(raw, tmp_path / "out", SMALL, cluster=client)
+    flag.unlink()
+    assert f"{one} has NumPy 1.0, not " in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+    monkeypatch.setattr("kerasseg_tfrecords.cluster._seen", lambda path: (f"{path}/not-there", -1))
+    with pytest.raises(KerassegError, match=f"2 of 2 workers .*{one} does not see {raw}/not-there"):
+        prepare(raw, tmp_path / "out", SMALL, cluster=client)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_addresses_that_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(json.dumps({"address": "tcp://127.0.0.1:1"}))
+    for address in ("tcp://127.0.0.1:1", str(file)):
+        start = time.monotonic()
+        with pytest.raises(KerassegError, match="no Dask scheduler answers .*refused"), connect(address):
+            pass
+        assert time.monotonic() - start < 5
+    for address in ("nowhere", "local:0", "local:many", "tcp://host", "tcp://:8786"):
+        with pytest.raises(UsageError), connect(address):
+            pass
+    file.write_text("[]")
+    with pytest.raises(KerassegError, match="not a scheduler file"), connect(str(file)):
+        pass
+
+
+def test_a_scheduler_of_another_major_version_is_named(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = client.get_versions(check=False)
+    real["scheduler"]["packages"]["distributed"] = "1999.1.0"
+    monkeypatch.setattr(client, "get_versions", lambda **_: real)
+    match = r"another major version of Dask \(found distributed 1999.1.0"
+    with pytest.raises(KerassegError, match=match), pool(client):
+        pass
+
+
+# ---- faults
+
+
+def slow_square(number: int) -> int:
+    time.sleep(0.05)
+    return number * number
+
+
+def square_or_die(number: int) -> int:
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def sleep_and_write(path: Path) -> int:
+    time.sleep(0.3)
+    path.touch()
+    return 0
+
+
+def say_and_wait(path: Path) -> bool:
+    """Runs until SIGTERM, of which it leaves a trace."""
+    from kerasseg_tfrecords.cluster import tell
+
+    def end(*_: object) -> None:
+        path.touch()
+        raise SystemExit
+
+    signal.signal(signal.SIGTERM, end)
+    tell(f"began {path.name}")
+    time.sleep(60)
+    return True
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.1)
+
+
+@pytest.mark.rest
+def test_tasks_of_a_killed_worker_run_elsewhere(cluster: Cluster, client: Any, raw: Path, tmp_path: Path) -> None:
+    with pool(client) as workers:
+        results = workers.map(slow_square, range(60), trusted=True)
+        found = [next(results)]
+        cluster.kill("w2")
+        found += results
+    assert found == [n * n for n in range(60)]
+
+    cluster.worker("w3")
+    client.wait_for_workers(2, timeout=60)
+    prepare(raw, tmp_path / "local", SMALL, jobs=1)
+
+    def kill_first(stage: str, done: int, total: int) -> None:
+        if "w3" in cluster.processes and done:
+            cluster.kill("w3")
+
+    prepare(raw, tmp_path / "far", SMALL, cluster=client, progress=kill_first)
+    assert tree(tmp_path / "far") == tree(tmp_path / "local")
+    cluster.worker("w2")
+    client.wait_for_workers(2, timeout=60)
+
+
+@pytest.mark.rest
+def test_an_item_that_kills_its_workers_is_reported(client: Any) -> None:
+    with pool(client) as workers:
+        crashed = workers.map(square_or_die, range(20), batch=4, crashed=lambda number, _: -number, trusted=True)
+        assert list(crashed) == [-7 if n == 7 else n * n for n in range(20)]
+        with pytest.raises(DataError, match="it ended several processes that worked on it"):
+            list(workers.map(square_or_die, [7], isolated=True))
+
+
+def test_a_file_that_crashes_its_reader_is_one_bad_file(
+    cluster: Cluster, client: Any, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(cluster.folder)
+    monkeypatch.setattr("kerasseg_tfrecords.conversion.prepare.run_task", importlib.import_module("poison").run)
+    pids = client.run(os.getpid)
+    with pytest.raises(BadInputError) as caught:
+        prepare(raw, tmp_path / "out", SMALL, cluster=client)
+    assert [(bad.name, bad.kind) for bad in caught.value.problems] == [("scans/17.mat", "crashed")]
+    assert client.run(os.getpid) == pids
+
+
+@pytest.mark.rest
+def test_ctrl_c_cancels_what_this_command_submitted_and_nothing_else(client: Any, tmp_path: Path) -> None:
+    other = client.submit(sleep_and_write, tmp_path / "other", pure=False)
+    paths = [tmp_path / str(number) for number in range(100)]
+    with pool(client) as workers:
+        results = workers.map(sleep_and_write, paths, trusted=True)
+        next(results)
+        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            list(results)
+    assert other.result(timeout=60) == 0
+    until(lambda: not any(client.processing().values()))
+    assert len(list(tmp_path.iterdir())) < 20
+
+
+@pytest.mark.rest
+def test_an_isolated_task_reports_and_is_ended_when_cancelled(client: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    with pool(client) as workers:
+        results = workers.map(say_and_wait, [tmp_path / "a", tmp_path / "b"], isolated=True, heard=said.append)
+        timer = threading.Timer(0, lambda: (until(lambda: len(said) == 2), signal.raise_signal(signal.SIGINT)))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+        results.close()
+    assert sorted(said) == ["began a", "began b"]
+    until(lambda: len(list(tmp_path.iterdir())) == 2)
+
+
+@pytest.mark.rest
+def test_a_busy_cluster_is_waited_for_and_said_so(
+    client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kerasseg_tfrecords.cluster._PATIENCE", 0.5)
+    others = client.map(time.sleep, [3, 3, 3, 3], pure=False)
+    with pool(client) as workers:
+        assert list(workers.map(square, [3], trusted=True)) == [9]
+    assert "Waiting for a free worker: 2 workers of tcp://" in caplog.text
+    client.cancel(others)
+
+
+@pytest.mark.rest
+def test_a_worker_that_cannot_import_kerasseg_is_named(
+    cluster: Cluster, client: Any, raw: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "block.py").write_text("import sys; sys.modules['kerasseg_tfrecords'] = None")
+    cluster.worker("w4", "--no-nanny", "--preload", str(tmp_path / "block.py"))
+    client.wait_for_workers(3, timeout=60)
+    with pytest.raises(KerassegError, match="1 of 3 workers .* cannot import kerasseg"):
+        prepare(raw, tmp_path / "out", SMALL, cluster=client)
+    cluster.kill("w4")
+    until(lambda: len(client.nthreads()) == 2)
+
+
+@pytest.mark.rest
+def test_a_scheduler_that_dies_costs_only_time(tmp_path: Path, cluster: Cluster, raw: Path) -> None:
+    own = Cluster(tmp_path, cluster.environment)
+    own.scheduler()
+    own.worker("w1")
+    until(own.file.exists)
+    try:
+        with connect(str(own.file)) as client:
+            assert client is not None
+            client.wait_for_workers(1, timeout=60)
+
+            def kill(stage: str, done: int, total: int) -> None:
+                if done:
+                    own.kill("scheduler")
+
+            with pytest.raises(KerassegError, match="the connection to the Dask scheduler was lost"):
+                prepare(raw, tmp_path / "out", SMALL, cluster=client, progress=kill)
+        staged = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial" / "spool").glob("*.json")}
+        assert staged
+        own.kill("w1")
+        own.scheduler("second")
+        until(own.file.exists)
+        own.worker("w2")
+        with connect(str(own.file)) as client:
+            kept: set[str] = set()
+
+            def look(stage: str, done: int, total: int) -> None:
+                if stage == "compare":
+                    now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out.partial" / "spool").glob("*.json")}
+                    kept.update(name for name, made in staged.items() if now.get(name) == made)
+
+            prepare(raw, tmp_path / "out", SMALL, cluster=client, progress=look)
+        assert kept == set(staged)
+    finally:
+        for name in list(own.processes):
+            own.kill(name)
