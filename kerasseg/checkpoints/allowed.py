@@ -331,24 +331,25 @@ class _OutOfTime(BaseException):  # not an Exception, which Keras might catch
 def _time_limit(seconds: float) -> Iterator[None]:
     """Interrupt the block after some seconds, in any thread; this works for Python code only."""
     thread = ctypes.c_ulong(threading.get_ident())
-    lock, running = threading.Lock(), [True]
+    lock, ended = threading.Lock(), threading.Event()
 
     def strike() -> None:
-        with lock:
-            if running:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_OutOfTime))
+        wait = seconds
+        # Again and again: Python drops an exception that is raised in a finalizer.
+        while not ended.wait(wait):
+            with lock:
+                if not ended.is_set():
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_OutOfTime))
+            wait = 0.1
 
-    timer = threading.Timer(seconds, strike)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=strike, daemon=True).start()
     try:
         yield
     except _OutOfTime:
         raise CheckpointError(f"refused: building the network takes more than {seconds:g} s") from None
     finally:
-        timer.cancel()
         with lock:
-            running.clear()
+            ended.set()
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
 
 

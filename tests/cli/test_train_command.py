@@ -246,7 +246,7 @@ def test_shards_that_moved_are_asked_for_and_taken(
     (run / "config.json").write_text(json.dumps(config))
     asked = type_here("--resume", "--out", run)
     assert asked.exit_code == 3
-    assert "Give their new location: --shards FOLDER." in asked.stderr
+    assert "Give their folder with --shards" in asked.stderr
     taken = type_here("--resume", "--out", run, "--shards", shards)
     assert "already finished" in taken.stderr  # past the shards
 
