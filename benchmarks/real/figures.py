@@ -158,6 +158,8 @@ class KnowsRow(_Model):
         before, after, gain: Dice at 0.5 at the network's size: epoch 0, the best epoch of each fold, and the paired gain.
         before_classes, after_classes: Class -> Dice over its slices.
         last: Dice after the last epoch, mean over slices: no epoch is chosen on the slices.
+        last_gain: The same minus Dice before training.
+        recalibrated: Dice with BatchNorm's statistics measured anew, before training; None without.
         minutes: Of all folds.
     """
 
@@ -172,6 +174,8 @@ class KnowsRow(_Model):
     before_classes: dict[str, Mean]
     after_classes: dict[str, Mean]
     last: float
+    last_gain: float | None = None
+    recalibrated: float | None = None
     minutes: float
 
 

@@ -252,6 +252,9 @@ def _row(trial: Trial, folds: Sequence[Path]) -> KnowsRow:
     slices = _slices(folds)
     histories = [read_history(RunDirectory(fold).history_file) for fold in folds]
     before, after, groups = ([getattr(s, name) for s in slices] for name in ("before", "after", "group"))
+    weights = [len(_slices([fold])) for fold in folds]
+    recalibrated = [row.val_dice for history in histories for row in history if row.phase == "recalibrated"]
+    mean_before, last = float(np.mean(before)), float(np.average([h[-1].val_dice for h in histories], weights=weights))
     return KnowsRow(
         label=label_of(trial),
         folds=len(folds),
@@ -263,7 +266,9 @@ def _row(trial: Trial, folds: Sequence[Path]) -> KnowsRow:
         gain=as_mean(paired_interval(before, after, groups)),
         before_classes=_by_class(slices, "before"),
         after_classes=_by_class(slices, "after"),
-        last=float(np.average([h[-1].val_dice for h in histories], weights=[len(_slices([fold])) for fold in folds])),
+        last=last,
+        last_gain=last - mean_before,
+        recalibrated=float(np.average(recalibrated, weights=weights)) if recalibrated else None,
         minutes=math.fsum(row.seconds for history in histories for row in history) / 60,
     )
 
