@@ -1,0 +1,24 @@
+"""A short slice of `make fuzz`: no mutated file ends a reader, hangs, or raises what the user should not see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fuzz import READERS, fuzz, mutated
+
+
+@pytest.mark.rest
+def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
+    assert list(fuzz(300, tmp_path / "state", batch=100)) == []
+    assert list(fuzz(300, tmp_path / "state")) == [], "all were done"
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_mutations_are_repeatable_and_originals_are_read(reader: str, tmp_path: Path) -> None:
+    assert mutated(reader, 5) == mutated(reader, 5) != mutated(reader, 6)
+    suffix, original, read = READERS[reader]
+    path = tmp_path / f"1{suffix}"
+    path.write_bytes(original())
+    read(path)
