@@ -64,10 +64,7 @@ class Variant:
 
 
 def as_variant(model: keras.Model, variant: Variant, shape: Sequence[int | None] | None = None) -> keras.Model:
-    """Return a `kerasseg.unet` network with another graph and input shape, the same layer names and new weights.
-
-    It is `model` itself if nothing changes.
-    """
+    """Return a `kerasseg.unet` network with another graph or input shape, the same layer names and new weights."""
     if variant == Variant() and shape is None:
         return model
     config = model.get_config()
