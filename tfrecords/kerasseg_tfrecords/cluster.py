@@ -30,7 +30,7 @@ from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import read_json
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError, one_line
 from kerasseg_tfrecords.files import explain_os_error
-from kerasseg_tfrecords.isolation import call
+from kerasseg_tfrecords.isolation import call, limit_memory, memory_limit
 from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.workers import LocalPool, Pool, available_cpus
 
@@ -217,7 +217,8 @@ def cluster_pool(
     """
     with contextlib.ExitStack() as stack:
         probe = None if writes is None else stack.enter_context(_probe(writes))
-        needs = _Needs(uuid.uuid4().hex, _versions(tensorflow), tuple(_seen(path) for path in reads), probe)
+        seen = tuple(_seen(path) for path in reads)
+        needs = _Needs(uuid.uuid4().hex, _versions(tensorflow), seen, probe, memory_limit())
         yield ClusterPool(client, needs, gpu=gpu)
 
 
@@ -272,12 +273,14 @@ class _Needs:
         versions: Package -> version.
         reads: (path, size in bytes, or -1 for a folder).
         probe: Path and content of a file in a folder that the worker must be able to write.
+        memory: Memory that reading one file may take, in bytes.
     """
 
     name: str
     versions: dict[str, str]
     reads: tuple[tuple[str, int], ...]
     probe: tuple[str, str] | None
+    memory: int
 
 
 class ClusterPool:
@@ -524,6 +527,7 @@ def _ready(needs: _Needs) -> Iterator[None]:
                 remedy = "Remove this worker, or start it in the same environment as this command."
                 raise KerassegError(f"worker {get_worker().address} {reason}", remedy=remedy)
             _FIT.add(needs.name)
+        limit_memory(needs.memory)
         try:
             yield
         except KerassegError as error:
