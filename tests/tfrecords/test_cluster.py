@@ -376,6 +376,23 @@ def test_a_worker_that_cannot_import_kerasseg_is_named(
     until(lambda: len(client.nthreads()) == 2)
 
 
+def address(_: int) -> str:
+    return str(distributed.get_worker().address)
+
+
+@pytest.mark.rest
+def test_only_workers_with_a_gpu_get_tasks_for_one(cluster: Cluster, client: Any) -> None:
+    plain = set(client.nthreads())
+    with pool(client, gpu=True) as workers:
+        assert set(workers.map(address, range(20), trusted=True)) <= plain, "no worker has one: all are used"
+    cluster.worker("w5", "--no-nanny", "--resources", "GPU=1")
+    client.wait_for_workers(3, timeout=60)
+    with pool(client, gpu=True) as workers:
+        assert set(workers.map(address, range(20), trusted=True)) == set(client.nthreads()) - plain
+    cluster.kill("w5")
+    until(lambda: len(client.nthreads()) == 2)
+
+
 @pytest.mark.rest
 def test_a_scheduler_that_dies_costs_only_time(tmp_path: Path, cluster: Cluster, raw: Path) -> None:
     own = Cluster(tmp_path, cluster.environment)
