@@ -315,6 +315,8 @@ def test_a_file_that_crashes_its_reader_is_one_bad_file(
 ) -> None:
     monkeypatch.syspath_prepend(cluster.folder)
     monkeypatch.setattr("kerasseg_tfrecords.conversion.prepare.run_task", importlib.import_module("poison").run)
+    with pool(client) as workers, pytest.raises(DataError):  # from now on, workers send errors with their context
+        list(workers.map(raise_on_3, [3, 3, 3, 3], trusted=True))
     pids = client.run(os.getpid)
     with pytest.raises(BadInputError) as caught:
         prepare(raw, tmp_path / "out", SMALL, cluster=client)

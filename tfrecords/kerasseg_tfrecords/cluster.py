@@ -531,6 +531,7 @@ def _ready(needs: _Needs) -> Iterator[None]:
         try:
             yield
         except KerassegError as error:
+            error.__context__ = None  # cannot always be pickled
             if isinstance(error.__cause__, OSError):
                 what = f"{error.what} (worker {get_worker().address})"
                 raise type(error)(what, path=error.path, found=error.found, remedy=error.remedy) from error.__cause__
@@ -552,6 +553,7 @@ def _work_in_children(needs: _Needs, function: Callable[[T], R], group: list[T])
             except DataError as error:
                 if error.kind != "crashed":
                     raise
+                error.__context__ = None  # cannot always be pickled
                 results.append(_Crash(error))
     return results
 
