@@ -79,10 +79,14 @@ def connect(address: str | None) -> Iterator[Client | None]:
         url = stack.enter_context(_local(address)) if address.startswith("local:") else _scheduler(address)
         _knock(url)
         try:
-            client = stack.enter_context(dask.Client(url, timeout=30, set_as_default=False))
+            client = dask.Client(url, timeout=30, set_as_default=False)
         except (OSError, TypeError, ValueError, AttributeError, ImportError) as error:
             raise _no_scheduler(address, one_line(error).partition("\n")[0]) from error
-        yield client
+        try:
+            yield client
+        finally:
+            with contextlib.suppress(TimeoutError):  # Dask waits a minute for a scheduler that has ended
+                client.close(timeout=10 if client.status == "running" else 0.1)
 
 
 def _dask() -> Any:
