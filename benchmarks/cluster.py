@@ -8,18 +8,20 @@ one process for each number of slices.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.measure import make_slices, rounds_of
 from benchmarks.result import Result, compared, show, sized
 from benchmarks.turns import contenders
+from kerasseg_tfrecords.cluster import connect
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.conversion.staging import Spooled
@@ -30,13 +32,19 @@ _OPEN = contextlib.ExitStack()
 """Keeps the cluster of a contender until its process ends."""
 
 
+def _connected(workers: int) -> Any:
+    """Return the client of a new cluster; None without workers."""
+    client = _OPEN.enter_context(connect(f"local:{workers}" if workers else None))
+    atexit.register(_OPEN.close)  # before Dask's own
+    return client
+
+
 def prepare_on(workers: int, work: str, count: int, cluster: bool) -> Callable[[], object]:
     """Return `prepare` over `count` slices, after one over few."""
     from kerasseg_tfrecords import prepare
-    from kerasseg_tfrecords.cluster import connect
     from kerasseg_tfrecords.records.manifest import PrepareOptions
 
-    client = _OPEN.enter_context(connect(f"local:{workers}" if cluster else None))
+    client = _connected(workers if cluster else 0)
 
     def over(number: int) -> None:
         out = Path(work) / f"shards-{workers}-{cluster}"
@@ -51,11 +59,10 @@ def predict_on(workers: int, work: str, count: int) -> Callable[[], object]:
     """Return `predict` over `count` slices, after one over few; without workers in this process."""
     import kerasseg
     from kerasseg.workflows.predict import predict_files
-    from kerasseg_tfrecords.cluster import connect
 
     network = Path(work) / f"network-{workers}.keras"
     kerasseg.unet((256, 256, 1), filters=16, depth=4, seed=0).save(network)
-    client = _OPEN.enter_context(connect(f"local:{workers}" if workers else None))
+    client = _connected(workers)
 
     def over(number: int) -> None:
         out, slices = Path(work) / f"masks-{workers}", Path(work) / f"slices{number}"

@@ -315,6 +315,8 @@ def test_a_file_that_crashes_its_reader_is_one_bad_file(
 ) -> None:
     monkeypatch.syspath_prepend(cluster.folder)
     monkeypatch.setattr("kerasseg_tfrecords.conversion.prepare.run_task", importlib.import_module("poison").run)
+    with pool(client) as workers, pytest.raises(DataError):  # from now on, workers send errors with their context
+        list(workers.map(raise_on_3, [3, 3, 3, 3], trusted=True))
     pids = client.run(os.getpid)
     with pytest.raises(BadInputError) as caught:
         prepare(raw, tmp_path / "out", SMALL, cluster=client)
@@ -373,6 +375,23 @@ def test_a_worker_that_cannot_import_kerasseg_is_named(
     with pytest.raises(KerassegError, match="1 of 3 workers .* cannot import kerasseg"):
         prepare(raw, tmp_path / "out", SMALL, cluster=client)
     cluster.kill("w4")
+    until(lambda: len(client.nthreads()) == 2)
+
+
+def address(_: int) -> str:
+    return str(distributed.get_worker().address)
+
+
+@pytest.mark.rest
+def test_only_workers_with_a_gpu_get_tasks_for_one(cluster: Cluster, client: Any) -> None:
+    plain = set(client.nthreads())
+    with pool(client, gpu=True) as workers:
+        assert set(workers.map(address, range(20), trusted=True)) <= plain, "no worker has one: all are used"
+    cluster.worker("w5", "--no-nanny", "--resources", "GPU=1")
+    client.wait_for_workers(3, timeout=60)
+    with pool(client, gpu=True) as workers:
+        assert set(workers.map(address, range(20), trusted=True)) == set(client.nthreads()) - plain
+    cluster.kill("w5")
     until(lambda: len(client.nthreads()) == 2)
 
 

@@ -30,7 +30,7 @@ from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import read_json
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError, one_line
 from kerasseg_tfrecords.files import explain_os_error
-from kerasseg_tfrecords.isolation import call
+from kerasseg_tfrecords.isolation import call, limit_memory, memory_limit
 from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.workers import LocalPool, Pool, available_cpus
 
@@ -79,10 +79,14 @@ def connect(address: str | None) -> Iterator[Client | None]:
         url = stack.enter_context(_local(address)) if address.startswith("local:") else _scheduler(address)
         _knock(url)
         try:
-            client = stack.enter_context(dask.Client(url, timeout=30, set_as_default=False))
+            client = dask.Client(url, timeout=30, set_as_default=False)
         except (OSError, TypeError, ValueError, AttributeError, ImportError) as error:
             raise _no_scheduler(address, one_line(error).partition("\n")[0]) from error
-        yield client
+        try:
+            yield client
+        finally:
+            with contextlib.suppress(TimeoutError):  # Dask waits a minute for a scheduler that has ended
+                client.close(timeout=10 if client.status == "running" else 0.1)
 
 
 def _dask() -> Any:
@@ -217,7 +221,8 @@ def cluster_pool(
     """
     with contextlib.ExitStack() as stack:
         probe = None if writes is None else stack.enter_context(_probe(writes))
-        needs = _Needs(uuid.uuid4().hex, _versions(tensorflow), tuple(_seen(path) for path in reads), probe)
+        seen = tuple(_seen(path) for path in reads)
+        needs = _Needs(uuid.uuid4().hex, _versions(tensorflow), seen, probe, memory_limit())
         yield ClusterPool(client, needs, gpu=gpu)
 
 
@@ -272,12 +277,14 @@ class _Needs:
         versions: Package -> version.
         reads: (path, size in bytes, or -1 for a folder).
         probe: Path and content of a file in a folder that the worker must be able to write.
+        memory: Memory that reading one file may take, in bytes.
     """
 
     name: str
     versions: dict[str, str]
     reads: tuple[tuple[str, int], ...]
     probe: tuple[str, str] | None
+    memory: int
 
 
 class ClusterPool:
@@ -524,9 +531,11 @@ def _ready(needs: _Needs) -> Iterator[None]:
                 remedy = "Remove this worker, or start it in the same environment as this command."
                 raise KerassegError(f"worker {get_worker().address} {reason}", remedy=remedy)
             _FIT.add(needs.name)
+        limit_memory(needs.memory)
         try:
             yield
         except KerassegError as error:
+            error.__context__ = None  # cannot always be pickled
             if isinstance(error.__cause__, OSError):
                 what = f"{error.what} (worker {get_worker().address})"
                 raise type(error)(what, path=error.path, found=error.found, remedy=error.remedy) from error.__cause__
@@ -548,6 +557,7 @@ def _work_in_children(needs: _Needs, function: Callable[[T], R], group: list[T])
             except DataError as error:
                 if error.kind != "crashed":
                     raise
+                error.__context__ = None  # cannot always be pickled
                 results.append(_Crash(error))
     return results
 

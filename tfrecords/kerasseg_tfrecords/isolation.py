@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, KerassegError, one_line, restored
 
-__all__ = ["Reader", "call", "isolated", "limit_memory", "out_of_memory", "working_on"]
+__all__ = ["Reader", "call", "isolated", "limit_memory", "memory_limit", "out_of_memory", "working_on"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -170,6 +170,11 @@ def limit_memory(size: int) -> None:
     """Set the memory that reading one file may take, in bytes of address space; 2 GiB by default."""
     global _limit
     _limit = size
+
+
+def memory_limit() -> int:
+    """Return what `limit_memory` has set."""
+    return _limit
 
 
 @atexit.register
