@@ -241,8 +241,8 @@ def main() -> None:
             # If the run is not in this folder, the old picture stays.
             if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():
                 draw_examples(shop, shown, pages / "images")
-            if (best := best_trial(shop, effort.knows)) is not None:
-                draw_before_after(shop.data, finished_folds(shop, best), pages / "images")
+            if (best := best_trial(shop, effort.knows, "shifted")) is not None:
+                draw_before_after(shop.folder / "another-scanner", finished_folds(shop, best), pages / "images")
             write_page(found, pages / "results.md", document)
         except (KerassegError, OSError) as error:
             sys.exit(f"{error}\nThe runs are kept; `--part page` writes the page from them.")

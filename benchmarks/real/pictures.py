@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
-import h5py
 import keras
 import numpy as np
 
@@ -58,12 +57,12 @@ def draw_examples(shop: Workshop, trial: TrialFigures, folder: Path) -> None:
     figure.savefig(folder / "results-slices.jpg", dpi=90, pil_kwargs={"quality": 80})
 
 
-def draw_before_after(data: Path, folds: Sequence[Path], folder: Path) -> None:
+def draw_before_after(pairs: Path, folds: Sequence[Path], folder: Path) -> None:
     """Draw best, median and worst held-out slice of a cross-validation, before and after training.
 
     Args:
-        data: Folder of raw slices, with `figshare-mat`.
-        folds: Runs whose validation slices are held-out slices of `figshare-mat`.
+        pairs: Folder of the raw slices, as `another_scanner` writes it.
+        folds: Runs whose validation slices are held-out slices of that folder.
         folder: Receives `results-before-after.png`.
     """
     rows = []
@@ -74,12 +73,18 @@ def draw_before_after(data: Path, folds: Sequence[Path], folder: Path) -> None:
                 rows.append(HeldOut(line["slice_id"], line["label"], fold, before, after))
     rows.sort(key=lambda row: row.after)
     chosen = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
-    figure, axes = _figure(3, "Annotator (yellow) and network (blue, dashed) on heads that the checkpoint has not seen")
+    figure, axes = _figure(
+        3, "Annotator (yellow) and network (blue, dashed); heads and a scanner that the checkpoint has not seen"
+    )
     for row_axes, (place, row) in zip(axes, chosen.items(), strict=True):
         run = RunDirectory(row.fold)
         slices = open_split(run.root / "shards", "val", Caching("memory"), check=False)
         record = next(r for r in map(slices.record, range(len(slices))) if r.slice_id == row.slice_id)
-        image, reference = _native(data / "figshare-mat" / f"{Path(row.slice_id).stem}.mat")
+        image, reference = (
+            cv2.imread(str(pairs / f"{Path(row.slice_id).stem}{end}.png"), cv2.IMREAD_GRAYSCALE)
+            for end in ("", "_mask")
+        )
+        reference = (reference > 0).astype(np.float32)
         _draw(row_axes[0], image, {REFERENCE: reference}, f"{place}: {row.label}")
         for axis, file, title in (
             (row_axes[1], run.baseline_file, f"untouched: {row.before:.2f}"),
@@ -89,13 +94,6 @@ def draw_before_after(data: Path, folds: Sequence[Path], folder: Path) -> None:
             _draw(axis, image, {REFERENCE: reference, NETWORK: _predict(model, record.image, MaskRule())}, title)
     folder.mkdir(parents=True, exist_ok=True)
     _save_small(figure, folder / "results-before-after.png")
-
-
-def _native(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Image (0 to 255) and mask of a file of Cheng's data set, which stores both column by column."""
-    with h5py.File(file) as data:
-        image, mask = (np.asarray(data[f"cjdata/{name}"]).T.astype(np.float32) for name in ("image", "tumorMask"))
-    return (image - image.min()) / max(float(np.ptp(image)), 1.0) * 255, mask
 
 
 def _save_small(figure: Any, file: Path) -> None:
