@@ -58,7 +58,7 @@ def draw_examples(shop: Workshop, trial: TrialFigures, folder: Path) -> None:
 
 
 def draw_before_after(pairs: Path, folds: Sequence[Path], folder: Path) -> None:
-    """Draw best, median and worst held-out slice of a cross-validation, before and after training.
+    """Draw the held-out slices with the largest gain, the median and the largest loss, before and after training.
 
     Args:
         pairs: Folder of the raw slices, as `another_scanner` writes it.
@@ -71,8 +71,8 @@ def draw_before_after(pairs: Path, folds: Sequence[Path], folder: Path) -> None:
             for line in csv.DictReader(stream):
                 before, after = float(line["dice_epoch_0"]), float(line["dice_best"])
                 rows.append(HeldOut(line["slice_id"], line["label"], fold, before, after))
-    rows.sort(key=lambda row: row.after)
-    chosen = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
+    rows.sort(key=lambda row: row.after - row.before)
+    chosen = {"largest gain": rows[-1], "median": rows[len(rows) // 2], "largest loss": rows[0]}
     figure, axes = _figure(
         3, "Annotator (yellow) and network (blue, dashed); heads and a scanner that the checkpoint has not seen"
     )
