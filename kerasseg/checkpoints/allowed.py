@@ -181,11 +181,8 @@ def parse_config(text: bytes | str) -> dict[str, Any]:
 
 
 def _malformed(what: str, found: object) -> CheckpointError:
-    return CheckpointError(
-        f"refused: the network's configuration is malformed: {what} is not what Keras writes",
-        found=repr(found)[:60],
-        remedy="The file is damaged or was edited: fetch it again.",
-    )
+    problem = f"refused: the network's configuration is malformed: {what} is not what Keras writes"
+    return CheckpointError(problem, found=repr(found)[:60], remedy="The file is damaged or was edited: fetch it again.")
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -135,12 +135,8 @@ def _difference(model: keras.Model, again: keras.Model, inputs: list[Any], sourc
     difference = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(expected, found, strict=True))
     limit = _LIMIT * max(1.0, *(float(np.max(np.abs(y), initial=0.0)) for y in expected))
     if not difference <= limit:  # rather than `>`, so that NaN fails the check
-        raise CheckpointError(
-            "the written network does not give the outputs of the opened one, so nothing was written",
-            path=source,
-            found=f"difference {difference:g}",
-            expected=f"at most {limit:g}",
-        )
+        problem = "the written network does not give the outputs of the opened one, so nothing was written"
+        raise CheckpointError(problem, path=source, found=f"difference {difference:g}", expected=f"at most {limit:g}")
     return difference
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -115,13 +116,11 @@ def _fill(encoder: keras.Model, candidates: list[dict[str, StoredLayer]], where:
     problems = [f"{layer}: missing" for layer in report.missing]
     problems += [f"{layer}: {theirs} instead of {ours}" for layer, ours, theirs in report.wrong_shape]
     if problems:
-        raise CheckpointError(
-            f"these are not the weights of {name}",
-            path=where,
-            found="; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else ""),
-            expected=f"weights for its {count(len(report.loaded) + len(problems), 'layer')}",
-            remedy="Name the encoder that the weights belong to.",
-        )
+        what = f"these are not the weights of {name}"
+        seen = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        expected = f"weights for its {count(len(report.loaded) + len(problems), 'layer')}"
+        remedy = "Name the encoder that the weights belong to."
+        raise CheckpointError(what, path=where, found=seen, expected=expected, remedy=remedy)
     best.apply()
     return EncoderConvention(rgb=rgb)
 
@@ -143,12 +142,7 @@ def _renumbered(encoder: keras.Model, stored: Mapping[str, StoredLayer]) -> dict
 
 def _by_last_name(encoder: keras.Model, stored: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
     """Return the layers under their paths in the encoder, also where the file nests them (`backbone/block1_conv1`)."""
-    last: dict[str, list[StoredLayer]] = {}
-    for path, layer in stored.items():
-        last.setdefault(path.rpartition("/")[2], []).append(layer)
-    result = dict(stored)
-    for path, _ in leaves(encoder):
-        same = last.get(path.rpartition("/")[2], [])
-        if path not in result and len(same) == 1:
-            result[path] = same[0]
-    return result
+    times = Counter(path.rpartition("/")[2] for path in stored)
+    unique = {last: layer for path, layer in stored.items() if times[last := path.rpartition("/")[2]] == 1}
+    found = {path: unique[last] for path, _ in leaves(encoder) if (last := path.rpartition("/")[2]) in unique}
+    return {**found, **stored}

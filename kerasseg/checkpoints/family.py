@@ -7,6 +7,7 @@ normalisation. Assumptions are reported; where none is reasonable, the user must
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +27,7 @@ class NotOurFamily(Exception):  # noqa: N818 - control flow inside this package;
 
 @dataclass(frozen=True)
 class Family:
-    """A U-Net inferred from its weights.
-
-    Attributes:
-        arguments: Arguments for `kerasseg.unet`.
-        assumed: Argument -> a sentence about its assumed value, where the shapes do not determine it.
-        ambiguous: A choice that the user must make, or None.
-    """
+    """Arguments of the inferred `kerasseg.unet`, a sentence about each assumed one, and an open choice if there is one."""
 
     arguments: Mapping[str, Any]
     assumed: Mapping[str, str]
@@ -68,14 +63,9 @@ def _kind(layer: StoredLayer) -> str:
 
 
 def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -> Family:
-    """Infer the U-Net that these weights belong to.
+    """Infer the U-Net that these weights belong to, each class of layers in the network's order, or raise `NotOurFamily`.
 
-    Args:
-        stored: The layers with weights, each class of layers in the network's order.
-        every_name: The names of all layers, including those without weights, if the file has them.
-
-    Raises:
-        NotOurFamily: The weights belong to another network.
+    `every_name` has the names of all layers, including those without weights, if the file has them.
     """
     kinds = _sort(stored)
     wide, narrow, up = kinds["wide"], kinds["narrow"], kinds["up"]
@@ -98,7 +88,7 @@ def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -
     norms = len(kinds["batch"]) + len(kinds["affine"])
     if norms not in {0, len(wide)} or (kinds["batch"] and kinds["affine"]):
         raise NotOurFamily(f"it has {norms} normalisations for {len(wide)} convolutions")
-    shown = [n for n in every_name if _stem(n) in _ACTIVATIONS or "_act_" in n]
+    shown = [n for n in every_name if re.sub(r"_?\d*$", "", n.rpartition("/")[2]) in _ACTIVATIONS or "_act_" in n]
     if norms and every_name and not shown:
         raise NotOurFamily("its activations are inside the convolutions, before the normalisation instead of after it")
     arguments = {
@@ -124,10 +114,6 @@ def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -
             "the weights do not determine whether the activation comes before the normalization: no (activation_first=true)"
         )
     return Family(arguments, assumed, "whether its normalisation is `group` or `instance`" if kinds["affine"] else None)
-
-
-def _stem(name: str) -> str:
-    return name.rpartition("/")[2].rstrip("0123456789").rstrip("_")
 
 
 def ordered_like(model: keras.Model, stored: Sequence[StoredLayer]) -> dict[str, StoredLayer]:

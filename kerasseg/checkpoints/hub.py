@@ -63,12 +63,8 @@ def choose(files: Sequence[str], inside: str | None, name: str) -> RepositoryChe
         if len(found) > 1:
             named = [c for c in found if PurePosixPath(c.entry).stem == "model"]
             if len(named) != 1:
-                raise CheckpointError(
-                    "the repository holds several checkpoints",
-                    path=name,
-                    found=", ".join(c.entry for c in found[:8]),
-                    remedy=f"Name one: {name}/{found[0].entry}",
-                )
+                problem, seen = "the repository holds several checkpoints", ", ".join(c.entry for c in found[:8])
+                raise CheckpointError(problem, path=name, found=seen, remedy=f"Name one: {name}/{found[0].entry}")
             found = named
         if found:
             return found[0]
@@ -155,12 +151,7 @@ def cache_folder() -> Path:
 
 
 def fetch(address: str, *, endpoint: str | None = None, most_bytes: int = _MOST_BYTES) -> Fetched:
-    """Download a checkpoint from `hf://owner/name[@revision][/path/inside]` or `https://...`, or return the cached copy.
-
-    Raises:
-        CheckpointError: The download failed and there is no cached copy, it is too large, or the cached copy was changed.
-        UsageError: `address` is invalid.
-    """
+    """Download a checkpoint from `hf://owner/name[@revision][/path/inside]` or `https://...`, or return the cached copy."""
     if address.startswith("hf://"):
         return _fetch_hub(HubAddress.parse(address), endpoint, most_bytes)
     check_url(address, address)
@@ -204,12 +195,9 @@ def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fe
             address.repository, revision=address.revision, files_metadata=True, timeout=_TIMEOUT
         )
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise CheckpointError(
-            "the Hub has no such repository or revision, or it is private",
-            path=name,
-            found=first_line(error),
-            remedy="Check the name; for a private or gated one log in with `hf auth login`.",
-        ) from error
+        problem = "the Hub has no such repository or revision, or it is private"
+        remedy = "Check the name; for a private or gated one log in with `hf auth login`."
+        raise CheckpointError(problem, path=name, found=first_line(error), remedy=remedy) from error
     except Exception as error:  # any kind of network failure: try the cached copy
         unreachable, options = error, {"local_files_only": True}
         commit, entry, files = str(known.get("commit")), str(known.get("entry")), tuple(known.get("sha256", ()))
@@ -264,10 +252,7 @@ def _not_fetched(address: str, error: Exception, looked: list[str], *, found: st
         what = "the server refuses the file, and no earlier copy exists"
         remedy = login if address.startswith("hf:") and answer.status in {401, 403} else answer.remedy
         return CheckpointError(what, path=address, found=answer, remedy=remedy)
-    return CheckpointError(
-        "the file cannot be fetched, and no earlier copy exists",
-        path=address,
-        found=found or first_line(error),
-        expected=f"the network, or an earlier copy in {' or '.join(looked)}",
-        remedy="Download it on a machine with a network and give its path, or copy the cache. " + offline_choices(),
-    )
+    problem = "the file cannot be fetched, and no earlier copy exists"
+    expected = f"the network, or an earlier copy in {' or '.join(looked)}"
+    how = "Download it on a machine with a network and give its path, or copy the cache. " + offline_choices()
+    return CheckpointError(problem, path=address, found=found or first_line(error), expected=expected, remedy=how)

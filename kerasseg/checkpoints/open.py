@@ -12,11 +12,10 @@ import keras
 import numpy as np
 
 from kerasseg.checkpoints.allowed import check_maps
-from kerasseg.checkpoints.h5 import open_h5
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
-from kerasseg.checkpoints.keras_file import open_keras, read_weights
+from kerasseg.checkpoints.keras_file import open_h5, open_keras, read_weights
 from kerasseg.checkpoints.provenance import OpenedModel, Provenance, attach, recorded_beside, sha256_of
 from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
@@ -90,12 +89,10 @@ def open_checkpoint(
             raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             # Readers expect the structure that Keras writes; any other content may fail anywhere in them.
-            raise CheckpointError(
-                "its content does not have the form that Keras writes",
-                path=source,
-                found=f"{type(error).__name__}: {error}"[:200],
-                remedy="The file is damaged or was edited: fetch it again.",
-            ) from error
+            problem = "its content does not have the form that Keras writes"
+            found = f"{type(error).__name__}: {error}"[:200]
+            remedy = "The file is damaged or was edited: fetch it again."
+            raise CheckpointError(problem, path=source, found=found, remedy=remedy) from error
         _check_purpose(opened.model)
         _check_numbers(opened.model)
         check_maps(opened.model)

@@ -28,12 +28,9 @@ __all__ += ["read_by_name", "snake_case", "stored_numbers"]
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """The weights of one layer in a file, not yet read.
+    """The weights of one layer (or `network/layer`) in a file: data sets by name (`conv2d/kernel:0`, `vars/0`), in order.
 
-    Attributes:
-        path: The layer's name, or `network/layer` inside a nested network.
-        values: Data sets by name, in the file's order: `conv2d/kernel:0` or `vars/0`.
-        flipped: Whether kernels are stored mirrored, as by Keras on Theano.
+    Kernels of Keras on Theano are stored `flipped`.
     """
 
     path: str

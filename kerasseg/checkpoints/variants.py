@@ -24,8 +24,7 @@ __all__ = ["HOW", "READ_OFF", "Variant", "as_variant", "is_assumed", "named_argu
 _CLEARLY = 0.02  # the margin by which a variant must beat the assumed one to replace it
 _MOST_IMAGES = 16
 _VALID: Mapping[str, tuple[Any, ...]] = {
-    "skip_first": (False, True),
-    "activation_first": (False, True),
+    **dict.fromkeys(("skip_first", "activation_first"), (False, True)),
     "pooling": ("max", "average"),
     "output": ("sigmoid", "softmax", "linear"),
 }
@@ -64,10 +63,7 @@ class Variant:
 
 
 def as_variant(model: keras.Model, variant: Variant, shape: Sequence[int | None] | None = None) -> keras.Model:
-    """Return a `kerasseg.unet` network with another graph and input shape, the same layer names and new weights.
-
-    It is `model` itself if nothing changes.
-    """
+    """Return a `kerasseg.unet` network with another graph or input shape, the same layer names and new weights."""
     if variant == Variant() and shape is None:
         return model
     config = model.get_config()

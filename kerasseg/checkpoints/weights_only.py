@@ -27,11 +27,7 @@ _MOST_LINES = 12
 
 
 class PartialMatchError(CheckpointError):
-    """The weights do not fill the network, or the network does not use all of them.
-
-    Attributes:
-        report: The layers that were loaded, missing, unexpected or of wrong shape.
-    """
+    """The weights do not fill the network, or the network does not use all of them; `report` has its layers."""
 
     report: LoadReport
 
@@ -49,12 +45,7 @@ def open_weights(
     allow_partial: bool,
     open_other: Callable[[str], keras.Model],
 ) -> OpenedModel:
-    """Open a weights-only file, as yielded by `open_hdf5`; see `open_checkpoint`, which is also `open_other`.
-
-    Raises:
-        PartialMatchError: The match is partial and `allow_partial` is false.
-        CheckpointError: The weights are not those of a kerasseg U-Net and no architecture is given.
-    """
+    """Open a weights-only file, as yielded by `open_hdf5`; see `open_checkpoint`, which is also `open_other`."""
     new = container(file) is not None
     stored = files.read_all(file) if new else files.read_by_name(file)
     if not stored:

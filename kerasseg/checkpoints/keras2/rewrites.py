@@ -22,13 +22,10 @@ __all__ = ["Translation", "not_understood", "rewrite"]
 
 @dataclass(frozen=True)
 class Translation:
-    """A rewritten configuration.
+    """A rewritten Keras 3 configuration, and what was translated, one sentence each.
 
-    Attributes:
-        config: A Keras 3 configuration: `{"module", "class_name", "config", "registered_name"}`.
-        notes: What was translated, one sentence each.
-        adapters: Functions that make new weights from old, by layer path (`layer`, or `network/layer` in a nested network).
-        renamed: Old layer path -> new path.
+    Adapters make new weights from old, by layer path (`layer`, or `network/layer` in a nested network); `renamed` has the
+    new paths of layers by old ones.
     """
 
     config: dict[str, Any]
@@ -78,8 +75,6 @@ def not_understood(error: Exception) -> CheckpointError:
     found = f"{type(error).__name__}: {error}"
     return CheckpointError("the network's configuration cannot be understood", found=found)
 
-
-# --- final decisions -------------------------------------------------------------------------------------------------
 
 _PASSED = words("Identity Cast ExpandDims Multiply OneHot Rescaling Reshape Squeeze Where")
 _DECISIONS = {"Argmax": "argmax", "Greater": "threshold", "GreaterEqual": "threshold", "Round": "rounding"}
@@ -140,8 +135,6 @@ def _adds_axes(node: Mapping[str, Any]) -> bool:
 
 _FIRST, _LAST, _FLAT = "channels_first", "channels_last", "flat"
 _AXES = {0: 0, 1: 3, 2: 1, 3: 2}
-
-
 _NEUTRAL = words(
     "Absolute Activation ActivityRegularization Add AlphaDropout Average Cast Clip Divide Dropout ELU Elu Exp "
     "GaussianDropout GaussianNoise Gelu Greater GreaterEqual HardSigmoid HardSilu Identity LeakyReLU LeakyRelu "

@@ -14,7 +14,6 @@ from typing import Any
 import keras
 
 from kerasseg.checkpoints.allowed import NETWORKS, build, check_config, check_size, without_memory
-from kerasseg.checkpoints.keras2.addons import ADDONS, translate_addon
 from kerasseg.checkpoints.keras2.layer_config import (
     Adapter,
     Call,
@@ -29,7 +28,7 @@ from kerasseg.checkpoints.keras2.layer_config import (
     map_refs,
     parse_call,
 )
-from kerasseg.checkpoints.keras2.layers import LEGACY_BILINEAR, translate_layer
+from kerasseg.checkpoints.keras2.layers import ADDONS, LEGACY_BILINEAR, translate_layer
 from kerasseg.checkpoints.keras2.rewrites import Translation, not_understood, rewrite
 from kerasseg.checkpoints.keras2.tf_operations import OPERATION_CLASSES, Sizes, translate_operation
 from kerasseg.checkpoints.savedmodel.graph import sort_from
@@ -129,10 +128,7 @@ def samples_at_corners(writer: str) -> bool:
 
 
 def build_translated(translation: Translation, numbers: int, stored: Mapping[str, StoredLayer]) -> keras.Model:
-    """Check and build a translated network and assign all its weights, stored under the old names of the layers.
-
-    The network must not be larger than the `numbers` of the file.
-    """
+    """Check and build a translated network, at most as large as the file, and assign weights stored under old names."""
     check_config(translation.config)
     check_size(translation.config, numbers)
     model = build(translation.config)
@@ -245,7 +241,7 @@ class _Translator:
                 chain = translate_operation(old, sizes)
                 self.notes.append(f"tf.{old.config.get('function')} became {chain[-1].class_name}")
             elif old.class_name.startswith("Addons>") and old.class_name[7:] in ADDONS:
-                chain = translate_addon(old, self.notes)
+                chain = ADDONS[old.class_name[7:]](old, self.notes)
             else:
                 chain = translate_layer(old, self.notes)
         except Untranslatable as error:
@@ -280,8 +276,7 @@ def _wired(rows: list[_Row], last: Mapping[str, str], offsets: Mapping[str, int]
     return layers
 
 
-_PROBE = "kerasseg_probe"
-_USUAL = 256
+_PROBE, _USUAL = "kerasseg_probe", 256
 
 
 def _shape(layers: list[dict[str, Any]], node: Mapping[str, Any], *, usual: bool) -> tuple[int | None, ...]:

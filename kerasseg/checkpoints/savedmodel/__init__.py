@@ -4,9 +4,8 @@
     graphdef   protobuf messages -> graph: functions inlined, constants decoded, sizes limited
     allowed    which operations may occur in which part of a file, and with which arguments
     bundle     the index of a variables file, checked against the file size
-    variables  names of variables and their keys in the variables file
-    decisions  removal of a final argmax or threshold
-    fuse       groups of operations that were one layer -> one node
+    signatures the signature, variables, writer and assets
+    fuse       groups of operations that were one layer -> one node; removal of a final argmax or threshold
     rebuild    graph -> Keras model; `layers` and `shaping` translate the operations
     parity     comparison of both networks on the same random slice
 

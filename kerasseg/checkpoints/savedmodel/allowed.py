@@ -129,10 +129,7 @@ _ARGUMENTS: Mapping[str, Mapping[int, tuple[int, int]]] = {
 
 
 def check_operations(meta_graph: Any, program: Program, signature: Iterable[str]) -> None:
-    """Refuse a `MetaGraphDef` with operations that are not allowed where they occur, and name them.
-
-    `program` is its index, and `signature` are the required tensors of the main graph.
-    """
+    """Refuse a `MetaGraphDef` with operations that are not allowed where they occur; `signature` names required tensors."""
     network = _reachable(meta_graph, program, [t.partition(":")[0] for t in signature])
     initialisers = _reachable(meta_graph, program, _initialisers(meta_graph), _resource_functions(meta_graph))
     found: dict[str, None] = {}

@@ -126,11 +126,6 @@ def index(node: Node, begin: np.ndarray, end: np.ndarray, strides: np.ndarray) -
     return tuple(key)
 
 
-def _squeeze(node: Node, x: np.ndarray) -> np.ndarray:
-    axes = tuple(node.attrs.get("squeeze_dims") or node.attrs.get("axis") or ())
-    return np.squeeze(x, axis=axes or None)
-
-
 def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda node, x, axes: function(x, axis=_axes(axes), keepdims=bool(node.attrs.get("keep_dims")))
 
@@ -148,10 +143,6 @@ def _tile(_: Node, x: np.ndarray, times: np.ndarray) -> np.ndarray:
     return np.tile(x, [int(t) for t in times])
 
 
-def _divide(_: Node, a: np.ndarray, b: np.ndarray) -> Any:
-    return a / b if np.issubdtype(np.asarray(a).dtype, np.floating) else a // b
-
-
 _PLAIN = (
     "Add:add AddV2:add FloorDiv:floor_divide Maximum:maximum Minimum:minimum Mul:multiply Neg:negative OnesLike:ones_like "
     "Pow:power RealDiv:true_divide Square:square Sub:subtract ZerosLike:zeros_like"
@@ -164,7 +155,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "BroadcastTo": lambda _, x, shape: np.broadcast_to(x, _small(shape)),
     "Cast": _cast,
     "ConcatV2": lambda _, *parts: np.concatenate(parts[:-1], axis=int(parts[-1])),
-    "Div": _divide,
+    "Div": lambda _, a, b: a / b if np.issubdtype(np.asarray(a).dtype, np.floating) else a // b,
     "ExpandDims": lambda _, x, axis: np.expand_dims(x, int(axis)),
     "Fill": lambda _, shape, x: np.full(_small(shape), x),
     "GatherV2": lambda _, x, where, axis: np.take(x, where.astype(int), axis=int(axis)),
@@ -174,7 +165,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Slice": lambda _, x, begin, size: x[
         tuple(slice(int(b), None if s == -1 else int(b) + int(s)) for b, s in zip(begin, size, strict=True))
     ],
-    "Squeeze": _squeeze,
+    "Squeeze": lambda node, x: np.squeeze(x, axis=tuple(node.attrs.get("squeeze_dims") or ()) or None),
     "StridedSlice": lambda node, x, *where: x[index(node, *where)],
     "Tile": _tile,
     "Transpose": lambda _, x, order: np.transpose(x, _axes(order)),

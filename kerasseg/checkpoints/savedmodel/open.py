@@ -28,8 +28,7 @@ from kerasseg.checkpoints.provenance import OpenedModel
 from kerasseg.checkpoints.savedmodel import signatures
 from kerasseg.checkpoints.savedmodel.allowed import check_arguments, check_operations
 from kerasseg.checkpoints.savedmodel.bundle import FETCH_AGAIN, Stored, read_index
-from kerasseg.checkpoints.savedmodel.decisions import without_decisions
-from kerasseg.checkpoints.savedmodel.fuse import fuse
+from kerasseg.checkpoints.savedmodel.fuse import fuse, without_decisions
 from kerasseg.checkpoints.savedmodel.graph import VARIABLES, Graph
 from kerasseg.checkpoints.savedmodel.graphdef import Program
 from kerasseg.checkpoints.savedmodel.layers import WEIGHTED
@@ -37,7 +36,6 @@ from kerasseg.checkpoints.savedmodel.messages import FLOATS
 from kerasseg.checkpoints.savedmodel.parity import Original, agreement
 from kerasseg.checkpoints.savedmodel.rebuild import Builder, Rebuilt, clean
 from kerasseg.checkpoints.savedmodel.shaping import PLAIN
-from kerasseg.checkpoints.savedmodel.variables import Variable, find_variables
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.files import temporary_space
 
@@ -51,12 +49,7 @@ _INTEGERS = frozenset({"uint8", "int8", "uint16", "int16", "int32", "int64", "bo
 
 @dataclass(frozen=True)
 class Opened(OpenedModel):
-    """A SavedModel as a Keras model. All layers are float32 and trainable.
-
-    Attributes:
-        signature: The rebuilt signature, whose order the model's outputs have.
-        unused: Variables that the signature does not use, such as those of an optimizer.
-    """
+    """A SavedModel as a Keras model of float32, trainable layers; `unused` are variables such as an optimizer's."""
 
     signature: str = ""
     unused: tuple[str, ...] = ()
@@ -106,7 +99,7 @@ def _open(folder: Path, *, compare: bool) -> Opened:
 
     values = _Values(folder / "variables" / "variables", chosen)
     names = _names(values)
-    variables = find_variables(program, names)
+    variables = signatures.find_variables(program, names)
     network = program.unfold(inputs, outputs)
     check_arguments(network)
     order, named = _output_order(list(outputs), signatures.keras_outputs(folder))
@@ -155,8 +148,7 @@ def _read(folder: Path) -> Any:
 class _Values:
     """The values of a variables file, read one at a time; TensorFlow verifies their checksums.
 
-    Attributes:
-        stored: Contents of the file by key; empty for a frozen network, whose weights are constants in the graph.
+    A frozen network, whose weights are constants in the graph, has none.
     """
 
     def __init__(self, prefix: Path, meta_graph: Any) -> None:
@@ -216,7 +208,7 @@ def _names(values: _Values) -> dict[str, str]:
     return {a.checkpoint_key: a.full_name for n in message.nodes for a in n.attributes if a.full_name}
 
 
-def _with_shapes(graph: Graph, variables: Mapping[str, Variable], stored: Mapping[str, Stored]) -> Graph:
+def _with_shapes(graph: Graph, variables: Mapping[str, signatures.Variable], stored: Mapping[str, Stored]) -> Graph:
     """Return the graph with the shapes of variables in the file, whatever the graph declares."""
     nodes = dict(graph.nodes)
     for key, node in graph.nodes.items():
@@ -250,7 +242,7 @@ def _output_order(names: list[str], preferred: Sequence[str]) -> tuple[list[str]
     return names, len(names) > 1 and not all(re.fullmatch(r"output_\d+", n) for n in names)
 
 
-def _notes(meta_graph: Any, variables: Mapping[str, Variable], rebuilt: Rebuilt, graph: Graph) -> list[str]:
+def _notes(meta_graph: Any, variables: Mapping[str, signatures.Variable], rebuilt: Rebuilt, graph: Graph) -> list[str]:
     """Return notes about the network as a whole."""
     notes = []
     types = {str(n.attrs.get(k)) for n in graph.nodes.values() for k in ("T", "dtype")}

@@ -86,12 +86,10 @@ def agreement(
     worst, where = _worst_step(graph, rebuilt, images, original)
     if worst <= TOLERANCE:
         return replace(found, step=worst)
-    raise CheckpointError(
-        "the rebuilt network computes different values than the original",
-        found=f"a difference of {found.outputs:.3g}, which begins at {where}",
-        expected=f"at most {TOLERANCE:g}",
-        remedy="Please report this with the code of the model",
-    )
+    what = "the rebuilt network computes different values than the original"
+    seen = f"a difference of {found.outputs:.3g}, which begins at {where}"
+    expected = f"at most {TOLERANCE:g}"
+    raise CheckpointError(what, found=seen, expected=expected, remedy="Please report this with the code of the model")
 
 
 def _inside(graph: Graph, rebuilt: Rebuilt, outputs: Sequence[str]) -> list[str]:
@@ -188,12 +186,8 @@ class Original:
     """The network of the file as a purely arithmetic graph.
 
     It is rewritten from the unfolded graph: placeholders for inputs and variables, no functions, resources or control
-    edges, and only operations from the allow-list. Half precision is computed in float32.
-
-    Args:
-        graph: The unfolded network.
-        weights: Key of a variable's node -> function that reads its value.
-        versions: The versions in the file's `GraphDef`.
+    edges, and only operations from the allow-list. Half precision is computed in float32. `weights` reads the value of each
+    variable's node, and `versions` are those of the file's `GraphDef`.
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, Callable[[], np.ndarray]], versions: Any) -> None:

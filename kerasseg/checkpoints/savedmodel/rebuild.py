@@ -14,7 +14,7 @@ import numpy as np
 from kerasseg.checkpoints.savedmodel.arithmetic import Dim, evaluate
 from kerasseg.checkpoints.savedmodel.graph import VARIABLES, Graph, Node, Tensor, scope
 from kerasseg.checkpoints.savedmodel.patterns import LINEAR
-from kerasseg.checkpoints.savedmodel.variables import Variable
+from kerasseg.checkpoints.savedmodel.signatures import Variable
 from kerasseg_tfrecords.errors import CheckpointError
 
 __all__ = ["Builder", "Names", "Rebuilt", "clean", "refuse"]
@@ -35,12 +35,9 @@ def clean(text: str) -> str:
 
 
 class Names:
-    """Gives each layer a unique name.
+    """Gives each layer a unique name: that of its variables (their prefix), else that of its scope in the graph.
 
-    Args:
-        prefixes: Paths of all layers that have variables, for instance `conv2d_19` or `backbone/stem_conv`.
-        scopes: (path in the graph, prefix of the variables) of nodes with variables, to detect whether the writer numbered
-            scopes again, as Keras 3 does (`conv2d_19` writes in `functional_1/conv2d_19_1`).
+    Pairs of scope and prefix show whether the writer numbered scopes again, as Keras 3 does (`functional/conv2d_19_1`).
     """
 
     def __init__(self, prefixes: Iterable[str], scopes: Iterable[tuple[str, str]]) -> None:
@@ -80,12 +77,9 @@ class Names:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A rebuilt model and how it was made.
+    """A rebuilt model, its differences from the original, and the keys of its variables.
 
     Attributes:
-        model: The model, of native Keras layers.
-        notes: Differences from the original, one sentence each.
-        used: Keys of the variables that are part of the model.
         steps: Key of a node -> the data tensors that it is computed from, for checking single steps.
         values: Tensor of the graph -> symbolic tensor.
     """
@@ -111,13 +105,9 @@ def refuse(node: Node, why: str, **details: Any) -> CheckpointError:
 
 @dataclass
 class Builder:
-    """A model under construction.
+    """A model under construction from the result of `fuse`.
 
-    Attributes:
-        graph: The result of `fuse`.
-        variables: Key of a node -> its variable.
-        load: Reads the value of a key in the variables file.
-        handlers: Operation -> function that calls Keras; see `kerasseg.checkpoints.savedmodel.layers`.
+    Handlers call Keras for an operation; see `kerasseg.checkpoints.savedmodel.layers`.
     """
 
     graph: Graph
@@ -161,8 +151,12 @@ class Builder:
         args = next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs)
         gives: Any = dict(zip(outputs, results, strict=True)) if named else results
         model = keras.Model(args, results[0] if len(results) == 1 else gives, name=name)
-        for variable, value, where in self._pending.values():
-            _assign(variable, value(), where)
+        for variable, read, where in self._pending.values():
+            weight = read()
+            if math.prod(weight.shape) != math.prod(variable.shape) or weight.dtype.kind not in "fiu":
+                what = f"the weight {where} does not fit its layer"
+                raise CheckpointError(what, found=weight.shape, expected=tuple(variable.shape))
+            variable.assign(weight.reshape(variable.shape).astype("float32", copy=False))
         values = {t: v for t, v in self.values.items() if isinstance(v, keras.KerasTensor)}
         keys = [t.node for t in values if t.output == 0]
         sources = {k: tuple(dict.fromkeys(t for t in self.graph.nodes[k].inputs if t in values)) for k in keys}
@@ -302,10 +296,3 @@ class Builder:
         if results is None:
             raise refuse(node, "it is part of a weight that cannot be computed")
         return results[tensor.output]
-
-
-def _assign(variable: Any, value: np.ndarray, where: str) -> None:
-    if math.prod(value.shape) != math.prod(variable.shape) or value.dtype.kind not in "fiu":
-        what = f"the weight {where} does not fit its layer"
-        raise CheckpointError(what, found=value.shape, expected=tuple(variable.shape))
-    variable.assign(value.reshape(variable.shape).astype("float32", copy=False))

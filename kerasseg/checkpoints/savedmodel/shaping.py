@@ -58,9 +58,8 @@ def _cast(b: Builder, node: Node) -> Any:
     return ops.cast(x, target)
 
 
-def _shape(b: Builder, node: Node) -> Any:
-    x = b.data(node)
-    return np.array([Dim(str(id(x)), i) if n is None else int(n) for i, n in enumerate(x.shape)], dtype=object)
+def _sizes(x: Any) -> list[Any]:
+    return [Dim(str(id(x)), i) if n is None else int(n) for i, n in enumerate(x.shape)]
 
 
 def _reshape(b: Builder, node: Node) -> Any:
@@ -199,7 +198,7 @@ PLAIN: Mapping[str, Callable[[Builder, Node], Any]] = {
     "ResizeBicubic": _resize("bicubic"),
     "ResizeBilinear": _resize("bilinear"),
     "ResizeNearestNeighbor": _resize("nearest"),
-    "Shape": _shape,
+    "Shape": lambda b, node: np.array(_sizes(b.data(node)), dtype=object),
     "Slice": _slice,
     "StridedSlice": _slice,
     "activation": _activation,
