@@ -24,8 +24,7 @@ __all__ = ["HOW", "READ_OFF", "Variant", "as_variant", "is_assumed", "named_argu
 _CLEARLY = 0.02  # the margin by which a variant must beat the assumed one to replace it
 _MOST_IMAGES = 16
 _VALID: Mapping[str, tuple[Any, ...]] = {
-    "skip_first": (False, True),
-    "activation_first": (False, True),
+    **dict.fromkeys(("skip_first", "activation_first"), (False, True)),
     "pooling": ("max", "average"),
     "output": ("sigmoid", "softmax", "linear"),
 }

@@ -19,6 +19,9 @@ __all__ = ["fuse", "without_decisions"]
 _OWN = words(
     "relu relu6 sigmoid tanh softmax elu selu softplus softsign silu hard_sigmoid hard_silu mish exponential gelu"
 )
+_PASSED = frozenset({"Cast", "ExpandDims", "OneHot", "Reshape", "Squeeze", "StridedSlice"})
+_CHOICES = frozenset({"Select", "SelectV2"})
+_FILLED = frozenset({"Const", "Fill", "OnesLike", "ZerosLike"})
 
 _PASSED = frozenset({"Cast", "ExpandDims", "OneHot", "Reshape", "Squeeze", "StridedSlice"})
 _CHOICES = frozenset({"Select", "SelectV2"})
