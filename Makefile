@@ -5,6 +5,7 @@
 #   make test-rest   what make test leaves out: wheels, documentation, notebook, browser, the demonstration
 #   make test-all    both
 #   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
+#   make fuzz        a million changed files a reader: hours
 #   make results     the job on real slices: hours; goes on where it was stopped
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed
 # Two processes halve the time on two cores; tests that go together (module fixtures) stay together.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-.PHONY: demo test test-fast test-rest test-all torture lint format bench results docs clean
+.PHONY: demo test test-fast test-rest test-all torture fuzz lint format bench results docs clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -43,6 +44,10 @@ demo: $(STAMP)
 
 torture: $(STAMP)
 	KERASSEG_TORTURE=20 $(PYTEST) -m slow -k "kill"
+
+# Changed files for every reader of data; goes on where it was stopped, and keeps what it finds in fuzz/.
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --count 1000000 --state fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

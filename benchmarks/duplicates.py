@@ -125,6 +125,12 @@ def unit(details: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
 
 
+def taken_from(prints: Fingerprints, chosen: np.ndarray) -> Fingerprints:
+    """The fingerprints with some numbers."""
+    columns = (prints.digests, prints.hashes, prints.details, prints.variances)
+    return Fingerprints(*(column[chosen] for column in columns))
+
+
 def best_correlation(a: Fingerprints, b: Fingerprints, orientations: tuple[int, ...] = tuple(range(8))) -> np.ndarray:
     """Return (len(a), len(b)) largest detail correlation over the orientations, of all pairs."""
     left = unit(a.details)
@@ -137,7 +143,7 @@ def best_correlation(a: Fingerprints, b: Fingerprints, orientations: tuple[int, 
 
 def print_copies(images: list[Image], prints: Fingerprints) -> None:
     chosen = np.random.default_rng(0).choice(len(images), min(300, len(images)), replace=False)
-    originals = prints.take(chosen)
+    originals = taken_from(prints, chosen)
     print(
         f"{'copies of ' + str(len(chosen)) + ' slices':46} detail corr.: min   1 %    median  hash distance: max  found"
     )
@@ -247,7 +253,7 @@ def results(*, quick: bool) -> list[Result]:
     cv2.setNumThreads(1)
     few, many, rounds = (500, 2000, 1) if quick else (2000, 16_000, 3)
     prints = with_copies(many)
-    some = prints.take(np.arange(few))
+    some = taken_from(prints, np.arange(few))
     found = {(pair.first, pair.second) for pair in find_duplicates(some).pairs}
     searches: dict[str, Callable[[], Cost]] = {
         "few": lambda: costs(lambda: find_duplicates(some)),
@@ -271,7 +277,7 @@ def print_cost(most: int) -> None:
     print(f"{most} distorted slices and their fingerprints: {time.perf_counter() - start:.0f} s")
     sizes = [most // 4, most // 2, most]
     for size in sizes:
-        some = prints.take(np.random.default_rng(1).permutation(most)[:size])
+        some = taken_from(prints, np.random.default_rng(1).permutation(most)[:size])
         start = time.perf_counter()
         report = find_duplicates(some)
         taken = time.perf_counter() - start
