@@ -182,7 +182,7 @@ class TrainSettings(_Settings):
             msg = f"strategy {self.strategy} decides itself what is frozen, and freeze= names blocks too: give one of them"
             raise ValueError(msg)
         if self.encoder_weights is not None and self.encoder is None:
-            msg = "encoder_weights are given without the encoder that they belong to: give encoder, too"
+            msg = "encoder_weights need an encoder"
             raise ValueError(msg)
         if self.encoder is not None and self.checkpoint is not None:
             msg = "a checkpoint and an encoder are given: give one of them"

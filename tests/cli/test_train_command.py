@@ -484,7 +484,7 @@ def test_a_pretrained_encoder_is_named_and_its_decoder_is_trained_first(
     [
         (("--encoder", "vgg61"), "unknown encoder 'vgg61'"),
         (("--encoder", "vgg16", "--checkpoint", "x.keras"), "a checkpoint and an encoder are given"),
-        (("--encoder-weights", "imagenet"), "encoder_weights are given without the encoder"),
+        (("--encoder-weights", "imagenet"), "--encoder-weights need an encoder"),
         (("--schedule", "linear"), "--schedule cannot be used .*plateau or cosine"),
         (("--schedule", "cosine", "--stop-after", 3), "--stop-after has no effect on a cosine schedule"),
         (("--strategy", "two-stage", "--freeze", "encoder_1"), "decides itself what is frozen"),
