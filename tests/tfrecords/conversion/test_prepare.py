@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kerasseg_tfrecords import load_manifest, prepare, read_records, verify
 from kerasseg_tfrecords.errors import BadInputError, DataError, KerassegError, UsageError
 from kerasseg_tfrecords.records.manifest import Manifest, PrepareOptions, parse_options
 from kerasseg_tfrecords.splitting.splits_file import load
+from kerasseg_tfrecords.workers import LocalPool
 
 SMALL = PrepareOptions(size=32, split="60/20/20", records_per_shard=4)
 KILLS = int(os.environ.get("KERASSEG_TORTURE", "3"))
@@ -294,7 +296,7 @@ def test_a_failed_run_keeps_the_earlier_shards(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tensorflow.io.TFRecordWriter", full)
+    monkeypatch.setattr("kerasseg_tfrecords.records.shards.framed", full)
     with pytest.raises(KerassegError, match="no space left"):
         prepare(raw, out, SMALL.model_copy(update={"seed": 3}), overwrite=True, jobs=1)
     assert tree(out) == before
@@ -439,7 +441,8 @@ def test_a_crash_costs_the_file_that_was_being_read(
     original = module.run_task
     monkeypatch.setattr(module, "run_task", run_task)
     monkeypatch.setattr("kerasseg_tfrecords.isolation._inside", True)
-    (found,) = module.ordered_map(run_task, [task], crashed=module._crashed)
+    pool = LocalPool(1)
+    (found,) = pool.map(run_task, [task], crashed=partial(module._crashed, pool))
     assert [piece.facts.source for piece in found[1].slices] == ["raw/1.mat", "raw/3.mat", "raw/4.mat"]
     assert [(problem.name, problem.kind) for problem in found[1].problems] == [("raw/2.mat", "crashed")]
 
