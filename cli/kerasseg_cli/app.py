@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from kerasseg_cli import (
     verify,
     web_app,
 )
-from kerasseg_cli.errors import Commands, guarded
+from kerasseg_cli.errors import Commands, Interrupts, guarded
 from kerasseg_cli.help import Command
 from kerasseg_cli.options import Debug, Json, Quiet, Verbose
 from kerasseg_cli.status import start
@@ -106,9 +107,15 @@ app = _build()
 
 def main() -> None:
     """Run the command line; the entry point of the console script."""
-    if "--debug" in sys.argv or "KERASSEG_DEBUG" in os.environ:
-        app()
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet_tf_logs():
-        app()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, Interrupts())
+    try:
+        if "--debug" in sys.argv or "KERASSEG_DEBUG" in os.environ:
+            app()
+            return
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        with quiet_tf_logs():
+            app()
+    finally:
+        # Python gives a handler of ours up before it has ended.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

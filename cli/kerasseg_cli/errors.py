@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from kerasseg_cli.suggest import either, suggest_commands, suggest_options
 from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, UsageError, one_line
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Commands", "complain", "guarded", "output_lost"]
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Commands", "Interrupts", "complain", "guarded", "output_lost"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -35,6 +36,21 @@ _KINDS: tuple[tuple[type[KerassegError], str], ...] = (
     (CheckpointError, "checkpoint"),
     (KerassegError, "failed"),
 )
+
+
+class Interrupts:
+    """A handler of Ctrl-C that raises `KeyboardInterrupt` until the command ends.
+
+    A further press while the last message is printed, or while Python ends, would replace message and exit code.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def __call__(self, _number: int, _frame: Any) -> None:
+        """Handle a signal."""
+        if not self.over:
+            raise KeyboardInterrupt
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -81,6 +97,8 @@ def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
         _show(error)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
+        if isinstance(handler := signal.getsignal(signal.SIGINT), Interrupts):
+            handler.over = True
         complain("Interrupted. Run the same command again to continue.", kind="interrupted", exit_code=INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:

