@@ -27,7 +27,7 @@ NETWORKS = {
     "unet-bn-transpose-keras2.3.h5": ("Keras 2.3.1", (28, 28, 1), (28, 28, 1)),
 }
 OTHERS = {
-    "git-lfs-pointer.h5": ["Git LFS pointer", 'git lfs pull --include="git-lfs-pointer.h5"', "123995312 bytes"],
+    "git-lfs-pointer.h5": ["Git LFS pointer", 'git lfs pull --include="git-lfs-pointer.h5"', "123,995,312 bytes"],
     "mangled.h5": ["damaged", "read as text", "Fetch the file again"],
     "tumour-weights-only.h5": ["holds weights without a network", "21 layers", "--architecture"],
 }
