@@ -127,6 +127,7 @@ def test_a_slice_takes_so_many_bytes_in_the_shards(shards: Path) -> None:
 
 
 def test_prepare_reads_a_file_once(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerasseg_tfrecords.isolation._inside", True)  # files are read in this process
     read = counted(monkeypatch, figshare, "read_bytes")
     prepare(raw, tmp_path / "shards", PrepareOptions(size=32, split="60/20/20"), jobs=1)
     # And up to 16 of them, however many there are, to tell the format.
