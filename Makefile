@@ -2,7 +2,7 @@
 #   make demo        set up, then the whole job on synthetic slices (kerasseg demo)
 #   make test        set up, then the test suite            make lint    ruff, formatter, types
 #   make test-fast   set up, then the quick tests           make bench   the benchmarks, 40 min
-#   make test-rest   what make test leaves out: wheels, documentation, notebook, browser, the demonstration
+#   make test-rest   what make test leaves out: all that takes 8 seconds or more; wheels, documentation, notebook, browser
 #   make test-all    both
 #   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
 #   make fuzz        a million changed files a reader: hours

@@ -28,6 +28,7 @@ def test_a_network(opener: object) -> None:
     np.testing.assert_allclose(keras.ops.convert_to_numpy(output), known["output"], atol=1e-5)
 
 
+@pytest.mark.rest
 def test_objects_under_their_old_modules(python: str, child_environment: dict[str, str]) -> None:
     """In a process that imports the old modules alone: Keras looks for the classes there."""
     code = f"""

@@ -41,6 +41,7 @@ def doctest_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.rest
 def test_doctests(doctest_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every module's; pytest shows what each failing example printed."""
     monkeypatch.chdir(doctest_folder)
@@ -130,6 +131,7 @@ def test_commands_of_a_page(children: Children, page: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_our_parts_in_somebodys_own_fit(tmp_path: Path, python: str, child_environment: dict[str, str]) -> None:
     """The script ends, gains, and the best network opened again, compiled as it was saved, scores what it scored."""
@@ -166,6 +168,7 @@ def script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_the_shards_in_plain_tensorflow(script: Script, tmp_path: Path) -> None:
     """It learns; and the same folder of shards serves it again, with the same figures."""

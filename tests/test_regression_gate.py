@@ -56,6 +56,7 @@ def graph(engine: Engine) -> tf.Graph:
     return engine._train_function.get_concrete_function(batch()).graph
 
 
+@pytest.mark.rest
 def test_a_step_is_traced_once(engine: Engine) -> None:
     for seed in (1, 2):
         engine.train_step(batch(seed))

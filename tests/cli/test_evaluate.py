@@ -181,6 +181,7 @@ def test_the_summary_fits_every_screen(width: int) -> None:
     assert "of Dice is kept" in " ".join(text.getvalue().split())
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_a_trained_run(made: Path, tmp_path: Path) -> None:
     """train, then evaluate: as a user types them, one after another."""

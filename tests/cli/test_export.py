@@ -44,6 +44,7 @@ def test_the_summary_says_what_was_compared_and_what_is_left(export: Type, tmp_p
     assert export("--format", "keras", "--overwrite", "--quiet", "--slices", 1).stdout == ""
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_eight_bits_are_told_with_their_cost(export: Type) -> None:
     done = export("--format", "litert", "--int8", "--calibration", 6, "--max-loss", 1, "--slices", 2)

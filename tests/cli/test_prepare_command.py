@@ -124,6 +124,7 @@ def test_raw_data_are_checked_before_any_conversion(kerasseg: Run, raw: Path, tm
     assert not (tmp_path / "shards").exists()
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
@@ -167,6 +168,7 @@ def test_version(kerasseg: Run) -> None:
     assert kerasseg("--version").stdout == f"kerasseg {__version__}\n"
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_says_how_to_go_on(python: str, child_environment: dict[str, str], tmp_path: Path, presses: int) -> None:

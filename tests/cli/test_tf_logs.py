@@ -47,6 +47,7 @@ def test_only_chatter_is_lost(python: str, child_environment: dict[str, str]) ->
         assert words in done.stderr
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_importing_tensorflow_is_silent(python: str, child_environment: dict[str, str]) -> None:
     code = "from kerasseg_cli.tf_logs import quiet_tf_logs\nwith quiet_tf_logs():\n    import tensorflow"

@@ -99,6 +99,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_a_run_leaves_what_the_design_says(undisturbed: Path) -> None:
     names = {p.name for p in undisturbed.iterdir()}
@@ -130,6 +131,7 @@ def test_a_run_leaves_what_the_design_says(undisturbed: Path) -> None:
     assert weights(undisturbed) != weights(undisturbed, "baseline.keras")
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(children: Children, undisturbed: Path, tmp_path: Path) -> None:
     """Replayed from its configuration, without another option."""
@@ -142,6 +144,7 @@ def test_the_same_seed_gives_the_same_run(children: Children, undisturbed: Path,
     assert Path(tmp_path / document["model"]).is_file()
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_another_seed_gives_another_run(children: Children, undisturbed: Path, tmp_path: Path) -> None:
     """What is typed wins over the replayed file; and the comparison of two runs can fail."""
@@ -151,6 +154,7 @@ def test_another_seed_gives_another_run(children: Children, undisturbed: Path, t
     assert weights(tmp_path / "other", "baseline.keras") != weights(undisturbed, "baseline.keras")
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_happened(
     children: Children, undisturbed: Path, tmp_path: Path
@@ -204,6 +208,7 @@ def newest_state(run: Path) -> int:
     return max((int(p.stem.removeprefix("state-")) for p in run.glob("state/state-*.npz")), default=0)
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     children: Children, undisturbed: Path, tmp_path: Path
@@ -344,6 +349,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_what_was_trained_knows_its_grey_values(
     type_here: Callable[..., Any], checkpoints: Path, tmp_path: Path
@@ -414,6 +420,7 @@ def test_the_default_checkpoint_that_cannot_be_fetched_names_what_to_give(
     assert "--checkpoint FILE" in done.stderr
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_a_broken_network_stops_and_names_the_slices(
     type_here: Callable[..., Any], shards: Path, tmp_path: Path
@@ -439,6 +446,7 @@ def test_a_broken_network_stops_and_names_the_slices(
 SHORT = ("--precision", "float32", "--batch-size", 4, "--steps", 3, "--augment", "none")
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_a_fresh_head_is_trained_in_two_stages_and_that_is_said(type_here: Callable[..., Any], tmp_path: Path) -> None:
     keras_file = tmp_path / "classes.keras"
@@ -460,6 +468,7 @@ def test_a_fresh_head_is_trained_in_two_stages_and_that_is_said(type_here: Calla
     assert "two stages" not in done.stderr
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_a_pretrained_encoder_is_named_and_its_decoder_is_trained_first(
     type_here: Callable[..., Any], tmp_path: Path

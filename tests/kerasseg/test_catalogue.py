@@ -44,6 +44,7 @@ def test_the_list_holds_the_recipe_s_network_and_every_encoder() -> None:
         assert facts["overlap"]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("point", IMAGENET, ids=lambda point: point.name)
 def test_facts_of_an_encoder(point: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters and divisor from the network; address and hash from Keras' own call; the citation from its docstring."""

@@ -46,6 +46,7 @@ def test_recipe_in_fit():
     assert (schedule.state.best, schedule.state.best_epoch) == (0.6, 0)
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_a_second_fit_and_a_resumed_one_keep_the_counters():
     undisturbed = Scripted([0.5] * 40)

@@ -136,6 +136,7 @@ def pool(client: Any, **options: Any) -> Any:
     return choose_pool(None, client, **options)
 
 
+@pytest.mark.rest
 def test_results_come_in_order_and_errors_whole(client: Any) -> None:
     with pool(client) as workers:
         assert isinstance(workers, ClusterPool)

@@ -79,6 +79,7 @@ def test_a_grey_image_is_repeated_inside(small: keras.Model) -> None:
     np.testing.assert_allclose(run(one, grey), run(three, repeated), atol=1e-6)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("encoder", encoders("vgg16", "mobilenetv3small"))
 def test_blocks_stand_at_the_scales_of_the_encoder(encoder: str) -> None:
     blocks = kerasseg.find_blocks(build(encoder, shape=(None, None, 3)))
@@ -94,6 +95,7 @@ def test_blocks_stand_at_the_scales_of_the_encoder(encoder: str) -> None:
     assert all(layer.name.startswith(block.name) for block in blocks.decoder for layer in block.layers)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("encoder", encoders("mobilenetv3small"))
 def test_the_network_is_frozen_folded_saved_and_opened_in_a_new_process(encoder: str, tmp_path: Path) -> None:
     network = lively(build(encoder, shape=(32, 32, 1)))
@@ -176,6 +178,7 @@ def assert_carried(source: keras.Model, network: keras.Model) -> None:
                 np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     "write",
     [

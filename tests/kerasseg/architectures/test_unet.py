@@ -169,6 +169,7 @@ def test_invalid_arguments_are_refused(arguments: dict[str, object], says: str) 
         unet(**arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [{}, {"normalization": "instance", "upsampling": "bilinear", "dropout": 0.2}])
 def test_a_saved_network_opens_where_kerasseg_is_not_imported(
@@ -210,6 +211,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed (pip install jax jaxlib)")
 def test_on_the_jax_backend_it_gives_the_same_numbers_and_trains(

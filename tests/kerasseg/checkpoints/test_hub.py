@@ -429,6 +429,7 @@ def test_no_credentials_are_recorded(
         assert "SIGNED" not in text
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("status", [None, 403, 500])
 def test_no_credentials_in_errors(status: int | None, server: Server) -> None:
     server.status = status

@@ -110,6 +110,7 @@ def test_upsampling_that_the_file_does_not_describe_is_said() -> None:
     assert any("does not say how UpSampling2D interpolates" in note for note in record.translated)
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_saved_copies_open_without_kerasseg(tmp_path: Path, python: str) -> None:
     names = ["tf2.15.1-unet.h5", "keras2.3.1-bilinear.h5", "tf2.15.1-operations.h5", "tf2.15.1-nested.h5"]

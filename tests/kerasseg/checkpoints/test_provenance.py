@@ -66,6 +66,7 @@ def test_keras_callbacks_write_it_too_and_training_does_not_lose_it(tmp_path: Pa
     assert record.path == str(FIXTURE)
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_the_saved_file_is_a_plain_keras_file(model: keras.Model, tmp_path: Path, python: str) -> None:
     model.save(tmp_path / "a.keras")

@@ -33,6 +33,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_open_as_native_layers_and_equal_what_keras_loads(name: str, real: Path, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def save(model: keras.Model, folder: Path, name: str) -> None:
     np.savez(path.with_suffix(".npz"), x=x, **{f"y{i}": value for i, value in enumerate(y)})
 
 
+@pytest.mark.rest
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_kerasseg_writes_opens_again_in_a_new_process(
     tmp_path: Path, child_environment: dict[str, str]

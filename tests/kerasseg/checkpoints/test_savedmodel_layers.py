@@ -128,6 +128,7 @@ TABLE = {
 }
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", TABLE)
 def test_a_layer_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     parts, classes = TABLE[name]
@@ -222,6 +223,7 @@ def test_constants_before_the_network_become_one_rescaling(tmp_path: Path) -> No
     np.testing.assert_allclose(rescalings[1].offset, [-1, -1, -1, -1], rtol=1e-6)
 
 
+@pytest.mark.rest
 def test_sizes_that_are_free_stay_free(tmp_path: Path) -> None:
     def made(x):
         y = L.Conv2D(4, 3, dilation_rate=2, padding="same")(x)
@@ -237,6 +239,7 @@ def test_sizes_that_are_free_stay_free(tmp_path: Path) -> None:
         np.testing.assert_allclose(outputs(opened.model, values)[0], outputs(model, values)[0], atol=1e-5)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
 def test_half_precision_is_rebuilt_in_float32(policy: str, tmp_path: Path) -> None:
     parts = [L.Conv2D(4, 3, dtype=policy), L.BatchNormalization(dtype=policy), L.Conv2D(1, 1, dtype="float32")]

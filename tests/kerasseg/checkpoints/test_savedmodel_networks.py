@@ -56,12 +56,14 @@ NETWORKS = {
 }
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_many_kinds(name: str, tmp_path: Path) -> None:
     keras.backend.clear_session()
     check(NETWORKS[name]()[0], tmp_path / "m")
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["VGG16", "ResNet50", "MobileNetV2", "EfficientNetB0"])
 def test_networks_on_encoders_of_keras_applications(name: str, tmp_path: Path) -> None:
@@ -76,6 +78,7 @@ def test_networks_on_encoders_of_keras_applications(name: str, tmp_path: Path) -
     assert all(np.array_equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.rest
 @settings(max_examples=6)
 @given(
     depth=st.integers(1, 2),
@@ -138,6 +141,7 @@ def test_one_variable_in_two_different_layers_is_refused(tmp_path: Path) -> None
 
 
 # Keras reads TensorFlow's variables by np.array() when it saves; their __array__ is NumPy 1's.
+@pytest.mark.rest
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_a_saved_copy_opens_without_kerasseg(tmp_path: Path, python: str) -> None:
     keras.backend.clear_session()
@@ -154,6 +158,7 @@ def test_a_saved_copy_opens_without_kerasseg(tmp_path: Path, python: str) -> Non
     subprocess.run([python, "-c", code], check=True, cwd=tmp_path)
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_it_opens_on_jax_too(python: str, child_environment: dict[str, str]) -> None:
     pytest.importorskip("jax")
@@ -224,6 +229,7 @@ def test_the_keras_2_file(real: Path) -> None:
     assert "Adam/m/conv2d/kernel" in opened.unused
 
 
+@pytest.mark.rest
 @pytest.mark.real
 @pytest.mark.slow
 def test_it_trains_and_what_is_frozen_by_prefix_stays(real: Path) -> None:

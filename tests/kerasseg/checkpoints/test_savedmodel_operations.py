@@ -181,6 +181,7 @@ def test_a_flipped_byte_is_noticed_wherever_it_is(plain: Path) -> None:
             open_savedmodel(plain, compare=False)
 
 
+@pytest.mark.rest
 def test_twenty_thousand_operations_take_seconds(tmp_path: Path) -> None:
     def chain(m: tf.Module, x: Any) -> Any:
         y = conv(m, x)

@@ -42,6 +42,7 @@ def network(
     return model
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     "options",
     [
@@ -78,6 +79,7 @@ def decided(options: dict[str, Any], images: np.ndarray) -> keras.Model:
     return model
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("options", [{}, {"skip_first": True}, {"activation_first": True}])
 def test_examples_choose_the_graph_that_fits_the_weights(options: dict[str, Any], tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((24, 16, 16, 1), "float32")

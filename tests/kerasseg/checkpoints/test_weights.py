@@ -50,6 +50,7 @@ def same_weights(a: keras.Model, b: keras.Model) -> bool:
 VARIANTS = [(n, u) for n in ("batch", "group", "instance", "none") for u in ("transposed", "bilinear")]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(("normalization", "upsampling"), VARIANTS)
 @pytest.mark.parametrize("layout", ["new", "old"])
 def test_our_unet_is_read_off_the_shapes(normalization: Any, upsampling: Any, layout: str, tmp_path: Path) -> None:

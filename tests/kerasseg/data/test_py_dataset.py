@@ -41,6 +41,7 @@ def test_without_augmentation_slices_are_as_they_were():
     np.testing.assert_array_equal(data[0][1], masks[rows])
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_fit_goes_through_the_epochs_and_can_go_on_in_the_middle():
     images, masks, labels = arrays()

@@ -403,6 +403,7 @@ print("equal")
 """
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_two_devices_see_the_same_global_batches(shards, tmp_path):
     done = Children(tmp_path).python(PROBE, shards)

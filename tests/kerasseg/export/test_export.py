@@ -169,6 +169,7 @@ def test_a_converted_checkpoint_names_no_folder(tmp_path: Path, made: Path) -> N
 # --- what is written ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_library_of_the_format_gives_what_the_network_gives(

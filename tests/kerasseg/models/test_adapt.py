@@ -556,6 +556,7 @@ def test_blocks_are_found_and_frozen_in_what_was_fitted() -> None:
 # --- saving --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_what_was_fitted_opens_where_kerasseg_is_not_imported(
     tmp_path: Path, python: str, child_environment: dict[str, str]

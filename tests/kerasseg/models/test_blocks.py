@@ -148,6 +148,7 @@ def efficientnet_b0(name: str) -> str:
 APPLICATIONS = {"VGG16": vgg16, "ResNet50": resnet50, "MobileNetV2": mobilenet_v2, "EfficientNetB0": efficientnet_b0}
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.parametrize("nest", [False, True], ids=["flat", "nested"])
 @pytest.mark.parametrize("which", APPLICATIONS)
@@ -296,6 +297,7 @@ def random_unet(draw):
     return keras.Model(inputs, p.head(x, draw(st.integers(1, 4)))), p.truth, depth
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(st.data())

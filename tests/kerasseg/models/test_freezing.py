@@ -197,6 +197,7 @@ def test_a_block_without_weights_is_neither_frozen_nor_trained() -> None:
 # --- what training does --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("normalization", "what"),
@@ -407,6 +408,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_frozen_blocks_keep_every_bit_on_two_replicas(tmp_path: Path) -> None:
     child = Children(tmp_path).python(REPLICAS)
@@ -439,6 +441,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed (pip install jax jaxlib)")
 def test_on_the_jax_backend_frozen_blocks_keep_every_bit_too(python: str, child_environment: dict[str, str]) -> None:

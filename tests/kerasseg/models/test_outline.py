@@ -27,6 +27,7 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
 }
 
 
+@pytest.mark.rest
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("name", NETWORKS)

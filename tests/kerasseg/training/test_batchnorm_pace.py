@@ -43,6 +43,7 @@ def test_momenta_are_put_back_after_an_error() -> None:
     assert momenta(model) == own
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_after_an_epoch_validation_runs_with_statistics_of_that_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -38,6 +38,8 @@ from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.records.manifest import PrepareOptions
 
+pytestmark = pytest.mark.rest
+
 Results = Mapping[str, np.ndarray]
 
 # ---------------------------------------------------------------------------

@@ -50,6 +50,7 @@ def largest_difference(one, other):
     return max(np.abs(a - b).max() for a, b in zip(one.get_weights(), other.get_weights(), strict=True))
 
 
+@pytest.mark.rest
 def test_five_steps_are_those_of_keras_fit():
     plain = network()
     kerasseg.set_l2(plain, 1e-3)
@@ -83,6 +84,7 @@ def test_frozen_blocks_do_not_move():
     assert all((a == b).all() for old, new in zip(before, after, strict=True) for a, b in zip(old, new, strict=True))
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_parts_give_what_the_whole_gives(parts):
     whole, divided = network("group"), network("group")
@@ -127,6 +129,7 @@ def run_out(own, monkeypatch):
     monkeypatch.setattr(own, "_move", failing)
 
 
+@pytest.mark.rest
 def test_when_memory_runs_out_the_step_is_done_in_parts_and_nothing_is_lost(monkeypatch):
     told = []
     whole, short = network("group", dropout=0.0), network("group", dropout=0.0)
@@ -148,6 +151,7 @@ def test_when_memory_runs_out_the_step_is_done_in_parts_and_nothing_is_lost(monk
     assert max(np.abs(a[name] - b[name]).max() for name in a) < 1e-6  # Adam's averages and counts survive
 
 
+@pytest.mark.rest
 def test_the_failed_step_leaves_no_trace_in_batchnorm_and_dropout(monkeypatch):
     told = []
     model, reference = network("batch", dropout=0.3), network("batch", dropout=0.3)
@@ -211,6 +215,7 @@ def test_evaluation_gives_each_slice_once_with_its_scores():
     assert table.mean("dice", label=1) == pytest.approx(float(np.mean(scores.dice.numpy()[1::3])))
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_restored_variables_go_on_bit_for_bit(dropout):
     def steps(own, numbers):
@@ -242,6 +247,7 @@ def test_a_broken_loss_is_given_as_it_is():
     assert np.isnan(own.train_step(poisoned).loss)
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_xla_gives_the_same():
     plain, compiled = network(), network()
@@ -338,6 +344,7 @@ def test_the_average_follows_a_few_steps_leaves_frozen_weights_alone_and_gives_t
     assert all((a == b).all() for a, b in zip(model.get_weights(), raw, strict=True))
 
 
+@pytest.mark.rest
 def test_the_average_comes_back_exactly_and_an_average_more_or_less_is_refused():
     model = network()
     own = engine(model, ema=0.99)

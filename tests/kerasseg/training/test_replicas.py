@@ -7,6 +7,8 @@ import pytest
 
 from children import Children
 
+pytestmark = pytest.mark.rest
+
 PROBE = Path(__file__).with_name("replica_probe.py")
 
 

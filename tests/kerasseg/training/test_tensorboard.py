@@ -50,6 +50,7 @@ def read(folder):
     return found
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_figures_are_those_of_the_history_and_pictures_show_mask_and_prediction(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

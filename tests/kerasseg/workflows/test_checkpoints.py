@@ -142,6 +142,7 @@ def test_the_command_lists_and_describes() -> None:
     assert typed("nets/unet.keras").exit_code == 2
 
 
+@pytest.mark.rest
 def test_training_takes_a_name(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name of the list becomes the encoder; where its weights cannot be had, the error says what works offline."""
     monkeypatch.chdir(tmp_path)

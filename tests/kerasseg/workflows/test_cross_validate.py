@@ -29,7 +29,7 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.records.manifest import PrepareOptions, load_manifest
 from kerasseg_tfrecords.splitting.splits_file import load
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rest]
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,7 @@ def other_shards(here: Path) -> None:
     edit(here / "shards" / "manifest.json", lambda m: m.update(fingerprint="0" * 64))
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("spoil", "value", "advice", "verdict"),
     [

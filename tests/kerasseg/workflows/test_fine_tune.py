@@ -104,6 +104,7 @@ def given(kind, shards):
     return *arrays, {"batch_size": 4}
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shards", "data", "arrays", "dataset"])
 def test_trains_as_the_command_line_does_whatever_the_slices_come_in(kind, shards, session):
@@ -171,6 +172,7 @@ def test_the_untouched_network_is_a_candidate(caplog):
     assert all(np.array_equal(a, b) for a, b in zip(weights(model), before, strict=True))
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_errors_in_the_middle_leave_the_best_weights():
     model = network()
@@ -340,12 +342,14 @@ assert max(np.abs(x - y).max() for x, y in zip(a.get_weights(), b.get_weights(),
 """
 
 
+@pytest.mark.rest
 @pytest.mark.slow
 def test_two_devices_train_a_copy_and_give_its_weights_back(tmp_path):
     done = Children(tmp_path).python(TWO_DEVICES)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("strategy", [None, "conservative"])
 def test_a_fresh_head_is_trained_in_two_stages_unless_a_strategy_is_given(strategy):
     fitted = kerasseg.fit_to_task(

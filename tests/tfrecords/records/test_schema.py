@@ -24,7 +24,7 @@ from kerasseg_tfrecords.records.record import (
     unpack_native_mask,
 )
 from kerasseg_tfrecords.records.schema import FEATURES, decode, encode
-from kerasseg_tfrecords.records.shards import framed, read_shard, write_family
+from kerasseg_tfrecords.records.shards import framed, read_shard, write_shard
 
 FACTS = SliceFacts(
     slice_id="set/Müller 1\n2",
@@ -183,7 +183,7 @@ def test_files_are_those_of_tensorflow(tmp_path: Path) -> None:
         theirs = tf.train.Example.FromString(record)
         assert theirs.features.feature["spacing"].float_list.value[:] == [0.5, 0.75]
         assert theirs.SerializeToString(deterministic=True) == record
-    (shard,) = write_family(tmp_path, "train", "glioma", "glioma", records.__getitem__, 3, 10)
+    shard = write_shard(tmp_path, "train/glioma.tfrecord", "glioma", records)
     with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
         for record in records:
             writer.write(record)
