@@ -10,9 +10,9 @@ from kerasseg_tfrecords._lazy import Names
 from kerasseg_tfrecords._version import __version__  # noqa: F401 - public
 
 _NAMES = Names(globals())
-__all__ = _NAMES.all
+globals()["__all__"] = _NAMES.all  # not an assignment: tools that read the source want the names themselves
 __getattr__ = _NAMES.get
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(_NAMES.all)
