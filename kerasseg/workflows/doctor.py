@@ -29,7 +29,7 @@ SUPPORTED = {
     "tensorflow": "2.18",
     "numpy": "1.26",
     "opencv-python-headless": "4.10",
-    "h5py": "3.11",
+    "h5py": "3.14",
 }
 """Lowest supported versions of the packages that affect results; the same as in pyproject.toml."""
 

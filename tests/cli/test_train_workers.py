@@ -131,7 +131,7 @@ def test_killed_machines_end_the_run_cleanly_and_it_goes_on_to_the_end_of_one_pr
     with machines(("--resume", "--out", run), ("--resume", "--out", run)) as children:
         assert [child.wait(PATIENCE).returncode for child in children] == [0, 0], children[0].stderr
     assert "2 machines, 2 devices; this one is worker 0" in children[0].stdout + children[0].stderr
-    assert children[1].stderr.splitlines()[-1].endswith("The chief has written the run.")
+    assert children[1].stderr.splitlines()[-1].endswith("Worker 0 wrote the run.")
     assert not list((tmp_path / "1").iterdir())
     assert not list(run.rglob(".tmp-*"))
 

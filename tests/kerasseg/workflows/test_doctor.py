@@ -201,7 +201,7 @@ def test_supported_versions_are_those_of_the_package() -> None:
 
 
 def test_versions_that_are_too_old_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = {"python": "3.9.1", "keras": "3.9.2", "tensorflow": None, "numpy": "1.26.0", "h5py": "3.11"}
+    installed = {"python": "3.9.1", "keras": "3.9.2", "tensorflow": None, "numpy": "1.26.0", "h5py": "3.14"}
     monkeypatch.setattr(doctor, "_installed", lambda name: installed.get(name, "99"))
     assert "new environment with Python 3.11" in named(tmp_path, "python").advice
     assert named(tmp_path, "keras") == Finding(
