@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -127,6 +128,15 @@ def test_a_lock_ends_with_its_process(python: str, child_environment: dict[str, 
     child.stdout.close()
     with lock(path, "shards"):
         pass
+
+
+def test_a_lock_waits_for_a_child_that_outlives_its_process_for_a_moment(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        child = subprocess.Popen(["sleep", "0.3"], pass_fds=[stream.fileno()])
+    with lock(path, "shards"):
+        assert child.poll() is not None or child.wait(5) == 0
 
 
 # --- folders -------------------------------------------------------------------------------------------------------------

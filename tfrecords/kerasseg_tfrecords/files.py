@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -289,6 +290,9 @@ def _free(folder: Path) -> str | None:
         return None
 
 
+_RELEASE = 2.0  # seconds; a process killed while it starts a child leaves its locks to the child for a moment
+
+
 @contextlib.contextmanager
 def lock(path: Path, what: str, *, busy: str | None = None, remedy: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on a file while the block runs; it ends with the process.
@@ -307,12 +311,18 @@ def lock(path: Path, what: str, *, busy: str | None = None, remedy: str | None =
             stream = stack.enter_context(path.open("a"))
         except OSError as error:
             raise explain_os_error(error, path.parent) from error
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise KerassegError(
-                busy or f"another process is writing these {what}",
-                path=path.parent,
-                remedy=remedy or "Wait for it to finish, or choose another --out.",
-            ) from None
+        latest = time.monotonic() + _RELEASE
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < latest:
+                    time.sleep(0.02)
+                    continue
+                raise KerassegError(
+                    busy or f"another process is writing these {what}",
+                    path=path.parent,
+                    remedy=remedy or "Wait for it to finish, or choose another --out.",
+                ) from None
         yield
