@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg.prediction.writers import Layout, PictureLayout, SeriesLayout, VolumeLayout
-from kerasseg_tfrecords.errors import DataError, UsageError, one_line
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError, one_line
 from kerasseg_tfrecords.intensity import IntensityRule, Window, intensity_window
 from kerasseg_tfrecords.sources import read_item
 from kerasseg_tfrecords.sources.base import Item, SourceOptions
@@ -363,6 +363,8 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
         volume, _ = read_volume_file(item.files[0], options, channel=item.channel)
     except DataError as error:
         error.path = error.path or item.name
+        raise
+    except KerassegError:  # of the machine, such as a full disk: the file may be good
         raise
     except Exception as error:  # one bad file must not stop the others
         raise DataError("cannot be read", path=item.name, found=f"{type(error).__name__}: {error}") from error

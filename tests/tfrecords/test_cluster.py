@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +164,14 @@ def test_prepare_writes_the_same_bytes_as_on_one_machine(client: Any, raw: Path,
     assert not damaged.sound
     assert seen == {"read", "compare", "write"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "local"], "no probe or staging is left"
+
+
+def test_the_scheduler_is_asked_for_its_workers_once_a_second(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, real = list[float](), client.nthreads
+    monkeypatch.setattr(client, "nthreads", lambda: asked.append(time.monotonic()) or real())
+    with pool(client) as workers:
+        assert list(workers.map(abs, range(100), trusted=True)) == list(range(100))
+    assert 1 <= len(asked) <= 2 + asked[-1] - asked[0]
 
 
 def test_relative_paths_are_those_of_the_caller(
@@ -377,6 +386,79 @@ def test_a_worker_that_cannot_import_kerasseg_is_named(
         prepare(raw, tmp_path / "out", SMALL, cluster=client)
     cluster.kill("w4")
     until(lambda: len(client.nthreads()) == 2)
+
+
+WITHOUT_TENSORFLOW = """
+import importlib.metadata, sys
+
+sys.modules.update(tensorflow=None, keras=None)
+real = importlib.metadata.version
+
+def version(name):
+    if name.startswith(("tensorflow", "tf-")):
+        raise importlib.metadata.PackageNotFoundError(name)
+    return real(name)
+
+importlib.metadata.version = version
+"""
+
+
+@pytest.mark.rest
+def test_workers_without_tensorflow_prepare_but_neither_predict_nor_train(
+    cluster: Cluster, client: Any, raw: Path, tmp_path: Path
+) -> None:
+    from kerasseg import unet
+    from kerasseg.runs.settings import TrainSettings
+    from kerasseg.workflows.cross_validate import cross_validate
+    from kerasseg.workflows.predict import predict_files
+
+    (tmp_path / "block.py").write_text(WITHOUT_TENSORFLOW)
+    cluster.worker("w6", "--no-nanny", "--preload", str(tmp_path / "block.py"))
+    client.wait_for_workers(3, timeout=60)
+    try:
+        prepare(raw, tmp_path / "shards", SMALL, cluster=client)
+        network = tmp_path / "unet.keras"
+        unet((32, 32, 1), filters=2, depth=1, seed=0).save(network)
+        said = r"1 of 3 workers cannot do this work \(found tcp://[0-9.:]+ has no TensorFlow\)"
+        with pytest.raises(KerassegError, match=said):
+            predict_files(network, raw, tmp_path / "masks", threshold=0.5, cluster=client)
+        assert not list((tmp_path / "masks").glob("*.png"))
+        settings = TrainSettings(shards=str(tmp_path / "shards"), checkpoint=str(network), epochs=1)
+        with pytest.raises(KerassegError, match=said):
+            cross_validate(settings, 2, tmp_path / "folds", cluster=client)
+        assert not list((tmp_path / "folds").rglob("history.csv"))
+    finally:
+        cluster.kill("w6")
+        until(lambda: len(client.nthreads()) == 2)
+
+
+@pytest.mark.rest
+def test_a_worker_whose_own_disk_is_full_is_named(cluster: Cluster, client: Any, raw: Path, tmp_path: Path) -> None:
+    """A zip inside a zip is unpacked to the worker's folder for temporary files."""
+    disk, folder = tmp_path / "disk", tmp_path / "scans"
+    disk.mkdir()
+    folder.mkdir()
+    with zipfile.ZipFile(tmp_path / "inner.zip", "w") as inner:
+        for path in raw.glob("*.mat"):
+            inner.write(path, path.name)
+    with zipfile.ZipFile(folder / "outer.zip", "w", zipfile.ZIP_DEFLATED) as outer:
+        outer.write(tmp_path / "inner.zip", "inner.zip")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    plain = set(client.nthreads())
+    cluster.worker("w7", "--no-nanny", "--local-directory", str(tmp_path), TMPDIR=str(disk))
+    client.wait_for_workers(3, timeout=60)
+    (full,) = set(client.nthreads()) - plain
+    try:
+        with pytest.raises(KerassegError, match="no space left on the disk for temporary files") as caught:
+            prepare(folder, tmp_path / "shards", SMALL, cluster=client)
+        assert f"(worker {full})" in str(caught.value)
+        assert str(caught.value).startswith(f"{disk}: ")
+    finally:
+        cluster.kill("w7")
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # readers of the killed worker end within a second
+        until(lambda: len(client.nthreads()) == 2)
 
 
 def address(_: int) -> str:

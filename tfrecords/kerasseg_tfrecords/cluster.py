@@ -248,6 +248,9 @@ def _seen(path: Path) -> tuple[str, int]:
     return str(path), -1 if path.is_dir() else path.stat().st_size
 
 
+_NONE = "missing"
+
+
 def _versions(tensorflow: bool) -> dict[str, str]:
     """Return the versions that must be the same everywhere for the same result."""
     import cv2
@@ -260,7 +263,7 @@ def _versions(tensorflow: bool) -> dict[str, str]:
         "OpenCV": cv2.__version__,
     }
     if tensorflow:
-        found["TensorFlow"] = "missing"
+        found["TensorFlow"] = _NONE
         for name in ("tensorflow", "tensorflow-cpu", "tf-nightly"):
             with contextlib.suppress(PackageNotFoundError):
                 found["TensorFlow"] = version(name)
@@ -292,7 +295,7 @@ class ClusterPool:
 
     def __init__(self, client: Client, needs: _Needs, *, gpu: bool = False) -> None:
         self._client, self._needs = client, needs
-        self._told = 0.0
+        self._told, self._ask_again, self._known_workers = 0.0, 0.0, 1
         with self._connected():
             self._check_scheduler()
             found: dict[str, Any] = client.run(_unfit, needs, on_error="return")
@@ -354,8 +357,12 @@ class ClusterPool:
             )
 
     def _workers(self) -> int:
-        with self._connected():
-            return max(1, len(self._client.nthreads()))
+        """Return the number of workers, of which the scheduler is asked once a second: results can be much quicker."""
+        if time.monotonic() >= self._ask_again:
+            with self._connected():
+                self._known_workers = max(1, len(self._client.nthreads()))
+            self._ask_again = time.monotonic() + 1
+        return self._known_workers
 
     def map(
         self,
@@ -498,9 +505,10 @@ def _crash() -> DataError:
 def _unfit(needs: _Needs) -> str | None:
     """Return why this worker cannot do the work; None if it can."""
     here = _versions("TensorFlow" in needs.versions)
-    other = [f"{name} {here[name]}, not {wanted}" for name, wanted in needs.versions.items() if here[name] != wanted]
-    if other:
-        return f"has {', '.join(other)}"
+    wrong = {name: wanted for name, wanted in needs.versions.items() if here[name] != wanted}
+    if wrong:
+        found = [f"{name} {here[name]}, not {wanted}" for name, wanted in wrong.items() if here[name] != _NONE]
+        return f"has {', '.join([f'no {name}' for name in wrong if here[name] == _NONE] + found)}"
     for name, size in needs.reads:
         path = Path(name)
         if not path.exists():
@@ -536,7 +544,7 @@ def _ready(needs: _Needs) -> Iterator[None]:
             yield
         except KerassegError as error:
             error.__context__ = None  # cannot always be pickled
-            if isinstance(error.__cause__, OSError):
+            if type(error) is KerassegError:  # of the machine (a full disk), not of a file that all machines see
                 what = f"{error.what} (worker {get_worker().address})"
                 raise type(error)(what, path=error.path, found=error.found, remedy=error.remedy) from error.__cause__
             raise

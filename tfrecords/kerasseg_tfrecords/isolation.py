@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, KerassegError, one_line, restored
+from kerasseg_tfrecords.files import temporary_space
 
 __all__ = ["Reader", "call", "isolated", "limit_memory", "memory_limit", "out_of_memory", "working_on"]
 
@@ -66,7 +67,8 @@ class Reader:
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - its standard error, closed by `end`
+        with temporary_space():
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115 - its standard error, closed by `end`
         start = _START.format(path=sys.path, parent=os.getpid(), memory=memory)
         # One thread: more would reserve address space for each processor. A process group of its own: Ctrl-C is for us.
         one = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")

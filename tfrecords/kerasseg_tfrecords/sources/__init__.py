@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import cast
 
-from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
 from kerasseg_tfrecords.isolation import isolated, out_of_memory
 from kerasseg_tfrecords.slices import Reading
@@ -209,6 +209,8 @@ def read_item(item: Item, options: SourceOptions) -> Reading:
     except DataError as error:
         if error.path is None:
             error.path = item.name
+        raise
+    except KerassegError:  # of the machine, such as a full disk: the file may be good
         raise
     except MemoryError:
         raise out_of_memory(item.name) from None
