@@ -362,7 +362,7 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
     try:
         volume, _ = read_volume_file(item.files[0], options, channel=item.channel)
     except DataError as error:
-        error.path = error.path or item.name
+        error.name_file(item.name)
         raise
     except Exception as error:  # one bad file must not stop the others
         raise DataError("cannot be read", path=item.name, found=f"{type(error).__name__}: {error}") from error
