@@ -273,7 +273,7 @@ _STYLE = """
 .scale { display: inline-block; width: 4rem; height: .6rem; margin: 0 .25rem; border-radius: 2px;
   background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
 .trio figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-#download { align-self: flex-start; width: auto; }
+#download { align-self: flex-start; width: auto; margin-left: 12px; }  /* the pictures' inner margin */
 .file { overflow-wrap: anywhere; margin: 0 0 .5rem; }
 #remarks ul { margin: 0; padding-left: 1.2rem; font-size: .9rem; }
 @media (max-width: 700px) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -399,9 +401,14 @@ def _schedule(options: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
 def _stages(text: str) -> list[tuple[int, float]]:
     try:
         pairs = [part.split(":") for part in text.split(",") if part.strip()]
-        return [(int(patience), float(rate)) for patience, rate in pairs]
+        stages = [(int(patience), float(rate)) for patience, rate in pairs]
+        falling = all(before[1] > after[1] for before, after in itertools.pairwise(stages))
+        if falling and all(patience >= 1 and 0 < rate < math.inf for patience, rate in stages):
+            return stages
     except ValueError:
-        raise UsageError(f"--stages cannot be {text!r}", expected="EPOCHS:RATE,... such as 5:1e-5,3:1e-6") from None
+        pass
+    expected = "EPOCHS:RATE,... with falling rates, such as 5:1e-5,3:1e-6"
+    raise UsageError(f"--stages cannot be {text!r}", expected=expected)
 
 
 def _weights(text: str | None) -> str | dict[str, float] | None:

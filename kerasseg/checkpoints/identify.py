@@ -36,9 +36,7 @@ def errors_about(path: object) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        if error.path is None:
-            error.path = without_credentials(str(path))
-            error.args = (error.sentence(),)
+        error.name_file(without_credentials(str(path)))
         raise
 
 

@@ -362,7 +362,7 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
     try:
         volume, _ = read_volume_file(item.files[0], options, channel=item.channel)
     except DataError as error:
-        error.path = error.path or item.name
+        error.name_file(item.name)
         raise
     except KerassegError:  # of the machine, such as a full disk: the file may be good
         raise

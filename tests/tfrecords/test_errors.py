@@ -31,3 +31,10 @@ def test_one_and_two_files() -> None:
     problems = [Problem(f"{k}.mat", "unreadable", "x") for k in range(2)]
     assert str(BadInputError(problems[:1])).startswith("1 bad input file. Repair or remove it,")
     assert str(BadInputError(problems)).startswith("2 bad input files. Repair or remove them,")
+
+
+def test_a_file_named_later_is_in_the_message_and_the_first_name_is_kept() -> None:
+    error = KerassegError("damaged", found="3 bytes")
+    error.name_file("a.zip!1.mat")
+    error.name_file("other.mat")
+    assert str(error) == "a.zip!1.mat: damaged (found 3 bytes)"

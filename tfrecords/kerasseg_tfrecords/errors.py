@@ -95,6 +95,12 @@ class KerassegError(Exception):
             text += f". {self.remedy}"
         return one_line(text)
 
+    def name_file(self, path: str) -> None:
+        """Add `path` to the message if the error names no file yet."""
+        if self.path is None:
+            self.path = path
+            self.args = (self.sentence(),)
+
     def __reduce__(self) -> tuple[object, ...]:
         # Workers send exceptions to their parent process; the default would lose the keyword arguments.
         return restored, (type(self), self.__dict__.copy())

@@ -115,7 +115,7 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        error.path = error.path or name
+        error.name_file(name)
         raise
     except KeyError as error:
         raise DataError("no longer in its archive", path=name, remedy="Check whether the archive changed.") from error

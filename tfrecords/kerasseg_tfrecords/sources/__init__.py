@@ -207,8 +207,7 @@ def read_item(item: Item, options: SourceOptions) -> Reading:
     try:
         return SOURCES[item.format].read(item, options)
     except DataError as error:
-        if error.path is None:
-            error.path = item.name
+        error.name_file(item.name)
         raise
     except KerassegError:  # of the machine, such as a full disk: the file may be good
         raise
