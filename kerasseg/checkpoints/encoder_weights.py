@@ -15,7 +15,7 @@ import numpy as np
 from kerasseg.architectures.encoders import EncoderConvention
 from kerasseg.checkpoints.hdf5 import attribute_texts, open_hdf5, text_attribute
 from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
-from kerasseg.checkpoints.keras_file import read_archive
+from kerasseg.checkpoints.keras_file import open_weights_in, read_archive
 from kerasseg.checkpoints.stored import StoredLayer, leaves, match, read_all, read_by_class, read_by_name
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 from kerasseg_tfrecords.text import count
@@ -59,8 +59,8 @@ def load_encoder_weights(encoder: keras.Model, source: str | Path | keras.Model,
     with errors_about(path):
         match kind_of(path):
             case Kind.KERAS:
-                config, _, weights = read_archive(path)
-                with open_hdf5(weights, path) as file:
+                config, _ = read_archive(path)
+                with open_weights_in(path, path) as file:
                     candidates = _read(file, encoder)
                     with contextlib.suppress(KeyError, TypeError, AttributeError, RecursionError):  # names are enough
                         candidates.append(read_by_class(file, config))

@@ -28,12 +28,13 @@ __all__ = ["attribute_texts", "open_hdf5", "text_attribute", "walk_datasets"]
 
 
 @contextlib.contextmanager
-def open_hdf5(source: Path | bytes, name: object) -> Iterator[h5py.File]:
+def open_hdf5(source: Path, name: object, member: str | None = None) -> Iterator[h5py.File]:
     """Open a sanitised copy of an HDF5 file, with only its groups, numbers and texts.
 
     Args:
-        source: The file, or its bytes.
+        source: The file, or an archive that holds it.
         name: Its name in messages.
+        member: Its name in the archive.
 
     Yields:
         The copy, read-only; its `filename` ends in `.weights.h5` and exists until the block ends.
@@ -43,11 +44,8 @@ def open_hdf5(source: Path | bytes, name: object) -> Iterator[h5py.File]:
     """
     with temporary_space(), tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
         answer, copy = Path(folder, "answer"), Path(folder, "model.weights.h5")
-        if isinstance(source, bytes):
-            data, source = source, Path(folder, "source")
-            source.write_bytes(data)
         try:
-            send_weights(source, str(name), answer)
+            send_weights(source, str(name), answer, member)
             with answer.open("rb") as stream:
                 _write_copy(stream, copy)
         except DataError as error:

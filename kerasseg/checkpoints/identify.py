@@ -7,11 +7,11 @@ import difflib
 import enum
 import json
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.errors import CheckpointError, DataError
+from kerasseg_tfrecords.formats.weights import member_names
 from kerasseg_tfrecords.text import without_credentials
 
 __all__ = ["Kind", "errors_about", "explain", "is_keras_3", "kind_of", "missing", "refuse_pointer", "writer_name"]
@@ -38,6 +38,10 @@ def errors_about(path: object) -> Iterator[None]:
     except CheckpointError as error:
         error.name_file(without_credentials(str(path)))
         raise
+    except DataError as error:  # of a child process
+        where = error.path or without_credentials(str(path))
+        details = {"found": error.found, "expected": error.expected, "remedy": error.remedy}
+        raise CheckpointError(error.what, path=where, **details) from error
 
 
 def kind_of(path: Path) -> Kind:
@@ -51,7 +55,7 @@ def kind_of(path: Path) -> Kind:
     # The signature is at 0 or, after a user block, at 512, 1024, 2048, ...
     if any(head[at : at + 8] == _HDF5 for at in (0, 512, 1024, 2048)):
         return Kind.HDF5
-    names = _members(path) if head.startswith(b"PK\x03\x04") else []
+    names = member_names(path) if head.startswith(b"PK\x03\x04") else []
     if "config.json" in names and any(name.startswith("model.weights") for name in names):
         return Kind.KERAS
     return Kind.OTHER
@@ -60,14 +64,6 @@ def kind_of(path: Path) -> Kind:
 def _head(path: Path, size: int = 4096) -> bytes:
     with path.open("rb") as file:
         return file.read(size)
-
-
-def _members(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return []
 
 
 def missing(path: Path) -> CheckpointError:
@@ -150,7 +146,7 @@ def _file(path: Path, size: int, head: bytes) -> tuple[str, str | None]:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
             return f"this is {what}", remedy
     if head.startswith(b"PK"):
-        return _zip(_members(path))
+        return _zip(member_names(path))
     if len(head) > 9 and int.from_bytes(head[:8], "little") < size and head[8:9] == b"{":
         return "this is a safetensors file: weights without a network", "Give the network it belongs to."
     if head[257:262] == b"ustar":

@@ -5,12 +5,10 @@ Networks of Keras 3 are loaded in safe mode; those of Keras 2 (tf-keras) are tra
 
 from __future__ import annotations
 
+import contextlib
 import re
-import stat
-import zipfile
-import zlib
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -34,81 +32,37 @@ from kerasseg.checkpoints.provenance import OpenedModel, Provenance, recorded
 from kerasseg.checkpoints.stored import read_by_class, read_by_name, stored_numbers
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.formats.weights import member_names, read_members
 
-__all__ = ["check_archive", "open_h5", "open_keras", "read_archive", "read_weights"]
+__all__ = ["open_h5", "open_keras", "open_weights_in", "read_archive"]
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-_ALWAYS_FINE = 1 << 26  # bytes
-_MOST_EXPANSION = 200  # times the stored bytes; Keras stores without compression, float32 weights compress to 90 %
-_MOST_MEMBERS = 10_000
+_LONGEST = 1 << 26  # bytes
 
 
-def check_archive(archive: zipfile.ZipFile) -> None:
-    """Refuse archives with paths outside their folder, links, duplicate members or an excessive unpacked size."""
-    names: set[str] = set()
-    if len(archive.infolist()) > _MOST_MEMBERS:
-        raise CheckpointError("refused: too many members in the archive")
-    for info in archive.infolist():
-        name = info.orig_filename
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        if not parts or name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
-            what = "refused: a member of the archive has a path outside its folder"
-            raise CheckpointError(what, found=name, remedy="The file may be malicious: get it from a trusted source.")
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise CheckpointError("refused: a member of the archive is a link", found=name)
-        if info.filename in names:
-            raise CheckpointError("refused: the archive names a member twice", found=name)
-        if info.flag_bits & 1:
-            raise CheckpointError("the archive is encrypted", found=name)
-        names.add(info.filename)
-        if info.file_size > max(_ALWAYS_FINE, _MOST_EXPANSION * info.compress_size):
-            found = f"{name}: {info.file_size} bytes from {info.compress_size}"
-            raise CheckpointError("refused: a member of the archive unpacks to far more than it stores", found=found)
-
-
-def _read(archive: zipfile.ZipFile, name: str) -> bytes:
-    size = archive.getinfo(name).file_size
-    with archive.open(name) as member:
-        data = member.read(size + 1)  # at most one byte more than declared
-    if len(data) != size:
-        raise zipfile.BadZipFile(f"{name} has another size than declared")
-    return data
-
-
-def _members(path: Path, *wanted: str) -> dict[str, bytes]:
+def read_archive(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Read the configuration and the version of Keras of a `.keras` archive or folder."""
+    names = (_CONFIG, _METADATA)
     if path.is_dir():
-        files = [path / name for name in wanted]
-        if any(file.stat().st_size > _ALWAYS_FINE for file in files if file.name != _WEIGHTS):
+        if any((path / name).stat().st_size > _LONGEST for name in names):
             raise CheckpointError("the network's configuration is too long")
-        return {file.name: file.read_bytes() for file in files}
-    try:
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            check_archive(archive)
-            names = set(archive.namelist())
-            if _CONFIG not in names or _WEIGHTS not in names:
-                found, expected = ", ".join(sorted(names)[:8]), f"{_CONFIG}, {_METADATA} and {_WEIGHTS}"
-                what = "the archive is not a `.keras` file"
-                raise CheckpointError(what, found=found or "nothing in it", expected=expected)
-            return {name: _read(archive, name) for name in wanted if name in names}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, zlib.error) as error:
-        remedy = "Fetch it again and compare its size."
-        raise CheckpointError("the archive is damaged", found=str(error), remedy=remedy) from error
-
-
-def read_weights(path: Path) -> bytes:
-    """Read the weights (an HDF5 file) of a `.keras` archive or folder, whatever its network."""
-    return _members(path, _WEIGHTS)[_WEIGHTS]
-
-
-def read_archive(path: Path) -> tuple[dict[str, Any], str | None, bytes]:
-    """Read the configuration, the version of Keras and the weights (an HDF5 file) of a `.keras` archive or folder."""
-    members = _members(path, _CONFIG, _METADATA, _WEIGHTS)
+        members = {name: (path / name).read_bytes() for name in names}
+    else:
+        members = read_members(path, names)
+    if _CONFIG not in members:
+        found, expected = ", ".join(sorted(member_names(path))[:8]), f"{_CONFIG}, {_METADATA} and {_WEIGHTS}"
+        raise CheckpointError("the archive is not a `.keras` file", found=found, expected=expected)
     try:
         metadata = parse_json(members.get(_METADATA, b"{}"), max_bytes=1 << 20)
     except ValueError:
         metadata = {}
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
-    return parse_config(members[_CONFIG]), version if isinstance(version, str) else None, members[_WEIGHTS]
+    return parse_config(members[_CONFIG]), version if isinstance(version, str) else None
+
+
+def open_weights_in(path: Path, name: object) -> contextlib.AbstractContextManager[h5py.File]:
+    """Open the weights of a `.keras` archive or folder, whatever its network; see `open_hdf5`."""
+    return open_hdf5(path / _WEIGHTS, name) if path.is_dir() else open_hdf5(path, name, _WEIGHTS)
 
 
 def open_keras(path: Path) -> tuple[OpenedModel, Provenance | None]:
@@ -117,10 +71,10 @@ def open_keras(path: Path) -> tuple[OpenedModel, Provenance | None]:
     Returns:
         The network, and the provenance that kerasseg recorded in the file, if any.
     """
-    config, version, weights = read_archive(path)
+    config, version = read_archive(path)
     modern, network = is_keras_3(version), without_training(config)
     translation = rewrite(with_bare_ends(network)) if modern else translate(network, writer=version or "")
-    with open_hdf5(weights, f"{path}!{_WEIGHTS}") as file:
+    with open_weights_in(path, f"{path}!{_WEIGHTS}") as file:
         numbers = stored_numbers(file)
         if not modern:
             model = build_translated(translation, numbers, read_by_class(file, network))

@@ -15,7 +15,7 @@ from kerasseg.checkpoints.allowed import check_maps
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
-from kerasseg.checkpoints.keras_file import open_h5, open_keras, read_weights
+from kerasseg.checkpoints.keras_file import open_h5, open_keras, open_weights_in
 from kerasseg.checkpoints.provenance import OpenedModel, Provenance, attach, recorded_beside, sha256_of
 from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
@@ -121,7 +121,7 @@ def _read(
         case Kind.KERAS | Kind.KERAS_FOLDER:
             if architecture is None:
                 return open_keras(file)
-            with open_hdf5(read_weights(file), file) as hdf5:
+            with open_weights_in(file, file) as hdf5:
                 return read_weights_only(hdf5)
         case Kind.HDF5:
             with open_hdf5(file, file) as hdf5:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,7 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.documents import parse_json
+from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.files import file_sha256
+from kerasseg_tfrecords.formats.weights import read_members
 from kerasseg_tfrecords.text import without_credentials
 
 if TYPE_CHECKING:
@@ -123,10 +125,8 @@ def provenance(model: keras.Model | str | Path) -> Provenance | None:
     """
     if isinstance(model, str | Path):
         try:
-            with zipfile.ZipFile(model) as archive:
-                info = archive.getinfo("config.json")
-                config = json.loads(archive.read(info)) if info.file_size < (1 << 26) else None
-        except (OSError, KeyError, ValueError, RecursionError, zipfile.BadZipFile):
+            config = parse_json(read_members(Path(model), ("config.json",))["config.json"])
+        except (OSError, KeyError, ValueError, CheckpointError):
             return None
         return recorded(config)
     return getattr(model, _ATTRIBUTE, None)

@@ -8,7 +8,6 @@ them for networks of common layers, compares the shapes of the weights, and retu
 from __future__ import annotations
 
 import math
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,12 +22,13 @@ from kerasseg.checkpoints.identify import Kind, is_keras_3, kind_of, writer_name
 from kerasseg.checkpoints.provenance import Provenance, recorded, sha256_of
 from kerasseg.models.graph import Graph, Node, Shape
 from kerasseg_tfrecords.documents import parse_json
-from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.formats.weights import read_members
 
 if TYPE_CHECKING:
     import h5py
 
-_LARGEST_CONFIG, _LARGEST_WEIGHTS, _LARGEST_MAP = 1 << 24, 1 << 32, 1 << 28
+_LARGEST_MAP = 1 << 28
 _KEEPS_SHAPE = {"Activation", "BatchNormalization", "ReLU", "Softmax"}
 _WITHOUT_WEIGHTS = _KEEPS_SHAPE - {"BatchNormalization"} | {
     "InputLayer", "LeakyReLU", "ELU", "Dropout", "SpatialDropout2D", "GaussianNoise", "Identity", "MaxPooling2D",
@@ -97,22 +97,16 @@ def read_outline(path: Path) -> Outline | None:
             return _from_archive(path)
         return _from_hdf5(path) if kind is Kind.HDF5 else None
     # Whatever is unusual or damaged is opened, refused and explained by `open_checkpoint`.
-    except (_OtherNetworkError, CheckpointError, OSError, RuntimeError, zipfile.BadZipFile):
+    except (_OtherNetworkError, KerassegError, OSError, RuntimeError):
         return None
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError):
         return None
 
 
 def _from_archive(path: Path) -> Outline:
-    with zipfile.ZipFile(path) as archive:
-        names = [info.filename for info in archive.infolist()]
-        sizes = {info.filename: info.file_size for info in archive.infolist()}
-        _require(len(names) == len(sizes) and sizes["config.json"] <= _LARGEST_CONFIG)
-        weights = archive.getinfo("model.weights.h5")
-        _require(weights.compress_type == zipfile.ZIP_STORED and weights.file_size <= _LARGEST_WEIGHTS)
-        config = parse_json(archive.read("config.json"))
-        version = parse_json(archive.read("metadata.json"), max_bytes=1 << 20)["keras_version"]
-        data = archive.read("model.weights.h5")
+    members = read_members(path, ("config.json", "metadata.json"))
+    config = parse_json(members["config.json"])
+    version = parse_json(members["metadata.json"], max_bytes=1 << 20)["keras_version"]
     counts: Counter[str] = Counter()
 
     def stored(file: h5py.File, kind: str, name: str) -> list[Any]:  # noqa: ARG001 - groups are numbered by class
@@ -121,7 +115,7 @@ def _from_archive(path: Path) -> Outline:
         values = file[f"layers/{stem}_{number}/vars" if number else f"layers/{stem}/vars"]
         return [values[str(place)] for place in range(len(values))]
 
-    with open_hdf5(data, path) as file:
+    with open_hdf5(path, path, "model.weights.h5") as file:
         return _outline(path, config, version, "Keras 3 archive (.keras)", lambda *layer: stored(file, *layer))
 
 

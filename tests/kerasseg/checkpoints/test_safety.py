@@ -10,7 +10,6 @@ import os
 import struct
 import zipfile
 import zlib
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import numpy as np
 import pytest
 
 from kerasseg.checkpoints.allowed import check_config
-from kerasseg.checkpoints.keras_file import check_archive
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.isolation import call
@@ -343,19 +341,20 @@ def test_archives_with_links_twins_and_bombs_are_refused(canary: Path) -> None:
     refused(path, "unpacks to far more", "config.json")
 
 
-def test_a_member_that_lies_about_its_size_gains_nothing() -> None:
-    buffer = BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("config.json", b" " * 5_000_000)
-    data = bytearray(buffer.getvalue())
-    central = data.rindex(b"PK\x01\x02")
-    struct.pack_into("<I", data, central + 24, 10)  # declared: 10 bytes
-    from kerasseg.checkpoints.keras_file import _read
-
-    with zipfile.ZipFile(BytesIO(bytes(data))) as archive:
-        check_archive(archive)
-        with pytest.raises((zipfile.BadZipFile, zlib.error)):
-            _read(archive, "config.json")
+@pytest.mark.parametrize("member", ["config.json", "model.weights.h5"])
+def test_a_member_that_lies_about_its_size_gains_nothing(canary: Path, member: str) -> None:
+    config, weights = parts(network(), canary.parent)
+    path = canary.with_name("lies.keras")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.0.0"}')
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("model.weights.h5", weights)
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(member.encode(), data.index(b"PK\x01\x02")) - 46
+    assert data[entry : entry + 4] == b"PK\x01\x02"
+    struct.pack_into("<I", data, entry + 24, 10)  # declared: 10 bytes
+    path.write_bytes(data)
+    refused(path, "archive is damaged")
 
 
 def test_truncated_archives_are_called_damaged(canary: Path) -> None:
@@ -428,6 +427,14 @@ def test_data_sets_that_declare_terabytes_are_refused(canary: Path) -> None:
     path = spoil_h5(Path("x.h5"), spoil)
     assert path.stat().st_size < 1 << 20
     refused(path, "declares far more", "bomb")
+
+
+def test_an_archive_of_tens_of_thousands_of_members_is_refused_before_they_are_read(canary: Path) -> None:
+    path = canary.with_name("many.keras")
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(36_000):
+            archive.writestr(zipfile.ZipInfo(f"{number:06}"), b"")
+    refused(path, "too many files", "at most 10000")
 
 
 def test_many_small_bombs_are_counted_together(canary: Path) -> None:

@@ -1,16 +1,21 @@
-"""Read untrusted HDF5 files with the weights of networks: groups, text attributes and numbers, without h5py's extras.
+"""Read untrusted files with networks: `.keras` archives, and HDF5 files with weights (groups, text attributes, numbers).
 
 It belongs to `kerasseg.checkpoints`, but lies here so that the child process that runs it does not import Keras.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
+import shutil
+import stat
+import zipfile
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import h5py
@@ -19,34 +24,109 @@ import numpy as np
 from kerasseg_tfrecords.errors import CheckpointError, DataError
 from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.formats.hdf5 import read_numbers
+from kerasseg_tfrecords.formats.zip import open_zip
 from kerasseg_tfrecords.isolation import isolated, working_on
 
-__all__ = ["decoded", "send_weights"]
+__all__ = ["decoded", "member_names", "read_members", "send_weights"]
 
 _SECONDS = 60
 _MAX_DEPTH = 64
 _MAX_OBJECTS = 1_000_000
 _MAX_TEXT = 1 << 26  # bytes of all text attributes together
-_ALWAYS_FINE = 1 << 26  # bytes that a data set may declare regardless of its stored size
+_ALWAYS_FINE = 1 << 26  # bytes that a data set or a member may declare regardless of its stored size
 _MAX_EXPANSION = 200  # times the stored bytes; compressed float32 weights stay below 2, zeros reach 1000
+_MAX_MEMBERS = 10_000
 _REMEDY = "The file was damaged or tampered with: download it again from a trusted source."
 _AGAIN = "Fetch it again and compare its size or checksum."
 
 
 @isolated
-def send_weights(source: Path, name: str, answer: Path) -> None:
+def member_names(path: Path) -> list[str]:
+    """Return the names in a zip archive; none if it is damaged."""
+    working_on(str(path), _SECONDS)
+    try:
+        with open_zip(path, _MAX_MEMBERS) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return []
+
+
+@isolated
+def read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    """Return the content of those small members that an archive has, after a check of the whole archive.
+
+    Raises:
+        CheckpointError: The archive is damaged, or unsafe.
+    """
+    working_on(str(path), _SECONDS)
+    with _opened_archive(path) as archive:
+        found = set(archive.namelist())
+        return {name: _read(archive, name) for name in names if name in found}
+
+
+@contextlib.contextmanager
+def _opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with open_zip(path, _MAX_MEMBERS) as archive:
+            check_archive(archive)
+            yield archive
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, OSError, zlib.error) as error:
+        remedy = "Fetch it again and compare its size."
+        raise CheckpointError("the archive is damaged", found=str(error), remedy=remedy) from error
+
+
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Refuse archives with paths outside their folder, links, duplicate members or an excessive unpacked size."""
+    names: set[str] = set()
+    for info in archive.infolist():
+        name = info.orig_filename
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if not parts or name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
+            what = "refused: a member of the archive has a path outside its folder"
+            raise CheckpointError(what, found=name, remedy="The file may be malicious: get it from a trusted source.")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise CheckpointError("refused: a member of the archive is a link", found=name)
+        if info.filename in names:
+            raise CheckpointError("refused: the archive names a member twice", found=name)
+        if info.flag_bits & 1:
+            raise CheckpointError("the archive is encrypted", found=name)
+        names.add(info.filename)
+        if info.file_size > max(_ALWAYS_FINE, _MAX_EXPANSION * info.compress_size):
+            found = f"{name}: {info.file_size} bytes from {info.compress_size}"
+            raise CheckpointError("refused: a member of the archive unpacks to far more than it stores", found=found)
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > _ALWAYS_FINE:
+        raise CheckpointError("the network's configuration is too long", found=f"{name}: {size} bytes")
+    with archive.open(name) as member:
+        data = member.read(size + 1)  # at most one byte more than declared
+    if len(data) != size:
+        raise zipfile.BadZipFile(f"{name} has another size than declared")
+    return data
+
+
+@isolated
+def send_weights(source: Path, name: str, answer: Path, member: str | None = None) -> None:
     """Check an HDF5 file and write its content to another file.
 
     Args:
-        source: The file.
+        source: The file, or an archive that holds it.
         name: Its name in messages.
         answer: The file to write: the length of a JSON header in 8 bytes; the header with the groups, text attributes, and
             shape and type of each data set; then the numbers.
+        member: The name of the HDF5 file in the archive.
 
     Raises:
         CheckpointError: The file is damaged, or contains what Keras does not write (links, more than it stores, ...).
     """
     working_on(name, _SECONDS)
+    if member is not None:
+        with _opened_archive(source) as archive:
+            source = answer.with_name("packed")
+            with temporary_space(), archive.open(member) as packed, source.open("wb") as out:
+                shutil.copyfileobj(packed, out, 1 << 20)
     try:
         # As a file object, so that relative external links have no folder to start from.
         with source.open("rb") as stream, h5py.File(stream, "r") as file:

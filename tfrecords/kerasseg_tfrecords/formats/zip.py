@@ -27,7 +27,7 @@ from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.isolation import working_on
 
-__all__ = ["ArchiveListing", "is_hidden", "list_archive", "read_member", "shown"]
+__all__ = ["ArchiveListing", "is_hidden", "list_archive", "open_zip", "read_member", "shown"]
 
 MAX_DEPTH = 4  # levels of nested archives
 MAX_ARCHIVES = 1_000  # archives inside one archive, at all levels
@@ -145,24 +145,33 @@ def _open(path: Path, chain: tuple[str, ...]) -> tuple[_Window, zipfile.ZipFile]
 @lru_cache(maxsize=KEPT_OPEN)
 def _opened(path: Path, chain: tuple[str, ...], signature: tuple[int, ...]) -> tuple[_Window, zipfile.ZipFile]:
     window = _inner_window(*_opened(path, chain[:-1], signature), chain[-1]) if chain else _outer_window(path)
-    _check_members(window)
-    return window, zipfile.ZipFile(window)
+    return window, _zip_in(window, MAX_MEMBERS)
 
 
-def _check_members(window: _Window) -> None:
-    """Refuse a directory of too many members before it is read: each takes half a kilobyte of memory."""
+def open_zip(path: Path, most: int) -> zipfile.ZipFile:
+    """Open a zip archive that has about `most` members at most.
+
+    Raises:
+        DataError: It has more.
+    """
+    return _zip_in(_outer_window(path), most)
+
+
+def _zip_in(window: _Window, most: int) -> zipfile.ZipFile:
+    """Open a zip unless it has too many members, each of which takes half a kilobyte of memory."""
     tail_size = min(window.size, 1 << 16 | 22 + 20)
     tail = window.read_at(window.size - tail_size, tail_size)
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) < end + 22:
-        return  # zipfile reports it
+        return zipfile.ZipFile(window)  # which reports it
     size = int.from_bytes(tail[end + 12 : end + 16], "little")
     wide = tail.rfind(b"PK\x06\x06", 0, end)  # zip64 has a record of its own for the size
     if wide >= 0:
         size = int.from_bytes(tail[wide + 40 : wide + 48], "little")
-    if size > MAX_MEMBERS * _DIRECTORY * 4 or (size > MAX_MEMBERS * _DIRECTORY and window.size < 4 * size):
+    if size > most * _DIRECTORY * 4 or (size > most * _DIRECTORY and window.size < 4 * size):
         found = f"a directory of {size} bytes"
-        raise DataError("too many files", found=found, expected=f"at most {MAX_MEMBERS}", kind="zip-bomb")
+        raise DataError("too many files", found=found, expected=f"at most {most}", kind="zip-bomb")
+    return zipfile.ZipFile(window)
 
 
 def _outer_window(path: Path) -> _Window:
