@@ -454,15 +454,18 @@ class ClusterPool:
     def _say_why(self) -> None:
         """Say why nothing happens, unless one of our tasks is running."""
         with self._connected():
-            running = self._client.processing()
-        keys = [str(key) for worker in running.values() for key in worker]
-        if any(self._needs.name in key for key in keys):
-            return
+            running = self._client.processing()  # also tasks that wait for their worker
+            keys = [str(key) for worker in running.values() for key in worker]
+            ours = [key for key in keys if self._needs.name in key]
+            if ours and any((self._client.call_stack(keys=ours) or {}).values()):
+                return
         if not running:
             _LOG.warning("Waiting: no worker is connected to %s.", self._address)
         else:
             busy = count(len(running), "worker")
-            _LOG.warning("Waiting for a free worker: %s of %s, %d tasks of others.", busy, self._address, len(keys))
+            _LOG.warning(
+                "Waiting for a free worker: %s of %s, %d tasks of others.", busy, self._address, len(keys) - len(ours)
+            )
 
 
 def _reason(answer: Any) -> str:
