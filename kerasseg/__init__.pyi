@@ -45,9 +45,9 @@ from kerasseg.evaluation.surface_distances import (
 from kerasseg.evaluation.surface_distances import (
     surface_distances as surface_distances,
 )
-from kerasseg.export import Exported as Exported
-from kerasseg.export import ExportMetadata as ExportMetadata
-from kerasseg.export import export_model as export_model
+from kerasseg.export.export_run import Exported as Exported
+from kerasseg.export.export_run import export_model as export_model
+from kerasseg.export.schema import ExportMetadata as ExportMetadata
 from kerasseg.losses import DiceBCELoss as DiceBCELoss
 from kerasseg.losses import class_weights as class_weights
 from kerasseg.metrics import (
@@ -85,13 +85,13 @@ from kerasseg.models.freezing import freeze as freeze
 from kerasseg.models.unet import unet as unet
 from kerasseg.optimizers import DecayedAdam as DecayedAdam
 from kerasseg.optimizers import set_l2 as set_l2
-from kerasseg.phantom import phantom_slices as phantom_slices
-from kerasseg.phantom import write_phantoms as write_phantoms
+from kerasseg.phantom.files import write_phantoms as write_phantoms
+from kerasseg.phantom.slices import phantom_slices as phantom_slices
 from kerasseg.postprocessing import MaskRule as MaskRule
 from kerasseg.postprocessing import apply_rule as apply_rule
 from kerasseg.postprocessing import postprocess as postprocess
 from kerasseg.prediction.arrays import predict_masks as predict_masks
-from kerasseg.report import write_report as write_report
+from kerasseg.report.evaluation import write_report as write_report
 from kerasseg.training.events import Observer as Observer
 from kerasseg.tuning.thresholds import ThresholdSweep as ThresholdSweep
 from kerasseg.tuning.thresholds import sweep_thresholds as sweep_thresholds

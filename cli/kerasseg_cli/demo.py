@@ -27,8 +27,6 @@ from kerasseg_tfrecords.text import count, duration
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Evaluation, Mean
 
-__all__ = ["demo"]
-
 _MARK = ".kerasseg-demo"
 """File that marks the folder of an earlier demonstration; only such a folder is ever replaced."""
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from kerasseg.workflows.predict import PredictionReport
     from kerasseg_tfrecords.intensity import IntensityRule
 
-__all__ = ["predict"]
-
 NETWORK, READING, PREDICTION, OUTPUT = "Network", "Input", "Prediction", "Output"
 PLANES = ("axial", "coronal", "sagittal")
 INTENSITIES = ("minmax", "percentile", "zscore")

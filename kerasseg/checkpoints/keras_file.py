@@ -35,8 +35,6 @@ from kerasseg.checkpoints.stored import read_by_class, read_by_name, stored_numb
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["check_archive", "open_h5", "open_keras", "read_archive", "read_weights"]
-
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ALWAYS_FINE = 1 << 26  # bytes
 _MOST_EXPANSION = 200  # times the stored bytes; Keras stores without compression, float32 weights compress to 90 %

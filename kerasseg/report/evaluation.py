@@ -15,18 +15,8 @@ from kerasseg.report import sections
 from kerasseg.report.examples import examples
 from kerasseg.report.page import write_page
 from kerasseg.report.sections import ThresholdCurve
-from kerasseg.report.wording import (
-    SPLITS,
-    Table,
-    cell,
-    count,
-    gain_sentence,
-    goals,
-    misses,
-    share,
-)
-
-__all__ = ["write_report"]
+from kerasseg.report.wording import SPLITS, Table, cell, gain_sentence, goals, misses, share
+from kerasseg_tfrecords.text import count
 
 
 def write_report(

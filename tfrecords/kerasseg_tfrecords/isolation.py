@@ -37,8 +37,6 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, KerassegError, one_line, restored
 
-__all__ = ["Reader", "call", "isolated", "limit_memory", "memory_limit", "out_of_memory", "working_on"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

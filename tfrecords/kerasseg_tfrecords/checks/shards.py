@@ -33,8 +33,6 @@ from kerasseg_tfrecords.text import count
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Verification", "check_files", "verify"]
-
 
 @dataclass(frozen=True, slots=True)
 class Verification:
