@@ -53,12 +53,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    network: Network,
-    *,
-    name: str = "",
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    max_upload_mb: int = 200,
+    network: Network, *, name: str = "", host: str = "127.0.0.1", port: int | None = None, max_upload_mb: int = 200
 ) -> Iterator[Server]:
     """Serve the page while the block runs.
 

@@ -181,11 +181,7 @@ def predict(
     def told(name: str) -> None:
         errors().print(f"{name}: finishing the slices in progress. Press again to stop at once.", markup=False)
 
-    with (
-        connect(cluster) as client,
-        progress_bar(quiet=quiet or as_json) as progress,
-        stop_on_signals(told) as stop,
-    ):
+    with connect(cluster) as client, progress_bar(quiet=quiet or as_json) as progress, stop_on_signals(told) as stop:
         report = predict_files(
             networks,
             inputs,
