@@ -27,8 +27,6 @@ from kerasseg.prediction.viewer import Case, Opened, View, download, open_cases
 from kerasseg_tfrecords.errors import KerassegError, UsageError, one_line
 from kerasseg_tfrecords.text import count
 
-__all__ = ["MAX_FILES", "Server", "build_page", "check_gradio", "launch_space", "open_export", "serve"]
-
 MAX_FILES = 1000
 """Files that may be dropped at once; a DICOM series has one per slice."""
 
@@ -55,12 +53,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    network: Network,
-    *,
-    name: str = "",
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    max_upload_mb: int = 200,
+    network: Network, *, name: str = "", host: str = "127.0.0.1", port: int | None = None, max_upload_mb: int = 200
 ) -> Iterator[Server]:
     """Serve the page while the block runs.
 

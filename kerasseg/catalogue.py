@@ -203,9 +203,7 @@ def starting_point(name: str) -> StartingPoint:
     """
     if name not in _NAMES:
         raise UsageError(
-            f"no starting point is called {name!r}",
-            expected=", ".join(_NAMES),
-            remedy=did_you_mean(name, list(_NAMES)),
+            f"no starting point is called {name!r}", expected=", ".join(_NAMES), remedy=did_you_mean(name, list(_NAMES))
         )
     return _NAMES[name]
 

@@ -30,8 +30,9 @@ from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.weights import send_weights
 from kerasseg_tfrecords.isolation import working_on
-from kerasseg_tfrecords.sources import SourceOptions, open_tree, read_item
-from kerasseg_tfrecords.sources.base import Item
+from kerasseg_tfrecords.sources import read_item
+from kerasseg_tfrecords.sources.base import Item, SourceOptions
+from kerasseg_tfrecords.sources.tree import open_tree
 from kerasseg_tfrecords.workers import ordered_map
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"

@@ -145,6 +145,11 @@ def test_the_walk_sees_imports(tmp_path: Path) -> None:
     assert imported(file) == {"tensorflow.io", "keras"}
 
 
+def test_public_names_are_listed_in_the_stubs_alone() -> None:
+    lists = [name for name, path in MODULES.items() if "\n__all__" in path.read_text()]
+    assert lists == []
+
+
 HEAVY = {"tensorflow", "keras", "scipy", "matplotlib", "sklearn", "cv2", "h5py", "joblib", "numpy", "pydantic"}
 
 

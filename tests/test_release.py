@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kerasseg_tfrecords import __version__
+from kerasseg_tfrecords._version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = {

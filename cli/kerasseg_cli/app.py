@@ -33,8 +33,6 @@ from kerasseg_cli.options import Debug, Json, Quiet, Verbose
 from kerasseg_cli.status import start
 from kerasseg_cli.tf_logs import quiet_tf_logs
 
-__all__ = ["app", "main"]
-
 
 def _show_version(asked: bool) -> None:
     if asked:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from kerasseg.catalogue import StartingPoint
     from kerasseg.workflows.checkpoints import Candidate, Ranking
 
-__all__ = ["checkpoints"]
-
 
 def checkpoints(
     names: Annotated[

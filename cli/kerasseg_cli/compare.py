@@ -44,8 +44,8 @@ def compare(
     """Compare two evaluated runs on the same slices: paired differences, wins and losses, and pictures."""
     from kerasseg.evaluation.compare import compare as run
     from kerasseg.evaluation.compare import evaluated
-    from kerasseg.report import write_comparison
-    from kerasseg.runs import RunDirectory
+    from kerasseg.report.comparison import write_comparison
+    from kerasseg.runs.directory import RunDirectory
 
     one, other = (evaluated(RunDirectory.find(name), split) for name in (first, second))
     found = run(one, other, most=most)
@@ -67,7 +67,7 @@ def compare(
 def _pictures(run: Evaluated) -> NetworkPictures:
     from kerasseg.checkpoints.open import open_checkpoint
     from kerasseg.evaluation.joined import NetworkPictures
-    from kerasseg.runs import RunDirectory
+    from kerasseg.runs.directory import RunDirectory
 
     model = open_checkpoint(RunDirectory(run.run).model_file)
     return NetworkPictures(model, run.figures.final_stage().rule, run.shards(), run.figures.split)

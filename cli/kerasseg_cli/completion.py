@@ -5,18 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = [
-    "AUGMENTATIONS",
-    "BLOCKS",
-    "FORMATS",
-    "STRATEGIES",
-    "listed",
-    "proposing",
-    "runs",
-    "starting_points",
-    "strategies_and_blocks",
-]
-
 STRATEGIES = {
     "conservative": "freezes the first half of the encoder",
     "moderate": "freezes a quarter of the encoder",

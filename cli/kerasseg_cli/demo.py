@@ -27,8 +27,6 @@ from kerasseg_tfrecords.text import count, duration
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Evaluation, Mean
 
-__all__ = ["demo"]
-
 _MARK = ".kerasseg-demo"
 """File that marks the folder of an earlier demonstration; only such a folder is ever replaced."""
 
@@ -70,8 +68,7 @@ def demo(
     context: typer.Context,
     fast: Annotated[bool, typer.Option("--fast", help="Use fewer, smaller slices and fewer epochs (for CI).")] = False,
     keep: Annotated[
-        Path,
-        typer.Option("--keep", metavar="DIR", help="Output folder; an earlier demonstration in it is replaced."),
+        Path, typer.Option("--keep", metavar="DIR", help="Output folder; an earlier demonstration in it is replaced.")
     ] = Path("demo-output"),
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the synthetic heads.")] = 0,
     as_json: Json = False,

@@ -15,8 +15,6 @@ from kerasseg_tfrecords.text import count
 if TYPE_CHECKING:
     from kerasseg.workflows.doctor import Diagnosis, Finding
 
-__all__ = ["doctor"]
-
 _MARKS = {"ok": "✓", "note": "·", "warning": "!", "bad": "✗"}
 _NAME = 30
 _STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "bad": "red"}

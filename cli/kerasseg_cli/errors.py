@@ -26,8 +26,6 @@ from kerasseg_cli.suggest import either, suggest_commands, suggest_options
 from kerasseg_tfrecords.errors import BadInputError, CheckpointError, DataError, KerassegError, UsageError, one_line
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Commands", "Interrupts", "complain", "guarded", "output_lost"]
-
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 _KINDS: tuple[tuple[type[KerassegError], str], ...] = (

@@ -63,7 +63,7 @@ def export(
 
     # A missing run is reported before TensorFlow is loaded.
     directory = RunDirectory.find(run)
-    from kerasseg.export import export_model
+    from kerasseg.export.export_run import export_model
 
     with progress_bar(quiet=quiet or as_json) as progress:
         made = export_model(

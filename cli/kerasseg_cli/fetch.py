@@ -16,8 +16,6 @@ from kerasseg_cli.options import Json, Quiet
 if TYPE_CHECKING:
     from kerasseg.data.published import FetchedDataset
 
-__all__ = ["fetch"]
-
 
 def fetch(
     dataset: Annotated[

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from kerasseg.models.inspection import Inspection, Strategy, Tensor
 
-__all__ = ["inspect"]
-
 
 def inspect(
     checkpoint: Checkpoint,

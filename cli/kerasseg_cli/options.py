@@ -99,12 +99,10 @@ Architecture = Annotated[
     ),
 ]
 RunArgument = Annotated[
-    str,
-    typer.Argument(metavar="RUN", help="Run folder, its name in runs/, or latest.", autocompletion=runs),
+    str, typer.Argument(metavar="RUN", help="Run folder, its name in runs/, or latest.", autocompletion=runs)
 ]
 FlipAverage = Annotated[
-    bool,
-    option("Average the predictions of the image and its mirror image (doubles the time).", "--flip-average"),
+    bool, option("Average the predictions of the image and its mirror image (doubles the time).", "--flip-average")
 ]
 MovedShards = Annotated[Path | None, option("Shard directory of the run, if it was moved.")]
 AllowPartial = Annotated[

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from kerasseg.workflows.predict import PredictionReport
     from kerasseg_tfrecords.intensity import IntensityRule
 
-__all__ = ["predict"]
-
 NETWORK, READING, PREDICTION, OUTPUT = "Network", "Input", "Prediction", "Output"
 PLANES = ("axial", "coronal", "sagittal")
 INTENSITIES = ("minmax", "percentile", "zscore")
@@ -183,11 +181,7 @@ def predict(
     def told(name: str) -> None:
         errors().print(f"{name}: finishing the slices in progress. Press again to stop at once.", markup=False)
 
-    with (
-        connect(cluster) as client,
-        progress_bar(quiet=quiet or as_json) as progress,
-        stop_on_signals(told) as stop,
-    ):
+    with connect(cluster) as client, progress_bar(quiet=quiet or as_json) as progress, stop_on_signals(told) as stop:
         report = predict_files(
             networks,
             inputs,

@@ -14,8 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["is_chatter", "quiet_tf_logs"]
-
 _CHATTER = re.compile(
     rb"""
     [IW]\d{4}\ \d\d:\d\d:.*             # absl: information and warnings

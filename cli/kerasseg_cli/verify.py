@@ -18,8 +18,6 @@ from kerasseg_cli.completion import FORMATS, proposing
 from kerasseg_cli.console import print_json, progress_bar, screen
 from kerasseg_cli.options import Cluster, Json, MaxMemory, Quiet, one_of
 
-__all__ = ["verify"]
-
 
 def verify(
     shards: Annotated[Path | None, typer.Argument(metavar="SHARDS", help="Shard directory. [default: shards]")] = None,

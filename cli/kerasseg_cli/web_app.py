@@ -12,8 +12,6 @@ from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, screen
 from kerasseg_cli.options import Debug, Json, Quiet
 
-__all__ = ["app"]
-
 SERVER, NETWORK = "Server", "Network"
 
 

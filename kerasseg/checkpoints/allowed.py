@@ -23,9 +23,6 @@ import keras
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["LAYERS", "NETWORKS", "build", "check_config", "check_maps", "check_size", "operation_module", "pairs"]
-__all__ += ["parse_config", "without_memory", "without_training", "words"]
-
 _T = TypeVar("_T")
 
 _MOST_BYTES = 1 << 24  # per configuration; EfficientNetB7 has 1.5 MB

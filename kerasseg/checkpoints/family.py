@@ -16,8 +16,6 @@ import keras
 
 from kerasseg.checkpoints.stored import StoredLayer
 
-__all__ = ["Family", "NotOurFamily", "ordered_like", "read_family"]
-
 _ACTIVATIONS = ("activation", "re_lu", "leaky_re_lu", "elu", "p_re_lu", "selu", "softmax")
 
 

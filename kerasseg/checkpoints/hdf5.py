@@ -24,8 +24,6 @@ from kerasseg_tfrecords.errors import CheckpointError, DataError
 from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.formats.weights import decoded, send_weights
 
-__all__ = ["attribute_texts", "open_hdf5", "text_attribute", "walk_datasets"]
-
 
 @contextlib.contextmanager
 def open_hdf5(source: Path, name: object, member: str | None = None) -> Iterator[h5py.File]:

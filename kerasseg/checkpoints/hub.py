@@ -23,8 +23,6 @@ from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["Fetched", "HubAddress", "RepositoryCheckpoint", "cache_folder", "choose", "fetch", "is_remote"]
-
 _MOST_BYTES = 8 << 30  # the 31-million-parameter U-Net with its optimizer takes 0.4 GB
 _TIMEOUT = 30.0  # seconds
 _UNPACKED = ("config.json", "metadata.json", "model.weights.h5")

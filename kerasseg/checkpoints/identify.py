@@ -14,8 +14,6 @@ from kerasseg_tfrecords.errors import CheckpointError, DataError
 from kerasseg_tfrecords.formats.weights import member_names
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["Kind", "errors_about", "explain", "is_keras_3", "kind_of", "missing", "refuse_pointer", "writer_name"]
-
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _OPENABLE = "a .keras or .h5 file, a SavedModel folder, hf://owner/name or https://..."
 

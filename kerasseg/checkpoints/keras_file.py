@@ -34,8 +34,6 @@ from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.formats.weights import member_names, read_members
 
-__all__ = ["open_h5", "open_keras", "open_weights_in", "read_archive"]
-
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LONGEST = 1 << 26  # bytes
 

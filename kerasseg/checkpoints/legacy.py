@@ -13,9 +13,6 @@ from typing import Any
 import keras
 from keras import ops
 
-__all__ = ["TLU", "AdamW", "FilterResponseNormalization", "GroupNormalization", "InstanceNormalization"]
-__all__ += ["StochasticDepth", "WeightNormalization", "lisht", "rrelu", "snake", "sparsemax"]
-
 _addons = keras.saving.register_keras_serializable
 
 

@@ -23,8 +23,6 @@ from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import count
 
-__all__ = ["open_checkpoint"]
-
 _LOG = logging.getLogger("kerasseg")
 
 

@@ -18,9 +18,6 @@ import numpy as np
 
 from kerasseg.checkpoints.allowed import pairs, words
 
-__all__ = ["RAW", "TABLE", "Expression", "Raw", "Ref", "Untranslatable", "expression", "is_tensor", "named"]
-__all__ += ["short_name"]
-
 
 class Untranslatable(Exception):  # noqa: N818 - control flow inside this package; users see CheckpointError
     """An operation or layer without a Keras 3 counterpart. The message is a sentence about it."""

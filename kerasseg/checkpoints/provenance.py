@@ -28,9 +28,6 @@ from kerasseg_tfrecords.text import without_credentials
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["OpenedModel", "Provenance", "attach", "copy_provenance", "provenance", "public_name", "recorded"]
-__all__ += ["recorded_beside", "sha256_of"]
-
 _KEY = "kerasseg"
 _ATTRIBUTE = "_kerasseg_provenance"
 # Records come from untrusted files.

@@ -19,11 +19,9 @@ import numpy as np
 
 from kerasseg.checkpoints.allowed import NETWORKS
 from kerasseg.checkpoints.hdf5 import attribute_texts, walk_datasets
-from kerasseg.checkpoints.keras2.layer_config import Adapter, Untranslatable
+from kerasseg.checkpoints.keras2.layer_config import Adapter
+from kerasseg.checkpoints.operations import Untranslatable
 from kerasseg_tfrecords.errors import CheckpointError
-
-__all__ = ["LoadReport", "Match", "StoredLayer", "container", "leaves", "match", "nested", "read_all", "read_by_class"]
-__all__ += ["read_by_name", "snake_case", "stored_numbers"]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from kerasseg.checkpoints.keras2.layer_config import histories
 from kerasseg.checkpoints.provenance import attach, provenance
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["HOW", "READ_OFF", "Variant", "as_variant", "is_assumed", "named_arguments", "settle_variant"]
-
 _CLEARLY = 0.02  # the margin by which a variant must beat the assumed one to replace it
 _MOST_IMAGES = 16
 _VALID: Mapping[str, tuple[Any, ...]] = {

@@ -21,8 +21,6 @@ from kerasseg.checkpoints.stored import LoadReport, Match, StoredLayer, containe
 from kerasseg.checkpoints.variants import HOW, READ_OFF, Variant, as_variant, named_arguments
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["PartialMatchError", "is_weights_only", "open_weights"]
-
 _MOST_LINES = 12
 
 

@@ -136,12 +136,7 @@ class SafeAugmentation:
     """
 
     def __init__(
-        self,
-        flip: float = 0.5,
-        brightness: float = 0.1,
-        contrast: float = 0.1,
-        zoom: float = 0.05,
-        **others: Any,
+        self, flip: float = 0.5, brightness: float = 0.1, contrast: float = 0.1, zoom: float = 0.05, **others: Any
     ) -> None:
         for name in others:
             refuse(name)

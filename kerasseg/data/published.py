@@ -116,10 +116,7 @@ DATASETS: dict[str, Dataset] = {
 
 
 def fetch_dataset(
-    name: str = "figshare",
-    out: Path | str = "data",
-    *,
-    progress: Callable[[str, int, int], None] | None = None,
+    name: str = "figshare", out: Path | str = "data", *, progress: Callable[[str, int, int], None] | None = None
 ) -> FetchedDataset:
     """Download a public data set and verify every file against its published MD5 sum.
 

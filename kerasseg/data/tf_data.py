@@ -286,12 +286,7 @@ class _Shape:
 
 
 def _batches(
-    places: tf.data.Dataset,
-    make: Callable[..., tuple[Any, ...]],
-    shape: _Shape,
-    *,
-    weighted: bool,
-    with_labels: bool,
+    places: tf.data.Dataset, make: Callable[..., tuple[Any, ...]], shape: _Shape, *, weighted: bool, with_labels: bool
 ) -> tf.data.Dataset:
     types = (tf.float32, tf.float32, tf.float32, tf.int64, tf.int64)
     size = (shape.height, shape.width)

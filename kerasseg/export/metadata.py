@@ -13,15 +13,7 @@ from kerasseg.checkpoints.provenance import Provenance, public_name
 from kerasseg.checkpoints.savedmodel import NETWORK_SIGNATURE
 from kerasseg.evaluation.schema import Evaluation, read_evaluation
 from kerasseg.export.parity import Shards
-from kerasseg.export.schema import (
-    Calling,
-    ClassFigures,
-    DataFacts,
-    EvaluationFacts,
-    MaskFacts,
-    Port,
-    SplitCounts,
-)
+from kerasseg.export.schema import Calling, ClassFigures, DataFacts, EvaluationFacts, MaskFacts, Port, SplitCounts
 from kerasseg.postprocessing import MaskRule
 from kerasseg.runs.config import RunConfig
 from kerasseg.runs.directory import RunDirectory

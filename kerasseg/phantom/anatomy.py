@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from kerasseg.data.rng import uniforms
 
-__all__ = ["CLASSES", "TISSUES", "Anatomy", "Tumour", "head"]
-
 Tissue = Literal["air", "scalp", "skull", "csf", "grey", "white", "oedema", "tumour", "rim", "core"]
 TISSUES: tuple[Tissue, ...] = get_args(Tissue)
 Tumour = Literal["meningioma", "glioma", "pituitary"]

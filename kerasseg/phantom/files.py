@@ -16,8 +16,6 @@ from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
 from kerasseg_tfrecords.slices import Slice
 
-__all__ = ["mat_bytes", "write_phantoms"]
-
 # A fixed date, that of the first figshare file, so that the same slices give the same bytes.
 _HEADER = b"MATLAB 7.3 MAT-file, Platform: PCWIN64, Created on: Mon Aug 03 21:51:33 2015 HDF5 schema 1.00 ."
 

@@ -14,8 +14,6 @@ from scipy.special import ndtri
 from kerasseg.data.rng import uniforms
 from kerasseg.phantom.anatomy import TISSUES, Anatomy
 
-__all__ = ["SCANNERS", "Scanner"]
-
 
 @dataclass(frozen=True, slots=True)
 class Scanner:

@@ -12,8 +12,6 @@ from kerasseg.phantom.scanners import SCANNERS
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.slices import Slice
 
-__all__ = ["is_phantom", "phantom_slice", "phantom_slices"]
-
 SMALLEST = 32
 """Smallest side in pixels: a pituitary tumour then has a few pixels."""
 
@@ -48,7 +46,6 @@ def phantom_slice(patient: int, index: int, *, scanner: str = "A", size: int = 1
         UsageError: An argument is invalid.
 
     Example:
-        >>> from kerasseg.phantom import phantom_slice
         >>> one = phantom_slice(1, 0, size=64)
         >>> one.label, one.patient, one.image.shape, one.image.dtype.name, bool(one.mask.any())
         ('glioma', 'phantom-100001', (64, 64), 'int16', True)

@@ -12,8 +12,6 @@ from kerasseg.prediction.predictor import Network, Source, open_network
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, intensity_window, restore
 
-__all__ = ["predict_masks"]
-
 
 def predict_masks(
     network: Source | Sequence[Source] | Network,

@@ -22,19 +22,6 @@ from kerasseg_tfrecords.sources.roles import split_name, without_suffix
 from kerasseg_tfrecords.sources.tree import natural_key, suffix_of
 from kerasseg_tfrecords.sources.unlabelled import ImageInput
 
-__all__ = [
-    "OpenedUnit",
-    "RawSlice",
-    "Unit",
-    "bids_stem",
-    "check_folder",
-    "check_inputs",
-    "check_name",
-    "network_image",
-    "open_unit",
-    "plan_units",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Unit:

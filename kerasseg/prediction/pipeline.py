@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Limits", "run_flow"]
-
 S = TypeVar("S")
 _POLL = 0.1  # seconds between checks of `stop`
 

@@ -28,8 +28,6 @@ from kerasseg_tfrecords.intensity import IntensityRule
 from kerasseg_tfrecords.records.manifest import PrepareOptions, load_manifest
 from kerasseg_tfrecords.text import without_credentials
 
-__all__ = ["Network", "Source", "check_averaging", "open_network"]
-
 Source: TypeAlias = keras.Model | RunDirectory | Path | str
 """A network, a run (its folder or name, "latest"), or a checkpoint of any kind."""
 

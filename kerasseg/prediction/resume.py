@@ -17,8 +17,6 @@ from kerasseg.prediction.table import FoundTumour
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
 
-__all__ = ["JOURNAL", "Collected", "Done", "Entry", "Journal"]
-
 JOURNAL = ".predictions.jsonl"
 
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.tables import format_csv
 
-__all__ = ["FoundTumour", "count_tumours", "describe", "to_csv", "volume_ml"]
-
 
 @dataclass(frozen=True, slots=True)
 class FoundTumour:

@@ -25,8 +25,6 @@ from kerasseg_tfrecords.sources.base import SourceOptions
 from kerasseg_tfrecords.sources.unlabelled import list_images
 from kerasseg_tfrecords.text import count
 
-__all__ = ["MAX_PIXELS", "Case", "Opened", "View", "download", "open_cases"]
-
 MAX_PIXELS = 50_000_000
 """Pixels of all slices together: with image and probabilities, about 300 MB of memory. A volume of 256 slices of
 256x256 has 17 million."""

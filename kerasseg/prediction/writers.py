@@ -22,19 +22,6 @@ from kerasseg_tfrecords.sources.base import SourceOptions, file_limit
 from kerasseg_tfrecords.sources.roles import stem_of
 from kerasseg_tfrecords.sources.tree import read_bytes
 
-__all__ = [
-    "Layout",
-    "PictureLayout",
-    "SeriesLayout",
-    "Values",
-    "VolumeLayout",
-    "draw_overlay",
-    "grey_levels",
-    "has_highdicom",
-    "png",
-    "segmentation",
-]
-
 Values = Literal["mask", "probabilities"]
 """Kind of values: bool masks, or float32 probabilities in [0, 1]."""
 

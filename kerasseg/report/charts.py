@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-__all__ = ["Line", "Span", "interval_chart", "line_chart", "strip_chart", "ticks"]
-
 _WIDTH = 480
 """Width of a chart in units: on a phone with 360 pixels its text of 15 units is still 11 pixels high."""
 

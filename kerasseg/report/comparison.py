@@ -14,10 +14,9 @@ from kerasseg.evaluation.joined import Pictures
 from kerasseg.report.charts import Span, interval_chart
 from kerasseg.report.overlays import close_up, outlined
 from kerasseg.report.page import write_page
-from kerasseg.report.wording import SPLITS, Cell, Table, cell, count, gain_cell, share
+from kerasseg.report.wording import SPLITS, Cell, Table, cell, gain_cell, share
 from kerasseg_tfrecords.errors import one_line
-
-__all__ = ["write_comparison"]
+from kerasseg_tfrecords.text import count
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,8 @@ from kerasseg.report import sections
 from kerasseg.report.examples import examples
 from kerasseg.report.page import write_page
 from kerasseg.report.sections import ThresholdCurve
-from kerasseg.report.wording import (
-    SPLITS,
-    Table,
-    cell,
-    count,
-    gain_sentence,
-    goals,
-    misses,
-    share,
-)
-
-__all__ = ["write_report"]
+from kerasseg.report.wording import SPLITS, Table, cell, gain_sentence, goals, misses, share
+from kerasseg_tfrecords.text import count
 
 
 def write_report(
@@ -125,10 +115,7 @@ def _sentences(evaluation: Evaluation, rows: Sequence[SliceRow]) -> list[str]:
         return ["No evaluated slice has a tumour: there is no verdict.", misses(final.all)]
     half = sum(row.reference_pixels > 0 and row.stage(evaluation.final).dice > 0.5 for row in rows) if rows else None
     gain = evaluation.gain.get(evaluation.final)
-    said = [
-        gain_sentence(gain, "the checkpoint before training", evaluation.confidence),
-        misses(final.all, half),
-    ]
+    said = [gain_sentence(gain, "the checkpoint before training", evaluation.confidence), misses(final.all, half)]
     if final.all.patients < FEWEST_PATIENTS:
         said.append(f"{count(final.all.patients, 'patient')}: too few for intervals.")
     return [sentence for sentence in said if sentence]

@@ -15,8 +15,6 @@ from kerasseg.report.overlays import close_up, outlined, threshold_slider
 from kerasseg.report.wording import share
 from kerasseg_tfrecords.errors import one_line
 
-__all__ = ["Example", "Examples", "choose", "examples", "in_words"]
-
 
 @dataclass(frozen=True, slots=True)
 class Example:

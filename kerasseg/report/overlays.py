@@ -13,8 +13,6 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-__all__ = ["close_up", "data_uri", "outline_path", "outlined", "threshold_slider"]
-
 _SIDE = 240
 """Units of a picture's longer side; widths of lines and hatching are in the same units."""
 

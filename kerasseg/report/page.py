@@ -14,8 +14,6 @@ from markupsafe import Markup
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.files import write_atomically
 
-__all__ = ["render", "write_page"]
-
 
 @cache
 def _environment() -> jinja2.Environment:

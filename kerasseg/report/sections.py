@@ -26,7 +26,6 @@ from kerasseg.report.wording import (
     Cell,
     Table,
     cell,
-    count,
     gain_cell,
     is_number,
     share,
@@ -35,8 +34,7 @@ from kerasseg.report.wording import (
     stages_with_effect,
 )
 from kerasseg_tfrecords.errors import UsageError
-
-__all__ = ["ThresholdCurve"]
+from kerasseg_tfrecords.text import count
 
 NETWORK, BASELINE = "network", "checkpoint before training"
 

@@ -8,10 +8,7 @@ from typing import Literal
 
 from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS
 from kerasseg.evaluation.schema import Evaluation, Figures, Mean, NetworkFigures, Stage, Target
-from kerasseg.postprocessing import rule_in_words
 from kerasseg_tfrecords.text import count
-
-__all__ = ["Cell", "Goal", "Table", "cell", "count", "gain_cell", "gain_sentence", "goals", "rule_in_words", "share"]
 
 SPLITS = {"train": "training", "val": "validation", "test": "test", "all": "external"}
 

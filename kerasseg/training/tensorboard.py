@@ -74,8 +74,7 @@ def choose(labels: ArrayLike, tumour: ArrayLike, seed: int, most: int = MOST) ->
 
 
 def draw_outlines(
-    image: NDArray[np.float32],
-    outlines: Sequence[tuple[NDArray[np.bool_], tuple[int, int, int]]],
+    image: NDArray[np.float32], outlines: Sequence[tuple[NDArray[np.bool_], tuple[int, int, int]]]
 ) -> NDArray[np.uint8]:
     """Draw a slice with the outlines of masks, later ones on top.
 

@@ -599,7 +599,8 @@ def _write_page(
     evidence: ThresholdFile | None,
     path: Path,
 ) -> None:
-    from kerasseg.report import ThresholdCurve, write_report
+    from kerasseg.report.evaluation import write_report
+    from kerasseg.report.sections import ThresholdCurve
 
     curve = None
     if evidence is not None:

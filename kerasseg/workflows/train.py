@@ -388,9 +388,7 @@ class TrainingSession:
     def _precision(self) -> PrecisionChoice:
         """Choose the fastest precision that does not cost the untouched network Dice."""
         choice = choose_precision(
-            self.settings.precision,
-            gpu=self.devices.gpu,
-            capability=compute_capability() if self.devices.gpu else None,
+            self.settings.precision, gpu=self.devices.gpu, capability=compute_capability() if self.devices.gpu else None
         )
         if self.settings.precision != "auto":
             return choice

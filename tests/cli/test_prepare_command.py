@@ -163,7 +163,7 @@ def test_debug_shows_the_traceback(kerasseg: Run) -> None:
 
 
 def test_version(kerasseg: Run) -> None:
-    from kerasseg import __version__
+    from kerasseg_tfrecords._version import __version__
 
     assert kerasseg("--version").stdout == f"kerasseg {__version__}\n"
 

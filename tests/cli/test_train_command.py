@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 import kerasseg
 from children import PATIENCE, Child, Children
 from factories import write_figshare
-from kerasseg.runs import RunDirectory, StateStore
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.state import StateStore
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.records.manifest import PrepareOptions
 

@@ -17,7 +17,7 @@ import pytest
 
 from children import PATIENCE, Child, Children
 from factories import write_figshare
-from kerasseg.runs import StateStore
+from kerasseg.runs.state import StateStore
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.records.manifest import PrepareOptions
 

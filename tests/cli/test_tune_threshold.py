@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import kerasseg
 from factories import write_figshare
-from kerasseg.runs import Resolved, RunDirectory, new_config
+from kerasseg.runs.config import Resolved, new_config
+from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import TrainSettings
 from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold, network_sha256
 from kerasseg.workflows.tune import tune_run

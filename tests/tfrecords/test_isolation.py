@@ -22,9 +22,9 @@ from kerasseg_tfrecords.checks.raw_data import check_data
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, UsageError
 from kerasseg_tfrecords.isolation import call, isolated, limit_memory, working_on
 from kerasseg_tfrecords.slices import Reading, Slice
-from kerasseg_tfrecords.sources import SourceOptions, find_items, open_tree, read_item
-from kerasseg_tfrecords.sources.base import Listing
-from kerasseg_tfrecords.sources.tree import Tree
+from kerasseg_tfrecords.sources import find_items, read_item
+from kerasseg_tfrecords.sources.base import Listing, SourceOptions
+from kerasseg_tfrecords.sources.tree import Tree, open_tree
 
 
 def echo(value: Any) -> Any:

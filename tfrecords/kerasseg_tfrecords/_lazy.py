@@ -7,8 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Names"]
-
 
 class Names:
     """The public names of a package, each imported on first use.

@@ -8,8 +8,6 @@ import re
 import unicodedata
 from numbers import Real
 
-__all__ = ["TUMOUR_CLASSES", "class_code", "class_in_file_name", "class_name", "suggest_class", "unknown_class"]
-
 TUMOUR_CLASSES = ("meningioma", "glioma", "pituitary", "no_tumor")
 
 # Numbers of the figshare set and of data sets made from it, some of which add healthy slices as 0.

@@ -37,8 +37,6 @@ from kerasseg_tfrecords.workers import LocalPool, Pool, available_cpus
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["ClusterPool", "choose_pool", "cluster_pool", "connect", "run_apart", "tell"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

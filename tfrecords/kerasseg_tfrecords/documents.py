@@ -11,8 +11,6 @@ from pydantic import BaseModel, ValidationError
 from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.validation import complaint
 
-__all__ = ["parse_json", "read_document", "read_json", "refuse_newer"]
-
 _MAX_BYTES = 1 << 28
 _MAX_DEPTH = 100
 

@@ -22,17 +22,6 @@ from kerasseg_tfrecords.text import count, without_credentials
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories: control, format (direction marks, zero-width characters), surrogates, line and paragraph ends."""
 
-__all__ = [
-    "BadInputError",
-    "CheckpointError",
-    "DataError",
-    "KerassegError",
-    "Problem",
-    "UsageError",
-    "one_line",
-    "restored",
-]
-
 
 def one_line(text: object) -> str:
     r"""Return a text on one line, with control and invisible characters escaped.

@@ -17,20 +17,6 @@ from typing import IO
 
 from kerasseg_tfrecords.errors import KerassegError
 
-__all__ = [
-    "FULL",
-    "atomic_folder",
-    "explain_os_error",
-    "file_sha256",
-    "lock",
-    "open_atomically",
-    "remove_leftovers",
-    "scratch_folder",
-    "sync_folder",
-    "temporary_space",
-    "write_atomically",
-]
-
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers for: disk full, quota used up, file size limit reached."""
 

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["IntensityRule", "Window", "fit_image", "fit_mask", "fitted_spacing", "intensity_window", "restore"]
-
 IntensityRule = Literal["minmax", "percentile", "zscore"]
 
 

@@ -38,8 +38,6 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.errors import DataError, KerassegError, one_line, restored
 from kerasseg_tfrecords.files import temporary_space
 
-__all__ = ["Reader", "call", "isolated", "limit_memory", "memory_limit", "out_of_memory", "working_on"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.text import count
 
-__all__ = ["format_csv", "parse_csv", "read_csv"]
-
 _MAX_BYTES = 1 << 28
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|nan)")
 # A spreadsheet may split at other separators than the comma, and may drop white space and invisible characters.

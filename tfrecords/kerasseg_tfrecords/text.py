@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-__all__ = ["Progress", "count", "duration", "without_credentials"]
-
 _USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s?#]*@")
 _QUERY = re.compile(r"(?i)(\b(?!hf:)[a-z][a-z0-9+.-]*://[^\s?#'\"]*|/[^\s?'\"]*(?=\?[^\s'\")]*=))[?#][^\s'\")]*")
 

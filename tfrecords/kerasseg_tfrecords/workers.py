@@ -15,8 +15,6 @@ from typing import Protocol, TypeVar
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.isolation import Reader, call
 
-__all__ = ["LocalPool", "Pool", "available_cpus", "ordered_map"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

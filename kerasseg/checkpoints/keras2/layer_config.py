@@ -14,9 +14,6 @@ from typing import Any
 
 from kerasseg.checkpoints.operations import Ref, Untranslatable
 
-__all__ = ["Adapter", "Call", "NewLayer", "OldLayer", "Ref", "Untranslatable", "after", "ends", "entry_name"]
-__all__ += ["histories", "map_ends", "map_refs", "native", "parse_call"]
-
 #: Makes the weights of the new layer, in its order, from those of the old one by name.
 Adapter = Callable[[Mapping[str, Any]], list[Any]]
 

@@ -20,9 +20,8 @@ import keras
 import numpy as np
 
 from kerasseg.checkpoints.allowed import LAYERS, pairs, words
-from kerasseg.checkpoints.keras2.layer_config import Adapter, NewLayer, OldLayer, Untranslatable, after, native
-
-__all__ = ["ADDONS", "LEGACY_BILINEAR", "translate_layer"]
+from kerasseg.checkpoints.keras2.layer_config import Adapter, NewLayer, OldLayer, after, native
+from kerasseg.checkpoints.operations import Untranslatable
 
 #: Set in `OldLayer.config` by the caller if the writer's bilinear upsampling sampled at corners.
 LEGACY_BILINEAR = "__legacy_bilinear__"

@@ -17,8 +17,6 @@ from kerasseg.checkpoints.keras2.layer_config import Adapter, ends, entry_name, 
 from kerasseg.checkpoints.stored import StoredLayer
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Translation", "not_understood", "rewrite"]
-
 
 @dataclass(frozen=True)
 class Translation:

@@ -16,8 +16,6 @@ from kerasseg.checkpoints.keras2.layer_config import Call, NewLayer, OldLayer, m
 from kerasseg.checkpoints.operations import Expression, Ref, Untranslatable, expression, named, short_name
 from kerasseg.checkpoints.savedmodel.arithmetic import Dim
 
-__all__ = ["OPERATION_CLASSES", "Sizes", "translate_operation"]
-
 OPERATION_CLASSES = frozenset({"TFOpLambda", "SlicingOpLambda"})
 
 #: Values of keywords that only state the default.

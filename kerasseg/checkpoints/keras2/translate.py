@@ -19,8 +19,6 @@ from kerasseg.checkpoints.keras2.layer_config import (
     Call,
     NewLayer,
     OldLayer,
-    Ref,
-    Untranslatable,
     ends,
     entry_name,
     histories,
@@ -31,12 +29,11 @@ from kerasseg.checkpoints.keras2.layer_config import (
 from kerasseg.checkpoints.keras2.layers import ADDONS, LEGACY_BILINEAR, translate_layer
 from kerasseg.checkpoints.keras2.rewrites import Translation, not_understood, rewrite
 from kerasseg.checkpoints.keras2.tf_operations import OPERATION_CLASSES, Sizes, translate_operation
+from kerasseg.checkpoints.operations import Ref, Untranslatable
 from kerasseg.checkpoints.savedmodel.graph import sort_from
 from kerasseg.checkpoints.stored import StoredLayer, match
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import count
-
-__all__ = ["Translation", "build_translated", "samples_at_corners", "translate", "with_bare_ends"]
 
 _SUBCLASSED = "A subclassed model is Python code: run that code, and save a functional network."
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 from kerasseg.checkpoints.savedmodel.graph import Tensor
 from kerasseg.checkpoints.savedmodel.patterns import View
 
-__all__ = ["Polynomial", "Root", "expand"]
-
 MAX_TERMS = 8
 MAX_DEPTH = 12
 

@@ -23,9 +23,6 @@ from kerasseg.checkpoints.savedmodel.graphdef import CALLS, PASSED, Body, Progra
 from kerasseg.checkpoints.savedmodel.messages import operation
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["ELSEWHERE", "INITIALISER", "NETWORK", "check_arguments", "check_operations"]
-
-
 NETWORK = (
     CALLS
     | PASSED

@@ -16,8 +16,6 @@ import numpy as np
 from kerasseg.checkpoints.allowed import pairs
 from kerasseg.checkpoints.savedmodel.graph import Node
 
-__all__ = ["Dim", "evaluate", "index", "line"]
-
 MAX_ELEMENTS = 1 << 22  # of a computed constant
 
 

@@ -19,8 +19,6 @@ from kerasseg.checkpoints.identify import refuse_pointer
 from kerasseg.checkpoints.savedmodel.messages import item_size, type_name
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["FETCH_AGAIN", "Stored", "read_index"]
-
 MAX_INDEX = 64 << 20  # bytes; a network of 31 million parameters needs 10 kB
 FETCH_AGAIN = "Copy or download the folder again"
 

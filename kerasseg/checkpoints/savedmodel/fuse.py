@@ -13,8 +13,6 @@ from kerasseg.checkpoints.savedmodel.fuse_activations import activation
 from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor, scope
 from kerasseg.checkpoints.savedmodel.patterns import LINEAR, View, fold, made, rewrite
 
-__all__ = ["fuse", "without_decisions"]
-
 # Activations without parameters that a convolution can take as its own.
 _OWN = words(
     "relu relu6 sigmoid tanh softmax elu selu softplus softsign silu hard_sigmoid hard_silu mish exponential gelu"

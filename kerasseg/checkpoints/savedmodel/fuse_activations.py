@@ -15,8 +15,6 @@ from kerasseg.checkpoints.allowed import words
 from kerasseg.checkpoints.savedmodel.graph import Node, Tensor
 from kerasseg.checkpoints.savedmodel.patterns import View, made
 
-__all__ = ["activation"]
-
 _SINGLE = {op: op.lower() for op in words("Elu Relu Relu6 Selu Sigmoid Softmax Softplus Softsign Tanh")} | {
     "Exp": "exponential",
     "LogSoftmax": "log_softmax",

@@ -11,9 +11,6 @@ from kerasseg.checkpoints.savedmodel.arithmetic import line
 from kerasseg.checkpoints.savedmodel.graph import VARIABLES, Node, Tensor, scope, sort_from
 from kerasseg.checkpoints.savedmodel.patterns import View, made
 
-__all__ = ["channelwise", "fused_batch_norm", "fused_layer_norm", "group_norm", "leading", "normalisation", "rescale"]
-__all__ += ["weighted_mean", "with_scale"]
-
 _SHORT = 20  # maximum number of operations between variables and a scale or shift
 
 _ENDS = frozenset({"Add", "AddV2", "BiasAdd", "Sub", "Mul", "RealDiv", "AddN"})

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["VARIABLES", "Graph", "Node", "Tensor", "scope", "sort_from"]
-
 VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 """Operations that represent a variable's value, since reads are skipped."""
 

@@ -15,8 +15,6 @@ from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor, sort_from
 from kerasseg.checkpoints.savedmodel.messages import FLOATS, attribute, operation
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["CALLS", "MAX_NODES", "PASSED", "Body", "Program"]
-
 MAX_NODES = 100_000  # in an unfolded graph; a U-Net++ on EfficientNet has about 10,000
 MAX_DEPTH = 64  # nested calls; Keras writes about five
 

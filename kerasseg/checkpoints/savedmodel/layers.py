@@ -12,8 +12,6 @@ from kerasseg.checkpoints.savedmodel.arithmetic import Dim
 from kerasseg.checkpoints.savedmodel.graph import Node
 from kerasseg.checkpoints.savedmodel.rebuild import Builder, refuse
 
-__all__ = ["WEIGHTED"]
-
 _L = keras.layers
 
 

@@ -11,8 +11,6 @@ from tensorflow.python.framework import op_def_registry
 
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["FLOATS", "attribute", "constant", "item_size", "operation", "type_name"]
-
 MAX_SPLAT = 1 << 24  # elements of a constant for which the file lists fewer numbers
 MAX_RANK = 16
 

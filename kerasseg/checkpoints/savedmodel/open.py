@@ -39,8 +39,6 @@ from kerasseg.checkpoints.savedmodel.shaping import PLAIN
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.files import temporary_space
 
-__all__ = ["Opened", "open_savedmodel"]
-
 MAX_GRAPH = 512 << 20  # bytes of `saved_model.pb`; a frozen network of 31 million parameters has 124 million
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"

@@ -22,8 +22,6 @@ from kerasseg.checkpoints.savedmodel.rebuild import Rebuilt
 from kerasseg.checkpoints.savedmodel.signatures import Slot
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["TOLERANCE", "Agreement", "Original", "agreement", "difference"]
-
 TOLERANCE = 1e-5
 """Largest difference between two float32 computations of one network, relative to the largest value if beyond 1."""
 

@@ -10,8 +10,6 @@ import numpy as np
 from kerasseg.checkpoints.savedmodel.arithmetic import evaluate
 from kerasseg.checkpoints.savedmodel.graph import VARIABLES, Graph, Node, Tensor
 
-__all__ = ["LINEAR", "View", "fold", "made", "rewrite"]
-
 LINEAR = frozenset({"Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative", "Einsum", "MatMul", "dense", "separable"})
 """Operations with a kernel and possibly a bias."""
 

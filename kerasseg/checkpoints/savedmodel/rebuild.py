@@ -17,8 +17,6 @@ from kerasseg.checkpoints.savedmodel.patterns import LINEAR
 from kerasseg.checkpoints.savedmodel.signatures import Variable
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Builder", "Names", "Rebuilt", "clean", "refuse"]
-
 _LONGEST = 100  # characters of a name
 
 # Scopes that TensorFlow's own functions open within the scope of a layer.

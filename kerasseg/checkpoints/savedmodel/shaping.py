@@ -15,8 +15,6 @@ from kerasseg.checkpoints.savedmodel.arithmetic import Dim, index, line
 from kerasseg.checkpoints.savedmodel.graph import Node
 from kerasseg.checkpoints.savedmodel.rebuild import Builder, refuse
 
-__all__ = ["PLAIN"]
-
 _L = keras.layers
 
 

@@ -23,9 +23,6 @@ from kerasseg.checkpoints.savedmodel.graphdef import PASSED, Body, Program
 from kerasseg.checkpoints.savedmodel.messages import attribute, type_name
 from kerasseg_tfrecords.errors import CheckpointError
 
-__all__ = ["Signature", "Slot", "Variable", "check_assets", "choose_graph", "choose_signature", "find_variables"]
-__all__ += ["frozen_variables", "keras_outputs", "writer_of"]
-
 _PREFERRED = (NETWORK_SIGNATURE, "serving_default", "serve")
 _MAX_METADATA = 64 << 20
 _ASSIGN = frozenset({"AssignVariableOp", "Assign"})

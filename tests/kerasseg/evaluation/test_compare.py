@@ -14,8 +14,8 @@ from evaluations import CLASSES, HOSTILE, Slices, evaluation
 from kerasseg.evaluation.bootstrap import bootstrap_interval
 from kerasseg.evaluation.compare import TIE, Evaluated, compare, evaluated
 from kerasseg.evaluation.per_slice import to_csv
-from kerasseg.report import write_comparison
-from kerasseg.runs import RunDirectory
+from kerasseg.report.comparison import write_comparison
+from kerasseg.runs.directory import RunDirectory
 from kerasseg_tfrecords.errors import DataError, UsageError
 
 # Of the same slices, the higher with a larger shift; every third slice changes more than its neighbours.

@@ -29,8 +29,9 @@ from kerasseg.checkpoints.provenance import provenance
 from kerasseg.data.split import open_split
 from kerasseg.evaluation.overlap import dice
 from kerasseg.evaluation.schema import NetworkFigures
-from kerasseg.export import Exported, atomic_folder, export_model, export_run, read_metadata
+from kerasseg.export import atomic_folder, export_run
 from kerasseg.export.card import card, interval
+from kerasseg.export.export_run import Exported, export_model
 from kerasseg.export.metadata import evaluations
 from kerasseg.export.parity import (
     LEAST_EQUAL,
@@ -44,7 +45,7 @@ from kerasseg.export.parity import (
     native,
     network_images,
 )
-from kerasseg.export.schema import Comparison, MaskFacts
+from kerasseg.export.schema import Comparison, MaskFacts, read_metadata
 from kerasseg.export.serving import Network, serving_model
 from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg.runs.directory import RunDirectory

@@ -10,7 +10,7 @@ import yaml
 
 from exported_runs import RULE, make_run
 from kerasseg.app import open_export
-from kerasseg.export import export_model
+from kerasseg.export.export_run import export_model
 from kerasseg.prediction.arrays import predict_masks
 from kerasseg_tfrecords._version import __version__
 

@@ -12,12 +12,13 @@ import pytest
 from numpy.typing import NDArray
 
 import kerasseg
-from kerasseg.phantom import phantom_slice
 from kerasseg.phantom.anatomy import CLASSES, TISSUES, Anatomy, head
 from kerasseg.phantom.files import mat_bytes
+from kerasseg.phantom.slices import phantom_slice
 from kerasseg_tfrecords.errors import KerassegError, UsageError
-from kerasseg_tfrecords.sources import find_items, open_tree, read_item
+from kerasseg_tfrecords.sources import find_items, read_item
 from kerasseg_tfrecords.sources.base import SourceOptions
+from kerasseg_tfrecords.sources.tree import open_tree
 
 PATIENTS, SIDE = 24, 128
 

@@ -877,7 +877,7 @@ def test_reading_goes_on_while_the_network_works(bright: keras.Model, folder: Pa
 @pytest.fixture
 def listed(tmp_path: Path) -> Callable[..., list[str]]:
     from kerasseg.prediction.inputs import plan_units
-    from kerasseg_tfrecords.sources import SourceOptions
+    from kerasseg_tfrecords.sources.base import SourceOptions
     from kerasseg_tfrecords.sources.unlabelled import list_images
 
     def names(*inputs: str, **options: Any) -> list[str]:

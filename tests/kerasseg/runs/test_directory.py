@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kerasseg.runs import RUNS, RunDirectory
+from kerasseg.runs.directory import RUNS, RunDirectory
 from kerasseg.runs.history import append_log
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 

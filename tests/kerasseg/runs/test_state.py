@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kerasseg.runs import RunDirectory, StateStore
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.state import StateStore
 from kerasseg_tfrecords.errors import KerassegError
 
 FACTS = {"epoch": 3, "text": "später", "numbers": [0.1, None, 1e-300]}

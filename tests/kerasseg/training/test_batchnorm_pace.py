@@ -60,7 +60,7 @@ def test_after_an_epoch_validation_runs_with_statistics_of_that_epoch(
     )
     ended, run = train(settings, "run")
     assert run is not None
-    from kerasseg.runs import StateStore
+    from kerasseg.runs.state import StateStore
 
     saved = StateStore(run.state_folder).newest()
     assert saved is not None

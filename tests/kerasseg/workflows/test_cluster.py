@@ -16,7 +16,7 @@ import pytest
 import kerasseg
 from factories import write_figshare
 from kerasseg.prediction.writers import png
-from kerasseg.runs import RunDirectory
+from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import TrainSettings
 from kerasseg.training.events import Event, Message
 from kerasseg.workflows.cross_validate import cross_validate

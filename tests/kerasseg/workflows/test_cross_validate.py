@@ -17,7 +17,7 @@ import kerasseg
 from factories import write_figshare
 from kerasseg.evaluation.predictions import predict_split
 from kerasseg.models.ensemble import ensemble
-from kerasseg.runs import RunDirectory
+from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.history import read_history
 from kerasseg.runs.settings import LossSettings, TrainSettings
 from kerasseg.training.events import Event, Message, Saved

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from evaluated_runs import write_run
 from factories import write_figshare
-from kerasseg.runs import RunDirectory, StateStore
+from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.state import StateStore
 from kerasseg.workflows import doctor
 from kerasseg.workflows.doctor import Finding, examine
 from kerasseg.workflows.tune import tune_run

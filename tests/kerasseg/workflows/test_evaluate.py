@@ -18,6 +18,7 @@ from evaluated_runs import brightness_network, write_run
 from evaluations import Slices
 from evaluations import evaluation as an_evaluation
 from factories import write_figshare
+from kerasseg.catalogue import DEFAULT_CHECKPOINT
 from kerasseg.evaluation.compare import evaluated
 from kerasseg.evaluation.figures import Resampling, network_figures
 from kerasseg.evaluation.inter_rater import open_second
@@ -26,14 +27,13 @@ from kerasseg.evaluation.predictions import predict_split
 from kerasseg.evaluation.schema import Evaluation, read_evaluation
 from kerasseg.evaluation.targets import Goal
 from kerasseg.evaluation.test_use_log import LOOKS, count_looks, record_look
-from kerasseg.phantom import write_phantoms
+from kerasseg.phantom.files import write_phantoms
 from kerasseg.postprocessing import MaskRule
-from kerasseg.report import write_report
+from kerasseg.report.evaluation import write_report
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import load_threshold
 from kerasseg.workflows import evaluate as workflow
 from kerasseg.workflows.evaluate import Extras, evaluate_run, evaluation_folder, seen_in_training
-from kerasseg.workflows.train import DEFAULT_CHECKPOINT
 from kerasseg_cli.evaluate_display import summary
 from kerasseg_tfrecords import prepare, read_records
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError

@@ -15,7 +15,9 @@ import pytest
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.nifti import Volume, read_volume, write_like
 from kerasseg_tfrecords.formats.volumes import open_volume
-from kerasseg_tfrecords.sources import SourceOptions, detect, open_tree, read_item
+from kerasseg_tfrecords.sources import detect, read_item
+from kerasseg_tfrecords.sources.base import SourceOptions
+from kerasseg_tfrecords.sources.tree import open_tree
 
 VOXELS = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
 AFFINE = np.array([[0, 0, 2.0, -9], [-0.5, 0, 0, 20], [0, -3.0, 0, 30], [0, 0, 0, 1]])

@@ -33,10 +33,11 @@ from pydicom.uid import (
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.dicom import DicomSlice, read_dicom
-from kerasseg_tfrecords.sources import SourceOptions, detect, open_tree
-from kerasseg_tfrecords.sources.base import Listing
+from kerasseg_tfrecords.sources import detect
+from kerasseg_tfrecords.sources.base import Listing, SourceOptions
 from kerasseg_tfrecords.sources.dicom import SOURCE
 from kerasseg_tfrecords.sources.pairs import SOURCE as PAIRS
+from kerasseg_tfrecords.sources.tree import open_tree
 
 PIXELS = (np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 5) % 1000
 PREDICT = SourceOptions(masks=False)

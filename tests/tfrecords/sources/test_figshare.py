@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from factories import blob, write_cvind, write_figshare, write_mat, write_mat5
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.slices import Slice
-from kerasseg_tfrecords.sources import find_items, open_tree, read_item
+from kerasseg_tfrecords.sources import find_items, read_item
 from kerasseg_tfrecords.sources.base import NotASlice, SourceOptions
 from kerasseg_tfrecords.sources.figshare import SOURCE
+from kerasseg_tfrecords.sources.tree import open_tree
 
 IMAGE, MASK = blob(7, (40, 56))  # neither square nor symmetric: a transposed one would show
 

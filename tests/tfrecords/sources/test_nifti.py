@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.formats.nifti import read_volume
 from kerasseg_tfrecords.slices import Reading
-from kerasseg_tfrecords.sources import SourceOptions, detect, open_tree
-from kerasseg_tfrecords.sources.base import Listing
+from kerasseg_tfrecords.sources import detect
+from kerasseg_tfrecords.sources.base import Listing, SourceOptions
 from kerasseg_tfrecords.sources.nifti import SOURCE
+from kerasseg_tfrecords.sources.tree import open_tree
 
 SHAPE = (9, 10, 8)  # right to left, front to back, feet to head, in the world that the tests build
 ALL_LABELS = SourceOptions(empty_share=100.0)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.sources import SourceOptions, detect, open_tree
-from kerasseg_tfrecords.sources.base import Item, Listing
+from kerasseg_tfrecords.sources import detect
+from kerasseg_tfrecords.sources.base import Item, Listing, SourceOptions
 from kerasseg_tfrecords.sources.pairs import SOURCE
+from kerasseg_tfrecords.sources.tree import open_tree
 
 MASK = np.zeros((12, 16), np.uint8)
 MASK[3:7, 4:9] = 255

@@ -11,8 +11,9 @@ import pytest
 from factories import blob, write_cvind, write_figshare, write_mat
 from kerasseg_tfrecords import sources
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.sources import SOURCES, SourceOptions, detect, find_items, open_tree, read_item, source_for
-from kerasseg_tfrecords.sources.base import Item
+from kerasseg_tfrecords.sources import SOURCES, detect, find_items, read_item, source_for
+from kerasseg_tfrecords.sources.base import Item, SourceOptions
+from kerasseg_tfrecords.sources.tree import open_tree
 
 
 def test_every_format_is_there_under_its_name() -> None:

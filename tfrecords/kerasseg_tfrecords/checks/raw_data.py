@@ -33,14 +33,13 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.cluster import choose_pool
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
 from kerasseg_tfrecords.slices import Slice
-from kerasseg_tfrecords.sources import find_items, open_tree, read_item
+from kerasseg_tfrecords.sources import find_items, read_item
 from kerasseg_tfrecords.sources.base import Item, LeftOut, NotASlice, SourceOptions
+from kerasseg_tfrecords.sources.tree import open_tree
 from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from distributed import Client
-
-__all__ = ["IntegrityReport", "ItemCheck", "check_data", "check_item", "check_slice"]
 
 LARGE_MASK = 0.4
 """Share of the image above which a mask gets a warning. The largest tumour of the figshare set covers 10 %."""

@@ -33,8 +33,6 @@ from kerasseg_tfrecords.text import count
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Verification", "check_files", "verify"]
-
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -101,10 +99,7 @@ class _Checked:
 
 
 def verify(
-    folder: Path | str,
-    *,
-    cluster: Client | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    folder: Path | str, *, cluster: Client | None = None, progress: Callable[[str, int, int], None] | None = None
 ) -> Verification:
     """Check every hash, count, record, label and mask of a shard directory, and that its splits share no patient or copy.
 

@@ -28,8 +28,6 @@ from kerasseg_tfrecords.splitting.split import (
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, apply, load
 from kerasseg_tfrecords.text import Progress, count
 
-__all__ = ["ONE_CLASS", "Arrangement", "arrange", "check_request"]
-
 ONE_CLASS = "tumor"
 """Class of slices in data sets without classes."""
 

@@ -17,8 +17,6 @@ from kerasseg_tfrecords.sources import read_item
 from kerasseg_tfrecords.sources.base import Item, LeftOut, NotASlice, SourceOptions
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, fingerprint
 
-__all__ = ["Conversion", "Converted", "Failure", "convert_item"]
-
 
 @dataclass(frozen=True, slots=True)
 class Conversion:

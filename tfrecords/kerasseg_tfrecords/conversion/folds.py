@@ -37,8 +37,6 @@ from kerasseg_tfrecords.splitting.split import SPLITS, Shares, count_slices, lea
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, dump, load
 from kerasseg_tfrecords.text import count
 
-__all__ = ["assign_folds", "write_folds"]
-
 _SOURCES = ("train", "val")
 
 

@@ -12,8 +12,6 @@ from kerasseg_tfrecords.sources import find_items
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import input_names, open_tree
 
-__all__ = ["ListedInput", "list_inputs", "source_options"]
-
 
 @dataclass(frozen=True, slots=True)
 class ListedInput:

@@ -34,8 +34,6 @@ from kerasseg_tfrecords.workers import Pool
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Progress", "prepare"]
-
 _LOG = logging.getLogger("kerasseg")
 
 

@@ -35,8 +35,6 @@ from kerasseg_tfrecords.records.record import Payload, SliceFacts
 from kerasseg_tfrecords.sources.base import Item, LeftOut
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint
 
-__all__ = ["Chunk", "Place", "SpoolReader", "Spooled", "Task", "chunk_key", "load_chunk", "run_task"]
-
 
 @dataclass(frozen=True, slots=True)
 class Task:

@@ -36,8 +36,6 @@ from kerasseg_tfrecords.splitting.splits_file import dump
 from kerasseg_tfrecords.text import Progress
 from kerasseg_tfrecords.workers import Pool
 
-__all__ = ["make_manifest", "shuffle_key", "write_index", "write_shards"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Shard:

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 
-__all__ = ["codec_messages", "decode"]
-
 _CODEC = re.compile(
     r"Corrupt JPEG|Premature end|JPEG|libpng|TIFF|imgcodecs|grfmt_|imdecode|^\[( INFO|DEBUG)", re.IGNORECASE
 )

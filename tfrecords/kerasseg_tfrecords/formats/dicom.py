@@ -34,8 +34,6 @@ from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.image_headers import check_pixels
 from kerasseg_tfrecords.formats.sniff import describe, has_no_preamble, is_dicom
 
-__all__ = ["DicomHeader", "DicomSlice", "read_dicom", "read_dicom_frames", "read_dicom_header"]
-
 _PLAIN = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
 _PACKED = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, *RLETransferSyntaxes}
 _META = 1 << 16  # bytes that may hold the header of the file

@@ -25,8 +25,6 @@ from zlib_ng import zlib_ng as zlib
 
 from kerasseg_tfrecords.errors import DataError
 
-__all__ = ["is_hdf5", "members", "number_text", "open_child", "open_hdf5", "read_numbers", "read_text"]
-
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_CHUNKS = 65_536  # per data set; MATLAB writes a 512x512 image in 8
 SURELY_SMALL = 60_000  # deflated bytes, which inflate to at most 62 MB

@@ -18,8 +18,6 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.sniff import describe
 
-__all__ = ["Header", "check_pixels", "inspect"]
-
 _KINDS = {
     b"\x89PNG\r\n\x1a\n": "png",
     b"\xff\xd8\xff": "jpeg",

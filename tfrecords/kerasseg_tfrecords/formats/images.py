@@ -14,8 +14,6 @@ from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.codecs import decode
 from kerasseg_tfrecords.formats.image_headers import Header, inspect
 
-__all__ = ["Picture", "decode_pages", "decode_picture", "to_slice", "upright"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:

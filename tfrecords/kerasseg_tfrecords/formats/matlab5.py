@@ -14,8 +14,6 @@ from typing import Any
 
 from kerasseg_tfrecords.errors import DataError
 
-__all__ = ["is_matlab5", "read_variables"]
-
 _COMPRESSED = 15
 
 

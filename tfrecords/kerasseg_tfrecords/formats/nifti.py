@@ -22,8 +22,6 @@ from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.sniff import describe, is_gzip
 from kerasseg_tfrecords.text import count
 
-__all__ = ["Volume", "is_nifti", "read_header", "read_volume", "unpack", "upright", "volume_shape", "write_like"]
-
 _HEADER = 540  # of NIfTI-2; NIfTI-1 has 348
 _SLACK = 1 << 20  # bytes that may follow the voxels
 _REMEDY = "Download or copy it again"

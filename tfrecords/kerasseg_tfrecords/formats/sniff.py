@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "DICOM_SUFFIXES",
-    "HEAD_BYTES",
-    "PICTURE_SUFFIXES",
-    "VOLUME_SUFFIXES",
-    "describe",
-    "has_no_preamble",
-    "is_dicom",
-    "is_gzip",
-    "is_picture",
-]
-
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".mgh", ".mgz", ".mha", ".nrrd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".npy")

@@ -18,8 +18,6 @@ from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.formats.nifti import Volume, is_nifti, read_volume, unpack, upright, volume_shape
 from kerasseg_tfrecords.formats.sniff import is_gzip
 
-__all__ = ["is_volume", "open_volume"]
-
 _MGH_HEADER = 284
 _EXTRA = "Install the extra for such files (pip install 'kerasseg[volumes]'), or save it as .nii.gz"
 _SLACK = 1 << 20

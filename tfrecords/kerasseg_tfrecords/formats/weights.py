@@ -27,8 +27,6 @@ from kerasseg_tfrecords.formats.hdf5 import read_numbers
 from kerasseg_tfrecords.formats.zip import open_zip
 from kerasseg_tfrecords.isolation import isolated, working_on
 
-__all__ = ["decoded", "member_names", "read_members", "send_weights"]
-
 _SECONDS = 60
 _MAX_DEPTH = 64
 _MAX_OBJECTS = 1_000_000

@@ -27,8 +27,6 @@ from kerasseg_tfrecords.files import temporary_space
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.isolation import working_on
 
-__all__ = ["ArchiveListing", "is_hidden", "list_archive", "open_zip", "read_member", "shown"]
-
 MAX_DEPTH = 4  # levels of nested archives
 MAX_ARCHIVES = 1_000  # archives inside one archive, at all levels
 MAX_MEMBERS = 500_000

@@ -15,23 +15,6 @@ from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.splitting.splits_file import SplitRow
 from kerasseg_tfrecords.validation import complaint
 
-__all__ = [
-    "MANIFEST",
-    "SPLITS_FILE",
-    "Counts",
-    "DuplicatePair",
-    "InputFacts",
-    "Manifest",
-    "Overlap",
-    "PrepareOptions",
-    "ShardFacts",
-    "SplitFacts",
-    "dataset_fingerprint",
-    "load_manifest",
-    "parse_options",
-    "tumour_warnings",
-]
-
 MANIFEST = "manifest.json"
 SPLITS_FILE = "splits.csv"
 FORMAT_VERSION = 1

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.records.schema import FEATURES, features_of
 
-__all__ = ["parse_batch"]
-
 _TYPES = {"bytes_list": tf.string, "int64_list": tf.int64, "float_list": tf.float32}
 """Field of `tf.train.Feature` -> TensorFlow type."""
 

@@ -19,8 +19,6 @@ from kerasseg_tfrecords.files import file_sha256
 from kerasseg_tfrecords.records.manifest import Manifest, ShardFacts
 from kerasseg_tfrecords.text import Progress, count
 
-__all__ = ["ShardRecords", "check_hashes", "scan_offsets"]
-
 _HEADER, _FOOTER = 12, 4
 _REMEDY = "Run kerasseg verify, then prepare the shards again."
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 
-__all__ = ["Payload", "Record", "SliceFacts", "pack_mask", "pack_native_mask", "unpack_mask", "unpack_native_mask"]
-
 
 @dataclass(frozen=True, slots=True)
 class SliceFacts:

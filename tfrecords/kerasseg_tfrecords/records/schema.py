@@ -21,8 +21,6 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.records.record import Payload, Record, SliceFacts, unpack_mask, unpack_native_mask
 
-__all__ = ["FEATURES", "FORMAT_VERSION", "decode", "decode_pixels", "encode", "features_of"]
-
 FORMAT_VERSION = 1
 
 FEATURES: dict[str, str] = {

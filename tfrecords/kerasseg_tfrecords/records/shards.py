@@ -16,8 +16,6 @@ from kerasseg_tfrecords.records.record import Record
 from kerasseg_tfrecords.records.schema import decode
 from kerasseg_tfrecords.splitting.split import SPLITS
 
-__all__ = ["family_files", "family_names", "read_records", "read_shard", "shard_paths", "write_shard"]
-
 
 def family_names(labels: Sequence[str]) -> dict[str, str]:
     """Turn class names into parts of file names; equal ones get a number.

@@ -21,11 +21,9 @@ from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
 from kerasseg_tfrecords.isolation import isolated, out_of_memory
 from kerasseg_tfrecords.slices import Reading
 from kerasseg_tfrecords.sources.base import Item, Listing, Source, SourceOptions
-from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, open_tree, surviving
+from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, surviving
 from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.validation import did_you_mean
-
-__all__ = ["SOURCES", "SourceOptions", "detect", "find_items", "open_tree", "read_item", "source_for"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from kerasseg_tfrecords.slices import Reading
     from kerasseg_tfrecords.sources.tree import Tree
 
-__all__ = ["Item", "LeftOut", "Listing", "NotASlice", "Source", "SourceOptions", "file_limit", "partner_error"]
-
 
 class NotASlice(DataError):  # noqa: N818 - not an error for the user
     """A readable file that is not meant to be a slice, such as `cvind.mat`; callers list it as a `LeftOut`.

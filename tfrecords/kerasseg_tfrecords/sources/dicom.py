@@ -19,8 +19,6 @@ from kerasseg_tfrecords.sources.roles import patient_of, stem_of
 from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
 from kerasseg_tfrecords.text import count
 
-__all__ = ["SOURCE", "DicomSource", "read_header"]
-
 _OTHER = (".mat", *VOLUME_SUFFIXES, ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 

@@ -33,8 +33,6 @@ from kerasseg_tfrecords.sources.roles import patient_of
 from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, read_bytes, suffix_of
 from kerasseg_tfrecords.text import count
 
-__all__ = ["FigshareSource"]
-
 _HEAD = 4096
 _PROBE = 64 * 2**20  # largest file that is opened for format detection
 

@@ -14,8 +14,6 @@ from kerasseg_tfrecords.sources.roles import Named, split_name, without_suffix
 from kerasseg_tfrecords.sources.tree import read_bytes
 from kerasseg_tfrecords.tables import parse_csv
 
-__all__ = ["Index", "Row", "read_index"]
-
 _LIMIT = 1 << 28
 _COLUMNS = {
     "image": "image img image_path img_path image_file image_filename image_name file_path filepath file_name filename "

@@ -11,8 +11,6 @@ from kerasseg_tfrecords.errors import Problem
 from kerasseg_tfrecords.sources.roles import folder_role, split_name, stem_of
 from kerasseg_tfrecords.text import count
 
-__all__ = ["Labels", "label_files"]
-
 
 @dataclass(frozen=True, slots=True)
 class Labels:

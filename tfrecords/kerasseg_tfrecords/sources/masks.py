@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.images import Picture
 
-__all__ = ["binarise", "has_grey_regions", "mask_of_picture"]
-
 _MAX_LABEL = 31  # whole numbers up to here are labels, larger ones grey levels
 _FEW = 8  # largest number of levels besides 0 that may be regions
 _NEAR = 8  # levels within 1/8 of black or white are noise

@@ -32,8 +32,6 @@ from kerasseg_tfrecords.sources.nifti_cases import Case, find_cases
 from kerasseg_tfrecords.sources.roles import patient_in_name, patient_of, split_name, without_suffix
 from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes, suffix_of
 
-__all__ = ["PLANES", "SOURCE", "NiftiSource", "cut", "own_plane", "read_volume_file", "stack"]
-
 PLANES = ("axial", "coronal", "sagittal")
 _OTHER_DATA = (".mat", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 _SECONDS = 60  # processor time for one volume

@@ -16,8 +16,6 @@ from kerasseg_tfrecords.sources.roles import folder_role, split_name, stem_of, w
 from kerasseg_tfrecords.sources.tree import Tree, read_bytes
 from kerasseg_tfrecords.text import count
 
-__all__ = ["Case", "Cases", "channel_names", "choose_channel", "find_cases"]
-
 _SEPARATORS = r"[\s_.\-]+"
 _SEGMENTATION = re.compile(
     r"seg|segm|segs|segmentation|masks?|labels?|gt|annotation|groundtruth|glistrboost|tumou?r(seg|mask)"

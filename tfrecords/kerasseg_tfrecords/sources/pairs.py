@@ -49,8 +49,6 @@ from kerasseg_tfrecords.sources.roles import (
 from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes, suffix_of
 from kerasseg_tfrecords.text import count
 
-__all__ = ["SOURCE", "PairsSource"]
-
 _TABLES = (".csv", ".tsv")
 _SAMPLE = 8  # number of masks that are opened while listing
 _LABELS = 31  # whole numbers up to here are always labels

@@ -13,20 +13,6 @@ from kerasseg_tfrecords.errors import Problem, UsageError
 from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.sources.base import SourceOptions
 
-__all__ = [
-    "Named",
-    "Pairing",
-    "folder_role",
-    "name_file",
-    "name_files",
-    "pair_by_name",
-    "patient_in_name",
-    "patient_of",
-    "split_name",
-    "stem_of",
-    "without_suffix",
-]
-
 _IMAGE_FOLDER = re.compile(r"(jpeg)?(images?|imgs?|inputs?|scans?)(tr|ts|va)?")
 _MASK_FOLDER = re.compile(
     r"(tumou?r)?masks?|msks?|labels?(tr|ts|va)?|annot(ation)?s?|seg(mentation)?s?(class)?(raw|png)?|gts?|ground_?truths?"

@@ -16,18 +16,6 @@ from kerasseg_tfrecords.formats.sniff import HEAD_BYTES, PICTURE_SUFFIXES
 from kerasseg_tfrecords.formats.zip import is_hidden, list_archive, read_member, shown
 from kerasseg_tfrecords.isolation import call, isolated, working_on
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "Tree",
-    "head",
-    "input_names",
-    "natural_key",
-    "open_tree",
-    "read_bytes",
-    "suffix_of",
-    "surviving",
-]
-
 R = TypeVar("R")
 IMAGE_SUFFIXES = frozenset({".dcm", *PICTURE_SUFFIXES})
 """Suffixes of single images, for messages about the content of a folder."""

@@ -18,8 +18,6 @@ from kerasseg_tfrecords.sources import SOURCES, source_for
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of, surviving
 
-__all__ = ["ImageInput", "list_images"]
-
 _PICTURES = frozenset(PICTURE_SUFFIXES)
 _TABLES = frozenset({".csv", ".tsv"})
 _EXPECTED = ".mat files, pictures (PNG, JPEG, TIFF, BMP, GIF, NPY), volumes (NIfTI, MGZ, MHA, NRRD) or DICOM files"

@@ -17,19 +17,6 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.splitting.fingerprints import ORIENTATIONS, Fingerprints, turn_details
 from kerasseg_tfrecords.splitting.hash_index import HashIndex
 
-__all__ = [
-    "HASH_RADIUS",
-    "MAX_SHARE",
-    "MIN_CORRELATION",
-    "MIN_VARIANCE",
-    "DuplicateReport",
-    "Overlap",
-    "Pair",
-    "find_duplicates",
-    "merge_groups",
-    "overlap",
-]
-
 MIN_CORRELATION = 0.97
 """Detail correlation from which two slices are copies.
 

@@ -20,18 +20,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "HASH_SIZE",
-    "ORIENTATIONS",
-    "SIDE",
-    "Fingerprint",
-    "FingerprintFile",
-    "Fingerprints",
-    "fingerprint",
-    "turn_details",
-    "turn_hashes",
-]
-
 SIDE = 48
 """Side of the thumbnail in pixels: small enough to average out compression noise, large enough for neighbouring slices."""
 

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.splitting.fingerprints import HASH_SIZE, ORIENTATIONS, turn_hashes
 
-__all__ = ["Candidates", "HashIndex"]
-
 _TABLES = 10
 _UNCERTAIN = 3
 """Number of signs of a key, those of the smallest coefficients, that are also tried reversed."""

@@ -12,8 +12,6 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["apportion", "rows_of", "score"]
-
 _STARTS = 24
 _ALL = 60_000
 """Largest number of assignments that are all tried."""

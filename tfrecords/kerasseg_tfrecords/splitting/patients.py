@@ -9,8 +9,6 @@ from typing import Literal
 
 from kerasseg_tfrecords.errors import UsageError
 
-__all__ = ["Grouping", "compile_pattern", "group_of", "groups_of"]
-
 _TCGA = re.compile(r"TCGA[-_][A-Za-z0-9]{2}[-_][A-Za-z0-9]{4}", re.IGNORECASE)
 _CHENG = re.compile(r"((?:MR)?[0-9]+)[A-Za-z]+")
 

@@ -18,20 +18,6 @@ from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.splitting.optimise import apportion
 from kerasseg_tfrecords.text import count as count_of
 
-__all__ = [
-    "SPLITS",
-    "Shares",
-    "Split",
-    "SplitCell",
-    "Taken",
-    "count_slices",
-    "leaks",
-    "split_by_group",
-    "split_by_slice",
-    "take_per_class",
-    "worst_deviation",
-]
-
 SPLITS = ("train", "val", "test")
 
 

@@ -15,8 +15,6 @@ from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, one_lin
 from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.tables import format_csv, parse_csv
 
-__all__ = ["COLUMNS", "LEFT_OUT", "SplitRow", "apply", "dump", "load", "parse"]
-
 _SHOWN = 10
 
 LEFT_OUT = "left_out"
