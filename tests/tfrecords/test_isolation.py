@@ -216,7 +216,7 @@ def test_files_are_read_elsewhere(tmp_path: Path) -> None:
     """Neither listing nor reading loads a library that parses files into this process."""
     write_figshare(tmp_path, 1, 1)
     script = (
-        "import sys; from kerasseg_tfrecords.sources import *\n"
+        "import sys; from kerasseg_tfrecords.sources import *; from kerasseg_tfrecords.sources.tree import open_tree\n"
         f"tree = open_tree({str(tmp_path)!r}); item = find_items(tree, SourceOptions()).items[0]\n"
         "print(read_item(item, SourceOptions()).slices[0].label, {'h5py', 'cv2'} & set(sys.modules))"
     )

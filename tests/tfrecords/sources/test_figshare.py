@@ -355,7 +355,8 @@ def test_reading_imports_only_what_it_needs(tmp_path: Path, python: str, child_e
     write_figshare(tmp_path, 1, 1)
     code = f"""
 import sys
-from kerasseg_tfrecords.sources import SourceOptions, find_items, open_tree, read_item
+from kerasseg_tfrecords.sources import SourceOptions, find_items, read_item
+from kerasseg_tfrecords.sources.tree import open_tree
 for item in find_items(open_tree({str(tmp_path)!r}), SourceOptions()).items:
     read_item(item, SourceOptions())
 heavy = {{"cv2", "nibabel", "pydicom", "scipy", "sklearn", "tensorflow", "keras", "pydantic"}}

@@ -573,7 +573,8 @@ def test_reading_png_pairs_loads_neither_pydicom_nor_nibabel_nor_tensorflow(
 ) -> None:
     put(tmp_path, "images/1.png", "masks/1.png")
     script = (
-        "import sys\nfrom kerasseg_tfrecords.sources import SourceOptions, find_items, open_tree, read_item\n"
+        "import sys\nfrom kerasseg_tfrecords.sources import SourceOptions, find_items, read_item\n"
+        "from kerasseg_tfrecords.sources.tree import open_tree\n"
         f"item = find_items(open_tree({str(tmp_path)!r}), SourceOptions()).items[0]\nread_item(item, SourceOptions())\n"
         "print(sorted({'pydicom', 'nibabel', 'tensorflow', 'keras', 'scipy', 'h5py'} & set(sys.modules)))"
     )
