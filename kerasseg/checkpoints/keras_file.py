@@ -32,7 +32,7 @@ from kerasseg.checkpoints.provenance import OpenedModel, Provenance, recorded
 from kerasseg.checkpoints.stored import read_by_class, read_by_name, stored_numbers
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
-from kerasseg_tfrecords.formats.weights import member_names, read_members
+from kerasseg_tfrecords.formats.weights import read_members
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LONGEST = 1 << 26  # bytes
@@ -47,9 +47,6 @@ def read_archive(path: Path) -> tuple[dict[str, Any], str | None]:
         members = {name: (path / name).read_bytes() for name in names}
     else:
         members = read_members(path, names)
-    if _CONFIG not in members:
-        found, expected = ", ".join(sorted(member_names(path))[:8]), f"{_CONFIG}, {_METADATA} and {_WEIGHTS}"
-        raise CheckpointError("the archive is not a `.keras` file", found=found, expected=expected)
     try:
         metadata = parse_json(members.get(_METADATA, b"{}"), max_bytes=1 << 20)
     except ValueError:

@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import parse_json
-from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.files import file_sha256
 from kerasseg_tfrecords.formats.weights import read_members
 from kerasseg_tfrecords.text import without_credentials
@@ -123,7 +123,7 @@ def provenance(model: keras.Model | str | Path) -> Provenance | None:
     if isinstance(model, str | Path):
         try:
             config = parse_json(read_members(Path(model), ("config.json",))["config.json"])
-        except (OSError, KeyError, ValueError, CheckpointError):
+        except (OSError, KeyError, ValueError, KerassegError):
             return None
         return recorded(config)
     return getattr(model, _ATTRIBUTE, None)

@@ -28,7 +28,7 @@ from kerasseg_tfrecords.formats.weights import read_members
 if TYPE_CHECKING:
     import h5py
 
-_LARGEST_MAP = 1 << 28
+_LARGEST_CONFIG, _LARGEST_MAP = 1 << 24, 1 << 28
 _KEEPS_SHAPE = {"Activation", "BatchNormalization", "ReLU", "Softmax"}
 _WITHOUT_WEIGHTS = _KEEPS_SHAPE - {"BatchNormalization"} | {
     "InputLayer", "LeakyReLU", "ELU", "Dropout", "SpatialDropout2D", "GaussianNoise", "Identity", "MaxPooling2D",
@@ -105,7 +105,7 @@ def read_outline(path: Path) -> Outline | None:
 
 def _from_archive(path: Path) -> Outline:
     members = read_members(path, ("config.json", "metadata.json"))
-    config = parse_json(members["config.json"])
+    config = parse_json(members["config.json"], max_bytes=_LARGEST_CONFIG)
     version = parse_json(members["metadata.json"], max_bytes=1 << 20)["keras_version"]
     counts: Counter[str] = Counter()
 

@@ -437,6 +437,29 @@ def test_an_archive_of_tens_of_thousands_of_members_is_refused_before_they_are_r
     refused(path, "too many files", "at most 10000")
 
 
+def test_a_large_archive_of_10_001_members_is_refused(canary: Path) -> None:
+    config, weights = parts(network(), canary.parent)
+    path = write(canary.with_name("many.keras"), config, weights)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("large", bytes(2 << 20))
+        for number in range(9_997):
+            archive.writestr(zipfile.ZipInfo(f"{number}"), b"")
+    refused(path, "too many members")
+
+
+@pytest.mark.parametrize("architecture", [None, "itself"])
+def test_an_archive_with_weights_in_parts_is_no_keras_file(canary: Path, architecture: str | None) -> None:
+    config, _ = parts(network(), canary.parent)
+    path = canary.with_name("parts.keras")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("metadata.json", "config.json", "model.weights.json", "model_00000.weights.h5"):
+            archive.writestr(name, json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"not a `\.keras` file \(found config.json, metadata.json, model.weights.json"
+    ):
+        open_checkpoint(path, architecture=architecture and network())
+
+
 def test_many_small_bombs_are_counted_together(canary: Path) -> None:
     def spoil(_: h5py.File, conv: h5py.Group) -> None:
         for n in range(40):

@@ -34,6 +34,7 @@ _MAX_TEXT = 1 << 26  # bytes of all text attributes together
 _ALWAYS_FINE = 1 << 26  # bytes that a data set or a member may declare regardless of its stored size
 _MAX_EXPANSION = 200  # times the stored bytes; compressed float32 weights stay below 2, zeros reach 1000
 _MAX_MEMBERS = 10_000
+_MEMBERS = ("config.json", "model.weights.h5")
 _REMEDY = "The file was damaged or tampered with: download it again from a trusted source."
 _AGAIN = "Fetch it again and compare its size or checksum."
 
@@ -51,10 +52,10 @@ def member_names(path: Path) -> list[str]:
 
 @isolated
 def read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the content of those small members that an archive has, after a check of the whole archive.
+    """Return those of the named small members that a `.keras` archive has, after a check of the whole archive.
 
     Raises:
-        CheckpointError: The archive is damaged, or unsafe.
+        CheckpointError: The archive is damaged, unsafe, or not a `.keras` file.
     """
     working_on(str(path), _SECONDS)
     with _opened_archive(path) as archive:
@@ -66,16 +67,18 @@ def read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 def _opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with open_zip(path, _MAX_MEMBERS) as archive:
-            check_archive(archive)
+            _check_archive(archive)
             yield archive
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, OSError, zlib.error) as error:
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, zlib.error) as error:
         remedy = "Fetch it again and compare its size."
         raise CheckpointError("the archive is damaged", found=str(error), remedy=remedy) from error
 
 
-def check_archive(archive: zipfile.ZipFile) -> None:
-    """Refuse archives with paths outside their folder, links, duplicate members or an excessive unpacked size."""
+def _check_archive(archive: zipfile.ZipFile) -> None:
+    """Refuse archives that are not `.keras` files, or have too many, unsafe, duplicate or excessively large members."""
     names: set[str] = set()
+    if len(archive.infolist()) > _MAX_MEMBERS:
+        raise CheckpointError("refused: too many members in the archive")
     for info in archive.infolist():
         name = info.orig_filename
         parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -92,6 +95,9 @@ def check_archive(archive: zipfile.ZipFile) -> None:
         if info.file_size > max(_ALWAYS_FINE, _MAX_EXPANSION * info.compress_size):
             found = f"{name}: {info.file_size} bytes from {info.compress_size}"
             raise CheckpointError("refused: a member of the archive unpacks to far more than it stores", found=found)
+    if not names.issuperset(_MEMBERS):
+        found, expected = ", ".join(sorted(names)[:8]) or "nothing in it", "{}, metadata.json and {}".format(*_MEMBERS)
+        raise CheckpointError("the archive is not a `.keras` file", found=found, expected=expected)
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:
