@@ -212,6 +212,18 @@ def test_an_answer_creates_nothing_but_data_of_ours() -> None:
         call(echo, echo)
 
 
+def test_a_child_whose_parent_has_ended_does_not_take_that_for_a_fault_of_the_file() -> None:
+    """Otherwise `prepare` keeps good files as bad ones when it is interrupted."""
+    script = (
+        "import os; from kerasseg_tfrecords import isolation\n"
+        "ours, isolation._out = os.pipe(); os.close(ours)\n"
+        "try: isolation.working_on('1.mat')\n"
+        "except Exception: print('goes on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+
+
 def test_files_are_read_elsewhere(tmp_path: Path) -> None:
     """Neither listing nor reading loads a library that parses files into this process."""
     write_figshare(tmp_path, 1, 1)

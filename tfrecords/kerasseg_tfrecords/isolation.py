@@ -335,8 +335,11 @@ def _send(kind: bytes, value: object) -> None:
 
 def _write(data: bytes | memoryview) -> None:
     rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(_out, rest) :]
+    try:
+        while rest:
+            rest = rest[os.write(_out, rest) :]
+    except BrokenPipeError:  # the parent has ended; as an exception, it would be taken for a fault of the file
+        os._exit(1)
 
 
 # ---- messages without pickle
