@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from kerasseg.checkpoints.open import open_checkpoint
-from kerasseg.checkpoints.provenance import Provenance, attach, provenance, public_name
+from kerasseg.checkpoints.provenance import Provenance, provenance, without_folders
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 from kerasseg_tfrecords.files import scratch_folder
 from kerasseg_tfrecords.text import without_credentials
@@ -86,10 +86,7 @@ def convert_checkpoint(
     target = Path(out)
     _check_target(source, target, overwrite=overwrite)
     model = open_checkpoint(source, architecture=architecture, allow_partial=allow_partial)
-    record = provenance(model)
-    if record is not None:
-        # The file may be shared, so it must not name local folders.
-        attach(model, dataclasses.replace(record, path=public_name(record.path), file=None))
+    without_folders(model)  # the file may be shared
     random = np.random.default_rng(seed)
     shapes = [(2, *(n or _OPEN_SIZE for n in tensor.shape[1:])) for tensor in model.inputs]
     inputs = [random.random(shape, dtype=np.float32) for shape in shapes]

@@ -16,7 +16,7 @@ from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_h5, open_keras, open_weights_in
-from kerasseg.checkpoints.provenance import OpenedModel, Provenance, attach, recorded_beside, sha256_of
+from kerasseg.checkpoints.provenance import OpenedModel, Provenance, attach, provenance, recorded_beside, sha256_of
 from kerasseg.checkpoints.stored import leaves, nested
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
@@ -107,6 +107,11 @@ def open_checkpoint(
         images, masks = examples
         model, _ = settle_variant(model, np.asarray(images, np.float32), None if masks is None else np.asarray(masks))
     return model
+
+
+def reopen(path: Path) -> keras.Model:
+    """Open a network that kerasseg saved, with the record in the file, or none, so that a copy has the same."""
+    return attach(open_checkpoint(path), provenance(path))
 
 
 def _read(

@@ -108,6 +108,13 @@ def public_name(source: str) -> str:
     return f"{scheme}://{host}{slash}{path}"
 
 
+def without_folders(model: keras.Model) -> None:
+    """Name the checkpoint in the record of a network, if it has one, as in shared files; see `public_name`."""
+    if (record := provenance(model)) is not None:
+        file = None if record.file is None else public_name(record.file)
+        attach(model, dataclasses.replace(record, path=public_name(record.path), file=file))
+
+
 def provenance(model: keras.Model | str | Path) -> Provenance | None:
     """Return the origin of `model`, or None if none was recorded.
 
@@ -147,13 +154,14 @@ def recorded_beside(folder: Path) -> Provenance | None:
     return Provenance.from_json(state.get("provenance"))
 
 
-def attach(model: keras.Model, record: Provenance) -> keras.Model:
-    """Attach a record to `model` and return the model; every later `model.save("x.keras")` writes the record."""
+def attach(model: keras.Model, record: Provenance | None) -> keras.Model:
+    """Attach a record, or none, to `model` and return it; every later `model.save("x.keras")` writes the record."""
     setattr(model, _ATTRIBUTE, record)
     inherited = type(model).get_build_config
 
     def get_build_config() -> dict[str, Any]:
-        return {**(inherited(model) or {}), _KEY: getattr(model, _ATTRIBUTE).to_json()}
+        record = provenance(model)
+        return {**(inherited(model) or {}), **({} if record is None else {_KEY: record.to_json()})}
 
     # On the instance, because a saved subclass could not be opened without kerasseg.
     model.get_build_config = get_build_config

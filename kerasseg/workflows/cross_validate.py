@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from kerasseg.checkpoints.open import open_checkpoint
+from kerasseg.checkpoints.open import open_checkpoint, reopen
 from kerasseg.data.split import Caching, open_split
 from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
 from kerasseg.evaluation.figures import as_mean
@@ -447,7 +447,7 @@ def _write_ensemble(root: Path, runs: Sequence[Path], settings: TrainSettings) -
     except OSError as error:
         raise explain_os_error(error, run.root) from error
     run.save_model(ensemble([open_checkpoint(part.model_file) for part in parts]), run.model_file)
-    run.save_model(open_checkpoint(parts[0].baseline_file), run.baseline_file)
+    run.save_model(reopen(parts[0].baseline_file), run.baseline_file)
     first: RunConfig = parts[0].config()
     manifest = load_manifest(settings.shards)
     resolved = first.resolved.model_copy(

@@ -21,8 +21,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasseg.catalogue import DEFAULT_CHECKPOINT, offline_choices, settings_for
-from kerasseg.checkpoints.open import open_checkpoint
-from kerasseg.checkpoints.provenance import copy_provenance, provenance
+from kerasseg.checkpoints.open import open_checkpoint, reopen
+from kerasseg.checkpoints.provenance import copy_provenance, provenance, without_folders
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
 from kerasseg.data.batches import EvaluationBatches
 from kerasseg.interrupts import StopFlag, stop_on_signals
@@ -139,6 +139,7 @@ def in_new_run(
     """
     model, settings = session.network.model, session.settings
     run = RunDirectory.create(out, settings.strategy)
+    without_folders(model)  # `config.json` keeps the whole path
     with run.locked():
         with as_saved(model):
             run.save_model(model, run.baseline_file)
@@ -188,7 +189,7 @@ def resume(
                 remedy=f"To train further, start a new run from its weights: --checkpoint {run.model_file}",
             )
         with devices.scope():
-            model = open_checkpoint(run.baseline_file)
+            model = reopen(run.baseline_file)
         network = Network(model, config.resolved.checkpoint, config.resolved.changes)
         task = task_from_shards(settings, manifest, _input_channels(model), devices.worker)
         session = TrainingSession(settings, task, devices, network, tuple(observers))

@@ -81,6 +81,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[name], b[name]) for name in a)
     assert weights(one) == weights(other)
+    assert kerasseg.provenance(one / "model.keras") == kerasseg.provenance(other / "model.keras")
 
 
 def weights(run: Path, name: str = "model.keras") -> list[bytes]:
@@ -362,6 +363,7 @@ def test_what_was_trained_knows_its_grey_values(
     assert done.exit_code == 0, done.stderr
     records = [kerasseg.provenance(tmp_path / "run" / name) for name in ("model.keras", "baseline.keras")]
     assert [None if record is None else record.intensity for record in records] == ["minmax", None]
+    assert {None if record is None else record.path for record in records} == {"unet.keras"}, "the run may be shared"
 
 
 def test_an_unknown_block_is_said_with_the_known_ones(type_here: Callable[..., Any], checkpoints: Path) -> None:
