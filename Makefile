@@ -42,8 +42,10 @@ test-all: test test-rest
 demo: $(STAMP)
 	$(BIN)/kerasseg demo $(DEMO)
 
+# Kills, full disks and pairs of processes for all commands that write; goes on where it was stopped.
 torture: $(STAMP)
 	KERASSEG_TORTURE=20 $(PYTEST) -m slow -k "kill"
+	$(BIN)/python tests/torture.py --state torture
 
 # Changed files for every reader of data; goes on where it was stopped, and keeps what it finds in fuzz/.
 fuzz: $(STAMP)
