@@ -78,7 +78,6 @@ TENSORFLOW_ALLOWED = {
     "kerasseg.checkpoints.savedmodel.messages",
     "kerasseg.checkpoints.savedmodel.parity",
     "kerasseg.export.serving",
-    "kerasseg.export.mask_graph",
 }
 
 

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from kerasseg.data.stores import CHUNK, MemorySlices, ShardSlices, SliceSource, cached_on_disk, default_cache_folder
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
-from kerasseg_tfrecords.records.random_access import ShardRecords, check_hashes
-from kerasseg_tfrecords.records.record import Record
-from kerasseg_tfrecords.records.schema import decode
-from kerasseg_tfrecords.records.shards import shard_paths
+from kerasseg_tfrecords.records.schema import Record, decode
+from kerasseg_tfrecords.records.shards import ShardRecords, check_hashes, shard_paths
 from kerasseg_tfrecords.text import Progress
 
 _LOG = logging.getLogger("kerasseg")

@@ -26,8 +26,8 @@ from kerasseg.data.buffers import RecycledArrays
 from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest
-from kerasseg_tfrecords.records.random_access import ShardRecords
 from kerasseg_tfrecords.records.schema import decode_pixels
+from kerasseg_tfrecords.records.shards import ShardRecords
 from kerasseg_tfrecords.text import Progress
 
 CHUNK = 64

@@ -16,8 +16,8 @@ import pydicom
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords._version import __version__
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.intensity import Window
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.base import SourceOptions, file_limit
 from kerasseg_tfrecords.sources.roles import stem_of
 from kerasseg_tfrecords.sources.tree import read_bytes

@@ -24,7 +24,7 @@ from kerasseg_tfrecords.records.manifest import (
     load_manifest,
     tumour_warnings,
 )
-from kerasseg_tfrecords.records.record import Record
+from kerasseg_tfrecords.records.schema import Record
 from kerasseg_tfrecords.splitting.duplicates import find_duplicates
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, load

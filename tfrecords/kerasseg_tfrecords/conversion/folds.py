@@ -31,7 +31,7 @@ from kerasseg_tfrecords.records.manifest import (
     dataset_fingerprint,
     load_manifest,
 )
-from kerasseg_tfrecords.records.random_access import ShardRecords, check_hashes
+from kerasseg_tfrecords.records.shards import ShardRecords, check_hashes
 from kerasseg_tfrecords.splitting.optimise import apportion
 from kerasseg_tfrecords.splitting.split import SPLITS, Shares, count_slices, leaks, worst_deviation
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, dump, load

@@ -31,7 +31,7 @@ from kerasseg_tfrecords.conversion.convert import Conversion, Failure, convert_i
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import Problem
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
-from kerasseg_tfrecords.records.record import Payload, SliceFacts
+from kerasseg_tfrecords.records.schema import Payload, SliceFacts
 from kerasseg_tfrecords.sources.base import Item, LeftOut
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint
 

@@ -29,7 +29,7 @@ from kerasseg_tfrecords.records.manifest import (
     dataset_fingerprint,
     tumour_warnings,
 )
-from kerasseg_tfrecords.records.record import Payload, SliceFacts
+from kerasseg_tfrecords.records.schema import Payload, SliceFacts
 from kerasseg_tfrecords.sources.base import LeftOut
 from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.splitting.splits_file import dump

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.files import temporary_space
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.isolation import working_on
+from kerasseg_tfrecords.slices import Location
 
 MAX_DEPTH = 4  # levels of nested archives
 MAX_ARCHIVES = 1_000  # archives inside one archive, at all levels

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kerasseg_tfrecords.errors import DataError, Problem
-from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.roles import Named, split_name, without_suffix
 from kerasseg_tfrecords.sources.tree import read_bytes
 from kerasseg_tfrecords.tables import parse_csv

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from kerasseg_tfrecords.errors import Problem, UsageError
-from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.base import SourceOptions
 
 _IMAGE_FOLDER = re.compile(r"(jpeg)?(images?|imgs?|inputs?|scans?)(tr|ts|va)?")
