@@ -20,7 +20,6 @@ class StopFlag:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
-        """Return whether to stop."""
         return self.signal is not None
 
 

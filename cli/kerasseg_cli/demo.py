@@ -199,7 +199,6 @@ class _Stage:
         self.silent, self.whole = silent, whole
 
     def say(self, text: str) -> None:
-        """Print a line."""
         if not self.silent:
             screen().print(text, markup=False, soft_wrap=True)
 

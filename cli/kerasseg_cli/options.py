@@ -49,7 +49,6 @@ def option(
 
 
 def panel(title: str) -> Callable[..., Any]:
-    """Return `option` for the options of a panel."""
     return functools.partial(option, panel=title)
 
 
@@ -175,7 +174,6 @@ _ASKED: ContextVar[OutputOptions] = ContextVar("output_options", default=OutputO
 
 
 def output_options() -> OutputOptions:
-    """Return the options of the running command."""
     return _ASKED.get()
 
 

@@ -239,7 +239,6 @@ def _networks(run: str | None, model: str | None, ensemble: list[str] | None) ->
 
 
 def summary(report: PredictionReport) -> dict[str, Any]:
-    """Return what `--json` prints."""
     return {
         "out": str(report.out),
         "networks": report.networks,
@@ -289,7 +288,6 @@ def show(report: PredictionReport, *, quiet: bool) -> None:
 
 
 def lines(report: PredictionReport) -> list[str]:
-    """Return the sentences of the summary."""
     slices = sum(len(file.rows) for file in report.files)
     tumours = sum(file.tumour_slices for file in report.files)
     now = len(report.files) - report.earlier

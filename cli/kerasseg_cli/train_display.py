@@ -85,7 +85,6 @@ class Watcher:
         self._phase = ""
 
     def __call__(self, event: Event) -> None:
-        """Show an event."""
         from kerasseg.training.events import Began, Evaluated, Message, Step
 
         match event:

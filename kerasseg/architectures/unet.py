@@ -211,7 +211,6 @@ def check_output(classes: int, name: str) -> None:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

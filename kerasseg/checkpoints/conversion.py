@@ -46,7 +46,6 @@ class Conversion:
     weights_equal: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as plain JSON values."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return record | {
             "format": 1,

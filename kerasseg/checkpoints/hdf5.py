@@ -106,7 +106,6 @@ def walk_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
 
 
 def text_attribute(group: h5py.Group, name: str) -> str | None:
-    """Return an attribute as text, or None if it does not exist."""
     value = group.attrs.get(name)
     return value if value is None or isinstance(value, str) else decoded(value)
 

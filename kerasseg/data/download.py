@@ -200,7 +200,6 @@ def retrieve(
 
 
 def part_of(target: Path) -> Path:
-    """Return the path of a partial download."""
     return target.with_name(target.name + ".part")
 
 
@@ -230,7 +229,6 @@ def check_url(url: str, original: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the type and the first line of an error."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return without_credentials(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))[:240]
 

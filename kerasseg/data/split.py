@@ -65,7 +65,6 @@ class SplitSlices:
         self._records = records
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self.labels)
 
     @property
@@ -79,12 +78,10 @@ class SplitSlices:
         return self.manifest.size, self.manifest.size, self.manifest.channels
 
     def classes_to_expect(self) -> set[str]:
-        """Return names of the classes that have slices in any split."""
         return {shard.label for shard in self.manifest.shards if shard.records}
 
     @property
     def cache(self) -> Literal["none", "memory", "disk"]:
-        """Where slices are cached."""
         return self.source.kind
 
     def pixels(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -103,7 +100,6 @@ class SplitSlices:
         return decode(self._records.read(number), size=self.manifest.size, channels=self.manifest.channels)
 
     def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
-        """Return ids of slices, for messages."""
         return [self.record(number).slice_id for number in np.asarray(numbers).tolist()]
 
 

@@ -48,7 +48,6 @@ class RowLayout:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of an image."""
         return self.size * self.size * self.channels
 
     @property
@@ -103,7 +102,6 @@ class ShardSlices:
         self._arrays = RecycledArrays()
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self.records)
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -153,7 +151,6 @@ class MemorySlices:
         self._there = np.zeros(len(shards), bool)
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self._rows)
 
     def fill(self, progress: Progress | None = None) -> None:
@@ -203,7 +200,6 @@ class FileSlices:
         weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
-        """Number of slices."""
         return self._count
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:

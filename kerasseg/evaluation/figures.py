@@ -37,7 +37,6 @@ class Resampling:
         return found.model_copy(update={"low": max(found.low, 0.0), "high": min(found.high, highest)})
 
     def paired(self, before: NDArray[np.float64], after: NDArray[np.float64], people: NDArray[np.int64]) -> Mean:
-        """Return the mean of `after - before`, with its interval."""
         return as_mean(paired_interval(before, after, people, **self._options()))  # type: ignore[arg-type]
 
     def _options(self) -> dict[str, float | int]:
@@ -130,7 +129,6 @@ def figures_of(
     people: NDArray[np.int64],
     resampling: Resampling = USUAL,
 ) -> Figures:
-    """Compute all figures of a set of slices at one stage."""
     scores = [row.stage(stage) for row in rows]
     true = np.array([row.reference_pixels for row in rows], np.int64)
     found = np.array([score.predicted_pixels for score in scores], np.int64)

@@ -63,7 +63,6 @@ class JoinedPredictions:
         self.labels: NDArray[np.int64] = np.concatenate([part.labels for part in self._parts])
 
     def __len__(self) -> int:
-        """Number of slices."""
         return int(self._first[-1])
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:
@@ -72,7 +71,6 @@ class JoinedPredictions:
         return part.case(inner, resolution)
 
     def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:
-        """Return (height, width) probabilities."""
         part, inner = self._at(number)
         return part.probability(inner, resolution)
 
@@ -144,7 +142,6 @@ class PredictionPictures:
         self._numbers = {name: number for number, name in enumerate(ids)}
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """Return the picture of a slice."""
         number = self._numbers[slice_id]
         case = self._predictions.case(number, "model")
         name = self._predictions.classes[case.label]
@@ -188,7 +185,6 @@ class NetworkPictures:
         self._places: dict[str, tuple[EvaluationBatches, int]] = {}
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """Return the picture of a slice."""
         if not self._places:
             self._places = {
                 data.records.record(number).slice_id: (data, number)

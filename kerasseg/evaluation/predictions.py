@@ -86,7 +86,6 @@ class SplitPredictions:
         self.classes, self.labels = slices.manifest.classes, slices.labels
 
     def __len__(self) -> int:
-        """Return the number of slices."""
         return len(self.slices)
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:
@@ -187,7 +186,6 @@ class ArrayPredictions:
         self._images = None if images is None else [np.asarray(image, np.uint8) for image in images]
 
     def __len__(self) -> int:
-        """Return the number of slices."""
         return len(self._masks)
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:  # noqa: ARG002 - there is one
@@ -197,7 +195,6 @@ class ArrayPredictions:
         return Case(str(number), group, group, "", label, self._spacing, self._masks[number])
 
     def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:  # noqa: ARG002
-        """Return (height, width) probabilities."""
         return self._probabilities[number]
 
     def image(self, number: int) -> NDArray[np.uint8]:

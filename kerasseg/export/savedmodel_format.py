@@ -325,7 +325,6 @@ class FromStored:
 
 
 def write_savedmodel(model: keras.Model, folder: Path, around: FromStored) -> None:
-    """Write the SavedModel to a folder."""
     wanted = int(model.inputs[0].shape[-1])
 
     def from_stored(image: Any, *, one_window: bool = False) -> dict[str, Any]:
@@ -365,7 +364,6 @@ def write_savedmodel(model: keras.Model, folder: Path, around: FromStored) -> No
 
 
 def open_savedmodel_export(folder: Path) -> Network:
-    """Open the network signature with TensorFlow."""
     signature = _signature(folder, NETWORK_SIGNATURE)
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

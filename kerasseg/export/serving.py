@@ -86,12 +86,10 @@ KERAS_FILE = "model.keras"
 
 
 def write_keras(model: keras.Model, folder: Path) -> None:
-    """Write the file with its provenance."""
     RunDirectory(folder).save_model(model, folder / KERAS_FILE)
 
 
 def open_keras_export(folder: Path) -> Network:
-    """Open the file with Keras alone."""
     model = keras.saving.load_model(folder / KERAS_FILE, compile=False)
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -154,7 +152,6 @@ ONNX_OPSET = 15
 
 
 def write_onnx(serving: keras.Model, folder: Path, notes: Mapping[str, str]) -> None:
-    """Write an ONNX file."""
     import onnx
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)

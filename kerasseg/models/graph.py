@@ -43,12 +43,10 @@ class Node:
 
     @property
     def is_input(self) -> bool:
-        """Whether this is an input of the model."""
         return not self.parents
 
     @property
     def layer(self) -> keras.Layer | None:
-        """The operation, if it is a layer."""
         return self.operation if is_a(self.operation, "Layer") and not self.is_input else None
 
     @property
@@ -81,7 +79,6 @@ class Graph:
         object.__setattr__(self, "children", tuple(tuple(c) for c in children))
 
     def ancestors(self, indices: Iterable[int]) -> set[int]:
-        """Return the given nodes and all that they are computed from."""
         found = set(indices)
         for node in reversed(self.nodes):
             if node.index in found:

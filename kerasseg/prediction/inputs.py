@@ -228,7 +228,6 @@ def _series(series: dict[str, list[Item]], prefix: str, entry: ImageInput) -> li
 
 
 def _short(uid: str, others: Sequence[str]) -> str:
-    """Return the last numbers of a UID, as many as distinguish it from the others."""
     numbers = uid.split(".")
     for length in range(1, len(numbers) + 1):
         end = numbers[-length:]

@@ -270,7 +270,6 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
 
 
 def _options_of(shards: Path) -> PrepareOptions:
-    """Return the options of the shards; the defaults if they are missing."""
     try:
         return load_manifest(shards).options
     except KerassegError:

@@ -136,7 +136,6 @@ class Collected(Journal):
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines; [] without a journal."""
     try:
         data = path.read_bytes()
     except OSError:

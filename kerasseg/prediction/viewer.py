@@ -77,7 +77,6 @@ class Case:
         self._last: tuple[MaskRule, list[NDArray[np.bool_]], list[FoundTumour]] | None = None
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self.images)
 
     @cached_property

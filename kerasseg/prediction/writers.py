@@ -45,11 +45,9 @@ class PictureLayout:
     """A picture: 8-bit PNG with 0 and 255; probabilities as 16-bit PNG, where 65535 is 1."""
 
     def name(self, place: int, what: Values) -> str:  # noqa: ARG002 - all slices are in one file
-        """Return the suffix of the file."""
         return f"_{what}.png"
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """Encode the file."""
         return {self.name(0, what): png(_grey(slices[0], what))}
 
 
@@ -66,11 +64,9 @@ class VolumeLayout:
     plane: str
 
     def name(self, place: int, what: Values) -> str:  # noqa: ARG002 - all slices are in one file
-        """Return the suffix of the file."""
         return f"_{what}.nii.gz"
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """Encode the file."""
         # Imported here, because pictures need no nibabel.
         from kerasseg_tfrecords.formats.nifti import write_like
         from kerasseg_tfrecords.sources.nifti import stack
@@ -94,7 +90,6 @@ class SeriesLayout:
     affines: tuple[NDArray[np.float64] | None, ...]
 
     def name(self, place: int, what: Values) -> str:
-        """Return the suffix of the file."""
         if self.affine is not None:
             return f"_{what}.nii.gz"
         ending = ".png" if self.affines[place] is None else ".nii.gz"
@@ -103,7 +98,6 @@ class SeriesLayout:
         )
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """Encode the file or files."""
         if self.affine is not None:
             return {self.name(0, what): _nifti(np.stack([_voxels(s, what) for s in slices]), self.affine)}
         files = {}

@@ -207,7 +207,6 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _numbers(values: Iterable[float | None]) -> list[float]:
-    """Return the finite values."""
     return [value for value in values if value is not None and math.isfinite(value)]
 
 

@@ -90,7 +90,6 @@ def examples(
 
 
 def in_words(row: SliceRow, stage: StageName) -> str:
-    """Describe the scores of a slice."""
     scores = row.stage(stage)
     if row.missed(stage):
         return "the tumour was missed, Dice 0"
@@ -290,7 +289,6 @@ def _looks(evaluation: Evaluation) -> str:
 
 
 def _limits(evaluation: Evaluation) -> list[str]:
-    """Return the limits of the figures."""
     limits = [
         "Not for clinical use: this is a research tool and not a medical device.",
         "The figures apply to slices like these; other scanners, sequences, ages or tumours may give other figures.",

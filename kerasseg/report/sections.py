@@ -250,7 +250,6 @@ def robustness_table(robustness: Robustness) -> Table:
 
 
 def slice_chart(rows: Sequence[SliceRow], classes: Sequence[str], stage: StageName) -> Markup | None:
-    """Dice of each slice by class; None without slices."""
     found = [(name, [row.stage(stage).dice for row in rows if row.label == name]) for name in classes]
     found = [(name, values) for name, values in found if values]
     if not found:
@@ -356,7 +355,6 @@ def reader_chart(second: SecondReader) -> Markup:
 
 
 def corruption(name: str) -> str:
-    """Return the name of a corruption."""
     return _CORRUPTIONS.get(name, name.replace("_", " "))
 
 

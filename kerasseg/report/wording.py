@@ -52,7 +52,6 @@ class Goal:
 
 
 def is_number(value: float | None) -> bool:
-    """Return whether a value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
@@ -81,7 +80,6 @@ def cell(mean: Mean | None, digits: int = 3) -> Cell:
 
 
 def gain_cell(mean: Mean | None) -> Cell:
-    """Return a cell with a difference and its interval."""
     return Cell("-") if mean is None else Cell(share(mean.mean, sign=True), limits(mean, sign=True))
 
 
@@ -142,7 +140,6 @@ def misses(figures: Figures, half: int | None = None) -> str:
 
 
 def stage_in_words(stage: Stage) -> str:
-    """Return the name of a stage for a table."""
     threshold = "a threshold for each class" if stage.rule.class_thresholds else f"threshold {stage.rule.threshold:g}"
     if stage.name == "postprocessing":
         return f"{threshold} and post-processing".capitalize()
@@ -160,5 +157,4 @@ def stages_with_effect(evaluation: Evaluation) -> list[Stage]:
 
 
 def stage_of(network: NetworkFigures | None, name: str) -> Stage | None:
-    """Return the stage of that name, or None."""
     return None if network is None else next((stage for stage in network.stages if stage.name == name), None)

@@ -106,7 +106,6 @@ def new_config(settings: TrainSettings, resolved: Resolved) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Read the `config.json` of a run."""
     return read_document(path, RunConfig, FORMAT_VERSION, "the run configuration")
 
 

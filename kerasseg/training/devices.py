@@ -190,7 +190,6 @@ def compute_capability() -> tuple[int, int] | None:
 
 
 def gpu_names() -> list[str]:
-    """Names of the GPUs that TensorFlow can use."""
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return [str(found.get("device_name") or _short(gpu.name)) for gpu, found in zip(gpus, details, strict=True)]

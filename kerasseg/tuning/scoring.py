@@ -92,7 +92,6 @@ class RuleSearch:
         self._first, self._rest = every[::_RACE], every[every % _RACE != 0]
 
     def __enter__(self) -> RuleSearch:
-        """Return itself."""
         return self
 
     def __exit__(
@@ -114,7 +113,6 @@ class RuleSearch:
         return self._known[key]
 
     def dice_of(self, numbers: NDArray[np.int64], rule: MaskRule) -> NDArray[np.float64]:
-        """Return Dice of some slices."""
         return self._of(numbers, rule, None)
 
     def race(self, rule: MaskRule, standing: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -198,7 +196,6 @@ class Survey:
 
     @property
     def patients(self) -> int:
-        """Number of patients."""
         return int(self.groups.max()) + 1
 
     @property
@@ -219,7 +216,6 @@ class Survey:
         return np.asarray(sums.sum(0) / counts.sum())
 
     def class_means(self, index: int) -> dict[str, float]:
-        """Return the mean Dice of each class at one threshold."""
         return {name: float(self.mean(name)[index]) for name in self.classes}
 
     def notes(self) -> tuple[str, ...]:

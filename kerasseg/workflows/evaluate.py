@@ -121,7 +121,6 @@ class _Options:
     progress: Progress | None
 
     def tell(self, stage: str) -> Callable[[int, int], None]:
-        """Return a callback that reports one stage."""
         progress = self.progress
         return lambda done, total: None if progress is None else progress(stage, done, total)
 

@@ -261,7 +261,6 @@ class TrainingSession:
         self.flag = StopFlag()
 
     def say(self, message: Message) -> None:
-        """Send a message to the observers."""
         for observer in self.observers:
             observer(message)
 
@@ -520,7 +519,6 @@ def with_strategy(settings: TrainSettings, model: keras.Model, observers: Iterab
 
 
 def _tumour_slices(settings: TrainSettings, channels: int, count: int = 8) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the first training slices with a tumour, with `channels` channels, and their masks."""
     data = EvaluationBatches(settings.shards, "train", channels=channels, batch_size=16, cache="none", check=False)
     images: list[NDArray[Any]] = []
     masks: list[NDArray[Any]] = []

@@ -146,7 +146,6 @@ def _environment() -> dict[str, str]:
 
 
 def _scheduler(address: str) -> str:
-    """Return the URL of a scheduler from an address or a scheduler file."""
     if "://" in address:
         return address
     path = Path(address)

@@ -48,7 +48,6 @@ Bound = dict[str, Tensor]
 
 
 def activation(view: View, node: Node) -> Node | None:
-    """Return the `activation` that ends at a node, if any."""
     end = Tensor(node.key)
     for name, parameters, pattern in _PATTERNS:
         for bound in _matches(view, end, pattern, {}):
@@ -99,7 +98,6 @@ def _named(node: Node, name: str, x: Tensor, **parameters: object) -> Node:
 
 
 def _is(view: View, tensor: Tensor, name: str) -> Tensor | None:
-    """Return the input of an activation of this name."""
     node = view.node(tensor)
     return node.inputs[0] if node.op == "activation" and node.attrs["name"] == name else None
 

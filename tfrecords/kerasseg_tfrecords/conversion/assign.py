@@ -65,7 +65,6 @@ class Arrangement:
     notes: tuple[str, ...]
 
     def rows(self) -> list[SplitRow]:
-        """Return the rows of `splits.csv`."""
         return [
             SplitRow(
                 slice_id=piece.facts.slice_id,

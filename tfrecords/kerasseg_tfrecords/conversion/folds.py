@@ -147,7 +147,6 @@ def _has_both(source: Manifest) -> bool:
 
 
 def _options(source: Manifest, folds: int, seed: int) -> PrepareOptions:
-    """Return the options of the source with the shares of the folds."""
     by = "patient" if source.options.split_by == "slice" else source.options.split_by
     shares = f"{100 * (folds - 1) / folds:g}/{100 / folds:g}/0"
     return source.options.model_copy(update={"split": shares, "split_by": by, "seed": seed})

@@ -213,7 +213,6 @@ class SpoolReader:
             self._open.clear()
 
     def read(self, place: Place) -> Payload:
-        """Read the payload of one slice."""
         descriptor = self._open.pop(place.key, None)
         if descriptor is None:
             descriptor = os.open(self._folder / f"{place.key}.bin", os.O_RDONLY)

@@ -106,7 +106,6 @@ def open_child(group: Any, child: str, name: str) -> Any:
 
 
 def is_group(opened: Any) -> bool:
-    """Whether an object from `open_child` is a group."""
     return isinstance(opened, h5g.GroupID)
 
 

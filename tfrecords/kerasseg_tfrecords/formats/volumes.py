@@ -27,7 +27,6 @@ _DATA_FILE = re.compile(rb"(?:ElementDataFile|data ?file)\s*[=:]\s*(\S*)", re.IG
 
 
 def is_volume(start: bytes, suffix: str) -> bool:
-    """Whether a file with this suffix and these first bytes can be a volume."""
     if suffix in {".nii", ".nii.gz"}:
         return is_nifti(start)
     magic = {".mha": b"ObjectType", ".nrrd": b"NRRD", ".mgz": b"\x1f\x8b", ".mgh": b"\x00\x00\x00\x01"}.get(suffix)

@@ -224,7 +224,6 @@ def _refused(what: str, name: str, *, found: object = None, expected: object = N
 
 
 def _texts(item: Any) -> Iterator[tuple[str, str | list[str]]]:
-    """Yield the attributes that are texts or lists of texts."""
     for name in item.attrs:
         try:
             value = item.attrs[name]
@@ -237,5 +236,4 @@ def _texts(item: Any) -> Iterator[tuple[str, str | list[str]]]:
 
 
 def decoded(value: object) -> str:
-    """Return an attribute value as text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -139,7 +139,6 @@ def pack_native_mask(mask: NDArray[np.bool_]) -> bytes:
 
 
 def unpack_native_mask(data: bytes) -> NDArray[np.bool_]:
-    """Undo `pack_native_mask`."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
         raise DataError("the native mask is not a PNG")

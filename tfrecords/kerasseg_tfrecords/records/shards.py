@@ -263,11 +263,9 @@ class ShardRecords:
         self._places: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
-        """Return the number of records in the split."""
         return len(self.labels)
 
     def path_of(self, number: int) -> Path:
-        """Return the file that holds record `number`."""
         return self.root / self.shards[int(self._shard[number])].path
 
     def read(self, number: int) -> bytes:

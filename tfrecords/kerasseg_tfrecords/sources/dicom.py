@@ -92,7 +92,6 @@ SOURCE = DicomSource()
 
 @isolated
 def read_header(item: Item, options: SourceOptions) -> DicomHeader:
-    """Read the header of one frame."""
     data = read_bytes(item.files[0], limit=file_limit(options))
     return read_dicom_header(data, item.name, options.max_pixels, item.page)
 

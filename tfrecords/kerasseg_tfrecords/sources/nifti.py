@@ -59,7 +59,6 @@ class NiftiSource:
         return share if real else share / 9
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
-        """Return one item for each case."""
         _check_plane(options.plane)
         found = find_cases(tree, options)
         labels = label_files([case.image.name for case in found.cases], options.classes, root=tree.root.name)

@@ -329,7 +329,12 @@ def stem_of(name: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def compiled_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile `--patient-pattern`.
+
+    Raises:
+        UsageError: The pattern is not a valid regular expression.
+    """
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -348,7 +353,7 @@ def patient_of(name: str, options: SourceOptions) -> str:
     """
     if options.patient_pattern is None:
         return ""
-    match = _compiled(options.patient_pattern).search(name)
+    match = compiled_pattern(options.patient_pattern).search(name)
     if match is None:
         return ""
     return (match.group(1) if match.re.groups else match.group(0)) or ""

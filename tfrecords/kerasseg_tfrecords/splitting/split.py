@@ -119,7 +119,6 @@ class Split:
 
     @property
     def worst_cell(self) -> SplitCell | None:
-        """The cell with the largest deviation."""
         return max(self.table, key=lambda cell: abs(cell.deviation), default=None)
 
 
