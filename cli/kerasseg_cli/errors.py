@@ -132,9 +132,6 @@ def output_lost(cause: OSError | None = None) -> bool:
 
     Only a full disk is reported, on standard error. Standard output is then redirected to nowhere, because the interpreter
     would try to write the rest on exit and print a traceback.
-
-    Args:
-        cause: An error, possibly of standard output.
     """
     if sys.stdout is None or (cause is not None and cause.filename is not None):
         return False

@@ -188,14 +188,7 @@ class Watcher:
 
 
 def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: bool) -> None:
-    """Print the final table and the next command, or one JSON document.
-
-    Args:
-        ended: The end of the run.
-        run: Its folder; None on a machine that is not the chief, which prints one line.
-        as_json: Whether to print JSON.
-        quiet: Whether to print only how to resume an interrupted run.
-    """
+    """Print the final table and the next command, or one JSON document."""
     if as_json:
         print_json(_document(ended, run))
         return

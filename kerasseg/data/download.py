@@ -29,9 +29,6 @@ from kerasseg_tfrecords.text import without_credentials
 class Answer:
     """An HTTP error status.
 
-    Attributes:
-        status: 400 to 599.
-
     Example:
         >>> print(Answer(503), "-", Answer(503).remedy)
         503 Service Unavailable - The server has a problem: try again later.

@@ -25,14 +25,7 @@ _FIGSHARE = "https://ndownloader.figshare.com/files/"
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a published data set.
-
-    Attributes:
-        name: File name on this machine.
-        url: Address.
-        bytes: Size.
-        md5: Published hex digest.
-    """
+    """A file of a published data set."""
 
     name: str
     url: str
@@ -42,16 +35,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A published data set.
-
-    Attributes:
-        name: Short name.
-        title: Description.
-        doi: DOI of this version.
-        licence: Name of the licence.
-        citation: What the authors ask to cite.
-        files: All files.
-    """
+    """A published data set."""
 
     name: str
     title: str

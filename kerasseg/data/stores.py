@@ -70,12 +70,7 @@ class RowLayout:
 
 
 class SliceSource(Protocol):
-    """Source of slices by number.
-
-    Attributes:
-        kind: Where the slices come from.
-        layout: Layout of a row of bytes.
-    """
+    """Source of slices by number."""
 
     kind: Literal["none", "memory", "disk"]
     layout: RowLayout
@@ -88,11 +83,7 @@ class SliceSource(Protocol):
 
 
 class ShardSlices:
-    """Slices read from the shards when needed.
-
-    Args:
-        records: The records of a split.
-    """
+    """Slices read from the shards when needed."""
 
     kind: Literal["none", "memory", "disk"] = "none"
 
@@ -135,11 +126,7 @@ class ShardSlices:
 
 
 class MemorySlices:
-    """Slices in memory; each is read from the shards once, when first needed.
-
-    Args:
-        shards: Source of the slices.
-    """
+    """Slices in memory; each is read from the shards once, when first needed."""
 
     kind: Literal["none", "memory", "disk"] = "memory"
 

@@ -47,14 +47,7 @@ class Pictures(Protocol):
 
 
 class JoinedPredictions:
-    """Several predictions, joined in order.
-
-    Args:
-        parts: Predictions with the same classes.
-
-    Attributes:
-        classes, labels: As in `Predictions`.
-    """
+    """Several predictions, joined in order."""
 
     def __init__(self, parts: Sequence[Predictions]) -> None:
         self._parts = tuple(parts)
@@ -129,13 +122,7 @@ def _shifted(transform: Transform, before: int) -> Transform:
 
 
 class PredictionPictures:
-    """Pictures of slices with their final masks, at the network's size.
-
-    Args:
-        predictions: Predictions of the network.
-        ids: Ids of the slices, in order.
-        rule: Rule of the final masks.
-    """
+    """Pictures of slices with their final masks, at the network's size."""
 
     def __init__(self, predictions: Predictions, ids: Sequence[str], rule: MaskRule) -> None:
         self._predictions, self._rule = predictions, rule

@@ -76,9 +76,6 @@ class SplitPredictions:
     Args:
         slices: The split.
         probabilities: (slices, size, size) float32, possibly memory-mapped.
-
-    Attributes:
-        classes, labels: As in `Predictions`.
     """
 
     def __init__(self, slices: SplitSlices, probabilities: NDArray[np.float32]) -> None:

@@ -27,13 +27,7 @@ BATCH = 4
 
 
 def serving_model(model: keras.Model, size: int, threshold: float | None) -> keras.Model:
-    """Build the network with an input "image" and outputs "probability" and, with a threshold, "mask" (uint8).
-
-    Args:
-        model: The network.
-        size: Input size. Runtimes are faster with a fixed size, and some need one.
-        threshold: Threshold of the mask; None for no mask.
-    """
+    """Build the network with an input "image" and outputs "probability" and, with a threshold, "mask" (uint8)."""
     image = keras.Input((size, size, int(model.inputs[0].shape[-1])), name="image", dtype="float32")
     probability = model(image, training=False)
     outputs = {"probability": probability}

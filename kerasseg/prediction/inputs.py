@@ -57,10 +57,6 @@ class Unit:
 def plan_units(inputs: Sequence[ImageInput], *, bids: bool = False) -> list[Unit]:
     """List the units in the order of inputs and names; with several inputs, each has its own folder.
 
-    Args:
-        inputs: The inputs.
-        bids: Whether to name outputs as BIDS derivatives, see `bids_stem`.
-
     Raises:
         UsageError: Two units would have the same mask file, or one has no BIDS name.
     """
@@ -291,13 +287,6 @@ def open_unit(
 ) -> OpenedUnit:
     """Open a unit for reading.
 
-    Args:
-        unit: The unit.
-        rule: Intensity rule.
-        options: Options for the readers.
-        plane: Plane of the slices of volumes; None for the plane of a single slice, or else the usual one.
-        usual: Plane that the network was trained on.
-
     Raises:
         DataError: The unit cannot be read.
     """
@@ -319,11 +308,6 @@ def open_unit(
 
 def network_image(image: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
     """Give a prepared slice the number of channels that the network takes.
-
-    Args:
-        image: (size, size, 1 or 3).
-        channels: Channels of the network's input.
-        name: Name of the input, for the error.
 
     Raises:
         DataError: A colour slice for a network that takes grey ones.

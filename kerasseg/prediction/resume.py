@@ -56,12 +56,6 @@ class Journal:
     def begin(cls, out: Path, how: dict[str, Any], units: Sequence[Unit], *, go_on: bool) -> Journal:
         """Open the journal with the inputs that are finished already.
 
-        Args:
-            out: Output folder.
-            how: How masks are made, as JSON values.
-            units: Inputs to predict.
-            go_on: Whether to keep finished inputs.
-
         Raises:
             UsageError: Earlier masks in the folder were made differently.
             KerassegError: The journal cannot be written.

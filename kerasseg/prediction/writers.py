@@ -53,12 +53,7 @@ class PictureLayout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VolumeLayout:
-    """A NIfTI volume with the input's shape, orientation and affine; 0 and 1, or float32.
-
-    Attributes:
-        header: Header of the input.
-        plane: Plane of the slices.
-    """
+    """A NIfTI volume with the input's shape, orientation and affine; 0 and 1, or float32."""
 
     header: Any
     plane: str
@@ -151,11 +146,6 @@ def segmentation(
     files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], options: SourceOptions
 ) -> tuple[bytes | None, str]:
     """Encode the masks of a series as one DICOM SEG object that refers to its slices.
-
-    Args:
-        files: The slices.
-        masks: (rows, columns) each.
-        options: Options for reading the slices.
 
     Returns:
         The file and "", or None and the reason; the reason is "" if there is no tumour, because an empty SEG is not valid.

@@ -116,16 +116,7 @@ def interval_chart(
     x: tuple[float, float] | None = None,
     zero: bool = False,
 ) -> Markup:
-    """Draw a row per category, with a dot and a bar (the interval) for each series.
-
-    Args:
-        rows: (category, one span per series).
-        names: Names of the series.
-        describe: Description of the chart in a sentence, for screen readers.
-        x_label: Label of the axis.
-        x: Limits; None fits them to the spans.
-        zero: Whether to draw a line at 0.
-    """
+    """Draw a row per category, with a dot and a bar (the interval) for each series."""
     values = _numbers(v for _, spans in rows for s in spans for v in (s.value, s.low, s.high))
     low, high = x or _limits([*values, 0.0] if zero else values)
     step = 14
@@ -147,14 +138,7 @@ def interval_chart(
 def strip_chart(
     rows: Sequence[tuple[str, Sequence[float]]], *, describe: str, x_label: str, x: tuple[float, float] = (0.0, 1.0)
 ) -> Markup:
-    """A row of dots per category, one dot per value, spread over the row's height so that they overlap little.
-
-    Args:
-        rows: (category, values).
-        describe: What the chart shows, in a sentence.
-        x_label: Label of the axis.
-        x: Limits of the axis.
-    """
+    """A row of dots per category, one dot per value, spread over the row's height so that they overlap little."""
     band, spread = 62, 26
     height = _TOP + band * len(rows) + _BOTTOM
     plane = _Plane(x, (0, 1), height, left=14)

@@ -56,10 +56,6 @@ def choose(rows: Sequence[SliceRow], stage: StageName = "postprocessing") -> lis
     """Choose (place, row) of the best, the median and the worst slice by Dice; fewer if there are fewer.
 
     Slices without tumour in reference and prediction are left out if there are others.
-
-    Args:
-        rows: Slices of one class.
-        stage: Stage to compare.
     """
     telling = [row for row in rows if row.reference_pixels or row.stage(stage).predicted_pixels] or list(rows)
     # Ties are broken by id, so that the same figures give the same page.
@@ -72,14 +68,7 @@ def choose(rows: Sequence[SliceRow], stage: StageName = "postprocessing") -> lis
 def examples(
     rows: Sequence[SliceRow], pictures: Pictures, classes: Sequence[str], stage: StageName = "postprocessing"
 ) -> tuple[Examples, ...]:
-    """Return the chosen slices of every class with their pictures.
-
-    Args:
-        rows: All slices.
-        pictures: Pictures of the slices.
-        classes: Class names, in order.
-        stage: Stage to show.
-    """
+    """Return the chosen slices of every class with their pictures."""
     found = []
     for name in classes:
         chosen = choose([row for row in rows if row.label == name], stage)

@@ -151,12 +151,7 @@ def measure_table(evaluation: Evaluation) -> Table:
 
 
 def group_table(evaluation: Evaluation, kind: str) -> Table | None:
-    """Return Dice, misses and distance by class or by size; None without classes or sizes.
-
-    Args:
-        evaluation: The figures.
-        kind: "classes" or "sizes".
-    """
+    """Return Dice, misses and distance by class or by size; None without classes or sizes."""
     final, before = evaluation.final_stage(), stage_of(evaluation.baseline, evaluation.final)
     groups: Mapping[str, Figures] = getattr(final, kind)
     if not groups:

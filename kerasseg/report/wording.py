@@ -23,14 +23,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the page; the first cell of a row is its name.
-
-    Attributes:
-        caption: Caption.
-        columns: Headings.
-        rows: Cells, as many as headings.
-        note: Explanation of the figures.
-    """
+    """A table of the page; the first cell of a row is its name."""
 
     caption: str
     columns: tuple[str, ...]

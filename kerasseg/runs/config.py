@@ -128,10 +128,6 @@ def shards_of(config: RunConfig, other: Path | str | None = None) -> tuple[Path,
 def manifest_of(config: RunConfig, shards: Path | str | None = None) -> Manifest:
     """Read the manifest of a run's shards.
 
-    Args:
-        config: Configuration of the run.
-        shards: Their folder, if they were moved.
-
     Raises:
         DataError: They are missing, damaged or not those that the run was trained on.
     """

@@ -79,15 +79,7 @@ _FIRST, _BEST, _LAST, _BASE = "first/", "best/", "last/", "base/"
 
 @dataclass(frozen=True, slots=True)
 class EpochSums:
-    """Sums over the training steps of the current epoch.
-
-    Attributes:
-        steps: Steps done.
-        loss: Sum of their losses.
-        dice: Sum of Dice over the slices seen.
-        slices: Slices seen.
-        seconds: Time taken.
-    """
+    """Sums over the training steps of the current epoch."""
 
     steps: int = 0
     loss: float = 0.0

@@ -114,9 +114,6 @@ class Trainer:
         scope: Context in which optimizers are created, see `Devices.scope`.
         interrupted: Called after each step; returns whether to stop.
         memory: Returns the peak memory so far, in MB.
-
-    Attributes:
-        progress: Progress of the run.
     """
 
     def __init__(

@@ -76,12 +76,7 @@ def hold(
 
 
 class RuleSearch:
-    """Dice of rules on held slices; a context manager.
-
-    Args:
-        held: The slices.
-        jobs: Threads; None for all processors.
-    """
+    """Dice of rules on held slices; a context manager."""
 
     def __init__(self, held: HeldSlices, jobs: int | None = None) -> None:
         self.held = held
@@ -101,12 +96,7 @@ class RuleSearch:
         self._pool.shutdown(cancel_futures=True)
 
     def dice(self, rule: MaskRule, names: Sequence[str] | None = None) -> NDArray[np.float64]:
-        """Return (n,) Dice of every slice.
-
-        Args:
-            rule: Rule to try.
-            names: Class names, if the rule has class thresholds.
-        """
+        """Return (n,) Dice of every slice."""
         key = rule.model_dump_json()
         if key not in self._known:
             self._known[key] = self._of(np.arange(len(self.held.slices)), rule, names)

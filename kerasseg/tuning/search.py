@@ -174,14 +174,7 @@ _Curves = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], T
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Result of one search.
-
-    Attributes:
-        rule: The rule.
-        steps: All steps that were tried.
-        choice: The threshold without post-processing.
-        with_steps: The threshold with the kept post-processing; None without.
-    """
+    """Result of one search."""
 
     rule: MaskRule
     steps: tuple[TuningStep, ...]

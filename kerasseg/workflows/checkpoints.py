@@ -63,14 +63,7 @@ class Unmeasured:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Candidates, the best one first.
-
-    Attributes:
-        candidates: Those that were measured.
-        unmeasured: The others.
-        slices: Validation slices.
-        patients: Patient groups that they come from.
-    """
+    """Candidates, the best one first."""
 
     candidates: tuple[Candidate, ...]
     unmeasured: tuple[Unmeasured, ...]

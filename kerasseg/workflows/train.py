@@ -71,13 +71,7 @@ _EMPTY_WORDS = ("Graph execution error", "Detected at node", "File ", "<stack tr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """A float32 network that fits the task, and its origin.
-
-    Attributes:
-        model: The network.
-        source: The checkpoint that it was opened from; None without one.
-        changes: How it was changed to fit the task.
-    """
+    """A float32 network that fits the task, and its origin."""
 
     model: keras.Model
     source: str | None

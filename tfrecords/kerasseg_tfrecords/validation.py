@@ -67,10 +67,6 @@ class Complaint:
 def complaint(error: ValidationError, names: Sequence[str] = ()) -> Complaint:
     """Return the first error of a validation, without pydantic's own wording.
 
-    Args:
-        error: The exception of pydantic.
-        names: Valid names, to suggest one for an unknown field.
-
     Example:
         >>> from pydantic import BaseModel, Field, ValidationError
         >>> class Recipe(BaseModel):

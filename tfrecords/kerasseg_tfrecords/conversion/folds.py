@@ -88,14 +88,6 @@ def write_folds(shards: Path | str, targets: Sequence[Path], seed: int = 42) -> 
 
     Folds that already exist and hold the same slices are kept, so that an interrupted call can be repeated.
 
-    Args:
-        shards: Written by `prepare`; its training and validation slices are used.
-        targets: The shard directory of each fold.
-        seed: Seed of the search for the folds.
-
-    Returns:
-        The manifest of each fold.
-
     Raises:
         DataError: Shards are missing or damaged, or a target holds another fold.
         UsageError: Fewer groups than folds.

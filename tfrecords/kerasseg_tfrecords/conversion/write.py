@@ -39,15 +39,7 @@ from kerasseg_tfrecords.workers import Pool
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A file to write, with all that its records need.
-
-    Attributes:
-        spool, root: The folder of the payloads, and the shard directory.
-        name: Path in the shard directory.
-        label, index: Class of all records, and its number.
-        channels: 1 or 3.
-        records: Place, facts and group of each record.
-    """
+    """A file to write, with all that its records need."""
 
     spool: Path
     root: Path
