@@ -100,9 +100,8 @@ Architecture = Annotated[
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder, its name in runs/, or latest.", autocompletion=runs)
 ]
-FlipAverage = Annotated[
-    bool, option("Average the predictions of the image and its mirror image (doubles the time).", "--flip-average")
-]
+FLIP_AVERAGE = "Average the predictions of the image and its mirror image (doubles the time)."
+FlipAverage = Annotated[bool, option(FLIP_AVERAGE, "--flip-average")]
 MovedShards = Annotated[Path | None, option("Shard directory of the run, if it was moved.")]
 AllowPartial = Annotated[
     bool,
@@ -123,13 +122,13 @@ def _limit_memory(gigabytes: float | None) -> float | None:
 
 MaxMemory = Annotated[
     float | None,
-    typer.Option(
+    option(
+        "Memory for reading one file; a file that needs more is refused. [default: 2]",
         "--max-memory",
         metavar="GB",
         min=0.5,
         callback=_limit_memory,
-        help="Memory for reading one file; a file that needs more is refused. [default: 2]",
-        rich_help_panel=f"{ADVANCED}: files",
+        panel=f"{ADVANCED}: files",
     ),
 ]
 """Its callback sets the limit, so commands do not use the value."""
