@@ -116,6 +116,10 @@ def launch_space(folder: Path | str) -> None:
 def build_page(network: Network, *, name: str = "") -> Any:
     """Build the page as `gradio.Blocks`.
 
+    Args:
+        network: Network from `open_network`.
+        name: Name shown on the page; "" for that of the network.
+
     Raises:
         UsageError: Gradio is not installed.
     """

@@ -67,11 +67,7 @@ def plain_unet(
 
 @dataclass(frozen=True, slots=True)
 class BlockBuilder:
-    """Builder for the blocks of one network; the attributes are arguments of `kerasseg.unet`.
-
-    Raises:
-        UsageError: An argument is invalid.
-    """
+    """Builder for the blocks of one network; the attributes are arguments of `kerasseg.unet`."""
 
     normalization: Normalization
     upsampling: Upsampling

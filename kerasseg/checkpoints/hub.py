@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from kerasseg.catalogue import offline_choices
+from kerasseg.catalogue import cache_folder, offline_choices
 from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg.data.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
@@ -139,13 +139,6 @@ def is_remote(path: str | Path) -> bool:
     (True, True, False)
     """
     return isinstance(path, str) and re.match(r"[a-z][a-z0-9+]+://", path, re.IGNORECASE) is not None
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloads and their hashes: `KERASSEG_CACHE`, or the user's cache folder."""
-    import pooch  # slow to import, and needed only for downloads
-
-    return Path(os.environ.get("KERASSEG_CACHE") or pooch.os_cache("kerasseg"))
 
 
 def fetch(address: str, *, endpoint: str | None = None, most_bytes: int = _MOST_BYTES) -> Fetched:

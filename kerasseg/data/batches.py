@@ -224,9 +224,6 @@ class EvaluationBatches(_Batches):
         steps: Number of batches.
         labels, manifest, cache: As in `TrainingBatches`.
 
-    Raises:
-        DataError, UsageError, KerassegError: As `TrainingBatches`.
-
     Example:
         >>> data = EvaluationBatches("shards", "val", channels=3)
         >>> masks = [data.batch(step).mask for step in range(data.steps)]

@@ -173,9 +173,6 @@ class FileSlices:
         path: The file; it stays open as long as this object exists, so it may be deleted meanwhile.
         count: Number of slices.
         layout: Layout of the rows.
-
-    Raises:
-        OSError: The file cannot be opened.
     """
 
     kind: Literal["none", "memory", "disk"] = "disk"

@@ -126,11 +126,7 @@ class Evaluated(_Model):
     rows: tuple[SliceRow, ...]
 
     def shards(self) -> Path:
-        """Return the evaluated shard directory, as named by the evaluation or the run's configuration.
-
-        Raises:
-            DataError: Neither contains the evaluated data.
-        """
+        """Return the evaluated shard directory, as named by the evaluation or the run's configuration."""
         candidates = [Path(self.figures.shards)]
         with contextlib.suppress(KerassegError):
             trained_on = Path(RunDirectory(self.run).config().settings.shards)

@@ -155,9 +155,6 @@ class NetworkPictures:
         rule: Rule of the masks.
         shards: The shard directory.
         split: `train`, `val`, `test`, or `all`.
-
-    Raises:
-        DataError: Shards are missing or damaged.
     """
 
     def __init__(self, model: keras.Model, rule: MaskRule, shards: Path | str, split: str) -> None:

@@ -85,15 +85,14 @@ def corrupt(image: NDArray[np.float32], corruption: Corruption, grade: int, *, s
     entropy = (seed, zlib.crc32(corruption.name.encode()), grade, number)
     grey = image.shape[2] > 1 and bool((image == image[..., :1]).all())
     channels = 1 if grey else image.shape[2]
-    out = [corruption.apply(image[..., c], strength, _generator(entropy)) for c in range(channels)]
+    out = []
+    for c in range(channels):
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+        out.append(corruption.apply(image[..., c], strength, rng))
     stacked = np.stack(out, axis=-1)
     if grey:
         stacked = np.repeat(stacked, image.shape[2], axis=2)
     return np.clip(stacked, 0, 1).astype(np.float32)
-
-
-def _generator(entropy: tuple[int, ...]) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
 def _rician_noise(image: Image, strength: float, rng: np.random.Generator) -> Image:

@@ -47,9 +47,6 @@ def phantom_slice(patient: int, index: int, *, scanner: str = "A", size: int = 1
     Returns:
         Image int16 (size, size) from 0, mask bool (size, size), never empty; the nose is up.
 
-    Raises:
-        UsageError: An argument is invalid.
-
     Example:
         >>> one = phantom_slice(1, 0, size=64)
         >>> one.label, one.patient, one.image.shape, one.image.dtype.name, bool(one.mask.any())

@@ -80,9 +80,6 @@ def plan_units(inputs: Sequence[ImageInput], *, bids: bool = False) -> list[Unit
 def bids_stem(unit: Unit) -> str:
     """Return the path of a unit's outputs in a BIDS derivative, without the suffix `_mask.nii.gz`.
 
-    Raises:
-        UsageError: The name of the input is not a BIDS name.
-
     Example:
         >>> name = "raw/sub-01/ses-2/anat/sub-01_ses-2_ce-gd_T1w"
         >>> bids_stem(Unit(f"{name}.nii.gz", "volume", (), name))
@@ -138,11 +135,7 @@ def check_folder(out: Path, inputs: Sequence[ImageInput]) -> None:
 
 
 def check_name(unit: Unit) -> None:
-    """Check that output files can be named after a unit.
-
-    Raises:
-        DataError: The name is too long.
-    """
+    """Check that output files can be named after a unit."""
     longest = len(f"{unit.stem.rsplit('/', 1)[-1]}_probabilities.nii.gz".encode())
     if longest > _NAME:
         raise DataError(
@@ -285,11 +278,7 @@ class OpenedUnit:
 def open_unit(
     unit: Unit, rule: IntensityRule, options: SourceOptions, plane: str | None, usual: str = "axial"
 ) -> OpenedUnit:
-    """Open a unit for reading.
-
-    Raises:
-        DataError: The unit cannot be read.
-    """
+    """Open a unit for reading."""
     if unit.kind == "volume":
         return _open_volume(unit.items[0], rule, options, plane, usual)
     if unit.kind == "series":
@@ -307,11 +296,7 @@ def open_unit(
 
 
 def network_image(image: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
-    """Give a prepared slice the number of channels that the network takes.
-
-    Raises:
-        DataError: A colour slice for a network that takes grey ones.
-    """
+    """Give a prepared slice the number of channels that the network takes."""
     if image.shape[2] == 3 and channels == 1:
         raise DataError(
             "the network takes grey pictures, but this is a colour picture",

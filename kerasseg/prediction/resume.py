@@ -92,9 +92,6 @@ class Journal:
             unit: The input, whose files are written.
             stamp: Its stamp from before it was read.
             done: Files and rows.
-
-        Raises:
-            KerassegError: The journal cannot be written.
         """
         try:
             sizes = {name: (self.out / name).stat().st_size for names in done.files.values() for name in names}

@@ -31,11 +31,7 @@ class _Changed:
 
 
 def write_comparison(comparison: Comparison, pictures: tuple[Pictures, Pictures] | None, path: Path | str) -> None:
-    """Write the page of a comparison: one self-contained HTML file.
-
-    Raises:
-        KerassegError: The file cannot be written.
-    """
+    """Write the page of a comparison: one self-contained HTML file."""
     sets: Mapping[str, Difference] = {"all slices": comparison.all, **comparison.classes}
     context: dict[str, Any] = {
         "title": f"{comparison.second} (B) compared with {comparison.first} (A)",

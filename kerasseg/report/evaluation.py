@@ -148,8 +148,9 @@ def _context(
     robustness, calibration = evaluation.robustness, evaluation.calibration
     second, speed = evaluation.second_reader, evaluation.speed
     shown = () if pictures is None else examples(rows, pictures, evaluation.classes, evaluation.final)
+    data_set = evaluation.shards.rsplit("/", 1)[-1] or "Arrays"
     return {
-        "title": f"{_data_set(evaluation)}, {split} slices, {_date(evaluation.created)}",
+        "title": f"{data_set}, {split} slices, {_date(evaluation.created)}",
         "subtitle": f"{evaluation.network}{f'. Run {evaluation.run}' if evaluation.run else ''}.",
         "created": _date(evaluation.created),
         "confidence": f"{100 * evaluation.confidence:g} %",
@@ -192,10 +193,6 @@ def _over(evaluation: Evaluation) -> str:
         f"Mean over {count(figures.slices, 'slice')} of {count(figures.patients, 'patient')} at {at}; the interval is over "
         "patients."
     )
-
-
-def _data_set(evaluation: Evaluation) -> str:
-    return evaluation.shards.rsplit("/", 1)[-1] or "Arrays"
 
 
 def _sentences(evaluation: Evaluation, rows: Sequence[SliceRow]) -> list[str]:

@@ -71,9 +71,6 @@ class ThresholdCurve:
         baseline: (n,) the same for the checkpoint before training; None for none.
         baseline_chosen: Its threshold.
 
-    Raises:
-        UsageError: The lengths differ.
-
     Example:
         >>> ThresholdCurve([0.25, 0.5, 0.75], [0.71, 0.74, 0.7], chosen=0.5).dice.tolist()
         [0.71, 0.74, 0.7]

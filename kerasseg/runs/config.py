@@ -110,11 +110,7 @@ def read_config(path: Path) -> RunConfig:
 
 
 def shards_of(config: RunConfig, other: Path | str | None = None) -> tuple[Path, Manifest]:
-    """Return the folder and the manifest of a run's shards, or of other ones.
-
-    Raises:
-        DataError: They are missing or damaged.
-    """
+    """Return the folder and the manifest of a run's shards, or of other ones."""
     root = Path(config.settings.shards if other is None else other)
     if other is None and not (root / MANIFEST).is_file():
         raise DataError(

@@ -529,9 +529,8 @@ class Trainer:
         if row is None or first is None or best is None:
             msg = "stopped before the untouched network was evaluated; nothing was trained"
             raise NothingTrainedError(msg, remedy="Start it again with: kerasseg train --resume")
-        winner = next(
-            (r for r in history if r.best and r.epoch == progress.best[1] and r.phase == self._strategy_of_best()), row
-        )
+        best_phase = self.plan.phases[progress.best[0]].strategy
+        winner = next((r for r in history if r.best and r.epoch == progress.best[1] and r.phase == best_phase), row)
         gain, gains = None, dict[str, Interval]()
         if len(history) > 1:
             gain = paired_interval(first.dice, best.dice, self.validation.groups)
@@ -543,9 +542,6 @@ class Trainer:
         ended = Ended(reason, text, history, row, winner, gain, gains, seconds)
         self._tell(ended)
         return ended
-
-    def _strategy_of_best(self) -> str:
-        return self.plan.phases[self.progress.best[0]].strategy
 
 
 def _all_done(epochs: int) -> str:

@@ -120,9 +120,6 @@ def rank_checkpoints(
             that `KERASSEG_CHECKPOINT` names.
         batch_size: Slices at once.
         progress: Called with a candidate's name, batches done, and batches in all.
-
-    Raises:
-        DataError: Shards that are missing or damaged, or without tumours in validation.
     """
     data = EvaluationBatches(shards, "val", batch_size=batch_size, cache="memory")
     if not data.slices.with_tumour().any():

@@ -234,11 +234,7 @@ def explain_os_error(error: OSError, path: Path) -> KerassegError:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder with its parents, unless it exists.
-
-    Raises:
-        KerassegError: It cannot be created, with the reason.
-    """
+    """Create a folder with its parents, unless it exists."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -299,9 +295,6 @@ def lock(path: Path, what: str, *, busy: str | None = None, remedy: str | None =
         what: What is locked, for the message ("shards").
         busy: The message if another process holds the lock.
         remedy: What to do then.
-
-    Raises:
-        KerassegError: Another process holds the lock.
     """
     with contextlib.ExitStack() as stack:
         try:

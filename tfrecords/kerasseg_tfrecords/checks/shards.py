@@ -148,11 +148,7 @@ def verify(
 
 
 def check_files(folder: Path | str) -> tuple[str, ...]:
-    """Check only that all files of a shard directory exist and have not changed; return one line for each error.
-
-    Raises:
-        DataError: As `verify`.
-    """
+    """Check only that all files of a shard directory exist and have not changed; return one line for each error."""
     root = Path(folder)
     manifest = load_manifest(root)
     state = _State()

@@ -47,9 +47,6 @@ def open_volume(
         max_voxels: Larger volumes are refused before they are unpacked.
         channel: Channel to read; -1 if the volume should have only one.
         pair: Content of the .img file that belongs to a .hdr file.
-
-    Raises:
-        DataError: As `read_volume`, or SimpleITK is needed and not installed.
     """
     if suffix in {".mgh", ".mgz"}:
         return _read_mgh(data, name, max_voxels, channel)

@@ -52,11 +52,7 @@ def member_names(path: Path) -> list[str]:
 
 @isolated
 def read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Return those of the named small members that a `.keras` archive has, after a check of the whole archive.
-
-    Raises:
-        CheckpointError: The archive is damaged, unsafe, or not a `.keras` file.
-    """
+    """Return those of the named small members that a `.keras` archive has, after a check of the whole archive."""
     working_on(str(path), _SECONDS)
     with _opened_archive(path) as archive:
         found = set(archive.namelist())

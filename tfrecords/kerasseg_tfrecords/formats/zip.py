@@ -147,11 +147,7 @@ def _opened(path: Path, chain: tuple[str, ...], signature: tuple[int, ...]) -> t
 
 
 def open_zip(path: Path, most: int) -> zipfile.ZipFile:
-    """Open a zip archive that has about `most` members at most.
-
-    Raises:
-        DataError: It has more.
-    """
+    """Open a zip archive that has about `most` members at most."""
     return _zip_in(_outer_window(path), most)
 
 

@@ -192,11 +192,7 @@ def _example() -> Any:
 
 
 def features_of(serialized: bytes) -> Any:
-    """Return the features of a serialised record, name -> `tf.train.Feature`.
-
-    Raises:
-        DataError: It is no `tf.train.Example`.
-    """
+    """Return the features of a serialised record, name -> `tf.train.Feature`."""
     try:
         return _example().FromString(serialized).features.feature
     except Exception as error:  # protobuf's DecodeError is defined in another module for each of its implementations

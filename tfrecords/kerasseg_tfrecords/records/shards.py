@@ -269,11 +269,7 @@ class ShardRecords:
         return self.root / self.shards[int(self._shard[number])].path
 
     def read(self, number: int) -> bytes:
-        """Read the serialised Example of one record.
-
-        Raises:
-            DataError: Its file is damaged or missing.
-        """
+        """Read the serialised Example of one record."""
         shard = int(self._shard[number])
         path = self.root / self.shards[shard].path
         if shard not in self._places:  # two threads may both do this, with the same result

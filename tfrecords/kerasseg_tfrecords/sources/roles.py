@@ -330,11 +330,7 @@ def stem_of(name: str) -> str:
 
 @lru_cache(maxsize=8)
 def compiled_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile `--patient-pattern`.
-
-    Raises:
-        UsageError: The pattern is not a valid regular expression.
-    """
+    """Compile `--patient-pattern`."""
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -343,9 +339,6 @@ def compiled_pattern(pattern: str) -> re.Pattern[str]:
 
 def patient_of(name: str, options: SourceOptions) -> str:
     r"""Find the patient in an item's name by the user's pattern: group 1, or the whole match; "" without a match.
-
-    Raises:
-        UsageError: The pattern is not a valid regular expression.
 
     Example:
         >>> patient_of("p12/slice_3.png", SourceOptions(patient_pattern=r"p(\d+)"))
