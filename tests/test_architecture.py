@@ -149,6 +149,22 @@ def test_public_names_are_listed_in_the_stubs_alone() -> None:
     assert lists == []
 
 
+def code_lines(function: ast.FunctionDef) -> int:
+    """Number of lines of a function, without its signature and docstring."""
+    code = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (code[-1].end_lineno or 0) - code[0].lineno + 1 if code else 0
+
+
+def test_functions_have_at_most_80_lines_of_code() -> None:
+    long = {
+        f"{name}.{node.name}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and code_lines(node) > 80
+    }
+    assert long <= {"kerasseg.app.build_page"}  # it lists the widgets of the page, and what each does
+
+
 HEAVY = {"tensorflow", "keras", "scipy", "matplotlib", "sklearn", "cv2", "h5py", "joblib", "numpy", "pydantic"}
 
 

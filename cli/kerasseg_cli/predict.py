@@ -58,8 +58,7 @@ def predict(
     ] = None,
     format_: Annotated[str | None, _input("Read only files of this format.", "--format", values=FORMATS)] = None,
     plane: Annotated[
-        str | None,
-        _input("Plane in which volumes are sliced. [default: that of the run's shards]", values=PLANES),
+        str | None, _input("Plane in which volumes are sliced. [default: that of the run's shards]", values=PLANES)
     ] = None,
     channel: Annotated[
         str | None,
@@ -70,8 +69,7 @@ def predict(
     ] = None,
     intensity: Annotated[str | None, _input("Intensity rule. [default: that of the run]", values=INTENSITIES)] = None,
     threshold: Annotated[
-        float | None,
-        _prediction("Probability threshold, without post-processing. [default: the run's tuned rule]"),
+        float | None, _prediction("Probability threshold, without post-processing. [default: the run's tuned rule]")
     ] = None,
     flip_average: Annotated[bool, _prediction(FLIP_AVERAGE, "--flip-average")] = False,
     augment: Annotated[

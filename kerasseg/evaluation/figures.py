@@ -124,10 +124,7 @@ def size_groups(rows: Sequence[SliceRow]) -> dict[str, NDArray[np.bool_]]:
 
 
 def figures_of(
-    rows: Sequence[SliceRow],
-    stage: StageName,
-    people: NDArray[np.int64],
-    resampling: Resampling = USUAL,
+    rows: Sequence[SliceRow], stage: StageName, people: NDArray[np.int64], resampling: Resampling = USUAL
 ) -> Figures:
     scores = [row.stage(stage) for row in rows]
     true = np.array([row.reference_pixels for row in rows], np.int64)

@@ -6,11 +6,14 @@ that a chart follows `prefers-color-scheme`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
+
+from kerasseg.report.wording import is_number
 
 _WIDTH = 480
 """Width of a chart in units: on a phone with 360 pixels its text of 15 units is still 11 pixels high."""
@@ -172,12 +175,12 @@ class _Plane:
     def across(self, x: float) -> str:
         """Return the place along the x axis."""
         low, high = self.x
-        return f"{self.left + (self.right - self.left) * (x - low) / (high - low):.1f}"
+        return f"{self.left + (self.right - self.left) * (float(x) - low) / (high - low):.1f}"
 
     def down(self, y: float) -> str:
         """Return the place along the y axis."""
         low, high = self.y
-        return f"{self.bottom - (self.bottom - _TOP) * (y - low) / (high - low):.1f}"
+        return f"{self.bottom - (self.bottom - _TOP) * (float(y) - low) / (high - low):.1f}"
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -191,7 +194,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _numbers(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]
+    return [value for value in values if is_number(value)]
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ def _frame(plane: _Plane, x_label: str, y_label: str) -> Markup:
     for value in ticks(*plane.y, about=5 if plane.height >= 280 else 3):
         y = plane.down(value)
         parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(plane.left, y, plane.right))
-        parts.append(_text(plane.left - 7, y, _number(value), "tick end middle"))
+        parts.append(_text(plane.left - 7, y, f"{value:g}", "tick end middle"))
     if y_label:
         turned = Markup('<text class="label centre" transform="translate(14 {})rotate(-90)">{}</text>')
         parts.append(turned.format((_TOP + plane.bottom) / 2, y_label))
@@ -221,7 +224,7 @@ def _axis_below(plane: _Plane, label: str) -> Markup:
     for value in ticks(*plane.x):
         x = plane.across(value)
         parts.append(Markup('<path class="axis" d="M{} {}v4"/>').format(x, plane.bottom))
-        parts.append(_text(x, plane.bottom + 19, _number(value), "tick centre"))
+        parts.append(_text(x, plane.bottom + 19, f"{value:g}", "tick centre"))
     parts.append(_text((plane.left + plane.right) / 2, plane.height - 6, label, "label centre"))
     return Markup("").join(parts)
 
@@ -242,34 +245,29 @@ def _place(plane: _Plane, place: float, name: str) -> Markup:
 
 def _line(plane: _Plane, line: Line, number: int) -> Markup:
     parts = []
-    points = [(float(x), float(y)) for x, y in zip(line.x, line.y, strict=True) if y is not None and math.isfinite(y)]
+    points = [plane.at(x, y) if is_number(y) else None for x, y in zip(line.x, line.y, strict=True)]
     band = [
-        (float(x), float(low), float(high))
+        (x, low, high)
         for x, low, high in zip(line.x, line.low, line.high, strict=False)
-        if low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+        if is_number(low) and is_number(high)
     ]
     if band:
         around = [plane.at(x, high) for x, _, high in band] + [plane.at(x, low) for x, low, _ in reversed(band)]
         path = "M" + "L".join(f"{x} {y}" for x, y in around) + "Z"
         parts.append(Markup('<path class="band s{}" d="{}"/>').format(number, path))
-    pieces: list[list[str]] = [[]]
-    for x, y in zip(line.x, line.y, strict=True):
-        if y is None or not math.isfinite(y):
-            pieces.append([])
-        else:
-            pieces[-1].append(" ".join(plane.at(float(x), float(y))))
-    path = "".join("M" + "L".join(piece) for piece in pieces if piece)
+    pieces = [list(piece) for known, piece in itertools.groupby(points, bool) if known]
+    path = "".join("M" + "L".join(f"{x} {y}" for x, y in filter(None, piece)) for piece in pieces)
     parts.append(Markup('<path class="line s{}" d="{}"/>').format(number, path))
     if line.marks:
-        parts += [_mark(float(plane.across(x)), float(plane.down(y)), number) for x, y in points]
+        parts += [_mark(float(x), float(y), number) for x, y in filter(None, points)]
     return Markup("").join(parts)
 
 
 def _span(plane: _Plane, span: Span, y: float, number: int) -> Markup:
-    if span.value is None or not math.isfinite(span.value):
+    if not is_number(span.value):
         return _text(plane.left, y + 4, "none", "tick")
     parts = []
-    if span.low is not None and span.high is not None and math.isfinite(span.low) and math.isfinite(span.high):
+    if is_number(span.low) and is_number(span.high):
         ends = plane.across(span.low), plane.across(span.high)
         parts.append(Markup('<path class="whisker s{}" d="M{} {}H{}"/>').format(number, ends[0], y, ends[1]))
     parts.append(_mark(float(plane.across(span.value)), y, number))
@@ -297,7 +295,3 @@ def _legend(names: Sequence[str]) -> Markup:
 
 def _text(x: object, y: object, text: str, kind: str) -> Markup:
     return Markup('<text x="{}" y="{}" class="{}">{}</text>').format(x, y, kind, text) if text else Markup("")
-
-
-def _number(value: float) -> str:
-    return f"{value:g}"

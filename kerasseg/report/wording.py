@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS
 from kerasseg.evaluation.schema import Evaluation, Figures, Mean, NetworkFigures, Stage, Target
@@ -44,7 +44,7 @@ class Goal:
     text: str
 
 
-def is_number(value: float | None) -> bool:
+def is_number(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 

@@ -402,12 +402,7 @@ class _Tuner:
         return {name: float(sums[i] / counts[i]) for i, name in enumerate(self._names) if counts[i]}
 
     def _add(
-        self,
-        name: StepName,
-        rule: MaskRule,
-        dice: NDArray[np.float64],
-        standing: NDArray[np.float64],
-        reason: str = "",
+        self, name: StepName, rule: MaskRule, dice: NDArray[np.float64], standing: NDArray[np.float64], reason: str = ""
     ) -> None:
         mean = float(dice.mean())
         self._note(name, rule, mean, self._classes(dice), mean - float(standing.mean()), kept=not reason, reason=reason)

@@ -90,10 +90,7 @@ def prepare(
     _check_target(target, roots, overwrite=overwrite)
     if cluster is not None:
         roots, target = [root.absolute() for root in roots], target.absolute()
-    with (
-        _work_folder(target) as work,
-        choose_pool(jobs, cluster, reads=roots, writes=work / "spool") as pool,
-    ):
+    with _work_folder(target) as work, choose_pool(jobs, cluster, reads=roots, writes=work / "spool") as pool:
         listed = list_inputs(roots, options, hidden=(target, _partial(target)))
         for root, entry in zip(roots, listed, strict=True):
             _LOG.info("%s: %d items, read as %s", root, len(entry.items), entry.format or "nothing")

@@ -117,10 +117,6 @@ class Split:
         """The largest deviation in the table, in percentage points; 0 without slices."""
         return max((abs(cell.deviation) for cell in self.table), default=0.0)
 
-    @property
-    def worst_cell(self) -> SplitCell | None:
-        return max(self.table, key=lambda cell: abs(cell.deviation), default=None)
-
 
 def split_by_group(
     labels: Sequence[str], groups: Sequence[str], shares: Shares, seed: int, tumours: Sequence[bool] | None = None
