@@ -62,7 +62,6 @@ def convert_checkpoint(
     overwrite: bool = False,
     architecture: str | keras.Model | None = None,
     allow_partial: bool = False,
-    seed: int = 0,
 ) -> Conversion:
     """Convert a checkpoint to a `.keras` file that `keras.saving.load_model` opens without kerasseg.
 
@@ -75,7 +74,6 @@ def convert_checkpoint(
         allow_partial: See `open_checkpoint`.
         out: Output file, ending in `.keras`.
         overwrite: Whether to replace an existing `out`.
-        seed: Seed of the random input.
 
     Raises:
         UsageError: `out` has another suffix, already exists, is the source, or its folder does not exist.
@@ -89,7 +87,7 @@ def convert_checkpoint(
     if record is not None:
         # The file may be shared, so it must not name local folders.
         attach(model, dataclasses.replace(record, path=public_name(record.path), file=None))
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     shapes = [(2, *(n or _OPEN_SIZE for n in tensor.shape[1:])) for tensor in model.inputs]
     inputs = [random.random(shape, dtype=np.float32) for shape in shapes]
     try:

@@ -141,10 +141,10 @@ def is_remote(path: str | Path) -> bool:
     return isinstance(path, str) and re.match(r"[a-z][a-z0-9+]+://", path, re.IGNORECASE) is not None
 
 
-def fetch(address: str, *, endpoint: str | None = None, most_bytes: int = _MOST_BYTES) -> Fetched:
+def fetch(address: str, *, most_bytes: int = _MOST_BYTES) -> Fetched:
     """Download a checkpoint from `hf://owner/name[@revision][/path/inside]` or `https://...`, or return the cached copy."""
     if address.startswith("hf://"):
-        return _fetch_hub(HubAddress.parse(address), endpoint, most_bytes)
+        return _fetch_hub(HubAddress.parse(address), most_bytes)
     check_url(address, address)
     return _fetch_url(address, most_bytes)
 
@@ -169,13 +169,13 @@ def _fetch_url(url: str, most_bytes: int) -> Fetched:
     return Fetched(file, without_credentials(url))
 
 
-def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fetched:
+def _fetch_hub(address: HubAddress, most_bytes: int) -> Fetched:
     import huggingface_hub as hub  # slow to import, and needed only here
     from huggingface_hub import constants, errors  # not always imported by the package itself
 
     name = f"hf://{address.repository}" + (f"@{address.revision}" if address.revision else "")
     # Passed to every call, because the library fixes its own default at import.
-    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     key = json.dumps([endpoint, address.repository, address.revision, address.inside])
     record = cache_folder() / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     known = _read_record(record)

@@ -75,7 +75,6 @@ def line_chart(
     y: tuple[float, float] | None = None,
     height: int = 300,
     diagonal: bool = False,
-    levels: Sequence[tuple[float, str]] = (),
     places: Sequence[tuple[float, str]] = (),
 ) -> Markup:
     """Draw lines over a plane.
@@ -89,19 +88,16 @@ def line_chart(
         y: Limits; None fits them to the lines.
         height: Height in units of a chart that is 480 wide.
         diagonal: Whether to draw the line x = y.
-        levels: (y, name) of horizontal lines.
         places: (x, name) of vertical lines.
     """
     across = [value for line in lines for value in line.x] + [value for value, _ in places]
     up = _numbers(v for line in lines for v in (*line.y, *line.low, *line.high))
-    limits = x or _limits(across), y or _limits([*up, *(value for value, _ in levels)])
+    limits = x or _limits(across), y or _limits(up)
     plane = _Plane(*limits, height)
     parts = [_frame(plane, x_label, y_label)]
     if diagonal:
         (x0, y0), (x1, y1) = plane.at(limits[0][0], limits[0][0]), plane.at(limits[0][1], limits[0][1])
         parts.append(Markup('<path class="guide" d="M{} {}L{} {}"/>').format(x0, y0, x1, y1))
-    for level, name in levels:
-        parts.append(_level(plane, level, name))
     for place, name in places:
         parts.append(_place(plane, place, name))
     for i, line in enumerate(lines):
@@ -116,16 +112,14 @@ def interval_chart(
     *,
     describe: str,
     x_label: str,
-    x: tuple[float, float] | None = None,
     zero: bool = False,
 ) -> Markup:
     """Draw a row per category, with a dot and a bar (the interval) for each series."""
     values = _numbers(v for _, spans in rows for s in spans for v in (s.value, s.low, s.high))
-    low, high = x or _limits([*values, 0.0] if zero else values)
     step = 14
     band = 26 + step * len(names)
     height = _TOP + band * len(rows) + _BOTTOM
-    plane = _Plane((low, high), (0, 1), height, left=14)
+    plane = _Plane(_limits([*values, 0.0] if zero else values), (0, 1), height, left=14)
     parts = [_axis_below(plane, x_label)]
     if zero:
         parts.append(_place(plane, 0.0, ""))
@@ -138,13 +132,11 @@ def interval_chart(
     return _svg(parts, height, describe) + legend
 
 
-def strip_chart(
-    rows: Sequence[tuple[str, Sequence[float]]], *, describe: str, x_label: str, x: tuple[float, float] = (0.0, 1.0)
-) -> Markup:
+def strip_chart(rows: Sequence[tuple[str, Sequence[float]]], *, describe: str, x_label: str) -> Markup:
     """A row of dots per category, one dot per value, spread over the row's height so that they overlap little."""
     band, spread = 62, 26
     height = _TOP + band * len(rows) + _BOTTOM
-    plane = _Plane(x, (0, 1), height, left=14)
+    plane = _Plane((0, 1), (0, 1), height, left=14)
     parts = [_axis_below(plane, x_label)]
     for i, (category, values) in enumerate(rows):
         top = _TOP + band * i
@@ -227,12 +219,6 @@ def _axis_below(plane: _Plane, label: str) -> Markup:
         parts.append(_text(x, plane.bottom + 19, f"{value:g}", "tick centre"))
     parts.append(_text((plane.left + plane.right) / 2, plane.height - 6, label, "label centre"))
     return Markup("").join(parts)
-
-
-def _level(plane: _Plane, level: float, name: str) -> Markup:
-    y = plane.down(level)
-    line = Markup('<path class="guide" d="M{} {}H{}"/>').format(plane.left, y, plane.right)
-    return line + _text(plane.right - 4, float(y) - 5, name, "tick end")
 
 
 def _place(plane: _Plane, place: float, name: str) -> Markup:

@@ -195,12 +195,14 @@ def _facts(state: dict[str, object]) -> SliceFacts:
     return SliceFacts(**state, spacing=tuple(spacing), notes=tuple(notes))  # type: ignore[arg-type]
 
 
+_MOST_OPEN = 128
+
+
 class SpoolReader:
     """Read payloads in any order, with a limited number of open files."""
 
-    def __init__(self, folder: Path, most_open: int = 128) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._most_open = most_open
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def __enter__(self) -> SpoolReader:
@@ -217,7 +219,7 @@ class SpoolReader:
         if descriptor is None:
             descriptor = os.open(self._folder / f"{place.key}.bin", os.O_RDONLY)
         self._open[place.key] = descriptor
-        if len(self._open) > self._most_open:
+        if len(self._open) > _MOST_OPEN:
             os.close(self._open.popitem(last=False)[1])
         data = os.pread(descriptor, sum(place.lengths), place.offset)
         image, mask = place.lengths[0], place.lengths[1]
