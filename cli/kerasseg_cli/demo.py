@@ -186,13 +186,7 @@ def _figures(run: str) -> Evaluation:
 
 
 class _Stage:
-    """Show commands as a user would type them, and run them.
-
-    Args:
-        kerasseg: The group of all commands.
-        silent: Whether to show nothing.
-        whole: Whether to show all output of the commands instead of one line each.
-    """
+    """Show commands as a user would type them, and run them."""
 
     def __init__(self, kerasseg: Callable[..., Any], *, silent: bool, whole: bool) -> None:
         self._kerasseg = kerasseg

@@ -167,13 +167,7 @@ _ROOM = 112
 
 
 def summary(evaluation: Evaluation, folder: Path | None = None, console: Console | None = None) -> None:
-    """Print the summary.
-
-    Args:
-        evaluation: The figures.
-        folder: Folder of the evaluation's files; None for an evaluation without files.
-        console: Where to print; None for standard output.
-    """
+    """Print the summary."""
     out = console or screen()
     final = evaluation.final_stage()
     dice = final.all.measures["dice"]

@@ -34,15 +34,7 @@ def option(
     values: Iterable[str] | dict[str, str] | None = None,
     **settings: Any,
 ) -> Any:
-    """Declare an option.
-
-    Args:
-        help: Its help.
-        names: Its names, if typer's are not right; a switch without `--no-...` needs them.
-        panel: Its panel in the help.
-        values: Its possible values, which help and completion show.
-        settings: Other arguments of `typer.Option`.
-    """
+    """Declare an option."""
     if values is not None:
         settings |= {"metavar": choices(values), "autocompletion": proposing(values)}
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)

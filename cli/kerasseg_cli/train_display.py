@@ -67,13 +67,7 @@ def watching(*, as_json: bool, quiet: bool) -> Iterator[Callable[[Event], None]]
 
 
 class Watcher:
-    """Print events as lines.
-
-    Args:
-        console: Console for the lines.
-        bar: Bar for the current epoch; None without a terminal.
-        warnings_only: Whether to print only warnings.
-    """
+    """Print events as lines."""
 
     def __init__(self, console: Console, bar: Progress | None, *, warnings_only: bool = False) -> None:
         self._console, self._bar, self._warnings_only = console, bar, warnings_only

@@ -160,11 +160,7 @@ def retrieve(
     md5: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Download a file unless it exists already, and check its hash.
-
-    Returns:
-        True if it was downloaded, False if it existed.
-    """
+    """Download a file unless it exists already, check its hash, and return whether it was downloaded."""
     import pooch  # slow to import
 
     def downloader(address: str, output: Any, _: Any) -> None:

@@ -45,18 +45,7 @@ class Caching:
 
 
 class SplitSlices:
-    """The slices of a split; slice i is the i-th record in the order of the manifest.
-
-    Args:
-        root: The shard directory.
-        split: `train`, `val` or `test`.
-        records: Records of the split.
-        source: Source of the pixels.
-
-    Attributes:
-        manifest: Manifest of the shard directory.
-        labels: (slices,) index into `manifest.classes`.
-    """
+    """The slices of a split; slice i is the i-th record in the order of the manifest."""
 
     def __init__(self, root: Path, split: str, records: ShardRecords, source: SliceSource) -> None:
         self.root, self.split, self.source = root, split, source

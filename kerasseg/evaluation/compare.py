@@ -111,13 +111,7 @@ class Comparison(_Model):
 
 
 class Evaluated(_Model):
-    """The files of an evaluation.
-
-    Attributes:
-        run: The run's folder.
-        figures: Its `metrics.json`.
-        rows: Its `per_slice.csv`.
-    """
+    """The files of an evaluation."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 

@@ -17,13 +17,7 @@ from kerasseg.postprocessing import MaskRule
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """Options of intervals and sign-flip tests.
-
-    Attributes:
-        confidence: Confidence level, in (0, 1).
-        resamples: Random sign flips, with more than 14 patients.
-        seed: Random seed of the sign flips.
-    """
+    """Options of intervals and sign-flip tests."""
 
     confidence: float = 0.95
     resamples: int = 10_000

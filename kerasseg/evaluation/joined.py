@@ -148,14 +148,7 @@ def output_range(predictions: Predictions) -> tuple[float, float]:
 
 
 class NetworkPictures:
-    """The `Pictures` of one network, predicted on request.
-
-    Args:
-        model: The network.
-        rule: Rule of the masks.
-        shards: The shard directory.
-        split: `train`, `val`, `test`, or `all`.
-    """
+    """The `Pictures` of one network, predicted on request."""
 
     def __init__(self, model: keras.Model, rule: MaskRule, shards: Path | str, split: str) -> None:
         self._model, self._rule = model, rule

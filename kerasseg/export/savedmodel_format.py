@@ -309,14 +309,7 @@ RawNetwork = Callable[[NDArray[Any]], tuple[NDArray[np.bool_], NDArray[np.float3
 
 @dataclass(frozen=True, slots=True)
 class FromStored:
-    """Steps before and after the network.
-
-    Attributes:
-        intensity: Intensity rule.
-        size: Side of the network's input.
-        channels: Channels of a stored slice, 1 or 3.
-        rule: Rule of the masks; class thresholds are ignored.
-    """
+    """Steps before and after the network."""
 
     intensity: IntensityRule
     size: int

@@ -57,14 +57,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """The nodes of a model in execution order.
-
-    Attributes:
-        nodes: All nodes, including inputs.
-        inputs: Indices of the model's inputs.
-        outputs: Indices of the nodes that make the model's outputs.
-        children: For each node the indices of the nodes that take its output.
-    """
+    """The nodes of a model in execution order."""
 
     nodes: tuple[Node, ...]
     inputs: tuple[int, ...]

@@ -86,13 +86,7 @@ class Journal:
         return cls(out, done, others)
 
     def add(self, unit: Unit, stamp: list[list[int]], done: Done) -> None:
-        """Record a finished input.
-
-        Args:
-            unit: The input, whose files are written.
-            stamp: Its stamp from before it was read.
-            done: Files and rows.
-        """
+        """Record a finished input."""
         try:
             sizes = {name: (self.out / name).stat().st_size for names in done.files.values() for name in names}
         except OSError as error:

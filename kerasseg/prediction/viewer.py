@@ -129,14 +129,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """What was made of the files.
-
-    Attributes:
-        cases: Predicted pictures, volumes and series, in the order of their names.
-        problems: Files that cannot be read.
-        left_out: Names of files that are not images.
-        notes: Remarks for users.
-    """
+    """What was made of the files."""
 
     cases: tuple[Case, ...]
     problems: tuple[Problem, ...]

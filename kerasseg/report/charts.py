@@ -77,19 +77,7 @@ def line_chart(
     diagonal: bool = False,
     places: Sequence[tuple[float, str]] = (),
 ) -> Markup:
-    """Draw lines over a plane.
-
-    Args:
-        lines: Series, the most important first.
-        describe: Description of the chart in a sentence, for screen readers.
-        x_label: Label of the x axis, with the unit.
-        y_label: Label of the y axis; "" for none.
-        x: Limits; None fits them to the lines.
-        y: Limits; None fits them to the lines.
-        height: Height in units of a chart that is 480 wide.
-        diagonal: Whether to draw the line x = y.
-        places: (x, name) of vertical lines.
-    """
+    """Draw lines over a plane."""
     across = [value for line in lines for value in line.x] + [value for value, _ in places]
     up = _numbers(v for line in lines for v in (*line.y, *line.low, *line.high))
     limits = x or _limits(across), y or _limits(up)

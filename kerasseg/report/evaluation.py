@@ -26,15 +26,7 @@ from kerasseg_tfrecords.text import count
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A slice on the page.
-
-    Attributes:
-        place: "best", "median" or "worst".
-        slice_id: Id of the slice.
-        said: Its scores as text.
-        whole, near: Pictures of the whole slice and of the close-up.
-        slider: A slider for the threshold; "" without probabilities.
-    """
+    """A slice on the page."""
 
     place: str
     slice_id: str

@@ -79,11 +79,6 @@ def gain_cell(mean: Mean | None) -> Cell:
 def gain_sentence(gain: Mean | None, over: str, confidence: float = 0.95) -> str:
     """Describe a paired difference in one sentence; "" if there is none.
 
-    Args:
-        gain: Paired difference of Dice.
-        over: Reference of the comparison, such as "the checkpoint before training".
-        confidence: Confidence level of the interval.
-
     Example:
         >>> gain_sentence(Mean(mean=0.02, low=-0.01, high=0.05, slices=40, patients=12), "the checkpoint")
         '0.020 Dice higher than the checkpoint (95 % CI -0.010 to +0.050, 12 patients): may be chance.'
@@ -114,12 +109,7 @@ def _goal(target: Target) -> str:
 
 
 def misses(figures: Figures, half: int | None = None) -> str:
-    """Describe how many tumours were found, and how many slices have a false alarm.
-
-    Args:
-        figures: Figures of the slices.
-        half: Number of tumours with Dice above 0.5; None if unknown.
-    """
+    """Describe how many tumours were found, and how many slices have a false alarm."""
     above = "" if half is None else f", {half:,} of them with Dice above 0.5"
     sentences = []
     if figures.with_tumour:

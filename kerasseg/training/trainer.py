@@ -147,13 +147,7 @@ class Trainer:
     def restore(
         self, progress: Progress, variables: dict[str, NDArray[Any]], best_weights: list[NDArray[Any]] | None
     ) -> None:
-        """Restore a saved state.
-
-        Args:
-            progress: Progress of the saved run.
-            variables: Variables that `Recorder.save` received with it.
-            best_weights: Best weights so far; None if those are the untouched ones.
-        """
+        """Restore a saved state."""
         self.progress = progress
         if best_weights is not None:
             self._best_weights = best_weights

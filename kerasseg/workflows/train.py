@@ -124,13 +124,7 @@ def train(
 def in_new_run(
     session: TrainingSession, out: Path | None, trackers: Sequence[TrackerEntry] = ()
 ) -> tuple[Ended, RunDirectory]:
-    """Train into a new run directory.
-
-    Args:
-        session: A session after `load`.
-        out: Folder of the run; None for `runs/<date-time-strategy>`.
-        trackers: Trackers to send the run to.
-    """
+    """Train into a new run directory."""
     model, settings = session.network.model, session.settings
     run = RunDirectory.create(out, settings.strategy)
     with run.locked():
@@ -224,20 +218,7 @@ def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[O
 
 
 class TrainingSession:
-    """The part of one process in a training run.
-
-    Args:
-        settings: Settings of the run.
-        task: Slices to train and validate on.
-        devices: Devices to train on.
-        network: Network, created under `devices.scope()`.
-        observers: Functions that receive events.
-        loss: Overrides the loss in the settings.
-
-    Attributes:
-        resolved: Resolved settings; set by `load`.
-        trainer: The loop; set by `begin`.
-    """
+    """The part of one process in a training run."""
 
     def __init__(
         self,

@@ -181,13 +181,7 @@ def _no_scheduler(address: str, reason: str) -> KerassegError:
 
 @contextlib.contextmanager
 def choose_pool(jobs: int | None, cluster: Client | None, **needs: Any) -> Iterator[Pool]:
-    """Yield the pool of a command.
-
-    Args:
-        jobs: Number of local processes; None means one per processor.
-        cluster: Client of a cluster; None works on this machine.
-        **needs: Arguments of `cluster_pool`.
-    """
+    """Yield the pool of a command."""
     if cluster is None:
         yield LocalPool(jobs or available_cpus())
         return

@@ -79,11 +79,6 @@ def parse_csv(text: str, *, any_separator: bool = False, strict: bool = True) ->
 def read_csv(path: Path, what: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a CSV file with a header.
 
-    Args:
-        path: The file, UTF-8.
-        what: Description of the file for messages ("a table of scores").
-        columns: Columns that it must have.
-
     Returns:
         One dictionary per row, column -> text; empty lines are skipped.
 

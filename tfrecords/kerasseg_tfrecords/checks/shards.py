@@ -86,12 +86,7 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """What was found in one shard.
-
-    Attributes:
-        before, after: Errors of the file before and after those of its records.
-        records: Id, group, fingerprint and errors of each record.
-    """
+    """What was found in one shard."""
 
     before: tuple[str, ...]
     records: tuple[tuple[str, str, Fingerprint, tuple[str, ...]], ...]

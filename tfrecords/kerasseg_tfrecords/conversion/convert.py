@@ -20,13 +20,7 @@ from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, fingerprint
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Options of the conversion.
-
-    Attributes:
-        size: Side of the stored image in pixels.
-        intensity: Name of the intensity rule.
-        source: Options of the readers.
-    """
+    """Options of the conversion."""
 
     size: int
     intensity: IntensityRule

@@ -63,12 +63,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A slice whose payload is in the spool.
-
-    Attributes:
-        facts: Everything but the pixels.
-        place: Where the pixels are.
-    """
+    """A slice whose payload is in the spool."""
 
     facts: SliceFacts
     place: Place

@@ -240,10 +240,6 @@ def _refusal(info: zipfile.ZipInfo) -> tuple[str, str] | None:
 def list_archive(path: Path, name: str) -> ArchiveListing:
     """List all files in the zip at `path` and in zips inside it, except hidden and system files.
 
-    Args:
-        path: The archive on disk.
-        name: Prefix of the names of its members, such as `official.zip`.
-
     Raises:
         DataError: The archive itself cannot be used. Problems of single members are in the listing.
     """

@@ -110,14 +110,7 @@ def name_file(location: Location, *, use_folders: bool = True) -> Named:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Result of `pair_by_name`.
-
-    Attributes:
-        pairs: Each image with its mask, or with several masks to be united.
-        alone: Images without a mask.
-        unused: Masks without an image.
-        problems: Files with ambiguous names, which are in none of the other lists.
-    """
+    """Result of `pair_by_name`."""
 
     pairs: tuple[tuple[Location, tuple[Location, ...]], ...]
     alone: tuple[Location, ...]

@@ -26,16 +26,7 @@ _MAGIC = frozenset("*?[")
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """The images of one input.
-
-    Attributes:
-        name: Short name, unique among the inputs.
-        root: The folder or file; for single files, their folder.
-        items: Each has the image only.
-        problems: Files that cannot be used, by their names within the input.
-        left_out: Files that are not images, with the reason.
-        notes: Sentences about the listing.
-    """
+    """The images of one input."""
 
     name: str
     root: Path
