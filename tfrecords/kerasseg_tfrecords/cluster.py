@@ -67,11 +67,8 @@ def connect(address: str | None) -> Iterator[Client | None]:
         yield None
         return
     dask = _dask()
-    for name in (
-        "distributed",
-        "tornado.application",
-        "asyncio",
-    ):  # they print tracebacks when a scheduler or worker ends
+    # They print tracebacks when a scheduler or worker ends.
+    for name in ("distributed", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(_local(address)) if address.startswith("local:") else _scheduler(address)
