@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kerasseg_cli.console import errors, figures_table, print_json, progress_bar, screen
-from kerasseg_cli.options import Json, Quiet, RunArgument, one_of, panel
+from kerasseg_cli.options import FLIP_AVERAGE, Json, Quiet, RunArgument, one_of, panel
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.text import count as _count
 
@@ -47,9 +47,7 @@ def evaluate(
         str,
         WHAT("Resolution of the compared masks: each slice's own size, or the network's.", values=("native", "model")),
     ] = "native",
-    flip_average: Annotated[
-        bool, WHAT("Average the predictions of the image and its mirror image (doubles the time).", "--flip-average")
-    ] = False,
+    flip_average: Annotated[bool, WHAT(FLIP_AVERAGE, "--flip-average")] = False,
     batch_size: Annotated[int, WHAT("Slices per batch.")] = 8,
     goals: Annotated[
         str | None,
