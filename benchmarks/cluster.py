@@ -90,7 +90,7 @@ def arrange_drawn(count: int) -> Callable[[], object]:
 def drawn(start: int, stop: int) -> Iterator[tuple[Spooled, Fingerprint]]:
     """Yield slices as the workers of `prepare` return them."""
     from kerasseg_tfrecords.conversion.staging import Place, Spooled
-    from kerasseg_tfrecords.records.record import SliceFacts
+    from kerasseg_tfrecords.records.schema import SliceFacts
     from kerasseg_tfrecords.splitting.fingerprints import HASH_SIZE, SIDE, Fingerprint
 
     rng = np.random.default_rng(start)

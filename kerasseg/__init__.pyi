@@ -45,8 +45,8 @@ from kerasseg.models.freezing import freeze as freeze
 from kerasseg.models.unet import unet as unet
 from kerasseg.optimizers import DecayedAdam as DecayedAdam
 from kerasseg.optimizers import set_l2 as set_l2
-from kerasseg.phantom.files import write_phantoms as write_phantoms
 from kerasseg.phantom.slices import phantom_slices as phantom_slices
+from kerasseg.phantom.slices import write_phantoms as write_phantoms
 from kerasseg.postprocessing import MaskRule as MaskRule
 from kerasseg.postprocessing import apply_rule as apply_rule
 from kerasseg.postprocessing import postprocess as postprocess

@@ -27,22 +27,14 @@ class Thaw:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Continue with a lower learning rate.
-
-    Attributes:
-        rate: The new learning rate.
-    """
+    """Continue with a lower learning rate."""
 
     rate: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop training.
-
-    Attributes:
-        reason: A sentence without its full stop.
-    """
+    """Stop training."""
 
     reason: str
 

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any, Literal
@@ -282,7 +281,7 @@ def offline_choices() -> str:
 
 def _fetched_from_hub(address: str) -> bool:
     """Whether `kerasseg.checkpoints.hub` has fetched an address before and its files are still there."""
-    records = list((_cache_folder() / "hub").glob("*.json"))
+    records = list((cache_folder() / "hub").glob("*.json"))
     return any(_is_whole(record, address) for record in records)
 
 
@@ -300,12 +299,10 @@ def _is_whole(record: Path, address: str) -> bool:
         return False
 
 
-@cache
-def _default_cache() -> str:
-    import pooch  # takes a while to import
+def cache_folder() -> Path:
+    """Return the folder of downloads and their hashes: `KERASSEG_CACHE`, or the user's cache folder."""
+    if asked := os.environ.get("KERASSEG_CACHE"):
+        return Path(asked)
+    import pooch  # slow to import, and needed only for downloads
 
-    return str(pooch.os_cache("kerasseg"))
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("KERASSEG_CACHE") or _default_cache())
+    return Path(pooch.os_cache("kerasseg"))

@@ -20,7 +20,6 @@ class StopFlag:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
-        """Return whether to stop."""
         return self.signal is not None
 
 
@@ -29,9 +28,6 @@ def stop_on_signals(on_first: Callable[[str], None]) -> Iterator[StopFlag]:
     """Set a flag at the first SIGINT or SIGTERM while the block runs; a second one raises KeyboardInterrupt.
 
     Outside the main thread, where Python allows no signal handlers, the flag is never set.
-
-    Args:
-        on_first: Called with the name of the first signal.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():

@@ -18,9 +18,6 @@ def decays(variable: Any) -> bool:
     Decaying a bias or a normalisation scale shifts the outputs without regularising (Goyal et al., "Accurate, large
     minibatch SGD", 2017; He et al., "Bag of tricks", CVPR 2019). Such variables have one axis or a known name.
 
-    Args:
-        variable: A Keras or TensorFlow variable.
-
     Example:
         >>> layer = keras.layers.Conv2D(4, 3); layer.build((None, 8, 8, 2))
         >>> decays(layer.kernel), decays(layer.bias)

@@ -194,7 +194,6 @@ def _check(array: NDArray[np.generic]) -> None:
 
 
 def _remove_small(pixels: NDArray[np.uint8], area: float) -> NDArray[np.uint8]:
-    """Remove objects of fewer than `area` pixels."""
     if area <= 1:
         return pixels
     count, labels, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8, ltype=cv2.CV_32S)

@@ -27,9 +27,9 @@ import numpy as np
 
 from factories import blob, write_mat, write_mat5
 from kerasseg_tfrecords.errors import DataError, KerassegError
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.weights import send_weights
 from kerasseg_tfrecords.isolation import working_on
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources import read_item
 from kerasseg_tfrecords.sources.base import Item, SourceOptions
 from kerasseg_tfrecords.sources.tree import open_tree

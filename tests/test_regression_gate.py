@@ -28,7 +28,7 @@ from kerasseg.training.precision import compute_in
 from kerasseg.tuning.thresholds import sweep_thresholds
 from kerasseg_tfrecords import load_manifest, prepare
 from kerasseg_tfrecords.records.manifest import PrepareOptions
-from kerasseg_tfrecords.records.random_access import ShardRecords
+from kerasseg_tfrecords.records.shards import ShardRecords
 from kerasseg_tfrecords.sources import figshare
 
 

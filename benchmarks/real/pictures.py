@@ -17,7 +17,7 @@ from benchmarks.real.workshop import Workshop
 from kerasseg.data.split import Caching, open_split
 from kerasseg.evaluation.per_slice import read_csv
 from kerasseg.postprocessing import MaskRule, apply_rule
-from kerasseg.report.examples import choose
+from kerasseg.report.evaluation import choose
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import load_threshold
 

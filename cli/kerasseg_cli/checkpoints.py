@@ -11,7 +11,7 @@ from kerasseg_cli.completion import starting_points
 from kerasseg_cli.console import print_json, progress_bar, screen
 from kerasseg_cli.errors import FAILED
 from kerasseg_cli.inspect import facts_table
-from kerasseg_cli.options import Json, Quiet
+from kerasseg_cli.options import Json, Quiet, option
 from kerasseg_tfrecords.errors import CheckpointError, UsageError, one_line
 from kerasseg_tfrecords.text import count
 
@@ -33,9 +33,8 @@ def checkpoints(
     ] = None,
     evaluate: Annotated[
         Path | None,
-        typer.Option(
-            metavar="SHARDS",
-            help="Measure the untouched networks on the validation split of these shards, and rank them.",
+        option(
+            "Measure the untouched networks on the validation split of these shards, and rank them.", metavar="SHARDS"
         ),
     ] = None,
     as_json: Json = False,

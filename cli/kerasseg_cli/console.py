@@ -46,7 +46,6 @@ def screen() -> Console:
 
 
 def errors() -> Console:
-    """Standard error."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -186,20 +186,13 @@ def _figures(run: str) -> Evaluation:
 
 
 class _Stage:
-    """Show commands as a user would type them, and run them.
-
-    Args:
-        kerasseg: The group of all commands.
-        silent: Whether to show nothing.
-        whole: Whether to show all output of the commands instead of one line each.
-    """
+    """Show commands as a user would type them, and run them."""
 
     def __init__(self, kerasseg: Callable[..., Any], *, silent: bool, whole: bool) -> None:
         self._kerasseg = kerasseg
         self.silent, self.whole = silent, whole
 
     def say(self, text: str) -> None:
-        """Print a line."""
         if not self.silent:
             screen().print(text, markup=False, soft_wrap=True)
 

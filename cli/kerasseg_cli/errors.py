@@ -110,15 +110,7 @@ def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
 
 
 def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None, **more: Any) -> None:
-    """Print an error: lines on standard error, or one document on standard output with `--json`.
-
-    Args:
-        *lines: Text; the first line is the message.
-        kind: Kind of error, a stable identifier for scripts.
-        exit_code: Exit code of the process.
-        as_json: Whether to print JSON; None for the option of the running command.
-        **more: Further JSON values.
-    """
+    """Print an error: lines on standard error, or one document on standard output with `--json`."""
     if output_options().as_json if as_json is None else as_json:
         text = lines[0].removeprefix("Error: ")
         print_json({"error": text, "kind": kind, "exit_code": exit_code, "problems": [], **more})
@@ -132,9 +124,6 @@ def output_lost(cause: OSError | None = None) -> bool:
 
     Only a full disk is reported, on standard error. Standard output is then redirected to nowhere, because the interpreter
     would try to write the rest on exit and print a traceback.
-
-    Args:
-        cause: An error, possibly of standard output.
     """
     if sys.stdout is None or (cause is not None and cause.filename is not None):
         return False

@@ -11,7 +11,7 @@ import typer
 
 from kerasseg_cli.completion import proposing
 from kerasseg_cli.console import Report, errors, print_json, screen
-from kerasseg_cli.options import Json, Quiet
+from kerasseg_cli.options import Json, Quiet, option
 
 if TYPE_CHECKING:
     from kerasseg.data.published import FetchedDataset
@@ -26,9 +26,7 @@ def fetch(
             autocompletion=proposing(["figshare"]),
         ),
     ] = "figshare",
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for the downloaded files.")] = Path(
-        "data"
-    ),
+    out: Annotated[Path, option("Folder for the downloaded files.", "--out", "-o", metavar="FOLDER")] = Path("data"),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

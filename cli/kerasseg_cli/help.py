@@ -46,17 +46,9 @@ class Command(TyperCommand):
         formatter.write(help_text(self, ctx, advanced=False))
 
 
-def help_text(command: Any, context: Any, *, advanced: bool, width: int | None = None) -> str:
-    """Return what `--help` or, with `advanced`, `--help-all` prints.
-
-    Args:
-        command: A click command or group.
-        context: Context of that command.
-        advanced: Whether to include the options of panels whose names start with `ADVANCED`.
-        width: Columns; None for the width of the terminal.
-    """
-    if width is None:
-        width = min(context.terminal_width or shutil.get_terminal_size().columns, 120)
+def help_text(command: Any, context: Any, *, advanced: bool) -> str:
+    """Return what `--help` or, with `advanced`, `--help-all` prints."""
+    width = min(context.terminal_width or shutil.get_terminal_size().columns, 120)
     parameters = [p for p in command.get_params(context) if not getattr(p, "hidden", False)]
     arguments = [p for p in parameters if p.param_type_name == "argument"]
     commands = [command.get_command(context, name) for name in getattr(command, "commands", ())]

@@ -8,7 +8,7 @@ import typer
 
 from kerasseg_cli.completion import strategies_and_blocks
 from kerasseg_cli.console import print_json, screen, wants_unicode
-from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Json, MaxMemory
+from kerasseg_cli.options import AllowPartial, Architecture, Checkpoint, Json, MaxMemory, option
 from kerasseg_tfrecords.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ def inspect(
     checkpoint: Checkpoint,
     strategy: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Mark the blocks that a strategy freezes: conservative, moderate, aggressive, or names of blocks and "
+            "layers with * and ?, comma-separated (encoder_1,decoder_*).",
             "--strategy",
             "-s",
             metavar="STRATEGY",
-            help="Mark the blocks that a strategy freezes: conservative, moderate, aggressive, or names of blocks and "
-            "layers with * and ?, comma-separated (encoder_1,decoder_*).",
             autocompletion=strategies_and_blocks,
         ),
     ] = None,

@@ -34,22 +34,13 @@ def option(
     values: Iterable[str] | dict[str, str] | None = None,
     **settings: Any,
 ) -> Any:
-    """Declare an option.
-
-    Args:
-        help: Its help.
-        names: Its names, if typer's are not right; a switch without `--no-...` needs them.
-        panel: Its panel in the help.
-        values: Its possible values, which help and completion show.
-        settings: Other arguments of `typer.Option`.
-    """
+    """Declare an option."""
     if values is not None:
         settings |= {"metavar": choices(values), "autocompletion": proposing(values)}
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
 def panel(title: str) -> Callable[..., Any]:
-    """Return `option` for the options of a panel."""
     return functools.partial(option, panel=title)
 
 
@@ -101,9 +92,8 @@ Architecture = Annotated[
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder, its name in runs/, or latest.", autocompletion=runs)
 ]
-FlipAverage = Annotated[
-    bool, option("Average the predictions of the image and its mirror image (doubles the time).", "--flip-average")
-]
+FLIP_AVERAGE = "Average the predictions of the image and its mirror image (doubles the time)."
+FlipAverage = Annotated[bool, option(FLIP_AVERAGE, "--flip-average")]
 MovedShards = Annotated[Path | None, option("Shard directory of the run, if it was moved.")]
 AllowPartial = Annotated[
     bool,
@@ -124,13 +114,13 @@ def _limit_memory(gigabytes: float | None) -> float | None:
 
 MaxMemory = Annotated[
     float | None,
-    typer.Option(
+    option(
+        "Memory for reading one file; a file that needs more is refused. [default: 2]",
         "--max-memory",
         metavar="GB",
         min=0.5,
         callback=_limit_memory,
-        help="Memory for reading one file; a file that needs more is refused. [default: 2]",
-        rich_help_panel=f"{ADVANCED}: files",
+        panel=f"{ADVANCED}: files",
     ),
 ]
 """Its callback sets the limit, so commands do not use the value."""
@@ -175,7 +165,6 @@ _ASKED: ContextVar[OutputOptions] = ContextVar("output_options", default=OutputO
 
 
 def output_options() -> OutputOptions:
-    """Return the options of the running command."""
     return _ASKED.get()
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from kerasseg_cli.completion import FORMATS, proposing, runs
+from kerasseg_cli.completion import FORMATS, runs
 from kerasseg_cli.console import errors, print_json, progress_bar, screen
-from kerasseg_cli.options import Cluster, Debug, Json, MaxMemory, Quiet, choices
+from kerasseg_cli.options import FLIP_AVERAGE, Cluster, Debug, Json, MaxMemory, Quiet, panel
 from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.text import count
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from kerasseg.workflows.predict import PredictionReport
     from kerasseg_tfrecords.intensity import IntensityRule
 
-NETWORK, READING, PREDICTION, OUTPUT = "Network", "Input", "Prediction", "Output"
 PLANES = ("axial", "coronal", "sagittal")
 INTENSITIES = ("minmax", "percentile", "zscore")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+
+_network, _input, _prediction, _output = map(panel, ("Network", "Input", "Prediction", "Output"))
 
 
 def predict(
@@ -33,138 +34,64 @@ def predict(
             "DICOM files.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Output folder.", rich_help_panel=OUTPUT)],
+    out: Annotated[Path, _output("Output folder.", "--out", "-o", metavar="DIR")],
     run: Annotated[
         str | None,
-        typer.Option(
+        _network(
+            "Run whose network is used: its folder or name. [default: the latest run]",
             metavar="RUN",
-            help="Run whose network is used: its folder or name. [default: the latest run]",
-            rich_help_panel=NETWORK,
             autocompletion=runs,
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="Checkpoint to use instead of a run, with threshold 0.5 unless --threshold is given.",
-            rich_help_panel=NETWORK,
+        _network(
+            "Checkpoint to use instead of a run, with threshold 0.5 unless --threshold is given.", metavar="CHECKPOINT"
         ),
     ] = None,
     ensemble: Annotated[
         list[str] | None,
-        typer.Option(
+        _network(
+            "Average the probabilities of several runs or checkpoints; repeat the option or separate them by commas.",
             metavar="RUN",
-            help="Average the probabilities of several runs or checkpoints; repeat the option or separate them by commas.",
-            rich_help_panel=NETWORK,
         ),
     ] = None,
-    format_: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar=choices(FORMATS),
-            help="Read only files of this format.",
-            rich_help_panel=READING,
-            autocompletion=proposing(FORMATS),
-        ),
-    ] = None,
+    format_: Annotated[str | None, _input("Read only files of this format.", "--format", values=FORMATS)] = None,
     plane: Annotated[
-        str | None,
-        typer.Option(
-            metavar=choices(PLANES),
-            help="Plane in which volumes are sliced. [default: that of the run's shards]",
-            rich_help_panel=READING,
-            autocompletion=proposing(PLANES),
-        ),
+        str | None, _input("Plane in which volumes are sliced. [default: that of the run's shards]", values=PLANES)
     ] = None,
     channel: Annotated[
         str | None,
-        typer.Option(
-            help="Channel of volumes with several: a number from 0, or a name. [default: that of the run's shards]",
-            rich_help_panel=READING,
-        ),
+        _input("Channel of volumes with several: a number from 0, or a name. [default: that of the run's shards]"),
     ] = None,
     sequence: Annotated[
-        str | None,
-        typer.Option(
-            help="Sequence of cases with several, such as t1ce. [default: that of the run's shards]",
-            rich_help_panel=READING,
-        ),
+        str | None, _input("Sequence of cases with several, such as t1ce. [default: that of the run's shards]")
     ] = None,
-    intensity: Annotated[
-        str | None,
-        typer.Option(
-            metavar=choices(INTENSITIES),
-            help="Intensity rule. [default: that of the run]",
-            rich_help_panel=READING,
-            autocompletion=proposing(INTENSITIES),
-        ),
-    ] = None,
+    intensity: Annotated[str | None, _input("Intensity rule. [default: that of the run]", values=INTENSITIES)] = None,
     threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Probability threshold, without post-processing. [default: the run's tuned rule]",
-            rich_help_panel=PREDICTION,
-        ),
+        float | None, _prediction("Probability threshold, without post-processing. [default: the run's tuned rule]")
     ] = None,
-    flip_average: Annotated[
-        bool,
-        typer.Option(
-            "--flip-average",
-            help="Average the predictions of the image and its mirror image (doubles the time).",
-            rich_help_panel=PREDICTION,
-        ),
-    ] = False,
+    flip_average: Annotated[bool, _prediction(FLIP_AVERAGE, "--flip-average")] = False,
     augment: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[flip]",
-            help="Test-time augmentation by name; flip is the same as --flip-average.",
-            rich_help_panel=PREDICTION,
-        ),
+        _prediction("Test-time augmentation by name; flip is the same as --flip-average.", metavar="[flip]"),
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Slices per batch. [default: chosen for this machine]", rich_help_panel=PREDICTION),
+        int | None, _prediction("Slices per batch. [default: chosen for this machine]", min=1)
     ] = None,
-    precision: Annotated[
-        str,
-        typer.Option(
-            metavar=choices(PRECISIONS),
-            help="Numeric precision; auto uses that of the run.",
-            rich_help_panel=PREDICTION,
-            autocompletion=proposing(PRECISIONS),
-        ),
-    ] = "auto",
-    overlay: Annotated[
-        bool,
-        typer.Option("--overlay", help="Also write pictures with the outline of the mask.", rich_help_panel=OUTPUT),
-    ] = False,
+    precision: Annotated[str, _prediction("Numeric precision; auto uses that of the run.", values=PRECISIONS)] = "auto",
+    overlay: Annotated[bool, _output("Also write pictures with the outline of the mask.", "--overlay")] = False,
     probabilities: Annotated[
-        bool,
-        typer.Option(
-            "--probabilities",
-            help="Also write probability maps (16-bit PNG, or float32 NIfTI for volumes).",
-            rich_help_panel=OUTPUT,
-        ),
+        bool, _output("Also write probability maps (16-bit PNG, or float32 NIfTI for volumes).", "--probabilities")
     ] = False,
     bids: Annotated[
         bool,
-        typer.Option(
-            "--bids",
-            help="Name outputs as a BIDS derivative, such as sub-01_label-tumor_mask.nii.gz; for BIDS inputs.",
-            rich_help_panel=OUTPUT,
+        _output(
+            "Name outputs as a BIDS derivative, such as sub-01_label-tumor_mask.nii.gz; for BIDS inputs.", "--bids"
         ),
     ] = False,
-    go_on: Annotated[
-        bool,
-        typer.Option("--continue", help="Predict only what is missing in the output folder.", rich_help_panel=OUTPUT),
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace earlier predictions in the output folder.", rich_help_panel=OUTPUT),
-    ] = False,
+    go_on: Annotated[bool, _output("Predict only what is missing in the output folder.", "--continue")] = False,
+    overwrite: Annotated[bool, _output("Replace earlier predictions in the output folder.", "--overwrite")] = False,
     max_memory: MaxMemory = None,  # noqa: ARG001 - its callback sets it
     cluster: Cluster = None,
     as_json: Json = False,
@@ -239,7 +166,6 @@ def _networks(run: str | None, model: str | None, ensemble: list[str] | None) ->
 
 
 def summary(report: PredictionReport) -> dict[str, Any]:
-    """Return what `--json` prints."""
     return {
         "out": str(report.out),
         "networks": report.networks,
@@ -289,7 +215,6 @@ def show(report: PredictionReport, *, quiet: bool) -> None:
 
 
 def lines(report: PredictionReport) -> list[str]:
-    """Return the sentences of the summary."""
     slices = sum(len(file.rows) for file in report.files)
     tumours = sum(file.tumour_slices for file in report.files)
     now = len(report.files) - report.earlier

@@ -220,7 +220,6 @@ def _together(remarks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ..
 
 
 def _some(heading: str, entries: tuple[tuple[str, str], ...], most: int = 5) -> list[str]:
-    """Return a heading and the first entries; the manifest has all."""
     if not entries:
         return []
     lines = [f"  {name}: {text}" for name, text in entries[:most]]

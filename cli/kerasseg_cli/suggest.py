@@ -134,10 +134,6 @@ def suggest_commands(name: str, known: Sequence[str]) -> list[str]:
 def suggest_options(name: str, known: Iterable[str]) -> list[str]:
     """Return the options of a command that a mistyped one may stand for, the likeliest first.
 
-    Args:
-        name: As typed, with or without leading hyphens.
-        known: Long options of the command, with their hyphens.
-
     Example:
         >>> suggest_options("--lr", ["--epochs", "--learning-rate"])
         ['--learning-rate']

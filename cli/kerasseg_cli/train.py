@@ -249,11 +249,7 @@ def given(context: typer.Context) -> set[str]:
 
 
 def settings_of(context: typer.Context, options: Mapping[str, Any]) -> TrainSettings:
-    """Return the settings for the options of `train`.
-
-    Raises:
-        UsageError: An option is invalid.
-    """
+    """Return the settings for the options of `train`."""
     asked: dict[str, Any] = {
         # The default strategy may depend on the checkpoint.
         **{name: options[name] for name in _AS_TYPED if name != "strategy" or "strategy" in given(context)},

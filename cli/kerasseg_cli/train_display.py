@@ -67,13 +67,7 @@ def watching(*, as_json: bool, quiet: bool) -> Iterator[Callable[[Event], None]]
 
 
 class Watcher:
-    """Print events as lines.
-
-    Args:
-        console: Console for the lines.
-        bar: Bar for the current epoch; None without a terminal.
-        warnings_only: Whether to print only warnings.
-    """
+    """Print events as lines."""
 
     def __init__(self, console: Console, bar: Progress | None, *, warnings_only: bool = False) -> None:
         self._console, self._bar, self._warnings_only = console, bar, warnings_only
@@ -85,7 +79,6 @@ class Watcher:
         self._phase = ""
 
     def __call__(self, event: Event) -> None:
-        """Show an event."""
         from kerasseg.training.events import Began, Evaluated, Message, Step
 
         match event:
@@ -189,14 +182,7 @@ class Watcher:
 
 
 def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: bool) -> None:
-    """Print the final table and the next command, or one JSON document.
-
-    Args:
-        ended: The end of the run.
-        run: Its folder; None on a machine that is not the chief, which prints one line.
-        as_json: Whether to print JSON.
-        quiet: Whether to print only how to resume an interrupted run.
-    """
+    """Print the final table and the next command, or one JSON document."""
     if as_json:
         print_json(_document(ended, run))
         return

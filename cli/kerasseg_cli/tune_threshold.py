@@ -185,7 +185,6 @@ def _certainty(tuned: Tuned) -> str:
 
 
 def _curve(tuned: Tuned) -> str:
-    """Return the curve at five thresholds."""
     curve = tuned.curve_with_steps or tuned.curve
     low, high = (0.1, 0.9) if tuned.curve_with_steps is None else (curve.thresholds[0], curve.thresholds[-1])
     points = {}

@@ -14,31 +14,23 @@ from kerasseg_tfrecords.text import count
 if TYPE_CHECKING:
     from kerasseg_tfrecords.checks.raw_data import IntegrityReport
 
-from kerasseg_cli.completion import FORMATS, proposing
+from kerasseg_cli.completion import FORMATS
 from kerasseg_cli.console import print_json, progress_bar, screen
-from kerasseg_cli.options import Cluster, Json, MaxMemory, Quiet, one_of
+from kerasseg_cli.options import Cluster, Json, MaxMemory, Quiet, one_of, option
 
 
 def verify(
     shards: Annotated[Path | None, typer.Argument(metavar="SHARDS", help="Shard directory. [default: shards]")] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", metavar="INPUT", help="Raw data to check instead of shards; may be repeated."),
+        option("Raw data to check instead of shards; may be repeated.", "--data", metavar="INPUT"),
     ] = None,
     format_: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar=f"[{'|'.join(FORMATS)}]",
-            help="Format of the raw data. [default: detected]",
-            autocompletion=proposing(FORMATS),
-        ),
+        str | None, option("Format of the raw data. [default: detected]", "--format", values=FORMATS)
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            "--jobs", "-j", min=1, metavar="N", help="Worker processes for --data. [default: one per processor]"
-        ),
+        option("Worker processes for --data. [default: one per processor]", "--jobs", "-j", min=1, metavar="N"),
     ] = None,
     max_memory: MaxMemory = None,  # noqa: ARG001 - its callback sets it
     cluster: Cluster = None,

@@ -10,9 +10,9 @@ import typer
 
 from kerasseg_cli.completion import runs
 from kerasseg_cli.console import errors, print_json, screen
-from kerasseg_cli.options import Debug, Json, Quiet
+from kerasseg_cli.options import FLIP_AVERAGE, Debug, Json, Quiet, option, panel
 
-SERVER, NETWORK = "Server", "Network"
+_server = panel("Server")
 
 
 def app(
@@ -28,34 +28,17 @@ def app(
     ] = None,
     host: Annotated[
         str,
-        typer.Option(
+        _server(
+            "Address to listen on; 0.0.0.0 makes the page reachable from other machines, without a password.",
             metavar="ADDRESS",
-            help="Address to listen on; 0.0.0.0 makes the page reachable from other machines, without a password.",
-            rich_help_panel=SERVER,
         ),
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=65535,
-            metavar="PORT",
-            help="Port. [default: the first free one from 7860]",
-            show_default=False,
-            rich_help_panel=SERVER,
-        ),
+        _server("Port. [default: the first free one from 7860]", min=1, max=65535, metavar="PORT", show_default=False),
     ] = None,
-    max_upload: Annotated[
-        int, typer.Option(min=1, metavar="MB", help="Largest uploaded file in megabytes.", rich_help_panel=SERVER)
-    ] = 200,
-    flip_average: Annotated[
-        bool,
-        typer.Option(
-            "--flip-average",
-            help="Average the predictions of the image and its mirror image (doubles the time).",
-            rich_help_panel=NETWORK,
-        ),
-    ] = False,
+    max_upload: Annotated[int, _server("Largest uploaded file in megabytes.", min=1, metavar="MB")] = 200,
+    flip_average: Annotated[bool, option(FLIP_AVERAGE, "--flip-average", panel="Network")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001 - read by `guarded`

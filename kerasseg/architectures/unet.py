@@ -67,11 +67,7 @@ def plain_unet(
 
 @dataclass(frozen=True, slots=True)
 class BlockBuilder:
-    """Builder for the blocks of one network; the attributes are arguments of `kerasseg.unet`.
-
-    Raises:
-        UsageError: An argument is invalid.
-    """
+    """Builder for the blocks of one network; the attributes are arguments of `kerasseg.unet`."""
 
     normalization: Normalization
     upsampling: Upsampling
@@ -211,7 +207,6 @@ def check_output(classes: int, name: str) -> None:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

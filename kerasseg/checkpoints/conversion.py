@@ -46,7 +46,6 @@ class Conversion:
     weights_equal: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as plain JSON values."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return record | {
             "format": 1,
@@ -63,7 +62,6 @@ def convert_checkpoint(
     overwrite: bool = False,
     architecture: str | keras.Model | None = None,
     allow_partial: bool = False,
-    seed: int = 0,
 ) -> Conversion:
     """Convert a checkpoint to a `.keras` file that `keras.saving.load_model` opens without kerasseg.
 
@@ -76,7 +74,6 @@ def convert_checkpoint(
         allow_partial: See `open_checkpoint`.
         out: Output file, ending in `.keras`.
         overwrite: Whether to replace an existing `out`.
-        seed: Seed of the random input.
 
     Raises:
         UsageError: `out` has another suffix, already exists, is the source, or its folder does not exist.
@@ -87,7 +84,7 @@ def convert_checkpoint(
     _check_target(source, target, overwrite=overwrite)
     model = open_checkpoint(source, architecture=architecture, allow_partial=allow_partial)
     without_folders(model)  # the file may be shared
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     shapes = [(2, *(n or _OPEN_SIZE for n in tensor.shape[1:])) for tensor in model.inputs]
     inputs = [random.random(shape, dtype=np.float32) for shape in shapes]
     try:

@@ -29,11 +29,6 @@ from kerasseg_tfrecords.formats.weights import decoded, send_weights
 def open_hdf5(source: Path, name: object, member: str | None = None) -> Iterator[h5py.File]:
     """Open a sanitised copy of an HDF5 file, with only its groups, numbers and texts.
 
-    Args:
-        source: The file, or an archive that holds it.
-        name: Its name in messages.
-        member: Its name in the archive.
-
     Yields:
         The copy, read-only; its `filename` ends in `.weights.h5` and exists until the block ends.
 
@@ -106,7 +101,6 @@ def walk_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
 
 
 def text_attribute(group: h5py.Group, name: str) -> str | None:
-    """Return an attribute as text, or None if it does not exist."""
     value = group.attrs.get(name)
     return value if value is None or isinstance(value, str) else decoded(value)
 

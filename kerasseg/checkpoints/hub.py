@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from kerasseg.catalogue import offline_choices
+from kerasseg.catalogue import cache_folder, offline_choices
 from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg.data.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
@@ -141,17 +141,10 @@ def is_remote(path: str | Path) -> bool:
     return isinstance(path, str) and re.match(r"[a-z][a-z0-9+]+://", path, re.IGNORECASE) is not None
 
 
-def cache_folder() -> Path:
-    """Return the folder of downloads and their hashes: `KERASSEG_CACHE`, or the user's cache folder."""
-    import pooch  # slow to import, and needed only for downloads
-
-    return Path(os.environ.get("KERASSEG_CACHE") or pooch.os_cache("kerasseg"))
-
-
-def fetch(address: str, *, endpoint: str | None = None, most_bytes: int = _MOST_BYTES) -> Fetched:
+def fetch(address: str, *, most_bytes: int = _MOST_BYTES) -> Fetched:
     """Download a checkpoint from `hf://owner/name[@revision][/path/inside]` or `https://...`, or return the cached copy."""
     if address.startswith("hf://"):
-        return _fetch_hub(HubAddress.parse(address), endpoint, most_bytes)
+        return _fetch_hub(HubAddress.parse(address), most_bytes)
     check_url(address, address)
     return _fetch_url(address, most_bytes)
 
@@ -176,13 +169,13 @@ def _fetch_url(url: str, most_bytes: int) -> Fetched:
     return Fetched(file, without_credentials(url))
 
 
-def _fetch_hub(address: HubAddress, endpoint: str | None, most_bytes: int) -> Fetched:
+def _fetch_hub(address: HubAddress, most_bytes: int) -> Fetched:
     import huggingface_hub as hub  # slow to import, and needed only here
     from huggingface_hub import constants, errors  # not always imported by the package itself
 
     name = f"hf://{address.repository}" + (f"@{address.revision}" if address.revision else "")
     # Passed to every call, because the library fixes its own default at import.
-    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     key = json.dumps([endpoint, address.repository, address.revision, address.inside])
     record = cache_folder() / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     known = _read_record(record)

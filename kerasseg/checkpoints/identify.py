@@ -43,7 +43,6 @@ def errors_about(path: object) -> Iterator[None]:
 
 
 def kind_of(path: Path) -> Kind:
-    """Return the kind of the file or folder at `path`."""
     if path.is_dir():
         if any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
             return Kind.SAVED_MODEL

@@ -97,7 +97,6 @@ def snake_case(class_name: str) -> str:
 
 
 def stored_numbers(group: h5py.Group) -> int:
-    """Return the number of values stored below `group`."""
     return sum(int(d.size or 0) for _, d in walk_datasets(group))
 
 

@@ -61,7 +61,6 @@ class ArraySlices:
         self.groups: NDArray[np.str_] = np.full(many, "") if given is None else given.astype(str)
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self.labels)
 
     def pixels(self, numbers: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -77,7 +76,6 @@ class ArraySlices:
         return [f"row {number}" for number in np.asarray(numbers).tolist()]
 
     def classes_to_expect(self) -> set[str]:
-        """Return names of the classes that have slices."""
         return set(self.classes)
 
 

@@ -106,13 +106,7 @@ class _Mover:
 
 
 class _Laid(NamedTuple):
-    """The middle of a resized image and its place in the result, with channels side by side.
-
-    Attributes:
-        part: Middle of the resized image.
-        result: (height, width * channels).
-        rows, columns: Place of the part in the result.
-    """
+    """The middle of a resized image and its place in the result, with channels side by side."""
 
     part: NDArray[np.float32]
     result: NDArray[np.float32]

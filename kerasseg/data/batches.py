@@ -71,18 +71,15 @@ class _Batches:
 
     @property
     def manifest(self) -> Manifest:
-        """Manifest of the shards."""
         if isinstance(self.slices, ArraySlices):
             raise UsageError("slices that were given as arrays have no manifest")
         return self.slices.manifest
 
     @property
     def cache(self) -> Literal["none", "memory", "disk"]:
-        """Where slices are cached."""
         return self.slices.cache
 
     def __len__(self) -> int:
-        """Number of batches, in an epoch."""
         return self.steps
 
 
@@ -167,7 +164,6 @@ class TrainingBatches(_Batches):
         return self._plan(epoch).batches
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """Return a global batch."""
         return self.part(epoch, step, 0, self.batch_size)
 
     def part(self, epoch: int, step: int, first: int, count: int) -> Batch:
@@ -228,9 +224,6 @@ class EvaluationBatches(_Batches):
         steps: Number of batches.
         labels, manifest, cache: As in `TrainingBatches`.
 
-    Raises:
-        DataError, UsageError, KerassegError: As `TrainingBatches`.
-
     Example:
         >>> data = EvaluationBatches("shards", "val", channels=3)
         >>> masks = [data.batch(step).mask for step in range(data.steps)]
@@ -259,13 +252,11 @@ class EvaluationBatches(_Batches):
 
     @property
     def records(self) -> SplitSlices:
-        """Slices with the records of their shards."""
         if isinstance(self.slices, ArraySlices):
             raise UsageError("slices in memory have no records", expected="a shard directory")
         return self.slices
 
     def batch(self, step: int) -> Batch:
-        """Return a global batch."""
         return self.part(step, 0, self.batch_size)
 
     def part(self, step: int, first: int, count: int) -> Batch:

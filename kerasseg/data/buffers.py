@@ -36,7 +36,6 @@ class RecycledArrays:
         self.kept: list[NDArray[np.uint8]] = []
 
     def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """Return an array with undefined values."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         with self._lock:
             memory = self._spare(size + _ALIGNMENT)

@@ -29,9 +29,6 @@ from kerasseg_tfrecords.text import without_credentials
 class Answer:
     """An HTTP error status.
 
-    Attributes:
-        status: 400 to 599.
-
     Example:
         >>> print(Answer(503), "-", Answer(503).remedy)
         503 Service Unavailable - The server has a problem: try again later.
@@ -163,11 +160,7 @@ def retrieve(
     md5: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Download a file unless it exists already, and check its hash.
-
-    Returns:
-        True if it was downloaded, False if it existed.
-    """
+    """Download a file unless it exists already, check its hash, and return whether it was downloaded."""
     import pooch  # slow to import
 
     def downloader(address: str, output: Any, _: Any) -> None:
@@ -200,7 +193,6 @@ def retrieve(
 
 
 def part_of(target: Path) -> Path:
-    """Return the path of a partial download."""
     return target.with_name(target.name + ".part")
 
 
@@ -230,7 +222,6 @@ def check_url(url: str, original: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the type and the first line of an error."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return without_credentials(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))[:240]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kerasseg.data.download import forget, part_of, retrieve
 from kerasseg_tfrecords.errors import KerassegError, UsageError
-from kerasseg_tfrecords.files import explain_os_error, lock
+from kerasseg_tfrecords.files import lock, make_folder
 from kerasseg_tfrecords.validation import did_you_mean
 
 _SPARE = 64 << 20
@@ -25,14 +25,7 @@ _FIGSHARE = "https://ndownloader.figshare.com/files/"
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a published data set.
-
-    Attributes:
-        name: File name on this machine.
-        url: Address.
-        bytes: Size.
-        md5: Published hex digest.
-    """
+    """A file of a published data set."""
 
     name: str
     url: str
@@ -42,16 +35,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A published data set.
-
-    Attributes:
-        name: Short name.
-        title: Description.
-        doi: DOI of this version.
-        licence: Name of the licence.
-        citation: What the authors ask to cite.
-        files: All files.
-    """
+    """A published data set."""
 
     name: str
     title: str
@@ -62,7 +46,6 @@ class Dataset:
 
     @property
     def bytes(self) -> int:
-        """Size of all files."""
         return sum(file.bytes for file in self.files)
 
 
@@ -149,10 +132,7 @@ def fetch_dataset(
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError("this is a file", path=folder, expected="a folder", remedy="Choose another --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
+    make_folder(folder)
     fetched: list[str] = []
     present: list[str] = []
     busy = "another process is downloading to this folder"

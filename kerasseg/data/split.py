@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from kerasseg.data.stores import CHUNK, MemorySlices, ShardSlices, SliceSource, cached_on_disk, default_cache_folder
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
-from kerasseg_tfrecords.records.random_access import ShardRecords, check_hashes
-from kerasseg_tfrecords.records.record import Record
-from kerasseg_tfrecords.records.schema import decode
-from kerasseg_tfrecords.records.shards import shard_paths
+from kerasseg_tfrecords.records.schema import Record, decode
+from kerasseg_tfrecords.records.shards import ShardRecords, check_hashes, shard_paths
 from kerasseg_tfrecords.text import Progress
 
 _LOG = logging.getLogger("kerasseg")
@@ -47,18 +45,7 @@ class Caching:
 
 
 class SplitSlices:
-    """The slices of a split; slice i is the i-th record in the order of the manifest.
-
-    Args:
-        root: The shard directory.
-        split: `train`, `val` or `test`.
-        records: Records of the split.
-        source: Source of the pixels.
-
-    Attributes:
-        manifest: Manifest of the shard directory.
-        labels: (slices,) index into `manifest.classes`.
-    """
+    """The slices of a split; slice i is the i-th record in the order of the manifest."""
 
     def __init__(self, root: Path, split: str, records: ShardRecords, source: SliceSource) -> None:
         self.root, self.split, self.source = root, split, source
@@ -67,7 +54,6 @@ class SplitSlices:
         self._records = records
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self.labels)
 
     @property
@@ -81,12 +67,10 @@ class SplitSlices:
         return self.manifest.size, self.manifest.size, self.manifest.channels
 
     def classes_to_expect(self) -> set[str]:
-        """Return names of the classes that have slices in any split."""
         return {shard.label for shard in self.manifest.shards if shard.records}
 
     @property
     def cache(self) -> Literal["none", "memory", "disk"]:
-        """Where slices are cached."""
         return self.source.kind
 
     def pixels(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -105,7 +89,6 @@ class SplitSlices:
         return decode(self._records.read(number), size=self.manifest.size, channels=self.manifest.channels)
 
     def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
-        """Return ids of slices, for messages."""
         return [self.record(number).slice_id for number in np.asarray(numbers).tolist()]
 
 

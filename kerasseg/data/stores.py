@@ -26,8 +26,8 @@ from kerasseg.data.buffers import RecycledArrays
 from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest
-from kerasseg_tfrecords.records.random_access import ShardRecords
 from kerasseg_tfrecords.records.schema import decode_pixels
+from kerasseg_tfrecords.records.shards import ShardRecords
 from kerasseg_tfrecords.text import Progress
 
 CHUNK = 64
@@ -48,7 +48,6 @@ class RowLayout:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of an image."""
         return self.size * self.size * self.channels
 
     @property
@@ -71,12 +70,7 @@ class RowLayout:
 
 
 class SliceSource(Protocol):
-    """Source of slices by number.
-
-    Attributes:
-        kind: Where the slices come from.
-        layout: Layout of a row of bytes.
-    """
+    """Source of slices by number."""
 
     kind: Literal["none", "memory", "disk"]
     layout: RowLayout
@@ -89,11 +83,7 @@ class SliceSource(Protocol):
 
 
 class ShardSlices:
-    """Slices read from the shards when needed.
-
-    Args:
-        records: The records of a split.
-    """
+    """Slices read from the shards when needed."""
 
     kind: Literal["none", "memory", "disk"] = "none"
 
@@ -103,7 +93,6 @@ class ShardSlices:
         self._arrays = RecycledArrays()
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self.records)
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -137,11 +126,7 @@ class ShardSlices:
 
 
 class MemorySlices:
-    """Slices in memory; each is read from the shards once, when first needed.
-
-    Args:
-        shards: Source of the slices.
-    """
+    """Slices in memory; each is read from the shards once, when first needed."""
 
     kind: Literal["none", "memory", "disk"] = "memory"
 
@@ -153,7 +138,6 @@ class MemorySlices:
         self._there = np.zeros(len(shards), bool)
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self._rows)
 
     def fill(self, progress: Progress | None = None) -> None:
@@ -189,9 +173,6 @@ class FileSlices:
         path: The file; it stays open as long as this object exists, so it may be deleted meanwhile.
         count: Number of slices.
         layout: Layout of the rows.
-
-    Raises:
-        OSError: The file cannot be opened.
     """
 
     kind: Literal["none", "memory", "disk"] = "disk"
@@ -203,7 +184,6 @@ class FileSlices:
         weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
-        """Number of slices."""
         return self._count
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -144,13 +144,7 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """Scores of every slice by a network and its baseline.
-
-    Attributes:
-        rows: Scores of the network, with the baseline's Dice.
-        before: Scores of the baseline; None without one.
-        rules, rules_before: Rules of either, from `stage_rules`.
-    """
+    """Scores of every slice by a network and its baseline."""
 
     rows: list[SliceRow]
     before: list[SliceRow] | None

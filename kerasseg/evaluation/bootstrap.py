@@ -175,11 +175,6 @@ def sign_flip_p(sums: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> f
     The test is exact up to 14 patients, where all sign flips are enumerated. Up to 500 patients flips are drawn at random,
     and the observed signs count as one of them, which keeps the level (Hemerik and Goeman, TEST 27, 2018).
 
-    Args:
-        sums: (patients,) sum of each patient's differences.
-        resamples: Random sign flips.
-        seed: Random seed of the sign flips.
-
     Example:
         >>> sign_flip_p([0.3, 0.1, 0.2, 0.1, 0.2])
         0.0625

@@ -111,13 +111,7 @@ class Comparison(_Model):
 
 
 class Evaluated(_Model):
-    """The files of an evaluation.
-
-    Attributes:
-        run: The run's folder.
-        figures: Its `metrics.json`.
-        rows: Its `per_slice.csv`.
-    """
+    """The files of an evaluation."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -126,11 +120,7 @@ class Evaluated(_Model):
     rows: tuple[SliceRow, ...]
 
     def shards(self) -> Path:
-        """Return the evaluated shard directory, as named by the evaluation or the run's configuration.
-
-        Raises:
-            DataError: Neither contains the evaluated data.
-        """
+        """Return the evaluated shard directory, as named by the evaluation or the run's configuration."""
         candidates = [Path(self.figures.shards)]
         with contextlib.suppress(KerassegError):
             trained_on = Path(RunDirectory(self.run).config().settings.shards)

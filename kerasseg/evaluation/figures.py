@@ -17,13 +17,7 @@ from kerasseg.postprocessing import MaskRule
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """Options of intervals and sign-flip tests.
-
-    Attributes:
-        confidence: Confidence level, in (0, 1).
-        resamples: Random sign flips, with more than 14 patients.
-        seed: Random seed of the sign flips.
-    """
+    """Options of intervals and sign-flip tests."""
 
     confidence: float = 0.95
     resamples: int = 10_000
@@ -37,7 +31,6 @@ class Resampling:
         return found.model_copy(update={"low": max(found.low, 0.0), "high": min(found.high, highest)})
 
     def paired(self, before: NDArray[np.float64], after: NDArray[np.float64], people: NDArray[np.int64]) -> Mean:
-        """Return the mean of `after - before`, with its interval."""
         return as_mean(paired_interval(before, after, people, **self._options()))  # type: ignore[arg-type]
 
     def _options(self) -> dict[str, float | int]:
@@ -125,12 +118,8 @@ def size_groups(rows: Sequence[SliceRow]) -> dict[str, NDArray[np.bool_]]:
 
 
 def figures_of(
-    rows: Sequence[SliceRow],
-    stage: StageName,
-    people: NDArray[np.int64],
-    resampling: Resampling = USUAL,
+    rows: Sequence[SliceRow], stage: StageName, people: NDArray[np.int64], resampling: Resampling = USUAL
 ) -> Figures:
-    """Compute all figures of a set of slices at one stage."""
     scores = [row.stage(stage) for row in rows]
     true = np.array([row.reference_pixels for row in rows], np.int64)
     found = np.array([score.predicted_pixels for score in scores], np.int64)

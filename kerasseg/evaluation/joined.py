@@ -47,14 +47,7 @@ class Pictures(Protocol):
 
 
 class JoinedPredictions:
-    """Several predictions, joined in order.
-
-    Args:
-        parts: Predictions with the same classes.
-
-    Attributes:
-        classes, labels: As in `Predictions`.
-    """
+    """Several predictions, joined in order."""
 
     def __init__(self, parts: Sequence[Predictions]) -> None:
         self._parts = tuple(parts)
@@ -63,7 +56,6 @@ class JoinedPredictions:
         self.labels: NDArray[np.int64] = np.concatenate([part.labels for part in self._parts])
 
     def __len__(self) -> int:
-        """Number of slices."""
         return int(self._first[-1])
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:
@@ -72,7 +64,6 @@ class JoinedPredictions:
         return part.case(inner, resolution)
 
     def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:
-        """Return (height, width) probabilities."""
         part, inner = self._at(number)
         return part.probability(inner, resolution)
 
@@ -131,20 +122,13 @@ def _shifted(transform: Transform, before: int) -> Transform:
 
 
 class PredictionPictures:
-    """Pictures of slices with their final masks, at the network's size.
-
-    Args:
-        predictions: Predictions of the network.
-        ids: Ids of the slices, in order.
-        rule: Rule of the final masks.
-    """
+    """Pictures of slices with their final masks, at the network's size."""
 
     def __init__(self, predictions: Predictions, ids: Sequence[str], rule: MaskRule) -> None:
         self._predictions, self._rule = predictions, rule
         self._numbers = {name: number for number, name in enumerate(ids)}
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """Return the picture of a slice."""
         number = self._numbers[slice_id]
         case = self._predictions.case(number, "model")
         name = self._predictions.classes[case.label]
@@ -164,17 +148,7 @@ def output_range(predictions: Predictions) -> tuple[float, float]:
 
 
 class NetworkPictures:
-    """The `Pictures` of one network, predicted on request.
-
-    Args:
-        model: The network.
-        rule: Rule of the masks.
-        shards: The shard directory.
-        split: `train`, `val`, `test`, or `all`.
-
-    Raises:
-        DataError: Shards are missing or damaged.
-    """
+    """The `Pictures` of one network, predicted on request."""
 
     def __init__(self, model: keras.Model, rule: MaskRule, shards: Path | str, split: str) -> None:
         self._model, self._rule = model, rule
@@ -188,7 +162,6 @@ class NetworkPictures:
         self._places: dict[str, tuple[EvaluationBatches, int]] = {}
 
     def picture(self, slice_id: str) -> SlicePicture:
-        """Return the picture of a slice."""
         if not self._places:
             self._places = {
                 data.records.record(number).slice_id: (data, number)

@@ -85,18 +85,15 @@ class SliceRow:
     postprocessing: StageScores
 
     def stage(self, name: StageName) -> StageScores:
-        """Return the scores at one stage."""
         found: StageScores = getattr(self, name)
         return found
 
     @property
     def dice(self) -> float:
-        """Dice of the final mask."""
         return self.postprocessing.dice
 
     @property
     def predicted_pixels(self) -> int:
-        """Pixels of the final mask."""
         return self.postprocessing.predicted_pixels
 
     def missed(self, stage: StageName = "postprocessing") -> bool:
@@ -117,7 +114,6 @@ _COLUMNS = (
 
 
 def to_csv(rows: Iterable[SliceRow], path: Path) -> None:
-    """Write the rows atomically."""
     table: list[list[str]] = [list(_COLUMNS)]
     for row in rows:
         cells = [_cell(getattr(row, field.name)) for field in _FACTS]
@@ -129,7 +125,6 @@ def to_csv(rows: Iterable[SliceRow], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[SliceRow]:
-    """Read the rows that `to_csv` wrote."""
     rows = tables.read_csv(path, "a table of slice scores", _COLUMNS)
     try:
         return [_row(cells) for cells in rows]

@@ -76,9 +76,6 @@ class SplitPredictions:
     Args:
         slices: The split.
         probabilities: (slices, size, size) float32, possibly memory-mapped.
-
-    Attributes:
-        classes, labels: As in `Predictions`.
     """
 
     def __init__(self, slices: SplitSlices, probabilities: NDArray[np.float32]) -> None:
@@ -86,7 +83,6 @@ class SplitPredictions:
         self.classes, self.labels = slices.manifest.classes, slices.labels
 
     def __len__(self) -> int:
-        """Return the number of slices."""
         return len(self.slices)
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:
@@ -187,7 +183,6 @@ class ArrayPredictions:
         self._images = None if images is None else [np.asarray(image, np.uint8) for image in images]
 
     def __len__(self) -> int:
-        """Return the number of slices."""
         return len(self._masks)
 
     def case(self, number: int, resolution: Resolution = "native") -> Case:  # noqa: ARG002 - there is one
@@ -197,7 +192,6 @@ class ArrayPredictions:
         return Case(str(number), group, group, "", label, self._spacing, self._masks[number])
 
     def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:  # noqa: ARG002
-        """Return (height, width) probabilities."""
         return self._probabilities[number]
 
     def image(self, number: int) -> NDArray[np.uint8]:

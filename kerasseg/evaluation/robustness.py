@@ -26,7 +26,7 @@ import platform
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,15 +85,14 @@ def corrupt(image: NDArray[np.float32], corruption: Corruption, grade: int, *, s
     entropy = (seed, zlib.crc32(corruption.name.encode()), grade, number)
     grey = image.shape[2] > 1 and bool((image == image[..., :1]).all())
     channels = 1 if grey else image.shape[2]
-    out = [corruption.apply(image[..., c], strength, _generator(entropy)) for c in range(channels)]
+    out = []
+    for c in range(channels):
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+        out.append(corruption.apply(image[..., c], strength, rng))
     stacked = np.stack(out, axis=-1)
     if grey:
         stacked = np.repeat(stacked, image.shape[2], axis=2)
     return np.clip(stacked, 0, 1).astype(np.float32)
-
-
-def _generator(entropy: tuple[int, ...]) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
 def _rician_noise(image: Image, strength: float, rng: np.random.Generator) -> Image:
@@ -196,7 +195,6 @@ def measure_robustness(
     *,
     resolution: Resolution = "native",
     seed: int = 0,
-    corruptions: Sequence[Corruption] = CORRUPTIONS,
     grades: int = GRADES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Robustness:
@@ -208,13 +206,12 @@ def measure_robustness(
         clean: Mean Dice without corruption; None or 0 if no share can be computed.
         resolution: Resolution of the figures.
         seed: Random seed of the corruptions.
-        corruptions: Kinds of corruption.
         grades: Number of grades, the weakest first.
         progress: Called with (passes done, passes).
     """
     curves = []
-    total = len(corruptions) * grades
-    for place, corruption in enumerate(corruptions):
+    total = len(CORRUPTIONS) * grades
+    for place, corruption in enumerate(CORRUPTIONS):
         dice = []
         for grade in range(1, grades + 1):
             predictions = predict(_transform(corruption, grade, seed))
@@ -250,14 +247,7 @@ _LEAST, _MOST, _BUDGET = 5, 30, 4.0
 """Minimum and maximum number of passes, and seconds for a batch size with all networks."""
 
 
-def measure_speed(
-    model: keras.Model,
-    baseline: keras.Model | None = None,
-    *,
-    size: int,
-    batches: Sequence[int] = (1, 8),
-    budget: float = _BUDGET,
-) -> Speed:
+def measure_speed(model: keras.Model, baseline: keras.Model | None = None, *, size: int) -> Speed:
     """Measure the median time of a pass; two networks take turns, so that other load affects both.
 
     Returns:
@@ -266,14 +256,14 @@ def measure_speed(
     networks = [model] if baseline is None else [model, baseline]
     seconds: list[dict[str, float]] = [{} for _ in networks]
     channels = int(model.inputs[0].shape[-1])
-    for batch in batches:
+    for batch in (1, 8):
         images = np.random.default_rng(0).random((batch, size, size, channels), np.float32)
         for network in networks:  # warm up: the first pass compiles, the second allocates
             network.predict_on_batch(images)
             network.predict_on_batch(images)
         taken: list[list[float]] = [[] for _ in networks]
         began = time.perf_counter()
-        while len(taken[0]) < _LEAST or (len(taken[0]) < _MOST and time.perf_counter() - began < budget):
+        while len(taken[0]) < _LEAST or (len(taken[0]) < _MOST and time.perf_counter() - began < _BUDGET):
             for network, times in zip(networks, taken, strict=True):
                 start = time.perf_counter()
                 network.predict_on_batch(images)

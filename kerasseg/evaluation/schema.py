@@ -316,10 +316,8 @@ class Evaluation(_Model):
     earlier: str | None = None
 
     def final_stage(self) -> Stage:
-        """Return the final stage, which the verdict is about."""
         return next(stage for stage in self.model.stages if stage.name == self.final)
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read a `metrics.json`."""
     return read_document(path, Evaluation, FORMAT_VERSION, "the evaluation")

@@ -82,7 +82,6 @@ def is_recipe_checkpoint(checkpoint: str | None, provenance: Mapping[str, Any] |
 def targets_of(
     stage: Stage, goals: Sequence[Goal], rows: Sequence[SliceRow], resampling: Resampling = USUAL
 ) -> tuple[Target, ...]:
-    """Judge goals by the scores of slices."""
     people = clusters(rows)
     dice = np.array([row.stage(stage.name).dice for row in rows], np.float64)
     labels = np.array([row.label for row in rows])

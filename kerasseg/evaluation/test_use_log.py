@@ -43,9 +43,7 @@ class Look:
     by: str
 
 
-def record_look(
-    shards: Path, run: Path | None, *, run_id: str, fingerprint: str, split: str = "test", by: str = "evaluate"
-) -> int:
+def record_look(shards: Path, run: Path | None, *, run_id: str, fingerprint: str, split: str = "test") -> int:
     """Append an entry to the logs of shards and run, and count the entries.
 
     Args:
@@ -54,7 +52,6 @@ def record_look(
         run_id: See `Look`.
         fingerprint: Fingerprint of the data set.
         split: "test", or "all".
-        by: Command.
 
     Returns:
         Known evaluations of the test split of this data set, including this one.
@@ -66,7 +63,7 @@ def record_look(
         [1, 2]
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    look = Look(uuid.uuid4().hex, now, "" if run is None else str(run), run_id, fingerprint, split, by)
+    look = Look(uuid.uuid4().hex, now, "" if run is None else str(run), run_id, fingerprint, split, "evaluate")
     line = json.dumps(asdict(look), ensure_ascii=False) + "\n"
     if run is not None:
         _append(run / LOOKS, line)

@@ -30,7 +30,6 @@ _SPLITS = {"test": "Test split", "val": "Validation split", "train": "Training s
 
 
 def card(metadata: ExportMetadata) -> str:
-    """Return the text of the card."""
     front = space_front_matter(metadata) if metadata.format == "app" else _front_matter(metadata)
     return f"---\n{front}---\n\n" + _environment().get_template("card.md.j2").render(
         m=metadata,
@@ -114,7 +113,6 @@ def _title(metadata: ExportMetadata) -> str:
 
 
 def _rule_parts(metadata: ExportMetadata) -> dict[str, str]:
-    """Return field of the rule -> step as text."""
     rule = metadata.mask.rule
     words = {
         "threshold": f"a pixel is tumour if its probability is at least {rule.threshold:g}",

@@ -119,7 +119,6 @@ class _Job:
 
     @property
     def intensity(self) -> IntensityRule:
-        """The run's intensity rule."""
         return cast("IntensityRule", self.config.resolved.intensity)
 
 
@@ -251,7 +250,6 @@ def _check_numbers(slices: int, calibration: int, max_loss: float) -> None:
 def _rule(
     run: RunDirectory, form: ExportFormat, threshold: Literal["auto"] | float, *, with_postprocessing: bool
 ) -> tuple[ThresholdFile | None, MaskFacts]:
-    """Return the rule, and the steps of it that the export includes."""
     makes_masks = form == "savedmodel" or with_postprocessing
     tuned: ThresholdFile | None = None
     source: Literal["threshold.json", "given", "default"]

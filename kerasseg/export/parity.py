@@ -135,7 +135,6 @@ LEAST_EQUAL = 0.999
 
 
 def native(model: keras.Model) -> Network:
-    """Return the original network as a function."""
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         count, height, width = images.shape[:3]

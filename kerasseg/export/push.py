@@ -15,7 +15,6 @@ from kerasseg_tfrecords.errors import KerassegError, UsageError
 
 
 def parse_address(text: str) -> HubAddress:
-    """Parse an address of the Hub."""
     address = HubAddress.parse(text)
     from huggingface_hub import constants
 

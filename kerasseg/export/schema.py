@@ -319,5 +319,4 @@ class ExportMetadata(_Model):
 
 
 def read_metadata(folder: Path | str) -> ExportMetadata:
-    """Read the `metadata.json` of an export."""
     return read_document(Path(folder) / METADATA, ExportMetadata, FORMAT_VERSION, "the metadata of the export")

@@ -27,13 +27,7 @@ BATCH = 4
 
 
 def serving_model(model: keras.Model, size: int, threshold: float | None) -> keras.Model:
-    """Build the network with an input "image" and outputs "probability" and, with a threshold, "mask" (uint8).
-
-    Args:
-        model: The network.
-        size: Input size. Runtimes are faster with a fixed size, and some need one.
-        threshold: Threshold of the mask; None for no mask.
-    """
+    """Build the network with an input "image" and outputs "probability" and, with a threshold, "mask" (uint8)."""
     image = keras.Input((size, size, int(model.inputs[0].shape[-1])), name="image", dtype="float32")
     probability = model(image, training=False)
     outputs = {"probability": probability}
@@ -86,12 +80,10 @@ KERAS_FILE = "model.keras"
 
 
 def write_keras(model: keras.Model, folder: Path) -> None:
-    """Write the file with its provenance."""
     RunDirectory(folder).save_model(model, folder / KERAS_FILE)
 
 
 def open_keras_export(folder: Path) -> Network:
-    """Open the file with Keras alone."""
     model = keras.saving.load_model(folder / KERAS_FILE, compile=False)
 
     def call(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -154,7 +146,6 @@ ONNX_OPSET = 15
 
 
 def write_onnx(serving: keras.Model, folder: Path, notes: Mapping[str, str]) -> None:
-    """Write an ONNX file."""
     import onnx
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)

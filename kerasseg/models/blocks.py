@@ -195,7 +195,6 @@ def find_blocks(model: keras.Model | Graph) -> Blocks:
 
 
 def _assemble(layout: Layout) -> Blocks:
-    """Make the blocks from a layout."""
     members: dict[str, dict[int, tuple[keras.Layer, str]]] = {}
     taken: set[int] = set()
     for node in layout.graph.nodes:

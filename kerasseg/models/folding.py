@@ -15,7 +15,7 @@ import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
 
-from kerasseg.models.graph import Graph, Node, flatten
+from kerasseg.models.graph import Node, flatten
 from kerasseg.models.surgery import Replacement, rebuild
 from kerasseg_tfrecords.errors import UsageError
 
@@ -88,7 +88,8 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
         kind = _kind_of(before.operation)
         if kind is None or uses[id(node.operation)] > 1 or uses[id(before.operation)] > 1:
             continue
-        if not _stands_alone(graph, before) or not _rests(node) or not _same_axis(before.operation, node):
+        read_elsewhere = len(graph.children[before.index]) > 1 or before.index in graph.outputs
+        if read_elsewhere or not _rests(node) or not _same_axis(before.operation, node):
             continue
         replacements[id(before.operation)] = _fold(before.operation, node.operation, kind)
         replacements[id(node.operation)] = Replacement(drop=True)
@@ -106,10 +107,6 @@ def _kind_of(operation: Any) -> _Kind | None:
             plain = operation.activation is keras.activations.linear and not getattr(operation, "lora_enabled", False)
             return kind if computes_alike and plain else None
     return None
-
-
-def _stands_alone(graph: Graph, node: Node) -> bool:
-    return len(graph.children[node.index]) == 1 and node.index not in graph.outputs
 
 
 def _rests(node: Node) -> bool:

@@ -43,12 +43,10 @@ class Node:
 
     @property
     def is_input(self) -> bool:
-        """Whether this is an input of the model."""
         return not self.parents
 
     @property
     def layer(self) -> keras.Layer | None:
-        """The operation, if it is a layer."""
         return self.operation if is_a(self.operation, "Layer") and not self.is_input else None
 
     @property
@@ -59,14 +57,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """The nodes of a model in execution order.
-
-    Attributes:
-        nodes: All nodes, including inputs.
-        inputs: Indices of the model's inputs.
-        outputs: Indices of the nodes that make the model's outputs.
-        children: For each node the indices of the nodes that take its output.
-    """
+    """The nodes of a model in execution order."""
 
     nodes: tuple[Node, ...]
     inputs: tuple[int, ...]
@@ -81,7 +72,6 @@ class Graph:
         object.__setattr__(self, "children", tuple(tuple(c) for c in children))
 
     def ancestors(self, indices: Iterable[int]) -> set[int]:
-        """Return the given nodes and all that they are computed from."""
         found = set(indices)
         for node in reversed(self.nodes):
             if node.index in found:

@@ -370,7 +370,6 @@ def _named(tensor: Any, name: str, taken: set[str]) -> Any:
 
 
 def free_name(name: str, taken: set[str]) -> str:
-    """Return `name`, numbered if it is taken, and add it to `taken`."""
     number, free = 1, name
     while free in taken:
         number += 1

@@ -144,14 +144,7 @@ def inspect_checkpoint(
     architecture: str | keras.Model | None = None,
     allow_partial: bool = False,
 ) -> Inspection:
-    """Describe a checkpoint: files of plain U-Nets by reading them, others by opening them with Keras.
-
-    Args:
-        path: Any checkpoint that `open_checkpoint` accepts.
-        what: A strategy or patterns as for `freeze`, to show their effect.
-        architecture: See `open_checkpoint`.
-        allow_partial: See `open_checkpoint`.
-    """
+    """Describe a checkpoint: files of plain U-Nets by reading them, others by opening them with Keras."""
     if "://" not in str(path):
         if not Path(path).exists():
             raise missing(Path(path))

@@ -19,7 +19,6 @@ def mark_fresh(model: keras.Model, part: Part | None) -> None:
 
 
 def fresh_part(model: keras.Model) -> Part | None:
-    """Return the part that `mark_fresh` named."""
     part: Part | None = getattr(model, "_kerasseg_fresh", None)
     return part
 
@@ -71,7 +70,6 @@ def with_inner(layers: Iterable[Any]) -> list[Any]:
 
 
 def own_weights(layer: Any) -> list[Any]:
-    """Return the weights of the layer itself, without those of inner layers."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 

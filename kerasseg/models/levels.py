@@ -278,7 +278,6 @@ class Layout:
 
     @property
     def deepest(self) -> Fraction:
-        """Area of the deepest level."""
         return max(self.areas[i] for i in self.bottom)
 
 

@@ -86,11 +86,7 @@ class Outline:
 
 
 def read_outline(path: Path) -> Outline | None:
-    """Read the structure of a `.keras` archive or whole-model `.h5` file of Keras 3; None for other files.
-
-    Args:
-        path: The file.
-    """
+    """Read the structure of a `.keras` archive or whole-model `.h5` file of Keras 3; None for other files."""
     try:
         kind = kind_of(path)
         if kind is Kind.KERAS:

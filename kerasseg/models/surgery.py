@@ -218,7 +218,9 @@ def first_kernels(
                 kernel = np.asarray(ops.convert_to_numpy(layer.kernel))
                 rest = [np.asarray(ops.convert_to_numpy(v)) for v in layer.weights[1:]]
                 found[id(layer)] = (layer, Replacement(weights=[change(kernel), *rest]))
-            elif isinstance(layer, _BLIND) or _scales_all_alike(layer):
+            elif isinstance(layer, _BLIND) or (
+                isinstance(layer, layers.Rescaling) and np.ndim(layer.scale) == np.ndim(layer.offset) == 0
+            ):
                 if child not in seen:
                     seen.add(child)
                     waiting.append(child)
@@ -229,7 +231,3 @@ def first_kernels(
                     remedy="Give the network as many channels as it takes (--channels repeat).",
                 )
     return list(found.values())
-
-
-def _scales_all_alike(layer: Any) -> bool:
-    return isinstance(layer, layers.Rescaling) and np.ndim(layer.scale) == 0 and np.ndim(layer.offset) == 0

@@ -40,14 +40,6 @@ class Scanner:
     def scan(self, anatomy: Anatomy, size: int, seed: int, name: str, patient: int, index: int) -> NDArray[np.int16]:
         """Simulate the picture of a cut.
 
-        Args:
-            anatomy: Anatomy at twice the size, so that pixels at borders mix tissues.
-            size: Side of the picture in pixels.
-            seed: As in `head`.
-            name: As in `head`.
-            patient: As in `head`.
-            index: As in `head`.
-
         Returns:
             (size, size) int16, from 0.
         """

@@ -57,10 +57,6 @@ class Unit:
 def plan_units(inputs: Sequence[ImageInput], *, bids: bool = False) -> list[Unit]:
     """List the units in the order of inputs and names; with several inputs, each has its own folder.
 
-    Args:
-        inputs: The inputs.
-        bids: Whether to name outputs as BIDS derivatives, see `bids_stem`.
-
     Raises:
         UsageError: Two units would have the same mask file, or one has no BIDS name.
     """
@@ -83,9 +79,6 @@ def plan_units(inputs: Sequence[ImageInput], *, bids: bool = False) -> list[Unit
 
 def bids_stem(unit: Unit) -> str:
     """Return the path of a unit's outputs in a BIDS derivative, without the suffix `_mask.nii.gz`.
-
-    Raises:
-        UsageError: The name of the input is not a BIDS name.
 
     Example:
         >>> name = "raw/sub-01/ses-2/anat/sub-01_ses-2_ce-gd_T1w"
@@ -142,11 +135,7 @@ def check_folder(out: Path, inputs: Sequence[ImageInput]) -> None:
 
 
 def check_name(unit: Unit) -> None:
-    """Check that output files can be named after a unit.
-
-    Raises:
-        DataError: The name is too long.
-    """
+    """Check that output files can be named after a unit."""
     longest = len(f"{unit.stem.rsplit('/', 1)[-1]}_probabilities.nii.gz".encode())
     if longest > _NAME:
         raise DataError(
@@ -228,7 +217,6 @@ def _series(series: dict[str, list[Item]], prefix: str, entry: ImageInput) -> li
 
 
 def _short(uid: str, others: Sequence[str]) -> str:
-    """Return the last numbers of a UID, as many as distinguish it from the others."""
     numbers = uid.split(".")
     for length in range(1, len(numbers) + 1):
         end = numbers[-length:]
@@ -290,18 +278,7 @@ class OpenedUnit:
 def open_unit(
     unit: Unit, rule: IntensityRule, options: SourceOptions, plane: str | None, usual: str = "axial"
 ) -> OpenedUnit:
-    """Open a unit for reading.
-
-    Args:
-        unit: The unit.
-        rule: Intensity rule.
-        options: Options for the readers.
-        plane: Plane of the slices of volumes; None for the plane of a single slice, or else the usual one.
-        usual: Plane that the network was trained on.
-
-    Raises:
-        DataError: The unit cannot be read.
-    """
+    """Open a unit for reading."""
     if unit.kind == "volume":
         return _open_volume(unit.items[0], rule, options, plane, usual)
     if unit.kind == "series":
@@ -319,16 +296,7 @@ def open_unit(
 
 
 def network_image(image: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
-    """Give a prepared slice the number of channels that the network takes.
-
-    Args:
-        image: (size, size, 1 or 3).
-        channels: Channels of the network's input.
-        name: Name of the input, for the error.
-
-    Raises:
-        DataError: A colour slice for a network that takes grey ones.
-    """
+    """Give a prepared slice the number of channels that the network takes."""
     if image.shape[2] == 3 and channels == 1:
         raise DataError(
             "the network takes grey pictures, but this is a colour picture",

@@ -21,13 +21,7 @@ _POLL = 0.1  # seconds between checks of `stop`
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of the pipeline.
-
-    Attributes:
-        batch_size: Slices per batch.
-        readers, writers: Number of threads.
-        ahead: Slices per queue.
-    """
+    """Limits of the pipeline."""
 
     batch_size: int
     readers: int
@@ -63,9 +57,6 @@ def run_flow(
         write: Writes a slice and its result; runs in the writers.
         limits: Numbers of threads and slices.
         stop: Returns whether to stop: predicted slices are still written, all others are dropped.
-
-    Returns:
-        Whether everything was done.
 
     Raises:
         Exception: The first exception of `ask`, `write` or `read`, which ends all threads.

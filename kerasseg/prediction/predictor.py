@@ -236,10 +236,7 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
             rule = MaskRule()
             notes = (f"{name} has no tuned threshold: using 0.5. Tune it: kerasseg tune-threshold {run.root}",)
         if rule.class_thresholds:
-            notes = (
-                *notes,
-                f"{name} has thresholds per class: using the common one, because the class is unknown",
-            )
+            notes = (*notes, f"{name} has thresholds per class: using the common one, because the class is unknown")
     model = open_checkpoint(run.model_file)
     height, width, channels = model.inputs[0].shape[1:]
     resolved = config.resolved
@@ -270,7 +267,6 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
 
 
 def _options_of(shards: Path) -> PrepareOptions:
-    """Return the options of the shards; the defaults if they are missing."""
     try:
         return load_manifest(shards).options
     except KerassegError:

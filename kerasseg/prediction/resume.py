@@ -56,12 +56,6 @@ class Journal:
     def begin(cls, out: Path, how: dict[str, Any], units: Sequence[Unit], *, go_on: bool) -> Journal:
         """Open the journal with the inputs that are finished already.
 
-        Args:
-            out: Output folder.
-            how: How masks are made, as JSON values.
-            units: Inputs to predict.
-            go_on: Whether to keep finished inputs.
-
         Raises:
             UsageError: Earlier masks in the folder were made differently.
             KerassegError: The journal cannot be written.
@@ -92,16 +86,7 @@ class Journal:
         return cls(out, done, others)
 
     def add(self, unit: Unit, stamp: list[list[int]], done: Done) -> None:
-        """Record a finished input.
-
-        Args:
-            unit: The input, whose files are written.
-            stamp: Its stamp from before it was read.
-            done: Files and rows.
-
-        Raises:
-            KerassegError: The journal cannot be written.
-        """
+        """Record a finished input."""
         try:
             sizes = {name: (self.out / name).stat().st_size for names in done.files.values() for name in names}
         except OSError as error:
@@ -136,7 +121,6 @@ class Collected(Journal):
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines; [] without a journal."""
     try:
         data = path.read_bytes()
     except OSError:

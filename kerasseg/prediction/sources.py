@@ -36,12 +36,7 @@ def locate(source: Path | str | None) -> RunDirectory | Path | str:
 
 
 def check_ready(run: RunDirectory) -> RunDirectory:
-    """Return a run that has a network and is not being trained.
-
-    Raises:
-        DataError: The run has no network yet, or is damaged.
-        KerassegError: The run is still being trained.
-    """
+    """Return a run that has a network and is not being trained."""
     run.config()
     if run.is_running():
         raise KerassegError(

@@ -77,7 +77,6 @@ class Case:
         self._last: tuple[MaskRule, list[NDArray[np.bool_]], list[FoundTumour]] | None = None
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self.images)
 
     @cached_property
@@ -110,12 +109,7 @@ class Case:
         return [replace(row, case_tumours=tumours, case_volume_ml=volume) for row in rows]
 
     def view(self, place: int, rule: MaskRule) -> View:
-        """Draw a slice, and measure it and its case.
-
-        Args:
-            place: Index of the slice.
-            rule: Threshold and post-processing.
-        """
+        """Draw a slice, and measure it and its case."""
         masks, rows = self.measure(rule)
         height, width = masks[place].shape
         down, across = self._spacings[place]
@@ -135,14 +129,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """What was made of the files.
-
-    Attributes:
-        cases: Predicted pictures, volumes and series, in the order of their names.
-        problems: Files that cannot be read.
-        left_out: Names of files that are not images.
-        notes: Remarks for users.
-    """
+    """What was made of the files."""
 
     cases: tuple[Case, ...]
     problems: tuple[Problem, ...]
@@ -192,11 +179,7 @@ def open_cases(folder: Path, network: Network, *, max_pixels: int = MAX_PIXELS) 
 
 
 def download(cases: Sequence[Case], rule: MaskRule) -> tuple[str, bytes]:
-    """Encode the masks of all cases as one file: the mask itself, or a zip archive of masks and `predictions.csv`.
-
-    Returns:
-        Its name and content.
-    """
+    """Encode the masks of all cases as one file: the mask itself, or a zip archive of masks and `predictions.csv`."""
     files = {name: data for case in cases for name, data in case.files(rule).items()}
     if len(files) == 1:
         name, data = files.popitem()

@@ -16,8 +16,8 @@ import pydicom
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords._version import __version__
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.intensity import Window
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.base import SourceOptions, file_limit
 from kerasseg_tfrecords.sources.roles import stem_of
 from kerasseg_tfrecords.sources.tree import read_bytes
@@ -45,32 +45,23 @@ class PictureLayout:
     """A picture: 8-bit PNG with 0 and 255; probabilities as 16-bit PNG, where 65535 is 1."""
 
     def name(self, place: int, what: Values) -> str:  # noqa: ARG002 - all slices are in one file
-        """Return the suffix of the file."""
         return f"_{what}.png"
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """Encode the file."""
         return {self.name(0, what): png(_grey(slices[0], what))}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VolumeLayout:
-    """A NIfTI volume with the input's shape, orientation and affine; 0 and 1, or float32.
-
-    Attributes:
-        header: Header of the input.
-        plane: Plane of the slices.
-    """
+    """A NIfTI volume with the input's shape, orientation and affine; 0 and 1, or float32."""
 
     header: Any
     plane: str
 
     def name(self, place: int, what: Values) -> str:  # noqa: ARG002 - all slices are in one file
-        """Return the suffix of the file."""
         return f"_{what}.nii.gz"
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """Encode the file."""
         # Imported here, because pictures need no nibabel.
         from kerasseg_tfrecords.formats.nifti import write_like
         from kerasseg_tfrecords.sources.nifti import stack
@@ -94,7 +85,6 @@ class SeriesLayout:
     affines: tuple[NDArray[np.float64] | None, ...]
 
     def name(self, place: int, what: Values) -> str:
-        """Return the suffix of the file."""
         if self.affine is not None:
             return f"_{what}.nii.gz"
         ending = ".png" if self.affines[place] is None else ".nii.gz"
@@ -103,7 +93,6 @@ class SeriesLayout:
         )
 
     def encode(self, slices: Sequence[NDArray[Any]], what: Values) -> dict[str, bytes]:
-        """Encode the file or files."""
         if self.affine is not None:
             return {self.name(0, what): _nifti(np.stack([_voxels(s, what) for s in slices]), self.affine)}
         files = {}
@@ -157,11 +146,6 @@ def segmentation(
     files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], options: SourceOptions
 ) -> tuple[bytes | None, str]:
     """Encode the masks of a series as one DICOM SEG object that refers to its slices.
-
-    Args:
-        files: The slices.
-        masks: (rows, columns) each.
-        options: Options for reading the slices.
 
     Returns:
         The file and "", or None and the reason; the reason is "" if there is no tumour, because an empty SEG is not valid.

@@ -6,11 +6,14 @@ that a chart follows `prefers-color-scheme`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
+
+from kerasseg.report.wording import is_number
 
 _WIDTH = 480
 """Width of a chart in units: on a phone with 360 pixels its text of 15 units is still 11 pixels high."""
@@ -72,33 +75,17 @@ def line_chart(
     y: tuple[float, float] | None = None,
     height: int = 300,
     diagonal: bool = False,
-    levels: Sequence[tuple[float, str]] = (),
     places: Sequence[tuple[float, str]] = (),
 ) -> Markup:
-    """Draw lines over a plane.
-
-    Args:
-        lines: Series, the most important first.
-        describe: Description of the chart in a sentence, for screen readers.
-        x_label: Label of the x axis, with the unit.
-        y_label: Label of the y axis; "" for none.
-        x: Limits; None fits them to the lines.
-        y: Limits; None fits them to the lines.
-        height: Height in units of a chart that is 480 wide.
-        diagonal: Whether to draw the line x = y.
-        levels: (y, name) of horizontal lines.
-        places: (x, name) of vertical lines.
-    """
+    """Draw lines over a plane."""
     across = [value for line in lines for value in line.x] + [value for value, _ in places]
     up = _numbers(v for line in lines for v in (*line.y, *line.low, *line.high))
-    limits = x or _limits(across), y or _limits([*up, *(value for value, _ in levels)])
+    limits = x or _limits(across), y or _limits(up)
     plane = _Plane(*limits, height)
     parts = [_frame(plane, x_label, y_label)]
     if diagonal:
         (x0, y0), (x1, y1) = plane.at(limits[0][0], limits[0][0]), plane.at(limits[0][1], limits[0][1])
         parts.append(Markup('<path class="guide" d="M{} {}L{} {}"/>').format(x0, y0, x1, y1))
-    for level, name in levels:
-        parts.append(_level(plane, level, name))
     for place, name in places:
         parts.append(_place(plane, place, name))
     for i, line in enumerate(lines):
@@ -113,25 +100,14 @@ def interval_chart(
     *,
     describe: str,
     x_label: str,
-    x: tuple[float, float] | None = None,
     zero: bool = False,
 ) -> Markup:
-    """Draw a row per category, with a dot and a bar (the interval) for each series.
-
-    Args:
-        rows: (category, one span per series).
-        names: Names of the series.
-        describe: Description of the chart in a sentence, for screen readers.
-        x_label: Label of the axis.
-        x: Limits; None fits them to the spans.
-        zero: Whether to draw a line at 0.
-    """
+    """Draw a row per category, with a dot and a bar (the interval) for each series."""
     values = _numbers(v for _, spans in rows for s in spans for v in (s.value, s.low, s.high))
-    low, high = x or _limits([*values, 0.0] if zero else values)
     step = 14
     band = 26 + step * len(names)
     height = _TOP + band * len(rows) + _BOTTOM
-    plane = _Plane((low, high), (0, 1), height, left=14)
+    plane = _Plane(_limits([*values, 0.0] if zero else values), (0, 1), height, left=14)
     parts = [_axis_below(plane, x_label)]
     if zero:
         parts.append(_place(plane, 0.0, ""))
@@ -144,20 +120,11 @@ def interval_chart(
     return _svg(parts, height, describe) + legend
 
 
-def strip_chart(
-    rows: Sequence[tuple[str, Sequence[float]]], *, describe: str, x_label: str, x: tuple[float, float] = (0.0, 1.0)
-) -> Markup:
-    """A row of dots per category, one dot per value, spread over the row's height so that they overlap little.
-
-    Args:
-        rows: (category, values).
-        describe: What the chart shows, in a sentence.
-        x_label: Label of the axis.
-        x: Limits of the axis.
-    """
+def strip_chart(rows: Sequence[tuple[str, Sequence[float]]], *, describe: str, x_label: str) -> Markup:
+    """A row of dots per category, one dot per value, spread over the row's height so that they overlap little."""
     band, spread = 62, 26
     height = _TOP + band * len(rows) + _BOTTOM
-    plane = _Plane(x, (0, 1), height, left=14)
+    plane = _Plane((0, 1), (0, 1), height, left=14)
     parts = [_axis_below(plane, x_label)]
     for i, (category, values) in enumerate(rows):
         top = _TOP + band * i
@@ -188,12 +155,12 @@ class _Plane:
     def across(self, x: float) -> str:
         """Return the place along the x axis."""
         low, high = self.x
-        return f"{self.left + (self.right - self.left) * (x - low) / (high - low):.1f}"
+        return f"{self.left + (self.right - self.left) * (float(x) - low) / (high - low):.1f}"
 
     def down(self, y: float) -> str:
         """Return the place along the y axis."""
         low, high = self.y
-        return f"{self.bottom - (self.bottom - _TOP) * (y - low) / (high - low):.1f}"
+        return f"{self.bottom - (self.bottom - _TOP) * (float(y) - low) / (high - low):.1f}"
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -207,8 +174,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _numbers(values: Iterable[float | None]) -> list[float]:
-    """Return the finite values."""
-    return [value for value in values if value is not None and math.isfinite(value)]
+    return [value for value in values if is_number(value)]
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------
@@ -226,7 +192,7 @@ def _frame(plane: _Plane, x_label: str, y_label: str) -> Markup:
     for value in ticks(*plane.y, about=5 if plane.height >= 280 else 3):
         y = plane.down(value)
         parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(plane.left, y, plane.right))
-        parts.append(_text(plane.left - 7, y, _number(value), "tick end middle"))
+        parts.append(_text(plane.left - 7, y, f"{value:g}", "tick end middle"))
     if y_label:
         turned = Markup('<text class="label centre" transform="translate(14 {})rotate(-90)">{}</text>')
         parts.append(turned.format((_TOP + plane.bottom) / 2, y_label))
@@ -238,15 +204,9 @@ def _axis_below(plane: _Plane, label: str) -> Markup:
     for value in ticks(*plane.x):
         x = plane.across(value)
         parts.append(Markup('<path class="axis" d="M{} {}v4"/>').format(x, plane.bottom))
-        parts.append(_text(x, plane.bottom + 19, _number(value), "tick centre"))
+        parts.append(_text(x, plane.bottom + 19, f"{value:g}", "tick centre"))
     parts.append(_text((plane.left + plane.right) / 2, plane.height - 6, label, "label centre"))
     return Markup("").join(parts)
-
-
-def _level(plane: _Plane, level: float, name: str) -> Markup:
-    y = plane.down(level)
-    line = Markup('<path class="guide" d="M{} {}H{}"/>').format(plane.left, y, plane.right)
-    return line + _text(plane.right - 4, float(y) - 5, name, "tick end")
 
 
 def _place(plane: _Plane, place: float, name: str) -> Markup:
@@ -259,34 +219,29 @@ def _place(plane: _Plane, place: float, name: str) -> Markup:
 
 def _line(plane: _Plane, line: Line, number: int) -> Markup:
     parts = []
-    points = [(float(x), float(y)) for x, y in zip(line.x, line.y, strict=True) if y is not None and math.isfinite(y)]
+    points = [plane.at(x, y) if is_number(y) else None for x, y in zip(line.x, line.y, strict=True)]
     band = [
-        (float(x), float(low), float(high))
+        (x, low, high)
         for x, low, high in zip(line.x, line.low, line.high, strict=False)
-        if low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+        if is_number(low) and is_number(high)
     ]
     if band:
         around = [plane.at(x, high) for x, _, high in band] + [plane.at(x, low) for x, low, _ in reversed(band)]
         path = "M" + "L".join(f"{x} {y}" for x, y in around) + "Z"
         parts.append(Markup('<path class="band s{}" d="{}"/>').format(number, path))
-    pieces: list[list[str]] = [[]]
-    for x, y in zip(line.x, line.y, strict=True):
-        if y is None or not math.isfinite(y):
-            pieces.append([])
-        else:
-            pieces[-1].append(" ".join(plane.at(float(x), float(y))))
-    path = "".join("M" + "L".join(piece) for piece in pieces if piece)
+    pieces = [list(piece) for known, piece in itertools.groupby(points, bool) if known]
+    path = "".join("M" + "L".join(f"{x} {y}" for x, y in filter(None, piece)) for piece in pieces)
     parts.append(Markup('<path class="line s{}" d="{}"/>').format(number, path))
     if line.marks:
-        parts += [_mark(float(plane.across(x)), float(plane.down(y)), number) for x, y in points]
+        parts += [_mark(float(x), float(y), number) for x, y in filter(None, points)]
     return Markup("").join(parts)
 
 
 def _span(plane: _Plane, span: Span, y: float, number: int) -> Markup:
-    if span.value is None or not math.isfinite(span.value):
+    if not is_number(span.value):
         return _text(plane.left, y + 4, "none", "tick")
     parts = []
-    if span.low is not None and span.high is not None and math.isfinite(span.low) and math.isfinite(span.high):
+    if is_number(span.low) and is_number(span.high):
         ends = plane.across(span.low), plane.across(span.high)
         parts.append(Markup('<path class="whisker s{}" d="M{} {}H{}"/>').format(number, ends[0], y, ends[1]))
     parts.append(_mark(float(plane.across(span.value)), y, number))
@@ -314,7 +269,3 @@ def _legend(names: Sequence[str]) -> Markup:
 
 def _text(x: object, y: object, text: str, kind: str) -> Markup:
     return Markup('<text x="{}" y="{}" class="{}">{}</text>').format(x, y, kind, text) if text else Markup("")
-
-
-def _number(value: float) -> str:
-    return f"{value:g}"

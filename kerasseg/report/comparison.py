@@ -31,16 +31,7 @@ class _Changed:
 
 
 def write_comparison(comparison: Comparison, pictures: tuple[Pictures, Pictures] | None, path: Path | str) -> None:
-    """Write the page of a comparison: one self-contained HTML file.
-
-    Args:
-        comparison: All figures.
-        pictures: Pictures of the first and of the second run; None for a page without pictures.
-        path: The file; an existing one is replaced.
-
-    Raises:
-        KerassegError: The file cannot be written.
-    """
+    """Write the page of a comparison: one self-contained HTML file."""
     sets: Mapping[str, Difference] = {"all slices": comparison.all, **comparison.classes}
     context: dict[str, Any] = {
         "title": f"{comparison.second} (B) compared with {comparison.first} (A)",

@@ -1,22 +1,103 @@
-"""`report.html` of an evaluation: the verdict first, then the evidence."""
+"""`report.html` of an evaluation: the verdict first, then the evidence, then the best, median and worst slices."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS
-from kerasseg.evaluation.joined import Pictures
+from kerasseg.evaluation.joined import Pictures, SlicePicture
 from kerasseg.evaluation.per_slice import SliceRow
-from kerasseg.evaluation.schema import Evaluation, Mean
+from kerasseg.evaluation.schema import Evaluation, Mean, StageName
 from kerasseg.postprocessing import rule_in_words
 from kerasseg.report import sections
-from kerasseg.report.examples import examples
+from kerasseg.report.overlays import close_up, outlined, threshold_slider
 from kerasseg.report.page import write_page
 from kerasseg.report.sections import ThresholdCurve
 from kerasseg.report.wording import SPLITS, Table, cell, gain_sentence, goals, misses, share
+from kerasseg_tfrecords.errors import one_line
 from kerasseg_tfrecords.text import count
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A slice on the page."""
+
+    place: str
+    slice_id: str
+    said: str
+    whole: Markup
+    near: Markup
+    slider: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """The shown slices of one class."""
+
+    name: str
+    slices: tuple[Example, ...]
+
+
+def choose(rows: Sequence[SliceRow], stage: StageName = "postprocessing") -> list[tuple[str, SliceRow]]:
+    """Choose (place, row) of the best, the median and the worst slice by Dice; fewer if there are fewer.
+
+    Slices without tumour in reference and prediction are left out if there are others.
+    """
+    telling = [row for row in rows if row.reference_pixels or row.stage(stage).predicted_pixels] or list(rows)
+    # Ties are broken by id, so that the same figures give the same page.
+    ordered = sorted(telling, key=lambda row: (-row.stage(stage).dice, row.slice_id))
+    if len(ordered) < 3:
+        return list(zip(("best", "worst"), ordered, strict=False))
+    return [("best", ordered[0]), ("median", ordered[len(ordered) // 2]), ("worst", ordered[-1])]
+
+
+def examples(
+    rows: Sequence[SliceRow], pictures: Pictures, classes: Sequence[str], stage: StageName = "postprocessing"
+) -> tuple[Examples, ...]:
+    """Return the chosen slices of every class with their pictures."""
+    found = []
+    for name in classes:
+        chosen = choose([row for row in rows if row.label == name], stage)
+        if chosen:
+            shown = tuple(_example(place, row, stage, pictures.picture(row.slice_id)) for place, row in chosen)
+            found.append(Examples(name, shown))
+    return tuple(found)
+
+
+def in_words(row: SliceRow, stage: StageName) -> str:
+    scores = row.stage(stage)
+    if row.missed(stage):
+        return "the tumour was missed, Dice 0"
+    if row.false_alarm(stage):
+        return "a false alarm on a slice without tumour, Dice 0"
+    if not row.reference_pixels:
+        return "without tumour, and none was found"
+    if math.isnan(scores.hd95):
+        return f"Dice {share(scores.dice)}"
+    distance = f"{scores.hd95:.1f} pixels" if math.isnan(scores.hd95_mm) else f"{scores.hd95_mm:.1f} mm"
+    return f"Dice {share(scores.dice)}, HD95 {distance}"
+
+
+def _example(place: str, row: SliceRow, stage: StageName, picture: SlicePicture) -> Example:
+    said = in_words(row, stage)
+    about = f"{place} slice of {row.label}, {said}"
+    parts = picture.image, picture.reference, picture.prediction
+    return Example(
+        place=place,
+        slice_id=one_line(row.slice_id),
+        said=said,
+        whole=outlined(*parts, f"{about}: the whole slice with the outlines of reference and network"),
+        near=close_up(*parts, f"{about}: close-up with hits, misses and false alarms"),
+        slider=Markup("")
+        if picture.probability is None
+        else threshold_slider(picture.probability, picture.reference, picture.threshold),
+    )
 
 
 def write_report(
@@ -59,8 +140,9 @@ def _context(
     robustness, calibration = evaluation.robustness, evaluation.calibration
     second, speed = evaluation.second_reader, evaluation.speed
     shown = () if pictures is None else examples(rows, pictures, evaluation.classes, evaluation.final)
+    data_set = evaluation.shards.rsplit("/", 1)[-1] or "Arrays"
     return {
-        "title": f"{_data_set(evaluation)}, {split} slices, {_date(evaluation.created)}",
+        "title": f"{data_set}, {split} slices, {_date(evaluation.created)}",
         "subtitle": f"{evaluation.network}{f'. Run {evaluation.run}' if evaluation.run else ''}.",
         "created": _date(evaluation.created),
         "confidence": f"{100 * evaluation.confidence:g} %",
@@ -103,10 +185,6 @@ def _over(evaluation: Evaluation) -> str:
         f"Mean over {count(figures.slices, 'slice')} of {count(figures.patients, 'patient')} at {at}; the interval is over "
         "patients."
     )
-
-
-def _data_set(evaluation: Evaluation) -> str:
-    return evaluation.shards.rsplit("/", 1)[-1] or "Arrays"
 
 
 def _sentences(evaluation: Evaluation, rows: Sequence[SliceRow]) -> list[str]:
@@ -189,7 +267,6 @@ def _looks(evaluation: Evaluation) -> str:
 
 
 def _limits(evaluation: Evaluation) -> list[str]:
-    """Return the limits of the figures."""
     limits = [
         "Not for clinical use: this is a research tool and not a medical device.",
         "The figures apply to slices like these; other scanners, sequences, ages or tumours may give other figures.",

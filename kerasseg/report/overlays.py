@@ -46,15 +46,7 @@ def close_up(
     *,
     around: NDArray[np.bool_] | None = None,
 ) -> Markup:
-    """Draw the part around both masks, with hits, misses and false alarms filled; the whole slice if both are empty.
-
-    Args:
-        image: As in `outlined`.
-        reference: As in `outlined`.
-        prediction: As in `outlined`.
-        describe: As in `outlined`.
-        around: (height, width) mask to show, so that several close-ups show the same part; None for both masks.
-    """
+    """Draw the part around both masks, with hits, misses and false alarms filled; the whole slice if both are empty."""
     rows, columns = _around(reference | prediction if around is None else around)
     scale = _SIDE / max(reference[rows, columns].shape)
     shown, found = reference[rows, columns], prediction[rows, columns]
@@ -69,10 +61,6 @@ def close_up(
 
 def outline_path(mask: NDArray[np.bool_], scale: float = 1.0) -> str:
     """Return the border of a mask as the `d` of an SVG path, including holes; "" for an empty mask.
-
-    Args:
-        mask: (height, width).
-        scale: Units per pixel.
 
     Example:
         >>> outline_path(np.array([[False, False, False], [False, True, False], [False, False, False]]))

@@ -56,15 +56,6 @@ def _script() -> str:
 
 
 def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
-    """Write a page atomically.
-
-    Args:
-        path: The file; an existing one is replaced.
-        template: As in `render`.
-        context: As in `render`.
-
-    Raises:
-        KerassegError: The file cannot be written.
-    """
+    """Write a page atomically."""
     # Names that are not UTF-8 contain surrogates, which cannot be encoded.
     write_atomically(path, render(template, context).encode("utf-8", "replace"))

@@ -71,9 +71,6 @@ class ThresholdCurve:
         baseline: (n,) the same for the checkpoint before training; None for none.
         baseline_chosen: Its threshold.
 
-    Raises:
-        UsageError: The lengths differ.
-
     Example:
         >>> ThresholdCurve([0.25, 0.5, 0.75], [0.71, 0.74, 0.7], chosen=0.5).dice.tolist()
         [0.71, 0.74, 0.7]
@@ -151,12 +148,7 @@ def measure_table(evaluation: Evaluation) -> Table:
 
 
 def group_table(evaluation: Evaluation, kind: str) -> Table | None:
-    """Return Dice, misses and distance by class or by size; None without classes or sizes.
-
-    Args:
-        evaluation: The figures.
-        kind: "classes" or "sizes".
-    """
+    """Return Dice, misses and distance by class or by size; None without classes or sizes."""
     final, before = evaluation.final_stage(), stage_of(evaluation.baseline, evaluation.final)
     groups: Mapping[str, Figures] = getattr(final, kind)
     if not groups:
@@ -250,7 +242,6 @@ def robustness_table(robustness: Robustness) -> Table:
 
 
 def slice_chart(rows: Sequence[SliceRow], classes: Sequence[str], stage: StageName) -> Markup | None:
-    """Dice of each slice by class; None without slices."""
     found = [(name, [row.stage(stage).dice for row in rows if row.label == name]) for name in classes]
     found = [(name, values) for name, values in found if values]
     if not found:
@@ -356,7 +347,6 @@ def reader_chart(second: SecondReader) -> Markup:
 
 
 def corruption(name: str) -> str:
-    """Return the name of a corruption."""
     return _CORRUPTIONS.get(name, name.replace("_", " "))
 
 

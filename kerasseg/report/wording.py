@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS
 from kerasseg.evaluation.schema import Evaluation, Figures, Mean, NetworkFigures, Stage, Target
@@ -23,14 +23,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the page; the first cell of a row is its name.
-
-    Attributes:
-        caption: Caption.
-        columns: Headings.
-        rows: Cells, as many as headings.
-        note: Explanation of the figures.
-    """
+    """A table of the page; the first cell of a row is its name."""
 
     caption: str
     columns: tuple[str, ...]
@@ -51,8 +44,7 @@ class Goal:
     text: str
 
 
-def is_number(value: float | None) -> bool:
-    """Return whether a value is a finite number."""
+def is_number(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
@@ -81,17 +73,11 @@ def cell(mean: Mean | None, digits: int = 3) -> Cell:
 
 
 def gain_cell(mean: Mean | None) -> Cell:
-    """Return a cell with a difference and its interval."""
     return Cell("-") if mean is None else Cell(share(mean.mean, sign=True), limits(mean, sign=True))
 
 
 def gain_sentence(gain: Mean | None, over: str, confidence: float = 0.95) -> str:
     """Describe a paired difference in one sentence; "" if there is none.
-
-    Args:
-        gain: Paired difference of Dice.
-        over: Reference of the comparison, such as "the checkpoint before training".
-        confidence: Confidence level of the interval.
 
     Example:
         >>> gain_sentence(Mean(mean=0.02, low=-0.01, high=0.05, slices=40, patients=12), "the checkpoint")
@@ -123,12 +109,7 @@ def _goal(target: Target) -> str:
 
 
 def misses(figures: Figures, half: int | None = None) -> str:
-    """Describe how many tumours were found, and how many slices have a false alarm.
-
-    Args:
-        figures: Figures of the slices.
-        half: Number of tumours with Dice above 0.5; None if unknown.
-    """
+    """Describe how many tumours were found, and how many slices have a false alarm."""
     above = "" if half is None else f", {half:,} of them with Dice above 0.5"
     sentences = []
     if figures.with_tumour:
@@ -142,7 +123,6 @@ def misses(figures: Figures, half: int | None = None) -> str:
 
 
 def stage_in_words(stage: Stage) -> str:
-    """Return the name of a stage for a table."""
     threshold = "a threshold for each class" if stage.rule.class_thresholds else f"threshold {stage.rule.threshold:g}"
     if stage.name == "postprocessing":
         return f"{threshold} and post-processing".capitalize()
@@ -160,5 +140,4 @@ def stages_with_effect(evaluation: Evaluation) -> list[Stage]:
 
 
 def stage_of(network: NetworkFigures | None, name: str) -> Stage | None:
-    """Return the stage of that name, or None."""
     return None if network is None else next((stage for stage in network.stages if stage.name == name), None)

@@ -106,16 +106,11 @@ def new_config(settings: TrainSettings, resolved: Resolved) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Read the `config.json` of a run."""
     return read_document(path, RunConfig, FORMAT_VERSION, "the run configuration")
 
 
 def shards_of(config: RunConfig, other: Path | str | None = None) -> tuple[Path, Manifest]:
-    """Return the folder and the manifest of a run's shards, or of other ones.
-
-    Raises:
-        DataError: They are missing or damaged.
-    """
+    """Return the folder and the manifest of a run's shards, or of other ones."""
     root = Path(config.settings.shards if other is None else other)
     if other is None and not (root / MANIFEST).is_file():
         raise DataError(
@@ -128,10 +123,6 @@ def shards_of(config: RunConfig, other: Path | str | None = None) -> tuple[Path,
 
 def manifest_of(config: RunConfig, shards: Path | str | None = None) -> Manifest:
     """Read the manifest of a run's shards.
-
-    Args:
-        config: Configuration of the run.
-        shards: Their folder, if they were moved.
 
     Raises:
         DataError: They are missing, damaged or not those that the run was trained on.

@@ -87,7 +87,6 @@ class RunDirectory:
 
     @classmethod
     def open(cls, root: Path | str) -> RunDirectory:
-        """Open an existing run."""
         run = cls(Path(root))
         if not run.config_file.is_file():
             raise DataError(
@@ -152,7 +151,6 @@ class RunDirectory:
         return read_config(self.config_file)
 
     def write_config(self, config: RunConfig) -> None:
-        """Write the configuration, which makes the folder a run."""
         write_atomically(self.config_file, config.model_dump_json(indent=1) + "\n")
 
     # --- one process at a time -------------------------------------------------------------------------------------------
@@ -171,7 +169,6 @@ class RunDirectory:
             yield
 
     def is_running(self) -> bool:
-        """Return whether a process is training in this run."""
         if not (self.root / _LOCK).exists():
             return False
         # Opened for reading, so that a finished run in a read-only folder does not count as running.
@@ -220,7 +217,6 @@ class RunDirectory:
             raise explain_os_error(error, path) from error
 
     def best_file(self, tag: str) -> Path:
-        """Return the file of the best weights with this tag."""
         return self.state_folder / f"best-{tag}.keras"
 
     def use_best(self, tag: str) -> None:

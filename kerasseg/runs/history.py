@@ -77,7 +77,6 @@ def rows_to_json(rows: Iterable[EpochRow]) -> list[dict[str, Any]]:
 
 
 def rows_from_json(data: Sequence[Mapping[str, Any]]) -> list[EpochRow]:
-    """Restore what `rows_to_json` returned."""
     return [
         EpochRow(
             **{name: _back(name, entry[name]) for name in (*_PLAIN, *_there(entry))},

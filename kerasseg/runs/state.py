@@ -28,14 +28,7 @@ _EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedState:
-    """Content of one generation.
-
-    Attributes:
-        generation: Its number, which increases.
-        facts: JSON values.
-        arrays: Name -> array.
-        skipped: A sentence for each later generation that could not be read.
-    """
+    """Content of one generation."""
 
     generation: int
     facts: Mapping[str, Any]

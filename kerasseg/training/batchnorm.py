@@ -34,11 +34,6 @@ def momenta(model: keras.Model) -> tuple[float, ...]:
 def pace(own: Sequence[float], steps: int, asked: float | None = None) -> tuple[float, ...]:
     """Return momenta with which at most a tenth of the running statistics is older than one epoch.
 
-    Args:
-        own: Momenta of the network.
-        steps: Steps per epoch.
-        asked: Momentum for all layers; None computes it.
-
     Example:
         >>> [round(m, 3) for m in (*pace([0.99], 10), *pace([0.99], 31), *pace([0.99], 300), *pace([0.9], 300))]
         [0.794, 0.928, 0.99, 0.9]

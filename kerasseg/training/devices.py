@@ -126,12 +126,7 @@ def _several_machines() -> Devices:
 
 
 def agree(devices: Devices, facts: Mapping[str, str]) -> None:
-    """Check that all machines have the same options and data; otherwise they would hang or differ silently.
-
-    Args:
-        devices: Devices of the run; a single machine checks nothing.
-        facts: Name for display -> text that must be the same on all machines.
-    """
+    """Check that all machines have the same options and data; otherwise they would hang or differ silently."""
     if devices.worker[1] == 1:
         return
     digests = [hashlib.sha256(value.encode()).digest()[:8] for value in facts.values()]
@@ -190,7 +185,6 @@ def compute_capability() -> tuple[int, int] | None:
 
 
 def gpu_names() -> list[str]:
-    """Names of the GPUs that TensorFlow can use."""
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return [str(found.get("device_name") or _short(gpu.name)) for gpu, found in zip(gpus, details, strict=True)]
@@ -222,10 +216,6 @@ def synchronized_batchnorm(model: keras.Model, replicas: int) -> int:
     """Synchronize trainable BatchNorm layers over replicas, so that they measure the whole batch.
 
     After five steps on two replicas, results differ from one device by 3e-8; without synchronization by 3e-4.
-
-    Args:
-        model: Network, changed in place.
-        replicas: Devices that share a batch; 1 turns synchronization off.
     """
     count = 0
     for layer in batchnorms(model):

@@ -117,7 +117,6 @@ class Engine:
 
     @property
     def rate(self) -> float:
-        """Current learning rate."""
         return float(self.optimizer.learning_rate)
 
     def set_rate(self, rate: float) -> None:
@@ -144,7 +143,6 @@ class Engine:
         return self._spread(lambda context: data.epoch(epoch, start_step, input_context=context))
 
     def train_step(self, batch: Mapping[str, Any]) -> StepResult:
-        """Take one optimizer step."""
         while True:
             # One call: dozens of small reads would cost as much as starting the step. It copies nothing until memory is
             # written to.

@@ -21,12 +21,7 @@ _NAMES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 @dataclass(frozen=True, slots=True)
 class PrecisionChoice:
-    """A precision and the reason for it.
-
-    Attributes:
-        name: "float32", "mixed_bfloat16" or "mixed_float16".
-        reason: Reason for display.
-    """
+    """A precision and the reason for it."""
 
     name: str
     reason: str

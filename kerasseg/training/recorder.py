@@ -98,13 +98,7 @@ class RunRecorder:
 
 
 def validation_csv(slices: Sequence[tuple[str, str, str, str]], first: SliceTable, best: SliceTable) -> str:
-    """Return Dice of each validation slice before training and at the best epoch as CSV (at 0.5, network resolution).
-
-    Args:
-        slices: (slice_id, patient, group, class) in the order of the tables.
-        first: Epoch 0.
-        best: The best epoch, possibly epoch 0.
-    """
+    """Return Dice of each validation slice before training and at the best epoch as CSV (at 0.5, network resolution)."""
     header = ("slice_id", "patient", "group", "label", "dice_epoch_0", "dice_best")
     scores = zip(slices, first.dice.tolist(), best.dice.tolist(), strict=True)
     return format_csv([header, *((*names, before, after) for names, before, after in scores)])

@@ -48,7 +48,6 @@ class SliceTable:
         return cls(**{name: column[order] for name, column in columns.items()})
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self.slice)
 
     def mean(self, score: Score, *, subset: Literal["all", "tumour"] = "all", label: int | None = None) -> float:
@@ -80,15 +79,7 @@ _FIRST, _BEST, _LAST, _BASE = "first/", "best/", "last/", "base/"
 
 @dataclass(frozen=True, slots=True)
 class EpochSums:
-    """Sums over the training steps of the current epoch.
-
-    Attributes:
-        steps: Steps done.
-        loss: Sum of their losses.
-        dice: Sum of Dice over the slices seen.
-        slices: Slices seen.
-        seconds: Time taken.
-    """
+    """Sums over the training steps of the current epoch."""
 
     steps: int = 0
     loss: float = 0.0
@@ -97,7 +88,6 @@ class EpochSums:
     seconds: float = 0.0
 
     def with_step(self, loss: float, dice: NDArray[np.float32], seconds: float) -> EpochSums:
-        """Return the sums after one more step."""
         total = self.dice + float(dice.astype(np.float64).sum())
         return EpochSums(self.steps + 1, self.loss + loss, total, self.slices + len(dice), self.seconds + seconds)
 
@@ -184,7 +174,6 @@ class Progress:
 
     @classmethod
     def from_saved(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Progress:
-        """Restore what `facts` and `arrays` returned."""
 
         def table(prefix: str) -> SliceTable | None:
             columns = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}

@@ -85,7 +85,6 @@ class Phase:
 
 
 def phases_of(settings: TrainSettings, model: keras.Model) -> tuple[Phase, ...]:
-    """Create the phases of a run."""
     blocks = find_blocks(model)
     phases = [_phase(settings, strategy, blocks) for strategy in settings.phases]
     match settings.strategy:

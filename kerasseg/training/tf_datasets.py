@@ -18,7 +18,6 @@ _KEYS = ("image", "mask", "weight", "label")
 
 
 def is_dataset(value: Any) -> bool:
-    """Return whether a value is a `tf.data.Dataset`."""
     return isinstance(value, tf.data.Dataset)
 
 
@@ -96,12 +95,10 @@ class DatasetTraining:
         return _shared(rows, self.batch_size, input_context).prefetch(1)
 
     def slice_ids(self, numbers: NDArray[np.int64]) -> list[str]:
-        """Names of slices, for messages."""
         return [f"slice {number} of the epoch" for number in np.asarray(numbers).tolist()]
 
     @property
     def slices(self) -> DatasetTraining:
-        """Source of the names of slices."""
         return self
 
 
@@ -149,7 +146,6 @@ class DatasetValidation:
         )
 
     def _row(self, before: Any, element: Any) -> tuple[Any, dict[str, Any]]:
-        """Number the slices, without padding."""
         parts = _tensors(element, self._channels)
         real = tf.cast(parts["weight"] > 0, tf.int64)
         numbers = tf.where(real > 0, before + tf.cumsum(real) - 1, -1)
@@ -171,7 +167,6 @@ class DatasetValidation:
 
 
 def _parts(element: Any) -> dict[str, Any]:
-    """Return the elements of a batch by name."""
     if isinstance(element, dict):
         return {name: element[name] for name in _KEYS if name in element}
     parts = tuple(element) if isinstance(element, tuple | list) else (element,)

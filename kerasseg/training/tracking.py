@@ -290,7 +290,6 @@ class _Opening:
         return self.run.root.absolute().name
 
     def new(self, identifier: str, uri: str | None) -> str:
-        """Remember a new identifier at once."""
         if self.remember is not None:
             self.remember(identifier, uri)
         return identifier

@@ -114,9 +114,6 @@ class Trainer:
         scope: Context in which optimizers are created, see `Devices.scope`.
         interrupted: Called after each step; returns whether to stop.
         memory: Returns the peak memory so far, in MB.
-
-    Attributes:
-        progress: Progress of the run.
     """
 
     def __init__(
@@ -150,13 +147,7 @@ class Trainer:
     def restore(
         self, progress: Progress, variables: dict[str, NDArray[Any]], best_weights: list[NDArray[Any]] | None
     ) -> None:
-        """Restore a saved state.
-
-        Args:
-            progress: Progress of the saved run.
-            variables: Variables that `Recorder.save` received with it.
-            best_weights: Best weights so far; None if those are the untouched ones.
-        """
+        """Restore a saved state."""
         self.progress = progress
         if best_weights is not None:
             self._best_weights = best_weights
@@ -532,9 +523,8 @@ class Trainer:
         if row is None or first is None or best is None:
             msg = "stopped before the untouched network was evaluated; nothing was trained"
             raise NothingTrainedError(msg, remedy="Start it again with: kerasseg train --resume")
-        winner = next(
-            (r for r in history if r.best and r.epoch == progress.best[1] and r.phase == self._strategy_of_best()), row
-        )
+        best_phase = self.plan.phases[progress.best[0]].strategy
+        winner = next((r for r in history if r.best and r.epoch == progress.best[1] and r.phase == best_phase), row)
         gain, gains = None, dict[str, Interval]()
         if len(history) > 1:
             gain = paired_interval(first.dice, best.dice, self.validation.groups)
@@ -546,9 +536,6 @@ class Trainer:
         ended = Ended(reason, text, history, row, winner, gain, gains, seconds)
         self._tell(ended)
         return ended
-
-    def _strategy_of_best(self) -> str:
-        return self.plan.phases[self.progress.best[0]].strategy
 
 
 def _all_done(epochs: int) -> str:

@@ -76,12 +76,7 @@ def hold(
 
 
 class RuleSearch:
-    """Dice of rules on held slices; a context manager.
-
-    Args:
-        held: The slices.
-        jobs: Threads; None for all processors.
-    """
+    """Dice of rules on held slices; a context manager."""
 
     def __init__(self, held: HeldSlices, jobs: int | None = None) -> None:
         self.held = held
@@ -92,7 +87,6 @@ class RuleSearch:
         self._first, self._rest = every[::_RACE], every[every % _RACE != 0]
 
     def __enter__(self) -> RuleSearch:
-        """Return itself."""
         return self
 
     def __exit__(
@@ -102,19 +96,13 @@ class RuleSearch:
         self._pool.shutdown(cancel_futures=True)
 
     def dice(self, rule: MaskRule, names: Sequence[str] | None = None) -> NDArray[np.float64]:
-        """Return (n,) Dice of every slice.
-
-        Args:
-            rule: Rule to try.
-            names: Class names, if the rule has class thresholds.
-        """
+        """Return (n,) Dice of every slice."""
         key = rule.model_dump_json()
         if key not in self._known:
             self._known[key] = self._of(np.arange(len(self.held.slices)), rule, names)
         return self._known[key]
 
     def dice_of(self, numbers: NDArray[np.int64], rule: MaskRule) -> NDArray[np.float64]:
-        """Return Dice of some slices."""
         return self._of(numbers, rule, None)
 
     def race(self, rule: MaskRule, standing: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -198,7 +186,6 @@ class Survey:
 
     @property
     def patients(self) -> int:
-        """Number of patients."""
         return int(self.groups.max()) + 1
 
     @property
@@ -219,7 +206,6 @@ class Survey:
         return np.asarray(sums.sum(0) / counts.sum())
 
     def class_means(self, index: int) -> dict[str, float]:
-        """Return the mean Dice of each class at one threshold."""
         return {name: float(self.mean(name)[index]) for name in self.classes}
 
     def notes(self) -> tuple[str, ...]:

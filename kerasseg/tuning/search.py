@@ -117,15 +117,21 @@ def tune(
     seen = survey(predictions, resolution, progress)
     numbers = _sample(seen.groups)
     required = required_errors(seen.tumour_patients)
+    raw = seen.raw
 
     def slices(lowest: float) -> RuleSearch:
         return RuleSearch(hold(predictions, numbers, seen.groups, resolution, lowest), jobs)
 
-    found, candidate = _search(seen, predictions, slices, required, progress, per_class=per_class, force=force)
-
     def dice_of(rule: MaskRule) -> NDArray[np.float64]:
         return _dice_of_all(predictions, seen, rule, resolution, jobs)
 
+    def gain(dice: NDArray[np.float64]) -> Mean:
+        return as_mean(paired_interval(raw, dice, seen.groups, confidence=confidence, seed=seed))
+
+    def mean(dice: NDArray[np.float64]) -> Mean:
+        return as_mean(bootstrap_interval(dice, seen.groups, confidence=confidence, seed=seed))
+
+    found, candidate = _search(seen, predictions, slices, required, progress, per_class=per_class, force=force)
     final = dice_of(found.rule)
     if not force and _no_gain(final, seen, required) and found.rule != MaskRule():
         candidate, found = found, found.refused(_WITHIN_NOISE)
@@ -134,14 +140,6 @@ def tune(
         candidate = None
     thresholds, sums, counts, choice = found.with_steps or (THRESHOLDS, *seen.by_patient(), found.choice)
     low, high = best_of_resamples(thresholds, sums, counts, confidence=confidence, resamples=resamples, seed=seed)
-    raw = seen.raw
-
-    def gain(dice: NDArray[np.float64]) -> Mean:
-        return as_mean(paired_interval(raw, dice, seen.groups, confidence=confidence, seed=seed))
-
-    def mean(dice: NDArray[np.float64]) -> Mean:
-        return as_mean(bootstrap_interval(dice, seen.groups, confidence=confidence, seed=seed))
-
     return Tuned(
         rule=found.rule,
         resolution=resolution,
@@ -176,14 +174,7 @@ _Curves = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], T
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Result of one search.
-
-    Attributes:
-        rule: The rule.
-        steps: All steps that were tried.
-        choice: The threshold without post-processing.
-        with_steps: The threshold with the kept post-processing; None without.
-    """
+    """Result of one search."""
 
     rule: MaskRule
     steps: tuple[TuningStep, ...]
@@ -255,7 +246,6 @@ class _Tuner:
         self._tried = 0
 
     def found(self, grid: list[float], ranges: Mapping[str, list[float]]) -> _Found:
-        """Search for the rule."""
         choice = choose(THRESHOLDS, *self._seen.by_patient(), errors=self._errors)
         self._threshold(choice)
         if not self._seen.constant:
@@ -325,7 +315,6 @@ class _Tuner:
         self._add(name, rule, dice, standing, self._objection(rule, dice, name, standing))
 
     def _objection(self, rule: MaskRule, dice: NDArray[np.float64], name: _Step, standing: NDArray[np.float64]) -> str:
-        """Return why a rule is not kept; "" if it is."""
         gain = float(dice.mean() - standing.mean())
         if gain < _LEAST_GAIN:
             return "changes nothing" if np.array_equal(dice, standing) else "no gain"
@@ -413,12 +402,7 @@ class _Tuner:
         return {name: float(sums[i] / counts[i]) for i, name in enumerate(self._names) if counts[i]}
 
     def _add(
-        self,
-        name: StepName,
-        rule: MaskRule,
-        dice: NDArray[np.float64],
-        standing: NDArray[np.float64],
-        reason: str = "",
+        self, name: StepName, rule: MaskRule, dice: NDArray[np.float64], standing: NDArray[np.float64], reason: str = ""
     ) -> None:
         mean = float(dice.mean())
         self._note(name, rule, mean, self._classes(dice), mean - float(standing.mean()), kept=not reason, reason=reason)

@@ -63,14 +63,7 @@ class Unmeasured:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Candidates, the best one first.
-
-    Attributes:
-        candidates: Those that were measured.
-        unmeasured: The others.
-        slices: Validation slices.
-        patients: Patient groups that they come from.
-    """
+    """Candidates, the best one first."""
 
     candidates: tuple[Candidate, ...]
     unmeasured: tuple[Unmeasured, ...]
@@ -127,9 +120,6 @@ def rank_checkpoints(
             that `KERASSEG_CHECKPOINT` names.
         batch_size: Slices at once.
         progress: Called with a candidate's name, batches done, and batches in all.
-
-    Raises:
-        DataError: Shards that are missing or damaged, or without tumours in validation.
     """
     data = EvaluationBatches(shards, "val", batch_size=batch_size, cache="memory")
     if not data.slices.with_tumour().any():

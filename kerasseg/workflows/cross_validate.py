@@ -41,7 +41,7 @@ from kerasseg_tfrecords.cluster import cluster_pool, tell
 from kerasseg_tfrecords.conversion.folds import write_folds
 from kerasseg_tfrecords.documents import read_document
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import explain_os_error, lock, write_atomically
+from kerasseg_tfrecords.files import lock, make_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import load_manifest
 from kerasseg_tfrecords.tables import format_csv
 
@@ -173,10 +173,7 @@ def cross_validate(
         settings=settings,
     )
     watching = tuple(observers)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, root) from error
+    make_folder(root)
     busy = "another process cross-validates in this folder"
     with lock(root / ".lock", "runs", busy=busy), _latest_kept():
         state = _begin(root, asked)
@@ -198,7 +195,6 @@ def cross_validate(
 
 
 def read_cross_validation(root: Path) -> CrossValidation:
-    """Read `cross-validation.json`."""
     return read_document(root / FILE, CrossValidation, FORMAT_VERSION, "the cross-validation")
 
 
@@ -442,10 +438,7 @@ def _write_ensemble(root: Path, runs: Sequence[Path], settings: TrainSettings) -
     if run.config_file.is_file():
         return
     parts = [RunDirectory(path) for path in runs]
-    try:
-        run.state_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, run.root) from error
+    make_folder(run.state_folder)
     run.save_model(ensemble([open_checkpoint(part.model_file) for part in parts]), run.model_file)
     run.save_model(reopen(parts[0].baseline_file), run.baseline_file)
     first: RunConfig = parts[0].config()

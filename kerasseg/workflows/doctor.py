@@ -77,7 +77,6 @@ class Diagnosis:
         return any(f.verdict == "bad" and f.topic not in ("shards", "runs") for f in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to JSON values."""
         return {
             "sound": not (self.data_bad or self.installation_bad),
             "findings": [asdict(finding) for finding in self.findings],

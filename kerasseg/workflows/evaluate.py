@@ -121,7 +121,6 @@ class _Options:
     progress: Progress | None
 
     def tell(self, stage: str) -> Callable[[int, int], None]:
-        """Return a callback that reports one stage."""
         progress = self.progress
         return lambda done, total: None if progress is None else progress(stage, done, total)
 
@@ -656,9 +655,6 @@ def seen_in_training(training: Path, other: Path, splits: Sequence[str] = ("trai
     A slice counts if it was read from the same bytes or shows the same image, re-encoded, resized or mirrored
     (`kerasseg_tfrecords.splitting.duplicates`, as with `prepare --exclude-overlap`). Ids are ignored, since they are not
     unique across data sets.
-
-    Returns:
-        Ids in `other`, in the order of its shards.
     """
     known = {row.sha256.lower() for row in load(training / SPLITS_FILE) if row.split in _SEEN and row.sha256}
     equal = {row.slice_id for row in load(other / SPLITS_FILE) if row.sha256.lower() in known}

@@ -309,7 +309,6 @@ def _kind(train: Any) -> str:
 
 
 def _task(train: Any, validation: Any, settings: TrainSettings, channels: int) -> Task:
-    """Open the slices."""
     if isinstance(train, str | Path):
         manifest = load_manifest(train)
         if isinstance(validation, str | Path) and Path(validation).resolve() == Path(train).resolve():
@@ -395,7 +394,6 @@ def _other_channels(what: str, found: int, expected: int) -> UsageError:
 
 
 def _check_model(model: keras.Model) -> int:
-    """Return the number of input channels."""
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise UsageError(
             "not a network that can be fine-tuned",

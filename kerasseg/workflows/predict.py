@@ -37,10 +37,10 @@ from kerasseg.prediction.writers import draw_overlay, grey_levels, has_highdicom
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.cluster import ClusterPool, cluster_pool
 from kerasseg_tfrecords.errors import DataError, KerassegError, Problem, UsageError
-from kerasseg_tfrecords.files import FULL, explain_os_error, lock, write_atomically
+from kerasseg_tfrecords.files import FULL, lock, make_folder, write_atomically
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, restore
 from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
-from kerasseg_tfrecords.sources.unlabelled import list_images
+from kerasseg_tfrecords.sources.unlabelled import ImageInput, list_images
 from kerasseg_tfrecords.text import Progress, count
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ class PredictedFile:
 
     @property
     def tumour_slices(self) -> int:
-        """Slices in which a tumour was found."""
         return sum(row.tumour for row in self.rows)
 
     @property
@@ -217,19 +216,12 @@ def predict_files(
     """
     folder = Path(out)
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
-    if not given:
-        raise UsageError("no input is given", expected="folders or files")
+    _check_options(folder, given, plane, go_on=go_on, overwrite=overwrite)
     if cluster is not None:
         folder, given = folder.absolute(), [Path(entry).absolute() for entry in given]
-    if plane is not None and plane not in _PLANES:
-        raise UsageError("unknown plane", found=plane, expected=", ".join(_PLANES))
-    if go_on and overwrite:
-        raise UsageError("--continue and --overwrite contradict each other", remedy="Give only one of them.")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError("the output folder is a file", path=folder, remedy="Choose another --out.")
     options = SourceOptions(masks=False, channel=channel, sequence=sequence)
     check_inputs(folder, given)
-    listed = list_images(given, options, format_name=format_name, hidden=(folder, *_earlier(given)))
+    listed = _listed(folder, given, options, format_name)
     check_folder(folder, listed)
     units = plan_units(listed, bids=bids)
     _check_empty(folder, units, go_on=go_on, overwrite=overwrite)
@@ -239,13 +231,10 @@ def predict_files(
     # Imported here, so that wrong paths are reported before TensorFlow is loaded.
     from kerasseg.prediction.predictor import Network, check_averaging, open_network
 
-    if cluster is not None and isinstance(network, Network):
-        raise UsageError("a cluster needs the run or checkpoint itself, not an opened network")
     flip_average = check_averaging(augment) or flip_average
-    asked = network
-    if not isinstance(asked, Network):
+    if not isinstance(network, Network):
         asked = open_network(
-            asked,
+            network,
             threshold=threshold,
             rule=rule,
             intensity=intensity,
@@ -253,23 +242,22 @@ def predict_files(
             batch_size=batch_size,
             flip_average=flip_average,
         )
+    elif cluster is None:
+        asked = network
+    else:
+        raise UsageError("a cluster needs the run or checkpoint itself, not an opened network")
     trained = replace(options, channel=channel or asked.channel, sequence=sequence or asked.sequence)
     if trained != options:
-        options = trained
-        listed = list_images(given, options, format_name=format_name, hidden=(folder, *_earlier(given)))
+        listed = _listed(folder, given, trained, format_name)
         units = plan_units(listed, bids=bids)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    wants = _Wants(overlay, probabilities, plane, options, bids)
+    make_folder(folder)
+    wants = _Wants(overlay, probabilities, plane, trained, bids)
     with _locked(folder, units):
         journal = Journal.begin(folder, _how(asked, wants), units, go_on=go_on)
         job = _Job(folder, asked, wants, journal, len(units), progress)
         earlier = len(journal.done)
-        problems = [_within(problem, entry.name, len(listed) > 1) for entry in listed for problem in entry.problems]
         start = time.monotonic()
-        try:
+        with _table_written(folder, units, journal):
             left = [unit for unit in units if unit.name not in journal.done]
             if cluster is None:
                 whole = job.run(left, stop or StopFlag())
@@ -278,31 +266,7 @@ def predict_files(
                     whole = job.run_far(left, stop or StopFlag(), *pool)
             if bids and not (folder / _BIDS_FILE).exists():
                 write_atomically(folder / _BIDS_FILE, json.dumps(_BIDS_FACTS, indent=1) + "\n")
-            _write_table(folder, units, journal)
-        except BaseException as error:
-            # Write the table of finished inputs in any case, if the disk has room for it.
-            with contextlib.suppress(KerassegError):
-                _write_table(folder, units, journal)
-            if isinstance(error, KerassegError):
-                raise _explained(error) from error
-            raise
-    return PredictionReport(
-        out=folder,
-        networks=asked.names,
-        rule=asked.rule,
-        intensity=asked.intensity,
-        size=asked.size,
-        precision=asked.precision,
-        flip_average=asked.flip_average,
-        files=tuple(_predicted(unit, journal.done[unit.name]) for unit in units if unit.name in journal.done),
-        earlier=earlier,
-        total=len(units),
-        problems=tuple(sorted([*problems, *job.problems])),
-        left_out=tuple(entry for one in listed for entry in one.left_out),
-        notes=(*asked.notes, *(note for one in listed for note in one.notes), *job.notes()),
-        interrupted=not whole,
-        seconds=time.monotonic() - start,
-    )
+    return _report(job, units, listed, earlier=earlier, interrupted=not whole, seconds=time.monotonic() - start)
 
 
 # --- before ------------------------------------------------------------------------------------------------------------
@@ -317,6 +281,28 @@ class _Wants:
     plane: str | None
     options: SourceOptions
     bids: bool
+
+
+def _check_options(
+    folder: Path, given: Sequence[Path | str], plane: str | None, *, go_on: bool, overwrite: bool
+) -> None:
+    if not given:
+        raise UsageError("no input is given", expected="folders or files")
+    if plane is not None and plane not in _PLANES:
+        raise UsageError("unknown plane", found=plane, expected=", ".join(_PLANES))
+    if go_on and overwrite:
+        raise UsageError("--continue and --overwrite contradict each other", remedy="Give only one of them.")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("the output folder is a file", path=folder, remedy="Choose another --out.")
+
+
+def _listed(
+    folder: Path, given: Sequence[Path | str], options: SourceOptions, format_name: str | None
+) -> list[ImageInput]:
+    """List the images, without those that earlier predictions wrote below the inputs."""
+    folders = [Path(entry) for entry in given if Path(entry).is_dir()]
+    earlier = [path.parent for entry in folders for path in entry.rglob(JOURNAL) if path.parent != entry]
+    return list_images(given, options, format_name=format_name, hidden=(folder, *earlier))
 
 
 def _how(network: Network, wants: _Wants) -> dict[str, Any]:
@@ -335,12 +321,6 @@ def _how(network: Network, wants: _Wants) -> dict[str, Any]:
         "probabilities": wants.probabilities,
         **({"bids": True} if wants.bids else {}),
     }
-
-
-def _earlier(given: Sequence[Path | str]) -> list[Path]:
-    """Folders of earlier predictions below the inputs, whose overlays and masks are not images."""
-    folders = [Path(entry) for entry in given if Path(entry).is_dir()]
-    return [path.parent for folder in folders for path in folder.rglob(JOURNAL) if path.parent != folder]
 
 
 def _check_empty(folder: Path, units: Sequence[Unit], *, go_on: bool, overwrite: bool) -> None:
@@ -377,10 +357,6 @@ def _locked(folder: Path, units: Sequence[Unit]) -> Iterator[None]:
             for left in place.glob(".tmp-*"):  # left by a killed process
                 left.unlink(missing_ok=True)
         yield
-
-
-def _within(problem: Problem, name: str, several: bool) -> Problem:
-    return Problem(f"{name}/{problem.name}" if several else problem.name, problem.kind, problem.message, problem.level)
 
 
 # --- during ------------------------------------------------------------------------------------------------------------
@@ -566,10 +542,7 @@ class _Job:
 
     def _save(self, name: str, data: bytes) -> None:
         path = self.out / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, path.parent) from error
+        make_folder(path.parent)
         # After a power cut, `--continue` notices a lost file by its size and predicts it again.
         write_atomically(path, data, durable=False)
 
@@ -720,14 +693,56 @@ def _crashed(pool: ClusterPool, asked: _Asked, units: tuple[Unit, ...], error: D
 # --- after -------------------------------------------------------------------------------------------------------------
 
 
-def _predicted(unit: Unit, done: Done) -> PredictedFile:
-    return PredictedFile(unit.name, done.files, done.rows, done.notes)
+@contextlib.contextmanager
+def _table_written(folder: Path, units: Sequence[Unit], journal: Journal) -> Iterator[None]:
+    """Write the table of finished inputs at the end of the block, also of one that fails, if the disk has room for it."""
+    try:
+        yield
+        _write_table(folder, units, journal)
+    except BaseException as error:
+        with contextlib.suppress(KerassegError):
+            _write_table(folder, units, journal)
+        if isinstance(error, KerassegError):
+            raise _explained(error) from error
+        raise
 
 
 def _write_table(folder: Path, units: Sequence[Unit], journal: Journal) -> None:
     rows = [row for unit in units if unit.name in journal.done for row in journal.done[unit.name].rows]
     rows += [row for done in journal.others.values() for row in done.rows]
     write_atomically(folder / TABLE, to_csv(rows))
+
+
+def _report(
+    job: _Job, units: Sequence[Unit], listed: Sequence[ImageInput], *, earlier: int, interrupted: bool, seconds: float
+) -> PredictionReport:
+    done, network = job.journal.done, job.network
+    unread = [
+        problem if len(listed) == 1 else replace(problem, name=f"{entry.name}/{problem.name}")
+        for entry in listed
+        for problem in entry.problems
+    ]
+    return PredictionReport(
+        out=job.out,
+        networks=network.names,
+        rule=network.rule,
+        intensity=network.intensity,
+        size=network.size,
+        precision=network.precision,
+        flip_average=network.flip_average,
+        files=tuple(
+            PredictedFile(unit.name, found.files, found.rows, found.notes)
+            for unit in units
+            if (found := done.get(unit.name)) is not None
+        ),
+        earlier=earlier,
+        total=len(units),
+        problems=tuple(sorted([*unread, *job.problems])),
+        left_out=tuple(entry for one in listed for entry in one.left_out),
+        notes=(*network.notes, *(note for one in listed for note in one.notes), *job.notes()),
+        interrupted=interrupted,
+        seconds=seconds,
+    )
 
 
 def _explained(error: KerassegError) -> KerassegError:

@@ -41,14 +41,7 @@ class StatusLine:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The state of a folder.
-
-    Attributes:
-        steps: Steps in order.
-        run: Name of the run that commands use by default; None without one.
-        next: The next command to type.
-        runs: Number of runs.
-    """
+    """The state of a folder."""
 
     steps: tuple[StatusLine, ...]
     run: str | None

@@ -71,13 +71,7 @@ _EMPTY_WORDS = ("Graph execution error", "Detected at node", "File ", "<stack tr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """A float32 network that fits the task, and its origin.
-
-    Attributes:
-        model: The network.
-        source: The checkpoint that it was opened from; None without one.
-        changes: How it was changed to fit the task.
-    """
+    """A float32 network that fits the task, and its origin."""
 
     model: keras.Model
     source: str | None
@@ -130,13 +124,7 @@ def train(
 def in_new_run(
     session: TrainingSession, out: Path | None, trackers: Sequence[TrackerEntry] = ()
 ) -> tuple[Ended, RunDirectory]:
-    """Train into a new run directory.
-
-    Args:
-        session: A session after `load`.
-        out: Folder of the run; None for `runs/<date-time-strategy>`.
-        trackers: Trackers to send the run to.
-    """
+    """Train into a new run directory."""
     model, settings = session.network.model, session.settings
     run = RunDirectory.create(out, settings.strategy)
     without_folders(model)  # `config.json` keeps the whole path
@@ -231,20 +219,7 @@ def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[O
 
 
 class TrainingSession:
-    """The part of one process in a training run.
-
-    Args:
-        settings: Settings of the run.
-        task: Slices to train and validate on.
-        devices: Devices to train on.
-        network: Network, created under `devices.scope()`.
-        observers: Functions that receive events.
-        loss: Overrides the loss in the settings.
-
-    Attributes:
-        resolved: Resolved settings; set by `load`.
-        trainer: The loop; set by `begin`.
-    """
+    """The part of one process in a training run."""
 
     def __init__(
         self,
@@ -262,7 +237,6 @@ class TrainingSession:
         self.flag = StopFlag()
 
     def say(self, message: Message) -> None:
-        """Send a message to the observers."""
         for observer in self.observers:
             observer(message)
 
@@ -521,7 +495,6 @@ def with_strategy(settings: TrainSettings, model: keras.Model, observers: Iterab
 
 
 def _tumour_slices(settings: TrainSettings, channels: int, count: int = 8) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the first training slices with a tumour, with `channels` channels, and their masks."""
     data = EvaluationBatches(settings.shards, "train", channels=channels, batch_size=16, cache="none", check=False)
     images: list[NDArray[Any]] = []
     masks: list[NDArray[Any]] = []

@@ -21,12 +21,7 @@ from kerasseg_tfrecords.text import Progress
 
 @dataclass(frozen=True, slots=True)
 class _HeldOut:
-    """Slices that a network was not trained on.
-
-    Attributes:
-        folder: Folder of the network's files.
-        shards: Shard directory whose validation split contains the slices.
-    """
+    """Slices that a network was not trained on."""
 
     folder: Path
     shards: Path

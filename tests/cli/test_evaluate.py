@@ -22,7 +22,7 @@ from factories import write_figshare
 from kerasseg.evaluation import robustness as speed
 from kerasseg.evaluation.predictions import Case, Resolution
 from kerasseg_cli.app import app
-from kerasseg_cli.evaluate_display import summary
+from kerasseg_cli.evaluate import summary
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.records.manifest import PrepareOptions
 

@@ -13,7 +13,7 @@ from kerasseg_tfrecords.records.manifest import Manifest as Manifest
 from kerasseg_tfrecords.records.manifest import PrepareOptions as PrepareOptions
 from kerasseg_tfrecords.records.manifest import load_manifest as load_manifest
 from kerasseg_tfrecords.records.parsing import parse_batch as parse_batch
-from kerasseg_tfrecords.records.record import Record as Record
+from kerasseg_tfrecords.records.schema import Record as Record
 from kerasseg_tfrecords.records.shards import read_records as read_records
 from kerasseg_tfrecords.records.shards import shard_paths as shard_paths
 from kerasseg_tfrecords.slices import Reading as Reading

@@ -27,11 +27,7 @@ class Names:
         self.all = sorted([*self.homes, "__version__"])
 
     def get(self, name: str) -> Any:
-        """Import a name and keep it in the package.
-
-        Raises:
-            AttributeError: The package has no such name.
-        """
+        """Import a name and keep it in the package."""
         home = self.homes.get(name)
         if home is None:
             raise AttributeError(f"module {self._namespace['__name__']!r} has no attribute {name!r}")

@@ -67,11 +67,8 @@ def connect(address: str | None) -> Iterator[Client | None]:
         yield None
         return
     dask = _dask()
-    for name in (
-        "distributed",
-        "tornado.application",
-        "asyncio",
-    ):  # they print tracebacks when a scheduler or worker ends
+    # They print tracebacks when a scheduler or worker ends.
+    for name in ("distributed", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(_local(address)) if address.startswith("local:") else _scheduler(address)
@@ -146,7 +143,6 @@ def _environment() -> dict[str, str]:
 
 
 def _scheduler(address: str) -> str:
-    """Return the URL of a scheduler from an address or a scheduler file."""
     if "://" in address:
         return address
     path = Path(address)
@@ -182,13 +178,7 @@ def _no_scheduler(address: str, reason: str) -> KerassegError:
 
 @contextlib.contextmanager
 def choose_pool(jobs: int | None, cluster: Client | None, **needs: Any) -> Iterator[Pool]:
-    """Yield the pool of a command.
-
-    Args:
-        jobs: Number of local processes; None means one per processor.
-        cluster: Client of a cluster; None works on this machine.
-        **needs: Arguments of `cluster_pool`.
-    """
+    """Yield the pool of a command."""
     if cluster is None:
         yield LocalPool(jobs or available_cpus())
         return

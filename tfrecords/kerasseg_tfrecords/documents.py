@@ -25,9 +25,6 @@ def parse_json(data: bytes | str, *, max_bytes: int = _MAX_BYTES, max_depth: int
         max_bytes: Longer input is refused before it is parsed.
         max_depth: Deeper nesting is refused, since code that walks the result would exhaust Python's stack.
 
-    Raises:
-        ValueError: The input is not JSON, or exceeds a limit.
-
     Example:
         >>> parse_json('{"a": [1]}')
         {'a': [1]}
@@ -63,9 +60,6 @@ def read_json(path: Path, what: str, *, remedy: str | None = None, missing_remed
         what: Description of the file for messages ("a run configuration").
         remedy: What to do about a damaged file.
         missing_remedy: What to do about a missing file; `remedy` by default.
-
-    Raises:
-        DataError: The file is missing, cannot be read, or is not JSON.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -80,11 +74,7 @@ def read_json(path: Path, what: str, *, remedy: str | None = None, missing_remed
 
 
 def refuse_newer(document: Any, version: int, path: Path, what: str) -> bool:
-    """Check the format version of a document; returns whether it has one.
-
-    Raises:
-        KerassegError: A newer version of kerasseg wrote it.
-    """
+    """Check the format version of a document; returns whether it has one."""
     found = document.get("format_version") if isinstance(document, dict) else None
     if not isinstance(found, int) or isinstance(found, bool):
         return False

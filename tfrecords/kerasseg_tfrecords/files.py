@@ -183,7 +183,6 @@ def remove_leftovers(parent: Path, *, home: Path | None = None) -> None:
 
 
 def _exchange(new: Path, target: Path, old: Path) -> None:
-    """Move `new` to `target`, and an existing `target` to `old`."""
     if not target.exists() or not _swap(new, target):
         if target.exists():
             os.replace(target, old)  # noqa: PTH105
@@ -232,6 +231,14 @@ def explain_os_error(error: OSError, path: Path) -> KerassegError:
         return KerassegError(what, path=path, remedy="Delete some files and run the same command again.")
     what, remedy = remedies.get(error.errno or 0, (f"cannot be written: {error.strerror or error}", None))
     return KerassegError(what, path=path, remedy=remedy)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder with its parents, unless it exists."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
 
 
 def _out_of_inodes(path: Path) -> bool:
@@ -288,9 +295,6 @@ def lock(path: Path, what: str, *, busy: str | None = None, remedy: str | None =
         what: What is locked, for the message ("shards").
         busy: The message if another process holds the lock.
         remedy: What to do then.
-
-    Raises:
-        KerassegError: Another process holds the lock.
     """
     with contextlib.ExitStack() as stack:
         try:

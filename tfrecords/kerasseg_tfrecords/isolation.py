@@ -173,7 +173,6 @@ def limit_memory(size: int) -> None:
 
 
 def memory_limit() -> int:
-    """Return what `limit_memory` has set."""
     return _limit
 
 

@@ -1,8 +1,9 @@
-"""Slices as readers return them, before normalisation and resizing."""
+"""Slices as readers return them, before normalisation and resizing, and the location of their files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,3 +68,18 @@ class Reading:
     slices: tuple[Slice, ...]
     scope: NDArray[Any] | None = field(default=None, repr=False)
     sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Location:
+    """A file on disk or inside archives; `sources.tree` reads it.
+
+    Attributes:
+        path: The file on disk (the archive, for its members).
+        members: Member names, outermost archive first: ("inner.zip", "1.mat"); () for plain files.
+        name: Display name, also in `splits.csv`: relative to the input, POSIX slashes, `!` between archives.
+    """
+
+    path: Path
+    members: tuple[str, ...] = ()
+    name: str = ""

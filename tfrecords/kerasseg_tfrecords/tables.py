@@ -76,14 +76,8 @@ def parse_csv(text: str, *, any_separator: bool = False, strict: bool = True) ->
         raise ValueError(f"line {line}: {error}") from None
 
 
-def read_csv(path: Path, what: str, columns: Sequence[str] = (), *, remedy: str | None = None) -> list[dict[str, str]]:
+def read_csv(path: Path, what: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a CSV file with a header.
-
-    Args:
-        path: The file, UTF-8.
-        what: Description of the file for messages ("a table of scores").
-        columns: Columns that it must have.
-        remedy: What to do about a damaged file.
 
     Returns:
         One dictionary per row, column -> text; empty lines are skipped.
@@ -93,12 +87,12 @@ def read_csv(path: Path, what: str, columns: Sequence[str] = (), *, remedy: str 
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"too large for {what}", path=path, expected=f"at most {_MAX_BYTES:,} bytes", remedy=remedy)
+            raise DataError(f"too large for {what}", path=path, expected=f"at most {_MAX_BYTES:,} bytes")
         lines = parse_csv(path.read_bytes().decode("utf-8-sig"))
         _, header = next(lines, (1, []))
         missing = [name for name in columns if name not in header]
         if missing:
-            raise DataError(f"this is not {what}", path=path, found=f"no column {missing[0]}", remedy=remedy)
+            raise DataError(f"this is not {what}", path=path, found=f"no column {missing[0]}")
         rows = []
         for line, cells in lines:
             if not any(cells):
@@ -107,9 +101,9 @@ def read_csv(path: Path, what: str, columns: Sequence[str] = (), *, remedy: str 
                 raise ValueError(f"line {line}: {count(len(cells), 'cell')}, not {len(header)} as in the first line")
             rows.append(dict(zip(header, cells, strict=True)))
     except FileNotFoundError:
-        raise DataError(f"{what} is missing", path=path, remedy=remedy) from None
+        raise DataError(f"{what} is missing", path=path) from None
     except OSError as error:
-        raise DataError(f"{what} cannot be read", path=path, found=error.strerror or error, remedy=remedy) from None
+        raise DataError(f"{what} cannot be read", path=path, found=error.strerror or error) from None
     except ValueError as error:
-        raise DataError(f"{what} is damaged", path=path, found=error, remedy=remedy) from None
+        raise DataError(f"{what} is damaged", path=path, found=error) from None
     return rows

@@ -67,10 +67,6 @@ class Complaint:
 def complaint(error: ValidationError, names: Sequence[str] = ()) -> Complaint:
     """Return the first error of a validation, without pydantic's own wording.
 
-    Args:
-        error: The exception of pydantic.
-        names: Valid names, to suggest one for an unknown field.
-
     Example:
         >>> from pydantic import BaseModel, Field, ValidationError
         >>> class Recipe(BaseModel):
@@ -94,14 +90,14 @@ def complaint(error: ValidationError, names: Sequence[str] = ()) -> Complaint:
     return Complaint(where, kind, found, expected or _expected(first), remedy)
 
 
-def did_you_mean(given: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
+def did_you_mean(given: str, known: Sequence[str]) -> str | None:
     """Return a question that names the most similar known name; None if none is similar.
 
     Example:
         >>> did_you_mean("agressive", ["conservative", "moderate", "aggressive"])
         "Did you mean 'aggressive'?"
     """
-    near = get_close_matches(given, known, n=1, cutoff=cutoff)
+    near = get_close_matches(given, known, n=1)
     return f"Did you mean {near[0]!r}?" if near else None
 
 

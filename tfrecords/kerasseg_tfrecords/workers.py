@@ -92,9 +92,6 @@ def ordered_map(
         ahead: Items queued for each process. At most `ahead * jobs` results are held.
         crashed: Returns the result for an item that ended its process (a crash in a C library, a limit exceeded).
 
-    Raises:
-        DataError: An item ended its process, and `crashed` is None.
-
     Example:
         >>> list(ordered_map(abs, [-2, 1]))
         [2, 1]

@@ -69,7 +69,6 @@ def native(old: OldLayer, class_name: str, *, module: str = "keras.layers", **co
 
 
 def after(first: NewLayer, suffix: str, class_name: str, **config: Any) -> NewLayer:
-    """Return a layer that follows `first`, named after it."""
     base = {"dtype": first.config["dtype"]} if "dtype" in first.config else {}
     return NewLayer(class_name, {"name": f"{first.name}_{suffix}", **base, **config})
 

@@ -51,7 +51,6 @@ class Graph:
     outputs: Mapping[str, Tensor]
 
     def __getitem__(self, tensor: Tensor) -> Node:
-        """Return the node that makes a tensor."""
         return self.nodes[tensor.node]
 
     def constant(self, tensor: Tensor) -> np.ndarray | None:
@@ -60,7 +59,6 @@ class Graph:
         return node.attrs["value"] if node.op == "Const" else None
 
     def variables_of(self, tensor: Tensor) -> list[str]:
-        """Return the keys of the variables that a tensor is computed from."""
         needed = sort_from([tensor.node], lambda key: (t.node for t in self.nodes[key].inputs))
         return sorted(key for key in needed if self.nodes[key].op in VARIABLES)
 

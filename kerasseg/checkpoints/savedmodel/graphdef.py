@@ -59,7 +59,6 @@ class Body:
         return name, number
 
     def inputs(self, name: str) -> list[tuple[str, int]]:
-        """Return the inputs of a node, without control inputs."""
         return [self.parse(i) for i in self.nodes[name].input if not i.startswith("^")]
 
     def order(self, roots: Iterable[str]) -> list[str]:
@@ -87,11 +86,9 @@ class Program:
 
     @property
     def functions(self) -> Collection[str]:
-        """Names of all functions of the library."""
         return self._functions.keys()
 
     def body(self, function: str) -> Body:
-        """Return a function of the library."""
         if function not in self._bodies:
             if function not in self._functions:
                 raise damaged(f"it calls function {function!r}, which it does not hold")

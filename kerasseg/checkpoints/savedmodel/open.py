@@ -158,7 +158,6 @@ class _Values:
         self.stored: Mapping[str, Stored] = read_index(prefix) if exists or has_variables else {}
 
     def load(self, key: str) -> Any:
-        """Read one value."""
         try:
             if self._reader is None:
                 self._reader = tf.train.load_checkpoint(str(_plainly_named(self._prefix, self)))
@@ -172,7 +171,6 @@ class _Values:
         return value
 
     def numbers(self, key: str) -> np.ndarray:
-        """Read the value of a weight."""
         return np.asarray(self.load(key)).astype(np.float32, copy=False)
 
     def check_the_rest(self) -> None:

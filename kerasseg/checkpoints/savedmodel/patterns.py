@@ -25,7 +25,6 @@ class View:
         self._readers.update(graph.outputs.values())
 
     def node(self, tensor: Tensor) -> Node:
-        """Return the node that makes a tensor."""
         return self.nodes[tensor.node]
 
     def once(self, tensor: Tensor) -> bool:
@@ -33,22 +32,18 @@ class View:
         return self._readers[tensor] == 1
 
     def array(self, tensor: Tensor) -> np.ndarray | None:
-        """Return the value of a constant, else None."""
         node = self.node(tensor)
         return node.attrs["value"] if node.op == "Const" else None
 
     def scalar(self, tensor: Tensor) -> float | None:
-        """Return the value of a scalar constant, else None."""
         array = self.array(tensor)
         return float(array.reshape(())) if array is not None and array.ndim == 0 and array.dtype != object else None
 
     def is_number(self, tensor: Tensor, value: float) -> bool:
-        """Return whether a tensor is this number, to float32 precision."""
         found = self.scalar(tensor)
         return found is not None and abs(found - value) <= 1e-6 * max(1.0, abs(value))
 
     def made_by(self, tensor: Tensor, *ops: str) -> Node | None:
-        """Return the node that makes a tensor if it is one of these operations."""
         node = self.node(tensor)
         return node if node.op in ops and tensor.output == 0 else None
 
@@ -73,7 +68,6 @@ class View:
         return tensor if weights else None
 
     def per_channel(self, tensor: Tensor) -> Tensor | None:
-        """Return the leaf of a tensor if it has exactly one number per channel."""
         leaf = self.leaf(tensor)
         if leaf is None:
             return None
@@ -121,5 +115,4 @@ def fold(graph: Graph, wanted: Callable[[np.ndarray], bool]) -> Graph:
 
 
 def made(node: Node, op: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], name: str | None = None) -> Node:
-    """Return a node in the place of another."""
     return Node(node.key, op, inputs, dict(attrs), node.name if name is None else name, node.where)

@@ -97,7 +97,6 @@ WEIGHT = object()  # marks values that depend only on variables
 
 
 def refuse(node: Node, why: str, **details: Any) -> CheckpointError:
-    """Return the error for a node without a Keras layer."""
     return CheckpointError(f"{node.op} at {node.where} cannot be rebuilt as a Keras layer: {why}", **details)
 
 
@@ -199,7 +198,6 @@ class Builder:
         return self.values[tensor]
 
     def data(self, node: Node, place: int = 0) -> Any:
-        """Return an input that must be data."""
         value = self.value(node.inputs[place])
         if value is WEIGHT:
             raise refuse(node, f"the variable {self._named(node.inputs[place])!r} is used as data")
@@ -264,7 +262,6 @@ class Builder:
         return self._number(tensor)
 
     def shape_of(self, tensor: Tensor) -> tuple[int, ...]:
-        """Return the shape of a weight."""
         node = self.graph[tensor]
         if node.op in VARIABLES:
             return tuple(node.attrs["shape"])
@@ -279,7 +276,6 @@ class Builder:
         return self.names.for_node(node.name, node.op.lower())
 
     def _named(self, tensor: Tensor) -> str:
-        """Return the names of the variables that a tensor is computed from."""
         return ", ".join(sorted(self.variables[k].name for k in self.graph.variables_of(tensor)))
 
     def _number(self, tensor: Tensor, depth: int = 0) -> np.ndarray:

@@ -51,7 +51,6 @@ class Signature:
 
 
 def choose_graph(saved_model: Any) -> Any:
-    """Return the MetaGraph for inference."""
     graphs = list(saved_model.meta_graphs)
     if not graphs:
         raise CheckpointError("the SavedModel is empty: it holds no graph")
@@ -66,7 +65,6 @@ def choose_graph(saved_model: Any) -> Any:
 
 
 def choose_signature(meta_graph: Any) -> Signature:
-    """Return the signature for predictions."""
     usable = {
         name: message
         for name, message in sorted(meta_graph.signature_def.items())
@@ -182,7 +180,6 @@ class Variable:
 
     @property
     def role(self) -> str:
-        """Its role in the layer: `kernel`."""
         return self.name.rpartition("/")[2]
 
 

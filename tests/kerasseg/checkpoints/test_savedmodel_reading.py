@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
 import kerasseg
-from kerasseg.checkpoints.savedmodel.affine import Root, expand
 from kerasseg.checkpoints.savedmodel.allowed import NETWORK
 from kerasseg.checkpoints.savedmodel.arithmetic import Dim, evaluate
 from kerasseg.checkpoints.savedmodel.bundle import read_index
+from kerasseg.checkpoints.savedmodel.fuse_norms import Root, expand
 from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
 from kerasseg.checkpoints.savedmodel.layers import WEIGHTED
 from kerasseg.checkpoints.savedmodel.messages import constant, operation

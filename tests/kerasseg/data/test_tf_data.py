@@ -25,7 +25,7 @@ from kerasseg.metrics import SoftDice
 from kerasseg_tfrecords import load_manifest, prepare, read_records
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.records.manifest import PrepareOptions
-from kerasseg_tfrecords.records.random_access import ShardRecords
+from kerasseg_tfrecords.records.shards import ShardRecords
 
 OPTIONS = PrepareOptions(size=32, split="60/20/20", records_per_shard=4)
 TOLERANCE = 5e-5  # float32

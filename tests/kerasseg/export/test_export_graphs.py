@@ -11,8 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasseg import MaskRule, postprocess
-from kerasseg.export.mask_graph import postprocess_all
-from kerasseg.export.savedmodel_format import fit_images, restore_all
+from kerasseg.export.savedmodel_format import fit_images, postprocess_all, restore_all
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, intensity_window, restore
 
 SIZE = 32

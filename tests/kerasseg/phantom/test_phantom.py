@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 import kerasseg
 from kerasseg.phantom.anatomy import CLASSES, TISSUES, Anatomy, head
-from kerasseg.phantom.files import mat_bytes
-from kerasseg.phantom.slices import phantom_slice
+from kerasseg.phantom.slices import mat_bytes, phantom_slice
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.sources import find_items, read_item
 from kerasseg_tfrecords.sources.base import SourceOptions

@@ -11,7 +11,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from kerasseg.prediction.inputs import open_unit, plan_units
-from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.base import Item, SourceOptions
 from kerasseg_tfrecords.sources.unlabelled import ImageInput, list_images
 

@@ -20,8 +20,7 @@ from evaluations import CLASSES, HOSTILE, Slices, evaluation
 from kerasseg.evaluation.joined import SlicePicture
 from kerasseg.evaluation.schema import Evaluation, Mean
 from kerasseg.report.charts import Line, Span, interval_chart, line_chart, strip_chart, ticks
-from kerasseg.report.evaluation import write_report
-from kerasseg.report.examples import choose
+from kerasseg.report.evaluation import choose, write_report
 from kerasseg.report.overlays import close_up, outline_path
 from kerasseg.report.sections import ThresholdCurve
 from kerasseg.report.wording import gain_sentence, share, stages_with_effect

@@ -27,14 +27,14 @@ from kerasseg.evaluation.predictions import predict_split
 from kerasseg.evaluation.schema import Evaluation, read_evaluation
 from kerasseg.evaluation.targets import Goal
 from kerasseg.evaluation.test_use_log import LOOKS, count_looks, record_look
-from kerasseg.phantom.files import write_phantoms
+from kerasseg.phantom.slices import write_phantoms
 from kerasseg.postprocessing import MaskRule
 from kerasseg.report.evaluation import write_report
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import load_threshold
 from kerasseg.workflows import evaluate as workflow
 from kerasseg.workflows.evaluate import Extras, evaluate_run, evaluation_folder, seen_in_training
-from kerasseg_cli.evaluate_display import summary
+from kerasseg_cli.evaluate import summary
 from kerasseg_tfrecords import prepare, read_records
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import lock

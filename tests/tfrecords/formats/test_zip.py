@@ -18,8 +18,8 @@ import pytest
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats import zip as archives
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.zip import list_archive
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.tree import open_tree, read_bytes
 from kerasseg_tfrecords.workers import ordered_map
 

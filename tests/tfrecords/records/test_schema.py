@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.records.parsing import parse_batch
-from kerasseg_tfrecords.records.record import (
+from kerasseg_tfrecords.records.schema import (
+    FEATURES,
     Payload,
     SliceFacts,
+    decode,
+    encode,
     pack_mask,
     pack_native_mask,
     unpack_mask,
     unpack_native_mask,
 )
-from kerasseg_tfrecords.records.schema import FEATURES, decode, encode
 from kerasseg_tfrecords.records.shards import framed, read_shard, write_shard
 
 FACTS = SliceFacts(

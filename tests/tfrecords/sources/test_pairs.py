@@ -473,7 +473,7 @@ def test_other_files_are_left_out_with_their_reason(tmp_path: Path) -> None:
 
 def test_many_files_are_paired_fast(tmp_path: Path) -> None:
     # Quadratic pairing would take minutes here; nothing is timed, because the machine may be busy.
-    from kerasseg_tfrecords.formats.location import Location
+    from kerasseg_tfrecords.slices import Location
     from kerasseg_tfrecords.sources.roles import name_files, pair_by_name
 
     names = [f"{folder}/{number}.png" for number in range(20_000) for folder in ("train/images", "masks")]

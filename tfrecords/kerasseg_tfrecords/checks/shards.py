@@ -24,7 +24,7 @@ from kerasseg_tfrecords.records.manifest import (
     load_manifest,
     tumour_warnings,
 )
-from kerasseg_tfrecords.records.record import Record
+from kerasseg_tfrecords.records.schema import Record
 from kerasseg_tfrecords.splitting.duplicates import find_duplicates
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, load
@@ -86,12 +86,7 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """What was found in one shard.
-
-    Attributes:
-        before, after: Errors of the file before and after those of its records.
-        records: Id, group, fingerprint and errors of each record.
-    """
+    """What was found in one shard."""
 
     before: tuple[str, ...]
     records: tuple[tuple[str, str, Fingerprint, tuple[str, ...]], ...]
@@ -148,11 +143,7 @@ def verify(
 
 
 def check_files(folder: Path | str) -> tuple[str, ...]:
-    """Check only that all files of a shard directory exist and have not changed; return one line for each error.
-
-    Raises:
-        DataError: As `verify`.
-    """
+    """Check only that all files of a shard directory exist and have not changed; return one line for each error."""
     root = Path(folder)
     manifest = load_manifest(root)
     state = _State()

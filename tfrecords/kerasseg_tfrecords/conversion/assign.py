@@ -65,7 +65,6 @@ class Arrangement:
     notes: tuple[str, ...]
 
     def rows(self) -> list[SplitRow]:
-        """Return the rows of `splits.csv`."""
         return [
             SplitRow(
                 slice_id=piece.facts.slice_id,
@@ -89,11 +88,7 @@ def arrange(
     exclude_overlap: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Arrangement:
-    """Choose class, group and split of every slice; deterministic and independent of their order.
-
-    Raises:
-        DataError: No split can be made, or `splits` does not fit the slices.
-    """
+    """Choose class, group and split of every slice; deterministic and independent of their order."""
     if progress:
         progress("compare", 0, 1)
     ids = [piece.facts.slice_id for piece in slices]
@@ -282,12 +277,7 @@ def _frozen(
 def check_request(
     options: PrepareOptions, splits: Path | str | None = None, exclude_overlap: Path | str | None = None
 ) -> None:
-    """Check the options that can be checked before any slice is read.
-
-    Raises:
-        UsageError: An option is invalid.
-        DataError: `splits` or `exclude_overlap` cannot be read.
-    """
+    """Check the options that can be checked before any slice is read."""
     Shares.parse(options.split)
     if options.classes is not None and len(set(options.classes)) != max(1, len(options.classes)):
         raise UsageError(

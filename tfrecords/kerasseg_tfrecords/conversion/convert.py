@@ -11,7 +11,7 @@ from kerasseg_tfrecords.checks.raw_data import check_slice
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, fit_mask, intensity_window
 from kerasseg_tfrecords.isolation import out_of_memory, working_on
-from kerasseg_tfrecords.records.record import Payload, SliceFacts, pack_mask, pack_native_mask
+from kerasseg_tfrecords.records.schema import Payload, SliceFacts, pack_mask, pack_native_mask
 from kerasseg_tfrecords.slices import Reading, Slice
 from kerasseg_tfrecords.sources import read_item
 from kerasseg_tfrecords.sources.base import Item, LeftOut, NotASlice, SourceOptions
@@ -20,13 +20,7 @@ from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, fingerprint
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Options of the conversion.
-
-    Attributes:
-        size: Side of the stored image in pixels.
-        intensity: Name of the intensity rule.
-        source: Options of the readers.
-    """
+    """Options of the conversion."""
 
     size: int
     intensity: IntensityRule

@@ -31,7 +31,7 @@ from kerasseg_tfrecords.records.manifest import (
     dataset_fingerprint,
     load_manifest,
 )
-from kerasseg_tfrecords.records.random_access import ShardRecords, check_hashes
+from kerasseg_tfrecords.records.shards import ShardRecords, check_hashes
 from kerasseg_tfrecords.splitting.optimise import apportion
 from kerasseg_tfrecords.splitting.split import SPLITS, Shares, count_slices, leaks, worst_deviation
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, dump, load
@@ -88,14 +88,6 @@ def write_folds(shards: Path | str, targets: Sequence[Path], seed: int = 42) -> 
 
     Folds that already exist and hold the same slices are kept, so that an interrupted call can be repeated.
 
-    Args:
-        shards: Written by `prepare`; its training and validation slices are used.
-        targets: The shard directory of each fold.
-        seed: Seed of the search for the folds.
-
-    Returns:
-        The manifest of each fold.
-
     Raises:
         DataError: Shards are missing or damaged, or a target holds another fold.
         UsageError: Fewer groups than folds.
@@ -147,7 +139,6 @@ def _has_both(source: Manifest) -> bool:
 
 
 def _options(source: Manifest, folds: int, seed: int) -> PrepareOptions:
-    """Return the options of the source with the shares of the folds."""
     by = "patient" if source.options.split_by == "slice" else source.options.split_by
     shares = f"{100 * (folds - 1) / folds:g}/{100 / folds:g}/0"
     return source.options.model_copy(update={"split": shares, "split_by": by, "seed": seed})

@@ -26,7 +26,6 @@ class ListedInput:
 
 
 def source_options(options: PrepareOptions) -> SourceOptions:
-    """Select the options of the readers."""
     return SourceOptions(
         classes=options.classes,
         plane=options.plane,

@@ -23,7 +23,7 @@ from kerasseg_tfrecords.conversion.inputs import ListedInput, list_inputs, sourc
 from kerasseg_tfrecords.conversion.staging import Chunk, Spooled, Task, run_task, tasks
 from kerasseg_tfrecords.conversion.write import make_manifest, write_index, write_shards
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, UsageError
-from kerasseg_tfrecords.files import atomic_folder, explain_os_error, lock
+from kerasseg_tfrecords.files import atomic_folder, lock, make_folder
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, PrepareOptions
 from kerasseg_tfrecords.sources.base import LeftOut
 from kerasseg_tfrecords.sources.tree import open_tree
@@ -90,10 +90,7 @@ def prepare(
     _check_target(target, roots, overwrite=overwrite)
     if cluster is not None:
         roots, target = [root.absolute() for root in roots], target.absolute()
-    with (
-        _work_folder(target) as work,
-        choose_pool(jobs, cluster, reads=roots, writes=work / "spool") as pool,
-    ):
+    with _work_folder(target) as work, choose_pool(jobs, cluster, reads=roots, writes=work / "spool") as pool:
         listed = list_inputs(roots, options, hidden=(target, _partial(target)))
         for root, entry in zip(roots, listed, strict=True):
             _LOG.info("%s: %d items, read as %s", root, len(entry.items), entry.format or "nothing")
@@ -160,10 +157,7 @@ def _check_target(target: Path, roots: Sequence[Path], *, overwrite: bool) -> No
 def _work_folder(target: Path) -> Iterator[Path]:
     """Lock `OUT.partial`. A failed run leaves it if it holds converted slices, so that the next run continues."""
     work = _partial(target)
-    try:
-        (work / "spool").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, work) from error
+    make_folder(work / "spool")
     with lock(work / "lock", "shards"):
         try:
             yield work

@@ -31,7 +31,7 @@ from kerasseg_tfrecords.conversion.convert import Conversion, Failure, convert_i
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import Problem
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
-from kerasseg_tfrecords.records.record import Payload, SliceFacts
+from kerasseg_tfrecords.records.schema import Payload, SliceFacts
 from kerasseg_tfrecords.sources.base import Item, LeftOut
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint
 
@@ -63,12 +63,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A slice whose payload is in the spool.
-
-    Attributes:
-        facts: Everything but the pixels.
-        place: Where the pixels are.
-    """
+    """A slice whose payload is in the spool."""
 
     facts: SliceFacts
     place: Place
@@ -195,12 +190,14 @@ def _facts(state: dict[str, object]) -> SliceFacts:
     return SliceFacts(**state, spacing=tuple(spacing), notes=tuple(notes))  # type: ignore[arg-type]
 
 
+_MOST_OPEN = 128
+
+
 class SpoolReader:
     """Read payloads in any order, with a limited number of open files."""
 
-    def __init__(self, folder: Path, most_open: int = 128) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._most_open = most_open
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def __enter__(self) -> SpoolReader:
@@ -213,12 +210,11 @@ class SpoolReader:
             self._open.clear()
 
     def read(self, place: Place) -> Payload:
-        """Read the payload of one slice."""
         descriptor = self._open.pop(place.key, None)
         if descriptor is None:
             descriptor = os.open(self._folder / f"{place.key}.bin", os.O_RDONLY)
         self._open[place.key] = descriptor
-        if len(self._open) > self._most_open:
+        if len(self._open) > _MOST_OPEN:
             os.close(self._open.popitem(last=False)[1])
         data = os.pread(descriptor, sum(place.lengths), place.offset)
         image, mask = place.lengths[0], place.lengths[1]

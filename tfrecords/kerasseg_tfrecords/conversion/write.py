@@ -29,7 +29,7 @@ from kerasseg_tfrecords.records.manifest import (
     dataset_fingerprint,
     tumour_warnings,
 )
-from kerasseg_tfrecords.records.record import Payload, SliceFacts
+from kerasseg_tfrecords.records.schema import Payload, SliceFacts
 from kerasseg_tfrecords.sources.base import LeftOut
 from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.splitting.splits_file import dump
@@ -39,15 +39,7 @@ from kerasseg_tfrecords.workers import Pool
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A file to write, with all that its records need.
-
-    Attributes:
-        spool, root: The folder of the payloads, and the shard directory.
-        name: Path in the shard directory.
-        label, index: Class of all records, and its number.
-        channels: 1 or 3.
-        records: Place, facts and group of each record.
-    """
+    """A file to write, with all that its records need."""
 
     spool: Path
     root: Path

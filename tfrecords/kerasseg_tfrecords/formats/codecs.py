@@ -58,12 +58,6 @@ def codec_messages(heard: list[str], pattern: re.Pattern[str] = _CODEC) -> Itera
 def decode(data: bytes, name: str, kind: str, pages: int = 1) -> list[NDArray[Any]]:
     """Decode the pages of a picture file: (height, width) or (height, width, 3 or 4) in BGR(A) order.
 
-    Args:
-        data: Content of the file.
-        name: File name for messages.
-        kind: "PNG", "JPEG" or "TIFF", for messages.
-        pages: Number of pages in the file.
-
     Raises:
         DataError: The file cannot be decoded, or the decoder found it damaged.
     """

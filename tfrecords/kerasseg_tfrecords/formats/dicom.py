@@ -118,9 +118,6 @@ def read_dicom(data: bytes, name: str, max_pixels: int, frame: int = -1) -> Dico
         name: File name for messages.
         max_pixels: Larger images are refused before they are decoded.
         frame: Frame to decode; -1 if the file should have only one.
-
-    Raises:
-        DataError: As `read_dicom_frames`, or the pixels cannot be decoded.
     """
     dataset = _open(data, name)
     header = _chosen(_headers(dataset, name, max_pixels), name, frame)

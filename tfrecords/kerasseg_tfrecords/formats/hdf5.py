@@ -106,7 +106,6 @@ def open_child(group: Any, child: str, name: str) -> Any:
 
 
 def is_group(opened: Any) -> bool:
-    """Whether an object from `open_child` is a group."""
     return isinstance(opened, h5g.GroupID)
 
 
@@ -275,11 +274,7 @@ def _unshuffled(data: bytes, itemsize: int) -> bytes:
 
 
 def read_text(dataset: Any, child: str, name: str, *, max_length: int = 1024) -> str:
-    """Read a short text: an array of UTF-16 codes (MATLAB), an HDF5 string, or a number; "" if empty.
-
-    Raises:
-        DataError: It is not a text or number, or longer than `max_length` characters.
-    """
+    """Read a short text: an array of UTF-16 codes (MATLAB), an HDF5 string, or a number; "" if empty."""
     if not isinstance(dataset, h5d.DatasetID):
         raise DataError(f"{child} is not a text", path=name, found="a group", expected="text or a number")
     if dataset.get_type().get_class() == h5t.STRING:

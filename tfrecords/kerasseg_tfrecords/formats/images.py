@@ -39,9 +39,6 @@ class Picture:
 def decode_picture(data: bytes, name: str, max_pixels: int) -> Picture:
     """Decode a picture file with one page; see `decode_pages`.
 
-    Raises:
-        DataError: As `decode_pages`, or the file has several pages.
-
     Example:
         >>> import cv2, numpy as np
         >>> file = cv2.imencode(".png", np.full((2, 3, 3), 7, np.uint8))[1].tobytes()

@@ -195,11 +195,7 @@ def _finite(stored: NDArray[Any], name: str) -> tuple[NDArray[Any], tuple[str, .
 
 
 def read_header(data: bytes, name: str, *, pair: bool = False) -> Any:
-    """Read the nibabel header of a .nii or .nii.gz file, or of a .hdr file if `pair` is set.
-
-    Raises:
-        DataError: The file is not NIfTI (or Analyze, for a pair), or is damaged.
-    """
+    """Read the nibabel header of a .nii or .nii.gz file, or of a .hdr file if `pair` is set."""
     start = unpack(data, name, _HEADER, to_the_end=False) if is_gzip(data) else data[:_HEADER]
     known = is_nifti(start)
     if not known and not (pair and {int.from_bytes(start[:4], order) for order in ("little", "big")} & {348}):

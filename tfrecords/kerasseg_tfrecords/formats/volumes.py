@@ -27,7 +27,6 @@ _DATA_FILE = re.compile(rb"(?:ElementDataFile|data ?file)\s*[=:]\s*(\S*)", re.IG
 
 
 def is_volume(start: bytes, suffix: str) -> bool:
-    """Whether a file with this suffix and these first bytes can be a volume."""
     if suffix in {".nii", ".nii.gz"}:
         return is_nifti(start)
     magic = {".mha": b"ObjectType", ".nrrd": b"NRRD", ".mgz": b"\x1f\x8b", ".mgh": b"\x00\x00\x00\x01"}.get(suffix)
@@ -48,9 +47,6 @@ def open_volume(
         max_voxels: Larger volumes are refused before they are unpacked.
         channel: Channel to read; -1 if the volume should have only one.
         pair: Content of the .img file that belongs to a .hdr file.
-
-    Raises:
-        DataError: As `read_volume`, or SimpleITK is needed and not installed.
     """
     if suffix in {".mgh", ".mgz"}:
         return _read_mgh(data, name, max_voxels, channel)

@@ -52,11 +52,7 @@ def member_names(path: Path) -> list[str]:
 
 @isolated
 def read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Return those of the named small members that a `.keras` archive has, after a check of the whole archive.
-
-    Raises:
-        CheckpointError: The archive is damaged, unsafe, or not a `.keras` file.
-    """
+    """Return those of the named small members that a `.keras` archive has, after a check of the whole archive."""
     working_on(str(path), _SECONDS)
     with _opened_archive(path) as archive:
         found = set(archive.namelist())
@@ -224,7 +220,6 @@ def _refused(what: str, name: str, *, found: object = None, expected: object = N
 
 
 def _texts(item: Any) -> Iterator[tuple[str, str | list[str]]]:
-    """Yield the attributes that are texts or lists of texts."""
     for name in item.attrs:
         try:
             value = item.attrs[name]
@@ -237,5 +232,4 @@ def _texts(item: Any) -> Iterator[tuple[str, str | list[str]]]:
 
 
 def decoded(value: object) -> str:
-    """Return an attribute value as text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

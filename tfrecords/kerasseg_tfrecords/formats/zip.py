@@ -24,8 +24,8 @@ from pathlib import Path
 
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.files import temporary_space
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.isolation import working_on
+from kerasseg_tfrecords.slices import Location
 
 MAX_DEPTH = 4  # levels of nested archives
 MAX_ARCHIVES = 1_000  # archives inside one archive, at all levels
@@ -147,11 +147,7 @@ def _opened(path: Path, chain: tuple[str, ...], signature: tuple[int, ...]) -> t
 
 
 def open_zip(path: Path, most: int) -> zipfile.ZipFile:
-    """Open a zip archive that has about `most` members at most.
-
-    Raises:
-        DataError: It has more.
-    """
+    """Open a zip archive that has about `most` members at most."""
     return _zip_in(_outer_window(path), most)
 
 
@@ -243,10 +239,6 @@ def _refusal(info: zipfile.ZipInfo) -> tuple[str, str] | None:
 
 def list_archive(path: Path, name: str) -> ArchiveListing:
     """List all files in the zip at `path` and in zips inside it, except hidden and system files.
-
-    Args:
-        path: The archive on disk.
-        name: Prefix of the names of its members, such as `official.zip`.
 
     Raises:
         DataError: The archive itself cannot be used. Problems of single members are in the listing.

@@ -145,11 +145,7 @@ def detect(tree: Tree) -> Source:
 
 
 def find_items(tree: Tree, options: SourceOptions, format_name: str | None = None) -> Listing:
-    """List the items of a tree in the named or detected format; problems of the tree itself are included.
-
-    Raises:
-        DataError: The format is unknown, or the tree has no files of it.
-    """
+    """List the items of a tree in the named or detected format; problems of the tree itself are included."""
     listing, crashed = surviving(_find_items, tree, options, format_name)
     return replace(listing, problems=(*crashed, *listing.problems))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from kerasseg_tfrecords.errors import DataError, Problem
-from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.slices import Location
 
 if TYPE_CHECKING:
     from kerasseg_tfrecords.slices import Reading

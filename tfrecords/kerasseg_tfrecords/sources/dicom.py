@@ -10,10 +10,9 @@ from collections import Counter, defaultdict
 
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.formats.dicom import DicomHeader, read_dicom, read_dicom_frames, read_dicom_header
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_dicom
 from kerasseg_tfrecords.isolation import isolated, out_of_memory
-from kerasseg_tfrecords.slices import Reading, Slice
+from kerasseg_tfrecords.slices import Location, Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
 from kerasseg_tfrecords.sources.roles import patient_of, stem_of
 from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
@@ -93,7 +92,6 @@ SOURCE = DicomSource()
 
 @isolated
 def read_header(item: Item, options: SourceOptions) -> DicomHeader:
-    """Read the header of one frame."""
     data = read_bytes(item.files[0], limit=file_limit(options))
     return read_dicom_header(data, item.name, options.max_pixels, item.page)
 

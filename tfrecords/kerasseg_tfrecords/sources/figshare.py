@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.classes import class_name, unknown_class
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats import hdf5, matlab5
-from kerasseg_tfrecords.formats.location import Location
-from kerasseg_tfrecords.slices import Reading, Slice
+from kerasseg_tfrecords.slices import Location, Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, NotASlice, SourceOptions
 from kerasseg_tfrecords.sources.roles import patient_of
 from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, read_bytes, suffix_of

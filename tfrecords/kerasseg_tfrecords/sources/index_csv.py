@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kerasseg_tfrecords.errors import DataError, Problem
-from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.roles import Named, split_name, without_suffix
 from kerasseg_tfrecords.sources.tree import read_bytes
 from kerasseg_tfrecords.tables import parse_csv
@@ -50,13 +50,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Content of an index table.
-
-    Attributes:
-        rows: In the order of the table.
-        names_masks: Whether it has a column for masks; otherwise masks are found by file name.
-        problems: Rows that cannot be used.
-    """
+    """Content of an index table."""
 
     rows: tuple[Row, ...]
     names_masks: bool
@@ -122,10 +116,6 @@ def read_index(table: Location, pictures: Iterable[Named]) -> Index | None:
 
     Columns are recognised by many names (`image_path`, `filename`, `class`, `patient_id`, ...); others are ignored. Paths
     are relative to the folder of the table or to the input; paths of another machine are found by a unique end.
-
-    Args:
-        table: A .csv or .tsv file.
-        pictures: The files that rows may refer to.
 
     Returns:
         The index; None if the table has no column for images, or refers to none of the files.

@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.nifti import Volume
 from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
 from kerasseg_tfrecords.formats.volumes import is_volume, open_volume
 from kerasseg_tfrecords.isolation import isolated, working_on
-from kerasseg_tfrecords.slices import Reading, Slice
+from kerasseg_tfrecords.slices import Location, Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, partner_error
 from kerasseg_tfrecords.sources.labelling import label_files
 from kerasseg_tfrecords.sources.nifti_cases import Case, find_cases
@@ -60,7 +59,6 @@ class NiftiSource:
         return share if real else share / 9
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
-        """Return one item for each case."""
         _check_plane(options.plane)
         found = find_cases(tree, options)
         labels = label_files([case.image.name for case in found.cases], options.classes, root=tree.root.name)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import DataError, Problem, UsageError
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import VOLUME_SUFFIXES
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.roles import folder_role, split_name, stem_of, without_suffix
 from kerasseg_tfrecords.sources.tree import Tree, read_bytes

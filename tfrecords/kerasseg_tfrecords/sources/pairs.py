@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.classes import class_name
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.formats.images import Picture, decode_pages, decode_picture, to_slice, upright
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_picture
-from kerasseg_tfrecords.slices import Reading, Slice
+from kerasseg_tfrecords.slices import Location, Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit, partner_error
 from kerasseg_tfrecords.sources.index_csv import Index, Row, read_index
 from kerasseg_tfrecords.sources.labelling import label_files

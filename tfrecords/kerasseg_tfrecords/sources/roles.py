@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from kerasseg_tfrecords.errors import Problem, UsageError
-from kerasseg_tfrecords.formats.location import Location
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.base import SourceOptions
 
 _IMAGE_FOLDER = re.compile(r"(jpeg)?(images?|imgs?|inputs?|scans?)(tr|ts|va)?")
@@ -110,14 +110,7 @@ def name_file(location: Location, *, use_folders: bool = True) -> Named:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Result of `pair_by_name`.
-
-    Attributes:
-        pairs: Each image with its mask, or with several masks to be united.
-        alone: Images without a mask.
-        unused: Masks without an image.
-        problems: Files with ambiguous names, which are in none of the other lists.
-    """
+    """Result of `pair_by_name`."""
 
     pairs: tuple[tuple[Location, tuple[Location, ...]], ...]
     alone: tuple[Location, ...]
@@ -329,7 +322,8 @@ def stem_of(name: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def compiled_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile `--patient-pattern`."""
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -339,16 +333,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def patient_of(name: str, options: SourceOptions) -> str:
     r"""Find the patient in an item's name by the user's pattern: group 1, or the whole match; "" without a match.
 
-    Raises:
-        UsageError: The pattern is not a valid regular expression.
-
     Example:
         >>> patient_of("p12/slice_3.png", SourceOptions(patient_pattern=r"p(\d+)"))
         '12'
     """
     if options.patient_pattern is None:
         return ""
-    match = _compiled(options.patient_pattern).search(name)
+    match = compiled_pattern(options.patient_pattern).search(name)
     if match is None:
         return ""
     return (match.group(1) if match.re.groups else match.group(0)) or ""

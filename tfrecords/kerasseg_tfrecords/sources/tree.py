@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import HEAD_BYTES, PICTURE_SUFFIXES
 from kerasseg_tfrecords.formats.zip import is_hidden, list_archive, read_member, shown
 from kerasseg_tfrecords.isolation import call, isolated, working_on
+from kerasseg_tfrecords.slices import Location
 
 R = TypeVar("R")
 IMAGE_SUFFIXES = frozenset({".dcm", *PICTURE_SUFFIXES})

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem
-from kerasseg_tfrecords.formats.location import Location
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
+from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources import SOURCES, source_for
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of, surviving
@@ -26,16 +26,7 @@ _MAGIC = frozenset("*?[")
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """The images of one input.
-
-    Attributes:
-        name: Short name, unique among the inputs.
-        root: The folder or file; for single files, their folder.
-        items: Each has the image only.
-        problems: Files that cannot be used, by their names within the input.
-        left_out: Files that are not images, with the reason.
-        notes: Sentences about the listing.
-    """
+    """The images of one input."""
 
     name: str
     root: Path

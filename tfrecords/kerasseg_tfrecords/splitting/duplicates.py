@@ -95,27 +95,13 @@ class Overlap:
     left_out: tuple[int, ...]
 
 
-def find_duplicates(
-    prints: Fingerprints,
-    *,
-    min_correlation: float = MIN_CORRELATION,
-    hash_radius: float = HASH_RADIUS,
-    min_variance: float = MIN_VARIANCE,
-    max_share: float = MAX_SHARE,
-) -> DuplicateReport:
+def find_duplicates(prints: Fingerprints, *, max_share: float = MAX_SHARE) -> DuplicateReport:
     """Find slices that are copies of one another; the report has indices into `prints`.
 
-    Two slices are near-equal if, in one of the eight orientations, their hashes are within `hash_radius` and their details
-    correlate at `min_correlation` or more. A cluster is a connected set of near-equal slices. If it holds more than
+    Two slices are near-equal if, in one of the eight orientations, their hashes are within `HASH_RADIUS` and their details
+    correlate at `MIN_CORRELATION` or more. A cluster is a connected set of near-equal slices. If it holds more than
     `max_share` of the data and no slice in it is near-equal to all others, it is a chain (thin neighbouring slices, each
     like the next): it is reported but not merged. A hundred copies of one slice are a cluster.
-
-    Args:
-        prints: Fingerprints of n slices.
-        min_correlation: In (0, 1].
-        hash_radius: In (0, 2).
-        min_variance: Grey levels squared; slices below are not compared at all.
-        max_share: In (0, 1].
 
     Example:
         >>> from kerasseg_tfrecords.splitting.fingerprints import fingerprint
@@ -124,23 +110,19 @@ def find_duplicates(
         >>> find_duplicates(prints).pairs
         (Pair(first=0, second=1, kind='near', correlation=1.0, orientation='mirrored'),)
     """
-    usable = prints.variances >= min_variance
+    usable = prints.variances >= MIN_VARIANCE
     copies = _equal_pixels(prints, np.flatnonzero(usable))
     members = np.array(list(copies), np.int64)
     chosen = prints.hashes[members]
-    found = HashIndex(chosen).near(chosen, hash_radius).once()
-    near = _confirm(prints, prints, members[found.first], members[found.second], found.orientation, min_correlation)
+    found = HashIndex(chosen).near(chosen, HASH_RADIUS).once()
+    near = _confirm(prints, prints, members[found.first], members[found.second], found.orientation)
     equal = [Pair(first, other, "equal", 1.0, ORIENTATIONS[0]) for first, others in copies.items() for other in others]
 
     clusters: list[tuple[int, ...]] = []
     chains: list[tuple[int, ...]] = []
     for component in _components(copies, near):
         everyone = tuple(sorted(slice_ for first in component for slice_ in (first, *copies[first])))
-        if (
-            len(everyone) > max_share * len(prints)
-            and len(component) > 2
-            and not _has_hub(component, near, prints, min_correlation)
-        ):
+        if len(everyone) > max_share * len(prints) and len(component) > 2 and not _has_hub(component, near, prints):
             chains.append(everyone)
             clusters += [(first, *copies[first]) for first in component if copies[first]]
         elif len(everyone) > 1:
@@ -155,20 +137,12 @@ def find_duplicates(
     )
 
 
-def overlap(
-    prints: Fingerprints,
-    others: Fingerprints,
-    *,
-    min_correlation: float = MIN_CORRELATION,
-    hash_radius: float = HASH_RADIUS,
-    min_variance: float = MIN_VARIANCE,
-) -> Overlap:
-    """Find slices of which another data set holds copies.
+def overlap(prints: Fingerprints, others: Fingerprints) -> Overlap:
+    """Find slices of which another data set holds copies, by the criteria of `find_duplicates`.
 
-    The other arguments are those of `find_duplicates`. The result has the best match of each slice in `prints`: equal
-    pixels, else the highest correlation.
+    The result has the best match of each slice in `prints`: equal pixels, else the highest correlation.
     """
-    mine, theirs = np.flatnonzero(prints.variances >= min_variance), np.flatnonzero(others.variances >= min_variance)
+    mine, theirs = np.flatnonzero(prints.variances >= MIN_VARIANCE), np.flatnonzero(others.variances >= MIN_VARIANCE)
     known: dict[bytes, int] = {}
     for index in theirs.tolist():
         known.setdefault(others.digests[index].tobytes(), index)
@@ -176,14 +150,14 @@ def overlap(
     matches = [Pair(index, other, "equal", 1.0, ORIENTATIONS[0]) for index, other in equal.items() if other >= 0]
 
     rest = np.array([index for index, other in equal.items() if other < 0], np.intp)
-    found = HashIndex(others.hashes[theirs]).near(prints.hashes[rest], hash_radius)
-    near = _confirm(prints, others, rest[found.first], theirs[found.second], found.orientation, min_correlation)
+    found = HashIndex(others.hashes[theirs]).near(prints.hashes[rest], HASH_RADIUS)
+    near = _confirm(prints, others, rest[found.first], theirs[found.second], found.orientation)
     best: dict[int, Pair] = {}
     for pair in sorted(near, key=lambda pair: (pair.first, -pair.correlation, pair.second)):
         best.setdefault(pair.first, pair)
     return Overlap(
         matches=tuple(sorted([*matches, *best.values()])),
-        left_out=tuple(np.flatnonzero(~(prints.variances >= min_variance)).tolist()),
+        left_out=tuple(np.flatnonzero(~(prints.variances >= MIN_VARIANCE)).tolist()),
     )
 
 
@@ -233,7 +207,6 @@ def _confirm(
     first: NDArray[np.int64],
     second: NDArray[np.int64],
     orientation: NDArray[np.int64],
-    min_correlation: float,
 ) -> list[Pair]:
     """Return the candidates whose details correlate, each pair once with its best orientation."""
     best: dict[tuple[int, int], tuple[float, int]] = {}
@@ -242,7 +215,7 @@ def _confirm(
         for start in range(0, len(rows), _CHUNK):
             a, b = first[rows[start : start + _CHUNK]], second[rows[start : start + _CHUNK]]
             values = _correlate(prints.details[a], turn_details(others.details[b], how))
-            for k in np.flatnonzero(values >= min_correlation):
+            for k in np.flatnonzero(values >= MIN_CORRELATION):
                 pair, value = (int(a[k]), int(b[k])), round(float(values[k]), 6)
                 if value > best.get(pair, (-1.0, 0))[0]:
                     best[pair] = value, how
@@ -271,7 +244,7 @@ def _components(members: Iterable[int], near: Sequence[Pair]) -> list[list[int]]
     return list(sets.values())
 
 
-def _has_hub(component: Sequence[int], near: Sequence[Pair], prints: Fingerprints, min_correlation: float) -> bool:
+def _has_hub(component: Sequence[int], near: Sequence[Pair], prints: Fingerprints) -> bool:
     """Whether one slice is near-equal to all others, so that they are its copies rather than a chain."""
     inside = set(component)
     links = Counter(end for pair in near if pair.first in inside for end in (pair.first, pair.second))
@@ -284,6 +257,5 @@ def _has_hub(component: Sequence[int], near: Sequence[Pair], prints: Fingerprint
         np.full(len(others) * ways, hub, np.int64),
         np.repeat(others, ways),
         np.tile(np.arange(ways), len(others)),
-        min_correlation,
     )
     return len(copies) == len(others)

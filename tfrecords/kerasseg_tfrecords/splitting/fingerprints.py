@@ -119,12 +119,10 @@ class Fingerprints:
     variances: NDArray[np.float32]
 
     def __len__(self) -> int:
-        """Number of slices."""
         return len(self.digests)
 
     @classmethod
     def of(cls, prints: Iterable[Fingerprint]) -> Fingerprints:
-        """Collect single fingerprints."""
         rows = list(prints)
         details = np.empty((len(rows), SIDE, SIDE), np.int8)
         hashes = np.empty((len(rows), HASH_SIZE), np.int8)
@@ -151,7 +149,6 @@ class FingerprintFile:
         path.write_bytes(b"")
 
     def add(self, prints: Iterable[Fingerprint]) -> None:
-        """Append fingerprints."""
         with self._path.open("ab") as stream:
             for one in prints:
                 stream.write(one.detail.tobytes())
@@ -160,7 +157,6 @@ class FingerprintFile:
                 self._variances.append(one.variance)
 
     def fingerprints(self, chosen: Sequence[int]) -> Fingerprints:
-        """Return the fingerprints with these indices."""
         rows = np.asarray(chosen, np.int64)
         return Fingerprints(
             digests=np.frombuffer(bytes(self._digests), dtype=f"V{_DIGEST}")[rows],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.sources.roles import compiled_pattern
 
 _TCGA = re.compile(r"TCGA[-_][A-Za-z0-9]{2}[-_][A-Za-z0-9]{4}", re.IGNORECASE)
 _CHENG = re.compile(r"((?:MR)?[0-9]+)[A-Za-z]+")
@@ -23,10 +24,7 @@ def compile_pattern(text: str) -> re.Pattern[str]:
         >>> group_of("sub-07_ses-2", compile_pattern(r"(sub-\d+)_.*"))
         'sub-07'
     """
-    try:
-        pattern = re.compile(text)
-    except re.error as error:
-        raise UsageError(f"--patient-pattern {text!r} is not a valid regular expression: {error}") from error
+    pattern = compiled_pattern(text)
     if pattern.groups < 1:
         raise UsageError(
             f"--patient-pattern {text!r} does not say which part of the id is the patient",

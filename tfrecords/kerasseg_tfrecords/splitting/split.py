@@ -117,11 +117,6 @@ class Split:
         """The largest deviation in the table, in percentage points; 0 without slices."""
         return max((abs(cell.deviation) for cell in self.table), default=0.0)
 
-    @property
-    def worst_cell(self) -> SplitCell | None:
-        """The cell with the largest deviation."""
-        return max(self.table, key=lambda cell: abs(cell.deviation), default=None)
-
 
 def split_by_group(
     labels: Sequence[str], groups: Sequence[str], shares: Shares, seed: int, tumours: Sequence[bool] | None = None
@@ -159,7 +154,7 @@ def split_by_group(
     if len(names) < len(used):
         raise UsageError(
             f"{count_of(len(names), 'patient group')} cannot be split into {len(used)} parts",
-            found=_few(names),
+            found=", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else ""),
             remedy="Use --split-by slice to ignore patients (a patient's slices may then end up in several splits), or "
             "--split 100/0/0 for a single split.",
         )
@@ -369,10 +364,6 @@ def _empty_cells(table: Sequence[SplitCell], counts: NDArray[np.int64], classes:
             heads = count_of(int((column > 0).sum()), "patient group")
             notes.append(f"Class {label!r} has slices of only {heads}: there are none in {' and '.join(empty)}.")
     return tuple(notes)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _check_lengths(**columns: Sequence[str]) -> None:

@@ -81,11 +81,7 @@ def load(path: str | Path) -> list[SplitRow]:
 
 
 def parse(text: str, path: str | Path = "splits.csv") -> list[SplitRow]:
-    """Parse the text of a file, with its line ends unchanged; `path` is for messages.
-
-    Raises:
-        DataError: As `load`.
-    """
+    """Parse the text of a file, with its line ends unchanged; `path` is for messages."""
     rows: list[SplitRow] = []
     first_line: dict[str, int] = {}
     try:
