@@ -1,7 +1,7 @@
 # kerasseg on a CPU:  docker build -t kerasseg .  &&  docker run --rm -v "$PWD:/data" kerasseg doctor
 FROM python:3.11-slim-bookworm
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY pyproject.toml hatch_build.py README.md LICENSE constraints.txt ./
 COPY kerasseg kerasseg
 COPY cli cli
 COPY tfrecords tfrecords

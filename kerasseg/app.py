@@ -107,10 +107,12 @@ def open_export(folder: Path | str) -> Network:
 
 
 def launch_space(folder: Path | str) -> None:
-    """Serve the page of an exported Space until it is stopped; host and port are those of the Space."""
+    """Serve the page of an exported Space until it is stopped, and print its address; host and port are Gradio's."""
     gradio = _gradio()
     page = build_page(open_export(folder), name=read_metadata(folder).name)
-    page.launch(max_file_size="200mb", **_options(gradio))
+    _, url, _ = page.launch(max_file_size="200mb", prevent_thread_lock=True, **_options(gradio))
+    print(f"{url}  (Ctrl-C ends it)", flush=True)  # noqa: T201 - app.py is a program
+    page.block_thread()
 
 
 def build_page(network: Network, *, name: str = "") -> Any:
@@ -208,6 +210,10 @@ def build_page(network: Network, *, name: str = "") -> Any:
                 pictures = gr.HTML(_EMPTY, elem_id="pictures")
                 button = gr.Button("Download masks", variant="primary", elem_id="download", visible=False)
                 remarks = gr.HTML("", elem_id="remarks")
+                gr.HTML(
+                    f'<p class="facts">The network computes in {network.precision} on {network.size} x {network.size} '
+                    f"pixels, intensity rule {network.intensity}.</p>"
+                )
         carrier = gr.JSON(visible=False)
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         files.upload(
@@ -266,6 +272,7 @@ _STYLE = """
 .scale { display: inline-block; width: 4rem; height: .6rem; margin: 0 .25rem; border-radius: 2px;
   background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
 .trio figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.facts { font-size: .85rem; color: var(--body-text-color-subdued); }
 #download { align-self: flex-start; width: auto; margin-left: 12px; }  /* the pictures' inner margin */
 .file { overflow-wrap: anywhere; margin: 0 0 .5rem; }
 #remarks ul { margin: 0; padding-left: 1.2rem; font-size: .9rem; }
@@ -349,7 +356,10 @@ def _options(gradio: Any) -> dict[str, Any]:
     """Options of `launch` that are the same everywhere."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return {
-        "theme": gradio.themes.Default(primary_hue="blue", neutral_hue="slate", **fonts),
+        # Gradio's own grey is hard to read on white.
+        "theme": gradio.themes.Default(primary_hue="blue", neutral_hue="slate", **fonts).set(
+            body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500"
+        ),
         "css": _STYLE,
         "share": False,
         "quiet": True,

@@ -109,6 +109,7 @@ def _scanner_a(stage: _Stage, plan: _Plan, seed: int, shown: Path) -> None:
     for scanner in ("A", "B"):
         _write(stage, f"scanner-{scanner}", plan, scanner, seed)
     stage.title("1. Another group pretrains a U-Net on scanner A and exports it")
+    stage.label = "pretraining on scanner A"
     shares = ("--split", "60/20/20", "--size", str(plan.size))
     stage.command("prepare", "scanner-A", "--out", "shards-A", *shares)
     stage.result("prepare", shards="shards-A")
@@ -128,6 +129,7 @@ def _scanner_a(stage: _Stage, plan: _Plan, seed: int, shown: Path) -> None:
 def _scanner_b(stage: _Stage, plan: _Plan, seed: int) -> None:
     """Fine-tune that network on scanner B, as the user would."""
     stage.title("2. You fine-tune that SavedModel on your slices of scanner B")
+    stage.label = "fine-tuning on scanner B"
     stage.command("prepare", "scanner-B", "--split", "60/20/20", "--size", str(plan.size))
     stage.result("prepare")
     if not stage.silent:  # it only shows facts
@@ -143,6 +145,7 @@ def _scanner_b(stage: _Stage, plan: _Plan, seed: int) -> None:
     stage.command("evaluate", "--threshold", "auto")
     stage.result("evaluate")
     stage.title("3. You predict masks for new slices")
+    stage.label = "new slices"
     _write(stage, "new-slices", plan, "B", seed, first=plan.patients, patients=3, slices=1)
     found = stage.command("predict", "new-slices", "--out", "predicted", "--overlay")
     if found:
@@ -185,11 +188,30 @@ def _figures(run: str) -> Evaluation:
 # --- what is shown -------------------------------------------------------------------------------------------------------
 
 
+class _Labelled(io.TextIOBase):
+    """Standard error with a label before each line, because two trainings give the same warnings."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._target, self._new_line = f"  {label}: ", sys.stderr, True
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        for line in text.splitlines(keepends=True):
+            self._target.write(self._label + line if self._new_line and line.strip() else line)
+            self._new_line = line.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush standard error."""
+        self._target.flush()
+
+
 class _Stage:
     """Show commands as a user would type them, and run them."""
 
     def __init__(self, kerasseg: Callable[..., Any], *, silent: bool, whole: bool) -> None:
         self._kerasseg = kerasseg
+        self.label = "data"
         self.silent, self.whole = silent, whole
 
     def say(self, text: str) -> None:
@@ -228,7 +250,10 @@ class _Stage:
         """
         self.typed(f"kerasseg {shlex.join(words)}")
         output = io.StringIO()
-        with contextlib.nullcontext() if self.whole else contextlib.redirect_stdout(output):
+        with contextlib.ExitStack() as stack:
+            if not self.whole:
+                stack.enter_context(contextlib.redirect_stdout(output))
+                stack.enter_context(contextlib.redirect_stderr(_Labelled(self.label)))
             code = self._kerasseg([*words, *([] if self.whole else ["--json"])], standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:
@@ -255,6 +280,10 @@ def _verdict(stage: _Stage, own: Evaluation, new: Evaluation) -> None:
     screen().print(table)
     gain = new.gain[new.final]
     stage.say(f"Final masks; intervals over {count(gain.patients, 'test patient')}; the gain is paired.")
+    if not gain.is_clear:
+        stage.say(
+            "The gain may be chance: with more patients its interval is narrower (kerasseg demo has more than --fast)."
+        )
 
 
 def _rows(own: Evaluation, new: Evaluation) -> list[tuple[str, Mean, str]]:

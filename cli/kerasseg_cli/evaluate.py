@@ -235,7 +235,8 @@ def _groups(evaluation: Evaluation, final: Stage, width: int) -> Table:
     headings = ["slices", "Dice", *(["gain"] if gain else []), f"HD95, {'mm' if unit == 'mm' else 'px'}", "missed"]
     if width >= 75:
         headings.insert(1, "patients")
-    table = figures_table("Final masks", headings, gap=2)
+    title = f"Final masks ({evaluation.precision})" if evaluation.precision else "Final masks"
+    table = figures_table(title, headings, gap=2)
 
     def row(name: str, figures: Figures, over: Mean | None) -> None:
         cells: list[str | Text] = [Text(name), str(figures.slices)]  # names are not markup

@@ -98,7 +98,7 @@ def _show(made: Exported) -> None:
 
     metadata = made.metadata
     rows = [("written", f"{made.folder} ({made.bytes / 1e6:.1f} MB)")]
-    rows += [("compared", text) for text in _compared(metadata.comparison)]
+    rows += [("compared", text) for text in _compared(metadata.comparison, int8=metadata.int8 is not None)]
     if metadata.int8 is not None:
         rows.append(("8 bits", _cost(metadata.int8, made.bytes)))
     inside, left = metadata.mask.inside, metadata.mask.left
@@ -116,10 +116,13 @@ def _show(made: Exported) -> None:
     screen().print(facts_table(rows))
 
 
-def _compared(found: Comparison) -> list[str]:
+def _compared(found: Comparison, *, int8: bool) -> list[str]:
     where = "validation slices" if found.source == "validation" else "synthetic slices"
     bound = "" if found.allowed_difference is None else f" (allowed {found.allowed_difference:g})"
-    text = f"{found.slices} {where}: probabilities differ by at most {found.largest_difference:.2g}{bound}, "
+    computed = f"{'network' if int8 else 'both'} in {found.precision}"
+    text = (
+        f"{found.slices} {where}, {computed}: probabilities differ by at most {found.largest_difference:.2g}{bound}, "
+    )
     texts = [text + f"{100 * found.equal_pixels:.4f} % of mask pixels equal"]
     if found.raw_slices and found.raw_equal_pixels is not None:
         texts.append(

@@ -79,7 +79,13 @@ def predict(
     batch_size: Annotated[
         int | None, _prediction("Slices per batch. [default: chosen for this machine]", min=1)
     ] = None,
-    precision: Annotated[str, _prediction("Numeric precision; auto uses that of the run.", values=PRECISIONS)] = "auto",
+    precision: Annotated[
+        str,
+        _prediction(
+            "Numeric precision; auto is float32, as in evaluate. mixed_bfloat16 is faster on some processors.",
+            values=PRECISIONS,
+        ),
+    ] = "auto",
     overlay: Annotated[bool, _output("Also write pictures with the outline of the mask.", "--overlay")] = False,
     probabilities: Annotated[
         bool, _output("Also write probability maps (16-bit PNG, or float32 NIfTI for volumes).", "--probabilities")
@@ -229,7 +235,8 @@ def lines(report: PredictionReport) -> list[str]:
     mean = "mean of " if len(report.networks) > 1 else ""
     flip = ", averaged with the mirror image" if report.flip_average else ""
     said.append(
-        f"Network: {mean}{', '.join(report.networks)} at {report.size}x{report.size}, {report.intensity}, {rule}{flip}."
+        f"Network: {mean}{', '.join(report.networks)} at {report.size}x{report.size} in {report.precision}, "
+        f"{report.intensity}, {rule}{flip}."
     )
     volumes = [file for file in report.files if file.volume_ml]
     said += _first(

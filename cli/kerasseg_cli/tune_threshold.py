@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,9 +78,6 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
     """Print the summary: each step with its gain, the rule, the baseline, and the next command."""
     from kerasseg.postprocessing import MaskRule, rule_in_words
 
-    def rule_of(network: Tuned) -> str:
-        return rule_in_words(network.rule, lambda share: _length(share, network))
-
     console = screen()
     tuned = found.model
     console.print(_table(tuned, console.width))
@@ -86,10 +85,10 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
     for line in (
         _gain("Network", tuned),
         tuned.decision,
-        "" if tuned.rule == MaskRule() and tuned.decision else f"Rule: {rule_of(tuned)}.",
+        "" if tuned.rule == MaskRule() and tuned.decision else f"Rule: {rule_in_words(tuned.rule, tuned.length)}.",
         _certainty(tuned),
         _curve(tuned),
-        _gain("Baseline", found.baseline) + f" Rule: {rule_of(found.baseline)}.",
+        _gain("Baseline", found.baseline) + f" Rule: {rule_in_words(found.baseline.rule, found.baseline.length)}.",
     ):
         if line:
             console.print(line, markup=False)
@@ -115,7 +114,8 @@ def _table(tuned: Tuned, width: int) -> Table:
         dice = "" if step.dice is None else f"{step.dice:.4f}"
         gain = "" if step.gain is None else _signed(step.gain)
         changes = [_change(step, last, name) for name in classes]
-        table.add_row(_label(step, tuned), dice, gain, *changes, _verdict(step), style=None if step.kept else "dim")
+        label = _label(step, partial(tuned.length, brief=width < 100))
+        table.add_row(label, dice, gain, *changes, _verdict(step), style=None if step.kept else "dim")
         last = step if step.kept else last
     return table
 
@@ -137,27 +137,20 @@ def _signed(change: float) -> str:
     return "0" if text in ("+0.0000", "-0.0000") else text
 
 
-def _label(step: TuningStep, tuned: Tuned) -> str:
+def _label(step: TuningStep, length: Callable[[float], str]) -> str:
     rule = step.rule
     labels = {
         "raw": "at 0.5",
         "threshold": f"threshold {rule.threshold:g}",
-        "min_diameter": f"remove < {_length(rule.min_diameter, tuned)}",
-        "close_radius": f"close {_length(rule.close_radius, tuned)}",
+        "min_diameter": f"remove < {length(rule.min_diameter)}",
+        "close_radius": f"close {length(rule.close_radius)}",
         "fill_holes": "fill holes",
         "keep_largest": "keep the largest",
-        "open_radius": f"open {_length(rule.open_radius, tuned)}",
+        "open_radius": f"open {length(rule.open_radius)}",
         "settled": f"threshold -> {rule.threshold:g}",
         "class_thresholds": "threshold per class",
     }
     return labels[step.name]
-
-
-def _length(share: float, tuned: Tuned) -> str:
-    """Return a length in pixels and, if the spacing is known, in millimetres."""
-    pixels = share * tuned.width
-    text = f"{pixels:.0f} px" if pixels >= 10 else f"{pixels:.1f} px"
-    return text if tuned.spacing is None else f"{text} ({pixels * tuned.spacing:.1f} mm)"
 
 
 def _gain(name: str, tuned: Tuned) -> str:

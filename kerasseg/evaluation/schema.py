@@ -265,6 +265,7 @@ class Evaluation(_Model):
         network: Description of the network.
         shards, split: The shard directory, as given, and the split; "all" for a whole other shard directory.
         resolution: "native" or "model".
+        precision: Numeric precision of the predictions; "" for arrays and in files of earlier versions.
         threshold: Option as given: "auto", "0.5", ...
         confidence: Confidence level of the intervals.
         classes: Class names.
@@ -294,6 +295,7 @@ class Evaluation(_Model):
     shards: str
     split: Literal["train", "val", "test", "all"]
     resolution: Literal["native", "model"]
+    precision: str = ""
     threshold: str
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     classes: tuple[str, ...]

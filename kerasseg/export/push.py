@@ -88,7 +88,10 @@ def _fail(name: str, folder: Path, what: str, error: Exception, remedy: str | No
 
 _APP = '''"""A page on which people drop slices, move the threshold and download masks. Not for clinical use."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: only errors in the log
 
 from kerasseg.app import launch_space
 

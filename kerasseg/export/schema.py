@@ -173,6 +173,7 @@ class Comparison(_Model):
     Attributes:
         slices: Number of compared slices.
         source: "validation" (real slices) or "synthetic" (the shards were missing).
+        precision: Numeric precision of the network; the export has the same, or 8-bit integers.
         largest_difference: Largest difference of probabilities at the network's size.
         allowed_difference: Its bound; None for int8, which is judged by Dice.
         equal_pixels: Share of equal mask pixels at the network's size.
@@ -185,6 +186,7 @@ class Comparison(_Model):
 
     slices: int
     source: Literal["validation", "synthetic"]
+    precision: str = "float32"
     largest_difference: float
     allowed_difference: float | None
     equal_pixels: float

@@ -46,7 +46,6 @@ class _Member:
     intensity: IntensityRule | None
     size: int | None
     grey: bool
-    precision: str
     notes: tuple[str, ...]
     plane: str = "axial"
     channel: str | None = None
@@ -65,7 +64,7 @@ class Network:
         grey: Whether the members were trained on grey images.
         intensity: Intensity rule of the training images.
         rule: Rule from probabilities to masks.
-        precision: Numeric precision.
+        precision: Numeric precision of the computation.
         batch_size: Slices per batch.
         flip_average: Whether the predictions of image and mirror image are averaged.
         notes: Remarks for users.
@@ -136,7 +135,8 @@ def open_network(
         threshold: Threshold to use instead of the run's rule, in (0, 1], without post-processing.
         rule: Rule to use instead of the run's; not together with `threshold`.
         intensity: Intensity rule to use instead of that of the run or checkpoint.
-        precision: "auto" uses the precision of the run if this machine supports it, and float32 for checkpoints.
+        precision: "auto" is float32, as in `tune-threshold`, `evaluate` and exports, so that masks are those that were
+            evaluated. "mixed_bfloat16" or "mixed_float16" is faster where the processor or GPU supports it.
         batch_size: Slices per batch; None chooses.
         flip_average: Whether to average the predictions of image and mirror image.
 
@@ -165,7 +165,12 @@ def open_network(
         if member.tuned_flip is not None and member.tuned_flip != flip_average:
             how, then = ("with", "add") if member.tuned_flip else ("without", "leave out")
             notes.append(f"the rule of {member.name} was tuned {how} --flip-average: {then} it here, or tune again")
-    chosen, size = _precision(precision, members), _size_of(members)
+    size = _size_of(members)
+    chosen = choose_precision("float32" if precision == "auto" else precision, gpu=False).name
+    if chosen != "float32":
+        notes.append(
+            f"computing in {chosen}: masks can differ slightly from those of evaluate, app and exports (float32)"
+        )
     return Network(
         members,
         rule=rule or _rule_of(members, notes),
@@ -257,7 +262,6 @@ def _from_run(run: RunDirectory, *, needs_rule: bool) -> _Member:
         intensity=_known_rule(resolved.intensity),
         size=resolved.size,
         grey=resolved.channels == 1,
-        precision=resolved.precision,
         notes=notes,
         plane=made.plane,
         channel=made.channel,
@@ -293,7 +297,6 @@ def _from_model(model: keras.Model, name: str, digest: str) -> _Member:
         intensity=None if known is None else _known_rule(known.intensity),
         size=height,
         grey=False,
-        precision="float32",
         notes=notes,
     )
 
@@ -345,15 +348,6 @@ def _rule_of(members: Sequence[_Member], notes: list[str]) -> MaskRule:
     return MaskRule(**{**same, "threshold": threshold})
 
 
-def _precision(asked: str, members: Sequence[_Member]) -> str:
-    if asked != "auto":
-        return choose_precision(asked, gpu=False).name
-    trained = {member.precision for member in members}
-    # Training has measured the cost of lower precision; for other checkpoints it is unknown.
-    here = choose_precision("auto", gpu=_has_gpu()).name if len(trained) == 1 else "float32"
-    return here if trained == {here} else "float32"
-
-
 def _batch_size(size: int) -> int:
     """16 on a GPU; on a CPU 8 slices of 256x256, a tenth faster than one and as fast as more."""
     return 16 if _has_gpu() else int(np.clip(8 * 256 * 256 // size**2, 1, 16))
@@ -368,6 +362,5 @@ def _for_prediction(model: keras.Model, precision: str) -> Any:
         network = fold_batchnorm(model)
     except CheckpointError:  # its graph cannot be read, so it is used unchanged
         return model
-    if precision != "float32":
-        compute_in(network, precision)
+    compute_in(network, precision)
     return network

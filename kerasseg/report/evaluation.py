@@ -248,6 +248,7 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("Slices", f"{data.size} x {data.size} pixels for the network, intensity {data.intensity}"),
         ("Threshold option", evaluation.threshold),
         ("Flip averaging", "yes" if evaluation.flip_average else "no"),
+        *([("Precision", evaluation.precision)] if evaluation.precision else []),
         (
             "Versions",
             ", ".join(f"{n} {v}" for n, v in {"kerasseg": evaluation.kerasseg, **evaluation.software}.items()),

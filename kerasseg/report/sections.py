@@ -154,6 +154,8 @@ def group_table(evaluation: Evaluation, kind: str) -> Table | None:
     if not groups:
         return None
     gains = evaluation.gain_classes if kind == "classes" else {}
+    known = final.all.measures.get("hd95_mm")
+    distance, unit = ("hd95", "pixels") if known is None or known.mean is None else ("hd95_mm", "mm")
     rows = []
     for name, figures in groups.items():
         row = [Cell(name, f"{count(figures.slices, 'slice')}, {count(figures.patients, 'patient')}")]
@@ -163,12 +165,12 @@ def group_table(evaluation: Evaluation, kind: str) -> Table | None:
             row.append(cell(None if beside is None else beside.measures.get("dice")))
             if gains:
                 row.append(gain_cell(gains.get(name)))
-        row += [Cell(_missed(figures)), cell(figures.measures.get("hd95"), 1)]
+        row += [Cell(_missed(figures)), cell(figures.measures.get(distance), 1)]
         rows.append(tuple(row))
     columns = ["Class" if kind == "classes" else "Diameter", "Dice"]
     if before is not None:
         columns += ["Dice before training", *(["Gain, paired"] if gains else [])]
-    columns += ["Missed", "HD95, pixels"]
+    columns += ["Missed", f"HD95, {unit}"]
     caption = "By class, final stage" if kind == "classes" else "By size of the tumour, final stage"
     return Table(caption, tuple(columns), tuple(rows))
 

@@ -247,7 +247,9 @@ def parameters(config: RunConfig) -> dict[str, str]:
         settings[name] = None if settings[name] is None else public_name(settings[name])
     settings["shards"] = Path(config.settings.shards).name
     resolved = config.resolved
-    names = ["precision", "frozen", "parameters", "trained", "steps", "fingerprint", "intensity", "size", "classes"]
+    settings |= {"precision": resolved.precision, "learning_rate": settings["learning_rate"] or resolved.rates}
+    names = ["precision", "devices", "phases", "rates", "frozen", "parameters", "trained", "steps", "fingerprint"]
+    names += ["intensity", "size", "channels", "input_channels", "classes"]
     facts = {name: getattr(resolved, name) for name in names}
     facts["slices"] = {split: sum(counts.values()) for split, counts in resolved.slices.items()}
     facts["opened"] = None if resolved.checkpoint is None else public_name(resolved.checkpoint)
@@ -332,6 +334,7 @@ class _Mlflow:
         from mlflow.entities import Param
 
         identifier = run.identifier
+        known: Mapping[str, str] = {}
         if identifier is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _PROJECT
             found = self._client.get_experiment_by_name(name)
@@ -340,8 +343,10 @@ class _Mlflow:
             identifier = run.new(str(self._client.create_run(experiment, run_name=run.name).info.run_id), self._uri)
         elif run.remember is not None:
             self._client.update_run(identifier, status="RUNNING")
+        if run.identifier is not None and run.parameters:
+            known = self._client.get_run(identifier).data.params  # cannot be changed
         self._id = identifier
-        items = [Param(name, value[:500]) for name, value in run.parameters.items()]
+        items = [Param(name, value[:500]) for name, value in run.parameters.items() if name not in known]
         for first in range(0, len(items), 100):  # as many as a request may have
             self._client.log_batch(identifier, params=items[first : first + 100])
 

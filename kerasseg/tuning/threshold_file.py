@@ -133,6 +133,15 @@ class Tuned(_Model):
         added = ("tumour_patients", "forced", "candidate", "candidate_gain")
         return {name: value for name, value in handler(self).items() if name not in added or value is not None}
 
+    def length(self, share: float, *, brief: bool = False) -> str:
+        """Describe a length of the rule: "4.2 mm (8 px)", or "8 px (2 % of the width)" if the spacing is unknown."""
+        pixels = share * self.width
+        text = f"{pixels:.0f} px" if pixels >= 10 else f"{pixels:.1f} px"
+        first, second = text, f"{100 * share:.3g} % of the width"
+        if self.spacing is not None:
+            first, second = f"{pixels * self.spacing:.1f} mm", text
+        return first if brief else f"{first} ({second})"
+
     @property
     def decision(self) -> str:
         """Why a rule was kept or not, in one sentence; "" if the search found nothing better than 0.5."""
@@ -154,7 +163,7 @@ class Tuned(_Model):
         )
         return (
             f"Threshold 0.5 without post-processing is used: {why}; the rule would have been "
-            f"{rule_in_words(self.candidate)}{found}."
+            f"{rule_in_words(self.candidate, self.length)}{found}."
         )
 
     @model_validator(mode="after")

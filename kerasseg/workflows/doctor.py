@@ -21,7 +21,7 @@ from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.workers import available_cpus
 
 Verdict = Literal["ok", "note", "warning", "bad"]
-Topic = Literal["versions", "machine", "environment", "shards", "runs"]
+Topic = Literal["versions", "extras", "machine", "environment", "shards", "runs"]
 
 SUPPORTED = {
     "python": "3.11",
@@ -33,6 +33,17 @@ SUPPORTED = {
 }
 """Lowest supported versions of the packages that affect results; the same as in pyproject.toml."""
 
+EXTRAS = {
+    "app": ("web page", "gradio"),
+    "cluster": ("Dask clusters", "distributed"),
+    "dicom": ("compressed DICOM, DICOM SEG", "highdicom"),
+    "mlflow": ("tracking", "mlflow"),
+    "onnx": ("ONNX export", "tf2onnx"),
+    "volumes": (".mha, .mgz, .hdr", "SimpleITK"),
+    "wandb": ("tracking", "wandb"),
+}
+"""Extras except `gpu`, which is found by its GPUs -> purpose, and the package that only this extra installs."""
+
 _LITTLE_MEMORY, _LITTLE_DISK = 4e9, 3e9
 """Bytes. Training the 31-million-parameter network takes about 3 GB of memory, its run 1.5 GB of disk."""
 
@@ -42,7 +53,7 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        topic: "versions", "machine", "environment", "shards" or "runs".
+        topic: "versions", "extras", "machine", "environment", "shards" or "runs".
         name: What was checked.
         value: What was found.
         verdict: "ok"; "note": for information; "warning": needs attention; "bad": does not work.
@@ -96,7 +107,7 @@ def examine(folder: Path | str = ".") -> Diagnosis:
         (False, ['none in this folder', 'none in this folder'])
     """
     here = Path(folder)
-    parts = (_versions(), _machine(here), _environment(), _shards(here / "shards"), _runs(here / "runs"))
+    parts = (_versions(), _extras(), _machine(here), _environment(), _shards(here / "shards"), _runs(here / "runs"))
     return Diagnosis(tuple(finding for part in parts for finding in part))
 
 
@@ -119,6 +130,13 @@ def _versions() -> Iterator[Finding]:
             yield Finding("versions", name, f"{found}, older than {least}", "warning", advice)
         else:
             yield Finding("versions", name, found)
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, (purpose, package) in EXTRAS.items():
+        found = _installed(package)
+        text = f"not installed: pip install 'kerasseg[{extra}]'" if found is None else f"{package} {found}"
+        yield Finding("extras", f"[{extra}]", f"{purpose}; {text}", "note" if found is None else "ok")
 
 
 def _installed(name: str) -> str | None:

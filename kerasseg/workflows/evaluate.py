@@ -471,6 +471,7 @@ def _summarise(
         shards=_shareable(data.root),
         split=data.split,
         resolution=options.resolution,
+        precision="float32",  # of saved networks
         threshold="auto" if evidence is not None else f"{rules.model.threshold:g}",
         rule_decision="" if evidence is None else evidence.model.decision,
         targets=_targets(loaded, figures["model"], scored.rows, goals, resampling),

@@ -184,7 +184,7 @@ def predict_files(
         sequence: Sequence of cases with several files, such as "t1ce"; None for that of the run's shards.
         format_name: Read only this format: "figshare", "pairs", "nifti" or "dicom".
         batch_size: Slices per batch; None chooses.
-        precision: "auto", "float32", "mixed_bfloat16" or "mixed_float16".
+        precision: "auto" (float32, as in `evaluate_run`), "float32", "mixed_bfloat16" or "mixed_float16".
         bids: Name outputs as a BIDS derivative (sub-01/anat/sub-01_label-tumor_mask.nii.gz); inputs need BIDS names.
         go_on: Keep the results of an earlier call in the same folder, and predict the rest.
         overwrite: Replace the results of an earlier call.

@@ -179,7 +179,8 @@ def _threshold(run: Path) -> _Found:
     try:
         tuned = found.facts["model"]
         before, after = tuned["raw"]["mean"], tuned["dice"]["mean"]
-        found.figure = f"threshold {tuned['rule']['threshold']:g}, Dice {before:.3f} -> {after:.3f} on validation"
+        change = f"{before:.3f}" if before == after else f"{before:.3f} -> {after:.3f}"
+        found.figure = f"threshold {tuned['rule']['threshold']:g}, Dice {change} on validation"
         if _is_other(run / tuned["network"], run / "threshold.json", tuned["sha256"]):
             found.state = "old"
     except (KeyError, TypeError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -108,6 +109,23 @@ def test_a_command_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert document["kind"] == "failed"
     assert document["found"] in line
     assert line == f"Error: {document['error']}"
+
+
+def test_warnings_say_which_training_they_are_about(capsys: pytest.CaptureFixture[str]) -> None:
+    def kerasseg(words: list[str], **_: object) -> int:
+        sys.stdout.write("{}")
+        sys.stderr.write("Warning: too few patients.\n\nWarning: slow\n")
+        return 0
+
+    stage = demo._Stage(kerasseg, silent=False, whole=False)
+    stage.label = "fine-tuning on scanner B"
+    assert stage.command("train") == {}
+    shown = capsys.readouterr().err
+    assert shown.splitlines() == [
+        "  fine-tuning on scanner B: Warning: too few patients.",
+        "",
+        "  fine-tuning on scanner B: Warning: slow",
+    ]
 
 
 @pytest.mark.rest

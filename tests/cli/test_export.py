@@ -37,7 +37,10 @@ def export(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Type:
 def test_the_summary_says_what_was_compared_and_what_is_left(export: Type, tmp_path: Path) -> None:
     done = export("--format", "keras", "--slices", 3)
     assert done.exit_code == 0, done.output
-    assert "3 validation slices: probabilities differ by at most 0 (allowed 0.0001), 100.0000 %" in done.stdout
+    assert (
+        "3 validation slices, both in float32: probabilities differ by at most 0 (allowed 0.0001), 100.0000 %"
+        in done.stdout
+    )
     assert "threshold, min_diameter, fill_holes (the rule is in metadata.json)" in done.stdout
     assert "not evaluated yet: kerasseg evaluate" in done.stdout
     assert (tmp_path / "out" / "model.keras").is_file()

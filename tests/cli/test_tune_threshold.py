@@ -19,7 +19,7 @@ from factories import write_figshare
 from kerasseg.runs.config import Resolved, new_config
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import TrainSettings
-from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold, network_sha256
+from kerasseg.tuning.threshold_file import ThresholdFile, TuningStep, load_threshold, network_sha256
 from kerasseg.workflows.tune import tune_run
 from kerasseg_cli.app import app
 from kerasseg_cli.tune_threshold import show
@@ -187,6 +187,38 @@ def test_a_rule_that_is_not_kept_is_explained(
     assert f"the rule would have been threshold {found.model.rule.threshold:g}" in text
     assert f"({found.model.gain.mean:+.3f} Dice on the validation slices)" in text
     assert re.search(r"Network: validation Dice 0\.\d{4} at 0\.5;", text)  # no gain of 0.0000
+
+
+@pytest.mark.parametrize(
+    ("spacing", "narrow", "wide"),
+    [(None, "2.4 px", "2.4 px (5 % of the width)"), (0.5, "1.2 mm", "1.2 mm (2.4 px)")],
+)
+def test_lengths_have_one_unit_and_the_other_in_brackets(
+    tuned: RunDirectory,
+    spacing: float | None,
+    narrow: str,
+    wide: str,
+    monkeypatch: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = load_threshold(tuned)
+    rule = kerasseg.MaskRule(threshold=0.3, min_diameter=0.05)
+    step = TuningStep(name="min_diameter", rule=rule, dice=0.5, gain=0.1, classes={}, kept=False, reason="noise")
+    changed = {
+        "rule": kerasseg.MaskRule(),
+        "steps": (found.model.steps[0], step),
+        "spacing": spacing,
+        "tumour_patients": 6,
+        "candidate": rule,
+    }
+    assert found.model.width == 48
+    shown = found.model_copy(update={"model": found.model.model_copy(update=changed)})
+    for columns, length in (("80", narrow), ("120", wide)):
+        monkeypatch.setenv("COLUMNS", columns)
+        show(shown, Path("x"), "next")
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"remove < {length} 0.5000" in text
+        assert f"remove objects below {wide}" in text
 
 
 def test_a_file_of_an_earlier_version_is_read_and_its_digest_holds() -> None:

@@ -12,6 +12,7 @@ for (const place of document.querySelectorAll('.slider')) {
     const label = document.createElement('label');
     const range = Object.assign(document.createElement('input'), { type: 'range', min: 1, max: 255, value: place.dataset.level });
     const said = document.createElement('output');
+    said.textContent = (place.dataset.level / 255).toFixed(2);
     label.append('Threshold ', range);
     place.append(label, said);
     place.hidden = false;

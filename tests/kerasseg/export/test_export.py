@@ -433,7 +433,7 @@ def test_the_card_has_the_figures_with_their_intervals(made: Path, tmp_path: Pat
     assert "newer than these figures" not in text
     assert f"| Dice, all slices | {interval(mean)} |" in text
     assert text.index("### Test split") < text.index("### Validation split")
-    assert "looked at this test split 1 time." in text
+    assert "This was the first evaluation of the test split." in text
     assert [facts.name for facts in done.metadata.evaluations] == ["test", "val"]
     data = front_matter(done.folder)
     assert data.license == "cc-by-4.0"
@@ -485,7 +485,7 @@ def test_figures_are_of_what_the_file_does(
     result = next(r for r in front_matter(tmp_path).eval_results if r.metric_type == "dice")
     assert result.metric_value == pytest.approx(expected, abs=1e-4)
     assert result.metric_name.startswith(f"Dice, all slices; {words}")
-    assert (f"leaves out | {figures['postprocessing'].all.measures['dice'].mean:.4f}" in card(metadata)) == (
+    assert (f"also applied | {figures['postprocessing'].all.measures['dice'].mean:.4f}" in card(metadata)) == (
         stage == "threshold"
     )
 

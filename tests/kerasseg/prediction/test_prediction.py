@@ -37,6 +37,7 @@ from kerasseg.prediction.pipeline import Limits, run_flow
 from kerasseg.prediction.predictor import open_network
 from kerasseg.prediction.resume import JOURNAL
 from kerasseg.runs.directory import RunDirectory
+from kerasseg.training.precision import compute_in
 from kerasseg.workflows import predict as files_module
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
@@ -108,6 +109,30 @@ def test_masks_are_those_that_evaluate_scores(trained: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(found, mask.astype(np.uint8) * 255)
         some += bool(mask.any()) and not bool(mask.all())
     assert some > 3
+
+
+def test_the_precision_is_that_of_evaluate_unless_another_is_chosen(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a run that was trained in bfloat16, and of a network whose layers compute in it."""
+    monkeypatch.setattr("kerasseg.training.precision.processor_has_bfloat16", lambda *_: True)
+    shutil.copytree(trained / "runs" / "first", trained / "runs" / "half")
+    run = RunDirectory(trained / "runs" / "half")
+    config = run.config()
+    run.write_config(
+        config.model_copy(update={"resolved": config.resolved.model_copy(update={"precision": "mixed_bfloat16"})})
+    )
+    network = open_network(run)
+    assert network.precision == "float32"
+    assert not any("mixed" in note for note in network.notes)
+    faster = open_network(run, precision="mixed_bfloat16")
+    assert [note for note in faster.notes if "computing in mixed_bfloat16" in note]
+
+    half = kerasseg.unet((SIZE, SIZE, 1), filters=2, depth=1, seed=0)
+    images = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 1)).astype(np.uint8)
+    expected = open_network(half).probabilities(images)
+    compute_in(half, "mixed_bfloat16")
+    np.testing.assert_allclose(open_network(half).probabilities(images), expected, atol=1e-6)
 
 
 def test_pictures_keep_their_size_and_the_table_says_what_was_found(bright: keras.Model, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ import pytest
 from browser import Page, browser
 from evaluations import CLASSES, HOSTILE, Slices, evaluation
 from kerasseg.evaluation.joined import SlicePicture
-from kerasseg.evaluation.schema import Evaluation, Mean
+from kerasseg.evaluation.schema import Evaluation, Figures, Mean, NetworkFigures
 from kerasseg.report.charts import Line, Span, interval_chart, line_chart, strip_chart, ticks
 from kerasseg.report.evaluation import choose, write_report
 from kerasseg.report.overlays import close_up, outline_path
-from kerasseg.report.sections import ThresholdCurve
+from kerasseg.report.sections import ThresholdCurve, group_table
 from kerasseg.report.wording import gain_sentence, share, stages_with_effect
 from kerasseg_tfrecords.errors import UsageError
 
@@ -316,6 +316,22 @@ def test_the_page_is_whole_in_a_browser(page: Page, report: Path) -> None:
     elsewhere = [address for address in page.requests if not address.startswith("data:")]
     assert elsewhere == [report.as_uri()]
     assert page.problems == []
+
+
+def test_distances_are_in_millimetres_where_the_spacing_is_known(figures: Evaluation) -> None:
+    def with_mm(one: Figures) -> Figures:
+        return one.model_copy(update={"measures": {**one.measures, "hd95_mm": one.measures["hd95"]}})
+
+    unknown, final = group_table(figures, "classes"), figures.final_stage()
+    assert unknown is not None
+    assert unknown.columns[-1] == "HD95, pixels"
+    classes = {name: with_mm(one) for name, one in final.classes.items()}
+    final = final.model_copy(update={"all": with_mm(final.all), "classes": classes})
+    network = NetworkFigures(stages=(*figures.model.stages[:-1], final))
+    known = group_table(figures.model_copy(update={"model": network}), "classes")
+    assert known is not None
+    assert known.columns[-1] == "HD95, mm"
+    assert [row[-1] for row in known.rows] == [row[-1] for row in unknown.rows]
 
 
 class WithProbabilities:

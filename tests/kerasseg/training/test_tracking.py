@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
+from evaluated_runs import write_run
 from factories import write_figshare
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.settings import TrainSettings
 from kerasseg.training.events import Ended, Evaluated, Event, Message
-from kerasseg.training.tracking import FILE, parse_trackers
+from kerasseg.training.tracking import FILE, parameters, parse_trackers
 from kerasseg.workflows.train import resume, train
 from kerasseg_tfrecords import prepare
 from kerasseg_tfrecords.errors import UsageError
@@ -157,6 +158,7 @@ def test_a_run_in_mlflow(settings: TrainSettings, server: str, tmp_path: Path) -
     assert (found.info.status, found.info.run_name) == ("FINISHED", "first")
     assert found.data.params["network.filters"] == "2"
     assert found.data.params["shards"] == "shards"
+    assert found.data.params["learning_rate"] == found.data.params["resolved.rates"] == "0.001"
     assert found.data.params["resolved.fingerprint"] == run.config().resolved.fingerprint
     logged = client.get_metric_history(found.info.run_id, "dice/validation")
     assert [point.step for point in logged] == [0, 1, 2]
@@ -324,6 +326,25 @@ def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @needs_mlflow
+def test_parameters_are_what_was_resolved(tmp_path: Path, shards: Path) -> None:
+    """Not what was left open: a table of runs is sorted by learning rate and precision."""
+    run = write_run(tmp_path / "run", shards).config()
+    resolved = run.resolved.model_copy(
+        update={
+            "rates": (1e-4, 1e-5),
+            "phases": ("decoder", "moderate"),
+            "precision": "mixed_bfloat16",
+            "devices": "CPU",
+        }
+    )
+    sent = parameters(run.model_copy(update={"resolved": resolved}))
+    assert (sent["learning_rate"], sent["precision"]) == ("0.0001, 1e-05", "mixed_bfloat16")
+    assert (sent["resolved.phases"], sent["resolved.devices"]) == ("decoder, moderate", "CPU")
+    asked = run.settings.model_copy(update={"learning_rate": 0.5})
+    assert parameters(run.model_copy(update={"settings": asked}))["learning_rate"] == "0.5"
+    assert not {"None", "auto"} & {sent["learning_rate"], sent["precision"], sent["resolved.devices"]}
+
+
 def test_local_addresses_are_kept_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert parse_trackers(["mlflow:sqlite:///runs.db"])[0].uri == f"sqlite:///{tmp_path}/runs.db"

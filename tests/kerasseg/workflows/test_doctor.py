@@ -215,6 +215,21 @@ def test_versions_that_are_too_old_or_missing(tmp_path: Path, monkeypatch: pytes
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 1
 
 
+def test_extras_are_listed_with_the_command_that_installs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())["project"]
+    stated = project["optional-dependencies"]
+    assert {*doctor.EXTRAS, "gpu"} == set(stated)
+    needed = {entry.split(">=")[0] for entry in project["dependencies"]}
+    for extra, (_, package) in doctor.EXTRAS.items():
+        assert package in {entry.split(">=")[0] for entry in stated[extra]} - needed
+    monkeypatch.setattr(doctor, "_installed", lambda name: None if name == "gradio" else "9.1")
+    assert named(tmp_path, "[app]") == Finding(
+        "extras", "[app]", "web page; not installed: pip install 'kerasseg[app]'", "note"
+    )
+    assert named(tmp_path, "[mlflow]").value == "tracking; mlflow 9.1"
+    assert not examine(tmp_path).installation_bad
+
+
 def test_little_memory_and_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_memory", lambda: (8e9, 2e9))
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e9))
