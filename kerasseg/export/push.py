@@ -88,14 +88,14 @@ def _fail(name: str, folder: Path, what: str, error: Exception, remedy: str | No
 
 _APP = '''"""A page on which people drop slices, move the threshold and download masks. Not for clinical use."""
 
-import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: only errors in the log
+from kerasseg_cli.tf_logs import quiet_tf_logs
 
-from kerasseg.app import launch_space
+with quiet_tf_logs():  # TensorFlow writes a dozen lines while it is imported
+    from kerasseg.app import launch_space
 
-launch_space(Path(__file__).parent)
+    launch_space(Path(__file__).parent)
 '''
 _GRADIO = "6.31.0"
 """Used where no Gradio is installed; a Space names an exact version."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ import yaml
 
 import kerasseg.app
 from exported_runs import RULE, make_run
-from kerasseg.app import launch_space, open_export
+from kerasseg.app import open_export
 from kerasseg.export.export_run import export_model
 from kerasseg.prediction.arrays import predict_masks
 from kerasseg_tfrecords._version import __version__
@@ -38,9 +38,6 @@ def test_a_space_holds_all_that_the_hub_needs(
     assert facts["colorFrom"] in {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
     assert "Not for clinical use" in rest
     assert (folder / "requirements.txt").read_text() == f"kerasseg[app]=={__version__}\n"
-    lines = (folder / "app.py").read_text()
-    ast.parse(lines)
-    assert lines.index('"TF_CPP_MIN_LOG_LEVEL", "3"') < lines.index("from kerasseg")
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.iterdir() if path.suffix != ".keras")
     network = open_export(folder)
     assert (network.rule, network.intensity, network.size) == (RULE, "percentile", 32)
@@ -49,7 +46,7 @@ def test_a_space_holds_all_that_the_hub_needs(
     assert [mask.shape for mask in predict_masks(network, [np.arange(4800).reshape(60, 80)])] == [(60, 80)]
 
     class Blocks:
-        """Gradio's page, which is not served."""
+        """Gradio's page, not served."""
 
         def launch(self, **_: object) -> tuple[None, str, None]:
             return None, "http://127.0.0.1:7860/", None
@@ -60,4 +57,4 @@ def test_a_space_holds_all_that_the_hub_needs(
     monkeypatch.setattr(kerasseg.app, "build_page", lambda *_, **__: Blocks())
     monkeypatch.setattr(kerasseg.app, "_gradio", SimpleNamespace)
     monkeypatch.setattr(kerasseg.app, "_options", lambda _: {})
-    launch_space(folder)
+    runpy.run_path(str(folder / "app.py"))
