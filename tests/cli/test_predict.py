@@ -38,7 +38,7 @@ def test_what_it_says(predict: Type, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0].startswith("6 of 6 inputs, 6 slices: a tumour in 6 of them.")
-    assert "net.keras at 32x32, minmax, threshold 0.5, no post-processing" in done.stdout
+    assert "net.keras at 32x32 in float32, minmax, threshold 0.5, no post-processing" in done.stdout
     assert lines[-1] == "Masks and predictions.csv: out"
     assert "intensity rule of the network is unknown" in done.stderr
     assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 6
