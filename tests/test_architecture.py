@@ -52,6 +52,8 @@ ORDER = (
     "kerasseg_tfrecords.cluster",
     "kerasseg_tfrecords.workers",
     "kerasseg_tfrecords.isolation",
+    "kerasseg_tfrecords.storage",
+    "kerasseg_tfrecords.download",
     "kerasseg_tfrecords.documents",
     "kerasseg_tfrecords.validation",
     "kerasseg_tfrecords.tables",

@@ -18,6 +18,7 @@ from kerasseg_cli.options import output_options
 Report = Callable[[str, int, int], None]
 
 STAGES = {
+    "fetch": "Downloading files",
     "read": "Reading slices",
     "compare": "Comparing slices",
     "write": "Writing shards",
@@ -103,7 +104,17 @@ def progress_bar(*, quiet: bool) -> Iterator[Report | None]:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in known:
-                known[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
-            bars.update(known[stage], completed=done, total=total)
+                known[stage] = bars.add_task(STAGES.get(stage, stage), total=total or None)
+            bars.update(known[stage], completed=done, total=total or None)
 
         yield report
+
+
+def copy_shards(shards: str, *, quiet: bool) -> None:
+    """Check the manifest of shards for training. If they are at a URL, copy them into the cache and show the progress."""
+    from kerasseg_tfrecords.records.manifest import load_manifest, local_shards
+    from kerasseg_tfrecords.storage import absolute
+
+    load_manifest(absolute(shards))
+    with progress_bar(quiet=quiet) as progress:
+        local_shards(shards, ("train", "val"), progress=progress)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kerasseg_cli.console import errors, figure, figures_table, print_json, screen
+from kerasseg_cli.console import copy_shards, errors, figure, figures_table, print_json, screen
 from kerasseg_cli.options import COMMON, Cluster
 from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
 from kerasseg_tfrecords.errors import DataError
@@ -36,6 +36,7 @@ def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> No
         out, settings, folds = _begun(out)
     else:
         settings = settings_of(context, options)
+    copy_shards(settings.shards, quiet=options["quiet"] or options["as_json"])
 
     from kerasseg.workflows.cross_validate import cross_validate as run
     from kerasseg_cli.train_display import watching

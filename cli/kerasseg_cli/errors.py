@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -87,6 +88,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
     try:
+        if isinstance(out := values.get("out"), Path):
+            from kerasseg_tfrecords.storage import refuse_url
+
+            refuse_url(out)
         command(**values)
     except (typer.Exit, typer.Abort):
         raise

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kerasseg_cli.completion import AUGMENTATIONS, BLOCKS, STRATEGIES, listed, proposing, starting_points
+from kerasseg_cli.console import copy_shards
 from kerasseg_cli.options import ADVANCED, COMMON, Json, Quiet, panel
 from kerasseg_tfrecords.errors import DataError, UsageError
 
@@ -222,21 +223,20 @@ def train(
         _resume(out, shards if "shards" in given(context) else None, as_json=as_json, quiet=quiet)
         return
     settings = settings_of(context, options)
-    _check_paths(settings, out)
+    _check_paths(settings, out, quiet=quiet or as_json)
     from kerasseg.workflows.train import train as run
 
     _show(lambda observer: run(settings, out, [observer], track=track or ()), as_json=as_json, quiet=quiet)
 
 
-def _check_paths(settings: TrainSettings, out: Path | None) -> None:
+def _check_paths(settings: TrainSettings, out: Path | None, *, quiet: bool) -> None:
     """Report wrong paths before TensorFlow is loaded."""
     from kerasseg.checkpoints.identify import missing
     from kerasseg.runs.directory import RunDirectory
-    from kerasseg_tfrecords.records.manifest import load_manifest
 
     if out is not None:
         RunDirectory.check_free(out)
-    load_manifest(Path(settings.shards).absolute())
+    copy_shards(settings.shards, quiet=quiet)
     name = settings.checkpoint
     if name is not None and "://" not in name and not Path(name).exists():
         raise missing(Path(name))

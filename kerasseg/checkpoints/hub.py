@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from kerasseg.catalogue import cache_folder, offline_choices
 from kerasseg.checkpoints.provenance import sha256_of
-from kerasseg.data.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
+from kerasseg_tfrecords.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.text import without_credentials

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasseg.data.download import forget, part_of, retrieve
+from kerasseg_tfrecords.download import forget, part_of, retrieve
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import lock, make_folder
 from kerasseg_tfrecords.validation import did_you_mean

@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg.data.stores import CHUNK, MemorySlices, ShardSlices, SliceSource, cached_on_disk, default_cache_folder
+from kerasseg.data.stores import CHUNK, MemorySlices, ShardSlices, SliceSource, cached_on_disk
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.records.manifest import Manifest, load_manifest, local_shards
 from kerasseg_tfrecords.records.schema import Record, decode
 from kerasseg_tfrecords.records.shards import ShardRecords, check_hashes, shard_paths
+from kerasseg_tfrecords.storage import default_cache_folder
 from kerasseg_tfrecords.text import Progress
 
 _LOG = logging.getLogger("kerasseg")
@@ -104,7 +105,7 @@ def open_split(
     """Open a split of a shard directory.
 
     Args:
-        shards: The shard directory.
+        shards: The shard directory, or its URL.
         split: `train`, `val` (or `validation`) or `test`.
         caching: Where slices are cached.
         worker: (index, number) of the machines that train together; each reads only the slices of its own batches, and
@@ -113,13 +114,13 @@ def open_split(
             manifest is used without reading the shards.
         progress: Called with a stage ("check", "read", "cache"), the amount done and the total.
     """
-    root = Path(shards)
     name = "val" if split == "validation" else split
     if name not in SPLITS:
         raise UsageError("unknown split", found=repr(split), expected=f"one of {', '.join(SPLITS)}")
     number, workers = worker
     if not 0 <= number < workers:
         raise UsageError("invalid worker", found=f"{number} of {workers}", expected="(index from 0, number)")
+    root = local_shards(shards, [name], progress=progress)
     manifest = load_manifest(root)
     shard_paths(root, name, manifest)
     records = ShardRecords(root, manifest, name)

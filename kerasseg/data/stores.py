@@ -6,15 +6,13 @@ pixel. They are read by several threads at once.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -24,7 +22,7 @@ from numpy.typing import NDArray
 
 from kerasseg.data.buffers import RecycledArrays
 from kerasseg_tfrecords.errors import DataError, KerassegError
-from kerasseg_tfrecords.files import explain_os_error, write_atomically
+from kerasseg_tfrecords.files import explain_os_error, locked, write_atomically
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest
 from kerasseg_tfrecords.records.schema import decode_pixels
 from kerasseg_tfrecords.records.shards import ShardRecords
@@ -208,14 +206,6 @@ _VERSION = 1
 _REMEDY = "Choose another folder (cache_folder, or the variable KERASSEG_CACHE), or read without one (cache='none')."
 
 
-def default_cache_folder() -> Path:
-    """Return `$KERASSEG_CACHE`, else `kerasseg` under `$XDG_CACHE_HOME` or `~/.cache`."""
-    asked = os.environ.get("KERASSEG_CACHE")
-    if asked:
-        return Path(asked)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kerasseg"
-
-
 def cache_key(manifest: Manifest, split: str) -> str:
     """Return the name of a cache, which depends on the content of the split's shards but not on their folder."""
     shards = [[shard.path, shard.sha256, shard.records] for shard in manifest.shards_of(split)]
@@ -238,7 +228,7 @@ def cached_on_disk(
     need = len(shards) * shards.layout.row_bytes
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock"):
+        with locked(folder / ".lock"):
             if not (path.is_file() and path.stat().st_size == need):
                 check()
                 _clear(folder, root, split, key)
@@ -296,11 +286,3 @@ def _clear(folder: Path, root: Path, split: str, key: str) -> None:
         if replaced or not (of / MANIFEST).is_file():
             facts.with_suffix(".slices").unlink(missing_ok=True)
             facts.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait for the lock; `kerasseg_tfrecords.files.lock` would raise instead."""
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

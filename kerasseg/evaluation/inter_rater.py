@@ -22,6 +22,7 @@ from kerasseg_tfrecords.isolation import call
 from kerasseg_tfrecords.records.manifest import MANIFEST
 from kerasseg_tfrecords.sources.base import SourceOptions
 from kerasseg_tfrecords.sources.masks import mask_of_picture
+from kerasseg_tfrecords.storage import local_copy
 
 _PICTURES = (".png", ".tif", ".tiff")
 
@@ -36,7 +37,7 @@ def open_second(source: Path | str) -> SecondMasks:
         source: A folder of PNG or TIFF masks, named like the slices: `figshare-mat/26` is found as
             `figshare-mat/26.png`, `26.png`, or `anywhere/26.tif`. Or a shard directory with slices of the same ids.
     """
-    folder = Path(source)
+    folder = local_copy(source)
     if not folder.is_dir():
         raise UsageError("--reference-2 is not a folder", path=folder, expected="masks, or a shard directory")
     return _shards(folder) if (folder / MANIFEST).is_file() else _pictures(folder)

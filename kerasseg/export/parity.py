@@ -24,6 +24,7 @@ from kerasseg.runs.directory import RunDirectory
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, intensity_window, restore
 from kerasseg_tfrecords.records.manifest import Manifest
+from kerasseg_tfrecords.storage import url_of
 from kerasseg_tfrecords.text import Progress
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def find_shards(run: RunDirectory, config: RunConfig, moved: Path | None) -> Sha
     if run.folds and moved is None:
         config = run.folds[0].config()
     root = Path(config.settings.shards) if moved is None else moved
-    if moved is None and not root.is_dir():
+    if moved is None and url_of(root) is None and not root.is_dir():
         return None
     return Shards(root, manifest_of(config, moved))
 

@@ -16,6 +16,7 @@ from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import read_document, read_json, refuse_newer
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, load_manifest
+from kerasseg_tfrecords.storage import url_of
 from kerasseg_tfrecords.validation import did_you_mean
 
 FORMAT_VERSION = 1
@@ -112,7 +113,7 @@ def read_config(path: Path) -> RunConfig:
 def shards_of(config: RunConfig, other: Path | str | None = None) -> tuple[Path, Manifest]:
     """Return the folder and the manifest of a run's shards, or of other ones."""
     root = Path(config.settings.shards if other is None else other)
-    if other is None and not (root / MANIFEST).is_file():
+    if other is None and url_of(root) is None and not (root / MANIFEST).is_file():
         raise DataError(
             "the shards of this run are missing",
             path=root,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from kerasseg.runs.config import RunConfig, read_config
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, lock, open_atomically, sync_folder, write_atomically
+from kerasseg_tfrecords.storage import refuse_url
 
 if TYPE_CHECKING:
     import keras
@@ -71,6 +72,7 @@ class RunDirectory:
     @staticmethod
     def check_free(root: Path) -> None:
         """Check that a folder can hold a new run."""
+        refuse_url(root)
         if (root / _CONFIG).exists():
             raise UsageError(
                 "the folder already holds a run",

@@ -89,7 +89,7 @@ class TrainSettings(_Settings):
     """Settings of a training run; None means the recipe's value, which is resolved when the run starts.
 
     Attributes:
-        shards: Shard directory.
+        shards: Shard directory, or its URL.
         checkpoint: File, folder, `hf://...` or `https://...`; None for the configured default (none for `scratch`).
         architecture: Network of a checkpoint that contains only weights.
         head: What to do with the checkpoint's last layer; see `fit_to_task`.
@@ -131,7 +131,7 @@ class TrainSettings(_Settings):
         network: Arguments of `kerasseg.unet` for `scratch` without a checkpoint, such as {"filters": 16}.
     """
 
-    shards: str = "shards"
+    shards: Address = "shards"
     checkpoint: Address | None = None
     architecture: Address | None = None
     head: Literal["auto", "keep", "binary"] = "auto"

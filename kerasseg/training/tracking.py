@@ -245,7 +245,7 @@ def parameters(config: RunConfig) -> dict[str, str]:
     settings = config.settings.model_dump(mode="json")
     for name in ("checkpoint", "encoder_weights"):
         settings[name] = None if settings[name] is None else public_name(settings[name])
-    settings["shards"] = Path(config.settings.shards).name
+    settings["shards"] = Path(settings["shards"]).name
     resolved = config.resolved
     settings |= {"precision": resolved.precision, "learning_rate": settings["learning_rate"] or resolved.rates}
     names = ["precision", "devices", "phases", "rates", "frozen", "parameters", "trained", "steps", "fingerprint"]

@@ -43,6 +43,7 @@ from kerasseg_tfrecords.documents import read_document
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import lock, make_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import load_manifest
+from kerasseg_tfrecords.storage import refuse_url
 from kerasseg_tfrecords.tables import format_csv
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def cross_validate(
     """
     manifest = load_manifest(settings.shards)
     root = new_folder(f"cv{folds}-{settings.strategy}") if out is None else Path(out)
+    refuse_url(root)
     root = root if cluster is None else root.absolute()
     asked = CrossValidation(
         kerasseg=__version__,

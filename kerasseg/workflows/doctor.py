@@ -383,7 +383,7 @@ def _run(root: Path) -> Finding:
     if network is not None:
         return network
     rule = _rule(run)
-    return rule or _data(run, root.parent.parent / config.settings.shards, config.resolved.fingerprint)
+    return rule or _data(run, _at(root.parent.parent, config.settings.shards), config.resolved.fingerprint)
 
 
 def _is_whole(path: Path) -> bool:
@@ -422,7 +422,13 @@ def _rule(run: Any) -> Finding | None:
     return None
 
 
-def _data(run: Any, shards: Path, fingerprint: str) -> Finding:
+def _at(folder: Path, shards: str) -> str:
+    from kerasseg_tfrecords.storage import url_of
+
+    return url_of(shards) or str(folder / shards)
+
+
+def _data(run: Any, shards: str, fingerprint: str) -> Finding:
     from kerasseg_tfrecords.records.manifest import load_manifest
 
     name = run.root.name

@@ -45,12 +45,13 @@ from kerasseg.training.tracking import track_evaluation
 from kerasseg.tuning.threshold_file import ThresholdFile, load_threshold
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import atomic_folder, write_atomically
-from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, load_manifest
+from kerasseg_tfrecords.records.manifest import SPLITS_FILE, Manifest, load_manifest, local_shards
 from kerasseg_tfrecords.records.shards import read_records
 from kerasseg_tfrecords.splitting.duplicates import overlap
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
 from kerasseg_tfrecords.splitting.splits_file import load
-from kerasseg_tfrecords.text import Progress, count
+from kerasseg_tfrecords.storage import url_of
+from kerasseg_tfrecords.text import Progress, count, without_credentials
 
 _PHANTOMS = "These slices are synthetic (phantoms): the figures say nothing about patients."
 _NO_TUMOUR = (
@@ -244,7 +245,7 @@ def _load(
     directory = run if isinstance(run, RunDirectory) else RunDirectory.find(run)
     config = directory.config()
     fixed = None if threshold == "auto" else _fixed(threshold)
-    data = _data(config, split, shards_other)
+    data = _data(config, split, shards_other, options.progress)
     reference = options.extras.reference_2
     second = None if reference is None else open_second(reference)
     warnings = _about_the_run(directory, data)
@@ -277,7 +278,7 @@ def _fixed(threshold: float) -> _Rules:
     return _Rules(rule, rule, "raw" if rule == MaskRule() else "threshold", None)
 
 
-def _data(config: RunConfig, split: str | None, other: Path | str | None) -> _Data:
+def _data(config: RunConfig, split: str | None, other: Path | str | None, progress: Progress | None) -> _Data:
     name = "val" if split == "validation" else split
     if name is not None and name not in SPLITS:
         raise UsageError("unknown split", found=repr(split), expected="test, validation or train")
@@ -308,6 +309,7 @@ def _data(config: RunConfig, split: str | None, other: Path | str | None) -> _Da
     if not splits or not all(manifest.slices_in(s) for s in splits):
         held = ", ".join(f"{manifest.slices_in(s)} in {s}" for s in SPLITS)
         raise DataError(f"the split {name} holds no slices", path=root, found=held)
+    local_shards(root, splits, progress=progress)
     found: _Split = name  # type: ignore[assignment]
     return _Data(root, manifest, found, splits, external)
 
@@ -531,7 +533,8 @@ def _about_the_figures(scored: _Scored, measured: _Measured) -> list[str]:
 
 def _shareable(path: Path | str) -> str:
     """Return a path without private parts: unchanged if relative, and otherwise only its last part."""
-    named = Path(path)
+    url = url_of(path)
+    named = Path(path) if url is None else Path("/", without_credentials(url))
     if named.is_absolute() or ".." in named.parts or not named.name:
         return named.resolve().name
     return str(named)
@@ -573,7 +576,7 @@ def _write(loaded: _Loaded, scored: _Scored, evaluation: Evaluation) -> Evaluati
         # All files are written by now: an evaluation that fails is not counted and leaves earlier files unchanged.
         if data.split in ("test", "all"):
             record_look(
-                data.root,
+                local_shards(data.root),
                 loaded.run.root,
                 run_id=evaluation.run_id,
                 fingerprint=data.manifest.fingerprint,
@@ -657,6 +660,7 @@ def seen_in_training(training: Path, other: Path, splits: Sequence[str] = ("trai
     (`kerasseg_tfrecords.splitting.duplicates`, as with `prepare --exclude-overlap`). Ids are ignored, since they are not
     unique across data sets.
     """
+    training, other = local_shards(training, _SEEN), local_shards(other, splits)
     known = {row.sha256.lower() for row in load(training / SPLITS_FILE) if row.split in _SEEN and row.sha256}
     equal = {row.slice_id for row in load(other / SPLITS_FILE) if row.sha256.lower() in known}
     names: list[str] = []

@@ -41,6 +41,7 @@ from kerasseg_tfrecords.files import FULL, lock, make_folder, write_atomically
 from kerasseg_tfrecords.intensity import IntensityRule, fit_image, restore
 from kerasseg_tfrecords.sources.base import LeftOut, SourceOptions
 from kerasseg_tfrecords.sources.unlabelled import ImageInput, list_images
+from kerasseg_tfrecords.storage import local_copy, refuse_url
 from kerasseg_tfrecords.text import Progress, count
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def predict_files(
     Args:
         network: A run (its folder or name, "latest"), a checkpoint of any kind, a Keras model, or several of these, whose
             probabilities are averaged; None for the latest run. What `open_network` returned keeps its rule and options.
-        inputs: Folders, zip archives, files or patterns of everything that `prepare` reads. Masks are skipped.
+        inputs: Folders, zip archives, files or patterns of everything that `prepare` reads, or URLs. Masks are skipped.
         out: Output folder, created if missing.
         threshold: Threshold to use instead of the run's rule, in (0, 1], without post-processing.
         rule: Rule to use instead of the run's, with post-processing.
@@ -214,9 +215,11 @@ def predict_files(
         >>> sorted(path.name for path in Path("masks").glob("[!.]*"))
         ['1_mask.png', 'predictions.csv']
     """
+    refuse_url(out)
     folder = Path(out)
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     _check_options(folder, given, plane, go_on=go_on, overwrite=overwrite)
+    given = [local_copy(entry, progress) for entry in given]
     if cluster is not None:
         folder, given = folder.absolute(), [Path(entry).absolute() for entry in given]
     options = SourceOptions(masks=False, channel=channel, sequence=sequence)

@@ -60,6 +60,7 @@ from kerasseg.training.trainer import Plan, Trainer
 from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
+from kerasseg_tfrecords.storage import absolute
 from kerasseg_tfrecords.text import without_credentials
 
 _LOSS_OF_PRECISION = 0.002
@@ -518,7 +519,7 @@ def as_saved(model: keras.Model) -> Iterator[None]:
 
 def with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     """Make paths absolute, so that a run can be resumed, tuned and evaluated from any folder."""
-    full = {"shards": str(Path(settings.shards).absolute())}
+    full = {"shards": absolute(settings.shards)}
     if settings.checkpoint is not None and Path(settings.checkpoint).exists():
         full["checkpoint"] = str(Path(settings.checkpoint).absolute())
     if settings.encoder_weights is not None and Path(settings.encoder_weights).exists():

@@ -15,8 +15,9 @@ from kerasseg.tuning.search import tune
 from kerasseg.tuning.threshold_file import NetworkRule, ThresholdFile, network_sha256, save_threshold
 from kerasseg.workflows.cross_validate import read_cross_validation
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.records.manifest import Manifest
-from kerasseg_tfrecords.text import Progress
+from kerasseg_tfrecords.records.manifest import Manifest, local_shards
+from kerasseg_tfrecords.storage import url_of
+from kerasseg_tfrecords.text import Progress, without_credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def tune_run(
             raise DataError("the run has no such network", path=file, remedy=remedy)
     folder = Path(config.settings.shards) if shards is None else shards
     manifest = manifest_of(config, shards)
+    local_shards(folder, ["val"], progress=progress)
     if cross_validation is not None:
         held_out = _folds_of(cross_validation, manifest)
     elif run.folds:
@@ -87,7 +89,7 @@ def tune_run(
 
     result = ThresholdFile(
         folds=len(held_out) if run.folds or cross_validation is not None else 0,
-        shards=str(folder),
+        shards=without_credentials(url_of(folder) or str(folder)),
         fingerprint=manifest.fingerprint,
         classes=manifest.classes,
         model=tuned("model", run.model_file),

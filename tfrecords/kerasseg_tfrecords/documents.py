@@ -11,13 +11,14 @@ from pydantic import BaseModel, ValidationError
 from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.validation import complaint
 
-_MAX_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
+"""Largest JSON file that is read."""
 _MAX_DEPTH = 100
 
 Document = TypeVar("Document", bound=BaseModel)
 
 
-def parse_json(data: bytes | str, *, max_bytes: int = _MAX_BYTES, max_depth: int = _MAX_DEPTH) -> Any:
+def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = _MAX_DEPTH) -> Any:
     """Parse untrusted JSON.
 
     Args:
@@ -62,8 +63,8 @@ def read_json(path: Path, what: str, *, remedy: str | None = None, missing_remed
         missing_remedy: What to do about a missing file; `remedy` by default.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"too large for {what}", path=path, expected=f"at most {_MAX_BYTES:,} bytes", remedy=remedy)
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"too large for {what}", path=path, expected=f"at most {MAX_BYTES:,} bytes", remedy=remedy)
         return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{what} is missing", path=path, remedy=missing_remedy or remedy) from None

@@ -283,6 +283,14 @@ def _free(folder: Path) -> str | None:
         return None
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for an exclusive lock on a file, and hold it while the block runs; `lock` does not wait."""
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
 _RELEASE = 2.0  # seconds; a process killed while it starts a child leaves its locks to the child for a moment
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s?#]*@")
+_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]+:/{1,2})[^/\s?#]*@")
 _QUERY = re.compile(r"(?i)(\b(?!hf:)[a-z][a-z0-9+.-]*://[^\s?#'\"]*|/[^\s?'\"]*(?=\?[^\s'\")]*=))[?#][^\s'\")]*")
 
 Progress = Callable[[str, int, int], None]
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 def without_credentials(text: str) -> str:
     """Remove user names, passwords, queries and fragments from all URLs in a text before it is shown or recorded.
 
-    Signed URLs have their key in the query.
+    Signed URLs have their key in the query. `Path` reduces `://` to `:/`.
 
     Example:
         >>> without_credentials("https://me:secret@host.org:8080/a/unet.keras?X-Amz-Signature=3f#top")
@@ -50,4 +50,4 @@ def without_credentials(text: str) -> str:
         >>> without_credentials("hf://me/unet@v1/best.keras"), without_credentials("what?.mat")
         ('hf://me/unet@v1/best.keras', 'what?.mat')
     """
-    return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if "://" in text or "?" in text else text
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if ":/" in text or "?" in text else text

@@ -22,9 +22,9 @@ from kerasseg.checkpoints.conversion import convert_checkpoint
 from kerasseg.checkpoints.hub import choose
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.provenance import provenance
-from kerasseg.data import download as downloads
 from kerasseg.models.inspection import inspect_model
 from kerasseg.runs.settings import TrainSettings
+from kerasseg_tfrecords import download as downloads
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 import kerasseg
 from factories import write_figshare
-from kerasseg.data import download as downloads
 from kerasseg.data import published as datasets
 from kerasseg_cli.app import app
+from kerasseg_tfrecords import download as downloads
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 
 SIZE = 300_000

@@ -18,7 +18,7 @@ from children import Children
 from factories import blob, write_figshare
 from kerasseg.data.augmentation import SafeAugmentation
 from kerasseg.data.sampling import stratified_batches
-from kerasseg.data.stores import FileSlices, RowLayout, cache_key, default_cache_folder
+from kerasseg.data.stores import FileSlices, RowLayout, cache_key
 from kerasseg.data.tf_data import EvaluationData, TrainingData, load_split
 from kerasseg.losses import DiceBCELoss
 from kerasseg.metrics import SoftDice
@@ -26,6 +26,7 @@ from kerasseg_tfrecords import load_manifest, prepare, read_records
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.records.manifest import PrepareOptions
 from kerasseg_tfrecords.records.shards import ShardRecords
+from kerasseg_tfrecords.storage import default_cache_folder
 
 OPTIONS = PrepareOptions(size=32, split="60/20/20", records_per_shard=4)
 TOLERANCE = 5e-5  # float32

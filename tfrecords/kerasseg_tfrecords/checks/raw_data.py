@@ -36,7 +36,8 @@ from kerasseg_tfrecords.slices import Slice
 from kerasseg_tfrecords.sources import find_items, read_item
 from kerasseg_tfrecords.sources.base import Item, LeftOut, NotASlice, SourceOptions
 from kerasseg_tfrecords.sources.tree import open_tree
-from kerasseg_tfrecords.text import count
+from kerasseg_tfrecords.storage import local_copy, url_of
+from kerasseg_tfrecords.text import count, without_credentials
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -219,7 +220,7 @@ def check_data(
     """Read every slice of raw data and report all problems.
 
     Args:
-        paths: Folders, files and zips, as for `prepare`.
+        paths: Folders, files and zips, or URLs, as for `prepare`.
         format_name: "figshare", "pairs", ...; None detects it for each input.
         options: Options of the readers.
         jobs: Number of worker processes.
@@ -236,9 +237,12 @@ def check_data(
     """
     options = options or SourceOptions()
     tally = _Tally()
-    given = [Path(path) if cluster is None else Path(path).absolute() for path in paths]
+    names = [without_credentials(url_of(path) or str(path)) for path in paths]
+    copies = [local_copy(path) for path in paths]
+    given = copies if cluster is None else [path.absolute() for path in copies]
     with choose_pool(jobs, cluster, reads=[path for path in given if path.exists()]) as pool:
-        work = [(shown, item) for path in given for shown, item in tally.listed(path, format_name, options)]
+        listed = (tally.listed(*names, format_name, options) for names in zip(given, names, strict=True))
+        work = [entry for entries in listed for entry in entries]
         items = [item for _, item in work]
         checks = pool.map(partial(check_item, options=options), items, batch=8, crashed=_crashed)
         for done, ((shown, _), check) in enumerate(zip(work, checks, strict=True), start=1):
@@ -263,9 +267,10 @@ class _Tally:
         self.with_tumour = 0
         self.homes: dict[tuple[str, str], str] = {}
 
-    def listed(self, path: Path, format_name: str | None, options: SourceOptions) -> Iterator[tuple[str, Item]]:
+    def listed(
+        self, path: Path, shown: str, format_name: str | None, options: SourceOptions
+    ) -> Iterator[tuple[str, Item]]:
         """Yield the items of one input with the input's name; note problems of the input itself."""
-        shown = str(path)
         try:
             listing = find_items(open_tree(path), options, format_name)
         except DataError as error:

@@ -22,11 +22,13 @@ from kerasseg_tfrecords.records.manifest import (
     Manifest,
     ShardFacts,
     load_manifest,
+    local_shards,
     tumour_warnings,
 )
 from kerasseg_tfrecords.records.schema import Record
 from kerasseg_tfrecords.splitting.duplicates import find_duplicates
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint, Fingerprints, fingerprint
+from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.splitting.splits_file import LEFT_OUT, SplitRow, load
 from kerasseg_tfrecords.text import count
 
@@ -99,7 +101,7 @@ def verify(
     """Check every hash, count, record, label and mask of a shard directory, and that its splits share no patient or copy.
 
     Args:
-        folder: A shard directory.
+        folder: A shard directory, or its URL; its files are then copied again.
         cluster: Dask client of a cluster whose workers read the shards; they must see `folder`.
         progress: Called with "verify", the records checked, and their total.
 
@@ -113,7 +115,9 @@ def verify(
         >>> verify("shards").sound
         True
     """
-    root = Path(folder) if cluster is None else Path(folder).absolute()
+    # Again, because files at a URL may have changed since they were copied.
+    root = local_shards(folder, SPLITS, again=True, progress=progress)
+    root = root if cluster is None else root.absolute()
     manifest = load_manifest(root)
     state = _State()
     rows = _rows(root, manifest, state)

@@ -30,6 +30,7 @@ from kerasseg_tfrecords.records.manifest import (
     SplitFacts,
     dataset_fingerprint,
     load_manifest,
+    local_shards,
 )
 from kerasseg_tfrecords.records.shards import ShardRecords, check_hashes
 from kerasseg_tfrecords.splitting.optimise import apportion
@@ -93,7 +94,7 @@ def write_folds(shards: Path | str, targets: Sequence[Path], seed: int = 42) -> 
         UsageError: Fewer groups than folds.
         KerassegError: The disk is full, or cannot be written.
     """
-    root = Path(shards)
+    root = local_shards(shards, _SOURCES)
     for target in targets:
         remove_leftovers(target.parent)
     source = load_manifest(root)

@@ -28,6 +28,7 @@ from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, PrepareOptio
 from kerasseg_tfrecords.sources.base import LeftOut
 from kerasseg_tfrecords.sources.tree import open_tree
 from kerasseg_tfrecords.splitting.fingerprints import FingerprintFile
+from kerasseg_tfrecords.storage import local_copy, refuse_url
 from kerasseg_tfrecords.text import Progress
 from kerasseg_tfrecords.workers import Pool
 
@@ -55,7 +56,8 @@ def prepare(
     continues an interrupted run.
 
     Args:
-        inputs: Folders, archives or files, each in a format that is detected; together they are one data set.
+        inputs: Folders, archives or files (or their URLs), each in a format that is detected; together they are one data
+            set.
         out: The shard directory; new, empty, or replaced with `overwrite`.
         options: By default 256x256 pixels, min-max, 80/10/10 by patient, seed 42.
         splits: A `splits.csv` to reuse instead of splitting; it must fit the data.
@@ -82,6 +84,8 @@ def prepare(
     options = options or PrepareOptions()
     roots = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(entry) for entry in inputs]
     target = Path(out) if Path(out).name else Path(out).resolve()
+    refuse_url(out)
+    roots = [local_copy(root, progress) for root in roots]
     # Inputs and options first: shards from an earlier run must not hide a mistyped input.
     for root in roots:
         if not root.exists():

@@ -10,9 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kerasseg_tfrecords.documents import read_document
+from kerasseg_tfrecords.documents import MAX_BYTES, read_document
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
+from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.splitting.splits_file import SplitRow
+from kerasseg_tfrecords.storage import Wanted, copying, fetch, read_small, remote_cache, url_of
+from kerasseg_tfrecords.text import Progress
 from kerasseg_tfrecords.validation import complaint
 
 MANIFEST = "manifest.json"
@@ -240,6 +243,9 @@ def dataset_fingerprint(rows: Iterable[SplitRow], options: PrepareOptions) -> st
 def load_manifest(folder: Path | str) -> Manifest:
     """Read and check the `manifest.json` of a shard directory.
 
+    Args:
+        folder: The shard directory, or its URL.
+
     Raises:
         DataError: The folder is not a shard directory, or the manifest is damaged.
         KerassegError: A newer version of kerasseg wrote it.
@@ -248,8 +254,8 @@ def load_manifest(folder: Path | str) -> Manifest:
         >>> load_manifest("shards").intensity
         'minmax'
     """
-    path = Path(folder) / MANIFEST
-    remedy = "Make one with: kerasseg prepare INPUT --out " + str(folder)
+    path = local_shards(folder) / MANIFEST
+    remedy = _make_one(folder)
     if not path.is_file():
         raise DataError("not a shard directory", path=folder, expected=MANIFEST, remedy=remedy)
     try:
@@ -260,6 +266,47 @@ def load_manifest(folder: Path | str) -> Manifest:
         raise DataError(
             newer.what, path=path, found=newer.found, expected=newer.expected, remedy=newer.remedy
         ) from None
+
+
+def _make_one(folder: Path | str) -> str:
+    return f"Make one with: kerasseg prepare INPUT --out {'FOLDER' if url_of(folder) else folder}"
+
+
+def local_shards(
+    folder: Path | str, splits: Sequence[str] = (), *, again: bool = False, progress: Progress | None = None
+) -> Path:
+    """Return a local shard directory unchanged. Copy one at a URL into the cache, and return the copy.
+
+    The copy's name is the hash of the manifest: shards that were prepared again get another folder, and every file is
+    compared with its hash in the manifest.
+
+    Args:
+        folder: A shard directory or its URL.
+        splits: Splits whose files are needed, if any; they bring `splits.csv`.
+        again: Copy files again that are already there.
+        progress: Called with "fetch", the files copied, and their number.
+
+    Raises:
+        DataError: There is no manifest, or a file differs from it.
+        KerassegError: As `kerasseg_tfrecords.storage.local_copy`.
+    """
+    url = url_of(folder)
+    if url is None:
+        return Path(folder)
+    url = url.rstrip("/").removesuffix(f"/{MANIFEST}")
+    data = read_small(url, MANIFEST, limit=MAX_BYTES)
+    if data is None:
+        raise DataError("not a shard directory", path=url, expected=MANIFEST, remedy=_make_one(url))
+    place = remote_cache() / hashlib.sha256(data).hexdigest()
+    with copying(place):
+        if not (place / MANIFEST).is_file():
+            write_atomically(place / MANIFEST, data)
+        if splits:
+            listed = [shard for split in splits for shard in load_manifest(place).shards_of(split)]
+            wanted = [Wanted(SPLITS_FILE, sha256=load_manifest(place).splits_sha256)]
+            wanted += [Wanted(shard.path, shard.bytes, shard.sha256) for shard in listed]
+            fetch(url, place, [entry for entry in wanted if again or not entry.is_in(place)], progress)
+    return place
 
 
 def parse_options(**values: object) -> PrepareOptions:

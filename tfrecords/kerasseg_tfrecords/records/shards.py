@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.files import explain_os_error, file_sha256
-from kerasseg_tfrecords.records.manifest import Manifest, ShardFacts, load_manifest
+from kerasseg_tfrecords.records.manifest import Manifest, ShardFacts, load_manifest, local_shards
 from kerasseg_tfrecords.records.schema import Record, decode
 from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.text import Progress, count
@@ -100,7 +100,7 @@ def shard_paths(folder: Path | str, split: str, manifest: Manifest | None = None
     """Return the files of a split in the order of the manifest, after checking that they exist and have the right size.
 
     Args:
-        folder: A shard directory.
+        folder: A shard directory, or its URL.
         split: "train", "val" (or "validation") or "test".
         manifest: The manifest, if it has been read already.
 
@@ -111,7 +111,7 @@ def shard_paths(folder: Path | str, split: str, manifest: Manifest | None = None
         >>> [path.name for path in shard_paths("shards", "train")][0]
         'meningioma-00000-of-00001.tfrecord'
     """
-    root = Path(folder)
+    root = local_shards(folder, [split])
     listed = (manifest or load_manifest(root)).shards_of(split)
     for shard in listed:
         path = root / shard.path
@@ -158,7 +158,7 @@ def read_records(folder: Path | str, splits: str | Sequence[str] = SPLITS) -> It
     """Yield all records of some splits of a shard directory as NumPy arrays, file by file.
 
     Args:
-        folder: A shard directory.
+        folder: A shard directory, or its URL.
         splits: "train", "val" or "test"; one or several.
 
     Raises:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, one_line
 from kerasseg_tfrecords.splitting.split import SPLITS
+from kerasseg_tfrecords.storage import local_copy
 from kerasseg_tfrecords.tables import format_csv, parse_csv
 
 _SHOWN = 10
@@ -61,13 +62,13 @@ def dump(rows: Iterable[SplitRow]) -> str:
 
 
 def load(path: str | Path) -> list[SplitRow]:
-    """Read the rows of a file, in its order.
+    """Read the rows of a file, or of one at a URL, in its order.
 
     Raises:
         DataError: The file cannot be read or is not a `splits.csv`; the message names the line.
     """
     try:
-        data = Path(path).read_bytes()
+        data = local_copy(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=path, expected="a splits.csv") from error
     if b"\0" in data[:4096]:

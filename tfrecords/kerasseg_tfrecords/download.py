@@ -88,11 +88,12 @@ class BrokenDownloadError(KerassegError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Version:
-    """The server's identification of a version of a file; empty if unknown."""
+class Version:
+    """The server's identification of a version of a file ("" if unknown), and its size in bytes (-1 if unknown)."""
 
     etag: str = ""
     modified: str = ""
+    size: int = -1
 
     @property
     def condition(self) -> str:
@@ -150,6 +151,24 @@ def download(
         pause *= 2
     part.replace(target)
     forget(target)
+
+
+def version_of(url: str) -> Version:
+    """Request the version of a file without its content.
+
+    Raises:
+        KerassegError: The server cannot be reached or does not send the file.
+    """
+    import requests  # slow to import
+
+    check_url(url, url)
+    try:
+        # Not HEAD, which signed URLs do not allow.
+        with _get(url, {"Accept-Encoding": "identity"}) as response:
+            response.raise_for_status()
+            return _version_in(response, url)
+    except requests.RequestException as error:
+        raise _broken(url, None, error) from error
 
 
 def retrieve(
@@ -230,8 +249,6 @@ def _one_attempt(
     url: str, part: Path, most_bytes: int, hash_known: bool, progress: Callable[[int, int], None] | None
 ) -> bool:
     """Send one request; return True if the file is complete, False if the download must start again."""
-    import requests
-
     here, version = _size(part), _read_note(part)
     if here and not (version.condition or hash_known):
         part.unlink()
@@ -243,11 +260,7 @@ def _one_attempt(
             headers["If-Range"] = version.condition
         _LOG.info("%s: resuming after %d bytes", without_credentials(url), here)
 
-    def check(response: Any, *_args: Any, **_kwargs: Any) -> None:
-        if response.is_redirect:
-            check_url(urljoin(response.url, response.headers["location"]), url)
-
-    with requests.get(url, stream=True, timeout=TIMEOUT, hooks={"response": check}, headers=headers) as response:
+    with _get(url, headers) as response:
         if response.status_code == 416:
             # The part is either complete or longer than the file; the hash, or a new attempt, shows which.
             complete = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("content-range", ""))
@@ -263,7 +276,7 @@ def _one_attempt(
         total = start + _content_length(response, url)
         _check_size(total, most_bytes, url)
         if start == 0:
-            _write_note(part, _Version(response.headers.get("etag", ""), response.headers.get("last-modified", "")))
+            _write_note(part, _version_in(response, url))
         done = start
         with part.open("ab" if start else "wb") as file:
             for piece in response.iter_content(_PIECE):
@@ -275,14 +288,32 @@ def _one_attempt(
     return True
 
 
-def _broken(url: str, part: Path, error: Exception | None) -> BrokenDownloadError:
+def _get(url: str, headers: dict[str, str]) -> Any:
+    """Send a request, following redirects to allowed addresses only; the response is a stream."""
+    import requests
+
+    def check(response: Any, *_args: Any, **_kwargs: Any) -> None:
+        if response.is_redirect:
+            check_url(urljoin(response.url, response.headers["location"]), url)
+
+    return requests.get(url, stream=True, timeout=TIMEOUT, hooks={"response": check}, headers=headers)
+
+
+def _version_in(response: Any, url: str) -> Version:
+    headers = response.headers
+    size = _content_length(response, url) if "content-length" in headers else -1
+    return Version(headers.get("etag", ""), headers.get("last-modified", ""), size)
+
+
+def _broken(url: str, part: Path | None, error: Exception | None) -> BrokenDownloadError:
     found = first_line(error) if error else "the server does not send the requested part"
     answer = answer_of(error)
+    partial = part is not None and _size(part) > 0
     if answer is not None:
-        kept = " The same command then resumes the download." if _size(part) else ""
+        kept = " The same command then resumes the download." if partial else ""
         remedy = f"{answer.remedy}{kept}"
         return BrokenDownloadError("the server does not send the file", path=url, found=answer, remedy=remedy)
-    if _size(part):
+    if partial:
         remedy = "Run the same command again: it resumes the download."
         return BrokenDownloadError("the download was interrupted", path=url, found=found, remedy=remedy)
     return BrokenDownloadError(
@@ -326,14 +357,14 @@ def _note(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _read_note(part: Path) -> _Version:
+def _read_note(part: Path) -> Version:
     try:
         note = parse_json(_note(part).read_bytes(), max_bytes=1 << 16)
-        return _Version(str(note["etag"]), str(note["modified"]))
+        return Version(str(note["etag"]), str(note["modified"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return _Version()
+        return Version()
 
 
-def _write_note(part: Path, version: _Version) -> None:
+def _write_note(part: Path, version: Version) -> None:
     with contextlib.suppress(OSError):
         _note(part).write_text(json.dumps({"etag": version.etag, "modified": version.modified}), encoding="utf-8")
