@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import json
+import logging
 import os
 import shutil
 import sys
@@ -44,6 +46,7 @@ class Store:
         from moto.s3.models import s3_backends
         from werkzeug.serving import make_server
 
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.requests: list[str] = []
         self.backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
         self._app = moto.DomainDispatcherApplication(moto.create_backend_app)
@@ -245,7 +248,7 @@ class ManyObjects:
 
 def test_ten_thousand_objects_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_store", lambda _: ManyObjects())
-    monkeypatch.setattr(storage, "_has_changed", lambda *_: False)
+    monkeypatch.setattr(storage.Wanted, "is_in", lambda *_: True)
     tracemalloc.start()
     with pytest.raises(DataError, match="same file name"):  # none of the files is there
         storage._mirror("s3://bucket/many", "bucket/many", tmp_path / "many", None)
@@ -451,13 +454,17 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         local_copy("gs://bucket/x")
 
 
-def test_a_full_disk_is_told_before_anything_is_copied(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put("x/1.png", b"some bytes")
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3))
-    with pytest.raises(KerassegError, match="not enough disk space for copies.*KERASSEG_CACHE"):
+    reader = storage._store("s3://bucket")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reader, "get", full)
+    with pytest.raises(KerassegError, match="remote: no space left on the disk.*KERASSEG_CACHE") as told:
         local_copy("s3://bucket/x")
-    assert store.fetched() == 0
+    assert str(storage.remote_cache()) in str(told.value)
 
 
 def test_other_object_stores_are_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

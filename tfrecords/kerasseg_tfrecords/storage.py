@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +35,8 @@ _STORES = {
 """Scheme -> package that reads it, and environment variables with its credentials."""
 _REMEDY = "Free some space, or choose another folder with the variable KERASSEG_CACHE, and run the same command again."
 _PAGE, _BATCH, _BATCH_BYTES = 1000, 64, 1 << 28
+_MOST = 1 << 40
+"""Largest file on the web in bytes, where the server does not tell its size."""
 
 
 def default_cache_folder() -> Path:
@@ -124,7 +125,7 @@ class Wanted:
         name: Its name below the URL, with slashes.
         size: Its size in bytes; -1 if unknown.
         sha256: Its hash; "" if unknown.
-        stamp: Modification time of the copy in nanoseconds; 0 if unknown.
+        stamp: Modification time of the copy in nanoseconds; 0 if it does not matter.
     """
 
     name: str
@@ -133,9 +134,14 @@ class Wanted:
     stamp: int = 0
 
     def is_in(self, folder: Path) -> bool:
-        """Whether a folder has a copy of this size."""
-        path = folder / self.name
-        return path.is_file() and self.size in {-1, path.stat().st_size}
+        """Whether a folder has a copy with this size and time."""
+        try:
+            facts = (folder / self.name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        # Not every file system keeps nanoseconds.
+        same_time = self.stamp == 0 or facts.st_mtime_ns // 1000 == self.stamp // 1000
+        return same_time and self.size in {-1, facts.st_size}
 
 
 def remote_cache() -> Path:
@@ -168,20 +174,22 @@ def local_copy(path: Path | str, progress: Progress | None = None) -> Path:
         raise UsageError("a folder on a web server cannot be listed", path=url, expected=expected)
     _check_name(name, url)
     place = remote_cache() / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:32]
+    if _is_web(url):
+        version = version_of(url)
+        entry = Wanted(name, version.size, stamp=_stamp({"ETag": version.etag, "updated": version.modified}))
+        with copying(place):
+            if not entry.is_in(place):
+                _fetch_web_file(url, entry, place / name)
+        return place / name
+    with _explained(url):
+        root = _store(url)._strip_protocol(url).rstrip("/")
+        info: Mapping[str, Any] = {"type": "directory"} if url.endswith("/") else _store(url).info(root)
     with copying(place):
-        if _is_web(url):
-            _copy_web_file(url, place / name)
-            return place / name
-        with _explained(url):
-            store = _store(url)
-            root = store._strip_protocol(url).rstrip("/")
-            info: Mapping[str, Any] = {"type": "directory"} if url.endswith("/") else store.info(root)
-        if info["type"] == "file":
-            new = Wanted(name, info["size"], stamp=_stamp(info))
-            with scratch_folder(place) as scratch:
-                _fetch(url, [(root, new)] if _has_changed(place, new) else [], place, scratch)
-        else:
+        if info["type"] == "directory":
             _mirror(url, root, place / name, progress)
+        elif not (entry := Wanted(name, info["size"], stamp=_stamp(info))).is_in(place):
+            with scratch_folder(place) as scratch:
+                _fetch(url, [(root, entry)], place, scratch)
     return place / name
 
 
@@ -259,7 +267,7 @@ def _mirror(url: str, root: str, target: Path, progress: Progress | None) -> Non
                 continue
             seen.append(_short_hash(name))
             entry = Wanted(name, info["size"], stamp=_stamp(info))
-            if _has_changed(target, entry):
+            if not entry.is_in(target):
                 yield path, entry
 
     target.mkdir(exist_ok=True)
@@ -307,7 +315,6 @@ def _fetch(url: str, batch: Sequence[tuple[str, Wanted]], folder: Path, scratch:
     """Copy a batch of objects at once."""
     if not batch:
         return
-    _check_space(folder, sum(max(entry.size, 0) for _, entry in batch))
     parts = [scratch / str(number) for number in range(len(batch))]
     with _explained(url):
         _store(url).get([path for path, _ in batch], [str(part) for part in parts])
@@ -330,7 +337,7 @@ def _put(part: Path, entry: Wanted, target: Path, url: str) -> None:
             expected=expected,
             remedy="Run the same command again. If this happens again, upload the files again.",
         )
-    if entry.stamp:
+    if entry.stamp > 0:
         os.utime(part, ns=(entry.stamp, entry.stamp))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -363,31 +370,12 @@ def _remove_others(target: Path, seen: array[int], url: str) -> None:
         raise DataError("two objects have the same file name on this disk", path=url, remedy=remedy)
 
 
-def _check_space(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        found, expected = f"{free / 1e9:.1f} GB free", f"{need / 1e9:.1f} GB"
-        raise KerassegError(
-            "not enough disk space for copies", path=folder, found=found, expected=expected, remedy=_REMEDY
-        )
-
-
-def _has_changed(folder: Path, entry: Wanted) -> bool:
-    try:
-        facts = (folder / entry.name).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    # Not every file system keeps nanoseconds.
-    same = facts.st_size == entry.size and facts.st_mtime_ns // 1000 == entry.stamp // 1000
-    return not (same and entry.stamp)
-
-
 def _stamp(info: Mapping[str, Any]) -> int:
-    """Return the time when an object was changed, with a hash of its ETag as microseconds; 0 if both are unknown."""
+    """Return the time when an object was changed, with a hash of its ETag as microseconds; -1 if both are unknown."""
     when = next((info[key] for key in ("LastModified", "updated", "mtime", "created") if info.get(key)), None)
     tag = next((info[key] for key in ("ETag", "etag", "md5Hash", "generation") if info.get(key)), None)
     if when is None and tag is None:
-        return 0
+        return -1
     seconds = int(when.timestamp()) if isinstance(when, datetime) else None
     mark = _short_hash(repr((str(tag), seconds or str(when))))
     return (mark % 10**9 if seconds is None else seconds) * 10**9 + mark % 10**6 * 1000
@@ -400,20 +388,10 @@ def _short_hash(text: str) -> int:
 # --- the web ----------------------------------------------------------------------------------------------------------
 
 
-def _copy_web_file(url: str, target: Path) -> None:
-    version = version_of(url)
-    info = {"ETag": version.etag, "updated": version.modified}
-    entry = Wanted(target.name, version.size, stamp=_stamp(info))
-    if _has_changed(target.parent, entry):
-        _fetch_web_file(url, entry, target)
-
-
 def _fetch_web_file(url: str, entry: Wanted, target: Path) -> None:
-    _check_space(target.parent if target.parent.exists() else remote_cache(), max(entry.size, 0))
     new = target.with_name(f"{target.name}.new")  # not in a scratch folder, so that an interrupted download resumes
     new.parent.mkdir(parents=True, exist_ok=True)
-    most = entry.size if entry.size >= 0 else shutil.disk_usage(new.parent).free
-    download(url, new, most_bytes=most, hash_known=bool(entry.sha256))
+    download(url, new, most_bytes=entry.size if entry.size >= 0 else _MOST, hash_known=bool(entry.sha256))
     _put(new, entry, target, url)
 
 
@@ -454,7 +432,7 @@ _NO_CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
     "CredentialRetrievalError",
-    "DefaultCredentialsError",
+    "ProfileNotFound",
 }
 _NO_ANSWER = {"ConnectionError", "HTTPClientError", "TimeoutError", "ClientConnectionError"}
 
@@ -470,16 +448,17 @@ def _explanation(error: Exception, url: str) -> KerassegError:
         return KerassegError(explain_os_error(error, remote_cache()).what, path=remote_cache(), remedy=_REMEDY)
     if isinstance(error, FileNotFoundError):
         endpoint = " For a server other than Amazon's, set AWS_ENDPOINT_URL." if scheme == "s3" else ""
-        what = "no such bucket" if "NoSuchBucket" in codes else "no such object or folder"
+        bucket = "NoSuchBucket" in codes or "/" not in url.partition("://")[2].rstrip("/")
+        what = "no such bucket" if bucket else "no such object or folder"
         return DataError(what, path=url, remedy=f"Check the URL.{endpoint}", kind="missing-file")
     if kinds & _NO_CREDENTIALS:
-        return KerassegError("no credentials were found", path=url, remedy=_login(scheme))
+        detail = None if "NoCredentialsError" in kinds else found
+        return KerassegError("no credentials were found", path=url, found=detail, remedy=_login(scheme))
     if isinstance(error, PermissionError):
         remedy = f"Check that your credentials may list and read the bucket. {_login(scheme)}"
         return KerassegError("access was denied", path=url, found=found, remedy=remedy)
     if kinds & _NO_ANSWER:
         remedy = "Check the network, then run the same command again: it continues."
         return KerassegError("the server does not answer", path=url, found=found, remedy=remedy)
-    return KerassegError(
-        "the server reports an error", path=url, found=found, remedy="Check the URL, or try again later."
-    )
+    remedy = "Check the URL and the environment variables, or try again later."
+    return KerassegError("cannot be read", path=url, found=found, remedy=remedy)

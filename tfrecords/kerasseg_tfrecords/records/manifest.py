@@ -254,22 +254,26 @@ def load_manifest(folder: Path | str) -> Manifest:
         >>> load_manifest("shards").intensity
         'minmax'
     """
-    path = local_shards(folder) / MANIFEST
-    remedy = _make_one(folder)
+    return _read(local_shards(folder) / MANIFEST, folder)
+
+
+def _read(path: Path, folder: Path | str) -> Manifest:
+    """Read the manifest of a folder, or the copy of one at a URL."""
     if not path.is_file():
-        raise DataError("not a shard directory", path=folder, expected=MANIFEST, remedy=remedy)
+        raise _no_shards(folder)
     try:
-        return read_document(path, Manifest, FORMAT_VERSION, "the manifest", remedy=remedy)
-    except DataError:
-        raise
-    except KerassegError as newer:  # data that cannot be used, so that the exit code is that of bad data
+        return read_document(path, Manifest, FORMAT_VERSION, "the manifest", remedy=_no_shards(folder).remedy)
+    except KerassegError as error:  # of a newer version: also data that cannot be used, for the exit code
+        named = path if url_of(folder) is None else f"{url_of(folder)}/{MANIFEST}"
         raise DataError(
-            newer.what, path=path, found=newer.found, expected=newer.expected, remedy=newer.remedy
+            error.what, path=named, found=error.found, expected=error.expected, remedy=error.remedy
         ) from None
 
 
-def _make_one(folder: Path | str) -> str:
-    return f"Make one with: kerasseg prepare INPUT --out {'FOLDER' if url_of(folder) else folder}"
+def _no_shards(folder: Path | str) -> DataError:
+    url = url_of(folder)
+    remedy = f"Make one with: kerasseg prepare INPUT --out {'FOLDER' if url else folder}"
+    return DataError("not a shard directory", path=url or folder, expected=MANIFEST, remedy=remedy)
 
 
 def local_shards(
@@ -296,14 +300,15 @@ def local_shards(
     url = url.rstrip("/").removesuffix(f"/{MANIFEST}")
     data = read_small(url, MANIFEST, limit=MAX_BYTES)
     if data is None:
-        raise DataError("not a shard directory", path=url, expected=MANIFEST, remedy=_make_one(url))
+        raise _no_shards(url)
     place = remote_cache() / hashlib.sha256(data).hexdigest()
     with copying(place):
         if not (place / MANIFEST).is_file():
             write_atomically(place / MANIFEST, data)
         if splits:
-            listed = [shard for split in splits for shard in load_manifest(place).shards_of(split)]
-            wanted = [Wanted(SPLITS_FILE, sha256=load_manifest(place).splits_sha256)]
+            manifest = _read(place / MANIFEST, url)
+            listed = [shard for split in splits for shard in manifest.shards_of(split)]
+            wanted = [Wanted(SPLITS_FILE, sha256=manifest.splits_sha256)]
             wanted += [Wanted(shard.path, shard.bytes, shard.sha256) for shard in listed]
             fetch(url, place, [entry for entry in wanted if again or not entry.is_in(place)], progress)
     return place
