@@ -48,6 +48,7 @@ class Store:
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.requests: list[str] = []
+        self.refused: set[str] = set()
         self.backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
         self._app = moto.DomainDispatcherApplication(moto.create_backend_app)
         self.server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=moto.MotoRequestHandler)
@@ -55,6 +56,9 @@ class Store:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']}")
+        if environ["PATH_INFO"] in self.refused:
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
         return self._app(environ, start_response)
 
     def put(self, key: str, data: bytes = b"x") -> None:
@@ -187,6 +191,15 @@ def test_shards_from_s3_are_those_from_the_same_local_folder(
     assert contents(tmp_path / "again") == contents(shards)
     report = check_data(["s3://bucket/scans/figshare"])
     assert (report.ok, report.inputs, report.slices) == (True, (("s3://bucket/scans/figshare", "figshare"),), 15)
+    assert store.fetched() == 0
+
+
+def test_nothing_is_copied_for_a_command_that_cannot_work(store: Store, shards: Path) -> None:
+    store.put("x/1.png")
+    with pytest.raises(UsageError, match="shards already exist"):
+        prepare("s3://bucket/x", shards)
+    with pytest.raises(UsageError, match="invalid --classes"):
+        prepare("s3://bucket/x", shards.parent / "none", PrepareOptions(classes=("a", "a")))
     assert store.fetched() == 0
 
 
@@ -441,6 +454,18 @@ def test_wrong_and_missing_credentials_are_told_apart(store: Store, monkeypatch:
     assert len(contents(local_copy("s3://bucket/x"))) == 1
 
 
+def test_the_object_that_cannot_be_read_is_named_and_the_others_are_kept(store: Store) -> None:
+    for number in range(4):
+        store.put(f"x/{number}.png", b"%d" % number)
+    store.refused.add("/bucket/x/2.png")
+    with pytest.raises(KerassegError, match=r"s3://bucket/x/2.png: access was denied \(found AccessDenied\)"):
+        local_copy("s3://bucket/x")
+    store.refused.clear()
+    store.fetched()
+    assert len(contents(local_copy("s3://bucket/x"))) == 4
+    assert store.fetched() == 2
+
+
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = pytest.importorskip("fsspec.registry")
     monkeypatch.setenv("KERASSEG_CACHE", str(tmp_path))
@@ -462,6 +487,7 @@ def test_a_full_disk_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(reader, "get", full)
+    monkeypatch.setattr(reader, "get_file", full)
     with pytest.raises(KerassegError, match="remote: no space left on the disk.*KERASSEG_CACHE") as told:
         local_copy("s3://bucket/x")
     assert str(storage.remote_cache()) in str(told.value)

@@ -312,13 +312,17 @@ def _batches(entries: Iterable[tuple[str, Wanted]]) -> Iterator[list[tuple[str, 
 
 
 def _fetch(url: str, batch: Sequence[tuple[str, Wanted]], folder: Path, scratch: Path) -> None:
-    """Copy a batch of objects at once."""
-    if not batch:
-        return
+    """Copy a batch of objects at once; if that fails, one after the other, to name the one that cannot be read."""
     parts = [scratch / str(number) for number in range(len(batch))]
-    with _explained(url):
-        _store(url).get([path for path, _ in batch], [str(part) for part in parts])
-    for part, (_, entry) in zip(parts, batch, strict=True):
+    store, failed = _store(url), False
+    try:
+        store.get([path for path, _ in batch], [str(part) for part in parts])
+    except Exception:  # the next attempt tells the reason
+        failed = True
+    for part, (path, entry) in zip(parts, batch, strict=True):
+        if failed:
+            with _explained(f"{url.partition(':')[0]}://{path.lstrip('/')}"):
+                store.get_file(path, str(part))
         _put(part, entry, folder / entry.name, url)
 
 

@@ -28,7 +28,7 @@ from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, PrepareOptio
 from kerasseg_tfrecords.sources.base import LeftOut
 from kerasseg_tfrecords.sources.tree import open_tree
 from kerasseg_tfrecords.splitting.fingerprints import FingerprintFile
-from kerasseg_tfrecords.storage import local_copy, refuse_url
+from kerasseg_tfrecords.storage import local_copy, refuse_url, url_of
 from kerasseg_tfrecords.text import Progress
 from kerasseg_tfrecords.workers import Pool
 
@@ -82,16 +82,19 @@ def prepare(
         [24, 6, 6]
     """
     options = options or PrepareOptions()
-    roots = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(entry) for entry in inputs]
     target = Path(out) if Path(out).name else Path(out).resolve()
     refuse_url(out)
-    roots = [local_copy(root, progress) for root in roots]
+    given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    if not given:
+        raise UsageError("no input", expected="a folder, an archive or files with slices")
+    roots = [Path(entry) for entry in given if url_of(entry) is None]
     # Inputs and options first: shards from an earlier run must not hide a mistyped input.
     for root in roots:
         if not root.exists():
             open_tree(root)  # raises, with the reason
     check_request(options, splits, exclude_overlap)
     _check_target(target, roots, overwrite=overwrite)
+    roots = [local_copy(entry, progress) for entry in given]
     if cluster is not None:
         roots, target = [root.absolute() for root in roots], target.absolute()
     with _work_folder(target) as work, choose_pool(jobs, cluster, reads=roots, writes=work / "spool") as pool:
@@ -135,8 +138,6 @@ def _partial(target: Path) -> Path:
 
 
 def _check_target(target: Path, roots: Sequence[Path], *, overwrite: bool) -> None:
-    if not roots:
-        raise UsageError("no input", expected="a folder, an archive or files with slices")
     resolved = target.resolve()
     for root in roots:
         if resolved == root.resolve() or root.resolve().is_relative_to(resolved):
