@@ -12,7 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
+import kerasseg
 from benchmarks.__main__ import DOCS, PARTS, RESULTS
+from benchmarks.freezing import counted_saving, multiply_adds
 from benchmarks.measure import ROOT, Cost, rounds_of
 from benchmarks.page import HEADLINES, TITLES, page, slower, tables
 from benchmarks.real.__main__ import Effort, Job, collect, train_long
@@ -193,6 +195,22 @@ def test_a_ratio_is_taken_a_round_and_not_of_medians() -> None:
 def test_processor_time_says_who_is_behind(time: float, processor: float, goal: float | None, behind: bool) -> None:
     result = compared("training", "step", "peer", [Cost(1, 1)], [Cost(time, processor)], goal=goal)
     assert slower(result) is behind
+
+
+def test_what_freezing_saves_is_counted_on_the_graph_of_the_network() -> None:
+    # Saved are the gradients of two kernels, of the second one's input, and (at half the size) of the bottleneck's.
+    model = kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=0)
+    kerasseg.freeze(model, "aggressive")
+    forward, backward = multiply_adds(model)
+    assert forward < backward < 2 * forward  # the image needs no gradient
+    assert counted_saving(["encoder_1"], model) == pytest.approx(256 * 9 * (2 + 4 + 4 + 8 / 4) / (forward + backward))
+
+
+def test_a_line_without_a_goal_of_its_own_is_never_behind() -> None:
+    result = compared("roofline", "layer", "bound", [Cost(2, 0)], [Cost(1, 0)], slices=1, unit="GFLOP/s", goal=0.0)
+    assert not slower(result)
+    assert (result.ours, result.unit) == (0.5, "GFLOP/s")
+    assert "goal" not in str(result)
 
 
 def test_a_line_behind_is_named_at_the_end_of_the_page() -> None:
