@@ -8,6 +8,7 @@ from benchmarks.result import Result, figure
 
 TITLES = {
     "startup": "Start-up",
+    "job": "The whole job",
     "prepare": "Prepare",
     "pipeline": "Input",
     "freezing": "What freezing saves, counted",
@@ -27,6 +28,9 @@ TITLES = {
 }
 INTRODUCTIONS = {
     "startup": "Whole processes, from start to end.",
+    "job": "From raw slices to a report, a network of 1.9 million parameters from scratch: four commands against one "
+    "script in the same precision. kerasseg also looks for duplicates, hashes, saves states to resume from, searches for "
+    "post-processing and computes intervals, and each command loads TensorFlow again.",
     "prepare": "`kerasseg prepare` against a loop that only opens and reads the same .mat files, and against a script "
     "that reads everything, resizes it and calls `np.stack`. Starting worker processes is included, imports are not.",
     "pipeline": "Augmented batches of 8 slices, 256x256, after the first epoch.",
@@ -111,6 +115,11 @@ _BEYOND = (
     "shows what normalisation, activations, pooling, concatenation, loss and optimizer add."
 )
 REASONS: dict[tuple[str, str], str] = {
+    (
+        "the whole job",
+        "a plain Keras",
+    ): "it also looks for duplicates, hashes, saves states, searches for "
+    "post-processing and computes intervals; four processes load TensorFlow.",
     ("kerasseg --help", "Python alone"): "the bound is an interpreter that does nothing.",
     ("import kerasseg", "Python alone"): "the bound is an interpreter that does nothing.",
     ("prepare", "only reading"): "the bound is reading; prepare also resizes, normalises, finds duplicates, writes and "
@@ -146,6 +155,36 @@ REASONS: dict[tuple[str, str], str] = {
 }
 
 
+CHART = "images/benchmarks-job.svg"
+"""Where the time of the whole job goes, below the folder of documents."""
+
+_COLOURS = ("#8da0cb", "#66c2a5", "#fc8d62", "#e78ac3")
+
+
+def chart(document: dict[str, Any]) -> str:
+    """Return a bar chart (SVG) of the stages of the whole job, kerasseg's and the script's."""
+    _, *stages = (Result.read(item) for item in document["parts"]["job"]["results"])
+    names = [stage.name.removeprefix("of it kerasseg ") for stage in stages]
+    bars = {"kerasseg": [stage.ours for stage in stages], "a plain Keras script": [stage.peer for stage in stages]}
+    scale, shapes = 480 / max(map(sum, bars.values())), []
+    for row, (who, seconds) in enumerate(bars.items()):
+        left, top = 150.0, 20 + 50 * row
+        shapes.append(f'<text x="140" y="{top + 20}" text-anchor="end">{who}</text>')
+        for value, colour in zip(seconds, _COLOURS, strict=True):
+            shapes.append(f'<rect x="{left:.1f}" y="{top}" width="{value * scale:.1f}" height="30" fill="{colour}"/>')
+            left += value * scale
+        shapes.append(f'<text x="{left + 8:.1f}" y="{top + 20}">{figure(sum(seconds))} s</text>')
+    for place, (name, colour) in enumerate(zip(names, _COLOURS, strict=True)):
+        shapes.append(f'<rect x="{150 + 130 * place}" y="125" width="12" height="12" fill="{colour}"/>')
+        shapes.append(f'<text x="{168 + 130 * place}" y="136">{name}</text>')
+    body = "\n".join(shapes)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 150" font-family="sans-serif" font-size="14" '
+        'fill="#777">\n'
+        f"<title>Seconds of each stage of the whole job</title>\n{body}\n</svg>\n"
+    )
+
+
 def page(document: dict[str, Any]) -> str:
     """Return the page of headline ratios, and of the lines where kerasseg is behind.
 
@@ -165,6 +204,9 @@ def page(document: dict[str, Any]) -> str:
     shown = {part for _, part, _, _ in HEADLINES} & parts.keys()
     if machines := sorted({_machine(document["parts"][part]["machine"], load=False) for part in shown}):
         blocks += [f"{machine}\n" for machine in machines]
+    if "job" in parts:
+        blocks += ["## Where the time of a whole job goes\n", f"{parts['job'][0].name.capitalize()}:\n"]
+        blocks += [f"![Seconds of each stage, of kerasseg and of a plain Keras script]({CHART})\n"]
     blocks += ["## What is behind\n", "\n".join(behind) + "\n" if behind else "Nothing, by these figures.\n"]
     if missing := [title for part, title in TITLES.items() if part not in parts]:
         blocks.append(f"Not measured yet: {', '.join(missing)}.\n")
