@@ -17,20 +17,22 @@ from pathlib import Path
 
 from benchmarks.machine import describe
 from benchmarks.measure import ROOT, child_environment
-from benchmarks.page import page, tables
+from benchmarks.page import CHART, chart, page, tables
 from benchmarks.result import Result
 from kerasseg_tfrecords.files import write_atomically
 
 # Approximate minutes on two idle cores.
 PARTS = {
     "startup": 2,
+    "job": 12,
     "prepare": 2,
     "pipeline": 3,
     "freezing": 1,
+    "roofline": 4,
     "training": 6,
     "training_others": 8,
-    "prediction": 2,
-    "thresholds": 3,
+    "prediction": 5,
+    "thresholds": 5,
     "distances": 1,
     "scale": 4,
     "augmentation": 2,
@@ -100,6 +102,8 @@ def main() -> int:
         document = json.loads(RESULTS.read_text())
         write_atomically(DOCS / "benchmarks.md", page(document))
         write_atomically(DOCS / "benchmarks-tables.md", tables(document))
+        if "job" in document["parts"]:
+            write_atomically(DOCS / CHART, chart(document))
     return int(failed)
 
 

@@ -18,7 +18,7 @@ def multiply_adds(model: object) -> tuple[int, int]:
 
     forward = backward = 0
     trained_before: list[bool] = []
-    for step in flatten(model).steps:
+    for step in flatten(model).nodes:
         layer = step.layer
         trained = layer is not None and any(v.trainable for v in layer.weights)
         behind = any(trained_before[p] for p in step.parents)

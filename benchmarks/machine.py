@@ -22,8 +22,11 @@ PACKAGES = (
     "monai",
     "MedPy",
     "onnxruntime",
+    "openvino",
+    "nncf",
+    "ai-edge-litert",
 )
-_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def describe() -> dict[str, Any]:

@@ -8,9 +8,11 @@ from benchmarks.result import Result, figure
 
 TITLES = {
     "startup": "Start-up",
+    "job": "The whole job",
     "prepare": "Prepare",
     "pipeline": "Input",
     "freezing": "What freezing saves, counted",
+    "roofline": "What the processor gives",
     "training": "A step of training",
     "training_others": "A step of training: slower peers, fixed costs",
     "prediction": "Prediction",
@@ -26,12 +28,18 @@ TITLES = {
 }
 INTRODUCTIONS = {
     "startup": "Whole processes, from start to end.",
+    "job": "From raw slices to a report, a network of 1.9 million parameters from scratch: four commands against one "
+    "script in the same precision. kerasseg also looks for duplicates, hashes, saves states to resume from, searches for "
+    "post-processing and computes intervals, and each command loads TensorFlow again.",
     "prepare": "`kerasseg prepare` against a loop that only opens and reads the same .mat files, and against a script "
     "that reads everything, resizes it and calls `np.stack`. Starting worker processes is included, imports are not.",
     "pipeline": "Augmented batches of 8 slices, 256x256, after the first epoch.",
     "cluster": "A scheduler and its workers on one machine, against as many processes of the local pool. The search for "
     "copies and the split, which stay with the caller, run over fingerprints that are drawn at random.",
     "freezing": "Frozen blocks still run forward; only the computation of their gradients is saved.",
+    "roofline": "The default U-Net, 256x256x3, batch 8. The bound is the fastest 3x3 convolution of its own shapes, alone: "
+    "a network that only convolved, at that rate. The goal is a share of 0.6. What a step takes beyond its convolutions "
+    "alone is normalisation, activations, pooling, concatenation, loss and optimizer.",
     "training": "The default U-Net, 256x256x3, batch 8. Plain Keras and PyTorch train everything, with the same network, "
     "loss and optimizer, each in a process of its own. Peak memory is that of the process, and is divided into what was "
     "there before the first step (libraries, network) and what training added. kerasseg creates Adam's moments before "
@@ -39,7 +47,8 @@ INTRODUCTIONS = {
     "training_others": "As above, with fewer rounds, because a step takes half a minute.",
     "prediction": "The same files, from disk to masks on disk: a public SavedModel and real slices where "
     "`KERASSEG_REAL_DATA` has them, else synthetic ones. kerasseg reads, computes and writes at the same time, the peers "
-    "one after the other. PyTorch has the same weights in the same layers, in eager inference mode.",
+    "one after the other. PyTorch has the same weights in the same layers, in eager inference mode; OpenVINO, LiteRT and "
+    "ONNX Runtime convert the network themselves. Network alone is one batch of 8, without files.",
     "thresholds": "Synthetic probability maps of a confident network and of an unsure one (soft).",
     "distances": "HD95 of tumours of radius 20 in 256x256 masks. surface-distance is rewritten from its formulae; Metrics "
     "Reloaded is on no package index, so its definition is written in SciPy here.",
@@ -101,7 +110,16 @@ _LOCK = (
     "two of our threads compete for Python's lock about ten times per slice; without a cache, each slice is also decoded "
     "again every epoch, while the peer keeps it."
 )
+_BEYOND = (
+    "small and wide layers convolve at lower rates (the tables list them), and the line against its convolutions alone "
+    "shows what normalisation, activations, pooling, concatenation, loss and optimizer add."
+)
 REASONS: dict[tuple[str, str], str] = {
+    (
+        "the whole job",
+        "a plain Keras",
+    ): "it also looks for duplicates, hashes, saves states, searches for "
+    "post-processing and computes intervals; four processes load TensorFlow.",
     ("kerasseg --help", "Python alone"): "the bound is an interpreter that does nothing.",
     ("import kerasseg", "Python alone"): "the bound is an interpreter that does nothing.",
     ("prepare", "only reading"): "the bound is reading; prepare also resizes, normalises, finds duplicates, writes and "
@@ -109,6 +127,8 @@ REASONS: dict[tuple[str, str], str] = {
     ("prepare --jobs 2", "prepare --jobs 1"): "starting and feeding a second process costs processor time and saves "
     "wall-clock time.",
     ("predict, float32", "the SavedModel"): "both spend most of the time in the same float32 convolutions.",
+    ("step, ", "the fastest convolution"): _BEYOND,
+    ("prediction, ", "the fastest convolution"): _BEYOND,
     ("of it libraries", "plain Keras"): "includes Adam's moments, which Keras creates in the first step.",
     ("peak memory, aggressive", "conservative"): "ours with fewer gradients.",
     ("peak memory, aggressive", "PyTorch"): "the next two lines of the table divide it.",
@@ -135,6 +155,36 @@ REASONS: dict[tuple[str, str], str] = {
 }
 
 
+CHART = "images/benchmarks-job.svg"
+"""Where the time of the whole job goes, below the folder of documents."""
+
+_COLOURS = ("#8da0cb", "#66c2a5", "#fc8d62", "#e78ac3")
+
+
+def chart(document: dict[str, Any]) -> str:
+    """Return a bar chart (SVG) of the stages of the whole job, kerasseg's and the script's."""
+    _, *stages = (Result.read(item) for item in document["parts"]["job"]["results"])
+    names = [stage.name.removeprefix("of it kerasseg ") for stage in stages]
+    bars = {"kerasseg": [stage.ours for stage in stages], "a plain Keras script": [stage.peer for stage in stages]}
+    scale, shapes = 480 / max(map(sum, bars.values())), []
+    for row, (who, seconds) in enumerate(bars.items()):
+        left, top = 150.0, 20 + 50 * row
+        shapes.append(f'<text x="140" y="{top + 20}" text-anchor="end">{who}</text>')
+        for value, colour in zip(seconds, _COLOURS, strict=True):
+            shapes.append(f'<rect x="{left:.1f}" y="{top}" width="{value * scale:.1f}" height="30" fill="{colour}"/>')
+            left += value * scale
+        shapes.append(f'<text x="{left + 8:.1f}" y="{top + 20}">{figure(sum(seconds))} s</text>')
+    for place, (name, colour) in enumerate(zip(names, _COLOURS, strict=True)):
+        shapes.append(f'<rect x="{150 + 130 * place}" y="125" width="12" height="12" fill="{colour}"/>')
+        shapes.append(f'<text x="{168 + 130 * place}" y="136">{name}</text>')
+    body = "\n".join(shapes)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 150" font-family="sans-serif" font-size="14" '
+        'fill="#777">\n'
+        f"<title>Seconds of each stage of the whole job</title>\n{body}\n</svg>\n"
+    )
+
+
 def page(document: dict[str, Any]) -> str:
     """Return the page of headline ratios, and of the lines where kerasseg is behind.
 
@@ -154,6 +204,9 @@ def page(document: dict[str, Any]) -> str:
     shown = {part for _, part, _, _ in HEADLINES} & parts.keys()
     if machines := sorted({_machine(document["parts"][part]["machine"], load=False) for part in shown}):
         blocks += [f"{machine}\n" for machine in machines]
+    if "job" in parts:
+        blocks += ["## Where the time of a whole job goes\n", f"{parts['job'][0].name.capitalize()}:\n"]
+        blocks += [f"![Seconds of each stage, of kerasseg and of a plain Keras script]({CHART})\n"]
     blocks += ["## What is behind\n", "\n".join(behind) + "\n" if behind else "Nothing, by these figures.\n"]
     if missing := [title for part, title in TITLES.items() if part not in parts]:
         blocks.append(f"Not measured yet: {', '.join(missing)}.\n")
@@ -190,7 +243,7 @@ def _table(results: list[Result]) -> list[str]:
     ]
     for result in results:
         mark = "**" if slower(result) else ""
-        goal = "" if result.goal in (None, 1.0) else f" (goal {result.goal:g})"
+        goal = "" if result.goal in (None, 0.0, 1.0) else f" (goal {result.goal:g})"
         remark = f" ({result.remark})" if result.remark else ""
         lines.append(
             f"| {result.name}{remark} | {figure(result.ours)} {result.unit} | {result.peer_name} | "

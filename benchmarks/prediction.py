@@ -3,14 +3,16 @@
     python -m benchmarks.prediction [--quick]
 
 The peers read, resize, predict and write one after another: the original SavedModel's signature one slice at a time; Keras'
-`model.predict`, ONNX Runtime and PyTorch in batches of 8. PyTorch has the same weights in the same layers, channels-last,
-in its own process. All read the same files, with the network already in memory. Peers in bfloat16 are compared only with
-kerasseg in bfloat16. `KERASSEG_REAL_DATA` contains the SavedModel (`checkpoints/unet-lgg-savedmodel`) and the slices;
-without it, a synthetic network of the same shape and synthetic slices are used.
+`model.predict`, OpenVINO, LiteRT, ONNX Runtime and PyTorch in batches of 8. PyTorch has the same weights in the same
+layers, channels-last; the other engines convert the network themselves. These have a process each. All read the same
+files, with the network already in memory. Peers in bfloat16 or int8 are compared only with kerasseg in bfloat16. "Network
+alone" is one batch without files. `KERASSEG_REAL_DATA` contains the SavedModel (`checkpoints/unet-lgg-savedmodel`) and the
+slices; without it, a synthetic network of the same shape and synthetic slices are used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -44,11 +46,16 @@ def write_masks(answer: Answer, files: list[Path], out: Path, batch: int) -> Non
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
         images = [read(path) for path in part]
-        small = np.stack([cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA) for image in images])
-        found = answer(np.repeat(small[..., None], 3, axis=3))
+        found = answer(batch_of(images))
         for path, image, probability in zip(part, images, found, strict=True):
             whole = cv2.resize(probability[..., 0], image.shape[::-1])
             cv2.imwrite(str(out / f"{path.stem}_mask.png"), (whole >= 0.5).astype(np.uint8) * 255)
+
+
+def batch_of(images: list[np.ndarray]) -> np.ndarray:
+    """Return (batch, 256, 256, 3) float32 of images of any size."""
+    small = np.stack([cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA) for image in images])
+    return np.repeat(small[..., None], 3, axis=3)
 
 
 def read(path: Path) -> np.ndarray:
@@ -67,8 +74,8 @@ def equal_pixels(one: Path, other: Path) -> tuple[float, float]:
     return same / total, both / either if either else 1.0
 
 
-def peers(savedmodel: Path, network: Any, folder: Path) -> dict[str, tuple[Answer, int]]:
-    """Return name -> (function, batch size)."""
+def peers(savedmodel: Path, network: Any) -> dict[str, tuple[Answer, int]]:
+    """Return name -> (function, batch size) of the peers within this process."""
     import tensorflow as tf
 
     signature = tf.saved_model.load(str(savedmodel)).signatures["serving_default"]
@@ -80,19 +87,38 @@ def peers(savedmodel: Path, network: Any, folder: Path) -> dict[str, tuple[Answe
     def by_keras(batch: np.ndarray) -> np.ndarray:
         return np.asarray(network.predict(batch, verbose=0))
 
-    found: dict[str, tuple[Answer, int]] = {
-        LOOP: (by_signature, 1),
-        "Keras model.predict, batches": (by_keras, BATCH),
-    }
-    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("tf2onnx"):
-        import onnxruntime
+    return {LOOP: (by_signature, 1), "Keras model.predict, batches": (by_keras, BATCH)}
 
-        network(np.zeros((1, 256, 256, 3), np.float32))  # Keras exports only called models
-        network.export(str(folder / "network.onnx"), format="onnx", verbose=False)
-        session = onnxruntime.InferenceSession(str(folder / "network.onnx"))
-        entry = session.get_inputs()[0].name
-        found["ONNX Runtime, batches"] = (lambda batch: np.asarray(session.run(None, {entry: batch})[0]), BATCH)
-    return found
+
+def engines(network: Any, folder: Path) -> dict[str, tuple[str, str, bool]]:
+    """Export the network; return name -> (engine, file, whether in bfloat16), see `benchmarks.peers.engines`."""
+    from benchmarks.peers.engines import available
+
+    network(np.zeros((1, 256, 256, 3), np.float32))  # Keras exports only called models
+    network.export(str(folder / "exported"), verbose=False)
+    files = {"litert": folder / "network.tflite", "onnx": folder / "network.onnx"}
+    for format_, file in files.items():
+        with contextlib.suppress(ImportError):
+            network.export(str(file), format=format_, verbose=False)
+    return available(folder / "exported", files["litert"], files["onnx"])
+
+
+def networks_alone(
+    found: dict[str, tuple[str, str, bool]], precisions: list[str], savedmodel: Path, files: list[str], rounds: int
+) -> list[Result]:
+    """Compare one batch through kerasseg's network and through other engines."""
+    ours = {precision: ("kerasseg", str(savedmodel), precision != "float32") for precision in precisions}
+    makers = {name: ("benchmarks.peers.engines:alone", *one, files, BATCH) for name, one in (found | ours).items()}
+    with contenders(makers) as running:
+        times = rounds_of(running, rounds)
+    return [
+        compared(
+            "prediction", f"network alone, {precision}", name, times[precision], times[name], slices=BATCH, goal=1.0
+        )
+        for precision in ours
+        for name in found
+        if name in times and found[name][2] == (precision != "float32")
+    ]
 
 
 def results(*, quick: bool) -> list[Result]:
@@ -110,7 +136,7 @@ def results(*, quick: bool) -> list[Result]:
             make_slices(slices, COUNT)
         files = sorted(slices.glob("*.mat"))[: BATCH if quick else COUNT]
         network = kerasseg.open_checkpoint(savedmodel, compare=False)
-        others = peers(savedmodel, network, folder)
+        others = peers(savedmodel, network)
         precisions = ["float32", *(["mixed_bfloat16"] if processor_has_bfloat16() else [])]
         opened = {p: open_network(network, threshold=0.5, intensity="minmax", precision=p) for p in precisions}
         number = itertools.count()
@@ -142,13 +168,18 @@ def results(*, quick: bool) -> list[Result]:
             for peer, short in PYTORCH.items()
             if importlib.util.find_spec("torch")
         }
+        found = engines(network, folder)
+        makers |= {
+            name: ("benchmarks.peers.engines:masks", *one, names, str(folder / name), BATCH)
+            for name, one in found.items()
+        }
         with contenders(makers) as running:
             times = rounds_of(actions | running, 2 if quick else ROUNDS)
         masks = {LOOP: folder / "peer", **{peer: folder / peer for peer in running}}
         lines = []
         for precision in precisions:
             for peer in [*others, *running]:
-                if "bfloat16" in peer and precision == "float32":
+                if ("bfloat16" in peer or "int8" in peer) and precision == "float32":
                     continue
                 remark = ""
                 if peer in masks:
@@ -166,7 +197,7 @@ def results(*, quick: bool) -> list[Result]:
                         remark=remark,
                     )
                 )
-        return lines
+        return lines + networks_alone(found, precisions, savedmodel, names, 2 if quick else 3 * ROUNDS)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Result:
         rounds: Number of rounds.
         unit: Unit of `ours` and `peer`: "s", "slices/s", "MB", ...
         processor: Ratio in processor time; None if not measured.
-        goal: Smallest ratio to reach; None without a goal.
+        goal: Smallest ratio to reach; None without a goal, 0 where being behind the peer means nothing.
         remark: Explanation of the line.
     """
 
@@ -60,7 +60,7 @@ class Result:
 
     def __str__(self) -> str:
         processor = "" if self.processor is None else f", in processor time {self.processor}"
-        goal = "" if self.goal is None else f" (goal: at least {self.goal:g})"
+        goal = "" if not self.goal else f" (goal: at least {self.goal:g})"
         rounds = f", {self.rounds} rounds" if self.rounds > 1 else ""
         return (
             f"{self.name}: {figure(self.ours)} {self.unit}; {self.peer_name}: {figure(self.peer)} {self.unit}; "
@@ -99,8 +99,8 @@ def compared(
     Args:
         part, name, peer_name, goal, remark: As in `Result`.
         ours, peer: Cost of each round.
-        slices: Slices per round, to show speeds; 0 shows costs.
-        unit: Unit of costs.
+        slices: Slices (or other things) per round, to show speeds; 0 shows costs.
+        unit: Unit of costs, or of speeds if not slices/s.
         scale: Factor from seconds to the unit; 1000 for ms.
     """
     each = [statistics.median(cost.time for cost in costs) for costs in (ours, peer)]
@@ -114,7 +114,7 @@ def compared(
         peer=shown[1],
         ratio=Spread.of([b.time / a.time for a, b in zip(ours, peer, strict=True)]),
         rounds=len(ours),
-        unit="slices/s" if slices else unit,
+        unit="slices/s" if slices and unit == "s" else unit,
         processor=Spread.of([b.processor / a.processor for a, b in zip(ours, peer, strict=True)]) if used else None,
         goal=goal,
         remark=remark,

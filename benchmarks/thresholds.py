@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.measure import costs, own_peak_memory, rounds_of
+from benchmarks.measure import Cost, costs, own_peak_memory, rounds_of
 from benchmarks.result import Result, compared, show
 from kerasseg.evaluation.predictions import ArrayPredictions
 from kerasseg.postprocessing import MaskRule, postprocess
@@ -22,6 +22,8 @@ from kerasseg.tuning.search import tune
 from kerasseg.tuning.thresholds import sweep_thresholds
 
 COUNT = 210
+SEARCH_GOALS = {COUNT: 1.0, 2000: 10.0}
+"""Slices -> seconds that the whole search for a rule may take."""
 
 
 def slices(size: int, count: int = COUNT, *, soft: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -125,9 +127,7 @@ def results(*, quick: bool) -> list[Result]:
                 what = f"1,000 thresholds, {COUNT} slices of {size}x{size}, {'soft' if soft else 'sure'}"
                 lines.append(compared("thresholds", what, f"99 {name}", *found, goal=1.0))
             if not soft:
-                predictions = ArrayPredictions(
-                    probabilities, masks, np.arange(COUNT) % 3, [str(i // 7) for i in range(COUNT)], list("abc")
-                )
+                predictions = with_patients(probabilities, masks)
                 found = in_turn(
                     ours=lambda p=predictions: tune(p),
                     peer=lambda p=probabilities, m=masks: one_by_one(p, m),
@@ -136,7 +136,24 @@ def results(*, quick: bool) -> list[Result]:
                 what = f"whole search for a rule, post-processing included, {COUNT} slices of {size}x{size}"
                 remark = f"peak memory {own_peak_memory():,.0f} MB"
                 lines.append(compared("thresholds", what, "99 thresholds one by one alone", *found, remark=remark))
+    for count, goal in SEARCH_GOALS.items():
+        if count == COUNT or not quick:
+            lines.append(whole_search(count, goal, 1 if quick else 3))
     return lines + postprocessing(rounds)
+
+
+def with_patients(probabilities: np.ndarray, masks: np.ndarray) -> ArrayPredictions:
+    numbers = np.arange(len(masks))
+    return ArrayPredictions(probabilities, masks, numbers % 3, [str(i // 7) for i in numbers], list("abc"))
+
+
+def whole_search(count: int, goal: float, rounds: int) -> Result:
+    """Measure `tune` against a number of seconds."""
+    predictions = with_patients(*slices(256, count))
+    found = [costs(lambda: tune(predictions)) for _ in range(rounds)]
+    what = f"whole search for a rule, post-processing included, {count:,} slices of 256x256"
+    remark = f"{found[0].processor:.2g} s of processor time"
+    return compared("thresholds", what, f"goal of {goal:g} s", found, [Cost(goal, 0)] * rounds, goal=1.0, remark=remark)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,18 @@ import csv
 import importlib
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import h5py
 import numpy as np
 import pytest
 
+import kerasseg
 from benchmarks.__main__ import DOCS, PARTS, RESULTS
+from benchmarks.freezing import counted_saving, multiply_adds
 from benchmarks.measure import ROOT, Cost, rounds_of
-from benchmarks.page import HEADLINES, TITLES, page, slower, tables
+from benchmarks.page import CHART, HEADLINES, TITLES, chart, page, slower, tables
 from benchmarks.real.__main__ import Effort, Job, collect, train_long
 from benchmarks.real.figures import Figures, difference, looks
 from benchmarks.real.keeping import with_earlier
@@ -33,6 +36,8 @@ def test_the_page_is_made_from_the_results() -> None:
     document = json.loads(RESULTS.read_text())
     assert (DOCS / "benchmarks.md").read_text() == page(document)
     assert (DOCS / "benchmarks-tables.md").read_text() == tables(document)
+    if "job" in document["parts"]:
+        assert (DOCS / CHART).read_text() == chart(document)
     assert page(document).count("\n| ") == 2 + len(HEADLINES)  # every headline is there
 
 
@@ -193,6 +198,33 @@ def test_a_ratio_is_taken_a_round_and_not_of_medians() -> None:
 def test_processor_time_says_who_is_behind(time: float, processor: float, goal: float | None, behind: bool) -> None:
     result = compared("training", "step", "peer", [Cost(1, 1)], [Cost(time, processor)], goal=goal)
     assert slower(result) is behind
+
+
+def test_what_freezing_saves_is_counted_on_the_graph_of_the_network() -> None:
+    # Saved are the gradients of two kernels, of the second one's input, and (at half the size) of the bottleneck's.
+    model = kerasseg.unet((16, 16, 1), filters=2, depth=1, seed=0)
+    kerasseg.freeze(model, "aggressive")
+    forward, backward = multiply_adds(model)
+    assert forward < backward < 2 * forward  # the image needs no gradient
+    assert counted_saving(["encoder_1"], model) == pytest.approx(256 * 9 * (2 + 4 + 4 + 8 / 4) / (forward + backward))
+
+
+def test_the_chart_of_the_whole_job_has_a_bar_a_stage_for_both() -> None:
+    lines = [sized("job", "the whole job", "script", 100, 60, unit="s")]
+    for number, stage in enumerate(("prepare", "train", "tune-threshold", "evaluate"), start=1):
+        lines.append(sized("job", f"of it kerasseg {stage}", "script", 10 * number, 6 * number, unit="s"))
+    drawn = ElementTree.fromstring(chart({"parts": {"job": {"results": [line.document() for line in lines]}}}))  # noqa: S314
+    widths = [float(bar.attrib["width"]) for bar in drawn if bar.tag.endswith("rect") and bar.attrib["height"] == "30"]
+    assert widths == pytest.approx([48, 96, 144, 192, 28.8, 57.6, 86.4, 115.2])
+    texts = [text.text for text in drawn if text.tag.endswith("text")]
+    assert texts[:4] == ["kerasseg", "100 s", "a plain Keras script", "60.0 s"]
+
+
+def test_a_line_without_a_goal_of_its_own_is_never_behind() -> None:
+    result = compared("roofline", "layer", "bound", [Cost(2, 0)], [Cost(1, 0)], slices=1, unit="GFLOP/s", goal=0.0)
+    assert not slower(result)
+    assert (result.ours, result.unit) == (0.5, "GFLOP/s")
+    assert "goal" not in str(result)
 
 
 def test_a_line_behind_is_named_at_the_end_of_the_page() -> None:

@@ -15,12 +15,14 @@ from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
+    from kerasseg.prediction.predictor import Engine
     from kerasseg.workflows.predict import PredictionReport
     from kerasseg_tfrecords.intensity import IntensityRule
 
 PLANES = ("axial", "coronal", "sagittal")
 INTENSITIES = ("minmax", "percentile", "zscore")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+ENGINES = ("native", "openvino")
 
 _network, _input, _prediction, _output = map(panel, ("Network", "Input", "Prediction", "Output"))
 
@@ -86,6 +88,14 @@ def predict(
             values=PRECISIONS,
         ),
     ] = "auto",
+    engine: Annotated[
+        str,
+        _prediction(
+            "Engine that computes the network; openvino (extra) only where its masks agree with Keras' on the first 16 "
+            "slices.",
+            values=ENGINES,
+        ),
+    ] = "native",
     overlay: Annotated[bool, _output("Also write pictures with the outline of the mask.", "--overlay")] = False,
     probabilities: Annotated[
         bool, _output("Also write probability maps (16-bit PNG, or float32 NIfTI for volumes).", "--probabilities")
@@ -132,6 +142,7 @@ def predict(
             format_name=format_,
             batch_size=batch_size,
             precision=precision,
+            engine=cast("Engine", engine),
             go_on=go_on,
             overwrite=overwrite,
             cluster=client,

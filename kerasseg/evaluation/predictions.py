@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ from kerasseg_tfrecords.intensity import fitted_spacing, restore
 
 Resolution = Literal["native", "model"]
 """Size at which masks are compared: the slice's own, or the square that the network sees."""
+
+_RELEASED = 256
+"""Slices after which the pages of probabilities in a file are unmapped."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +113,8 @@ class SplitPredictions:
     def probability(self, number: int, resolution: Resolution = "native") -> NDArray[np.float32]:
         """Return (height, width) probabilities; at native size without padding and bilinearly resized."""
         values = self.probabilities[number]
+        if number % _RELEASED == 0:
+            _release(self.probabilities)
         if resolution == "model":
             return np.asarray(values)
         record = self.slices.record(number)
@@ -245,6 +251,8 @@ def predict_split(
         images = batch.image if transform is None else transform(batch.image, batch.slice)
         values = predict_batch(model, images, flip_average=flip_average)
         probabilities[batch.slice[there]] = values[there]
+        if step % (_RELEASED // batch_size + 1) == 0:
+            _release(probabilities)
         if on_batch is not None:
             on_batch(step + 1, data.steps)
     return SplitPredictions(data.records, probabilities)
@@ -323,6 +331,13 @@ def _space(shape: tuple[int, int, int], budget: int) -> NDArray[np.float32]:
         if hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def _release(values: NDArray[np.float32]) -> None:
+    """Unmap the pages of an array in a file, which would count as memory of this process; the file keeps them."""
+    mapped = getattr(values, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _each(values: Any) -> Sequence[Any]:

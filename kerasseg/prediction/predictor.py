@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import keras
 import numpy as np
@@ -30,6 +30,9 @@ from kerasseg_tfrecords.text import without_credentials
 
 Source: TypeAlias = keras.Model | RunDirectory | Path | str
 """A network, a run (its folder or name, "latest"), or a checkpoint of any kind."""
+
+Engine = Literal["native", "openvino"]
+"""What computes the network: Keras, or OpenVINO where its masks agree with those of Keras."""
 
 _USUAL_SIZE = 256
 """Size used by `prepare`, for networks that take any size."""
@@ -67,7 +70,7 @@ class Network:
         precision: Numeric precision of the computation.
         batch_size: Slices per batch.
         flip_average: Whether the predictions of image and mirror image are averaged.
-        notes: Remarks for users.
+        engine: The engine that was asked for.
         plane, channel, sequence: Reading options of the shards that the members were trained on.
     """
 
@@ -82,6 +85,7 @@ class Network:
         batch_size: int,
         flip_average: bool,
         notes: Sequence[str],
+        engine: Engine = "native",
     ) -> None:
         self.names = tuple(member.name for member in members)
         self.sha256 = tuple(member.sha256 for member in members)
@@ -89,11 +93,16 @@ class Network:
         self.channels = int(members[0].model.inputs[0].shape[-1])
         self.grey = all(member.grey for member in members)
         self.precision, self.batch_size, self.flip_average = precision, batch_size, flip_average
-        self.notes = tuple(notes)
+        self.engine, self._notes = engine, tuple(notes)
         planes = {member.plane for member in members}
         self.plane = planes.pop() if len(planes) == 1 else "axial"
         self.channel, self.sequence = members[0].channel, members[0].sequence
-        self._models = [_for_prediction(member.model, precision) for member in members]
+        self._models = [_for_prediction(member, precision, engine, rule) for member in members]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks for users, which can become more while the network predicts."""
+        return (*self._notes, *(note for model in self._models if (note := getattr(model, "note", ""))))
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Predict tumour probabilities.
@@ -127,6 +136,7 @@ def open_network(
     precision: str = "auto",
     batch_size: int | None = None,
     flip_average: bool = False,
+    engine: Engine = "native",
 ) -> Network:
     """Open one or several networks for prediction.
 
@@ -139,6 +149,7 @@ def open_network(
             evaluated. "mixed_bfloat16" or "mixed_float16" is faster where the processor or GPU supports it.
         batch_size: Slices per batch; None chooses.
         flip_average: Whether to average the predictions of image and mirror image.
+        engine: "native", or "openvino" where its masks agree with those of Keras on the first slices.
 
     Raises:
         UsageError: An argument is invalid, or the networks do not fit each other or their run.
@@ -157,6 +168,8 @@ def open_network(
         raise UsageError("unknown intensity rule", found=intensity, expected=", ".join(get_args(IntensityRule)))
     if batch_size is not None and batch_size < 1:
         raise UsageError("invalid batch size", found=batch_size, expected="at least 1")
+    if engine not in get_args(Engine):
+        raise UsageError("unknown engine", found=engine, expected=", ".join(get_args(Engine)))
     if rule is None and threshold is not None:
         rule = MaskRule(threshold=float(threshold))
     members = [_open(source, needs_rule=rule is None) for source in given]
@@ -180,6 +193,7 @@ def open_network(
         batch_size=batch_size or _batch_size(size),
         flip_average=flip_average,
         notes=notes,
+        engine=engine,
     )
 
 
@@ -357,10 +371,16 @@ def _has_gpu() -> bool:
     return bool(keras.distribution.list_devices("gpu"))
 
 
-def _for_prediction(model: keras.Model, precision: str) -> Any:
+def _for_prediction(member: _Member, precision: str, engine: Engine, rule: MaskRule) -> Any:
+    network = member.model
     try:
-        network = fold_batchnorm(model)
+        network = fold_batchnorm(network)
     except CheckpointError:  # its graph cannot be read, so it is used unchanged
-        return model
-    compute_in(network, precision)
-    return network
+        pass
+    else:
+        compute_in(network, precision)
+    if engine == "native":
+        return network
+    from kerasseg.prediction.openvino import OpenVINONetwork
+
+    return OpenVINONetwork(network, precision, rule, member.name)

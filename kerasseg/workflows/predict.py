@@ -47,7 +47,7 @@ from kerasseg_tfrecords.text import Progress, count
 if TYPE_CHECKING:
     from distributed import Client
 
-    from kerasseg.prediction.predictor import Network, Source
+    from kerasseg.prediction.predictor import Engine, Network, Source
 
 TABLE = "predictions.csv"
 _LOCK = ".lock"
@@ -156,6 +156,7 @@ def predict_files(
     format_name: str | None = None,
     batch_size: int | None = None,
     precision: str = "auto",
+    engine: Engine = "native",
     bids: bool = False,
     go_on: bool = False,
     overwrite: bool = False,
@@ -186,6 +187,7 @@ def predict_files(
         format_name: Read only this format: "figshare", "pairs", "nifti" or "dicom".
         batch_size: Slices per batch; None chooses.
         precision: "auto" (float32, as in `evaluate_run`), "float32", "mixed_bfloat16" or "mixed_float16".
+        engine: "native", or "openvino" where its masks agree with those of Keras on the first slices (extra `openvino`).
         bids: Name outputs as a BIDS derivative (sub-01/anat/sub-01_label-tumor_mask.nii.gz); inputs need BIDS names.
         go_on: Keep the results of an earlier call in the same folder, and predict the rest.
         overwrite: Replace the results of an earlier call.
@@ -244,6 +246,7 @@ def predict_files(
             precision=precision,
             batch_size=batch_size,
             flip_average=flip_average,
+            engine=engine,
         )
     elif cluster is None:
         asked = network
@@ -323,6 +326,7 @@ def _how(network: Network, wants: _Wants) -> dict[str, Any]:
         "overlay": wants.overlay,
         "probabilities": wants.probabilities,
         **({"bids": True} if wants.bids else {}),
+        **({"engine": network.engine} if network.engine != "native" else {}),
     }
 
 
@@ -626,6 +630,7 @@ def _far(
             "intensity": network.intensity,
             "precision": network.precision,
             "flip_average": network.flip_average,
+            "engine": network.engine,
             "batch_size": batch_size,
         }
         reads = [Path(path) for path in (*sources, *inputs) if Path(path).exists()]

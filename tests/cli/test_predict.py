@@ -106,6 +106,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(
         (["in", "--model", "net.keras", "--plane", "oblique"], 2, "unknown plane"),
         (["in", "--model", "net.keras", "--intensity", "log"], 2, "unknown intensity"),
         (["in", "--model", "net.keras", "--precision", "half"], 2, "unknown precision"),
+        (["in", "--model", "net.keras", "--engine", "tensorrt"], 2, "unknown engine"),
         (["in", "--model", "net.keras", "--format", "bmp"], 2, "unknown format"),
         (["in", "--model", "net.keras", "--continue", "--overwrite"], 2, "contradict"),
         (["in"], 3, "no run found"),

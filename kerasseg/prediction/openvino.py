@@ -1,0 +1,90 @@
+"""OpenVINO as the engine of a network on processors, used only where its masks agree with those of Keras."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasseg.postprocessing import MaskRule, apply_rule
+from kerasseg_tfrecords.errors import UsageError, one_line
+from kerasseg_tfrecords.files import temporary_space
+
+LEAST_DICE = 0.999
+"""Smallest Dice of both engines' masks, pooled over the first slices, to use OpenVINO for the others."""
+
+_CHECKED = 16
+"""Slices that both engines predict."""
+
+_HINTS = {"float32": "f32", "mixed_bfloat16": "bf16", "mixed_float16": "f16"}
+
+
+class OpenVINONetwork:
+    """A network that OpenVINO computes once it has agreed with Keras on the first slices.
+
+    Args:
+        native: Network for prediction, see `kerasseg.models.folding`.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        rule: Rule from probabilities to the masks that are compared.
+        name: Name of the network, for the note.
+
+    Attributes:
+        note: Remark for users, if Keras computes the network after all; "" otherwise.
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+    """
+
+    def __init__(self, native: Any, precision: str, rule: MaskRule, name: str) -> None:
+        if importlib.util.find_spec("openvino") is None:
+            raise UsageError(
+                "engine openvino needs the package openvino",
+                found="not installed",
+                remedy='Install the extra: pip install "kerasseg[openvino]"',
+            )
+        self.note = ""
+        self._native, self._rule, self._name = native, rule, name
+        self._seen = self._common = self._either = 0
+        try:
+            self._request = _compiled(native, _HINTS[precision])
+        except Exception as error:  # RuntimeError, ValueError and others
+            self._refuse(f"OpenVINO cannot convert it ({one_line(str(error))[:200]})")
+
+    def predict_on_batch(self, images: NDArray[np.float32]) -> Any:
+        """Predict (batch, height, width, 1) probabilities of (batch, height, width, channels) images."""
+        if self.note:
+            return self._native.predict_on_batch(images)
+        if self._seen >= _CHECKED:
+            return self._openvino(images)
+        values = self._native.predict_on_batch(images)
+        for one, other in zip(np.asarray(values), self._openvino(images), strict=True):
+            first, second = (apply_rule(plane[..., 0], self._rule) for plane in (one, other))
+            self._common += 2 * int(np.count_nonzero(first & second))
+            self._either += int(np.count_nonzero(first)) + int(np.count_nonzero(second))
+        self._seen += len(images)
+        dice = self._common / self._either if self._either else 1.0
+        if self._seen >= _CHECKED and dice < LEAST_DICE:
+            self._refuse(f"on the first slices, Dice of OpenVINO's masks and Keras' is {dice:.4f}, below {LEAST_DICE}")
+        return values
+
+    def _openvino(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.array(self._request.infer([images])[0])
+
+    def _refuse(self, reason: str) -> None:
+        self.note = f"{self._name}: Keras is used instead of OpenVINO, because {reason}"
+
+
+def _compiled(native: Any, hint: str) -> Any:
+    openvino = importlib.import_module("openvino")
+    with temporary_space(), tempfile.TemporaryDirectory(prefix="kerasseg-") as folder:
+        native.export(folder, verbose=False)
+        core = openvino.Core()
+        # `convert_model` would report its use to OpenVINO's makers; `read_model` does not.
+        network = core.read_model(Path(folder))
+        options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        return core.compile_model(network, "CPU", options).create_infer_request()

@@ -1,0 +1,73 @@
+"""OpenVINO computes a network only where its masks agree with those of Keras; without it nothing changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kerasseg
+from kerasseg.postprocessing import MaskRule
+from kerasseg.prediction import openvino
+from kerasseg.prediction.predictor import Engine, Network, open_network
+from kerasseg_tfrecords.errors import UsageError
+
+SIZE, BATCH = 32, 8
+
+
+def opened(engine: Engine, precision: str = "float32") -> Network:
+    network = kerasseg.unet((SIZE, SIZE, 3), filters=2, depth=1, seed=0)
+    return open_network(
+        network, threshold=0.5, intensity="minmax", precision=precision, batch_size=BATCH, engine=engine
+    )
+
+
+def batch(seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
+
+
+def test_it_computes_the_network_after_it_has_agreed_on_the_first_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    native, other = opened("native"), opened("openvino")
+    for seed in (0, 1):
+        assert np.array_equal(other.probabilities(batch(seed)), native.probabilities(batch(seed)))
+    monkeypatch.setattr(other._models[0], "_native", None)
+    assert np.allclose(other.probabilities(batch(2)), native.probabilities(batch(2)), atol=1e-5)
+    assert np.allclose(other.probabilities(batch(3)[:1]), native.probabilities(batch(3)[:1]), atol=1e-5)
+    assert other.notes == native.notes
+
+
+def test_other_masks_on_the_first_slices_leave_keras_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(_: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.zeros_like(images[..., :1])
+
+    monkeypatch.setattr(openvino, "_compiled", lambda *_: None)
+    monkeypatch.setattr(openvino.OpenVINONetwork, "_openvino", wrong)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    native, other = opened("native"), opened("openvino")
+    for seed in range(3):
+        assert np.array_equal(other.probabilities(batch(seed)), native.probabilities(batch(seed)))
+    (note,) = set(other.notes) - set(native.notes)
+    assert "the network: Keras is used instead of OpenVINO" in note
+    assert "Dice of OpenVINO's masks and Keras' is 0.0000, below 0.999" in note
+
+
+def test_a_network_that_it_cannot_convert_is_computed_by_keras(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("unsupported operation\nFoldedBlur")
+
+    monkeypatch.setattr(openvino, "_compiled", fails)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    native, other = opened("native"), opened("openvino")
+    assert np.array_equal(other.probabilities(batch(0)), native.probabilities(batch(0)))
+    (note,) = set(other.notes) - set(native.notes)
+    assert "cannot convert it (unsupported operation" in note
+    assert "\n" not in note
+
+
+def test_the_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r'pip install "kerasseg\[openvino\]"'):
+        openvino.OpenVINONetwork(None, "float32", MaskRule(), "net")
