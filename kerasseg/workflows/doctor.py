@@ -39,6 +39,7 @@ EXTRAS = {
     "dicom": ("compressed DICOM, DICOM SEG", "highdicom"),
     "mlflow": ("tracking", "mlflow"),
     "onnx": ("ONNX export", "tf2onnx"),
+    "openvino": ("another engine of predict", "openvino"),
     "remote": ("s3:// inputs and shards", "s3fs"),
     "volumes": (".mha, .mgz, .hdr", "SimpleITK"),
     "wandb": ("tracking", "wandb"),
