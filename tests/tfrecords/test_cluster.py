@@ -281,7 +281,12 @@ def say_and_wait(path: Path) -> bool:
     return True
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for_file(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.1)
+
+
+def until(condition: Callable[[], object], seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
@@ -365,14 +370,25 @@ def test_an_isolated_task_reports_and_is_ended_when_cancelled(client: Any, tmp_p
 
 @pytest.mark.rest
 def test_a_busy_cluster_is_waited_for_and_said_so(
-    client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    """The other tasks end when the message is there: however slow the machine, it comes while they run."""
     monkeypatch.setattr("kerasseg_tfrecords.cluster._PATIENCE", 0.5)
-    others = client.map(time.sleep, [3, 3, 3, 3], pure=False)
+    others = client.map(wait_for_file, [tmp_path / "said"] * 4, pure=False)
+
+    def release() -> None:
+        try:
+            until(lambda: "Waiting for a free worker: 2 workers of tcp://" in caplog.text)
+        finally:
+            (tmp_path / "said").touch()
+
+    listener = threading.Thread(target=release)
+    listener.start()
     with pool(client) as workers:
         assert list(workers.map(square, [3], trusted=True)) == [9]
+    listener.join()
     assert "Waiting for a free worker: 2 workers of tcp://" in caplog.text
-    client.cancel(others)
+    client.gather(others)
 
 
 @pytest.mark.rest
