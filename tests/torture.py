@@ -150,7 +150,8 @@ class Torture:
         self.state = state.resolve()
         self.work, self.base, self.commands = self.state / "work", self.state / "base", tuple(commands)
         self.temporary = self.state / "tmp"
-        shutil.rmtree(self.work, ignore_errors=True)
+        for folder in (self.work, self.state / "said"):
+            shutil.rmtree(folder, ignore_errors=True)
         for folder in (self.work, self.temporary, self.state / "said"):
             folder.mkdir(parents=True, exist_ok=True)
         self.children = Children(self.work, self.state / "said")

@@ -6,6 +6,7 @@ No traceback reaches the terminal without --debug.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import os
@@ -108,10 +109,24 @@ def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
         _show_traceback()
         if isinstance(error, OSError) and output_lost(error):
             raise typer.Exit(FAILED) from None
+        if (explained := _of_the_disk(error)) is not None:
+            _show(explained)
+            raise typer.Exit(explained.exit_code) from None
         text = f"{without_credentials(one_line(error)) or type(error).__name__} ({type(error).__name__})."
         fault = "This is a bug in kerasseg: please report it with the output of the same command with --debug."
         complain(f"Error: {text}", fault, kind="fault", exit_code=FAILED)
         raise typer.Exit(FAILED) from None
+
+
+def _of_the_disk(error: Exception) -> KerassegError | None:
+    """Return an error of a full or read-only disk in words, wherever it was raised; None for others."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    from kerasseg_tfrecords.files import explain_os_error
+
+    path = None if error.filename is None else Path(str(error.filename))
+    found = explain_os_error(error, path or Path())
+    return KerassegError(found.what, path=path, remedy=found.remedy)
 
 
 def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None, **more: Any) -> None:

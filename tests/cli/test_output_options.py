@@ -232,12 +232,22 @@ def test_a_full_disk_below_the_output_is_told_in_one_line(
     assert capfd.readouterr() == ("", LOST)
 
 
-def test_a_fault_that_is_not_of_the_output_is_no_lost_output(empty: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(28, "No space left on device"), "Error: no space left on the disk."),
+        (OSError(28, "No space left on device", "out/spool"), "Error: out/spool: no space left on the disk."),
+        (OSError(30, "Read-only file system", "out"), "Error: out: the file system is read-only."),
+    ],
+)
+def test_a_full_disk_is_neither_lost_output_nor_a_bug(empty: Path, error: OSError, text: str) -> None:
     def fails() -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     shown = type_into(made(fails), "fails")
-    assert "bug in kerasseg" in shown.stderr
+    assert shown.stderr.startswith(text)
+    assert "bug in kerasseg" not in shown.stderr
+    assert LOST not in shown.stderr
     assert "standard output" not in shown.stderr
 
 
