@@ -107,7 +107,7 @@ HEADLINES = (
 """Label, part, prefix of the line's name, prefix of the peer's name; the first matching line is shown."""
 _HEAD = """# Benchmarks
 
-`make bench` measures everything on your machine (80 minutes on two cores, 10 GB of memory), in an environment of its own.
+`make bench` measures everything on your machine (90 minutes on two cores, 10 GB of memory), in an environment of its own.
 It writes this page, [the full tables](benchmarks-tables.md) and `benchmarks/results.json`.
 `.venv-bench/bin/python -m benchmarks training distances` repeats parts of it.
 
@@ -180,7 +180,7 @@ REASONS: dict[tuple[str, str], str] = {
     (
         "whole search",
         "goal",
-    ): "applying and scoring about a hundred candidates of post-processing takes nine tenths of it.",
+    ): "it applies and scores every candidate of post-processing.",
     ("whole search", "99 thresholds"): "the search also tries post-processing; the loop does not.",
 }
 

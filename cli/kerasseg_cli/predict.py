@@ -92,7 +92,7 @@ def predict(
         str,
         _prediction(
             "Engine that computes the network; openvino (extra) only where its masks agree with Keras' on the first 16 "
-            "slices.",
+            "slices with a tumour.",
             values=ENGINES,
         ),
     ] = "native",

@@ -16,16 +16,16 @@ from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.files import temporary_space
 
 LEAST_DICE = 0.999
-"""Smallest Dice of both engines' masks, pooled over the first slices, to use OpenVINO for the others."""
+"""Smallest Dice of both engines' masks, pooled over the first slices with one, to use OpenVINO for the others."""
 
 _CHECKED = 16
-"""Slices that both engines predict."""
+"""Slices with a mask that both engines predict; empty masks agree whatever the engines compute."""
 
 _HINTS = {"float32": "f32", "mixed_bfloat16": "bf16", "mixed_float16": "f16"}
 
 
 class OpenVINONetwork:
-    """A network that OpenVINO computes once it has agreed with Keras on the first slices.
+    """A network that OpenVINO computes once it has agreed with Keras on the first slices with a mask.
 
     Args:
         native: Network for prediction, see `kerasseg.models.folding`.
@@ -62,13 +62,18 @@ class OpenVINONetwork:
         if self._seen >= _CHECKED:
             return self._openvino(images)
         values = self._native.predict_on_batch(images)
-        for one, other in zip(np.asarray(values), self._openvino(images), strict=True):
+        try:
+            others = self._openvino(images)
+        except Exception as error:  # RuntimeError and others
+            self._refuse(f"OpenVINO cannot compute it ({one_line(str(error))[:200]})")
+            return values
+        for one, other in zip(np.asarray(values), others, strict=True):
             first, second = (apply_rule(plane[..., 0], self._rule) for plane in (one, other))
             self._common += 2 * int(np.count_nonzero(first & second))
-            self._either += int(np.count_nonzero(first)) + int(np.count_nonzero(second))
-        self._seen += len(images)
-        dice = self._common / self._either if self._either else 1.0
-        if self._seen >= _CHECKED and dice < LEAST_DICE:
+            either = int(np.count_nonzero(first)) + int(np.count_nonzero(second))
+            self._either += either
+            self._seen += either > 0
+        if self._seen >= _CHECKED and (dice := self._common / self._either) < LEAST_DICE:
             self._refuse(f"on the first slices, Dice of OpenVINO's masks and Keras' is {dice:.4f}, below {LEAST_DICE}")
         return values
 

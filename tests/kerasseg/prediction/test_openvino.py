@@ -24,6 +24,16 @@ def opened(engine: Engine, precision: str = "float32") -> Network:
     )
 
 
+class Constant:
+    """A network with one probability everywhere."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def predict_on_batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.full_like(images[..., :1], self.value)
+
+
 def batch(seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
 
@@ -52,6 +62,32 @@ def test_other_masks_on_the_first_slices_leave_keras_in_place(monkeypatch: pytes
     (note,) = set(other.notes) - set(native.notes)
     assert "the network: Keras is used instead of OpenVINO" in note
     assert "Dice of OpenVINO's masks and Keras' is 0.0000, below 0.999" in note
+
+
+def test_empty_masks_are_no_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "_compiled", lambda *_: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    network = openvino.OpenVINONetwork(Constant(0.1), "float32", MaskRule(), "net")
+    images = np.zeros((BATCH, SIZE, SIZE, 3), np.float32)
+    monkeypatch.setattr(network, "_openvino", lambda images: np.full_like(images[..., :1], 0.2))
+    for _ in range(3):
+        assert np.all(network.predict_on_batch(images) == np.float32(0.1)), "Keras', although no mask differs"
+    monkeypatch.setattr(network, "_native", Constant(0.9))
+    for _ in range(2):
+        network.predict_on_batch(images)
+    assert "is 0.0000" in network.note
+
+
+def test_a_network_that_it_cannot_compute_is_computed_by_keras(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Any) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(openvino, "_compiled", lambda *_: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    network = openvino.OpenVINONetwork(Constant(0.9), "float32", MaskRule(), "net")
+    monkeypatch.setattr(network, "_openvino", fails)
+    assert np.all(network.predict_on_batch(np.zeros((1, SIZE, SIZE, 3), np.float32)) == np.float32(0.9))
+    assert "OpenVINO cannot compute it (no such instruction)" in network.note
 
 
 def test_a_network_that_it_cannot_convert_is_computed_by_keras(monkeypatch: pytest.MonkeyPatch) -> None:
