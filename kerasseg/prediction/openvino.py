@@ -16,7 +16,7 @@ from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.files import temporary_space
 
 LEAST_DICE = 0.999
-"""Smallest Dice of both engines' masks, pooled over the first slices with one, to use OpenVINO for the others."""
+"""Smallest mean Dice of both engines' masks over the first slices, to use OpenVINO for the others."""
 
 _CHECKED = 16
 """Slices with a mask that both engines predict; empty masks agree whatever the engines compute."""
@@ -49,7 +49,7 @@ class OpenVINONetwork:
             )
         self.note = ""
         self._native, self._rule, self._name = native, rule, name
-        self._seen = self._common = self._either = 0
+        self._dice: list[float] = []
         try:
             self._request = _compiled(native, _HINTS[precision])
         except Exception as error:  # RuntimeError, ValueError and others
@@ -59,7 +59,7 @@ class OpenVINONetwork:
         """Predict (batch, height, width, 1) probabilities of (batch, height, width, channels) images."""
         if self.note:
             return self._native.predict_on_batch(images)
-        if self._seen >= _CHECKED:
+        if len(self._dice) >= _CHECKED:
             return self._openvino(images)
         values = self._native.predict_on_batch(images)
         try:
@@ -69,12 +69,13 @@ class OpenVINONetwork:
             return values
         for one, other in zip(np.asarray(values), others, strict=True):
             first, second = (apply_rule(plane[..., 0], self._rule) for plane in (one, other))
-            self._common += 2 * int(np.count_nonzero(first & second))
-            either = int(np.count_nonzero(first)) + int(np.count_nonzero(second))
-            self._either += either
-            self._seen += either > 0
-        if self._seen >= _CHECKED and (dice := self._common / self._either) < LEAST_DICE:
-            self._refuse(f"on the first slices, Dice of OpenVINO's masks and Keras' is {dice:.4f}, below {LEAST_DICE}")
+            # A mean over slices, since a pooled Dice hides small tumours behind large ones.
+            if either := np.count_nonzero(first) + np.count_nonzero(second):
+                self._dice.append(2 * np.count_nonzero(first & second) / either)
+        if len(self._dice) >= _CHECKED and (dice := float(np.mean(self._dice))) < LEAST_DICE:
+            self._refuse(
+                f"on the first slices, the mean Dice of OpenVINO's masks and Keras' is {dice:.4f}, below {LEAST_DICE}"
+            )
         return values
 
     def _openvino(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -61,7 +61,7 @@ def test_other_masks_on_the_first_slices_leave_keras_in_place(monkeypatch: pytes
         assert np.array_equal(other.probabilities(batch(seed)), native.probabilities(batch(seed)))
     (note,) = set(other.notes) - set(native.notes)
     assert "the network: Keras is used instead of OpenVINO" in note
-    assert "Dice of OpenVINO's masks and Keras' is 0.0000, below 0.999" in note
+    assert "mean Dice of OpenVINO's masks and Keras' is 0.0000, below 0.999" in note
 
 
 def test_empty_masks_are_no_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +76,21 @@ def test_empty_masks_are_no_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         network.predict_on_batch(images)
     assert "is 0.0000" in network.note
+
+
+def test_a_small_tumour_counts_as_much_as_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifteen equal masks of the whole slice, and a pixel that OpenVINO misses: pooled Dice 0.99997, mean 0.94."""
+    masks = np.ones((16, SIZE, SIZE, 1), np.float32)
+    masks[15] = 0
+    missed = masks.copy()
+    masks[15, 3, 3] = 1
+    monkeypatch.setattr(openvino, "_compiled", lambda *_: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    network = openvino.OpenVINONetwork(Constant(0), "float32", MaskRule(), "net")
+    monkeypatch.setattr(network._native, "predict_on_batch", lambda _: masks)
+    monkeypatch.setattr(network, "_openvino", lambda _: missed)
+    network.predict_on_batch(masks)
+    assert "is 0.9375, below 0.999" in network.note
 
 
 def test_a_network_that_it_cannot_compute_is_computed_by_keras(monkeypatch: pytest.MonkeyPatch) -> None:
