@@ -31,6 +31,7 @@ PARTS = {
     "roofline": 4,
     "training": 6,
     "training_others": 8,
+    "training_avx2": 6,
     "prediction": 5,
     "thresholds": 5,
     "distances": 1,

@@ -15,6 +15,7 @@ TITLES = {
     "roofline": "What the processor gives",
     "training": "A step of training",
     "training_others": "A step of training: slower peers, fixed costs",
+    "training_avx2": "A step of training with AVX2 only",
     "prediction": "Prediction",
     "thresholds": "Thresholds and post-processing",
     "distances": "Distances",
@@ -45,6 +46,8 @@ INTRODUCTIONS = {
     "there before the first step (libraries, network) and what training added. kerasseg creates Adam's moments before "
     "the first step, the others in it, so only the whole peaks compare.",
     "training_others": "As above, with fewer rounds, because a step takes half a minute.",
+    "training_avx2": "The same in float32, where oneDNN, XLA, PyTorch and MKL are limited to AVX2: an estimate for "
+    "processors without AVX-512, whose caches and clock rates differ.",
     "prediction": "The same files, from disk to masks on disk: a public SavedModel and real slices where "
     "`KERASSEG_REAL_DATA` has them, else synthetic ones. kerasseg reads, computes and writes at the same time, the peers "
     "one after the other. PyTorch has the same weights in the same layers, in eager inference mode; OpenVINO, LiteRT and "
@@ -63,6 +66,7 @@ INTRODUCTIONS = {
     "Dice. The ratio says nothing here.",
 }
 HEADLINES = (
+    ("The whole job, from slices to report", "job", "the whole job", "a plain Keras script"),
     ("Training step, everything trained", "training", "aggressive, step", "plain Keras"),
     (
         "Training step, everything trained",
@@ -77,6 +81,7 @@ HEADLINES = (
         "PyTorch, bfloat16, channels-last, torch.compile",
     ),
     ("Training step, conservative", "training", "conservative, step", "aggressive"),
+    ("Training step, AVX2 only", "training_avx2", "aggressive, step", "PyTorch, float32, channels-last"),
     ("`predict`, from disk to disk, float32", "prediction", "predict, float32", "the SavedModel"),
     ("`predict`, from disk to disk, float32", "prediction", "predict, float32", "ONNX Runtime"),
     ("`predict`, from disk to disk, float32", "prediction", "predict, float32", "PyTorch"),
@@ -153,6 +158,16 @@ REASONS: dict[tuple[str, str], str] = {
     ("network alone, mixed_bfloat16", "OpenVINO, bfloat16"): _OPENVINO,
     ("predict, mixed_bfloat16", "OpenVINO, int8"): _INT8,
     ("network alone, mixed_bfloat16", "OpenVINO, int8"): _INT8,
+    ("aggressive, step of 31 million parameters, float32", "PyTorch"): "both spend nine tenths of a step in the same "
+    "oneDNN convolutions.",
+    (
+        "prepare, workers",
+        "local processes",
+    ): "an environment variable of Dask, which workers of `local:N` no longer get, "
+    "made arrays slower; not measured since.",
+    ("predict, workers", "one local process"): "tasks were no whole batches, which cost a third; not measured since.",
+    ("search for copies and split", "10,000 slices"): "hash tables no longer fit in the processor's caches.",
+    ("peak memory of the caller", "10,000 slices"): "below 2 kB a slice: names, places and fingerprints of all.",
     ("step, ", "the fastest convolution"): _BEYOND,
     ("prediction, ", "the fastest convolution"): _BEYOND,
     ("of it libraries", "plain Keras"): "includes Adam's moments, which Keras creates in the first step.",

@@ -42,7 +42,9 @@ def batch(size: int = SIZE) -> dict[str, np.ndarray]:
 
 
 def precision() -> str:
-    """Return what `--precision auto` chooses on this machine."""
+    """Return what `--precision auto` chooses on this machine, or what the variable BENCH_PRECISION says."""
+    if forced := os.environ.get("BENCH_PRECISION"):
+        return forced
     from kerasseg.training.devices import choose_devices, compute_capability
     from kerasseg.training.precision import choose_precision
 
@@ -153,24 +155,30 @@ def saved_by(strategy: str, race: Race, part: str, what: str) -> Result:
     )
 
 
+def against(part: str, race: Race, peers: Sequence[str], what: str) -> list[Result]:
+    """Compare the steps of both strategies with those of PyTorch; the fastest of its variants is the goal."""
+    best = min(peers, key=lambda name: _median(race.costs[name]), default="")
+    lines = []
+    for strategy in ("aggressive", "conservative"):
+        for name in peers:
+            goal, remark = (1.0, "fastest PyTorch variant here") if name == best else (None, "")
+            pair = race.costs[strategy], race.costs[name]
+            lines.append(compared(part, f"{strategy}, {what}", name, *pair, goal=goal, remark=remark))
+    lines.append(saved_by("conservative", race, part, what))
+    for name in peers:
+        lines += memory(part, race, name, what)
+    return lines
+
+
 def results(*, quick: bool) -> list[Result]:
     filters, rounds = (16, 2) if quick else (64, 3)
     what, keras = title(filters), f"plain Keras, {precision()}"
     first = race(filters, ("aggressive", "conservative", *PYTORCH), rounds)
     second = race(filters, ("aggressive", keras), rounds)
-    there = [name for name in PYTORCH if name in first.costs]
-    best = min(there, key=lambda name: _median(first.costs[name]), default="")
     pair = second.costs["aggressive"], second.costs[keras]
     lines = [compared("training", f"aggressive, {what}", keras, *pair)]
-    for strategy in ("aggressive", "conservative"):
-        for name in there:
-            goal, remark = (1.0, "fastest PyTorch variant here") if name == best else (None, "")
-            pair = first.costs[strategy], first.costs[name]
-            lines.append(compared("training", f"{strategy}, {what}", name, *pair, goal=goal, remark=remark))
-    lines.append(saved_by("conservative", first, "training", what))
     lines += memory("training", second, keras, what)
-    for name in there:
-        lines += memory("training", first, name, what)
+    lines += against("training", first, [name for name in PYTORCH if name in first.costs], what)
     peaks = first.peak["aggressive"], first.peak["conservative"]
     lines.append(sized("training", f"peak memory, aggressive, {what}", "conservative", *peaks))
     return lines

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +18,7 @@ import pytest
 import kerasseg
 from benchmarks.__main__ import DOCS, PARTS, RESULTS
 from benchmarks.freezing import counted_saving, multiply_adds
-from benchmarks.measure import ROOT, Cost, rounds_of
+from benchmarks.measure import ROOT, Cost, costs, rounds_of
 from benchmarks.page import CHART, HEADLINES, TITLES, chart, page, slower, tables
 from benchmarks.real.__main__ import Effort, Job, collect, train_long
 from benchmarks.real.figures import Figures, difference, looks
@@ -274,6 +276,22 @@ def test_contenders_say_what_they_cost_and_one_that_cannot_be_made_is_left_out(
     told = capfd.readouterr()
     assert "without missing" in told.out
     assert "no_such_thing" in told.err
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_processor_time_of_children_counts_once_alive_or_ended() -> None:
+    busy = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\nsys.stdin.read()"
+    children = []
+
+    def start() -> None:
+        child = subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        children.append(child)
+        assert child.stdout is not None
+        child.stdout.readline()
+
+    alive = costs(start)
+    ended = costs(children[0].communicate)
+    assert alive.processor > 0.2 > ended.processor
 
 
 def test_every_part_gives_results() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -85,6 +86,10 @@ def batch(size: int, count: int, layout: str) -> tuple[torch.Tensor, torch.Tenso
 
 def step(filters: int, layout: str, bfloat16: bool, compiled: bool, size: int, count: int) -> Callable[[], object]:
     """One training step, all layers trainable."""
+    if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2":
+        from torch._inductor import config
+
+        config.cpp.simdlen = 256  # which the variable does not limit
     model = network(filters, layout, compiled=compiled)
     adam = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=1e-5)
     image, mask = batch(size, count, layout)
