@@ -430,7 +430,8 @@ class _Job:
     def run_far(self, units: Sequence[Unit], stop: Callable[[], bool], pool: ClusterPool, asked: _Asked) -> bool:
         self._tell()
         crashed = partial(_crashed, pool, asked)
-        for part in pool.map(partial(_predict_chunk, asked), _chunks(units), crashed=crashed, trusted=True):
+        chunks = _chunks(units, self.network.batch_size, pool.workers())
+        for part in pool.map(partial(_predict_chunk, asked), chunks, crashed=crashed, trusted=True):
             for entry in part.entries:
                 self.journal.append(entry)
             self.problems += part.problems
@@ -640,8 +641,9 @@ def _far(
             client.run(_forget)
 
 
-def _chunks(units: Sequence[Unit]) -> Iterator[tuple[Unit, ...]]:
-    size = max(1, min(_CHUNK, len(units) // 16))
+def _chunks(units: Sequence[Unit], batch_size: int, workers: int) -> Iterator[tuple[Unit, ...]]:
+    """Yield tasks of whole batches, since a batch that is not full takes as long, and four or more for each worker."""
+    size = max(1, min(_CHUNK, len(units) // (4 * workers)) // batch_size) * batch_size
     chunk: list[Unit] = []
     for unit in units:
         if chunk and (unit.kind != "picture" or len(chunk) == size):

@@ -130,7 +130,10 @@ def _serve(workers: int) -> None:
     import dask
     from distributed import LocalCluster
 
-    dask.config.set({"distributed.scheduler.allowed-failures": 2})
+    # Dask's own setting also has MALLOC_TRIM_THRESHOLD_, with which each large array costs page faults.
+    one_thread = {f"{name}_NUM_THREADS": 1 for name in ("OMP", "MKL", "OPENBLAS")}
+    names = {"scheduler.allowed-failures": 2, "nanny.pre-spawn-environ": one_thread}
+    dask.config.set({f"distributed.{name}": value for name, value in names.items()})
     options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "silence_logs": logging.CRITICAL}
     with LocalCluster(n_workers=workers, **options) as cluster:
         print(cluster.scheduler_address, flush=True)  # noqa: T201 - the caller reads it
@@ -344,7 +347,7 @@ class ClusterPool:
                 remedy="Install the same version here and there.",
             )
 
-    def _workers(self) -> int:
+    def workers(self) -> int:
         """Return the number of workers, of which the scheduler is asked once a second: results can be much quicker."""
         if time.monotonic() >= self._ask_again:
             with self._connected():
@@ -376,7 +379,7 @@ class ClusterPool:
         run = _work_isolated if isolated else _work if trusted else _work_in_children
         try:
             while True:
-                room = self._workers() * _AHEAD - len(waiting)
+                room = self.workers() * _AHEAD - len(waiting)
                 while room > 0 and (group := list(islice(rest, batch))):
                     waiting.append((group, self._start(run, function, group)))
                     room -= 1
