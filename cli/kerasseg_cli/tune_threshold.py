@@ -170,7 +170,9 @@ def _interval(gain: Mean, tuned: Tuned) -> str:
 
 
 def _certainty(tuned: Tuned) -> str:
-    text = f"Best threshold {tuned.best:g}; {tuned.flat_low:g} to {tuned.flat_high:g} are as good within noise"
+    text = f"Best threshold {tuned.best:g}"
+    if tuned.flat_low < tuned.flat_high:
+        text += f"; {tuned.flat_low:g} to {tuned.flat_high:g} are as good within noise"
     if tuned.threshold_low is None or tuned.threshold_high is None:
         return f"{text}."
     share = f"{100 * tuned.confidence:g} %"
