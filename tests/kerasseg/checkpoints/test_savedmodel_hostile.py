@@ -449,6 +449,12 @@ def table(entries: list[tuple[int, bytes, bytes]]) -> bytes:
     return data + index + handles.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
 
 
+def test_rebuilding_has_a_time_limit(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerasseg.checkpoints.savedmodel.open._SECONDS", 0.01)
+    with pytest.raises(CheckpointError, match=r"building the network takes more than 0\.01 s"):
+        open_savedmodel(copy)
+
+
 def test_names_that_share_their_beginning_cannot_fill_the_memory(copy: Path) -> None:
     """Thousands of names of a megabyte, for a few bytes each; and many of 4,000 bytes."""
     index = copy / "variables" / "variables.index"
