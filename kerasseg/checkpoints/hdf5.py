@@ -77,8 +77,6 @@ def _write_copy(answer: IO[bytes], copy: Path) -> None:
         for path, kind, shape in header["datasets"]:
             dtype = np.dtype(kind)
             count = math.prod(shape)
-            if at + count * dtype.itemsize > size:
-                raise ValueError("its reader sent too few numbers")
             values = np.frombuffer(data, dtype, count, at).reshape(shape)
             file.create_dataset(path, data=values)
             del values

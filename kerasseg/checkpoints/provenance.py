@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -146,8 +145,8 @@ def recorded_beside(folder: Path) -> Provenance | None:
     """Return the record that `kerasseg export` wrote beside a SavedModel in `metadata.json`, if there is a valid one."""
     path = folder / "metadata.json"
     try:
-        state = json.loads(path.read_bytes()) if path.stat().st_size < (1 << 26) else None
-    except (OSError, ValueError, RecursionError):
+        state = parse_json(path.read_bytes()) if path.stat().st_size < (1 << 26) else None
+    except (OSError, ValueError):
         return None
     if not isinstance(state, Mapping) or state.get("schema") != "kerasseg-export":
         return None

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import KerassegError
 from kerasseg_tfrecords.files import explain_os_error
 
@@ -87,7 +88,7 @@ def count_looks(files: Iterable[Path], fingerprint: str) -> int:
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 mine, name = entry["fingerprint"] == fingerprint, str(entry["look"])
             except (ValueError, KeyError, TypeError):
                 # Truncated by a full disk, or edited: it was an evaluation all the same.

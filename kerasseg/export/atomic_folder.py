@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from kerasseg.export.schema import METADATA, SCHEMA
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 from kerasseg_tfrecords.files import atomic_folder, explain_os_error
 
@@ -53,7 +53,7 @@ def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
 
 def _is_export(folder: Path) -> bool:
     try:
-        state = json.loads((folder / METADATA).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        state = parse_json((folder / METADATA).read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(state, dict) and state.get("schema") == SCHEMA

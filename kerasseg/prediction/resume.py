@@ -14,6 +14,7 @@ from typing import Any
 
 from kerasseg.prediction.inputs import Unit
 from kerasseg.prediction.table import FoundTumour
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import UsageError
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
 
@@ -128,7 +129,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for text in data.split(b"\n")[:-1]:
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             continue
         if isinstance(line, dict) and (

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from kerasseg_tfrecords.documents import MAX_BYTES, parse_json
 from kerasseg_tfrecords.errors import KerassegError, one_line
 from kerasseg_tfrecords.files import open_atomically
 
@@ -116,8 +117,8 @@ class StateStore:
 
 
 def _read(path: Path) -> _Content:
-    with zipfile.ZipFile(path) as archive:
-        document = json.loads(archive.read(_FACTS))
+    with zipfile.ZipFile(path) as archive, archive.open(_FACTS) as stored:
+        document = parse_json(stored.read(MAX_BYTES + 1))
         if document["format_version"] > FORMAT_VERSION:
             raise KerassegError(
                 "this run was written by a newer version of kerasseg",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.tables import read_csv
 
+_LARGEST = 1 << 26  # bytes of the facts of a state
 SHARDS, RUNS, PREDICTIONS = "shards", "runs", "predictions.csv"
 State = Literal["done", "open", "old", "unfinished", "damaged", "any time"]
 
@@ -112,9 +114,9 @@ def newest_facts(state: Path) -> dict[str, Any] | None:
     """Return the facts of the newest readable state of a run, without its arrays; None without one."""
     for path in sorted(state.glob("state-*.npz"), reverse=True):
         try:
-            with zipfile.ZipFile(path) as archive:
-                facts = json.loads(archive.read("facts.json"))["facts"]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            with zipfile.ZipFile(path) as archive, archive.open("facts.json") as member:
+                facts = json.loads(member.read(_LARGEST))["facts"]
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
             continue
         if isinstance(facts, dict):
             return facts

@@ -24,6 +24,8 @@ def test_deep_nesting_is_a_damaged_file(text: str, tmp_path: Path) -> None:
 def test_limits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="larger than 3 bytes"):
         parse_json("[1,2]", max_bytes=3)
+    with pytest.raises(ValueError, match="8,000,002 values, more than 8,000,000"):
+        parse_json(b"[" + b"{}," * 4_000_000 + b"[]]")  # a gigabyte of dictionaries in 12 megabytes
     with pytest.raises(DataError, match="a table is missing"):
         read_json(tmp_path / "none.json", "a table")
 

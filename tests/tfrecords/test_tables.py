@@ -22,6 +22,13 @@ def test_every_cell_comes_back(rows: list[tuple[str, str]]) -> None:
     assert [tuple(cells) for _, cells in parse_csv(text)][1:] == rows
 
 
+def test_cells_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerasseg_tfrecords.tables._MAX_CELLS", 5)
+    assert len(list(parse_csv("a,b\n1,2\n3\n"))) == 3
+    with pytest.raises(ValueError, match="line 3: more than 5 cells"):
+        list(parse_csv("a,b\n1,2\n3,4\n"))
+
+
 @given(TEXT)
 def test_no_cell_starts_a_formula(value: str) -> None:
     """Neither for a program that splits at commas, nor for one that splits at semicolons or tabs."""

@@ -13,17 +13,21 @@ from kerasseg_tfrecords.validation import complaint
 
 MAX_BYTES = 1 << 28
 """Largest JSON file that is read."""
+_MAX_VALUES = 8_000_000  # three bytes of JSON can take two hundred in memory
 _MAX_DEPTH = 100
 
 Document = TypeVar("Document", bound=BaseModel)
 
 
-def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = _MAX_DEPTH) -> Any:
+def parse_json(
+    data: bytes | str, *, max_bytes: int = MAX_BYTES, max_values: int = _MAX_VALUES, max_depth: int = _MAX_DEPTH
+) -> Any:
     """Parse untrusted JSON.
 
     Args:
         data: UTF-8 bytes or text.
         max_bytes: Longer input is refused before it is parsed.
+        max_values: The same for input with more values, commas in texts among them.
         max_depth: Deeper nesting is refused, since code that walks the result would exhaust Python's stack.
 
     Example:
@@ -33,8 +37,11 @@ def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int 
         Traceback (most recent call last):
         ValueError: nested more than 100 levels deep
     """
+    data = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if len(data) > max_bytes:
         raise ValueError(f"larger than {max_bytes:,} bytes")
+    if (values := sum(map(data.count, (b",", b"[", b"{")))) > max_values:
+        raise ValueError(f"{values:,} values, more than {max_values:,}")
     deep = f"nested more than {max_depth} levels deep"
     try:
         value = json.loads(data)

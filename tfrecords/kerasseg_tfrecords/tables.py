@@ -16,6 +16,7 @@ from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.text import count
 
 _MAX_BYTES = 1 << 28
+_MAX_CELLS = 30_000_000
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|nan)")
 # A spreadsheet may split at other separators than the comma, and may drop white space and invisible characters.
 _START = r"((?:\A|[,;\t\r\n|\"])[\s\x00-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*)"
@@ -58,7 +59,8 @@ def parse_csv(text: str, *, any_separator: bool = False, strict: bool = True) ->
         Number of the line in which a row begins, and its cells.
 
     Raises:
-        ValueError: The text is not CSV, or a cell is longer than 131,072 characters; the message names the line.
+        ValueError: The text is not CSV, a cell is longer than 131,072 characters, or there are too many cells; the message
+            names the line.
 
     Example:
         >>> list(parse_csv("name;mm\n'=1+1;-2.5\n", any_separator=True))
@@ -67,9 +69,12 @@ def parse_csv(text: str, *, any_separator: bool = False, strict: bool = True) ->
     header = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count) if any_separator else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict)
-    line = 1
+    line, count_cells = 1, 0
     try:
         for cells in reader:
+            count_cells += len(cells)
+            if count_cells > _MAX_CELLS:
+                raise ValueError(f"line {line}: more than {_MAX_CELLS:,} cells")
             yield line, [_GUARDED.sub(r"\1\2", cell) if "'" in cell else cell for cell in cells]
             line = reader.line_num + 1
     except csv.Error as error:

@@ -15,8 +15,24 @@ import numpy as np
 
 from kerasseg.checkpoints.allowed import pairs
 from kerasseg.checkpoints.savedmodel.graph import Node
+from kerasseg_tfrecords.errors import CheckpointError
 
 MAX_ELEMENTS = 1 << 22  # of a computed constant
+_LARGEST = 1 << 62  # number in an array of sizes, which are Python's integers
+_MOST_SIZES = 1024  # in such an array
+
+
+@dataclass(slots=True)
+class Budget:
+    """Elements that may still be computed. Without a limit, a few operations could double their values many times."""
+
+    left: int = 1 << 28
+    least: int = 1 << 10  # for an operation, which takes time also on few elements
+
+    def spend(self, elements: int) -> None:
+        self.left -= max(elements, self.least)
+        if self.left < 0:
+            raise CheckpointError("the graph is too large", found="constants that take too long to compute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +66,39 @@ class Dim:
         return self + (-other) if isinstance(other, (int, np.integer)) else NotImplemented
 
 
-def evaluate(node: Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+def evaluate(node: Node, arrays: Sequence[np.ndarray], budget: Budget) -> list[np.ndarray] | None:
     """Return the outputs of an operation on known arrays, or None if it is not supported here."""
     function = _FUNCTIONS.get(node.op)
-    if function is None:
+    sizes = [array for array in arrays if array.dtype == object]
+    if function is None or (sizes and node.op == "Pow") or any(array.size > _MOST_SIZES for array in sizes):
         return None
     try:
+        weights = all(array.dtype.kind == "f" for array in arrays[:1])  # of a frozen network; others are few
+        budget.spend(_most_elements(node.op, arrays) * (1 if weights else 16))
         with np.errstate(all="ignore"):
             result = function(node, *arrays)
+        results = result if isinstance(result, list) else [np.asarray(result)]
+        numbers = [n for array in results if array.dtype == object for n in array.flat]
+        too_large = any(
+            abs(k) > _LARGEST for n in numbers for k in ((n.factor, n.offset) if isinstance(n, Dim) else (n,))
+        )
     except (TypeError, ValueError, IndexError, KeyError, ZeroDivisionError, OverflowError, MemoryError):
         return None  # reported later if the value is needed
-    return result if isinstance(result, list) else [np.asarray(result)]
+    return None if too_large else results
+
+
+def _most_elements(op: str, arrays: Sequence[np.ndarray]) -> int:
+    """Return the number of elements of a result, or more; `_small` limits the operations that are given a shape."""
+    sizes = [array.size for array in arrays]
+    if op == "Unpack":
+        return 64 * sizes[0]  # arrays of their own
+    if op == "GatherV2":
+        return sizes[0] * sizes[1] // max(1, min(arrays[0].shape, default=1))
+    if op in {"ConcatV2", "Pack"}:
+        return sum(sizes)
+    if op in _ELEMENTWISE:
+        return math.prod(np.broadcast_shapes(*(array.shape for array in arrays)))
+    return max(sizes, default=0)
 
 
 def line(op: str, constant: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +183,7 @@ _PLAIN = (
     "Add:add AddV2:add FloorDiv:floor_divide Maximum:maximum Minimum:minimum Mul:multiply Neg:negative OnesLike:ones_like "
     "Pow:power RealDiv:true_divide Square:square Sub:subtract ZerosLike:zeros_like"
 )
+_ELEMENTWISE = {op for op, _ in pairs(_PLAIN)} | {"Div"}
 _FLOAT: Mapping[str, Any] = {"Exp": np.exp, "Reciprocal": np.reciprocal, "Rsqrt": lambda x: x**-0.5, "Sqrt": np.sqrt}
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{op: _plain(getattr(np, name)) for op, name in pairs(_PLAIN)},

@@ -16,14 +16,15 @@ from typing import Any
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
 from kerasseg.checkpoints.identify import refuse_pointer
-from kerasseg.checkpoints.savedmodel.messages import item_size, type_name
+from kerasseg.checkpoints.savedmodel.messages import MAX_RANK, item_size, type_name
 from kerasseg_tfrecords.errors import CheckpointError
 
-MAX_INDEX = 64 << 20  # bytes; a network of 31 million parameters needs 10 kB
+MAX_INDEX = 8 << 20  # bytes; a network of 31 million parameters needs 10 kB
 FETCH_AGAIN = "Copy or download the folder again"
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER = 48
+_LONGEST = 4096  # bytes of a name
 _TRAILER = 5
 
 
@@ -89,12 +90,9 @@ def _entry(name: str, entry: Any, available: int, prefix: Path) -> Stored:
     if entry.offset < 0 or entry.size < 0 or entry.offset + entry.size > available:
         what, expected = f"the values of {name!r} are cut off", f"at least {entry.offset + entry.size:,}"
         raise CheckpointError(what, path=prefix, found=f"{available:,} bytes", expected=expected, remedy=FETCH_AGAIN)
-    item = item_size(dtype)
-    if item is None:
-        fits = all(0 <= n <= entry.size for n in shape)
-    else:
-        fits = len(shape) <= 16 and all(n >= 0 for n in shape) and math.prod(shape) * item == entry.size
-    if not fits:
+    item, count = item_size(dtype), math.prod(shape)
+    fits = count <= entry.size if item is None else count * item == entry.size
+    if not fits or len(shape) > MAX_RANK or any(n < 0 for n in shape):
         found = f"{shape} of {dtype} in {entry.size:,} bytes"
         raise CheckpointError(f"the variable {name!r} has an invalid shape", path=prefix, found=found)
     return Stored(dtype, shape, entry.size)
@@ -108,14 +106,18 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         _, place = _varint(footer, place)
     start, place = _varint(footer, place)
     length, _ = _varint(footer, place)
-    total = 0
+    total = keys = 0
     for _, handle in _block(data, start, length):
         begin, place = _varint(handle, 0)
         size, _ = _varint(handle, place)
         total += size
         if total > len(data):
             raise ValueError("blocks overlap")
-        yield from _block(data, begin, size)
+        for key, value in _block(data, begin, size):
+            keys += len(key)
+            if keys > MAX_INDEX:
+                raise ValueError("the names of variables are too long")
+            yield key, value
 
 
 def _block(data: bytes, start: int, length: int) -> Iterator[tuple[bytes, bytes]]:
@@ -133,6 +135,8 @@ def _block(data: bytes, start: int, length: int) -> Iterator[tuple[bytes, bytes]
         if shared > len(key) or place + fresh + size > end:
             raise ValueError(f"an entry beyond its block at {start + place}")
         key = key[:shared] + block[place : place + fresh]
+        if len(key) > _LONGEST:  # a few bytes each, if they share their beginning
+            raise ValueError(f"a name of {len(key):,} bytes")
         yield key, block[place + fresh : place + fresh + size]
         place += fresh + size
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from kerasseg.checkpoints.allowed import words
 from kerasseg.checkpoints.savedmodel import fuse_norms as norms
+from kerasseg.checkpoints.savedmodel.arithmetic import Budget
 from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor, scope
 from kerasseg.checkpoints.savedmodel.patterns import LINEAR, View, fold, made, rewrite
 
@@ -174,10 +175,6 @@ _PASSED = frozenset({"Cast", "ExpandDims", "OneHot", "Reshape", "Squeeze", "Stri
 _CHOICES = frozenset({"Select", "SelectV2"})
 _FILLED = frozenset({"Const", "Fill", "OnesLike", "ZerosLike"})
 
-_PASSED = frozenset({"Cast", "ExpandDims", "OneHot", "Reshape", "Squeeze", "StridedSlice"})
-_CHOICES = frozenset({"Select", "SelectV2"})
-_FILLED = frozenset({"Const", "Fill", "OnesLike", "ZerosLike"})
-
 
 def fuse(graph: Graph) -> Graph:
     """Return the graph with layers in place of their operations.
@@ -185,14 +182,15 @@ def fuse(graph: Graph) -> Graph:
     A new node keeps the key of the last node that it replaces, so equal keys mean equal tensors in both graphs.
     """
     # Sizes and single numbers first; larger constants stay, because they may be weights of a frozen network.
-    graph = fold(graph, lambda a: a.ndim == 0 or a.dtype.kind in "iub")
+    budget = Budget(1 << 29)
+    graph = fold(graph, lambda a: a.ndim == 0 or a.dtype.kind in "iub", budget)
     graph = rewrite(graph, dilated, dense_over_last_axis, norms.weighted_mean)
     graph = rewrite(graph, bias)
     graph = rewrite(graph, separable)
     graph = rewrite(graph, activation)
     graph = rewrite(graph, norms.fused_batch_norm, norms.fused_layer_norm, norms.with_scale, norms.normalisation)
     graph = rewrite(graph, norms.group_norm)
-    graph = fold(graph, lambda a: a.dtype.kind in "fiub")
+    graph = fold(graph, lambda a: a.dtype.kind in "fiub", budget)
     graph = rewrite(graph, norms.rescale, norms.leading)
     graph = rewrite(graph, norms.channelwise)
     graph = rewrite(graph, repeated)

@@ -23,6 +23,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 
+from kerasseg.checkpoints.allowed import time_limit
 from kerasseg.checkpoints.identify import errors_about, refuse_pointer
 from kerasseg.checkpoints.provenance import OpenedModel
 from kerasseg.checkpoints.savedmodel import signatures
@@ -38,9 +39,15 @@ from kerasseg.checkpoints.savedmodel.rebuild import Builder, Rebuilt, clean
 from kerasseg.checkpoints.savedmodel.shaping import PLAIN
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.files import temporary_space
+from kerasseg_tfrecords.formats.weights import is_message
+from kerasseg_tfrecords.isolation import memory_limit
 
 MAX_GRAPH = 512 << 20  # bytes of `saved_model.pb`; a frozen network of 31 million parameters has 124 million
+MAX_DESCRIPTION = 32 << 20  # bytes of it besides the values of constants; each may take a hundred in memory
+MAX_OPERATIONS = 1_000_000  # in the file, most of which never run; one on EfficientNetB7 has about 100,000
 
+_SECONDS = 120  # of processor time
+_MAX_NAMES = 16 << 20  # bytes of the object graph in the variables file
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _INTEGERS = frozenset({"uint8", "int8", "uint16", "int16", "int32", "int64", "bool"})
 
@@ -73,7 +80,8 @@ def open_savedmodel(path: str | Path, *, compare: bool = True) -> Opened:
     folder = Path(path)
     with errors_about(folder):
         try:
-            return _open(folder, compare=compare)
+            with time_limit(_SECONDS):
+                return _open(folder, compare=compare)
         except RecursionError as error:
             what = "the network has more steps in a row than Keras can build"
             raise CheckpointError(what, expected="fewer than about 900") from error
@@ -134,13 +142,45 @@ def _read(folder: Path) -> Any:
     if size > MAX_GRAPH:
         raise CheckpointError("the graph file is too large", path=file, found=f"{size:,} bytes")
     refuse_pointer(file)
-    message = saved_model_pb2.SavedModel()
-    try:
-        message.ParseFromString(file.read_bytes())
-    except (DecodeError, RuntimeError) as error:
-        found = f"{size:,} bytes that are not a SavedModel"
-        raise CheckpointError("the graph is damaged", path=file, found=found, remedy=FETCH_AGAIN) from error
+    kind = saved_model_pb2.SavedModel
+    definitions: dict[str, bytes] = {}
+
+    def define(definition: Any) -> None:
+        if definition.name not in definitions:
+            for needed in definition.dependencies:
+                define(needed)
+            definitions[definition.name] = definition.serialized_pb
+
+    define(kind.DESCRIPTOR.file)
+    if not is_message(file, kind.DESCRIPTOR.full_name, tuple(definitions.values())):
+        found = f"{size:,} bytes that are not a SavedModel, or need more than {memory_limit() >> 20:,} MB of memory"
+        raise CheckpointError("the graph is damaged", path=file, found=found, remedy=FETCH_AGAIN)
+    message = kind.FromString(file.read_bytes())
+    what = "the graph is too large"
+    if (operations := _operations(message)) > MAX_OPERATIONS:
+        expected = f"at most {MAX_OPERATIONS:,}"
+        raise CheckpointError(what, path=file, found=f"{operations:,} operations", expected=expected)
+    if size > MAX_DESCRIPTION and size - _constants(message) > MAX_DESCRIPTION:
+        raise CheckpointError(what, path=file, found=f"more than {MAX_DESCRIPTION:,} bytes besides constants")
     return message
+
+
+def _operations(message: Any) -> int:
+    """Count the operations and functions of a SavedModel, at least until there are too many."""
+    count = 1000 * len(message.meta_graphs)
+    for graph in message.meta_graphs if count <= MAX_OPERATIONS else ():
+        functions = graph.graph_def.library.function
+        count += len(graph.graph_def.node) + len(functions)
+        count += sum(len(f.node_def) for f in functions) if count <= MAX_OPERATIONS else 0
+    return count
+
+
+def _constants(message: Any) -> int:
+    """Return the number of bytes of the values of constants, which are most of a frozen network."""
+    definitions = [graph.graph_def for graph in message.meta_graphs]
+    parts = [*(d.node for d in definitions), *(f.node_def for d in definitions for f in d.library.function)]
+    constants = (n for nodes in parts for n in nodes if n.op == "Const" and "value" in n.attr)
+    return sum(len(n.attr["value"].tensor.tensor_content) for n in constants)
 
 
 class _Values:
@@ -193,7 +233,7 @@ def _plainly_named(prefix: Path, owner: object) -> Path:
 
 def _names(values: _Values) -> dict[str, str]:
     """Return key -> name of the variable, from the object graph that TensorFlow 2 stores with the variables."""
-    if _OBJECT_GRAPH not in values.stored:
+    if _OBJECT_GRAPH not in values.stored or values.stored[_OBJECT_GRAPH].size > _MAX_NAMES:
         return {}
     message = trackable_object_graph_pb2.TrackableObjectGraph()
     try:

@@ -28,6 +28,7 @@ TOLERANCE = 1e-5
 _INSIDE = 12  # inner tensors to compare
 _INSIDE_ELEMENTS = 1 << 20
 _AT_ONCE = 1 << 26  # elements of the tensors held at the same time when checking single steps
+_MILLISECONDS = 60_000  # for one run of the original network
 _SIZES = (64, 128, 256, 572)  # image sizes to try if the size is not fixed
 
 
@@ -235,7 +236,7 @@ class Original:
         fetches = [f"{self._short[t.node]}:{t.output}" for t in wanted]
         try:
             with tf.compat.v1.Session(graph=self._graph, config=config) as session:
-                return list(session.run(fetches, feeds))
+                return list(session.run(fetches, feeds, tf.compat.v1.RunOptions(timeout_in_ms=_MILLISECONDS)))
         except (tf.errors.OpError, ValueError, TypeError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise CheckpointError("TensorFlow cannot run the network in the file", found=" ".join(lines[:3])) from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from kerasseg.checkpoints.savedmodel.arithmetic import evaluate
+from kerasseg.checkpoints.savedmodel.arithmetic import Budget, evaluate
 from kerasseg.checkpoints.savedmodel.graph import VARIABLES, Graph, Node, Tensor
 
 LINEAR = frozenset({"Conv2D", "Conv2DBackpropInput", "DepthwiseConv2dNative", "Einsum", "MatMul", "dense", "separable"})
@@ -98,7 +98,7 @@ def rewrite(graph: Graph, *patterns: Pattern, everywhere: bool = False) -> Graph
     return Graph(view.nodes, graph.inputs, graph.outputs).live()
 
 
-def fold(graph: Graph, wanted: Callable[[np.ndarray], bool]) -> Graph:
+def fold(graph: Graph, wanted: Callable[[np.ndarray], bool], budget: Budget) -> Graph:
     """Evaluate nodes that depend only on constants, if the result is `wanted`."""
 
     def compute(view: View, node: Node) -> Node | None:
@@ -106,7 +106,7 @@ def fold(graph: Graph, wanted: Callable[[np.ndarray], bool]) -> Graph:
         known = [a for a in arrays if a is not None]
         if node.op == "Const" or not arrays or len(known) < len(arrays) or any(t.output for t in node.inputs):
             return None
-        results = evaluate(node, known)
+        results = evaluate(node, known, budget)
         if results is None or len(results) != 1 or not wanted(results[0]):
             return None
         return made(node, "Const", (), {"value": results[0]})

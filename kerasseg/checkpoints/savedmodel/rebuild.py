@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasseg.checkpoints.savedmodel.arithmetic import Dim, evaluate
+from kerasseg.checkpoints.savedmodel.arithmetic import Budget, Dim, evaluate
 from kerasseg.checkpoints.savedmodel.graph import VARIABLES, Graph, Node, Tensor, scope
 from kerasseg.checkpoints.savedmodel.patterns import LINEAR
 from kerasseg.checkpoints.savedmodel.signatures import Variable
@@ -116,6 +116,8 @@ class Builder:
     _layers: dict[Tensor, tuple[Any, Any]] = field(default_factory=dict)
     _pending: dict[int, tuple[Any, Callable[[], np.ndarray], str]] = field(default_factory=dict)
     _used: set[str] = field(default_factory=set)
+    _constants: Budget = field(default_factory=Budget)
+    _weights: Budget = field(default_factory=lambda: Budget(1 << 30, least=1 << 14))
 
     def __post_init__(self) -> None:
         scopes = []
@@ -179,7 +181,7 @@ class Builder:
             raise refuse(node, "it is not an input of the signature")
         values = [self.value(t) for t in node.inputs]
         if node.inputs and not any(isinstance(v, keras.KerasTensor) for v in values):
-            arrays = None if any(v is WEIGHT for v in values) else evaluate(node, values)
+            arrays = None if any(v is WEIGHT for v in values) else evaluate(node, values, self._constants)
             return WEIGHT if arrays is None else arrays
         if node.op not in self.handlers:
             raise refuse(node, "no Keras layer computes it")
@@ -286,7 +288,7 @@ class Builder:
             return np.asarray(node.attrs["value"])
         results = None
         if depth <= 40 and node.op not in _SOURCES:
-            results = evaluate(node, [self._number(t, depth + 1) for t in node.inputs])
+            results = evaluate(node, [self._number(t, depth + 1) for t in node.inputs], self._weights)
         if results is None:
             raise refuse(node, "it is part of a weight that cannot be computed")
         return results[tensor.output]

@@ -6,7 +6,6 @@ keys and `AssignVariableOp` assigns each to a variable. It is read here, not run
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ from kerasseg.checkpoints.savedmodel import NETWORK_SIGNATURE
 from kerasseg.checkpoints.savedmodel.graph import VARIABLES
 from kerasseg.checkpoints.savedmodel.graphdef import PASSED, Body, Program
 from kerasseg.checkpoints.savedmodel.messages import attribute, type_name
+from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
 
 _PREFERRED = (NETWORK_SIGNATURE, "serving_default", "serve")
-_MAX_METADATA = 64 << 20
+_MAX_METADATA = 16 << 20
 _ASSIGN = frozenset({"AssignVariableOp", "Assign"})
 _HOPS = 8  # maximum length of a chain of `PASSED` operations, which may be a cycle in a damaged file
 
@@ -145,8 +145,8 @@ def keras_outputs(folder: Path) -> tuple[str, ...]:
         return ()
     for text in _texts(path.read_bytes()):
         try:
-            return tuple(str(layer[0]) for layer in json.loads(text)["config"]["output_layers"])
-        except (ValueError, TypeError, IndexError, KeyError, RecursionError):
+            return tuple(str(layer[0]) for layer in parse_json(text)["config"]["output_layers"])
+        except (ValueError, TypeError, IndexError, KeyError):
             continue  # not a network
     return ()
 

@@ -19,6 +19,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow.core.framework import function_pb2
+from tensorflow.core.protobuf import tensor_bundle_pb2
 
 from kerasseg.checkpoints.allowed import words
 from kerasseg.checkpoints.savedmodel.allowed import ELSEWHERE, INITIALISER, NETWORK
@@ -342,6 +343,139 @@ def test_a_stride_that_crashes_tensorflow_is_refused(copy: Path) -> None:
             if node.name in slices:
                 node.attr["value"].tensor.int_val[:] = [2**31 - 1]
     with pytest.raises(CheckpointError, match="StridedSlice .*has invalid arguments"):
+        open_savedmodel(copy)
+
+
+def tensor(values: Any) -> Callable[[Any], None]:
+    return lambda attr: attr.tensor.CopyFrom(tf.make_tensor_proto(values))
+
+
+def kernel_of(function: Any) -> Any:
+    """The first convolution of a function, and the name of its kernel."""
+    node = next(n for n in function.node_def if n.op == "Conv2D")
+    return node, node.input[1]
+
+
+def multiplied_by_itself(function: Any) -> str:
+    """A kernel that is asked for 2^36 times."""
+    _, name = kernel_of(function)
+    for step in range(36):
+        add_node(function.node_def, "Mul", f"m{step}", [name, name], T=a_type(tf.float32))
+        name = f"m{step}:z:0"
+    return name
+
+
+def rows_by_columns(function: Any) -> str:
+    """A table of 10^10 numbers from two lists of 10^5."""
+    long = np.ones(100_000, np.float32)
+    for name, value in (("rows", long[:, None]), ("columns", long[None])):
+        add_node(function.node_def, "Const", name, value=tensor(value), dtype=a_type(tf.float32))
+    add_node(function.node_def, "Mul", "table", ["rows:output:0", "columns:output:0"], T=a_type(tf.float32))
+    return "table:z:0"
+
+
+def doubled_lists(function: Any) -> str:
+    """A list that is joined to itself 40 times."""
+    add_node(function.node_def, "Const", "axis", value=tensor(np.int32(0)), dtype=a_type(tf.int32))
+    add_node(function.node_def, "Const", "list", value=tensor(np.ones(9, np.int32)), dtype=a_type(tf.int32))
+    name = "list:output:0"
+    for step in range(40):
+        joined = add_node(function.node_def, "ConcatV2", f"j{step}", [name, name, "axis:output:0"], T=a_type(tf.int32))
+        joined.attr["N"].i = 2
+        name = f"j{step}:output:0"
+    return name
+
+
+def squared_sizes(function: Any) -> str:
+    """The image's height, squared 60 times: a number of 2^62 bits."""
+    image = function.signature.input_arg[0].name
+    shape = add_node(function.node_def, "Shape", "shape", [image], T=a_type(tf.float32), out_type=a_type(tf.int32))
+    for name, value in (("one", [1]), ("two", [2])):
+        add_node(function.node_def, "Const", name, value=tensor(np.array(value, np.int32)), dtype=a_type(tf.int32))
+    where = ["one:output:0", "two:output:0", "one:output:0"]
+    height = add_node(function.node_def, "StridedSlice", "height", [f"{shape.name}:output:0", *where])
+    height.attr["T"].type = height.attr["Index"].type = tf.int32.as_datatype_enum
+    name = "height:output:0"
+    for step in range(60):
+        add_node(function.node_def, "Mul", f"s{step}", [name, name], T=a_type(tf.int32))
+        name = f"s{step}:z:0"
+    return name
+
+
+@pytest.mark.parametrize("amplified", [multiplied_by_itself, rows_by_columns, doubled_lists, squared_sizes])
+def test_a_few_operations_cannot_take_all_time_or_memory(amplified: Callable[[Any], str], copy: Path) -> None:
+    with edited(copy) as message:
+        function = network_function(message.meta_graphs[0])
+        name = amplified(function)
+        kernel_of(function)[0].input[1] = name
+    with pytest.raises(CheckpointError, match="constants that take too long to compute|cannot be rebuilt"):
+        open_savedmodel(copy)
+
+
+def test_a_file_of_empty_operations_is_refused_before_it_fills_the_memory(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bytes each in the file, a hundred in memory."""
+
+    def write(count: int) -> None:
+        graph = b"\n\0" * count
+        for field in (b"\x12", b"\x12"):
+            graph = field + varint(len(graph)) + graph
+        (copy / "saved_model.pb").write_bytes(graph)
+
+    write(1_000_001)
+    with pytest.raises(CheckpointError, match="the graph is too large"):
+        open_savedmodel(copy)
+    monkeypatch.setattr("kerasseg_tfrecords.isolation._limit", 1 << 29)
+    write(10_000_000)
+    with pytest.raises(CheckpointError, match="memory"):
+        open_savedmodel(copy)
+
+
+def varint(number: int) -> bytes:
+    return (bytes([number & 127 | 128]) + varint(number >> 7)) if number > 127 else bytes([number])
+
+
+def table(entries: list[tuple[int, bytes, bytes]]) -> bytes:
+    """An index of variables; each entry has the number of bytes that its name shares with the one before."""
+
+    def block(entries: list[tuple[int, bytes, bytes]]) -> bytes:
+        body = b"".join(varint(n) + varint(len(k)) + varint(len(v)) + k + v for n, k, v in entries)
+        return body + (1).to_bytes(4, "little") * 2 + bytes(5)
+
+    data = block(entries)
+    index = block([(0, b"z", varint(0) + varint(len(data) - 5))])
+    handles = varint(0) * 2 + varint(len(data)) + varint(len(index) - 5)
+    return data + index + handles.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
+
+
+def test_rebuilding_has_a_time_limit(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerasseg.checkpoints.savedmodel.open._SECONDS", 0.01)
+    with pytest.raises(CheckpointError, match=r"building the network takes more than 0\.01 s"):
+        open_savedmodel(copy)
+
+
+def test_names_that_share_their_beginning_cannot_fill_the_memory(copy: Path) -> None:
+    """Thousands of names of a megabyte, for a few bytes each; and many of 4,000 bytes."""
+    index = copy / "variables" / "variables.index"
+    header = (0, b"", b"\x08\x01")
+    for length, count in ((1 << 20, 1000), (4000, 10_000)):
+        index.write_bytes(table([header, (0, b"a" * length, b""), *[(length, b"b", b"")] * count]))
+        with pytest.raises(CheckpointError, match=r"ValueError: (a name of|the names of variables are too long)"):
+            open_savedmodel(copy)
+
+
+def test_texts_beyond_the_bytes_of_a_variable_are_refused(copy: Path) -> None:
+    """A table of 60,000 x 60,000 texts in 60,000 bytes; TensorFlow would allocate 86 GB for it."""
+    entry = tensor_bundle_pb2.BundleEntryProto(dtype=tf.string.as_datatype_enum, size=60_000)
+    for _ in range(2):
+        entry.shape.dim.add().size = 60_000
+    prefix = copy / "variables" / "variables"
+    prefix.with_name("variables.data-00000-of-00001").write_bytes(bytes(60_000))
+    prefix.with_name("variables.index").write_bytes(
+        table([(0, b"", b"\x08\x01"), (0, b"a", entry.SerializeToString())])
+    )
+    with pytest.raises(CheckpointError, match="invalid shape"):
         open_savedmodel(copy)
 
 

@@ -172,8 +172,8 @@ def test_a_damaged_line_is_a_look_all_the_same(tmp_path: Path) -> None:
     record_look(tmp_path, None, run_id="", fingerprint="f")
     record_look(tmp_path, None, run_id="", fingerprint="other data")
     with file.open("a") as stream:
-        stream.write('{"look": "torn\n\n')
-    assert count_looks([file, tmp_path / "none"], "f") == 2
+        stream.write('{"look": "torn\n\n' + "[" * 100_000 + "\n")
+    assert count_looks([file, tmp_path / "none"], "f") == 3
 
 
 # --- other data -----------------------------------------------------------------------------------------------------------

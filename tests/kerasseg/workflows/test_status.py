@@ -151,6 +151,14 @@ def test_a_damaged_newest_state_is_passed_over(tmp_path: Path) -> None:
     assert newest_facts(tmp_path) is None
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, "{", "[]"])
+def test_a_state_with_other_facts_is_passed_over(content: str, tmp_path: Path) -> None:
+    state = trained(tmp_path, finished="stopped") / "state"
+    with zipfile.ZipFile(state / "state-99999999.npz", "w") as archive:
+        archive.writestr("facts.json", content)
+    assert newest_facts(state) == {"finished": "stopped"}
+
+
 def test_a_latest_that_is_gone_is_no_run(tmp_path: Path) -> None:
     trained(tmp_path)
     shutil.rmtree(tmp_path / "runs" / "first")

@@ -330,6 +330,12 @@ def test_tables_of_a_tiff_that_overlap_cost_neither_time_nor_memory() -> None:
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.parametrize("text", ["{'descr': '|u1', ", "(" * 500, "{'descr': '|u1', 'shape': 5L}", "\0", "[]"])
+def test_arrays_with_a_damaged_header_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="a damaged NPY file"):
+        decoded(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text.encode() + bytes(99))
+
+
 def test_pixels_count_with_their_bytes() -> None:
     deep = png(8000, 8000, 16, 6, b"\0" * 1000)
     with pytest.raises(DataError, match="8000 x 8000 pixels of 8 bytes") as caught:

@@ -132,6 +132,20 @@ def test_other_records_are_refused(damaged: bytes) -> None:
         decode(damaged, size=16, channels=1)
 
 
+def test_records_that_grow_when_parsed_are_refused_before() -> None:
+    with pytest.raises(DataError, match="the record is too long"):
+        decode(b"\n\0" * (20 << 20), size=16, channels=1)
+
+
+def test_a_native_mask_of_gigabytes_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerasseg_tfrecords.records.schema.cv2.imdecode", lambda *_: np.ones((1, 1), np.uint8))
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+    assert unpack_native_mask(header + (512).to_bytes(4) * 2).all()
+    for other in (header + (30_000).to_bytes(4) * 2, b"\xff\xd8\xff" + bytes(99)):
+        with pytest.raises(DataError, match="not a PNG"):
+            unpack_native_mask(other)
+
+
 def test_an_image_of_another_size_is_refused() -> None:
     payload, *_ = example(16)
     with pytest.raises(DataError, match="wrong length.*32x32x1"):

@@ -745,7 +745,7 @@ def test_arrays_are_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this type of array is not supported"):
         SOURCE.read(item, OPTIONS)
     (tmp_path / "images/1.npy").write_bytes(
-        b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999, 99999)}"
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999, 99999)}".ljust(128)
     )
     with pytest.raises(DataError, match="too large"):
         SOURCE.read(item, OPTIONS)

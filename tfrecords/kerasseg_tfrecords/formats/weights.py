@@ -1,4 +1,4 @@
-"""Read untrusted files with networks: `.keras` archives, and HDF5 files with weights (groups, text attributes, numbers).
+"""Read untrusted files with networks: `.keras` archives, HDF5 files with weights (groups, texts, numbers), protobuf.
 
 It belongs to `kerasseg.checkpoints`, but lies here so that the child process that runs it does not import Keras.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from google.protobuf import descriptor_pool, message_factory
 
 from kerasseg_tfrecords.errors import CheckpointError, DataError
 from kerasseg_tfrecords.files import temporary_space
@@ -105,6 +106,32 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
     if len(data) != size:
         raise zipfile.BadZipFile(f"{name} has another size than declared")
     return data
+
+
+@isolated
+def is_message(path: Path, kind: str, definitions: tuple[bytes, ...]) -> bool:
+    """Return whether a file is a protobuf message; two bytes of one can take a hundred in memory.
+
+    Args:
+        path: The file.
+        kind: Full name of the message.
+        definitions: Serialised descriptors of the files that define it, each after those that it imports.
+
+    Raises:
+        DataError: Parsing it takes more than the memory or time allowed.
+    """
+    working_on(str(path), _SECONDS)
+    pool = descriptor_pool.DescriptorPool()
+    for definition in definitions:
+        pool.AddSerializedFile(definition)
+    message = message_factory.GetMessageClass(pool.FindMessageTypeByName(kind))
+    try:
+        message.FromString(path.read_bytes())
+    except MemoryError:
+        raise
+    except Exception:  # protobuf's DecodeError is defined in another module for each of its implementations
+        return False
+    return True
 
 
 @isolated

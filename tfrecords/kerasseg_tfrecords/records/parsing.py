@@ -61,7 +61,7 @@ def _columns(batch: NDArray[np.object_], *, size: int, channels: int) -> list[ND
     lengths = {"image": size * size * channels, "mask": size * ((size + 7) // 8)}
     columns: list[list[Any]] = [[] for _ in FEATURES]
     for number, serialized in enumerate(batch):
-        feature = features_of(serialized)
+        feature = features_of(serialized, size=size, channels=channels)
         for column, (name, kind) in zip(columns, FEATURES.items(), strict=True):
             values = getattr(feature[name], kind).value if name in feature else []
             if len(values) != (_shape(name) or (1,))[0]:

@@ -139,7 +139,9 @@ def pack_native_mask(mask: NDArray[np.bool_]) -> bytes:
 
 
 def unpack_native_mask(data: bytes) -> NDArray[np.bool_]:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    height, width = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])  # a few bytes can unpack to gigabytes
+    good = data.startswith(b"\x89PNG\r\n\x1a\n") and 0 < height * width <= _NATIVE_PIXELS
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if good else None
     if image is None:
         raise DataError("the native mask is not a PNG")
     return np.asarray(image > 0)
@@ -191,8 +193,15 @@ def _example() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
 
 
-def features_of(serialized: bytes) -> Any:
+_OTHERS = 32 << 20  # bytes of a record besides image and mask; a native mask of 64 million pixels has 8 million
+_NATIVE_PIXELS = 1 << 27
+
+
+def features_of(serialized: bytes, *, size: int, channels: int) -> Any:
     """Return the features of a serialised record, name -> `tf.train.Feature`."""
+    most = size * size * (channels + 1) + _OTHERS
+    if len(serialized) > most:  # which may take thirty times as much when it is parsed
+        raise DataError("the record is too long", found=f"{len(serialized):,} bytes", expected=f"at most {most:,}")
     try:
         return _example().FromString(serialized).features.feature
     except Exception as error:  # protobuf's DecodeError is defined in another module for each of its implementations
@@ -222,7 +231,7 @@ def decode(serialized: bytes, *, size: int, channels: int) -> Record:
         DataError: A feature is missing, or has another type or length.
     """
     try:
-        feature = features_of(serialized)
+        feature = features_of(serialized, size=size, channels=channels)
         text = {name: feature[name].bytes_list.value[0].decode() for name in ("slice_id", "patient", "group", "volume")}
         number = {name: int(feature[name].int64_list.value[0]) for name in ("label", "height", "width", "slice_index")}
         spacing = feature["spacing"].float_list.value
@@ -260,7 +269,7 @@ def decode_pixels(serialized: bytes, *, size: int, channels: int) -> tuple[bytes
         DataError: A feature is missing or has another length.
     """
     try:
-        feature = features_of(serialized)
+        feature = features_of(serialized, size=size, channels=channels)
         image: bytes = feature["image"].bytes_list.value[0]
         mask: bytes = feature["mask"].bytes_list.value[0]
         label = int(feature["label"].int64_list.value[0])
