@@ -519,6 +519,8 @@ class ClusterPool:
 
 
 def _reason(answer: Any) -> str:
+    if isinstance(answer, OSError):
+        return f"cannot be reached by the scheduler ({one_line(answer)}): check its --host and the firewall"
     # Dask cannot always rebuild an exception, and then sends its text.
     missing = isinstance(answer, BaseException) and "ModuleNotFoundError" in repr(answer)
     return f"cannot import kerasseg ({one_line(answer)})" if missing else one_line(answer)
