@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
+from kerasseg_tfrecords.storage import default_cache_folder
 from kerasseg_tfrecords.validation import did_you_mean
 
 DEFAULT_CHECKPOINT = "hf://bombshelll/unet-brain-tumor-segmentation"
@@ -281,7 +282,7 @@ def offline_choices() -> str:
 
 def _fetched_from_hub(address: str) -> bool:
     """Whether `kerasseg.checkpoints.hub` has fetched an address before and its files are still there."""
-    records = list((cache_folder() / "hub").glob("*.json"))
+    records = list((default_cache_folder() / "hub").glob("*.json"))
     return any(_is_whole(record, address) for record in records)
 
 
@@ -297,12 +298,3 @@ def _is_whole(record: Path, address: str) -> bool:
         return all(isinstance(try_to_load_from_cache(repository, name, revision=commit), str) for name in names)
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloads and their hashes: `KERASSEG_CACHE`, or the user's cache folder."""
-    if asked := os.environ.get("KERASSEG_CACHE"):
-        return Path(asked)
-    import pooch  # slow to import, and needed only for downloads
-
-    return Path(pooch.os_cache("kerasseg"))

@@ -16,11 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from kerasseg.catalogue import cache_folder, offline_choices
+from kerasseg.catalogue import offline_choices
 from kerasseg.checkpoints.provenance import sha256_of
 from kerasseg_tfrecords.download import BrokenDownloadError, answer_of, check_url, first_line, retrieve
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
 from kerasseg_tfrecords.files import write_atomically
+from kerasseg_tfrecords.storage import default_cache_folder
 from kerasseg_tfrecords.text import without_credentials
 
 _MOST_BYTES = 8 << 30  # the 31-million-parameter U-Net with its optimizer takes 0.4 GB
@@ -151,7 +152,7 @@ def fetch(address: str, *, most_bytes: int = _MOST_BYTES) -> Fetched:
 
 def _fetch_url(url: str, most_bytes: int) -> Fetched:
     name = PurePosixPath(urlsplit(url).path).name or "checkpoint"
-    folder = cache_folder() / "web"
+    folder = default_cache_folder() / "web"
     tidy = re.sub(r"[^\w.-]", "_", name)[-80:]
     file = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{tidy}"
     record = file.with_name(file.name + ".json")
@@ -177,7 +178,7 @@ def _fetch_hub(address: HubAddress, most_bytes: int) -> Fetched:
     # Passed to every call, because the library fixes its own default at import.
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     key = json.dumps([endpoint, address.repository, address.revision, address.inside])
-    record = cache_folder() / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    record = default_cache_folder() / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     known = _read_record(record)
     unreachable: Exception | None = None
     options: dict[str, Any] = {"endpoint": endpoint}

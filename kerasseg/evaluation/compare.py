@@ -38,6 +38,7 @@ class Difference(_Model):
         first, second: Mean Dice of each run.
         dice: Paired difference of Dice, second minus first; above 0 the second is better.
         hd95: Paired difference of HD95 in pixels, over slices where both have one; below 0 the second is better.
+        hd95_mm: The same in millimetres, over slices whose spacing is known.
         wins, losses, ties: Slices where the second is better, worse, or equal (see `TIE`).
         missed_first, missed_second: Tumours without any predicted pixel.
     """
@@ -46,11 +47,17 @@ class Difference(_Model):
     second: Mean
     dice: Mean
     hd95: Mean
+    hd95_mm: Mean
     wins: int
     losses: int
     ties: int
     missed_first: int
     missed_second: int
+
+    @property
+    def in_mm(self) -> bool:
+        """Whether HD95 can be shown in millimetres, because the spacing of all its slices is known."""
+        return 0 < self.hd95_mm.slices == self.hd95.slices
 
 
 class Change(_Model):
@@ -239,12 +246,17 @@ def _difference(
     scores = [(x.stage(stages[0]), y.stage(stages[1])) for x, y in pairs]
     first, second = np.array([x.dice for x, _ in scores]), np.array([y.dice for _, y in scores])
     change = second - first
-    distance = paired_interval([x.hd95 for x, _ in scores], [y.hd95 for _, y in scores], groups, confidence=confidence)
+
+    def paired(name: Literal["dice", "hd95", "hd95_mm"]) -> Mean:
+        before, after = [getattr(x, name) for x, _ in scores], [getattr(y, name) for _, y in scores]
+        return as_mean(paired_interval(before, after, groups, confidence=confidence))
+
     return Difference(
         first=as_mean(bootstrap_interval(first, groups, confidence=confidence)),
         second=as_mean(bootstrap_interval(second, groups, confidence=confidence)),
-        dice=as_mean(paired_interval(first, second, groups, confidence=confidence)),
-        hd95=as_mean(distance),
+        dice=paired("dice"),
+        hd95=paired("hd95"),
+        hd95_mm=paired("hd95_mm"),
         wins=int((change >= TIE).sum()),
         losses=int((change <= -TIE).sum()),
         ties=int((np.abs(change) < TIE).sum()),

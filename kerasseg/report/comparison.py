@@ -63,6 +63,7 @@ def _score(difference: Difference) -> str:
 
 
 def _table(comparison: Comparison, sets: Mapping[str, Difference]) -> Table:
+    metric = comparison.all.in_mm
     rows = tuple(
         (
             Cell(name, f"{count(found.dice.slices, 'slice')}, {count(found.dice.patients, 'patient')}"),
@@ -71,14 +72,14 @@ def _table(comparison: Comparison, sets: Mapping[str, Difference]) -> Table:
             gain_cell(found.dice),
             Cell(f"{found.wins:,} / {found.losses:,} / {found.ties:,}"),
             Cell(f"{found.missed_first:,} / {found.missed_second:,}"),
-            Cell(share(found.hd95.mean, 1, sign=True)),
+            Cell(share((found.hd95_mm if metric else found.hd95).mean, 1, sign=True)),
         )
         for name, found in sets.items()
     )
     columns = ("Slices", comparison.first, comparison.second, "Difference, paired", "Better / worse / same")
     return Table(
         "Mean Dice of both runs, final stage",
-        (*columns, "Missed, A / B", "HD95 difference, pixels"),
+        (*columns, "Missed, A / B", f"HD95 difference, {'mm' if metric else 'pixels'}"),
         rows,
         f"Small figures: {100 * comparison.confidence:g} % interval over patients. HD95 is a distance: below 0 is better.",
     )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from kerasseg.runs.settings import TrainSettings, parse_settings
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import read_document, read_json, refuse_newer
-from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.records.manifest import MANIFEST, Manifest, load_manifest
 from kerasseg_tfrecords.storage import url_of
 from kerasseg_tfrecords.validation import did_you_mean
@@ -119,7 +119,16 @@ def shards_of(config: RunConfig, other: Path | str | None = None) -> tuple[Path,
             path=root,
             remedy="Give their folder with --shards, or run the command in the folder where the run was started.",
         )
-    return root, load_manifest(root)
+    try:
+        return root, load_manifest(root)
+    except KerassegError as error:
+        url = url_of(root)
+        if other is not None or url is None or not url.startswith("http"):
+            raise
+        remedy = (
+            "Runs do not store passwords and tokens of URLs: if this one needs some, give the whole URL with --shards."
+        )
+        raise type(error)(error.what, path=url, found=error.found, expected=error.expected, remedy=remedy) from error
 
 
 def manifest_of(config: RunConfig, shards: Path | str | None = None) -> Manifest:

@@ -191,7 +191,7 @@ def predict_files(
         bids: Name outputs as a BIDS derivative (sub-01/anat/sub-01_label-tumor_mask.nii.gz); inputs need BIDS names.
         go_on: Keep the results of an earlier call in the same folder, and predict the rest.
         overwrite: Replace the results of an earlier call.
-        cluster: Dask client of a cluster whose workers predict instead; they must see `network`, `inputs` and `out`.
+        cluster: Dask client of a cluster whose workers predict instead; they must see `network`, local `inputs` and `out`.
         progress: Called with ("predict", finished inputs, all inputs).
         stop: Called now and then; True stops the prediction, which `go_on` can continue later.
 
@@ -221,12 +221,12 @@ def predict_files(
     folder = Path(out)
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     _check_options(folder, given, plane, go_on=go_on, overwrite=overwrite)
-    given = [local_copy(entry, progress) for entry in given]
+    copies = [local_copy(entry, progress) for entry in given]
     if cluster is not None:
-        folder, given = folder.absolute(), [Path(entry).absolute() for entry in given]
+        folder, copies = folder.absolute(), [path.absolute() for path in copies]
     options = SourceOptions(masks=False, channel=channel, sequence=sequence)
-    check_inputs(folder, given)
-    listed = _listed(folder, given, options, format_name)
+    check_inputs(folder, copies)
+    listed = _listed(folder, copies, options, format_name)
     check_folder(folder, listed)
     units = plan_units(listed, bids=bids)
     _check_empty(folder, units, go_on=go_on, overwrite=overwrite)
@@ -254,7 +254,7 @@ def predict_files(
         raise UsageError("a cluster needs the run or checkpoint itself, not an opened network")
     trained = replace(options, channel=channel or asked.channel, sequence=sequence or asked.sequence)
     if trained != options:
-        listed = _listed(folder, given, trained, format_name)
+        listed = _listed(folder, copies, trained, format_name)
         units = plan_units(listed, bids=bids)
     make_folder(folder)
     wants = _Wants(overlay, probabilities, plane, trained, bids)
@@ -268,7 +268,7 @@ def predict_files(
             if cluster is None:
                 whole = job.run(left, stop or StopFlag())
             else:
-                with _far(cluster, network, job, batch_size, given) as pool:
+                with _far(cluster, network, job, batch_size, copies, given) as pool:
                     whole = job.run_far(left, stop or StopFlag(), *pool)
             if bids and not (folder / _BIDS_FILE).exists():
                 write_atomically(folder / _BIDS_FILE, json.dumps(_BIDS_FACTS, indent=1) + "\n")
@@ -610,7 +610,12 @@ class _Part:
 
 @contextlib.contextmanager
 def _far(
-    client: Client, given: Any, job: _Job, batch_size: int | None, inputs: Sequence[Path | str]
+    client: Client,
+    given: Any,
+    job: _Job,
+    batch_size: int | None,
+    copies: Sequence[Path],
+    inputs: Sequence[Path | str],
 ) -> Iterator[tuple[ClusterPool, _Asked]]:
     """Yield the workers, and what they need; networks in memory are in files meanwhile."""
     import keras
@@ -634,8 +639,9 @@ def _far(
             "engine": network.engine,
             "batch_size": batch_size,
         }
-        reads = [Path(path) for path in (*sources, *inputs) if Path(path).exists()]
-        pool = stack.enter_context(cluster_pool(client, reads=reads, writes=job.out, tensorflow=True, gpu=True))
+        reads = [path for path in (*map(Path, sources), *copies) if path.exists()]
+        needs: dict[str, Any] = {"reads": reads, "inputs": inputs, "writes": job.out}
+        pool = stack.enter_context(cluster_pool(client, **needs, tensorflow=True, gpu=True))
         yield pool, _Asked(job.out, tuple(sources), tuple(hashes), options, job.wants)
         with contextlib.suppress(Exception):  # memory of workers, which belong to others too
             client.run(_forget)

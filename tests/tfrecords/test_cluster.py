@@ -12,14 +12,14 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
 
+from dask_cluster import Cluster, until
 from kerasseg_tfrecords import prepare, verify
 from kerasseg_tfrecords.checks.raw_data import check_data
 from kerasseg_tfrecords.cluster import ClusterPool, choose_pool, connect
@@ -45,62 +45,19 @@ def run(task):
 """
 
 
-@dataclass
-class Cluster:
-    """A scheduler and its workers, each a process; a worker is named "w1", "w2", ..."""
-
-    folder: Path
-    environment: dict[str, str]
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "scheduler.json"
-
-    def start(self, name: str, kind: str, *arguments: str, **environment: str) -> None:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--no-dashboard", *arguments]
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.processes[name] = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=self.environment | environment,
-                cwd=self.folder,
-            )
-
-    def scheduler(self, name: str = "scheduler", **environment: str) -> None:
-        self.file.unlink(missing_ok=True)
-        self.start(name, "scheduler", "--port", "0", "--scheduler-file", str(self.file), **environment)
-
-    def worker(self, name: str, *options: str, **environment: str) -> None:
-        self.start(name, "worker", "--scheduler-file", str(self.file), "--nthreads", "1", *options, **environment)
-
-    def kill(self, name: str) -> None:
-        """Kill a scheduler, or a worker with its nanny."""
-        process = self.processes.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def client(self, workers: int) -> Any:
-        client = distributed.Client(scheduler_file=str(self.file), timeout=60, set_as_default=False)
-        client.wait_for_workers(workers, timeout=60)
-        return client
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, child_environment: dict[str, str]) -> Iterator[Cluster]:
     settings = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "2", "TF_CPP_MIN_LOG_LEVEL": "3"}
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "poison.py").write_text(POISON)
-    settings["PYTHONPATH"] = f"{folder}{os.pathsep}{child_environment['PYTHONPATH']}"
+    tests = Path(__file__).parents[1]
+    settings["PYTHONPATH"] = os.pathsep.join([str(folder), str(tests), child_environment["PYTHONPATH"]])
     made = Cluster(folder, child_environment | settings)
     made.scheduler()
     made.worker("w1")
     made.worker("w2")
     yield made
-    for name in list(made.processes):
-        made.kill(name)
+    made.end()
 
 
 @pytest.fixture(scope="module")
@@ -283,13 +240,6 @@ def say_and_wait(path: Path) -> bool:
 
 def wait_for_file(path: Path) -> None:
     while not path.exists():
-        time.sleep(0.1)
-
-
-def until(condition: Callable[[], object], seconds: float = 900) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.1)
 
 
@@ -528,5 +478,4 @@ def test_a_scheduler_that_dies_costs_only_time(tmp_path: Path, cluster: Cluster,
             prepare(raw, tmp_path / "out", SMALL, cluster=client, progress=look)
         assert kept == set(staged)
     finally:
-        for name in list(own.processes):
-            own.kill(name)
+        own.end()

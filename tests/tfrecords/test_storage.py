@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import http.server
 import json
-import logging
 import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from factories import write_figshare
+from kerasseg.runs.config import shards_of
 from kerasseg.runs.directory import RunDirectory
+from kerasseg.runs.settings import TrainSettings
 from kerasseg_cli.app import app
 from kerasseg_tfrecords import load_manifest, prepare, read_records, storage
 from kerasseg_tfrecords.checks.raw_data import check_data
@@ -28,75 +32,25 @@ from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.records.manifest import MANIFEST, PrepareOptions, local_shards
 from kerasseg_tfrecords.splitting.splits_file import load
 from kerasseg_tfrecords.storage import local_copy, url_of
+from s3_server import KEY, SECRET, Store
 
-KEY, SECRET = "AKIATESTKERASSEG", "not-a-real-secret"
 OPTIONS = PrepareOptions(size=32, split="60/20/20")
-
-
-class Store:
-    """An S3 server in this process, which counts requests."""
-
-    def __init__(self) -> None:
-        pytest.importorskip("s3fs")
-        pytest.importorskip("flask")
-        moto = pytest.importorskip("moto.server")
-        from moto.core import DEFAULT_ACCOUNT_ID
-        from moto.s3.models import s3_backends
-        from werkzeug.serving import make_server
-
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self.requests: list[str] = []
-        self.refused: set[str] = set()
-        self.backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
-        self._app = moto.DomainDispatcherApplication(moto.create_backend_app)
-        self.server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=moto.MotoRequestHandler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']}")
-        if environ["PATH_INFO"] in self.refused:
-            start_response("403 Forbidden", [("Content-Type", "application/xml")])
-            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
-        return self._app(environ, start_response)
-
-    def put(self, key: str, data: bytes = b"x") -> None:
-        self.backend.put_object("bucket", key, data)
-
-    def put_folder(self, folder: Path, prefix: str) -> None:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
-
-    def fetched(self) -> int:
-        """Objects requested since the last call."""
-        found = sum(text.startswith("GET /bucket/") for text in self.requests)
-        self.requests.clear()
-        return found
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Store]:
-    store = Store()
-    thread = threading.Thread(target=store.server.serve_forever, daemon=True)
-    thread.start()
-    yield store
-    store.server.shutdown()
-    store.server.server_close()
-    thread.join()
+    with Store() as store:
+        yield store
 
 
 @pytest.fixture
 def store(server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    values = {"ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET, "ENDPOINT_URL": server.address}
-    nowhere = {"CONFIG_FILE": os.devnull, "SHARED_CREDENTIALS_FILE": os.devnull, "EC2_METADATA_DISABLED": "true"}
-    for name, value in (values | nowhere | {"DEFAULT_REGION": "us-east-1"}).items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("KERASSEG_CACHE", str(tmp_path / "cache"))
-    server.backend.reset()
-    server.backend.create_bucket("bucket", "us-east-1")
-    server.requests.clear()
+    server.reset()
     return server
 
 
@@ -334,6 +288,26 @@ def test_two_processes_may_copy_at_once(store: Store) -> None:
     assert len(contents(local_copy("s3://bucket/x"))) == 20
 
 
+def test_copies_that_nobody_uses_are_deleted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("new", "old", "held", "busy"):
+        store.put(f"{name}/1.png")
+    places = {name: local_copy(f"s3://bucket/{name}").parent for name in ("old", "held", "busy")}
+    for name in ("old", "busy"):
+        os.close(storage._HELD.pop(places[name]))  # as if their process had ended
+    for place in places.values():
+        os.utime(place, (0, time.time() - 31 * 24 * 3600))
+    with storage._lock_of(places["busy"]).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process is copying
+        copy = local_copy("s3://bucket/new")
+    names = {
+        path.name
+        for place in (copy.parent, places["held"], places["busy"])
+        for path in (place, storage._lock_of(place))
+    }
+    assert {path.name for path in storage.remote_cache().iterdir()} == names
+    assert contents(local_copy("s3://bucket/old")) == {"1.png": b"x"}
+
+
 @pytest.mark.rest
 def test_masks_are_predicted_for_images_in_s3(store: Store, raw: Path, tmp_path: Path) -> None:
     import kerasseg
@@ -517,17 +491,48 @@ def test_other_object_stores_are_walked(tmp_path: Path, monkeypatch: pytest.Monk
     memory.rm("/bucket", recursive=True)
 
 
+@pytest.mark.rest
+def test_google_storage_is_read_as_s3(raw: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By default, gcsfs asks Google itself for the kind of each bucket.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    gcsfs = pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    config = pytest.importorskip("fsspec.config")
+    monkeypatch.setenv("KERASSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(config.conf, "gs", {"token": "anon"})  # as FSSPEC_GS_TOKEN, which is read at import
+    with emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket") as server:
+        address = f"http://127.0.0.1:{server._api._httpd.server_port}"
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        uploads = gcsfs.GCSFileSystem(token="anon", endpoint_url=address, skip_instance_cache=True)  # noqa: S106
+        for path in raw.iterdir():
+            uploads.pipe(f"bucket/scans/figshare/{path.name}", path.read_bytes())
+        prepare("gs://bucket/scans/figshare", tmp_path / "shards", OPTIONS, jobs=1)
+        assert contents(tmp_path / "shards") == contents(shards)
+        copy = local_copy("gs://bucket/scans")
+        before = {path.name: path.stat().st_mtime_ns for path in copy.rglob("*.mat")}
+        uploads.pipe("bucket/scans/figshare/1.mat", b"new")
+        uploads.rm("bucket/scans/figshare/2.mat")
+        assert local_copy("gs://bucket/scans") == copy
+        after = {path.name: path.stat().st_mtime_ns for path in copy.rglob("*.mat")}
+        assert {name for name in before if before[name] != after.get(name)} == {"1.mat", "2.mat"}
+        with pytest.raises(DataError, match="gs://bucket/none: no such object or folder"):
+            local_copy("gs://bucket/none")
+
+
 # --- the web ----------------------------------------------------------------------------------------------------------
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Sends files, and remembers what was asked."""
+    """Sends files, those below "locked" only with a token, and remembers what was asked."""
 
     asked: list[str]
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        super().do_GET()
+        if self.path.startswith("/locked/") and f"token={SECRET}" not in self.path:
+            self.send_error(403)
+        else:
+            super().do_GET()
 
     def log_message(self, *_args: object) -> None:
         pass
@@ -572,6 +577,18 @@ def test_shards_on_the_web_are_read_by_name(web: tuple[str, Path, list[str]], sh
     for url in (f"{address}/my shards", f"{address}/my shards/", f"{address}/my shards/manifest.json"):
         assert [r.slice_id for r in read_records(url, "val")] == [r.slice_id for r in read_records(shards, "val")]
     assert sum(path.endswith(".tfrecord") for path in asked) == len(load_manifest(shards).shards_of("val"))
+
+
+def test_a_run_on_shards_with_a_token_asks_for_the_whole_url(web: tuple[str, Path, list[str]], shards: Path) -> None:
+    address, folder, _ = web
+    shutil.copytree(shards, folder / "locked")
+    url = f"{address}/locked?token={SECRET}"
+    stored = TrainSettings.model_validate_json(TrainSettings(shards=url).model_dump_json())
+    config: Any = SimpleNamespace(settings=stored)
+    with pytest.raises(KerassegError, match="403 Forbidden.*give the whole URL with --shards") as refused:
+        shards_of(config)
+    assert SECRET not in str(refused.value)
+    assert shards_of(config, url)[1] == load_manifest(shards)
 
 
 def test_folders_and_missing_files_on_the_web_are_refused(web: tuple[str, Path, list[str]]) -> None:

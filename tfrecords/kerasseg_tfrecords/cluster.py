@@ -1,7 +1,9 @@
 """Worker processes on several machines, by Dask `distributed` (`pip install 'kerasseg[cluster]'`).
 
-The caller lists, decides and collects; workers read inputs and write outputs on a file system that all of them see. A
-worker with several threads still runs one task of kerasseg at a time, since readers and networks expect their own process.
+The caller lists, decides and collects; workers read inputs and write outputs on a file system that all of them see. Inputs
+at URLs are read from the caller's cache; workers that do not see it copy them to their own disk, with the credentials in
+their own environment. A worker with several threads still runs one task of kerasseg at a time, since readers and networks
+expect their own process.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from kerasseg_tfrecords.documents import read_json
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError, one_line
 from kerasseg_tfrecords.files import explain_os_error
 from kerasseg_tfrecords.isolation import call, limit_memory, memory_limit
-from kerasseg_tfrecords.text import count
+from kerasseg_tfrecords.storage import caching_in, check_access, default_cache_folder, local_copy, remote_cache, url_of
+from kerasseg_tfrecords.text import count, without_credentials
 from kerasseg_tfrecords.workers import LocalPool, Pool, available_cpus
 
 if TYPE_CHECKING:
@@ -173,6 +176,10 @@ def _knock(url: str) -> None:
 
 def _no_scheduler(address: str, reason: str) -> KerassegError:
     remedy = "Check the address, and that the scheduler is running: dask scheduler"
+    if "//127." in address or "//localhost" in address:
+        remedy += (
+            ". On another machine, start it with --host ADDRESS: 127.0.0.1 is reachable from its own machine only."
+        )
     return KerassegError("no Dask scheduler answers", path=address, found=reason, remedy=remedy)
 
 
@@ -194,6 +201,8 @@ def cluster_pool(
     client: Client,
     *,
     reads: Sequence[Path] = (),
+    inputs: Sequence[Path | str] = (),
+    fetch: Callable[[str], Path] = local_copy,
     writes: Path | None = None,
     tensorflow: bool = False,
     gpu: bool = False,
@@ -202,7 +211,9 @@ def cluster_pool(
 
     Args:
         client: Client of the cluster.
-        reads: Absolute paths that workers must see.
+        reads: Absolute paths that workers must see; copies of `inputs` only if they cannot copy these themselves.
+        inputs: What the caller was given to read; URLs among them have been copied.
+        fetch: How to copy such a URL.
         writes: Absolute path of a folder that workers must see and write.
         tensorflow: Whether workers need TensorFlow.
         gpu: Whether to use only the workers with a resource "GPU", if there are any; each runs one task per GPU.
@@ -212,8 +223,15 @@ def cluster_pool(
     """
     with contextlib.ExitStack() as stack:
         probe = None if writes is None else stack.enter_context(_probe(writes))
+        remote = None
+        if urls := [url for url in map(url_of, inputs) if url is not None]:
+            copies = remote_cache().absolute()
+            reads = [path for path in reads if not path.is_relative_to(copies)]
+            # Passwords and tokens in URLs must not travel.
+            shown = tuple((without_credentials(url), without_credentials(url) == url) for url in urls)
+            remote = _Remote(shown, fetch, str(default_cache_folder().absolute()), stack.enter_context(_probe(copies)))
         seen = tuple(_seen(path) for path in reads)
-        needs = _Needs(uuid.uuid4().hex, _versions(tensorflow), seen, probe, memory_limit())
+        needs = _Needs(uuid.uuid4().hex, _versions(tensorflow), seen, remote, probe, memory_limit())
         yield ClusterPool(client, needs, gpu=gpu)
 
 
@@ -263,6 +281,44 @@ def _versions(tensorflow: bool) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Remote:
+    """Inputs that the caller has copied into its cache.
+
+    Attributes:
+        urls: (URL without password and token, whether it has none).
+        fetch: Copies one into the cache.
+        cache: The cache folder of the caller.
+        probe: Path and content of a file in it.
+    """
+
+    urls: tuple[tuple[str, bool], ...]
+    fetch: Callable[[str], Path]
+    cache: str
+    probe: tuple[str, str]
+
+    def missing(self) -> tuple[tuple[str, bool], ...]:
+        """Return the entries of `urls` of which this machine does not see the copy."""
+        return () if _has(self.probe) else self.urls
+
+    def obstacle(self) -> str | None:
+        """Return why this machine cannot copy what is missing; None if it can."""
+        for url, complete in self.missing():
+            if not complete:
+                return f"does not see the copy of {url}"
+            try:
+                check_access(url)
+            except KerassegError as error:
+                return f"cannot read {error.path or url}: {error.sentence(with_path=False).rstrip('.')}"
+        return _unwritable(Path(self.cache)) if self.missing() else None
+
+    def copy(self) -> None:
+        """Copy what is missing, to the paths that it has on the caller's machine."""
+        with caching_in(Path(self.cache)):
+            for url, _ in self.missing():
+                self.fetch(url)
+
+
+@dataclass(frozen=True, slots=True)
 class _Needs:
     """What a worker is checked for.
 
@@ -270,6 +326,7 @@ class _Needs:
         name: Unique name of the command.
         versions: Package -> version.
         reads: (path, size in bytes, or -1 for a folder).
+        remote: Inputs at URLs.
         probe: Path and content of a file in a folder that the worker must be able to write.
         memory: Memory that reading one file may take, in bytes.
     """
@@ -277,6 +334,7 @@ class _Needs:
     name: str
     versions: dict[str, str]
     reads: tuple[tuple[str, int], ...]
+    remote: _Remote | None
     probe: tuple[str, str] | None
     memory: int
 
@@ -298,7 +356,11 @@ class ClusterPool:
                 f"{len(bad)} of {count(len(found), 'worker')} cannot do this work",
                 path=self._address,
                 found=first,
-                remedy="Start these workers in the same environment as this command, with the same file system mounted.",
+                remedy="Start these workers in the same environment as this command, with the same file system mounted."
+                + (
+                    " Without access of their own, workers read from a KERASSEG_CACHE that all see."
+                    * bool(needs.remote)
+                ),
             )
         threads = max((facts["nthreads"] for facts in info.values()), default=1)
         if threads > 1:
@@ -460,6 +522,8 @@ class ClusterPool:
 
 
 def _reason(answer: Any) -> str:
+    if isinstance(answer, OSError):
+        return f"cannot be reached by the scheduler ({one_line(answer)}): check its --host and the firewall"
     # Dask cannot always rebuild an exception, and then sends its text.
     missing = isinstance(answer, BaseException) and "ModuleNotFoundError" in repr(answer)
     return f"cannot import kerasseg ({one_line(answer)})" if missing else one_line(answer)
@@ -509,21 +573,31 @@ def _unfit(needs: _Needs) -> str | None:
             return f"does not see {name}"
         if size >= 0 and path.stat().st_size != size:
             return f"sees another file as {name}"
-    if needs.probe is not None:
-        path, content = Path(needs.probe[0]), needs.probe[1]
-        if not path.is_file() or path.read_text() != content:
-            return f"does not see {path.parent}"
-        try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-probe-"):
-                pass
-        except OSError as error:
-            return f"cannot write {path.parent}: {error.strerror}"
-    return None
+    if needs.remote is not None and (reason := needs.remote.obstacle()) is not None:
+        return reason
+    if needs.probe is None:
+        return None
+    folder = Path(needs.probe[0]).parent
+    return _unwritable(folder) if _has(needs.probe) else f"does not see {folder}"
+
+
+def _has(probe: tuple[str, str]) -> bool:
+    path = Path(probe[0])
+    return path.is_file() and path.read_text() == probe[1]
+
+
+def _unwritable(folder: Path) -> str | None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-probe-"):
+            return None
+    except OSError as error:
+        return f"cannot write {folder}: {error.strerror}"
 
 
 @contextlib.contextmanager
 def _ready(needs: _Needs) -> Iterator[None]:
-    """Check a worker that joined later, run one task at a time, and name the worker in errors of its disk."""
+    """Prepare a worker, run one task at a time, and name the worker in errors of its machine."""
     from distributed import get_worker
 
     with _LOCK:
@@ -532,9 +606,12 @@ def _ready(needs: _Needs) -> Iterator[None]:
             if reason is not None:
                 remedy = "Remove this worker, or start it in the same environment as this command."
                 raise KerassegError(f"worker {get_worker().address} {reason}", remedy=remedy)
-            _FIT.add(needs.name)
-        limit_memory(needs.memory)
         try:
+            if needs.name not in _FIT:
+                if needs.remote is not None:
+                    needs.remote.copy()
+                _FIT.add(needs.name)
+            limit_memory(needs.memory)
             yield
         except KerassegError as error:
             error.__context__ = None  # cannot always be pickled

@@ -284,10 +284,19 @@ def _free(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for an exclusive lock on a file, and hold it while the block runs; `lock` does not wait."""
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on a file while the block runs, which may delete the file.
+
+    If another process holds it, wait for it, or raise BlockingIOError; `lock` explains that to users.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            stream = stack.enter_context(path.open("a"))
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                    break
+            stack.pop_all().close()  # the process before us has deleted the file
         yield
 
 

@@ -7,13 +7,17 @@ of an object has its size, and a modification time that also encodes its ETag, s
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
 import re
+import shutil
+import time
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,14 +41,27 @@ _REMEDY = "Free some space, or choose another folder with the variable KERASSEG_
 _PAGE, _BATCH, _BATCH_BYTES = 1000, 64, 1 << 28
 _MOST = 1 << 40
 """Largest file on the web in bytes, where the server does not tell its size."""
+_KEPT = 30 * 24 * 3600
+"""Seconds after its last use until a copy is deleted."""
+_OTHER_CACHE: ContextVar[Path | None] = ContextVar("_OTHER_CACHE", default=None)
 
 
 def default_cache_folder() -> Path:
     """Return `$KERASSEG_CACHE`, else `kerasseg` under `$XDG_CACHE_HOME` or `~/.cache`."""
-    asked = os.environ.get("KERASSEG_CACHE")
+    asked = _OTHER_CACHE.get() or os.environ.get("KERASSEG_CACHE")
     if asked:
         return Path(asked)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kerasseg"
+
+
+@contextlib.contextmanager
+def caching_in(folder: Path) -> Iterator[None]:
+    """Use another cache folder while the block runs: that of the caller, in a worker of a cluster."""
+    token = _OTHER_CACHE.set(folder)
+    try:
+        yield
+    finally:
+        _OTHER_CACHE.reset(token)
 
 
 # --- URLs -------------------------------------------------------------------------------------------------------------
@@ -149,6 +166,15 @@ def remote_cache() -> Path:
     return default_cache_folder() / "remote"
 
 
+def check_access(url: str) -> None:
+    """Request the facts of what a URL names, or raise as `local_copy` does."""
+    if _is_web(url):
+        version_of(url)
+        return
+    with _explained(url):
+        _store(url).info(_store(url)._strip_protocol(url).rstrip("/"))
+
+
 def local_copy(path: Path | str, progress: Progress | None = None) -> Path:
     """Return a local path unchanged. Copy the folder, archive or file at a URL into the cache, and return the copy.
 
@@ -197,11 +223,53 @@ def local_copy(path: Path | str, progress: Progress | None = None) -> Path:
 def copying(folder: Path) -> Iterator[None]:
     """Create a folder in the cache, and wait while another process copies into it; explain errors of the disk."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f"{folder.name}.lock")):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(_lock_of(folder)):
+            folder.mkdir(exist_ok=True)
+            _hold(folder)
+            _remove_unused(folder.parent)
             yield
     except OSError as error:
         raise KerassegError(explain_os_error(error, folder).what, path=folder, remedy=_REMEDY) from error
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+_HELD: dict[Path, int] = {}
+"""Folders that this process has used last, with their descriptors; at most 64, since descriptors are scarce."""
+
+
+def _hold(folder: Path) -> None:
+    """Mark a copy as used: now, by its date, and as long as this process runs, by a lock."""
+    os.utime(folder)
+    for other in [folder, *list(_HELD)[:-63]]:
+        if other in _HELD:
+            os.close(_HELD.pop(other))
+    _HELD[folder] = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # not every network file system has locks
+        fcntl.flock(_HELD[folder], fcntl.LOCK_SH)
+
+
+def _remove_unused(cache: Path) -> None:
+    """Delete the copies that no process is using and none has used for a month."""
+    if cache != remote_cache():
+        return
+    oldest = time.time() - _KEPT
+    for folder in cache.iterdir():
+        with contextlib.suppress(OSError):  # another process uses it, or is deleting it
+            if not folder.is_dir() or folder.stat().st_mtime > oldest:
+                continue
+            with locked(_lock_of(folder), wait=False):
+                descriptor = os.open(folder, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if folder.stat().st_mtime <= oldest:
+                        shutil.rmtree(folder)
+                        _lock_of(folder).unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def read_small(url: str, name: str, *, limit: int) -> bytes | None:
@@ -403,7 +471,9 @@ def _fetch_web_file(url: str, entry: Wanted, target: Path) -> None:
 
 
 def _store(url: str) -> Any:
-    told = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "FSSPEC_", "GOOGLE_"))}
+    told = {
+        name: value for name, value in os.environ.items() if name.startswith(("AWS_", "FSSPEC_", "GOOGLE_", "STORAGE_"))
+    }
     return _filesystem(url.partition(":")[0], frozenset(told.items()))
 
 
@@ -432,12 +502,7 @@ def _explained(url: str) -> Iterator[None]:
         raise _explanation(error, url) from error
 
 
-_NO_CREDENTIALS = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "CredentialRetrievalError",
-    "ProfileNotFound",
-}
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}
 _NO_ANSWER = {"ConnectionError", "HTTPClientError", "TimeoutError", "ClientConnectionError"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,27 @@ def test_figures_agree_with_a_plain_computation(first: Evaluated, second: Evalua
     assert (found.all.dice.low, found.all.dice.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert found.all.dice.patients == 9
     assert found.verdict.startswith("b is better than a: +")
+
+
+@pytest.mark.parametrize(("unknown", "unit", "mean"), [(0, "mm", "+1.5"), (2, "pixels", "+3.0")])
+def test_distances_are_in_millimetres_if_the_spacing_of_all_slices_is_known(
+    unknown: int, unit: str, mean: str, first: Evaluated, tmp_path: Path
+) -> None:
+    def moved(pixels: float, unknown: int) -> Evaluated:
+        rows = list(first.rows)
+        for k, row in enumerate(rows):
+            distance = row.postprocessing.hd95 + pixels
+            metric = math.nan if k >= len(rows) - unknown else distance / 2
+            scores = dataclasses.replace(row.postprocessing, hd95=distance, hd95_mm=metric)
+            rows[k] = dataclasses.replace(row, postprocessing=scores)
+        return Evaluated(run=Path(f"moved-{pixels}"), figures=first.figures, rows=tuple(rows))
+
+    found = compare(moved(0, 0), moved(3, unknown))
+    assert (found.all.in_mm, found.all.hd95.mean) == (unit == "mm", pytest.approx(3))
+    write_comparison(found, None, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"HD95 difference, {unit}" in page
+    assert mean in page
 
 
 def test_the_largest_changes_come_first_in_either_direction(slices: Slices, first: Evaluated) -> None:

@@ -224,7 +224,7 @@ def check_data(
         format_name: "figshare", "pairs", ...; None detects it for each input.
         options: Options of the readers.
         jobs: Number of worker processes.
-        cluster: Dask client of a cluster whose workers read instead; they must see `paths`.
+        cluster: Dask client of a cluster whose workers read instead; they must see local `paths`.
         progress: Called as `progress(done, total)` after each item, over all inputs.
 
     Returns:
@@ -240,7 +240,7 @@ def check_data(
     names = [without_credentials(url_of(path) or str(path)) for path in paths]
     copies = [local_copy(path) for path in paths]
     given = copies if cluster is None else [path.absolute() for path in copies]
-    with choose_pool(jobs, cluster, reads=[path for path in given if path.exists()]) as pool:
+    with choose_pool(jobs, cluster, reads=[path for path in given if path.exists()], inputs=paths) as pool:
         listed = (tally.listed(*names, format_name, options) for names in zip(given, names, strict=True))
         work = [entry for entries in listed for entry in entries]
         items = [item for _, item in work]

@@ -102,7 +102,7 @@ def verify(
 
     Args:
         folder: A shard directory, or its URL; its files are then copied again.
-        cluster: Dask client of a cluster whose workers read the shards; they must see `folder`.
+        cluster: Dask client of a cluster whose workers read the shards; they must see a local `folder`.
         progress: Called with "verify", the records checked, and their total.
 
     Returns:
@@ -124,7 +124,8 @@ def verify(
     total = sum(shard.records for shard in manifest.shards)
     # Without its shards, which would otherwise be sent with each task.
     check = partial(_check_shard, root, manifest.model_copy(update={"shards": ()}))
-    with choose_pool(1, cluster, reads=[root / MANIFEST]) as pool:
+    fetch = partial(local_shards, splits=SPLITS)
+    with choose_pool(1, cluster, reads=[root / MANIFEST], inputs=[folder], fetch=fetch) as pool:
         for shard, checked in zip(manifest.shards, pool.map(check, manifest.shards, trusted=True), strict=True):
             state.add(shard, checked, rows)
             if progress:

@@ -64,7 +64,7 @@ def prepare(
         exclude_overlap: A shard directory; slices of which it has copies, including re-encoded ones, are left out.
         overwrite: Replace an existing shard directory. Any other folder is never replaced.
         jobs: Number of worker processes; None means one per processor.
-        cluster: Dask client of a cluster whose workers read and write instead; they must see `inputs` and `out`.
+        cluster: Dask client of a cluster whose workers read and write instead; they must see local `inputs`, and `out`.
         progress: Called with "read", "compare" and "write".
 
     Returns:
@@ -97,7 +97,10 @@ def prepare(
     roots = [local_copy(entry, progress) for entry in given]
     if cluster is not None:
         roots, target = [root.absolute() for root in roots], target.absolute()
-    with _work_folder(target) as work, choose_pool(jobs, cluster, reads=roots, writes=work / "spool") as pool:
+    with (
+        _work_folder(target) as work,
+        choose_pool(jobs, cluster, reads=roots, inputs=given, writes=work / "spool") as pool,
+    ):
         listed = list_inputs(roots, options, hidden=(target, _partial(target)))
         for root, entry in zip(roots, listed, strict=True):
             _LOG.info("%s: %d items, read as %s", root, len(entry.items), entry.format or "nothing")
