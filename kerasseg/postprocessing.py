@@ -27,6 +27,7 @@ from kerasseg_tfrecords.validation import complaint
 
 _Length = Annotated[float, Field(ge=0, le=1)]
 _Threshold = Annotated[float, Field(gt=0, le=1)]
+_ONE = np.zeros(1, np.int64)
 
 
 class RuleError(UsageError, ValueError):
@@ -82,6 +83,11 @@ class MaskRule(BaseModel):
     def postprocesses(self) -> bool:
         """Whether there are steps after the threshold."""
         return bool(self.min_diameter or self.close_radius or self.fill_holes or self.keep_largest or self.open_radius)
+
+    @property
+    def lowest_threshold(self) -> float:
+        """The lowest of all thresholds."""
+        return min([self.threshold, *self.class_thresholds.values()])
 
     def threshold_for(self, name: str | None) -> float:
         """Return the threshold of a class; the common one if the class is unknown or has none."""
@@ -152,21 +158,42 @@ def postprocess(mask: ArrayLike, rule: MaskRule, *, width: float | None = None) 
     left, top, columns, rows = cv2.boundingRect(pixels)
     if not columns:
         return out
-    scale = float(max(out.shape) if width is None else width)
-    # No step reaches outside the bounding box. The border of one background pixel is where holes end and disks are cut.
+    # No step reaches outside the bounding box.
     box = (slice(top, top + rows), slice(left, left + columns))
     inner = cv2.copyMakeBorder(np.ascontiguousarray(pixels[box]), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    # Objects are found once if no step between removing small ones and keeping the largest changes them.
-    at_once = rule.keep_largest and rule.close_radius * scale < 1 and not rule.fill_holes
-    inner = _keep(inner, math.pi / 4 * (rule.min_diameter * scale) ** 2, largest=at_once)
-    inner = _close(inner, rule.close_radius * scale)
-    if rule.fill_holes:
-        inner = _fill(inner)
-    if rule.keep_largest and not at_once:
-        inner = _keep(inner, 0, largest=True)
-    inner = _open(inner, rule.open_radius * scale)
-    pixels[box] = inner[1:-1, 1:-1]
+    pixels[box] = apply_steps(inner, rule, float(max(out.shape) if width is None else width))[1:-1, 1:-1]
     return out
+
+
+def apply_steps(
+    pixels: NDArray[np.uint8], rule: MaskRule, width: float, starts: NDArray[np.int64] = _ONE
+) -> NDArray[np.uint8]:
+    """Apply the steps of a rule after its threshold to one slice, or to several below each other.
+
+    Args:
+        pixels: (rows, columns) uint8, 0 or 1. The border is empty: there holes end and disks are cut. Between two slices,
+            as many rows are empty as `rows_between` returns, so that no step of one reaches the other.
+        rule: The rule; its threshold is not used.
+        width: Pixels that a length of 1 corresponds to.
+        starts: (slices,) first row of each slice.
+
+    Returns:
+        The new pixels, or the given ones if nothing changes.
+    """
+    # Objects are found once if no step between removing small ones and keeping the largest changes them.
+    at_once = rule.keep_largest and rule.close_radius * width < 1 and not rule.fill_holes
+    pixels = _keep(pixels, math.pi / 4 * (rule.min_diameter * width) ** 2, starts if at_once else None)
+    pixels = _close(pixels, rule.close_radius * width)
+    if rule.fill_holes:
+        pixels = _fill(pixels)
+    if rule.keep_largest and not at_once:
+        pixels = _keep(pixels, 0, starts)
+    return _open(pixels, rule.open_radius * width)
+
+
+def rows_between(radius: float) -> int:
+    """Return the number of empty rows between slices whose gaps are closed together with this radius, in pixels."""
+    return len(_disk(radius))
 
 
 def rule_in_words(
@@ -197,36 +224,41 @@ def _check(array: NDArray[np.generic]) -> None:
         raise UsageError("a slice has two dimensions", found=f"shape {array.shape}", expected="(height, width)")
 
 
-def _keep(pixels: NDArray[np.uint8], area: float, *, largest: bool) -> NDArray[np.uint8]:
-    """Keep objects of at least `area` pixels; of these only the largest, or of several the first in reading order."""
-    if area <= 1 and not largest:
+def _keep(pixels: NDArray[np.uint8], area: float, starts: NDArray[np.int64] | None) -> NDArray[np.uint8]:
+    """Keep objects of at least `area` pixels; with `starts` only the largest of each slice, of several the first."""
+    if area <= 1 and starts is None:
         return pixels
     count, labels = cv2.connectedComponents(pixels, connectivity=8, ltype=cv2.CV_32S)
-    # OpenCV's statistics take three times as long, and few objects are counted faster one by one.
-    if count <= 8:
-        areas = np.array([np.count_nonzero(labels == k) for k in range(1, count)])
-    else:
-        areas = np.bincount(labels.ravel())[1:]
+    # Few pixels are tumour, and counting only those is faster than OpenCV's statistics.
+    there = np.flatnonzero(pixels.view(np.bool_))
+    numbers = labels.ravel().take(there) - 1
+    areas = np.bincount(numbers, minlength=count - 1)
     kept = areas >= area
-    if largest and kept.any():
-        candidates = 1 + np.flatnonzero(areas == areas.max())
-        # OpenCV does not guarantee the order of labels.
-        first = candidates[0] if len(candidates) == 1 else labels.ravel()[np.isin(labels, candidates).argmax()]
-        kept = np.arange(1, count) == first
-    return pixels if kept.all() else np.concatenate([[False], kept]).view(np.uint8).take(labels)
+    if starts is not None and count > 2:
+        # OpenCV does not guarantee the order of labels. Of repeated indices, the last assignment remains.
+        first = np.empty(count - 1, np.intp)
+        first[numbers[::-1]] = there[::-1]
+        owner = np.searchsorted(starts, first // pixels.shape[1], side="right")
+        order = np.lexsort((first, -areas, owner))
+        kept[order[np.diff(owner[order], prepend=0) == 0]] = False
+    if kept.all():
+        return pixels
+    out = pixels.copy()
+    out.ravel()[there[~kept.take(numbers)]] = 0
+    return out
 
 
 def _fill(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Fill the parts of the background that are not connected to the outside."""
     outside = pixels.copy()
     cv2.floodFill(outside, None, (0, 0), 2, flags=4)
-    return np.asarray(outside != 2, np.uint8)
+    return (outside != 2).view(np.uint8)
 
 
 def _close(pixels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
     if radius < 1:
         return pixels
-    disk = _disk(math.floor(radius * radius + 1e-9))
+    disk = _disk(radius)
     reach = len(disk) // 2
     # Dilate and erode beyond the edge of the slice, so that a gap between tumour and edge stays open.
     wide = cv2.copyMakeBorder(pixels, reach, reach, reach, reach, cv2.BORDER_CONSTANT, value=0)
@@ -235,15 +267,13 @@ def _close(pixels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
 
 
 def _open(pixels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
-    if radius < 1:
-        return pixels
-    disk = _disk(math.floor(radius * radius + 1e-9))
-    return np.asarray(cv2.dilate(cv2.erode(pixels, disk), disk), np.uint8)
+    return pixels if radius < 1 else np.asarray(cv2.dilate(cv2.erode(pixels, _disk(radius)), _disk(radius)), np.uint8)
 
 
 @lru_cache(maxsize=64)
-def _disk(square: int) -> NDArray[np.uint8]:
-    """Return the pixels whose centre is at most the root of `square` from the middle."""
+def _disk(radius: float) -> NDArray[np.uint8]:
+    """Return the pixels whose centre is at most `radius` from the middle."""
+    square = math.floor(radius * radius + 1e-9)
     reach = math.isqrt(square)
     rows, columns = np.ogrid[-reach : reach + 1, -reach : reach + 1]
     return np.asarray(rows * rows + columns * columns <= square, np.uint8)

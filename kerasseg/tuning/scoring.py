@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg.evaluation.predictions import Predictions, Resolution
-from kerasseg.postprocessing import MaskRule, apply_rule
+from kerasseg.postprocessing import MaskRule, apply_steps, rows_between
 from kerasseg.tuning.thresholds import THRESHOLDS, dice_at_all
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.workers import available_cpus
+
+LARGEST_CLOSING = 0.008
+"""Largest `close_radius` of rules that are tried."""
 
 _RACE = 3
 """Every third slice is used to decide whether a rule is worth trying on the others."""
@@ -23,22 +26,67 @@ _RACE = 3
 _FEWEST = 20
 """Slices in that third below which no rule is dropped early."""
 
+_STRIP = 1 << 16
+"""Pixels that a strip holds at least, if there are enough slices; more would not fit into a processor's cache."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Slice:
+class _Part:
     """The part of a slice that any rule can turn into tumour, and the reference there.
 
     Attributes:
-        probability: (rows, columns) float32, within the bounding box.
+        number: Index of the slice.
+        probability: (rows, columns) float32.
         mask: The same part of the reference.
         tumour: Tumour pixels of the whole reference.
         width: Width of the slice, see `postprocess`.
     """
 
+    number: int
     probability: NDArray[np.float32]
     mask: NDArray[np.bool_]
     tumour: int
     width: int
+
+
+class _Strip:
+    """Parts of slices of one width below each other, so that one call handles all of them.
+
+    Args:
+        parts: The parts.
+
+    Attributes:
+        numbers: (n,) indices of the slices.
+    """
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.numbers = np.array([part.number for part in parts])
+        self._tumour = np.array([part.tumour for part in parts])
+        self._width = parts[0].width
+        empty = rows_between(LARGEST_CLOSING * self._width)
+        # The rows of slice i, and the empty rows above them, are those from ends[i] to ends[i + 1].
+        self._ends = np.cumsum([0, *(empty + len(part.mask) for part in parts)])
+        self._ends[-1] += 1
+        shape = int(self._ends[-1]), max(part.mask.shape[1] for part in parts) + 2
+        self._probability, self._mask = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
+        for part, top in zip(parts, (self._ends[:-1] + empty).tolist(), strict=True):
+            box = slice(top, top + part.mask.shape[0]), slice(1, 1 + part.mask.shape[1])
+            self._probability[box], self._mask[box] = part.probability, part.mask
+
+    def dice(self, rule: MaskRule, thresholds: NDArray[np.float32] | None) -> NDArray[np.float64]:
+        """Return (n,) Dice; `thresholds` of all slices replace that of the rule."""
+        least: NDArray[np.float32] | np.float32 = np.float32(rule.threshold)
+        if thresholds is not None:
+            least = thresholds[self.numbers].repeat(np.diff(self._ends))[:, None]
+        found = (self._probability >= least).view(np.uint8)
+        if rule.postprocesses:
+            found = apply_steps(found, rule, self._width, self._ends[:-1])
+        sizes, overlap = self._tumour + self._counted(found), self._counted(found & self._mask)
+        return np.divide(2 * overlap, sizes, out=np.ones(len(sizes)), where=sizes > 0)
+
+    def _counted(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+        rows = cv2.reduce(pixels, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+        return np.add.reduceat(rows.ravel(), self._ends[:-1], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,14 +94,18 @@ class HeldSlices:
     """Slices that rules are tried on.
 
     Attributes:
-        slices: The slices.
+        first: Every third slice.
+        rest: The other slices.
         labels: (n,) class of each slice.
         groups: (n,) number of each slice's patient.
+        lowest: Threshold that the slices are cut for; lower ones would need more of them.
     """
 
-    slices: tuple[_Slice, ...]
+    first: tuple[_Strip, ...]
+    rest: tuple[_Strip, ...]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64]
+    lowest: float
 
 
 def hold(
@@ -64,16 +116,39 @@ def hold(
     lowest: float,
 ) -> HeldSlices:
     """Keep the parts of slices that rules need in memory."""
-    held = []
-    for number in numbers.tolist():
+    parts: tuple[list[_Part], list[_Part]] = [], []
+    for index, number in enumerate(numbers.tolist()):
         probability = predictions.probability(number, resolution)
         mask = predictions.case(number, resolution).mask
-        # No step extends beyond the bounding box of the thresholded mask.
-        box = _bounding_box(probability >= np.float32(lowest))
-        held.append(
-            _Slice(probability[box].copy(), mask[box].copy(), int(np.count_nonzero(mask)), max(probability.shape))
-        )
-    return HeldSlices(tuple(held), predictions.labels[numbers], groups[numbers])
+        found, width = probability >= np.float32(lowest), max(probability.shape)
+        rows, columns = (_lines(np.asarray(found.any(axis)), width) for axis in (1, 0))
+        part = probability.take(rows, 0).take(columns, 1), mask.take(rows, 0).take(columns, 1)
+        parts[index % _RACE > 0].append(_Part(index, *part, int(np.count_nonzero(mask)), width))
+    return HeldSlices(_strips(parts[0]), _strips(parts[1]), predictions.labels[numbers], groups[numbers], lowest)
+
+
+def _lines(tumour: NDArray[np.bool_], width: int) -> NDArray[np.int64]:
+    """Return the rows or columns that rules need: those with tumour at the lowest threshold, and some between.
+
+    No step extends beyond the bounding box of an object, or reaches from one across `rows_between` empty lines to another.
+    """
+    end = 1 + int(np.flatnonzero(tumour).max(initial=-1))
+    beside = np.ones(rows_between(LARGEST_CLOSING * width) + 1)
+    return np.flatnonzero(np.convolve(tumour[:end], beside)[:end]) if end else np.zeros(0, np.int64)
+
+
+def _strips(parts: list[_Part]) -> tuple[_Strip, ...]:
+    """Put parts of similar size into strips; the list is emptied, so that little is in memory twice."""
+    parts.sort(key=lambda part: (part.width, part.mask.shape[1]))
+    strips = []
+    while parts:
+        together = [parts.pop()]
+        pixels = together[0].mask.size
+        while parts and parts[-1].width == together[0].width and pixels < _STRIP:
+            together.append(parts.pop())
+            pixels += together[-1].mask.size
+        strips.append(_Strip(together))
+    return tuple(strips)
 
 
 class RuleSearch:
@@ -81,14 +156,11 @@ class RuleSearch:
 
     def __init__(self, held: HeldSlices, jobs: int | None = None) -> None:
         self.held = held
-        self._jobs = jobs or available_cpus()
-        self._pool = ThreadPoolExecutor(self._jobs)
+        self._pool = ThreadPoolExecutor(jobs or available_cpus())
         self._known: dict[str, NDArray[np.float64]] = {}
-        every = np.arange(len(held.slices))
-        self._first, self._rest = every[::_RACE], every[every % _RACE != 0]
 
     def __enter__(self) -> RuleSearch:
-        self._opencv = cv2.getNumThreads()  # turned off, since on small slices they only delay ours
+        self._opencv = cv2.getNumThreads()  # turned off, since they only delay ours
         cv2.setNumThreads(1)
         return self
 
@@ -100,14 +172,20 @@ class RuleSearch:
         cv2.setNumThreads(self._opencv)
 
     def dice(self, rule: MaskRule, names: Sequence[str] | None = None) -> NDArray[np.float64]:
-        """Return (n,) Dice of every slice."""
+        """Return (n,) Dice of every slice; class thresholds need the names of the classes."""
         key = rule.model_dump_json()
         if key not in self._known:
-            self._known[key] = self._of(np.arange(len(self.held.slices)), rule, names)
+            self._known[key] = self.fresh(rule, names)
         return self._known[key]
 
-    def dice_of(self, numbers: NDArray[np.int64], rule: MaskRule) -> NDArray[np.float64]:
-        return self._of(numbers, rule, None)
+    def fresh(self, rule: MaskRule, names: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """Return the same as `dice`, without keeping it."""
+        thresholds = None
+        if names is not None:
+            thresholds = np.array([rule.threshold_for(names[i]) for i in self.held.labels], np.float32)
+        out = np.empty(len(self.held.labels))
+        self._fill(out, self.held.first + self.held.rest, rule, thresholds)
+        return out
 
     def race(self, rule: MaskRule, standing: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """Return (n,) Dice of every slice, or None if a third of them shows that the rule is clearly worse.
@@ -118,39 +196,25 @@ class RuleSearch:
         if key in self._known:
             return self._known[key]
         out = np.empty(len(standing))
-        out[self._first] = self._of(self._first, rule, None)
-        behind = standing[self._first] - out[self._first]
+        self._fill(out, self.held.first, rule)
+        behind = standing[::_RACE] - out[::_RACE]
         if len(behind) >= _FEWEST and behind.mean() > 2 * behind.std(ddof=1) / np.sqrt(len(behind)):
             return None
-        out[self._rest] = self._of(self._rest, rule, None)
+        self._fill(out, self.held.rest, rule)
         self._known[key] = out
         return out
 
-    def _of(self, numbers: NDArray[np.int64], rule: MaskRule, names: Sequence[str] | None) -> NDArray[np.float64]:
-        slices, labels = self.held.slices, self.held.labels
+    def _fill(
+        self,
+        out: NDArray[np.float64],
+        strips: Sequence[_Strip],
+        rule: MaskRule,
+        thresholds: NDArray[np.float32] | None = None,
+    ) -> None:
+        def fill(strip: _Strip) -> None:
+            out[strip.numbers] = strip.dice(rule, thresholds)
 
-        def some(part: NDArray[np.int64]) -> list[float]:
-            # Class names are needed only for class thresholds.
-            return [_dice(slices[i], rule, None if names is None else names[labels[i]]) for i in part.tolist()]
-
-        parts = [numbers[start :: self._jobs] for start in range(self._jobs)]
-        out = np.empty(len(self.held.slices))
-        for part, values in zip(parts, self._pool.map(some, parts), strict=True):
-            out[part] = values
-        return out[numbers]
-
-
-def _dice(one: _Slice, rule: MaskRule, name: str | None) -> float:
-    found = apply_rule(one.probability, rule, name, width=one.width)
-    size = int(np.count_nonzero(found)) + one.tumour
-    return 2 * int(np.count_nonzero(found & one.mask)) / size if size else 1.0
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        return slice(0, 0), slice(0, 0)
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+        list(self._pool.map(fill, strips))  # also raises what a thread raises
 
 
 _BUCKETS = 2048

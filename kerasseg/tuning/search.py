@@ -29,7 +29,7 @@ from kerasseg.evaluation.figures import as_mean
 from kerasseg.evaluation.predictions import Predictions, Resolution
 from kerasseg.evaluation.schema import Mean
 from kerasseg.postprocessing import MaskRule
-from kerasseg.tuning.scoring import RuleSearch, Survey, hold, survey
+from kerasseg.tuning.scoring import LARGEST_CLOSING, RuleSearch, Survey, hold, survey
 from kerasseg.tuning.threshold_file import Curve, StepName, Tuned, TuningStep
 from kerasseg.tuning.thresholds import (
     FEWEST_PATIENTS,
@@ -60,7 +60,7 @@ _Step = Literal["min_diameter", "close_radius", "fill_holes", "keep_largest", "o
 
 _SETTINGS: dict[_Step, tuple[float | bool, ...]] = {
     "min_diameter": (0.02, 0.05),
-    "close_radius": (0.008,),
+    "close_radius": (LARGEST_CLOSING,),
     "fill_holes": (True,),
     "keep_largest": (True,),
     "open_radius": (0.008,),
@@ -122,8 +122,12 @@ def tune(
     def slices(lowest: float) -> RuleSearch:
         return RuleSearch(hold(predictions, numbers, seen.groups, resolution, lowest), jobs)
 
-    def dice_of(rule: MaskRule) -> NDArray[np.float64]:
-        return _dice_of_all(predictions, seen, rule, resolution, jobs)
+    def dice_of(found: _Found) -> NDArray[np.float64]:
+        if found.rule == MaskRule():
+            return raw
+        if found.dice is not None and len(found.dice) == len(predictions):
+            return found.dice
+        return _dice_of_all(predictions, seen, found.rule, resolution, jobs)
 
     def gain(dice: NDArray[np.float64]) -> Mean:
         return as_mean(paired_interval(raw, dice, seen.groups, confidence=confidence, seed=seed))
@@ -132,10 +136,10 @@ def tune(
         return as_mean(bootstrap_interval(dice, seen.groups, confidence=confidence, seed=seed))
 
     found, candidate = _search(seen, predictions, slices, required, progress, per_class=per_class, force=force)
-    final = dice_of(found.rule)
+    final = dice_of(found)
     if not force and _no_gain(final, seen, required) and found.rule != MaskRule():
         candidate, found = found, found.refused(_WITHIN_NOISE)
-        final = dice_of(found.rule)
+        final = dice_of(found)
     if candidate is not None and candidate.rule == MaskRule():
         candidate = None
     thresholds, sums, counts, choice = found.with_steps or (THRESHOLDS, *seen.by_patient(), found.choice)
@@ -164,7 +168,7 @@ def tune(
         tumour_patients=seen.tumour_patients,
         forced=force,
         candidate=None if candidate is None else candidate.rule,
-        candidate_gain=None if candidate is None else gain(dice_of(candidate.rule)),
+        candidate_gain=None if candidate is None else gain(dice_of(candidate)),
     )
 
 
@@ -174,12 +178,13 @@ _Curves = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], T
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Result of one search."""
+    """Result of one search; `dice` of the slices that were searched, None if they were cut for higher thresholds."""
 
     rule: MaskRule
     steps: tuple[TuningStep, ...]
     choice: ThresholdChoice
     with_steps: _Curves | None
+    dice: NDArray[np.float64] | None
 
     def refused(self, reason: str) -> _Found:
         """Return the same search with 0.5 kept instead of the rule."""
@@ -187,7 +192,7 @@ class _Found:
             step if step.name == "raw" else step.model_copy(update={"kept": False, "reason": step.reason or reason})
             for step in self.steps
         ]
-        return _Found(MaskRule(), tuple(steps), self.choice, None)
+        return _Found(MaskRule(), tuple(steps), self.choice, None, None)
 
 
 def _search(
@@ -253,7 +258,9 @@ class _Tuner:
         with_steps = self._settle(grid) if self.rule.postprocesses else None
         if ranges:
             self._per_class(ranges)
-        return _Found(self.rule, tuple(self.steps), choice, with_steps)
+        whole = self.rule.lowest_threshold >= self._search.held.lowest
+        dice = self._search.dice(self.rule, self._names) if whole else None
+        return _Found(self.rule, tuple(self.steps), choice, with_steps, dice)
 
     # --- threshold -------------------------------------------------------------------------------------------------------
 
@@ -393,7 +400,7 @@ class _Tuner:
         """Return (slices, thresholds) Dice with the kept steps, of some slices or all."""
         rules = [self.rule.model_copy(update={"threshold": float(t)}) for t in thresholds]
         if members is not None:
-            return np.stack([self._search.dice_of(members, rule) for rule in rules], axis=1)
+            return np.stack([self._search.fresh(rule)[members] for rule in rules], axis=1)
         return np.stack([self._search.dice(rule) for rule in rules], axis=1)
 
     def _classes(self, dice: NDArray[np.float64]) -> dict[str, float]:
@@ -447,11 +454,10 @@ def _dice_of_all(
     predictions: Predictions, seen: Survey, rule: MaskRule, resolution: Resolution, jobs: int | None
 ) -> NDArray[np.float64]:
     """Return (slices,) Dice of the rule, holding a limited number of slices at a time."""
-    lowest = min(rule.threshold, *rule.class_thresholds.values()) if rule.class_thresholds else rule.threshold
     parts = []
     for start in range(0, len(predictions), _SEARCHED):
         numbers = np.arange(start, min(start + _SEARCHED, len(predictions)))
-        with RuleSearch(hold(predictions, numbers, seen.groups, resolution, lowest), jobs) as search:
+        with RuleSearch(hold(predictions, numbers, seen.groups, resolution, rule.lowest_threshold), jobs) as search:
             parts.append(search.dice(rule, predictions.classes))
     return np.concatenate(parts)
 

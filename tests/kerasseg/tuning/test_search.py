@@ -224,6 +224,39 @@ def test_a_hopeless_rule_is_given_up_early_and_a_good_one_never() -> None:
         assert search.race(MaskRule(threshold=0.95), np.ones(9)) is not None
 
 
+@pytest.mark.parametrize("pixels", [1, 20_000, 1 << 18])
+def test_slices_together_score_as_each_alone(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise up to the edges, so that steps would reach the next slice if they could; at 250 pixels gaps are closed."""
+    monkeypatch.setattr("kerasseg.tuning.scoring._STRIP", pixels)
+    rng = np.random.default_rng(pixels)
+    shapes = [(24, 250), (250, 24), (40, 130), (SIZE, SIZE), (1, 1)] * 5
+    blurred = [cv2.GaussianBlur(rng.random(shape), (0, 0), rng.uniform(0.3, 2)) for shape in shapes]
+    maps = [np.clip(0.5 + rng.uniform(1, 6) * (noise - noise.mean()), 0, 1).astype(np.float32) for noise in blurred]
+    maps[7][:] = 0
+    given = predictions((maps, [p > 0.3 + 0.3 * rng.random(p.shape) for p in maps]))  # type: ignore[arg-type]
+    every, changed = np.arange(len(maps)), 0
+    with RuleSearch(hold(given, every, every, "native", 0.3), 2) as search:
+        for _ in range(25):
+            length, on = rng.choice([0.0, 0.008], 2).tolist(), rng.integers(0, 2, 2).astype(bool).tolist()
+            rule = MaskRule(
+                threshold=float(rng.choice([0.3, 0.5, 0.7])),
+                class_thresholds={"glioma": 0.6} if rng.random() < 0.2 else {},
+                min_diameter=float(rng.choice([0, 0.05, 0.2])),
+                close_radius=length[0],
+                fill_holes=on[0],
+                keep_largest=on[1],
+                open_radius=length[1],
+            )
+            names = [CLASSES[label] for label in given.labels]
+            masks = [apply_rule(p, rule, name) for p, name in zip(maps, names, strict=True)]
+            alone = [dice(mask, given.case(i).mask) for i, mask in enumerate(masks)]
+            assert search.fresh(rule, given.classes).tolist() == alone
+            if not rule.class_thresholds:
+                assert search.dice(rule).tolist() == alone
+            changed += alone != search.dice(rule.without_postprocessing(), given.classes).tolist()
+    assert changed > 12
+
+
 def test_slices_of_several_sizes_have_lengths_of_their_own() -> None:
     """Specks of 4 pixels in slices of 48, and of 16 pixels in the same slices at 96."""
     probabilities, masks = scene(12, specks=0.9)
