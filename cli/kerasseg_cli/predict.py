@@ -91,8 +91,8 @@ def predict(
     engine: Annotated[
         str,
         _prediction(
-            "Engine that computes the network; openvino (extra) only where its masks agree with Keras' on the first 16 "
-            "slices with a tumour.",
+            "Engine that computes the network: native is Keras; openvino (extra, float32 only) is used if its masks agree "
+            "with those of Keras on the first 16 slices with a tumour.",
             values=ENGINES,
         ),
     ] = "native",
@@ -190,6 +190,7 @@ def summary(report: PredictionReport) -> dict[str, Any]:
         "intensity": report.intensity,
         "size": report.size,
         "precision": report.precision,
+        "engines": report.engines,
         "flip_average": report.flip_average,
         "total": report.total,
         "done": len(report.files),
@@ -245,8 +246,10 @@ def lines(report: PredictionReport) -> list[str]:
     rule = f"threshold {report.rule.threshold:g}, {'with' if report.rule.postprocesses else 'no'} post-processing"
     mean = "mean of " if len(report.networks) > 1 else ""
     flip = ", averaged with the mirror image" if report.flip_average else ""
+    engines = " and ".join({"native": "Keras", "openvino": "OpenVINO"}.get(name, name) for name in report.engines)
+    by = f" by {engines}" if engines else ""
     said.append(
-        f"Network: {mean}{', '.join(report.networks)} at {report.size}x{report.size} in {report.precision}, "
+        f"Network: {mean}{', '.join(report.networks)} at {report.size}x{report.size} in {report.precision}{by}, "
         f"{report.intensity}, {rule}{flip}."
     )
     volumes = [file for file in report.files if file.volume_ml]

@@ -32,7 +32,7 @@ Source: TypeAlias = keras.Model | RunDirectory | Path | str
 """A network, a run (its folder or name, "latest"), or a checkpoint of any kind."""
 
 Engine = Literal["native", "openvino"]
-"""What computes the network: Keras, or OpenVINO where its masks agree with those of Keras."""
+"""What computes the network: Keras, or OpenVINO (float32) where its masks agree with those of Keras."""
 
 _USUAL_SIZE = 256
 """Size used by `prepare`, for networks that take any size."""
@@ -71,6 +71,7 @@ class Network:
         batch_size: Slices per batch.
         flip_average: Whether the predictions of image and mirror image are averaged.
         engine: The engine that was asked for.
+        engines: The engines that computed the last probabilities; two where OpenVINO begins.
         plane, channel, sequence: Reading options of the shards that the members were trained on.
     """
 
@@ -97,7 +98,8 @@ class Network:
         planes = {member.plane for member in members}
         self.plane = planes.pop() if len(planes) == 1 else "axial"
         self.channel, self.sequence = members[0].channel, members[0].sequence
-        self._models = [_for_prediction(member, precision, engine, rule) for member in members]
+        self.engines: set[str] = set()
+        self._models = [_for_prediction(member, precision, engine, rule, self.engines) for member in members]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -122,6 +124,9 @@ class Network:
         if count < self.batch_size:  # each new shape would be compiled
             scaled = np.concatenate([scaled, np.zeros((self.batch_size - count, *scaled.shape[1:]), np.float32)])
         total = np.zeros((count, self.size, self.size), np.float32)
+        self.engines.clear()
+        if self.engine == "native":
+            self.engines.add("native")
         for model in self._models:
             total += predict_batch(model, scaled, flip_average=self.flip_average)[:count]
         return total / np.float32(len(self._models))
@@ -149,7 +154,7 @@ def open_network(
             evaluated. "mixed_bfloat16" or "mixed_float16" is faster where the processor or GPU supports it.
         batch_size: Slices per batch; None chooses.
         flip_average: Whether to average the predictions of image and mirror image.
-        engine: "native", or "openvino" where its masks agree with those of Keras on the first slices.
+        engine: "native", or "openvino" where its masks agree with those of Keras on the first slices; in float32 only.
 
     Raises:
         UsageError: An argument is invalid, or the networks do not fit each other or their run.
@@ -170,6 +175,14 @@ def open_network(
         raise UsageError("invalid batch size", found=batch_size, expected="at least 1")
     if engine not in get_args(Engine):
         raise UsageError("unknown engine", found=engine, expected=", ".join(get_args(Engine)))
+    chosen = choose_precision("float32" if precision == "auto" else precision, gpu=False).name
+    if engine == "openvino" and chosen != "float32":
+        raise UsageError(
+            "engine openvino computes in float32 only: in 16 bits, its masks differ from those of Keras",
+            found=f"precision {chosen}",
+            expected="float32",
+            remedy="Leave out the precision or the engine.",
+        )
     if rule is None and threshold is not None:
         rule = MaskRule(threshold=float(threshold))
     members = [_open(source, needs_rule=rule is None) for source in given]
@@ -179,7 +192,6 @@ def open_network(
             how, then = ("with", "add") if member.tuned_flip else ("without", "leave out")
             notes.append(f"the rule of {member.name} was tuned {how} --flip-average: {then} it here, or tune again")
     size = _size_of(members)
-    chosen = choose_precision("float32" if precision == "auto" else precision, gpu=False).name
     if chosen != "float32":
         notes.append(
             f"computing in {chosen}: masks can differ slightly from those of evaluate, app and exports (float32)"
@@ -371,7 +383,7 @@ def _has_gpu() -> bool:
     return bool(keras.distribution.list_devices("gpu"))
 
 
-def _for_prediction(member: _Member, precision: str, engine: Engine, rule: MaskRule) -> Any:
+def _for_prediction(member: _Member, precision: str, engine: Engine, rule: MaskRule, engines: set[str]) -> Any:
     network = member.model
     try:
         network = fold_batchnorm(network)
@@ -383,4 +395,4 @@ def _for_prediction(member: _Member, precision: str, engine: Engine, rule: MaskR
         return network
     from kerasseg.prediction.openvino import OpenVINONetwork
 
-    return OpenVINONetwork(network, precision, rule, member.name)
+    return OpenVINONetwork(network, rule, member.name, engines)

@@ -29,11 +29,13 @@ class Done:
         files: Role ("mask", "seg", "overlay", "probabilities") -> files, relative to the output folder.
         rows: Rows of its slices.
         notes: Remarks for users.
+        engines: Engines that computed it, "native" or "openvino"; none for inputs of earlier versions.
     """
 
     files: dict[str, list[str]]
     rows: tuple[FoundTumour, ...]
     notes: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class Journal:
             as_it_was = unit is None or (line["stamp"] and line["stamp"] == unit.stamp)
             if as_it_was and _are_there(out, line["sizes"]):
                 rows = tuple(FoundTumour(**row) for row in line["rows"])
-                (others if unit is None else done)[name] = Done(line["files"], rows, tuple(line["notes"]))
+                engines = tuple(line.get("engines", ()))
+                (others if unit is None else done)[name] = Done(line["files"], rows, tuple(line["notes"]), engines)
                 kept.append(line)
         write_atomically(out / JOURNAL, "".join(json.dumps(line) + "\n" for line in [{"how": how}, *kept]))
         return cls(out, done, others)
@@ -102,7 +105,7 @@ class Journal:
         try:
             # Appended: a killed process or a full disk leaves at most an incomplete last line.
             with self._path.open("ab") as stream:
-                stream.write((json.dumps({**line, "notes": done.notes}) + "\n").encode())
+                stream.write((json.dumps({**line, "notes": done.notes, "engines": done.engines}) + "\n").encode())
         except OSError as error:
             raise explain_os_error(error, self._path) from error
         self.done[entry.name] = done

@@ -70,12 +70,14 @@ class PredictedFile:
         files: Role ("mask", "seg", "overlay", "probabilities") -> files, relative to the output folder.
         rows: Rows of its slices.
         notes: Remarks for users.
+        engines: Engines that computed it, "native" or "openvino"; none if an earlier version of kerasseg did.
     """
 
     name: str
     files: dict[str, list[str]]
     rows: tuple[FoundTumour, ...]
     notes: tuple[str, ...]
+    engines: tuple[str, ...] = ()
 
     @property
     def tumour_slices(self) -> int:
@@ -137,6 +139,11 @@ class PredictionReport:
     interrupted: bool
     seconds: float
 
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Engines that computed the files."""
+        return tuple(sorted({engine for file in self.files for engine in file.engines}))
+
 
 def predict_files(
     network: Source | Sequence[Source] | Network | None,
@@ -187,7 +194,8 @@ def predict_files(
         format_name: Read only this format: "figshare", "pairs", "nifti" or "dicom".
         batch_size: Slices per batch; None chooses.
         precision: "auto" (float32, as in `evaluate_run`), "float32", "mixed_bfloat16" or "mixed_float16".
-        engine: "native", or "openvino" where its masks agree with those of Keras on the first slices (extra `openvino`).
+        engine: "native" (Keras), or "openvino" where its masks agree with those of Keras on the first slices (extra
+            `openvino`; float32 only).
         bids: Name outputs as a BIDS derivative (sub-01/anat/sub-01_label-tumor_mask.nii.gz); inputs need BIDS names.
         go_on: Keep the results of an earlier call in the same folder, and predict the rest.
         overwrite: Replace the results of an earlier call.
@@ -381,6 +389,7 @@ class _Work:
         self.probabilities: list[Any] = [None] * opened.count
         self.rows: list[Any] = [None] * opened.count
         self.overlays: list[str] = []
+        self.engines: set[str] = set()
 
 
 @dataclass(slots=True, eq=False)
@@ -479,6 +488,7 @@ class _Job:
         share = (time.perf_counter() - start) / len(batch)
         for one in batch:
             one.seconds += share
+            one.work.engines |= self.network.engines
         return list(answers)
 
     def write(self, one: _Prepared, answer: NDArray[np.float32]) -> None:
@@ -531,8 +541,9 @@ class _Job:
             files["probabilities"] = self._encode(work, "probabilities", work.probabilities)
         if work.overlays:
             files["overlay"] = sorted(work.overlays)
+        rows = self._rows_of_case(work)
         with self.lock:
-            self.journal.add(unit, work.stamp, Done(files, self._rows_of_case(work), tuple(notes)))
+            self.journal.add(unit, work.stamp, Done(files, rows, tuple(notes), tuple(sorted(work.engines))))
         self._tell()
 
     def _rows_of_case(self, work: _Work) -> tuple[FoundTumour, ...]:
@@ -747,7 +758,7 @@ def _report(
         precision=network.precision,
         flip_average=network.flip_average,
         files=tuple(
-            PredictedFile(unit.name, found.files, found.rows, found.notes)
+            PredictedFile(unit.name, found.files, found.rows, found.notes, found.engines)
             for unit in units
             if (found := done.get(unit.name)) is not None
         ),

@@ -38,7 +38,7 @@ def test_what_it_says(predict: Type, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0].startswith("6 of 6 inputs, 6 slices: a tumour in 6 of them.")
-    assert "net.keras at 32x32 in float32, minmax, threshold 0.5, no post-processing" in done.stdout
+    assert "net.keras at 32x32 in float32 by Keras, minmax, threshold 0.5, no post-processing" in done.stdout
     assert lines[-1] == "Masks and predictions.csv: out"
     assert "intensity rule of the network is unknown" in done.stderr
     assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 6
@@ -67,6 +67,7 @@ def test_a_bad_file_gives_exit_code_3_and_the_others_are_done(predict: Type, tmp
     assert done.exit_code == 3
     document = json.loads(done.stdout)
     assert (document["done"], document["earlier"], document["total"]) == (5, 5, 6)
+    assert document["engines"] == ["native"]
     assert document["problems"][0]["name"] == "3.png"
     assert document["files"][0]["outputs"] == {"mask": ["0_mask.png"]}
 
@@ -107,6 +108,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(
         (["in", "--model", "net.keras", "--intensity", "log"], 2, "unknown intensity"),
         (["in", "--model", "net.keras", "--precision", "half"], 2, "unknown precision"),
         (["in", "--model", "net.keras", "--engine", "tensorrt"], 2, "unknown engine"),
+        (["in", "--model", "net.keras", "--engine", "openvino", "--precision", "mixed_bfloat16"], 2, "float32 only"),
         (["in", "--model", "net.keras", "--format", "bmp"], 2, "unknown format"),
         (["in", "--model", "net.keras", "--continue", "--overwrite"], 2, "contradict"),
         (["in"], 3, "no run found"),
