@@ -77,7 +77,8 @@ def describe(
     """
     area = int(np.count_nonzero(mask))
     known = spacing[0] > 0 and spacing[1] > 0
-    left, top, width, height = cv2.boundingRect(mask.view(np.uint8)) if area else (None, None, None, None)
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    box = slice(top, top + height), slice(left, left + width)
     return FoundTumour(
         file=file,
         slice=place,
@@ -85,13 +86,13 @@ def describe(
         tumour=bool(area),
         area_px=area,
         area_mm2=round(area * spacing[0] * spacing[1], 3) if known else None,
-        top=top,
-        left=left,
-        height=height,
-        width=width,
-        mean_probability=round(float(probability[mask].mean()), 5) if area else None,
+        top=top if area else None,
+        left=left if area else None,
+        height=height if area else None,
+        width=width if area else None,
+        mean_probability=round(float(probability[box][mask[box]].mean()), 5) if area else None,
         seconds=round(seconds, 4),
-        tumours=count_tumours([mask]),
+        tumours=count_tumours([mask[box]]) if area else 0,
     )
 
 
@@ -119,6 +120,9 @@ def count_tumours(masks: Sequence[NDArray[np.bool_]]) -> int:
 
     before: NDArray[np.int32] | None = None
     for mask in masks:
+        if not mask.any():
+            before = None
+            continue
         count, labels = cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
         first = len(parents)
         parents.extend(range(first, first + count - 1))

@@ -547,7 +547,8 @@ class _Job:
         self._tell()
 
     def _rows_of_case(self, work: _Work) -> tuple[FoundTumour, ...]:
-        tumours, volume = count_tumours(work.masks), volume_ml(work.rows, work.thickness)
+        tumours = work.rows[0].tumours if len(work.rows) == 1 else count_tumours(work.masks)
+        volume = volume_ml(work.rows, work.thickness)
         return tuple(replace(row, case_tumours=tumours, case_volume_ml=volume) for row in work.rows)
 
     def _encode(self, work: _Work, what: Any, slices: Sequence[NDArray[Any]]) -> list[str]:
