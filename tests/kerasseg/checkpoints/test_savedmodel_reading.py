@@ -16,7 +16,7 @@ from tensorflow.core.protobuf import tensor_bundle_pb2
 
 import kerasseg
 from kerasseg.checkpoints.savedmodel.allowed import NETWORK
-from kerasseg.checkpoints.savedmodel.arithmetic import Dim, evaluate
+from kerasseg.checkpoints.savedmodel.arithmetic import Budget, Dim, evaluate
 from kerasseg.checkpoints.savedmodel.bundle import read_index
 from kerasseg.checkpoints.savedmodel.fuse_norms import Root, expand
 from kerasseg.checkpoints.savedmodel.graph import Graph, Node, Tensor
@@ -161,20 +161,22 @@ def node(op: str, **attrs) -> Node:
 
 def test_sizes_that_are_not_known_yet_are_carried_along() -> None:
     shape = np.array([Dim("x", 0), Dim("x", 1), 8, 3], dtype=object)
-    (rows,) = evaluate(node("StridedSlice", shrink_axis_mask=1), [shape, np.array([1]), np.array([2]), np.array([1])])
-    (twice,) = evaluate(node("Mul"), [rows, np.array(2)])
-    (packed,) = evaluate(node("Pack"), [twice, np.array(16)])
+    (rows,) = evaluate(
+        node("StridedSlice", shrink_axis_mask=1), [shape, np.array([1]), np.array([2]), np.array([1])], Budget()
+    )
+    (twice,) = evaluate(node("Mul"), [rows, np.array(2)], Budget())
+    (packed,) = evaluate(node("Pack"), [twice, np.array(16)], Budget())
     assert packed.tolist() == [Dim("x", 1, 2), 16]
-    assert evaluate(node("FloorDiv"), [rows, np.array(2)]) is None
-    assert evaluate(node("Mul"), [rows, rows]) is None
+    assert evaluate(node("FloorDiv"), [rows, np.array(2)], Budget()) is None
+    assert evaluate(node("Mul"), [rows, rows], Budget()) is None
 
 
 @pytest.mark.parametrize("op", ["Fill", "BroadcastTo"])
 def test_no_constant_is_computed_that_is_absurdly_large(op: str) -> None:
     shape, one = np.array([1 << 20, 1 << 20]), np.array(1.0)
-    assert evaluate(node(op), [shape, one] if op == "Fill" else [one, shape]) is None
-    assert evaluate(node("Tile"), [np.zeros(1 << 10), np.array([1 << 20])]) is None
-    assert evaluate(node("Range"), [np.array(0), np.array(1 << 40), np.array(1)]) is None
+    assert evaluate(node(op), [shape, one] if op == "Fill" else [one, shape], Budget()) is None
+    assert evaluate(node("Tile"), [np.zeros(1 << 10), np.array([1 << 20])], Budget()) is None
+    assert evaluate(node("Range"), [np.array(0), np.array(1 << 40), np.array(1)], Budget()) is None
 
 
 STRIDED = st.tuples(st.integers(-4, 4), st.integers(-4, 4), st.sampled_from([1, 2, -1]))
@@ -189,7 +191,9 @@ def test_strided_slices_are_those_of_tensorflow(parts, begin_mask: int, end_mask
         theirs = tf.strided_slice(x, begin, end, strides, **masks).numpy()
     except (tf.errors.InvalidArgumentError, ValueError):
         return
-    np.testing.assert_array_equal(evaluate(node("StridedSlice", **masks), [x, begin, end, strides])[0], theirs)
+    np.testing.assert_array_equal(
+        evaluate(node("StridedSlice", **masks), [x, begin, end, strides], Budget())[0], theirs
+    )
 
 
 # -- Graphs.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats import codecs
 from kerasseg_tfrecords.formats.image_headers import inspect
-from kerasseg_tfrecords.formats.images import Picture, decode_picture, to_slice
+from kerasseg_tfrecords.formats.images import Picture, decode_pages, decode_picture, to_slice
 
 PIXELS = 1_000_000
 GREY = (np.add.outer(np.arange(24) * 3, np.arange(32) * 4) % 251).astype(np.uint8)
@@ -328,6 +328,12 @@ def test_tables_of_a_tiff_that_overlap_cost_neither_time_nor_memory() -> None:
     with pytest.raises(DataError, match="damaged TIFF"):
         decoded(bytes(body))
     assert time.perf_counter() - start < 5
+
+
+def test_a_black_page_of_a_colour_file_has_three_channels(tmp_path: Path) -> None:
+    assert cv2.imwritemulti(str(tmp_path / "a.tif"), [COLOUR, np.zeros_like(COLOUR)])
+    pages = decode_pages((tmp_path / "a.tif").read_bytes(), "a.tif", PIXELS)
+    np.testing.assert_array_equal(np.stack([page.pixels for page in pages]), [COLOUR[..., ::-1], np.zeros_like(COLOUR)])
 
 
 @pytest.mark.parametrize("text", ["{'descr': '|u1', ", "(" * 500, "{'descr': '|u1', 'shape': 5L}", "\0", "[]"])

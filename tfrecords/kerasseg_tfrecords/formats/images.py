@@ -78,7 +78,9 @@ def decode_pages(data: bytes, name: str, max_pixels: int) -> tuple[Picture, ...]
         if header.palette and header.pages == 1:
             _, indices = _with_pillow(header, name, pixels=False)
     orientation = _orientation(data, header)
-    pages = (_page(page, header, name) for page in stored)
+    pages = [_page(page, header, name) for page in stored]
+    if any(page.pixels.ndim == 3 for page in pages):  # a black page of a colour file looks grey
+        pages = [p if p.pixels.ndim == 3 else replace(p, pixels=np.dstack([p.pixels] * 3)) for p in pages]
     return tuple(replace(page, indices=indices, orientation=orientation) for page in pages)
 
 
