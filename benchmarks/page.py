@@ -173,6 +173,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("of it libraries", "plain Keras"): "includes Adam's moments, which Keras creates in the first step.",
     ("peak memory, aggressive", "conservative"): "ours with fewer gradients.",
     ("peak memory, aggressive", "PyTorch"): "the next two lines of the table divide it.",
+    ("peak memory with --save-memory", "PyTorch"): "TensorFlow's libraries take 400 MB more.",
     ("of it libraries", "PyTorch"): "TensorFlow and Keras before any computation, and Adam's moments.",
     ("of it added by training", "PyTorch"): "tensors that are alive at the same time, by TensorFlow's allocator.",
     (

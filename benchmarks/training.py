@@ -3,8 +3,7 @@
 256x256x3, batch 8, 31 million parameters (with `--quick` 1.9). Plain Keras is `model.train_on_batch` on the same network,
 with everything trainable, the same loss, Dice as its metric, and the precision that `auto` chooses. PyTorch has the same
 network, layer for layer, with the same loss and optimizer, everything trainable. Each contender is a process that sleeps
-between its turns. They run in two groups, which need 7 to 9 GB each; one group would need 13 GB. Slower peers are in
-`benchmarks.training_others`.
+between its turns. They run in two groups, which need 10 GB each. Slower peers are in `benchmarks.training_others`.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ PYTORCH = (
     "PyTorch, bfloat16, channels-last",
     "PyTorch, bfloat16, channels-last, torch.compile",
 )
+
+SAVING = "aggressive, --save-memory"
 
 
 def batch(size: int = SIZE) -> dict[str, np.ndarray]:
@@ -72,14 +73,17 @@ def _optimizer(name: str) -> Any:
 
 
 def our_step(filters: int, strategy: str = "conservative", size: int = SIZE, **options: Any) -> Callable[[], object]:
-    """Return one step of `kerasseg train`; the first call traces it."""
-    from kerasseg.training.devices import choose_devices
+    """Return one step of `kerasseg train`; the first call traces it. `strategy` may end in ", --save-memory"."""
+    from kerasseg.training.devices import choose_devices, return_freed_memory
     from kerasseg.training.engine import Engine
 
+    strategy, _, saving = strategy.partition(", ")
+    if saving:
+        return_freed_memory()
     devices, name, data = choose_devices((), BATCH), precision(), batch(size)
     with devices.scope():
         model, adam = _network(filters, strategy, name, size), _optimizer(name)
-    engine = Engine(model, adam, devices=devices, batch_size=BATCH, **options)
+    engine = Engine(model, adam, devices=devices, batch_size=BATCH, save_memory=bool(saving), **options)
     return lambda: engine.train_step(data)
 
 
@@ -174,13 +178,18 @@ def results(*, quick: bool) -> list[Result]:
     filters, rounds = (16, 2) if quick else (64, 3)
     what, keras = title(filters), f"plain Keras, {precision()}"
     first = race(filters, ("aggressive", "conservative", *PYTORCH), rounds)
-    second = race(filters, ("aggressive", keras), rounds)
+    second = race(filters, ("aggressive", SAVING, keras), rounds)
     pair = second.costs["aggressive"], second.costs[keras]
     lines = [compared("training", f"aggressive, {what}", keras, *pair)]
     lines += memory("training", second, keras, what)
-    lines += against("training", first, [name for name in PYTORCH if name in first.costs], what)
+    there = [name for name in PYTORCH if name in first.costs]
+    lines += against("training", first, there, what)
     peaks = first.peak["aggressive"], first.peak["conservative"]
     lines.append(sized("training", f"peak memory, aggressive, {what}", "conservative", *peaks))
+    pair = second.costs[SAVING], second.costs["aggressive"]
+    lines.append(compared("training", f"{SAVING}, {what}", "without", *pair, goal=0))
+    for name, peak in {"without": second.peak["aggressive"], **{name: first.peak[name] for name in there}}.items():
+        lines.append(sized("training", f"peak memory with --save-memory, {what}", name, second.peak[SAVING], peak))
     return lines
 
 

@@ -72,6 +72,7 @@ TENSORFLOW_ALLOWED = {
     "kerasseg.training.engine",
     "kerasseg.training.batchnorm",
     "kerasseg.training.devices",
+    "kerasseg.training.recomputation",
     "kerasseg.workflows.train",
     "kerasseg.training.tensorboard",  # event files are TensorFlow's records of its own messages
     "kerasseg.checkpoints.savedmodel.open",

@@ -43,6 +43,7 @@ _OPTIONS = {
     "precision": "fp16 bf16 fp32 amp no-amp mixed-precision dtype half float16 bfloat16",
     "deterministic": "determinism reproducible benchmark",
     "xla": "jit jit-compile compile",
+    "save-memory": "remat gradient-checkpointing checkpointing low-memory",
     "augment": "aug augs augmentation augmentations data-augmentation transforms",
     "flip": "horizontal-flip hflip fliplr mirror",
     "flip-average": "tta test-time-augmentation disable-tta flip-tta mirroring",

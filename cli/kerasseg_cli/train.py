@@ -35,7 +35,7 @@ _AS_TYPED = (
     *("recalibrate_batchnorm", "encoder_rate_factor"),
     *("batchnorm_momentum", "learning_rate", "weight_decay", "l2"),
     *("clipnorm", "ema", "epochs", "steps", "batch_size", "balance", "train_on_positives", "guard", "seed"),
-    *("precision", "deterministic", "xla", "save_every", "cache"),
+    *("precision", "deterministic", "xla", "save_memory", "save_every", "cache"),
 )
 """Options whose values are settings without conversion."""
 
@@ -206,6 +206,9 @@ def train(
         bool, MACHINE("Make the weights depend only on the seed, bit for bit.", "--deterministic")
     ] = False,
     xla: Annotated[bool | None, MACHINE("Compile with XLA. [default: only on a single GPU]", "--xla/--no-xla")] = None,
+    save_memory: Annotated[
+        bool, MACHINE("On a processor, need less memory and more time, with the same result.", "--save-memory")
+    ] = False,
     save_every: Annotated[int | None, MACHINE("Steps between additional saved states.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -124,6 +124,7 @@ class TrainSettings(_Settings):
         devices: Names such as "GPU:0"; empty for all GPUs, or the CPU.
         deterministic: The same seed on the same machine gives the same weights, bit for bit.
         xla: Compile with XLA; None: only on a single GPU.
+        save_memory: On a processor, need less memory and more time, with the same result.
         ema: Decay of an exponential moving average of the weights, such as 0.999; None for none.
         save_every: Steps between saved states within an epoch; None saves only after epochs.
         cache: Where training slices are cached.
@@ -162,6 +163,7 @@ class TrainSettings(_Settings):
     devices: tuple[str, ...] = ()
     deterministic: bool = False
     xla: bool | None = None
+    save_memory: bool = False
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     save_every: Annotated[int, Field(ge=1)] | None = None
     cache: Literal["auto", "memory", "disk", "none"] = "auto"

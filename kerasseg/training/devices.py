@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -20,6 +21,9 @@ import tensorflow as tf
 from kerasseg.training.batchnorm import batchnorms
 from kerasseg.training.cluster import breakable, meet, patience
 from kerasseg_tfrecords.errors import UsageError
+
+_M_MMAP_THRESHOLD = -3
+"""Parameter of glibc's mallopt: the size from which memory is mapped on its own, and unmapped when it is freed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,16 @@ def _checked(name: str, known: Sequence[str]) -> str:
 def enable_determinism() -> None:
     """Make this process compute deterministically, at a cost in speed."""
     tf.config.experimental.enable_op_determinism()
+
+
+def return_freed_memory() -> None:
+    """Give the memory of freed tensors back to the system, at a cost in time. Call it before TensorFlow computes anything.
+
+    Otherwise TensorFlow keeps it for later tensors, and much of it in pieces that fit none of them.
+    """
+    os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # C libraries without mallopt
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def compute_capability() -> tuple[int, int] | None:

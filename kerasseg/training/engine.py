@@ -19,6 +19,7 @@ from kerasseg.metrics import slice_scores
 from kerasseg.training.batchnorm import batch_statistics, batchnorms, fused_batchnorm
 from kerasseg.training.devices import Devices, more_parts, out_of_memory, synchronized_batchnorm
 from kerasseg.training.events import Message
+from kerasseg.training.recomputation import recompute_activations
 from kerasseg.training.state import SliceTable
 from kerasseg_tfrecords.errors import KerassegError, UsageError
 
@@ -59,13 +60,15 @@ class Engine:
         ema: Decay of a moving average of the weights, (0, 1); None keeps none.
         xla: Whether to compile with XLA, which needs a single device; None: only on a single GPU.
         deterministic: Do not use XLA by default.
+        save_memory: Compute activations again in the backward pass instead of keeping them, on a single processor. Results
+            stay the same.
         on_message: Called when a batch is divided or XLA is turned off.
 
     Attributes:
         parts: Current number of parts.
 
     Raises:
-        UsageError: XLA under a strategy, or a batch that cannot be divided into parts.
+        UsageError: XLA under a strategy, a batch that cannot be divided into parts, or `save_memory` on other devices.
 
     Example:
         >>> import kerasseg
@@ -91,6 +94,7 @@ class Engine:
         ema: float | None = None,
         xla: bool | None = None,
         deterministic: bool = False,
+        save_memory: bool = False,
         on_message: Callable[[Message], None] | None = None,
     ) -> None:
         self.model, self.loss = model, DiceBCELoss() if loss is None else loss
@@ -104,6 +108,13 @@ class Engine:
             raise UsageError(
                 "a batch cannot be divided into these parts", found=parts, expected=f"a divisor of {self._share}"
             )
+        if save_memory and (xla or not (self._devices.device or "").startswith("/CPU")):
+            raise UsageError(
+                "save_memory needs a single processor, without XLA",
+                found=f"{self._devices.description}, XLA" if xla else self._devices.description,
+                remedy="Leave it out. Where a GPU's memory is short, batches are divided.",
+            )
+        self._save_memory = save_memory
         self._xla = (self._devices.gpu and self._strategy is None and not deterministic) if xla is None else xla
         self._xla_asked = bool(xla)
         self._tell = on_message or (lambda _: None)
@@ -396,7 +407,11 @@ class Engine:
             share = other / (self._devices.replicas * parts)
             total = ops.sum(values) / self.batch_size + share
             scaled = self.optimizer.scale_loss(total)
+        graph = tf.compat.v1.get_default_graph()
+        forward = len(graph.get_operations())
         gradients = tape.gradient(scaled, [v.value for v in self._trained])
+        if self._save_memory:
+            recompute_activations(graph, forward)
         gradients = [
             tf.zeros_like(v.value) if g is None else tf.convert_to_tensor(g)
             for g, v in zip(gradients, self._trained, strict=True)

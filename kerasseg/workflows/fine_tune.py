@@ -73,6 +73,7 @@ class Recipe(TypedDict, total=False):
     devices: Sequence[str]
     deterministic: bool
     xla: bool | None
+    save_memory: bool
     save_every: int | None
     cache: Literal["auto", "memory", "disk", "none"]
     memory_budget: int

@@ -46,6 +46,7 @@ from kerasseg.training.devices import (
     out_of_memory,
     peak_memory_mb,
     plain_batchnorm,
+    return_freed_memory,
 )
 from kerasseg.training.diagnostics import check_intensity, few_slices_message
 from kerasseg.training.engine import Engine
@@ -205,6 +206,8 @@ def _machines(settings: TrainSettings, manifest: Manifest, observers: Iterable[O
             observer(Message("note", "waiting", text))
     devices = None
     try:
+        if settings.save_memory:
+            return_freed_memory()
         devices = choose_devices(settings.devices, settings.batch_size)
         # Paths may differ between machines.
         options = settings.model_dump_json(exclude={"shards", "checkpoint", "cache", "memory_budget"})
@@ -394,6 +397,7 @@ class TrainingSession:
             ema=self.settings.ema,
             xla=self.settings.xla,
             deterministic=self.settings.deterministic,
+            save_memory=self.settings.save_memory,
             on_message=self.say,
         )
 

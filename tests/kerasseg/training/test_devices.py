@@ -6,6 +6,8 @@ import json
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -346,3 +348,25 @@ def test_what_tensorflow_says_is_told_in_a_line() -> None:
     assert "TensorFlow failed" in str(_translated(error, several=False))
     exhausted = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
     assert str(_translated(exhausted, several=True)).startswith("out of memory")
+
+
+@pytest.mark.rest
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' own figures")
+def test_freed_memory_is_returned():
+    script = """
+import re, tensorflow as tf
+from pathlib import Path
+from kerasseg.training.devices import return_freed_memory
+
+def resident():
+    return int(re.search(r"VmRSS:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+return_freed_memory()
+with tf.device("/CPU:0"):
+    tensors = [tf.fill([16 << 20], 1.0) for _ in range(4)]
+during = resident()
+del tensors
+print(during - resident())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) > 200
