@@ -34,7 +34,7 @@ __all__ = ["KnowsPlan", "best_trial", "collect_knows", "finished_folds", "train_
 _Strategy = tuple[str, str | None, tuple[str, ...]]
 _Kind = Literal["same", "shifted"]
 
-EPOCHS = 25
+EPOCHS, FINE_TUNED = 25, 10
 PRETRAINED = ("--strategy", "scratch", "--filters", "16", "--ema", "0.999")
 KINDS: tuple[_Kind, ...] = ("same", "shifted")
 
@@ -48,21 +48,24 @@ class KnowsPlan:
         folds, epochs: Of the cross-validations.
         same: Strategies with their rates and options, tried on heads that the checkpoint has never seen.
         shifted: The same, on these heads as another scanner would show them.
+        repeated: Those of `shifted` that `seeds` repeat.
+        seeds: Further seeds.
     """
 
     size: int = 96
     folds: int = 3
-    epochs: int = 10
+    epochs: int = FINE_TUNED
     same: tuple[_Strategy, ...] = (
         ("conservative", None, ()),
         ("scratch", None, ("--filters", "16")),
         ("aggressive", None, ()),
         ("conservative", "1e-5", ()),
         ("moderate", None, ()),
-        ("two-stage", None, ("--encoder", "vgg16")),
-        ("scratch", None, ("--encoder", "vgg16")),
+        ("scratch", None, ("--filters", "16", "--epochs", "40")),
         ("progressive", None, ()),
         ("two-stage", None, ()),
+        ("two-stage", None, ("--encoder", "vgg16")),
+        ("scratch", None, ("--encoder", "vgg16")),
     )
     shifted: tuple[_Strategy, ...] = (
         ("conservative", None, ("--recalibrate-batchnorm",)),
@@ -71,6 +74,8 @@ class KnowsPlan:
         ("aggressive", "1e-4", ()),
         ("scratch", None, ("--filters", "16")),
     )
+    repeated: tuple[_Strategy, ...] = (("conservative", None, ()), ("aggressive", "1e-4", ()))
+    seeds: tuple[int, ...] = (43, 44)
 
     @property
     def others(self) -> str:
@@ -91,9 +96,19 @@ class KnowsPlan:
         data = DataSet(self.shards(kind), ("figshare-mat",), self.size)
         epochs = ("--epochs", str(self.epochs))
         trunk = vgg16_trunk()
+        seeded = [(42, one) for one in getattr(self, kind)]
+        if kind == "shifted":
+            seeded += itertools.product(self.seeds, self.repeated)
         return [
-            Trial(data, name, rate, extra=(*extra, *epochs), trunk=trunk if "--encoder" in extra else None)
-            for name, rate, extra in getattr(self, kind)
+            Trial(
+                data,
+                name,
+                rate,
+                seed,
+                (*extra, *epochs[2 * ("--epochs" in extra) :]),
+                trunk if "--encoder" in extra else None,
+            )
+            for seed, (name, rate, extra) in seeded
             if trunk is not None or "--encoder" not in extra
         ]
 
@@ -162,7 +177,11 @@ def _start(shop: Workshop, plan: KnowsPlan, kind: _Kind) -> Start | None:
     untouched = read_evaluation(evaluations[-1])
     trials = plan.trials(kind)
     held = {trial: found for trial in trials if (found := finished_folds(shop, trial))}
-    dice = {label_of(trial): {s.slice_id: (s.after, s.group) for s in _slices(folds)} for trial, folds in held.items()}
+    dice = {
+        label_of(trial): {s.slice_id: (s.after, s.group) for s in _slices(folds)}
+        for trial, folds in held.items()
+        if trial.seed == 42
+    }
     return Start(
         untouched=tuple(
             StageFigures(
@@ -182,7 +201,8 @@ def _start(shop: Workshop, plan: KnowsPlan, kind: _Kind) -> Start | None:
                 _common(dice["conservative"], dice[first]), _common(dice[first], dice["conservative"])
             )
             for first in dice
-            if "conservative" in dice and first not in ("conservative", "scratch")  # too few epochs for fresh weights
+            if "conservative" in dice
+            and first not in ("conservative", "scratch")  # 10 epochs are too few for fresh weights
         },
     )
 
@@ -196,8 +216,10 @@ def finished_folds(shop: Workshop, trial: Trial) -> tuple[Path, ...]:
 def label_of(trial: Trial) -> str:
     """A trial as the page calls it: without the options that all have."""
     rate = [] if trial.rate is None else [f"at {trial.rate}"]
-    own = [] if "--filters" in trial.extra else trial.extra[:-2]
-    return " ".join([trial.strategy, *rate, *own])
+    own = trial.extra[2 * ("--filters" in trial.extra) :]
+    own = own[:-2] if own[-2:] == ("--epochs", str(FINE_TUNED)) else own
+    seed = [] if trial.seed == 42 else [f"seed {trial.seed}"]
+    return " ".join([trial.strategy, *rate, *own, *seed])
 
 
 def _first_fold(shop: Workshop, trial: Trial) -> tuple[float, ...]:

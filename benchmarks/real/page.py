@@ -40,7 +40,7 @@ def page_text(found: Figures) -> str:
         lstrip_blocks=True,
         autoescape=False,  # noqa: S701 - this is Markdown, for which `plain` escapes
     )
-    environment.filters.update(share=share, mean=mean, gain=gain, zip=zip)
+    environment.filters.update(share=share, signed="{:+.3f}".format, mean=mean, gain=gain, zip=zip)
     environment.globals.update(dict=dict, stages=_STAGES)
     template = environment.get_template("results.md.j2")
     return template.render(found=found, shown=pictured(found), groups=_groups(found))
