@@ -22,7 +22,7 @@ from kerasseg.checkpoints.identify import Kind, is_keras_3, kind_of, writer_name
 from kerasseg.checkpoints.provenance import Provenance, recorded, sha256_of
 from kerasseg.models.graph import Graph, Node, Shape
 from kerasseg_tfrecords.documents import parse_json
-from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.formats.weights import read_members
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def read_outline(path: Path) -> Outline | None:
             return _from_archive(path)
         return _from_hdf5(path) if kind is Kind.HDF5 else None
     # Whatever is unusual or damaged is opened, refused and explained by `open_checkpoint`.
-    except (_OtherNetworkError, KerassegError, OSError, RuntimeError):
+    except (_OtherNetworkError, KerassegError, OSError, RuntimeError) as error:
+        if isinstance(error.__cause__, DataError) and error.__cause__.kind == "crashed":
+            raise  # it would take as long again, or as much memory
         return None
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError):
         return None

@@ -17,6 +17,7 @@ import kerasseg
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.models.inspection import inspect_checkpoint, inspect_model
 from kerasseg.models.outline import read_outline
+from kerasseg_tfrecords.errors import CheckpointError, DataError
 
 NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "unet": lambda: kerasseg.unet((32, 32, 1), filters=4, depth=3),
@@ -25,6 +26,20 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "U-Net++": lambda: architectures.plus_plus(2)[0],
     "U-Net 3+": lambda: architectures.full_scale()[0],
 }
+
+
+def test_a_file_that_ends_its_reader_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, read = tmp_path / "net.h5", []
+    kerasseg.unet((32, 32, 1), filters=2, depth=2).save(file)
+
+    def send_weights(source: Path, *_: object) -> None:
+        read.append(source)
+        raise DataError("reading it takes too long", kind="crashed")
+
+    monkeypatch.setattr("kerasseg.checkpoints.hdf5.send_weights", send_weights)
+    with pytest.raises(CheckpointError, match="takes too long"):
+        inspect_checkpoint(file)
+    assert read == [file]
 
 
 @pytest.mark.rest
