@@ -24,6 +24,7 @@ from kerasseg_tfrecords.files import write_atomically
 # Approximate minutes on two idle cores.
 PARTS = {
     "startup": 2,
+    "commands": 6,
     "job": 12,
     "prepare": 2,
     "pipeline": 3,

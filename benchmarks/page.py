@@ -8,6 +8,7 @@ from benchmarks.result import Result, figure
 
 TITLES = {
     "startup": "Start-up",
+    "commands": "Whole commands",
     "job": "The whole job",
     "prepare": "Prepare",
     "pipeline": "Input",
