@@ -146,6 +146,10 @@ REASONS: dict[tuple[str, str], str] = {
         "a plain Keras",
     ): "it also looks for duplicates, hashes, saves states, searches for "
     "post-processing and computes intervals; four processes load TensorFlow.",
+    (
+        "predict, ",
+        "a script",
+    ): "it also compares the network with the original, checks names and counts tumours.",
     ("kerasseg --help", "Python alone"): "the bound is an interpreter that does nothing.",
     ("import kerasseg", "Python alone"): "the bound is an interpreter that does nothing.",
     ("prepare", "only reading"): "the bound is reading; prepare also resizes, normalises, finds duplicates, writes and "
@@ -159,14 +163,14 @@ REASONS: dict[tuple[str, str], str] = {
     ("network alone, mixed_bfloat16", "OpenVINO, bfloat16"): _OPENVINO,
     ("predict, mixed_bfloat16", "OpenVINO, int8"): _INT8,
     ("network alone, mixed_bfloat16", "OpenVINO, int8"): _INT8,
-    ("aggressive, step of 31 million parameters, float32", "PyTorch"): "both spend nine tenths of a step in the same "
+    ("aggressive, step of 31 million parameters, float32", "PyTorch"): "both spend most of a step in the same "
     "oneDNN convolutions.",
     (
         "prepare, workers",
         "local processes",
-    ): "an environment variable of Dask, which workers of `local:N` no longer get, "
-    "made arrays slower; not measured since.",
-    ("predict, workers", "one local process"): "tasks were no whole batches, which cost a third; not measured since.",
+    ): "results travel through the scheduler, one more process on the same cores.",
+    ("predict, workers", "one local process"): "a task reads its first batch before the network can start; on one "
+    "machine, more workers share its cores.",
     ("search for copies and split", "10,000 slices"): "hash tables no longer fit in the processor's caches.",
     ("peak memory of the caller", "10,000 slices"): "below 2 kB a slice: names, places and fingerprints of all.",
     ("step, ", "the fastest convolution"): _BEYOND,
@@ -194,11 +198,6 @@ REASONS: dict[tuple[str, str], str] = {
     "statistics in case memory runs out: milliseconds, where a real step takes seconds.",
     ("grey to 3 channels, cache in", "tf.data"): _LOCK,
     ("3 channels, cache in", "tf.data"): _LOCK,
-    (
-        "whole search",
-        "goal",
-    ): "it applies and scores every candidate of post-processing.",
-    ("whole search", "99 thresholds"): "the search also tries post-processing; the loop does not.",
 }
 
 
