@@ -13,8 +13,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.measure import ROOT, Cost, child_environment, costs, make_slices, rounds_of
 from benchmarks.result import Result, compared, show
 
@@ -25,17 +23,9 @@ GOALS = {"inspect": 2.0, "verify": 4.0, "doctor": 4.0}
 
 def loop(savedmodel: Path, slices: Path, out: Path) -> None:
     """Predict as a short script would."""
-    import tensorflow as tf
+    from benchmarks.prediction import by_signature, write_masks
 
-    from benchmarks.prediction import write_masks
-
-    signature = tf.saved_model.load(str(savedmodel)).signatures["serving_default"]
-    (name,) = signature.structured_input_signature[1]
-
-    def answer(batch: np.ndarray) -> np.ndarray:
-        return np.asarray(next(iter(signature(**{name: tf.constant(batch)}).values())))
-
-    write_masks(answer, sorted(slices.glob("*.mat")), out, 1)
+    write_masks(by_signature(savedmodel), sorted(slices.glob("*.mat")), out, 1)
 
 
 def process(*arguments: object) -> Callable[[], Cost]:

@@ -136,8 +136,8 @@ _BEYOND = (
     "shows what normalisation, activations, pooling, concatenation, loss and optimizer add."
 )
 _OPENVINO = (
-    "it computes the graph as a whole, TensorFlow one operation at a time; in bfloat16 its masks differ (Dice 0.984 over "
-    "308 slices), so that `predict --engine openvino` offers it in float32 only."
+    "it computes the graph as a whole, TensorFlow one operation at a time; in bfloat16 its masks differ (the tables "
+    "give the Dice), so that `predict --engine openvino` offers it in float32 only."
 )
 _INT8 = "8 bits, which change masks (Dice 0.88 with ours): not offered."
 REASONS: dict[tuple[str, str], str] = {
@@ -178,7 +178,10 @@ REASONS: dict[tuple[str, str], str] = {
     ("of it libraries", "plain Keras"): "includes Adam's moments, which Keras creates in the first step.",
     ("peak memory, aggressive", "conservative"): "ours with fewer gradients.",
     ("peak memory, aggressive", "PyTorch"): "the next two lines of the table divide it.",
-    ("peak memory with --save-memory", "PyTorch"): "TensorFlow's libraries take 400 MB more.",
+    (
+        "peak memory with --save-memory",
+        "PyTorch",
+    ): "TensorFlow's libraries take more, as the lines of the table before the first step show.",
     ("of it libraries", "PyTorch"): "TensorFlow and Keras before any computation, and Adam's moments.",
     ("of it added by training", "PyTorch"): "tensors that are alive at the same time, by TensorFlow's allocator.",
     (

@@ -74,20 +74,22 @@ def equal_pixels(one: Path, other: Path) -> tuple[float, float]:
     return same / total, both / either if either else 1.0
 
 
-def peers(savedmodel: Path, network: Any) -> dict[str, tuple[Answer, int]]:
-    """Return name -> (function, batch size) of the peers within this process."""
+def by_signature(savedmodel: Path) -> Answer:
+    """Return the function of a SavedModel that TensorFlow has loaded."""
     import tensorflow as tf
 
     signature = tf.saved_model.load(str(savedmodel)).signatures["serving_default"]
     (name,) = signature.structured_input_signature[1]
+    return lambda batch: np.asarray(next(iter(signature(**{name: tf.constant(batch)}).values())))
 
-    def by_signature(batch: np.ndarray) -> np.ndarray:
-        return np.asarray(next(iter(signature(**{name: tf.constant(batch)}).values())))
+
+def peers(savedmodel: Path, network: Any) -> dict[str, tuple[Answer, int]]:
+    """Return name -> (function, batch size) of the peers within this process."""
 
     def by_keras(batch: np.ndarray) -> np.ndarray:
         return np.asarray(network.predict(batch, verbose=0))
 
-    return {LOOP: (by_signature, 1), "Keras model.predict, batches": (by_keras, BATCH)}
+    return {LOOP: (by_signature(savedmodel), 1), "Keras model.predict, batches": (by_keras, BATCH)}
 
 
 def engines(network: Any, folder: Path) -> dict[str, tuple[str, str, bool]]:
