@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kerasseg.checkpoints.savedmodel.graph import sort_from
 from kerasseg_tfrecords.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -131,38 +132,32 @@ def has_graph(operation: Any) -> bool:
     return is_a(operation, "Model") and bool(getattr(operation, "outputs", None))
 
 
+def calls_for(model: keras.Model, targets: Iterable[Any]) -> list[Any]:
+    """Return the calls (Keras' nodes) that tensors of a model need, each after those that it depends on."""
+    given = {id(tensor) for tensor in model.inputs}
+
+    def made_by(tensors: Iterable[Any]) -> list[Any]:
+        histories = [tensor._keras_history for tensor in tensors if id(tensor) not in given]
+        return [operation._inbound_nodes[index] for operation, index, _ in histories]
+
+    return sort_from(made_by(targets), lambda call: made_by(call.input_tensors))
+
+
 def _walk(model: keras.Model, bound: list[int], prefix: str, nodes: list[Node]) -> list[int]:
     """Append the nodes of `model`, whose inputs are the nodes `bound`; return the nodes of its outputs."""
     known = {id(tensor): index for tensor, index in zip(model.inputs, bound, strict=True)}
-    for output in model.outputs:
-        # Depth first with an explicit stack, because deep encoders exceed Python's recursion limit.
-        stack = [output]
-        while stack:
-            tensor = stack[-1]
-            if id(tensor) in known:
-                stack.pop()
-                continue
-            operation, call_index, _ = tensor._keras_history
-            call = operation._inbound_nodes[call_index]
-            if not call.input_tensors:
-                raise CheckpointError(
-                    f"the model {model.name!r} is fed by {operation.name!r}, which is none of its inputs"
-                )
-            waiting = [parent for parent in call.input_tensors if id(parent) not in known]
-            if waiting:
-                stack.extend(reversed(waiting))
-                continue
-            parents = [known[id(parent)] for parent in call.input_tensors]
-            path = prefix + operation.name
-            if has_graph(operation):
-                results = _walk(operation, parents, path + "/", nodes)
-            else:
-                shapes = tuple(tuple(parent.shape) for parent in call.input_tensors)
-                made = tuple(call.output_tensors[0].shape)
-                node = Node(
-                    len(nodes), operation, path, tuple(parents), shapes, made, call.arguments, tuple(call.input_tensors)
-                )
-                nodes.append(node)
-                results = [node.index] * len(call.output_tensors)
-            known.update({id(made): index for made, index in zip(call.output_tensors, results, strict=True)})
+    for call in calls_for(model, model.outputs):
+        operation, tensors = call.operation, tuple(call.input_tensors)
+        if not tensors:
+            raise CheckpointError(f"the model {model.name!r} is fed by {operation.name!r}, which is none of its inputs")
+        parents = [known[id(parent)] for parent in tensors]
+        path = prefix + operation.name
+        if has_graph(operation):
+            results = _walk(operation, parents, path + "/", nodes)
+        else:
+            shapes = tuple(tuple(parent.shape) for parent in tensors)
+            made = tuple(call.output_tensors[0].shape)
+            results = [len(nodes)] * len(call.output_tensors)
+            nodes.append(Node(len(nodes), operation, path, tuple(parents), shapes, made, call.arguments, tensors))
+        known.update({id(made): index for made, index in zip(call.output_tensors, results, strict=True)})
     return [known[id(output)] for output in model.outputs]

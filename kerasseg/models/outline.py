@@ -20,6 +20,7 @@ import numpy as np
 from kerasseg.checkpoints.hdf5 import attribute_texts, open_hdf5, text_attribute
 from kerasseg.checkpoints.identify import Kind, is_keras_3, kind_of, writer_name
 from kerasseg.checkpoints.provenance import Provenance, recorded, sha256_of
+from kerasseg.checkpoints.savedmodel.graph import sort_from
 from kerasseg.models.graph import Graph, Node, Shape
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import DataError, KerassegError
@@ -221,29 +222,22 @@ def _graph(entries: Mapping[str, Any], layers: Mapping[str, Layer], inputs: list
         if entry["inbound_nodes"]
         for tensor in _tensors(entry)
     }
-    _require(len(inputs) == 1 and all(len(shape) == 4 for shape in shapes.values()))
-    _require(all(math.prod(n or 1 for n in shape) <= _LARGEST_MAP for shape in shapes.values()))
+    _require(all(len(shape) == 4 and math.prod(n or 1 for n in shape) <= _LARGEST_MAP for shape in shapes.values()))
+    sources = {
+        name: [tensor["keras_history"][0] for tensor in _tensors(entry)] if entry["inbound_nodes"] else []
+        for name, entry in entries.items()
+    }
+    _require(len(inputs) == 1 and inputs == [name for name, before in sources.items() if not before])
     nodes: list[Node] = []
     known: dict[str, int] = {}
-    for name in inputs:
+    for name in sort_from(outputs, sources.__getitem__):
+        incoming = tuple(shapes[source] for source in sources[name])
+        if incoming:
+            made = shapes.get(name) or _made(layers[name], incoming[0])
+        else:
+            made = tuple(entries[name]["config"]["batch_shape"])
         known[name] = len(nodes)
-        nodes.append(Node(len(nodes), layers[name], name, (), (), tuple(entries[name]["config"]["batch_shape"])))
-    waiting = list(reversed(outputs))
-    while waiting:
-        name = waiting[-1]
-        if name in known:
-            waiting.pop()
-            continue
-        sources = [tensor["keras_history"][0] for tensor in _tensors(entries[name])]
-        missing = [source for source in sources if source not in known]
-        if missing:
-            _require(len(waiting) <= len(entries) * len(entries))
-            waiting += reversed(missing)
-            continue
-        parents = tuple(known[source] for source in sources)
-        incoming = tuple(shapes[source] for source in sources)
-        made = shapes.get(name) or _made(layers[name], incoming[0])
-        known[name] = len(nodes)
+        parents = tuple(known[source] for source in sources[name])
         nodes.append(Node(len(nodes), layers[name], name, parents, incoming, made))
     _require(len(nodes) == len(entries))
     graph = Graph(tuple(nodes), (0,), tuple(dict.fromkeys(known[name] for name in outputs)))

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasseg.models.graph import flatten, has_graph
+from kerasseg.models.graph import calls_for, flatten, has_graph
 from kerasseg.models.layers import own_weights, with_inner
 from kerasseg_tfrecords.errors import CheckpointError
 
@@ -75,7 +75,8 @@ class _Replay:
         taken_in = [front(new) for new in inputs] if front else inputs
         known = {id(old): new for old, new in zip(model.inputs, taken_in, strict=True)}
         targets = [model.outputs[i] for i in wanted]
-        nodes, taken = _needed(model, targets)
+        nodes = calls_for(model, targets)
+        taken = {id(tensor) for tensor in (*targets, *(tensor for node in nodes for tensor in node.input_tensors))}
         for node in nodes:
             self._node(node, known, taken)
         results = [known[id(target)] for target in targets]
@@ -136,30 +137,6 @@ class _Replay:
             ]
             self.made[id(operation)] = self.model(operation, fresh, used)
         return self.made[id(operation)]
-
-
-def _needed(model: keras.Model, targets: list[Any]) -> tuple[list[Any], set[int]]:
-    """Return the calls that `targets` need, in execution order, and the `id`s of the used tensors."""
-    known = {id(tensor) for tensor in model.inputs}
-    taken = {id(target) for target in targets}
-    nodes: list[Any] = []
-    # An explicit stack, because deep networks exceed Python's recursion limit.
-    stack = list(reversed(targets))
-    while stack:
-        tensor = stack[-1]
-        if id(tensor) in known:
-            stack.pop()
-            continue
-        operation, index, _ = tensor._keras_history
-        node = operation._inbound_nodes[index]
-        waiting = [parent for parent in node.input_tensors if id(parent) not in known]
-        taken.update(id(parent) for parent in node.input_tensors)
-        if waiting:
-            stack.extend(reversed(waiting))
-            continue
-        nodes.append(node)
-        known.update(id(made) for made in node.output_tensors)
-    return nodes, taken
 
 
 def _carry_weights(old: Any, new: Any, replacement: Replacement | None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+
+_K = TypeVar("_K", bound=Hashable)
 
 VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 """Operations that represent a variable's value, since reads are skipped."""
@@ -70,10 +72,10 @@ class Graph:
         return Graph({key: self.nodes[key] for key in kept}, self.inputs, self.outputs)
 
 
-def sort_from(roots: Iterable[str], inputs: Callable[[str], Iterable[str]]) -> list[str]:
+def sort_from(roots: Iterable[_K], inputs: Callable[[_K], Iterable[_K]]) -> list[_K]:
     """Return the keys that the roots need, each after its inputs. Iterative, because graphs exceed Python's stack."""
-    done: dict[str, bool] = {}  # False while its inputs are being visited
-    order: list[str] = []
+    done: dict[_K, bool] = {}  # False while its inputs are being visited
+    order: list[_K] = []
     for root in roots:
         stack = [(root, False)]
         while stack:
