@@ -6,7 +6,6 @@ It belongs to `kerasseg.checkpoints`, but lies here so that the child process th
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -31,7 +30,7 @@ from kerasseg_tfrecords.isolation import isolated, working_on
 _SECONDS = 60
 _MAX_DEPTH = 64
 _MAX_OBJECTS = 1_000_000
-_MAX_TEXT = 1 << 26  # bytes of all text attributes together
+_MAX_TEXT = 1 << 26  # characters of all text attributes together
 _ALWAYS_FINE = 1 << 26  # bytes that a data set or a member may declare regardless of its stored size
 _MAX_EXPANSION = 200  # times the stored bytes; compressed float32 weights stay below 2, zeros reach 1000
 _MAX_MEMBERS = 10_000
@@ -135,14 +134,13 @@ def is_message(path: Path, kind: str, definitions: tuple[bytes, ...]) -> bool:
 
 
 @isolated
-def send_weights(source: Path, name: str, answer: Path, member: str | None = None) -> None:
-    """Check an HDF5 file and write its content to another file.
+def send_weights(source: Path, name: str, copy: Path, member: str | None = None) -> None:
+    """Check an HDF5 file and write its groups, numbers and text attributes to a new HDF5 file.
 
     Args:
         source: The file, or an archive that holds it.
         name: Its name in messages.
-        answer: The file to write: the length of a JSON header in 8 bytes; the header with the groups, text attributes, and
-            shape and type of each data set; then the numbers.
+        copy: The file to write.
         member: The name of the HDF5 file in the archive.
 
     Raises:
@@ -151,13 +149,13 @@ def send_weights(source: Path, name: str, answer: Path, member: str | None = Non
     working_on(name, _SECONDS)
     if member is not None:
         with _opened_archive(source) as archive:
-            source = answer.with_name("packed")
+            source = copy.with_name("packed")
             with temporary_space(), archive.open(member) as packed, source.open("wb") as out:
                 shutil.copyfileobj(packed, out, 1 << 20)
     try:
         # As a file object, so that relative external links have no folder to start from.
         with source.open("rb") as stream, h5py.File(stream, "r") as file:
-            _send(file, os.fstat(stream.fileno()).st_size, name, answer)
+            _send(file, os.fstat(stream.fileno()).st_size, name, copy)
     except DataError as error:
         details = {"found": error.found, "expected": error.expected}
         raise CheckpointError(error.what, path=name, remedy=_REMEDY, **details) from error
@@ -172,21 +170,20 @@ def send_weights(source: Path, name: str, answer: Path, member: str | None = Non
         raise CheckpointError("the HDF5 file is damaged", path=name, found=found, remedy=_AGAIN) from error
 
 
-def _send(file: h5py.File, size: int, name: str, answer: Path) -> None:
+def _send(file: h5py.File, size: int, name: str, copy: Path) -> None:
     groups, datasets = _look_over(file, size, name)
-    header = json.dumps(
-        {
-            "groups": [path for path, _ in groups],
-            "attributes": {path: found for path, item in (*groups, *datasets) if (found := dict(_texts(item)))},
-            "datasets": [(path, item.dtype.newbyteorder("=").str, list(item.shape or ())) for path, item in datasets],
-        }
-    ).encode()
-    if len(header) > _MAX_TEXT * 2:
-        raise _refused("its attributes are too long", name, found=f"{len(header)} bytes")
-    with temporary_space(), answer.open("wb") as out:
-        out.write(len(header).to_bytes(8, "little") + header)
+    left = _MAX_TEXT
+    with temporary_space(), h5py.File(copy, "w", libver="latest") as out:  # the layout without a limit on attributes
+        for path, _ in groups:
+            out.require_group(path or "/")
         for path, item in datasets:
-            out.write(read_numbers(item.id, f"`{path}`", name, max_values=1 << 40, opaque=True).tobytes())
+            out[path] = read_numbers(item.id, f"`{path}`", name, max_values=1 << 40, opaque=True)
+        for path, item in (*groups, *datasets):
+            for key, text in _texts(item):
+                left -= len(text) if isinstance(text, str) else sum(len(part) + 1 for part in text)
+                if left < 0:
+                    raise _refused("its attributes are too long", name, expected=f"at most {_MAX_TEXT} characters")
+                out[path or "/"].attrs[key] = text if isinstance(text, str) else np.array(text, h5py.string_dtype())
 
 
 def _look_over(
