@@ -85,11 +85,14 @@ def open_checkpoint(
             opened, record = _read(file, architecture, allow_partial=allow_partial, compare=compare)
         except OSError as error:
             raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        except RecursionError as error:
+            what = "the network has more steps in a row than Keras can build"
+            raise CheckpointError(what, path=source, expected="fewer than about 900") from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # Readers expect the structure that Keras writes; any other content may fail anywhere in them.
-            problem = "its content does not have the form that Keras writes"
-            found = f"{type(error).__name__}: {error}"[:200]
-            remedy = "The file is damaged or was edited: fetch it again."
+            problem = "it is damaged or of an unknown kind"
+            found = f"{type(error).__name__}: {str(error).strip()[:200]}"
+            remedy = "Copy or download it again. If the error remains, please report it."
             raise CheckpointError(problem, path=source, found=found, remedy=remedy) from error
         _check_purpose(opened.model)
         _check_numbers(opened.model)

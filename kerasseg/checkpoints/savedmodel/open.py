@@ -11,9 +11,10 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 
 from kerasseg.checkpoints.allowed import time_limit
-from kerasseg.checkpoints.identify import errors_about, refuse_pointer
+from kerasseg.checkpoints.identify import refuse_pointer
 from kerasseg.checkpoints.provenance import OpenedModel
 from kerasseg.checkpoints.savedmodel import signatures
 from kerasseg.checkpoints.savedmodel.allowed import check_arguments, check_operations
@@ -52,47 +53,23 @@ _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _INTEGERS = frozenset({"uint8", "int8", "uint16", "int16", "int32", "int64", "bool"})
 
 
-@dataclass(frozen=True)
-class Opened(OpenedModel):
-    """A SavedModel as a Keras model of float32, trainable layers; `unused` are variables such as an optimizer's."""
-
-    signature: str = ""
-    unused: tuple[str, ...] = ()
-
-
-def open_savedmodel(path: str | Path, *, compare: bool = True) -> Opened:
-    """Open a SavedModel as a native Keras model.
+def open_savedmodel(folder: Path, *, compare: bool = True) -> OpenedModel:
+    """Open a SavedModel as a Keras model of float32, trainable layers.
 
     Args:
-        path: The folder that contains `saved_model.pb`.
+        folder: The folder that contains `saved_model.pb`.
         compare: Whether to compare the original with the rebuilt network on random input.
 
     Raises:
         CheckpointError: The folder is not a valid SavedModel, contains operations that are not allowed or have no Keras
-            layer, or the rebuilt network computes different values.
-
-    Example:
-        ```python
-        opened = open_savedmodel("unet-export")
-        opened.model.get_layer("conv2d_19").trainable = False
-        ```
+            layer, or the rebuilt network computes different values. Damaged files may raise other errors, which
+            `open_checkpoint` explains.
     """
-    folder = Path(path)
-    with errors_about(folder):
-        try:
-            with time_limit(_SECONDS):
-                return _open(folder, compare=compare)
-        except RecursionError as error:
-            what = "the network has more steps in a row than Keras can build"
-            raise CheckpointError(what, expected="fewer than about 900") from error
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # A damaged file can fail in many more ways than have a message of their own.
-            found = f"{type(error).__name__}: {str(error).strip()[:200]}"
-            remedy = f"{FETCH_AGAIN}. If the error remains, please report it"
-            raise CheckpointError("the graph is damaged or of an unknown kind", found=found, remedy=remedy) from error
+    with time_limit(_SECONDS):
+        return _open(folder, compare=compare)
 
 
-def _open(folder: Path, *, compare: bool) -> Opened:
+def _open(folder: Path, *, compare: bool) -> OpenedModel:
     saved_model = _read(folder)
     chosen = signatures.choose_graph(saved_model)
     signature = signatures.choose_signature(chosen)
@@ -124,20 +101,15 @@ def _open(folder: Path, *, compare: bool) -> Opened:
         notes.extend(found.remarks())
         largest = found.outputs
     values.check_the_rest()
-    # Keras 3 stores every variable twice, under two keys with the same name.
-    used = {variables[k].name for k in rebuilt.used}
-    unused = sorted({names.get(k, k) for k in values.stored if k != _OBJECT_GRAPH} - used)
     writer = signatures.writer_of(chosen, folder)
-    return Opened(rebuilt.model, writer, "SavedModel", tuple(notes), largest, signature.name, tuple(unused))
+    return OpenedModel(rebuilt.model, writer, "SavedModel", tuple(notes), largest)
 
 
 def _read(folder: Path) -> Any:
     file = folder / "saved_model.pb"
     if not file.is_file():
-        if (folder / "saved_model.pbtxt").is_file():
-            expected = "saved_model.pb"
-            raise CheckpointError("the SavedModel is in text form", found="saved_model.pbtxt", expected=expected)
-        raise CheckpointError("not a SavedModel", expected="a folder that holds saved_model.pb")
+        expected = "saved_model.pb"
+        raise CheckpointError("the SavedModel is in text form", found="saved_model.pbtxt", expected=expected)
     size = file.stat().st_size
     if size > MAX_GRAPH:
         raise CheckpointError("the graph file is too large", path=file, found=f"{size:,} bytes")
@@ -157,30 +129,22 @@ def _read(folder: Path) -> Any:
         raise CheckpointError("the graph is damaged", path=file, found=found, remedy=FETCH_AGAIN)
     message = kind.FromString(file.read_bytes())
     what = "the graph is too large"
-    if (operations := _operations(message)) > MAX_OPERATIONS:
-        expected = f"at most {MAX_OPERATIONS:,}"
-        raise CheckpointError(what, path=file, found=f"{operations:,} operations", expected=expected)
-    if size > MAX_DESCRIPTION and size - _constants(message) > MAX_DESCRIPTION:
+    if sum(1 + len(nodes) for nodes in islice(_bodies(message), MAX_OPERATIONS + 1)) > MAX_OPERATIONS:
+        raise CheckpointError(what, path=file, found=f"more than {MAX_OPERATIONS:,} operations")
+    # Most of a frozen network are the values of constants.
+    constants = (
+        n.attr["value"].tensor for nodes in _bodies(message) for n in nodes if n.op == "Const" and "value" in n.attr
+    )
+    if size > MAX_DESCRIPTION and size - sum(len(c.tensor_content) for c in constants) > MAX_DESCRIPTION:
         raise CheckpointError(what, path=file, found=f"more than {MAX_DESCRIPTION:,} bytes besides constants")
     return message
 
 
-def _operations(message: Any) -> int:
-    """Count the operations and functions of a SavedModel, at least until there are too many."""
-    count = 1000 * len(message.meta_graphs)
-    for graph in message.meta_graphs if count <= MAX_OPERATIONS else ():
-        functions = graph.graph_def.library.function
-        count += len(graph.graph_def.node) + len(functions)
-        count += sum(len(f.node_def) for f in functions) if count <= MAX_OPERATIONS else 0
-    return count
-
-
-def _constants(message: Any) -> int:
-    """Return the number of bytes of the values of constants, which are most of a frozen network."""
-    definitions = [graph.graph_def for graph in message.meta_graphs]
-    parts = [*(d.node for d in definitions), *(f.node_def for d in definitions for f in d.library.function)]
-    constants = (n for nodes in parts for n in nodes if n.op == "Const" and "value" in n.attr)
-    return sum(len(n.attr["value"].tensor.tensor_content) for n in constants)
+def _bodies(message: Any) -> Iterator[Any]:
+    """Yield the operations of each graph and each function."""
+    for graph in message.meta_graphs:
+        yield graph.graph_def.node
+        yield from (function.node_def for function in graph.graph_def.library.function)
 
 
 class _Values:

@@ -22,8 +22,8 @@ from tensorflow.core.framework import function_pb2
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
 from kerasseg.checkpoints.allowed import words
+from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.savedmodel.allowed import ELSEWHERE, INITIALISER, NETWORK
-from kerasseg.checkpoints.savedmodel.open import open_savedmodel
 from kerasseg_tfrecords.errors import CheckpointError
 from tests.savedmodels import add_node, edited, export, network_function
 
@@ -116,7 +116,7 @@ def test_what_runs_when_the_network_is_called(name: str, tmp_path: Path) -> None
     tf.saved_model.save(module, str(folder), signatures=module.serve)
 
     with pytest.raises(CheckpointError, match="operations that are not allowed; nothing was run") as caught:
-        open_savedmodel(folder)
+        open_checkpoint(folder)
     assert name.split()[0] in str(caught.value)
     assert str(folder) in str(caught.value)
     assert not mark.exists()
@@ -212,7 +212,7 @@ def test_what_stands_where_nobody_looks(where: Callable[[Any, Path], None], copy
     with edited(copy) as message:
         where(message.meta_graphs[0], mark)
     with pytest.raises(CheckpointError, match=r"WriteFile at 'evil' in .*: it writes a file") as caught:
-        open_savedmodel(copy)
+        open_checkpoint(copy)
     assert PLANTED[where] in str(caught.value)
     assert not mark.exists()
 
@@ -243,7 +243,7 @@ def test_a_lookup_table_that_reads_a_file_is_refused(tmp_path: Path) -> None:
     module.serve = serve
     tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
     with pytest.raises(CheckpointError, match=r"HashTableV2 at .*an initialiser: it looks words up"):
-        open_savedmodel(tmp_path / "m")
+        open_checkpoint(tmp_path / "m")
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/../../b", "C:\\x", "..\\x"])
@@ -251,7 +251,7 @@ def test_assets_that_climb_out_are_refused(name: str, copy: Path) -> None:
     with edited(copy) as message:
         message.meta_graphs[0].asset_file_def.add().filename = name
     with pytest.raises(CheckpointError, match="an asset of the SavedModel is outside its folder"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def test_no_list_holds_what_touches_the_world() -> None:
@@ -287,7 +287,7 @@ def test_a_function_that_calls_itself_is_refused(copy: Path) -> None:
         node.attr.clear()
         node.attr["f"].func.name = function.signature.name
     with pytest.raises(CheckpointError, match="calls itself"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def test_functions_that_double_at_each_level_are_refused(copy: Path) -> None:
@@ -311,7 +311,7 @@ def test_functions_that_double_at_each_level_are_refused(copy: Path) -> None:
         node.attr.clear()
         node.attr["f"].func.name = "level_29"
     with pytest.raises(CheckpointError, match="the graph is too large"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def test_a_constant_of_a_terabyte_is_refused(copy: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_constant_of_a_terabyte_is_refused(copy: Path) -> None:
         for _ in range(3):
             tensor.tensor_shape.dim.add().size = 10_000
     with pytest.raises(CheckpointError, match=r"does not fit its bytes|invalid shape"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def test_an_output_of_a_terabyte_is_refused(copy: Path) -> None:
@@ -332,7 +332,7 @@ def test_an_output_of_a_terabyte_is_refused(copy: Path) -> None:
             if node.op == "Const" and "Repeat" in node.name and node.name.endswith("repeats"):
                 node.attr["value"].tensor.int_val[:] = [9_999]
     with pytest.raises(CheckpointError, match="its output is too large"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def test_a_stride_that_crashes_tensorflow_is_refused(copy: Path) -> None:
@@ -343,7 +343,7 @@ def test_a_stride_that_crashes_tensorflow_is_refused(copy: Path) -> None:
             if node.name in slices:
                 node.attr["value"].tensor.int_val[:] = [2**31 - 1]
     with pytest.raises(CheckpointError, match="StridedSlice .*has invalid arguments"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def tensor(values: Any) -> Callable[[Any], None]:
@@ -409,7 +409,7 @@ def test_a_few_operations_cannot_take_all_time_or_memory(amplified: Callable[[An
         name = amplified(function)
         kernel_of(function)[0].input[1] = name
     with pytest.raises(CheckpointError, match="constants that take too long to compute|cannot be rebuilt"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def test_a_file_of_empty_operations_is_refused_before_it_fills_the_memory(
@@ -425,11 +425,11 @@ def test_a_file_of_empty_operations_is_refused_before_it_fills_the_memory(
 
     write(1_000_001)
     with pytest.raises(CheckpointError, match="the graph is too large"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
     monkeypatch.setattr("kerasseg_tfrecords.isolation._limit", 1 << 29)
     write(10_000_000)
     with pytest.raises(CheckpointError, match="memory"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def varint(number: int) -> bytes:
@@ -452,7 +452,7 @@ def table(entries: list[tuple[int, bytes, bytes]]) -> bytes:
 def test_rebuilding_has_a_time_limit(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kerasseg.checkpoints.savedmodel.open._SECONDS", 0.01)
     with pytest.raises(CheckpointError, match=r"building the network takes more than 0\.01 s"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def test_names_that_share_their_beginning_cannot_fill_the_memory(copy: Path) -> None:
@@ -462,7 +462,7 @@ def test_names_that_share_their_beginning_cannot_fill_the_memory(copy: Path) -> 
     for length, count in ((1 << 20, 1000), (4000, 10_000)):
         index.write_bytes(table([header, (0, b"a" * length, b""), *[(length, b"b", b"")] * count]))
         with pytest.raises(CheckpointError, match=r"ValueError: (a name of|the names of variables are too long)"):
-            open_savedmodel(copy)
+            open_checkpoint(copy)
 
 
 def test_texts_beyond_the_bytes_of_a_variable_are_refused(copy: Path) -> None:
@@ -476,7 +476,7 @@ def test_texts_beyond_the_bytes_of_a_variable_are_refused(copy: Path) -> None:
         table([(0, b"", b"\x08\x01"), (0, b"a", entry.SerializeToString())])
     )
     with pytest.raises(CheckpointError, match="invalid shape"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def test_other_numbers_than_in_the_file_are_noticed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,29 +487,30 @@ def test_other_numbers_than_in_the_file_are_noticed(copy: Path, monkeypatch: pyt
     monkeypatch.setitem(layers.WEIGHTED, "batch_norm", lambda b, node: rule(b, node) * 1.001)
     monkeypatch.setattr("kerasseg.checkpoints.savedmodel.open.WEIGHTED", layers.WEIGHTED)
     with pytest.raises(CheckpointError, match=r"computes different values .* begins at .*batch_normalization"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 def test_what_is_missing_is_named(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a SavedModel"):
-        open_savedmodel(tmp_path)
-    (tmp_path / "saved_model.pbtxt").write_text("")
+    (tmp_path / "text").mkdir()
+    with pytest.raises(CheckpointError, match="the folder is empty"):
+        open_checkpoint(tmp_path / "text")
+    (tmp_path / "text" / "saved_model.pbtxt").write_text("")
     with pytest.raises(CheckpointError, match="in text form"):
-        open_savedmodel(tmp_path)
+        open_checkpoint(tmp_path / "text")
     data = copy / "variables" / "variables.data-00000-of-00001"
     whole = data.read_bytes()
     data.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="are cut off"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
     data.write_bytes(whole[:-40] + bytes(40))
     with pytest.raises(CheckpointError, match="a checksum that does not match"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
     data.unlink()
     with pytest.raises(CheckpointError, match="values of variables are missing"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
     shutil.rmtree(copy / "variables")
     with pytest.raises(CheckpointError, match="the variables of the SavedModel are missing"):
-        open_savedmodel(copy)
+        open_checkpoint(copy)
 
 
 @settings(max_examples=40)
@@ -519,7 +520,7 @@ def test_cut_files_are_damaged_files(honest: Path, tmp_path_factory: Any, part: 
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(b"" if empty else data[: int(len(data) * part)])
     with pytest.raises(CheckpointError):
-        open_savedmodel(folder)
+        open_checkpoint(folder)
 
 
 @settings(max_examples=60)
@@ -533,4 +534,4 @@ def test_changed_bytes_are_noticed_or_harmless(honest: Path, tmp_path_factory: A
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     file.write_bytes(content)
     with contextlib.suppress(CheckpointError):
-        open_savedmodel(folder, compare=False)
+        open_checkpoint(folder, compare=False)

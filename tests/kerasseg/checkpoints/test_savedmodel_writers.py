@@ -13,6 +13,7 @@ from keras import layers as L  # noqa: N812
 
 import kerasseg
 from kerasseg.checkpoints.savedmodel.open import open_savedmodel
+from kerasseg.checkpoints.savedmodel.signatures import choose_signature
 from kerasseg_tfrecords.errors import CheckpointError
 from tests.savedmodels import edited
 
@@ -108,7 +109,6 @@ def by_hand(tmp_path: Path) -> Path:
 
 def test_a_module_by_hand(by_hand: Path) -> None:
     opened = open_savedmodel(by_hand)
-    assert opened.signature == "predict"
     assert opened.writer.startswith("TensorFlow SavedModel")
     assert str(opened.model.inputs[0].dtype) == "uint8"
     images = np.random.default_rng(3).integers(0, 256, (2, 20, 24, 3)).astype("uint8")
@@ -155,7 +155,8 @@ def test_which_signature(by_hand: Path) -> None:
     with edited(by_hand) as message:
         signatures = message.meta_graphs[0].signature_def
         signatures["serving_default"].CopyFrom(signatures["predict"])
-    assert open_savedmodel(by_hand, compare=False).signature == "serving_default"
+        assert choose_signature(message.meta_graphs[0]).name == "serving_default"
+    open_savedmodel(by_hand, compare=False)
     with edited(by_hand) as message:
         message.meta_graphs[0].signature_def.clear()
     with pytest.raises(CheckpointError, match=r"has no signature to call"):
