@@ -145,12 +145,6 @@ def ordered_like(model: keras.Model, stored: Sequence[StoredLayer]) -> dict[str,
 _MOST_LINES = 12
 
 
-class PartialMatchError(CheckpointError):
-    """The weights do not fill the network, or the network does not use all of them; `report` has its layers."""
-
-    report: LoadReport
-
-
 def is_weights_only(file: h5py.File) -> bool:
     """Return whether an HDF5 file has the layout of Keras weights and no network."""
     if "model_config" in file.attrs:
@@ -267,18 +261,13 @@ def _best_match(model: keras.Model, file: h5py.Group, stored: Mapping[str, Store
     return max((files.match(model, c) for c in candidates), key=lambda m: (m.report.complete, m.report.parameters))
 
 
-def _partial(report: LoadReport) -> PartialMatchError:
-    lines = report.lines()
-    shown = lines[: _MOST_LINES + 1]
-    if len(lines) > len(shown):
-        shown.append(f"and {len(lines) - len(shown)} more")
-    error = PartialMatchError(
-        "the weights do not fit the network"
-        if report.loaded
-        else "no layer of the network has its weights in the file",
-        found="; ".join(shown),
-        remedy="Name the right network with --architecture"
-        + (", or take what fits with --allow-partial." if report.loaded else "."),
-    )
-    error.report = report
-    return error
+def _partial(report: LoadReport) -> CheckpointError:
+    head, *lines = report.lines()
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    found = "; ".join([head, *lines[:_MOST_LINES], *more])
+    remedy = "Name the right network with --architecture"
+    if not report.loaded:
+        what = "no layer of the network has its weights in the file"
+        return CheckpointError(what, found=found, remedy=f"{remedy}.")
+    remedy += ", or take what fits with --allow-partial."
+    return CheckpointError("the weights do not fit the network", found=found, remedy=remedy)

@@ -17,7 +17,6 @@ from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.provenance import provenance
 from kerasseg.checkpoints.stored import match, read_by_name
 from kerasseg.checkpoints.variants import named_arguments
-from kerasseg.checkpoints.weights_only import PartialMatchError
 from kerasseg.models.unet import unet
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 
@@ -186,17 +185,15 @@ def test_a_partial_match_is_reported_layer_by_layer(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:  # and one layer that the network does not have
         file.copy("a_norm", "gone")
         file.attrs["layer_names"] = [*map(str, file.attrs["layer_names"]), "gone"]
-    with pytest.raises(PartialMatchError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path, architecture=other)
-    report = caught.value.report
-    assert report.loaded == ("a_conv", "a_norm")
-    assert report.missing == ("extra",)
-    assert report.unexpected == ("gone",)
-    assert [name for name, *_ in report.wrong_shape] == ["a_head"]
     for words in (
+        "the weights do not fit the network",
+        "2 layers loaded",
+        "1 missing, 1 unexpected, 1 of wrong shape",
         "missing in the file: extra",
         "unexpected in the file: gone",
-        "1x1x3x1, 1, file 1x1x2x1, 1",
+        "wrong shape: a_head (network 1x1x3x1, 1, file 1x1x2x1, 1",
         "--allow-partial",
     ):
         assert words in str(caught.value)
@@ -217,7 +214,7 @@ def test_nothing_that_fits_is_an_error_even_where_partial_is_allowed(tmp_path: P
     filled(small("a", filters=2)).save_weights(path)
     inputs = keras.Input((8, 8, 3))
     other = keras.Model(inputs, keras.layers.Conv2D(7, 5, name="other")(inputs))
-    with pytest.raises(PartialMatchError, match="no layer of the network has its weights in the file"):
+    with pytest.raises(CheckpointError, match="no layer of the network has its weights in the file"):
         open_checkpoint(path, architecture=other, allow_partial=True)
 
 
