@@ -17,7 +17,7 @@ from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_h5, open_keras, open_weights_in
 from kerasseg.checkpoints.provenance import OpenedModel, Provenance, attach, provenance, recorded_beside, sha256_of
-from kerasseg.checkpoints.stored import leaves, nested
+from kerasseg.checkpoints.stored import leaves
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 from kerasseg_tfrecords.errors import CheckpointError
@@ -150,7 +150,7 @@ def _thaw(model: keras.Model) -> tuple[str, ...]:
     """Make every layer trainable: `freeze` decides what is frozen, not the saved file."""
     frozen = [layer for _, layer in leaves(model) if not layer.trainable]
     # One by one: a network's setter does not reach its layers where the network already has that value.
-    for layer in (*nested(model), *frozen):
+    for layer in model._flatten_layers():
         layer.trainable = True
     count = sum(bool(layer.weights) for layer in frozen)
     return (f"{count} layers were saved frozen and are trainable now",) if count else ()

@@ -198,14 +198,6 @@ def leaves(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.la
             yield f"{prefix}{layer.name}", layer
 
 
-def nested(model: keras.Model) -> Iterator[keras.Model]:
-    """Yield a network and the networks nested in it, outermost first."""
-    yield model
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from nested(layer)
-
-
 @dataclass(frozen=True)
 class Match:
     """The stored weights of each layer that fits, in the layer's order, before any are assigned."""

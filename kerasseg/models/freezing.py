@@ -16,8 +16,9 @@ from typing import Any
 
 import keras
 
+from kerasseg.checkpoints.stored import leaves
 from kerasseg.models.blocks import Blocks, find_blocks
-from kerasseg.models.layers import all_layers, fixed_weights, leaves, own_weights, restless, set_trainable, with_inner
+from kerasseg.models.layers import all_layers, fixed_weights, own_weights, restless, set_trainable, with_inner
 from kerasseg.recipe import STRATEGIES, frozen_encoder_blocks
 from kerasseg_tfrecords.errors import UsageError
 
@@ -160,7 +161,7 @@ def freeze(model: keras.Model, what: str | Sequence[str], *, freeze_batchnorm: b
     model.train_function = None
 
     in_blocks = {id(layer) for block in blocks for layer in with_inner(block.layers)}
-    other = [layer for layer in leaves(model) if id(layer) not in in_blocks and layer.weights]
+    other = [layer for _, layer in leaves(model) if id(layer) not in in_blocks and layer.weights]
     groups = [(block.name, tuple(block.layers)) for block in blocks] + ([("other", tuple(other))] if other else [])
     return FreezeReport(
         what=patterns,

@@ -50,15 +50,6 @@ def trainable_restored(model: keras.Model) -> Iterator[None]:
             variable.trainable = trainable
 
 
-def leaves(model: keras.Model) -> list[Any]:
-    """Return the layers of a model and its nested models, each once."""
-    found: dict[int, Any] = {}
-    for layer in model.layers:
-        for leaf in leaves(layer) if isinstance(layer, keras.Model) else [layer]:
-            found[id(leaf)] = leaf
-    return list(found.values())
-
-
 def all_layers(model: Any) -> list[Any]:
     """Return every layer and nested model below `model`, including those inside wrappers, each once."""
     return list({id(layer): layer for layer in model._flatten_layers(include_self=False, recursive=True)}.values())
