@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -22,29 +21,15 @@ from kerasseg_tfrecords.errors import UsageError
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """Where a kind of convolution keeps its kernel.
-
-    Attributes:
-        kind: The layer's class; derived classes count if they compute the same.
-        scaled: Name of the kernel that makes the output channels.
-        scale: Multiplies that kernel by a number for each output channel.
-    """
-
-    kind: type[Any]
-    scaled: str
-    scale: Callable[[Array, Array], Array]
-
-
-_KINDS = (
+#: Kind of a convolution -> the kernel that makes its output channels, and what multiplies it by a number for each of these.
+_KERNELS: dict[type[Any], tuple[str, Callable[[Array, Array], Array]]] = {
     # A depthwise kernel is (rows, columns, channels, multiplier); output channels run over the last two.
-    _Kind(layers.DepthwiseConv2D, "kernel", lambda kernel, by: kernel * by.reshape(kernel.shape[2:])),
-    _Kind(layers.SeparableConv2D, "pointwise_kernel", lambda kernel, by: kernel * by),
+    layers.DepthwiseConv2D: ("kernel", lambda kernel, by: kernel * by.reshape(kernel.shape[2:])),
+    layers.SeparableConv2D: ("pointwise_kernel", lambda kernel, by: kernel * by),
     # A transposed kernel is (rows, columns, filters, channels).
-    _Kind(layers.Conv2DTranspose, "kernel", lambda kernel, by: kernel * by[:, None]),
-    _Kind(layers.Conv2D, "kernel", lambda kernel, by: kernel * by),
-)
+    layers.Conv2DTranspose: ("kernel", lambda kernel, by: kernel * by[:, None]),
+    layers.Conv2D: ("kernel", lambda kernel, by: kernel * by),
+}
 
 
 def fold_batchnorm(model: keras.Model) -> keras.Model:
@@ -96,17 +81,14 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
     return rebuild(model, tuple(model.inputs[0].shape[1:]), replacements=replacements)
 
 
-def _kind_of(operation: Any) -> _Kind | None:
+def _kind_of(operation: Any) -> type[Any] | None:
     """Return the kind of a convolution; None for other layers and for convolutions that cannot be folded."""
-    for kind in _KINDS:
-        if isinstance(operation, kind.kind):
-            # A changed `call` may do anything, and a quantised layer has no float kernel to multiply.
-            computes_alike = type(operation).call is kind.kind.call and not getattr(
-                operation, "quantization_mode", None
-            )
-            plain = operation.activation is keras.activations.linear and not getattr(operation, "lora_enabled", False)
-            return kind if computes_alike and plain else None
-    return None
+    kind = next((kind for kind in _KERNELS if isinstance(operation, kind)), None)
+    # A changed `call` may do anything, and a quantised layer has no float kernel to multiply.
+    if kind is None or type(operation).call is not kind.call or getattr(operation, "quantization_mode", None):
+        return None
+    plain = operation.activation is keras.activations.linear and not getattr(operation, "lora_enabled", False)
+    return kind if plain else None
 
 
 def _rests(node: Node) -> bool:
@@ -123,7 +105,7 @@ def _same_axis(convolution: Any, node: Node) -> bool:
     return axis % rank == (1 if convolution.data_format == "channels_first" else rank - 1)
 
 
-def _fold(convolution: Any, norm: Any, kind: _Kind) -> Replacement:
+def _fold(convolution: Any, norm: Any, kind: type[Any]) -> Replacement:
     # In double precision, so that only the rounding of the network itself remains.
     mean, variance = _values(norm.moving_mean), _values(norm.moving_variance)
     by = 1.0 / np.sqrt(variance + norm.epsilon)
@@ -131,12 +113,13 @@ def _fold(convolution: Any, norm: Any, kind: _Kind) -> Replacement:
         by = by * _values(norm.gamma)
     bias = _values(convolution.bias) if convolution.use_bias else np.zeros_like(mean)
     shifted = (bias - mean) * by + (_values(norm.beta) if norm.center else 0.0)
+    scaled, scale = _KERNELS[kind]
     weights = []
     for variable in convolution.weights:
         if convolution.use_bias and variable is convolution.bias:
             continue
         value = _values(variable)
-        weights.append(kind.scale(value, by) if variable is getattr(convolution, kind.scaled) else value)
+        weights.append(scale(value, by) if variable is getattr(convolution, scaled) else value)
 
     def make() -> Any:
         return type(convolution).from_config({**convolution.get_config(), "use_bias": True})

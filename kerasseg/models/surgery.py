@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasseg.models.graph import calls_for, flatten, has_graph
+from kerasseg.models.graph import calls_for, flatten, has_graph, is_a
 from kerasseg.models.layers import own_weights, with_inner
 from kerasseg_tfrecords.errors import CheckpointError
 
@@ -159,18 +159,9 @@ def _carry_weights(old: Any, new: Any, replacement: Replacement | None) -> None:
 
 # Layers that treat all channels alike and keep their number.
 _BLIND = (
-    layers.ZeroPadding2D,
-    layers.Cropping2D,
-    layers.Resizing,
-    layers.UpSampling2D,
-    layers.MaxPooling2D,
-    layers.AveragePooling2D,
-    layers.Dropout,
-    layers.SpatialDropout2D,
-    layers.GaussianNoise,
-    layers.Activation,
-    layers.Identity,
-)
+    "ZeroPadding2D", "Cropping2D", "Resizing", "UpSampling2D", "MaxPooling2D", "AveragePooling2D", "Dropout",
+    "SpatialDropout2D", "GaussianNoise", "Activation", "Identity",
+)  # fmt: skip
 
 
 def first_kernels(
@@ -195,7 +186,7 @@ def first_kernels(
                 kernel = np.asarray(ops.convert_to_numpy(layer.kernel))
                 rest = [np.asarray(ops.convert_to_numpy(v)) for v in layer.weights[1:]]
                 found[id(layer)] = (layer, Replacement(weights=[change(kernel), *rest]))
-            elif isinstance(layer, _BLIND) or (
+            elif is_a(layer, *_BLIND) or (
                 isinstance(layer, layers.Rescaling) and np.ndim(layer.scale) == np.ndim(layer.offset) == 0
             ):
                 if child not in seen:
