@@ -7,8 +7,8 @@ computed from; the decoder is what follows the first upsampling. `docs/blocks.md
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kerasseg.models.graph import Graph, Node, flatten
@@ -98,7 +98,6 @@ class Blocks:
     decoder: tuple[Block, ...]
     head: Block
     skips: tuple[Skip, ...] = ()
-    _by_layer: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Return a table with one line per block."""
@@ -110,14 +109,6 @@ class Blocks:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
         return "\n".join(lines)
-
-    def __post_init__(self) -> None:
-        names: dict[str, dict[str, None]] = {}
-        for block in self:
-            for layer, path in zip(block.layers, block.paths or [x.name for x in block.layers], strict=True):
-                for name in {layer.name, path}:
-                    names.setdefault(name, {})[block.name] = None
-        object.__setattr__(self, "_by_layer", {name: tuple(blocks) for name, blocks in names.items()})
 
     def __iter__(self) -> Iterator[Block]:
         """Yield `encoder_1`..`encoder_n`, `bottleneck`, `decoder_n`..`decoder_1`, `head`."""
@@ -149,16 +140,16 @@ class Blocks:
         Raises:
             UsageError: There is no such layer, or several blocks have layers of that name.
         """
-        found = self._by_layer.get(layer_name, ())
+        found = [b for b in self if layer_name in b.paths or layer_name in [layer.name for layer in b.layers]]
         if not found:
             raise UsageError("no such layer in the network", found=layer_name)
         if len(found) > 1:
             raise UsageError(
                 f"layers named {layer_name!r} are in several blocks",
-                found=" ".join(found),
+                found=" ".join(block.name for block in found),
                 remedy="Give the layer's path, for instance backbone/conv1.",
             )
-        return self[found[0]]
+        return found[0]
 
 
 def find_blocks(model: keras.Model | Graph) -> Blocks:
