@@ -14,7 +14,6 @@ from kerasseg.models.heads import (
     Head,
     Output,
     Plan,
-    Wish,
     deepest_scale,
     free_name,
     plan_output,
@@ -123,7 +122,7 @@ def fit_to_task(
     scaling = read_input_scaling(model)
     if scaling is not None:
         changes.append(f"the network expects {scaling}: images in 0..1 are multiplied by {scaling.white:g}")
-    plan = plan_output(model, found, Wish(head, background, foreground, seed), changes)
+    plan = plan_output(model, found, changes, head=head, background=background, foreground=foreground, seed=seed)
     new = model
     replacements |= plan.replacements
     if changes or replacements or not _is_plain(model):

@@ -232,16 +232,6 @@ Head = Literal["keep", "binary", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """The user's options for the head; `fit_to_task` describes them."""
-
-    head: Head = "keep"
-    background: int = 0
-    foreground: int | Sequence[int] | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """The changes at the end of a network.
 
@@ -254,18 +244,27 @@ class Plan:
     finish: Callable[[Any, set[str]], Any]
 
 
-def plan_output(model: keras.Model, output: Output, wish: Wish, changes: list[str]) -> Plan:
-    """Plan how the output of a network becomes one tumour probability in float32."""
-    if wish.head == "binary":
-        return _fresh_head(output, wish.seed, changes)
+def plan_output(
+    model: keras.Model,
+    output: Output,
+    changes: list[str],
+    *,
+    head: Head,
+    background: int,
+    foreground: int | Sequence[int] | None,
+    seed: int | None,
+) -> Plan:
+    """Plan how the output of a network becomes one tumour probability in float32; for the options see `fit_to_task`."""
+    if head == "binary":
+        return _fresh_head(output, seed, changes)
     said: list[str] = []
     try:
-        plan = _kept_head(model, output, wish.background, wish.foreground, said)
+        plan = _kept_head(model, output, background, foreground, said)
     except CheckpointError as error:
-        if wish.head == "keep":
+        if head == "keep":
             raise
         changes.append(f"the head is replaced because {error.what}")
-        return _fresh_head(output, wish.seed, changes)
+        return _fresh_head(output, seed, changes)
     changes += said
     return plan
 
@@ -304,7 +303,8 @@ def _kept_head(
                 expected="the channels that show tumour",
                 remedy="Name them (foreground=...), or replace the head (head='binary').",
             )
-        steps.append(_Foreground(chosen, exclusive=kind == "softmax", background=foreground is None))
+        how = {"exclusive": kind == "softmax", "background": foreground is None}
+        steps.append(lambda x, taken: _tumour(x, taken, chosen, **how))
         changes.append(_how_read(output, chosen, exclusive=kind == "softmax", foreground=foreground))
     elif foreground not in (None, 0, -1):
         raise UsageError("there is no such channel", found=f"foreground {foreground}", expected="0: it is the only one")
@@ -344,23 +344,15 @@ def _how_read(output: Output, chosen: tuple[int, ...], *, exclusive: bool, foreg
     return f"the {'sum' if exclusive else 'largest'} of channels {listed} of {output.name!r} is read as tumour"
 
 
-@dataclass(frozen=True, slots=True)
-class _Foreground:
-    """Append the operations that make one tumour probability from several channels."""
-
-    channels: tuple[int, ...]
-    exclusive: bool
-    background: bool
-
-    def __call__(self, x: Any, taken: set[str]) -> Any:
-        # Operations of keras.ops, so that saved files open without kerasseg and in safe mode.
-        x = _named(ops.take(x, list(self.channels), axis=-1), "background" if self.background else "classes", taken)
-        if self.background:
-            return _named(ops.subtract(1.0, x), "foreground", taken)
-        if len(self.channels) == 1:
-            return x
-        merged = (ops.sum if self.exclusive else ops.max)(x, axis=-1, keepdims=True)
-        return _named(merged, "foreground", taken)
+def _tumour(x: Any, taken: set[str], channels: tuple[int, ...], *, exclusive: bool, background: bool) -> Any:
+    """Make one tumour probability from several channels."""
+    # Operations of keras.ops, so that saved files open without kerasseg and in safe mode.
+    x = _named(ops.take(x, list(channels), axis=-1), "background" if background else "classes", taken)
+    if background:
+        return _named(ops.subtract(1.0, x), "foreground", taken)
+    if len(channels) == 1:
+        return x
+    return _named((ops.sum if exclusive else ops.max)(x, axis=-1, keepdims=True), "foreground", taken)
 
 
 def _named(tensor: Any, name: str, taken: set[str]) -> Any:
