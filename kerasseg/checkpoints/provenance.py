@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -97,14 +96,7 @@ def public_name(source: str) -> str:
         >>> public_name("https://ann:secret@example.org/unet.keras?X-Amz-Signature=0")
         'https://example.org/unet.keras'
     """
-    scheme, separator, rest = source.partition("://")
-    if not separator:
-        return PurePath(source).name or source
-    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
-    host, slash, path = rest.partition("/")
-    if scheme != "hf":  # its `@` names a revision
-        host = host.rpartition("@")[2]
-    return f"{scheme}://{host}{slash}{path}"
+    return without_credentials(source) if "://" in source else PurePath(source).name or source
 
 
 def without_folders(model: keras.Model) -> None:
