@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,6 @@ _ACTIVATIONS = ("activation", "re_lu", "leaky_re_lu", "elu", "p_re_lu", "selu", 
 
 class NotOurFamily(Exception):  # noqa: N818 - control flow inside this package; users see CheckpointError
     """The weights are not those of a `kerasseg.unet`; the message is a sentence about the mismatch."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Arguments of the inferred `kerasseg.unet`, a sentence about each assumed one, and an open choice if there is one."""
-
-    arguments: Mapping[str, Any]
-    assumed: Mapping[str, str]
-    ambiguous: str | None = None
 
 
 def _sort(stored: Sequence[StoredLayer]) -> dict[str, list[StoredLayer]]:
@@ -71,10 +61,15 @@ def _kind(layer: StoredLayer) -> str:
     raise NotOurFamily(f"`{layer.path}` has weights of shapes {', '.join(map(str, shapes))}")
 
 
-def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -> Family:
+def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Infer the U-Net that these weights belong to, each class of layers in the network's order, or raise `NotOurFamily`.
 
-    `every_name` has the names of all layers, including those without weights, if the file has them.
+    Args:
+        stored: The layers with weights.
+        every_name: The names of all layers, including those without weights, if the file has them.
+
+    Returns:
+        The arguments of `kerasseg.unet`, and a sentence about each assumed one.
     """
     kinds = _sort(stored)
     wide, narrow, up = kinds["wide"], kinds["narrow"], kinds["up"]
@@ -122,7 +117,7 @@ def read_family(stored: Sequence[StoredLayer], every_name: Sequence[str] = ()) -
         assumed["activation_first"] = (
             "the weights do not determine whether the activation comes before the normalization: no (activation_first=true)"
         )
-    return Family(arguments, assumed, "whether its normalisation is `group` or `instance`" if kinds["affine"] else None)
+    return arguments, assumed
 
 
 def ordered_like(model: keras.Model, stored: Sequence[StoredLayer]) -> dict[str, StoredLayer]:
@@ -206,7 +201,7 @@ def _family(
 ) -> tuple[keras.Model, tuple[str, ...]]:
     variant, arguments = Variant.split(named)
     try:
-        family = read_family(list(stored.values()), names)
+        found, assumed = read_family(list(stored.values()), names)
     except NotOurFamily as problem:
         if asked and {"depth", "filters"} <= set(arguments):
             model = as_variant(plain_unet(**arguments), variant)
@@ -216,14 +211,15 @@ def _family(
             found=f"{len(stored)} layers; {problem}",
             remedy="Name the network with --architecture: a JSON file of its configuration, or a checkpoint of it.",
         ) from problem
-    if family.ambiguous and "normalization" not in arguments:
+    if found["normalization"] == "group" and "normalization" not in arguments:
         what = "the file holds weights without a network"
+        seen = "a U-Net, but not whether its normalisation is `group` or `instance`"
         remedy = "Choose with --architecture 'unet(normalization=group)' or 'unet(normalization=instance)'."
-        raise CheckpointError(what, found=f"a U-Net, but not {family.ambiguous}", remedy=remedy)
-    arguments = {**family.arguments, **arguments}
+        raise CheckpointError(what, found=seen, remedy=remedy)
+    arguments = {**found, **arguments}
     read = ", ".join(f"{k}={v}" for k, v in arguments.items())
-    assumed = [sentence for argument, sentence in family.assumed.items() if argument not in named]
-    return as_variant(plain_unet(**arguments), variant), (f"{READ_OFF}: unet({read})", *assumed)
+    sentences = [sentence for argument, sentence in assumed.items() if argument not in named]
+    return as_variant(plain_unet(**arguments), variant), (f"{READ_OFF}: unet({read})", *sentences)
 
 
 def _read_configuration(path: Path, stored: int) -> keras.Model:
