@@ -44,31 +44,6 @@ _UNICODE = _Signs("╭╮╰╯", "─", "│", "┬", "▼", "┴", "▲", "├
 _ASCII = _Signs("++++", "-", "|", "+", "v", "+", "^", "+", ">", "x", "*", "~", "->")
 
 
-@dataclass(slots=True)
-class _Canvas:
-    """A grid of characters with styles."""
-
-    width: int
-    rows: list[list[tuple[str, str]]] = field(default_factory=list)
-
-    def put(self, x: int, y: int, text: str, style: str = "") -> None:
-        while len(self.rows) <= y:
-            self.rows.append([(" ", "")] * self.width)
-        for i, character in enumerate(text):
-            if 0 <= x + i < self.width:
-                self.rows[y][x + i] = (character, style)
-
-    def lines(self) -> list[Text]:
-        made = []
-        for row in self.rows:
-            line = Text()
-            for character, style in row:
-                line.append(character, style)
-            line.rstrip()
-            made.append(line)
-        return made
-
-
 def draw(
     blocks: Blocks,
     frozen: Collection[str] = (),
@@ -115,14 +90,14 @@ def draw(
         if node == 0 or width - 2 * box - 2 * node * levels >= 12:
             break
         node -= 1
-    pen = _Pen(_Canvas(width), signs, marks, box)
+    pen = _Pen(width, signs, marks)
     decoder = {block.name: block for block in blocks.decoder}
 
     pen.box(width - box, 0, box, "head", texts["head"], right=True)
-    pen.canvas.put(2, 1, "input", "bold")
+    pen.put(2, 1, "input", "bold")
     if source is not None:
-        pen.canvas.put(2, 2, _extent((source[0], source[1]), source[2], 1, signs))
-    pen.canvas.put(box - 2, 3, signs.down, _LINES)
+        pen.put(2, 2, _extent((source[0], source[1]), source[2], 1, signs))
+    pen.put(box - 2, 3, signs.down, _LINES)
     for k in range(1, levels + 1):
         x, y = (k - 1) * node, _ROWS * k
         pen.box(x, y, box, f"encoder_{k}", texts[f"encoder_{k}"])
@@ -137,21 +112,34 @@ def draw(
         # Arrows to the next level down on the left, and up on the right.
         column, row = max(0, k - 1) * node + box - 2, _ROWS * (k + 1)
         if k:
-            pen.canvas.put(column, row - 1, signs.leave_down, _LINES)
-        pen.canvas.put(column, row, signs.enter_down, _LINES)
-        pen.canvas.put(width - 1 - column, row - 1, signs.enter_up, _LINES)
-        pen.canvas.put(width - 1 - column, row, signs.leave_up, _LINES)
-    return Text("\n").join([*pen.canvas.lines(), *_legend(blocks, marks, signs, width)])
+            pen.put(column, row - 1, signs.leave_down, _LINES)
+        pen.put(column, row, signs.enter_down, _LINES)
+        pen.put(width - 1 - column, row - 1, signs.enter_up, _LINES)
+        pen.put(width - 1 - column, row, signs.leave_up, _LINES)
+    return Text("\n").join([*pen.lines(), *_legend(blocks, marks, signs, width)])
 
 
 @dataclass(slots=True)
 class _Pen:
-    """Draws boxes and arrows on a canvas."""
+    """Draws boxes and arrows on a grid of characters with styles."""
 
-    canvas: _Canvas
+    width: int
     signs: _Signs
     marks: dict[str, str]
-    side: int
+    rows: list[list[tuple[str, str]]] = field(default_factory=list)
+
+    def put(self, x: int, y: int, text: str, style: str = "") -> None:
+        while len(self.rows) <= y:
+            self.rows.append([(" ", "")] * self.width)
+        for i, character in enumerate(text):
+            if 0 <= x + i < self.width:
+                self.rows[y][x + i] = (character, style)
+
+    def lines(self) -> list[Text]:
+        made = [Text.assemble(*row) for row in self.rows]
+        for line in made:
+            line.rstrip()
+        return made
 
     def box(self, x: int, y: int, width: int, name: str, lines: tuple[str, str], *, right: bool = False) -> None:
         """Draw a box with its title in the border, right-aligned on the right-hand side."""
@@ -161,22 +149,22 @@ class _Pen:
         title = f" {name} {mark} " if mark else f" {name} "
         inner = width - 2
         top = title.rjust(inner, signs.across) if right else title.ljust(inner, signs.across)
-        self.canvas.put(x, y, a + top + b, style or _LINES)
-        self.canvas.put(x + 1 + top.index(title), y, title, style or "bold")
+        self.put(x, y, a + top + b, style or _LINES)
+        self.put(x + 1 + top.index(title), y, title, style or "bold")
         for i, line in enumerate(lines, 1):
             text = line.rjust(inner - 1) + " " if right else " " + line.ljust(inner - 1)
-            self.canvas.put(x, y + i, signs.down, style or _LINES)
-            self.canvas.put(x + 1, y + i, text, style)
-            self.canvas.put(x + width - 1, y + i, signs.down, style or _LINES)
-        self.canvas.put(x, y + 3, c + signs.across * inner + d, style or _LINES)
+            self.put(x, y + i, signs.down, style or _LINES)
+            self.put(x + 1, y + i, text, style)
+            self.put(x + width - 1, y + i, signs.down, style or _LINES)
+        self.put(x, y + 3, c + signs.across * inner + d, style or _LINES)
 
     def skip(self, start: int, end: int, y: int, label: str) -> None:
         """Draw an arrow from the column `start` to the box at `end`."""
         signs = self.signs
         room = end - start - 1
         label = f" {label} " if len(label) + 4 <= room else ""
-        self.canvas.put(start - 1, y, signs.leave_right, _LINES)
-        self.canvas.put(start, y, label.center(room, signs.across) + signs.enter_right, _LINES)
+        self.put(start - 1, y, signs.leave_right, _LINES)
+        self.put(start, y, label.center(room, signs.across) + signs.enter_right, _LINES)
 
 
 def _contents(block: Block, signs: _Signs, *, long: bool) -> tuple[str, str]:
