@@ -12,6 +12,7 @@ from keras import layers, ops
 
 from kerasseg.models.blocks import find_blocks
 from kerasseg.models.graph import Graph, Node, flatten
+from kerasseg.models.levels import check_input
 from kerasseg.models.scales import Place, image_axes, measure
 from kerasseg.models.surgery import Replacement
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -150,22 +151,17 @@ def settle_by_test(model: keras.Model, output: Output) -> Kind:
 
 
 def _check_input(graph: Graph) -> None:
-    shapes = [graph.nodes[i].shape for i in graph.inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 4:
-        raise CheckpointError(
-            "the network does not take one image",
-            found=" and ".join(map(str, shapes)),
-            expected="one input (batch, height, width, channels)",
-        )
+    check_input(graph)
+    shape = graph.nodes[graph.inputs[0]].shape
     if image_axes(graph)[2] == 1:
         raise CheckpointError(
             "the network has its channels first",
-            found=f"input {shapes[0]}",
+            found=f"input {shape}",
             expected="channels last",
             remedy="Build it with data_format='channels_last' and copy the weights: kernels have the same layout in both.",
         )
-    if shapes[0][-1] is None:
-        raise CheckpointError("the network does not fix the number of channels", found=f"input {shapes[0]}")
+    if shape[-1] is None:
+        raise CheckpointError("the network does not fix the number of channels", found=f"input {shape}")
 
 
 def _is_full(graph: Graph, places: list[Place], index: int) -> bool:

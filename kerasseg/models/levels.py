@@ -128,7 +128,7 @@ class Layout:
     """
 
     def __init__(self, graph: Graph) -> None:
-        _check_input(graph)
+        check_input(graph)
         self.graph = graph
         self.places: list[Place] = measure(graph)
         self.areas: list[Fraction] = effective_areas(graph, self.places)
@@ -281,7 +281,8 @@ class Layout:
         return max(self.areas[i] for i in self.bottom)
 
 
-def _check_input(graph: Graph) -> None:
+def check_input(graph: Graph) -> None:
+    """Refuse a network that does not take one image."""
     shapes = [graph.nodes[i].shape for i in graph.inputs]
     if len(shapes) != 1:
         raise CheckpointError(
