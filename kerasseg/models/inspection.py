@@ -213,50 +213,43 @@ def _from_outline(outline: Outline, path: str | Path, what: Sequence[str]) -> In
     except CheckpointError:
         return None
     strategies = {name: _effect(blocks, name) for name in STRATEGIES}
-    most = strategies["aggressive"].trained
     chosen = strategies[what[0]] if what else None
     held = chosen.frozen_blocks if chosen else ()
     states = {
         block.name: "no weights" if not block.parameters else "frozen" if block.name in held else "trained"
         for block in (blocks if chosen else ())
     }
-    outputs = [(graph.nodes[i].operation, graph.nodes[i].shape) for i in graph.outputs]
+    ends = [graph.nodes[i] for i in graph.outputs]
     return Inspection(
         path=without_credentials(str(path)),
         provenance=outline.provenance,
         inputs=tuple(Tensor(graph.nodes[i].path, graph.nodes[i].shape, "float32") for i in graph.inputs),
-        outputs=tuple(
-            Tensor(
-                layer.name,
-                shape,
-                "float32",
-                "softmax" if is_a(layer, "Softmax") else layer.activation and layer.activation.__name__,
-            )
-            for layer, shape in outputs
-        ),
+        outputs=tuple(Tensor(n.operation.name, n.shape, "float32", _activation(n.operation)) for n in ends),
         layers=sum(bool(layer.weights) for layer in outline.layers),
         variables=sum(len(layer.weights) for layer in outline.layers),
         parameters=sum(block.parameters for block in blocks),
         blocks=blocks,
         prefixes=layer_prefixes(blocks),
-        strategies=tuple(
-            dataclasses.replace(found, share_trained=found.trained / max(1, most)) for found in strategies.values()
-        ),
-        chosen=chosen and dataclasses.replace(chosen, share_trained=chosen.trained / max(1, most)),
+        strategies=tuple(strategies.values()),
+        chosen=chosen,
         states=states,
     )
 
 
 def _effect(blocks: Blocks, strategy: str) -> Strategy:
-    """Return what `freeze` would report, without the share."""
+    """Return what `freeze` would report."""
     frozen = blocks.encoder[: frozen_encoder_blocks(strategy, len(blocks.encoder))]
-    free = [weight for block in blocks if block not in frozen for layer in block.layers for weight in layer.weights]
+    trainable = {
+        block.name: sum(math.prod(w.shape) for layer in block.layers for w in layer.weights if w.trainable)
+        for block in blocks
+    }
+    trained = sum(trainable.values()) - sum(trainable[block.name] for block in frozen)
     return Strategy(
         name=strategy,
         frozen_blocks=tuple(block.name for block in frozen if block.parameters),
-        trained=sum(math.prod(weight.shape) for weight in free if weight.trainable),
+        trained=trained,
         frozen=sum(block.parameters for block in frozen),
-        share_trained=0.0,
+        share_trained=trained / max(1, sum(trainable.values())),
     )
 
 
@@ -275,10 +268,12 @@ def _tensor(tensor: Any, *, made: bool = False) -> Tensor:
     operation = tensor._keras_history.operation
     while made and is_a(operation, "Model") and getattr(operation, "outputs", None):
         operation = operation.outputs[0]._keras_history.operation
-    activation = getattr(getattr(operation, "activation", None), "__name__", None) if made else None
-    if made and is_a(operation, "Softmax"):
-        activation = "softmax"
-    return Tensor(tensor.name if not made else operation.name, tuple(tensor.shape), str(tensor.dtype), activation)
+    name = operation.name if made else tensor.name
+    return Tensor(name, tuple(tensor.shape), str(tensor.dtype), _activation(operation) if made else None)
+
+
+def _activation(layer: Any) -> str | None:
+    return "softmax" if is_a(layer, "Softmax") else getattr(getattr(layer, "activation", None), "__name__", None)
 
 
 def layer_prefixes(blocks: Blocks) -> dict[str, tuple[str, ...]]:

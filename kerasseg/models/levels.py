@@ -170,27 +170,21 @@ class Layout:
 
     def _check(self, maps: list[int]) -> None:
         """Refuse networks that do not go down and up again."""
-        outputs = [self.graph.nodes[i].shape for i in self.graph.outputs]
-        found = f"output {', '.join(map(str, outputs))}"
-        expected = "an encoder-decoder, which goes down to coarse maps and up again"
-        if not maps:
-            raise CheckpointError("a classifier or regressor: its output is not a map", found=found, expected=expected)
         areas = {self.areas[i] for i in self.useful}
-        if len(areas) == 1:
-            raise CheckpointError(
-                "a plain stack of layers: all its maps have the same resolution", found=found, expected=expected
-            )
-        if max(areas) <= 1:
-            raise CheckpointError(
-                "a network that only raises the resolution: it never goes down", found=found, expected=expected
-            )
-        if not any(self.risen[i] for i in maps):
+        problem = None
+        if not maps:
+            problem = "a classifier or regressor: its output is not a map"
+        elif len(areas) == 1:
+            problem = "a plain stack of layers: all its maps have the same resolution"
+        elif max(areas) <= 1:
+            problem = "a network that only raises the resolution: it never goes down"
+        elif not any(self.risen[i] for i in maps):
             scale = side(max(self.places[i].area for i in maps))
-            raise CheckpointError(
-                f"only an encoder: it goes down to 1/{scale} of the resolution and never up",
-                found=found,
-                expected=expected,
-            )
+            problem = f"only an encoder: it goes down to 1/{scale} of the resolution and never up"
+        if problem:
+            outputs = [self.graph.nodes[i].shape for i in self.graph.outputs]
+            expected = "an encoder-decoder, which goes down to coarse maps and up again"
+            raise CheckpointError(problem, found=f"output {', '.join(map(str, outputs))}", expected=expected)
 
     def _check_single(self, deepest: Fraction) -> None:
         again = [self.graph.nodes[i].path for i in sorted(self.bottom) if self.risen[i]]
