@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from kerasseg.checkpoints.allowed import pairs, words
+from kerasseg.checkpoints.savedmodel.arithmetic import line
 
 
 class Untranslatable(Exception):  # noqa: N818 - control flow inside this package; users see CheckpointError
@@ -155,39 +156,32 @@ def _gelu(x: Any, approximate: bool = False) -> Expression:
     return _layer("Activation", x, activation="gelu")
 
 
-Line = Callable[[np.ndarray, bool], tuple[Any, Any] | None]
-
-
-def _merge(class_name: str, operation: str | None = None, line: Line | None = None) -> Rule:
-    """Two inputs. `line(number, first)` returns the `Rescaling` (scale, offset) equivalent to a constant input."""
+def _merge(class_name: str, operation: str | None = None, *, affine: bool = False) -> Rule:
+    """Two inputs; with a constant one, an affine operation is a `Rescaling`."""
+    name = operation or class_name
 
     def rule(x: Any, y: Any) -> Expression:
         if is_tensor(x) and is_tensor(y):
             ranks = [len(v.shape) if isinstance(v, keras.KerasTensor) else None for v in (x, y)]
             if operation is not None or ranks[0] != ranks[1]:  # layers broadcast differently from NumPy
-                return _op(operation or class_name, x, y)
+                return _op(name, x, y)
             return _layer(class_name, [x, y])
         tensor, other = (x, y) if is_tensor(x) else (y, x)
         constant = _channels(other)
         if not is_tensor(tensor) or (constant is None and not isinstance(other, np.ndarray)):
             raise Untranslatable("one of its inputs is neither a tensor of the network nor a number")
-        if line is not None and constant is not None:
-            values = line(np.asarray(constant, np.float64), not is_tensor(x))
-            if values is not None:
-                scale, offset = (np.asarray(v, np.float64).tolist() for v in values)
-                return _layer("Rescaling", tensor, scale=scale, offset=offset)
-        if line is _quotient and is_tensor(x):
+        number = np.asarray(constant, np.float64)
+        if affine and constant is not None and (name != "Divide" or (is_tensor(x) and np.all(number))):
+            scale, offset = (v.tolist() for v in line(name, number, first=not is_tensor(x)))
+            return _layer("Rescaling", tensor, scale=scale, offset=offset)
+        if name == "Divide" and is_tensor(x):
             raise Untranslatable("it divides by zero")
-        return _op(operation or class_name, x, y)
+        return _op(name, x, y)
 
     return rule
 
 
-def _quotient(number: np.ndarray, first: bool) -> tuple[Any, Any] | None:
-    return None if first or not np.all(number) else (1.0 / number, 0.0)
-
-
-_add = _merge("Add", line=lambda number, _: (1.0, number))
+_add = _merge("Add", affine=True)
 
 
 def _reduce(class_name: str, pooling: str | None = None) -> Rule:
@@ -383,9 +377,9 @@ _ROWS: tuple[tuple[str, Rule], ...] = (
     ("identity stop_gradient", lambda x: _layer("Identity", x)),
     ("add", _add),
     ("bias_add", lambda x, bias, data_format="NHWC": _add(x, bias)),  # noqa: ARG005
-    ("subtract", _merge("Subtract", line=lambda n, first: (-1.0, n) if first else (1.0, -n))),
-    ("multiply", _merge("Multiply", line=lambda n, _: (n, 0.0))),
-    ("divide truediv realdiv", _merge("", "Divide", line=_quotient)),
+    ("subtract", _merge("Subtract", affine=True)),
+    ("multiply", _merge("Multiply", affine=True)),
+    ("divide truediv realdiv", _merge("", "Divide", affine=True)),
     *((name, _merge("", c)) for name, c in pairs("divide_no_nan:DivideNoNan floordiv:FloorDivide pow:Power")),
     ("mod floormod", _merge("", "Mod")),
     *((name, _merge(name.title())) for name in ("maximum", "minimum")),

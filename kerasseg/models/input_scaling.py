@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from kerasseg.checkpoints.savedmodel.arithmetic import line as affine
 from kerasseg.models.graph import Node, flatten
 
 _PASSING = {
@@ -115,11 +116,7 @@ def _line(node: Node) -> tuple[Any, Any] | None:
     first = not isinstance(values[0], keras.KerasTensor)
     if number.size > 4 or (first and name in {"Divide", "TrueDivide"}):
         return None
-    if name in {"Multiply", "Divide", "TrueDivide"}:
-        return (number if name == "Multiply" else 1 / number), 0.0
-    if name == "Add":
-        return 1.0, number
-    return (-1.0, number) if first else (1.0, -number)
+    return affine(name, number, first=first)
 
 
 def _white(scale: float, offset: float) -> float:

@@ -102,13 +102,16 @@ def _most_elements(op: str, arrays: Sequence[np.ndarray]) -> int:
 
 
 def line(op: str, constant: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and offset of an operation on `x` and a constant (its first input or not) as `scale x + offset`."""
+    """Return scale and offset of an operation on `x` and a constant (its first input or not) as `scale x + offset`.
+
+    The operation has its name in TensorFlow or in Keras.
+    """
     one, zero = np.ones_like(constant), np.zeros_like(constant)
-    if op == "Mul":
+    if op in {"Mul", "Multiply"}:
         return constant, zero
-    if op in {"Div", "RealDiv"}:
+    if op in {"Div", "RealDiv", "Divide", "TrueDivide"}:
         return 1 / constant, zero
-    if op == "Sub":
+    if op in {"Sub", "Subtract"}:
         return (-one, constant) if first else (one, -constant)
     return one, constant
 
