@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import keras
 
@@ -189,86 +188,86 @@ def check_config(config: Mapping[str, Any]) -> None:
             ...
         kerasseg_tfrecords.errors.CheckpointError: refused: it asks for the unknown class `os.system`. ...
     """
-    _Gate(frozenset(keras.saving.get_custom_objects())).walk(config, "")
+    _walk(config, "")
 
 
-@dataclass(frozen=True)
-class _Gate:
-    custom: frozenset[str]
+def _walk(node: Any, where: str) -> None:
+    if isinstance(node, Mapping):
+        if "class_name" in node and "config" in node:
+            where = _named(node, where)
+        elif {"module", "registered_name"} <= node.keys():
+            _refuse("its configuration names a class without describing it", where)
+        calls = node.get("inbound_nodes") or []
+        for call in calls if isinstance(calls, list) else [calls]:
+            # A layer called only on constants would compute while the configuration is being read.
+            if "__keras_tensor__" not in json.dumps(call):
+                _refuse("it calls a layer only on constants", str(node.get("name", where)))
+        for key, value in node.items():
+            # Arguments that control Keras' safe mode.
+            if key in {"safe_mode", "enable_unsafe_deserialization"}:
+                _refuse(f"its configuration tries to set `{key}`", where)
+            if key not in _IDENTITIES:
+                _walk(value, where)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _walk(value, where)
+    elif isinstance(node, int) and abs(node) >= _LARGEST_NUMBER:
+        _refuse(f"a number in its configuration is out of range: {node}", where)
+    elif isinstance(node, str) and len(node) > _MOST_BYTES >> 6:
+        _refuse("a text in its configuration is too long", where)
 
-    def walk(self, node: Any, where: str) -> None:
-        if isinstance(node, Mapping):
-            if "class_name" in node and "config" in node:
-                where = self.named(node, where)
-            elif {"module", "registered_name"} <= node.keys():
-                self.refuse("its configuration names a class without describing it", where)
-            calls = node.get("inbound_nodes") or []
-            for call in calls if isinstance(calls, list) else [calls]:
-                # A layer called only on constants would compute while the configuration is being read.
-                if "__keras_tensor__" not in json.dumps(call):
-                    self.refuse("it calls a layer only on constants", str(node.get("name", where)))
-            for key, value in node.items():
-                # Arguments that control Keras' safe mode.
-                if key in {"safe_mode", "enable_unsafe_deserialization"}:
-                    self.refuse(f"its configuration tries to set `{key}`", where)
-                if key not in _IDENTITIES:
-                    self.walk(value, where)
-        elif isinstance(node, list | tuple):
-            for value in node:
-                self.walk(value, where)
-        elif isinstance(node, int) and abs(node) >= _LARGEST_NUMBER:
-            self.refuse(f"a number in its configuration is out of range: {node}", where)
-        elif isinstance(node, str) and len(node) > _MOST_BYTES >> 6:
-            self.refuse("a text in its configuration is too long", where)
 
-    def named(self, node: Mapping[str, Any], where: str) -> str:
-        """Check one `{"module", "class_name", "config", "registered_name"}` and return the name of its layer."""
-        name, module, registered = node["class_name"], node.get("module"), node.get("registered_name")
-        if not isinstance(name, str) or not isinstance(module, str | None) or not isinstance(registered, str | None):
-            self.refuse("its configuration names a class by something other than a text", where)
-        config = node["config"]
-        if isinstance(config, Mapping) and isinstance(config.get("name"), str):
-            where = config["name"]
-        if name in _VALUES:
-            return where
-        if name in _CODE:
-            self.refuse("it holds Python code, which kerasseg does not run", where, _LAMBDA_REMEDY)
-        if name == "function":
-            self.function(node, where)
-            return where
-        if registered in self.custom or (module is None and name in self.custom):
-            return where
-        if name in _WHY:
-            self.refuse(f"it holds a layer of class `{name}`: {_WHY[name]}", where, _LAMBDA_REMEDY)
-            # Keras looks up the registered name first, so it must not differ from a built-in class name.
-        if registered is not None and registered not in {name, ""} and ">" not in registered:
-            self.refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
-        if module is None or module not in _MODULES:
-            if module in _HELPERS and name.isidentifier():
-                home = getattr(keras, module.removeprefix("keras."), keras.dtype_policies)
-                if isinstance(getattr(home, name, None), type):
-                    return where
-            full = registered if registered and ">" in registered else f"{module}.{name}" if module else name
-            self.refuse(f"it asks for the unknown class `{full}`", where, _REMEDY)
-        elif name not in _MODULES[module]:
-            self.refuse(f"it asks for the class `{module}.{name}`, which image networks do not need", where, _REMEDY)
-        elif registered is not None and ">" in registered:
-            self.refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
+def _named(node: Mapping[str, Any], where: str) -> str:
+    """Check one `{"module", "class_name", "config", "registered_name"}` and return the name of its layer."""
+    name, module, registered = node["class_name"], node.get("module"), node.get("registered_name")
+    custom = keras.saving.get_custom_objects()
+    if not isinstance(name, str) or not isinstance(module, str | None) or not isinstance(registered, str | None):
+        _refuse("its configuration names a class by something other than a text", where)
+    config = node["config"]
+    if isinstance(config, Mapping) and isinstance(config.get("name"), str):
+        where = config["name"]
+    if name in _VALUES:
         return where
+    if name in _CODE:
+        _refuse("it holds Python code, which kerasseg does not run", where, _LAMBDA_REMEDY)
+    if name == "function":
+        _function(node, where)
+        return where
+    if registered in custom or (module is None and name in custom):
+        return where
+    if name in _WHY:
+        _refuse(f"it holds a layer of class `{name}`: {_WHY[name]}", where, _LAMBDA_REMEDY)
+    # Keras looks up the registered name first, so it must not differ from a built-in class name.
+    if registered is not None and registered not in {name, ""} and ">" not in registered:
+        _refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
+    if module is None or module not in _MODULES:
+        if module in _HELPERS and name.isidentifier():
+            home = getattr(keras, module.removeprefix("keras."), keras.dtype_policies)
+            if isinstance(getattr(home, name, None), type):
+                return where
+        full = registered if registered and ">" in registered else f"{module}.{name}" if module else name
+        _refuse(f"it asks for the unknown class `{full}`", where, _REMEDY)
+    elif name not in _MODULES[module]:
+        _refuse(f"it asks for the class `{module}.{name}`, which image networks do not need", where, _REMEDY)
+    elif registered is not None and ">" in registered:
+        _refuse(f"the class `{name}` carries the foreign registered name `{registered}`", where)
+    return where
 
-    def function(self, node: Mapping[str, Any], where: str) -> None:
-        name, module = node["config"], node.get("module")
-        if not isinstance(name, str):
-            self.refuse("its configuration names a function by something other than a text", where)
-        if name in self.custom:
-            return
-        known = name.isidentifier() and callable(getattr(keras.activations, name, None)) and not name.startswith("_")
-        if not known or name in {"get", "serialize", "deserialize"} or module not in {"builtins", "keras.activations"}:
-            self.refuse(f"it asks for the unknown function `{module}.{name}`", where, _REMEDY)
 
-    def refuse(self, what: str, where: str, remedy: str = _HARM) -> None:
-        at = f" (in `{where}`)" if where else ""
-        raise CheckpointError(f"refused: {what}{at}", remedy=f"{remedy}.")
+def _function(node: Mapping[str, Any], where: str) -> None:
+    name, module = node["config"], node.get("module")
+    if not isinstance(name, str):
+        _refuse("its configuration names a function by something other than a text", where)
+    if name in keras.saving.get_custom_objects():
+        return
+    known = name.isidentifier() and callable(getattr(keras.activations, name, None)) and not name.startswith("_")
+    if not known or name in {"get", "serialize", "deserialize"} or module not in {"builtins", "keras.activations"}:
+        _refuse(f"it asks for the unknown function `{module}.{name}`", where, _REMEDY)
+
+
+def _refuse(what: str, where: str, remedy: str = _HARM) -> NoReturn:
+    at = f" (in `{where}`)" if where else ""
+    raise CheckpointError(f"refused: {what}{at}", remedy=f"{remedy}.")
 
 
 def check_size(config: Mapping[str, Any], stored: int) -> None:
