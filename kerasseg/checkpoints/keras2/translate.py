@@ -7,7 +7,7 @@ A new dictionary is returned, and nothing that the configuration names is looked
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -52,45 +52,37 @@ def with_bare_ends(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "config": {**inner, **bare}}
 
 
-def _without_slashes(entry: Mapping[str, Any], path: str, new_path: str, renamed: dict[str, str]) -> dict[str, Any]:
-    """Return a network with layer names that Keras 3 allows; add the old and new path of each layer to `renamed`."""
-    config = entry["config"]
-    layers = config if isinstance(config, list) else config.get("layers")
-    if not isinstance(layers, list):
-        return dict(entry)
-    names = {entry_name(e) for e in layers}
-    taken, fresh = set(names), {}
-    for name in sorted(n for n in names if "/" in n):
+def _paths(network: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the name of every layer, after those of the networks that it is nested in."""
+    config = network["config"]
+    for entry in config if isinstance(config, list) else config.get("layers", []):
+        inner = (*path, entry_name(entry))
+        yield inner
+        if entry["class_name"] in NETWORKS:
+            yield from _paths(entry, inner)
+
+
+def _without_slashes(network: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a network with names that Keras 3 allows, and the new path of each layer by the old one where they differ."""
+    paths = list(_paths(network))
+    own = network["config"].get("name", "") if isinstance(network["config"], dict) else ""
+    taken = {own, *(name for path in paths for name in path)}
+    fresh: dict[str, str] = {}
+    for name in sorted(n for n in taken if "/" in n):
         free = name.replace("/", "_")
         candidates = itertools.chain([free], (f"{free}_{i}" for i in itertools.count(1)))
         fresh[name] = next(c for c in candidates if c not in taken)
         taken.add(fresh[name])
 
-    def refs(value: Any) -> Any:
-        if isinstance(value, list) and len(value) in {3, 4} and isinstance(value[0], str) and value[0] in fresh:
-            return [fresh[value[0]], *(refs(v) for v in value[1:])]
+    def replaced(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: refs(v) for k, v in value.items()}
-        return [refs(v) for v in value] if isinstance(value, list) else value
+            return {k: replaced(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [replaced(v) for v in value]
+        return fresh.get(value, value) if isinstance(value, str) else value
 
-    rewritten = []
-    for layer in layers:
-        old = entry_name(layer)
-        new = fresh.get(old, old)
-        if new != old or path != new_path:
-            renamed[f"{path}{old}"] = f"{new_path}{new}"
-        if layer["class_name"] in NETWORKS:
-            layer = _without_slashes(layer, f"{path}{old}/", f"{new_path}{new}/", renamed)
-        if new != old:
-            inner = layer["config"]
-            layer = {**layer, "config": {**inner, "name": new} if isinstance(inner, dict) else inner}
-            layer |= {"name": new} if "name" in layer else {}
-        rewritten.append({k: refs(v) if k == "inbound_nodes" and fresh else v for k, v in layer.items()})
-    if isinstance(config, list):
-        return {**entry, "config": rewritten}
-    bounds = {k: refs(config[k]) for k in ("input_layers", "output_layers") if k in config}
-    own_name = {"name": str(config["name"]).replace("/", "_")} if "name" in config else {}
-    return {**entry, "config": {**config, "layers": rewritten, **bounds, **own_name}}
+    pairs = (("/".join(path), "/".join(fresh.get(name, name) for name in path)) for path in paths)
+    return replaced(dict(network)), {old: new for old, new in pairs if old != new}
 
 
 def translate(config: Mapping[str, Any], *, writer: str = "") -> Translation:
@@ -102,8 +94,8 @@ def translate(config: Mapping[str, Any], *, writer: str = "") -> Translation:
     """
     translator = _Translator(samples_at_corners(writer))
     try:
-        renamed: dict[str, str] = {}
-        rewritten = translator.network(_without_slashes(config, "", "", renamed), "")
+        named, renamed = _without_slashes(config)
+        rewritten = translator.network(named, "")
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, ValueError) as error:
         raise not_understood(error) from error
     if renamed:
