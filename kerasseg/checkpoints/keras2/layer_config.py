@@ -59,13 +59,13 @@ class NewLayer:
         return str(self.config["name"])
 
 
-def native(old: OldLayer, class_name: str, *, module: str = "keras.layers", **config: Any) -> NewLayer:
+def native(old: OldLayer, class_name: str, **config: Any) -> NewLayer:
     """Return a Keras layer in the place of `old`: same name, dtype and calls, without keyword arguments."""
     # SpatialDropout layers are the only ones that refuse `trainable` in Keras 3.
     kept = ("dtype",) if class_name.startswith("SpatialDropout") else ("trainable", "dtype")
     base: dict[str, Any] = {k: old.config[k] for k in kept if k in old.config}
     calls = tuple(dataclasses.replace(c, kwargs={}) for c in old.calls)
-    return NewLayer(class_name, {"name": old.name, **base, **config}, module=module, calls=calls)
+    return NewLayer(class_name, {"name": old.name, **base, **config}, calls=calls)
 
 
 def after(first: NewLayer, suffix: str, class_name: str, **config: Any) -> NewLayer:
