@@ -13,10 +13,10 @@ import keras
 import numpy as np
 
 from kerasseg.architectures.encoders import EncoderConvention
-from kerasseg.checkpoints.hdf5 import attribute_texts, open_hdf5, text_attribute
+from kerasseg.checkpoints.hdf5 import attribute_texts, open_hdf5
 from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_weights_in, read_archive
-from kerasseg.checkpoints.stored import StoredLayer, leaves, match, read_all, read_by_class, read_by_name
+from kerasseg.checkpoints.stored import StoredLayer, leaves, match, noted_names, read_all, read_by_class, read_by_name
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
 from kerasseg_tfrecords.text import count
 
@@ -82,12 +82,8 @@ def _read(file: h5py.File, encoder: keras.Model) -> list[dict[str, StoredLayer]]
         # Keras 2 and Keras' own downloads use other names for some layers (`expanded_conv/project`).
         with_weights = [layer.name for layer in encoder.layers if layer.weights]
         return [by_name, dict(zip(with_weights, by_name.values(), strict=False))]
-    named = {}
-    for place, stored in read_all(file).items():
-        variables = file.get(f"{place}/vars")
-        noted = text_attribute(variables, "name") if isinstance(variables, h5py.Group) else None
-        if noted:
-            named[noted] = stored
+    names = noted_names(file)
+    named = {names[place]: stored for place, stored in read_all(file).items() if place in names}
     return [named, read_by_class(file, encoder)]
 
 

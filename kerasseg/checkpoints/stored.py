@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from kerasseg.checkpoints.allowed import NETWORKS
-from kerasseg.checkpoints.hdf5 import attribute_texts, walk_datasets
+from kerasseg.checkpoints.hdf5 import attribute_texts, text_attribute, walk_datasets
 from kerasseg.checkpoints.keras2.layer_config import Adapter
 from kerasseg.checkpoints.operations import Untranslatable
 from kerasseg_tfrecords.errors import CheckpointError
@@ -172,6 +172,19 @@ def read_all(group: h5py.Group) -> dict[str, StoredLayer]:
         elif values := _values(child):
             layers[path] = StoredLayer(path, values)
     return layers
+
+
+def noted_names(group: h5py.Group) -> dict[str, str]:
+    """Return the names of layers that Keras 3 stores with their variables, by group; empty for other writers."""
+    names: dict[str, str] = {}
+
+    def note(path: str, item: object) -> None:
+        place, _, last = path.rpartition("/")
+        if isinstance(item, h5py.Group) and last == "vars" and "/" in place and (name := text_attribute(item, "name")):
+            names[place] = name
+
+    group.visititems(note)
+    return names
 
 
 def _values(group: h5py.Group) -> dict[str, h5py.Dataset]:

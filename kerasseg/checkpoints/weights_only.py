@@ -162,7 +162,7 @@ def open_weights(
     if isinstance(architecture, keras.Model):
         model, notes = keras.models.clone_model(architecture), ("the architecture was given as a network",)
     elif (arguments := named_arguments(str(architecture)) if architecture else {}) is not None:
-        names = attribute_texts(file, "layer_names") or _names(file)
+        names = attribute_texts(file, "layer_names") or list(files.noted_names(file).values())
         model, notes = _family(stored, names, arguments, asked=bool(architecture))
     elif str(architecture).endswith(".json"):
         model = _read_configuration(Path(str(architecture)), files.stored_numbers(file))
@@ -178,22 +178,8 @@ def open_weights(
         notes = (*notes, *report.lines())
     writer = writer_name(text_attribute(file, "keras_version"))
     if new:  # this layout does not name its writer; only Keras 3 names the layers
-        writer = "Keras 3" if _names(file) else "Keras 3 or tf-keras"
+        writer = "Keras 3" if files.noted_names(file) else "Keras 3 or tf-keras"
     return OpenedModel(model, writer, f"Keras weights ({'new' if new else 'old'} layout)", notes)
-
-
-def _names(file: h5py.Group) -> list[str]:
-    """Return the layer names that Keras 3 stores with the variables; empty for other writers."""
-    names: list[str] = []
-
-    def note(path: str, item: object) -> None:
-        if isinstance(item, h5py.Group) and path.rpartition("/")[2] == "vars" and path.count("/") >= 2:
-            named = text_attribute(item, "name")
-            if named:
-                names.append(named)
-
-    file.visititems(note)
-    return names
 
 
 def _family(
