@@ -21,27 +21,7 @@ _LINES = "dim"
 _ROWS = 4  # of a box: border, size, parameters, border
 
 
-@dataclass(frozen=True, slots=True)
-class _Signs:
-    """The characters of the drawing."""
-
-    corners: str  # top left, top right, bottom left, bottom right
-    across: str
-    down: str
-    leave_down: str
-    enter_down: str
-    leave_up: str
-    enter_up: str
-    leave_right: str
-    enter_right: str
-    times: str
-    frozen: str
-    partly: str
-    arrow: str
-
-
-_UNICODE = _Signs("╭╮╰╯", "─", "│", "┬", "▼", "┴", "▲", "├", "▶", "×", "❄", "◐", "→")
-_ASCII = _Signs("++++", "-", "|", "+", "v", "+", "^", "+", ">", "x", "*", "~", "->")
+_ASCII = str.maketrans(dict(zip("╭╮╰╯─│┬▼┴▲├▶×❄◐", "++++-|+v+^+>x*~", strict=True)) | {"→": "->"})
 
 
 def draw(
@@ -77,11 +57,11 @@ def draw(
         >>> print(draw(u, {"encoder_1"}, width=60, unicode=False).plain.splitlines()[4])
         + encoder_1 * ----v+                    ++------ decoder_1 +
     """
-    signs = _UNICODE if unicode else _ASCII
-    marks = dict.fromkeys(partly, signs.partly) | dict.fromkeys(frozen, signs.frozen)
+    signs: dict[int, str] = {} if unicode else _ASCII
+    marks = dict.fromkeys(partly, "◐") | dict.fromkeys(frozen, "❄")
     width = max(NARROWEST, min(width, WIDEST))
     levels = len(blocks.encoder)
-    texts = {block.name: _contents(block, signs, long=width >= 90) for block in blocks}
+    texts = {block.name: _contents(block, long=width >= 90) for block in blocks}
     longest = max(len(line) for name, lines in texts.items() if name != "bottleneck" for line in lines)
     node = 6
     while True:
@@ -96,8 +76,8 @@ def draw(
     pen.box(width - box, 0, box, "head", texts["head"], right=True)
     pen.put(2, 1, "input", "bold")
     if source is not None:
-        pen.put(2, 2, _extent((source[0], source[1]), source[2], 1, signs))
-    pen.put(box - 2, 3, signs.down, _LINES)
+        pen.put(2, 2, _extent((source[0], source[1]), source[2], 1))
+    pen.put(box - 2, 3, "│", _LINES)
     for k in range(1, levels + 1):
         x, y = (k - 1) * node, _ROWS * k
         pen.box(x, y, box, f"encoder_{k}", texts[f"encoder_{k}"])
@@ -112,10 +92,10 @@ def draw(
         # Arrows to the next level down on the left, and up on the right.
         column, row = max(0, k - 1) * node + box - 2, _ROWS * (k + 1)
         if k:
-            pen.put(column, row - 1, signs.leave_down, _LINES)
-        pen.put(column, row, signs.enter_down, _LINES)
-        pen.put(width - 1 - column, row - 1, signs.enter_up, _LINES)
-        pen.put(width - 1 - column, row, signs.leave_up, _LINES)
+            pen.put(column, row - 1, "┬", _LINES)
+        pen.put(column, row, "▼", _LINES)
+        pen.put(width - 1 - column, row - 1, "▲", _LINES)
+        pen.put(width - 1 - column, row, "┴", _LINES)
     return Text("\n").join([*pen.lines(), *_legend(blocks, marks, signs, width)])
 
 
@@ -124,14 +104,14 @@ class _Pen:
     """Draws boxes and arrows on a grid of characters with styles."""
 
     width: int
-    signs: _Signs
+    signs: dict[int, str]  # replacements of characters
     marks: dict[str, str]
     rows: list[list[tuple[str, str]]] = field(default_factory=list)
 
     def put(self, x: int, y: int, text: str, style: str = "") -> None:
         while len(self.rows) <= y:
             self.rows.append([(" ", "")] * self.width)
-        for i, character in enumerate(text):
+        for i, character in enumerate(text.translate(self.signs)):
             if 0 <= x + i < self.width:
                 self.rows[y][x + i] = (character, style)
 
@@ -143,47 +123,45 @@ class _Pen:
 
     def box(self, x: int, y: int, width: int, name: str, lines: tuple[str, str], *, right: bool = False) -> None:
         """Draw a box with its title in the border, right-aligned on the right-hand side."""
-        signs, mark = self.signs, self.marks.get(name)
-        style = {signs.frozen: _FROZEN, signs.partly: _PARTLY}.get(mark or "", "")
-        a, b, c, d = tuple(signs.corners)
+        mark = self.marks.get(name)
+        style = {"❄": _FROZEN, "◐": _PARTLY}.get(mark or "", "")
         title = f" {name} {mark} " if mark else f" {name} "
         inner = width - 2
-        top = title.rjust(inner, signs.across) if right else title.ljust(inner, signs.across)
-        self.put(x, y, a + top + b, style or _LINES)
+        top = title.rjust(inner, "─") if right else title.ljust(inner, "─")
+        self.put(x, y, f"╭{top}╮", style or _LINES)
         self.put(x + 1 + top.index(title), y, title, style or "bold")
         for i, line in enumerate(lines, 1):
             text = line.rjust(inner - 1) + " " if right else " " + line.ljust(inner - 1)
-            self.put(x, y + i, signs.down, style or _LINES)
+            self.put(x, y + i, "│", style or _LINES)
             self.put(x + 1, y + i, text, style)
-            self.put(x + width - 1, y + i, signs.down, style or _LINES)
-        self.put(x, y + 3, c + signs.across * inner + d, style or _LINES)
+            self.put(x + width - 1, y + i, "│", style or _LINES)
+        self.put(x, y + 3, f"╰{'─' * inner}╯", style or _LINES)
 
     def skip(self, start: int, end: int, y: int, label: str) -> None:
         """Draw an arrow from the column `start` to the box at `end`."""
-        signs = self.signs
         room = end - start - 1
         label = f" {label} " if len(label) + 4 <= room else ""
-        self.put(start - 1, y, signs.leave_right, _LINES)
-        self.put(start, y, label.center(room, signs.across) + signs.enter_right, _LINES)
+        self.put(start - 1, y, "├", _LINES)
+        self.put(start, y, label.center(room, "─") + "▶", _LINES)
 
 
-def _contents(block: Block, signs: _Signs, *, long: bool) -> tuple[str, str]:
+def _contents(block: Block, *, long: bool) -> tuple[str, str]:
     count = f"{block.parameters:,}"
     weights = f"{count} parameters" if long else count
-    return _extent(block.size, block.filters, block.scale, signs), weights if block.parameters else "no weights"
+    return _extent(block.size, block.filters, block.scale), weights if block.parameters else "no weights"
 
 
-def _extent(size: tuple[int | None, int | None], channels: int | None, scale: int, signs: _Signs) -> str:
+def _extent(size: tuple[int | None, int | None], channels: int | None, scale: int) -> str:
     """Format as 256x256x16, or as 1/2 x16 (relative to the input) if the size is not fixed."""
     if None in size:
-        return f"{'full' if scale == 1 else f'1/{scale}'} {signs.times} {channels}"
-    return signs.times.join(str(n) for n in (*size, channels))
+        return f"{'full' if scale == 1 else f'1/{scale}'} × {channels}"
+    return "×".join(str(n) for n in (*size, channels))
 
 
-def _legend(blocks: Blocks, marks: dict[str, str], signs: _Signs, width: int) -> list[Text]:
+def _legend(blocks: Blocks, marks: dict[str, str], signs: dict[int, str], width: int) -> list[Text]:
     """Return the lines below the drawing: skips between different levels, and the meaning of the marks."""
     further = [
-        f"{skip.source} {signs.arrow} {skip.target} ({skip.filters})"
+        f"{skip.source} → {skip.target} ({skip.filters})".translate(signs)
         for skip in blocks.skips
         if skip.source.partition("_")[2] != skip.target.partition("_")[2]
     ]
@@ -197,8 +175,8 @@ def _legend(blocks: Blocks, marks: dict[str, str], signs: _Signs, width: int) ->
                 line = "  "
             line += part
         lines.append(line)
-    words = {signs.frozen: "frozen", signs.partly: "partly frozen"}
+    words = {"❄": "frozen", "◐": "partly frozen"}
     shown = [f"{sign} {word}" for sign, word in words.items() if sign in marks.values()]
     if shown:
-        lines.append("   ".join(shown))
+        lines.append("   ".join(shown).translate(signs))
     return [Text(line, _LINES if line.startswith(("further", "  ")) else _PARTLY) for line in lines]
