@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from kerasseg.checkpoints.identify import missing
 from kerasseg.checkpoints.provenance import Provenance, provenance
 from kerasseg.models.blocks import Blocks, find_blocks
-from kerasseg.models.graph import is_a
-from kerasseg.models.outline import Outline, read_outline
+from kerasseg.models.graph import Graph, is_a
+from kerasseg.models.outline import read_outline
 from kerasseg.recipe import STRATEGIES, frozen_encoder_blocks
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.text import without_credentials
@@ -155,7 +155,7 @@ def inspect_checkpoint(
             and (what is None or (len(names) == 1 and names[0] in STRATEGIES))
         ):
             outline = read_outline(Path(path))
-            found = None if outline is None else _from_outline(outline, path, names)
+            found = None if outline is None else _from_outline(*outline, path, names)
             if found is not None:
                 return found
     from kerasseg.checkpoints.open import open_checkpoint
@@ -205,9 +205,9 @@ def inspect_model(model: keras.Model, *, path: str | Path = "", what: str | Sequ
     )
 
 
-def _from_outline(outline: Outline, path: str | Path, what: Sequence[str]) -> Inspection | None:
+def _from_outline(graph: Graph, record: Provenance, path: str | Path, what: Sequence[str]) -> Inspection | None:
     """Describe the outline of a U-Net; None for other networks."""
-    graph = outline.graph
+    layers = [node.operation for node in graph.nodes]
     try:
         blocks = find_blocks(graph)
     except CheckpointError:
@@ -222,11 +222,11 @@ def _from_outline(outline: Outline, path: str | Path, what: Sequence[str]) -> In
     ends = [graph.nodes[i] for i in graph.outputs]
     return Inspection(
         path=without_credentials(str(path)),
-        provenance=outline.provenance,
+        provenance=record,
         inputs=tuple(Tensor(graph.nodes[i].path, graph.nodes[i].shape, "float32") for i in graph.inputs),
         outputs=tuple(Tensor(n.operation.name, n.shape, "float32", _activation(n.operation)) for n in ends),
-        layers=sum(bool(layer.weights) for layer in outline.layers),
-        variables=sum(len(layer.weights) for layer in outline.layers),
+        layers=sum(bool(layer.weights) for layer in layers),
+        variables=sum(len(layer.weights) for layer in layers),
         parameters=sum(block.parameters for block in blocks),
         blocks=blocks,
         prefixes=layer_prefixes(blocks),

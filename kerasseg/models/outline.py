@@ -71,23 +71,12 @@ class Layer:
         self.weights = weights
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """The structure of a network.
+def read_outline(path: Path) -> tuple[Graph, Provenance] | None:
+    """Read a `.keras` archive or whole-model `.h5` file of Keras 3; None for other files.
 
-    Attributes:
-        provenance: Origin, as `open_checkpoint` records it.
-        graph: Layers and connections; the operations are of type `Layer`.
-        layers: All layers.
+    Returns:
+        The graph, whose operations are of type `Layer`, and the origin as `open_checkpoint` records it.
     """
-
-    provenance: Provenance
-    graph: Graph
-    layers: tuple[Layer, ...]
-
-
-def read_outline(path: Path) -> Outline | None:
-    """Read the structure of a `.keras` archive or whole-model `.h5` file of Keras 3; None for other files."""
     try:
         kind = kind_of(path)
         if kind is Kind.KERAS:
@@ -102,7 +91,7 @@ def read_outline(path: Path) -> Outline | None:
         return None
 
 
-def _from_archive(path: Path) -> Outline:
+def _from_archive(path: Path) -> tuple[Graph, Provenance]:
     members = read_members(path, ("config.json", "metadata.json"))
     config = parse_json(members["config.json"], max_bytes=_LARGEST_CONFIG)
     version = parse_json(members["metadata.json"], max_bytes=1 << 20)["keras_version"]
@@ -118,7 +107,7 @@ def _from_archive(path: Path) -> Outline:
         return _outline(path, config, version, "Keras 3 archive (.keras)", lambda *layer: stored(file, *layer))
 
 
-def _from_hdf5(path: Path) -> Outline:
+def _from_hdf5(path: Path) -> tuple[Graph, Provenance]:
     with open_hdf5(path, path) as file:
         group = file["model_weights"]
         version = text_attribute(file, "keras_version") or text_attribute(group, "keras_version")
@@ -137,7 +126,7 @@ def _require(fits: bool) -> None:
 
 def _outline(
     path: Path, config: Any, version: str | None, kind: str, stored: Callable[[str, str], list[Any]]
-) -> Outline:
+) -> tuple[Graph, Provenance]:
     _require(is_keras_3(version) and config["class_name"] == "Functional")
     network = config["config"]
     entries = {entry["config"]["name"]: entry for entry in network["layers"]}
@@ -160,7 +149,7 @@ def _outline(
         record = Provenance(path=str(path), sha256=digest, writer=writer_name(version), kind=kind, translated=thawed)
     else:
         record = replace(record, file=str(path), file_sha256=digest)
-    return Outline(record, graph, tuple(layers.values()))
+    return graph, record
 
 
 def _check_entry(entry: Mapping[str, Any]) -> None:
