@@ -22,6 +22,7 @@ from kerasseg.checkpoints.hdf5 import attribute_texts, text_attribute, walk_data
 from kerasseg.checkpoints.keras2.layer_config import Adapter
 from kerasseg.checkpoints.operations import Untranslatable
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.sources.tree import natural_key
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def container(group: h5py.Group) -> h5py.Group | None:
 def read_all(group: h5py.Group) -> dict[str, StoredLayer]:
     """Read every layer of the new layout by its group (`layers/conv2d_1`), the layers of a class in order."""
     layers: dict[str, StoredLayer] = {}
-    for _, child in sorted((container(group) or {}).items(), key=lambda item: _natural_name(item[0])):
+    for _, child in sorted((container(group) or {}).items(), key=lambda item: natural_key(item[0])):
         path = child.name.removeprefix("/")
         if container(child) is not None:
             layers |= read_all(child)
@@ -188,18 +189,9 @@ def noted_names(group: h5py.Group) -> dict[str, str]:
 
 
 def _values(group: h5py.Group) -> dict[str, h5py.Dataset]:
-    return dict(sorted(walk_datasets(group), key=lambda item: _natural(item[0])))
-
-
-def _natural_name(name: str) -> tuple[str, int]:
-    stem, _, number = name.rpartition("_")
-    return (stem, int(number)) if stem and number.isdigit() else (name, 0)
-
-
-def _natural(path: str) -> list[Any]:
     # A layer's own variables come before those of its sublayers, as in `layer.weights`.
-    own = path.startswith("vars/")
-    return [not own, *((0, int(p), "") if p.isdigit() else (1, 0, p) for p in path.split("/"))]
+    order = sorted(walk_datasets(group), key=lambda item: (not item[0].startswith("vars/"), natural_key(item[0])))
+    return dict(order)
 
 
 def leaves(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:

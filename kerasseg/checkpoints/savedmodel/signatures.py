@@ -22,6 +22,7 @@ from kerasseg.checkpoints.savedmodel.graphdef import PASSED, Body, Program
 from kerasseg.checkpoints.savedmodel.messages import attribute, type_name
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.sources.tree import natural_key
 
 _PREFERRED = (NETWORK_SIGNATURE, "serving_default", "serve")
 _MAX_METADATA = 16 << 20
@@ -81,7 +82,7 @@ def choose_signature(meta_graph: Any) -> Signature:
         raise CheckpointError(what, found=", ".join(usable), expected=" or ".join(_PREFERRED[1:]), remedy=how)
     message = usable[name]
     inputs = {k: _slot(name, k, v) for k, v in sorted(message.inputs.items())}
-    outputs = {k: _slot(name, k, v) for k, v in sorted(message.outputs.items(), key=lambda i: _natural(i[0]))}
+    outputs = {k: _slot(name, k, v) for k, v in sorted(message.outputs.items(), key=lambda i: natural_key(i[0]))}
     return Signature(name, inputs, outputs)
 
 
@@ -91,11 +92,6 @@ def _slot(signature: str, name: str, info: Any) -> Slot:
     shape = info.tensor_shape
     sizes = None if shape.unknown_rank else tuple(None if d.size < 0 else int(d.size) for d in shape.dim)
     return Slot(info.name, type_name(info.dtype), sizes)
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Sort `output_10` after `output_9`."""
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", text)]
 
 
 def writer_of(meta_graph: Any, folder: Path) -> str:

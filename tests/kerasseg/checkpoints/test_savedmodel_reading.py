@@ -26,7 +26,7 @@ from kerasseg.checkpoints.savedmodel.parity import difference
 from kerasseg.checkpoints.savedmodel.patterns import View
 from kerasseg.checkpoints.savedmodel.rebuild import Names
 from kerasseg.checkpoints.savedmodel.shaping import PLAIN
-from kerasseg.checkpoints.savedmodel.signatures import _natural, keras_outputs
+from kerasseg.checkpoints.savedmodel.signatures import keras_outputs
 from kerasseg_tfrecords.errors import CheckpointError
 
 HEADER, ENTRY = tensor_bundle_pb2.BundleHeaderProto, tensor_bundle_pb2.BundleEntryProto
@@ -256,10 +256,6 @@ def test_layers_are_called_as_people_know_them() -> None:
     assert names.for_node("Relu", "relu") == "relu"
     # A name that a layer with variables has is kept for it, whoever comes first.
     assert Names(["head"], []).for_node("f/head/Relu", "x") == "head_1"
-
-
-def test_outputs_are_counted_as_people_count() -> None:
-    assert sorted(["output_10", "output_9", "output_0"], key=_natural) == ["output_0", "output_9", "output_10"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 50, b"\n\x05*\x03{]}", b"\n\x07*\x05[1,2]", b"\n\x04*\x02{}"])
