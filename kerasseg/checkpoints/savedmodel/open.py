@@ -97,9 +97,8 @@ def _open(folder: Path, *, compare: bool) -> OpenedModel:
     if compare:
         weights = {k: partial(values.numbers, variables[k].key) for k, n in network.nodes.items() if n.op in VARIABLES}
         original = Original(network, weights, chosen.graph_def.versions)
-        found = agreement(network, signature.inputs, order, rebuilt, original)
-        notes.extend(found.remarks())
-        largest = found.outputs
+        largest, remarks = agreement(network, signature.inputs, order, rebuilt, original)
+        notes.extend(remarks)
     values.check_the_rest()
     writer = signatures.writer_of(chosen, folder)
     return OpenedModel(rebuilt.model, writer, "SavedModel", tuple(notes), largest)

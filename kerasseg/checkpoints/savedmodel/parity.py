@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -41,30 +41,22 @@ class Agreement:
         relative: Largest difference of all tensors, relative to the tensor's largest value if beyond 1.
         varies: Whether the original's output is not constant; otherwise the comparison means little.
         largest: Largest value of the original's outputs.
-        step: Largest relative difference of a single step; None if the whole networks agreed.
     """
 
     outputs: float
     relative: float
     varies: bool
     largest: float = 0.0
-    step: float | None = None
-
-    def remarks(self) -> Iterator[str]:
-        """Yield remarks that explain the largest difference."""
-        if not self.varies:
-            yield "the original's output is constant, so the comparison shows little"
-        if self.step is not None:
-            grown = f"rounding adds up to a difference of {self.outputs:.2g}"
-            yield f"{grown}; each single step agrees to {self.step:.2g}"
-        elif self.outputs > TOLERANCE:
-            yield f"the difference of {self.outputs:.2g} is rounding: the output reaches {self.largest:.3g}"
 
 
 def agreement(
     graph: Graph, slots: Mapping[str, Slot], order: Sequence[str], rebuilt: Rebuilt, original: Original
-) -> Agreement:
-    """Compare an unfolded network with inputs `slots` and outputs `order` with the model rebuilt from it."""
+) -> tuple[float, list[str]]:
+    """Compare an unfolded network with inputs `slots` and outputs `order` with the model rebuilt from it.
+
+    Returns:
+        Largest absolute difference of the outputs, and remarks that explain it.
+    """
     outputs = [graph.outputs[n] for n in order]
     inside = _inside(graph, rebuilt, [t.node for t in outputs])
     wanted = [*outputs, *(Tensor(k) for k in inside)]
@@ -80,11 +72,15 @@ def agreement(
     else:
         raise failed
     found = difference(theirs, _forward(probe, [images[n] for n in slots]), len(order))
+    remarks = [] if found.varies else ["the original's output is constant, so the comparison shows little"]
     if found.relative <= TOLERANCE:
-        return found
+        if found.outputs > TOLERANCE:
+            remarks.append(f"the difference of {found.outputs:.2g} is rounding: the output reaches {found.largest:.3g}")
+        return found.outputs, remarks
     worst, where = _worst_step(graph, rebuilt, images, original)
     if worst <= TOLERANCE:
-        return replace(found, step=worst)
+        grown = f"rounding adds up to a difference of {found.outputs:.2g}"
+        return found.outputs, [*remarks, f"{grown}; each single step agrees to {worst:.2g}"]
     what = "the rebuilt network computes different values than the original"
     seen = f"a difference of {found.outputs:.3g}, which begins at {where}"
     expected = f"at most {TOLERANCE:g}"
