@@ -225,14 +225,11 @@ def _build(
     plan: Plan,
     scaling: InputScaling | None,
 ) -> keras.Model:
-    def brighter(image: Any) -> Any:
-        names = {node.operation.name for node in output.graph.nodes}
-        return keras.layers.Rescaling(
-            scaling.white if scaling else 1.0, dtype="float32", name=free_name("grey_levels", names)
-        )(image)
-
+    front = None
+    if scaling is not None:
+        name = free_name("grey_levels", {node.operation.name for node in output.graph.nodes})
+        front = keras.layers.Rescaling(scaling.white, dtype="float32", name=name)
     try:
-        front = brighter if scaling else None
         new = rebuild(model, shape, outputs=[output.index], replacements=replacements, front=front)
         result = plan.finish(new.outputs[0], {operation.name for operation in new.operations})
     except CheckpointError as error:

@@ -107,10 +107,10 @@ class _Replay:
             inner = self._nested(operation, new_inputs, used)
             results = keras.tree.flatten(inner(new_inputs if len(new_inputs) > 1 else new_inputs[0]))
             return {id(node.output_tensors[i]): new for i, new in zip(used, results, strict=True)}
-        replacement = self.replacements.get(id(operation))
-        if replacement is not None and replacement.drop:
+        replacement = self.replacements.get(id(operation), Replacement())
+        if replacement.drop:
             return {id(node.output_tensors[0]): new_inputs[0]}
-        new = self._operation(operation, replacement)
+        new = self._operation(operation, replacement.make)
 
         def replaced(argument: Any) -> Any:
             return known[id(argument)] if isinstance(argument, keras.KerasTensor) else argument
@@ -121,12 +121,9 @@ class _Replay:
             _carry_weights(operation, new, replacement)
         return {id(old): tensor for old, tensor in zip(node.output_tensors, results, strict=True)}
 
-    def _operation(self, operation: Any, replacement: Replacement | None) -> Any:
+    def _operation(self, operation: Any, make: Callable[[], Any] | None) -> Any:
         if id(operation) not in self.made:
-            if replacement is not None and replacement.make is not None:
-                self.made[id(operation)] = replacement.make()
-            else:
-                self.made[id(operation)] = type(operation).from_config(operation.get_config())
+            self.made[id(operation)] = make() if make else type(operation).from_config(operation.get_config())
         return self.made[id(operation)]
 
     def _nested(self, operation: Any, inputs: list[Any], used: list[int]) -> keras.Model:
@@ -139,10 +136,10 @@ class _Replay:
         return self.made[id(operation)]
 
 
-def _carry_weights(old: Any, new: Any, replacement: Replacement | None) -> None:
-    if replacement is not None and replacement.fresh:
+def _carry_weights(old: Any, new: Any, replacement: Replacement) -> None:
+    if replacement.fresh:
         return
-    if replacement is not None and replacement.weights is not None:
+    if replacement.weights is not None:
         new.set_weights(list(replacement.weights))
         return
     pairs = zip(with_inner([old]), with_inner([new]), strict=True)
