@@ -1,7 +1,7 @@
 """Read MATLAB level 5 files (`save -v6`, `-v7`), which are not HDF5, with SciPy.
 
-One flipped bit can end a process in which SciPy reads such a file (seen with 1.16), so it is read in a child process. SciPy
-does not read a compressed variable to its end, where its checksum is, so that is done here.
+SciPy 1.16 uses the type of an element as an index without a check, and does not read a compressed variable to its end,
+where its checksum is. Both are checked here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import Any
 
 from kerasseg_tfrecords.errors import DataError
 
-_COMPRESSED = 15
+_MATRIX, _COMPRESSED = 14, 15
+_TYPES = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 16, 17, 18}
+_ELEMENTS = {1: 2, 2: 4, 3: 5, 5: 5, 16: 2, 17: 3}
+"""Class of a matrix -> number of its elements, without nested matrices and imaginary parts; 3 for all others."""
 
 
 def is_matlab5(head: bytes) -> bool:
@@ -44,7 +47,7 @@ def read_variables(data: bytes, name: str, *, limit: int) -> dict[str, Any]:
 
 
 def _check(data: bytes, name: str, limit: int) -> None:
-    """Check that variables are complete, and that compressed ones match their checksums."""
+    """Check that variables are complete, have known types, and match their checksums if they are compressed."""
     order = "<" if data[126:128] == b"IM" else ">"
     at, total = 128, 0
     while at + 8 <= len(data):
@@ -55,9 +58,34 @@ def _check(data: bytes, name: str, limit: int) -> None:
         at += 8 + size
         if kind == _COMPRESSED:
             stream = zlib.decompressobj()
-            total += len(stream.decompress(body, limit - total + 1))
+            variable = stream.decompress(body, limit - total + 1)
+            total += len(variable)
             if total > limit:
                 expected = f"at most {limit} bytes"
                 raise DataError("a variable is too large", path=name, expected=expected, kind="too-large")
             if not stream.eof:
                 raise ValueError("a compressed variable that does not end")
+            _check_types(variable, order)
+        else:
+            _check_types(data[at - 8 - size : at], order)
+
+
+def _check_types(variable: bytes, order: str) -> None:
+    """Check that each element has the kind of type that SciPy reads at its place."""
+    at = missing = 0
+    while at + 8 <= len(variable):
+        kind, size = struct.unpack_from(f"{order}II", variable, at)
+        at += 8
+        if kind == _MATRIX and not missing:  # its elements follow, those of nested matrices among them
+            if size:
+                flags_kind, flags_size, flags = struct.unpack_from(f"{order}III", variable, at)
+                if (flags_kind, flags_size) != (6, 8):
+                    raise ValueError("a matrix without flags")
+                at += 16
+                missing = _ELEMENTS.get(flags & 0xFF, 3) + (flags >> 11 & 1)
+        elif kind & 0xFFFF in _TYPES:
+            missing = max(0, missing - 1)
+            if not kind >> 16:  # others have up to four bytes beside their type
+                at += size + -size % 8
+        else:
+            raise ValueError(f"an element of type {kind}")
