@@ -516,6 +516,16 @@ def test_chunks_that_inflate_to_too_little_are_no_weights(keep: int, canary: Pat
     refused(spoiled, "damaged", "instead of 72")
 
 
+@pytest.mark.parametrize("stored", [b"not deflated", zlib.compress(bytes(72))[:-6], b"x" * 1000])
+def test_chunks_that_do_not_inflate_are_no_weights(stored: bytes, canary: Path) -> None:
+    def spoil(_: h5py.File, conv: h5py.Group) -> None:
+        del conv["kernel"]
+        data = conv.create_dataset("kernel", (3, 3, 1, 2), "float32", chunks=(3, 3, 1, 2), compression="gzip")
+        data.id.write_direct_chunk((0, 0, 0, 0), stored)
+
+    refused(spoil_h5(Path("x.h5"), spoil), "damaged")
+
+
 @pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"fletcher32": True, "shuffle": True}])
 def test_compressed_weights_open_where_they_are_whole(options: dict[str, Any], canary: Path) -> None:
     kernel = np.random.default_rng(0).random((3, 3, 1, 2), "float32")

@@ -31,9 +31,7 @@ SURELY_SMALL = 60_000  # deflated bytes, which inflate to at most 62 MB
 _FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32"}
 _LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link into another file"}
 _ZLIB_ERROR: Any = zlib.error  # the library declares it as an instance
-_LIBRARY_ERRORS: tuple[type[Exception], ...] = (
-    OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, SystemError, MemoryError, _ZLIB_ERROR
-)  # fmt: skip
+LIBRARY_ERRORS = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, SystemError)
 _NUMBERS = {h5t.INTEGER, h5t.FLOAT, h5t.ENUM}
 
 
@@ -55,13 +53,13 @@ def open_hdf5(data: bytes, name: str) -> Iterator[Any]:
     access.set_fileobj_driver(h5fd.fileobj_driver, io.BytesIO(data))
     try:
         file = h5f.open(b"bytes in memory", h5f.ACC_RDONLY, access)
-    except _LIBRARY_ERRORS as error:
+    except (*LIBRARY_ERRORS, MemoryError) as error:
         raise _damaged(name, error) from error
     try:
         yield h5g.open(file, b"/")
     except DataError:
         raise
-    except _LIBRARY_ERRORS as error:
+    except (*LIBRARY_ERRORS, MemoryError) as error:
         raise _damaged(name, error) from error
     finally:
         file.close()
@@ -257,11 +255,14 @@ def _chunk_reader(filters: list[int], size: int, itemsize: int) -> Callable[[byt
 
 def _inflated(data: bytes, size: int) -> bytes:
     """Inflate a zlib stream that should hold `size` bytes, without allocating much more."""
-    if len(data) <= SURELY_SMALL:
-        return zlib.decompress(data, bufsize=size)  # a tenth faster than with a limit, and most chunks are small
-    stream = zlib.decompressobj()
-    # Up to four bytes more, for a checksum in the stream.
-    inflated = stream.decompress(data, size + 5)
+    try:
+        if len(data) <= SURELY_SMALL:
+            return zlib.decompress(data, bufsize=size)  # a tenth faster than with a limit, and most chunks are small
+        stream = zlib.decompressobj()
+        # Up to four bytes more, for a checksum in the stream.
+        inflated = stream.decompress(data, size + 5)
+    except _ZLIB_ERROR as error:
+        raise ValueError(str(error)) from error
     if not stream.eof:
         raise ValueError(f"a chunk of {size} bytes inflates to more, or is cut off")
     return inflated

@@ -23,7 +23,7 @@ from google.protobuf import descriptor_pool, message_factory
 
 from kerasseg_tfrecords.errors import CheckpointError, DataError
 from kerasseg_tfrecords.files import temporary_space
-from kerasseg_tfrecords.formats.hdf5 import read_numbers
+from kerasseg_tfrecords.formats.hdf5 import LIBRARY_ERRORS, read_numbers
 from kerasseg_tfrecords.formats.zip import open_zip
 from kerasseg_tfrecords.isolation import isolated, working_on
 
@@ -159,7 +159,7 @@ def send_weights(source: Path, name: str, copy: Path, member: str | None = None)
     except DataError as error:
         details = {"found": error.found, "expected": error.expected}
         raise CheckpointError(error.what, path=name, remedy=_REMEDY, **details) from error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except LIBRARY_ERRORS as error:
         if isinstance(error, OSError) and error.filename:
             raise CheckpointError("cannot be read", path=name, found=error.strerror) from error
         text = str(error)
