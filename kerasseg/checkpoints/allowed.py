@@ -31,6 +31,9 @@ _MOST_VALUES = 2_000_000  # per configuration; EfficientNetB7 has 100,000, and e
 _MOST_LAYERS = 5000  # a U-Net on EfficientNetB7 has about 1,000, and each takes Keras some milliseconds
 _DEEPEST = 200
 _LARGEST_MAP = 1 << 28  # values in one feature map of one image: 1 GiB in float32
+_MOST_TERMS = 1 << 16  # of one sum, which take TensorFlow half a second
+_INACTIVE = {"ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity",
+             "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"}  # fmt: skip
 _OPEN_SIZE = 256  # pixels, for checking networks without a fixed size
 _BUILD_SECONDS = 30.0
 _LARGEST_NUMBER = 1 << 31  # far above any count, size or number of filters in a real network
@@ -340,6 +343,34 @@ def time_limit(seconds: float) -> Iterator[None]:
         with lock:
             ended.set()
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
+
+
+def check_sums(model: keras.Model) -> None:
+    """Refuse a network with a sum of sums of very many terms.
+
+    Before TensorFlow runs a graph, it writes out such sums as one, so that 40 layers of `x + x` would exhaust memory.
+    """
+    known: dict[int, int] = {}  # model -> terms of its output for one term of its input
+
+    def largest(model: Any) -> int:
+        if id(model) in known:
+            return known[id(model)]
+        terms: dict[int, int] = {}
+        nodes = getattr(getattr(model, "_functional", None) or model, "_nodes_by_depth", {})
+        for node in [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]:
+            kind, found = type(node.operation).__name__, 1
+            if isinstance(node.operation, keras.Model) or kind == "Add" or kind in _INACTIVE:
+                found = sum(terms.get(id(tensor), 1) for tensor in node.input_tensors)
+            if isinstance(node.operation, keras.Model):
+                found *= largest(node.operation)
+            if found > _MOST_TERMS:
+                what = f"refused: layer `{node.operation.name}` makes a sum of {found:,} terms"
+                raise CheckpointError(what, expected=f"at most {_MOST_TERMS:,}")
+            terms.update((id(tensor), found) for tensor in node.output_tensors)
+        known[id(model)] = max(terms.values(), default=1)
+        return known[id(model)]
+
+    largest(model)
 
 
 def check_maps(model: keras.Model) -> None:

@@ -11,7 +11,7 @@ import h5py
 import keras
 import numpy as np
 
-from kerasseg.checkpoints.allowed import check_maps
+from kerasseg.checkpoints.allowed import check_maps, check_sums
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
@@ -96,6 +96,7 @@ def open_checkpoint(
             raise CheckpointError(problem, path=source, found=found, remedy=remedy) from error
         _check_purpose(opened.model)
         _check_numbers(opened.model)
+        check_sums(opened.model)
         check_maps(opened.model)
     translated = (*opened.translated, *_thaw(opened.model))
     digest = sha256_of(file)

@@ -24,7 +24,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 
-from kerasseg.checkpoints.allowed import time_limit
+from kerasseg.checkpoints.allowed import check_sums, time_limit
 from kerasseg.checkpoints.identify import refuse_pointer
 from kerasseg.checkpoints.provenance import OpenedModel
 from kerasseg.checkpoints.savedmodel import signatures
@@ -65,7 +65,7 @@ def open_savedmodel(folder: Path, *, compare: bool = True) -> OpenedModel:
             layer, or the rebuilt network computes different values. Damaged files may raise other errors, which
             `open_checkpoint` explains.
     """
-    with time_limit(_SECONDS):
+    with time_limit(_SECONDS), np.errstate(all="ignore"):  # constants may overflow
         return _open(folder, compare=compare)
 
 
@@ -94,6 +94,7 @@ def _open(folder: Path, *, compare: bool) -> OpenedModel:
 
     notes = [*decisions, *rebuilt.notes, *_notes(chosen, variables, rebuilt, network)]
     largest = None
+    check_sums(rebuilt.model)
     if compare:
         weights = {k: partial(values.numbers, variables[k].key) for k, n in network.nodes.items() if n.op in VARIABLES}
         original = Original(network, weights, chosen.graph_def.versions)

@@ -516,6 +516,27 @@ def test_chunks_that_inflate_to_too_little_are_no_weights(keep: int, canary: Pat
     refused(spoiled, "damaged", "instead of 72")
 
 
+def doubled(x: Any, steps: int) -> Any:
+    for _ in range(steps):
+        x = keras.layers.Add()([x, keras.layers.Dropout(0.1)(x)])
+    return x
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_sums_that_double_at_each_layer_are_refused(nested: bool, canary: Path) -> None:
+    """TensorFlow would write out all terms before it runs the network."""
+    inputs = keras.Input((8, 8, 1))
+    if nested:
+        inner = keras.Model(part := keras.Input((8, 8, 1)), doubled(part, 4))
+        x = inputs
+        for _ in range(10):
+            x = inner(x)
+    else:
+        x = doubled(inputs, 17)
+    keras.Model(inputs, keras.layers.Conv2D(1, 1, activation="sigmoid")(x)).save("x.keras")
+    refused(Path("x.keras"), "refused", "makes a sum of")
+
+
 @pytest.mark.parametrize("stored", [b"not deflated", zlib.compress(bytes(72))[:-6], b"x" * 1000])
 def test_chunks_that_do_not_inflate_are_no_weights(stored: bytes, canary: Path) -> None:
     def spoil(_: h5py.File, conv: h5py.Group) -> None:

@@ -412,6 +412,38 @@ def test_a_few_operations_cannot_take_all_time_or_memory(amplified: Callable[[An
         open_checkpoint(copy)
 
 
+@pytest.mark.parametrize("op", ["AddV2", "AddN"])
+def test_sums_that_double_at_each_step_are_refused(op: str, copy: Path) -> None:
+    """TensorFlow would write out all terms before it runs the network."""
+    with edited(copy) as message:
+        function = network_function(message.meta_graphs[0])
+        (last,) = (node for node in function.node_def if node.op == "Sigmoid")
+        name = last.input[0]
+        for step in range(17):
+            node = add_node(function.node_def, op, f"s{step}", [name, name], T=a_type(tf.float32))
+            if op == "AddN":
+                node.attr["N"].i = 2
+            name = f"s{step}:{'z' if op == 'AddV2' else 'sum'}:0"
+        last.input[0] = name
+    with pytest.raises(CheckpointError, match="makes a sum of 131,072 terms"):
+        open_savedmodel(copy)
+
+
+@pytest.mark.parametrize("op", ["AddV2", "Relu"])
+def test_900_steps_in_a_row_are_read(op: str, copy: Path) -> None:
+    with edited(copy) as message:
+        function = network_function(message.meta_graphs[0])
+        add_node(function.node_def, "Const", "two", value=tensor(np.float32(2)), dtype=a_type(tf.float32))
+        (last,) = (node for node in function.node_def if node.op == "Sigmoid")
+        name = last.input[0]
+        for step in range(900):
+            inputs = [name] if op == "Relu" else [name, "two:output:0"]
+            add_node(function.node_def, op, f"s{step}", inputs, T=a_type(tf.float32))
+            name = f"s{step}:{'activations' if op == 'Relu' else 'z'}:0"
+        last.input[0] = name
+    assert len(open_savedmodel(copy).model.layers) > 8
+
+
 def test_a_file_of_empty_operations_is_refused_before_it_fills_the_memory(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
