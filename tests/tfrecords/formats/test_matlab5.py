@@ -32,7 +32,7 @@ def _replaced(data: bytes, before: bytes, after: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.parametrize("name", ["unknown type", "huge type", "small element", "no name", "no flags"])
+@pytest.mark.parametrize("name", ["unknown type", "huge type", "small element", "no name", "no flags", "no shape"])
 def test_elements_of_another_type_are_refused(name: str, compress: bool) -> None:
     numbers, texts = _saved(np.arange(20.0)), _saved({"a": "a glioma", "b": 1.0})
     values, text = struct.pack("<II", 9, 160), struct.pack("<II", 16, 8)
@@ -42,6 +42,7 @@ def test_elements_of_another_type_are_refused(name: str, compress: bool) -> None
         "small element": _replaced(numbers, values, struct.pack("<HHI", 11, 4, 160)),
         "no name": _replaced(texts, struct.pack("<II", 1, 0) + text, text),
         "no flags": _replaced(_saved("glioma"), struct.pack("<II", 6, 8), struct.pack("<II", 6, 0)),
+        "no shape": _replaced(_saved("glioma"), struct.pack("<4I", 5, 8, 1, 6), struct.pack("<2I", 5, 0)),
     }[name]
     if compress:
         packed = zlib.compress(data[128:])

@@ -14,7 +14,7 @@ from typing import Any
 
 from kerasseg_tfrecords.errors import DataError
 
-_MATRIX, _COMPRESSED = 14, 15
+_MATRIX, _COMPRESSED, _OPAQUE = 14, 15, 17
 _TYPES = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 16, 17, 18}
 _ELEMENTS = {1: 2, 2: 4, 3: 5, 5: 5, 16: 2, 17: 3}
 """Class of a matrix -> number of its elements, without nested matrices and imaginary parts; 3 for all others."""
@@ -78,9 +78,12 @@ def _check_types(variable: bytes, order: str) -> None:
         at += 8
         if kind == _MATRIX and not missing:  # its elements follow, those of nested matrices among them
             if size:
-                flags_kind, flags_size, flags = struct.unpack_from(f"{order}III", variable, at)
-                if (flags_kind, flags_size) != (6, 8):
+                head = struct.unpack_from(f"{order}6I", variable, at)
+                if head[:2] != (6, 8):
                     raise ValueError("a matrix without flags")
+                flags = head[2]
+                if flags & 0xFF != _OPAQUE and (head[4] not in {5, 6} or head[5] < 8):
+                    raise ValueError("a matrix without a shape")
                 at += 16
                 missing = _ELEMENTS.get(flags & 0xFF, 3) + (flags >> 11 & 1)
         elif kind & 0xFFFF in _TYPES:
