@@ -13,32 +13,25 @@ import argparse
 import contextlib
 import functools
 import gc
-import gzip
-import io
 import json
 import operator
 import random
 import re
 import shutil
 import signal
-import struct
 import sys
 import tempfile
 import traceback
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
-import h5py
-import nibabel as nib
 import numpy as np
 
-from factories import blob, write_mat, write_mat5
+import fuzz_files as files
+from factories import write_mat
 from kerasseg.checkpoints.provenance import provenance
 from kerasseg.evaluation.per_slice import read_csv
 from kerasseg.evaluation.schema import read_evaluation
@@ -58,10 +51,6 @@ from kerasseg_tfrecords.sources.tree import open_tree
 from kerasseg_tfrecords.splitting import splits_file
 from kerasseg_tfrecords.workers import ordered_map
 
-FIXTURES = Path(__file__).parent / "fixtures"
-WRITTEN, LEGACY = FIXTURES / "before_move", FIXTURES / "legacy"
-SAVED_MODEL = LEGACY / "addons0.23.0-group-savedmodel"
-MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 OPTIONS = SourceOptions(masks=False, max_pixels=1_000_000)
 
 
@@ -73,233 +62,9 @@ def _item(format_name: str) -> Callable[[Path], object]:
     return read
 
 
-def _written(writer: Callable[..., Path], **options: object) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        return writer(Path(folder) / "1.mat", *blob(size=24), **options).read_bytes()
-
-
-def _matlab5(**options: object) -> bytes:
-    """Return a MATLAB 5 file without its date."""
-    return b"MATLAB 5.0 MAT-file".ljust(116) + _written(write_mat5, **options)[116:]
-
-
-def _deflated_matlab5(data: bytes) -> bytes:
-    content = zlib.compress(data[128:], 1)
-    return data[:128] + struct.pack("<II", 15, len(content)) + content
-
-
-def _picture(suffix: str) -> bytes:
-    return bytes(cv2.imencode(suffix, np.dstack([blob(size=24)[0].astype(np.uint8)] * 3))[1])
-
-
-def _volume() -> bytes:
-    return bytes(nib.Nifti1Image(np.arange(240, dtype=np.int16).reshape(6, 8, 5), np.eye(4)).to_bytes())
-
-
-def _gzip(data: bytes) -> bytes:
-    return gzip.compress(data, 1, mtime=0)
-
-
-def _dicom(*, packed: bool = False) -> bytes:
-    import pydicom
-
-    data = pydicom.Dataset()
-    data.Modality, data.Rows, data.Columns, data.BitsAllocated, data.BitsStored = "MR", 8, 8, 16, 12
-    data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 11, 0, 1
-    data.PhotometricInterpretation, data.PixelSpacing = "MONOCHROME2", [0.5, 0.5]
-    data.PixelData = np.arange(64, dtype="<u2").tobytes()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = MR_IMAGE, "1.2.3"
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    if packed:
-        data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
-    stream = io.BytesIO()
-    data.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
-
-
-def _archive(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    """Return a zip, or a `.keras` archive."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name), data, method)
-    return stream.getvalue()
-
-
-def _zip() -> bytes:
-    return _archive({"a/1.mat": b"x" * 99, "2.png": _png(_chunks())}, zipfile.ZIP_DEFLATED)
-
-
-def _outer_zip(data: bytes) -> bytes:
-    return _archive({"a.zip": data, "1.png": _png(_chunks())}, zipfile.ZIP_DEFLATED)
-
-
 def _tree(path: Path) -> None:
     for location in open_tree(path).with_suffix(".png"):
         read_item(Item("pairs", location.name, (location,), channel=0), OPTIONS)
-
-
-@lru_cache
-def _chunks() -> bytes:
-    """Return the chunks of a PNG without their checksums, and its pixels not compressed."""
-    from PIL import Image, PngImagePlugin
-
-    stream, text = io.BytesIO(), PngImagePlugin.PngInfo()
-    text.add_text("Comment", "a" * 40, zip=True)
-    picture = Image.fromarray(blob(size=24)[0].astype(np.uint8)).quantize(16)
-    picture.save(stream, "png", pnginfo=text, transparency=3, dpi=(72, 72))
-    data = stream.getvalue()
-    out, at = data[:8], 8
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4])
-        content = data[at + 8 : at + 8 + size]
-        content = zlib.decompress(content) if data[at + 4 : at + 8] == b"IDAT" else content
-        out += len(content).to_bytes(4) + data[at + 4 : at + 8] + content
-        at += size + 12
-    return out
-
-
-def _png(data: bytes) -> bytes:
-    """Return the PNG that these chunks make; their lengths and types are those given."""
-    out, at = data[:8], 8
-    while at < len(data):
-        size, kind = data[at : at + 4], data[at + 4 : at + 8]
-        content = data[at + 8 : at + 8 + int.from_bytes(size)]
-        at += 8 + len(content)
-        if kind == b"IDAT":
-            content = zlib.compress(content, 1)
-            size = len(content).to_bytes(4)
-        out += size + kind + content + zlib.crc32(kind + content).to_bytes(4)
-    return out
-
-
-def _weights() -> bytes:
-    stream = io.BytesIO()
-    with h5py.File(stream, "w") as file:
-        file.attrs["model_config"] = "{}"
-        file.create_dataset("layers/conv/vars/0", data=np.ones((3, 3, 2, 2), "f4"), chunks=True, compression="gzip")
-        file["layers/conv/vars/1"] = np.ones(2, "f4")
-    return stream.getvalue()
-
-
-def _chunked(data: bytes) -> bytes:
-    """Return a file with weights of 64 bytes, whose chunk inflates to this data."""
-    stream = io.BytesIO()
-    with h5py.File(stream, "w") as file:
-        file.attrs["model_config"] = "{}"
-        options = {"chunks": (4, 4), "compression": "gzip", "shuffle": True}
-        values = file.create_dataset("layers/conv/vars/0", (4, 4), "f4", **options)
-        values.id.write_direct_chunk((0, 0), zlib.compress(data, 1))
-    return stream.getvalue()
-
-
-def _saved(suffix: str) -> bytes:
-    """Return a picture as Pillow writes it, or an array."""
-    from PIL import Image
-
-    stream, pixels = io.BytesIO(), blob(size=24)[0].astype(np.uint8)
-    if suffix == "npy":
-        np.save(stream, pixels)
-    else:
-        Image.fromarray(pixels).save(stream, suffix)
-    return stream.getvalue()
-
-
-def _itk(suffix: str) -> bytes:
-    import SimpleITK
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"1{suffix}"
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.arange(240, dtype=np.int16).reshape(5, 8, 6)), str(path))
-        return path.read_bytes()
-
-
-def _nrrd_gz(data: bytes) -> bytes:
-    """Return an NRRD file with its voxels compressed."""
-    header, gap, voxels = data.partition(b"\n\n")
-    return header.replace(b"encoding: raw", b"encoding: gzip") + gap + _gzip(voxels)
-
-
-def _mgh() -> bytes:
-    return bytes(nib.MGHImage(np.arange(240, dtype=np.int16).reshape(6, 8, 5), np.eye(4)).to_bytes())
-
-
-def _record() -> bytes:
-    """Return the data of a record, without the lengths and checksums around it."""
-    return next((WRITTEN / "shards" / "val").glob("glioma-*")).read_bytes()[12:-4]
-
-
-@lru_cache
-def _members(*, small: bool = False) -> dict[str, bytes]:
-    """Return the members of a `.keras` archive with a U-Net, or with its first block and its head."""
-    with zipfile.ZipFile(WRITTEN / "network.keras") as archive:
-        found = {name: archive.read(name) for name in archive.namelist()}
-    if not small:
-        return found
-    config = json.loads(found["config.json"])
-    layers = config["config"]["layers"] = config["config"]["layers"][:4] + config["config"]["layers"][-1:]
-    layers[4]["inbound_nodes"][0]["args"][0]["config"]["keras_history"][0] = layers[3]["name"]
-    stream = io.BytesIO()
-    with h5py.File(io.BytesIO(found["model.weights.h5"])) as all_weights, h5py.File(stream, "w") as weights:
-        groups = all_weights["layers"]
-        head = f"conv2d_{sum(name.startswith('conv2d_') and name[7:].isdigit() for name in groups)}"
-        for name, copy in (("conv2d", "conv2d"), ("batch_normalization",) * 2, (head, "conv2d_1")):
-            groups.copy(name, weights.require_group("layers"), copy)
-    return found | {"config.json": json.dumps(config).encode(), "model.weights.h5": stream.getvalue()}
-
-
-def _with_member(name: str, data: bytes, *, small: bool = True) -> bytes:
-    """Return a `.keras` archive in which the member `name` is `data`."""
-    return _archive(_members(small=small) | {name: data})
-
-
-@lru_cache
-def _old_network() -> bytes:
-    return (LEGACY / "keras2.3.1-unet.h5").read_bytes()
-
-
-def _old_config() -> bytes:
-    with h5py.File(io.BytesIO(_old_network())) as file:
-        return str(file.attrs["model_config"]).encode()
-
-
-def _old_file(config: bytes) -> bytes:
-    """Return an HDF5 file of Keras 2 with this configuration."""
-    stream = io.BytesIO(_old_network())
-    with h5py.File(stream, "r+") as file:
-        file.attrs["model_config"] = config.replace(b"\0", b"")
-    return stream.getvalue()
-
-
-def _metrics() -> bytes:
-    """Return a short metrics.json that matches the schema."""
-    document = json.loads((_RUN / "metrics.json").read_bytes())
-    for network in (document["model"], document["baseline"]):
-        (stage,) = network["stages"] = network["stages"][:1]
-        for kind in ("classes", "sizes"):
-            stage[kind] = dict([*stage[kind].items()][:1])
-    return json.dumps(document).encode()
-
-
-def _graph() -> bytes:
-    """Return a SavedModel as JSON."""
-    from google.protobuf import json_format
-    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-
-    message = SavedModel.FromString((SAVED_MODEL / "saved_model.pb").read_bytes())
-    return json.dumps(json_format.MessageToDict(message)).encode()
-
-
-def _graph_file(data: bytes) -> bytes:
-    """Return the SavedModel that JSON describes; nothing if a value is of another type."""
-    from google.protobuf import json_format
-    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-
-    try:
-        return json_format.Parse(data, SavedModel(), ignore_unknown_fields=True).SerializeToString()  # type: ignore[no-any-return]
-    except (json_format.ParseError, ValueError, RecursionError):
-        return b""
 
 
 def _outline(path: Path) -> None:
@@ -316,7 +81,7 @@ def _network(path: Path) -> None:
 def _saved_model(name: str, path: Path) -> None:
     """Open a SavedModel in which the file `name` is that at `path`."""
     folder = path.with_name(f"{path.stem}.d")
-    shutil.copytree(SAVED_MODEL, folder)
+    shutil.copytree(files.SAVED_MODEL, folder)
     shutil.copy(path, folder / name)
     try:
         _network(folder)
@@ -353,89 +118,90 @@ class Reader:
     share: float = 1
 
 
-_RUN = WRITTEN / "runs" / "run" / "evaluation" / "test"
 _BUILDS = 0.01
 READERS: dict[str, Reader] = {
-    "matlab73": Reader(".mat", lambda: _written(write_mat), _item("figshare")),
-    "matlab5": Reader(".mat", _matlab5, _item("figshare")),
-    "matlab5 inside": Reader(".mat", lambda: _matlab5(compress=False), _item("figshare"), pack=_deflated_matlab5),
-    "png": Reader(".png", _chunks, _item("pairs"), pack=_png),
+    "matlab73": Reader(".mat", lambda: files.written(write_mat), _item("figshare")),
+    "matlab5": Reader(".mat", files.matlab5, _item("figshare")),
+    "matlab5 inside": Reader(
+        ".mat", lambda: files.matlab5(compress=False), _item("figshare"), pack=files.deflated_matlab5
+    ),
+    "png": Reader(".png", files.chunks, _item("pairs"), pack=files.png),
     **{
-        name: Reader(suffix, functools.partial(_picture, suffix), _item("pairs"))
+        name: Reader(suffix, functools.partial(files.picture, suffix), _item("pairs"))
         for name, suffix in (("jpeg", ".jpg"), ("tiff", ".tif"), ("bmp", ".bmp"))
     },
-    **{name: Reader(f".{name}", functools.partial(_saved, name), _item("pairs")) for name in ("gif", "npy")},
-    "nifti": Reader(".nii", _volume, _item("nifti")),
-    "nifti inside": Reader(".nii.gz", _volume, _item("nifti"), pack=_gzip),
-    "mgh": Reader(".mgh", _mgh, _item("nifti")),
-    "mgh inside": Reader(".mgz", _mgh, _item("nifti"), pack=_gzip),
-    "mha": Reader(".mha", lambda: _itk(".mha"), _item("nifti")),
-    "nrrd": Reader(".nrrd", lambda: _itk(".nrrd"), _item("nifti")),
-    "nrrd inside": Reader(".nrrd", lambda: _itk(".nrrd"), _item("nifti"), pack=_nrrd_gz, share=0.2),
-    "dicom": Reader(".dcm", _dicom, _item("dicom")),
-    "dicom inside": Reader(".dcm", functools.partial(_dicom, packed=True), _item("dicom")),
-    "zip": Reader(".zip", _zip, _tree),
-    "zip inside": Reader(".zip", _zip, _tree, pack=_outer_zip, share=0.5),
+    **{name: Reader(f".{name}", functools.partial(files.saved, name), _item("pairs")) for name in ("gif", "npy")},
+    "nifti": Reader(".nii", files.volume, _item("nifti")),
+    "nifti inside": Reader(".nii.gz", files.volume, _item("nifti"), pack=files.gzipped),
+    "mgh": Reader(".mgh", files.mgh, _item("nifti")),
+    "mgh inside": Reader(".mgz", files.mgh, _item("nifti"), pack=files.gzipped),
+    "mha": Reader(".mha", lambda: files.itk(".mha"), _item("nifti")),
+    "nrrd": Reader(".nrrd", lambda: files.itk(".nrrd"), _item("nifti")),
+    "nrrd inside": Reader(".nrrd", lambda: files.itk(".nrrd"), _item("nifti"), pack=files.nrrd_gz, share=0.2),
+    "dicom": Reader(".dcm", files.dicom, _item("dicom")),
+    "dicom inside": Reader(".dcm", functools.partial(files.dicom, packed=True), _item("dicom")),
+    "zip": Reader(".zip", files.small_zip, _tree),
+    "zip inside": Reader(".zip", files.small_zip, _tree, pack=files.outer_zip, share=0.5),
     "index": Reader(".csv", lambda: b"image,mask,label,patient\n1.png,m.png,glioma,7\n", _index),
-    "splits": Reader(".csv", (WRITTEN / "shards" / "splits.csv").read_bytes, splits_file.load),
-    "scores": Reader(".csv", (_RUN / "per_slice.csv").read_bytes, read_csv),
+    "splits": Reader(".csv", (files.WRITTEN / "shards" / "splits.csv").read_bytes, splits_file.load),
+    "scores": Reader(".csv", (files.RUN / "per_slice.csv").read_bytes, read_csv),
     "manifest": Reader(
         ".json",
-        (WRITTEN / "shards" / "manifest.json").read_bytes,
+        (files.WRITTEN / "shards" / "manifest.json").read_bytes,
         lambda path: read_document(path, Manifest, 1, "the manifest"),
         document=True,
     ),
-    "metrics": Reader(".json", _metrics, read_evaluation, document=True),
+    "metrics": Reader(".json", files.short_metrics, read_evaluation, document=True),
     "records": Reader(
         ".tfrecord",
-        _record,
+        files.record,
         lambda path: list(read_shard(path, size=16, channels=1)),
         pack=lambda data: framed(data) * 2,
     ),
-    "weights": Reader(".h5", _weights, _send),
-    "weights inside": Reader(".h5", np.ones(16, "f4").tobytes, _send, pack=_chunked, share=0.5),
-    "keras": Reader(".keras", lambda: _archive(_members(small=True)), _outline),
+    "weights": Reader(".h5", files.weights, _send),
+    "weights inside": Reader(".h5", np.ones(16, "f4").tobytes, _send, pack=files.chunked, share=0.5),
+    "keras": Reader(".keras", lambda: files.archive(files.members(small=True)), _outline),
     "keras inside": Reader(
         ".keras",
-        lambda: _members(small=True)["model.weights.h5"],
+        lambda: files.members(small=True)["model.weights.h5"],
         _outline,
-        pack=functools.partial(_with_member, "model.weights.h5"),
+        pack=functools.partial(files.with_member, "model.weights.h5"),
         share=0.2,
     ),
     "outline": Reader(
         ".keras",
-        lambda: _members(small=True)["config.json"],
+        lambda: files.members(small=True)["config.json"],
         _outline,
         document=True,
-        pack=functools.partial(_with_member, "config.json"),
+        pack=functools.partial(files.with_member, "config.json"),
         share=0.2,
     ),
     "network": Reader(
         ".keras",
-        lambda: _members()["config.json"],
+        lambda: files.members()["config.json"],
         _network,
         document=True,
-        pack=functools.partial(_with_member, "config.json", small=False),
+        pack=functools.partial(files.with_member, "config.json", small=False),
         share=_BUILDS,
     ),
-    "keras2": Reader(".h5", _old_config, _network, document=True, pack=_old_file, share=_BUILDS),
+    "keras2": Reader(".h5", files.old_config, _network, document=True, pack=files.old_file, share=_BUILDS),
     "savedmodel": Reader(
         ".pb",
-        (SAVED_MODEL / "saved_model.pb").read_bytes,
+        (files.SAVED_MODEL / "saved_model.pb").read_bytes,
         functools.partial(_saved_model, "saved_model.pb"),
         share=_BUILDS,
     ),
     "savedmodel inside": Reader(
         ".pb",
-        _graph,
+        files.graph,
         functools.partial(_saved_model, "saved_model.pb"),
         document=True,
-        pack=_graph_file,
+        pack=files.graph_file,
         share=_BUILDS,
     ),
     "variables": Reader(
         ".index",
-        (SAVED_MODEL / "variables" / "variables.index").read_bytes,
+        (files.SAVED_MODEL / "variables" / "variables.index").read_bytes,
         functools.partial(_saved_model, "variables/variables.index"),
         share=_BUILDS,
     ),
