@@ -44,9 +44,10 @@ def expand(view: View, tensor: Tensor, depth: int = 0) -> Polynomial | None:
     if leaf is not None:
         return {(leaf,): 1.0}
     if depth < MAX_DEPTH and tensor.output == 0:
-        parts = [expand(view, t, depth + 1) for t in node.inputs] if node.op in _EXPANDED else []
-        known = [p for p in parts if p is not None]
-        if known and len(known) == len(parts):
+        inputs = dict.fromkeys(node.inputs if node.op in _EXPANDED else ())  # each once, also of `x + x`
+        parts = {t: expand(view, t, depth + 1) for t in inputs}
+        known = [p for t in node.inputs if (p := parts.get(t)) is not None]
+        if known and len(known) == len(node.inputs):
             result = _combine(node.op, known)
             if result is not None and len(result) <= MAX_TERMS and not (depth and _is_data(view, tensor, result)):
                 return result
