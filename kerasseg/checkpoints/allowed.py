@@ -324,7 +324,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     now = time.monotonic
     if hasattr(time, "pthread_getcpuclockid"):
         now = partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
-    lock, ended, end = threading.Lock(), threading.Event(), now() + seconds
+    lock, ended, late, end = threading.Lock(), threading.Event(), threading.Event(), now() + seconds
 
     def strike() -> None:
         left = seconds
@@ -332,13 +332,16 @@ def time_limit(seconds: float) -> Iterator[None]:
             with lock:
                 left = 0 if ended.is_set() else end - now()
                 if left < 0:  # again and again: Python drops an exception that is raised in a finalizer
+                    late.set()
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_OutOfTime))
 
     threading.Thread(target=strike, daemon=True).start()
     try:
         yield
-    except _OutOfTime:
-        raise CheckpointError(f"refused: building the network takes more than {seconds:g} s") from None
+    except (_OutOfTime, Exception):
+        if late.is_set():  # a library may have replaced the exception by one of its own
+            raise CheckpointError(f"refused: building the network takes more than {seconds:g} s") from None
+        raise
     finally:
         with lock:
             ended.set()

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tensorflow.core.framework import function_pb2
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
-from kerasseg.checkpoints.allowed import words
+from kerasseg.checkpoints.allowed import time_limit, words
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.savedmodel.allowed import ELSEWHERE, INITIALISER, NETWORK
 from kerasseg_tfrecords.errors import CheckpointError
@@ -486,6 +486,18 @@ def test_rebuilding_has_a_time_limit(copy: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("kerasseg.checkpoints.savedmodel.open._SECONDS", 0.01)
     with pytest.raises(CheckpointError, match=r"building the network takes more than 0\.01 s"):
         open_checkpoint(copy)
+
+
+def test_a_time_limit_is_named_where_a_library_replaces_its_exception() -> None:
+    def wait() -> None:
+        try:
+            while True:
+                pass
+        except BaseException as error:
+            raise ValueError("of a library") from error
+
+    with pytest.raises(CheckpointError, match=r"building the network takes more than 0\.01 s"), time_limit(0.01):
+        wait()
 
 
 def test_names_that_share_their_beginning_cannot_fill_the_memory(copy: Path) -> None:
