@@ -1,7 +1,7 @@
-"""Read and write NIfTI and Analyze volumes, with size limits and checksums, reoriented by their affine.
+"""Read and write NIfTI and Analyze volumes, reoriented by their affine.
 
-nibabel accepts a truncated or corrupted .nii.gz if it yields enough bytes, since it never reads the checksum at the end of
-the gzip stream. Here the stream is always read to its end.
+nibabel reads the headers. It accepts a truncated or corrupted .nii.gz if it yields enough bytes, since it never reads the
+checksum at the end of the gzip stream. Here the stream is always read to its end.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from kerasseg_tfrecords.formats.sniff import describe, is_gzip
 from kerasseg_tfrecords.text import count
 
 _HEADER = 540  # of NIfTI-2; NIfTI-1 has 348
-_SLACK = 1 << 20  # bytes that may follow the voxels
-_REMEDY = "Download or copy it again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +44,9 @@ class Volume:
     notes: tuple[str, ...] = ()
 
 
+_VERSION_1, _VERSION_2 = {b"n+1", b"ni1"}, {b"n+2", b"ni2"}
+
+
 def is_nifti(start: bytes) -> bool:
     """Whether a file with these first bytes is a NIfTI volume, plain or compressed with gzip."""
     if is_gzip(start):
@@ -53,7 +54,7 @@ def is_nifti(start: bytes) -> bool:
             start = zlib.decompressobj(31).decompress(start, _HEADER)
         except zlib.error:
             return False
-    return start[344:347] in {b"n+1", b"ni1"} or start[4:7] in {b"n+2", b"ni2"}
+    return start[344:347] in _VERSION_1 or start[4:7] in _VERSION_2
 
 
 def read_volume(data: bytes, name: str, max_voxels: int, *, channel: int = -1, pair: bytes | None = None) -> Volume:
@@ -64,7 +65,7 @@ def read_volume(data: bytes, name: str, max_voxels: int, *, channel: int = -1, p
     Args:
         data: Content of the file, or of the .hdr file.
         name: File name for messages.
-        max_voxels: Larger volumes are refused before they are unpacked.
+        max_voxels: Larger volumes are refused.
         channel: Channel to read; -1 if the volume should have only one.
         pair: Content of the .img file, plain or compressed with gzip.
 
@@ -72,25 +73,52 @@ def read_volume(data: bytes, name: str, max_voxels: int, *, channel: int = -1, p
         DataError: The file is not NIfTI or Analyze, is damaged (including checksums) or too large, has several channels
             and none is chosen, is not numeric, or has NaN inside the head.
     """
-    header = read_header(data, name, pair=pair is not None)
-    shape, dtype = _layout(header, name, max_voxels, pair=pair is not None)
-    start = float(header["vox_offset"])  # may be NaN or infinite in damaged files
-    if not 0 <= start <= 1 << 28:
-        raise _damaged(name, f"its voxels start at byte {start:g}")
-    offset = int(start) or (0 if pair is not None else int(header["sizeof_hdr"]) + 4)
-    needed = offset + math.prod(shape) * dtype.itemsize
-    body = data if pair is None else pair
-    raw = unpack(body, name, needed + _SLACK) if is_gzip(body) else body
-    if len(raw) < needed:
-        raise _damaged(name, f"the file is cut off: {len(raw)} of {needed} bytes")
-    stored = np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape, order="F")
+    raw = unpack(data, name)
+    kind = _header_class(raw, name, pair=pair is not None)
     try:
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        slope, intercept = header.get_slope_inter()
-    except Exception as error:  # impossible quaternions
-        raise _damaged(name, f"its header: {error}") from error
+        with imageglobals.LoggingOutputSuppressor():  # nibabel logs its corrections of a header to standard error
+            header = kind.from_fileobj(io.BytesIO(raw))
+        # Some programs leave the offset at 0.
+        offset = header.get_data_offset() or (0 if pair is not None else int(header["sizeof_hdr"]) + 4)
+        stored = voxels_of(header, raw if pair is None else unpack(pair, name), offset, name, max_voxels)
+        affine, scale = np.asarray(header.get_best_affine(), np.float64), header.get_slope_inter()
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # nibabel raises its own and NumPy's exceptions
+        raise damaged(name, f"its header: {error}") from error
     oriented = any("sform_code" in header and header[code] > 0 for code in ("sform_code", "qform_code"))
-    return upright(stored, affine, name, channel=channel, scale=(slope, intercept), header=header, oriented=oriented)
+    return upright(stored, affine, name, channel=channel, scale=scale, header=header, oriented=oriented)
+
+
+def _header_class(start: bytes, name: str, *, pair: bool) -> Any:
+    """Return nibabel's class for the header of a .nii file, or of a .hdr file if `pair` is set."""
+    magic = start[344:347] if start[344:347] in _VERSION_1 else start[4:7]
+    if not pair and magic in {b"ni1", b"ni2"}:
+        raise DataError(
+            "a NIfTI header without its voxels",
+            path=name,
+            found="the header of a .hdr and .img pair",
+            remedy="Put NAME.hdr and NAME.img into one folder, or save the volume as one .nii file",
+        )
+    if magic in _VERSION_1:
+        return nib.nifti1.Nifti1PairHeader if pair else nib.Nifti1Header
+    if magic in _VERSION_2:
+        return nib.nifti2.Nifti2PairHeader if pair else nib.Nifti2Header
+    if pair and 348 in {int.from_bytes(start[:4], order) for order in ("little", "big")}:
+        return nib.Spm2AnalyzeImage.header_class
+    expected = "a NIfTI or Analyze header" if pair else ".nii or .nii.gz"
+    raise DataError("not a NIfTI file", path=name, found=describe(start), expected=expected, remedy=_REMEDY)
+
+
+def voxels_of(header: Any, raw: bytes, offset: int, name: str, max_voxels: int) -> NDArray[Any]:
+    """Return the stored voxels that a nibabel header describes: three axes, and a fourth for several channels."""
+    shape, dtype = volume_shape(tuple(map(int, header.get_data_shape())), name, max_voxels), header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise DataError("this kind of volume is not supported", path=name, found=f"voxels of type {dtype}")
+    needed = offset + math.prod(shape) * dtype.itemsize
+    if len(raw) < needed:
+        raise damaged(name, f"cut off: {len(raw)} of {needed} bytes")
+    return np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape, order="F")
 
 
 def upright(
@@ -134,9 +162,9 @@ def upright(
         try:
             ornt = orientations.io_orientation(affine)
         except Exception as error:
-            raise _damaged(name, f"its orientation: {error}") from error
+            raise damaged(name, f"its orientation: {error}") from error
     if ornt is None or np.isnan(ornt).any():
-        raise _damaged(name, "its orientation: the affine describes no orientation")
+        raise damaged(name, "its orientation: the affine describes no orientation")
     if isinstance(header, nib.Nifti1Header):  # NIfTI-2 is a subclass
         header = header.copy()
         if math.prod(header.get_data_shape()) != stored.size:  # one of several channels; else axes of length 1 are kept
@@ -194,26 +222,6 @@ def _finite(stored: NDArray[Any], name: str) -> tuple[NDArray[Any], tuple[str, .
     return np.where(missing, lowest, stored), (f"{count(many, 'voxel')} outside the head held NaN: read as {lowest:g}",)
 
 
-def read_header(data: bytes, name: str, *, pair: bool = False) -> Any:
-    """Read the nibabel header of a .nii or .nii.gz file, or of a .hdr file if `pair` is set."""
-    start = unpack(data, name, _HEADER, to_the_end=False) if is_gzip(data) else data[:_HEADER]
-    known = is_nifti(start)
-    if not known and not (pair and {int.from_bytes(start[:4], order) for order in ("little", "big")} & {348}):
-        expected = "a NIfTI or Analyze header" if pair else ".nii or .nii.gz"
-        raise DataError("not a NIfTI file", path=name, found=describe(start), expected=expected, remedy=_REMEDY)
-    if not known:
-        kind = nib.Spm2AnalyzeImage.header_class
-    elif start[4:6] in {b"n+", b"ni"}:
-        kind = nib.nifti2.Nifti2PairHeader if pair else nib.Nifti2Header
-    else:
-        kind = nib.nifti1.Nifti1PairHeader if pair else nib.Nifti1Header
-    try:
-        with imageglobals.LoggingOutputSuppressor():  # nibabel logs its corrections of a header to standard error
-            return kind.from_fileobj(io.BytesIO(start))
-    except Exception as error:  # nibabel raises its own and NumPy's exceptions
-        raise _damaged(name, f"its header: {error}") from error
-
-
 def write_like(voxels: NDArray[Any], header: bytes) -> bytes:
     """Return a .nii.gz file with the geometry of another one; the inverse of `read_volume`, and deterministic.
 
@@ -234,56 +242,24 @@ def write_like(voxels: NDArray[Any], header: bytes) -> bytes:
     return gzip.compress(kind(stored, None, new).to_bytes(), mtime=0)
 
 
-def _damaged(name: str, detail: str) -> DataError:
-    return DataError("a damaged NIfTI file", path=name, found=detail, remedy=_REMEDY)
+_REMEDY = "Download or copy it again"
 
 
-def unpack(data: bytes, name: str, limit: int, *, to_the_end: bool = True) -> bytes:
-    """Unpack consecutive gzip streams and verify their checksums.
+def damaged(name: str, detail: str) -> DataError:
+    return DataError("a damaged volume", path=name, found=detail, remedy=_REMEDY)
 
-    Args:
-        data: Content of the file.
-        name: File name for messages.
-        limit: Largest number of bytes; a file that unpacks to more is refused.
-        to_the_end: False stops after `limit` bytes instead.
 
-    Raises:
-        DataError: The file is damaged, truncated or too large.
-    """
+def unpack(data: bytes, name: str) -> bytes:
+    """Unpack consecutive gzip streams and verify their checksums; other data are returned unchanged."""
+    if not is_gzip(data):
+        return data
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-            out = stream.read(limit + 1 if to_the_end else limit)
-    except (EOFError, OSError, zlib.error) as error:
-        cut = isinstance(error, EOFError)
-        detail = "the gzip stream is cut off" if cut else f"a gzip stream that cannot be unpacked: {error}"
-        raise _damaged(name, detail) from None
-    if len(out) > limit:
-        raise DataError(
-            "it unpacks to more bytes than its header declares",
-            path=name,
-            expected=f"at most {limit} bytes",
-            remedy="Remove the file: it may be made to fill the memory",
-            kind="zip-bomb",
-        )
-    return out
-
-
-def _layout(header: Any, name: str, max_voxels: int, *, pair: bool) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    if not pair and bytes(header["magic"].item())[:2] == b"ni":
-        raise DataError(
-            "a NIfTI header without its voxels",
-            path=name,
-            found="the header of a .hdr and .img pair",
-            remedy="Put NAME.hdr and NAME.img into one folder, or save the volume as one .nii file",
-        )
-    try:
-        shape = tuple(int(size) for size in header.get_data_shape())
-        dtype = header.get_data_dtype()
-    except Exception as error:
-        raise _damaged(name, f"its header: {error}") from error
-    if dtype.kind not in "iuf":
-        raise DataError("this kind of volume is not supported", path=name, found=f"voxels of type {dtype}")
-    return volume_shape(shape, name, max_voxels), dtype
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:  # quick for many streams, unlike gzip.decompress
+            return stream.read()
+    except EOFError:
+        raise damaged(name, "the gzip stream is cut off") from None
+    except (OSError, zlib.error) as error:
+        raise damaged(name, f"a gzip stream that cannot be unpacked: {error}") from None
 
 
 def volume_shape(shape: tuple[int, ...], name: str, max_voxels: int) -> tuple[int, ...]:
@@ -297,7 +273,7 @@ def volume_shape(shape: tuple[int, ...], name: str, max_voxels: int) -> tuple[in
     shape = (*shape[:3], *(1,) * (3 - len(shape)), *channels)
     written = " x ".join(map(str, shape))
     if min(shape) < 1:
-        raise _damaged(name, f"a volume of {written} voxels")
+        raise damaged(name, f"a volume of {written} voxels")
     if len(shape) > 4:
         raise DataError(
             "a volume of more than four dimensions", path=name, found=written, expected="one channel or several"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import tempfile
 from importlib import import_module
@@ -15,12 +14,18 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.files import temporary_space
-from kerasseg_tfrecords.formats.nifti import Volume, is_nifti, read_volume, unpack, upright, volume_shape
-from kerasseg_tfrecords.formats.sniff import is_gzip
+from kerasseg_tfrecords.formats.nifti import (
+    Volume,
+    damaged,
+    is_nifti,
+    read_volume,
+    unpack,
+    upright,
+    volume_shape,
+    voxels_of,
+)
 
-_MGH_HEADER = 284
 _EXTRA = "Install the extra for such files (pip install 'kerasseg[volumes]'), or save it as .nii.gz"
-_SLACK = 1 << 20
 _ITK_MESSAGES = re.compile(r"Meta(Image|Object)|ideal =|[Nn]rrd|biff|itk|WARNING|^\s*$")
 _HEADER_END = 1 << 20  # largest text header
 _DATA_FILE = re.compile(rb"(?:ElementDataFile|data ?file)\s*[=:]\s*(\S*)", re.IGNORECASE)
@@ -44,7 +49,7 @@ def open_volume(
         data: Content of the file.
         name: File name for messages.
         suffix: ".nii", ".nii.gz", ".hdr", ".mgh", ".mgz", ".mha" or ".nrrd".
-        max_voxels: Larger volumes are refused before they are unpacked.
+        max_voxels: Larger volumes are refused.
         channel: Channel to read; -1 if the volume should have only one.
         pair: Content of the .img file that belongs to a .hdr file.
     """
@@ -58,19 +63,15 @@ def open_volume(
 def _read_mgh(data: bytes, name: str, max_voxels: int, channel: int) -> Volume:
     from nibabel.freesurfer.mghformat import MGHHeader
 
-    start = unpack(data, name, _MGH_HEADER, to_the_end=False) if is_gzip(data) else data[:_MGH_HEADER]
+    raw = unpack(data, name)
     try:
-        header = MGHHeader.from_fileobj(io.BytesIO(start))
-        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        header = MGHHeader.from_fileobj(io.BytesIO(raw))
+        stored = voxels_of(header, raw, header.get_data_offset(), name, max_voxels)
         affine = np.asarray(header.get_affine(), np.float64)
+    except (DataError, MemoryError):
+        raise
     except Exception as error:  # nibabel raises its own and NumPy's exceptions
-        raise DataError("a damaged FreeSurfer volume", path=name, found=f"its header: {error}") from error
-    shape = volume_shape(tuple(int(size) for size in shape), name, max_voxels)
-    needed = _MGH_HEADER + math.prod(shape) * dtype.itemsize
-    raw = unpack(data, name, needed + _SLACK) if is_gzip(data) else data
-    if len(raw) < needed:
-        raise DataError("a damaged FreeSurfer volume", path=name, found=f"cut off: {len(raw)} of {needed} bytes")
-    stored = np.frombuffer(raw, dtype, math.prod(shape), _MGH_HEADER).reshape(shape, order="F")
+        raise damaged(name, f"its header: {error}") from error
     return upright(stored, affine, name, channel=channel, oriented=int(header["goodRASFlag"]) > 0)
 
 
