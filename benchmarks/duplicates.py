@@ -158,7 +158,7 @@ def print_copies(images: list[Image], prints: Fingerprints) -> None:
             0,
         )
         # Searched among all slices, not only the original.
-        right = sum(chosen[match.first] == match.second for match in overlap(copies, prints).matches)
+        right = sum(chosen[match.first] == match.second for match in overlap(copies, prints))
         print(
             f"{name:46}          {values.min():7.4f} {np.quantile(values, 0.01):6.4f} {np.median(values):7.4f}"
             f"          {apart.max():7.3f}  {right / len(chosen):7.1%}"
@@ -196,13 +196,13 @@ def print_brisc(names: list[str], prints: Fingerprints) -> None:
     theirs, images = zip(*brisc(), strict=True)
     others = Fingerprints.of(map(fingerprint, images))
     found = overlap(others, prints)
-    lowest = min((match.correlation for match in found.matches), default=float("nan"))
-    lying = {word: sum(match.orientation == word for match in found.matches) for word in ORIENTATIONS}
-    print(f"BRISC: {len(found.matches)} of {len(theirs)} are Cheng slices, correlation {lowest:.4f} or more;", end=" ")
+    lowest = min((match.correlation for match in found), default=float("nan"))
+    lying = {word: sum(match.orientation == word for match in found) for word in ORIENTATIONS}
+    print(f"BRISC: {len(found)} of {len(theirs)} are Cheng slices, correlation {lowest:.4f} or more;", end=" ")
     print(", ".join(f"{count} {word}" for word, count in lying.items() if count))
     upright = best_correlation(others, prints, (0,))
     print(f"  without mirroring: {int((upright.max(1) >= MIN_CORRELATION).sum())} found")
-    rest = [k for k in range(len(theirs)) if k not in {match.first for match in found.matches}]
+    rest = [k for k in range(len(theirs)) if k not in {match.first for match in found}]
     table = best_correlation(others, prints)
     for k in rest:
         print(f"  near miss {theirs[k]}: {table[k].max():.3f} with {names[int(table[k].argmax())]}")

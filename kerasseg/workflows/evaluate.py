@@ -672,5 +672,5 @@ def seen_in_training(training: Path, other: Path, splits: Sequence[str] = ("trai
 
     asked = Fingerprints.of(theirs())
     ours = Fingerprints.of(fingerprint(record.image) for record in read_records(training, _SEEN))
-    near = {names[match.first] for match in overlap(asked, ours).matches}
+    near = {names[match.first] for match in overlap(asked, ours)}
     return tuple(name for name in names if name in near or name in equal)

@@ -64,7 +64,6 @@ def test_unknown_patients_are_grouped_by_volume_or_alone_and_a_note_says_what_fo
     grouping = groups_of(["", "", "", "MR1B"], ["1", "2", "3", "4"], ["v", "v", "", ""])
     assert grouping.groups[0] == grouping.groups[1]
     assert len(set(grouping.groups)) == 3
-    assert grouping.unknown == 3
     assert "3 of 4 slices" in grouping.notes[0]
     assert "several splits" in grouping.notes[0]
 

@@ -176,7 +176,7 @@ def test_every_split_gets_every_class_that_has_enough_groups(seed: int, groups: 
             labels.append("abc"[group % 3] if groups >= 9 else "a")
             names.append(f"g{group}")
     split = split_by_group(labels, names, EIGHTY, seed)
-    assert all(cell.count for cell in split.table)
+    assert set(zip(labels, split.assignment, strict=True)) == set(product(set(labels), SPLITS))
     assert split.notes == ()
 
 
@@ -221,10 +221,10 @@ def balanced(per_class: int) -> tuple[list[str], list[str]]:
 
 def test_seven_hundred_a_class_give_exactly_560_70_70() -> None:
     labels, ids = balanced(930)
-    taken = take_per_class(labels, ids, 700, seed=42)
-    own = [labels[k] for k in taken.indices]
-    split = split_by_slice(own, EIGHTY, 42, [ids[k] for k in taken.indices])
-    assert {(c.label, c.split): c.count for c in split.table if c.label} == {
+    taken, _ = take_per_class(labels, ids, 700, seed=42)
+    own = [labels[k] for k in taken]
+    split = split_by_slice(own, EIGHTY, 42, [ids[k] for k in taken])
+    assert Counter(zip(own, split.assignment, strict=True)) == {
         (label, name): count for label in set(labels) for name, count in zip(SPLITS, (560, 70, 70), strict=True)
     }
     assert split.worst == 0
@@ -263,13 +263,13 @@ def test_per_class_takes_what_is_there_in_any_order(
 ) -> None:
     labels = [label for label, _ in slices]
     ids = [str(k) for k in range(len(slices))]
-    taken = take_per_class(labels, ids, n, seed)
+    taken, notes = take_per_class(labels, ids, n, seed)
     have = Counter(labels)
-    assert Counter(labels[k] for k in taken.indices) == {label: min(n, count) for label, count in have.items()}
-    assert dict(taken.short) == {label: count for label, count in have.items() if count < n}
+    assert Counter(labels[k] for k in taken) == {label: min(n, count) for label, count in have.items()}
+    assert len(notes) == sum(count < n for count in have.values())
     order = shuffle.sample(range(len(slices)), len(slices))
-    again = take_per_class([labels[k] for k in order], [ids[k] for k in order], n, seed)
-    assert {ids[k] for k in taken.indices} == {ids[order[k]] for k in again.indices}
+    again, _ = take_per_class([labels[k] for k in order], [ids[k] for k in order], n, seed)
+    assert {ids[k] for k in taken} == {ids[order[k]] for k in again}
 
 
 def test_per_class_below_one_is_refused() -> None:
@@ -328,7 +328,7 @@ def test_what_the_other_splits_leak_on_the_cheng_data(real: Path) -> None:
 def test_a_balanced_subset_is_split_as_well(real: Path) -> None:
     labels, patients, ids = cheng(real)
     groups = groups_of(patients, ids).groups
-    taken = take_per_class(labels, ids, 400, 42).indices
+    taken, _ = take_per_class(labels, ids, 400, 42)
     split = split_by_group([labels[k] for k in taken], [groups[k] for k in taken], EIGHTY, 42)
     assert split.worst < 2
 

@@ -244,8 +244,10 @@ def _divide(
     ids = [piece.facts.slice_id for piece in slices]
     subset_notes: tuple[str, ...] = ()
     if options.per_class is not None:
-        subset = take_per_class([labels[i] for i in kept], [ids[i] for i in kept], options.per_class, options.seed)
-        kept, subset_notes = [kept[i] for i in subset.indices], subset.notes
+        chosen, subset_notes = take_per_class(
+            [labels[i] for i in kept], [ids[i] for i in kept], options.per_class, options.seed
+        )
+        kept = [kept[i] for i in chosen]
     shares = Shares.parse(options.split)
     kept_labels = [labels[i] for i in kept]
     tumours = [slices[i].facts.tumour_pixels > 0 for i in kept]
@@ -325,5 +327,5 @@ def _overlap(prints: Fingerprints, ids: Sequence[str], folder: Path | str) -> tu
             kind=match.kind,
             correlation=round(match.correlation, 4),
         )
-        for match in overlap(prints, theirs).matches
+        for match in overlap(prints, theirs)
     )

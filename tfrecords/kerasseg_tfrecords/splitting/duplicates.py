@@ -45,8 +45,8 @@ class Pair:
     """Two slices that are copies.
 
     Attributes:
-        first: Index of one slice; in an `Overlap`, into the first set.
-        second: Index of the other, larger than `first`; in an `Overlap`, into the second set.
+        first: Index of one slice; of `overlap`, into its first set.
+        second: Index of the other, larger than `first`; of `overlap`, into its second set.
         kind: `equal` pixels, or `near`-equal.
         correlation: Of the details, 1.0 for equal pixels.
         orientation: How `second` must be turned to match `first`, one of `fingerprints.ORIENTATIONS`.
@@ -80,19 +80,6 @@ class DuplicateReport:
     left_out: tuple[int, ...]
     examined: int
     compared: int
-
-
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """Result of `overlap`.
-
-    Attributes:
-        matches: For each slice of the first set that the second set holds too, its best match; sorted.
-        left_out: Near-uniform slices of the first set, which were not compared.
-    """
-
-    matches: tuple[Pair, ...]
-    left_out: tuple[int, ...]
 
 
 def find_duplicates(prints: Fingerprints, *, max_share: float = MAX_SHARE) -> DuplicateReport:
@@ -137,10 +124,11 @@ def find_duplicates(prints: Fingerprints, *, max_share: float = MAX_SHARE) -> Du
     )
 
 
-def overlap(prints: Fingerprints, others: Fingerprints) -> Overlap:
+def overlap(prints: Fingerprints, others: Fingerprints) -> tuple[Pair, ...]:
     """Find slices of which another data set holds copies, by the criteria of `find_duplicates`.
 
-    The result has the best match of each slice in `prints`: equal pixels, else the highest correlation.
+    Returns:
+        The best match of each such slice in `prints` (equal pixels, else the highest correlation), sorted.
     """
     mine, theirs = np.flatnonzero(prints.variances >= MIN_VARIANCE), np.flatnonzero(others.variances >= MIN_VARIANCE)
     known: dict[bytes, int] = {}
@@ -155,10 +143,7 @@ def overlap(prints: Fingerprints, others: Fingerprints) -> Overlap:
     best: dict[int, Pair] = {}
     for pair in sorted(near, key=lambda pair: (pair.first, -pair.correlation, pair.second)):
         best.setdefault(pair.first, pair)
-    return Overlap(
-        matches=tuple(sorted([*matches, *best.values()])),
-        left_out=tuple(np.flatnonzero(~(prints.variances >= MIN_VARIANCE)).tolist()),
-    )
+    return tuple(sorted([*matches, *best.values()]))
 
 
 def merge_groups(groups: Sequence[str], clusters: Iterable[Sequence[int]]) -> tuple[str, ...]:

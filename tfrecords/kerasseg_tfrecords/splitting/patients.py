@@ -63,12 +63,10 @@ class Grouping:
 
     Attributes:
         groups: In the order of the slices; never empty strings.
-        unknown: Number of slices without a known patient.
         notes: Sentences for the user.
     """
 
     groups: tuple[str, ...]
-    unknown: int
     notes: tuple[str, ...] = ()
 
 
@@ -114,7 +112,7 @@ def groups_of(
     )
     unknown = sum(not patient for patient in patients)
     if not unknown:
-        return Grouping(groups, 0)
+        return Grouping(groups)
     alone = sum(not patient and not volume for patient, volume in zip(patients, places, strict=True))
     which = (
         "No patient id is known" if unknown == len(ids) else f"{unknown:,} of {len(ids):,} slices have no patient id"
@@ -130,4 +128,4 @@ def groups_of(
         f"{which}: {grouping}. Slices of one patient may end up in several splits, and test results may be too good. "
         "Copies of a slice are still kept together."
     )
-    return Grouping(groups, unknown, (note,))
+    return Grouping(groups, (note,))

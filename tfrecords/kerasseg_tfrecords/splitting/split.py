@@ -6,9 +6,10 @@ the requested shares in every class. `split_by_slice` reproduces papers that ign
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -45,14 +46,12 @@ class Shares:
             >>> str(Shares.parse("80/10/10")), str(Shares.parse("1/1/1")), str(Shares.parse("100/0/0"))
             ('80/10/10', '33.3/33.3/33.3', '100/0/0')
         """
-        parts = text.split("/")
+        match = re.fullmatch("/".join([r"\s*([0-9.]+)\s*"] * 3), text)
         try:
-            # Fraction also accepts "1/3", nan and inf.
-            numbers = [Fraction(part.strip()) if set(part.strip()) <= set("0123456789.+-") else None for part in parts]
-        except ValueError:
-            numbers = [None]
-        values = [number for number in numbers if number is not None]
-        if len(values) != 3 or len(parts) != 3 or min(values) < 0:
+            values = [Fraction(number) for number in match.groups()] if match else []
+        except ValueError:  # two dots
+            values = []
+        if not values:
             raise UsageError(
                 f"invalid --split {text!r}",
                 expected="three shares for train, val and test, such as 80/10/10 or 70/15/15",
@@ -83,39 +82,18 @@ class Shares:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitCell:
-    """One class (None: all classes) in one split: number of slices, and actual and requested percentage of the class."""
-
-    label: str | None
-    split: str
-    count: int
-    share: float
-    asked: float
-
-    @property
-    def deviation(self) -> float:
-        """Percentage points above (negative: below) the requested share."""
-        return self.share - self.asked
-
-
-@dataclass(frozen=True, slots=True)
 class Split:
     """A split, and how close it is to the requested shares.
 
     Attributes:
         assignment: `train`, `val` or `test` for each slice.
-        table: One cell for each class and split, classes in alphabetical order, then those of all classes together.
+        worst: Largest deviation from the requested shares, of a class or of all classes together, in percentage points.
         notes: Sentences for the user about requests that could not be met.
     """
 
     assignment: tuple[str, ...]
-    table: tuple[SplitCell, ...]
+    worst: float
     notes: tuple[str, ...] = ()
-
-    @property
-    def worst(self) -> float:
-        """The largest deviation in the table, in percentage points; 0 without slices."""
-        return max((abs(cell.deviation) for cell in self.table), default=0.0)
 
 
 def split_by_group(
@@ -165,8 +143,14 @@ def split_by_group(
     where = apportion(counts, asked, seed, with_tumour)
     split_of = {name: SPLITS[used[where[k]]] for name, k in row.items()}
     assignment = tuple(split_of[group] for group in groups)
-    table = _table(labels, assignment, shares)
-    return Split(assignment, table, _empty_cells(table, counts, classes))
+    there = set(zip(labels, assignment, strict=True))
+    notes = []
+    for label, column in zip(classes, counts.T, strict=True):
+        empty = [SPLITS[index] for index in used if (label, SPLITS[index]) not in there]
+        if empty:
+            heads = count_of(int((column > 0).sum()), "patient group")
+            notes.append(f"Class {label!r} has slices of only {heads}: there are none in {' and '.join(empty)}.")
+    return Split(assignment, _worst(labels, assignment, shares), tuple(notes))
 
 
 def count_slices(
@@ -237,12 +221,12 @@ def split_by_slice(
         # scikit-learn refuses strata of one or two slices; the search by group gives them to the largest splits.
         split = split_by_group(labels, [f"slice:{name}" for name in ids], shares, seed, tumours)
         reason = f"The classes are too small for scikit-learn's stratified split ({str(error).rstrip('.')}): "
-        return Split(split.assignment, split.table, (f"{reason}slices were spread by search instead.", *split.notes))
+        return replace(split, notes=(f"{reason}slices were spread by search instead.", *split.notes))
     assignment = [""] * len(ids)
     for name, positions in zip(SPLITS, parts, strict=True):
         for position in positions:
             assignment[order[position]] = name
-    return Split(tuple(assignment), _table(labels, assignment, shares))
+    return Split(tuple(assignment), _worst(labels, assignment, shares))
 
 
 def _stratified(labels: Sequence[str], shares: Shares, seed: int) -> list[list[int]]:
@@ -293,33 +277,23 @@ def worst_deviation(labels: Sequence[str], where: Sequence[str], shares: Shares)
     return worst
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A balanced subset.
-
-    Attributes:
-        indices: Into the slices, ascending.
-        short: (class, number of its slices) for classes with too few slices.
-        notes: The same as sentences for the user.
-    """
-
-    indices: tuple[int, ...]
-    short: tuple[tuple[str, int], ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def take_per_class(labels: Sequence[str], ids: Sequence[str], n: int, seed: int) -> Taken:
+def take_per_class(
+    labels: Sequence[str], ids: Sequence[str], n: int, seed: int
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Draw a random subset with `n` slices of each class, or all slices of a class that has fewer.
 
     Slices are drawn uniformly, regardless of their patient. The choice depends on the seed and the ids of the slices of a
     class, and not on their order.
+
+    Returns:
+        The indices of the slices, ascending; sentences for the user about classes with too few slices.
 
     Raises:
         DataError: Two slices have the same id.
         UsageError: `n` is below 1.
 
     Example:
-        >>> take_per_class(["a", "a", "a", "b"], ["1", "2", "3", "4"], n=2, seed=0).notes
+        >>> take_per_class(["a", "a", "a", "b"], ["1", "2", "3", "4"], n=2, seed=0)[1]
         ("Class 'b' has only 1 slice (--per-class 2): all of them are used.",)
     """
     _check_lengths(labels=labels, ids=ids)
@@ -327,43 +301,19 @@ def take_per_class(labels: Sequence[str], ids: Sequence[str], n: int, seed: int)
     if n < 1:
         raise UsageError(f"invalid --per-class {n}", expected="1 or more")
     indices: list[int] = []
-    short: list[tuple[str, int]] = []
+    notes: list[str] = []
     for label in sorted(set(labels)):
         members = sorted((k for k, own in enumerate(labels) if own == label), key=lambda k: ids[k])
         if len(members) < n:
-            short.append((label, len(members)))
+            found = count_of(len(members), "slice")
+            notes.append(f"Class {label!r} has only {found} (--per-class {n}): all of them are used.")
         draw = np.random.default_rng([seed, *label.encode("utf-8", "surrogatepass")])
         indices += [members[k] for k in draw.permutation(len(members))[:n]]
-    notes = tuple(
-        f"Class {label!r} has only {count_of(found, 'slice')} (--per-class {n}): all of them are used."
-        for label, found in short
-    )
-    return Taken(tuple(sorted(indices)), tuple(short), notes)
+    return tuple(sorted(indices)), tuple(notes)
 
 
-def _table(labels: Sequence[str], assignment: Sequence[str], shares: Shares) -> tuple[SplitCell, ...]:
-    count: dict[tuple[str | None, str], int] = defaultdict(int)
-    total: dict[str | None, int] = defaultdict(int)
-    for label, split in zip(labels, assignment, strict=True):
-        for key in (label, None):
-            count[key, split] += 1
-            total[key] += 1
-    rows: list[str | None] = [*sorted(set(labels)), None]
-    return tuple(
-        SplitCell(label, split, count[label, split], 100 * count[label, split] / total[label], float(100 * asked))
-        for label in rows
-        for split, asked in zip(SPLITS, shares.values(), strict=True)
-    )
-
-
-def _empty_cells(table: Sequence[SplitCell], counts: NDArray[np.int64], classes: Sequence[str]) -> tuple[str, ...]:
-    notes = []
-    for label, column in zip(classes, counts.T, strict=True):
-        empty = [cell.split for cell in table if cell.label == label and cell.asked > 0 and not cell.count]
-        if empty:
-            heads = count_of(int((column > 0).sum()), "patient group")
-            notes.append(f"Class {label!r} has slices of only {heads}: there are none in {' and '.join(empty)}.")
-    return tuple(notes)
+def _worst(labels: Sequence[str], where: Sequence[str], shares: Shares) -> float:
+    return max(worst_deviation(labels, where, shares), worst_deviation([""] * len(labels), where, shares))
 
 
 def _check_lengths(**columns: Sequence[str]) -> None:
