@@ -324,11 +324,11 @@ def _open_volume(item: Item, rule: IntensityRule, options: SourceOptions, plane:
     except Exception as error:  # one bad file must not stop the others
         raise DataError("cannot be read", path=item.name, found=f"{type(error).__name__}: {error}") from error
     chosen = _plane(volume.voxels.shape, plane, usual, item.name)
-    planes = cut(volume, chosen)
+    planes, spacing = cut(volume, chosen)
     window = intensity_window(volume.voxels, rule)
-    slices = (RawSlice(np.ascontiguousarray(image), window, planes.spacing) for image in planes.slices)
+    slices = (RawSlice(np.ascontiguousarray(image), window, spacing) for image in planes)
     thickness = float(volume.spacing[("sagittal", "coronal", "axial").index(chosen)])
-    return OpenedUnit(len(planes.slices), VolumeLayout(volume.header, chosen), slices, volume.notes, thickness)
+    return OpenedUnit(len(planes), VolumeLayout(volume.header, chosen), slices, volume.notes, thickness)
 
 
 def _plane(shape: tuple[int, ...], asked: str | None, usual: str, name: str) -> str:

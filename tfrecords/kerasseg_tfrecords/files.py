@@ -314,22 +314,19 @@ def lock(path: Path, what: str, *, busy: str | None = None, remedy: str | None =
         remedy: What to do then.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            stream = stack.enter_context(path.open("a"))
-        except OSError as error:
-            raise explain_os_error(error, path.parent) from error
         latest = time.monotonic() + _RELEASE
         while True:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(path, wait=False))
                 break
             except BlockingIOError:
-                if time.monotonic() < latest:
-                    time.sleep(0.02)
-                    continue
-                raise KerassegError(
-                    busy or f"another process is writing these {what}",
-                    path=path.parent,
-                    remedy=remedy or "Wait for it to finish, or choose another --out.",
-                ) from None
+                if time.monotonic() > latest:
+                    raise KerassegError(
+                        busy or f"another process is writing these {what}",
+                        path=path.parent,
+                        remedy=remedy or "Wait for it to finish, or choose another --out.",
+                    ) from None
+                time.sleep(0.02)
+            except OSError as error:
+                raise explain_os_error(error, path.parent) from error
         yield

@@ -443,8 +443,8 @@ def test_a_crash_costs_the_file_that_was_being_read(
     monkeypatch.setattr("kerasseg_tfrecords.isolation._inside", True)
     pool = LocalPool(1)
     (found,) = pool.map(run_task, [task], crashed=partial(module._crashed, pool))
-    assert [piece.facts.source for piece in found[1].slices] == ["raw/1.mat", "raw/3.mat", "raw/4.mat"]
-    assert [(problem.name, problem.kind) for problem in found[1].problems] == [("raw/2.mat", "crashed")]
+    assert [piece.facts.source for piece in found.slices] == ["raw/1.mat", "raw/3.mat", "raw/4.mat"]
+    assert [(problem.name, problem.kind) for problem in found.problems] == [("raw/2.mat", "crashed")]
 
 
 def test_a_second_process_is_refused(raw: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -132,18 +132,16 @@ class ItemCheck:
     """Result of checking one item; holds no pixels.
 
     Attributes:
-        name: The item.
         slices: (id, label, patient) of each readable slice.
         with_tumour: Number of slices with tumour.
         problems: Errors and warnings.
-        left_out: Set if the item is not a slice.
+        left_out: The item, if it is not a slice.
     """
 
-    name: str
     slices: tuple[tuple[str, str, str], ...] = ()
     with_tumour: int = 0
     problems: tuple[Problem, ...] = ()
-    left_out: LeftOut | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def check_item(item: Item, options: SourceOptions) -> ItemCheck:
@@ -151,20 +149,18 @@ def check_item(item: Item, options: SourceOptions) -> ItemCheck:
     try:
         reading = read_item(item, options)
     except NotASlice as reason:
-        return ItemCheck(item.name, left_out=LeftOut(item.name, reason.what))
+        return ItemCheck(left_out=(LeftOut(item.name, reason.what),))
     except DataError as error:
-        return ItemCheck(item.name, problems=(Problem.of(error, item.name),))
-    problems = tuple(problem for piece in reading.slices for problem in check_slice(piece))
+        return _bad_item(item, error)
     return ItemCheck(
-        item.name,
         tuple((piece.slice_id, piece.label, piece.patient) for piece in reading.slices),
         sum(piece.mask is not None and bool(piece.mask.any()) for piece in reading.slices),
-        problems,
+        tuple(problem for piece in reading.slices for problem in check_slice(piece)),
     )
 
 
-def _crashed(item: Item, error: DataError) -> ItemCheck:
-    return ItemCheck(item.name, problems=(Problem.of(error, item.name),))
+def _bad_item(item: Item, error: DataError) -> ItemCheck:
+    return ItemCheck(problems=(Problem.of(error, item.name),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,89 +232,56 @@ def check_data(
         (False, 'missing-file')
     """
     options = options or SourceOptions()
-    tally = _Tally()
     names = [without_credentials(url_of(path) or str(path)) for path in paths]
     copies = [local_copy(path) for path in paths]
     given = copies if cluster is None else [path.absolute() for path in copies]
+    inputs: list[tuple[str, str]] = []
+    work: list[tuple[str, Item]] = []
+    problems: list[Problem] = []
+    left_out: list[LeftOut] = []
+    notes: list[str] = []
+    slices: list[tuple[str, str]] = []
+    with_tumour = 0
+    homes: dict[tuple[str, str], str] = {}
     with choose_pool(jobs, cluster, reads=[path for path in given if path.exists()], inputs=paths) as pool:
-        listed = (tally.listed(*names, format_name, options) for names in zip(given, names, strict=True))
-        work = [entry for entries in listed for entry in entries]
-        items = [item for _, item in work]
-        checks = pool.map(partial(check_item, options=options), items, batch=8, crashed=_crashed)
-        for done, ((shown, _), check) in enumerate(zip(work, checks, strict=True), start=1):
-            tally.add(shown, check)
+        for path, shown in zip(given, names, strict=True):
+            try:
+                listing = find_items(open_tree(path), options, format_name)
+            except DataError as error:
+                inputs.append((shown, ""))
+                problems += error.problems if isinstance(error, BadInputError) else [Problem.of(error, shown)]
+                continue
+            inputs.append((shown, listing.items[0].format if listing.items else format_name or ""))
+            work += [(shown, item) for item in listing.items]
+            problems += listing.problems
+            left_out += listing.left_out
+            notes += listing.notes
+        checks = pool.map(partial(check_item, options=options), [item for _, item in work], batch=8, crashed=_bad_item)
+        for done, ((shown, item), check) in enumerate(zip(work, checks, strict=True), start=1):
+            problems += check.problems
+            left_out += check.left_out
+            with_tumour += check.with_tumour
+            for slice_id, label, patient in check.slices:
+                slices.append((label, patient))
+                first = homes.setdefault((shown, slice_id), item.name)
+                if first != item.name:
+                    message = f"{first} has the same slice id {slice_id!r}. Rename one of them"
+                    problems.append(Problem(item.name, "duplicate-id", message))
             if progress is not None:
                 progress(done, len(work))
-    return tally.report(len(work))
-
-
-class _Tally:
-    """Collects checks into a report."""
-
-    def __init__(self) -> None:
-        self.inputs: list[tuple[str, str]] = []
-        self.problems: list[Problem] = []
-        self.left_out: list[LeftOut] = []
-        self.notes: list[str] = []
-        self.labels: Counter[str] = Counter()
-        self.patients: set[str] = set()
-        self.without_patient = 0
-        self.slices = 0
-        self.with_tumour = 0
-        self.homes: dict[tuple[str, str], str] = {}
-
-    def listed(
-        self, path: Path, shown: str, format_name: str | None, options: SourceOptions
-    ) -> Iterator[tuple[str, Item]]:
-        """Yield the items of one input with the input's name; note problems of the input itself."""
-        try:
-            listing = find_items(open_tree(path), options, format_name)
-        except DataError as error:
-            self.inputs.append((shown, ""))
-            self.problems += error.problems if isinstance(error, BadInputError) else [Problem.of(error, shown)]
-            return
-        self.inputs.append((shown, listing.items[0].format if listing.items else format_name or ""))
-        self.problems += listing.problems
-        self.left_out += listing.left_out
-        self.notes += listing.notes
-        for item in listing.items:
-            yield shown, item
-
-    def add(self, shown: str, check: ItemCheck) -> None:
-        self.problems += check.problems
-        self.with_tumour += check.with_tumour
-        if check.left_out is not None:
-            self.left_out.append(check.left_out)
-        for slice_id, label, patient in check.slices:
-            first = self.homes.setdefault((shown, slice_id), check.name)
-            if first != check.name:
-                message = f"{first} has the same slice id {slice_id!r}. Rename one of them"
-                self.problems.append(Problem(check.name, "duplicate-id", message))
-            self.slices += 1
-            self.labels[label] += 1
-            if patient:
-                self.patients.add(patient)
-            else:
-                self.without_patient += 1
-
-    def report(self, items: int) -> IntegrityReport:
-        if self.slices and not self.with_tumour:
-            message = "no mask holds a tumour. Check that the masks belong to the images and are not all black"
-            self.problems.append(Problem(", ".join(shown for shown, _ in self.inputs), "no-tumour", message, "warning"))
-        return IntegrityReport(
-            inputs=tuple(self.inputs),
-            items=items,
-            slices=self.slices,
-            with_tumour=self.with_tumour,
-            labels=dict(sorted(self.labels.items())),
-            patients=len(self.patients),
-            slices_without_patient=self.without_patient,
-            problems=_of_level(self.problems, "error"),
-            warnings=_of_level(self.problems, "warning"),
-            left_out=tuple(self.left_out),
-            notes=tuple(self.notes),
-        )
-
-
-def _of_level(problems: Iterable[Problem], level: str) -> tuple[Problem, ...]:
-    return tuple(problem for problem in problems if problem.level == level)
+    if slices and not with_tumour:
+        message = "no mask holds a tumour. Check that the masks belong to the images and are not all black"
+        problems.append(Problem(", ".join(shown for shown, _ in inputs), "no-tumour", message, "warning"))
+    return IntegrityReport(
+        inputs=tuple(inputs),
+        items=len(work),
+        slices=len(slices),
+        with_tumour=with_tumour,
+        labels=dict(sorted(Counter(label for label, _ in slices).items())),
+        patients=len({patient for _, patient in slices if patient}),
+        slices_without_patient=sum(not patient for _, patient in slices),
+        problems=tuple(problem for problem in problems if problem.level == "error"),
+        warnings=tuple(problem for problem in problems if problem.level == "warning"),
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+    )

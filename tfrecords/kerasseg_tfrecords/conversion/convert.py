@@ -36,39 +36,33 @@ class Converted:
     fingerprint: Fingerprint
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Result for an item without slices: its problems, or the reason why it is not a slice."""
-
-    problems: tuple[Problem, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
-
-
-def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Converted | Failure]:
+def convert_item(item: Item, conversion: Conversion, prefix: str) -> Iterator[Converted | Problem | LeftOut]:
     """Read one item and yield its slices one by one, so that the records of a volume are not in memory twice.
 
-    `prefix` is the name of the input, which precedes ids and file names.
+    An item without slices yields its problems, or the reason why it is not a slice. `prefix` is the name of the input,
+    which precedes ids and file names.
     """
+    name = _text(f"{prefix}/{item.name}")
     try:
         reading = read_item(item, conversion.source)
     except NotASlice as error:
-        yield Failure(left_out=(LeftOut(_text(f"{prefix}/{item.name}"), error.what),))
+        yield LeftOut(name, error.what)
         return
     except DataError as error:
-        yield Failure(problems=(Problem.of(error, _text(f"{prefix}/{item.name}")),))
+        yield Problem.of(error, name)
         return
     for piece in reading.slices:
         working_on(item.files[0].name)
         try:
             found = check_slice(piece)
-            errors = tuple(problem for problem in found if problem.level == "error")
-            if errors:
-                yield Failure(problems=tuple(_named(problem, prefix) for problem in errors))
-            else:
+            errors = [problem for problem in found if problem.level == "error"]
+            for problem in errors:
+                yield replace(problem, name=_text(f"{prefix}/{problem.name}"))
+            if not errors:
                 noted = replace(piece, notes=(*piece.notes, *(problem.message for problem in found)))
                 yield convert_slice(noted, reading, conversion, prefix)
         except MemoryError:
-            yield Failure(problems=(Problem.of(out_of_memory(), _text(f"{prefix}/{item.name}")),))
+            yield Problem.of(out_of_memory(), name)
 
 
 def convert_slice(piece: Slice, reading: Reading, conversion: Conversion, prefix: str) -> Converted:
@@ -103,7 +97,3 @@ def convert_slice(piece: Slice, reading: Reading, conversion: Conversion, prefix
 def _text(name: str) -> str:
     """Escape bytes of a file name that are not UTF-8, which records, CSV and JSON do not allow."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _named(problem: Problem, prefix: str) -> Problem:
-    return replace(problem, name=_text(f"{prefix}/{problem.name}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import Problem
@@ -26,16 +26,9 @@ class ListedInput:
 
 
 def source_options(options: PrepareOptions) -> SourceOptions:
-    return SourceOptions(
-        classes=options.classes,
-        plane=options.plane,
-        foreground=options.foreground,
-        channel=options.channel,
-        sequence=options.sequence,
-        empty_share=options.empty_share,
-        patient_pattern=options.patient_pattern,
-        seed=options.seed,
-    )
+    """Return those options that concern the readers."""
+    names = {field.name for field in fields(SourceOptions)} & PrepareOptions.model_fields.keys()
+    return SourceOptions(**{name: getattr(options, name) for name in names})
 
 
 def list_inputs(roots: Sequence[Path], options: PrepareOptions, hidden: Iterable[Path]) -> list[ListedInput]:

@@ -195,7 +195,7 @@ def _convert(
     if progress:
         progress("read", 0, total)
     work = pool.map(run_task, [task for _, task in todo], crashed=partial(_crashed, pool))
-    for (name, task), (_, chunk) in zip(todo, work, strict=True):
+    for (name, task), chunk in zip(todo, work, strict=True):
         prints.add(chunk.prints)
         chunks[name].append(replace(chunk, prints=()))
         done += len(task.items)
@@ -204,21 +204,21 @@ def _convert(
     return chunks
 
 
-def _crashed(pool: Pool, task: Task, error: DataError) -> tuple[str, Chunk]:
+def _crashed(pool: Pool, task: Task, error: DataError) -> Chunk:
     """Handle a task that ended its process: leave out the item that was being read, or look for it."""
     items = task.items
     place = next((at for at, item in enumerate(items) if error.path in {file.name for file in item.files}), None)
     if len(items) == 1:
-        return "", Chunk(problems=(Problem.of(error, f"{task.prefix}/{items[0].name}"),))
+        return Chunk(problems=(Problem.of(error, f"{task.prefix}/{items[0].name}"),))
     pieces = [(item,) for item in items] if place is None else [items[:place], (items[place],), items[place + 1 :]]
     crashed = partial(_crashed, pool)
     parts = [
-        crashed(part, error)[1]
+        crashed(part, error)
         if place is not None and part.items == (items[place],)
-        else next(pool.map(run_task, [part], crashed=crashed))[1]
+        else next(pool.map(run_task, [part], crashed=crashed))
         for part in (replace(task, items=piece) for piece in pieces if piece)
     ]
-    return "", Chunk(
+    return Chunk(
         slices=tuple(piece for part in parts for piece in part.slices),
         prints=tuple(print_ for part in parts for print_ in part.prints),
         problems=tuple(problem for part in parts for problem in part.problems),

@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
-import struct
 import uuid
-from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from pydantic import BaseModel
 from zlib_ng import zlib_ng as zlib
 
 from kerasseg_tfrecords._version import __version__
-from kerasseg_tfrecords.conversion.convert import Conversion, Failure, convert_item
-from kerasseg_tfrecords.documents import parse_json
+from kerasseg_tfrecords.conversion.convert import Conversion, Converted, convert_item
 from kerasseg_tfrecords.errors import Problem
 from kerasseg_tfrecords.files import explain_os_error, write_atomically
 from kerasseg_tfrecords.records.schema import Payload, SliceFacts
@@ -85,6 +81,17 @@ class Chunk:
     left_out: tuple[LeftOut, ...] = ()
 
 
+class _Stored(BaseModel):
+    """The content of KEY.json: a chunk, with its fingerprints in base64, and the length and checksum of KEY.bin."""
+
+    length: int
+    crc32: int
+    slices: tuple[Spooled, ...]
+    prints: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    left_out: tuple[LeftOut, ...]
+
+
 _VERSIONS = f"{__version__} numpy {np.__version__} opencv {cv2.__version__}"
 
 
@@ -103,13 +110,14 @@ def chunk_key(task: Task) -> str:
     return hashlib.sha256(repr(state).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
-def run_task(task: Task) -> tuple[str, Chunk]:
-    """Convert the items of a task, or load the finished chunk; return its key and the chunk. Runs in a worker process."""
+def run_task(task: Task) -> Chunk:
+    """Convert the items of a task, or load the finished chunk. Runs in a worker process."""
     key = chunk_key(task)
     made = load_chunk(task.folder, key)
     if made is not None:
-        return key, made
-    failures: list[Failure] = []
+        return made
+    problems: list[Problem] = []
+    left_out: list[LeftOut] = []
     payloads = task.folder / f".{key}-{uuid.uuid4().hex}.bin"  # workers on other machines may have the same process id
     offset, checksum = 0, 0
     slices: list[Spooled] = []
@@ -118,8 +126,9 @@ def run_task(task: Task) -> tuple[str, Chunk]:
         with payloads.open("wb") as stream:
             for item in task.items:
                 for result in convert_item(item, task.conversion, task.prefix):
-                    if isinstance(result, Failure):
-                        failures.append(result)
+                    if not isinstance(result, Converted):
+                        problems += [result] if isinstance(result, Problem) else []
+                        left_out += [result] if isinstance(result, LeftOut) else []
                         continue
                     parts = (result.payload.image, result.payload.mask, result.payload.mask_native)
                     for part in parts:
@@ -134,91 +143,38 @@ def run_task(task: Task) -> tuple[str, Chunk]:
         raise explain_os_error(error, task.folder.parent) from error
     finally:
         payloads.unlink(missing_ok=True)
-    chunk = Chunk(
-        slices=tuple(slices),
-        prints=tuple(prints),
-        problems=tuple(problem for failure in failures for problem in failure.problems),
-        left_out=tuple(entry for failure in failures for entry in failure.left_out),
-    )
+    chunk = Chunk(tuple(slices), tuple(prints), tuple(problems), tuple(left_out))
     # Not durable: after a power cut, the checksum shows that the chunk must be made again.
-    write_atomically(task.folder / f"{key}.json", _dump(chunk, offset, checksum), durable=False)
-    return key, chunk
-
-
-def _dump(chunk: Chunk, length: int, checksum: int) -> str:
-    return json.dumps(
-        {
-            "length": length,
-            "crc32": checksum,
-            "slices": [
-                {
-                    "facts": asdict(piece.facts),
-                    "fingerprint": base64.b64encode(print_.to_bytes()).decode(),
-                    "offset": piece.place.offset,
-                    "lengths": piece.place.lengths,
-                }
-                for piece, print_ in zip(chunk.slices, chunk.prints, strict=True)
-            ],
-            "problems": [asdict(problem) for problem in chunk.problems],
-            "left_out": [asdict(entry) for entry in chunk.left_out],
-        }
+    stored = _Stored(
+        length=offset,
+        crc32=checksum,
+        slices=chunk.slices,
+        prints=tuple(base64.b64encode(one.to_bytes()).decode() for one in prints),
+        problems=chunk.problems,
+        left_out=chunk.left_out,
     )
+    write_atomically(task.folder / f"{key}.json", stored.model_dump_json(), durable=False)
+    return chunk
 
 
 def load_chunk(folder: Path, key: str) -> Chunk | None:
     """Load a chunk; None if it is absent or damaged."""
     try:
-        state = parse_json((folder / f"{key}.json").read_bytes())
+        stored = _Stored.model_validate_json((folder / f"{key}.json").read_bytes())
         payloads = (folder / f"{key}.bin").read_bytes()
-        if len(payloads) != state["length"] or zlib.crc32(payloads) != state["crc32"]:
+        if len(payloads) != stored.length or zlib.crc32(payloads) != stored.crc32:
             return None
-        return Chunk(
-            slices=tuple(
-                Spooled(_facts(entry["facts"]), Place(key, entry["offset"], tuple(entry["lengths"])))
-                for entry in state["slices"]
-            ),
-            prints=tuple(Fingerprint.from_bytes(base64.b64decode(entry["fingerprint"])) for entry in state["slices"]),
-            problems=tuple(Problem(**entry) for entry in state["problems"]),
-            left_out=tuple(LeftOut(**entry) for entry in state["left_out"]),
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
+        prints = tuple(Fingerprint.from_bytes(base64.b64decode(one)) for one in stored.prints)
+    except (OSError, ValueError):
         return None
+    return Chunk(stored.slices, prints, stored.problems, stored.left_out)
 
 
-def _facts(state: dict[str, object]) -> SliceFacts:
-    spacing, notes = state.pop("spacing"), state.pop("notes")
-    return SliceFacts(**state, spacing=tuple(spacing), notes=tuple(notes))  # type: ignore[arg-type]
-
-
-_MOST_OPEN = 128
-
-
-class SpoolReader:
-    """Read payloads in any order, with a limited number of open files."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: OrderedDict[str, int] = OrderedDict()
-
-    def __enter__(self) -> SpoolReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with ExitStack() as stack:
-            for descriptor in self._open.values():
-                stack.callback(os.close, descriptor)
-            self._open.clear()
-
-    def read(self, place: Place) -> Payload:
-        descriptor = self._open.pop(place.key, None)
-        if descriptor is None:
-            descriptor = os.open(self._folder / f"{place.key}.bin", os.O_RDONLY)
-        self._open[place.key] = descriptor
-        if len(self._open) > _MOST_OPEN:
-            os.close(self._open.popitem(last=False)[1])
-        data = os.pread(descriptor, sum(place.lengths), place.offset)
-        image, mask = place.lengths[0], place.lengths[1]
-        return Payload(data[:image], data[image : image + mask], data[image + mask :])
+def read_payload(folder: Path, place: Place) -> Payload:
+    with (folder / f"{place.key}.bin").open("rb", buffering=0) as stream:
+        data = os.pread(stream.fileno(), sum(place.lengths), place.offset)
+    image, mask = place.lengths[0], place.lengths[1]
+    return Payload(data[:image], data[image : image + mask], data[image + mask :])
 
 
 def tasks(items: Sequence[Item], prefix: str, conversion: Conversion, folder: Path) -> list[Task]:

@@ -14,7 +14,7 @@ import numpy as np
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.conversion.assign import Arrangement
 from kerasseg_tfrecords.conversion.inputs import ListedInput
-from kerasseg_tfrecords.conversion.staging import Place, Spooled, SpoolReader
+from kerasseg_tfrecords.conversion.staging import Place, Spooled, read_payload
 from kerasseg_tfrecords.errors import Problem
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.records.manifest import (
@@ -92,17 +92,16 @@ def _write_shard(shard: _Shard) -> ShardFacts:
     from kerasseg_tfrecords.records.schema import encode
     from kerasseg_tfrecords.records.shards import write_shard
 
-    with SpoolReader(shard.spool) as payloads:
-        records = (
-            encode(
-                _with_channels(payloads.read(place), facts.channels, shard.channels),
-                facts,
-                label=shard.index,
-                group=group,
-            )
-            for place, facts, group in shard.records
+    records = (
+        encode(
+            _with_channels(read_payload(shard.spool, place), facts.channels, shard.channels),
+            facts,
+            label=shard.index,
+            group=group,
         )
-        return write_shard(shard.root, shard.name, shard.label, records)
+        for place, facts, group in shard.records
+    )
+    return write_shard(shard.root, shard.name, shard.label, records)
 
 
 def shuffle_key(seed: int, slice_id: str) -> bytes:

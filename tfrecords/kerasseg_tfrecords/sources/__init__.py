@@ -11,7 +11,7 @@ that reads .mat files loads neither OpenCV nor nibabel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import cast
@@ -25,31 +25,15 @@ from kerasseg_tfrecords.sources.tree import IMAGE_SUFFIXES, Tree, surviving
 from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.validation import did_you_mean
 
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """Layout of a format.
-
-    Attributes:
-        layout: Description of the files, for the message if no format is recognised.
-        suffixes: Suffixes of which a tree of this format has at least one; empty if the suffix does not matter. Saves the
-            import of modules that cannot apply.
-    """
-
-    layout: str
-    suffixes: frozenset[str] = frozenset()
-
-
-_ENTRIES = {
-    "figshare": _Entry("figshare: .mat files with cjdata, or their zip", frozenset({".mat"})),
-    "pairs": _Entry("pairs: images/ + masks/, NAME.tif + NAME_mask.tif, or an index CSV"),
-    "nifti": _Entry(
-        "nifti: volumes with their segmentation (.nii, .nii.gz, .hdr + .img, .mgz, .mha, .nrrd)",
-        frozenset(VOLUME_SUFFIXES),
-    ),
-    "dicom": _Entry("dicom: single-frame MR files"),
+_LAYOUTS = {
+    "figshare": "figshare: .mat files with cjdata, or their zip",
+    "pairs": "pairs: images/ + masks/, NAME.tif + NAME_mask.tif, or an index CSV",
+    "nifti": "nifti: volumes with their segmentation (.nii, .nii.gz, .hdr + .img, .mgz, .mha, .nrrd)",
+    "dicom": "dicom: single-frame MR files",
 }
-"""Name of a format, which is also the name of its module, -> layout."""
+"""Name of a format, which is also the name of its module, -> its files, for the message if no format is recognised."""
+_SUFFIXES = {"figshare": (".mat",), "nifti": VOLUME_SUFFIXES}
+"""Suffixes of which a tree of the format has at least one. Saves the import of modules that cannot apply."""
 
 
 @dataclass(slots=True)
@@ -75,22 +59,7 @@ class _Isolated:
         return cast(Source, import_module(f"{__name__}.{self.name}").SOURCE)
 
 
-class _Registry(Mapping[str, Source]):
-    """Name -> source."""
-
-    def __getitem__(self, name: str) -> Source:
-        if name not in _ENTRIES:
-            raise KeyError(name)
-        return _Isolated(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_ENTRIES)
-
-    def __len__(self) -> int:
-        return len(_ENTRIES)
-
-
-SOURCES: Mapping[str, Source] = _Registry()
+SOURCES: Mapping[str, Source] = {name: _Isolated(name) for name in _LAYOUTS}
 
 
 def source_for(name: str) -> Source:
@@ -103,9 +72,9 @@ def source_for(name: str) -> Source:
         >>> source_for("figshare").name
         'figshare'
     """
-    if name not in _ENTRIES:
-        near = did_you_mean(name, list(_ENTRIES))
-        raise UsageError("unknown format", found=name, expected=", ".join(_ENTRIES), remedy=near)
+    if name not in SOURCES:
+        near = did_you_mean(name, list(SOURCES))
+        raise UsageError("unknown format", found=name, expected=", ".join(SOURCES), remedy=near)
     return SOURCES[name]
 
 
@@ -122,10 +91,9 @@ def detect(tree: Tree) -> Source:
     """
     present = set(tree.suffixes())
     best: tuple[float, Source] | None = None
-    for name, entry in _ENTRIES.items():
-        if entry.suffixes and not entry.suffixes & present:
+    for name, source in SOURCES.items():
+        if present.isdisjoint(_SUFFIXES.get(name, present)):
             continue
-        source = SOURCES[name]
         sure = source.recognises(tree)
         if sure > 0 and (best is None or sure > best[0]):
             best = (sure, source)
@@ -137,7 +105,7 @@ def detect(tree: Tree) -> Source:
     seen = ", ".join(f"{number} {suffix or 'without suffix'}" for suffix, number in counts[:5])
     seen += ", ..." if len(counts) > 5 else ""
     what = "images without masks" if present & IMAGE_SUFFIXES else "no slices were recognised"
-    expected = "; ".join(entry.layout for entry in _ENTRIES.values())
+    expected = "; ".join(_LAYOUTS.values())
     remedy = "See docs/data.md for the folder layouts, or name the format with --format."
     raise DataError(
         what, path=tree.root, found=f"files: {seen}", expected=expected, remedy=remedy, kind="unknown-format"
@@ -163,7 +131,7 @@ def _find_items(tree: Tree, options: SourceOptions, format_name: str | None) -> 
     return listing
 
 
-_SIGNS = {"figshare": (".mat",), "nifti": VOLUME_SUFFIXES, "dicom": (".dcm",)}
+_SIGNS = {**_SUFFIXES, "dicom": (".dcm",)}
 """Suffixes that identify a format. Pairs is missing: other formats often come with previews in its file types."""
 
 

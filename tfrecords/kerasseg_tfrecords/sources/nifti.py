@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -112,17 +111,17 @@ class NiftiSource:
         plane = own_plane(image.voxels.shape) or options.plane
         if plane != options.plane:
             notes = (*notes, f"a volume of one {plane} slice, read in its own plane")
-        planes = cut(image, plane)
+        planes, spacing = cut(image, plane)
         masks = None if mask is None else _planes(mask, plane)
-        chosen = list(range(len(planes.slices)))
+        chosen = list(range(len(planes)))
         if options.masks and masks is not None:
-            chosen = _choose(planes.slices, masks, item, options)
-        if chosen and planes.slices[0].size > options.max_pixels:
-            found = " x ".join(map(str, planes.slices[0].shape))
+            chosen = _choose(planes, masks, item, options)
+        if chosen and planes[0].size > options.max_pixels:
+            found = " x ".join(map(str, planes[0].shape))
             raise DataError("the slices are too large", path=item.name, found=f"{found} pixels", kind="too-large")
         slices = tuple(
             Slice(
-                image=np.ascontiguousarray(planes.slices[place]),
+                image=np.ascontiguousarray(planes[place]),
                 mask=None if masks is None else np.ascontiguousarray(masks[place]),
                 slice_id=f"{item.volume}#{place}",
                 source=f"{item.files[0].name}#{place}",
@@ -130,7 +129,7 @@ class NiftiSource:
                 patient=item.patient,
                 volume=item.volume,
                 slice_index=place,
-                spacing=planes.spacing,
+                spacing=spacing,
                 notes=notes,
             )
             for place in chosen
@@ -196,24 +195,15 @@ def own_plane(shape: tuple[int, ...]) -> str | None:
     return ("sagittal", "coronal", "axial")[thin[0]] if len(thin) == 1 else None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Planes:
-    """A volume as a stack of upright pictures.
+def cut(volume: Volume, plane: str) -> tuple[NDArray[Any], tuple[float, float]]:
+    """Cut a volume into upright pictures in a plane; nothing is copied or interpolated.
 
-    Attributes:
-        slices: (slices, height, width), a view of the volume.
-        spacing: Pixel size in millimetres, rows then columns.
+    Returns:
+        (slices, height, width), a view of the volume; the pixel size in millimetres, rows then columns.
     """
-
-    slices: NDArray[Any]
-    spacing: tuple[float, float]
-
-
-def cut(volume: Volume, plane: str) -> Planes:
-    """Cut a volume into upright pictures in a plane; nothing is copied or interpolated."""
     left, back, up = volume.spacing
     spacing = {"axial": (back, left), "coronal": (up, left), "sagittal": (up, back)}[plane]
-    return Planes(_planes(volume.voxels, plane), spacing)
+    return _planes(volume.voxels, plane), spacing
 
 
 def stack(slices: NDArray[Any], plane: str) -> NDArray[Any]:
