@@ -8,8 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from kerasseg_tfrecords.errors import DataError
-from kerasseg_tfrecords.records.schema import FEATURES, features_of
+from kerasseg_tfrecords.records.schema import FEATURES, values_of
 
 _TYPES = {"bytes_list": tf.string, "int64_list": tf.int64, "float_list": tf.float32}
 """Field of `tf.train.Feature` -> TensorFlow type."""
@@ -58,24 +57,10 @@ def parse_batch(serialized: Any, *, size: int, channels: int) -> dict[str, Any]:
 
 def _columns(batch: NDArray[np.object_], *, size: int, channels: int) -> list[NDArray[Any]]:
     """Parse serialised records into one array per feature, in the order of `FEATURES`."""
-    lengths = {"image": size * size * channels, "mask": size * ((size + 7) // 8)}
-    columns: list[list[Any]] = [[] for _ in FEATURES]
-    for number, serialized in enumerate(batch):
-        feature = features_of(serialized, size=size, channels=channels)
-        for column, (name, kind) in zip(columns, FEATURES.items(), strict=True):
-            values = getattr(feature[name], kind).value if name in feature else []
-            if len(values) != (_shape(name) or (1,))[0]:
-                raise DataError(f"record {number} of the batch is damaged", found=f"{len(values)} values of {name}")
-            if name in lengths and len(values[0]) != lengths[name]:
-                raise DataError(
-                    f"record {number} of the batch has the wrong length of {name}",
-                    found=f"{len(values[0])} bytes",
-                    expected=f"{lengths[name]} bytes",
-                )
-            column.append(values if _shape(name) else values[0])
+    rows = [values_of(serialized, size=size, channels=channels) for serialized in batch]
     return [
-        np.array(column, _TYPES[kind].as_numpy_dtype).reshape(len(batch), *_shape(name))
-        for column, (name, kind) in zip(columns, FEATURES.items(), strict=True)
+        np.array([row[name] for row in rows], _TYPES[kind].as_numpy_dtype).reshape(len(batch), *_shape(name))
+        for name, kind in FEATURES.items()
     ]
 
 

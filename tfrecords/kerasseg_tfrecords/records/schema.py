@@ -18,7 +18,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError
@@ -121,11 +121,8 @@ def pack_mask(mask: NDArray[np.bool_]) -> bytes:
 
 def unpack_mask(data: bytes, size: int) -> NDArray[np.bool_]:
     """Undo `pack_mask` for a square mask of side `size`."""
-    rows = np.frombuffer(data, np.uint8)
-    stride = (size + 7) // 8
-    if rows.size != size * stride:
-        raise DataError("the mask has the wrong length", found=f"{rows.size} bytes", expected=f"{size * stride} bytes")
-    return np.unpackbits(rows.reshape(size, stride), axis=1, count=size).astype(bool)
+    rows = np.frombuffer(data, np.uint8).reshape(size, -1)
+    return np.unpackbits(rows, axis=1, count=size).astype(bool)
 
 
 def pack_native_mask(mask: NDArray[np.bool_]) -> bytes:
@@ -147,8 +144,6 @@ def unpack_native_mask(data: bytes) -> NDArray[np.bool_]:
     return np.asarray(image > 0)
 
 
-FORMAT_VERSION = 1
-
 FEATURES: dict[str, str] = {
     **dict.fromkeys(("image", "mask", "mask_native"), "bytes_list"),
     **dict.fromkeys(("label", "height", "width", "slice_index"), "int64_list"),
@@ -158,38 +153,37 @@ FEATURES: dict[str, str] = {
 """Name -> field of `tf.train.Feature`; each holds one value, `spacing` two."""
 
 
+_DEFINITION = """
+name: "example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type {
+  name: "Feature" oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: ".tensorflow.BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 type: TYPE_MESSAGE type_name: ".tensorflow.FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: ".tensorflow.Int64List" oneof_index: 0 }
+}
+message_type {
+  name: "Features"
+  field {
+    name: "feature" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: ".tensorflow.Features.FeatureEntry"
+  }
+  nested_type {
+    name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING }
+    field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".tensorflow.Feature" }
+  }
+}
+message_type { name: "Example" field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".tensorflow.Features" } }
+"""
+
+
 @cache
 def _example() -> Any:
     """`tf.train.Example`, from its published definition: TensorFlow takes seconds and 500 MB to load."""
-    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
-    field = descriptor_pb2.FieldDescriptorProto
-    feature = descriptor_pb2.DescriptorProto(name="Feature", oneof_decl=[{"name": "kind"}])
-    lists = (("BytesList", field.TYPE_BYTES), ("FloatList", field.TYPE_FLOAT), ("Int64List", field.TYPE_INT64))
-    for number, (name, kind) in enumerate(lists, 1):
-        value = field(name="value", number=1, label=field.LABEL_REPEATED, type=kind)
-        file.message_type.add(name=name, field=[value])
-        message = {"type": field.TYPE_MESSAGE, "type_name": f".tensorflow.{name}"}
-        feature.field.add(
-            name=name.lower().replace("list", "_list"),
-            number=number,
-            label=field.LABEL_OPTIONAL,
-            oneof_index=0,
-            **message,
-        )
-    file.message_type.append(feature)
-    entry = descriptor_pb2.DescriptorProto(name="FeatureEntry", options={"map_entry": True})
-    entry.field.add(name="key", number=1, label=field.LABEL_OPTIONAL, type=field.TYPE_STRING)
-    entry.field.add(
-        name="value", number=2, label=field.LABEL_OPTIONAL, type=field.TYPE_MESSAGE, type_name=".tensorflow.Feature"
-    )
-    for name, inner, part, label, nested in (
-        ("Features", "feature", "Features.FeatureEntry", field.LABEL_REPEATED, [entry]),
-        ("Example", "features", "Features", field.LABEL_OPTIONAL, []),
-    ):
-        only = field(name=inner, number=1, label=label, type=field.TYPE_MESSAGE, type_name=f".tensorflow.{part}")
-        file.message_type.add(name=name, field=[only], nested_type=nested)
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.Add(text_format.Parse(_DEFINITION, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
 
 
@@ -224,42 +218,37 @@ def encode(payload: Payload, facts: SliceFacts, *, label: int, group: str) -> by
     return bytes(example.SerializeToString(deterministic=True))
 
 
-def decode(serialized: bytes, *, size: int, channels: int) -> Record:
-    """Decode a record to NumPy arrays.
+def values_of(serialized: bytes, *, size: int, channels: int) -> dict[str, Any]:
+    """Return the values of a record: feature -> bytes, whole number, or (`spacing`) two numbers.
 
     Raises:
         DataError: A feature is missing, or has another type or length.
     """
+    feature = features_of(serialized, size=size, channels=channels)
+    values: dict[str, Any] = {}
+    for name, kind in FEATURES.items():
+        found = getattr(feature[name], kind).value
+        if len(found) != (2 if name == "spacing" else 1):
+            raise DataError("a damaged record, or not one of kerasseg", found=f"{len(found)} values of {name}")
+        values[name] = tuple(found) if name == "spacing" else found[0]
+    for name, length in (("image", size * size * channels), ("mask", size * ((size + 7) // 8))):
+        if len(values[name]) != length:
+            found, expected = f"{len(values[name])} bytes", f"{length} bytes"
+            raise DataError(f"a record has the wrong length of {name}", found=found, expected=expected)
+    return values
+
+
+def decode(serialized: bytes, *, size: int, channels: int) -> Record:
+    """Decode a record to NumPy arrays; exceptions as in `values_of`."""
+    values = values_of(serialized, size=size, channels=channels)
     try:
-        feature = features_of(serialized, size=size, channels=channels)
-        text = {name: feature[name].bytes_list.value[0].decode() for name in ("slice_id", "patient", "group", "volume")}
-        number = {name: int(feature[name].int64_list.value[0]) for name in ("label", "height", "width", "slice_index")}
-        spacing = feature["spacing"].float_list.value
-        image = np.frombuffer(feature["image"].bytes_list.value[0], np.uint8)
-        mask, native = feature["mask"].bytes_list.value[0], feature["mask_native"].bytes_list.value[0]
-        rows, columns = float(spacing[0]), float(spacing[1])
-    except (IndexError, UnicodeDecodeError) as error:
+        values |= {name: values[name].decode() for name in ("slice_id", "patient", "group", "volume")}
+    except UnicodeDecodeError as error:
         raise DataError("a damaged record, or not one of kerasseg", found=type(error).__name__) from error
-    if image.size != size * size * channels:
-        raise DataError(
-            f"the image of slice {text['slice_id']} has the wrong length",
-            found=f"{image.size} bytes",
-            expected=f"{size}x{size}x{channels}",
-        )
-    return Record(
-        image=image.reshape(size, size, channels),
-        mask=unpack_mask(mask, size),
-        mask_native=unpack_native_mask(native),
-        spacing=(rows, columns),
-        label=number["label"],
-        height=number["height"],
-        width=number["width"],
-        slice_index=number["slice_index"],
-        slice_id=text["slice_id"],
-        patient=text["patient"],
-        group=text["group"],
-        volume=text["volume"],
-    )
+    values["image"] = np.frombuffer(values["image"], np.uint8).reshape(size, size, channels)
+    values["mask"] = unpack_mask(values["mask"], size)
+    values["mask_native"] = unpack_native_mask(values["mask_native"])
+    return Record(**values)
 
 
 def decode_pixels(serialized: bytes, *, size: int, channels: int) -> tuple[bytes, bytes, int]:
