@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -33,7 +34,8 @@ from pydicom.uid import (
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.dicom import DicomSlice, read_dicom
-from kerasseg_tfrecords.sources import detect
+from kerasseg_tfrecords.isolation import limit_memory, memory_limit
+from kerasseg_tfrecords.sources import detect, find_items
 from kerasseg_tfrecords.sources.base import Listing, SourceOptions
 from kerasseg_tfrecords.sources.dicom import SOURCE
 from kerasseg_tfrecords.sources.pairs import SOURCE as PAIRS
@@ -247,21 +249,30 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path, monkeyp
     assert caught.value.kind == "too-large"
 
 
-@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.100", DeflatedExplicitVRLittleEndian])
-def test_compressed_files_are_refused_before_they_are_unpacked(tmp_path: Path, syntax: str) -> None:
-    path = write(tmp_path / "1.dcm")
-    data = path.read_bytes()
-    # The length of the meta group follows the name's length.
-    old, new = (uid.encode() + b"\0" * (len(uid) % 2) for uid in (ExplicitVRLittleEndian, syntax))
-    start = data.find(b"UI" + struct.pack("<H", len(old)) + old)
-    meta = data[:start] + b"UI" + struct.pack("<H", len(new)) + new
-    end = 144 + struct.unpack_from("<I", data, 140)[0]
-    rest = data[start + 4 + len(old) : end]
-    meta = meta[:140] + struct.pack("<I", len(meta) + len(rest) - 144) + meta[144:]
-    bomb = zlib.compressobj(9, zlib.DEFLATED, -15)
-    path.write_bytes(meta + rest + bomb.compress(bytes(10_000_000)) + bomb.flush())
+def test_a_compression_without_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"this DICOM compression is not supported .*gdcmconv"):
-        opened(path)
+        opened(packed(tmp_path / "1.dcm", b"x", PIXELS, MPEG2MPML))
+
+
+@pytest.mark.parametrize("bomb", [False, True])
+def test_deflated_files_are_read_within_the_memory_limit(tmp_path: Path, bomb: bool) -> None:
+    path = write(tmp_path / "1.dcm", syntax=DeflatedExplicitVRLittleEndian)
+    if not bomb:
+        np.testing.assert_array_equal(opened(path).pixels, PIXELS)
+        return
+    data = path.read_bytes()
+    end = 144 + struct.unpack_from("<I", data, 140)[0]
+    stream = zlib.compressobj(1, zlib.DEFLATED, -15)
+    full = stream.compress(bytes(1 << 24)) + stream.flush(zlib.Z_FULL_FLUSH)
+    path.write_bytes(data[:end] + full * 80 + b"\x03\0")
+    before = memory_limit()
+    limit_memory(1 << 30)
+    try:
+        (problem,) = find_items(open_tree(tmp_path), PREDICT, "dicom").problems
+    finally:
+        limit_memory(before)
+    assert problem.name == "1.dcm"
+    assert "takes more than 1 GB of memory" in problem.message
 
 
 @pytest.mark.parametrize(

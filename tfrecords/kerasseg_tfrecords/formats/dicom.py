@@ -1,42 +1,28 @@
 """Read one DICOM file: its header, and its pixels in the scanner's units.
 
-pydicom accepts almost any file and unpacks as much as it declares. Therefore a file without the DICOM mark must at least
-begin with DICOM elements, and the declared size is compared with the stored pixels. The memory limit of the child process
-stops compressed frames that unpack to more.
+pydicom accepts almost any file. Therefore a file without the DICOM mark must at least begin with DICOM elements.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
-    RLETransferSyntaxes,
-)
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.image_headers import check_pixels
 from kerasseg_tfrecords.formats.sniff import describe, has_no_preamble, is_dicom
 
-_PLAIN = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
-_PACKED = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, *RLETransferSyntaxes}
-_META = 1 << 16  # bytes that may hold the header of the file
 _MAX_FRAMES = 10_000
 _UNPACK = "Install the decoders (pip install 'kerasseg[dicom]'), or decompress it with gdcmconv --raw"
 _CONVERT = "Convert the series to NIfTI, for instance with dcm2niix"
@@ -51,7 +37,6 @@ class DicomHeader:
         patient: PatientID, or "".
         series: SeriesInstanceUID, or "".
         instance: InstanceNumber, or None.
-        position: Position of the slice in millimetres along the normal of its plane; None if unknown.
         spacing: Pixel size in millimetres, rows then columns; (0, 0) if unknown.
         slope, intercept: Rescaling to the scanner's units; 1 and 0 by default.
         inverted: Whether small values are bright (MONOCHROME1).
@@ -66,7 +51,6 @@ class DicomHeader:
     patient: str
     series: str
     instance: int | None
-    position: float | None
     spacing: tuple[float, float]
     slope: float
     intercept: float
@@ -75,6 +59,13 @@ class DicomHeader:
     axes: tuple[float, ...] | None = None
     thickness: float = 0.0
     body_part: str = ""
+
+    @property
+    def position(self) -> float | None:
+        """Position of the slice in millimetres along the normal of its plane; None if unknown."""
+        if self.origin is None or self.axes is None:
+            return None
+        return float(np.dot(np.cross(self.axes[:3], self.axes[3:]), self.origin))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,11 +92,6 @@ def read_dicom_frames(data: bytes, name: str, max_pixels: int) -> tuple[DicomHea
     return _headers(_open(data, name), name, max_pixels)
 
 
-def read_dicom_header(data: bytes, name: str, max_pixels: int, frame: int = -1) -> DicomHeader:
-    """Read the header of one frame; -1 if the file should have only one."""
-    return _chosen(read_dicom_frames(data, name, max_pixels), name, frame)
-
-
 def read_dicom(data: bytes, name: str, max_pixels: int, frame: int = -1) -> DicomSlice:
     """Decode one frame of an MR file.
 
@@ -120,14 +106,10 @@ def read_dicom(data: bytes, name: str, max_pixels: int, frame: int = -1) -> Dico
         frame: Frame to decode; -1 if the file should have only one.
     """
     dataset = _open(data, name)
-    header = _chosen(_headers(dataset, name, max_pixels), name, frame)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual values of tags that are not used here
-            pixels = np.asarray(pixel_array(dataset, index=max(frame, 0)))
-            stored_bits = min(max(1, int(dataset.get("BitsStored") or 64)), int(dataset.BitsAllocated))
-    except Exception as error:  # pydicom passes on any exception of its decoders
-        raise _damaged(name, f"{type(error).__name__}: {error}") from error
+    header = one_frame(_headers(dataset, name, max_pixels), name, frame)
+    with _explained(name):
+        pixels = np.asarray(pixel_array(dataset, index=max(frame, 0)))
+        stored_bits = min(max(1, int(dataset.get("BitsStored") or 64)), int(dataset.BitsAllocated))
     if pixels.shape != (header.rows, header.columns):
         raise _damaged(name, f"pixels of shape {pixels.shape}")
     notes: tuple[str, ...] = ()
@@ -148,7 +130,21 @@ def _damaged(name: str, detail: str) -> DataError:
     return DataError("a damaged DICOM file", path=name, found=detail, remedy="Download or copy it again")
 
 
-def _chosen(headers: tuple[DicomHeader, ...], name: str, frame: int) -> DicomHeader:
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Convert the exceptions of pydicom to `DataError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual values of tags
+            yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # of any kind: EOFError, struct.error, KeyError, those of decoders, ...
+        raise _damaged(name, f"{type(error).__name__}: {error}") from error
+
+
+def one_frame(headers: tuple[DicomHeader, ...], name: str, frame: int) -> DicomHeader:
+    """Return the header of a frame; -1 if the file should have only one."""
     if frame < 0 and len(headers) > 1:
         raise DataError(
             "a DICOM file with several frames",
@@ -170,63 +166,51 @@ def _open(data: bytes, name: str) -> pydicom.Dataset:
             remedy="Export it again from the image archive (PACS)",
         )
     bare = has_no_preamble(data)
-    if DeflatedExplicitVRLittleEndian.encode() in data[:_META]:  # before pydicom unpacks all of it
-        _check_decoder(DeflatedExplicitVRLittleEndian, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(io.BytesIO(data), force=bare)
-    except InvalidDicomError as error:
-        raise _damaged(name, str(error)) from error
-    except Exception as error:  # EOFError, struct.error, KeyError, ...
-        raise _damaged(name, f"{type(error).__name__}: {error}") from error
-    if "TransferSyntaxUID" in dataset.file_meta:
-        named = str(dataset.file_meta.TransferSyntaxUID)  # several, in a damaged file
-        _check_decoder(UID(named, validation_mode=pydicom.config.IGNORE), name)
-    elif not bare:
-        raise _damaged(name, "no transfer syntax")
-    else:  # no meta group: the encoding is that of the elements
-        implicit, little = dataset.original_encoding
-        plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
+    with _explained(name):
+        dataset = pydicom.dcmread(io.BytesIO(data), force=bare)
+        if "TransferSyntaxUID" in dataset.file_meta:
+            named = str(dataset.file_meta.TransferSyntaxUID)  # several, in a damaged file
+            _check_decoder(UID(named, validation_mode=pydicom.config.IGNORE), name)
+        elif not bare:
+            raise _damaged(name, "no transfer syntax")
+        else:  # no meta group: the encoding is that of the elements
+            implicit, little = dataset.original_encoding
+            plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
     return dataset
 
 
 def _check_decoder(syntax: UID, name: str) -> None:
-    known = syntax in _PACKED
-    if syntax in _PLAIN:
-        return
-    if not known or not get_decoder(syntax).is_available:
-        remedy = _UNPACK if known else "Decompress it, for instance with gdcmconv --raw"
-        expected = "raw pixels, RLE, or JPEG and JPEG 2000 with their decoders"
-        what = "this DICOM compression is not supported"
-        raise DataError(what, path=name, found=syntax.name, expected=expected, remedy=remedy)
+    remedy = "Decompress it, for instance with gdcmconv --raw"
+    try:
+        if get_decoder(syntax).is_available:
+            return
+        remedy = _UNPACK
+    except NotImplementedError:  # videos, say
+        pass
+    expected = "raw pixels, RLE, or JPEG and JPEG 2000 with their decoders"
+    what = "this DICOM compression is not supported"
+    raise DataError(what, path=name, found=syntax.name, expected=expected, remedy=remedy)
 
 
 def _headers(dataset: pydicom.Dataset, name: str, max_pixels: int) -> tuple[DicomHeader, ...]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _check_kind(dataset, name)
-            frames = int(dataset.get("NumberOfFrames") or 1)
-            if not 1 <= frames <= _MAX_FRAMES:
-                raise _damaged(name, f"{frames} frames")
-            headers = tuple(_parse(_Frame(dataset, frame)) for frame in range(frames))
-            bits, held = int(dataset.get("BitsAllocated") or 0), len(dataset.PixelData)
-    except DataError:
-        raise
-    except Exception as error:  # values of the wrong type
-        raise _damaged(name, f"{type(error).__name__}: {error}") from error
-    first = headers[0]
-    check_pixels(first.rows, first.columns, name, max_pixels)
+    with _explained(name):
+        _check_kind(dataset, name)
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        if not 1 <= frames <= _MAX_FRAMES:
+            raise _damaged(name, f"{frames} frames")
+        headers = tuple(_parse(_Frame(dataset, frame)) for frame in range(frames))
+        bits, held = int(dataset.get("BitsAllocated") or 0), len(dataset.PixelData)
+    check_pixels(headers[0].rows, headers[0].columns, name, max_pixels)
     if bits not in {8, 16, 32}:
         raise DataError("this kind of DICOM image is not supported", path=name, found=f"{bits} bits per pixel")
     for header in headers:
         if not np.isfinite([header.slope, header.intercept, *header.spacing]).all() or header.slope == 0:
             raise _damaged(name, f"rescale slope {header.slope:g}, spacing {header.spacing}")
-    needed = frames * first.rows * first.columns * bits // 8
-    if dataset.file_meta.TransferSyntaxUID in _PLAIN and held < needed:
-        raise _damaged(name, f"{held} bytes of pixels, but {frames} x {first.rows} x {first.columns} need {needed}")
+    needed = frames * headers[0].rows * headers[0].columns * bits // 8
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated and held < needed:  # found here, while listing
+        found = f"{held} bytes of pixels, but {frames} x {headers[0].rows} x {headers[0].columns} need {needed}"
+        raise _damaged(name, found)
     return headers
 
 
@@ -276,7 +260,6 @@ def _parse(dataset: _Frame) -> DicomHeader:
         patient=str(dataset.get("PatientID") or "").strip(),
         series=str(dataset.get("SeriesInstanceUID") or ""),
         instance=None if instance is None else int(instance),
-        position=_position(dataset),
         spacing=(float(spacing[0]), float(spacing[1])) if spacing and len(spacing) == 2 else (0.0, 0.0),
         slope=1.0 if slope is None else float(slope),
         intercept=float(dataset.get("RescaleIntercept") or 0.0),
@@ -286,13 +269,6 @@ def _parse(dataset: _Frame) -> DicomHeader:
         thickness=_thickness(dataset),
         body_part=str(dataset.get("BodyPartExamined") or "").strip(),
     )
-
-
-def _position(dataset: _Frame) -> float | None:
-    place, axes = _numbers(dataset.get("ImagePositionPatient"), 3), _numbers(dataset.get("ImageOrientationPatient"), 6)
-    if place is None or axes is None:
-        return None
-    return float(np.dot(np.cross(axes[:3], axes[3:]), place))
 
 
 def _numbers(value: Any, count: int) -> tuple[float, ...] | None:

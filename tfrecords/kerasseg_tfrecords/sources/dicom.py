@@ -9,13 +9,13 @@ import hashlib
 from collections import Counter, defaultdict
 
 from kerasseg_tfrecords.errors import DataError, Problem
-from kerasseg_tfrecords.formats.dicom import DicomHeader, read_dicom, read_dicom_frames, read_dicom_header
+from kerasseg_tfrecords.formats.dicom import DicomHeader, one_frame, read_dicom, read_dicom_frames
 from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_dicom
 from kerasseg_tfrecords.isolation import isolated, out_of_memory
 from kerasseg_tfrecords.slices import Location, Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit
 from kerasseg_tfrecords.sources.roles import patient_of, stem_of
-from kerasseg_tfrecords.sources.tree import Tree, head, natural_key, read_bytes
+from kerasseg_tfrecords.sources.tree import Tree, has_suffix, head, natural_key, read_bytes
 from kerasseg_tfrecords.text import count
 
 _OTHER = (".mat", *VOLUME_SUFFIXES, ".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -29,7 +29,7 @@ class DicomSource:
     def recognises(self, tree: Tree) -> float:
         """Return the share of DICOM files among possible data files, at most 0.9; 0.1 if only the names suggest DICOM."""
         named = tree.with_suffix(*DICOM_SUFFIXES)
-        bare = tuple(loc for loc in tree.locations if _has_no_suffix(loc))
+        bare = tuple(loc for loc in tree.locations if not has_suffix(loc.name))
         others = len(tree.with_suffix(*_OTHER))
         for files in (named, bare):
             # A sample is enough here: the listing checks all files.
@@ -44,7 +44,7 @@ class DicomSource:
         left_out: list[LeftOut] = []
         for location in tree.locations:
             named = location.name.lower().endswith(DICOM_SUFFIXES)
-            if not named and not (_has_no_suffix(location) and is_dicom(head(location))):
+            if not named and (has_suffix(location.name) or not is_dicom(head(location))):
                 left_out.append(LeftOut(location.name, "not a DICOM file"))
             elif stem_of(location.name).upper() == "DICOMDIR":
                 left_out.append(LeftOut(location.name, "the table of contents of a DICOM folder"))
@@ -93,13 +93,7 @@ SOURCE = DicomSource()
 @isolated
 def read_header(item: Item, options: SourceOptions) -> DicomHeader:
     data = read_bytes(item.files[0], limit=file_limit(options))
-    return read_dicom_header(data, item.name, options.max_pixels, item.page)
-
-
-def _has_no_suffix(location: Location) -> bool:
-    # Scanners number files (`IM0001`, `1.2.840.113619...`), so digits after a dot are not a suffix.
-    suffix = location.name.replace("!", "/").rsplit("/", 1)[-1].rpartition(".")[2]
-    return "." not in location.name.rsplit("/", 1)[-1] or suffix.isdigit()
+    return one_frame(read_dicom_frames(data, item.name, options.max_pixels), item.name, item.page)
 
 
 def _items(headers: dict[tuple[Location, int], DicomHeader], options: SourceOptions) -> list[Item]:

@@ -55,6 +55,16 @@ def suffix_of(name: str) -> str:
     return ".nii.gz" if end == "gz" and stem.endswith(".nii") else f".{end}"
 
 
+def has_suffix(name: str) -> bool:
+    """Whether a file name has a suffix; a number is none, since scanners write such names.
+
+    >>> has_suffix("1.png"), has_suffix("x.zip!IM0001"), has_suffix("1.2.840.113619")
+    (True, False, False)
+    """
+    suffix = suffix_of(name)
+    return suffix != "" and not suffix[1:].isdigit()
+
+
 @dataclass(frozen=True, slots=True)
 class Tree:
     """The files of one input.

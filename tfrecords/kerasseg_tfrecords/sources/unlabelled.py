@@ -16,7 +16,7 @@ from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, V
 from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources import SOURCES, source_for
 from kerasseg_tfrecords.sources.base import Item, LeftOut, SourceOptions
-from kerasseg_tfrecords.sources.tree import Tree, input_names, open_tree, suffix_of, surviving
+from kerasseg_tfrecords.sources.tree import Tree, has_suffix, input_names, open_tree, suffix_of, surviving
 
 _PICTURES = frozenset(PICTURE_SUFFIXES)
 _TABLES = frozenset({".csv", ".tsv"})
@@ -132,7 +132,8 @@ def _list_one(tree: Tree, name: str, options: SourceOptions, formats: Sequence[s
     problems = list(tree.problems)
     left_out: list[LeftOut] = []
     notes: list[str] = []
-    dicom = {place for place in tree.locations if _is_dicom(place)}
+    # Scanners write files without a suffix; the reader checks their content.
+    dicom = {place for place in tree.locations if suffix_of(place.name) in DICOM_SUFFIXES or not has_suffix(place.name)}
     for format_name in formats:
         places = [place for place in tree.locations if _belongs(place, format_name)]
         if format_name == "dicom":
@@ -156,12 +157,6 @@ def _list_one(tree: Tree, name: str, options: SourceOptions, formats: Sequence[s
         LeftOut(place.name, "not an image") for place in tree.locations if place not in known and place.name not in seen
     ]
     return ImageInput(name, tree.root, tuple(items), tuple(problems), tuple(left_out), tuple(notes))
-
-
-def _is_dicom(place: Location) -> bool:
-    # Scanners write files without a suffix, or with a number instead; the reader checks their content.
-    suffix = suffix_of(place.name)
-    return suffix in DICOM_SUFFIXES or not suffix or suffix[1:].isdigit()
 
 
 def _belongs(place: Location, format_name: str) -> bool:
