@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kerasseg_tfrecords.errors import DataError, UsageError
-from kerasseg_tfrecords.sources import detect
+from kerasseg_tfrecords.sources import detect, read_item
 from kerasseg_tfrecords.sources.base import Item, Listing, SourceOptions
 from kerasseg_tfrecords.sources.pairs import SOURCE
 from kerasseg_tfrecords.sources.tree import open_tree
@@ -742,13 +742,16 @@ def test_arrays_are_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(slice_.image, values)
     np.testing.assert_array_equal(slice_.mask, MASK > 0)
     np.save(tmp_path / "images/1.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(DataError, match="unsupported kind of it .*Object arrays cannot be loaded"):
+        SOURCE.read(item, OPTIONS)
+    np.save(tmp_path / "images/1.npy", values.astype(complex))
     with pytest.raises(DataError, match="this type of array is not supported"):
         SOURCE.read(item, OPTIONS)
     (tmp_path / "images/1.npy").write_bytes(
         b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999, 99999)}".ljust(128)
     )
-    with pytest.raises(DataError, match="too large"):
-        SOURCE.read(item, OPTIONS)
+    with pytest.raises(DataError, match=r"1\.npy: reading it takes more than 2 GB of memory"):
+        read_item(item, OPTIONS)
 
 
 def test_shades_of_grey_are_judged_for_the_whole_data_set(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageSequence
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.codecs import decode
-from kerasseg_tfrecords.formats.image_headers import Header, inspect
+from kerasseg_tfrecords.formats.image_headers import Header, check_pixels, damaged, inspect, pillow
+from kerasseg_tfrecords.formats.sniff import picture_kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,16 +69,14 @@ def decode_pages(data: bytes, name: str, max_pixels: int) -> tuple[Picture, ...]
     Raises:
         DataError: The file is not a supported picture, too large (`max_pixels`), damaged, or has non-finite values.
     """
-    header = inspect(data, name, max_pixels)
-    indices = None
-    if header.kind == "npy":
-        stored = [_array(header)]
-    elif header.kind == "gif":
-        stored, indices = _with_pillow(header, name)
+    if picture_kind(data) == "NPY":
+        stored = [_array(data, name, max_pixels)]
+        header = Header("NPY", stored[0].shape[0], stored[0].shape[1])
     else:
-        stored = decode(header.payload, name, header.kind.upper(), header.pages)
-        if header.palette and header.pages == 1:
-            _, indices = _with_pillow(header, name, pixels=False)
+        header = inspect(data, name, max_pixels)
+        # OpenCV does not read GIF.
+        stored = _frames(data, name) if header.kind == "GIF" else decode(data, name, header.kind, header.pages)
+    indices = _indices(data, header) if header.palette and len(stored) == 1 else None
     orientation = _orientation(data, header)
     pages = [_page(page, header, name) for page in stored]
     if any(page.pixels.ndim == 3 for page in pages):  # a black page of a colour file looks grey
@@ -104,62 +104,67 @@ def _page(stored: NDArray[Any], header: Header, name: str) -> Picture:
         stored = stored[..., 0] if stored.shape[2] == 1 or _is_grey(stored) else stored[..., ::-1]
     if header.white_is_zero and stored.dtype == np.uint16:  # OpenCV inverts 8 bits itself
         stored = np.iinfo(np.uint16).max - stored
-    if header.kind == "png" and header.grey and header.depth in {2, 4} and alpha is None:
+    if header.kind == "PNG" and header.grey and header.depth in {2, 4} and alpha is None:
         stored = stored // (255 // (2**header.depth - 1))
     return Picture(np.ascontiguousarray(stored), alpha, header.lossy, white_is_zero=header.white_is_zero)
 
 
-def _array(header: Header) -> NDArray[Any]:
+def _array(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     """Return the values of an .npy file, colours in BGR order."""
-    start, kind, by_columns = header.array
-    shape = (header.height, header.width) if header.grey else (header.height, header.width, 3)
-    count = int(np.prod(shape))
-    values = np.frombuffer(header.payload, kind, count, start).reshape(shape, order="F" if by_columns else "C")
-    values = values.astype(np.uint8 if values.dtype == np.bool_ else values.dtype.newbyteorder("="))
-    return values if header.grey else values[..., ::-1]
-
-
-def _with_pillow(
-    header: Header, name: str, *, pixels: bool = True
-) -> tuple[list[NDArray[Any]], NDArray[np.uint8] | None]:
-    """Decode pages (BGRA) and palette indices with Pillow, for what OpenCV does not support."""
-    from PIL import Image
-
-    pages: list[NDArray[Any]] = []
-    indices = None
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(header.payload), formats=[header.kind.upper()]) as file:
-            warnings.simplefilter("ignore")  # of large sizes, which were checked before
-            if file.mode == "P":
-                indices = np.array(file)
-            if pixels:
-                many = getattr(file, "n_frames", 1)
-                if many > 1 and many * header.height * header.width > 1 << 26:
-                    raise DataError("the picture has too many pages", path=name, found=f"{many}", kind="too-large")
-                for page in range(many):
-                    file.seek(page)
-                    pages.append(np.array(file.convert("RGBA"))[..., [2, 1, 0, 3]])
-                indices = indices if many == 1 else None
-    except DataError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy passes on what Python's tokenizer and parser raise
+        what, found = "a damaged NPY file, or an unsupported kind of it", f"{type(error).__name__}: {error}"[:99]
+        raise DataError(what, path=name, found=found) from None
+    while values.ndim > 2 and len(values) == 1:
+        values = values[0]
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
+        found = str(values.dtype)[:40]
+        raise DataError("this type of array is not supported", path=name, found=found, expected="numbers")
+    if values.ndim not in {2, 3} or (values.ndim == 3 and values.shape[2] != 3):
+        found = " x ".join(map(str, values.shape)) or "one value"
+        expected = "height x width or height x width x 3"
+        raise DataError("the array is not an image", path=name, found=found, expected=expected)
+    check_pixels(values.shape[0], values.shape[1], name, max_pixels)
+    values = values.astype(np.uint8 if values.dtype == np.bool_ else values.dtype.newbyteorder("="))
+    return values if values.ndim == 2 else values[..., ::-1]
+
+
+def _frames(data: bytes, name: str) -> list[NDArray[Any]]:
+    """Decode the frames of a GIF, in BGRA order."""
+    try:
+        with pillow(data, "GIF") as file:
+            return [np.array(frame.convert("RGBA"))[..., [2, 1, 0, 3]] for frame in ImageSequence.Iterator(file)]
+    except MemoryError:
         raise
     except Exception as error:  # Pillow passes on any exception of its decoders
-        if not pixels:
-            return [], None  # OpenCV has decoded it; only the palette indices are unknown
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(f"a damaged {header.kind.upper()} file", path=name, found=found) from error
-    return pages, indices
+        raise damaged(name, "GIF", f"{type(error).__name__}: {error}") from error
+
+
+def _indices(data: bytes, header: Header) -> NDArray[np.uint8] | None:
+    """Return the palette indices of a picture; None if it has none, or if Pillow does not read it."""
+    try:
+        with pillow(data, header.kind) as file:
+            return np.array(file) if file.mode == "P" else None
+    except MemoryError:
+        raise
+    except Exception:  # OpenCV has decoded it
+        return None
 
 
 def _orientation(data: bytes, header: Header) -> int:
     """Return the EXIF orientation; 1 if there is none or it cannot be read."""
-    marked = header.kind == "tiff" or (header.kind == "jpeg" and b"Exif\0\0" in data[:65_536])
-    if not marked and not (header.kind == "png" and b"eXIf" in data):
+    marked = header.kind == "TIFF" or (header.kind == "JPEG" and b"Exif\0\0" in data[:65_536])
+    if not marked and not (header.kind == "PNG" and b"eXIf" in data):
         return 1
-    from PIL import Image
-
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=[header.kind.upper()]) as file:
-            warnings.simplefilter("ignore")
+        with pillow(data, header.kind) as file:
             found = int(file.getexif().get(0x0112, 1))
     except Exception:  # EXIF data are often malformed, and the pixels do not depend on them
         return 1

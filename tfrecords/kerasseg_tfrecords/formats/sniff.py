@@ -7,16 +7,15 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".mgh", ".mgz", ".mha", ".nrrd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".npy")
 HEAD_BYTES = 1024
 
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"II*\x00", "a TIFF image"),
-    (b"MM\x00*", "a TIFF image"),
-    (b"II+\x00", "a TIFF image"),
-    (b"MM\x00+", "a TIFF image"),
-    (b"GIF8", "a GIF image"),
-    (b"BM", "a BMP image"),
-    (b"\x93NUMPY", "a NumPy array"),
+_PICTURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    **dict.fromkeys((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"), "TIFF"),
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"\x93NUMPY": "NPY",
+}
+_OTHERS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (b"MATLAB 7.3", "a MATLAB 7.3 file"),
     (b"MATLAB 5.0", "a MATLAB 5 file"),
@@ -29,9 +28,9 @@ _MAGIC = (
 )
 
 
-def is_picture(data: bytes) -> bool:
-    """Whether `data` starts like a PNG, JPEG, TIFF, GIF, BMP or NPY file."""
-    return any(data.startswith(magic) for magic, _ in _MAGIC[:9])
+def picture_kind(data: bytes) -> str | None:
+    """Return "PNG", "JPEG", "TIFF", "GIF", "BMP" or "NPY", for data that start like such a file; None for others."""
+    return next((kind for magic, kind in _PICTURES.items() if data.startswith(magic)), None)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -64,7 +63,9 @@ def describe(data: bytes) -> str:
         return "an empty file"
     if is_dicom(data):
         return "a DICOM file"
-    for magic, words in _MAGIC:
+    if kind := picture_kind(data):
+        return f"a file of type {kind}"
+    for magic, words in _OTHERS:
         if data.startswith(magic):
             return words
     start = data[:HEAD_BYTES]

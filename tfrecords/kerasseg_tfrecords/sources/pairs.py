@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from kerasseg_tfrecords.classes import class_name
 from kerasseg_tfrecords.errors import DataError, Problem
 from kerasseg_tfrecords.formats.images import Picture, decode_pages, decode_picture, to_slice, upright
-from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_picture
+from kerasseg_tfrecords.formats.sniff import DICOM_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, picture_kind
 from kerasseg_tfrecords.slices import Location, Reading, Slice
 from kerasseg_tfrecords.sources.base import Item, LeftOut, Listing, SourceOptions, file_limit, partner_error
 from kerasseg_tfrecords.sources.index_csv import Index, Row, read_index
@@ -68,7 +68,7 @@ class PairsSource:
         others = len(tree.with_suffix(*_OTHER_DATA))
         share = 0.9 * files / (files + others) if others else 1.0
         # A sample is enough. A tree whose files are all damaged may still be meant as pictures.
-        real = any(is_picture(head(location)) for location in pictures[:: max(1, len(pictures) // 8)])
+        real = any(picture_kind(head(location)) for location in pictures[:: max(1, len(pictures) // 8)])
         return share if real else share / 9
 
     def find_items(self, tree: Tree, options: SourceOptions) -> Listing:
