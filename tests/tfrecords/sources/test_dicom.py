@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -369,6 +370,17 @@ def test_files_without_preamble(tmp_path: Path, syntax: str, meta: bool) -> None
     np.testing.assert_array_equal(opened(tmp_path / "1.dcm").pixels, PIXELS)
     assert detect(open_tree(tmp_path)).name == "dicom"
     (item,) = listing(tmp_path).items
+    np.testing.assert_array_equal(SOURCE.read(item, PREDICT).slices[0].image, PIXELS)
+
+
+def test_files_without_suffix_in_a_zip_are_found(tmp_path: Path) -> None:
+    data = write(tmp_path / "1.dcm").read_bytes()
+    with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive:
+        archive.writestr("IM0001", data)
+    (tmp_path / "1.dcm").unlink()
+    assert detect(open_tree(tmp_path)).name == "dicom"
+    (item,) = listing(tmp_path).items
+    assert item.name == "series.zip!IM0001"
     np.testing.assert_array_equal(SOURCE.read(item, PREDICT).slices[0].image, PIXELS)
 
 
