@@ -5,7 +5,7 @@
 #   make test-rest   what make test leaves out: all that takes 8 seconds or more; wheels, documentation, notebook, browser
 #   make test-all    both
 #   make torture     kill -9 twenty times instead of three  make docs    the documentation, into site/
-#   make fuzz        a million changed files a reader: hours
+#   make fuzz        a million changed files a reader (fewer where one takes long): hours
 #   make results     the job on real slices: hours; goes on where it was stopped
 PYTHON ?= python3
 VENV ?= .venv

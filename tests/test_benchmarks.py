@@ -25,8 +25,9 @@ from benchmarks.real.figures import Figures, difference, looks
 from benchmarks.real.keeping import with_earlier
 from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, train_knows
 from benchmarks.real.page import page_text
+from benchmarks.real.pictures import draw_curves
 from benchmarks.real.plan import trials_on_few
-from benchmarks.real.unseen import another_scanner, other_heads
+from benchmarks.real.unseen import another_scanner, both_annotators, other_heads
 from benchmarks.real.workshop import Workshop
 from benchmarks.result import Result, compared, sized
 from benchmarks.turns import contenders
@@ -47,6 +48,18 @@ def test_the_page_of_results_is_made_from_its_document() -> None:
     found = Figures.model_validate_json((ROOT / "benchmarks" / "real.json").read_text())
     assert not found.quick
     assert (ROOT / "docs" / "results.md").read_text() == page_text(found)
+
+
+def test_curves_are_drawn_from_the_document_alone(tmp_path: Path) -> None:
+    found = Figures.model_validate_json((ROOT / "benchmarks" / "real.json").read_text())
+    draw_curves(found, tmp_path)
+    one = cv2.imread(str(tmp_path / "results-curves.png"))
+    (plain,) = (judgement for judgement in found.judgements if judgement.name == "scratch")
+    fewer = plain.model_copy(update={"name": "10", "heads": 10})
+    draw_curves(found.model_copy(update={"judgements": (fewer, plain)}), tmp_path)
+    two = cv2.imread(str(tmp_path / "results-curves.png"))
+    assert one.shape == two.shape
+    assert np.any(one != two)
 
 
 def test_a_page_keeps_what_earlier_runs_found() -> None:
@@ -117,6 +130,54 @@ def test_heads_of_another_folder_are_left_out_by_head_and_not_by_id(tmp_path: Pa
         assert [row["patient"] for row in csv.DictReader(file)] == ["MR04001", "101"]
     assert sorted(path.name for path in (out / "masks").iterdir()) == ["2.png", "3.png"]
     assert (out / "images" / "3.png").readlink() == source / "images" / "3.png"
+
+
+def test_a_smaller_share_of_the_heads_holds_no_other_heads(tmp_path: Path) -> None:
+    source, seen = tmp_path / "png", tmp_path / "mat"
+    source.mkdir()
+    seen.mkdir()
+    table = "".join(
+        f"images/{k}.png,masks/{k}.png,{label},{label[0]}{k % 10}\n"
+        for label in ("glioma", "meningioma")
+        for k in range(40)
+    )
+    (source / "index.csv").write_text("image,mask,label,patient\n" + table)
+    heads = []
+    for share in (0.1, 0.5, 1):
+        out = other_heads(source, seen, tmp_path / str(share), share)
+        with (out / "index.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        heads.append({row["patient"] for row in rows})
+        assert len(rows) == 4 * len(heads[-1])  # whole heads
+    assert [len(some) for some in heads] == [2, 10, 20]
+    assert heads[0] < heads[1] < heads[2]
+    assert {head[0] for head in heads[0]} == {"g", "m"}
+
+
+def test_every_slice_has_the_masks_of_both_annotators(tmp_path: Path) -> None:
+    source, second = tmp_path / "first", tmp_path / "second"
+    for folder in (source / "images", source / "masks", second):
+        folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("7", "8"):
+        for folder in ("images", "masks"):
+            cv2.imwrite(str(source / folder / f"{name}.png"), rng.integers(0, 255, (16, 20), np.uint8))
+    large = np.kron(rng.integers(0, 2, (16, 20), np.uint8) * 255, np.ones((2, 2), np.uint8))
+    cv2.imwrite(str(second / "8.png"), large)
+    lines = "".join(f"images/{name}.png,masks/{name}.png,glioma,{name}\n" for name in ("7", "8"))
+    (source / "index.csv").write_text("image,mask,label,patient\n" + lines)
+    out = both_annotators(source, second, tmp_path / "out")
+    with (out / "index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["patient"] for row in rows] == ["7", "7", "8", "8"]
+    images, masks = (
+        [cv2.imread(str(out / row[column]), cv2.IMREAD_GRAYSCALE) for row in rows] for column in ("image", "mask")
+    )
+    assert np.array_equal(images[2], images[3])
+    assert np.array_equal(masks[0], masks[1])  # no second mask of this slice
+    assert not np.array_equal(masks[2], masks[3])
+    assert np.array_equal(masks[3], large[::2, ::2])
+    assert len({row["image"] for row in rows}) == 4
 
 
 def test_another_scanner_changes_every_image_and_no_mask(tmp_path: Path) -> None:

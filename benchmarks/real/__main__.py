@@ -1,8 +1,9 @@
 """Train, tune and evaluate on real data with the commands a user would type, and write docs/results.md.
 
-    python -m benchmarks.real [--part knows|few|many|long|page ...] [--data DIR] [--checkpoint FILE] [--work DIR] [--quick]
+    python -m benchmarks.real [--part PART ...] [--data DIR] [--checkpoint FILE] [--work DIR] [--quick]
 
 `knows`: a checkpoint trained on the other heads of the data set; every strategy on 34 heads that it has never seen.
+`best`: the best recipe on 2,271 slices and against two annotators; fewer heads, and both annotators' masks in training.
 `few`: 308 slices at 128x128; every strategy; three seeds for the best two, the recipe and scratch; cross-validations.
 `many`: 2,271 slices at 128x128; the recipe, scratch and the best of `few`; the scores of a slice-wise split.
 `long`: scratch, the recipe and the best of `many` at 256x256: 1 to 8 minutes per epoch on 2 cores.
@@ -28,15 +29,16 @@ from typing import Literal
 from benchmarks.machine import describe
 from benchmarks.measure import ROOT
 from benchmarks.real import figures as read
+from benchmarks.real.best import BestPlan, collect_best, collect_judgements, train_best, train_otherwise
 from benchmarks.real.keeping import read_earlier, same_ground, with_earlier
 from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, finished_folds, train_knows
 from benchmarks.real.page import pictured, write_page
-from benchmarks.real.pictures import draw_before_after, draw_examples
+from benchmarks.real.pictures import draw_before_after, draw_curves, draw_examples
 from benchmarks.real.plan import Trial, leaking, long, quicker, trials_on_few, trials_on_many
 from benchmarks.real.workshop import Workshop
 from kerasseg_tfrecords.errors import KerassegError
 
-PARTS = ("knows", "few", "many", "long", "page")
+PARTS = ("knows", "best", "few", "many", "long", "page")
 SOFTWARE = ("tensorflow", "keras", "numpy", "opencv-python-headless")
 
 
@@ -51,6 +53,7 @@ class Effort:
         trials: Maximum trainings per data set.
         options: Options of every training.
         knows: What a checkpoint that knows the task is tried with.
+        best: The best recipe, and other slices and masks.
     """
 
     small: int = 128
@@ -60,9 +63,10 @@ class Effort:
     trials: int | None = None
     options: tuple[str, ...] = ()
     knows: KnowsPlan = field(default_factory=KnowsPlan)
+    best: BestPlan = field(default_factory=BestPlan)
 
 
-QUICK = Effort(64, 80, (42, 1), 2, 3, ("--epochs", "2", "--steps", "1"), KnowsPlan(folds=2))
+QUICK = Effort(64, 80, (42, 1), 2, 3, ("--epochs", "2", "--steps", "1"), KnowsPlan(folds=2), BestPlan(64, folds=2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,12 @@ class Job:
 def train_on_unseen_heads(job: Job) -> None:
     """A checkpoint that knows the task, and every strategy from there."""
     train_knows(job.shop, job.effort.knows)
+
+
+def train_on_all(job: Job) -> None:
+    """The best recipe on all slices, fewer heads, and two annotators."""
+    train_best(job.shop, job.effort.best)
+    train_otherwise(job.shop, job.effort.best, job.effort.knows)
 
 
 def train_few(job: Job) -> None:
@@ -221,7 +231,8 @@ def main() -> None:
     earlier = read_earlier(document)
     if earlier is None and document.exists():
         print(f"{document} has an unknown format: its figures are dropped.", flush=True)
-    known = None if earlier is None else earlier.knows  # has a machine of its own
+    # These have a machine of their own.
+    known = {} if earlier is None else {name: getattr(earlier, name) for name in ("knows", "best", "judgements")}
     trained = any(shop.folder.glob("runs/mat*")) or any(shop.folder.glob("runs/both*"))
     if earlier is not None and trained and not same_ground(nothing_yet(shop.checkpoint, quick=asked.quick), earlier):
         print(
@@ -230,19 +241,24 @@ def main() -> None:
         earlier = None
     job = Job(shop, effort, earlier)
     parts = asked.part or PARTS
-    actions = (("knows", train_on_unseen_heads), ("few", train_few), ("many", train_many), ("long", train_long))
-    for part, action in actions:
+    actions = (train_on_unseen_heads, train_on_all, train_few, train_many, train_long)
+    for part, action in zip(PARTS, actions, strict=False):
         if part in parts:
             action(job)
     if "page" in parts:
-        knows = collect_knows(shop, effort.knows) or known
-        found = collect(job).model_copy(update={"knows": knows})
+        own = {
+            "knows": collect_knows(shop, effort.knows),
+            "best": collect_best(shop, effort.best),
+            "judgements": collect_judgements(shop, effort.best, effort.knows),
+        }
+        found = collect(job).model_copy(update=known | {name: value for name, value in own.items() if value})
         try:
             # If the run is not in this folder, the old picture stays.
             if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():
                 draw_examples(shop, shown, pages / "images")
             if (best := best_trial(shop, effort.knows, "shifted")) is not None:
                 draw_before_after(shop.folder / "another-scanner", finished_folds(shop, best), pages / "images")
+            draw_curves(found, pages / "images")
             write_page(found, pages / "results.md", document)
         except (KerassegError, OSError) as error:
             sys.exit(f"{error}\nThe runs are kept; `--part page` writes the page from them.")

@@ -22,10 +22,12 @@ from kerasseg.workflows.cross_validate import OutOfFold, read_cross_validation
 
 __all__ = [
     "CHECKPOINT",
+    "Best",
     "CrossFigures",
     "DiceBySlice",
     "Figures",
     "Judged",
+    "Judgement",
     "Knows",
     "KnowsRow",
     "Paired",
@@ -34,6 +36,7 @@ __all__ = [
     "TrialFigures",
     "counts",
     "difference",
+    "judged",
     "looks",
     "of_cross_validation",
     "of_trial",
@@ -226,6 +229,54 @@ class Knows(_Model):
     shifted: Start | None = None
 
 
+class Judgement(_Model):
+    """A training on the slices of `Knows`, a share of them, or with other masks, judged on heads that it has never seen.
+
+    Attributes:
+        name: Percentage of the heads that it was trained on, "scratch" for all, "both" for all with two annotators' masks,
+            or "vgg16" for all and another network, with this pretrained encoder.
+        slices, heads, epochs, minutes: Of the training; with "both", every slice counts twice.
+        all, classes: Dice at 0.5 against the first annotator.
+        annotators: The same against two annotators, where the second masks are at hand.
+    """
+
+    name: str
+    slices: int
+    heads: int
+    epochs: int
+    minutes: float
+    all: Mean
+    classes: dict[str, Mean]
+    annotators: SecondReader | None
+
+
+class Best(_Model):
+    """The best recipe on all slices: a cross-validation over heads, and its ensemble on the test split.
+
+    Attributes:
+        machine, date: Where and when it was measured.
+        size: Height and width of the slices in pixels.
+        counts: Split -> class -> (slices, patients).
+        folds, epochs, minutes: Of the cross-validation.
+        crossed: Every slice outside the test split by the network that has not seen its head, at 0.5.
+        test: The mean of the folds' networks and of both mirrorings.
+        annotators: Class -> Dice of the two annotators, of network and first, and of network and second, in `crossed`.
+        on_test: The same on the test split, with intervals.
+    """
+
+    machine: str
+    date: str
+    size: int
+    counts: dict[str, dict[str, tuple[int, int]]]
+    folds: int
+    epochs: int
+    minutes: float
+    crossed: CrossFigures
+    test: Judged
+    annotators: dict[str, tuple[float, float, float]]
+    on_test: SecondReader | None
+
+
 class Figures(_Model):
     """The whole document.
 
@@ -240,7 +291,8 @@ class Figures(_Model):
         crossed: Cross-validations.
         compared: Differences from the first of each kind.
         looks: Data set -> names of the looks at its test split.
-        knows: A checkpoint that knows the task; on another machine, perhaps.
+        knows, best, judgements: A checkpoint that knows the task, the best recipe, and other slices and masks; on another
+            machine, perhaps.
     """
 
     machine: str
@@ -254,6 +306,8 @@ class Figures(_Model):
     compared: tuple[Paired, ...] = ()
     looks: dict[str, tuple[str, ...]] = {}
     knows: Knows | None = None
+    best: Best | None = None
+    judgements: tuple[Judgement, ...] = ()
 
 
 def of_trial(root: Path, trial: Trial) -> TrialFigures:
@@ -282,12 +336,13 @@ def of_trial(root: Path, trial: Trial) -> TrialFigures:
         train_dice=trained[-1].dice,
         first_rate_epochs=sum(row.learning_rate == trained[0].learning_rate for row in trained),
         gain=as_mean(paired_interval(before, after, groups)),
-        validation=_judged(root, "val"),
-        test=_judged(root, "test"),
+        validation=judged(root, "val"),
+        test=judged(root, "test"),
     )
 
 
-def _judged(root: Path, split: Literal["val", "test"]) -> Judged | None:
+def judged(root: Path, split: Literal["val", "test"]) -> Judged | None:
+    """Figures of an evaluation; None without it."""
     path = root / "evaluation" / split / "metrics.json"
     if not path.exists():
         return None

@@ -57,7 +57,6 @@ class KnowsPlan:
     epochs: int = FINE_TUNED
     same: tuple[_Strategy, ...] = (
         ("conservative", None, ()),
-        ("scratch", None, ("--filters", "16")),
         ("aggressive", None, ()),
         ("conservative", "1e-5", ()),
         ("moderate", None, ()),
@@ -65,6 +64,7 @@ class KnowsPlan:
         ("progressive", None, ()),
         ("two-stage", None, ()),
         ("two-stage", None, ("--encoder", "vgg16")),
+        ("two-stage", None, ("--encoder", "vgg16", "--encoder-rate-factor", "1")),
         ("scratch", None, ("--encoder", "vgg16")),
     )
     shifted: tuple[_Strategy, ...] = (
@@ -72,7 +72,7 @@ class KnowsPlan:
         ("conservative", None, ()),
         ("aggressive", None, ()),
         ("aggressive", "1e-4", ()),
-        ("scratch", None, ("--filters", "16")),
+        ("scratch", None, ("--filters", "16", "--epochs", "40")),
     )
     repeated: tuple[_Strategy, ...] = (("conservative", None, ()), ("aggressive", "1e-4", ()))
     seeds: tuple[int, ...] = (43, 44)
@@ -201,8 +201,7 @@ def _start(shop: Workshop, plan: KnowsPlan, kind: _Kind) -> Start | None:
                 _common(dice["conservative"], dice[first]), _common(dice[first], dice["conservative"])
             )
             for first in dice
-            if "conservative" in dice
-            and first not in ("conservative", "scratch")  # 10 epochs are too few for fresh weights
+            if "conservative" in dice and first != "conservative"
         },
     )
 

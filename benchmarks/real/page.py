@@ -41,7 +41,8 @@ def page_text(found: Figures) -> str:
         autoescape=False,  # noqa: S701 - this is Markdown, for which `plain` escapes
     )
     environment.filters.update(share=share, signed="{:+.3f}".format, mean=mean, gain=gain, zip=zip)
-    environment.globals.update(dict=dict, stages=_STAGES)
+    environment.globals.update(dict=dict, stages=_STAGES, fresh=starts_fresh)
+    environment.tests["fresh"] = starts_fresh
     template = environment.get_template("results.md.j2")
     return template.render(found=found, shown=pictured(found), groups=_groups(found))
 
@@ -53,6 +54,11 @@ def pictured(found: Figures) -> TrialFigures | None:
     }
     fair = [trial for trial in found.trials if "-by-slice" not in trial.data and trial.strategy != "scratch"]
     return max(fair, key=lambda trial: (sizes[trial.data], trial.best), default=None)
+
+
+def starts_fresh(label: str) -> bool:
+    """Whether a training did not start from the checkpoint, so that what it gained over its start says nothing."""
+    return label.startswith("scratch") or "--encoder" in label
 
 
 def share(value: float | None) -> str:

@@ -12,7 +12,7 @@ import cv2
 import keras
 import numpy as np
 
-from benchmarks.real.figures import TrialFigures
+from benchmarks.real.figures import Figures, TrialFigures
 from benchmarks.real.workshop import Workshop
 from kerasseg.data.split import Caching, open_split
 from kerasseg.evaluation.per_slice import read_csv
@@ -21,7 +21,7 @@ from kerasseg.report.evaluation import choose
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.threshold_file import load_threshold
 
-__all__ = ["draw_before_after", "draw_examples"]
+__all__ = ["draw_before_after", "draw_curves", "draw_examples"]
 
 REFERENCE, NETWORK = "#f0e442", "#56b4e9"
 _GREYS = 64
@@ -94,6 +94,32 @@ def draw_before_after(pairs: Path, folds: Sequence[Path], folder: Path) -> None:
             _draw(axis, image, {REFERENCE: reference, NETWORK: _predict(model, record.image, MaskRule())}, title)
     folder.mkdir(parents=True, exist_ok=True)
     _save_small(figure, folder / "results-before-after.png")
+
+
+def draw_curves(found: Figures, folder: Path) -> None:
+    """Draw Dice by epoch of the first fold of each training, and Dice by number of heads, as `results-curves.png`."""
+    from matplotlib.figure import Figure as Canvas
+
+    knows, shares = found.knows, [j for j in found.judgements if j.name.isdecimal() or j.name == "scratch"]
+    if knows is None or knows.shifted is None:
+        return
+    canvas = Canvas(figsize=(9, 3), layout="constrained", facecolor="white")
+    axes = canvas.subplots(1, 3 if len(shares) > 1 else 2, sharey=True)
+    for axis, start, title in zip(
+        axes, (knows.same, knows.shifted), ("the same scanner", "another scanner"), strict=False
+    ):
+        for label in (row.label for row in start.rows if "seed" not in row.label and "vgg16" not in row.label):
+            axis.plot(start.curves[label], label=label, linewidth=1.2)
+        axis.set(title=title, xlabel="epoch")
+        axis.legend(fontsize=6, frameon=False)
+    axes[0].set_ylabel("Dice")
+    if len(shares) > 1:
+        means = [judgement.all for judgement in shares]
+        errors = [[m.mean - m.low for m in means], [m.high - m.mean for m in means]]  # type: ignore[operator]
+        axes[2].errorbar([j.heads for j in shares], [m.mean for m in means], errors, marker="o", capsize=3)
+        axes[2].set(title="trained on fewer heads", xlabel="heads")
+    folder.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(folder / "results-curves.png", dpi=100)
 
 
 def _save_small(figure: Any, file: Path) -> None:
