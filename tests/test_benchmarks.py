@@ -20,7 +20,7 @@ from benchmarks.__main__ import DOCS, PARTS, RESULTS
 from benchmarks.freezing import counted_saving, multiply_adds
 from benchmarks.measure import ROOT, Cost, costs, rounds_of
 from benchmarks.page import CHART, HEADLINES, TITLES, chart, page, slower, tables
-from benchmarks.real.__main__ import Effort, Job, collect, train_long
+from benchmarks.real.__main__ import Effort, Job, collect, train_long, train_on_all
 from benchmarks.real.figures import Figures, difference, looks
 from benchmarks.real.keeping import with_earlier
 from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, train_knows
@@ -99,6 +99,8 @@ def test_no_training_here_takes_nothing_from_the_page(tmp_path: Path) -> None:
     assert collect(Job(shop, Effort(), whole)) == whole
     with pytest.raises(SystemExit, match="`few` comes first"):
         collect(Job(shop, Effort(), None))
+    with pytest.raises(SystemExit, match="`knows` comes first"):
+        train_on_all(Job(shop, Effort(), whole))
     few = tuple(trial for trial in whole.trials if trial.data == "mat128")
     job = Job(shop, Effort(), whole.model_copy(update={"trials": few}))
     with pytest.raises(SystemExit, match="`many` comes first"):

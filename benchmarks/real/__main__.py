@@ -122,6 +122,8 @@ def train_on_unseen_heads(job: Job) -> None:
 
 def train_on_all(job: Job) -> None:
     """The best recipe on all slices, fewer heads, and two annotators."""
+    if not (job.shop.folder / job.effort.knows.shards("same") / "manifest.json").exists():
+        sys.exit("The part `knows` comes first: its heads judge the trainings of this one.")
     train_best(job.shop, job.effort.best)
     train_otherwise(job.shop, job.effort.best, job.effort.knows)
 
