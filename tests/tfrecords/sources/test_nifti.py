@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from kerasseg_tfrecords.errors import DataError, UsageError
 from kerasseg_tfrecords.formats.nifti import read_volume
-from kerasseg_tfrecords.isolation import limit_memory, memory_limit
 from kerasseg_tfrecords.slices import Reading
-from kerasseg_tfrecords.sources import detect, read_item
+from kerasseg_tfrecords.sources import detect
 from kerasseg_tfrecords.sources.base import Listing, SourceOptions
 from kerasseg_tfrecords.sources.nifti import SOURCE
 from kerasseg_tfrecords.sources.tree import open_tree
@@ -403,15 +402,8 @@ def test_bombs(tmp_path: Path) -> None:
     save(tmp_path, "c/seg.nii.gz", stored(labels, "LPS"))
     raw = stored(image, "LPS").to_bytes()
     path = tmp_path / "c/t1c.nii.gz"
-    path.write_bytes(gzip.compress(raw) + gzip.compress(bytes(1 << 27), 1) * 10)
-    (item,), before = listing(tmp_path).items, memory_limit()
-    limit_memory(1 << 30)
-    try:
-        with pytest.raises(DataError, match="t1c.nii.gz: reading it takes more than 1 GB of memory") as caught:
-            read_item(item, SourceOptions())
-    finally:
-        limit_memory(before)
-    assert caught.value.kind == "too-large"
+    path.write_bytes(gzip.compress(raw + bytes(50_000_000)))  # more than the header says
+    assert refuse(tmp_path, "unpacks to more bytes than its header declares").kind == "zip-bomb"
     huge = bytearray(raw)
     huge[42:48] = struct.pack("<hhh", 30_000, 30_000, 30_000)
     path.write_bytes(gzip.compress(bytes(huge)))
@@ -542,7 +534,7 @@ def test_an_impossible_start_of_the_voxels(tmp_path: Path, start: float) -> None
     raw = bytearray(gzip.decompress(path.read_bytes()))
     raw[108:112] = struct.pack("<f", start)
     path.write_bytes(gzip.compress(bytes(raw)))
-    refuse(tmp_path, "a damaged volume .*(cut off|its header: (cannot convert|vox offset -8))")
+    refuse(tmp_path, "a damaged volume .*(its voxels start at byte|its header: (cannot convert|vox offset -8))")
 
 
 def test_empty_gzip_streams_cost_little(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from kerasseg_tfrecords.formats.sniff import describe, picture_kind
 
 _BYTES = 4  # per pixel, for an image of the largest allowed size
 _MAX_SCANS = 100
+_MAX_PAGES = 10_000
 _REDUCED = 1  # bit of TIFF tag 254: a thumbnail of another page
 
 
@@ -118,19 +119,36 @@ def _inspect_picture(data: bytes, kind: str, name: str, max_pixels: int) -> Head
     return Header(kind, height, width, depth, grey, palette, lossy=kind == "JPEG")
 
 
+class _Bounded(io.BytesIO):
+    """A file of which little more than its size can be read; the tables of a hostile TIFF overlap."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.left = 2 * len(data) + (1 << 16)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError("its tables overlap")
+        return data
+
+
 def _inspect_tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Header:
     pages: list[dict[int, Any]] = []
-    stream = io.BytesIO(data)
+    stream = _Bounded(data)
     tables = TiffImagePlugin.ImageFileDirectory_v2(stream.read(16 if b"+" in data[:4] else 8))
     seen = {0}
     while tables.next not in seen:
         seen.add(stream.seek(tables.next))
+        if len(seen) > _MAX_PAGES:
+            raise damaged(name, kind, f"more than {_MAX_PAGES} pages")
         tables.load(stream)
         if not tables.get(254, 0) & _REDUCED:
-            pages.append({tag: tables.get(tag) for tag in (256, 257, 258, 259, 262, 277)})
+            pages.append({tag: tables.get(tag) for tag in (256, 257, 258, 259, 262, 277, 322, 323)})
     if tables.next or not pages:
         raise damaged(name, kind, "its page tables form a loop" if tables.next else "it has no pages")
-    width, height, bits, compression, photometric, samples = (value or 1 for value in pages[0].values())
+    width, height, bits, compression, photometric, samples, *tile = (value or 1 for value in pages[0].values())
     bits = bits[0] if isinstance(bits, tuple) else bits
     check_pixels(sum(page[257] for page in pages), max(page[256] for page in pages), name, max_pixels)
     check_pixels(len(pages) * height, width, name, max_pixels, samples * bits // 8)
@@ -139,7 +157,7 @@ def _inspect_tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Header:
     ):
         found = f"{len(pages)} pages"
         raise DataError("a TIFF whose pages differ", path=name, found=found, expected="pages of one size")
-    if not 1 <= samples <= 4:
+    if not 1 <= samples <= 4 or tile[0] * tile[1] > max(max_pixels, 1 << 20):
         raise DataError(
             "this kind of TIFF is not supported",
             path=name,

@@ -22,7 +22,8 @@ from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.sniff import describe, is_gzip
 from kerasseg_tfrecords.text import count
 
-_HEADER = 540  # of NIfTI-2; NIfTI-1 has 348
+_HEADER = 540  # of NIfTI-2; NIfTI-1 has 348, and MGH 284
+_SLACK = 1 << 20  # bytes that may follow the voxels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +66,7 @@ def read_volume(data: bytes, name: str, max_voxels: int, *, channel: int = -1, p
     Args:
         data: Content of the file, or of the .hdr file.
         name: File name for messages.
-        max_voxels: Larger volumes are refused.
+        max_voxels: Larger volumes are refused before they are unpacked.
         channel: Channel to read; -1 if the volume should have only one.
         pair: Content of the .img file, plain or compressed with gzip.
 
@@ -73,14 +74,14 @@ def read_volume(data: bytes, name: str, max_voxels: int, *, channel: int = -1, p
         DataError: The file is not NIfTI or Analyze, is damaged (including checksums) or too large, has several channels
             and none is chosen, is not numeric, or has NaN inside the head.
     """
-    raw = unpack(data, name)
-    kind = _header_class(raw, name, pair=pair is not None)
+    start = start_of(data, name)
+    kind = _header_class(start, name, pair=pair is not None)
     try:
         with imageglobals.LoggingOutputSuppressor():  # nibabel logs its corrections of a header to standard error
-            header = kind.from_fileobj(io.BytesIO(raw))
+            header = kind.from_fileobj(io.BytesIO(start))
         # Some programs leave the offset at 0.
         offset = header.get_data_offset() or (0 if pair is not None else int(header["sizeof_hdr"]) + 4)
-        stored = voxels_of(header, raw if pair is None else unpack(pair, name), offset, name, max_voxels)
+        stored = voxels_of(header, data if pair is None else pair, offset, name, max_voxels)
         affine, scale = np.asarray(header.get_best_affine(), np.float64), header.get_slope_inter()
     except (DataError, MemoryError):
         raise
@@ -110,12 +111,18 @@ def _header_class(start: bytes, name: str, *, pair: bool) -> Any:
     raise DataError("not a NIfTI file", path=name, found=describe(start), expected=expected, remedy=_REMEDY)
 
 
-def voxels_of(header: Any, raw: bytes, offset: int, name: str, max_voxels: int) -> NDArray[Any]:
-    """Return the stored voxels that a nibabel header describes: three axes, and a fourth for several channels."""
+def voxels_of(header: Any, data: bytes, offset: int, name: str, max_voxels: int) -> NDArray[Any]:
+    """Return the stored voxels that a nibabel header describes: three axes, and a fourth for several channels.
+
+    `data` may be compressed with gzip, and is then unpacked only as far as the header declares.
+    """
     shape, dtype = volume_shape(tuple(map(int, header.get_data_shape())), name, max_voxels), header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise DataError("this kind of volume is not supported", path=name, found=f"voxels of type {dtype}")
+    if not 0 <= offset <= 1 << 28:
+        raise damaged(name, f"its voxels start at byte {offset:g}")
     needed = offset + math.prod(shape) * dtype.itemsize
+    raw = _unpack(data, name, needed + _SLACK) if is_gzip(data) else data
     if len(raw) < needed:
         raise damaged(name, f"cut off: {len(raw)} of {needed} bytes")
     return np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape, order="F")
@@ -249,17 +256,29 @@ def damaged(name: str, detail: str) -> DataError:
     return DataError("a damaged volume", path=name, found=detail, remedy=_REMEDY)
 
 
-def unpack(data: bytes, name: str) -> bytes:
-    """Unpack consecutive gzip streams and verify their checksums; other data are returned unchanged."""
-    if not is_gzip(data):
-        return data
+def start_of(data: bytes, name: str) -> bytes:
+    """Return the first bytes of a volume, unpacked, with all of its header."""
+    return _unpack(data, name, _HEADER, to_the_end=False) if is_gzip(data) else data[:_HEADER]
+
+
+def _unpack(data: bytes, name: str, limit: int, *, to_the_end: bool = True) -> bytes:
+    """Unpack consecutive gzip streams and verify their checksums; or only `limit` bytes, if not `to_the_end`."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:  # quick for many streams, unlike gzip.decompress
-            return stream.read()
+            out = stream.read(limit + 1 if to_the_end else limit)
     except EOFError:
         raise damaged(name, "the gzip stream is cut off") from None
     except (OSError, zlib.error) as error:
         raise damaged(name, f"a gzip stream that cannot be unpacked: {error}") from None
+    if len(out) > limit:
+        raise DataError(
+            "it unpacks to more bytes than its header declares",
+            path=name,
+            expected=f"at most {limit} bytes",
+            remedy="Remove the file: it may be made to fill the memory",
+            kind="zip-bomb",
+        )
+    return out
 
 
 def volume_shape(shape: tuple[int, ...], name: str, max_voxels: int) -> tuple[int, ...]:

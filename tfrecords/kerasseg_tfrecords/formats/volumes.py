@@ -19,7 +19,7 @@ from kerasseg_tfrecords.formats.nifti import (
     damaged,
     is_nifti,
     read_volume,
-    unpack,
+    start_of,
     upright,
     volume_shape,
     voxels_of,
@@ -63,10 +63,10 @@ def open_volume(
 def _read_mgh(data: bytes, name: str, max_voxels: int, channel: int) -> Volume:
     from nibabel.freesurfer.mghformat import MGHHeader
 
-    raw = unpack(data, name)
+    start = start_of(data, name)
     try:
-        header = MGHHeader.from_fileobj(io.BytesIO(raw))
-        stored = voxels_of(header, raw, header.get_data_offset(), name, max_voxels)
+        header = MGHHeader.from_fileobj(io.BytesIO(start))
+        stored = voxels_of(header, data, header.get_data_offset(), name, max_voxels)
         affine = np.asarray(header.get_affine(), np.float64)
     except (DataError, MemoryError):
         raise
