@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats import codecs
@@ -347,3 +348,14 @@ def test_pixels_count_with_their_bytes() -> None:
     with pytest.raises(DataError, match="8000 x 8000 pixels of 8 bytes") as caught:
         decode_picture(deep, "a", 64_000_000)
     assert caught.value.kind == "too-large"
+
+
+def test_a_gif_of_very_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    frames = [Image.new("L", (20, 30), value) for value in range(4)]
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+    assert len(decode_pages(stream.getvalue(), "a", PIXELS)) == 4
+    monkeypatch.setattr("kerasseg_tfrecords.formats.images._MOST_FRAMES", 2399)
+    with pytest.raises(DataError, match="too many pages") as refused:
+        decode_pages(stream.getvalue(), "a", PIXELS)
+    assert refused.value.kind == "too-large"

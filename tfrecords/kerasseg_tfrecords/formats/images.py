@@ -16,6 +16,8 @@ from kerasseg_tfrecords.formats.codecs import decode
 from kerasseg_tfrecords.formats.image_headers import Header, check_pixels, damaged, inspect, pillow
 from kerasseg_tfrecords.formats.sniff import picture_kind
 
+_MOST_FRAMES = 1 << 26  # pixels of all frames of a GIF
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
@@ -140,8 +142,11 @@ def _frames(data: bytes, name: str) -> list[NDArray[Any]]:
     """Decode the frames of a GIF, in BGRA order."""
     try:
         with pillow(data, "GIF") as file:
+            many = getattr(file, "n_frames", 1)
+            if many > 1 and many * file.height * file.width > _MOST_FRAMES:
+                raise DataError("the picture has too many pages", path=name, found=f"{many}", kind="too-large")
             return [np.array(frame.convert("RGBA"))[..., [2, 1, 0, 3]] for frame in ImageSequence.Iterator(file)]
-    except MemoryError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow passes on any exception of its decoders
         raise damaged(name, "GIF", f"{type(error).__name__}: {error}") from error
