@@ -559,6 +559,16 @@ def test_compressed_weights_open_where_they_are_whole(options: dict[str, Any], c
     np.testing.assert_array_equal(opened.get_layer("conv").get_weights()[0], kernel)
 
 
+@pytest.mark.parametrize("kind", [0, 3])
+def test_attributes_that_are_no_text_are_left_alone(kind: int, canary: Path) -> None:
+    """HDF5 ends the process when it reads one whose type is damaged: neither a list (0) nor a text (1)."""
+    spoiled = spoil_h5(canary.with_name("odd.h5"), lambda file, _: file.attrs.create("note", "a text"))
+    data = spoiled.read_bytes()
+    at = data.rindex(b"\x19\x01\x01\x00", 0, data.index(b"note\0") + 64)
+    spoiled.write_bytes(data[: at + 1] + bytes([kind]) + data[at + 2 :])
+    assert [layer.name for layer in open_checkpoint(spoiled).layers] == ["image", "conv", "head"]
+
+
 def test_what_crashes_the_reader_is_one_bad_file(canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kerasseg.checkpoints.hdf5.send_weights", lambda *_: call(os.abort))
     network().save("x.h5")

@@ -246,12 +246,16 @@ def _refused(what: str, name: str, *, found: object = None, expected: object = N
 def _texts(item: Any) -> Iterator[tuple[str, str | list[str]]]:
     for name in item.attrs:
         try:
-            value = item.attrs[name]
+            attribute = item.attrs.get_id(name)
+            text = isinstance(attribute.get_type(), h5py.h5t.TypeStringID)
+            if not text and 0 not in attribute.shape:  # HDF5 crashes on some damaged values of other types
+                continue
+            value = item.attrs[name] if text else np.empty(0)
         except (OSError, TypeError, ValueError):  # a type that h5py does not support and Keras does not write
             continue
         if isinstance(value, str | bytes):
             yield name, decoded(value)
-        elif isinstance(value, np.ndarray) and value.ndim <= 1 and (value.dtype.kind in "SUO" or not value.size):
+        elif isinstance(value, np.ndarray) and value.ndim <= 1:
             yield name, [decoded(v) for v in np.atleast_1d(value)]
 
 
