@@ -12,11 +12,12 @@ from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.intensity import Window
+from kerasseg_tfrecords.isolation import isolated, working_on
 from kerasseg_tfrecords.slices import Location
 from kerasseg_tfrecords.sources.base import SourceOptions, file_limit
 from kerasseg_tfrecords.sources.roles import stem_of
@@ -137,6 +138,10 @@ def _nifti(slices: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
     return gzip.compress(image.to_bytes(), mtime=0)
 
 
+_SECONDS = 300
+"""Processor time to encode the masks of a series."""
+
+
 def has_highdicom() -> bool:
     """Return whether DICOM SEG files can be written."""
     return importlib.util.find_spec("highdicom") is not None
@@ -153,9 +158,22 @@ def segmentation(
     if not any(mask.any() for mask in masks):
         return None, ""
     try:
+        return _encoded_segmentation(files, masks, options)
+    except DataError as error:
+        return None, f"no DICOM SEG file: {error.what}. {error.remedy}"
+
+
+@isolated
+def _encoded_segmentation(
+    files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], options: SourceOptions
+) -> tuple[bytes | None, str]:
+    working_on(files[0].name, _SECONDS)
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about anonymised values
             return _write(files, masks, options), ""
+    except MemoryError:
+        raise
     except Exception as error:  # highdicom checks hundreds of tags and raises many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         return None, f"no DICOM SEG file, because the headers are incomplete ({type(error).__name__}: {reason[:120]})"
@@ -164,6 +182,7 @@ def segmentation(
 def _write(files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], options: SourceOptions) -> bytes:
     # Imported here, because it takes seconds.
     import highdicom as hd
+    import pydicom
     from pydicom.sr.codedict import codes
 
     sources = [

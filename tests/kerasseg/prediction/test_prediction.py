@@ -36,13 +36,16 @@ from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg.prediction.pipeline import Limits, run_flow
 from kerasseg.prediction.predictor import open_network
 from kerasseg.prediction.resume import JOURNAL
+from kerasseg.prediction.writers import segmentation
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.training.precision import compute_in
 from kerasseg.workflows import predict as files_module
-from kerasseg_tfrecords import prepare
+from kerasseg_tfrecords import isolation, prepare
 from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import explain_os_error
 from kerasseg_tfrecords.records.manifest import PrepareOptions
+from kerasseg_tfrecords.slices import Location
+from kerasseg_tfrecords.sources.base import SourceOptions
 
 SIZE = 32
 
@@ -334,16 +337,26 @@ def test_a_dicom_segmentation_refers_to_its_slices(bright: keras.Model, tmp_path
     report = predict_files(bright, tmp_path / "in", tmp_path / "out", threshold=0.5)
     assert report.files[0].notes == ()
     assert report.files[0].files["seg"] == ["head_seg.dcm"]
-    segmentation = pydicom.dcmread(tmp_path / "out" / "head_seg.dcm")
-    assert segmentation.Modality == "SEG"
+    made = pydicom.dcmread(tmp_path / "out" / "head_seg.dcm")
+    assert made.Modality == "SEG"
     frames = {}
-    for number, group in enumerate(segmentation.PerFrameFunctionalGroupsSequence):
+    for number, group in enumerate(made.PerFrameFunctionalGroupsSequence):
         source = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-        frames[source] = segmentation.pixel_array[number]
+        frames[source] = made.pixel_array[number]
     names = ("IM9.dcm", "IM8.dcm", "IM7.dcm")
     for place, name in enumerate(names):
         source = pydicom.dcmread(tmp_path / "in" / "head" / name).SOPInstanceUID
         assert (frames[source] == (pixels[place] > 350)).mean() > 0.95
+
+
+def test_a_segmentation_is_made_behind_the_limit_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("highdicom")
+    pixels = write_series(tmp_path / "head", [2.5])
+    files = [Location(path, (), path.name) for path in (tmp_path / "head").iterdir()]
+    monkeypatch.setattr(isolation, "_limit", 300 << 20)  # less than highdicom itself
+    data, reason = segmentation(files, list(pixels > 350), SourceOptions())
+    assert data is None
+    assert reason.startswith("no DICOM SEG file: reading it takes more than 0.293 GB of memory. If you trust the file")
 
 
 def test_a_series_without_highdicom_says_what_is_missing(
