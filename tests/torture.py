@@ -111,6 +111,9 @@ def _values(name: str, content: bytes) -> Iterator[tuple[str, str]]:
                     lambda at, one: found.update({at: _digest(one)}) if isinstance(one, h5py.Dataset) else None
                 )
             yield from found.items()
+        case "md":
+            lines = enumerate(content.decode().splitlines())
+            yield from ((str(number), line) for number, line in lines if not line.startswith("| files |"))  # sizes
         case "html" | "pb":
             yield "", ""  # hold times, and names that TensorFlow draws
         case _:
