@@ -107,7 +107,8 @@ class Reader:
         read: Reads a file.
         document: Whether the bytes are JSON, of which also values are mutated.
         pack: Makes the file from mutated bytes; one time of five, the file is mutated instead.
-        share: How many mutations it gets; those that build a network take hundreds of times as long.
+        share: How many mutations it gets: the kinds of one format divide a million, and those that build a network take
+            hundreds of times as long.
     """
 
     suffix: str
@@ -121,9 +122,9 @@ class Reader:
 _BUILDS = 0.01
 READERS: dict[str, Reader] = {
     "matlab73": Reader(".mat", lambda: files.written(write_mat), _item("figshare")),
-    "matlab5": Reader(".mat", files.matlab5, _item("figshare")),
+    "matlab5": Reader(".mat", files.matlab5, _item("figshare"), share=0.5),
     "matlab5 inside": Reader(
-        ".mat", lambda: files.matlab5(compress=False), _item("figshare"), pack=files.deflated_matlab5
+        ".mat", lambda: files.matlab5(compress=False), _item("figshare"), pack=files.deflated_matlab5, share=0.5
     ),
     "png": Reader(".png", files.chunks, _item("pairs"), pack=files.png),
     **{
@@ -131,16 +132,16 @@ READERS: dict[str, Reader] = {
         for name, suffix in (("jpeg", ".jpg"), ("tiff", ".tif"), ("bmp", ".bmp"))
     },
     **{name: Reader(f".{name}", functools.partial(files.saved, name), _item("pairs")) for name in ("gif", "npy")},
-    "nifti": Reader(".nii", files.volume, _item("nifti")),
-    "nifti inside": Reader(".nii.gz", files.volume, _item("nifti"), pack=files.gzipped),
-    "mgh": Reader(".mgh", files.mgh, _item("nifti")),
-    "mgh inside": Reader(".mgz", files.mgh, _item("nifti"), pack=files.gzipped),
+    "nifti": Reader(".nii", files.volume, _item("nifti"), share=0.5),
+    "nifti inside": Reader(".nii.gz", files.volume, _item("nifti"), pack=files.gzipped, share=0.5),
+    "mgh": Reader(".mgh", files.mgh, _item("nifti"), share=0.5),
+    "mgh inside": Reader(".mgz", files.mgh, _item("nifti"), pack=files.gzipped, share=0.5),
     "mha": Reader(".mha", lambda: files.itk(".mha"), _item("nifti")),
-    "nrrd": Reader(".nrrd", lambda: files.itk(".nrrd"), _item("nifti")),
+    "nrrd": Reader(".nrrd", lambda: files.itk(".nrrd"), _item("nifti"), share=0.8),
     "nrrd inside": Reader(".nrrd", lambda: files.itk(".nrrd"), _item("nifti"), pack=files.nrrd_gz, share=0.2),
-    "dicom": Reader(".dcm", files.dicom, _item("dicom")),
-    "dicom inside": Reader(".dcm", functools.partial(files.dicom, packed=True), _item("dicom")),
-    "zip": Reader(".zip", files.small_zip, _tree),
+    "dicom": Reader(".dcm", files.dicom, _item("dicom"), share=0.5),
+    "dicom inside": Reader(".dcm", functools.partial(files.dicom, packed=True), _item("dicom"), share=0.5),
+    "zip": Reader(".zip", files.small_zip, _tree, share=0.5),
     "zip inside": Reader(".zip", files.small_zip, _tree, pack=files.outer_zip, share=0.5),
     "index": Reader(".csv", lambda: b"image,mask,label,patient\n1.png,m.png,glioma,7\n", _index),
     "splits": Reader(".csv", (files.WRITTEN / "shards" / "splits.csv").read_bytes, splits_file.load),
@@ -158,9 +159,9 @@ READERS: dict[str, Reader] = {
         lambda path: list(read_shard(path, size=16, channels=1)),
         pack=lambda data: framed(data) * 2,
     ),
-    "weights": Reader(".h5", files.weights, _send),
+    "weights": Reader(".h5", files.weights, _send, share=0.5),
     "weights inside": Reader(".h5", np.ones(16, "f4").tobytes, _send, pack=files.chunked, share=0.5),
-    "keras": Reader(".keras", lambda: files.archive(files.members(small=True)), _outline),
+    "keras": Reader(".keras", lambda: files.archive(files.members(small=True)), _outline, share=0.6),
     "keras inside": Reader(
         ".keras",
         lambda: files.members(small=True)["model.weights.h5"],
