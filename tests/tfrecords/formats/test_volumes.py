@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -103,6 +104,21 @@ def test_voxels_in_another_file_are_not_fetched(tmp_path: Path) -> None:
     itk(tmp_path / "b.nhdr")
     with pytest.raises(DataError, match="its voxels are in another file"):
         open_volume((tmp_path / "b.nhdr").read_bytes(), "b.nrrd", ".nrrd", 10**6)
+
+
+def test_another_format_is_not_read_under_a_suffix_of_itk(tmp_path: Path) -> None:
+    """ITK also reads HDF5 files, whose voxels can lie in any file of the user, and which leave room for a header."""
+    itk(tmp_path / "a.hdf5")
+    with (
+        h5py.File(tmp_path / "a.hdf5") as source,
+        h5py.File(tmp_path / "b.hdf5", "w", userblock_size=512) as file,
+    ):
+        for name in source:
+            source.copy(name, file)
+    header = b"ObjectType = Image\nElementDataFile = LOCAL\n"
+    data = header.ljust(512, b"\0") + (tmp_path / "b.hdf5").read_bytes()[512:]
+    with pytest.raises(DataError, match=r"a damaged \.mha file"):
+        open_volume(data, "a.mha", ".mha", 10**6)
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])

@@ -28,6 +28,7 @@ from kerasseg_tfrecords.formats.nifti import (
 _EXTRA = "Install the extra for such files (pip install 'kerasseg[volumes]'), or save it as .nii.gz"
 _ITK_MESSAGES = re.compile(r"Meta(Image|Object)|ideal =|[Nn]rrd|biff|itk|WARNING|^\s*$")
 _HEADER_END = 1 << 20  # largest text header
+_READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}
 _DATA_FILE = re.compile(rb"(?:ElementDataFile|data ?file)\s*[=:]\s*(\S*)", re.IGNORECASE)
 
 
@@ -90,6 +91,7 @@ def _read_itk(data: bytes, name: str, suffix: str, max_voxels: int, channel: int
         path = Path(folder) / f"volume{suffix}"
         path.write_bytes(data)
         reader = sitk.ImageFileReader()
+        reader.SetImageIO(_READERS[suffix])  # ITK would choose by content: HDF5, for one, reads other files
         reader.SetFileName(str(path))
         heard: list[str] = []
         try:
