@@ -3,7 +3,7 @@
     python -m benchmarks.real [--part PART ...] [--data DIR] [--checkpoint FILE] [--work DIR] [--quick]
 
 `knows`: a checkpoint trained on the other heads of the data set; every strategy on 34 heads that it has never seen.
-`best`: the best recipe on 2,271 slices and against two annotators; fewer heads, and both annotators' masks in training.
+`best`: the best recipes on 2,271 slices and against two annotators; fewer heads, and both annotators' masks in training.
 `few`: 308 slices at 128x128; every strategy; three seeds for the best two, the recipe and scratch; cross-validations.
 `many`: 2,271 slices at 128x128; the recipe, scratch and the best of `few`; the scores of a slice-wise split.
 `long`: scratch, the recipe and the best of `many` at 256x256: 1 to 8 minutes per epoch on 2 cores.
@@ -53,7 +53,7 @@ class Effort:
         trials: Maximum trainings per data set.
         options: Options of every training.
         knows: What a checkpoint that knows the task is tried with.
-        best: The best recipe, and other slices and masks.
+        best: The best recipes, and other slices and masks.
     """
 
     small: int = 128
@@ -121,7 +121,7 @@ def train_on_unseen_heads(job: Job) -> None:
 
 
 def train_on_all(job: Job) -> None:
-    """The best recipe on all slices, fewer heads, and two annotators."""
+    """The best recipes on all slices, fewer heads, and two annotators."""
     if not (job.shop.folder / job.effort.knows.shards("same") / "manifest.json").exists():
         sys.exit("The part `knows` comes first: its heads judge the trainings of this one.")
     train_best(job.shop, job.effort.best)

@@ -1,13 +1,12 @@
-"""How far one gets with all slices: the best recipe, more patients, and two annotators' masks.
+"""How far one gets with all slices: the best recipes, more patients, and two annotators' masks.
 
-The best recipe is cross-validated over the heads outside the test split, which the mean of its networks opens once.
+Each recipe is cross-validated over the heads outside the test split, which the mean of its networks opens once.
 The training of `knows` is repeated with a share of its heads, and with both annotators' masks, and judged on the heads that
 it has never seen either.
 """
 
 from __future__ import annotations
 
-import datetime
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from benchmarks.real.workshop import Workshop
 from kerasseg.evaluation.schema import SecondReader, read_evaluation
 from kerasseg.runs.directory import RunDirectory
 from kerasseg.runs.history import read_history
+from kerasseg.workflows.cross_validate import read_cross_validation
 
 __all__ = ["BestPlan", "collect_best", "collect_judgements", "train_best", "train_otherwise"]
 
@@ -35,24 +35,31 @@ class BestPlan:
 
     Attributes:
         size: Height and width of the slices in pixels.
-        folds, epochs: Of the cross-validation.
-        options: Of its trainings, where the VGG16 trunk is installed; scratch with 32 filters elsewhere.
+        folds: Of the cross-validations.
+        epochs: With the trunk, whose network takes several times as long.
+        freely: Options of the training from the checkpoint.
+        from_trunk: Options of that from the trunk.
         shares: Of the heads, for the learning curve.
     """
 
     size: int = 128
     folds: int = 3
     epochs: int = 10
-    options: tuple[str, ...] = ("--encoder", "vgg16", "--encoder-rate-factor", "1")
+    freely: tuple[str, ...] = (
+        *("--schedule", "cosine", "--ema", "0.999"),
+        *("--precision", "mixed_bfloat16", "--epochs", "20"),
+    )
+    from_trunk: tuple[str, ...] = ("--encoder", "vgg16", "--encoder-rate-factor", "1")
     shares: tuple[float, ...] = (0.1, 0.25, 0.5)
 
     @property
-    def trial(self) -> Trial:
-        """The best recipe that validation found."""
-        trunk, epochs = vgg16_trunk(), ("--epochs", str(self.epochs))
-        if trunk is None:
-            return Trial(many(self.size), "scratch", extra=("--filters", "32", *epochs))
-        return Trial(many(self.size), "two-stage", extra=(*self.options, *epochs), trunk=trunk)
+    def trials(self) -> list[Trial]:
+        """The recipes: everything from the checkpoint at 1e-3, and two-stage where the VGG16 trunk is installed."""
+        found, trunk = [Trial(many(self.size), "aggressive", "1e-3", extra=self.freely)], vgg16_trunk()
+        if trunk is not None:
+            extra = (*self.from_trunk, "--epochs", str(self.epochs))
+            found.append(Trial(many(self.size), "two-stage", extra=extra, trunk=trunk))
+        return found
 
     def others(self, knows: KnowsPlan) -> list[Other]:
         """The training of `knows` with fewer heads, with two annotators' masks, and from the trunk."""
@@ -63,9 +70,10 @@ class BestPlan:
             for share in self.shares
         ]
         found.append(Other(f"{knows.others}-both", (*PRETRAINED, "--epochs", str(EPOCHS // 2 + 1)), both=True))
-        if self.trial.trunk is not None:
-            words = ("--encoder-weights", self.trial.trunk, "--strategy", self.trial.strategy, *self.trial.extra)
-            found.append(Other(f"{knows.others}-vgg16", words))
+        for trial in self.trials:
+            if trial.trunk is not None:
+                words = ("--encoder-weights", trial.trunk, "--strategy", trial.strategy, *trial.extra)
+                found.append(Other(f"{knows.others}-vgg16", words))
         return found
 
 
@@ -87,15 +95,16 @@ class Other:
 
 
 def train_best(shop: Workshop, plan: BestPlan) -> None:
-    """Cross-validate the best recipe; evaluate every fold on what it held out, and the ensemble on the test split."""
-    root = shop.cross_validate(plan.trial, plan.folds)
-    for name, split in (*((f"fold-{n + 1}", "val") for n in range(plan.folds)), ("ensemble", "test")):
-        shop.once(
-            f"runs/{root.name}/{name}/evaluation/{split}/metrics.json",
-            *("evaluate", f"runs/{root.name}/{name}", "--split", "validation" if split == "val" else split),
-            *("--threshold", "auto" if split == "test" else "0.5", "--flip-average", "--no-speed", "--quiet"),
-            *_second(shop),
-        )
+    """Cross-validate each recipe; evaluate every fold on what it held out, and the ensemble on the test split."""
+    for trial in plan.trials:
+        root = shop.cross_validate(trial, plan.folds)
+        for name, split in (*((f"fold-{n + 1}", "val") for n in range(plan.folds)), ("ensemble", "test")):
+            shop.once(
+                f"runs/{root.name}/{name}/evaluation/{split}/metrics.json",
+                *("evaluate", f"runs/{root.name}/{name}", "--split", "validation" if split == "val" else split),
+                *("--threshold", "auto" if split == "test" else "0.5", "--flip-average", "--no-speed", "--quiet"),
+                *_second(shop),
+            )
 
 
 def train_otherwise(shop: Workshop, plan: BestPlan, knows: KnowsPlan) -> None:
@@ -119,9 +128,13 @@ def train_otherwise(shop: Workshop, plan: BestPlan, knows: KnowsPlan) -> None:
             shop.command("evaluate", f"runs/{other.name}", *words, *_second(shop))
 
 
-def collect_best(shop: Workshop, plan: BestPlan) -> Best | None:
-    """The figures of the best recipe; None before its ensemble has been evaluated."""
-    root = shop.cross_root(plan.trial)
+def collect_best(shop: Workshop, plan: BestPlan) -> tuple[Best, ...]:
+    """The figures of the recipes whose ensembles have been evaluated."""
+    return tuple(found for trial in plan.trials if (found := _best(shop, trial)) is not None)
+
+
+def _best(shop: Workshop, trial: Trial) -> Best | None:
+    root = shop.cross_root(trial)
     test = judged(root / "ensemble", "test")
     if test is None:
         return None
@@ -131,13 +144,13 @@ def collect_best(shop: Workshop, plan: BestPlan) -> Best | None:
     machine = describe()
     return Best(
         machine=f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU",
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        size=plan.size,
-        counts=counts(shop.folder / plan.trial.data.name),
+        date=read_cross_validation(root).created[:10],
+        size=trial.data.size,
+        counts=counts(shop.folder / trial.data.name),
         folds=len(folds),
         epochs=max(sum(row.epoch > 0 for row in history) for history in histories),
         minutes=math.fsum(row.seconds for history in histories for row in history) / 60,
-        crossed=of_cross_validation(root, plan.trial),
+        crossed=of_cross_validation(root, trial),
         test=test,
         annotators=_pooled([reader for reader in readers if reader is not None]),
         on_test=read_evaluation(root / "ensemble" / "evaluation" / "test" / "metrics.json").second_reader,

@@ -251,7 +251,7 @@ class Judgement(_Model):
 
 
 class Best(_Model):
-    """The best recipe on all slices: a cross-validation over heads, and its ensemble on the test split.
+    """A recipe on all slices: a cross-validation over heads, and its ensemble on the test split.
 
     Attributes:
         machine, date: Where and when it was measured.
@@ -291,7 +291,7 @@ class Figures(_Model):
         crossed: Cross-validations.
         compared: Differences from the first of each kind.
         looks: Data set -> names of the looks at its test split.
-        knows, best, judgements: A checkpoint that knows the task, the best recipe, and other slices and masks; on another
+        knows, best, judgements: A checkpoint that knows the task, the best recipes, and other slices and masks; on another
             machine, perhaps.
     """
 
@@ -306,7 +306,7 @@ class Figures(_Model):
     compared: tuple[Paired, ...] = ()
     looks: dict[str, tuple[str, ...]] = {}
     knows: Knows | None = None
-    best: Best | None = None
+    best: tuple[Best, ...] = ()
     judgements: tuple[Judgement, ...] = ()
 
 

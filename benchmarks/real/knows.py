@@ -8,7 +8,6 @@ over heads. Nothing is chosen on the slices that are reported except each fold's
 from __future__ import annotations
 
 import csv
-import datetime
 import itertools
 import math
 from collections.abc import Sequence
@@ -156,7 +155,7 @@ def collect_knows(shop: Workshop, plan: KnowsPlan) -> Knows | None:
     machine = describe()
     return Knows(
         machine=f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU",
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        date=RunDirectory(shop.folder / "runs" / plan.run).config().created[:10],
         size=plan.size,
         counts=counts(shop.folder / plan.others),
         planned=EPOCHS,
@@ -281,7 +280,7 @@ def _row(trial: Trial, folds: Sequence[Path]) -> KnowsRow:
         folds=len(folds),
         slices=len(slices),
         patients=len(set(groups)),
-        epochs=max(history[-1].epoch for history in histories),
+        epochs=max(sum(r.epoch > 0 and r.phase != "recalibrated" for r in history) for history in histories),
         before=as_mean(bootstrap_interval(before, groups)),
         after=as_mean(bootstrap_interval(after, groups)),
         gain=as_mean(paired_interval(before, after, groups)),

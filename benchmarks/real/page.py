@@ -42,7 +42,7 @@ def page_text(found: Figures) -> str:
     )
     environment.filters.update(share=share, signed="{:+.3f}".format, mean=mean, gain=gain, zip=zip)
     environment.globals.update(dict=dict, stages=_STAGES, fresh=starts_fresh)
-    environment.tests["fresh"] = starts_fresh
+    environment.tests.update(fresh=starts_fresh, worse=_worse)
     template = environment.get_template("results.md.j2")
     return template.render(found=found, shown=pictured(found), groups=_groups(found))
 
@@ -74,9 +74,16 @@ def mean(value: Mean) -> str:
 
 
 def gain(value: Mean) -> str:
-    """Format as +0.550 (+0.45 to +0.64)."""
+    """Format as +0.550 (+0.451 to +0.644)."""
     middle = "-" if value.mean is None else f"{value.mean:+.3f}"
-    return middle if value.low is None or value.high is None else f"{middle} ({value.low:+.2f} to {value.high:+.2f})"
+    return middle if value.low is None or value.high is None else f"{middle} ({value.low:+.3f} to {value.high:+.3f})"
+
+
+def _worse(trial: TrialFigures) -> bool:
+    """Whether the tuned rule made test worse."""
+    assert trial.test is not None
+    stages = trial.test.stages
+    return (stages["postprocessing"].mean or 0) < (stages["raw"].mean or 0)
 
 
 def _groups(found: Figures) -> dict[str, list[TrialFigures]]:

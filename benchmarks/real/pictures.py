@@ -97,7 +97,7 @@ def draw_before_after(pairs: Path, folds: Sequence[Path], folder: Path) -> None:
 
 
 def draw_curves(found: Figures, folder: Path) -> None:
-    """Draw Dice by epoch of the first fold of each training, and Dice by number of heads, as `results-curves.png`."""
+    """Draw Dice by epoch of the first fold of each training, and Dice by number of patients, as `results-curves.png`."""
     from matplotlib.figure import Figure as Canvas
 
     knows, shares = found.knows, [j for j in found.judgements if j.name.isdecimal() or j.name == "scratch"]
@@ -106,7 +106,7 @@ def draw_curves(found: Figures, folder: Path) -> None:
     canvas = Canvas(figsize=(9, 3), layout="constrained", facecolor="white")
     axes = canvas.subplots(1, 3 if len(shares) > 1 else 2, sharey=True)
     for axis, start, title in zip(
-        axes, (knows.same, knows.shifted), ("the same scanner", "another scanner"), strict=False
+        axes, (knows.same, knows.shifted), ("the same data set", "a simulated scanner"), strict=False
     ):
         for label in (row.label for row in start.rows if "seed" not in row.label and "vgg16" not in row.label):
             axis.plot(start.curves[label], label=label, linewidth=1.2)
@@ -117,7 +117,7 @@ def draw_curves(found: Figures, folder: Path) -> None:
         means = [judgement.all for judgement in shares]
         errors = [[m.mean - m.low for m in means], [m.high - m.mean for m in means]]  # type: ignore[operator]
         axes[2].errorbar([j.heads for j in shares], [m.mean for m in means], errors, marker="o", capsize=3)
-        axes[2].set(title="trained on fewer heads", xlabel="heads")
+        axes[2].set(title="trained on fewer patients", xlabel="patients")
     folder.mkdir(parents=True, exist_ok=True)
     canvas.savefig(folder / "results-curves.png", dpi=100)
 
