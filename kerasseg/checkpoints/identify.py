@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError, DataError
+from kerasseg_tfrecords.files import read_file
 from kerasseg_tfrecords.formats.weights import member_names
 from kerasseg_tfrecords.text import without_credentials
 
@@ -181,8 +182,8 @@ def _text(path: Path, head: bytes) -> tuple[str, str] | None:
         return None
     if text.lstrip().startswith("{"):
         try:
-            config = parse_json(path.read_bytes()) if path.stat().st_size < (1 << 26) else None
-        except ValueError:
+            config = parse_json(read_file(path, 1 << 26))
+        except (OSError, ValueError):
             config = None
         if isinstance(config, dict) and "class_name" in config:
             what = "this is a network's configuration without weights"

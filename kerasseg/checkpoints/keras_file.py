@@ -32,6 +32,7 @@ from kerasseg.checkpoints.provenance import OpenedModel, Provenance, recorded
 from kerasseg.checkpoints.stored import read_by_class, read_by_name, stored_numbers
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.files import read_file
 from kerasseg_tfrecords.formats.weights import read_members
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -41,12 +42,7 @@ _LONGEST = 1 << 26  # bytes
 def read_archive(path: Path) -> tuple[dict[str, Any], str | None]:
     """Read the configuration and the version of Keras of a `.keras` archive or folder."""
     names = (_CONFIG, _METADATA)
-    if path.is_dir():
-        if any((path / name).stat().st_size > _LONGEST for name in names):
-            raise CheckpointError("the network's configuration is too long")
-        members = {name: (path / name).read_bytes() for name in names}
-    else:
-        members = read_members(path, names)
+    members = {name: read_file(path / name, _LONGEST) for name in names} if path.is_dir() else read_members(path, names)
     try:
         metadata = parse_json(members.get(_METADATA, b"{}"), max_bytes=1 << 20)
     except ValueError:

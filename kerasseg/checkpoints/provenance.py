@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import KerassegError
-from kerasseg_tfrecords.files import file_sha256
+from kerasseg_tfrecords.files import file_sha256, read_file
 from kerasseg_tfrecords.formats.weights import read_members
 from kerasseg_tfrecords.text import without_credentials
 
@@ -137,7 +137,7 @@ def recorded_beside(folder: Path) -> Provenance | None:
     """Return the record that `kerasseg export` wrote beside a SavedModel in `metadata.json`, if there is a valid one."""
     path = folder / "metadata.json"
     try:
-        state = parse_json(path.read_bytes()) if path.stat().st_size < (1 << 26) else None
+        state = parse_json(read_file(path, 1 << 26))
     except (OSError, ValueError):
         return None
     if not isinstance(state, Mapping) or state.get("schema") != "kerasseg-export":

@@ -25,6 +25,7 @@ from kerasseg.checkpoints.provenance import OpenedModel
 from kerasseg.checkpoints.stored import LoadReport, Match, StoredLayer, container
 from kerasseg.checkpoints.variants import HOW, READ_OFF, Variant, as_variant, named_arguments
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.files import read_file
 
 _ACTIVATIONS = ("activation", "re_lu", "leaky_re_lu", "elu", "p_re_lu", "selu", "softmax")
 
@@ -212,7 +213,7 @@ def _read_configuration(path: Path, stored: int) -> keras.Model:
     """Build a network with new weights, at most `stored`, from the JSON of `model.to_json()` of Keras 2 or 3."""
     with errors_about(path):
         try:
-            config = without_training(parse_config(path.read_bytes()))
+            config = without_training(parse_config(read_file(path)))
         except OSError as error:
             raise CheckpointError("the architecture cannot be read", found=error, expected=HOW) from error
         if "module" not in config:

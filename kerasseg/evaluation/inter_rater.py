@@ -16,6 +16,7 @@ from kerasseg.evaluation.schema import Mean, SecondReader
 from kerasseg.evaluation.scoring import mask_dice
 from kerasseg.postprocessing import MaskRule, apply_rule
 from kerasseg_tfrecords.errors import DataError, UsageError
+from kerasseg_tfrecords.files import read_file
 from kerasseg_tfrecords.formats.images import decode_picture, upright
 from kerasseg_tfrecords.intensity import fit_mask
 from kerasseg_tfrecords.isolation import call
@@ -163,7 +164,7 @@ def _pictures(folder: Path) -> SecondMasks:
 
 def _read(file: Path, most: int) -> tuple[NDArray[np.bool_], str]:
     try:
-        data = file.read_bytes()
+        data = read_file(file)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=file) from error
     picture = call(decode_picture, data, str(file), most)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import KerassegError
-from kerasseg_tfrecords.files import explain_os_error
+from kerasseg_tfrecords.files import explain_os_error, read_file
 
 LOOKS = "test-looks.jsonl"
 """Name of the file, in the shard directory and in the run."""
@@ -81,7 +81,7 @@ def count_looks(files: Iterable[Path], fingerprint: str) -> int:
     seen: set[str] = set()
     for file in files:
         try:
-            lines = file.read_bytes().splitlines()
+            lines = read_file(file).splitlines()
         except OSError:
             continue
         for line in lines:
@@ -101,7 +101,7 @@ def count_looks(files: Iterable[Path], fingerprint: str) -> int:
 def _append(path: Path, line: str) -> None:
     """Append in one write, so that lines of several processes do not mix."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
             os.write(descriptor, line.encode("utf-8", "surrogateescape"))
             os.fsync(descriptor)

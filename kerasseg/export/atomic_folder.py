@@ -10,7 +10,7 @@ from pathlib import Path
 from kerasseg.export.schema import METADATA, SCHEMA
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import KerassegError, UsageError
-from kerasseg_tfrecords.files import atomic_folder, explain_os_error
+from kerasseg_tfrecords.files import atomic_folder, explain_os_error, read_file
 
 
 def check_place(target: Path, *, overwrite: bool) -> None:
@@ -53,7 +53,7 @@ def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
 
 def _is_export(folder: Path) -> bool:
     try:
-        state = parse_json((folder / METADATA).read_bytes())
+        state = parse_json(read_file(folder / METADATA))
     except (OSError, ValueError):
         return False
     return isinstance(state, dict) and state.get("schema") == SCHEMA

@@ -77,6 +77,8 @@ def read_outline(path: Path) -> tuple[Graph, Provenance] | None:
     Returns:
         The graph, whose operations are of type `Layer`, and the origin as `open_checkpoint` records it.
     """
+    if not path.is_file():  # reading a pipe would block
+        return None
     try:
         kind = kind_of(path)
         if kind is Kind.KERAS:

@@ -16,7 +16,7 @@ from kerasseg.prediction.inputs import Unit
 from kerasseg.prediction.table import FoundTumour
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import UsageError
-from kerasseg_tfrecords.files import explain_os_error, write_atomically
+from kerasseg_tfrecords.files import explain_os_error, read_file, write_atomically
 
 JOURNAL = ".predictions.jsonl"
 
@@ -126,7 +126,7 @@ class Collected(Journal):
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        data = path.read_bytes()
+        data = read_file(path, 1 << 32)
     except OSError:
         return []
     lines = []

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kerasseg.runs.config import RunConfig, read_config
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import explain_os_error, lock, open_atomically, sync_folder, write_atomically
+from kerasseg_tfrecords.files import explain_os_error, lock, open_atomically, read_file, sync_folder, write_atomically
 from kerasseg_tfrecords.storage import refuse_url
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ class RunDirectory:
             remedy = f"The runs in {runs} are {_listed(known)}.{hint}" if known else _how_to_begin()
             raise DataError("no such run", path=name, remedy=remedy)
         try:
-            root = runs / (runs / _LATEST).read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+            root = runs / read_file(runs / _LATEST, 4096).decode().strip()
+        except (OSError, UnicodeDecodeError):
             raise DataError("no run found", path=runs, remedy=_how_to_begin()) from None
         if not (root / _CONFIG).is_file():
             known = _names(runs)
@@ -171,7 +171,7 @@ class RunDirectory:
             yield
 
     def is_running(self) -> bool:
-        if not (self.root / _LOCK).exists():
+        if not (self.root / _LOCK).is_file():
             return False
         # Opened for reading, so that a finished run in a read-only folder does not count as running.
         with (self.root / _LOCK).open("rb") as stream:

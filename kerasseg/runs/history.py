@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -148,7 +149,8 @@ def _parsed(name: str, text: str) -> Any:
 def append_log(path: Path, event: Mapping[str, Any]) -> None:
     """Append a JSON line with the time. An incomplete last line, left by a kill, is ended first."""
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **_plain(event)}, allow_nan=False)
-    with path.open("ab+") as stream:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # a link in a run of others would lead elsewhere
+    with os.fdopen(os.open(path, flags, 0o644), "ab+") as stream:
         if stream.tell() > 0:
             stream.seek(-1, 2)
             if stream.read(1) != b"\n":

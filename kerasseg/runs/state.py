@@ -16,13 +16,15 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from kerasseg_tfrecords.documents import MAX_BYTES, parse_json
-from kerasseg_tfrecords.errors import KerassegError, one_line
+from kerasseg_tfrecords.errors import DataError, KerassegError, one_line
 from kerasseg_tfrecords.files import open_atomically
+from kerasseg_tfrecords.formats.zip import open_zip
 
 FORMAT_VERSION = 1
 
 _NAME = re.compile(r"state-(\d{8})\.npz")
 _FACTS = "facts.json"
+_MOST_ARRAYS = 1_000_000
 _Content = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
 _EPOCH_OF_ZIP = (1980, 1, 1, 0, 0, 0)
 
@@ -101,10 +103,10 @@ class StateStore:
         for generation, path in reversed(self._generations()):
             try:
                 content = _read(path)
-            except KerassegError:
-                raise
             # A damaged zip may raise almost anything: errors of zlib, of memory, of types.
             except Exception as error:
+                if isinstance(error, KerassegError) and not isinstance(error, DataError):
+                    raise
                 skipped.append(f"{path}: damaged ({one_line(error)}); the previous state is used.")
                 continue
             yield generation, path, content
@@ -117,7 +119,10 @@ class StateStore:
 
 
 def _read(path: Path) -> _Content:
-    with zipfile.ZipFile(path) as archive, archive.open(_FACTS) as stored:
+    with open_zip(path, _MOST_ARRAYS) as archive, archive.open(_FACTS) as stored:
+        if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+            msg = "it unpacks to more than its size"
+            raise ValueError(msg)
         document = parse_json(stored.read(MAX_BYTES + 1))
         if document["format_version"] > FORMAT_VERSION:
             raise KerassegError(

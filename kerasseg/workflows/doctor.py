@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -16,7 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg_tfrecords.files import read_file
 from kerasseg_tfrecords.text import count
 from kerasseg_tfrecords.workers import available_cpus
 
@@ -349,7 +351,7 @@ def _runs(folder: Path) -> Iterator[Finding]:
         yield Finding("runs", "runs", "none in this folder", "note", "Start one: kerasseg train --checkpoint FILE")
         return
     try:
-        latest = (folder / "latest").read_text(encoding="utf-8").strip()
+        latest = read_file(folder / "latest", 4096).decode().strip()
         if not (folder / latest / "config.json").is_file():
             advice = "Give a run in each command, or train a new one."
             yield Finding("runs", "latest", f"{latest} does not exist any more", "warning", advice)
@@ -388,22 +390,13 @@ def _run(root: Path) -> Finding:
     return rule or _data(run, _at(root.parent.parent, config.settings.shards), config.resolved.fingerprint)
 
 
-def _is_whole(path: Path) -> bool:
-    """Return whether all checksums in a `.keras` file are correct."""
-    import zipfile
-    import zlib
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError):
-        return False
-
-
 def _network(run: Any) -> Finding | None:
+    from kerasseg_tfrecords.formats.weights import is_whole
+
     for path in (run.model_file, run.baseline_file):
-        if path.is_file() and _is_whole(path):
-            continue
+        with contextlib.suppress(DataError):  # it takes too long, or too much memory
+            if path.is_file() and is_whole(path):
+                continue
         text = f"{path.name} is {'damaged' if path.is_file() else 'missing'}"
         return Finding("runs", run.root.name, text, "bad", "Restore it from a copy of the run, or train again.")
     return None

@@ -6,7 +6,6 @@ Only light modules are imported, and files are not validated (`kerasseg doctor` 
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.documents import parse_json
+from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg_tfrecords.files import read_file
 from kerasseg_tfrecords.tables import read_csv
 
 _LARGEST = 1 << 26  # bytes of the facts of a state
@@ -112,11 +113,13 @@ def run_names(runs: Path) -> list[str]:
 
 def newest_facts(state: Path) -> dict[str, Any] | None:
     """Return the facts of the newest readable state of a run, without its arrays; None without one."""
+    from kerasseg_tfrecords.formats.zip import open_zip  # slow to import
+
     for path in sorted(state.glob("state-*.npz"), reverse=True):
         try:
-            with zipfile.ZipFile(path) as archive, archive.open("facts.json") as member:
-                facts = json.loads(member.read(_LARGEST))["facts"]
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+            with open_zip(path, 1_000_000) as archive, archive.open("facts.json") as member:
+                facts = parse_json(member.read(_LARGEST))["facts"]
+        except (KerassegError, OSError, RuntimeError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
             continue
         if isinstance(facts, dict):
             return facts
@@ -126,7 +129,7 @@ def newest_facts(state: Path) -> dict[str, Any] | None:
 def _latest(runs: Path) -> Path | None:
     """Return the latest run, as `RunDirectory.find` does."""
     try:
-        run = runs / (runs / "latest").read_text(encoding="utf-8").strip()
+        run = runs / read_file(runs / "latest", 4096).decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
     return run.resolve() if (run / "config.json").is_file() else None
@@ -230,10 +233,10 @@ def _predictions(here: Path) -> _Found:
 
 def _document(path: Path) -> _Found:
     try:
-        facts = json.loads(path.read_bytes())
+        facts = parse_json(read_file(path))
     except FileNotFoundError:
         return _Found()
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return _Found("damaged", _time(path))
     if not isinstance(facts, dict):
         return _Found("damaged", _time(path))

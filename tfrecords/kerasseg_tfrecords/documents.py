@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg_tfrecords.files import read_file
 from kerasseg_tfrecords.validation import complaint
 
 MAX_BYTES = 1 << 28
@@ -70,9 +71,7 @@ def read_json(path: Path, what: str, *, remedy: str | None = None, missing_remed
         missing_remedy: What to do about a missing file; `remedy` by default.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"too large for {what}", path=path, expected=f"at most {MAX_BYTES:,} bytes", remedy=remedy)
-        return parse_json(path.read_bytes())
+        return parse_json(read_file(path, MAX_BYTES))
     except FileNotFoundError:
         raise DataError(f"{what} is missing", path=path, remedy=missing_remedy or remedy) from None
     except OSError as error:

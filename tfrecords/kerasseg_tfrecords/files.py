@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,22 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SCRATCH = ".tmp-kerasseg-"
 _NEW, _OLD = "new", "old"
 _FREE = "Free some space and run the same command again: it continues (kerasseg train: with --resume)."
+
+
+def read_file(path: Path, most_bytes: int = 1 << 28) -> bytes:
+    """Return the content of a file that anybody may have written.
+
+    Raises:
+        OSError: It cannot be read, is larger than `most_bytes`, or is a pipe or a device, which might never end.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        facts = os.fstat(stream.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "a pipe or a device, not a file")
+        data = stream.read(min(facts.st_size, most_bytes) + 1)
+        if len(data) > most_bytes:
+            raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes")
+    return data
 
 
 def file_sha256(path: Path) -> str:

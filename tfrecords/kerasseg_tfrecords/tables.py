@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.files import read_file
 from kerasseg_tfrecords.text import count
 
-_MAX_BYTES = 1 << 28
 _MAX_CELLS = 30_000_000
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|nan)")
 # A spreadsheet may split at other separators than the comma, and may drop white space and invisible characters.
@@ -91,9 +91,7 @@ def read_csv(path: Path, what: str, columns: Sequence[str] = ()) -> list[dict[st
         DataError: The file is missing, cannot be read, is too large or is not such a table.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"too large for {what}", path=path, expected=f"at most {_MAX_BYTES:,} bytes")
-        lines = parse_csv(path.read_bytes().decode("utf-8-sig"))
+        lines = parse_csv(read_file(path).decode("utf-8-sig"))
         _, header = next(lines, (1, []))
         missing = [name for name in columns if name not in header]
         if missing:

@@ -57,6 +57,11 @@ def test_it_is_what_keras_opens(name: str, suffix: str, tmp_path: Path) -> None:
         assert inspect_checkpoint(file, what).to_json() == expected
 
 
+def test_a_device_is_left_to_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kerasseg.models.outline.kind_of", lambda path: pytest.fail(f"{path} was read"))
+    assert read_outline(Path("/dev/null")) is None
+
+
 def test_the_record_of_an_opened_network_is_kept(tmp_path: Path) -> None:
     kerasseg.unet((16, 16, 1), filters=2, depth=1).save(tmp_path / "first.keras")
     open_checkpoint(tmp_path / "first.keras").save(tmp_path / "second.keras")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kerasseg.evaluation.test_use_log import LOOKS, record_look
 from kerasseg.runs.directory import RUNS, RunDirectory
 from kerasseg.runs.history import append_log
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
@@ -107,6 +108,25 @@ def test_best_weights_that_no_state_names_are_deleted() -> None:
         run.best_file(tag).write_bytes(b"")
     run.prune_best({"0-00002", "1-00001"})
     assert sorted(p.name for p in run.state_folder.iterdir()) == ["best-0-00002.keras", "best-1-00001.keras"]
+
+
+def test_a_device_is_no_name_of_the_latest_run() -> None:
+    Path("runs").mkdir()
+    Path("runs/latest").symlink_to("/dev/null")
+    with pytest.raises(DataError, match="no run found"):
+        RunDirectory.find()
+
+
+def test_nothing_is_appended_through_a_link() -> None:
+    for name, append in (("log.jsonl", lambda: append_log(Path("log.jsonl"), {})), (LOOKS, lambda: look(Path()))):
+        Path(name).symlink_to("elsewhere")
+        with pytest.raises((OSError, KerassegError), match="symbolic links"):
+            append()
+    assert not Path("elsewhere").exists()
+
+
+def look(shards: Path) -> int:
+    return record_look(shards, None, run_id="", fingerprint="f")
 
 
 # --- log -----------------------------------------------------------------------------------------------------------------

@@ -137,6 +137,22 @@ def test_when_no_state_can_be_read_it_says_what_is_left(tmp_path):
         store.newest()
 
 
+def test_a_state_that_unpacks_to_more_than_its_size_is_not_read(tmp_path):
+    store = StateStore(tmp_path)
+    path = store.save(FACTS, ARRAYS)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.npy", bytes(1 << 20))
+    with pytest.raises(KerassegError, match="1 damaged"):
+        store.newest()
+    assert "unpacks to more" in next(iter(skipped_of(store)))
+
+
+def skipped_of(store: StateStore) -> list[str]:
+    skipped: list[str] = []
+    list(store._readable(skipped))
+    return skipped
+
+
 def test_a_state_of_a_newer_version_is_refused_and_not_passed_over(tmp_path):
     store = StateStore(tmp_path)
     store.save(FACTS, ARRAYS)

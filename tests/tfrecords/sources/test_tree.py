@@ -103,9 +103,10 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
 def test_a_broken_link_is_a_problem_and_costs_nothing_else(tmp_path: Path) -> None:
     fill(tmp_path, "1.mat")
     (tmp_path / "2.mat").symlink_to(tmp_path / "annex")
+    (tmp_path / "3.mat").symlink_to("3.mat")  # to itself
     tree = open_tree(tmp_path)
     assert [location.name for location in tree.locations] == ["1.mat"]
-    assert [(problem.name, problem.kind) for problem in tree.problems] == [("2.mat", "missing-file")]
+    assert [(problem.name, problem.kind) for problem in tree.problems] == [(f"{n}.mat", "missing-file") for n in (2, 3)]
 
 
 def test_pipes_are_no_files(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -172,7 +171,7 @@ def _rows(root: Path, manifest: Manifest, state: _State) -> dict[str, SplitRow]:
     if not path.is_file():
         state.errors.append(f"{SPLITS_FILE}: missing")
         return {}
-    if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.splits_sha256:
+    if file_sha256(path) != manifest.splits_sha256:
         state.errors.append(f"{SPLITS_FILE}: has changed since the shards were written")
     try:
         return {row.slice_id: row for row in load(path)}

@@ -26,7 +26,7 @@ from zlib_ng import zlib_ng as zlib
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.conversion.convert import Conversion, Converted, convert_item
 from kerasseg_tfrecords.errors import Problem
-from kerasseg_tfrecords.files import explain_os_error, write_atomically
+from kerasseg_tfrecords.files import explain_os_error, read_file, write_atomically
 from kerasseg_tfrecords.records.schema import Payload, SliceFacts
 from kerasseg_tfrecords.sources.base import Item, LeftOut
 from kerasseg_tfrecords.splitting.fingerprints import Fingerprint
@@ -160,7 +160,7 @@ def run_task(task: Task) -> Chunk:
 def load_chunk(folder: Path, key: str) -> Chunk | None:
     """Load a chunk; None if it is absent or damaged."""
     try:
-        stored = _Stored.model_validate_json((folder / f"{key}.json").read_bytes())
+        stored = _Stored.model_validate_json(read_file(folder / f"{key}.json"))
         payloads = (folder / f"{key}.bin").read_bytes()
         if len(payloads) != stored.length or zlib.crc32(payloads) != stored.crc32:
             return None

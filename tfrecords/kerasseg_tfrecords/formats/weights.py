@@ -59,6 +59,17 @@ def read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
         return {name: _read(archive, name) for name in names if name in found}
 
 
+@isolated
+def is_whole(path: Path) -> bool:
+    """Return whether a `.keras` archive is one, and all its checksums are correct."""
+    working_on(str(path), _SECONDS)
+    try:
+        with _opened_archive(path) as archive:
+            return archive.testzip() is None
+    except CheckpointError:
+        return False
+
+
 @contextlib.contextmanager
 def _opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:

@@ -184,9 +184,13 @@ def _walk(root: Path, problems: list[Problem]) -> Iterator[tuple[str, str]]:
             if is_hidden(entry.name):
                 continue
             name = prefix + shown(entry.name)
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself
+                is_folder = is_file = False
+            if is_folder:
                 (linked if entry.is_symlink() else real).append((entry.path, name + "/"))
-            elif entry.is_file():
+            elif is_file:
                 yield entry.path, name
             elif entry.is_symlink():
                 message = "a link to a missing file. Restore the file or remove the link"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kerasseg_tfrecords.errors import BadInputError, DataError, Problem, one_line
+from kerasseg_tfrecords.files import read_file
 from kerasseg_tfrecords.splitting.split import SPLITS
 from kerasseg_tfrecords.storage import local_copy
 from kerasseg_tfrecords.tables import format_csv, parse_csv
@@ -68,7 +69,7 @@ def load(path: str | Path) -> list[SplitRow]:
         DataError: The file cannot be read or is not a `splits.csv`; the message names the line.
     """
     try:
-        data = local_copy(path).read_bytes()
+        data = read_file(local_copy(path))
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=path, expected="a splits.csv") from error
     if b"\0" in data[:4096]:
