@@ -109,7 +109,7 @@ def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
         _show_traceback()
         if isinstance(error, OSError) and output_lost(error):
             raise typer.Exit(FAILED) from None
-        if (explained := _of_the_disk(error)) is not None:
+        if (explained := _of_the_machine(error)) is not None:
             _show(explained)
             raise typer.Exit(explained.exit_code) from None
         text = f"{without_credentials(one_line(error)) or type(error).__name__} ({type(error).__name__})."
@@ -118,9 +118,11 @@ def _guard(command: Callable[..., None], values: dict[str, Any]) -> None:
         raise typer.Exit(FAILED) from None
 
 
-def _of_the_disk(error: Exception) -> KerassegError | None:
-    """Return an error of a full or read-only disk in words, wherever it was raised; None for others."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+def _of_the_machine(error: Exception) -> KerassegError | None:
+    """Return an error of a full or read-only disk, or of the memory, in words, wherever it was raised; None for others."""
+    if isinstance(error, MemoryError) or "OOM when allocating" in str(error):
+        return KerassegError("out of memory", remedy="Use a machine with more memory, or a smaller network or batch.")
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ELOOP):
         return None
     from kerasseg_tfrecords.files import explain_os_error
 

@@ -13,7 +13,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
@@ -34,6 +34,7 @@ _LARGEST_MAP = 1 << 28  # values in one feature map of one image: 1 GiB in float
 _MOST_TERMS = 1 << 16  # of one sum, which take TensorFlow half a second
 _INACTIVE = {"ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity",
              "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"}  # fmt: skip
+_LARGEST_RUN = 1 << 30  # values held at the same time while a network runs on one image
 _OPEN_SIZE = 256  # pixels, for checking networks without a fixed size
 _BUILD_SECONDS = 30.0
 _LARGEST_NUMBER = 1 << 31  # far above any count, size or number of filters in a real network
@@ -70,6 +71,15 @@ LAYERS = words(
     RandomZoom ReLU RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D Softmax SpatialDropout1D
     SpatialDropout2D SpatialDropout3D SpectralNormalization Subtract TimeDistributed UnitNormalization UpSampling1D
     UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    """
+)
+
+#: Layers without intermediate results larger than their output; those of others are found in the graph of TensorFlow.
+_DIRECT = _INACTIVE | words(
+    """
+    Activation Add Average AveragePooling2D BatchNormalization Concatenate Conv2D Conv2DTranspose Cropping2D Dense
+    DepthwiseConv2D ELU Functional GlobalAveragePooling2D GlobalMaxPooling2D InputLayer LeakyReLU MaxPooling2D Maximum
+    Multiply Normalization PReLU ReLU Rescaling Reshape Sequential Softmax Subtract UpSampling2D ZeroPadding2D
     """
 )
 
@@ -381,20 +391,43 @@ def check_maps(model: keras.Model) -> None:
 
     def check(operation: Any, outputs: Any) -> Any:
         for tensor in keras.tree.flatten(outputs):
-            size = math.prod(n or 1 for n in tensor.shape[1:])
-            if size > _LARGEST_MAP:
-                shape = "x".join(str(n or "any") for n in tensor.shape[1:])
-                what = f"refused: layer `{operation.name}` makes a map of {size * 4 / 1e9:,.0f} GB from one image"
-                raise CheckpointError(what, found=shape, expected=f"at most {_LARGEST_MAP:,} numbers")
+            _check_map(operation.name, tensor.shape[1:])
         return outputs
 
     models = [model, *(m for m in model._flatten_layers(include_self=False) if isinstance(m, keras.Model))]
-    for operation in [o for m in models for o in getattr(m, "operations", ())]:
+    operations = [o for m in models for o in getattr(m, "operations", ())]
+    for operation in operations:
         for node in operation._inbound_nodes:
             check(operation, node.output_tensors)
+            if getattr(operation, "pad_to_aspect_ratio", False):
+                rows, columns, channels = (n or _OPEN_SIZE for n in node.input_tensors[0].shape[1:])
+                height, width = max(operation.height, 1), max(operation.width, 1)
+                padded = max(rows, columns * height // width), max(columns, rows * width // height), channels
+                _check_map(operation.name, padded)
+    specs = [keras.KerasTensor((1, *(n or _OPEN_SIZE for n in t.shape[1:])), t.dtype) for t in model.inputs]
     if any(None in tensor.shape[1:] for tensor in model.inputs):
-        specs = [keras.KerasTensor((1, *(n or _OPEN_SIZE for n in t.shape[1:])), t.dtype) for t in model.inputs]
         run = getattr(getattr(model, "_functional", None) or model, "_run_through_graph", None)
         if run is not None:
             with contextlib.suppress(ValueError, TypeError, NotImplementedError, RuntimeError):
                 run(specs, lambda o: lambda *args, **kw: check(o, o.compute_output_spec(*args, **kw)))
+    if keras.backend.backend() == "tensorflow" and any(type(o).__name__ not in _DIRECT for o in operations):
+        import tensorflow as tf
+
+        def call(*images: Any) -> Any:
+            return model(images if len(images) > 1 else images[0], training=False)
+
+        steps: list[Any] = []
+        with time_limit(_BUILD_SECONDS), contextlib.suppress(Exception):
+            traced = tf.function(call).get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in specs))
+            steps = traced.graph.get_operations()
+        for step in steps:
+            for tensor in step.outputs:
+                _check_map(step.name, tensor.shape if tensor.shape.rank else ())
+
+
+def _check_map(layer: str, shape: Iterable[int | None]) -> None:
+    size = math.prod(n or 1 for n in shape)
+    if size > _LARGEST_MAP:
+        found = "x".join(str(n or "any") for n in shape)
+        what = f"refused: layer `{layer}` makes a map of {size * 4 / 1e9:,.0f} GB from one image"
+        raise CheckpointError(what, found=found, expected=f"at most {_LARGEST_MAP:,} numbers")

@@ -238,9 +238,11 @@ def test_a_full_disk_below_the_output_is_told_in_one_line(
         (OSError(28, "No space left on device"), "Error: no space left on the disk."),
         (OSError(28, "No space left on device", "out/spool"), "Error: out/spool: no space left on the disk."),
         (OSError(30, "Read-only file system", "out"), "Error: out: the file system is read-only."),
+        (MemoryError(), "Error: out of memory. Use a machine with more memory"),
+        (RuntimeError("OOM when allocating tensor with shape[2,65536]"), "Error: out of memory."),
     ],
 )
-def test_a_full_disk_is_neither_lost_output_nor_a_bug(empty: Path, error: OSError, text: str) -> None:
+def test_a_full_disk_or_memory_is_neither_lost_output_nor_a_bug(empty: Path, error: Exception, text: str) -> None:
     def fails() -> None:
         raise error
 

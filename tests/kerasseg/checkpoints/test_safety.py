@@ -627,6 +627,21 @@ def test_a_map_of_gigabytes_is_refused(size: int | None, canary: Path) -> None:
     refused(Path("x.keras"), "GB from one image")
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda x: keras.layers.MultiHeadAttention(1, 1)(*[keras.layers.Reshape((65536, 1))(x)] * 2),
+        lambda x: keras.layers.SeparableConv2D(1, 1, depth_multiplier=8192)(x),
+        lambda x: keras.layers.Resizing(1, 1 << 20, pad_to_aspect_ratio=True)(x),
+    ],
+)
+def test_a_layer_with_gigabytes_of_intermediate_results_is_refused(part: Any, canary: Path) -> None:
+    image = keras.Input((256, 256, 1))
+    y = part(image)
+    keras.Model(image, keras.layers.Conv2D(1, 1)(y) if len(y.shape) == 4 else y).save("x.keras")
+    refused(Path("x.keras"), "GB from one image")
+
+
 def test_a_network_that_takes_too_long_to_build_is_refused(canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = image = keras.Input((8, 8, 1))
     for _ in range(300):
