@@ -27,6 +27,32 @@ def test_words_and_letters_stay() -> None:
     assert one_line("Größe 日本 مرحبا") == "Größe 日本 مرحبا"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://KEY:S3C/RET@bucket/scans",
+        "https://me:S3C?RET@host/x.keras",
+        "https://me:S3C#RET@host/x.keras",
+        "https://me:S3C RET@host/x.keras",
+        "https:///me:S3CRET@host/x.keras",
+        "https:\\\\me:S3CRET@host",
+        "https://host/it's/x.keras?S3CRET",
+        "(found https://host/x.keras?sig=S3C)RET&key='S3CRET')",
+        "Max retries exceeded with url: /x.keras?S3CRET (Caused by ...)",
+    ],
+)
+def test_credentials_of_every_form_are_removed(text: str) -> None:
+    shown = str(KerassegError("no", path=text, found=text))
+    assert "S3C" not in shown
+    assert "RET" not in shown
+
+
+def test_addresses_without_credentials_stay() -> None:
+    for text in ("https://host:8080/a@v1/x", "https://[::1]:80/x@y", "https://host:443: no answer from a@b", "a: b@c"):
+        assert KerassegError("no", found=text).found == text
+    assert KerassegError("no", found="(see 'https://h/x?q=1', then)").found == "(see 'https://h/x', then)"
+
+
 def test_one_and_two_files() -> None:
     problems = [Problem(f"{k}.mat", "unreadable", "x") for k in range(2)]
     assert str(BadInputError(problems[:1])).startswith("1 bad input file. Repair or remove it,")

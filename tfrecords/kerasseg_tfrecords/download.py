@@ -224,6 +224,8 @@ def forget(target: Path) -> None:
 
 def check_url(url: str, original: str) -> None:
     """Refuse addresses that are not encrypted, except on this machine; also those that a server redirects to."""
+    if re.search(r"\s", original):  # where it ends in a message, and with it what must not be shown, is unclear
+        raise UsageError("the URL contains white space", expected="%20 instead of a space")
     parts = urlsplit(url)
     local = parts.hostname in _LOCAL and urlsplit(original).hostname in _LOCAL
     if parts.scheme == "https" or (parts.scheme == "http" and local):

@@ -89,7 +89,7 @@ def url_of(path: Path | str) -> str | None:
         expected = f"a path, {', '.join(f'{name}://' for name in _STORES)} or https://"
         raise UsageError(f"kerasseg does not read from {scheme}://", path=url, expected=expected)
     host = re.split("[/?#]", rest, maxsplit=1)[0]
-    if not host or (scheme in _STORES and "@" in host):
+    if not host or (scheme in _STORES and "@" in (rest if ":" in host else host)):
         what = "the URL names no bucket or host" if not host else "the URL of a bucket cannot hold credentials"
         raise UsageError(what, path=url, expected=f"{scheme}://NAME/FOLDER", remedy=_login(scheme))
     return url

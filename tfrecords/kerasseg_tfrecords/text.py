@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]+:/{1,2})[^/\s?#]*@")
-_QUERY = re.compile(r"(?i)(\b(?!hf:)[a-z][a-z0-9+.-]*://[^\s?#'\"]*|/[^\s?'\"]*(?=\?[^\s'\")]*=))[?#][^\s'\")]*")
+# Users do not always encode `/`, `?`, `#` or a space in a password, so it ends at `@`; a number after `:` is a port.
+_LOGIN = r"[^\s/:?#@\[]+:(?![0-9]*(?:[/?#:\s]|$)).{0,500}?"
+_USER = re.compile(rf"(?i)\b([a-z][a-z0-9+.-]+:[/\\]+)(?:[^/\\\s?#]*|{_LOGIN})@")
+_ADDRESS = r"\b(?!hf:)[a-z][a-z0-9+.-]*:/{2,}[^\s?#]*|(?<=url: )/[^\s?]*|/[^\s?'\"]*(?=\?\S*=)"
+_QUERY = re.compile(rf"(?i)({_ADDRESS})[?#]\S*?(?=[)\]'\",;:.]*(?:\s|$))")
 
 Progress = Callable[[str, int, int], None]
 """Called with (current step, finished items, total items)."""
@@ -50,4 +53,4 @@ def without_credentials(text: str) -> str:
         >>> without_credentials("hf://me/unet@v1/best.keras"), without_credentials("what?.mat")
         ('hf://me/unet@v1/best.keras', 'what?.mat')
     """
-    return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if ":/" in text or "?" in text else text
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if ":" in text or "?" in text else text
