@@ -101,6 +101,11 @@ def test_voxels_in_another_file_are_not_fetched(tmp_path: Path) -> None:
     secret = (tmp_path / "a.mhd").read_bytes().replace(b"a.raw", str(tmp_path / "a.raw").encode())
     with pytest.raises(DataError, match="its voxels are in another file"):
         open_volume(secret, "a.mha", ".mha", 10**6)
+    comments = b"Comment = ElementDataFile = LOCAL\n" + b"Comment = x\n" * 100_000  # longer than any real header
+    with pytest.raises(DataError, match="its voxels are in another file"):
+        open_volume(secret.replace(b"NDims", comments + b"NDims"), "a.mha", ".mha", 10**6)
+    with pytest.raises(DataError, match=r"a\.mha: "):  # ITK takes the name as it is spelt
+        open_volume(secret.replace(b"ElementDataFile", b"elementdatafile"), "a.mha", ".mha", 10**6)
     itk(tmp_path / "b.nhdr")
     with pytest.raises(DataError, match="its voxels are in another file"):
         open_volume((tmp_path / "b.nhdr").read_bytes(), "b.nrrd", ".nrrd", 10**6)
@@ -160,3 +165,11 @@ def test_a_data_set_of_mixed_volumes(tmp_path: Path) -> None:
     (tmp_path / "two/t1c.img").unlink()
     with pytest.raises(DataError, match=r"a header without its voxels .*two/t1c.img"):
         read_item(listing.items[1], SourceOptions())
+
+
+def test_a_scale_beyond_float32_is_refused_silently() -> None:
+    image = nib.Nifti1Image(np.full((4, 4, 2), 9, np.int16), np.eye(4))
+    data = bytearray(image.to_bytes())
+    data[112:116] = np.float32(3e38).tobytes()
+    with pytest.raises(DataError, match="are infinite"):
+        read_volume(bytes(data), "a.nii", 10**6)

@@ -160,7 +160,10 @@ def upright(
     notes = (*notes, *more)
     slope, intercept = scale
     if slope is not None and (slope, intercept) != (1.0, 0.0):
-        voxels = (stored * np.float64(slope) + np.float64(intercept or 0.0)).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            voxels = (stored * np.float64(slope) + np.float64(intercept or 0.0)).astype(np.float32)
+        if not np.isfinite(voxels).all():
+            raise damaged(name, f"its header: values times {slope:g} plus {intercept or 0.0:g} are infinite")
     else:
         native = stored.dtype.newbyteorder("=")
         voxels = stored.astype(np.float64 if native.itemsize > 8 else native, copy=False)

@@ -29,7 +29,7 @@ _EXTRA = "Install the extra for such files (pip install 'kerasseg[volumes]'), or
 _ITK_MESSAGES = re.compile(r"Meta(Image|Object)|ideal =|[Nn]rrd|biff|itk|WARNING|^\s*$")
 _HEADER_END = 1 << 20  # largest text header
 _READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}
-_DATA_FILE = re.compile(rb"(?:ElementDataFile|data ?file)\s*[=:]\s*(\S*)", re.IGNORECASE)
+_DATA_FILE = re.compile(rb"data ?file\s*[=:]\s*(\S*)", re.IGNORECASE)
 
 
 def is_volume(start: bytes, suffix: str) -> bool:
@@ -114,16 +114,17 @@ def _read_itk(data: bytes, name: str, suffix: str, max_voxels: int, channel: int
 
 def _elsewhere(data: bytes, suffix: str) -> str | None:
     """Return the data file that the header names; None if the voxels are in the file itself."""
+    if suffix == ".mha":  # in the whole file, because comments can be of any length, and hold the words as well
+        named = [re.split(rb"[\s=:]+", part[:200].lstrip(b"\t =:"))[0] for part in data.split(b"ElementDataFile")[1:]]
+        others = [name for name in named if name != b"LOCAL"] if named else [b"no data"]
+        return others[0].decode(errors="replace")[:100] if others else None
+    # The header of NRRD ends with an empty line, and names a file only if the voxels are in another one.
     start = data[:_HEADER_END]
-    if suffix == ".nrrd":  # the header ends with an empty line, and names a file only if the voxels are in another one
-        ends = [place for end in (b"\n\n", b"\r\n\r\n") if (place := start.find(end)) >= 0]
-        if not ends:
-            return "no end of the header"
-        start = start[: min(ends)]
-    named = [match.group(1).decode(errors="replace")[:100] for match in _DATA_FILE.finditer(start)]
-    if suffix == ".mha":
-        named = [name for name in named if name != "LOCAL"] if named else ["no data"]
-    return named[0] if named else None
+    ends = [place for end in (b"\n\n", b"\r\n\r\n") if (place := start.find(end)) >= 0]
+    if not ends:
+        return "no end of the header"
+    other = _DATA_FILE.search(start[: min(ends)])
+    return None if other is None else other.group(1).decode(errors="replace")[:100]
 
 
 def _affine(image: Any) -> NDArray[np.float64]:
