@@ -411,18 +411,13 @@ def check_maps(model: keras.Model) -> None:
             with contextlib.suppress(ValueError, TypeError, NotImplementedError, RuntimeError):
                 run(specs, lambda o: lambda *args, **kw: check(o, o.compute_output_spec(*args, **kw)))
     if keras.backend.backend() == "tensorflow" and any(type(o).__name__ not in _DIRECT for o in operations):
-        import tensorflow as tf
+        from kerasseg.checkpoints.savedmodel.messages import steps_of
 
-        def call(*images: Any) -> Any:
-            return model(images if len(images) > 1 else images[0], training=False)
-
-        steps: list[Any] = []
+        steps: list[tuple[str, Iterable[int | None]]] = []
         with time_limit(_BUILD_SECONDS), contextlib.suppress(Exception):
-            traced = tf.function(call).get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in specs))
-            steps = traced.graph.get_operations()
-        for step in steps:
-            for tensor in step.outputs:
-                _check_map(step.name, tensor.shape if tensor.shape.rank else ())
+            steps = steps_of(model, specs)
+        for name, shape in steps:
+            _check_map(name, shape)
 
 
 def _check_map(layer: str, shape: Iterable[int | None]) -> None:

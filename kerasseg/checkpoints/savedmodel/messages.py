@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -77,3 +78,14 @@ def attribute(value: Any, where: str) -> Any:
             return tuple(f.name for f in items.func)
         return tuple(items.s) or tuple(items.i) or tuple(items.f) or tuple(items.b)
     return getattr(value, kind) if kind in {"i", "f", "b"} else None
+
+
+def steps_of(model: Any, inputs: Iterable[Any]) -> list[tuple[str, Iterable[int | None]]]:
+    """Return the names and shapes of all results in the graph of a Keras network; TensorFlow does not compute them."""
+
+    def call(*images: Any) -> Any:
+        return model(images if len(images) > 1 else images[0], training=False)
+
+    traced = tf.function(call).get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in inputs))
+    results = [(step.name, tensor.shape) for step in traced.graph.get_operations() for tensor in step.outputs]
+    return [(name, shape if shape.rank else ()) for name, shape in results]
