@@ -34,7 +34,6 @@ _LARGEST_MAP = 1 << 28  # values in one feature map of one image: 1 GiB in float
 _MOST_TERMS = 1 << 16  # of one sum, which take TensorFlow half a second
 _INACTIVE = {"ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity",
              "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"}  # fmt: skip
-_LARGEST_RUN = 1 << 30  # values held at the same time while a network runs on one image
 _OPEN_SIZE = 256  # pixels, for checking networks without a fixed size
 _BUILD_SECONDS = 30.0
 _LARGEST_NUMBER = 1 << 31  # far above any count, size or number of filters in a real network

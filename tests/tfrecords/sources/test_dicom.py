@@ -90,6 +90,12 @@ def listing(root: Path, options: SourceOptions = PREDICT) -> Listing:
     return SOURCE.find_items(open_tree(root), options)
 
 
+def test_a_place_beyond_all_distances_is_unknown(tmp_path: Path) -> None:
+    place = ["1e300", "0", "0"]
+    header = opened(write(tmp_path / "1.dcm", ImagePositionPatient=place, SliceThickness="1e300")).header
+    assert (header.origin, header.thickness) == (None, 0.0)
+
+
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
 def test_stored_values(tmp_path: Path, syntax: str, dtype: type) -> None:
@@ -225,6 +231,7 @@ def test_png_masks_beside_dicom_images(tmp_path: Path, image: str, mask: str) ->
         ({"Rows": 60_000, "Columns": 60_000}, "60000 x 60000 pixels"),
         ({"Rows": 0}, "without pixels"),
         ({"RescaleSlope": 0}, "slope 0"),
+        ({"PixelSpacing": ["1e300", "1e300"]}, r"spacing \(1e\+300"),
         ({"BitsAllocated": 64, "BitsStored": 64, "HighBit": 63}, "64 bits"),
     ],
 )

@@ -205,7 +205,7 @@ def _headers(dataset: pydicom.Dataset, name: str, max_pixels: int) -> tuple[Dico
     if bits not in {8, 16, 32}:
         raise DataError("this kind of DICOM image is not supported", path=name, found=f"{bits} bits per pixel")
     for header in headers:
-        if not np.isfinite([header.slope, header.intercept, *header.spacing]).all() or header.slope == 0:
+        if not np.isfinite([header.slope, header.intercept]).all() or header.slope == 0 or not _near(header.spacing):
             raise _damaged(name, f"rescale slope {header.slope:g}, spacing {header.spacing}")
     needed = frames * headers[0].rows * headers[0].columns * bits // 8
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated and held < needed:  # found here, while listing
@@ -275,12 +275,17 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
     if not value or len(value) != count:
         return None
     numbers = tuple(float(number) for number in value)
-    return numbers if np.isfinite(numbers).all() else None
+    return numbers if _near(numbers) else None
+
+
+def _near(lengths: tuple[float, ...]) -> bool:
+    """Whether all lengths are possible; absurd ones would be infinite in a NIfTI file."""
+    return bool((np.abs(lengths) < 1e9).all())
 
 
 def _thickness(dataset: _Frame) -> float:
     for tag in ("SpacingBetweenSlices", "SliceThickness"):
         value = float(dataset.get(tag) or 0.0)
-        if np.isfinite(value) and value > 0:
+        if value > 0 and _near((value,)):
             return value
     return 0.0
