@@ -86,8 +86,8 @@ def _show(found: Comparison, page: Path) -> None:
     counts = figures_table("slices", _COUNTS)
     for name, difference in sets.items():
         cells = _cells(difference)
-        dice.add_row(_plain(name), *(cells if wide else cells[:-2]))
-        counts.add_row(_plain(name), *cells[-2:])
+        dice.add_row(name, *(cells if wide else cells[:-2]))
+        counts.add_row(name, *cells[-2:])
     console.print(dice)
     if not wide:
         console.print()
@@ -100,7 +100,7 @@ def _show(found: Comparison, page: Path) -> None:
         changed = figures_table("changed most", ("A", "B", "B - A", "class"))
         for change in found.changed:
             scores = f"{change.first:.3f}", f"{change.second:.3f}", f"{change.dice:+.3f}"
-            changed.add_row(_plain(change.slice_id), *scores, _plain(change.label))
+            changed.add_row(change.slice_id, *scores, change.label)
         console.print()
         console.print(changed)
     console.print()
@@ -118,10 +118,3 @@ def _cells(difference: Difference) -> tuple[str, ...]:
         f"{difference.wins:,} / {difference.losses:,} / {difference.ties:,}",
         f"{difference.missed_first:,} / {difference.missed_second:,}",
     )
-
-
-def _plain(text: str) -> str:
-    """Escape brackets in names, which are not markup."""
-    from rich.markup import escape
-
-    return escape(one_line(text))

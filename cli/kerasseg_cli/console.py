@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kerasseg_cli.options import output_options
+from kerasseg_tfrecords.errors import one_line
 
 Report = Callable[[str, int, int], None]
 
@@ -40,14 +41,23 @@ STAGES = {
 }
 
 
+class _PlainConsole(Console):
+    """A console that interprets nothing in the texts of lines and tables, which may hold names from untrusted files."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a text, with control and invisible characters escaped."""
+        return super().render_str("\n".join(map(one_line, text.split("\n"))), **options)
+
+
 def screen() -> Console:
     """Standard output, or a console that prints nothing with `--json`."""
     asked = output_options()
-    return Console(highlight=False, soft_wrap=False, quiet=asked.silent or asked.as_json)
+    quiet = asked.silent or asked.as_json
+    return _PlainConsole(highlight=False, markup=False, emoji=False, soft_wrap=False, quiet=quiet)
 
 
 def errors() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _PlainConsole(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def wants_unicode(console: Console) -> bool:

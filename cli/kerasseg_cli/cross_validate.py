@@ -12,7 +12,7 @@ import typer
 from kerasseg_cli.console import copy_shards, errors, figure, figures_table, print_json, screen
 from kerasseg_cli.options import COMMON, Cluster
 from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
-from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Mean
@@ -100,7 +100,7 @@ def _show(found: CrossValidation, root: Path) -> None:
         table = figures_table("out-of-fold Dice", headings if roomy else ["epoch 0", epoch, "gain", "95 % interval"])
         for name, scores in sets.items():
             after, gain = (scores.after, scores.gain) if epoch == "best" else (scores.last, scores.last_gain)
-            table.add_row(Text(name), *_cells(scores.before, after, gain)[0 if roomy else 1 :])
+            table.add_row(Text(one_line(name)), *_cells(scores.before, after, gain)[0 if roomy else 1 :])
         console.print()
         console.print(table)
     console.print()

@@ -13,6 +13,8 @@ from kerasseg_tfrecords.errors import DataError, one_line
 from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from kerasseg.workflows.doctor import Diagnosis, Finding
 
 _MARKS = {"ok": "✓", "note": "·", "warning": "!", "bad": "✗"}
@@ -65,11 +67,11 @@ def _show(found: Diagnosis, *, quiet: bool) -> None:
     console.print(_verdict(found), style="bold", markup=False)
 
 
-def _text(finding: Finding) -> str:
-    from rich.markup import escape
+def _text(finding: Finding) -> Text:
+    from rich.text import Text
 
-    text = escape(one_line(finding.value))
-    return text if not finding.advice else f"{text}\n[dim]{escape(one_line(finding.advice))}[/]"
+    text = Text(one_line(finding.value))
+    return text if not finding.advice else text.append(f"\n{one_line(finding.advice)}", style="dim")
 
 
 def _verdict(found: Diagnosis) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kerasseg_cli.console import errors, figures_table, print_json, progress_bar, screen
 from kerasseg_cli.options import FLIP_AVERAGE, Json, Quiet, RunArgument, one_of, panel
-from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.errors import UsageError, one_line
 from kerasseg_tfrecords.text import count as _count
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _groups(evaluation: Evaluation, final: Stage, width: int) -> Table:
     table = figures_table(title, headings, gap=2)
 
     def row(name: str, figures: Figures, over: Mean | None) -> None:
-        cells: list[str | Text] = [Text(name), str(figures.slices)]  # names are not markup
+        cells: list[str | Text] = [Text(one_line(name)), str(figures.slices)]  # names are not markup
         if width >= 75:
             cells.append(str(figures.patients))
         cells.append(_cell(figures.measures["dice"], roomy or (width >= 75 and not gain)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kerasseg_cli.console import print_json, screen, wants_unicode
 from kerasseg_cli.options import Json
+from kerasseg_tfrecords.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,7 @@ def _show(found: Overview, console: Console) -> None:
     table.add_column(overflow="fold")
     for step in found.steps:
         # `Text`, so that names of folders are not interpreted as markup.
-        text = Text(_figure(step), style="" if step.when else "dim")
+        text = Text(one_line(_figure(step)), style="" if step.when else "dim")
         when = "" if step.when is None else _when(step.when)
         name = Text(step.name, style="bold")
         if console.width >= _NARROW:

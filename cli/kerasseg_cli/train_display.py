@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kerasseg_cli.console import errors, figures_table, print_json, screen
+from kerasseg_tfrecords.errors import one_line
 from kerasseg_tfrecords.text import count, duration
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Watcher:
             table.add_column(style="bold", no_wrap=True)
             table.add_column(overflow="fold")
             for label, text in event.facts.items():
-                table.add_row(label, Text(text))
+                table.add_row(label, Text(one_line(text)))
             self._console.print(table, soft_wrap=False)
         else:
             # One fact per line, however long, so that a log can be searched.
@@ -207,7 +208,7 @@ def summary(ended: Ended, run: RunDirectory | None, *, as_json: bool, quiet: boo
         table.add_row("tumour slices", f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}", "")
     for name, before in ended.first.classes.items():
         after = ended.best.classes.get(name, float("nan"))
-        table.add_row(Text(name), f"{before:.4f}", f"{after:.4f}", *_gain(ended.class_gains.get(name)))
+        table.add_row(Text(one_line(name)), f"{before:.4f}", f"{after:.4f}", *_gain(ended.class_gains.get(name)))
     console.print(table)
     for line in _sentences(ended):
         console.print(line, markup=False)

@@ -125,6 +125,24 @@ def type_into(application: typer.Typer, *typed: str) -> Any:
     return CliRunner().invoke(application, list(typed), env={"COLUMNS": "400", "NO_COLOR": "1"})
 
 
+def names() -> None:
+    """Shows names from untrusted files."""
+    from kerasseg_cli.console import figures_table, screen
+
+    table = figures_table("name", ["number"])
+    for name in ("[/red]", "[link=file:x]", ":skull:", "\x1b[31m", "\u202e", "b\nc"):
+        table.add_row(name, "1")
+        screen().print(f"|{name}|")
+    screen().print(table)
+
+
+def test_names_are_shown_as_they_are_and_without_control_characters() -> None:
+    lines = type_into(made(names), "names").stdout.splitlines()
+    shown = ["[/red]", "[link=file:x]", ":skull:", r"\x1b[31m", r"\u202e"]
+    assert lines[:5] == [f"|{name}|" for name in shown]
+    assert [line.split()[0] for line in lines[-7:-2]] == shown
+
+
 def test_a_new_command_gets_them_without_knowing() -> None:
     application = made(plain)
     shown = type_into(application, "plain", "--number", "4", "--debug")
