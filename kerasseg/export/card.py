@@ -12,6 +12,7 @@ import jinja2
 from kerasseg.evaluation.schema import Mean
 from kerasseg.export.push import space_front_matter
 from kerasseg.export.schema import EvaluationFacts, ExportMetadata
+from kerasseg_tfrecords.errors import one_line
 
 CARD = "README.md"
 
@@ -144,11 +145,11 @@ def interval(value: Mean | None, digits: int = 4) -> str:
 def plain(text: Any) -> str:
     r"""Escape untrusted text (names of files, of classes) for a Markdown table.
 
-    >>> plain("a|b<script>\n# c")
-    'a\\|b&lt;script&gt; # c'
+    >>> plain("a|b<script>\n# c"), plain("$x$ ~~y~~" + chr(0x202E))
+    ('a\\|b&lt;script&gt; # c', '\\$x\\$ \\~\\~y\\~\\~\\\\u202e')
     """
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_|\[\]])", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    flat = one_line(" ".join(str(text).split()))
+    return re.sub(r"([\\`*_|\[\]$~])", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 
 @cache

@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from kerasseg_tfrecords._version import __version__
+from kerasseg_tfrecords.errors import one_line
 from kerasseg_tfrecords.files import write_atomically
 
 
@@ -43,7 +44,11 @@ def render(template: str, context: dict[str, Any]) -> str:
         "script": Markup(script),  # noqa: S704 - a file of this package
         "script_policy": Markup("; script-src 'sha256-{}'").format(allowed) if script else "",
     }
-    return _environment().get_template(template).render(**given)
+    page = _environment().get_template(template).render(**given)
+    # Names, which are also inside charts, may hold characters that reorder the text after them.
+    for character in set(page) - {"\n"}:
+        page = page.replace(character, one_line(character))
+    return page
 
 
 @cache
@@ -57,5 +62,4 @@ def _script() -> str:
 
 def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
     """Write a page atomically."""
-    # Names that are not UTF-8 contain surrogates, which cannot be encoded.
-    write_atomically(path, render(template, context).encode("utf-8", "replace"))
+    write_atomically(path, render(template, context))

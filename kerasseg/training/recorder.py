@@ -20,6 +20,7 @@ from kerasseg.runs.history import EpochRow, append_log, rows_to_json, to_csv
 from kerasseg.runs.state import StateStore
 from kerasseg.training.events import Began, Ended, Evaluated, Event, Message, Saved, Step
 from kerasseg.training.state import Progress, SliceTable
+from kerasseg_tfrecords.errors import one_line
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.tables import format_csv
 
@@ -132,6 +133,11 @@ _TRAIN, _VAL, _FIRST, _RATE = "#0072B2", "#D55E00", "#555555", "#000000"
 _CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 
+def _plain(name: str) -> str:
+    """Escape a name in a legend: Matplotlib sets text between `$` as a formula and omits names that begin with `_`."""
+    return (" " if name.startswith("_") else "") + one_line(name).replace("$", r"\$")
+
+
 def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
     """Draw the training curves so far, one phase after the other."""
     # Not pyplot, which keeps global state and may need a display.
@@ -154,7 +160,7 @@ def draw_curves(history: Sequence[EpochRow], path: Path) -> None:
     )
     for i, name in enumerate(first.classes):
         values = [row.classes.get(name, float("nan")) for row in history]
-        axes[1, 0].plot(places, values, ".-", color=_CLASSES[i % len(_CLASSES)], label=name)
+        axes[1, 0].plot(places, values, ".-", color=_CLASSES[i % len(_CLASSES)], label=_plain(name))
     _label(axes[1, 0], "validation Dice by class")
     axes[1, 1].step(places[1:], [row.learning_rate for row in history[1:]], ".-", where="mid", color=_RATE)
     axes[1, 1].set_yscale("log")

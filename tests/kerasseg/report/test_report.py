@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import patch
 from xml.etree import ElementTree
 
 import cv2
+import jinja2
 import numpy as np
 import pytest
 
@@ -22,9 +24,10 @@ from kerasseg.evaluation.schema import Evaluation, Figures, Mean, NetworkFigures
 from kerasseg.report.charts import Line, Span, interval_chart, line_chart, strip_chart, ticks
 from kerasseg.report.evaluation import choose, write_report
 from kerasseg.report.overlays import close_up, outline_path
+from kerasseg.report.page import render
 from kerasseg.report.sections import ThresholdCurve, group_table
 from kerasseg.report.wording import gain_sentence, share, stages_with_effect
-from kerasseg_tfrecords.errors import UsageError
+from kerasseg_tfrecords.errors import UsageError, one_line
 
 
 class Text(HTMLParser):
@@ -427,3 +430,13 @@ def test_light_dark_and_paper(page: Page, report: Path) -> None:
     page.open(report, dark=True, media="print", width=800)
     assert page.value(COLOUR) == "rgb(255, 255, 255)"
     assert page.value("document.documentElement.scrollWidth") <= 800
+
+
+def test_a_page_has_no_control_or_direction_characters() -> None:
+    name = "a\u202eb\x1b[31m\udcff"
+    drawn = interval_chart([(name, [Span(0.5, 0.4, 0.6)])], ("n",), describe=name, x_label="x")
+    template = jinja2.Template("{{ a }}")
+    with patch.object(jinja2.Environment, "get_template", lambda *_: template):
+        page = render("x", {"a": drawn})
+    assert r"a\u202eb\x1b[31m\udcff" in page
+    assert page == one_line(page)

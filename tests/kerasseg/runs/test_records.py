@@ -7,12 +7,14 @@ import math
 import re
 from dataclasses import fields, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 
 from fake_training import GROUPS, row, table
 from kerasseg.callbacks import PlateauState
@@ -325,6 +327,15 @@ def test_curves_are_drawn(tmp_path):
     assert 0 < len(path.read_bytes()) < small, "epoch 0 alone can be drawn, too, over the earlier picture"
     draw_curves([replace(r, val_dice=math.nan, classes={}) for r in story()], path)
     assert [p.name for p in Path(tmp_path).iterdir()] == ["training.png"]
+
+
+def test_curves_show_names_of_classes_as_they_are(tmp_path):
+    names = ("$\\frac{$", "_x", "\u202ea")
+    first, second = [replace(r, classes=dict.fromkeys(names, 0.5)) for r in story()][:2]
+    with patch("matplotlib.axes.Axes.plot", autospec=True, side_effect=Axes.plot) as plot:
+        draw_curves([first, second], tmp_path / "training.png")  # a formula ended it with a ValueError
+    labels = [call.kwargs.get("label") for call in plot.mock_calls]
+    assert [label for label in labels if label][-3:] == [r"\$\frac{\$", " _x", r"\u202ea"]
 
 
 # --- the schedule --------------------------------------------------------------------------------------------------------
