@@ -14,7 +14,7 @@ import numpy as np
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg.checkpoints.provenance import Provenance, provenance, without_folders
 from kerasseg_tfrecords.errors import CheckpointError, KerassegError, UsageError
-from kerasseg_tfrecords.files import scratch_folder
+from kerasseg_tfrecords.files import explain_os_error, scratch_folder
 from kerasseg_tfrecords.text import without_credentials
 
 _LIMIT = 1e-5  # tolerance relative to the largest output (float32 rounding)
@@ -103,7 +103,7 @@ def convert_checkpoint(
     except OSError as error:
         what = "it cannot be written, and nothing was changed"
         remedy = "Check the permissions and free space of its folder, or write elsewhere."
-        raise KerassegError(what, path=target, found=error.strerror or error, remedy=remedy) from error
+        raise KerassegError(what, path=target, found=explain_os_error(error, target).what, remedy=remedy) from error
     return Conversion(
         source=without_credentials(str(source)),
         out=target,

@@ -43,8 +43,8 @@ def placed(target: Path, *, overwrite: bool, need: int = 0) -> Iterator[Path]:
         raise KerassegError(
             "too little disk space for the export",
             path=target.parent,
-            found=f"{free / 1e6:,.0f} MB free",
-            expected=f"about {need / 1e6:,.0f} MB",
+            found=f"{free / 1e6:,.1f} MB free",
+            expected=f"about {need / 1e6:,.1f} MB",
             remedy="Free some space, or choose another --out.",
         )
     with atomic_folder(target, replace=True, check=lambda: check_place(target, overwrite=overwrite)) as folder:

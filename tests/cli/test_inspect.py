@@ -259,7 +259,7 @@ def test_convert_says_that_it_may_not_write(plain: Path, tmp_path: Path, monkeyp
     result = run("convert", plain, tmp_path / "out.keras")
     assert isinstance(result.exception, KerassegError)
     assert "out.keras: it cannot be written" in str(result.exception)
-    assert "Permission denied" in str(result.exception)
+    assert "no permission to write" in str(result.exception)
 
 
 def test_convert_names_weights_that_are_no_numbers(tmp_path: Path) -> None:

@@ -257,3 +257,22 @@ def test_used_up_inodes_are_not_called_missing_space(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "inodes" in str(caught.value)
     assert "free)" not in str(caught.value).replace("free bytes)", "")
+
+
+def test_a_lock_is_neither_a_pipe_nor_a_link(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("pipe", "link"):
+        with pytest.raises(KerassegError, match="cannot be written"), lock(tmp_path / name, "shards"):
+            pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(KerassegError, match="no space left") as told, atomic_folder(tmp_path / "made") as folder:  # noqa: PT012
+        monkeypatch.setattr(os, "fsync", full)
+        write_atomically(folder / "report.html", "x")
+    assert str(told.value).startswith(f"{tmp_path / 'made'}: no space left")

@@ -153,6 +153,13 @@ def atomic_folder(
             if not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
                 raise KerassegError("already exists", path=target, remedy="Choose another folder with --out.")
             _exchange(new, target, old)
+    except KerassegError as error:
+        if (
+            error.path is not None and f"/{_SCRATCH}" in error.path
+        ):  # the name of a temporary file says nothing to users
+            error.path = None
+            error.name_file(str(target))
+        raise
     except OSError as error:
         raise explain_os_error(error, target) from error
 
@@ -308,7 +315,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         while True:
-            stream = stack.enter_context(path.open("a"))
+            # A run that somebody sent may hold a pipe, which blocks, or a link in the place of the file.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            stream = stack.enter_context(os.fdopen(os.open(path, flags, 0o666), "a"))
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(stream.fileno()), path.stat()):

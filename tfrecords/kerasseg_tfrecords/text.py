@@ -8,7 +8,7 @@ from collections.abc import Callable
 # Users do not always encode `/`, `?`, `#` or a space in a password, so it ends at `@`; a number after `:` is a port.
 _LOGIN = r"[^\s/:?#@\[]+:(?![0-9]*(?:[/?#:\s]|$)).{0,500}?"
 _USER = re.compile(rf"(?i)\b([a-z][a-z0-9+.-]+:[/\\]+)(?:[^/\\\s?#]*|{_LOGIN})@")
-_ADDRESS = r"\b(?!hf:)[a-z][a-z0-9+.-]*:/{2,}[^\s?#]*|(?<=url: )/[^\s?]*|/[^\s?'\"]*(?=\?\S*=)"
+_ADDRESS = r"\b(?!hf:)[a-z][a-z0-9+.-]*:/{2,}[^\s?#]*|\bhf:/+[^\s?]*(?=\?)|(?<=url: )/[^\s?]*|/[^\s?'\"]*(?=\?\S*=)"
 _QUERY = re.compile(rf"(?i)({_ADDRESS})[?#]\S*?(?=[)\]'\",;:.]*(?:\s|$))")
 
 Progress = Callable[[str, int, int], None]
@@ -50,7 +50,7 @@ def without_credentials(text: str) -> str:
     Example:
         >>> without_credentials("https://me:secret@host.org:8080/a/unet.keras?X-Amz-Signature=3f#top")
         'https://host.org:8080/a/unet.keras'
-        >>> without_credentials("hf://me/unet@v1/best.keras"), without_credentials("what?.mat")
-        ('hf://me/unet@v1/best.keras', 'what?.mat')
+        >>> without_credentials("hf://me/unet@v#1/best.keras?hf_3f"), without_credentials("what?.mat")
+        ('hf://me/unet@v#1/best.keras', 'what?.mat')
     """
     return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if ":" in text or "?" in text else text

@@ -109,6 +109,13 @@ def test_a_broken_link_is_a_problem_and_costs_nothing_else(tmp_path: Path) -> No
     assert [(problem.name, problem.kind) for problem in tree.problems] == [(f"{n}.mat", "missing-file") for n in (2, 3)]
 
 
+def test_a_link_to_a_device_is_named_as_one(tmp_path: Path) -> None:
+    fill(tmp_path, "1.mat")
+    (tmp_path / "2.mat").symlink_to("/dev/zero")
+    (problem,) = open_tree(tmp_path).problems
+    assert problem.message.startswith("a link to a device or pipe. ")
+
+
 def test_pipes_are_no_files(tmp_path: Path) -> None:
     fill(tmp_path, "1.mat")
     os.mkfifo(tmp_path / "2.mat")

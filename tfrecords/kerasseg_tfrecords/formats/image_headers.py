@@ -147,7 +147,7 @@ def _inspect_tiff(data: bytes, kind: str, name: str, max_pixels: int) -> Header:
         if not tables.get(254, 0) & _REDUCED:
             pages.append({tag: tables.get(tag) for tag in (256, 257, 258, 259, 262, 277, 322, 323)})
     if tables.next or not pages:
-        raise damaged(name, kind, "its page tables form a loop" if tables.next else "it has no pages")
+        raise damaged(name, kind, "its page tables are damaged or form a loop" if tables.next else "it has no pages")
     width, height, bits, compression, photometric, samples, *tile = (value or 1 for value in pages[0].values())
     bits = bits[0] if isinstance(bits, tuple) else bits
     check_pixels(sum(page[257] for page in pages), max(page[256] for page in pages), name, max_pixels)

@@ -193,7 +193,8 @@ def _walk(root: Path, problems: list[Problem]) -> Iterator[tuple[str, str]]:
             elif is_file:
                 yield entry.path, name
             elif entry.is_symlink():
-                message = "a link to a missing file. Restore the file or remove the link"
+                where = "a device or pipe" if os.path.exists(entry) else "a missing file"  # noqa: PTH110
+                message = f"a link to {where}. Restore the file or remove the link"
                 problems.append(Problem(name, "missing-file", message))
 
 
