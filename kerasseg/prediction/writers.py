@@ -175,8 +175,10 @@ def _encoded_segmentation(
     except MemoryError:
         raise
     except Exception as error:  # highdicom checks hundreds of tags and raises many types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        return None, f"no DICOM SEG file, because the headers are incomplete ({type(error).__name__}: {reason[:120]})"
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
+        missing = str(error).partition("Dataset' object has no attribute ")[2]
+        reason = f"no {missing.strip(chr(39))}" if missing else reason
+        return None, f"no DICOM SEG file, because the headers are incomplete ({reason})"
 
 
 def _write(files: Sequence[Location], masks: Sequence[NDArray[np.bool_]], options: SourceOptions) -> bytes:

@@ -359,6 +359,18 @@ def test_a_segmentation_is_made_behind_the_limit_of_memory(tmp_path: Path, monke
     assert reason.startswith("no DICOM SEG file: reading it takes more than 0.293 GB of memory. If you trust the file")
 
 
+def test_a_segmentation_names_the_header_that_is_missing(tmp_path: Path) -> None:
+    pytest.importorskip("highdicom")
+    pixels = write_series(tmp_path / "head", [2.5])
+    files = [Location(path, (), path.name) for path in (tmp_path / "head").iterdir()]
+    for place in files:
+        file = pydicom.dcmread(place.path)
+        del file.PatientName
+        file.save_as(place.path)
+    reason = segmentation(files, list(pixels > 350), SourceOptions())[1]
+    assert reason == "no DICOM SEG file, because the headers are incomplete (no PatientName)"
+
+
 def test_a_series_without_highdicom_says_what_is_missing(
     bright: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
