@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kerasseg_tfrecords.documents import parse_json
-from kerasseg_tfrecords.errors import DataError, KerassegError
+from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.files import read_file
 from kerasseg_tfrecords.tables import read_csv
 
@@ -113,13 +113,11 @@ def run_names(runs: Path) -> list[str]:
 
 def newest_facts(state: Path) -> dict[str, Any] | None:
     """Return the facts of the newest readable state of a run, without its arrays; None without one."""
-    from kerasseg_tfrecords.formats.zip import open_zip  # slow to import
-
     for path in sorted(state.glob("state-*.npz"), reverse=True):
         try:
-            with open_zip(path, 1_000_000) as archive, archive.open("facts.json") as member:
+            with zipfile.ZipFile(path) as archive, archive.open("facts.json") as member:
                 facts = parse_json(member.read(_LARGEST))["facts"]
-        except (KerassegError, OSError, RuntimeError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
             continue
         if isinstance(facts, dict):
             return facts
