@@ -141,15 +141,15 @@ def _show(found: Ranking, shards: Path) -> None:
             table.add_row(Text(one_line(candidate.name)), *_cells(candidate))
         console.print(table)
         slices, patients = count(found.slices, "validation slice"), count(found.patients, "patient")
-        console.print(f"\nUntouched, threshold 0.5, {slices} of {patients}. {found.verdict}", markup=False)
+        console.print(f"\nUntouched, threshold 0.5, {slices} of {patients}. {found.verdict}")
     reasons: dict[str, list[str]] = {}
     for one in found.unmeasured:
         reasons.setdefault(one.reason, []).append(one.name)
     for reason, names in reasons.items():
-        console.print(f"Not measured: {', '.join(map(one_line, names))}: {one_line(reason)}.", markup=False)
+        console.print(f"Not measured: {', '.join(map(one_line, names))}: {one_line(reason)}.")
     if found.candidates:
         best = found.candidates[0].name
-        console.print(f"Next: kerasseg train --shards {shards} --checkpoint {best}", markup=False, soft_wrap=True)
+        console.print(f"Next: kerasseg train --shards {shards} --checkpoint {best}", soft_wrap=True)
 
 
 def _cells(candidate: Candidate) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def compare(
             shown = _pictures(one), _pictures(other)
         except KerassegError as error:
             # Runs may have been copied from another machine without their shards.
-            errors().print(f"Warning: the page has no pictures: {error}", markup=False, style="yellow")
+            errors().print(f"Warning: the page has no pictures: {error}", style="yellow")
     page = out or other.run.parent / f"compare-{found.first}-{found.second}.html"
     write_comparison(found, shown, page)
     if as_json:
@@ -76,7 +76,7 @@ def _pictures(run: Evaluated) -> NetworkPictures:
 def _show(found: Comparison, page: Path) -> None:
     console = screen()
     for letter, name in (("A", found.first), ("B", found.second)):
-        console.print(f"{letter}: {one_line(name)}", markup=False, soft_wrap=True)
+        console.print(f"{letter}: {one_line(name)}", soft_wrap=True)
     console.print()
     sets = {"all slices": found.all, **found.classes}
     wide = console.width >= _ROOM
@@ -93,9 +93,9 @@ def _show(found: Comparison, page: Path) -> None:
         console.print()
         console.print(counts)
     console.print()
-    console.print(found.verdict, markup=False)
+    console.print(found.verdict)
     for text in found.remarks:
-        console.print(text, markup=False)
+        console.print(text)
     if found.changed:
         changed = figures_table("changed most", ("A", "B", "B - A", "class"))
         for change in found.changed:
@@ -104,7 +104,7 @@ def _show(found: Comparison, page: Path) -> None:
         console.print()
         console.print(changed)
     console.print()
-    console.print(f"Page: {page}", markup=False, soft_wrap=True)
+    console.print(f"Page: {page}", soft_wrap=True)
 
 
 def _cells(difference: Difference) -> tuple[str, ...]:

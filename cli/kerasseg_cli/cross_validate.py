@@ -47,7 +47,7 @@ def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> No
         found, root = run(settings, folds, out, [observer], cluster=client)
     if found.out_of_fold is None:
         text = f"Stopped and saved. Resume with: kerasseg cross-validate --resume --out {root}"
-        errors().print(text, markup=False, soft_wrap=True)
+        errors().print(text, soft_wrap=True)
         raise typer.Exit(130)
     if as_json:
         print_json({**json.loads(found.model_dump_json()), "folder": str(root)})
@@ -109,20 +109,18 @@ def _show(found: CrossValidation, root: Path) -> None:
         console.print(
             f"{fold.name}: {fold.after:.4f} over {fold.slices:,} slices, best epoch {fold.best_epoch} of "
             f"{fold.epochs}{last}",
-            markup=False,
         )
     low, high = figures.all.after.low, figures.all.after.high
     if low is not None and high is not None:
-        console.print(f"Dice {figures.all.after.mean:.4f}, 95 % interval {low:.4f} to {high:.4f}.", markup=False)
-    console.print(f"Standard deviation over folds: {figures.spread:.4f}.", markup=False)
+        console.print(f"Dice {figures.all.after.mean:.4f}, 95 % interval {low:.4f} to {high:.4f}.")
+    console.print(f"Standard deviation over folds: {figures.spread:.4f}.")
     console.print(
         "Each fold's best epoch, possibly epoch 0, was chosen on its held-out slices: its Dice is slightly optimistic and "
         "its gain cannot be negative. Nothing chose the last epoch: its gain can be.",
-        markup=False,
     )
-    console.print("The test split was not read.", markup=False)
+    console.print("The test split was not read.")
     for label, path in (("Ensemble of the folds", root / "ensemble"), ("Every slice", root / "out-of-fold.csv")):
-        console.print(f"{label}: {path}", markup=False, soft_wrap=True)
+        console.print(f"{label}: {path}", soft_wrap=True)
 
 
 def _cells(before: Mean, after: Mean | None, gain: Mean | None) -> tuple[str, ...]:

@@ -216,18 +216,18 @@ class _Stage:
 
     def say(self, text: str) -> None:
         if not self.silent:
-            screen().print(text, markup=False, soft_wrap=True)
+            screen().print(text, soft_wrap=True)
 
     def title(self, text: str) -> None:
         """Print a heading after a blank line."""
         if not self.silent:
-            screen().print(f"\n{text}", markup=False, style="bold underline")
+            screen().print(f"\n{text}", style="bold underline")
 
     def typed(self, text: str, prompt: str = "$ ") -> None:
         """Print what a user would type."""
         if not self.silent:
             blank = "\n" if self.whole else ""
-            screen().print(f"{blank}{prompt}{text}", markup=False, style="bold cyan", soft_wrap=True)
+            screen().print(f"{blank}{prompt}{text}", style="bold cyan", soft_wrap=True)
             sys.stdout.flush()
 
     def result(self, step: str, *, shards: str = "shards") -> None:

@@ -64,7 +64,7 @@ def _show(found: Diagnosis, *, quiet: bool) -> None:
     if quiet:
         return
     console.print()
-    console.print(_verdict(found), style="bold", markup=False)
+    console.print(_verdict(found), style="bold")
 
 
 def _text(finding: Finding) -> Text:

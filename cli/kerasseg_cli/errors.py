@@ -138,7 +138,7 @@ def complain(*lines: str, kind: str, exit_code: int, as_json: bool | None = None
         print_json({"error": text, "kind": kind, "exit_code": exit_code, "problems": [], **more})
         return
     for line in lines:
-        errors().print(line, markup=False)
+        errors().print(line)
 
 
 def output_lost(cause: OSError | None = None) -> bool:
@@ -157,7 +157,7 @@ def output_lost(cause: OSError | None = None) -> bool:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             with contextlib.suppress(OSError):  # standard error may be on the same disk
-                errors().print(f"Error: write error on standard output: {error.strerror}.", markup=False)
+                errors().print(f"Error: write error on standard output: {error.strerror}.")
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
@@ -169,7 +169,7 @@ def _show(error: KerassegError) -> None:
     problems = error.problems if isinstance(error, BadInputError) else ()
     if not output_options().as_json:
         for problem in problems:
-            errors().print(f"  {problem}", markup=False)
+            errors().print(f"  {problem}")
     complain(
         f"Error: {error}",
         kind=next(word for kind, word in _KINDS if isinstance(error, kind)),

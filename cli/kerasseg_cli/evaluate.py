@@ -123,7 +123,7 @@ def _show(evaluation: Evaluation, run: Path, *, as_json: bool, quiet: bool) -> N
     from kerasseg.workflows.evaluate import evaluation_folder
 
     for warning in evaluation.warnings:
-        errors().print(f"Warning: {warning}", markup=False, style="yellow")
+        errors().print(f"Warning: {warning}", style="yellow")
     if not quiet:
         summary(evaluation, evaluation_folder(run, evaluation))
 
@@ -137,7 +137,7 @@ def _fail_under(evaluation: Evaluation, least: float | None, *, as_json: bool) -
         return
     why = f"Dice {dice or 0:.4f} is below {least:g}" if figures.with_tumour else "No evaluated slice has a tumour"
     if not as_json:
-        errors().print(f"{why} (--fail-under).", markup=False)
+        errors().print(f"{why} (--fail-under).")
     raise typer.Exit(4)
 
 
@@ -173,23 +173,22 @@ def summary(evaluation: Evaluation, folder: Path | None = None, console: Console
         f"{_SPLITS[evaluation.split]} Dice {_share(dice.mean, 4)}{_within(dice, evaluation.confidence)}, "
         f"{_count(final.all.slices, 'slice')} of {_count(final.all.patients, 'patient')}",
         style="bold",
-        markup=False,
     )
     for line in _verdict(evaluation):
-        out.print(line, markup=False)
+        out.print(line)
     out.print()
     out.print(_stages(evaluation, out.width))
     out.print()
     out.print(_groups(evaluation, final, out.width))
     out.print()
     for line in _lines(evaluation, final):
-        out.print(line, markup=False)
+        out.print(line)
     if folder is not None:
         # Not wrapped, so that paths can be copied.
         if evaluation.earlier is not None:
             place = folder.parent / evaluation.earlier
-            out.print(f"The previous evaluation, with other options, is kept: {place}", markup=False, soft_wrap=True)
-        out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+            out.print(f"The previous evaluation, with other options, is kept: {place}", soft_wrap=True)
+        out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def _verdict(evaluation: Evaluation) -> list[str]:

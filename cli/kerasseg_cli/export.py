@@ -88,7 +88,7 @@ def export(
         print_json({"folder": str(made.folder), "pushed": made.pushed, **metadata})
         return
     for warning in made.metadata.warnings:
-        errors().print(f"Warning: {warning}", markup=False, style="yellow")
+        errors().print(f"Warning: {warning}", style="yellow")
     if not quiet:
         _show(made)
 

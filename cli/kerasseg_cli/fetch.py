@@ -81,7 +81,7 @@ class _Lines:
     def __call__(self, name: str, done: int, total: int) -> None:
         if done >= total and name not in self._said:
             self._said.add(name)
-            errors().print(f"{name}: {total / 1e6:,.1f} MB", markup=False)
+            errors().print(f"{name}: {total / 1e6:,.1f} MB")
 
 
 def _document(found: FetchedDataset) -> dict[str, object]:
@@ -115,4 +115,4 @@ def _show(found: FetchedDataset) -> None:
     console = screen()
     console.print(facts_table(rows))
     console.print()
-    console.print(f"Next: kerasseg prepare {found.folder}", markup=False, soft_wrap=True)
+    console.print(f"Next: kerasseg prepare {found.folder}", soft_wrap=True)

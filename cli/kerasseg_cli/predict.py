@@ -122,7 +122,7 @@ def predict(
     from kerasseg_tfrecords.cluster import connect
 
     def told(name: str) -> None:
-        errors().print(f"{name}: finishing the slices in progress. Press again to stop at once.", markup=False)
+        errors().print(f"{name}: finishing the slices in progress. Press again to stop at once.")
 
     with connect(cluster) as client, progress_bar(quiet=quiet or as_json) as progress, stop_on_signals(told) as stop:
         report = predict_files(
@@ -219,17 +219,17 @@ def summary(report: PredictionReport) -> dict[str, Any]:
 def show(report: PredictionReport, *, quiet: bool) -> None:
     """Print problems and, unless quiet, what was found and where it was written."""
     for problem in report.problems:
-        errors().print(f"  {problem}", markup=False)
+        errors().print(f"  {problem}")
     if not quiet:
         for note in report.notes:
-            errors().print(f"Note: {one_line(note)}", markup=False, style="yellow")
+            errors().print(f"Note: {one_line(note)}", style="yellow")
         for line in lines(report):
-            screen().print(line, markup=False, soft_wrap=True)
+            screen().print(line, soft_wrap=True)
     if report.problems:
         bad = count(len(report.problems), "input")
-        errors().print(f"Error: {bad} could not be read (listed above); all others are done.", markup=False)
+        errors().print(f"Error: {bad} could not be read (listed above); all others are done.")
     if report.interrupted:
-        errors().print("Interrupted. Run the same command with --continue to predict the rest.", markup=False)
+        errors().print("Interrupted. Run the same command with --continue to predict the rest.")
 
 
 def lines(report: PredictionReport) -> list[str]:

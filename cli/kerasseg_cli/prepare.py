@@ -174,8 +174,8 @@ def show(manifest: Manifest, out: Path) -> None:
             )
     console.print(table)
     for line in lines(manifest):
-        console.print(line, markup=False)
-    console.print(f"\nShards: {out}    Next: kerasseg verify {out}", markup=False, soft_wrap=True)
+        console.print(line)
+    console.print(f"\nShards: {out}    Next: kerasseg verify {out}", soft_wrap=True)
 
 
 def lines(manifest: Manifest) -> list[str]:

@@ -31,14 +31,14 @@ def start(as_json: Json = False) -> None:
         return
     console = screen()
     title = "Fine-tune a pretrained U-Net for brain-tumour segmentation on MRI slices. Not for clinical use."
-    console.print(title, markup=False)
+    console.print(title)
     console.print()
     _show(found, console)
     console.print()
-    console.print(f"Next: {found.next}", style="bold", markup=False, soft_wrap=True)
+    console.print(f"Next: {found.next}", style="bold", soft_wrap=True)
     if not any(step.when for step in found.steps):
-        console.print("No data yet? kerasseg demo shows the whole job in a few minutes.", markup=False)
-    console.print("All commands: kerasseg --help    Check the installation: kerasseg doctor", markup=False)
+        console.print("No data yet? kerasseg demo shows the whole job in a few minutes.")
+    console.print("All commands: kerasseg --help    Check the installation: kerasseg doctor")
 
 
 def _show(found: Overview, console: Console) -> None:
@@ -65,7 +65,7 @@ def _show(found: Overview, console: Console) -> None:
     if found.run is not None:
         others = f" (the latest of {found.runs})" if found.runs > 1 else ""
         console.print()
-        console.print(f"Run: {found.run}{others}", markup=False, soft_wrap=True)
+        console.print(f"Run: {found.run}{others}", soft_wrap=True)
 
 
 def _figure(step: StatusLine) -> str:

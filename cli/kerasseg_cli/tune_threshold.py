@@ -91,16 +91,16 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
         _gain("Baseline", found.baseline) + f" Rule: {rule_in_words(found.baseline.rule, found.baseline.length)}.",
     ):
         if line:
-            console.print(line, markup=False)
+            console.print(line)
     if tuned.rule.class_thresholds:
         console.print("Class thresholds apply only if the class is known at prediction time.")
     said = dict.fromkeys(
         [*tuned.notes, *(f"Baseline: {note}" for note in found.baseline.notes if note not in tuned.notes)]
     )
     for note in said:
-        console.print(f"Note: {note}", markup=False)
-    console.print(f"Written: {path}", markup=False, soft_wrap=True)
-    console.print(f"Next: {following}", markup=False, soft_wrap=True)
+        console.print(f"Note: {note}")
+    console.print(f"Written: {path}", soft_wrap=True)
+    console.print(f"Next: {following}", soft_wrap=True)
 
 
 def _table(tuned: Tuned, width: int) -> Table:

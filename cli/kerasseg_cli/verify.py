@@ -71,10 +71,10 @@ def _verify_shards(folder: Path, cluster: str | None, *, as_json: bool, quiet: b
     else:
         _say(found.errors, found.warnings, quiet=quiet)
         if found.sound and not quiet:
-            screen().print(f"Sound: {count(found.records, 'record')} in {count(found.shards, 'shard')}.", markup=False)
+            screen().print(f"Sound: {count(found.records, 'record')} in {count(found.shards, 'shard')}.")
         elif not found.sound:
             found_errors = count(len(found.errors), "error")
-            screen().print(f"{found_errors} in {one_line(folder)}. Prepare the shards again.", markup=False)
+            screen().print(f"{found_errors} in {one_line(folder)}. Prepare the shards again.")
     if not found.sound:
         raise typer.Exit(3)
 
@@ -99,7 +99,7 @@ def _verify_data(
     else:
         _say(tuple(map(str, found.problems)), (*map(str, found.warnings), *found.notes), quiet=quiet)
         if not quiet:
-            screen().print(_sentence(found), markup=False)
+            screen().print(_sentence(found))
     if not found.ok:
         raise typer.Exit(3)
 
@@ -119,7 +119,7 @@ def _sentence(found: IntegrityReport) -> str:
 def _say(wrong: tuple[str, ...], warnings: tuple[str, ...], *, quiet: bool) -> None:
     console = screen()
     for line in wrong:
-        console.print(f"error    {one_line(line)}", markup=False, soft_wrap=True)
+        console.print(f"error    {one_line(line)}", soft_wrap=True)
     if not quiet:
         for line in warnings:
-            console.print(f"warning  {one_line(line)}", markup=False, soft_wrap=True)
+            console.print(f"warning  {one_line(line)}", soft_wrap=True)

@@ -52,7 +52,7 @@ def app(
 
     network = open_network(run, flip_average=flip_average)
     for note in network.notes:
-        errors().print(f"Note: {note}", markup=False, style="yellow")
+        errors().print(f"Note: {note}", style="yellow")
     with (
         stop_on_signals(lambda _name: None) as stop,
         serve(network, host=host, port=port, max_upload_mb=max_upload) as page,
@@ -60,7 +60,7 @@ def app(
         if as_json:
             print_json({"url": page.url, "networks": network.names, "max_upload_mb": max_upload})
         elif not quiet:
-            screen().print(f"{page.url}  (Ctrl-C ends it)", markup=False)
+            screen().print(f"{page.url}  (Ctrl-C ends it)")
         if host not in ("127.0.0.1", "localhost", "::1"):
             errors().print("Warning: other machines can reach this page, without a password.", style="yellow")
         sys.stdout.flush()  # a program that reads the address waits for it

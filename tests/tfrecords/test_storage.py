@@ -602,3 +602,6 @@ def test_folders_and_missing_files_on_the_web_are_refused(web: tuple[str, Path, 
         load_manifest(f"{address}/none")
     with pytest.raises(UsageError, match="does not download from `http://`"):
         local_copy("http://example.org/a.zip")
+    with pytest.raises(UsageError, match="the URL contains white space") as refused:
+        local_copy("https://example.org/a b.zip?sig=S3CRET")
+    assert "S3CRET" not in str(refused.value)
