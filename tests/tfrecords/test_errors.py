@@ -37,6 +37,8 @@ def test_words_and_letters_stay() -> None:
         "https:///me:S3CRET@host/x.keras",
         "https:\\\\me:S3CRET@host",
         "https://host/it's/x.keras?S3CRET",
+        "https://host/x.keras;token=S3C/RET",
+        "(found https://host/a;v=1/x.keras;sig=S3C;key=RET?x#RET)",
         "(found https://host/x.keras?sig=S3C)RET&key='S3CRET')",
         "Max retries exceeded with url: /x.keras?S3CRET (Caused by ...)",
     ],
@@ -48,7 +50,13 @@ def test_credentials_of_every_form_are_removed(text: str) -> None:
 
 
 def test_addresses_without_credentials_stay() -> None:
-    for text in ("https://host:8080/a@v1/x", "https://[::1]:80/x@y", "https://host:443: no answer from a@b", "a: b@c"):
+    for text in (
+        "https://host/a; key=b",
+        "https://host:8080/a@v1/x",
+        "https://[::1]:80/x@y",
+        "https://host:443: no answer from a@b",
+        "a: b@c",
+    ):
         assert KerassegError("no", found=text).found == text
     assert KerassegError("no", found="(see 'https://h/x?q=1', then)").found == "(see 'https://h/x', then)"
 

@@ -603,5 +603,5 @@ def test_folders_and_missing_files_on_the_web_are_refused(web: tuple[str, Path, 
     with pytest.raises(UsageError, match="does not download from `http://`"):
         local_copy("http://example.org/a.zip")
     with pytest.raises(UsageError, match="the URL contains white space") as refused:
-        local_copy("https://example.org/a b.zip?sig=S3CRET")
+        local_copy("https://example.org/a b.zip;sig=S3CRET")
     assert "S3CRET" not in str(refused.value)

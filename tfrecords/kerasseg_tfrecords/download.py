@@ -225,7 +225,7 @@ def forget(target: Path) -> None:
 def check_url(url: str, original: str) -> None:
     """Refuse addresses that are not encrypted, except on this machine; also those that a server redirects to."""
     # Where it ends in a message, and with it what must not be shown, would be unclear.
-    if re.search(r"\s", original) and re.search("[@?]", original):
+    if re.search(r"\s", original) and re.search("[@?#;]", original):
         raise UsageError("the URL contains white space", expected="%20 instead of a space")
     parts = urlsplit(url)
     local = parts.hostname in _LOCAL and urlsplit(original).hostname in _LOCAL

@@ -8,8 +8,8 @@ from collections.abc import Callable
 # Users do not always encode `/`, `?`, `#` or a space in a password, so it ends at `@`; a number after `:` is a port.
 _LOGIN = r"[^\s/:?#@\[]+:(?![0-9]*(?:[/?#:\s]|$)).{0,500}?"
 _USER = re.compile(rf"(?i)\b([a-z][a-z0-9+.-]+:[/\\]+)(?:[^/\\\s?#]*|{_LOGIN})@")
-_ADDRESS = r"\b(?!hf:)[a-z][a-z0-9+.-]*:/{2,}[^\s?#]*|\bhf:/+[^\s?]*(?=\?)|(?<=url: )/[^\s?]*|/[^\s?'\"]*(?=\?\S*=)"
-_QUERY = re.compile(rf"(?i)({_ADDRESS})[?#]\S*?(?=[)\]'\",;:.]*(?:\s|$))")
+_ADDRESS = r"\b(?!hf:)[a-z][a-z0-9+.-]*:/{2,}[^\s?#]*?|\bhf:/+[^\s?]*(?=\?)|(?<=url: )/[^\s?]*|/[^\s?'\"]*(?=\?\S*=)"
+_QUERY = re.compile(rf"(?i)({_ADDRESS})(?:[?#]|;[\w.-]+=)\S*?(?=[)\]'\",;:.]*(?:\s|$))")
 
 Progress = Callable[[str, int, int], None]
 """Called with (current step, finished items, total items)."""
@@ -43,13 +43,15 @@ def duration(seconds: float) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Remove user names, passwords, queries and fragments from all URLs in a text before it is shown or recorded.
+    """Remove logins, parameters, queries and fragments from all URLs in a text before it is shown or recorded.
 
-    Signed URLs have their key in the query. `Path` reduces `://` to `:/`.
+    Signed URLs have their key in the query; some servers take one after a semicolon. `Path` reduces `://` to `:/`.
 
     Example:
         >>> without_credentials("https://me:secret@host.org:8080/a/unet.keras?X-Amz-Signature=3f#top")
         'https://host.org:8080/a/unet.keras'
+        >>> without_credentials("https://host.org/unet.keras;jsessionid=3f")
+        'https://host.org/unet.keras'
         >>> without_credentials("hf://me/unet@v#1/best.keras?hf_3f"), without_credentials("what?.mat")
         ('hf://me/unet@v#1/best.keras', 'what?.mat')
     """

@@ -750,7 +750,7 @@ def test_arrays_are_pictures(tmp_path: Path) -> None:
     (tmp_path / "images/1.npy").write_bytes(
         b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999, 99999)}".ljust(128)
     )
-    with pytest.raises(DataError, match=r"1\.npy: reading it takes more than 2 GB of memory"):
+    with pytest.raises(DataError, match=r"1\.npy: a damaged NPY file .*more values than its 128 bytes"):
         read_item(item, OPTIONS)
 
 

@@ -15,6 +15,7 @@ from kerasseg_tfrecords.errors import DataError
 from kerasseg_tfrecords.formats.codecs import decode
 from kerasseg_tfrecords.formats.image_headers import Header, check_pixels, damaged, inspect, pillow
 from kerasseg_tfrecords.formats.sniff import picture_kind
+from kerasseg_tfrecords.isolation import memory_limit
 
 _MOST_FRAMES = 1 << 26  # pixels of all frames of a GIF
 
@@ -117,8 +118,10 @@ def _array(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             values: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    except MemoryError:
-        raise
+    except MemoryError:  # NumPy allocates what is declared before it reads
+        if len(data) > memory_limit() // 8:
+            raise
+        raise damaged(name, "NPY", f"it declares far more values than its {len(data)} bytes hold") from None
     except Exception as error:  # NumPy passes on what Python's tokenizer and parser raise
         what, found = "a damaged NPY file, or an unsupported kind of it", f"{type(error).__name__}: {error}"[:99]
         raise DataError(what, path=name, found=found) from None
