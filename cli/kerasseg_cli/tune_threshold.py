@@ -79,7 +79,7 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
     from kerasseg.postprocessing import MaskRule, rule_in_words
 
     console = screen()
-    tuned = found.model
+    tuned, before = found.model, found.baseline
     console.print(_table(tuned, console.width))
     console.print()
     for line in (
@@ -88,16 +88,14 @@ def show(found: ThresholdFile, path: Path, following: str) -> None:
         "" if tuned.rule == MaskRule() and tuned.decision else f"Rule: {rule_in_words(tuned.rule, tuned.length)}.",
         _certainty(tuned),
         _curve(tuned),
-        _gain("Baseline", found.baseline) + f" Rule: {rule_in_words(found.baseline.rule, found.baseline.length)}.",
+        before and _gain("Baseline", before) + f" Rule: {rule_in_words(before.rule, before.length)}.",
     ):
         if line:
             console.print(line)
     if tuned.rule.class_thresholds:
         console.print("Class thresholds apply only if the class is known at prediction time.")
-    said = dict.fromkeys(
-        [*tuned.notes, *(f"Baseline: {note}" for note in found.baseline.notes if note not in tuned.notes)]
-    )
-    for note in said:
+    others = before.notes if before else ()
+    for note in dict.fromkeys([*tuned.notes, *(f"Baseline: {note}" for note in others if note not in tuned.notes)]):
         console.print(f"Note: {note}")
     console.print(f"Written: {path}", soft_wrap=True)
     console.print(f"Next: {following}", soft_wrap=True)

@@ -209,7 +209,8 @@ class ThresholdFile(BaseModel):
         fingerprint: Fingerprint of the data set.
         classes: Class names.
         model: The rule for `model.keras`.
-        baseline: The rule for `baseline.keras`, tuned in the same way for a fair comparison.
+        baseline: The rule for `baseline.keras`, tuned in the same way for a fair comparison; None if training did not start
+            from a whole pretrained network.
         flip_average: Whether predictions of each image and its mirror image were averaged; None if not.
         digest: SHA-256 of the rest, which detects edits by hand.
     """
@@ -225,7 +226,7 @@ class ThresholdFile(BaseModel):
     fingerprint: str
     classes: tuple[str, ...]
     model: NetworkRule
-    baseline: NetworkRule
+    baseline: NetworkRule | None
     flip_average: bool | None = None
     digest: str = ""
 
@@ -266,8 +267,7 @@ def load_threshold(run: RunDirectory) -> ThresholdFile:
     if file.digest != file.own_digest():
         raise DataError("the rule was edited by hand", path=path, found="a wrong digest", remedy=f"{again}. {own}")
     for rule in (file.model, file.baseline):
-        network = run.root / rule.network
-        if not network.is_file():
+        if rule is None or not (network := run.root / rule.network).is_file():
             continue  # opening the weights reports this
         found = network_sha256(network)
         if found != rule.sha256:

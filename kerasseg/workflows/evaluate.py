@@ -328,7 +328,8 @@ def _tuned(run: RunDirectory, data: _Data, options: _Options) -> _Rules:
             flip_average=options.flip_average,
             progress=options.progress,
         )
-    return _Rules(evidence.model.rule, evidence.baseline.rule, "postprocessing", evidence)
+    before = evidence.baseline or evidence.model  # without a baseline, its rule is not used
+    return _Rules(evidence.model.rule, before.rule, "postprocessing", evidence)
 
 
 def _overlap(config: RunConfig, data: _Data, options: _Options) -> int | None:
@@ -607,12 +608,13 @@ def _write_page(
 
     curve = None
     if evidence is not None:
+        before = evidence.baseline
         curve = ThresholdCurve(
             thresholds=evidence.model.curve.thresholds,
             dice=evidence.model.curve.dice,
             chosen=evidence.model.rule.threshold,
-            baseline=evidence.baseline.curve.dice,
-            baseline_chosen=evidence.baseline.rule.threshold,
+            baseline=None if before is None else before.curve.dice,
+            baseline_chosen=None if before is None else before.rule.threshold,
         )
     write_report(evaluation, rows, pictures, path, threshold_curve=curve)
 

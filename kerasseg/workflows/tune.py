@@ -41,6 +41,8 @@ def tune_run(
 ) -> ThresholdFile:
     """Tune the rule of a run's network and of its baseline on validation slices, and write both to `threshold.json`.
 
+    A baseline that was not pretrained as a whole has no rule: there is nothing to compare with.
+
     The split cannot be chosen: tuning on the test split would invalidate the test figures. The rule of a cross-validation's
     ensemble is tuned on out-of-fold predictions.
 
@@ -63,7 +65,7 @@ def tune_run(
     """
     run.require_rest()
     config = run.config()
-    for file in (run.model_file, run.baseline_file):
+    for file in (run.model_file, run.baseline_file)[: 1 + config.pretrained]:
         if not file.is_file():
             remedy = f"Resume the run: kerasseg train --resume --out {run.root}"
             raise DataError("the run has no such network", path=file, remedy=remedy)
@@ -93,7 +95,7 @@ def tune_run(
         fingerprint=manifest.fingerprint,
         classes=manifest.classes,
         model=tuned("model", run.model_file),
-        baseline=tuned("baseline", run.baseline_file),
+        baseline=tuned("baseline", run.baseline_file) if config.pretrained else None,
         flip_average=flip_average or None,
     )
     return save_threshold(run, result)

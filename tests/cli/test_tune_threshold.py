@@ -105,6 +105,12 @@ def edit(run: RunDirectory, change: Callable[[dict[str, Any]], None]) -> None:
     run.threshold_file.write_text(json.dumps(document))
 
 
+def edit_config(run: RunDirectory, settings: dict[str, str]) -> None:
+    document = json.loads(run.config_file.read_text())
+    document["settings"].update(settings)
+    run.config_file.write_text(json.dumps(document))
+
+
 def test_it_is_what_a_plain_computation_finds(tuned: RunDirectory, shards: Path) -> None:
     """The network is run by hand, its output resized, thresholded and scored; no other threshold is better."""
     import cv2
@@ -145,6 +151,19 @@ def test_as_typed(tuned: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert done.stdout.splitlines()[-1] == "Next: kerasseg evaluate --threshold auto"
     after = json.loads(tuned.threshold_file.read_text())
     assert {**after, "created": ""} == {**before, "created": ""}
+
+
+@pytest.mark.parametrize("start", [{"strategy": "scratch"}, {"encoder": "mobilenetv3small"}])
+def test_a_start_that_was_not_pretrained_as_a_whole_is_not_tuned(
+    copy: RunDirectory, tuned: RunDirectory, start: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_config(copy, start)
+    copy.baseline_file.unlink()
+    found = tune_run(copy)
+    assert found == load_threshold(copy)
+    assert (found.model, found.baseline) == (load_threshold(tuned).model, None)
+    show(found, copy.threshold_file, "next")
+    assert "Baseline" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -107,9 +107,11 @@ def test_training_from_fresh_weights_is_not_compared_with_them(evaluate: Evaluat
     config = json.loads((desk / "run" / "config.json").read_text())
     config["settings"]["strategy"] = "scratch"
     (desk / "run" / "config.json").write_text(json.dumps(config))
-    found = evaluate("validation", None, 0.5)
-    assert (found.baseline, found.gain) == (None, {})
-    assert not any("baseline" in warning for warning in found.warnings)
+    for threshold in (0.5, "auto"):
+        found = evaluate("validation", None, threshold)
+        assert (found.baseline, found.gain) == (None, {})
+        assert not any("baseline" in warning for warning in found.warnings)
+    assert load_threshold(RunDirectory.open(desk / "run")).baseline is None
 
 
 def test_figures_are_those_of_the_shards_by_hand(evaluate: Evaluate, desk: Path) -> None:
