@@ -31,6 +31,7 @@ _MOST_VALUES = 2_000_000  # per configuration; EfficientNetB7 has 100,000, and e
 _MOST_LAYERS = 5000  # a U-Net on EfficientNetB7 has about 1,000, and each takes Keras some milliseconds
 _DEEPEST = 200
 _LARGEST_MAP = 1 << 28  # values in one feature map of one image: 1 GiB in float32
+_MOST_HELD = 1 << 31  # values in maps that are needed at the same time; a large U-Net needs 2^30 for 2048x2048 pixels
 _MOST_TERMS = 1 << 16  # of one sum, which take TensorFlow half a second
 _INACTIVE = {"ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity",
              "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"}  # fmt: skip
@@ -357,6 +358,12 @@ def time_limit(seconds: float) -> Iterator[None]:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
 
 
+def _nodes(model: Any) -> list[Any]:
+    """Return the nodes of a functional or sequential model in the order in which they are computed."""
+    nodes = getattr(getattr(model, "_functional", None) or model, "_nodes_by_depth", {})
+    return [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]
+
+
 def check_sums(model: keras.Model) -> None:
     """Refuse a network with a sum of sums of very many terms.
 
@@ -368,8 +375,7 @@ def check_sums(model: keras.Model) -> None:
         if id(model) in known:
             return known[id(model)]
         terms: dict[int, int] = {}
-        nodes = getattr(getattr(model, "_functional", None) or model, "_nodes_by_depth", {})
-        for node in [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]:
+        for node in _nodes(model):
             kind, found = type(node.operation).__name__, 1
             if isinstance(node.operation, keras.Model) or kind == "Add" or kind in _INACTIVE:
                 found = sum(terms.get(id(tensor), 1) for tensor in node.input_tensors)
@@ -386,29 +392,41 @@ def check_sums(model: keras.Model) -> None:
 
 
 def check_maps(model: keras.Model) -> None:
-    """Refuse a network with a feature map so large that running it on one image would exhaust memory."""
+    """Refuse a network with feature maps so large that running it on one image would exhaust memory."""
 
-    def check(operation: Any, outputs: Any) -> Any:
-        for tensor in keras.tree.flatten(outputs):
-            _check_map(operation.name, tensor.shape[1:])
-        return outputs
+    def size(operation: Any, outputs: Any) -> int:
+        return sum(_check_map(operation.name, tensor.shape[1:]) for tensor in keras.tree.flatten(outputs))
 
     models = [model, *(m for m in model._flatten_layers(include_self=False) if isinstance(m, keras.Model))]
     operations = [o for m in models for o in getattr(m, "operations", ())]
     for operation in operations:
         for node in operation._inbound_nodes:
-            check(operation, node.output_tensors)
+            size(operation, node.output_tensors)
             if getattr(operation, "pad_to_aspect_ratio", False):
                 rows, columns, channels = (n or _OPEN_SIZE for n in node.input_tensors[0].shape[1:])
                 height, width = max(operation.height, 1), max(operation.width, 1)
                 padded = max(rows, columns * height // width), max(columns, rows * width // height), channels
                 _check_map(operation.name, padded)
+    for each in models:
+        nodes = _nodes(each)
+        _check_held(nodes, [size(node.operation, node.output_tensors) for node in nodes])
     specs = [keras.KerasTensor((1, *(n or _OPEN_SIZE for n in t.shape[1:])), t.dtype) for t in model.inputs]
     if any(None in tensor.shape[1:] for tensor in model.inputs):
         run = getattr(getattr(model, "_functional", None) or model, "_run_through_graph", None)
         if run is not None:
+            sizes: list[int] = []
+
+            def measured(operation: Any) -> Callable[..., Any]:
+                def outputs(*args: Any, **options: Any) -> Any:
+                    found = operation.compute_output_spec(*args, **options)
+                    sizes.append(size(operation, found))
+                    return found
+
+                return outputs
+
             with contextlib.suppress(ValueError, TypeError, NotImplementedError, RuntimeError):
-                run(specs, lambda o: lambda *args, **kw: check(o, o.compute_output_spec(*args, **kw)))
+                run(specs, measured)
+            _check_held([node for node in _nodes(model) if not node.is_input], sizes)
     if keras.backend.backend() == "tensorflow" and any(type(o).__name__ not in _DIRECT for o in operations):
         from kerasseg.checkpoints.savedmodel.messages import steps_of
 
@@ -419,9 +437,25 @@ def check_maps(model: keras.Model) -> None:
             _check_map(name, shape)
 
 
-def _check_map(layer: str, shape: Iterable[int | None]) -> None:
+def _check_held(nodes: Iterable[Any], sizes: Iterable[int]) -> None:
+    """Refuse nodes whose outputs, of `sizes` values each, are too large together while later nodes need them."""
+    known = list(zip(nodes, sizes, strict=False))
+    last = {id(tensor): k for k, (node, _) in enumerate(known) for tensor in node.input_tensors}
+    ends, held = [0] * (len(known) + 1), 0
+    for k, (node, size) in enumerate(known):
+        held += size
+        ends[max(last.get(id(tensor), len(known)) for tensor in node.output_tensors)] += size
+        if held > _MOST_HELD:
+            what = f"refused: at layer `{node.operation.name}` one image takes {held * 4 / 1e9:,.0f} GB"
+            raise CheckpointError(what, found=f"{held:,} numbers in maps", expected=f"at most {_MOST_HELD:,}")
+        held -= ends[k]
+
+
+def _check_map(layer: str, shape: Iterable[int | None]) -> int:
+    """Return the number of values of a map, open sizes taken as one; refuse too many."""
     size = math.prod(n or 1 for n in shape)
     if size > _LARGEST_MAP:
         found = "x".join(str(n or "any") for n in shape)
         what = f"refused: layer `{layer}` makes a map of {size * 4 / 1e9:,.0f} GB from one image"
         raise CheckpointError(what, found=found, expected=f"at most {_LARGEST_MAP:,} numbers")
+    return size

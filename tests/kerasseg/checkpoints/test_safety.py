@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasseg.checkpoints.allowed import check_config
+from kerasseg.checkpoints.allowed import check_config, check_maps
 from kerasseg.checkpoints.open import open_checkpoint
 from kerasseg_tfrecords.errors import CheckpointError
 from kerasseg_tfrecords.isolation import call
@@ -625,6 +625,25 @@ def test_a_map_of_gigabytes_is_refused(size: int | None, canary: Path) -> None:
     x = keras.layers.UpSampling2D(64, name="most")(x)
     keras.Model(image, keras.layers.MaxPooling2D(64**3)(x)).save("x.keras")
     refused(Path("x.keras"), "GB from one image")
+
+
+@pytest.mark.parametrize("size", [256, None])
+@pytest.mark.parametrize("together", [True, False])
+def test_many_large_maps_are_refused_only_if_they_are_needed_together(
+    size: int | None, together: bool, canary: Path
+) -> None:
+    image = keras.Input((size, size, 1))
+    maps, x = [], image
+    for _ in range(24):
+        wide = keras.layers.Conv2D(2048, 1)(image if together else x)
+        x = keras.layers.Conv2D(1, 1)(wide)
+        maps.append(wide if together else x)
+    model = keras.Model(image, keras.layers.Conv2D(1, 1)(keras.layers.Average()(maps)))
+    if together:
+        model.save("x.keras")
+        refused(Path("x.keras"), "one image takes 9 GB")
+    else:
+        check_maps(model)
 
 
 @pytest.mark.parametrize(
