@@ -23,6 +23,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -305,7 +306,7 @@ def _other_values(reader: str, draw: random.Random) -> bytes:
                 case 2 if isinstance(part[key], list) and part[key]:
                     part[key] = part[key] * draw.choice((2, 8))
                 case _:
-                    part[key] = draw.choice(_ODD)
+                    part[key] = deepcopy(draw.choice(_ODD))  # later changes reach into lists
     return json.dumps(document).encode("utf-8", "surrogateescape")
 
 
@@ -330,7 +331,7 @@ def attempt(job: Job) -> list[tuple[int, str]]:
         path = folder / f"{number}{reader.suffix}"
         path.write_bytes(mutated(job.reader, number))
         working_on(path.name, 60)
-        signal.setitimer(signal.ITIMER_PROF, 30 if reader.share == _BUILDS else 2)
+        signal.setitimer(signal.ITIMER_PROF, 30 if reader.share == _BUILDS else 2 if job.reader in _OUTSIDE else 1)
         try:
             reader.read(path)
         except DataError as error:
@@ -368,7 +369,7 @@ def _crashed(job: Job, error: DataError) -> list[tuple[int, str]]:
     return [*found, *(one for part in ordered_map(attempt, rest, crashed=_crashed) for one in part)]
 
 
-_ROUND = 20_000
+_ROUND = 100_000  # builders need other processes, which are started again in each round
 _OUTSIDE = {"splits", "scores", "manifest", "metrics", "records", "outline"}
 _OUTSIDE |= {name for name, reader in READERS.items() if reader.share == _BUILDS}
 """Readers that work in the calling process, at least in part, where nothing ends what takes too long."""
