@@ -140,8 +140,10 @@ def test_records_that_grow_when_parsed_are_refused_before() -> None:
 def test_a_native_mask_of_gigabytes_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kerasseg_tfrecords.records.schema.cv2.imdecode", lambda *_: np.ones((1, 1), np.uint8))
     header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-    assert unpack_native_mask(header + (512).to_bytes(4) * 2).all()
-    for other in (header + (30_000).to_bytes(4) * 2, b"\xff\xd8\xff" + bytes(99)):
+    small = header + (512).to_bytes(4) * 2
+    assert unpack_native_mask(small + b"\1\0").all()
+    large = header + (30_000).to_bytes(4) * 2 + b"\1\0"
+    for other in (large, small + b"\x10\0", small + b"\x08\6", small, b"\xff\xd8\xff" + bytes(99)):
         with pytest.raises(DataError, match="not a PNG"):
             unpack_native_mask(other)
 

@@ -137,7 +137,8 @@ def pack_native_mask(mask: NDArray[np.bool_]) -> bytes:
 
 def unpack_native_mask(data: bytes) -> NDArray[np.bool_]:
     height, width = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])  # a few bytes can unpack to gigabytes
-    good = data.startswith(b"\x89PNG\r\n\x1a\n") and 0 < height * width <= _NATIVE_PIXELS
+    small = data[24:25] <= b"\x08" and data[25:26] == b"\0"  # at most a byte per pixel: grey, not 64 bits of colour
+    good = data.startswith(b"\x89PNG\r\n\x1a\n") and small and 0 < height * width <= _NATIVE_PIXELS
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if good else None
     if image is None:
         raise DataError("the native mask is not a PNG")
