@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlparse
 
 from kerasseg.catalogue import offline_choices
 from kerasseg.checkpoints.provenance import sha256_of
@@ -151,7 +151,7 @@ def fetch(address: str, *, most_bytes: int = _MOST_BYTES) -> Fetched:
 
 
 def _fetch_url(url: str, most_bytes: int) -> Fetched:
-    name = PurePosixPath(urlsplit(url).path).name or "checkpoint"
+    name = PurePosixPath(urlparse(url).path).name or "checkpoint"  # without `;key=...`
     folder = default_cache_folder() / "web"
     tidy = re.sub(r"[^\w.-]", "_", name)[-80:]
     file = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{tidy}"

@@ -30,6 +30,7 @@ from kerasseg.training.tensorboard import scalars
 from kerasseg_tfrecords.documents import read_document
 from kerasseg_tfrecords.errors import KerassegError, UsageError, one_line
 from kerasseg_tfrecords.files import write_atomically
+from kerasseg_tfrecords.text import without_credentials
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Evaluation
@@ -83,13 +84,13 @@ def parse_trackers(texts: Iterable[str]) -> list[TrackerEntry]:
     for text in dict.fromkeys(texts):
         name, _, uri = text.partition(":")
         if name not in _TITLES or (uri and name == "wandb"):
+            shown = name if "@" in uri else without_credentials(text)
+            raise UsageError(f"--track cannot be {shown!r}", expected="mlflow, mlflow:URI or wandb")
+        if without_credentials(uri) != uri:
             raise UsageError(
-                f"--track cannot be {name if '@' in uri else text!r}", expected="mlflow, mlflow:URI or wandb"
-            )
-        if urlsplit(uri).username is not None:
-            raise UsageError(
-                "--track takes no password in the address",
-                remedy="Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead.",
+                "--track takes no password or query in the address",
+                remedy="Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole address as "
+                "MLFLOW_TRACKING_URI.",
             )
         if any(entry.tracker == name for entry in entries):
             raise UsageError(f"--track names {name} twice")
@@ -214,7 +215,8 @@ class Tracker:
             self._client.close(reason)
 
     def _remember(self, identifier: str, uri: str | None) -> None:
-        self._entry.id, self._entry.uri = identifier, uri
+        # The address may be that of MLFLOW_TRACKING_URI; with a password in it, it is read there again.
+        self._entry.id, self._entry.uri = identifier, uri if uri is None or without_credentials(uri) == uri else None
         self._keep()
 
 
@@ -458,4 +460,4 @@ def _anywhere(uri: str) -> str:
 def _gist(error: Exception) -> str:
     """The first line of an error, without passwords in addresses."""
     lines = str(error).strip().splitlines()
-    return one_line(lines[0])[:200] if lines else type(error).__name__
+    return one_line(without_credentials(lines[0]))[:200] if lines else type(error).__name__

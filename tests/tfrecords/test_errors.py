@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -38,6 +39,9 @@ def test_words_and_letters_stay() -> None:
         "https:\\\\me:S3CRET@host",
         "https://host/it's/x.keras?S3CRET",
         "https://host/x.keras;token=S3C/RET",
+        str(Path("https://host/x.keras;token=S3CRET")),
+        str(Path("https://host/x.keras?S3CRET")),
+        str(Path("s3://bucket/x.keras#S3CRET")),
         "(found https://host/a;v=1/x.keras;sig=S3C;key=RET?x#RET)",
         "(found https://host/x.keras?sig=S3C)RET&key='S3CRET')",
         "Max retries exceeded with url: /x.keras?S3CRET (Caused by ...)",
@@ -59,6 +63,7 @@ def test_addresses_without_credentials_stay() -> None:
     ):
         assert KerassegError("no", found=text).found == text
     assert KerassegError("no", found="(see 'https://h/x?q=1', then)").found == "(see 'https://h/x', then)"
+    assert KerassegError("`https://h/x?q=1` is none").what == "`https://h/x` is none"
 
 
 def test_one_and_two_files() -> None:

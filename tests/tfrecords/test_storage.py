@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlparse
 
 import pytest
 from typer.testing import CliRunner
@@ -532,6 +533,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if self.path.startswith("/locked/") and f"token={SECRET}" not in self.path:
             self.send_error(403)
         else:
+            self.path = urlparse(self.path).path
             super().do_GET()
 
     def log_message(self, *_args: object) -> None:
@@ -559,7 +561,7 @@ def test_a_file_on_the_web_is_an_input(
 ) -> None:
     address, folder, _ = web
     shutil.make_archive(str(folder / "figshare"), "zip", raw)
-    url = f"{address}/figshare.zip?token={SECRET}"
+    url = f"{address}/figshare.zip;key={SECRET}?token={SECRET}"
     manifest = prepare(url, tmp_path / "shards", OPTIONS, jobs=1)
     assert manifest.slices_in("train") == load_manifest(shards).slices_in("train")
     assert SECRET.encode() not in b"".join(contents(tmp_path / "shards").values())

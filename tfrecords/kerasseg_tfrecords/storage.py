@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlparse, urlsplit, urlunsplit
 
 from kerasseg_tfrecords.download import download, first_line, version_of
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
@@ -193,7 +193,8 @@ def local_copy(path: Path | str, progress: Progress | None = None) -> Path:
     url = url_of(path)
     if url is None:
         return Path(path)
-    name = unquote(urlsplit(url).path) if _is_web(url) else url.partition("://")[2]
+    # Without `;key=...`, which would hide the suffix and be stored as part of the name.
+    name = unquote(urlparse(url).path) if _is_web(url) else url.partition("://")[2]
     name = name.rstrip("/").rpartition("/")[2]
     if _is_web(url) and ("." not in name or urlsplit(url).path.endswith("/")):
         expected = "the URL of one file, such as a zip archive"

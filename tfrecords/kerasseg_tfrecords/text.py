@@ -8,8 +8,10 @@ from collections.abc import Callable
 # Users do not always encode `/`, `?`, `#` or a space in a password, so it ends at `@`; a number after `:` is a port.
 _LOGIN = r"[^\s/:?#@\[]+:(?![0-9]*(?:[/?#:\s]|$)).{0,500}?"
 _USER = re.compile(rf"(?i)\b([a-z][a-z0-9+.-]+:[/\\]+)(?:[^/\\\s?#]*|{_LOGIN})@")
-_ADDRESS = r"\b(?!hf:)[a-z][a-z0-9+.-]*:/{2,}[^\s?#]*?|\bhf:/+[^\s?]*(?=\?)|(?<=url: )/[^\s?]*|/[^\s?'\"]*(?=\?\S*=)"
-_QUERY = re.compile(rf"(?i)({_ADDRESS})(?:[?#]|;[\w.-]+=)\S*?(?=[)\]'\",;:.]*(?:\s|$))")
+# `Path` leaves one slash of the two.
+_SCHEME = r"\b(?!hf:)(?:[a-z][a-z0-9+.-]*:/|(?:https?|s3|gs):)/"
+_ADDRESS = rf"{_SCHEME}[^\s?#]*?|\bhf:/+[^\s?]*(?=\?)|(?<=url: )/[^\s?]*|/[^\s?'\"]*(?=\?\S*=)"
+_QUERY = re.compile(rf"(?i)({_ADDRESS})(?:[?#]|;[\w.-]+=)\S*?(?=[)\]'\"`,;:.]*(?:\s|$))")
 
 Progress = Callable[[str, int, int], None]
 """Called with (current step, finished items, total items)."""
@@ -45,7 +47,7 @@ def duration(seconds: float) -> str:
 def without_credentials(text: str) -> str:
     """Remove logins, parameters, queries and fragments from all URLs in a text before it is shown or recorded.
 
-    Signed URLs have their key in the query; some servers take one after a semicolon. `Path` reduces `://` to `:/`.
+    Signed URLs have their key in the query; some servers take one after a semicolon.
 
     Example:
         >>> without_credentials("https://me:secret@host.org:8080/a/unet.keras?X-Amz-Signature=3f#top")

@@ -224,6 +224,28 @@ def test_what_a_server_missed_is_sent_when_the_run_is_resumed(
 
 @pytest.mark.rest
 @needs_mlflow
+def test_a_password_in_the_environment_is_not_kept(
+    settings: TrainSettings, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the server is down nor where it answers; and the run can be resumed."""
+    events: list[Event] = []
+    address = "http://ann:secret@{}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(f"127.0.0.1:{free_port()}"))
+    train(settings, tmp_path / "run", [events.append, stopped_after(0)], track=["mlflow"])
+    assert messages(events) == ["tracker-down"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(server.removeprefix("http://")))
+    run = RunDirectory(tmp_path / "run")
+    resume(run, [events.append, stopped_after(1)])
+    before = entry(run)
+    ended, _ = resume(run, [events.append])
+    assert ended.reason == "finished"
+    assert (entry(run)["id"], entry(run)["rows"]) == (before["id"], 3)
+    assert "secret" not in str(events)
+    assert not [path for path in run.root.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+
+
+@pytest.mark.rest
+@needs_mlflow
 def test_a_server_that_never_answers_does_not_hold_up_training(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +332,10 @@ def test_wandb_without_a_login_is_a_warning(
     [
         ("tensorboard", "expected mlflow, mlflow:URI or wandb"),
         ("wandb:http://example.org", "expected mlflow, mlflow:URI or wandb"),
+        ("wandb:http://example.org?key=secret", "expected mlflow, mlflow:URI or wandb"),
         ("mlflow:http://ann:secret@example.org", "MLFLOW_TRACKING_PASSWORD"),
+        ("mlflow:http://example.org/?token=secret", "MLFLOW_TRACKING_URI"),
+        ("mlflow:postgresql://example.org/db?password=secret", "MLFLOW_TRACKING_URI"),
     ],
 )
 def test_trackers_that_are_refused(text: str, words: str) -> None:
