@@ -122,12 +122,13 @@ def _of_the_machine(error: Exception) -> KerassegError | None:
     """Return an error of a full or read-only disk, or of the memory, in words, wherever it was raised; None for others."""
     if isinstance(error, MemoryError) or "OOM when allocating" in str(error):
         return KerassegError("out of memory", remedy="Use a machine with more memory, or a smaller network or batch.")
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ELOOP):
-        return None
-    from kerasseg_tfrecords.files import explain_os_error
+    from kerasseg_tfrecords.files import FULL, explain_os_error, system_error
 
-    path = None if error.filename is None else Path(str(error.filename))
-    found = explain_os_error(error, path or Path())
+    known = system_error(error)
+    if known is None or known.errno not in (*FULL, errno.EROFS, errno.ELOOP):
+        return None
+    path = None if known.filename is None else Path(str(known.filename))
+    found = explain_os_error(known, path or Path())
     return KerassegError(found.what, path=path, remedy=found.remedy)
 
 

@@ -99,6 +99,7 @@ def convert_checkpoint(
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
             size = draft.stat().st_size
+            _check_target(source, target, overwrite=overwrite)  # another process may have written it meanwhile
             draft.replace(target)
     except OSError as error:
         what = "it cannot be written, and nothing was changed"

@@ -31,6 +31,7 @@ from kerasseg.checkpoints.savedmodel import NETWORK_SIGNATURE
 from kerasseg.export.serving import Network
 from kerasseg.postprocessing import MaskRule
 from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.files import explain_os_error, system_error
 from kerasseg_tfrecords.intensity import IntensityRule
 
 
@@ -350,6 +351,8 @@ def write_savedmodel(model: keras.Model, folder: Path, around: FromStored) -> No
     try:
         tf.saved_model.save(module, str(folder), signatures)
     except tf.errors.OpError as error:
+        if (known := system_error(error)) is not None:
+            raise explain_os_error(known, folder) from error
         first = str(error).splitlines()[0][:200]
         raise KerassegError(
             "the SavedModel cannot be written", path=folder, found=first, remedy="Check the free space of the disk."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import threading
 import time
@@ -778,14 +777,16 @@ def _explained(error: KerassegError) -> KerassegError:
     cause = error.__cause__
     if not isinstance(cause, OSError) or cause.errno not in FULL:
         return error
-    free = ""
-    if error.path is not None:
+    free = None
+    inodes = "inodes" in error.what
+    if error.path is not None and not inodes:
         with contextlib.suppress(OSError):
             place = Path(error.path)
             free = f"{shutil.disk_usage(place if place.exists() else place.parent).free:,} bytes free"
     return KerassegError(
         error.what,
         path=error.path,
-        found=free or os.strerror(cause.errno),
-        remedy="Finished masks are kept. Free some space and run the same command with --continue.",
+        found=free,
+        remedy=f"Finished masks are kept. {'Delete some files' if inodes else 'Free some space'} and run the same command "
+        "with --continue.",
     )

@@ -272,6 +272,15 @@ def test_convert_names_weights_that_are_no_numbers(tmp_path: Path) -> None:
     assert not (tmp_path / "out.keras").exists()
 
 
+def test_convert_keeps_what_another_process_has_written_meanwhile(plain: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "out.keras"
+    monkeypatch.setattr("kerasseg.checkpoints.conversion._difference", lambda *_: float(out.write_bytes(b"other")))
+    result = run("convert", plain, out)
+    assert isinstance(result.exception, UsageError)
+    assert out.read_bytes() == b"other"
+    assert list(tmp_path.iterdir()) == [out]
+
+
 @pytest.mark.parametrize("when", ["saving", "comparing"])
 def test_a_failed_conversion_leaves_what_was_there(plain: Path, tmp_path: Path, monkeypatch, when: str) -> None:
     out = tmp_path / "out.keras"

@@ -254,6 +254,7 @@ def test_a_full_disk_below_the_output_is_told_in_one_line(
     ("error", "text"),
     [
         (OSError(28, "No space left on device"), "Error: no space left on the disk."),
+        (RuntimeError("variables; No space left on device [Op:SaveV2]"), "Error: no space left on the disk."),
         (OSError(28, "No space left on device", "out/spool"), "Error: out/spool: no space left on the disk."),
         (OSError(30, "Read-only file system", "out"), "Error: out: the file system is read-only."),
         (MemoryError(), "Error: out of memory. Use a machine with more memory"),

@@ -257,6 +257,21 @@ def test_used_up_inodes_are_not_called_missing_space(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "inodes" in str(caught.value)
     assert "free)" not in str(caught.value).replace("free bytes)", "")
+    # The temporary folder occupies inodes that are free again when the error is explained.
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(values if ".tmp-" in str(path) else state))
+    with pytest.raises(KerassegError, match=rf"^{tmp_path}/made: .*inodes"), atomic_folder(tmp_path / "made"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_errors_name_no_temporary_file(tmp_path: Path) -> None:
+    with pytest.raises(KerassegError) as caught, scratch_folder(tmp_path) as scratch:
+        write_atomically(scratch / "none" / "file", "")
+    assert caught.value.path == str(tmp_path)
+
+
+def test_a_limit_on_the_size_of_files_is_not_a_full_disk() -> None:
+    with pytest.raises(KerassegError, match=r"size limit for temporary files\. Raise the limit"), temporary_space():
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
 def test_a_lock_is_neither_a_pipe_nor_a_link(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def atomic_folder(
     """
     target = target if target.name else target.resolve()
     try:
-        with scratch_folder(within or target.parent, home=target.parent) as scratch:
+        with scratch_folder(within or target.parent, home=target.parent, shown=target) as scratch:
             new, old = scratch / _NEW / target.name, scratch / _OLD / target.name
             new.mkdir(parents=True)
             old.parent.mkdir()
@@ -153,20 +153,20 @@ def atomic_folder(
             if not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
                 raise KerassegError("already exists", path=target, remedy="Choose another folder with --out.")
             _exchange(new, target, old)
-    except KerassegError as error:
-        if (
-            error.path is not None and f"/{_SCRATCH}" in error.path
-        ):  # the name of a temporary file says nothing to users
-            error.path = None
-            error.name_file(str(target))
-        raise
     except OSError as error:
         raise explain_os_error(error, target) from error
 
 
+class _NoInodesError(OSError):
+    """The disk had room for bytes, but not for more files, when the error was raised."""
+
+
 @contextlib.contextmanager
-def scratch_folder(parent: Path, *, home: Path | None = None) -> Iterator[Path]:
-    """Create a folder for temporary files in `parent`, and delete it at the end; see also `remove_leftovers`."""
+def scratch_folder(parent: Path, *, home: Path | None = None, shown: Path | None = None) -> Iterator[Path]:
+    """Create a folder for temporary files in `parent`, and delete it at the end; see also `remove_leftovers`.
+
+    Errors about files in it name `shown` instead, by default `parent`.
+    """
     parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(parent, home=home)
     while True:
@@ -182,6 +182,15 @@ def scratch_folder(parent: Path, *, home: Path | None = None) -> Iterator[Path]:
         os.close(descriptor)  # another process took it for a leftover before it was locked
     try:
         yield scratch
+    except KerassegError as error:
+        if error.path is not None and scratch.name in error.path:  # the name of a temporary file says nothing to users
+            error.path = None
+            error.name_file(str(shown or parent))
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC and _out_of_inodes(scratch):  # later, its own inodes are free again
+            raise _NoInodesError(error.errno, error.strerror, error.filename) from error
+        raise
     finally:
         os.close(descriptor)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -250,11 +259,23 @@ def explain_os_error(error: OSError, path: Path) -> KerassegError:
         errno.EROFS: ("the file system is read-only", f"{other}."),
         errno.ENAMETOOLONG: ("the file name is too long", f"{other}."),
     }
-    if error.errno == errno.ENOSPC and _out_of_inodes(path):
+    if isinstance(error, _NoInodesError) or (error.errno == errno.ENOSPC and _out_of_inodes(path)):
         what = "the disk has no room for more files (its inodes are used up; there may be free bytes)"
         return KerassegError(what, path=path, remedy="Delete some files and run the same command again.")
     what, remedy = remedies.get(error.errno or 0, (f"cannot be written: {error.strerror or error}", None))
     return KerassegError(what, path=path, remedy=remedy)
+
+
+def system_error(error: Exception) -> OSError | None:
+    """Return the error of the disk behind an exception that only quotes the system, such as those of TensorFlow.
+
+    Example:
+        >>> system_error(RuntimeError("variables_temp; No space left on device [Op:SaveV2]")).errno == errno.ENOSPC
+        True
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return next((OSError(n, os.strerror(n)) for n in (*FULL, errno.EROFS) if os.strerror(n) in str(error)), None)
 
 
 def make_folder(folder: Path) -> None:
@@ -291,12 +312,14 @@ def temporary_space() -> Iterator[None]:
         if error.errno not in FULL and not none:
             raise
         folder = Path(os.environ.get("TMPDIR", "/tmp") if none else tempfile.gettempdir())  # noqa: S108
-        what = "no space left on the disk" if none else explain_os_error(error, folder).what
+        known = explain_os_error(OSError(errno.ENOSPC, "") if none else error, folder)
+        limited = error.errno == errno.EFBIG
+        elsewhere = "Free some space there, or use a folder on another disk: TMPDIR=FOLDER before the same command."
         raise KerassegError(
-            f"{what} for temporary files",
+            f"{known.what} for temporary files",
             path=folder,
-            found=_free(folder),
-            remedy="Free some space there, or use a folder on another disk: TMPDIR=FOLDER before the same command.",
+            found=None if limited else _free(folder),
+            remedy=known.remedy if limited else elsewhere,
         ) from error
 
 
