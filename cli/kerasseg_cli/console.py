@@ -69,7 +69,12 @@ def print_json(document: Any) -> None:
     """Print a document on standard output, without styles or wrapping."""
     import sys
 
-    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a terminal without the characters, or a file name that is not UTF-8
+        text = json.dumps(document, indent=1)
+    sys.stdout.write(text + "\n")
 
 
 def figures_table(first: str, headings: Iterable[str], *, gap: int = 1) -> Table:

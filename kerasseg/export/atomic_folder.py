@@ -10,11 +10,12 @@ from pathlib import Path
 from kerasseg.export.schema import METADATA, SCHEMA
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import KerassegError, UsageError
-from kerasseg_tfrecords.files import atomic_folder, explain_os_error, read_file
+from kerasseg_tfrecords.files import atomic_folder, check_utf8, explain_os_error, read_file
 
 
 def check_place(target: Path, *, overwrite: bool) -> None:
     """Check that an export can be written to a folder."""
+    check_utf8(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not _is_export(target):

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 from kerasseg.runs.config import RunConfig, read_config
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import explain_os_error, lock, open_atomically, read_file, sync_folder, write_atomically
+from kerasseg_tfrecords.files import (
+    check_utf8,
+    explain_os_error,
+    lock,
+    open_atomically,
+    read_file,
+    sync_folder,
+    write_atomically,
+)
 from kerasseg_tfrecords.storage import refuse_url
 
 if TYPE_CHECKING:
@@ -73,6 +81,7 @@ class RunDirectory:
     def check_free(root: Path) -> None:
         """Check that a folder can hold a new run."""
         refuse_url(root)
+        check_utf8(root)
         if (root / _CONFIG).exists():
             raise UsageError(
                 "the folder already holds a run",

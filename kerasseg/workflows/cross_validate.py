@@ -41,7 +41,7 @@ from kerasseg_tfrecords.cluster import cluster_pool, tell
 from kerasseg_tfrecords.conversion.folds import write_folds
 from kerasseg_tfrecords.documents import read_document
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import lock, make_folder, write_atomically
+from kerasseg_tfrecords.files import check_utf8, lock, make_folder, write_atomically
 from kerasseg_tfrecords.records.manifest import load_manifest
 from kerasseg_tfrecords.storage import refuse_url
 from kerasseg_tfrecords.tables import format_csv
@@ -166,6 +166,8 @@ def cross_validate(
     manifest = load_manifest(settings.shards)
     root = new_folder(f"cv{folds}-{settings.strategy}") if out is None else Path(out)
     refuse_url(root)
+    check_utf8(root.absolute())  # as the folds' settings have it
+    with_absolute_paths(settings)  # for its checks: nothing is written before
     root = root if cluster is None else root.absolute()
     asked = CrossValidation(
         kerasseg=__version__,

@@ -59,7 +59,7 @@ from kerasseg.training.tensorboard import EventWriter
 from kerasseg.training.tracking import Tracker, TrackerEntry, begin_tracking, parse_trackers, trackers_of
 from kerasseg.training.trainer import Plan, Trainer
 from kerasseg_tfrecords.errors import CheckpointError, DataError, KerassegError, UsageError
-from kerasseg_tfrecords.files import write_atomically
+from kerasseg_tfrecords.files import check_utf8, write_atomically
 from kerasseg_tfrecords.records.manifest import Manifest, load_manifest
 from kerasseg_tfrecords.storage import absolute
 from kerasseg_tfrecords.text import without_credentials
@@ -528,6 +528,8 @@ def with_absolute_paths(settings: TrainSettings) -> TrainSettings:
         full["checkpoint"] = str(Path(settings.checkpoint).absolute())
     if settings.encoder_weights is not None and Path(settings.encoder_weights).exists():
         full["encoder_weights"] = str(Path(settings.encoder_weights).absolute())
+    for path in full.values():
+        check_utf8(path)
     return settings.model_copy(update=full)
 
 

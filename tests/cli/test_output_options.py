@@ -53,6 +53,20 @@ def test_every_command_has_the_common_options(name: str) -> None:
         assert declared[frozenset((option.default, *option.param_decls))] == (option.help, False)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_json_holds_every_name_on_every_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kerasseg_cli.console import print_json
+
+    name = "\N{LATIN SMALL LETTER O WITH DIAERESIS}\udcf6"  # the latter is a byte that is not UTF-8
+    output = io.BytesIO()
+    with io.TextIOWrapper(output, encoding, errors="strict") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        print_json({"path": name})
+        stdout.flush()
+        assert json.loads(output.getvalue().decode(encoding)) == {"path": name}
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_help_fits_the_terminal(name: str, columns: int) -> None:

@@ -325,6 +325,7 @@ def test_a_run_that_is_over_or_of_a_newer_version_is_not_gone_on_with(
         ((*TINY, "--batch-size", 60), 2, "a batch is larger than the training split"),
         ((*TINY, "--depth", 9), 2, "cannot be"),
         (("--config", "nothing.json"), 3, "nothing.json: .*missing"),
+        (("--out", "Gr\udcf6\udcdfe"), 2, "the path is not valid UTF-8. Rename"),
     ],
 )
 def test_what_cannot_be_meant_is_said(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from kerasseg_tfrecords.errors import KerassegError
+from kerasseg_tfrecords.errors import KerassegError, UsageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers for: disk full, quota used up, file size limit reached."""
@@ -276,6 +276,15 @@ def system_error(error: Exception) -> OSError | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error
     return next((OSError(n, os.strerror(n)) for n in (*FULL, errno.EROFS) if os.strerror(n) in str(error)), None)
+
+
+def check_utf8(path: Path | str) -> None:
+    """Refuse a path with bytes that are not UTF-8, which neither JSON nor TensorFlow's writers take."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        remedy = "Rename the folder or file, or use another one."
+        raise UsageError("the path is not valid UTF-8", path=path, remedy=remedy) from error
 
 
 def make_folder(folder: Path) -> None:

@@ -608,6 +608,12 @@ def test_an_earlier_export_is_replaced_only_when_asked(export: Export, tmp_path:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_place_that_tensorflow_cannot_write_to_is_refused(export: Export, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not valid UTF-8"):
+        export(out=tmp_path / "Gr\udcf6\udcdfe")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_export_is_never_replaced(export: Export, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("x")

@@ -250,6 +250,12 @@ def test_another_cross_validation_is_not_written_over(
         cross_validate(settings, 2, desk / "raw")
     with pytest.raises(UsageError, match="cannot be divided into 50 folds"):
         cross_validate(settings, 50, desk / "runs" / "many")
+    odd = desk / "Gr\udcf6\udcdfe"
+    shutil.copytree(settings.shards, odd / "shards")
+    for shards, out in ((settings.shards, odd / "cv"), (str(odd / "shards"), desk / "runs" / "odd")):
+        with pytest.raises(UsageError, match="not valid UTF-8"):
+            cross_validate(settings.model_copy(update={"shards": shards}), 2, out)
+        assert not out.exists()
     with pytest.raises(DataError, match="the cross-validation is missing"):
         read_cross_validation(desk / "raw")
 
