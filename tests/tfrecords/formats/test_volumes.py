@@ -96,6 +96,21 @@ def test_masks_are_written_in_the_same_place(tmp_path: Path) -> None:
         equal(back, twin())
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_what_a_header_says_beside_the_voxels_is_neither_needed_nor_copied(kind: Any) -> None:
+    """Many tools store their parameters behind the header, and file names in it."""
+    image = kind(VOXELS, AFFINE)
+    for name in {"descrip", "aux_file", "db_name", "intent_name"} & set(image.header.keys()):
+        image.header[name] = b"/home/ann"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"/home/ann " * 5000))
+    for data in (image.to_bytes(), gzip.compress(image.to_bytes())):
+        volume = read_volume(data, "a", 10**6)
+        equal(volume, twin())
+        mask = write_like(volume.voxels.astype(np.int16), volume.header)
+        equal(read_volume(mask, "back", 10**6), twin())
+        assert b"/home/ann" not in gzip.decompress(mask)
+
+
 def test_voxels_in_another_file_are_not_fetched(tmp_path: Path) -> None:
     itk(tmp_path / "a.mhd")
     secret = (tmp_path / "a.mhd").read_bytes().replace(b"a.raw", str(tmp_path / "a.raw").encode())

@@ -78,7 +78,8 @@ def read_volume(data: bytes, name: str, max_voxels: int, *, channel: int = -1, p
     kind = _header_class(start, name, pair=pair is not None)
     try:
         with imageglobals.LoggingOutputSuppressor():  # nibabel logs its corrections of a header to standard error
-            header = kind.from_fileobj(io.BytesIO(start))
+            # Without the extensions behind it, which are of any length and say nothing about the voxels.
+            header = kind(start[: kind.template_dtype.itemsize])
         # Some programs leave the offset at 0.
         offset = header.get_data_offset() or (0 if pair is not None else int(header["sizeof_hdr"]) + 4)
         stored = voxels_of(header, data if pair is None else pair, offset, name, max_voxels)
@@ -248,10 +249,14 @@ def write_like(voxels: NDArray[Any], header: bytes) -> bytes:
     new.set_data_dtype(voxels.dtype)
     new.set_slope_inter(1, 0)
     new["cal_min"] = new["cal_max"] = 0  # a display window for the grey levels of the other file
+    for name in _TEXTS & set(new.keys()):
+        new[name] = b""
     new.extensions.clear()
     return gzip.compress(kind(stored, None, new).to_bytes(), mtime=0)
 
 
+_TEXTS = {"descrip", "aux_file", "intent_name", "db_name", "data_type"}
+"""What tools and people write about the other file, which may be a name or a path."""
 _REMEDY = "Download or copy it again"
 
 
