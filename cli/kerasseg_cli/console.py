@@ -69,6 +69,8 @@ def print_json(document: Any) -> None:
     """Print a document on standard output, without styles or wrapping."""
     import sys
 
+    if sys.stdout is None:  # closed
+        return
     text = json.dumps(document, indent=1, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import io
 import os
 import re
 import signal
@@ -226,6 +227,8 @@ class Commands(TyperGroup):
         if not standalone_mode:
             return run()
         typed = list(sys.argv[1:] if args is None else args)
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every character of a name
         try:
             code = run()
         except _USAGE as error:

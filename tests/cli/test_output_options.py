@@ -247,6 +247,34 @@ def print_and_fail() -> None:
     raise typer.Exit(3)
 
 
+def test_a_name_is_shown_on_a_terminal_without_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shows() -> None:
+        from kerasseg_cli.console import screen
+
+        screen().print("\N{GREEK SMALL LETTER MU}.mat")
+
+    output = io.BytesIO()
+    with io.TextIOWrapper(output, "ascii") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        with pytest.raises(SystemExit) as ended:
+            made(shows)(["shows"], standalone_mode=True)
+        monkeypatch.undo()
+        assert output.getvalue() == b"\\u03bc.mat\n"
+    assert ended.value.code == 0
+
+
+@pytest.mark.parametrize(("command", "code"), [(plain, 0), (print_a_little, 0), (print_and_fail, 3)])
+def test_a_closed_standard_output_changes_no_exit_code(
+    command: Any, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    with pytest.raises(SystemExit) as ended:
+        made(command)([command.__name__.replace("_", "-")], standalone_mode=True)
+    monkeypatch.undo()
+    assert ended.value.code == code
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("command", [plain, print_much, print_a_little, print_and_fail], ids=lambda c: c.__name__)
