@@ -174,17 +174,18 @@ def using_options(asked: OutputOptions) -> Iterator[None]:
     if "KERASSEG_DEBUG" in os.environ:
         asked = replace(asked, debug=True)
     token = _ASKED.set(asked)
-    # TensorFlow also warns about its internals through Python's logging.
-    tensorflow = logging.getLogger("tensorflow")
-    level = tensorflow.level
+    # TensorFlow warns about its internals, and matplotlib about a home folder where it cannot keep a cache.
+    others = {logger: logger.level for logger in map(logging.getLogger, ("tensorflow", "matplotlib"))}
     if not asked.debug:
-        tensorflow.setLevel(logging.ERROR)
+        for logger in others:
+            logger.setLevel(logging.ERROR)
     with _log_shown() if asked.verbose else contextlib.nullcontext():
         try:
             yield
         finally:
             _ASKED.reset(token)
-            tensorflow.setLevel(level)
+            for logger, level in others.items():
+                logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ needed to find them, and any other content is refused.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -136,13 +137,14 @@ def fetch_dataset(
     fetched: list[str] = []
     present: list[str] = []
     busy = "another process is downloading to this folder"
-    with lock(folder / ".fetch.lock", "data", busy=busy):
+    held = folder / ".fetch.lock"
+    with lock(held, "data", busy=busy), contextlib.ExitStack() as ended:
+        ended.callback(held.unlink, missing_ok=True)
         _check_room(dataset, folder)
         for file in dataset.files:
             came = _fetch(file, folder, progress)
             (fetched if came else present).append(file.name)
             _LOG.info("%s: %s", file.name, "downloaded and verified" if came else "present and verified")
-    (folder / ".fetch.lock").unlink(missing_ok=True)
     return FetchedDataset(dataset, folder, tuple(fetched), tuple(present))
 
 

@@ -247,6 +247,15 @@ def print_and_fail() -> None:
     raise typer.Exit(3)
 
 
+def test_a_home_folder_that_cannot_be_written_is_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    def draws() -> None:
+        logging.getLogger("matplotlib").warning("created a temporary cache directory")
+
+    assert type_into(made(draws), "draws").exit_code == 0
+    assert not capsys.readouterr().err
+    assert logging.getLogger("matplotlib").level == logging.NOTSET
+
+
 def test_a_name_is_shown_on_a_terminal_without_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     def shows() -> None:
         from kerasseg_cli.console import screen

@@ -315,6 +315,7 @@ def test_a_small_disk_is_noticed_before(published: Server, tmp_path: Path, monke
     with pytest.raises(KerassegError, match="disk is too small.*free.*expected"):
         fetch(tmp_path)
     assert not published.asked
+    assert not list(tmp_path.iterdir())
     # What has come already needs no more room.
     (tmp_path / "1.zip").write_bytes(CONTENT["1.zip"])
     fetch(tmp_path)
