@@ -9,11 +9,10 @@ ensemble/               a run directory with the mean of all folds as its networ
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from kerasseg.evaluation.figures import as_mean
 from kerasseg.evaluation.schema import Mean
 from kerasseg.models.ensemble import ensemble
 from kerasseg.runs.config import RunConfig
-from kerasseg.runs.directory import RUNS, RunDirectory, new_folder
+from kerasseg.runs.directory import RunDirectory, new_folder
 from kerasseg.runs.settings import TrainSettings
 from kerasseg.runs.state import StateStore
 from kerasseg.training.events import Evaluated, Event, Message, Observer
@@ -179,7 +178,7 @@ def cross_validate(
     watching = tuple(observers)
     make_folder(root)
     busy = "another process cross-validates in this folder"
-    with lock(root / ".lock", "runs", busy=busy), _latest_kept():
+    with lock(root / ".lock", "runs", busy=busy):
         state = _begin(root, asked)
         runs = [root / f"fold-{k + 1}" for k in range(folds)]
         for run in runs:
@@ -236,20 +235,6 @@ def _begin(root: Path, asked: CrossValidation) -> CrossValidation:
     return there
 
 
-@contextlib.contextmanager
-def _latest_kept() -> Iterator[None]:
-    """Keep `latest` while folds are trained, since they are not runs of their own."""
-    pointer = RUNS / "latest"
-    before = pointer.read_bytes() if pointer.is_file() else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            write_atomically(pointer, before)
-        else:
-            pointer.unlink(missing_ok=True)
-
-
 # --- one fold ------------------------------------------------------------------------------------------------------------
 
 
@@ -288,7 +273,7 @@ def _train_apart(settings: TrainSettings, root: Path) -> bool:
     """Train one fold in a process of its own on a worker."""
     _wait_for([root])
     with tempfile.TemporaryDirectory() as scratch:
-        os.chdir(scratch)  # `runs/latest` is written here, not into the folder of the worker
+        os.chdir(scratch)  # nothing is written into the folder of the worker
         return _train_fold(root, settings, [partial(_report, root.name)])
 
 
@@ -325,7 +310,7 @@ def _train_fold(root: Path, settings: TrainSettings, observers: Sequence[Observe
         ended, _ = resume(run, observers)
     else:
         own = settings.model_copy(update={"shards": str(root / "shards")})
-        ended, _ = train(own, root, observers)
+        ended, _ = train(own, root, observers, latest=False)  # a fold is no run of its own
     return ended.reason != "interrupted"
 
 

@@ -86,6 +86,7 @@ def train(
     observers: Iterable[Observer] = (),
     *,
     track: Iterable[str] = (),
+    latest: bool = True,
 ) -> tuple[Ended, RunDirectory | None]:
     """Train into a new run directory.
 
@@ -96,6 +97,7 @@ def train(
         out: Folder of the run; None for `runs/<date-time-strategy>`.
         observers: Functions that receive events.
         track: Trackers to send the run to: "mlflow", "mlflow:URI", "wandb". A resumed run keeps them.
+        latest: Whether later commands use this run by default.
 
     Returns:
         The end of the run, and its directory (None on machines that do not write).
@@ -120,11 +122,11 @@ def train(
         session.load()
         if not devices.chief:
             return session.begin(None), None
-        return in_new_run(session, None if out is None else Path(out), trackers)
+        return in_new_run(session, None if out is None else Path(out), trackers, latest=latest)
 
 
 def in_new_run(
-    session: TrainingSession, out: Path | None, trackers: Sequence[TrackerEntry] = ()
+    session: TrainingSession, out: Path | None, trackers: Sequence[TrackerEntry] = (), *, latest: bool = True
 ) -> tuple[Ended, RunDirectory]:
     """Train into a new run directory."""
     model, settings = session.network.model, session.settings
@@ -135,7 +137,8 @@ def in_new_run(
             run.save_model(model, run.baseline_file)
         run.write_config(new_config(settings, session.resolved))
         begin_tracking(run, trackers)
-        run.point_latest()
+        if latest:
+            run.point_latest()
         return session.begin(run), run
 
 

@@ -70,10 +70,14 @@ def _there(desk: Path) -> object:
 
 @pytest.fixture(scope="module")
 def done(desk: Path, settings: TrainSettings, _there: object) -> tuple[CrossValidation, Path]:
-    """Two folds that nobody disturbs, with an earlier run that is the latest."""
+    """Two folds that nobody disturbs; another process starts a run meanwhile, which is the latest."""
     (desk / "runs").mkdir()
-    (desk / "runs" / "latest").write_text("before\n")
-    return cross_validate(settings, 2, desk / "runs" / "cv")
+
+    def other(event: Event) -> None:
+        if isinstance(event, Saved):
+            (desk / "runs" / "latest").write_text("before\n")
+
+    return cross_validate(settings, 2, desk / "runs" / "cv", [other])
 
 
 def table(root: Path) -> list[dict[str, str]]:
