@@ -39,6 +39,7 @@ def test_words_and_letters_stay() -> None:
         "https:\\\\me:S3CRET@host",
         "https://host/it's/x.keras?S3CRET",
         "https://host/x.keras;token=S3C/RET",
+        "https://host/x.keras;S3CRET",
         str(Path("https://host/x.keras;token=S3CRET")),
         str(Path("https://host/x.keras?S3CRET")),
         str(Path("s3://bucket/x.keras#S3CRET")),

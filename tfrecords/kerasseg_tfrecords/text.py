@@ -11,7 +11,7 @@ _USER = re.compile(rf"(?i)\b([a-z][a-z0-9+.-]+:[/\\]+)(?:[^/\\\s?#]*|{_LOGIN})@"
 # `Path` leaves one slash of the two.
 _SCHEME = r"\b(?!hf:)(?:[a-z][a-z0-9+.-]*:/|(?:https?|s3|gs):)/"
 _ADDRESS = rf"{_SCHEME}[^\s?#]*?|\bhf:/+[^\s?]*(?=\?)|(?<=url: )/[^\s?]*|/[^\s?'\"]*(?=\?\S*=)"
-_QUERY = re.compile(rf"(?i)({_ADDRESS})(?:[?#]|;[\w.-]+=)\S*?(?=[)\]'\"`,;:.]*(?:\s|$))")
+_QUERY = re.compile(rf"(?i)({_ADDRESS})(?:[?#]|;\w)\S*?(?=[)\]'\"`,;:.]*(?:\s|$))")
 
 Progress = Callable[[str, int, int], None]
 """Called with (current step, finished items, total items)."""
