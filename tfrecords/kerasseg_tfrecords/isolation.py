@@ -15,7 +15,6 @@ import atexit
 import functools
 import importlib
 import json
-import math
 import os
 import pickle
 import resource
@@ -134,7 +133,7 @@ class Reader:
         last = self._said.read().decode(errors="replace").strip().splitlines()[-1:]
         if silent:
             return f"reading it did not end within {_SILENT} s"
-        if code == -signal.SIGXCPU:
+        if code in (-signal.SIGPROF, -signal.SIGXCPU):  # the latter for a limit of the user's
             return "reading it takes too long"
         if "bad_alloc" in "".join(last):
             return f"reading it takes more than {_gigabytes(self.memory)} of memory"
@@ -266,10 +265,8 @@ def working_on(name: str, seconds: int = SECONDS) -> None:
     """Tell the parent which file is read now, and allow `seconds` of processor time for it; no effect elsewhere."""
     if _out < 0:
         return
-    used = time.process_time()
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    wanted = math.ceil(used) + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    # Not RLIMIT_CPU, which counts from the start by another clock than Python reads: the two drift apart.
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     _send(_WORKING, name)
 
 
@@ -279,6 +276,7 @@ def serve(parent: int, memory: int) -> None:
     _inside, _limit = True, memory
     _out = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not end up among the answers
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
