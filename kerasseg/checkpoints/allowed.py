@@ -416,16 +416,12 @@ def check_maps(model: keras.Model) -> None:
         if run is not None:
             sizes: list[int] = []
 
-            def measured(operation: Any) -> Callable[..., Any]:
-                def outputs(*args: Any, **options: Any) -> Any:
-                    found = operation.compute_output_spec(*args, **options)
-                    sizes.append(size(operation, found))
-                    return found
-
+            def noted(operation: Any, outputs: Any) -> Any:
+                sizes.append(size(operation, outputs))
                 return outputs
 
             with contextlib.suppress(ValueError, TypeError, NotImplementedError, RuntimeError):
-                run(specs, measured)
+                run(specs, lambda o: lambda *args, **kw: noted(o, o.compute_output_spec(*args, **kw)))
             _check_held([node for node in _nodes(model) if not node.is_input], sizes)
     if keras.backend.backend() == "tensorflow" and any(type(o).__name__ not in _DIRECT for o in operations):
         from kerasseg.checkpoints.savedmodel.messages import steps_of

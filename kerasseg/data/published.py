@@ -6,7 +6,6 @@ needed to find them, and any other content is refused.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -138,13 +137,15 @@ def fetch_dataset(
     present: list[str] = []
     busy = "another process is downloading to this folder"
     held = folder / ".fetch.lock"
-    with lock(held, "data", busy=busy), contextlib.ExitStack() as ended:
-        ended.callback(held.unlink, missing_ok=True)
-        _check_room(dataset, folder)
-        for file in dataset.files:
-            came = _fetch(file, folder, progress)
-            (fetched if came else present).append(file.name)
-            _LOG.info("%s: %s", file.name, "downloaded and verified" if came else "present and verified")
+    with lock(held, "data", busy=busy):
+        try:
+            _check_room(dataset, folder)
+            for file in dataset.files:
+                came = _fetch(file, folder, progress)
+                (fetched if came else present).append(file.name)
+                _LOG.info("%s: %s", file.name, "downloaded and verified" if came else "present and verified")
+        finally:
+            held.unlink(missing_ok=True)
     return FetchedDataset(dataset, folder, tuple(fetched), tuple(present))
 
 
