@@ -273,6 +273,8 @@ class Torture:
         self._same(name)
 
     def _same(self, name: str) -> None:
+        hidden = [str(path) for path in self.work.rglob("*") if ".tmp" in path.name or path.name.endswith(".partial")]
+        assert not hidden, hidden
         expected, found = self.expected[name], contents(self.work)
         assert found.keys() == expected.keys(), f"files: {sorted(found.keys() ^ expected.keys())}"
         other = [
@@ -282,8 +284,6 @@ class Torture:
             if found[file].get(at) != value
         ]
         assert not other, "\n".join(other[:20])
-        hidden = [str(path) for path in self.work.rglob("*") if ".tmp" in path.name or path.name.endswith(".partial")]
-        assert not hidden, hidden
 
 
 def mounts() -> bool:

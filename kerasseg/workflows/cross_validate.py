@@ -428,8 +428,9 @@ def _write_ensemble(root: Path, runs: Sequence[Path], settings: TrainSettings) -
         return
     parts = [RunDirectory(path) for path in runs]
     make_folder(run.state_folder)
-    run.save_model(ensemble([open_checkpoint(part.model_file) for part in parts]), run.model_file)
-    run.save_model(reopen(parts[0].baseline_file), run.baseline_file)
+    with run.locked():  # which also deletes what a killed process left
+        run.save_model(ensemble([open_checkpoint(part.model_file) for part in parts]), run.model_file)
+        run.save_model(reopen(parts[0].baseline_file), run.baseline_file)
     first: RunConfig = parts[0].config()
     manifest = load_manifest(settings.shards)
     resolved = first.resolved.model_copy(

@@ -229,8 +229,10 @@ def test_a_killed_fold_goes_on_and_a_finished_one_is_left_alone(
     assert (desk / "runs" / "latest").read_text() == "before\n"
     assert read_cross_validation(root).out_of_fold is None
     weights = (root / "fold-1" / "model.keras").stat().st_mtime_ns
+    (root / "ensemble" / ".tmp-killed").mkdir(parents=True)  # as if it had been killed while it wrote the ensemble
     seen: list[Event] = []
     found, _ = cross_validate(settings, 2, root, [seen.append])
+    assert not list(root.rglob(".tmp-*"))
     assert (root / "fold-1" / "model.keras").stat().st_mtime_ns == weights
     began = [event for event in seen if type(event).__name__ == "Began"]
     assert [event.resumed for event in began] == [(1, 0)]
