@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -345,6 +346,11 @@ def time_limit(seconds: float) -> Iterator[None]:
                     late.set()
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_OutOfTime))
 
+    def dropped(error: Any) -> None:
+        if error.exc_type is not _OutOfTime:  # Python would print it
+            hook(error)
+
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
     threading.Thread(target=strike, daemon=True).start()
     try:
         yield
@@ -356,6 +362,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         with lock:
             ended.set()
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
+        sys.unraisablehook = hook
 
 
 def _nodes(model: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -498,6 +499,30 @@ def test_a_time_limit_is_named_where_a_library_replaces_its_exception() -> None:
 
     with pytest.raises(CheckpointError, match=r"building the network takes more than 0\.01 s"), time_limit(0.01):
         wait()
+
+
+def test_a_time_limit_that_is_reached_in_a_finalizer_holds_and_prints_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Python prints what is raised in a finalizer, a callback of its garbage collector for one, and goes on."""
+    ends: list[bool] = []
+
+    class Slow:
+        def __del__(self) -> None:
+            end = time.thread_time() + 0.5
+            while time.thread_time() < end:
+                pass
+            ends.append(True)
+
+    def build() -> None:
+        Slow()
+        while True:
+            pass
+
+    with pytest.raises(CheckpointError, match=r"building the network takes more than 0\.01 s"), time_limit(0.01):
+        build()
+    assert not ends, "the limit was reached elsewhere"
+    assert not capfd.readouterr().err
 
 
 def test_names_that_share_their_beginning_cannot_fill_the_memory(copy: Path) -> None:
