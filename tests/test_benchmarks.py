@@ -22,7 +22,7 @@ from benchmarks.measure import ROOT, Cost, costs, rounds_of
 from benchmarks.page import CHART, HEADLINES, TITLES, chart, page, slower, tables
 from benchmarks.real.__main__ import Effort, Job, collect, train_long, train_on_all
 from benchmarks.real.figures import Figures, difference, looks
-from benchmarks.real.keeping import with_earlier
+from benchmarks.real.keeping import joined, with_earlier
 from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, train_knows
 from benchmarks.real.page import page_text
 from benchmarks.real.pictures import draw_curves
@@ -91,6 +91,18 @@ def test_a_page_keeps_what_earlier_runs_found() -> None:
         assert with_earlier(elsewhere, whole, names) == elsewhere
     # Nothing new: the page was not printed today.
     assert with_earlier(whole.model_copy(update={"dates": ("2030-01-01",)}), whole, names) == whole
+
+
+def test_recipes_of_earlier_days_stay_beside_those_of_another_size() -> None:
+    whole = Figures.model_validate_json((ROOT / "benchmarks" / "real.json").read_text())
+    first, *others = whole.best
+    again, larger = first.model_copy(update={"minutes": 1.0}), first.model_copy(update={"size": 1000})
+    found = joined(whole.best, (again, larger), lambda best: (best.crossed.label, best.size))
+    assert found == (again, *others, larger)
+    text = page_text(whole.model_copy(update={"best": found}))
+    assert [text.count(f"| {best.crossed.label.split(' --')[0]} --") for best in found if best.size == 1000] == [2]
+    assert "| 1000x1000 |" in text
+    assert "Ensembles on both1000: 1." in text
 
 
 def test_no_training_here_takes_nothing_from_the_page(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from benchmarks.machine import describe
 from benchmarks.measure import ROOT
 from benchmarks.real import figures as read
 from benchmarks.real.best import BestPlan, collect_best, collect_judgements, train_best, train_otherwise
-from benchmarks.real.keeping import read_earlier, same_ground, with_earlier
+from benchmarks.real.keeping import joined, read_earlier, same_ground, with_earlier
 from benchmarks.real.knows import KnowsPlan, best_trial, collect_knows, finished_folds, train_knows
 from benchmarks.real.page import pictured, write_page
 from benchmarks.real.pictures import draw_before_after, draw_curves, draw_examples
@@ -66,7 +66,7 @@ class Effort:
     best: BestPlan = field(default_factory=BestPlan)
 
 
-QUICK = Effort(64, 80, (42, 1), 2, 3, ("--epochs", "2", "--steps", "1"), KnowsPlan(folds=2), BestPlan(64, folds=2))
+QUICK = Effort(64, 80, (42, 1), 2, 3, ("--epochs", "2", "--steps", "1"), KnowsPlan(folds=2), BestPlan(64, 80, folds=2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +233,7 @@ def main() -> None:
     earlier = read_earlier(document)
     if earlier is None and document.exists():
         print(f"{document} has an unknown format: its figures are dropped.", flush=True)
-    # These have a machine of their own.
-    known = {} if earlier is None else {name: getattr(earlier, name) for name in ("knows", "best", "judgements")}
+    known = earlier or nothing_yet(shop.checkpoint, quick=asked.quick)
     trained = any(shop.folder.glob("runs/mat*")) or any(shop.folder.glob("runs/both*"))
     if earlier is not None and trained and not same_ground(nothing_yet(shop.checkpoint, quick=asked.quick), earlier):
         print(
@@ -248,12 +247,14 @@ def main() -> None:
         if part in parts:
             action(job)
     if "page" in parts:
-        own = {
-            "knows": collect_knows(shop, effort.knows),
-            "best": collect_best(shop, effort.best),
-            "judgements": collect_judgements(shop, effort.best, effort.knows),
+        own = {  # with machines of their own
+            "knows": collect_knows(shop, effort.knows) or known.knows,
+            "best": joined(known.best, collect_best(shop, effort.best), lambda b: (b.crossed.label, b.size)),
+            "judgements": joined(
+                known.judgements, collect_judgements(shop, effort.best, effort.knows), lambda j: j.name
+            ),
         }
-        found = collect(job).model_copy(update=known | {name: value for name, value in own.items() if value})
+        found = collect(job).model_copy(update=own)
         try:
             # If the run is not in this folder, the old picture stays.
             if (shown := pictured(found)) is not None and (shop.folder / "runs" / shown.name).exists():

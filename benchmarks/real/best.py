@@ -35,6 +35,7 @@ class BestPlan:
 
     Attributes:
         size: Height and width of the slices in pixels.
+        large: The same for the training from the checkpoint once more.
         folds: Of the cross-validations.
         epochs: With the trunk, whose network takes several times as long.
         freely: Options of the training from the checkpoint.
@@ -43,6 +44,7 @@ class BestPlan:
     """
 
     size: int = 128
+    large: int = 160
     folds: int = 3
     epochs: int = 10
     freely: tuple[str, ...] = (
@@ -54,8 +56,9 @@ class BestPlan:
 
     @property
     def trials(self) -> list[Trial]:
-        """The recipes: everything from the checkpoint at 1e-3, and two-stage where the VGG16 trunk is installed."""
-        found, trunk = [Trial(many(self.size), "aggressive", "1e-3", extra=self.freely)], vgg16_trunk()
+        """The recipes: all from the checkpoint at 1e-3, at either size, and two-stage if the VGG16 trunk is installed."""
+        found = [Trial(many(size), "aggressive", "1e-3", extra=self.freely) for size in (self.size, self.large)]
+        trunk = vgg16_trunk()
         if trunk is not None:
             extra = (*self.from_trunk, "--epochs", str(self.epochs))
             found.append(Trial(many(self.size), "two-stage", extra=extra, trunk=trunk))

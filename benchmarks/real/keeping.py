@@ -10,7 +10,7 @@ import pydantic
 
 from benchmarks.real.figures import Figures
 
-__all__ = ["read_earlier", "same_ground", "with_earlier"]
+__all__ = ["joined", "read_earlier", "same_ground", "with_earlier"]
 
 T = TypeVar("T")
 
@@ -36,13 +36,13 @@ def with_earlier(found: Figures, earlier: Figures, names: Sequence[str]) -> Figu
     new = {trial.name for trial in found.trials}
     kept = [trial for trial in earlier.trials if trial.name not in new and trial.name in names]
     sets = [trial.data for trial in sorted([*kept, *found.trials], key=lambda trial: names.index(trial.name))]
-    joined = found.model_copy(
+    merged = found.model_copy(
         update={
             "dates": tuple(sorted({*earlier.dates, *found.dates})),
             "counts": {data: (found.counts.get(data) or earlier.counts[data]) for data in dict.fromkeys(sets)},
             "trials": tuple(sorted([*kept, *found.trials], key=lambda trial: names.index(trial.name))),
-            "crossed": _joined(earlier.crossed, found.crossed, lambda c: (c.data, c.label)),
-            "compared": _joined(earlier.compared, found.compared, lambda p: (p.data, p.split, p.first, p.second)),
+            "crossed": joined(earlier.crossed, found.crossed, lambda c: (c.data, c.label)),
+            "compared": joined(earlier.compared, found.compared, lambda p: (p.data, p.split, p.first, p.second)),
             "looks": {
                 # An earlier folder counted only its own.
                 data: tuple(dict.fromkeys((*earlier.looks.get(data, ()), *found.looks.get(data, ()))))
@@ -51,7 +51,7 @@ def with_earlier(found: Figures, earlier: Figures, names: Sequence[str]) -> Figu
         }
     )
     # Days without new figures are not listed.
-    return earlier if joined.model_copy(update={"dates": earlier.dates}) == earlier else joined
+    return earlier if merged.model_copy(update={"dates": earlier.dates}) == earlier else merged
 
 
 def same_ground(found: Figures, earlier: Figures) -> bool:
@@ -61,7 +61,7 @@ def same_ground(found: Figures, earlier: Figures) -> bool:
     return one == other and all(found.counts[data] == earlier.counts[data] for data in shared)
 
 
-def _joined(earlier: Sequence[T], found: Sequence[T], key: Callable[[T], object]) -> tuple[T, ...]:
+def joined(earlier: Sequence[T], found: Sequence[T], key: Callable[[T], object]) -> tuple[T, ...]:
     """Earlier ones, replaced where found again, followed by new ones."""
     by_key = {key(one): one for one in earlier} | {key(one): one for one in found}
     return tuple(by_key.values())
