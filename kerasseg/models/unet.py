@@ -66,8 +66,8 @@ def unet(
             `"mobilenetv2"`, `"mobilenetv3small"`, `"mobilenetv3large"`, `"convnexttiny"` or `"densenet121"`. None for the
             plain U-Net.
         encoder_weights: `"imagenet"` for the weights published by Keras, which are downloaded once, verified and cached in
-            `~/.keras/models`. Or a file of weights of this application (`.h5`, `.weights.h5`, `.keras`), a `keras.Model`
-            that contains its layers, or None for random weights.
+            `~/.keras/models`. Or a file of weights of this application (`.h5`, `.weights.h5`, `.keras`) or its
+            address (`https://...`, `hf://...`), a `keras.Model` that contains its layers, or None for random weights.
         decoder_filters: Filters of `decoder_1` with an encoder (default 32), doubled at each level down; or one integer for
             each decoder block, `decoder_1` first.
 

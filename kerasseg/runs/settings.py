@@ -94,7 +94,7 @@ class TrainSettings(_Settings):
         architecture: Network of a checkpoint that contains only weights.
         head: What to do with the checkpoint's last layer; see `fit_to_task`.
         encoder: Name of a pretrained encoder to use instead of a checkpoint, see `kerasseg.unet`.
-        encoder_weights: Weights of the encoder: "imagenet", or a file; None for "imagenet".
+        encoder_weights: Weights of the encoder: "imagenet", a file, `hf://...` or `https://...`; None for "imagenet".
         strategy: What is frozen, and the learning rate.
         freeze: Blocks or layers to freeze instead of the strategy's.
         freeze_batchnorm: Freeze every BatchNorm layer.
@@ -137,7 +137,7 @@ class TrainSettings(_Settings):
     architecture: Address | None = None
     head: Literal["auto", "keep", "binary"] = "auto"
     encoder: str | None = None
-    encoder_weights: str | None = None
+    encoder_weights: Address | None = None
     strategy: Strategy = "conservative"
     freeze: tuple[str, ...] = ()
     freeze_batchnorm: bool = False

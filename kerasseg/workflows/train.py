@@ -484,7 +484,7 @@ def _on_encoder(settings: TrainSettings, manifest: Manifest) -> Network:
         model = unet(**(arguments | settings.network))
     except TypeError as error:
         raise UsageError("the network cannot be built", found=str(error), expected="arguments of unet") from None
-    named = "fresh weights" if settings.strategy == "scratch" else f"weights {_short(weights)}"
+    named = "fresh weights" if settings.strategy == "scratch" else f"weights {_short(without_credentials(weights))}"
     return Network(model, None, (f"encoder {settings.encoder} with {named}, fresh decoder",))
 
 

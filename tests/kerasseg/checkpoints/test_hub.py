@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 
+import kerasseg
 from kerasseg.checkpoints import hub
 from kerasseg.checkpoints.conversion import convert_checkpoint
 from kerasseg.checkpoints.hub import choose
@@ -180,6 +181,22 @@ def test_offline_without_a_copy_it_says_where_it_looked(server: Server, tmp_path
     assert text.startswith("hf://me/unet: the file cannot be fetched, and no earlier copy exists")
     assert str(tmp_path / "hf") in text
     assert "its path" in text
+
+
+@pytest.mark.parametrize("kind", ["hub", "web"])
+def test_the_weights_of_an_encoder_are_fetched_too(kind: str, server: Server, tmp_path: Path) -> None:
+    options = {"input_shape": (32, 32, 1), "encoder": "mobilenetv3small", "decoder_filters": 2}
+    kerasseg.unet(**options, encoder_weights=None, seed=1).save(tmp_path / "donor.keras")
+    server.files = {"donor.keras": (tmp_path / "donor.keras").read_bytes()}
+    base = "hf://me/unet" if kind == "hub" else f"{server.address}/files"
+    secret = "" if kind == "hub" else "?X-Amz-Signature=SECRET"
+    sources = tmp_path / "donor.keras", f"{base}/donor.keras{secret}", None
+    local, far, none = (kerasseg.unet(**options, encoder_weights=source, seed=2).get_weights() for source in sources)
+    assert all(np.array_equal(one, other) for one, other in zip(local, far, strict=True))
+    assert not all(np.array_equal(one, other) for one, other in zip(local, none, strict=True))
+    with pytest.raises(CheckpointError) as caught:
+        kerasseg.unet(**options, encoder_weights=f"{base}/no-such.keras{secret}")
+    assert "SECRET" not in str(caught.value)
 
 
 ANSWERS = [
