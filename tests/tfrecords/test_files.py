@@ -89,6 +89,13 @@ def test_a_full_folder_for_temporary_files_is_named(code: int, tmp_path: Path, m
         temporary_space(),
     ):
         raise OSError(code, os.strerror(code))
+    with pytest.raises(KerassegError, match=rf"^{tmp_path}: .*TMPDIR"), temporary_space():
+        raise RuntimeError(f"h5py writes: errno = {code}, error message = '{os.strerror(code)}'")
+    with pytest.raises(KerassegError, match=rf"bytes free, {1 << 60:,} needed"), temporary_space(needed=1 << 60):
+        pytest.fail("there is not so much space")
+    other = tmp_path / "other"  # where the process that started this one found room
+    with pytest.raises(KerassegError, match=rf"^{other}: .*TMPDIR"), temporary_space(other):
+        raise OSError(code, os.strerror(code))
     with pytest.raises(PermissionError), temporary_space():
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

@@ -307,34 +307,43 @@ def _out_of_inodes(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def temporary_space() -> Iterator[None]:
+def temporary_space(folder: Path | None = None, needed: int = 0) -> Iterator[None]:
     """Explain a full disk while temporary files are written in the block.
 
     The system's folder for temporary files is often on a small disk of its own; without this, the error would name the file
     that was being read.
+
+    Args:
+        folder: The folder, where another process chose it; None for this process's own.
+        needed: Bytes without which the block is not entered.
     """
     try:
+        if needed and shutil.disk_usage(folder or tempfile.gettempdir()).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter from h5py when it closes a file
         # tempfile reports full folders as missing.
         none = isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
-        if error.errno not in FULL and not none:
+        full = OSError(errno.ENOSPC, "") if none else system_error(error)
+        if full is None or full.errno not in FULL:
             raise
-        folder = Path(os.environ.get("TMPDIR", "/tmp") if none else tempfile.gettempdir())  # noqa: S108
-        known = explain_os_error(OSError(errno.ENOSPC, "") if none else error, folder)
-        limited = error.errno == errno.EFBIG
+        folder = folder or Path(os.environ.get("TMPDIR", "/tmp") if none else tempfile.gettempdir())  # noqa: S108
+        known = explain_os_error(full, folder)
+        limited = full.errno == errno.EFBIG
         elsewhere = "Free some space there, or use a folder on another disk: TMPDIR=FOLDER before the same command."
         raise KerassegError(
             f"{known.what} for temporary files",
             path=folder,
-            found=None if limited else _free(folder),
+            found=None if limited else _free(folder, needed),
             remedy=known.remedy if limited else elsewhere,
         ) from error
 
 
-def _free(folder: Path) -> str | None:
+def _free(folder: Path, needed: int) -> str | None:
     try:
-        return None if _out_of_inodes(folder) else f"{shutil.disk_usage(folder).free:,} bytes free"
+        if _out_of_inodes(folder):
+            return None
+        return f"{shutil.disk_usage(folder).free:,} bytes free{f', {needed:,} needed' if needed else ''}"
     except OSError:
         return None
 

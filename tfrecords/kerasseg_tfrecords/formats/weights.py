@@ -161,7 +161,7 @@ def send_weights(source: Path, name: str, copy: Path, member: str | None = None)
     if member is not None:
         with _opened_archive(source) as archive:
             source = copy.with_name("packed")
-            with temporary_space(), archive.open(member) as packed, source.open("wb") as out:
+            with temporary_space(copy.parent.parent), archive.open(member) as packed, source.open("wb") as out:
                 shutil.copyfileobj(packed, out, 1 << 20)
     try:
         # As a file object, so that relative external links have no folder to start from.
@@ -183,18 +183,25 @@ def send_weights(source: Path, name: str, copy: Path, member: str | None = None)
 
 def _send(file: h5py.File, size: int, name: str, copy: Path) -> None:
     groups, datasets = _look_over(file, size, name)
+    texts: list[tuple[str, str, str | list[str]]] = []
     left = _MAX_TEXT
-    with temporary_space(), h5py.File(copy, "w", libver="latest") as out:  # the layout without a limit on attributes
+    for path, item in (*groups, *datasets):
+        for key, text in _texts(item):
+            left -= len(text) if isinstance(text, str) else sum(len(part) + 1 for part in text)
+            if left < 0:
+                raise _refused("its attributes are too long", name, expected=f"at most {_MAX_TEXT} characters")
+            texts.append((path, key, text))
+    needed = (
+        sum(item.nbytes for _, item in datasets) + 4 * (_MAX_TEXT - left) + 1024 * (len(groups) + len(datasets) + 999)
+    )
+    space = temporary_space(copy.parent.parent, needed)  # HDF5 crashes when it closes a file on a full disk
+    with space, h5py.File(copy, "w", libver="latest") as out:  # the layout without a limit on attributes
         for path, _ in groups:
             out.require_group(path or "/")
         for path, item in datasets:
             out[path] = read_numbers(item.id, f"`{path}`", name, max_values=1 << 40, opaque=True)
-        for path, item in (*groups, *datasets):
-            for key, text in _texts(item):
-                left -= len(text) if isinstance(text, str) else sum(len(part) + 1 for part in text)
-                if left < 0:
-                    raise _refused("its attributes are too long", name, expected=f"at most {_MAX_TEXT} characters")
-                out[path or "/"].attrs[key] = text if isinstance(text, str) else np.array(text, h5py.string_dtype())
+        for path, key, text in texts:
+            out[path or "/"].attrs[key] = text if isinstance(text, str) else np.array(text, h5py.string_dtype())
 
 
 def _look_over(
