@@ -83,6 +83,15 @@ class Interval:
         """Whether the mean is clearly above 0."""
         return self.clear and self.low > 0
 
+    def cut(self, lowest: float, highest: float) -> Interval:
+        """Return the interval without what its measure cannot reach, such as a Dice above 1. Verdicts stay the same.
+
+        >>> Interval(0.2, -0.65, 1.05).cut(-1, 1).high
+        1
+        """
+        # NaN stays NaN in this order of arguments.
+        return dataclasses.replace(self, low=max(self.low, lowest), high=min(self.high, highest))
+
     def __str__(self) -> str:
         """Text such as `0.712 (95 % 0.690 to 0.733)`."""
         return f"{self.estimate:.3f} ({100 * self.confidence:g} % {self.low:.3f} to {self.high:.3f})"

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS, bootstrap_interval, paired_interval
-from kerasseg.evaluation.figures import as_mean, clusters
+from kerasseg.evaluation.bootstrap import FEWEST_PATIENTS, paired_interval
+from kerasseg.evaluation.figures import Resampling, as_mean, clusters
 from kerasseg.evaluation.per_slice import SliceRow, read_csv
 from kerasseg.evaluation.schema import Evaluation, Mean, StageName, read_evaluation
 from kerasseg.runs.directory import RunDirectory
@@ -245,18 +245,18 @@ def _difference(
     groups = clusters([x for x, _ in pairs])
     scores = [(x.stage(stages[0]), y.stage(stages[1])) for x, y in pairs]
     first, second = np.array([x.dice for x, _ in scores]), np.array([y.dice for _, y in scores])
-    change = second - first
+    change, options = second - first, Resampling(confidence)
 
-    def paired(name: Literal["dice", "hd95", "hd95_mm"]) -> Mean:
+    def distance(name: Literal["hd95", "hd95_mm"]) -> Mean:
         before, after = [getattr(x, name) for x, _ in scores], [getattr(y, name) for _, y in scores]
         return as_mean(paired_interval(before, after, groups, confidence=confidence))
 
     return Difference(
-        first=as_mean(bootstrap_interval(first, groups, confidence=confidence)),
-        second=as_mean(bootstrap_interval(second, groups, confidence=confidence)),
-        dice=paired("dice"),
-        hd95=paired("hd95"),
-        hd95_mm=paired("hd95_mm"),
+        first=options.of(first, groups, 1.0),
+        second=options.of(second, groups, 1.0),
+        dice=options.paired(first, second, groups),
+        hd95=distance("hd95"),
+        hd95_mm=distance("hd95_mm"),
         wins=int((change >= TIE).sum()),
         losses=int((change <= -TIE).sum()),
         ties=int((np.abs(change) < TIE).sum()),

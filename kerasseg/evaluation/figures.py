@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from kerasseg.evaluation.bootstrap import Interval, bootstrap_interval, group_numbers, paired_interval
 from kerasseg.evaluation.per_slice import SliceRow
@@ -23,15 +23,14 @@ class Resampling:
     resamples: int = 10_000
     seed: int = 0
 
-    def of(self, values: NDArray[np.float64], people: NDArray[np.int64], highest: float | None = None) -> Mean:
+    def of(self, values: ArrayLike, people: ArrayLike | None, highest: float | None = None) -> Mean:
         """Return the mean of values that are not NaN, with its interval cut to 0 to `highest` (None for no bounds)."""
-        found = as_mean(bootstrap_interval(values, people, **self._options()))  # type: ignore[arg-type]
-        if highest is None or found.low is None or found.high is None:
-            return found
-        return found.model_copy(update={"low": max(found.low, 0.0), "high": min(found.high, highest)})
+        found = bootstrap_interval(values, people, **self._options())  # type: ignore[arg-type]
+        return as_mean(found if highest is None else found.cut(0.0, highest))
 
-    def paired(self, before: NDArray[np.float64], after: NDArray[np.float64], people: NDArray[np.int64]) -> Mean:
-        return as_mean(paired_interval(before, after, people, **self._options()))  # type: ignore[arg-type]
+    def paired(self, before: ArrayLike, after: ArrayLike, people: ArrayLike | None) -> Mean:
+        """Return the mean difference of two shares, such as Dice, with its interval cut to -1 to 1."""
+        return as_mean(paired_interval(before, after, people, **self._options()).cut(-1.0, 1.0))  # type: ignore[arg-type]
 
     def _options(self) -> dict[str, float | int]:
         return {"confidence": self.confidence, "resamples": self.resamples, "seed": self.seed}

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasseg.data.split import Caching, open_split
-from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
-from kerasseg.evaluation.figures import as_mean
+from kerasseg.evaluation.bootstrap import paired_interval
+from kerasseg.evaluation.figures import USUAL, as_mean
 from kerasseg.evaluation.overlap import dice
 from kerasseg.evaluation.predictions import check_probabilities
 from kerasseg.export.schema import Comparison, Int8Facts
@@ -266,7 +266,7 @@ def measure_int8(
         if progress is not None:
             progress("int8", int(numbers[-1]) + 1, len(split))
     before, after = np.array(scores).T
-    cost = paired_interval(after, before, groups)
+    cost = paired_interval(after, before, groups).cut(-1.0, 1.0)
     if not cost.estimate <= allowed:
         raise KerassegError(
             "8 bits cost too much Dice on validation",
@@ -279,8 +279,8 @@ def measure_int8(
         calibration=calibration,
         slices=cost.slices,
         patients=cost.groups,
-        dice_float=as_mean(bootstrap_interval(before, groups)),
-        dice_int8=as_mean(bootstrap_interval(after, groups)),
+        dice_float=USUAL.of(before, groups, 1.0),
+        dice_int8=USUAL.of(after, groups, 1.0),
         cost=as_mean(cost),
         allowed_cost=allowed,
         bytes_float=bytes_float,

@@ -527,11 +527,12 @@ class Trainer:
         winner = next((r for r in history if r.best and r.epoch == progress.best[1] and r.phase == best_phase), row)
         gain, gains = None, dict[str, Interval]()
         if len(history) > 1:
-            gain = paired_interval(first.dice, best.dice, self.validation.groups)
+            groups = self.validation.groups
+            gain = paired_interval(first.dice, best.dice, groups).cut(-1.0, 1.0)
             for i, name in enumerate(self.validation.classes):
                 rows = first.label == i
                 if rows.any():
-                    gains[name] = paired_interval(first.dice[rows], best.dice[rows], self.validation.groups[rows])
+                    gains[name] = paired_interval(first.dice[rows], best.dice[rows], groups[rows]).cut(-1.0, 1.0)
         seconds = progress.seconds + time.monotonic() - self._since
         ended = Ended(reason, text, history, row, winner, gain, gains, seconds)
         self._tell(ended)

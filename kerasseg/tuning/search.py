@@ -24,8 +24,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
-from kerasseg.evaluation.figures import as_mean
+from kerasseg.evaluation.figures import Resampling
 from kerasseg.evaluation.predictions import Predictions, Resolution
 from kerasseg.evaluation.schema import Mean
 from kerasseg.postprocessing import MaskRule
@@ -130,10 +129,10 @@ def tune(
         return _dice_of_all(predictions, seen, found.rule, resolution, jobs)
 
     def gain(dice: NDArray[np.float64]) -> Mean:
-        return as_mean(paired_interval(raw, dice, seen.groups, confidence=confidence, seed=seed))
+        return Resampling(confidence, seed=seed).paired(raw, dice, seen.groups)
 
     def mean(dice: NDArray[np.float64]) -> Mean:
-        return as_mean(bootstrap_interval(dice, seen.groups, confidence=confidence, seed=seed))
+        return Resampling(confidence, seed=seed).of(dice, seen.groups, 1.0)
 
     found, candidate = _search(seen, predictions, slices, required, progress, per_class=per_class, force=force)
     final = dice_of(found)

@@ -139,9 +139,10 @@ def rank_checkpoints(
     candidates = []
     for name in order:
         source, values, counted = scores[name]
-        behind = None if name == order[0] else paired_interval(values, scores[order[0]][1], groups)
-        tumour = bootstrap_interval(values[counted], groups[counted])
-        candidates.append(Candidate(name, source, bootstrap_interval(values, groups), tumour, behind))
+        behind = None if name == order[0] else paired_interval(values, scores[order[0]][1], groups).cut(-1.0, 1.0)
+        tumour = bootstrap_interval(values[counted], groups[counted]).cut(0.0, 1.0)
+        everything = bootstrap_interval(values, groups).cut(0.0, 1.0)
+        candidates.append(Candidate(name, source, everything, tumour, behind))
     patients = bootstrap_interval(np.zeros(len(groups)), groups).groups
     return Ranking(tuple(candidates), tuple(unmeasured), len(groups), patients)
 

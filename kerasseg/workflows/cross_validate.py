@@ -24,8 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kerasseg.checkpoints.open import open_checkpoint, reopen
 from kerasseg.data.split import Caching, open_split
-from kerasseg.evaluation.bootstrap import bootstrap_interval, paired_interval
-from kerasseg.evaluation.figures import as_mean
+from kerasseg.evaluation.figures import USUAL
 from kerasseg.evaluation.schema import Mean
 from kerasseg.models.ensemble import ensemble
 from kerasseg.runs.config import RunConfig
@@ -399,11 +398,11 @@ def _scores(entries: Sequence[_Entry]) -> Scores:
     groups = [entry.group or entry.patient for entry in entries]
     last = _last(entries)
     return Scores(
-        before=as_mean(bootstrap_interval(before, groups)),
-        after=as_mean(bootstrap_interval(after, groups)),
-        gain=as_mean(paired_interval(before, after, groups)),
-        last=None if last is None else as_mean(bootstrap_interval(last, groups)),
-        last_gain=None if last is None else as_mean(paired_interval(before, last, groups)),
+        before=USUAL.of(before, groups, 1.0),
+        after=USUAL.of(after, groups, 1.0),
+        gain=USUAL.paired(before, after, groups),
+        last=None if last is None else USUAL.of(last, groups, 1.0),
+        last_gain=None if last is None else USUAL.paired(before, last, groups),
     )
 
 

@@ -12,7 +12,7 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from kerasseg.evaluation.bootstrap import Interval, bootstrap_interval, group_numbers, paired_interval, sign_flip_p
-from kerasseg.evaluation.figures import as_mean
+from kerasseg.evaluation.figures import USUAL, as_mean
 from kerasseg_tfrecords.errors import UsageError
 
 RNG = np.random.default_rng(5)
@@ -89,6 +89,17 @@ def test_with_fewer_than_five_patients_reports_show_no_limits():
     assert not np.isnan(bootstrap_interval(values).low)
     assert as_mean(bootstrap_interval(values)).low is None
     assert as_mean(bootstrap_interval([*values, 0.1])).low is not None
+
+
+def test_reports_show_no_dice_or_gain_that_cannot_be():
+    groups, before, after = list("abcdeee"), np.zeros(7), np.array([1.0, 0.9, 0, 0, 0, 0, 0])
+    plain = paired_interval(before, after, groups)
+    assert plain.low < -plain.estimate
+    cut = plain.cut(-0.1, 0.2)
+    assert (cut.low, cut.high, cut.estimate, cut.p, cut.clear) == (-0.1, 0.2, plain.estimate, plain.p, plain.clear)
+    assert np.isnan(bootstrap_interval([0.5], ["a"]).cut(0, 1).low)
+    wide = np.array([1.0, -1, 1, -1, 1])
+    assert (USUAL.paired(0 * wide, wide, None).low, USUAL.of(wide > 0, None, 1.0).high) == (-1, 1)
 
 
 def test_a_gain_that_two_intervals_hide():
