@@ -6,6 +6,7 @@ The file contains the SHA-256 of the weights that the rule was tuned for; after 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +19,7 @@ from kerasseg.runs.directory import RunDirectory
 from kerasseg.tuning.thresholds import FEWEST_PATIENTS
 from kerasseg_tfrecords._version import __version__
 from kerasseg_tfrecords.documents import read_document
-from kerasseg_tfrecords.errors import DataError
+from kerasseg_tfrecords.errors import DataError, KerassegError
 from kerasseg_tfrecords.files import write_atomically
 from kerasseg_tfrecords.text import count
 
@@ -201,7 +202,7 @@ class ThresholdFile(BaseModel):
 
     Attributes:
         format_version: Raised when earlier versions could misread the file.
-        kerasseg, created: Version that wrote it, and when (ISO 8601, UTC).
+        kerasseg, created: Version that wrote it, and when these rules were first found (ISO 8601, UTC).
         split: Always validation.
         folds: Number of folds of a cross-validation, whose networks each predicted their held-out slices; 0 for a single
             network.
@@ -241,8 +242,15 @@ class ThresholdFile(BaseModel):
 
 
 def save_threshold(run: RunDirectory, file: ThresholdFile) -> ThresholdFile:
-    """Write the file atomically, with its digest, and return what was written."""
+    """Write the file atomically, with its digest, and return what was written.
+
+    The same rules as before keep their time, so that an evaluation with them does not count as outdated.
+    """
     sealed = file.model_copy(update={"digest": file.own_digest()})
+    with suppress(KerassegError):
+        earlier = load_threshold(run)
+        if earlier.digest == sealed.digest:
+            sealed = earlier
     write_atomically(run.threshold_file, sealed.model_dump_json(indent=1) + "\n")
     return sealed
 

@@ -344,6 +344,13 @@ def test_after_more_training_the_rule_is_refused(copy: RunDirectory) -> None:
     assert tune_run(copy) == load_threshold(copy)
 
 
+def test_the_same_rules_found_again_keep_their_time(copy: RunDirectory) -> None:
+    long_ago = "2026-01-01T00:00:00+00:00"
+    edit(copy, lambda document: document.update(created=long_ago))
+    assert tune_run(copy).created == load_threshold(copy).created == long_ago
+    assert tune_run(copy, flip_average=True).created > long_ago
+
+
 # --- a hand that edits ----------------------------------------------------------------------------------------------------
 
 
