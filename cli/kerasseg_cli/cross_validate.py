@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from kerasseg_cli.console import copy_shards, errors, figure, figures_table, pri
 from kerasseg_cli.options import COMMON, Cluster
 from kerasseg_cli.train import RUN, given, refuse_others, settings_of, train
 from kerasseg_tfrecords.errors import DataError, one_line
+from kerasseg_tfrecords.text import count
 
 if TYPE_CHECKING:
     from kerasseg.evaluation.schema import Mean
@@ -28,7 +30,10 @@ _Resume = Annotated[bool, RUN("Resume the cross-validation in --out, or the late
 
 
 def cross_validate(context: typer.Context, folds: int = 5, **options: Any) -> None:
-    """Train once for each fold of the training and validation slices; the test split is not read."""
+    """Train once for each fold of the training and validation slices; the test split is not read.
+
+    The options are those of kerasseg train, whose help explains the strategies.
+    """
     out: Path | None = options["out"]
     settings: TrainSettings
     if options["resume"]:
@@ -95,6 +100,8 @@ def _show(found: CrossValidation, root: Path) -> None:
     console = screen()
     roomy = console.width >= _ROOM
     sets = {"all slices": figures.all, "tumour slices": figures.tumour, **figures.classes}
+    if figures.tumour == figures.all:
+        del sets["tumour slices"]
     for epoch in ("best", "last") if figures.all.last is not None else ("best",):
         headings = ["slices", "epoch 0", f"{epoch} epochs", "gain", "95 % interval of the gain, over patients"]
         table = figures_table("out-of-fold Dice", headings if roomy else ["epoch 0", epoch, "gain", "95 % interval"])
@@ -110,17 +117,21 @@ def _show(found: CrossValidation, root: Path) -> None:
             f"{fold.name}: {fold.after:.4f} over {fold.slices:,} slices, best epoch {fold.best_epoch} of "
             f"{fold.epochs}{last}",
         )
-    low, high = figures.all.after.low, figures.all.after.high
-    if low is not None and high is not None:
-        console.print(f"Dice {figures.all.after.mean:.4f}, 95 % interval {low:.4f} to {high:.4f}.")
+    dice = figures.all.after
+    known = (
+        "too few patients for an interval" if dice.low is None else f"95 % interval {dice.low:.4f} to {dice.high:.4f}"
+    )
+    data = f"{count(dice.slices, 'slice')} of {count(dice.patients, 'patient')}"
+    console.print(f"Dice {dice.mean:.4f} ({known}) over {data}.")
     console.print(f"Standard deviation over folds: {figures.spread:.4f}.")
     console.print(
         "Each fold's best epoch, possibly epoch 0, was chosen on its held-out slices: its Dice is slightly optimistic and "
-        "its gain cannot be negative. Nothing chose the last epoch: its gain can be.",
+        "its gain cannot be negative. The last epoch was not chosen: its gain may be negative.",
     )
     console.print("The test split was not read.")
     for label, path in (("Ensemble of the folds", root / "ensemble"), ("Every slice", root / "out-of-fold.csv")):
         console.print(f"{label}: {path}", soft_wrap=True)
+    console.print(f"Next: kerasseg tune-threshold {shlex.quote(str(root / 'ensemble'))}", soft_wrap=True)
 
 
 def _cells(before: Mean, after: Mean | None, gain: Mean | None) -> tuple[str, ...]:

@@ -58,9 +58,7 @@ def train(
     ] = None,
     strategy: Annotated[
         str,
-        TRAINING(
-            "Training strategy, see above; with a fresh head or decoder the default is two-stage.", values=STRATEGIES
-        ),
+        TRAINING("Training strategy; with a fresh head or decoder the default is two-stage.", values=STRATEGIES),
     ] = "conservative",
     epochs: Annotated[int, TRAINING("Maximum number of epochs.")] = 20,
     batch_size: Annotated[int, TRAINING("Slices per batch, over all devices.")] = 8,

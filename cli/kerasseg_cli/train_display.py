@@ -223,14 +223,16 @@ def _sentences(ended: Ended) -> list[str]:
     fresh = ended.first.phase in ("scratch", "decoder")
     lines = []
     if ended.gain is not None:
-        lines.append(f"The intervals of the gain are over patients ({ended.gain.groups} in validation).")
         few = [name for name, gain in ended.class_gains.items() if gain.few]
-        if few:
-            lines.append(f"No interval with fewer than 5 patients ({', '.join(few)}).")
+        if ended.gain.few:
+            patients = count(ended.gain.groups, "patient")
+            lines.append(f"Validation has {patients}: too few for intervals and conclusions, which need 5.")
+        else:
+            lines.append(f"The intervals of the gain are over patients ({ended.gain.groups} in validation).")
+            if few:
+                lines.append(f"No interval with fewer than 5 patients ({', '.join(few)}).")
         if _holds_empty(ended):
             lines.append("In all slices, those without tumour in mask and prediction count as Dice 1.")
-        if ended.gain.few:
-            lines.append(f"Validation has {count(ended.gain.groups, 'patient')}: too few for a conclusion.")
     if ended.best.epoch == 0 and trained:
         lines.append(f"No epoch beat the {'fresh' if fresh else 'untouched'} network, which model.keras holds.")
     elif len(phases) > 1:

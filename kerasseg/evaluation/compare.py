@@ -292,6 +292,6 @@ def _remarks(first: Evaluated, second: Evaluated, common: int) -> tuple[str, ...
         said.append("Networks and rules were trained or chosen on these slices: the figures of both are too good.")
     if a.split == "test":
         said.append(
-            "Choose between networks by validation slices: test figures of a network chosen by them are too good."
+            "Choose between networks on validation slices: if test figures decide, the winner's figures are too good."
         )
     return tuple(said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -191,6 +192,16 @@ def test_the_table_at_the_end_fits(
     for file in (run.model_file, run.curves_file, run.history_file):
         assert sum(line.endswith(f" {file}") for line in lines) == 1, "each file on its own line, whole"
     assert lines[-1] == "Next: kerasseg tune-threshold"
+
+
+def test_with_too_few_patients_no_interval_is_mentioned(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dataclasses.replace(ended(), gain=Interval(0.1, -0.1, 0.3, slices=9, groups=4))
+    text = "\n".join(end(capsys, monkeypatch, 200, few, run))
+    assert "Validation has 4 patients: too few for intervals and conclusions, which need 5." in text
+    assert "intervals of the gain" not in text
+    assert "No interval" not in text
 
 
 def test_a_run_that_is_not_the_latest_is_named(

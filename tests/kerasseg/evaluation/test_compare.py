@@ -161,12 +161,12 @@ def test_only_slices_in_common_are_compared_and_it_is_said(slices: Slices, first
 
 
 def test_test_slices_are_not_for_choosing(first: Evaluated, second: Evaluated) -> None:
-    assert any("by validation slices" in remark for remark in compare(first, second).remarks)
+    assert any("on validation slices" in remark for remark in compare(first, second).remarks)
     validation = [
         Evaluated(run=run.run, figures=run.figures.model_copy(update={"split": "val"}), rows=run.rows)
         for run in (first, second)
     ]
-    assert not any("by validation slices" in remark for remark in compare(*validation).remarks)
+    assert not any("on validation slices" in remark for remark in compare(*validation).remarks)
 
 
 def test_what_evaluate_left_is_read(first: Evaluated, tmp_path: Path) -> None:

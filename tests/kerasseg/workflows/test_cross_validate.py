@@ -330,6 +330,11 @@ def test_no_figure_is_cut_at_any_width(
     assert "…" not in shown
     figures = done[0].out_of_fold
     assert figures is not None
+    assert f"over {figures.all.after.slices} slices of {figures.all.after.patients} patients." in " ".join(
+        shown.split()
+    )
+    assert ("tumour slices" in shown) == (figures.tumour != figures.all)
+    assert shown.splitlines()[-1] == "Next: kerasseg tune-threshold runs/cv/ensemble"
     both = ("after", "gain"), ("last", "last_gain")
     scored = (figures.all, figures.tumour, *figures.classes.values())
     for scores, (after, name) in itertools.product(scored, both):
