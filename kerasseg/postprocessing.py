@@ -202,12 +202,12 @@ def rule_in_words(
     """Describe a rule, with lengths in percent of the slice's width, or as `length` writes a share of it.
 
     >>> rule_in_words(MaskRule(threshold=0.42, min_diameter=0.02, fill_holes=True))
-    'threshold 0.42, remove objects below 2 % of the width, fill holes'
+    'threshold 0.42, remove objects smaller than a disk of diameter 2 % of the width, fill holes'
     """
     steps = [f"threshold {rule.threshold:g}"]
     steps += [f"{value:g} for {name}" for name, value in rule.class_thresholds.items()]
     if rule.min_diameter:
-        steps.append(f"remove objects below {length(rule.min_diameter)}")
+        steps.append(f"remove objects smaller than a disk of diameter {length(rule.min_diameter)}")
     if rule.close_radius:
         steps.append(f"close gaps with a radius of {length(rule.close_radius)}")
     if rule.fill_holes:

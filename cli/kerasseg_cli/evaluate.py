@@ -261,7 +261,8 @@ def _lines(evaluation: Evaluation, final: Stage) -> list[str]:
     shares = ", ".join(f"{name} {_value(everything, key)}" for name, key in _SHARES.items())
     alarms = f"; {everything.false_alarms} of {_count(everything.empty, 'empty slice')} with a false alarm"
     missed = f"{everything.missed} of {_count(everything.with_tumour, 'tumour')}"
-    lines = [
+    lines = ["The last rows are thirds of the tumours by diameter."] if final.sizes else []
+    lines += [
         f"Tumour slices: Dice {_value(everything, 'dice_tumour')}. Over all slices: {shares}.",
         f"Missed {missed}{alarms if everything.empty else ''}. Average surface distance: {_surface(everything)}.",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,6 +73,8 @@ def _verify_shards(folder: Path, cluster: str | None, *, as_json: bool, quiet: b
         _say(found.errors, found.warnings, quiet=quiet)
         if found.sound and not quiet:
             screen().print(f"Sound: {count(found.records, 'record')} in {count(found.shards, 'shard')}.")
+            named = "" if folder == Path("shards") else f" --shards {shlex.quote(str(folder))}"
+            screen().print(f"Next: kerasseg train --checkpoint CHECKPOINT{named}", markup=False, soft_wrap=True)
         elif not found.sound:
             found_errors = count(len(found.errors), "error")
             screen().print(f"{found_errors} in {one_line(folder)}. Prepare the shards again.")

@@ -64,7 +64,8 @@ def test_the_summary_says_the_verdict_first(evaluate: Type, tmp_path: Path) -> N
     assert "than before training (3 patients: too few for a conclusion)." in " ".join(lines[1:3])
     assert "Goals" not in done.stdout
     text = done.stdout
-    for word in ("threshold 0.5", "threshold 0.7", "before training", "gain", "glioma", "HD95", "Missed 0 of 9"):
+    words = "threshold 0.5", "threshold 0.7", "before training", "gain", "glioma", "HD95", "Missed 0 of 9"
+    for word in (*words, "thirds of the tumours by diameter"):
         assert word in text
     assert "looked at" not in text
     assert "runs/first/evaluation/val/report.html" in text

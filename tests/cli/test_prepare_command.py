@@ -61,6 +61,7 @@ def test_prepare_then_verify(kerasseg: Run, raw: Path, tmp_path: Path) -> None:
     checked = kerasseg("verify")
     assert checked.returncode == 0, checked.stdout
     assert "Sound: 60 records" in checked.stdout
+    assert "Next: kerasseg train --checkpoint CHECKPOINT" in checked.stdout
     shard = next((tmp_path / "shards" / "train").glob("*.tfrecord"))
     shard.write_bytes(shard.read_bytes()[:-3])
     broken = kerasseg("verify", "shards")

@@ -237,7 +237,7 @@ def test_lengths_have_one_unit_and_the_other_in_brackets(
         show(shown, Path("x"), "next")
         text = " ".join(capsys.readouterr().out.split())
         assert f"remove < {length} 0.5000" in text
-        assert f"remove objects below {wide}" in text
+        assert f"remove objects smaller than a disk of diameter {wide}" in text
 
 
 def test_a_file_of_an_earlier_version_is_read_and_its_digest_holds() -> None:

@@ -28,7 +28,7 @@ from kerasseg.checkpoints.hub import choose
 from kerasseg.checkpoints.provenance import provenance
 from kerasseg.data.split import open_split
 from kerasseg.evaluation.overlap import dice
-from kerasseg.evaluation.schema import NetworkFigures
+from kerasseg.evaluation.schema import Mean, NetworkFigures
 from kerasseg.export import atomic_folder, export_run
 from kerasseg.export.card import card, interval
 from kerasseg.export.export_run import Exported, export_model
@@ -488,6 +488,15 @@ def test_figures_are_of_what_the_file_does(
     assert (f"also applied | {figures['postprocessing'].all.measures['dice'].mean:.4f}" in card(metadata)) == (
         stage == "threshold"
     )
+
+
+@pytest.mark.parametrize(("gain", "words"), [(0.0, "changed nothing: Dice 0.4"), (0.1, "took Dice from 0.4")])
+def test_the_card_says_what_tuning_changed(exports: dict[str, Exported], gain: float, words: str) -> None:
+    from kerasseg.export.card import card
+
+    raw, dice, change = (Mean(mean=m, low=None, high=None, slices=9, patients=3) for m in (0.4, 0.4 + gain, gain))
+    tuning = {"raw": raw, "dice": dice, "gain": change}
+    assert f"on validation {words}" in card(exports["keras"].metadata.model_copy(update={"tuning": tuning}))
 
 
 def test_names_of_strangers_are_text_on_the_card() -> None:
