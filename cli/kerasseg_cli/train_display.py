@@ -95,7 +95,7 @@ class Watcher:
                 return
 
     def _begin(self, event: Began) -> None:
-        self._began = event
+        self._began, self._header = event, False  # each fold of a cross-validation has a table of its own
         self._first, self._best = event.first, event.best
         if self._warnings_only:
             return

@@ -202,7 +202,7 @@ class TrainingBatches(_Batches):
                 path=self.slices.root,
                 found=f"batches of {self.batch_size}",
                 expected=f"at most {len(self.numbers)}",
-                remedy="Use a smaller batch size.",
+                remedy=f"Use a smaller batch size: --batch-size {len(self.numbers)}",
             )
 
 

@@ -107,6 +107,15 @@ def test_in_a_pipe_every_fact_and_message_is_one_line() -> None:
     assert lines == [line.rstrip() for line in lines]
 
 
+def test_each_fold_has_the_names_of_its_columns() -> None:
+    text = io.StringIO()
+    watcher = Watcher(Console(file=text, width=200), None)
+    for event in [*story(), *story()]:
+        watcher(event)
+    folds = text.getvalue().split(f"precision   {FACTS['precision']}")[1:]
+    assert [any(line.startswith("epoch   rate") for line in fold.splitlines()) for fold in folds] == [True, True]
+
+
 def test_in_a_pipe_steps_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("kerasseg_cli.train_display.time.monotonic", lambda: now[0])
