@@ -54,7 +54,7 @@ class BestPlan:
     )
     varied: tuple[str, ...] = (
         *("--schedule", "cosine", "--ema", "0.999"),
-        *("--precision", "mixed_bfloat16", "--epochs", "25"),
+        *("--precision", "mixed_bfloat16", "--epochs", "16"),
         *("--zoom", "0.2", "--brightness", "0.2", "--contrast", "0.3", "--weight-decay", "0.05"),
     )
     from_trunk: tuple[str, ...] = ("--encoder", "vgg16", "--encoder-rate-factor", "1")
