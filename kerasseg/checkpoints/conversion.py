@@ -102,9 +102,12 @@ def convert_checkpoint(
             _check_target(source, target, overwrite=overwrite)  # another process may have written it meanwhile
             draft.replace(target)
     except OSError as error:
+        explained = explain_os_error(error, target)
+        if explained.path != str(target):  # Keras' temporary files
+            raise explained from error
         what = "it cannot be written, and nothing was changed"
         remedy = "Check the permissions and free space of its folder, or write elsewhere."
-        raise KerassegError(what, path=target, found=explain_os_error(error, target).what, remedy=remedy) from error
+        raise KerassegError(what, path=target, found=explained.what, remedy=remedy) from error
     return Conversion(
         source=without_credentials(str(source)),
         out=target,

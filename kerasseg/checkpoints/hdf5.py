@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from kerasseg_tfrecords.errors import CheckpointError, DataError
-from kerasseg_tfrecords.files import temporary_space
+from kerasseg_tfrecords.files import system_error, temporary_space
 from kerasseg_tfrecords.formats.weights import decoded, send_weights
 
 
@@ -35,6 +35,8 @@ def open_hdf5(source: Path, name: object, member: str | None = None) -> Iterator
         try:
             send_weights(source, str(name), copy, member)
         except DataError as error:
+            if (known := system_error(error)) is not None:  # HDF5 crashed when it closed the copy on a full disk
+                raise known from error
             raise CheckpointError(error.what, path=str(name), remedy=error.remedy) from error
         with h5py.File(copy, "r") as file:
             yield file

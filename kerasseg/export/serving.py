@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kerasseg.runs.directory import RunDirectory
 from kerasseg_tfrecords.errors import KerassegError, UsageError
+from kerasseg_tfrecords.files import system_error
 
 Network = Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 """Images (batch, size, size, channels) in [0, 1] -> "probability" (batch, size, size) float32 and, if the export makes it,
@@ -45,6 +46,8 @@ def convertible(form: str) -> Iterator[None]:
     except OSError:
         raise  # the disk, not the network
     except Exception as error:  # converters raise many types
+        if (known := system_error(error)) is not None:
+            raise known from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise KerassegError(
             f"this network cannot be written as {form}",

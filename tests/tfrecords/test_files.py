@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import resource
 import signal
 import subprocess
 import tempfile
@@ -21,6 +23,7 @@ from kerasseg_tfrecords.files import (
     lock,
     remove_leftovers,
     scratch_folder,
+    system_error,
     temporary_space,
     write_atomically,
 )
@@ -98,6 +101,22 @@ def test_a_full_folder_for_temporary_files_is_named(code: int, tmp_path: Path, m
         raise OSError(code, os.strerror(code))
     with pytest.raises(PermissionError), temporary_space():
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_temporary_files_of_libraries_are_told_from_the_file_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    full, inside = os.strerror(errno.ENOSPC), str(tmp_path / "scratch" / "tmpx" / "variables")
+    quoted = system_error(RuntimeError(f"{{{{node}}}} {inside}; {full} [Op:SaveV2]"))
+    assert quoted is not None
+    out = tmp_path / "model.keras"
+    for error in (OSError(errno.ENOSPC, full, inside), quoted):
+        assert re.match(rf"{tmp_path}/scratch: no space.*TMPDIR", str(explain_os_error(error, out)))
+        own = tmp_path / "scratch" / "model.keras"
+        assert str(explain_os_error(error, own)).startswith(f"{own}: no space")
+    for error in (OSError(errno.ENOSPC, full, str(out)), OSError(errno.ENOSPC, full)):
+        assert str(explain_os_error(error, out)).startswith(f"{out}: no space")
 
 
 def test_no_folder_for_temporary_files_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +298,13 @@ def test_errors_name_no_temporary_file(tmp_path: Path) -> None:
 def test_a_limit_on_the_size_of_files_is_not_a_full_disk() -> None:
     with pytest.raises(KerassegError, match=r"size limit for temporary files\. Raise the limit"), temporary_space():
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(KerassegError, match="size limit"), temporary_space(needed=1 << 21):
+            pytest.fail("the file may not be so large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_lock_is_neither_a_pipe_nor_a_link(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import resource
 import shutil
 import stat
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from kerasseg_tfrecords.errors import KerassegError, UsageError
+from kerasseg_tfrecords.text import count
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers for: disk full, quota used up, file size limit reached."""
@@ -248,7 +250,15 @@ def _sync_tree(folder: Path) -> None:
 
 
 def explain_os_error(error: OSError, path: Path) -> KerassegError:
-    """Describe an error from writing `path`, with a remedy."""
+    """Describe an error from writing `path`, with a remedy.
+
+    An error that names a file in the folder for temporary files is about that folder, whatever was to be written: libraries
+    such as Keras put parts of what they write there.
+    """
+    temporary = tempfile.tempdir  # None if it has not been used
+    elsewhere = temporary is not None and not path.absolute().is_relative_to(temporary)
+    if elsewhere and f"{temporary}/" in str(error) and (found := _explain_temporary(error)) is not None:
+        return found
     other = "Choose another folder with --out"
     remedies = {
         errno.ENOSPC: ("no space left on the disk", _FREE),
@@ -275,7 +285,10 @@ def system_error(error: Exception) -> OSError | None:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    return next((OSError(n, os.strerror(n)) for n in (*FULL, errno.EROFS) if os.strerror(n) in str(error)), None)
+    numbers = [n for n in (*FULL, errno.EROFS) if os.strerror(n) in str(error)]
+    place = f"{tempfile.tempdir}/"
+    named = (place,) if place in str(error) else ()
+    return OSError(numbers[0], os.strerror(numbers[0]), *named) if numbers else None
 
 
 def check_utf8(path: Path | str) -> None:
@@ -320,32 +333,45 @@ def temporary_space(folder: Path | None = None, needed: int = 0) -> Iterator[Non
     try:
         if needed and shutil.disk_usage(folder or tempfile.gettempdir()).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if 0 <= resource.getrlimit(resource.RLIMIT_FSIZE)[0] < needed:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         yield
-    except (OSError, RuntimeError) as error:  # the latter from h5py when it closes a file
-        # tempfile reports full folders as missing.
-        none = isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
-        full = OSError(errno.ENOSPC, "") if none else system_error(error)
-        if full is None or full.errno not in FULL:
+    except KerassegError:
+        raise
+    except Exception as error:  # h5py and TensorFlow only quote the system
+        if (explained := _explain_temporary(error, folder, needed)) is None:
             raise
-        folder = folder or Path(os.environ.get("TMPDIR", "/tmp") if none else tempfile.gettempdir())  # noqa: S108
-        known = explain_os_error(full, folder)
-        limited = full.errno == errno.EFBIG
-        elsewhere = "Free some space there, or use a folder on another disk: TMPDIR=FOLDER before the same command."
-        raise KerassegError(
-            f"{known.what} for temporary files",
-            path=folder,
-            found=None if limited else _free(folder, needed),
-            remedy=known.remedy if limited else elsewhere,
-        ) from error
+        raise explained from error
+
+
+def _explain_temporary(error: Exception, folder: Path | None = None, needed: int = 0) -> KerassegError | None:
+    # tempfile reports full folders as missing.
+    none = isinstance(error, FileNotFoundError) and "temporary directory" in str(error)
+    full = OSError(errno.ENOSPC, "") if none else system_error(error)
+    if full is None or full.errno not in FULL:
+        return None
+    folder = folder or Path(os.environ.get("TMPDIR", "/tmp") if none else tempfile.gettempdir())  # noqa: S108
+    known = explain_os_error(full, folder)
+    limited = full.errno == errno.EFBIG
+    elsewhere = "Free some space there, or use a folder on another disk: TMPDIR=FOLDER before the same command."
+    return KerassegError(
+        f"{known.what} for temporary files",
+        path=folder,
+        found=None if limited else _free(folder, needed),
+        remedy=known.remedy if limited else elsewhere,
+    )
 
 
 def _free(folder: Path, needed: int) -> str | None:
     try:
-        if _out_of_inodes(folder):
-            return None
-        return f"{shutil.disk_usage(folder).free:,} bytes free{f', {needed:,} needed' if needed else ''}"
+        state, free = os.statvfs(folder), shutil.disk_usage(folder).free
     except OSError:
         return None
+    if _out_of_inodes(folder):
+        return None
+    # The temporary files themselves may be gone by now, with the inodes that they used.
+    files = f" and room for {count(state.f_favail, 'more file')}" if state.f_files > 0 and state.f_favail < 1000 else ""
+    return f"{free:,} bytes free{files}{f', {needed:,} needed' if needed else ''}"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -658,6 +659,30 @@ def test_too_little_space_is_seen_before_anything_is_written(
     with pytest.raises(KerassegError, match="too little disk space"):
         export()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["keras", "litert"])
+def test_a_full_folder_for_temporary_files_is_named(
+    form: str, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keras itself writes there, whatever the output folder; its converters only quote the system."""
+    scratch = tmp_path / "scratch"
+
+    def full(*_: Any, **__: Any) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{scratch}/part")
+
+    def quoted(*_: Any, **__: Any) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, f"{scratch}/part/variables; {os.strerror(errno.ENOSPC)}")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    scratch.mkdir()
+    if form == "keras":
+        monkeypatch.setattr("keras.src.saving.saving_lib.get_temp_dir", full)
+    else:
+        monkeypatch.setattr(keras.Model, "export", quoted)
+    with pytest.raises(KerassegError, match=rf"^{scratch}: no space.*TMPDIR"):
+        export(form)
+    assert [p.name for p in tmp_path.iterdir()] == ["scratch"]
 
 
 def test_what_a_killed_export_left_is_cleared(export: Export, tmp_path: Path) -> None:
