@@ -21,9 +21,11 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import keras
+import numpy as np
 
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import CheckpointError
+from kerasseg_tfrecords.text import count
 
 _T = TypeVar("_T")
 
@@ -369,6 +371,19 @@ def _nodes(model: Any) -> list[Any]:
     """Return the nodes of a functional or sequential model in the order in which they are computed."""
     nodes = getattr(getattr(model, "_functional", None) or model, "_nodes_by_depth", {})
     return [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]
+
+
+def check_numbers(model: keras.Model) -> None:
+    """Refuse weights that contain NaN or infinity, and name them."""
+    bad = []
+    for weight in model.weights:
+        values = np.asarray(keras.ops.convert_to_numpy(weight), copy=False)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            bad.append(f"{'NaN' if np.isnan(values).any() else 'infinite numbers'} in {weight.path}")
+    if bad:
+        more = f" and {count(len(bad) - 5, 'other variable')}" if len(bad) > 5 else ""
+        what, remedy = "its weights are damaged", "The training that wrote it diverged: take an earlier checkpoint."
+        raise CheckpointError(what, found=", ".join(bad[:5]) + more, expected="finite numbers", remedy=remedy)
 
 
 def check_sums(model: keras.Model) -> None:

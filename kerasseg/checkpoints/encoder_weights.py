@@ -13,9 +13,10 @@ import keras
 import numpy as np
 
 from kerasseg.architectures.encoders import EncoderConvention
+from kerasseg.checkpoints.allowed import check_numbers
 from kerasseg.checkpoints.hdf5 import attribute_texts, open_hdf5
 from kerasseg.checkpoints.hub import fetch, is_remote
-from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
+from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, reading
 from kerasseg.checkpoints.keras_file import open_weights_in, read_archive
 from kerasseg.checkpoints.stored import StoredLayer, leaves, match, noted_names, read_all, read_by_class, read_by_name
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
@@ -56,25 +57,32 @@ def load_encoder_weights(encoder: keras.Model, source: str | Path | keras.Model,
     if is_remote(source):
         fetched = fetch(named)
         path, named = fetched.path, fetched.source
-    if not path.exists():
-        raise missing(path)
-    with errors_about(named):
-        match kind_of(path):
-            case Kind.KERAS:
-                config, _ = read_archive(path)
-                with open_weights_in(path, path) as file:
-                    candidates = _read(file, encoder)
-                    with contextlib.suppress(KeyError, TypeError, AttributeError, RecursionError):  # names are enough
-                        candidates.append(read_by_class(file, config))
-                    return _fill(encoder, candidates, named, name)
-            case Kind.HDF5:
-                with open_hdf5(path, path) as file:
-                    if trunk := _edge_detection_trunk(file):
-                        _fill(encoder, [trunk], named, name)
-                        return EncoderConvention(mean=_EDGE_DETECTION_MEAN)
-                    return _fill(encoder, _read(file, encoder), named, name)
-            case _:
-                raise explain(path)
+    with errors_about(path, named if is_remote(source) else None), reading(path, named):
+        convention = _load(encoder, path, named, name)
+        check_numbers(encoder)
+    return convention
+
+
+def _load(encoder: keras.Model, path: Path, named: str, name: str) -> EncoderConvention:
+    match kind_of(path):
+        case Kind.KERAS:
+            config, _ = read_archive(path)
+            with open_weights_in(path, path) as file:
+                candidates = _read(file, encoder)
+                with contextlib.suppress(KeyError, TypeError, AttributeError, RecursionError):  # names are enough
+                    candidates.append(read_by_class(file, config))
+                return _fill(encoder, candidates, named, name)
+        case Kind.HDF5:
+            with open_hdf5(path, path) as file:
+                if trunk := _edge_detection_trunk(file):
+                    _fill(encoder, [trunk], named, name)
+                    return EncoderConvention(mean=_EDGE_DETECTION_MEAN)
+                return _fill(encoder, _read(file, encoder), named, name)
+        case Kind.SAVED_MODEL | Kind.KERAS_FOLDER as kind:
+            remedy = "Save the network as a .keras file."
+            raise CheckpointError(f"this is {kind.value}", path=named, expected="a .keras or .h5 file", remedy=remedy)
+        case _:
+            raise explain(path)
 
 
 def _read(file: h5py.File, encoder: keras.Model) -> list[dict[str, StoredLayer]]:

@@ -30,17 +30,46 @@ class Kind(enum.Enum):
 
 
 @contextlib.contextmanager
-def errors_about(path: object) -> Iterator[None]:
-    """Name `path` in errors about a checkpoint that do not name a file, so that readers need not know their file's name."""
+def errors_about(path: object, source: str | None = None) -> Iterator[None]:
+    """Name `path` in errors about a checkpoint that do not name a file, so that readers need not know their file's name.
+
+    If `path` is the copy of a file that was fetched from `source`, name that, and say where the copy is: the next command
+    would read it again.
+    """
     try:
-        yield
+        try:
+            yield
+        except DataError as error:  # of a child process
+            details = {"found": error.found, "expected": error.expected, "remedy": error.remedy}
+            raise CheckpointError(error.what, path=error.path, **details) from error
     except CheckpointError as error:
-        error.name_file(without_credentials(str(path)))
+        if source is not None and source.lower().startswith("http") and error.path in (None, str(path), source):
+            error.path = None
+            error.remedy = f"{error.remedy or ''} The fetched copy is {path}: delete it to fetch it again.".strip()
+        error.name_file(without_credentials(str(source or path)))
         raise
-    except DataError as error:  # of a child process
-        where = error.path or without_credentials(str(path))
-        details = {"found": error.found, "expected": error.expected, "remedy": error.remedy}
-        raise CheckpointError(error.what, path=where, **details) from error
+
+
+@contextlib.contextmanager
+def reading(file: Path, source: str) -> Iterator[None]:
+    """Refuse what is no file or folder, and explain the errors of the readers that the block calls."""
+    try:
+        if not file.exists():
+            raise missing(file)
+        if not (file.is_file() or file.is_dir()):  # reading a pipe would block
+            raise CheckpointError("this is a pipe or a device", path=source, expected="a file or a folder")
+        yield
+    except OSError as error:
+        raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
+    except RecursionError as error:
+        what = "the network has more steps in a row than Keras can build"
+        raise CheckpointError(what, path=source, expected="fewer than about 900") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Readers expect the structure that Keras writes; any other content may fail anywhere in them.
+        problem = "it is damaged or of an unknown kind"
+        found = f"{type(error).__name__}: {str(error).strip()[:200]}"
+        remedy = "Copy or download it again. If the error remains, please report it."
+        raise CheckpointError(problem, path=source, found=found, remedy=remedy) from error
 
 
 def kind_of(path: Path) -> Kind:

@@ -11,17 +11,16 @@ import h5py
 import keras
 import numpy as np
 
-from kerasseg.checkpoints.allowed import check_maps, check_sums
+from kerasseg.checkpoints.allowed import check_maps, check_numbers, check_sums
 from kerasseg.checkpoints.hdf5 import open_hdf5
 from kerasseg.checkpoints.hub import fetch, is_remote
-from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, missing
+from kerasseg.checkpoints.identify import Kind, errors_about, explain, kind_of, reading
 from kerasseg.checkpoints.keras_file import open_h5, open_keras, open_weights_in
 from kerasseg.checkpoints.provenance import OpenedModel, Provenance, attach, provenance, recorded_beside, sha256_of
 from kerasseg.checkpoints.stored import leaves
 from kerasseg.checkpoints.variants import is_assumed, settle_variant
 from kerasseg.checkpoints.weights_only import is_weights_only, open_weights
 from kerasseg_tfrecords.errors import CheckpointError
-from kerasseg_tfrecords.text import count
 
 _LOG = logging.getLogger("kerasseg")
 
@@ -74,28 +73,13 @@ def open_checkpoint(
         file, source = fetched.path, fetched.source
     else:
         file = Path(path)
-    with errors_about(file):
-        try:
-            if not file.exists():
-                raise missing(file)
-            if not (file.is_file() or file.is_dir()):  # reading a pipe would block
-                raise CheckpointError("this is a pipe or a device", path=source, expected="a file or a folder")
+    with errors_about(file, source if is_remote(path) else None):
+        with reading(file, source):
             if file.name in {"saved_model.pb", "saved_model.pbtxt"} and file.is_file():
                 file = file.parent
             opened, record = _read(file, architecture, allow_partial=allow_partial, compare=compare)
-        except OSError as error:
-            raise CheckpointError("it cannot be read", path=source, found=error.strerror or error) from error
-        except RecursionError as error:
-            what = "the network has more steps in a row than Keras can build"
-            raise CheckpointError(what, path=source, expected="fewer than about 900") from error
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # Readers expect the structure that Keras writes; any other content may fail anywhere in them.
-            problem = "it is damaged or of an unknown kind"
-            found = f"{type(error).__name__}: {str(error).strip()[:200]}"
-            remedy = "Copy or download it again. If the error remains, please report it."
-            raise CheckpointError(problem, path=source, found=found, remedy=remedy) from error
         _check_purpose(opened.model)
-        _check_numbers(opened.model)
+        check_numbers(opened.model)
         check_sums(opened.model)
         check_maps(opened.model)
     translated = (*opened.translated, *_thaw(opened.model))
@@ -155,19 +139,6 @@ def _thaw(model: keras.Model) -> tuple[str, ...]:
         layer.trainable = True
     count = sum(bool(layer.weights) for layer in frozen)
     return (f"{count} layers were saved frozen and are trainable now",) if count else ()
-
-
-def _check_numbers(model: keras.Model) -> None:
-    """Refuse weights that contain NaN or infinity, and name them."""
-    bad = []
-    for weight in model.weights:
-        values = np.asarray(keras.ops.convert_to_numpy(weight), copy=False)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            bad.append(f"{'NaN' if np.isnan(values).any() else 'infinite numbers'} in {weight.path}")
-    if bad:
-        more = f" and {count(len(bad) - 5, 'other variable')}" if len(bad) > 5 else ""
-        what, remedy = "its weights are damaged", "The training that wrote it diverged: take an earlier checkpoint."
-        raise CheckpointError(what, found=", ".join(bad[:5]) + more, expected="finite numbers", remedy=remedy)
 
 
 def _check_purpose(model: keras.Model) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from kerasseg_tfrecords.documents import parse_json
 from kerasseg_tfrecords.errors import KerassegError, UsageError
@@ -222,12 +222,24 @@ def forget(target: Path) -> None:
     _note(part).unlink(missing_ok=True)
 
 
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a URL, whose login and query an error of `urlsplit` may quote.
+
+    Raises:
+        UsageError: It is not a valid URL.
+    """
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise UsageError("the URL is invalid", path=url) from None
+
+
 def check_url(url: str, original: str) -> None:
     """Refuse addresses that are not encrypted, except on this machine; also those that a server redirects to."""
     # Where it ends in a message, and with it what must not be shown, would be unclear.
     if re.search(r"\s", original) and re.search("[@?#;]", original):
         raise UsageError("the URL contains white space", expected="%20 instead of a space")
-    parts = urlsplit(url)
+    parts = split_url(url)
     local = parts.hostname in _LOCAL and urlsplit(original).hostname in _LOCAL
     if parts.scheme == "https" or (parts.scheme == "http" and local):
         return

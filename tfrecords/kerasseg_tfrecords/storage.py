@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlparse, urlsplit, urlunsplit
 
-from kerasseg_tfrecords.download import download, first_line, version_of
+from kerasseg_tfrecords.download import download, first_line, split_url, version_of
 from kerasseg_tfrecords.errors import DataError, KerassegError, UsageError
 from kerasseg_tfrecords.files import FULL, explain_os_error, file_sha256, locked, scratch_folder
 from kerasseg_tfrecords.text import Progress, without_credentials
@@ -92,6 +92,8 @@ def url_of(path: Path | str) -> str | None:
     if not host or (scheme in _STORES and "@" in (rest if ":" in host else host)):
         what = "the URL names no bucket or host" if not host else "the URL of a bucket cannot hold credentials"
         raise UsageError(what, path=url, expected=f"{scheme}://NAME/FOLDER", remedy=_login(scheme))
+    if scheme in _WEB:
+        split_url(url)
     return url
 
 

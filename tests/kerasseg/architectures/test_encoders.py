@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -233,6 +234,43 @@ def test_weights_of_another_network_are_refused(vgg16: keras.Model, tmp_path: Pa
         build("vgg16", tmp_path / "text.h5")
     with pytest.raises(CheckpointError, match=r"nothing.h5: no such file"):
         build("vgg16", tmp_path / "nothing.h5")
+
+
+def _nan(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["layers/conv2d/vars/0"][0] = np.nan
+
+
+def _opaque(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        shape = file["layers/conv2d/vars/0"].shape
+        del file["layers/conv2d/vars/0"]
+        file["layers/conv2d/vars/0"] = np.zeros(shape, "V2")
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _saved_model(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "saved_model.pb").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [(_nan, "NaN in"), (_opaque, "is damaged"), (_pipe, "a pipe"), (_saved_model, "this is a SavedModel")],
+)
+def test_unusable_weights_are_explained(
+    spoil: Callable[[Path], None], says: str, small: keras.Model, tmp_path: Path
+) -> None:
+    path = tmp_path / "encoder.weights.h5"
+    small.save_weights(path)
+    spoil(path)
+    with pytest.raises(CheckpointError, match=rf"^{path}: .*{says}"):
+        kerasseg.unet((32, 32, 1), encoder="mobilenetv3small", encoder_weights=path, decoder_filters=4)
 
 
 def test_imagenet_weights_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

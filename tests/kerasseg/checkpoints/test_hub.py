@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 import subprocess
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from kerasseg.models.inspection import inspect_model
 from kerasseg.runs.settings import TrainSettings
 from kerasseg_tfrecords import download as downloads
 from kerasseg_tfrecords.errors import CheckpointError, UsageError
+from kerasseg_tfrecords.storage import url_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -196,6 +200,47 @@ def test_the_weights_of_an_encoder_are_fetched_too(kind: str, server: Server, tm
     assert not all(np.array_equal(one, other) for one, other in zip(local, none, strict=True))
     with pytest.raises(CheckpointError) as caught:
         kerasseg.unet(**options, encoder_weights=f"{base}/no-such.keras{secret}")
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [open_checkpoint, lambda source: kerasseg.unet((32, 32, 1), encoder="vgg16", encoder_weights=source)],
+    ids=["network", "encoder"],
+)
+def test_a_damaged_file_is_named_by_its_address_and_can_be_fetched_again(
+    opened: Callable[[str], Any], server: Server
+) -> None:
+    """The copy would otherwise be read again and again, whatever the server has by then."""
+    server.files = {"w.h5": h5py_bytes()[:1000]}
+    address = f"{server.address}/files/w.h5"
+    for _ in range(2):
+        with pytest.raises(CheckpointError) as caught:
+            opened(f"{address}?X-Amz-Signature=SECRET")
+        assert caught.value.path == address
+        assert "SECRET" not in str(caught.value)
+    copy = re.search(r"copy is (\S+): delete it", str(caught.value))
+    assert copy is not None
+    Path(copy[1]).unlink()
+    server.files = {}
+    with pytest.raises(CheckpointError, match="404"):
+        opened(f"{address}?X-Amz-Signature=SECRET")
+
+
+def h5py_bytes() -> bytes:
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        file["x"] = np.zeros(1000)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("address", ["https://me:SECRET@[::1/a.h5", "https://me:SECRET@\u2100.org/a.h5?SECRET"])
+def test_an_invalid_address_is_explained(address: str) -> None:
+    with pytest.raises(UsageError, match="the URL is invalid") as caught:
+        hub.fetch(address)
+    assert "SECRET" not in str(caught.value)
+    with pytest.raises(UsageError, match="the URL is invalid") as caught:
+        url_of(address)
     assert "SECRET" not in str(caught.value)
 
 
