@@ -39,7 +39,6 @@ class BestPlan:
         folds: Of the cross-validations.
         epochs: With the trunk, whose network takes several times as long.
         freely: Options of the training from the checkpoint.
-        varied: The same with stronger changes of the slices, of the recipe's kinds, and more weight decay.
         from_trunk: Options of that from the trunk.
         shares: Of the heads, for the learning curve.
     """
@@ -52,19 +51,13 @@ class BestPlan:
         *("--schedule", "cosine", "--ema", "0.999"),
         *("--precision", "mixed_bfloat16", "--epochs", "20"),
     )
-    varied: tuple[str, ...] = (
-        *("--schedule", "cosine", "--ema", "0.999"),
-        *("--precision", "mixed_bfloat16", "--epochs", "16"),
-        *("--zoom", "0.2", "--brightness", "0.2", "--contrast", "0.3", "--weight-decay", "0.05"),
-    )
     from_trunk: tuple[str, ...] = ("--encoder", "vgg16", "--encoder-rate-factor", "1")
     shares: tuple[float, ...] = (0.1, 0.25, 0.5)
 
     @property
     def trials(self) -> list[Trial]:
         """The recipes: all from the checkpoint at 1e-3, and two-stage where the VGG16 trunk is installed."""
-        recipes = (self.size, self.freely), (self.large, self.freely), (self.size, self.varied)
-        found = [Trial(many(size), "aggressive", "1e-3", extra=extra) for size, extra in recipes]
+        found = [Trial(many(size), "aggressive", "1e-3", extra=self.freely) for size in (self.size, self.large)]
         trunk = vgg16_trunk()
         if trunk is not None:
             extra = (*self.from_trunk, "--epochs", str(self.epochs))
