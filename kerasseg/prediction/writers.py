@@ -172,8 +172,8 @@ def _encoded_segmentation(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about anonymised values
             return _write(files, masks, options), ""
-    except MemoryError:
-        raise
+    except (MemoryError, SystemError) as error:  # the latter from libraries in C that got no memory
+        raise MemoryError from error
     except Exception as error:  # highdicom checks hundreds of tags and raises many types
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
         missing = str(error).partition("Dataset' object has no attribute ")[2]
